@@ -19,7 +19,8 @@ from lab.releases.every_codec import every_codec
 from stretto.codecs.base import Codec
 from stretto.codecs.streaming import join_constants
 from stretto.config import DecoderConfig
-from stretto.decoder.memory import META, DecoderMemory, Peak, largest_batches, measure
+from stretto.decoder.memory import META, DecoderMemory, Peak, in_rows, largest_batches, measure
+from stretto.decoding.states import decode_in_rows
 
 # First and steady chunk size in frames of the family that uses the codec.
 CHUNKS = {
@@ -84,8 +85,10 @@ class Launches(TorchDispatchMode):
 def launches(codec: Codec, config: DecoderConfig) -> int:
     """Return `Row.launches` of a codec whose weights are on META."""
     *_, window = largest_batches(codec, replace(config, max_batch=1))
+    if codec.spec.can_capture:
+        window = in_rows(window)
     with Peak(), Launches() as counter, torch.inference_mode():
-        codec.decode(window)
+        decode_in_rows(codec)(window)
     return len(counter.names)
 
 

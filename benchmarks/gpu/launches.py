@@ -11,7 +11,7 @@ import torch
 
 from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig
-from stretto.decoder.launching import Launcher, make_launcher, stack
+from stretto.decoder.launching import Launcher, make_launcher
 from stretto.decoder.streaming import FrameWindow
 
 WARM_UPS = 3
@@ -60,8 +60,8 @@ def time_batch(launcher: Launcher, codec: Codec, num_windows: int, num_frames: i
     length = spec.left_frames + num_frames + spec.right_frames
     codes = np.random.default_rng(0).integers(0, spec.codebook_size, (num_windows, spec.num_codebooks, length))
     windows = [FrameWindow(each, spec.left_frames, spec.left_frames, spec.right_frames) for each in codes]
-    states = [codec.initial_state(1) for _ in windows]
-    launcher.capture(stack(windows, states))
+    states = [launcher.initial_state() for _ in windows]
+    launcher.capture(windows, states)
     wall_s = list[float]()
     device_s = list[float]()
     for _ in range(WARM_UPS + rounds):

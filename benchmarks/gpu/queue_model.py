@@ -26,7 +26,7 @@ from benchmarks.loads import Trace, percentiles, underrun_s
 from stretto.codecs.base import CodecSpec, Stateful, Window
 from stretto.config import DecoderConfig
 from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk
-from stretto.decoder.launching import CudaLauncher, Flight
+from stretto.decoder.launching import CudaLauncher, Flight, State
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
 from stretto.decoder.streaming import FrameWindow
@@ -104,11 +104,15 @@ class VirtualLauncher:
     def enter(self) -> None:
         """Do nothing."""
 
-    def capture(self, window: Window, is_first: bool = False) -> bool:
+    def initial_state(self) -> State:
+        """Return an empty state."""
+        return Tensor()
+
+    def capture(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> bool:
         """Return True; nothing is captured."""
         return True
 
-    def launch(self, windows: Sequence[FrameWindow], states: Sequence[Tensor], is_first: bool = False) -> Flight:
+    def launch(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> Flight:
         """Append a batch to one of the two streams."""
         num_frames = windows[0].num_frames
         num_computed = padded_batch(len(windows)) * num_frames

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from stretto.codecs.base import Window
 from stretto.config import DecoderConfig
 from stretto.decoder import worker as worker_module
-from stretto.decoder.launching import CudaLauncher, Flight, HostLauncher, make_launcher, stack
+from stretto.decoder.launching import CudaLauncher, Flight, HostLauncher, State, make_launcher, stack
 from stretto.decoder.streaming import FrameWindow
 from stretto.decoder.worker import DecoderWorker
 from stretto.decoding.convolutions import convolutions_in
@@ -37,7 +36,7 @@ def test_host_launcher_matches_the_codec() -> None:
     flight = launcher.launch(windows(), before)
     pcm, states = codec.decode(stack(windows(), before))
     assert np.array_equal(flight.pcm(), pcm.numpy())
-    assert torch.equal(torch.cat(list(flight.states)), states)
+    assert torch.equal(stack(windows(), flight.states).state, states)
 
 
 @pytest.mark.parametrize("device", ["cpu", "fake GPU"])
@@ -91,7 +90,7 @@ def test_launch_thread_enters_first_and_creates_all_states() -> None:
         def enter(self) -> None:
             seen.append(("enter", threading.get_ident()))
 
-        def launch(self, windows: Sequence[FrameWindow], states: Sequence[Tensor], is_first: bool = False) -> Flight:
+        def launch(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> Flight:
             seen.append(("launch", threading.get_ident()))
             return super().launch(windows, states, is_first)
 

@@ -55,7 +55,7 @@ class Doubling(nn.Module):
 def test_memory_is_the_sum_of_its_parts() -> None:
     config = DecoderConfig(device="cuda", max_batch=64, max_utterances=10, first_frames=2, steady_frames=8)
     found = measure(Doubling(), config)
-    assert (found.weights, found.utterance, found.static, found.utterances) == (1000, 8, 2 * (64 + 16) * 8, 80)
+    assert (found.weights, found.utterance, found.static, found.utterances) == (1000, 8, (2 + 2 * 64 + 16) * 8, 80)
     samples = 32 * 8 * 4  # of the longest chunk, in a batch of at most MAX_BATCH_S
     assert samples <= MAX_BATCH_S * Doubling.spec.sample_rate < 2 * samples
     assert 2 * 4 * samples <= found.peak <= 6 * 4 * samples

@@ -1,5 +1,6 @@
 """The decoder's thread on a fake GPU: batch durations, captured graphs, and memory of samples."""
 
+import random
 from collections.abc import Callable, Sequence
 from ctypes import string_at
 from dataclasses import replace
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stretto.codecs.base import Stateful, Window
 from stretto.config import DecoderConfig
@@ -263,18 +265,100 @@ def test_at_most_one_batch_of_first_chunks_is_in_flight(cuda: FakeCuda, monkeypa
     assert decoder.counts.to_dict()["batches"] == 3
 
 
-def test_states_are_copied_before_a_batch_is_done(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next window may be decoded on another stream, which does not wait for copies on this one."""
-    order: list[str] = []
-    decoder = Decoder(cuda, monkeypatch, graphs=True, codec=Causal())
-    record = fake_cuda.FakeEvent.record
-    monkeypatch.setattr(
-        fake_cuda.FakeEvent, "record", lambda event, stream=None: (order.append("event"), record(event, stream))
-    )
-    monkeypatch.setattr(launching, "own_states", lambda states: order.append("copies") or [states])
-    decoder.put("u", 1)
+class Recorder:
+    """Backend whose graphs run their step again."""
+
+    def __init__(self, stream: fake_cuda.FakeStream) -> None:
+        pass
+
+    def prepare(self, step: Callable[[], None]) -> None:
+        step()
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        return step
+
+    def release(self) -> None:
+        raise AssertionError("no memory is missing")
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "CudaGraphs", Recorder)
+
+
+@pytest.mark.usefixtures("graphs")
+def test_rows_of_closed_utterances_serve_others(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Utterances open, go on and close in random order; their samples continue their own states."""
+    decoder = Decoder(cuda, monkeypatch, graphs=True, codec=Causal(), sizes=(1, 4))
+    decoder.loop.enter()
+    table = decoder.launcher._table
+    assert table is not None
+    num_rows = table.num_free
+    order = random.Random(0)
+    sent = dict[str, list[int]]()  # frames of the chunks of open utterances
+    replies = list[tuple[RecordedReply, int, int]]()  # and the frames before each chunk, and in it
+    for number in range(40):
+        sent[str(number)] = []
+        for name in order.sample(sorted(sent), min(3, len(sent))):
+            sizes = sent[name]
+            num_frames = order.choice([1, 2, 4])
+            is_final = len(sizes) == 4
+            reply = decoder.put(name, num_frames, index=len(sizes), is_final=is_final)
+            replies.append((reply, sum(sizes), num_frames))
+            sizes.append(num_frames)
+            if is_final:
+                del sent[name]
+            decoder.loop.turn()
+        if number % 3 == 0:
+            decoder.answer_all()
+            assert table.num_free == num_rows - len(decoder.sessions), "a row for each open utterance"
     decoder.answer_all()
-    assert order == ["event", "copies", "event"]
+    for reply, num_before, num_frames in replies:
+        pcm = reply.wait().pcm
+        assert pcm is not None
+        assert pcm[::4].tolist() == [float(num_before + frame) for frame in range(1, num_frames + 1)]
+    for name in sent:
+        decoder.sessions.close(name)
+    replies.clear()
+    assert table.num_free == num_rows
+
+
+COPYING = ("copy_", "_to_copy", "cat", "clone", "index_select", "index_copy_")
+
+
+class Operators(TorchDispatchMode):
+    """Counter of operators that copy."""
+
+    num = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.num += func._overloadpacket.__name__ in COPYING
+        return func(*args, **(kwargs or {}))
+
+
+class InRows(Causal):
+    """Codec that writes its states to their rows."""
+
+    spec = replace(Causal.spec, reads_rows=True)
+
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        assert window.rows is not None
+        return window.codes[:, 0].float().repeat_interleave(self.spec.samples_per_frame, dim=1), window.state
+
+
+@pytest.mark.usefixtures("graphs")
+def test_a_batch_copies_no_states(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Around a graph there are copies of its codes, frame indices and rows, and of samples, for any batch."""
+    launcher = Decoder(cuda, monkeypatch, graphs=True, codec=InRows()).launcher
+    window = FrameWindow(np.ones((2, 1), np.int64), 0, 0, 0)
+    counts = list[int]()
+    for size in (1, 16):
+        states = [launcher.initial_state()] * size
+        assert launcher.capture([window] * size, states)
+        with Operators() as operators:
+            launcher.launch([window] * size, states)
+        counts.append(operators.num)
+    assert counts == [6, 6]
 
 
 @pytest.mark.parametrize(("window_s", "expected"), [(0.1, [8, 2, 1]), (0.01, [11])])

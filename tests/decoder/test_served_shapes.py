@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
-from torch import Tensor
 
 from lab.releases.every_codec import every_codec
 from stretto.codecs.base import Codec, CodecSpec, Window
-from stretto.decoder.launching import Flight, HostLauncher, capture_shapes, stack, warm_up
+from stretto.decoder.launching import Flight, HostLauncher, State, capture_shapes, stack, warm_up
 from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.entry_points import CODECS, find
 from stretto.family.base import Family
@@ -38,11 +37,11 @@ class Recording(HostLauncher):
         super().__init__(codec, "float32")
         self.captured, self.decoded = set[Shape](), set[Shape]()
 
-    def capture(self, window: Window, is_first: bool = False) -> bool:
-        self.captured.add(shape_of(window))
+    def capture(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> bool:
+        self.captured.add(shape_of(stack(windows, states)))
         return True
 
-    def launch(self, windows: Sequence[FrameWindow], states: Sequence[Tensor], is_first: bool = False) -> Flight:
+    def launch(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> Flight:
         self.decoded.add(shape_of(stack(windows, states)))
         return super().launch(windows, states, is_first)
 

@@ -1,6 +1,7 @@
 """The decoder's warm-up before its first chunk."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 
 from stretto.codecs.base import Codec, Window
 from stretto.config import DecoderConfig
-from stretto.decoder.launching import HostLauncher, capture_shapes, warm_up
+from stretto.decoder.launching import HostLauncher, State, capture_shapes, stack, warm_up
+from stretto.decoder.streaming import FrameWindow
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
 from stretto.streams.chunking import ChunkPolicy
@@ -50,9 +52,8 @@ class Capturing(HostLauncher):
         super().__init__(codec, "float32")
         self.captured: list[tuple[int, int, int, int]] = []
 
-    def capture(self, window: Window, is_first: bool = False) -> bool:
-        assert len(window.state) == len(window.first) == len(window.codes)
-        self.captured.append(shape_of(window))
+    def capture(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> bool:
+        self.captured.append(shape_of(stack(windows, states)))
         return True
 
 

@@ -17,7 +17,7 @@ from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Whole, Window
 from stretto.config import DecoderConfig
 from stretto.decoder.batching import next_group
-from stretto.decoder.launching import Flight, own_states, stack
+from stretto.decoder.launching import Flight, State, own_states, stack
 from stretto.decoder.sessions import Sessions
 from stretto.decoder.streaming import FrameWindow
 from stretto.decoder.worker import MAX_FAILED_TURNS, DecoderWorker
@@ -465,7 +465,10 @@ class Delaying:
     def enter(self) -> None:
         """Do nothing, because there is nothing to prepare."""
 
-    def launch(self, windows: Sequence[FrameWindow], states: Sequence[Tensor], is_first: bool = False) -> Flight:
+    def initial_state(self) -> Tensor:
+        return self._codec.initial_state(1)
+
+    def launch(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> Flight:
         pcm, after = self._codec.decode(stack(windows, states))
 
         def collect() -> np.ndarray:

@@ -2,13 +2,15 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from stretto.codecs.base import Window
-from stretto.decoding.graphs import MAX_BATCH_S, CudaGraphs, GraphCache, batch_limit
+from stretto.decoding.graphs import MAX_BATCH_S, CudaGraphs, GraphCache, batch_limit, padded_batch
+from stretto.decoding.states import NUM_RESERVED, UNUSED, decode_in_rows, row_numbers
 from tests.decoder import fake_cuda
 from tests.fakes import FakeCodec
 
@@ -46,20 +48,33 @@ REFUSED = RuntimeError("operation not permitted when stream is capturing")
 
 
 def make_cache(backend: Recorder) -> GraphCache:
-    return GraphCache(FakeCodec().decode, backend, FakeCodec.spec, 8)
+    return GraphCache(decode_in_rows(FakeCodec()), backend, FakeCodec.spec, 8)
+
+
+TABLE = torch.zeros(32, 1, dtype=torch.float64)  # of the states of all windows
 
 
 def window(batch: int, frames: int = 4, seed: int = 0) -> Window:
     torch.manual_seed(seed)
     codes = torch.randint(8, (batch, 2, 1 + frames + 1))
-    return Window(codes, 1, 1, torch.arange(batch), torch.rand(batch, 1, dtype=torch.float64))
+    TABLE[NUM_RESERVED:] = torch.rand(len(TABLE) - NUM_RESERVED, 1, dtype=torch.float64)
+    numbers = NUM_RESERVED + torch.randperm(len(TABLE) - NUM_RESERVED)[: 2 * batch].view(2, batch)
+    rows = row_numbers([], [], padded_batch(batch))
+    rows[:, :batch] = numbers
+    return Window(codes, 1, 1, torch.arange(batch), TABLE, rows)
 
 
 def check(cache: GraphCache, each: Window) -> None:
-    pcm, states = cache.decode(each)
-    expected_pcm, expected_states = FakeCodec().decode(each)
+    before = TABLE.clone()
+    assert each.rows is not None
+    rows = each.rows[:, : len(each.codes)]
+    expected_pcm, states = FakeCodec().decode(replace(each, state=before[rows[0]], rows=None))
+    pcm, table = cache.decode(each)
     assert torch.equal(pcm, expected_pcm)
-    assert torch.equal(states, expected_states)
+    assert table is TABLE
+    assert torch.equal(table[rows[1]], states)
+    others = [row for row in range(len(table)) if row not in (UNUSED, *rows[1].tolist())]
+    assert torch.equal(table[others], before[others]), "windows without an utterance change no state"
 
 
 def test_captured_shape_is_replayed_and_decodes_identically() -> None:
@@ -94,7 +109,7 @@ def test_batches_share_a_graph_up_to_the_next_power_of_two() -> None:
     assert backend.num_replayed == 60
 
 
-def test_graphs_share_memory_for_states_and_samples() -> None:
+def test_graphs_share_the_table_and_memory_for_samples() -> None:
     """Each would otherwise hold the states of a whole batch twice: 16 GB for all shapes of Mimi."""
     cache = make_cache(Recorder())
     windows = [window(batch, frames) for batch in (8, 4, 1) for frames in (1, 2, 4)]
@@ -102,10 +117,8 @@ def test_graphs_share_memory_for_states_and_samples() -> None:
         assert cache.capture(each)
     found = [captured for _, captured in cache._graphs.items()]
     assert len(found) == len(windows)
-    for memory in ("states", "pcm"):
-        assert len({getattr(each, memory).untyped_storage().data_ptr() for each in found}) == 1
-    assert len({each.window.state.untyped_storage().data_ptr() for each in found}) == 1
-    assert {each.window.state.untyped_storage().nbytes() for each in found} == {8 * 8}
+    assert len({each.pcm.untyped_storage().data_ptr() for each in found}) == 1
+    assert all(each.window.state is TABLE for each in found)
     for each in windows:
         check(cache, each)
 
@@ -199,7 +212,7 @@ def test_graphs_are_dropped_only_if_unused_memory_is_not_enough(num_refused: int
     def decode(each: Window) -> tuple[Tensor, Tensor]:
         if each.codes.shape[2] > 6 and backend.num_released < num_refused:
             raise torch.OutOfMemoryError
-        return codec.decode(each)
+        return decode_in_rows(codec)(each)
 
     cache = GraphCache(decode, backend, FakeCodec.spec, 8)
     assert cache.capture(window(2))

@@ -270,6 +270,7 @@ class AudioVae(nn.Module):
             num_codebooks=config.num_words,
             codebook_size=0,
             streaming=Stateful(),
+            reads_rows=True,
             input_rate=config.input_rate,
             are_latents=True,
         )
@@ -294,7 +295,7 @@ class AudioVae(nn.Module):
         words, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
         latents = words.to(torch.int32).contiguous().view(torch.float32).to(window.state.dtype)
         patches = latents.transpose(1, 2).unflatten(2, (self.config.num_latents, self.config.num_numbers))
-        memory = Memory(window.state, first, words.shape[2])
+        memory = Memory(window.state, first, words.shape[2], rows=window.rows)
         pcm = self.decoder(patches.flatten(1, 2).transpose(1, 2).contiguous(), memory)
         assert memory.is_complete, "every layer has stored its state"
         return pcm, memory.after

@@ -141,6 +141,7 @@ class CodecSpec:
         reads_on_host: True if `decode` needs values of its input on the host, so that no CUDA graph can contain it. It
             then gets codes and frame indices in host memory.
         max_batch: Maximum number of windows decoded at once, because states are large; None for no limit.
+        reads_rows: True if `decode` reads and writes states in rows of a table (`Window.rows`).
     """
 
     name: str
@@ -155,6 +156,7 @@ class CodecSpec:
     are_latents: bool = False
     reads_on_host: bool = False
     max_batch: int | None = None
+    reads_rows: bool = False
 
     def __post_init__(self) -> None:
         if self.left_frames < 0 or not self.min_right_frames <= self.right_frames:
@@ -204,7 +206,7 @@ class CodecSpec:
     @property
     def decodes_first(self) -> bool:
         """True if the first codes of an utterance are decoded as soon as they are known, whatever else it contains."""
-        return self.can_pad and self.can_capture and not self.are_latents and not self.num_voices
+        return self.can_pad and self.can_capture and not self.are_latents
 
     def check_decodes_first(self, first_chunk: str) -> None:
         """Raise CheckpointError unless the engine can decode first chunks, in the mode `first_chunk`."""
@@ -214,8 +216,11 @@ class CodecSpec:
 
     @property
     def can_capture(self) -> bool:
-        """True if CUDA graphs of `decode` are possible and useful: whole utterances rarely have the same length."""
-        return not self.reads_on_host and self.max_frames is None
+        """True if CUDA graphs of `decode` are possible and useful: whole utterances rarely have the same length.
+
+        With voices, the states before utterances differ, so they are no row of a table.
+        """
+        return not self.reads_on_host and self.max_frames is None and not self.num_voices
 
     @property
     def min_right_frames(self) -> int:
@@ -281,7 +286,11 @@ class Window:
     Attributes:
         codes: int64 [B, K, left + (last - first) + right].
         first: Index of the first frame to decode in each utterance, int64 [B].
-        state: State from `initial_state`, or after the previous window, [B, D].
+        state: State from `initial_state`, or after the previous window, [B, D]; with `rows`, the table of all
+            utterances' states, [R, D].
+        rows: Numbers of the rows of the states before the window, and of the rows to which the states after it are
+            written, int64 [2, B] on the device of `state`; no row is both. None without a table. A codec gets them only
+            if `CodecSpec.reads_rows`.
     """
 
     codes: Tensor
@@ -289,6 +298,7 @@ class Window:
     right: int
     first: Tensor
     state: Tensor
+    rows: Tensor | None = None
 
 
 class Codec(Protocol):
@@ -326,7 +336,7 @@ class Codec(Protocol):
 
         Returns:
             Waveform of frames [first, last), [B, n] in [-1, 1], in the dtype of the codec's weights, with n given by
-            `spec.num_samples`; and the state after the window, [B, D].
+            `spec.num_samples`; and the state after the window, [B, D], or the table.
         """
         ...
 

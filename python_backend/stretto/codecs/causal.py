@@ -6,6 +6,7 @@ On a GPU, layers that follow one another are linked: each launch activates its o
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -131,6 +132,17 @@ class Downsampling(nn.Module):
         return device.convolve(x, self.conv, memory.part(self.kept, x.shape[2]), ending)
 
 
+class Padded:
+    """Layer of torch with its own padding, without a state."""
+
+    def __init__(self, conv: device.Convolving) -> None:
+        self._conv = conv
+
+    def launch(self, x: Tensor, memory: Memory | None, ending: Ending = device.PLAIN) -> tuple[Tensor, Tensor]:
+        """Return the outputs on a GPU and their activations, as `ending` asks for them."""
+        return device.convolve(x, self._conv, None, ending)
+
+
 Launched = Convolution | Upsampling | Downsampling
 
 
@@ -145,7 +157,7 @@ class Link:
         ends_residual: True if the last residual is added to its output.
     """
 
-    layer: Launched
+    layer: Launched | Padded
     activation: Snake | Elu | None = None
     begins_residual: bool = False
     ends_residual: bool = False
@@ -173,7 +185,7 @@ def residual_links(layers: Iterable[nn.Module]) -> Iterator[Link]:
     yield from links
 
 
-def run_links(links: Sequence[Link], x: Tensor, memory: Memory) -> Tensor:
+def run_links(links: Sequence[Link], x: Tensor, memory: Any) -> Tensor:
     """Launch links one after another; each activates its output for the next one, and keeps it if it is needed."""
     followers: list[Link | None] = [*links[1:], None]
     residual: Tensor | None = None

@@ -1,12 +1,16 @@
 """`dac`: the Descript Audio Codec in transformers format (16, 24 and 44.1 kHz; Kumar et al., 2023)."""
 
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
 from torch import Tensor
 from transformers import DacConfig, DacModel
+from transformers.models.dac.modeling_dac import DacDecoder
 
 from stretto.codecs.base import CodecSpec, Windowed
+from stretto.codecs.causal import Link, Padded, run_links
+from stretto.codecs.kernels.operators import runs_kernels
 from stretto.codecs.streaming import (
     Layer,
     WindowedCodec,
@@ -41,6 +45,34 @@ def decoder_layers(config: DacConfig, output_padding: bool) -> list[Layer]:
     return dac_layers(ratios, output_padding)
 
 
+def dac_links(decoder: DacDecoder) -> Iterator[Link]:
+    """Yield the launches of a decoder on a GPU."""
+    yield Link(Padded(decoder.conv1))
+    for block in decoder.block:
+        yield Link(Padded(block.conv_t1), block.snake1)
+        for unit in (block.res_unit1, block.res_unit2, block.res_unit3):
+            yield Link(Padded(unit.conv1), unit.snake1, begins_residual=True)
+            yield Link(Padded(unit.conv2), unit.snake2, ends_residual=True)
+    yield Link(Padded(decoder.conv2), decoder.snake1)
+
+
+class LaunchedDecoder(DacDecoder):
+    """Decoder that launches each layer once on a GPU, with what surrounds it."""
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        """Return the waveform [B, 1, n] of latents [B, C, T]."""
+        if runs_kernels(hidden_state):
+            return self.tanh(run_links(list(dac_links(self)), hidden_state, None))
+        return super().forward(hidden_state)
+
+
+def share_layers(decoder: DacDecoder) -> None:
+    """Replace the Snake activations of a decoder, which allocate a tensor per operation, and its launches on a GPU."""
+    share_snake(decoder)
+    if type(decoder) is DacDecoder:
+        decoder.__class__ = LaunchedDecoder
+
+
 class DacCodec(WindowedCodec):
     """Descript Audio Codec. With odd strides, the last frame of an utterance has fewer samples than the others."""
 
@@ -59,7 +91,7 @@ class DacCodec(WindowedCodec):
             )
         )
         self.model = model
-        share_snake(model.decoder)
+        share_layers(model.decoder)
 
     def forward(self, codes: Tensor) -> Tensor:
         """Decode codes [B, K, T] to a waveform [B, n]."""

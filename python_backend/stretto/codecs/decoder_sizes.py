@@ -5,22 +5,22 @@ module imports no torch.
 """
 
 DECODERS_GB = {  # GB
-    "audiovae": 8.69,
+    "audiovae": 8.66,
     "cosyvoice3": 8.30,
-    "dac": 8.61,
+    "dac": 8.29,
     "espnet_dac": 7.07,
-    "fish_s2": 15.63,
-    "glm4_voice": 8.63,
-    "higgs": 7.30,
-    "mimi": 13.60,
-    "moss": 27.07,
-    "pocket": 8.47,
-    "qwen3_12hz": 11.53,
-    "qwen3_omni": 12.1,
+    "fish_s2": 14.80,
+    "glm4_voice": 8.62,
+    "higgs": 7.23,
+    "mimi": 13.47,
+    "moss": 24.02,
+    "pocket": 8.36,
+    "qwen3_12hz": 11.13,
+    "qwen3_omni": 11.28,
     "s3gen": 8.55,
     "tiny": 6.95,
     "vibevoice": 10.46,
-    "xcodec": 7.58,
+    "xcodec": 7.44,
 }
 STATES_BYTES = {"moss": 169_435_136}  # of an utterance, for codecs whose states limit the number of batch slots
 # Maximum size of what a codec keeps of voices on a CPU. CosyVoice 3 keeps 180 MB for a second, except for the last one.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codecs.kernels.operators import PRECISION
@@ -14,8 +15,8 @@ from stretto.codecs.kernels.sizes import IEEE, Sizes
 from stretto.codecs.streaming import Elu, Snake
 
 Convolving = nn.Conv1d | nn.ConvTranspose1d
-State = tuple[Tensor | None, Tensor | None, Tensor | None]
-NO_STATE: State = (None, None, None)
+State = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+NO_STATE: State = (None, None, None, None)
 NO_NORM: tuple[Tensor | None, Tensor | None, float] = (None, None, 0.0)
 MIN_CHANNELS = 8  # tensor cores compute tiles of eight channels
 
@@ -25,11 +26,12 @@ class StatePart:
     """Part of a layer in the state before and after a window.
 
     Attributes:
-        before: Last inputs before the window, [B, D]; None if they are zeros.
-        after: Last inputs of the window, [B, D]; written. None if they are not needed.
+        before: Last inputs before the window, [B, D], or of all utterances, [R, D]; None if they are zeros.
+        after: Last inputs of the window, the same; written. None if they are not needed.
         again: Number of new inputs at the end that the next window contains again.
         first: Index of the first frame of each utterance, [B].
         late: Number of inputs at an utterance's start that count as zeros.
+        rows: Numbers of the utterances' rows in `before`, and in `after`, [2, B]; None if these are their own.
     """
 
     before: Tensor | None
@@ -37,10 +39,11 @@ class StatePart:
     again: int
     first: Tensor | None
     late: int = 0
+    rows: Tensor | None = None
 
     def tensors(self) -> State:
-        """Return the state before, the state after and, if there are late inputs, the first frames."""
-        return self.before, self.after, self.first if self.late else None
+        """Return the state before and after, the first frames if there are late inputs, and the rows."""
+        return self.before, self.after, self.first if self.late else None, self.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +197,42 @@ def multiply(
     )
     result: Tensor = sums if ending.activation is None else activations
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class JointCodebooks:
+    """Codebooks whose entries are projected and then added, as one table and one linear layer.
+
+    Attributes:
+        entries: Entries of all codebooks, [K, size, C].
+        weight: Weights of all projections, [O, K · C].
+        biases: Sums of the biases of the first 1 to K projections, [K, O].
+    """
+
+    entries: Tensor
+    weight: Tensor
+    biases: Tensor
+
+    def sum_of(self, codes: Tensor, last_code: int) -> Tensor:
+        """Return the sums [B, n, O] of the projected entries of codes [B, K, n], in two launches.
+
+        Args:
+            codes: Codes of the first K codebooks.
+            last_code: Code for which higher ones count, in codebooks after the first.
+        """
+        num_books = codes.shape[1]
+        rows = torch.ops.stretto.sum_entries(codes, self.entries, 1, 1, last_code, 1.0)
+        return multiply(rows, self.weight[:, : rows.shape[2]], self.biases[num_books - 1])
+
+
+def joint_codebooks(tables: Sequence[Tensor], projections: Sequence[nn.Linear]) -> JointCodebooks:
+    """Return codebooks with entries [size, C], of which some may have fewer, and the projection of each."""
+    size = max(len(table) for table in tables)
+    with torch.inference_mode(False), torch.no_grad():
+        entries = torch.stack([F.pad(table, (0, 0, 0, size - len(table))) for table in tables])
+        weight = torch.cat([projection.weight for projection in projections], 1)
+        biases = torch.stack([projection.bias for projection in projections]).cumsum(0)
+    return JointCodebooks(entries, weight, biases)
 
 
 def _signals(sums: Tensor, activations: Tensor) -> tuple[Tensor, Tensor]:
@@ -352,7 +391,7 @@ def attend(
     rotation = Rotation(window.cosines, window.sines, num_rotated, heads.is_paired)
     rows = multiply(x, weight, None, norm, Ending(activation=rotation))
     attended: Tensor = torch.ops.stretto.attend(
-        rows, state.before, state.after, window.first, heads.before, heads.number, heads.num_kv
+        rows, state.before, state.after, window.first, state.rows, heads.before, heads.number, heads.num_kv
     )
     layer, gain = last
     return multiply(attended, layer.weight, ending=Ending(gain=gain, residual=x))

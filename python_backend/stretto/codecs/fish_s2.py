@@ -35,8 +35,10 @@ from stretto.codecs.causal import (
     Upsampling,
     samples_of,
 )
+from stretto.codecs.device import JointCodebooks
+from stretto.codecs.kernels.operators import runs_kernels
 from stretto.codecs.memory import Memory, encoded_parts, num_kept
-from stretto.codecs.moss import Quantizer, QuantizerConfig
+from stretto.codecs.moss import Quantizer, QuantizerConfig, joined_codebooks
 from stretto.codecs.qwen3_12hz.decoder import Transformer, TransformerShape
 from stretto.codecs.streaming import prepare, prepare_products
 from stretto.errors import CheckpointError, shown
@@ -235,8 +237,10 @@ class FishS2Codec(nn.Module):
             num_codebooks=1 + config.n_codebooks,
             codebook_size=config.semantic_codebook_size,
             streaming=Stateful(),
+            reads_rows=True,
         )
         self._last_code = config.codebook_size - 1
+        self._joined: JointCodebooks | None = None  # of `joined_codebooks`
         self._num_kept = num_kept(self.post_transformer, self.upsample, self.decoder)
 
     @torch.inference_mode()
@@ -273,13 +277,20 @@ class FishS2Codec(nn.Module):
         many codes for each codebook as for the semantic one.
         """
         codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
-        memory = Memory(window.state, first, codes.shape[2])
-        residual = self.residual.decode(codes[:, 1:].clamp(max=self._last_code))
-        latents = self.semantic.decode(codes[:, :1]) + residual
-        x = self.post_transformer(latents, first, memory).transpose(1, 2)
+        memory = Memory(window.state, first, codes.shape[2], rows=window.rows)
+        x = self.post_transformer(self._latents(codes), first, memory).transpose(1, 2)
         pcm = samples_of(x, memory, self.upsample, self.decoder).tanh()
         assert memory.is_complete, "every layer has stored its state"
         return pcm, memory.after
+
+    def _latents(self, codes: Tensor) -> Tensor:
+        """Return the latents [B, n, C] of codes [B, K, n], the sums of their entries."""
+        if runs_kernels(self.semantic.quantizers[0].codebook.weight):
+            books = [*self.semantic.quantizers, *self.residual.quantizers]
+            self._joined = joined_codebooks(books, self._joined)
+            return self._joined.sum_of(codes, self._last_code)
+        residual = self.residual.decode(codes[:, 1:].clamp(max=self._last_code))
+        return self.semantic.decode(codes[:, :1]) + residual
 
 
 def codec_shapes(config: FishS2Config) -> dict[str, tuple[int, ...]]:

@@ -20,14 +20,19 @@ class Memory:
         first: Index of the first frame in the window, [B].
         frames: Number of frames in the window, including right context.
         right: Number of right-context frames, which the next window contains again.
+        rows: As in `Window`; the state is then a table.
+
+    Attributes:
+        after: State after the window, [B, D], or the table.
     """
 
-    def __init__(self, state: Tensor, first: Tensor, frames: int, right: int = 0) -> None:
+    def __init__(self, state: Tensor, first: Tensor, frames: int, right: int = 0, rows: Tensor | None = None) -> None:
         self._before = state
         self._first = first
         self._frames = frames
         self._right = right
-        self.after = torch.empty_like(state)
+        self._rows = rows
+        self.after = torch.empty_like(state) if rows is None else state
         self._at = 0
 
     @property
@@ -56,11 +61,19 @@ class Memory:
         self._at = stop
         again = x.shape[time] * self._right // self._frames
         shape = [*x.shape[:time], steps, *x.shape[time + 1 :]]
-        before = self._before[:, begin:stop].view(shape)
+        before = self._read(begin, stop).view(shape)
         both = joined(before, x, activation) if time == 2 else torch.cat([before, x], time)
         kept = both.narrow(time, both.shape[time] - again - steps, steps)
-        self.after[:, begin:stop].view(shape).copy_(kept)
+        if self._rows is None:
+            self.after[:, begin:stop].view(shape).copy_(kept)
+        else:
+            self.after[:, begin:stop].index_copy_(0, self._rows[1], kept.flatten(1))
         return both
+
+    def _read(self, begin: int, stop: int) -> Tensor:
+        """Return elements of the state before the window, [B, stop - begin]."""
+        elements = self._before[:, begin:stop]
+        return elements if self._rows is None else elements.index_select(0, self._rows[0])
 
     def part(self, size: int, num_new: int, late: int = 0) -> StatePart:
         """Return the next `size` elements of the state for a layer on a GPU, which are steps of all channels.
@@ -75,7 +88,9 @@ class Memory:
         again = num_new * self._right // self._frames
         if not size:
             return StatePart(None, None, again, self._first, late)
-        return StatePart(self._before[:, begin : self._at], self.after[:, begin : self._at], again, self._first, late)
+        before = self._before[:, begin : self._at]
+        after = self.after[:, begin : self._at]
+        return StatePart(before, after, again, self._first, late, self._rows)
 
     def split(self, batch: int, size: int) -> Iterator[tuple[slice, "Memory"]]:
         """Yield batch rows, `size` at a time, with their memory. Each part must be read by the same layers."""

@@ -132,6 +132,7 @@ class MimiCodec(nn.Module):
             num_codebooks=config.num_quantizers,
             codebook_size=config.codebook_size,
             streaming=Stateful(left=self.left_frames),
+            reads_rows=True,
         )
 
     @torch.inference_mode()
@@ -154,7 +155,8 @@ class MimiCodec(nn.Module):
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
-        state = window.state.clone()
+        rows = window.rows
+        state = window.state.clone() if rows is None else window.state.index_select(0, rows[0])
         rings, outputs = state.split([prod(self.transformer.shape), state.shape[1] - prod(self.transformer.shape)], 1)
         rings = rings.unflatten(1, self.transformer.shape)
         outputs = outputs.unflatten(1, (self.left_frames * STEPS, -1))
@@ -163,7 +165,10 @@ class MimiCodec(nn.Module):
         with_context = torch.cat([outputs, new], 1)
         outputs.copy_(with_context[:, -outputs.shape[1] :])
         pcm = self._waveform(with_context[:, outputs.shape[1] - window.left * STEPS :], window.left * STEPS)
-        return pcm.clamp(-1, 1), state
+        if rows is None:
+            return pcm.clamp(-1, 1), state
+        window.state.index_copy_(0, rows[1], state)
+        return pcm.clamp(-1, 1), window.state
 
     def _steps(self, codes: Tensor, left: int) -> Tensor:
         """Return the transformer inputs [B, 2 n, H] of the last n frames of codes [B, K, left + n]."""

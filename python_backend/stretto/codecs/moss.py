@@ -11,7 +11,7 @@ the channels of several steps in the same way, in reverse order. Every transform
 and values are the state, which is therefore large (170 MB an utterance in float32), and chunks of any size are exact.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
@@ -253,13 +253,14 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, first: Tensor, memory: Memory) -> Tensor:
         """Return the outputs [B, n, C] of n steps; `first` [B] is the index of the first frame."""
-        x = self.input_proj(x)
         first = first * self.rate
         if runs_kernels(x) and device.can_attend(self.layers[0].self_attn.sizes):
+            x = _projected(x, self.input_proj)
             window = device.window_of(first, x.shape[1], self.frequencies)
             for layer in self.layers:
                 x = layer.launch(x, window, memory)
-            return self.output_proj(x)
+            return _projected(x, self.output_proj)
+        x = self.input_proj(x)
         rotation = rotation_at(first, x.shape[1], self.frequencies).to(x.dtype)
         is_seen = visible(first, x.shape[1], self._before)
         for layer in self.layers:
@@ -299,7 +300,9 @@ class Quantizer(nn.Module):
         out = config.output_dim
         self.input_proj = nn.Identity() if wide == narrow else nn.Linear(wide, narrow)
         self.output_proj = nn.Identity() if out == narrow else nn.Linear(narrow, out)
+        self._last_code = config.codebook_size - 1
         self.quantizers: Any = nn.ModuleList(Codebook(config) for _ in range(config.num_quantizers))
+        self._joined: device.JointCodebooks | None = None  # of `joined_codebooks`
 
     def encode(self, x: Tensor, num_codebooks: int) -> Tensor:
         """Encode x [B, T, D] to codes [B, K, T]."""
@@ -312,8 +315,24 @@ class Quantizer(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the sum [B, T, D] of the vectors of codes [B, K, T]."""
+        if runs_kernels(self.quantizers[0].codebook.weight):
+            self._joined = joined_codebooks(self.quantizers, self._joined)
+            return _projected(self._joined.sum_of(codes, self._last_code), self.output_proj)
         vectors = (codebook.decode(codes[:, k]) for k, codebook in enumerate(self.quantizers[: codes.shape[1]]))
         return self.output_proj(sum(vectors, torch.zeros((), device=codes.device)))
+
+
+def joined_codebooks(books: Sequence[Codebook], joined: device.JointCodebooks | None) -> device.JointCodebooks:
+    """Return all codebooks as one table on their device; `joined` is the last result, or None."""
+    weight = books[0].codebook.weight
+    if joined is not None and joined.entries.device == weight.device:
+        return joined
+    return device.joint_codebooks([book.codebook.weight for book in books], [book.out_proj for book in books])
+
+
+def _projected(x: Tensor, layer: nn.Module) -> Tensor:
+    """Return the outputs of a projection on a GPU, which may be missing."""
+    return device.multiply(x, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else x
 
 
 class MossCodec(nn.Module):
@@ -332,6 +351,7 @@ class MossCodec(nn.Module):
             num_codebooks=config.quantizer.num_quantizers,
             codebook_size=config.quantizer.codebook_size,
             streaming=Stateful(),
+            reads_rows=True,
             max_batch=MAX_BATCH,
         )
 
@@ -363,7 +383,7 @@ class MossCodec(nn.Module):
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
         codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
-        memory = Memory(window.state, first, codes.shape[2])
+        memory = Memory(window.state, first, codes.shape[2], rows=window.rows)
         x = self.quantizer.decode(codes)
         for patch, stage in zip(self.config.decoder_patches, self.decoder, strict=True):
             x = stage(x, first, memory).unflatten(2, (-1, patch)).transpose(2, 3).flatten(1, 2)

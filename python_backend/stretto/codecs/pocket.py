@@ -368,6 +368,7 @@ class PocketCodec(nn.Module):
             num_codebooks=config.num_words,
             codebook_size=0,
             streaming=Stateful(),
+            reads_rows=True,
             are_latents=True,
         )
         self._num_kept = num_kept(self.upsample, self.decoder_transformer, self.decoder)
@@ -409,7 +410,7 @@ class PocketCodec(nn.Module):
         """Decode the window's latents; return the waveform [B, n] in [-1, 1] and the next state."""
         words, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
         latents = words.to(torch.int32).contiguous().view(torch.float32).to(self.emb_mean.dtype)
-        memory = Memory(window.state, first, words.shape[2])
+        memory = Memory(window.state, first, words.shape[2], rows=window.rows)
         x = self.quantizer.output_proj(latents * self.emb_std[:, None] + self.emb_mean[:, None])
         x = self.decoder_transformer(self.upsample.convtr(x, memory), first * self._stride, memory)
         pcm = run(list(self.decoder.model), x, memory)[:, 0]

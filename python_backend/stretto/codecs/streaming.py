@@ -280,7 +280,7 @@ def activated_on_device(x: Tensor, rate: Tensor, height: Tensor) -> Tensor:
     sizes = Sizes(length=x.shape[2])
     activations: Tensor
     _, activations = torch.ops.stretto.depthwise(
-        rows, None, None, None, None, None, sizes, "snake", rate, height, False
+        rows, None, None, None, None, None, None, sizes, "snake", rate, height, False
     )
     return activations.transpose(1, 2)
 

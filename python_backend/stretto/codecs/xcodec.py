@@ -6,8 +6,8 @@ from torch import Tensor
 from transformers import XcodecConfig, XcodecModel
 
 from stretto.codecs.base import CodecSpec, Windowed
-from stretto.codecs.dac import decoder_layers
-from stretto.codecs.streaming import WindowedCodec, context, join_constants, samples_per_frame, share_snake
+from stretto.codecs.dac import decoder_layers, share_layers
+from stretto.codecs.streaming import WindowedCodec, context, join_constants, samples_per_frame
 from stretto.errors import CheckpointError
 from stretto.weights.loading import codec_directory
 from stretto.weights.pretrained import load_config, load_model
@@ -36,7 +36,7 @@ class SemanticCodec(WindowedCodec):
             can_encode,
         )
         self.model = model
-        share_snake(model.acoustic_decoder)
+        share_layers(model.acoustic_decoder)
         for part in TRAINING if can_encode else TRAINING + ENCODING:
             delattr(model, part)
 

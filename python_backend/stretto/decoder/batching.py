@@ -141,7 +141,6 @@ class BatchesInFlight:
 
 
 MAX_HOSTS = 1024
-MAX_HOSTS = 1024
 
 
 class HostTurns:

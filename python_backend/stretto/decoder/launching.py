@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -17,10 +17,13 @@ from stretto.codecs.base import Codec, CodecSpec, Window, use_whole_float32
 from stretto.config import DecoderConfig
 from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.decoding.convolutions import check_mode, convolutions_in
-from stretto.decoding.graphs import CudaGraphs, Decode, GraphCache, batch_limit, limits_of
+from stretto.decoding.graphs import CudaGraphs, GraphCache, batch_limit, limits_of, padded_batch
+from stretto.decoding.states import Decode, StateRow, StateTable, decode_in_rows, row_numbers
 from stretto.streams.chunking import ChunkPolicy
 
 PRIMITIVES = 1 << 14  # oneDNN primitives to cache, about 100 kB each
+MAX_REFERENCES = 4096  # rows for states after voice references
+State = Tensor | StateRow  # of an utterance: [1, D], or a row of the launcher's table
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class Flight:
     """Batch that has been launched.
 
     Attributes:
-        states: Codec state [1, D] of each utterance after the batch, each in memory of its own.
+        states: Codec state of each utterance after the batch, each in memory of its own.
         pcm: Function that waits for the samples and returns them, float32 [B, n].
         on_device: The samples on the GPU; None on the host.
         device_s: Function that returns the device time in seconds, callable once the samples are available; None on the
@@ -36,7 +39,7 @@ class Flight:
         is_done: Function that returns True once `pcm` need not wait.
     """
 
-    states: Sequence[Tensor]
+    states: Sequence[State]
     pcm: Callable[[], np.ndarray]
     on_device: Tensor | None = None
     device_s: Callable[[], float] | None = None
@@ -64,35 +67,43 @@ class Launcher(Protocol):
         """Prepare the calling thread, which will launch all batches. Call once, before any codec state is created."""
         ...
 
-    def capture(self, window: Window, is_first: bool = False) -> bool:
-        """Capture a graph for the shape of `window`; return True if one exists afterwards.
+    def initial_state(self) -> State:
+        """Return the codec's state before the first frame of an utterance."""
+        ...
+
+    def capture(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> bool:
+        """Capture a graph for a batch of this shape; return True if one exists afterwards.
 
         Args:
-            window: Batch of windows.
-            is_first: True for a batch of first chunks.
+            windows: As in `launch`, like the other arguments.
         """
         ...
 
-    def launch(self, windows: Sequence[FrameWindow], states: Sequence[Tensor], is_first: bool = False) -> Flight:
+    def launch(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> Flight:
         """Start decoding a batch.
 
         Args:
             windows: Windows of equal shape.
-            states: Codec state [1, D] before each window, on the codec's device. The caller keeps them until the batch
-                is done, because they may have been written on another stream.
+            states: Codec state before each window. The caller keeps them until the batch is done, because the device
+                reads them, and they may have been written on another stream.
             is_first: True for a batch of first chunks.
         """
         ...
 
 
-def stack(windows: Sequence[FrameWindow], states: Sequence[Tensor]) -> Window:
-    """Stack windows of equal shape and the states before them into one batch for the codec."""
+def stack(windows: Sequence[FrameWindow], states: Sequence[State]) -> Window:
+    """Stack windows of equal shape and the states [1, D] before them into one batch for the codec."""
+    return _stacked(windows, torch.cat(cast(list[Tensor], list(states))))
+
+
+def _stacked(windows: Sequence[FrameWindow], state: Tensor, rows: Tensor | None = None) -> Window:
     return Window(
         codes=torch.from_numpy(np.stack([window.codes for window in windows])),
         left=windows[0].left,
         right=windows[0].right,
         first=torch.tensor([window.first for window in windows]),
-        state=torch.cat(list(states)),
+        state=state,
+        rows=rows,
     )
 
 
@@ -127,11 +138,14 @@ class HostLauncher:
         """
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
 
-    def capture(self, window: Window, is_first: bool = False) -> bool:
+    def initial_state(self) -> State:
+        return self._codec.initial_state(1)
+
+    def capture(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> bool:
         """Return False, because the host has no graphs."""
         return False
 
-    def launch(self, windows: Sequence[FrameWindow], states: Sequence[Tensor], is_first: bool = False) -> Flight:
+    def launch(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> Flight:
         with self._convolutions:
             pcm, after = self._codec.decode(stack(windows, states))
         samples = pcm.float().cpu().numpy()
@@ -167,7 +181,8 @@ class CudaLauncher:
     """Launcher with CUDA streams of its own, which run concurrently with the host and other GPU work.
 
     A codec with graphs has two: first chunks are decoded on a stream of higher priority. An utterance's next window is
-    launched only after the host has seen the end of its last one, so streams never wait for each other.
+    launched only after the host has seen the end of its last one, so streams never wait for each other. Its states are
+    rows of one table (`decoding.states`), so that a batch copies none.
 
     All transfers use pinned memory. The host waits for one copy per batch and never synchronises the whole device.
     """
@@ -183,62 +198,97 @@ class CudaLauncher:
             total = torch.cuda.get_device_properties(self._device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, (config.memory_mb << 20) / total), self._device.index)
         convolutions = convolutions_in(config.convolutions)
+        decode_window = decode_in_rows(codec)
 
         def decode(window: Window) -> tuple[Tensor, Tensor]:
             with convolutions:
-                return codec.decode(window)
+                return decode_window(self._sent(window))
 
-        self._reads_on_host = codec.spec.reads_on_host
+        self._codec = codec
         self._lane = Lane(decode, codec, config)
         self.has_graphs = self.has_first_lane = self._lane.graphs is not None
         self._first_lane = self._lane
+        self._table: StateTable | None = None
         if self.has_first_lane:
             self._first_lane = Lane(decode, codec, config, is_first=True)
+            initial = codec.initial_state(1)
+            self._table = StateTable(initial, num_rows(config, initial.nbytes))
 
     def enter(self) -> None:
         """Make the first chunks' stream the thread's current one, so that it also creates the states before them."""
         torch.cuda.synchronize(self._device)  # the weights were loaded on another stream
         torch.cuda.set_stream(self._first_lane.stream)
 
-    def capture(self, window: Window, is_first: bool = False) -> bool:
-        """Capture a graph for the shape of `window`, as `Launcher` describes."""
-        lane = self._first_lane if is_first else self._lane
-        with torch.cuda.stream(lane.stream), torch.inference_mode():
-            return lane.graphs is not None and lane.graphs.capture(self._sent(_pinned(window)))
+    def initial_state(self) -> State:
+        return self._codec.initial_state(1) if self._table is None else self._table.initial
 
-    def launch(self, windows: Sequence[FrameWindow], states: Sequence[Tensor], is_first: bool = False) -> Flight:
+    def capture(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> bool:
+        """Capture a graph for a batch of this shape, as `Launcher` describes."""
+        lane = self._first_lane if is_first else self._lane
+        if lane.graphs is None or self._table is None:
+            return False
+        rows = row_numbers([], [], padded_batch(len(windows)))
+        with torch.cuda.stream(lane.stream), torch.inference_mode():
+            return lane.graphs.capture(self._sent(_pinned(_stacked(windows, self._table.states, rows))))
+
+    def launch(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> Flight:
         lane = self._first_lane if is_first else self._lane
         with torch.cuda.stream(lane.stream), torch.inference_mode():
-            window = _pinned(stack(windows, states))
+            window, rows = self._window(windows, states)
             # `blocking`: the host sleeps until the samples are available, instead of occupying a core
             begun, done = (torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(2))
             begun.record()  # recorded once the device has finished the previous batch
-            pcm, after = lane.decode(self._sent(window))
+            pcm, after = lane.decode(window)
             pcm = pcm.float().contiguous()
             samples = torch.empty(pcm.shape, dtype=torch.float32, pin_memory=True)
             samples.copy_(pcm, non_blocking=True)
-            copies = own_states(after)  # before `done`, after which another stream may read them
+            kept = own_states(after) if rows is None else rows  # before `done`, after which another stream reads them
             done.record()
 
         def collect() -> np.ndarray:
             done.synchronize()
             return samples.numpy().copy()  # the pinned memory returns to its pool
 
-        return Flight(copies, collect, pcm, lambda: begun.elapsed_time(done) / 1e3, done.query)
+        return Flight(kept, collect, pcm, lambda: begun.elapsed_time(done) / 1e3, done.query)
+
+    def _window(
+        self, windows: Sequence[FrameWindow], states: Sequence[State]
+    ) -> tuple[Window, Sequence[StateRow] | None]:
+        """Return a batch for the codec in pinned memory, and the rows of the states after it; None without a table."""
+        if self._table is None:
+            return _pinned(stack(windows, states)), None
+        before = cast(Sequence[StateRow], states)
+        after = self._table.take(len(windows))
+        rows = row_numbers(before, after, padded_batch(len(windows)))
+        return _pinned(_stacked(windows, self._table.states, rows)), after
 
     def _sent(self, window: Window) -> Window:
-        """Start copying codes and frame indices to the device; return the window with the copies.
+        """Start copying codes, frame indices and rows to the device; return the window with the copies.
 
         A codec that reads them on the host makes its own copies.
         """
-        if self._reads_on_host:
+        if self._codec.spec.reads_on_host:
             return window
-        codes, first = (each.to(self._device, non_blocking=True) for each in (window.codes, window.first))
-        return replace(window, codes=codes, first=first)
+        codes = window.codes.to(self._device, non_blocking=True)
+        first = window.first.to(self._device, non_blocking=True)
+        rows = None if window.rows is None else window.rows.to(self._device, non_blocking=True)
+        return replace(window, codes=codes, first=first, rows=rows)
 
 
 def _pinned(window: Window) -> Window:
-    return replace(window, codes=window.codes.pin_memory(), first=window.first.pin_memory())
+    rows = None if window.rows is None else window.rows.pin_memory()
+    return replace(window, codes=window.codes.pin_memory(), first=window.first.pin_memory(), rows=rows)
+
+
+def num_rows(config: DecoderConfig, state_bytes: int) -> int:
+    """Return the number of states on a GPU: of open utterances, after batches in flight, and after voice references."""
+    num_references = min(MAX_REFERENCES, (config.reference_mb << 20) // max(1, state_bytes))
+    return config.max_utterances + num_in_flight(config.max_batch) + num_references
+
+
+def num_in_flight(max_batch: int) -> int:
+    """Return the maximum number of windows in flight on a GPU with graphs."""
+    return (CudaLauncher.depth + 1) * max_batch + limits_of(max_batch, is_first=True)[0]
 
 
 def make_launcher(codec: Codec, config: DecoderConfig) -> Launcher:
@@ -274,7 +324,7 @@ def capture_shapes(launcher: Launcher, codec: Codec, policy: ChunkPolicy, max_ba
     for is_first in (False, True) if launcher.has_first_lane else (False,):
         for batch, window, state in shapes:
             if not is_first or window.left == 0:
-                num_graphs += launcher.capture(stack([window] * batch, [state] * batch), is_first)
+                num_graphs += launcher.capture([window] * batch, [state] * batch, is_first)
     return num_graphs
 
 
@@ -300,29 +350,29 @@ def warm_up(
     """
     until = clock() + seconds
     num_batches = 0
-    for window, state in _batches(launcher, codec, policy, max_batch) if seconds else ():
+    for windows, states in _batches(launcher, codec, policy, max_batch) if seconds else ():
         if clock() >= until:
             break
-        launcher.launch([window] * len(state), state.split(1)).pcm()
+        launcher.launch(windows, states).pcm()
         num_batches += 1
     return num_batches
 
 
 def _batches(
     launcher: Launcher, codec: Codec, policy: ChunkPolicy, max_batch: int
-) -> Iterator[tuple[FrameWindow, torch.Tensor]]:
-    """Yield windows of an utterance, each with the codec states [B, D] for a batch of them."""
+) -> Iterator[tuple[list[FrameWindow], list[State]]]:
+    """Yield batches of equal windows, with the codec states before them."""
     windows = _windows(launcher, codec, policy)
     for batch in range(1, max_batch + 1):
         for window, state in windows:
             if batch <= batch_limit(codec.spec, window.codes.shape[1], max_batch):
-                yield window, state.repeat(batch, 1)
+                yield [window] * batch, [state] * batch
 
 
-def _windows(launcher: Launcher, codec: Codec, policy: ChunkPolicy) -> list[tuple[FrameWindow, torch.Tensor]]:
-    """Return the windows of `windows_of`, each with the codec state [1, D] before it."""
+def _windows(launcher: Launcher, codec: Codec, policy: ChunkPolicy) -> list[tuple[FrameWindow, State]]:
+    """Return the windows of `windows_of`, each with the codec state before it."""
     spec = codec.spec
-    beginning = codec.initial_state(1)
+    beginning = launcher.initial_state()
     windows = windows_of(spec, policy)
     state = beginning
     if windows and not spec.blocks:
@@ -383,9 +433,9 @@ def _window_after(codes: np.ndarray, num_frames: int, spec: CodecSpec) -> FrameW
     return window
 
 
-def _state_after(launcher: Launcher, codec: Codec, codes: np.ndarray) -> torch.Tensor:
-    """Return the codec state [1, D] after decoding as much of `codes` [K, T] as possible without further frames."""
-    state = codec.initial_state(1)
+def _state_after(launcher: Launcher, codec: Codec, codes: np.ndarray) -> State:
+    """Return the codec state after decoding as much of `codes` [K, T] as possible without further frames."""
+    state = launcher.initial_state()
     window = Windower(codec.spec).push(codes, is_final=False)
     if window is None:
         return state

@@ -71,6 +71,7 @@ class DecodingLoop:
         self._batches = BatchesInFlight(launcher.depth)
         if self._launcher.has_graphs and config.right_frames is None:  # a reduced right context does not hide padding
             sessions.last_sizes = ChunkPolicy(config.first_frames, config.steady_frames).sizes
+        sessions.begin = launcher.initial_state
         self.stopwatch = Stopwatch(codec.spec.left_frames + codec.spec.right_frames, self._launcher.batch_s)
         self._launched_s = {False: 0.0, True: 0.0}  # time of each lane's last launch, on the sessions' clock
         self.clock = time.perf_counter  # clock for decoding times on the host

@@ -4,7 +4,7 @@ The language model gets the rest of the GPU (`stretto.convert.make_repository`).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,11 @@ from torch.utils._pytree import tree_leaves
 from stretto.codecs.base import Codec, CodecSpec, Window
 from stretto.codecs.seanet import LENGTHS
 from stretto.config import DecoderConfig
-from stretto.decoder.launching import windows_of
+from stretto.decoder.launching import num_in_flight, windows_of
 from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.decoding.convolutions import Convolutions, check_mode, convolutions_in
-from stretto.decoding.graphs import FIRST_BATCH_S, MAX_BATCH_S, batch_limit, limits_of, padded_batch
+from stretto.decoding.graphs import FIRST_BATCH_S, MAX_BATCH_S, batch_limit
+from stretto.decoding.states import NUM_RESERVED, decode_in_rows
 from stretto.errors import CheckpointError
 from stretto.machine.sizing import DECODER_LIBRARY_BYTES, WORKSPACE_BYTES
 from stretto.streams.chunking import ChunkPolicy
@@ -35,7 +36,7 @@ class DecoderMemory:
 
     Attributes:
         weights: Weights of the codec, its encoder included, and those converted for other convolutions.
-        static: Input and output states of all CUDA graphs, in both lanes (`CudaLauncher`).
+        static: Codec states after the batches in flight (`CudaLauncher`).
         peak: Largest activations of a batch.
         first_peak: The same for a batch of first chunks, which have a lane of their own if there are graphs.
         utterance: Codec state of an utterance.
@@ -118,25 +119,27 @@ def measure(codec: Codec, config: DecoderConfig) -> DecoderMemory:
     state = codec.initial_state(1)
     peaks = list[int]()
     is_on_device = state.device == META
+    has_graphs = codec.spec.can_capture and config.graphs
     windows = list(largest_batches(codec, config))
+    if has_graphs:
+        windows = [in_rows(window) for window in windows]
+    decode = decode_in_rows(codec)
     convolutions = convolutions_in(config.convolutions)
     converting = windows[:1]  # converts or rearranges the weights
     try:
         for window in converting + windows:
             with convolutions, Peak() as found, torch.inference_mode():
-                codec.decode(window)
+                decode(window)
             peaks.append(found.num_bytes)
     except (RuntimeError, NotImplementedError) as error:
         raise CheckpointError(f"codec {codec.spec.name}: cannot be measured on device meta: {error}") from error
     if isinstance(convolutions, Convolutions):
         weights += convolutions.num_bytes
     utterance = state.nbytes if is_on_device else 0
-    rows = sum(padded_batch(limits_of(config.max_batch, is_first)[0]) for is_first in (False, True))
     peak = max(peaks[len(converting) :], default=0)
-    has_graphs = codec.spec.can_capture and config.graphs
     return DecoderMemory(
         weights=weights,
-        static=2 * rows * utterance if has_graphs else 0,
+        static=(NUM_RESERVED + num_in_flight(config.max_batch)) * utterance if has_graphs else 0,
         peak=peak,
         first_peak=int(peak * FIRST_BATCH_S / MAX_BATCH_S) if has_graphs else 0,
         utterance=utterance,
@@ -173,6 +176,13 @@ def largest_batches(codec: Codec, config: DecoderConfig) -> Iterator[Window]:
         codes = torch.zeros(batch, spec.num_codebooks, num_frames, dtype=torch.int64, device=device)
         first = torch.full((batch,), left, device=device)
         yield Window(codes, left, right, first, codec.initial_state(batch))
+
+
+def in_rows(window: Window) -> Window:
+    """Return a window whose states are rows of a table, with room for those before and after it."""
+    batch = len(window.codes)
+    rows = torch.zeros(2, batch, dtype=torch.int64, device=window.codes.device)
+    return replace(window, state=window.state.repeat(2, 1), rows=rows)
 
 
 def longest_block(spec: CodecSpec) -> tuple[int, int, int]:

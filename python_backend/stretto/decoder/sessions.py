@@ -4,9 +4,11 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import soxr
+import torch
 from torch import Tensor
 
 from stretto.codecs.base import Codec, CodecSpec
@@ -19,6 +21,7 @@ from stretto.decoder.streaming import (
     Windower,
     read_reference,
 )
+from stretto.decoding.states import StateRow
 from stretto.errors import InvalidRequest, Overloaded
 from stretto.marking.marker import Marker, MarkerStream
 from stretto.records.chunk import MAX_KEPT_BYTES, Chunk, Kept
@@ -137,7 +140,7 @@ class DecoderSession:
 
     Attributes:
         windower: Frames that have not been decoded yet, with their left context.
-        state: Codec state [1, D] before frame `windower.next_frame`.
+        state: Codec state before frame `windower.next_frame`: [1, D], or a row of the launcher's table.
         renderer: Converter to the client's output format.
         last_used_s: Time of the last chunk, in seconds.
         reference: Frames of a voice reference, which are decoded but not sent.
@@ -157,7 +160,7 @@ class DecoderSession:
     """
 
     windower: Windower
-    state: Tensor
+    state: Tensor | StateRow
     renderer: Renderer
     last_used_s: float
     reference: VoiceReference = field(default_factory=VoiceReference)
@@ -234,6 +237,7 @@ class Sessions:
     Attributes:
         now: Monotonic clock in seconds.
         last_sizes: Sizes to which the last window of an utterance is padded (`Windower`).
+        begin: Function that returns the codec state before an utterance, which the owner may replace.
     """
 
     def __init__(
@@ -249,6 +253,7 @@ class Sessions:
         self._codec = codec
         self._marker = marker
         self.last_sizes: Sequence[int] = ()
+        self.begin: Callable[[], Tensor | StateRow] = partial(codec.initial_state, 1)
         self._limit = limit
         self._idle_timeout_s = idle_timeout_s
         self.now = clock
@@ -361,13 +366,17 @@ class Sessions:
             if chunk.voice:
                 raise InvalidRequest("chunk.voice", "0 with a recorded voice", chunk.voice)
             number, session.sound = self._sounds.acquire(chunk.sound)
-            session.state[:, 0] = number
+            self._set_voice(session, number)
             return
         most = max(0, self._codec.spec.num_voices - 1)
         if chunk.voice > most:
             raise InvalidRequest("chunk.voice", f"a number in [0, {most}]", chunk.voice)
         if chunk.voice:
-            session.state[:, 0] = chunk.voice
+            self._set_voice(session, chunk.voice)
+
+    def _set_voice(self, session: DecoderSession, number: int) -> None:
+        assert isinstance(session.state, Tensor), "codecs with voices have no graphs"
+        session.state[:, 0] = number
 
     def early_samples(self, session: DecoderSession, chunk: Chunk, codes: np.ndarray | None) -> np.ndarray | None:
         """Return the samples to send that came with a chunk, float32 [n], or None to decode it first.
@@ -481,7 +490,7 @@ class Sessions:
         if session.answers is None:
             del self._open[utterance]
         else:
-            session.state = session.state[:, :0].clone()
+            session.state = torch.empty(1, 0)
         if session.sound is not None:
             self._sounds.release(session.sound)
             session.sound = None
@@ -511,7 +520,7 @@ class Sessions:
             raise Overloaded(f"{self._limit} utterances are being decoded already")
         spec = self._codec.spec
         windower = Windower(spec, self.last_sizes)
-        session = DecoderSession(windower, self._codec.initial_state(1), Renderer(form, spec), self.now())
+        session = DecoderSession(windower, self.begin(), Renderer(form, spec), self.now())
         if self._marker is not None:
             session.marking = self._marker.stream(spec.sample_rate, spec.samples_per_frame)
         return session

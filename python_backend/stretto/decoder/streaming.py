@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from stretto.codecs.base import Codec, CodecSpec, RecordedVoices
+from stretto.decoding.states import StateRow
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk, Sound
 from stretto.streams.layout import latents_of
@@ -160,7 +161,7 @@ class _Decoded:
     """Decoder state after a voice reference."""
 
     windower: Windower
-    state: Tensor
+    state: Tensor | StateRow
 
     @property
     def num_bytes(self) -> int:
@@ -178,7 +179,7 @@ class References:
         self._latest: OrderedDict[bytes, _Decoded] = OrderedDict()
         self.num_bytes = 0
 
-    def find(self, key: bytes) -> tuple[Windower, Tensor] | None:
+    def find(self, key: bytes) -> tuple[Windower, Tensor | StateRow] | None:
         """Return the windower and codec state after a reference, or None if it is not in the cache."""
         decoded = self._latest.get(key)
         if decoded is None:
@@ -186,7 +187,7 @@ class References:
         self._latest.move_to_end(key)
         return decoded.windower.copy(), decoded.state
 
-    def remember(self, key: bytes, windower: Windower, state: Tensor) -> None:
+    def remember(self, key: bytes, windower: Windower, state: Tensor | StateRow) -> None:
         """Cache the decoder state after a reference; evict the least recently used states if there is no room."""
         decoded = _Decoded(windower.copy(), state)
         if key in self._latest or decoded.num_bytes > self._max_bytes:

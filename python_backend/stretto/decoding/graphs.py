@@ -1,6 +1,7 @@
 """Window decoder that replays CUDA graphs for usual shapes, all of which are captured before the first request.
 
-All graphs read the codec states from one buffer and write their results to others, because only one runs at a time.
+All graphs read and write codec states in rows of one table, and write samples to one buffer, because only one runs at a
+time.
 """
 
 import logging
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor
 
 from stretto.codecs.base import CodecSpec, Window
+from stretto.decoding.states import Decode
 from stretto.machine.cuda_graphs import record
 
 logger = logging.getLogger(__name__)
-Decode = Callable[[Window], tuple[Tensor, Tensor]]
 Key = tuple[int, int, int, int]  # left, total number of frames, right, batch
 # Audio per batch in seconds, including context. A longer batch would not be faster on any GPU, but needs more memory
 # and delays first chunks: 16 s take about 1 TFLOP.
@@ -105,11 +106,10 @@ class CudaGraphs:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """CUDA graph with its input and output tensors, which are rows of the buffers of all graphs, except for codes."""
+    """CUDA graph with the memory of its inputs and its samples; the latter share theirs with all graphs."""
 
     window: Window
     pcm: Tensor
-    states: Tensor
     replay: Callable[[], None]
 
 
@@ -119,6 +119,8 @@ class GraphCache:
     Graphs are keyed by the window's shape and the batch size, rounded up to a power of two. Batches beyond
     `batch_limit` are not captured. Other shapes are decoded without a graph; none is captured while requests are
     served, because a capture stops all of them for 0.1 s.
+
+    All windows have the same table of states, and `Window.rows` for a batch that is padded to `padded_batch`.
 
     Args:
         decode: Function that decodes a window without a graph.
@@ -142,7 +144,6 @@ class GraphCache:
         self._longest_s = longest_s
         self._max_rows = padded_batch(max_batch)
         self._graphs: dict[Key, Captured] = {}
-        self._states: tuple[Tensor, Tensor] | None = None  # before and after a window, [max_rows, D] each
         self._pcm: Tensor | None = None  # samples of any batch
         self._is_closed = False  # nothing is captured any more
 
@@ -159,9 +160,9 @@ class GraphCache:
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Decode a window as `Codec.decode` does.
 
-        The samples are in newly allocated memory. The states are valid until the next call. If there is no memory for
-        the window, unused memory of earlier windows is freed. If that is not enough, all graphs are dropped, because
-        they keep as much as cuDNN's workspaces may have when they are captured.
+        The samples are in newly allocated memory. If there is no memory for the window, unused memory of earlier
+        windows is freed. If that is not enough, all graphs are dropped, because they keep as much as cuDNN's workspaces
+        may have when they are captured.
         """
         for free in (self._backend.release, self._drop_graphs):
             try:
@@ -186,7 +187,7 @@ class GraphCache:
             return self._decode(window)
         _fill(captured.window, window)
         captured.replay()
-        return captured.pcm[:batch].clone(), captured.states[:batch]
+        return captured.pcm[:batch].clone(), window.state
 
     def _capture(self, key: Key, window: Window) -> Captured | None:
         """Capture a graph, or return None.
@@ -199,12 +200,12 @@ class GraphCache:
         if self._is_closed or batch > limit:
             return None
         try:
-            still = self._still(window, batch)
+            still = _still(window, batch)
             _fill(still, window)
-            outputs = list[tuple[Tensor, Tensor]]()
+            outputs = list[Tensor]()
 
             def step() -> None:
-                outputs.append(self._stored(*self._decode(still)))
+                outputs.append(self._stored(self._decode(still)[0]))
 
             self._backend.prepare(step)
         except torch.OutOfMemoryError:
@@ -218,27 +219,14 @@ class GraphCache:
             self._is_closed = True
             self._graphs.clear()
             return None
-        self._graphs[key] = Captured(still, *outputs[-1], replay)
+        self._graphs[key] = Captured(still, outputs[-1], replay)
         return self._graphs[key]
 
-    def _still(self, window: Window, batch: int) -> Window:
-        """Return a window of `batch` utterances with the shape of `window`, in memory for the input of a graph."""
-        if self._states is None:
-            state = window.state
-            before, after = (state.new_zeros(self._max_rows, *state.shape[1:]) for _ in range(2))
-            self._states = before, after
-        codes, first = (each.new_zeros(batch, *each.shape[1:]) for each in (window.codes, window.first))
-        return Window(codes, window.left, window.right, first, self._states[0][:batch])
-
-    def _stored(self, pcm: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Copy the results of a graph to the memory for results, and return them there."""
-        assert self._states is not None
+    def _stored(self, pcm: Tensor) -> Tensor:
+        """Copy the samples of a graph to the memory for samples, and return them there."""
         if self._pcm is None:
             self._pcm = pcm.new_empty(int(self._longest_s * self._spec.sample_rate))
-        return (
-            self._pcm[: pcm.numel()].view(pcm.shape).copy_(pcm),
-            self._states[1][: len(states)].copy_(states),
-        )
+        return self._pcm[: pcm.numel()].view(pcm.shape).copy_(pcm)
 
 
 def _key(window: Window) -> Key:
@@ -246,9 +234,19 @@ def _key(window: Window) -> Key:
     return window.left, length, window.right, padded_batch(batch)
 
 
+def _still(window: Window, batch: int) -> Window:
+    """Return a window of `batch` utterances with the shape of `window`, in memory for the input of a graph."""
+    assert window.rows is not None
+    codes = window.codes.new_zeros(batch, *window.codes.shape[1:])
+    first = window.first.new_zeros(batch)
+    return Window(codes, window.left, window.right, first, window.state, window.rows.new_zeros(2, batch))
+
+
 def _fill(still: Window, window: Window) -> None:
-    """Copy `window` to the first rows of `still`; the other rows are unused."""
+    """Copy `window` to `still`, in which further windows keep earlier codes."""
+    assert still.rows is not None
+    assert window.rows is not None
     batch = len(window.codes)
     still.codes[:batch].copy_(window.codes, non_blocking=True)
     still.first[:batch].copy_(window.first, non_blocking=True)
-    still.state[:batch].copy_(window.state, non_blocking=True)
+    still.rows.copy_(window.rows, non_blocking=True)

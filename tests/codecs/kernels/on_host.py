@@ -69,14 +69,15 @@ def random_codes(batch: int, frames: int) -> Tensor:
 def decoded(decoder: Decoder, codes: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Decode codes in chunks of `sizes` frames; return the samples [B, n] and the last state [B, D]."""
     state = torch.zeros(len(codes), num_kept(decoder))
-    first = 0
+    begin = 0
     parts = list[Tensor]()
     for size in sizes:
-        memory = Memory(state, torch.full((len(codes),), first), size)
-        parts.append(decoder(codes[:, :, first : first + size], torch.full((len(codes),), first), memory))
+        first = torch.full((len(codes),), begin)
+        memory = Memory(state, first, size)
+        parts.append(decoder(codes[:, :, begin : begin + size], first, memory))
         assert memory.is_complete
         state = memory.after
-        first += size
+        begin += size
     return torch.cat(parts, 1), state
 
 

@@ -140,6 +140,39 @@ def test_decoder_gives_the_same_in_any_chunk_and_batch() -> None:
     assert torch.equal(state, last[1:])
 
 
+def test_states_are_read_and_written_in_rows_of_a_table() -> None:
+    """The second window reads the rows that the first one wrote; no other row changes."""
+    decoder = small_decoder()
+    codes = random_codes(2, 3)
+    windows = [(0, 1, [[0, 0], [4, 2]]), (1, 3, [[4, 2], [1, 3]])]  # first and last frame, rows
+    table = numbers(6, num_kept(decoder), seed=1)
+    table[0] = 0
+    untouched = table[[0, 5]].clone()
+    parts = list[Tensor]()
+    with kernels_on_host():
+        samples, state = decoded(decoder, codes, [1, 2])
+        for begin, end, rows in windows:
+            first = torch.full((2,), begin)
+            memory = Memory(table, first, end - begin, rows=torch.tensor(rows))
+            parts.append(decoder(codes[:, :, begin:end], first, memory))
+            assert memory.is_complete
+            assert memory.after is table
+    assert torch.equal(torch.cat(parts, 1), samples)
+    assert torch.equal(table[[1, 3]], state)
+    assert torch.equal(table[[0, 5]], untouched)
+
+
+def test_layers_of_torch_read_and_write_rows() -> None:
+    """Layers without a kernel copy their parts of the states."""
+    memory = Memory(numbers(4, 6), torch.zeros(2), 5, rows=torch.tensor([[0, 3], [2, 1]]))
+    before = memory.after.clone()
+    x = numbers(2, 3, 5, seed=1)
+    both = memory.recall(x, 2)
+    assert torch.equal(both[:, :, :2], before[[0, 3]].view(2, 3, 2))
+    assert torch.equal(memory.after[[2, 1]].view(2, 3, 2), x[:, :, 3:])
+    assert torch.equal(memory.after[[0, 3]], before[[0, 3]])
+
+
 def test_launches_on_a_gpu() -> None:
     """A layer is one launch with activations, residuals and states around it; one of the transformer is five."""
     decoder = small_decoder()

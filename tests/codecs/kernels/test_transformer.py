@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stretto.codecs.device import Ending, Rotation, joined_weight, multiply
+from stretto.codecs.device import Ending, Rotation, joined_weight, joint_codebooks, multiply
 from stretto.codecs.kernels.sizes import GATE
 from stretto.codecs.pocket import rotated as rotated_pairs
 from stretto.codecs.qwen3_12hz.decoder import rotated as rotated_halves
@@ -30,7 +30,7 @@ def attended(x: Tensor, first: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor
     begin = 0
     for window in x.split(sizes, 1):
         after = torch.empty_like(state)
-        arguments = window.contiguous(), state, after, first + begin
+        arguments = window.contiguous(), state, after, first + begin, None
         parts.append(torch.ops.stretto.attend(*arguments, BEFORE, HEADS, KV_HEADS))
         state = after
         begin += window.shape[1]
@@ -88,6 +88,21 @@ def test_gated_product_of_alternating_rows() -> None:
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
     assert torch.equal(F.silu(layers[0](x)) * layers[1](x), expected)
     assert layers[1].weight.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
+
+
+def test_projected_codebooks_are_one_table_and_one_product() -> None:
+    """Codebooks of different sizes, of which only the first ones may be used."""
+    tables = [numbers(size, 5, seed=seed) for seed, size in enumerate((6, 4, 4))]
+    projections = [nn.Linear(5, 20).requires_grad_(False) for _ in tables]
+    codes = torch.tensor([[[5, 0], [1, 3], [9, 2]]])
+    with kernels_on_host():
+        joint = joint_codebooks(tables, projections)
+        for number in (1, 2, 3):
+            result = joint.sum_of(codes[:, :number], 3)
+            expected = torch.zeros(1, 2, 20)
+            for table, projection, book in zip(tables, projections, codes[0, :number], strict=False):
+                expected += projection(table[book.clamp(max=len(table) - 1)])
+            torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("num_first", "num_others"), [(1, 3), (4, 1), (1, 1)])

@@ -9,10 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stretto.codecs.kernels.signals import BLOCK, keep_last
+from stretto.codecs.kernels.signals import BLOCK, keep_last, row_of
 
 QUERIES = 16
 KEYS = 32
+OPTIONS = {"num_warps": 8, "num_stages": 2, "enable_fp_fusion": True}  # with four warps, registers are spilled
 
 
 def attend_on_device(
@@ -21,6 +22,7 @@ def attend_on_device(
     before: Tensor,
     after: Tensor,
     first: Tensor,
+    rows: Tensor | None,
     num_before: int,
     num_heads: int,
     num_kv_heads: int,
@@ -33,6 +35,7 @@ def attend_on_device(
         before: Keys and values of the last steps before the window, [B, num_before · 2 · kv_heads · D].
         after: The same after the window; written.
         first: Position of the first step, [B].
+        rows: As in `multiply_on_device`.
         num_before: Number of earlier steps that a step attends to.
         num_heads: Number of heads of the queries.
         num_kv_heads: Number of heads of the keys and values.
@@ -46,6 +49,8 @@ def attend_on_device(
         before,
         after,
         first,
+        rows,
+        0 if rows is None else rows.stride(0),
         before.stride(0),
         after.stride(0),
         num_batch,
@@ -57,18 +62,19 @@ def attend_on_device(
         head_dim,
         QUERIES,
         KEYS,
-        num_warps=4,
-        enable_fp_fusion=True,
+        **OPTIONS,
     )
 
 
-@triton.jit(do_not_specialize=["num_batch", "num_inputs"])
+@triton.jit(do_not_specialize=["rows_after", "num_batch", "num_inputs"])
 def attention_kernel(
     out: tl.tensor,  # [B, n, heads · D], written
     x: tl.tensor,  # [B, n, (heads + 2 · kv_heads) · D]
-    before: tl.tensor,  # [B, num_before, 2 · kv_heads · D] at the distance `before_batch`
+    before: tl.tensor,  # [R, num_before, 2 · kv_heads · D] at the distance `before_batch`
     after: tl.tensor,  # the same, written
     first: tl.tensor,  # [B]
+    state_rows: tl.tensor,  # [2, B] at the distance `rows_after`, or None
+    rows_after: tl.tensor,
     before_batch: tl.tensor,
     after_batch: tl.tensor,
     num_batch: tl.tensor,
@@ -86,6 +92,7 @@ def attention_kernel(
     kv_head = head // (num_heads // num_kv_heads)
     width = (num_heads + 2 * num_kv_heads) * head_dim
     dim = tl.arange(0, head_dim)[None, :]
+    before_row = before + row_of(state_rows, batch) * before_batch
     position = tl.load(first + batch).to(tl.int32)
     begin = (position // queries + tl.program_id(0)) * queries  # position of the first query
     step = begin - position + tl.arange(0, queries)[:, None]
@@ -101,7 +108,7 @@ def attention_kernel(
         is_seen = is_query & (distance >= 0) & (distance <= num_before)
         key_step = key_at - position
         is_key = (key_step < num_inputs) & (key_step >= -num_before)
-        of_state = before + batch * before_batch + (key_step + num_before) * (2 * num_kv_heads * head_dim)
+        of_state = before_row + (key_step + num_before) * (2 * num_kv_heads * head_dim)
         of_new = x + (batch * num_inputs + key_step) * width + num_heads * head_dim
         of_key = tl.where(key_step < 0, of_state, of_new) + kv_head * head_dim + dim
         key = tl.load(of_key, is_key, 0.0)
@@ -117,8 +124,8 @@ def attention_kernel(
     of_out = out + (batch * num_inputs + step) * (num_heads * head_dim) + head * head_dim + dim
     tl.store(of_out, total / tl.where(is_query, weights, 1.0), is_query)
     keep_last(
-        x + num_heads * head_dim, before, after, None, before_batch, after_batch, num_batch, num_inputs, width,
-        2 * num_kv_heads * head_dim, num_before, 0, 0, BLOCK,
+        x + num_heads * head_dim, before, after, None, state_rows, rows_after, before_batch, after_batch, num_batch,
+        num_inputs, width, 2 * num_kv_heads * head_dim, num_before, 0, 0, BLOCK,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stretto.codecs.kernels.signals import BLOCK, activated, input_at, keep_last, late_inputs, memory_or_none
+from stretto.codecs.kernels.signals import BLOCK, activated, input_at, keep_last, late_inputs, memory_or_none, row_of
 from stretto.codecs.kernels.sizes import Sizes
 
 # numbers of a program
@@ -25,6 +25,7 @@ def filter_on_device(
     before: Tensor | None,
     after: Tensor | None,
     first: Tensor | None,
+    rows: Tensor | None,
     sizes: list[int],
     activation: str,
     one: Tensor | None,
@@ -55,8 +56,10 @@ def filter_on_device(
         before,
         after,
         first,
+        rows,
         one,
         other,
+        0 if rows is None else rows.stride(0),
         0 if before is None else before.stride(0),
         0 if after is None else after.stride(0),
         num_inputs,
@@ -80,18 +83,22 @@ def filter_on_device(
     )
 
 
-@triton.jit(do_not_specialize=["num_inputs", "num_batch", "length", "again", "late", "dilation", "num_before"])
+@triton.jit(
+    do_not_specialize=["rows_after", "num_inputs", "num_batch", "length", "again", "late", "dilation", "num_before"]
+)
 def depthwise_kernel(
     sums: tl.tensor,  # [B, length, C], written, or None
     activations: tl.tensor,  # the same
     x: tl.tensor,  # [B, n, C]
     weight: tl.tensor,  # [C, k · rate], or None
     bias: tl.tensor,  # [C], or None
-    before: tl.tensor,  # [B, D], or None
-    after: tl.tensor,  # [B, D], written, or None
+    before: tl.tensor,  # [R, D], or None
+    after: tl.tensor,  # [R, D], written, or None
     first: tl.tensor,  # [B], or None
+    state_rows: tl.tensor,  # [2, B] at the distance `rows_after`, or None
     one: tl.tensor,
     other: tl.tensor,
+    rows_after: tl.tensor,
     before_batch: tl.tensor,
     after_batch: tl.tensor,
     num_inputs: tl.tensor,  # n
@@ -121,10 +128,11 @@ def depthwise_kernel(
     if bias is not None:
         total += tl.load(bias + channel, is_channel, 0.0)
     zeros = late_inputs(first, batch, late)
+    row = row_of(state_rows, batch)
     for tap in range(num_taps):
         at = step // rate + tap * dilation - num_before
         number = input_at(
-            x, before, batch, at, channel, is_inside, before_batch, num_inputs, num_channels,
+            x, before, batch, row, at, channel, is_inside, before_batch, num_inputs, num_channels,
             num_channels, num_before, zeros,
         )  # fmt: skip
         if weight is None:
@@ -140,6 +148,6 @@ def depthwise_kernel(
         tl.store(activations + of_output, activated(total, activation, one, other, channel, is_channel), is_inside)
     if after is not None:
         keep_last(
-            x, before, after, first, before_batch, after_batch, num_batch, num_inputs, num_channels,
-            num_channels, num_before, again, late, BLOCK,
+            x, before, after, first, state_rows, rows_after, before_batch, after_batch, num_batch, num_inputs,
+            num_channels, num_channels, num_before, again, late, BLOCK,
         )  # fmt: skip

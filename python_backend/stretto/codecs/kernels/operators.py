@@ -13,7 +13,7 @@ from torch import Tensor
 from stretto.codecs.kernels.sizes import GATE, IEEE, Sizes
 
 LIBRARY = torch.library.Library("stretto", "FRAGMENT")
-STATE = "Tensor? before, Tensor(a!)? after, Tensor? first"
+STATE = "Tensor? before, Tensor(a!)? after, Tensor? first, Tensor? rows"
 RESULT = "str activation, Tensor? one, Tensor? other, bool keeps_sums"
 LIBRARY.define(
     f"product(Tensor x, Tensor weight, Tensor? bias, {STATE}, int[] sizes, Tensor? norm_weight, Tensor? norm_bias,"
@@ -21,8 +21,8 @@ LIBRARY.define(
 )
 LIBRARY.define(f"depthwise(Tensor x, Tensor? weight, Tensor? bias, {STATE}, int[] sizes, {RESULT}) -> (Tensor, Tensor)")
 LIBRARY.define(
-    "attend(Tensor x, Tensor before, Tensor(a!) after, Tensor first, int num_before, int num_heads, int num_kv_heads)"
-    " -> Tensor"
+    "attend(Tensor x, Tensor before, Tensor(a!) after, Tensor first, Tensor? rows, int num_before, int num_heads,"
+    " int num_kv_heads) -> Tensor"
 )
 LIBRARY.define("rotation(Tensor first, Tensor frequencies, int num_steps) -> (Tensor, Tensor)")
 LIBRARY.define(
@@ -52,6 +52,7 @@ def product_shapes(
     before: Tensor | None,
     after: Tensor | None,
     first: Tensor | None,
+    rows: Tensor | None,
     sizes: list[int],
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
@@ -84,6 +85,7 @@ def depthwise_shapes(
     before: Tensor | None,
     after: Tensor | None,
     first: Tensor | None,
+    rows: Tensor | None,
     sizes: list[int],
     activation: str,
     one: Tensor | None,
@@ -103,7 +105,14 @@ def _filter(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
 
 
 def attention_shape(
-    x: Tensor, before: Tensor, after: Tensor, first: Tensor, num_before: int, num_heads: int, num_kv_heads: int
+    x: Tensor,
+    before: Tensor,
+    after: Tensor,
+    first: Tensor,
+    rows: Tensor | None,
+    num_before: int,
+    num_heads: int,
+    num_kv_heads: int,
 ) -> Tensor:
     """Return memory for the result of `stretto::attend`."""
     head_dim = x.shape[2] // (num_heads + 2 * num_kv_heads)

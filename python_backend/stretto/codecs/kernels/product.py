@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stretto.codecs.kernels.signals import BLOCK, activated, input_at, keep_last, late_inputs, memory_or_none
+from stretto.codecs.kernels.signals import BLOCK, activated, input_at, keep_last, late_inputs, memory_or_none, row_of
 from stretto.codecs.kernels.sizes import IEEE, Sizes
 
 ROWS = 64  # steps of a tile, which tensor cores of sm_90 multiply at once
@@ -45,6 +45,7 @@ def multiply_on_device(
     before: Tensor | None,
     after: Tensor | None,
     first: Tensor | None,
+    rows: Tensor | None,
     sizes: list[int],
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
@@ -66,9 +67,10 @@ def multiply_on_device(
         weight: Weight, [k, rate · O, C] with any strides. The first tap reads the earliest input or, of a transposed
             convolution, the last one.
         bias: Bias, [O], or None.
-        before: The layer's part of the state before, [B, before · C]; None for zeros.
+        before: The layer's part of the state before, [B, before · C], or of a table, [R, before · C]; None for zeros.
         after: The same of the state after, written; None if there is none.
         first: Index of the first frame, [B]; with it, `late` inputs at an utterance's start count as zeros.
+        rows: Numbers of the utterances' rows in `before`, and in `after`, int64 [2, B]; None if these are their own.
         sizes: Fields of `Sizes`.
         norm_weight: Factor of each channel of a norm of the inputs, [C], or None.
         norm_bias: Summand of each channel of a LayerNorm; None for a norm that does not subtract the mean.
@@ -95,7 +97,8 @@ def multiply_on_device(
     tap = -weight.stride(0) if shape.is_transposed else weight.stride(0)
     product_kernel[grid](
         memory_or_none(sums), memory_or_none(activations), x, weight[-1] if shape.is_transposed else weight, bias,
-        before, after, first, norm_weight, norm_bias, gain, residual, one, other, stride_before, stride_after,
+        before, after, first, rows, norm_weight, norm_bias, gain, residual, one, other,
+        0 if rows is None else rows.stride(0), stride_before, stride_after,
         num_inputs, num_steps, num_batch, shape.length, shape.again, shape.late, num_channels, num_taps,
         shape.dilation, shape.before, num_columns, num_columns // shape.rate, shape.rate, shape.trim, shape.stride,
         tap, weight.stride(1), weight.stride(2), shape.num_rotated, eps,
@@ -259,7 +262,7 @@ def store(
         tl.store(activations + at, activated(total, activation, one, other, channel, is_column), is_inside)
 
 
-OF_A_WINDOW = ("num_inputs", "num_steps", "num_batch", "length", "again", "late")
+OF_A_WINDOW = ("rows_after", "num_inputs", "num_steps", "num_batch", "length", "again", "late")
 
 
 @triton.jit(do_not_specialize=[*OF_A_WINDOW, "dilation", "num_before", "trim"])
@@ -269,16 +272,17 @@ def product_kernel(
     x: tl.tensor,  # [B, n, C]
     weight: tl.tensor,  # [k, N, C], from the tap of the earliest input on
     bias: tl.tensor,  # [O], or None
-    before: tl.tensor,  # [B, D], or None
-    after: tl.tensor,  # [B, D], written, or None
+    before: tl.tensor,  # [R, D], or None
+    after: tl.tensor,  # [R, D], written, or None
     first: tl.tensor,  # [B], or None
+    state_rows: tl.tensor,  # [2, B] at the distance `rows_after`, or None
     norm_weight: tl.tensor,  # [C], or None
     norm_bias: tl.tensor,  # [C], or None
     gain: tl.tensor,  # [O], or None
     residual: tl.tensor,  # [B, length, O], or None
     one: tl.tensor,
     other: tl.tensor,
-    before_batch: tl.tensor, after_batch: tl.tensor,
+    rows_after: tl.tensor, before_batch: tl.tensor, after_batch: tl.tensor,
     num_inputs: tl.tensor, num_steps: tl.tensor,  # n, and rows of the product for an utterance
     num_batch: tl.tensor, length: tl.tensor,  # B, and outputs of an utterance
     again: tl.tensor, late: tl.tensor,
@@ -298,6 +302,7 @@ def product_kernel(
     batch = tl.minimum(rows // num_steps, num_batch - 1).to(tl.int64)[:, None]
     step = (rows % num_steps)[:, None]
     zeros = late_inputs(first, batch, late)
+    row = row_of(state_rows, batch)
     num_blocks = tl.cdiv(num_channels, CHANNELS)
     has_mean: tl.constexpr = norm_bias is not None
     if norm_weight is not None:  # of one input for each output, without a state
@@ -313,6 +318,7 @@ def product_kernel(
             x,
             before,
             batch,
+            row,
             at,
             channel,
             is_row & is_channel,
@@ -335,6 +341,6 @@ def product_kernel(
     )  # fmt: skip
     if after is not None:
         keep_last(
-            x, before, after, first, before_batch, after_batch, num_batch, num_inputs, num_channels,
-            num_channels, num_before, again, late, BLOCK,
+            x, before, after, first, state_rows, rows_after, before_batch, after_batch, num_batch, num_inputs,
+            num_channels, num_channels, num_before, again, late, BLOCK,
         )  # fmt: skip

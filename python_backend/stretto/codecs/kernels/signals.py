@@ -23,8 +23,9 @@ def memory_or_none(memory: Tensor) -> Tensor | None:
 @triton.jit
 def input_at(
     x: tl.tensor,  # [B, n, C]
-    before: tl.tensor,  # [B, D], of which the layer's part begins here, or None
+    before: tl.tensor,  # [R, D], of which the layer's part begins here, or None
     batch: tl.tensor,  # below B, even where nothing is inside
+    row: tl.tensor,  # of the utterance in `before`
     step: tl.tensor,
     channel: tl.tensor,
     is_inside: tl.tensor,
@@ -43,7 +44,7 @@ def input_at(
     if before is None:
         is_step = is_step & (step >= 0)
     else:
-        of_state = before + batch * before_batch + (step + num_before) * num_channels
+        of_state = before + row * before_batch + (step + num_before) * num_channels
         of_step = tl.where(step < 0, of_state, of_step)
         is_step = is_step & (step >= -num_before)
     return tl.load(of_step + channel, is_inside & is_step, 0.0)
@@ -56,11 +57,19 @@ def late_inputs(first: tl.tensor, batch: tl.tensor, late: tl.tensor) -> tl.tenso
 
 
 @triton.jit
+def row_of(state_rows: tl.tensor, batch: tl.tensor) -> tl.tensor:
+    """Return the rows of utterances in a state: those with these numbers, [B], or their own without numbers."""
+    return tl.load(state_rows + batch) if state_rows is not None else batch
+
+
+@triton.jit
 def keep_last(
     x: tl.tensor,
     before: tl.tensor,
-    after: tl.tensor,  # [B, D], of which the layer's part begins here; written
+    after: tl.tensor,  # [R, D], of which the layer's part begins here; written
     first: tl.tensor,
+    state_rows: tl.tensor,  # [2, B] at the distance `rows_after`, or None
+    rows_after: tl.tensor,
     before_batch: tl.tensor,
     after_batch: tl.tensor,
     num_batch: tl.tensor,
@@ -85,9 +94,11 @@ def keep_last(
         step = at // num_channels + num_inputs - again - num_before
         zeros = late_inputs(first, batch, late)
         number = input_at(
-            x, before, batch, step, channel, is_inside, before_batch, num_inputs, width, num_channels, num_before, zeros
-        )
-        tl.store(after + batch * after_batch + at, number, is_inside)
+            x, before, batch, row_of(state_rows, batch), step, channel, is_inside, before_batch, num_inputs, width,
+            num_channels, num_before, zeros,
+        )  # fmt: skip
+        row = row_of(state_rows + rows_after, batch) if state_rows is not None else batch
+        tl.store(after + row * after_batch + at, number, is_inside)
 
 
 @triton.jit

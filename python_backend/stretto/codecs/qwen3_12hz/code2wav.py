@@ -63,6 +63,7 @@ class Code2Wav(nn.Module):
             num_codebooks=shape.num_quantizers,
             codebook_size=shape.codebook_size,
             streaming=Stateful(right=1),
+            reads_rows=True,
             tail_samples=late,
             input_rate=INPUT_RATE,
         )
@@ -81,7 +82,7 @@ class Code2Wav(nn.Module):
         """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
         codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
         frames = codes.shape[2]
-        memory = Memory(window.state, first, frames, window.right)
+        memory = Memory(window.state, first, frames, window.right, window.rows)
         pcm = self(codes, first, memory)
         begin = self.spec.tail_samples
         assert memory.is_complete, "every layer has stored its state"

@@ -64,6 +64,7 @@ class Qwen3Codec(nn.Module):
             num_codebooks=config.decoder.num_quantizers,
             codebook_size=config.decoder.codebook_size,
             streaming=Stateful(),
+            reads_rows=True,
         )
         self._num_kept = num_kept(self.decoder)
 
@@ -83,7 +84,7 @@ class Qwen3Codec(nn.Module):
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
         codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
-        memory = Memory(window.state, first, codes.shape[2])
+        memory = Memory(window.state, first, codes.shape[2], rows=window.rows)
         pcm = self.decoder(codes, first, memory)
         assert memory.is_complete, "every layer has stored its state"
         return pcm.clamp(-1, 1), memory.after

@@ -18,7 +18,8 @@ from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
 
 from stretto.codecs.base import Codec, Window, load_codec, use_whole_float32
 from stretto.decoding.convolutions import check_mode, convolutions_in
-from stretto.decoding.graphs import CudaGraphs, GraphCache
+from stretto.decoding.graphs import CudaGraphs, GraphCache, padded_batch
+from stretto.decoding.states import StateTable, decode_in_rows, row_numbers
 from stretto.engine.protocol import is_unconditional
 from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.worker.run_slots import RunSlots
@@ -65,12 +66,6 @@ class Lane(Protocol):
         """
 
 
-def window_of(codes: torch.Tensor, codec: Codec) -> Window:
-    """Return the first window of B replies with these codes, int64 [B, K, T]."""
-    state = codec.initial_state(len(codes)).to(codes.device)
-    return Window(codes, left=0, right=0, first=codes.new_zeros(len(codes)), state=state)
-
-
 def packed(codes: torch.Tensor, pcm: torch.Tensor) -> torch.Tensor:
     """Return codes [B, K, T] and samples [B, n] as one tensor, float32 [B, K * T + n]."""
     return torch.cat([codes.flatten(1).float(), pcm.float()], 1)
@@ -92,8 +87,9 @@ class HostLane:
         """Do nothing, because the host has no graphs."""
 
     def decode(self, codes: torch.Tensor) -> tuple[torch.Tensor, None]:
+        state = self._codec.initial_state(len(codes))
         with self._convolutions:
-            pcm, _ = self._codec.decode(window_of(codes, self._codec))
+            pcm, _ = self._codec.decode(Window(codes, 0, 0, codes.new_zeros(len(codes)), state))
         return packed(codes, pcm), None
 
 
@@ -112,10 +108,15 @@ class CudaLane:
         self._device = device
         self._stream = torch.cuda.Stream(device, priority=-1)  # short, and a client waits for it
         context = convolutions_in(convolutions)
+        decode_window = decode_in_rows(codec)
+        # Every window begins a reply, and no state after it is needed.
+        self._states = StateTable(codec.initial_state(1), 0).states
+        self._first = torch.zeros(MAX_BATCH, dtype=torch.int64, device=device)
+        self._rows = row_numbers([], [], MAX_BATCH).to(device)
 
         def decode(window: Window) -> tuple[torch.Tensor, torch.Tensor]:
             with context:
-                return codec.decode(window)
+                return decode_window(window)
 
         longest_s = MAX_FIRST_FRAMES * MAX_BATCH / codec.spec.frame_rate
         self._graphs = GraphCache(decode, CudaGraphs(self._stream), codec.spec, MAX_BATCH, longest_s)
@@ -128,7 +129,7 @@ class CudaLane:
                 for power in range(MAX_BATCH.bit_length() - 1, -1, -1):
                     shape = 1 << power, self._codec.spec.num_codebooks, num_frames
                     codes = torch.zeros(shape, dtype=torch.int64, device=self._device)
-                    self._graphs.capture(window_of(codes, self._codec))
+                    self._graphs.capture(self._window(codes))
 
     def decode(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
         gathered = torch.cuda.Event()
@@ -136,11 +137,16 @@ class CudaLane:
         with torch.cuda.stream(self._stream), torch.inference_mode():
             self._stream.wait_event(gathered)
             codes.record_stream(self._stream)
-            pcm, _ = self._graphs.decode(window_of(codes, self._codec))
+            pcm, _ = self._graphs.decode(self._window(codes))
             numbers = packed(codes, pcm)
             done = torch.cuda.Event()
             done.record()
         return numbers, done
+
+    def _window(self, codes: torch.Tensor) -> Window:
+        """Return the first window of B replies with these codes, int64 [B, K, T]."""
+        batch = len(codes)
+        return Window(codes, 0, 0, self._first[:batch], self._states, self._rows[:, : padded_batch(batch)])
 
 
 class FirstFrames(PromptLogprobsWorker):

@@ -15,7 +15,8 @@ NORMS = ("norm_weight", "norm_bias")
 MULTIPLES = ("num_channels", "num_columns", "num_outputs", "weight_tap", "weight_column", "before_batch", "after_batch")
 ALIGNED = (*POINTERS, *NORMS, *MULTIPLES)  # multiples of 16 in most layers
 NONE = dict.fromkeys(NORMS)
-NO_STATE: dict[str, Any] = {"before": None, "after": None, "first": None, "before_batch": 0, "after_batch": 0}
+NO_ROWS: dict[str, Any] = {"state_rows": None, "rows_after": 0}
+NO_STATE = NO_ROWS | {"before": None, "after": None, "first": None, "before_batch": 0, "after_batch": 0}
 ALONE: dict[str, Any] = {"residual": None, "gain": None}
 ONE = {"weight_channel": 1, "stride": 1}
 NO_FACTORS = dict.fromkeys(("one", "other"))
@@ -23,7 +24,8 @@ NO_FACTORS = dict.fromkeys(("one", "other"))
 
 def types_of(kernel: Any) -> dict[str, str]:
     """Return the types of a kernel's arguments; those that are not named are 32-bit integers."""
-    named = {**dict.fromkeys((*POINTERS, *NORMS, *TABLES), "*fp32"), **dict.fromkeys(("first", "codes"), "*i64")}
+    named = dict.fromkeys((*POINTERS, *NORMS, *TABLES), "*fp32")
+    named |= dict.fromkeys(("first", "codes", "state_rows"), "*i64")
     named |= dict.fromkeys(("eps", "scale"), "fp32")
     return {name: named.get(name, "i32") for name in inspect.signature(kernel.fn).parameters}
 
@@ -57,6 +59,7 @@ CODEC_CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     product(NONE, FIRST, SAME, ALONE, SUMS_ONLY, activation="snake"),
     *(product(NONE, FIRST, ALONE, precision=each, activation="snake") for each in (IEEE, "tf32x3")),
     product(NONE, SAME, ALONE, activation="snake"),  # with late inputs
+    product(NONE, FIRST, SAME, ALONE, NO_ROWS, activation="snake"),  # whose states are no rows of a table
     product(NONE, FIRST, SAME, ALONE, NO_STATE, precision=IEEE),
     *(product(NONE, FIRST, SAME, ALONE, columns=each) for each in (32, 16)),
     product(NONE, FIRST, SAME, ALONE, precision=IEEE, columns=16),

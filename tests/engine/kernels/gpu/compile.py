@@ -19,7 +19,7 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stretto.codecs.kernels.attention import attention_kernel
+from stretto.codecs.kernels.attention import OPTIONS, attention_kernel
 from stretto.codecs.kernels.product import product_kernel
 from stretto.codecs.kernels.sizes import IEEE
 from stretto.engine.kernels.gpu.advance import ROW_FUNCTIONS, _gather_kernel, advance_kernel, keep_kernel
@@ -192,8 +192,9 @@ REGISTERS |= {(each, "row_product_kernel"): 200 for each in (80, 90, 100)}  # th
 # to 48.
 STACK = {(90, "_draw_kernel"): 16, (100, "_draw_kernel"): 16, (100, "draw_streams_kernel"): 8}
 STACK |= {
-    (80, "attention_kernel"): 16,
-    (80, "product_kernel"): 16,
+    (80, "product_kernel"): 16,  # in float32, as on the others
+    (90, "product_kernel"): 24,
+    (100, "product_kernel"): 24,
     (80, "draw_streams_kernel"): 8,
     (100, "few_rows_kernel"): 8,
     (100, "many_rows_kernel"): 8,
@@ -275,9 +276,12 @@ def compiled(kernel: Any, signature: dict[str, str], constants: dict[str, Any], 
         for index, name in enumerate(names)
         if name in aligned and name not in constants
     }
-    fuses = is_linear or kernel is attention_kernel or constants.get("precision") == IEEE
     source = ASTSource(kernel, types, constexprs=constants, attrs=attributes)
-    options: dict[str, Any] = {"num_warps": num_warps, "enable_fp_fusion": fuses, "launch_pdl": is_dependent}
+    options: dict[str, Any] = {"num_warps": num_warps, "enable_fp_fusion": is_linear, "launch_pdl": is_dependent}
+    if constants.get("precision") == IEEE:
+        options["enable_fp_fusion"] = True
+    if kernel is attention_kernel:
+        options |= OPTIONS
     if kernel is row_product_kernel:
         options["num_stages"] = num_stages(constants["block_inner"], constants["gated"])
     target = GPUTarget("cuda", capability, 32)
