@@ -80,8 +80,8 @@ class Keys:
 
         Keys are compared in constant time.
         """
-        given = self._digest(authorization)
-        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
+        sent = self._digest(authorization)
+        matches = [hmac.compare_digest(sent, digest) for digest in self._digests]
         return not matches or any(matches)
 
     def owner(self, authorization: str, secret: Secret | None = None) -> str:
@@ -106,29 +106,29 @@ def key_in(authorization: str) -> str:
     return key.strip(" \t") if scheme.lower() == "bearer" else authorization
 
 
-def is_address(place: str) -> bool:
-    """Return True if the host in `place` (host or host:port) is an IP address or localhost.
+def is_address(authority: str) -> bool:
+    """Return True if the host in `authority` (host or host:port) is an IP address or localhost.
 
     An attacker may make a browser resolve any other name to this machine (DNS rebinding).
     """
-    host = host_in(place)
+    host = host_in(authority)
     with suppress(ValueError):
         return host == "localhost" or bool(ip_address(host))
     return False
 
 
-def host_in(place: str) -> str:
-    """Return the host in `place` (host or host:port), in lower case; empty if `place` is neither."""
-    found = PLACE.fullmatch(place)
-    return "" if found is None else (found["bracketed"] or found["plain"]).lower()
+def host_in(authority: str) -> str:
+    """Return the host in `authority` (host or host:port), in lower case; empty if it is neither."""
+    match = PLACE.fullmatch(authority)
+    return "" if match is None else (match["bracketed"] or match["plain"]).lower()
 
 
 def origin_of(text: str) -> str:
     """Return an origin as browsers send it, or `*`; raise ValueError if `text` is neither."""
-    scheme, _, place = text.lower().rstrip("/").partition("://")
-    if text != ANY_ORIGIN and (not scheme.replace("-", "").isalnum() or PLACE.fullmatch(place) is None):
+    scheme, _, authority = text.lower().rstrip("/").partition("://")
+    if text != ANY_ORIGIN and (not scheme.replace("-", "").isalnum() or PLACE.fullmatch(authority) is None):
         raise ValueError(f"--cors-origin: expected an origin such as https://app.example, or *, got {text!r}")
-    return text if text == ANY_ORIGIN else f"{scheme}://{place}"
+    return text if text == ANY_ORIGIN else f"{scheme}://{authority}"
 
 
 def is_own_page(origin: str | None, host: str) -> bool:
@@ -136,8 +136,8 @@ def is_own_page(origin: str | None, host: str) -> bool:
 
     The page is only recognised at an IP address or localhost.
     """
-    scheme, _, place = (origin or "").partition("://")
-    return origin is None or (bool(scheme) and place == host and is_address(place))
+    scheme, _, authority = (origin or "").partition("://")
+    return origin is None or (bool(scheme) and authority == host and is_address(authority))
 
 
 def may_be_page_of_a_name(method: str, headers: Mapping[bytes, str]) -> bool:
@@ -147,13 +147,13 @@ def may_be_page_of_a_name(method: str, headers: Mapping[bytes, str]) -> bool:
     it. Some do: those in JavaScript together with `Sec-Fetch-Mode`, others with a `User-Agent` that is not a browser's.
     Browsers send `Sec-Fetch-Mode` only to `localhost` and to hosts that have a certificate for their name.
     """
-    place = headers.get(b"host", "")
+    authority = headers.get(b"host", "")
     agent = headers.get(b"user-agent", "")
     if method not in ("GET", "HEAD") or b"accept-language" not in headers or b"sec-fetch-mode" in headers:
         return False
-    is_private = PRIVATE.fullmatch(host_in(place)) is not None
+    is_private = PRIVATE.fullmatch(host_in(authority)) is not None
     is_program = BROWSER.match(agent) is None and (is_private or SENDS_LANGUAGE.search(agent) is not None)
-    return not is_program and not is_address(place)
+    return not is_program and not is_address(authority)
 
 
 def twice_given(scope: Scope) -> str:
@@ -318,8 +318,8 @@ def foreign_charset(headers: Mapping[bytes, str]) -> str:
 
     The reader of forms would look it up among Python's codecs, which keep each name that they do not know for ever.
     """
-    kind = headers.get(b"content-type", "")
-    _, *named = re.split("charset", kind, flags=re.IGNORECASE)
+    media_type = headers.get(b"content-type", "")
+    _, *named = re.split("charset", media_type, flags=re.IGNORECASE)
     if not is_form(headers) or not named or (len(named) == 1 and CHARSETS.match(named[0])):
         return ""
     return named[0].lstrip(' ="').partition(";")[0].rstrip(' "') or "none"
@@ -366,21 +366,21 @@ class LimitedBody:
             late = f"was not complete after {limits.upload_s:g} s"
             silent = f"received nothing for {limits.stall_s:g} s"
             raise ApiError(408, f"the body {late if left_s < limits.stall_s else silent}", code="timeout") from None
-        part = message.get("body", b"")
-        self._num_bytes += len(part)
+        data = message.get("body", b"")
+        self._num_bytes += len(data)
         self._is_complete = not message.get("more_body", False)
         if self._num_bytes > self._max_bytes:
             raise too_large(self._max_bytes)
         if self._max_other is not None:
-            self._num_other += len(part.translate(None, BASE64))
+            self._num_other += len(data.translate(None, BASE64))
             if self._num_other > self._max_other:
                 raise too_large(self._max_other, " in addition to files")
-        self.keep(min(len(part), max(0, self._num_bytes - SMALL_BYTES)))
+        self.keep(min(len(data), max(0, self._num_bytes - SMALL_BYTES)))
         if self._is_json:
-            num_values = len(part) - len(part.translate(None, VALUES))
+            num_values = len(data) - len(data.translate(None, VALUES))
             self._num_values += num_values
             self.keep(VALUE_BYTES * min(num_values, max(0, self._num_values - SMALL_VALUES)))
-            self._num_lists += len(part) - len(part.translate(None, LISTS))
+            self._num_lists += len(data) - len(data.translate(None, LISTS))
             if self._num_lists > MAX_LISTS:
                 detail = f"the body: expected at most {MAX_LISTS} lists and objects, got more"
                 raise ApiError(413, detail, code="request_too_large")

@@ -124,14 +124,14 @@ def is_signed(token: str, socket: WebSocket) -> bool:
 
     Twilio signs the URL in the TwiML, so that of the proxy that ends TLS. It may leave out the port.
     """
-    given = socket.headers.get("x-twilio-signature", "")
+    signed = socket.headers.get("x-twilio-signature", "")
     host = socket.headers.get("host", "")
     path = socket.url.path
     query = f"?{socket.url.query}" if socket.url.query else ""
     hosts = {host, host.rpartition(":")[0] or host}
-    urls = [f"{scheme}://{each}{path}{query}" for scheme in ("wss", "ws") for each in sorted(hosts)]
+    urls = [f"{scheme}://{name}{path}{query}" for scheme in ("wss", "ws") for name in sorted(hosts)]
     signatures = [base64.b64encode(hmac.digest(token.encode(), url.encode(), hashlib.sha1)) for url in urls]
-    return any(hmac.compare_digest(given.encode("latin-1"), signature) for signature in signatures)
+    return any(hmac.compare_digest(signed.encode("latin-1"), signature) for signature in signatures)
 
 
 async def run(gateway: Gateway, socket: WebSocket, channel: CallChannel, start: Start, access: CallAccess) -> None:
@@ -159,17 +159,17 @@ async def read_start(socket: WebSocket) -> Start:
     """Return the start message; raise ApiError if another message, or none, comes first."""
     try:
         async with asyncio.timeout(START_S):
-            kind = "connected"
+            event = "connected"
             content = cast(Any, None)
-            while kind == "connected":
+            while event == "connected":
                 message = await socket.receive()
                 if message["type"] == "websocket.disconnect":
                     raise SessionEnd
-                kind, content = read_message(message.get("text"))
+                event, content = read_message(message.get("text"))
     except TimeoutError:
         raise ApiError(408, f"event: expected start within {START_S:g} s", "event", "timeout") from None
-    if kind != "start":
-        raise mismatch("event", "start as the first message with content", kind)
+    if event != "start":
+        raise mismatch("event", "start as the first message with content", event)
     start: Start = content.start
     return start
 
@@ -205,9 +205,9 @@ async def make_session(
     Raises:
         ApiError: A parameter is invalid, or neither the model nor a webhook can hold the call.
     """
-    own = {name: value for name, value in start.custom_parameters.items() if name in OWN and value.strip()}
-    mode = own.get("mode", MODES[0])
-    name = own.get("model", "")
+    parameters = {name: value for name, value in start.custom_parameters.items() if name in OWN and value.strip()}
+    mode = parameters.get("mode", MODES[0])
+    name = parameters.get("model", "")
     if mode not in MODES:
         raise refused("mode", f"one of {', '.join(MODES)}", mode)
     wanted = name or (access.settings.model if isinstance(access.settings, RealtimeSettings) else "")
@@ -215,22 +215,22 @@ async def make_session(
     profile = await gateway.catalogue.model(name)
     if mode == MODES[0] and holds_calls(profile):
         voices = CallersVoices(gateway.voices, access.owner)
-        settings = await realtime_settings(gateway, own, name, access, voices)
-        kind = DuplexSession if is_duplex(profile, settings) else RealtimeSession
-        return kind(gateway, channel, name, tasks, voices), settings
+        settings = await realtime_settings(gateway, parameters, name, access, voices)
+        session_class = DuplexSession if is_duplex(profile, settings) else RealtimeSession
+        return session_class(gateway, channel, name, tasks, voices), settings
     call_webhook = gateway.config.of_route(TelephoneOptions).call_webhook
     if not call_webhook:
         what = f"--call-webhook URL at the start of the gateway, because {profile.family!r} needs it for {mode}"
         raise ApiError(400, f"call: expected {what}", "call", "unsupported")
     listener = gateway.listener if mode == MODES[0] else gateway
-    heard = heard_as(own) | {"transcription": {} if transcribes(await listener.catalogue.profile()) else None}
+    heard = heard_as(parameters) | {"transcription": {} if transcribes(await listener.catalogue.profile()) else None}
     listens = validated(TranscriptionSettings, {"audio": {"input": heard}})
     fields = None
     if mode == MODES[0]:
         names = ("voice", "speed", "language")
-        spoken: dict[str, Any] = {each: own[each] for each in names if each in own}
+        spoken: dict[str, Any] = {parameter: parameters[parameter] for parameter in names if parameter in parameters}
         fields = validated(SpeechFields, {"model": name, "response_format": "mulaw"} | spoken, "start.customParameters")
-    others = {each: value for each, value in start.custom_parameters.items() if each not in OWN}
+    others = {parameter: value for parameter, value in start.custom_parameters.items() if parameter not in OWN}
     call = {"call_sid": start.call_sid, "stream_sid": start.stream_sid, "parameters": others}
     webhook = Webhook(call_webhook, gateway.limits, call)
     return WebhookSession(listener, gateway, channel, tasks, webhook, fields, access.owner), listens
@@ -244,25 +244,25 @@ def holds_calls(profile: ModelProfile) -> bool:
     )
 
 
-def heard_as(own: dict[str, str]) -> dict[str, Any]:
+def heard_as(parameters: dict[str, str]) -> dict[str, Any]:
     """Return the settings of the caller's audio; the parameter `eagerness` selects `semantic_vad`."""
-    named = {"type": "semantic_vad", "eagerness": own.get("eagerness")}
-    return {"format": PHONE.model_dump()} | ({"turn_detection": named} if "eagerness" in own else {})
+    named = {"type": "semantic_vad", "eagerness": parameters.get("eagerness")}
+    return {"format": PHONE.model_dump()} | ({"turn_detection": named} if "eagerness" in parameters else {})
 
 
 async def realtime_settings(
-    gateway: Gateway, own: dict[str, str], model: str, access: CallAccess, voices: CallersVoices
+    gateway: Gateway, parameters: dict[str, str], model: str, access: CallAccess, voices: CallersVoices
 ) -> Settings:
     """Return the settings of a conversation, with the parameters of the call and those of its client secret.
 
     Raises:
         ApiError: A parameter is invalid.
     """
-    given = {name: own[name] for name in ("voice", "speed") if name in own}
-    update: dict[str, Any] = {"type": "realtime", "audio": {"output": {"format": PHONE.model_dump()} | given}}
-    update["audio"]["input"] = heard_as(own)
-    if "instructions" in own:
-        update["instructions"] = own["instructions"]
+    output = {name: parameters[name] for name in ("voice", "speed") if name in parameters}
+    update: dict[str, Any] = {"type": "realtime", "audio": {"output": {"format": PHONE.model_dump()} | output}}
+    update["audio"]["input"] = heard_as(parameters)
+    if "instructions" in parameters:
+        update["instructions"] = parameters["instructions"]
     first = access.settings if isinstance(access.settings, RealtimeSettings) else RealtimeSettings(model=model)
     change = SettingsChange(first, update, model)
     await restrict_to_model(change, gateway.catalogue, gateway.listener.catalogue, model, voices)

@@ -106,12 +106,12 @@ def read_message(text: str | bytes | None) -> tuple[str, Any]:
         ApiError: The message is of an unknown kind, or a field is invalid.
     """
     record = read_json(text)
-    kind = record.get("event")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise refused("event", f"one of {', '.join(KINDS)}", kind)
-    model = KINDS[kind]
+    event = record.get("event")
+    if not isinstance(event, str) or event not in KINDS:
+        raise refused("event", f"one of {', '.join(KINDS)}", event)
+    model = KINDS[event]
     if model is None:
-        return kind, None
-    if kind == "start" and isinstance(record.get("start"), dict):
+        return event, None
+    if event == "start" and isinstance(record.get("start"), dict):
         record = record | {"start": {"streamSid": record.get("streamSid")} | record["start"]}
-    return kind, validated(model, record)
+    return event, validated(model, record)

@@ -216,8 +216,8 @@ class WebhookSession(RealtimeSession):
         super().close()
         self.answers.close()
 
-    async def _notice(self, kind: str, fields: dict[str, Any]) -> None:
-        if kind == TRANSCRIBED and fields["transcript"]:
+    async def _notice(self, event: str, fields: dict[str, Any]) -> None:
+        if event == TRANSCRIBED and fields["transcript"]:
             reason = {"finish_reason": fields[FINISH_REASON]} if FINISH_REASON in fields else {}
             try:
                 self.answers.report("turn", text=fields["transcript"], **reason)
@@ -247,8 +247,8 @@ class TelephoneCall:
             SessionEnd: The call is over.
         """
         try:
-            kind, content = read_message(message)
-            match kind:
+            event, content = read_message(message)
+            match event:
                 case "media" if content.media.track == "inbound":
                     await self._hear(content.media.chunk, content.audio())
                 case "mark":

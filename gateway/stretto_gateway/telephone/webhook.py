@@ -43,8 +43,8 @@ class Webhook:
             async with sent(self._url, body, {"accept": "text/plain"}, self._limits.stall_s) as answer:
                 if not 200 <= answer.status < 300:
                     raise OutgoingError(f"status {answer.status}")
-                async for part in answer.content.iter_any():
-                    num_chars += len(text := decoder.decode(part))
+                async for data in answer.content.iter_any():
+                    num_chars += len(text := decoder.decode(data))
                     if num_chars > self._limits.max_input_chars:
                         raise OutgoingError(f"more than {self._limits.max_input_chars} characters")
                     if text:
