@@ -284,7 +284,7 @@ def text_and_codes(known: Qwen3TtsVocabulary, text: Mapping[str, Shape], width: 
         return F.linear(tables.float(), weight, bias).to(first.dtype)
 
     return {
-        **merged("model.embed_tokens.weight", rows_of_all_ids, text | codes),
+        **merged("model.embed_tokens.weight", rows_of_all_ids, {**text, **codes}),
         HEAD: Part("depth.first_head", codes[CODES], lambda stored: torch.cat([stored[:size], stored[end : end + 1]])),
         **merged("depth.embed", rows_of_codes, seen | projection),
         **merged("depth.heads", stacked, {f"{DEPTH}lm_head.{k}.weight": (size, inner) for k in numbers}),
