@@ -9,13 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 from fastapi import APIRouter
 from starlette.types import Scope
-
-if TYPE_CHECKING:
-    from stretto_gateway.gateway import Gateway
 
 GROUP = "stretto_gateway.routes"
 OWN = "stretto"  # package of the gateway's own routes
@@ -54,7 +51,9 @@ class RouteState:
 
 
 class Route:
-    """Endpoints, and what they need of the gateway.
+    """Endpoints, with the parts of the gateway that they need.
+
+    The argument `gateway` of the methods is a `stretto_gateway.gateway.Gateway`. That module imports this one.
 
     Attributes:
         position: Position among all routes in the API reference and in --help.
@@ -75,7 +74,7 @@ class Route:
         """Return the settings from the command line; raise ValueError or OSError if they are invalid."""
         return None
 
-    def make_state(self, gateway: "Gateway") -> RouteState | None:
+    def make_state(self, gateway: Any) -> RouteState | None:
         """Return the state of the route for a gateway, inside the event loop."""
         return None
 
@@ -91,7 +90,7 @@ class Route:
         """Return True if a key has the form of a secret, and the request is for an endpoint that takes secrets."""
         return False
 
-    def find_secret(self, gateway: "Gateway", key: str) -> Secret | None:
+    def find_secret(self, gateway: Any, key: str) -> Secret | None:
         """Return the secret with this value; None if it is unknown or has expired."""
         return None
 

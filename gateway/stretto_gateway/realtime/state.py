@@ -21,7 +21,7 @@ class RealtimeOptions(RouteSettings):
 
 
 class RealtimeState(RouteState):
-    """What all realtime sessions share: turns of voice activity detection, end-of-turn model, client secrets."""
+    """State that all realtime sessions share: turns of voice activity detection, end-of-turn model, client secrets."""
 
     def __init__(self, gateway: Gateway):
         model = gateway.config.of_route(RealtimeOptions).turn_model
