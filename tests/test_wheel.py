@@ -112,7 +112,8 @@ def test_wheel_has_the_console_script_and_all_entry_points(wheel: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     expected = {"console_scripts": project["scripts"]} | entry_points()
     assert {section: dict(points[section]) for section in points.sections()} == expected
-    groups = {"vllm.general_plugins", "stretto.families", "stretto.codecs", "stretto.markers", "triton.backends"}
+    groups = {"vllm.general_plugins", "triton.backends", "stretto_gateway.routes"}
+    groups |= {f"stretto.{name}" for name in ("families", "codecs", "markers")}
     assert set(expected) == {"console_scripts", *groups}
 
 

@@ -12,12 +12,12 @@ from stretto.launcher.triton_24_10.clock import ClockWatch
 from tests.sources import parsed
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("python_backend", "gateway", "client", "deploy", "model_repository", "examples")
+FOLDERS = ("python_backend", "gateway", "contract", "client", "deploy", "model_repository", "examples", "plugins")
 DAY_CLOCKS = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today"}
 # Every use of the wall clock in the product, by file: how many, and why a step of the clock does no harm there.
 USES = {
     "client.py": (1, "vLLM's arrival time, which only its log shows"),
-    "models.py": (2, "the date of an installation, and the age of a lock file, which has a date"),
+    "store.py": (2, "the date of an installation, and the age of a lock file, which has a date"),
     "clock.py": (1, "detects steps of the clock"),
     "encoded_voices.py": (1, "the age of a file, which has a date"),
     "usage.py": (1, "periods of the calendar"),

@@ -316,10 +316,11 @@ def _plan(release: Release) -> Conversion:
     record = made.record | ({SAMPLING: sampling} if sampling else {})
     family = read_family(record)
     models = [made, *(each.made for each in made.nested)]
-    plans = [model.plan for model in models]
-    plans += [network.plan for model in models for network in model.networks if network.tensors is None]
+    all_networks = [network for model in models for network in model.networks]
+    plans = [*(model.plan for model in models), *(network.plan for network in all_networks if network.tensors is None)]
     wanted = {name: shape for plan in plans for name, shape in shapes_read(plan).items()}
     folded = {name for model in models for name in model.folded}
+    folded |= {name for network in all_networks if network.tensors is not None for name in network.plan}
     unused = [name for name in check_shapes(wanted, tensors, (*made.dropped, *folded)) if name not in folded]
     networks = [ConvertedNetwork.from_network(each, tensors) for each in made.networks]
     nested = {each.folder: _nested(release, contents, each) for each in made.nested}
