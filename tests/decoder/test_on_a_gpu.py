@@ -93,8 +93,7 @@ class Decoder:
 
     def answer_all(self) -> None:
         """Run the loop until every chunk has its answer."""
-        self.loop.turn()
-        while self.loop.unanswered:
+        while self.queue.waiting() or self.loop.unanswered:
             self.loop.turn()
 
 
