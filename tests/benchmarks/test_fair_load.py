@@ -36,5 +36,5 @@ def test_requests_of_the_warm_up_are_sent_but_not_measured(client: int) -> None:
 
     first = client << 20
     measured = asyncio.run(sent())
-    assert seeds == [first + index for index in range(12)]
-    assert [each.audio_s for each in measured] == [first + index for index in range(7, 12)]
+    assert sorted(seeds) == [first + index for index in range(12)]  # on a busy machine, several are due at once
+    assert sorted(each.audio_s for each in measured) == [first + index for index in range(7, 12)]
