@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -85,7 +86,8 @@ def test_a_chunk_reaches_the_worker_with_its_codes_and_reply(slot: FlowSlot) -> 
 
 def test_latency_excludes_the_time_before_a_chunk_is_wanted(slot: FlowSlot, monkeypatch: pytest.MonkeyPatch) -> None:
     now, noted = 100.0, list[float]()
-    monkeypatch.setattr(decoding_service, "time", SimpleNamespace(monotonic=lambda: now))
+    clock = SimpleNamespace(monotonic=lambda: now, sleep=time.sleep)  # `sleep` for the threads of earlier services
+    monkeypatch.setattr(decoding_service, "time", clock)
     monkeypatch.setattr(FlowSlot, "note_latency", lambda _, seconds: noted.append(seconds))
     for wanted_s in (0.0, 107.0):
         reply = ChunkReply(Caller(Request({})), slot)
