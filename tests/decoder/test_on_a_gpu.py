@@ -353,7 +353,7 @@ def test_a_batch_copies_no_states(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatc
     counts = list[int]()
     for size in (1, 16):
         states = [launcher.initial_state()] * size
-        assert launcher.capture([window] * size, states)
+        assert launcher.capture([window] * size)
         with Operators() as operators:
             launcher.launch([window] * size, states)
         counts.append(operators.num)

@@ -9,7 +9,7 @@ import torch
 
 from stretto.codecs.base import Codec, Window
 from stretto.config import DecoderConfig
-from stretto.decoder.launching import HostLauncher, State, capture_shapes, stack, warm_up
+from stretto.decoder.launching import HostLauncher, capture_shapes, warm_up
 from stretto.decoder.streaming import FrameWindow
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
@@ -52,13 +52,10 @@ class Capturing(HostLauncher):
         super().__init__(codec, "float32")
         self.captured: list[tuple[int, int, int, int]] = []
 
-    def capture(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> bool:
-        self.captured.append(shape_of(stack(windows, states)))
+    def capture(self, windows: Sequence[FrameWindow], is_first: bool = False) -> bool:
+        window = windows[0]
+        self.captured.append((len(windows), window.left, window.codes.shape[1], window.right))
         return True
-
-
-def shape_of(window: Window) -> tuple[int, int, int, int]:
-    return len(window.codes), window.left, window.codes.shape[2], window.right
 
 
 @pytest.mark.parametrize("make", [FakeCodec, make_codec])

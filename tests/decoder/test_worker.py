@@ -17,10 +17,11 @@ from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Whole, Window
 from stretto.config import DecoderConfig
 from stretto.decoder.batching import next_group
-from stretto.decoder.launching import Flight, State, own_states, stack
+from stretto.decoder.launching import Flight, own_states, stack
 from stretto.decoder.sessions import Sessions
 from stretto.decoder.streaming import FrameWindow
 from stretto.decoder.worker import MAX_FAILED_TURNS, DecoderWorker
+from stretto.decoding.states import State
 from stretto.errors import Cancelled, Closing, InvalidRequest
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm

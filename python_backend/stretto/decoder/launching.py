@@ -15,15 +15,13 @@ from torch import Tensor
 
 from stretto.codecs.base import Codec, CodecSpec, Window, use_whole_float32
 from stretto.config import DecoderConfig
-from stretto.decoder.streaming import FrameWindow, Windower
+from stretto.decoder.streaming import MAX_REFERENCES, FrameWindow, Windower
 from stretto.decoding.convolutions import check_mode, convolutions_in
 from stretto.decoding.graphs import CudaGraphs, GraphCache, batch_limit, limits_of, padded_batch
-from stretto.decoding.states import Decode, StateRow, StateTable, decode_in_rows, row_numbers
+from stretto.decoding.states import Decode, State, StateRow, StateTable, decode_in_rows, row_numbers
 from stretto.streams.chunking import ChunkPolicy
 
 PRIMITIVES = 1 << 14  # oneDNN primitives to cache, about 100 kB each
-MAX_REFERENCES = 4096  # rows for states after voice references
-State = Tensor | StateRow  # of an utterance: [1, D], or a row of the launcher's table
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +69,12 @@ class Launcher(Protocol):
         """Return the codec's state before the first frame of an utterance."""
         ...
 
-    def capture(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> bool:
+    def capture(self, windows: Sequence[FrameWindow], is_first: bool = False) -> bool:
         """Capture a graph for a batch of this shape; return True if one exists afterwards.
 
         Args:
-            windows: As in `launch`, like the other arguments.
+            windows: As in `launch`.
+            is_first: As in `launch`.
         """
         ...
 
@@ -141,7 +140,7 @@ class HostLauncher:
     def initial_state(self) -> State:
         return self._codec.initial_state(1)
 
-    def capture(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> bool:
+    def capture(self, windows: Sequence[FrameWindow], is_first: bool = False) -> bool:
         """Return False, because the host has no graphs."""
         return False
 
@@ -222,7 +221,7 @@ class CudaLauncher:
     def initial_state(self) -> State:
         return self._codec.initial_state(1) if self._table is None else self._table.initial
 
-    def capture(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> bool:
+    def capture(self, windows: Sequence[FrameWindow], is_first: bool = False) -> bool:
         """Capture a graph for a batch of this shape, as `Launcher` describes."""
         lane = self._first_lane if is_first else self._lane
         if lane.graphs is None or self._table is None:
@@ -316,15 +315,15 @@ def capture_shapes(launcher: Launcher, codec: Codec, policy: ChunkPolicy, max_ba
     """
     if not launcher.has_graphs:
         return 0
-    windows = _windows(launcher, codec, policy)[::-1]
+    windows = windows_of(codec.spec, policy)[::-1]
     batches = (1 << power for power in range((max_batch - 1).bit_length(), -1, -1))
-    shapes = [(batch, window, state) for batch in batches for window, state in windows]
+    shapes = [(batch, window) for batch in batches for window in windows]
     shapes.sort(key=lambda shape: shape[0] * shape[1].codes.shape[1], reverse=True)
     num_graphs = 0
     for is_first in (False, True) if launcher.has_first_lane else (False,):
-        for batch, window, state in shapes:
+        for batch, window in shapes:
             if not is_first or window.left == 0:
-                num_graphs += launcher.capture([window] * batch, [state] * batch, is_first)
+                num_graphs += launcher.capture([window] * batch, is_first)
     return num_graphs
 
 

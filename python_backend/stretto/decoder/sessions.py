@@ -21,7 +21,7 @@ from stretto.decoder.streaming import (
     Windower,
     read_reference,
 )
-from stretto.decoding.states import StateRow
+from stretto.decoding.states import State
 from stretto.errors import InvalidRequest, Overloaded
 from stretto.marking.marker import Marker, MarkerStream
 from stretto.records.chunk import MAX_KEPT_BYTES, Chunk, Kept
@@ -160,7 +160,7 @@ class DecoderSession:
     """
 
     windower: Windower
-    state: Tensor | StateRow
+    state: State
     renderer: Renderer
     last_used_s: float
     reference: VoiceReference = field(default_factory=VoiceReference)
@@ -253,7 +253,7 @@ class Sessions:
         self._codec = codec
         self._marker = marker
         self.last_sizes: Sequence[int] = ()
-        self.begin: Callable[[], Tensor | StateRow] = partial(codec.initial_state, 1)
+        self.begin: Callable[[], State] = partial(codec.initial_state, 1)
         self._limit = limit
         self._idle_timeout_s = idle_timeout_s
         self.now = clock

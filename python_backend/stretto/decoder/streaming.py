@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import numpy as np
-from torch import Tensor
 
 from stretto.codecs.base import Codec, CodecSpec, RecordedVoices
-from stretto.decoding.states import StateRow
+from stretto.decoding.states import State
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk, Sound
 from stretto.streams.layout import latents_of
@@ -138,6 +137,7 @@ class Windower:
         self._kept_from += surplus
 
 
+MAX_REFERENCES = 4096  # voice references whose states are kept; on a GPU, each needs a row of the table of states
 PART_FRAMES = 25  # frames decoded in one pass; other utterances are decoded in between
 
 
@@ -161,7 +161,7 @@ class _Decoded:
     """Decoder state after a voice reference."""
 
     windower: Windower
-    state: Tensor | StateRow
+    state: State
 
     @property
     def num_bytes(self) -> int:
@@ -179,7 +179,7 @@ class References:
         self._latest: OrderedDict[bytes, _Decoded] = OrderedDict()
         self.num_bytes = 0
 
-    def find(self, key: bytes) -> tuple[Windower, Tensor | StateRow] | None:
+    def find(self, key: bytes) -> tuple[Windower, State] | None:
         """Return the windower and codec state after a reference, or None if it is not in the cache."""
         decoded = self._latest.get(key)
         if decoded is None:
@@ -187,7 +187,7 @@ class References:
         self._latest.move_to_end(key)
         return decoded.windower.copy(), decoded.state
 
-    def remember(self, key: bytes, windower: Windower, state: Tensor | StateRow) -> None:
+    def remember(self, key: bytes, windower: Windower, state: State) -> None:
         """Cache the decoder state after a reference; evict the least recently used states if there is no room."""
         decoded = _Decoded(windower.copy(), state)
         if key in self._latest or decoded.num_bytes > self._max_bytes:

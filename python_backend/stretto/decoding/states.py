@@ -37,6 +37,9 @@ class StateRow:
         self._free.append(self.number)
 
 
+State = Tensor | StateRow  # of an utterance: [1, D], or a row of the launcher's table
+
+
 class StateTable:
     """Table of codec states. Only one thread may take rows; any thread may drop them.
 
