@@ -13,6 +13,7 @@ from benchmarks.decoder import random_codes, stream
 from lab.releases.random_qwen3_codec import make_qwen3_codec
 from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig
+from stretto.decoder import streaming
 from stretto.decoder.streaming import PART_FRAMES, References, Windower
 from stretto.decoder.worker import DecoderWorker
 from stretto.errors import InvalidRequest
@@ -217,6 +218,16 @@ def test_least_recently_used_references_are_evicted() -> None:
     references.remember(b"e", windower, torch.zeros(1, 3 * size))
     assert references.find(b"e") is None
     assert references.num_bytes == 3 * size
+
+
+def test_number_of_references_is_bounded_however_small_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, each state occupies one row of a table with a fixed number of rows."""
+    monkeypatch.setattr(streaming, "MAX_REFERENCES", 2)
+    references = References(1 << 20)
+    for name in (b"a", b"b", b"c"):
+        references.remember(name, Windower(FakeCodec.spec), torch.zeros(1, 1))
+    assert [references.find(name) is not None for name in (b"a", b"b", b"c")] == [False, True, True]
+    assert references.num_bytes == 2 * (Windower(FakeCodec.spec).num_bytes + torch.zeros(1, 1).nbytes)
 
 
 def test_continued_utterance_does_not_recache_its_reference(worker: DecoderWorker) -> None:

@@ -169,7 +169,7 @@ class _Decoded:
 
 
 class References:
-    """LRU cache of decoder states after voice references, bounded in bytes.
+    """LRU cache of decoder states after voice references, bounded in bytes, and to MAX_REFERENCES states.
 
     Not thread-safe, except for `num_bytes`. Deterministic utterances have separate keys (see `read_reference`).
     """
@@ -194,7 +194,7 @@ class References:
             return
         self._latest[key] = decoded
         self.num_bytes += decoded.num_bytes
-        while self.num_bytes > self._max_bytes:
+        while self.num_bytes > self._max_bytes or len(self._latest) > MAX_REFERENCES:
             self.num_bytes -= self._latest.popitem(last=False)[1].num_bytes
 
 
