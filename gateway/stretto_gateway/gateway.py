@@ -128,7 +128,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Close the routes and the clients, and export the remaining traces."""
-        for state in self._states.values():
+        for state in reversed(self._states.values()):  # calls use the state of realtime sessions while they end
             await state.close()
         await self.servers.close()
         if self.metrics.spans is not None:
