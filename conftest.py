@@ -176,7 +176,7 @@ def regions(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Path]]:
 
 @pytest.fixture
 def proxy_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set the variables for HTTP proxies, in both cases, to an address at which nobody listens."""
+    """Set the variables for HTTP proxies, in both cases, to an address at which no server listens."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
         monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")

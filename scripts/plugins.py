@@ -14,6 +14,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +37,8 @@ def own_files(name: str) -> list[Path]:
     ]
 
 
-def imported_names(path: Path) -> set[str]:
+@cache
+def imported_names(path: Path) -> frozenset[str]:
     """Return the names of everything that a file imports, with those of a module's attributes after the module's."""
     names = set[str]()
     for node in ast.walk(ast.parse(path.read_bytes())):
@@ -44,7 +46,7 @@ def imported_names(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+    return frozenset(names)
 
 
 def files_of(module: str) -> list[Path]:

@@ -451,7 +451,8 @@ def users_of_family_data() -> dict[str, set[str]]:
 
     for each in installed(FAMILIES):
         if each.distribution == NAME:
-            loaded, folder = each.load(), str(package_in(each.entry_point.module)).removeprefix("families/")
+            loaded = each.load()
+            folder = str(package_in(each.entry_point.module)).removeprefix("families/")
             add(loaded.build(None) if isinstance(loaded, FamilyPlugin) else loaded, folder)
     return {name: folders for name, folders in users.items() if name.split(".")[0] in fields}
 

@@ -4,16 +4,16 @@ Importing this module hides them from the process; `pytest -p tests.without_plug
 needs one of them, directly or through another file of this repository.
 """
 
-import ast
 import importlib.metadata
 import re
 import sys
 from collections.abc import Sequence
-from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.metadata import EntryPoints
 from pathlib import Path
 from types import ModuleType
+
+from scripts.plugins import imported_names
 
 ROOT = Path(__file__).parents[1]
 HIDDEN = {path.name for path in ROOT.glob("plugins/*/stretto_*")} | {"plugins"}
@@ -35,18 +35,6 @@ def core_entry_points(**chosen: str) -> EntryPoints:
     return EntryPoints(point for point in all_entry_points(**chosen) if re.split("[.:]", point.value)[0] not in HIDDEN)
 
 
-@cache
-def imported(path: Path) -> frozenset[str]:
-    """Return the names of everything that a file imports, also inside functions."""
-    names = set[str]()
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return frozenset(names)
-
-
 def needs_plugins(path: Path) -> bool:
     """Return True if a file imports a plug-in, or a file of tests, benchmarks or the lab that does."""
     seen = set[Path]()
@@ -56,7 +44,7 @@ def needs_plugins(path: Path) -> bool:
         if current in seen:
             continue
         seen.add(current)
-        names = imported(current)
+        names = imported_names(current)
         if any(name.partition(".")[0] in HIDDEN for name in names):
             return True
         files = [(ROOT / name.replace(".", "/")).with_suffix(".py") for name in names]

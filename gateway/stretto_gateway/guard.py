@@ -159,7 +159,7 @@ def may_be_page_of_a_name(method: str, headers: Mapping[bytes, str]) -> bool:
 def twice_given(scope: Scope) -> str:
     """Return the name of a duplicate header that decides about access; empty if there is none.
 
-    Whether the first or the last one counts would depend on the programs between the client and this one.
+    Programs between the client and this one may use the first or the last of several.
     """
     single = single_headers()
     counts = Counter(name for name, _ in scope["headers"] if name in single)

@@ -276,7 +276,7 @@ def transcript_response(
 ) -> Response:
     """Return a transcript in the requested response format.
 
-    Formats with times have a single segment for the whole recording, or none if nothing was said.
+    Formats with times have a single segment for the whole recording, or none if the recording has no words.
 
     Args:
         response_format: One of OpenAI's formats.

@@ -194,7 +194,8 @@ async def test_model_receives_only_what_it_reads(start: Start, monkeypatch: pyte
 async def test_slow_model_delays_only_its_own_session(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(end_of_turn, "MAX_WAITING", 1)
     running, goes_on, has_begun = await start(answer(), TALKS, turn_model=graph()), threading.Event(), asyncio.Event()
-    loop, model = asyncio.get_running_loop(), running.app.state.gateway.of_route(RealtimeState).end_of_turn
+    loop = asyncio.get_running_loop()
+    model = running.app.state.gateway.of_route(RealtimeState).end_of_turn
 
     def slow(_: np.ndarray) -> float:
         loop.call_soon_threadsafe(has_begun.set)

@@ -89,7 +89,8 @@ def drawn_ids(seed: int) -> np.ndarray:
 @pytest.mark.parametrize("seed", [1, *by_night(2, 3, 4)])
 def test_array_and_kernel_word_states_match_reference_queues(ahead: int, seed: int) -> None:
     rules = SegmentRules(family(ahead), LENGTH)
-    script, words = rules.family.drawing, texts(seed)
+    script = rules.family.drawing
+    words = texts(seed)
     assert isinstance(script, WordScript)
     packed = [[each for word in own for each in pack_word(*word)] + [0] for own in words]
     known = [track for track in (rules.track(FIRST, ids) for ids in packed) if isinstance(track, WordTrack)]

@@ -31,7 +31,8 @@ class WordReplies:
     ):
         self.number, self.rules, self.num_in_kernel = len(tracks), rules, num_in_kernel
         self.arrays = arrays or HostArrays()
-        self.tables, script = SlotTables(self.number, rules, torch.device("cpu")), rules.family.drawing
+        self.tables = SlotTables(self.number, rules, torch.device("cpu"))
+        script = rules.family.drawing
         assert isinstance(script, WordScript)
         for slot, track in enumerate(tracks):
             self.extend(slot, track.entries())

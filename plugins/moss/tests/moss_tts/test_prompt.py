@@ -91,7 +91,7 @@ def test_names_that_were_set_aside_return_once() -> None:
     ids=["one", "many", "private use", "name in a tag"],
 )
 def test_each_name_is_put_back_once(text: str, expected: str) -> None:
-    """Also if a text contains what the authors' processor writes in the place of a name."""
+    """Also if a text contains the placeholder that the authors' processor writes for a name."""
     assert cleaned(text) == expected
 
 
