@@ -61,7 +61,7 @@ def time_batch(launcher: Launcher, codec: Codec, num_windows: int, num_frames: i
     codes = np.random.default_rng(0).integers(0, spec.codebook_size, (num_windows, spec.num_codebooks, length))
     windows = [FrameWindow(each, spec.left_frames, spec.left_frames, spec.right_frames) for each in codes]
     states = [launcher.initial_state() for _ in windows]
-    launcher.capture(windows, states)
+    launcher.capture(windows)
     wall_s = list[float]()
     device_s = list[float]()
     for _ in range(WARM_UPS + rounds):

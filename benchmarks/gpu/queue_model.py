@@ -108,7 +108,7 @@ class VirtualLauncher:
         """Return an empty state."""
         return Tensor()
 
-    def capture(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> bool:
+    def capture(self, windows: Sequence[FrameWindow], is_first: bool = False) -> bool:
         """Return True; nothing is captured."""
         return True
 
