@@ -6,15 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.decoder import (
-    LiveLoad,
-    LiveStreams,
-    ProcessorTime,
-    RealTime,
-    main,
-    measure_live,
-    parse,
-)
+from benchmarks.decoder import LiveLoad, LiveStreams, ProcessorTime, RealTime, main, measure_live, parse
 from stretto.config import DecoderConfig
 from stretto.streams.chunking import ChunkPolicy
 from stretto.triton_io.flow import FlowTable

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from benchmarks.ensemble import Count, FamilyLoad
-from benchmarks.loads import Load, Trace, arrivals, run_open
+from benchmarks.loads import Trace
 from lab.releases.small_models import SMALL_MODELS
-from tests.patience import PATIENCE_S
 
 FRAME_S = 0.02
 
@@ -58,25 +57,3 @@ def test_guidance_cost_is_measured_for_families_that_support_it(monkeypatch: pyt
     assert all(options["audio"] == {"min_rows": 50, "max_rows": 50} for options in server.asked)
     assert all(options["text"]["min_rows"] == options["text"]["max_rows"] for options in server.asked)
     assert len(server.asked) == 3 * 3 * 3 * 2, "three arms, two rounds and one to warm up, three streams, two each"
-
-
-def test_open_loop_sends_without_waiting_for_responses() -> None:
-    seen: list[dict[str, Any]] = []
-    all_sent = asyncio.Event()
-
-    async def speak(text: str, options: dict[str, Any]) -> Trace:
-        seen.append(options)
-        if len(seen) == 12:
-            all_sent.set()
-        await all_sent.wait()  # no request is answered before the last one was sent
-        return Trace(0.0, arrivals=[1.0], durations=[1.0], sound=0.0, finished=1.0)
-
-    async def sent() -> tuple[list[Trace], float]:
-        return await asyncio.wait_for(
-            run_open(Load(1, 12, 50, None), 400.0, speak, iter(map(str, range(12)))), PATIENCE_S
-        )
-
-    traces, wall_s = asyncio.run(sent())
-    assert len(traces) == 12
-    assert wall_s >= arrivals(400.0, 12)[-1]
-    assert len({options["seed"] for options in seen}) == 12

@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness import serving
-from stretto_client import RequestCancelled, RequestRefused, SpeechClient
-from tests.patience import until
 
 ROOT = Path(__file__).parents[2]
 BINARY_NOT_TO_BE_HAD = 3
@@ -132,32 +130,3 @@ def test_truncated_exports_are_merged(server: str, tmp_path: Path) -> None:
     assert f"of {number} requests: it was truncated" in said
     assert experiment["requests"] == experiment["answered"] > 0
     assert (tmp_path / "exports" / "concurrency-1.2.json").exists()
-
-
-async def test_client_streams_from_a_real_server(server: str) -> None:
-    async with SpeechClient(server) as client:
-        assert await client.ready()
-        events = [event async for event in client.speak("hello")]
-        assert [None if event.pcm is None else round(float(event.pcm[0]), 3) for event in events] == [
-            *(None, 0.1, 0.2, 0.3, 0.4)
-        ]
-        assert events[-1].is_final
-        with pytest.raises(RequestRefused, match=r"^text: expected words, got bad$"):
-            await anext(client.speak("bad"))
-
-
-async def test_client_cancel_reaches_a_served_model(server: str, repository: Path) -> None:
-    async with SpeechClient(server) as client:
-        stream = client.speak("wait")
-        await anext(stream)
-        stream.cancel()
-        with pytest.raises(RequestCancelled):
-            await anext(stream)
-        until(lambda: (repository / "speech" / "1" / "cancelled").exists())
-
-
-async def test_perf_analyzer_client_reports_an_unknown_model(server: str) -> None:
-    async with SpeechClient(server, model="singing") as client:
-        assert not await client.ready()
-        with pytest.raises(RequestRefused, match="a model that the server has, got 'singing'"):
-            await anext(client.speak("hello"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.schedules import CONFIG, LAYERS, allowed, ids_after, passes
+from benchmarks.schedules import CONFIG, LAYERS, allowed, passes
 from stretto.families.vita_audio.family import SCHEDULES
 
 
@@ -11,11 +11,6 @@ def test_forward_passes_match_hand_counts() -> None:
     assert [passes(name, 1) for name in SCHEDULES] == [3, 1, 1, 1]
     assert passes("vanilla", 31) == 51  # 11 ids with 8 codes, twice 14 with 8, and of the next 4 + 1 + 7
     assert passes("turbo", 31) == 5  # 11 ids each
-
-
-def test_schedule_id_counts_follow_from_the_main_model_passes() -> None:
-    assert [ids_after(name, 3) for name in SCHEDULES] == [3, 7, 13, 33]  # 5 + 1 + 1, 11 + 1 + 1
-    assert [ids_after(name, 0) for name in SCHEDULES] == [0, 0, 0, 0]
 
 
 def test_allowed_speed_up_is_the_ratio_of_weights_read_per_id() -> None:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from benchmarks.tts_bench import read_figures, write_texts
+from benchmarks.tts_bench import read_figures
 
 
 def test_stalled_requests_count_as_complete_and_errors_do_not(tmp_path: Path) -> None:
@@ -18,10 +18,3 @@ def test_stalled_requests_count_as_complete_and_errors_do_not(tmp_path: Path) ->
     assert (figures["scheduled"], figures["complete"], figures["without_stall"]) == (7, 3, 2)
     assert figures["errors"] == {"http_error": 1, "timeout": 2}
     assert (figures["first_byte_ms_p50"], figures["first_sound_ms_p50"]) == (250.0, 300.0)
-
-
-def test_every_benchmark_text_has_a_unique_id(tmp_path: Path) -> None:
-    write_texts(tmp_path / "texts")
-    lines = [json.loads(line) for line in (tmp_path / "texts").read_text().splitlines()]
-    assert len({line["id"] for line in lines}) == len(lines) > 4
-    assert all(line["text"] for line in lines)

@@ -15,13 +15,7 @@ import pytest
 from benchmarks.chaos import __main__ as chaos
 from benchmarks.chaos import faults
 from benchmarks.chaos.__main__ import KINDS, faults_of
-from benchmarks.chaos.faults import (
-    Fill,
-    Kill,
-    Stop,
-    clock_environment,
-    fill,
-)
+from benchmarks.chaos.faults import Fill, Kill, Stop, clock_environment, fill
 from stretto.launcher.processes import is_stopped
 
 LAUNCH: Any = None
@@ -71,12 +65,6 @@ def test_stop_fault_stops_and_resumes_the_process(victim: subprocess.Popen[bytes
     assert victim.stdin is not None
     victim.communicate(b"\n")
     assert victim.returncode == 0
-
-
-def test_only_processes_of_the_server_are_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = {None: {"launcher": 7, "resource tracker": 8, "proxy": 9}, 7: {"proxy": 9}}
-    monkeypatch.setattr(chaos, "served_processes", lambda root=None: found[root])
-    assert [fault.name for fault in faults_of(("kill",), tmp_path)] == ["kill proxy", "kill launcher"]
 
 
 def test_every_process_kind_has_its_faults(victim: subprocess.Popen[bytes], tmp_path: Path) -> None:

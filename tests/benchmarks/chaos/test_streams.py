@@ -7,19 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from benchmarks.chaos.load import (
-    READERS,
-    Ask,
-    GrpcAsk,
-    Reader,
-    Servers,
-    Streams,
-    Verdict,
-    judge,
-    listen,
-    read,
-    take_references,
-)
+from benchmarks.chaos.load import READERS, Ask, GrpcAsk, Reader, Servers, Streams, Verdict, judge, read, take_references
 from tests.client.fake_server import Chunk, ErrorText, FakeServer, Request, Step
 
 LIMIT_S = 60.0
@@ -65,19 +53,8 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
-def test_every_reader_accepts_a_correct_answer(reader: Reader) -> None:
-    assert run(lambda _: spoken(), reader)[0] in (Verdict.RIGHT, Verdict.LEFT)
-
-
-@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
 def test_every_reader_detects_a_changed_beginning(reader: Reader) -> None:
     assert run(lambda _: spoken(changed=0), reader) == [Verdict.WRONG]
-
-
-def test_premature_end_is_not_a_right_answer() -> None:
-    assert run(lambda _: [*spoken()[:-2], Chunk(4, is_final=True, is_last=True)], listen) == [Verdict.WRONG]
-    assert run(lambda _: spoken()[:-1], listen) == [Verdict.ERROR]  # the client itself reports the early end
-    assert run(lambda _: [Chunk(is_final=True, is_last=True, num_samples=None)], listen) == [Verdict.INCOMPLETE]
 
 
 def test_non_reproducible_reference_is_rejected() -> None:

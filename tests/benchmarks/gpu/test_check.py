@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu.__main__ import ENVIRONMENT, main, parse
 from benchmarks.gpu.host import _share_memory
 from benchmarks.gpu.jobs import JOBS, Setup, append
 from tests.cuda_runtime import GRANULARITY, install_for
@@ -39,17 +38,6 @@ def records(folder: Path, printed: str, jobs: Collection[str]) -> dict[str, list
     return found
 
 
-def test_dry_run_of_a_job_without_an_engine_passes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """The check runs in this process, which has imported vLLM."""
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    line = ["--dry-run", "--out", str(tmp_path), "--limit-s", "3000", "--jobs", "host"]
-    assert main(parse(line)) == 0
-    assert list(records(tmp_path, capfd.readouterr().out, ("host",))) == ["host"]
-
-
 def test_stock_steps_are_compared_with_those_of_an_engine_with_whole_graphs(tmp_path: Path) -> None:
     from benchmarks.gpu.speed import our_steps
 
@@ -64,24 +52,6 @@ def test_host_job_reads_a_gpu_ring_in_a_client_and_kills_it(monkeypatch: pytest.
     cuda = install_for(monkeypatch)
     assert _share_memory(Setup("cuda", tmp_path)) == {"bytes": GRANULARITY, "ok": True}
     assert cuda.is_unused
-
-
-@pytest.mark.nightly
-def test_dry_run_of_one_job_per_kind_passes(tmp_path: Path) -> None:
-    parity = "parity_preempted", "parity_frames"
-    engines = "ours_1b7", "stock_1b7", "schedules_vita"
-    kinds = ("host", "kernels", "decoder_tiny", *parity, "waits", *engines, "side_by_side")
-    found = walked(tmp_path, kinds)
-    assert {line["kernel"] for line in found["kernels"]} == KERNELS
-    assert any(line["preemptions"] for line in found["parity_preempted"])
-    assert [line["checkpoint"] for line in found["parity_frames"]] == ["csm"]
-    assert all(line["engine_efficiency"] > 0 for line in found["stock_1b7"])
-    starts = [(line["order"], line["process"]) for line in found["side_by_side"] if "process" in line]
-    in_both_orders = [("engine, decoder", "engine"), ("engine, decoder", "decoder"), ("decoder, engine", "engine")]
-    assert starts[:3] == in_both_orders
-    assert [line["reserved_mb"] > 4096 for line in found["side_by_side"] if "kv_blocks" in line][:2] == [True, True]
-    busy = [line for line in found["side_by_side"] if "step_ms" in line]
-    assert [line["decoder"] for line in busy][:2] == ["idle", "busy"]
 
 
 @pytest.mark.nightly

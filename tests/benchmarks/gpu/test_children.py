@@ -8,16 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu.__main__ import parse
-from benchmarks.gpu.jobs import (
-    IF_TIME_IS_LEFT,
-    JOBS,
-    QUARTER,
-    SERVED,
-    Children,
-    Job,
-    Setup,
-    seconds_of,
-)
+from benchmarks.gpu.jobs import IF_TIME_IS_LEFT, JOBS, QUARTER, SERVED, Children, Job, Setup, seconds_of
 from benchmarks.gpu.served import ShapeLoads
 from tests.patience import until
 
@@ -59,14 +50,6 @@ def test_failed_job_keeps_results_and_log_and_next_job_runs(setup: Setup) -> Non
     assert "ArithmeticError: out of luck" in setup.logs.read_text()
     assert [line["figure"] for line in lines(setup, "finds")] == [4, 5], "later results are still had"
     assert lines(setup, "passes")[0]["is_small"]
-
-
-def test_crashed_job_keeps_results_and_stack_and_next_job_runs(setup: Setup) -> None:
-    outcomes = Children(setup).run_all(fakes("crashes", "passes"), 2 * LIMIT_S)
-    assert [(outcome.status, outcome.lines) for outcome in outcomes] == [("SIGSEGV", 1), ("passed", 2)]
-    assert [line["figure"] for line in lines(setup, "crashes")] == [6]
-    log = setup.logs.read_text()
-    assert log.index("about to read nothing") < log.index("Segmentation fault") < log.index("in crashes")
 
 
 @pytest.mark.nightly

@@ -27,10 +27,3 @@ def test_engine_gets_the_memory_that_its_decoder_leaves(tmp_path: Path) -> None:
     assert not config.engine_args.keys() & {"gpu_memory_utilization", "kv_cache_memory_bytes"}
     share = memory_share(config, lambda: GPU_BYTES)["gpu_memory_utilization"]
     assert share * GPU_BYTES == pytest.approx(GPU_BYTES - config.reserved_mb * MIB)
-
-
-def test_dry_run_needs_no_gpu_memory(tmp_path: Path) -> None:
-    setup, model = Setup("cpu", tmp_path), MODELS["8b"]
-    config = engine_config(write_config(tmp_path, model, setup), setup, model, (1, 2))
-    assert config.reserved_mb is None
-    assert config.engine_args["kv_cache_memory_bytes"] == 64 << 20

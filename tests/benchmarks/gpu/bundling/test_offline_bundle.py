@@ -3,7 +3,6 @@
 import argparse
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -109,23 +108,3 @@ def test_bundled_libraries_are_trimmed_and_libpython_is_found(tmp_path: Path, ho
         ["bash", "-c", f"{done.stdout.strip()}; cat $STRETTO_LIBPYTHON/libpython3.12.so.1.0"], capture_output=True
     )
     assert shell.stdout == b"python"
-
-
-def test_release_without_a_wheel_is_not_selected(tmp_path: Path, house: Path, package: Path) -> None:
-    """Nothing can be built for the host; `sox` 1.5 is such a release."""
-    source = tmp_path / "deeper-2.9"
-    source.mkdir()
-    (source / "PKG-INFO").write_text("Metadata-Version: 2.2\nName: deeper\nVersion: 2.9\nRequires-Dist: needed\n")
-    (source / "pyproject.toml").write_text('[project]\nname = "deeper"\nversion = "2.9"\ndependencies = ["needed"]\n')
-    with tarfile.open(house / "deeper-2.9.tar.gz", "w:gz") as archive:
-        archive.add(source, source.name)
-    assert "deeper-2.0-py3-none-any.whl" in pack(arguments(tmp_path, house), package)["wheels"]
-
-
-def test_damaged_part_error_names_the_part(tmp_path: Path, house: Path, package: Path) -> None:
-    pack(arguments(tmp_path, house), package)
-    part = tmp_path / "out" / "part-01"
-    part.write_bytes(part.read_bytes()[:-1])
-    done = run_install(tmp_path, "manifest.json", "part-01")
-    assert done.returncode == 1
-    assert "part-01" in done.stderr
