@@ -1,16 +1,15 @@
 """Formulas become words; faces and stage directions are left out; words around elements and at line ends stay right."""
 
-import itertools
-from collections.abc import Sequence
+from functools import partial
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto_client.latex import LatexFilter
-from stretto_client.markup import Markup, open_reader
-from tests.interpreter_steps import count_steps
+from tests.client import reading
 
+read = partial(reading.read, tags=())  # the model renders none
 FORMULAS = {
     r"Let $x^2$ and $\frac{1}{2}$ be.": "Let x squared and 1/2 be.",
     r"$E = mc^2$": "E equals m c squared",
@@ -85,16 +84,6 @@ SSML = {
 }
 
 
-def read(text: str, markup: Markup = "auto", sizes: Sequence[int] = ()) -> str:
-    """Return the spoken text of a text that is cut into pieces of these sizes; in one piece if there are none."""
-    reader, start, spoken = open_reader(markup, ()), 0, ""
-    for size in itertools.cycle(sizes or [len(text) + 1]):
-        if start >= len(text):
-            return spoken + reader.end()
-        spoken, start = spoken + reader.add(text[start : start + size]), start + size
-    raise AssertionError
-
-
 @pytest.mark.parametrize("text", FORMULAS | LEFT_OUT | CUT | COMPLETE, ids=repr)
 def test_what_is_seen_or_acted_is_not_read(text: str) -> None:
     spoken = (FORMULAS | LEFT_OUT | CUT | COMPLETE)[text]
@@ -112,56 +101,6 @@ def test_words_around_elements_stay_apart(inner: str) -> None:
         assert " ".join(read(f"<speak>{inner}</speak>", sizes=sizes).split()) == SSML[inner]
 
 
-BITS = (
-    *(
-        "$",
-        "$$",
-        r"\(",
-        r"\)",
-        r"\[",
-        r"\]",
-        r"\frac",
-        "{",
-        "}",
-        "^",
-        "_",
-        "x",
-        "2",
-        " ",
-        "\n",
-        "word",
-        "is",
-        r"\text{is it}",
-    ),
-    *(
-        r"\alpha",
-        r"\begin{align}",
-        r"\end{align}",
-        "\\",
-        "ツ",
-        "¯",
-        "(",
-        ")",
-        "猫",
-        "ಠ",
-        ".",
-        "(sighs",
-        "*laughs*",
-        "[pause]",
-        "-\n",
-    ),
-    *("\u00ad", "a", "I", "*", "é", "ω", "exam"),
-)
-CUTS = st.lists(st.integers(1, 30), min_size=1, max_size=12)
-
-
-@given(st.lists(st.sampled_from(BITS), max_size=30).map("".join), CUTS)
-@example("$" + "x" * 300 + "$", [7])
-@example(r"\(" + "a " * 600, [9])
-def test_spoken_text_does_not_depend_on_cuts(text: str, sizes: list[int]) -> None:
-    assert read(text, sizes=sizes) == read(text) == read(text, sizes=[1])
-
-
 @given(st.integers(24, 60), st.integers(0, 9))
 def test_text_wrapped_at_any_width_has_no_full_stops_inside_sentences(width: int, start: int) -> None:
     words = (
@@ -177,31 +116,6 @@ def test_text_wrapped_at_any_width_has_no_full_stops_inside_sentences(width: int
             line = f"{line} {word}".strip()
     text = "\n".join([*lines, line])
     assert read(text) == read(text, "none") == text
-
-
-HOSTILE = (
-    "$1 ",
-    r"\(",
-    r"\frac{",
-    "$x",
-    r"\begin{a}",
-    "ツ(",
-    "(sighs ",
-    "*laughs ",
-    "\u00ad",
-    "-\n",
-    "$$",
-    "{^",
-    "a_{",
-)
-
-
-@pytest.mark.parametrize("unit", HOSTILE, ids=repr)
-def test_reading_time_is_linear_in_the_length(unit: str) -> None:
-    def steps(num_chars: int) -> int:
-        return count_steps(lambda: read((unit * num_chars)[:num_chars]))
-
-    assert steps(16_000) < 3 * steps(8_000) + 1000
 
 
 def test_deep_formulas_end() -> None:

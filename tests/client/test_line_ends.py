@@ -1,7 +1,5 @@
 """Lines and paragraphs without final punctuation are followed by a pause, wrapped lines are not."""
 
-from collections.abc import AsyncIterator, Sequence
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -9,6 +7,7 @@ from hypothesis import strategies as st
 from stretto_client import SpeechClient
 from stretto_client.markup import Markup, has_marks, open_reader
 from tests.client.fake_server import Chunk, FakeServer
+from tests.client.reading import cut, read, written
 from tests.client.test_live_speech import Live
 
 WRAPPED = (
@@ -40,27 +39,18 @@ ONGOING = (
 )
 
 
-def read(text: str, markup: Markup, sizes: Sequence[int] = ()) -> str:
-    """Return the spoken text of a text that is cut into pieces of these sizes; in one piece if there are none."""
-    reader, start, spoken = open_reader(markup), 0, ""
-    while start < len(text):
-        size = sizes[start % len(sizes)] if sizes else len(text)
-        spoken, start = spoken + reader.add(text[start : start + size]), start + size
-    return spoken + reader.end()
-
-
 @pytest.mark.parametrize("markup", ["auto", "markdown", "none"])
 def test_complete_lines_end_with_a_full_stop(markup: Markup) -> None:
     for text, spoken in COMPLETE.items():
         assert has_marks(text, markup) == (text != spoken)
-        for size in range(1, len(text) + 1):
+        for size in (1, 2, 3, 5, 7, 11, len(text)):
             assert read(text, markup, [size]).replace("\r", "") == spoken.replace("\r", ""), size
 
 
 @pytest.mark.parametrize("markup", ["auto", "markdown", "none"])
 def test_wrapped_lines_and_the_last_line_are_unchanged(markup: Markup) -> None:
     for text in ONGOING:
-        for size in range(1, len(text) + 1):
+        for size in (1, 2, 3, 5, 7, 11, len(text)):
             assert read(text, markup, [size]) == text
 
 
@@ -79,13 +69,8 @@ def test_line_ends_do_not_depend_on_cuts(text: str, sizes: list[int]) -> None:
 def test_text_without_line_ends_is_returned_immediately() -> None:
     reader = open_reader("none")
     assert [reader.add(piece) for piece in ("Gr", "üße ", "Ann\n", "Be", "n ", "or\nI, ", "so")] == [
-        *("Gr", "üße ", "Ann", "", ".\nBen ", "or.\nI, ", "so"),
+        *("Gr", "üße ", "Ann", "", ".\nBen ", "or.\nI, ", "so")
     ]
-
-
-async def pieces(text: str, size: int) -> AsyncIterator[str]:
-    for start in range(0, len(text), size):
-        yield text[start : start + size]
 
 
 SPOKEN = [Chunk(0, 640), Chunk(1, 640, is_final=True, is_last=True)]
@@ -98,8 +83,8 @@ async def test_requests_have_a_pause_at_line_ends(markup: Markup) -> None:
     async with SpeechClient(await server.start()) as client, SpeechClient(await live.server.start()) as other:
         _ = [event async for event in client.speak(text, markup=markup)]
         for size in (1, 4, 100):
-            _ = [event async for event in client.speak(pieces(text, size), markup=markup)]
-        _ = [event async for event in other.speak(pieces(text, 3), markup=markup)]
+            _ = [event async for event in client.speak(written(*cut(text, [size])), markup=markup)]
+        _ = [event async for event in other.speak(written(*cut(text, [3])), markup=markup)]
     await server.stop()
     await live.server.stop()
     whole, *streamed = [" ".join(request["text"].decode().split()) for request in server.requests]

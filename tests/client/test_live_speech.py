@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -37,6 +37,7 @@ from tests.client.fake_server import (
     Taken,
     Until,
 )
+from tests.client.reading import cut, written
 from tests.patience import PATIENCE_S, until_async
 
 LIVE = PROFILE | {"reads_live_text": True}
@@ -70,17 +71,6 @@ async def live() -> AsyncIterator[Live]:
     made = Live()
     yield made
     await made.server.stop()
-
-
-async def written(*pieces: str, error: Exception | None = None) -> AsyncIterator[str]:
-    for piece in pieces:
-        await asyncio.sleep(0)
-        yield piece
-    if error is not None:
-        raise error
-
-
-Serve = Callable[..., Any]
 
 
 async def test_client_streams_text_as_it_is_written(live: Live) -> None:
@@ -229,8 +219,7 @@ async def test_prematurely_ended_part_stream_is_a_server_failure(live: Live) -> 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 async def test_streamed_sentences_keep_all_text_for_any_chunking(size: int) -> None:
     text = "It is Dr. Smith. He is here!  Is he?\n\nYes, " + "very " * 30 + "much so. And 3.5 more... ok"
-    pieces = written(*(text[start : start + size] for start in range(0, len(text), size)))
-    async with UnreadText(pieces) as unread:
+    async with UnreadText(written(*cut(text, [size]))) as unread:
         clauses = [clause async for clause in clauses_of(unread, 40)]
     assert max(map(len, clauses)) <= 40
     assert "".join(clauses).replace(" ", "") == "".join(text.split())

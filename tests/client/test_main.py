@@ -1,10 +1,8 @@
-"""The command line in a separate process, against the fake server."""
+"""The command line against the fake server; test_pipes.py has it in processes."""
 
 import asyncio
 import json
 import re
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import grpc
@@ -13,46 +11,17 @@ import pytest
 import soundfile
 
 from stretto_client.__main__ import main
-from tests.client.fake_server import REPORT, Abort, Chunk, FakeServer, Pause, Request, Step, Taken, Until
-from tests.patience import PATIENCE_S
+from tests.client.conftest import CommandLine
+from tests.client.fake_server import REPORT, Abort, Chunk, Pause, Request, Step, Taken, Until
 
-pytestmark = pytest.mark.slow  # a process for each test
-ROOT = Path(__file__).parents[2]
 UTTERANCE = [
     Chunk(0, None, text="k ae t"),
     Chunk(1, 640, words=("a", "cat")),
     Chunk(2, 1280, is_final=True, is_last=True),
 ]
-Script = Callable[[Request], list[Step]]
-Run = Callable[..., Awaitable[tuple[int, str, str]]]
 
 
-@pytest.fixture
-async def run(tmp_path: Path) -> AsyncIterator[Run]:
-    servers: list[FakeServer] = []
-
-    async def run(steps: list[Step] | Script, *arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
-        server = FakeServer(steps if callable(steps) else lambda _: steps)
-        servers.append(server)
-        address = await server.start()
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "stretto_client", *arguments, "--server", address),
-            cwd=tmp_path,
-            env={"PYTHONPATH": f"{ROOT / 'contract'}:{ROOT / 'client'}", "PATH": "/nowhere"},
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        out, errors = await asyncio.wait_for(process.communicate(stdin), PATIENCE_S)
-        run.request = server.requests[0] if server.requests else None
-        return process.returncode, out.decode(), errors.decode()
-
-    yield run
-    for server in servers:
-        await server.stop()
-
-
-async def test_speak_writes_the_file_and_prints_a_summary_line(run: Run, tmp_path: Path) -> None:
+async def test_speak_writes_the_file_and_prints_a_summary_line(run: CommandLine, tmp_path: Path) -> None:
     code, out, errors = await run(UTTERANCE, "speak", "a cat", "--voice", "rms", "--seed", "7", "--guidance", "1.5")
     assert (code, errors) == (0, "")
     assert re.fullmatch(
@@ -61,15 +30,15 @@ async def test_speak_writes_the_file_and_prints_a_summary_line(run: Run, tmp_pat
         out,
     )
     assert len(soundfile.read(tmp_path / "speech.wav")[0]) == 1920
-    assert json.loads(run.request["options"]) == {"voice": "rms", "seed": 7, "guidance_scale": 1.5}
+    assert json.loads(run.requests[0]["options"]) == {"voice": "rms", "seed": 7, "guidance_scale": 1.5}
 
 
-async def test_speak_sends_language_and_instruction(run: Run) -> None:
+async def test_speak_sends_language_and_instruction(run: CommandLine) -> None:
     await run(UTTERANCE, "speak", "a", "--language", "german", "--instruct", "Slowly.")
-    assert json.loads(run.request["options"]) == {"language": "german", "instruct": "Slowly."}
+    assert json.loads(run.requests[0]["options"]) == {"language": "german", "instruct": "Slowly."}
 
 
-async def test_speak_supports_options_words_and_json(run: Run, tmp_path: Path) -> None:
+async def test_speak_supports_options_words_and_json(run: CommandLine, tmp_path: Path) -> None:
     options = ("--options", '{"seed": 1, "audio": {"top_k": 5}}', "--seed", "2")
     code, out, _ = await run(UTTERANCE, "speak", "a", "--words", "--json", "--out", "b.flac", *options)
     first, second, summary = out.splitlines()
@@ -77,29 +46,29 @@ async def test_speak_supports_options_words_and_json(run: Run, tmp_path: Path) -
     assert [first.split(), second.split()] == [["0.04", "s", "a"], ["0.04", "s", "cat"]]
     assert json.loads(summary)["report"] == REPORT
     assert json.loads(summary)["audio_s"] == pytest.approx(0.12)
-    assert json.loads(run.request["options"]) == {"seed": 2, "audio": {"top_k": 5}}
+    assert json.loads(run.requests[0]["options"]) == {"seed": 2, "audio": {"top_k": 5}}
     assert (tmp_path / "b.flac").exists()
 
 
-async def test_speak_requests_and_writes_the_given_encoding(run: Run, tmp_path: Path) -> None:
+async def test_speak_requests_and_writes_the_given_encoding(run: CommandLine, tmp_path: Path) -> None:
     steps = [Chunk(0, 640, is_16_bit=True), Chunk(1, 640, is_final=True, is_last=True, is_16_bit=True)]
     code, _, errors = await run(steps, "speak", "a", "--encoding", "pcm_s16le", "--sample-rate", "16000")
     assert (code, errors) == (0, "")
-    assert json.loads(run.request["options"]) == {"output": {"encoding": "pcm_s16le", "sample_rate": 16_000}}
+    assert json.loads(run.requests[0]["options"]) == {"output": {"encoding": "pcm_s16le", "sample_rate": 16_000}}
     pcm, rate = soundfile.read(tmp_path / "speech.wav", dtype="int16")
     assert (rate, pcm.tolist()) == (16_000, [8192] * 1280)
 
 
-async def test_transcribe_prints_the_text(run: Run, tmp_path: Path) -> None:
+async def test_transcribe_prints_the_text(run: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(b"RIFF\0")
     steps = [Chunk(0, None, text="a c"), Chunk(1, None, text="at", is_final=True, is_last=True)]
     code, out, errors = await run(steps, "transcribe", "a.wav")
     assert (code, out) == (0, "a cat\n")
     assert re.fullmatch(r"complete after \d+\.\d\d s\n", errors)
-    assert (run.request["audio"], run.request["task"]) == (b"RIFF\0", b"asr")
+    assert (run.requests[0]["audio"], run.requests[0]["task"]) == (b"RIFF\0", b"asr")
 
 
-async def test_transcribe_reads_standard_input_live(run: Run) -> None:
+async def test_transcribe_reads_standard_input_live(run: CommandLine) -> None:
     """The samples are 16-bit, and an odd last byte is ignored."""
     heard, complete = list[float](), asyncio.Event()
 
@@ -116,10 +85,10 @@ async def test_transcribe_reads_standard_input_live(run: Run) -> None:
     code, out, _ = await run(listen, "transcribe", "-", "--rate", "16000", stdin=stdin)
     assert (code, out) == (0, "a cat\n")
     assert heard == [0.25, -0.5] * 500
-    assert json.loads(run.request["options"]) == {"live": True}
+    assert json.loads(run.requests[0]["options"]) == {"live": True}
 
 
-async def test_talk_writes_speech_while_reading_standard_input(run: Run, tmp_path: Path) -> None:
+async def test_talk_writes_speech_while_reading_standard_input(run: CommandLine, tmp_path: Path) -> None:
     """The first frame of speech arrives before the input is complete."""
     complete = asyncio.Event()
 
@@ -138,43 +107,46 @@ async def test_talk_writes_speech_while_reading_standard_input(run: Run, tmp_pat
     assert (code, out) == (0, "a cat\n")
     assert "0.08 s of audio" in errors
     assert len(soundfile.read(tmp_path / "a.wav")[0]) == 1280
-    assert (run.request["task"], json.loads(run.request["options"])) == (b"duplex", {"live": True, "seed": 7})
+    assert (run.requests[0]["task"], json.loads(run.requests[0]["options"])) == (
+        b"duplex",
+        {"live": True, "seed": 7},
+    )
 
 
-async def test_talk_sends_a_file_in_one_request(run: Run, tmp_path: Path) -> None:
+async def test_talk_sends_a_file_in_one_request(run: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(b"RIFF\0")
     code, out, _ = await run([Chunk(0, 640, "a", is_final=True, is_last=True)], "talk", "a.wav", "--out", "b.wav")
     assert (code, out) == (0, "a\n")
-    assert (run.request["audio"], run.request["task"]) == (b"RIFF\0", b"duplex")
+    assert (run.requests[0]["audio"], run.requests[0]["task"]) == (b"RIFF\0", b"duplex")
     assert len(soundfile.read(tmp_path / "b.wav")[0]) == 640
 
 
-async def test_talk_command_sends_role_and_voice_recording(run: Run, tmp_path: Path) -> None:
+async def test_talk_command_sends_role_and_voice_recording(run: CommandLine, tmp_path: Path) -> None:
     """They are a system turn before the user's file, or before live audio."""
     (tmp_path / "a.wav").write_bytes(b"RIFF\0")
     (tmp_path / "me.wav").write_bytes(b"RIFF\1")
     said = [Chunk(0, 640, "a", is_final=True, is_last=True)]
     code, _, _ = await run(said, "talk", "a.wav", "--system", "You teach.", "--clone", "me.wav")
     assert code == 0
-    assert json.loads(run.request["messages"]) == [
+    assert json.loads(run.requests[0]["messages"]) == [
         {"role": "system", "text": "You teach.", "audio": "audio"},
         {"role": "user", "audio": "audio"},
     ]
-    assert np.atleast_1d(run.request["audio"]).tolist() == [b"RIFF\1", b"RIFF\0"]
+    assert np.atleast_1d(run.requests[0]["audio"]).tolist() == [b"RIFF\1", b"RIFF\0"]
     code, _, _ = await run(said, "talk", "-", "--system", "You teach.", "--voice", "natf2", stdin=b"")
     assert code == 0
-    assert json.loads(run.request["messages"]) == [{"role": "system", "text": "You teach."}]
-    assert json.loads(run.request["options"]) == {"live": True, "voice": "natf2"}
+    assert json.loads(run.requests[0]["messages"]) == [{"role": "system", "text": "You teach."}]
+    assert json.loads(run.requests[0]["options"]) == {"live": True, "voice": "natf2"}
     code, _, errors = await run(said, "talk", "a.wav", "--clone", "me.wav", "--voice", "natf2")
     assert (code, "--clone: expected a file, without --voice" in errors) == (2, True)
 
 
 @pytest.mark.parametrize(("command", "task"), [("speak", "dialogue"), ("transcribe", "understand")])
-async def test_command_sends_the_requested_task(run: Run, tmp_path: Path, command: str, task: str) -> None:
+async def test_command_sends_the_requested_task(run: CommandLine, tmp_path: Path, command: str, task: str) -> None:
     (tmp_path / "a.wav").write_bytes(b"RIFF\0")
     code, _, _ = await run([Chunk(0, None, text="a", is_final=True, is_last=True)], command, "a.wav", "--task", task)
-    assert (code, run.request["task"]) == (0, task.encode())
-    assert "options" not in run.request
+    assert (code, run.requests[0]["task"]) == (0, task.encode())
+    assert "options" not in run.requests[0]
 
 
 @pytest.mark.parametrize(
@@ -187,7 +159,7 @@ async def test_command_sends_the_requested_task(run: Run, tmp_path: Path, comman
     ],
 )
 async def test_client_command_failure_prints_one_line(
-    run: Run, steps: list[Step], timeout: str, code: int, message: str
+    run: CommandLine, steps: list[Step], timeout: str, code: int, message: str
 ) -> None:
     got_code, out, errors = await run(steps, "speak", "a", "--timeout", timeout)
     assert (got_code, out) == (code, "")
@@ -228,14 +200,14 @@ def test_invalid_file_name_exits_with_status_2(capsys: pytest.CaptureFixture[str
     assert "a.txt" in capsys.readouterr().err
 
 
-async def test_speak_clones_the_voice_of_a_recording(run: Run, tmp_path: Path) -> None:
+async def test_speak_clones_the_voice_of_a_recording(run: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "me.wav").write_bytes(b"RIFF")
     voice = ("--clone", "me.wav", "--clone-text", "It is me.")
     code, _, errors = await run(UTTERANCE, "speak", "a cat", *voice)
     assert (code, errors) == (0, "")
     turns = [{"role": "system", "audio": "audio", "text": "It is me."}, {"role": "user", "text": "a cat"}]
-    assert json.loads(run.request["messages"]) == turns
-    assert run.request["audio"] == b"RIFF"
+    assert json.loads(run.requests[0]["messages"]) == turns
+    assert run.requests[0]["audio"] == b"RIFF"
 
 
 @pytest.mark.parametrize(
@@ -246,9 +218,11 @@ async def test_speak_clones_the_voice_of_a_recording(run: Run, tmp_path: Path) -
         (("--clone", "me.wav", "--voice", "rms"), "--clone and --voice exclude each other"),
     ],
 )
-async def test_an_invalid_recording_is_refused(run: Run, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+async def test_an_invalid_recording_is_refused(
+    run: CommandLine, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
     (tmp_path / "me.wav").write_bytes(b"RIFF")
     code, _, errors = await run(UTTERANCE, "speak", "a cat", *words)
     assert code == 2
     assert message in errors
-    assert run.request is None
+    assert not run.requests

@@ -20,10 +20,7 @@ pytestmark = pytest.mark.slow  # a process for each test
 ROOT = Path(__file__).parents[2]
 NUM_SAMPLES = 1920
 LEVEL = np.full(640, 0.25, np.float32)
-UTTERANCE: list[Step] = [
-    Chunk(0, 640, words=("a", "cat")),
-    Chunk(1, 1280, text="café", is_final=True, is_last=True),
-]
+UTTERANCE: list[Step] = [Chunk(0, 640, words=("a", "cat")), Chunk(1, 1280, text="café", is_final=True, is_last=True)]
 TEXT: list[Step] = [Chunk(0, None, text="café", is_final=True, is_last=True)]
 
 

@@ -1,15 +1,15 @@
 """Words have their places in the text that the user has written."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from stretto_client import SpeechClient, SpeechEvent, Word
 from stretto_client.long_speech import split
-from stretto_client.markup import Markup, open_reader, read_text
+from stretto_client.markup import Markup, read_text
 from stretto_client.places import Places
 from tests.client.fake_server import Chunk, FakeServer, Request, Step
+from tests.client.reading import cut, read, written
 from tests.client.test_live_speech import Live
 
 TEXTS = {
@@ -51,18 +51,12 @@ async def test_words_have_places_in_the_source(text: str) -> None:
 
 def test_marks_within_a_word_belong_to_it() -> None:
     text = "an un**believ**able story"
-    reader = open_reader("auto")
-    spoken = reader.add(text) + reader.end()
+    spoken = read(text)
     event = Places(text).find(spoken).moved(SpeechEvent(None, "u", 0, "audio", words=timed(spoken)))
     assert [text[word.text_start : word.text_end] for word in event.words] == ["an", "un**believ**able", "story"]
 
 
 LONG = "Nine birds sat on the wall. " * 8 + "It costs $3.50\nat **nine** o'clock, and the <b>wall</b> is *high*"
-
-
-async def pieces(text: str, size: int) -> AsyncIterator[str]:
-    for start in range(0, len(text), size):
-        yield text[start : start + size]
 
 
 def records(text: str) -> list[dict[str, Any]]:
@@ -82,7 +76,7 @@ def answer(request: Request) -> list[Step]:
 async def test_clauses_have_places_in_the_whole_text(size: int) -> None:
     server = FakeServer(answer)
     async with SpeechClient(await server.start()) as client:
-        source = pieces(LONG, size) if size else LONG
+        source = written(*cut(LONG, [size])) if size else LONG
         events = [event async for event in client.speak(source, markup="auto")]
     await server.stop()
     words = [word for event in events for word in event.words]
@@ -109,7 +103,7 @@ class Aligned(Live):
 async def test_aligned_words_of_live_text_have_places(markup: Markup) -> None:
     text, live = "<think>Red</think>Red\nBlue at $5, <x>red</x>", Aligned()
     async with SpeechClient(await live.server.start()) as client:
-        events = [event async for event in client.speak(pieces(text, 4), markup=markup)]
+        events = [event async for event in client.speak(written(*cut(text, [4])), markup=markup)]
     await live.server.stop()
     words = [(word.word, word.text_start) for word in events[-1].words]
     assert words == [("Red", 18), ("Blue", 22), ("at", 27), ("$5", 30), ("red", 37)]

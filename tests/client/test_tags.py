@@ -1,7 +1,7 @@
 """Reasoning and tags of language models are not spoken, however the text is cut."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import example, given
@@ -11,6 +11,7 @@ from stretto_client import SpeechClient
 from stretto_client.markup import Markup, find_unspoken, open_reader
 from stretto_client.tags import INVISIBLE, MAX_NAMES, MAX_TAG_CHARS, TagFilter
 from tests.client.fake_server import PROFILE, Chunk, FakeServer
+from tests.client.reading import cut, written
 from tests.client.test_live_speech import Live
 
 HELLO = "Hello there."
@@ -67,11 +68,8 @@ TEXT = (
 
 def filtered(text: str, sizes: Sequence[int] = (), tags: Sequence[str] | None = None) -> str:
     """Return the text that a filter passes if it is cut into pieces of these sizes; in one piece if there are none."""
-    tag_filter, start, passed = TagFilter(tags), 0, ""
-    while start < len(text):
-        size = sizes[start % len(sizes)] if sizes else len(text)
-        passed, start = passed + tag_filter.add(text[start : start + size]), start + size
-    return passed + tag_filter.end()
+    tag_filter = TagFilter(tags)
+    return "".join(map(tag_filter.add, cut(text, sizes))) + tag_filter.end()
 
 
 @pytest.mark.parametrize("markup", ["auto", "markdown", "none"])
@@ -79,8 +77,8 @@ def filtered(text: str, sizes: Sequence[int] = (), tags: Sequence[str] | None = 
 def test_reasoning_and_tags_are_not_spoken(text: str, markup: Markup) -> None:
     for size in (len(text), 1, 2, 3, 7):
         reader = open_reader(markup)
-        read = "".join(reader.add(text[start : start + size]) for start in range(0, len(text), size)) + reader.end()
-        assert " ".join(read.split()) == HELLO, size
+        spoken = "".join(map(reader.add, cut(text, [size]))) + reader.end()
+        assert " ".join(spoken.split()) == HELLO, size
         assert reader.left_out or not set("<[◁") & set(text)
 
 
@@ -160,18 +158,12 @@ def test_reasoning_before_and_in_ssml_is_not_spoken() -> None:
 SPOKEN = [Chunk(0, 640, words=("a",)), Chunk(1, 640, is_final=True, is_last=True)]
 
 
-async def pieces(text: str, size: int) -> AsyncIterator[str]:
-    for start in range(0, len(text), size):
-        await asyncio.sleep(0)
-        yield text[start : start + size]
-
-
 @pytest.mark.parametrize("markup", ["auto", "none"])
 async def test_client_sends_no_reasoning_and_reports_it(markup: Markup) -> None:
     server = FakeServer(lambda _: SPOKEN, profile=PROFILE | {"tags": ["<hum>"]})
     text = "<think>The user.</think>Hello <hum> <laugh>there.<|im_end|>"
     async with SpeechClient(await server.start()) as client:
-        for source in (text, *(pieces(text, size) for size in (1, 5, 50))):
+        for source in (text, *(written(*cut(text, [size])) for size in (1, 5, 50))):
             events = [event async for event in client.speak(source, markup=markup)]
             assert events[-1].report is not None
             assert events[-1].report["left_out"] == ["think", "laugh", "im_end"]
@@ -183,7 +175,7 @@ async def test_client_sends_no_reasoning_and_reports_it(markup: Markup) -> None:
 async def test_live_text_contains_no_reasoning() -> None:
     live = Live()
     async with SpeechClient(await live.server.start()) as client:
-        events = [event async for event in client.speak(pieces("<think>x y</think>Hello there.<|im_end|>", 3))]
+        events = [event async for event in client.speak(written(*cut("<think>x y</think>Hello there.<|im_end|>", [3])))]
     await live.server.stop()
     assert live.text == HELLO
     assert events[-1].report is not None
