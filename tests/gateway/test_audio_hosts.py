@@ -159,10 +159,7 @@ IN_IPV6 = ("fec0::1", "::a00:1", "::ffff:8.8.8.8", "64:ff9b::a00:1", "2002:7f00:
 INSIDE = "127.0.0.1 10.1.2.3 169.254.169.254 100.64.0.1 0.0.0.0 224.0.0.1 ::1 fe80::1%1 fd00::1 ::ffff:10.0.0.1"
 
 
-@pytest.mark.parametrize(
-    "address",
-    [*INSIDE.split(), *IN_IPV6],
-)
+@pytest.mark.parametrize("address", [*INSIDE.split(), *IN_IPV6])
 async def test_name_with_an_address_that_is_not_public_is_refused(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

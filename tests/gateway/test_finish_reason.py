@@ -23,10 +23,7 @@ TRANSLATES = PROFILE | {"tasks": [*PROFILE["tasks"], task("translate", needs=["a
 
 def written(reason: str | None) -> list[Chunk]:
     """Return the events of a transcript that ends for a reason; None for its own end."""
-    return [
-        Chunk(0, None, text="a cat"),
-        Chunk(1, None, is_final=True, is_last=True, more=LENGTH if reason else {}),
-    ]
+    return [Chunk(0, None, text="a cat"), Chunk(1, None, is_final=True, is_last=True, more=LENGTH if reason else {})]
 
 
 def speech(reason: str | None) -> list[Chunk]:

@@ -164,79 +164,10 @@ def test_ignored_names_are_limited_across_a_batch() -> None:
     assert len(Ignored(body, is_strict=False).names) == MAX_NAMES + 1
 
 
-TEXT_TRACK = PROFILE | {"options": ["text_mode", "language"], "languages": ["english", "german"]}
-
-
-@pytest.mark.parametrize(
-    ("given", "options"),
-    [
-        ({"non_streaming_mode": True}, {"text_mode": "whole"}),
-        ({"non_streaming_mode": False}, {"text_mode": "streaming"}),
-        ({"non_streaming_mode": True, "text_mode": "streaming"}, {"text_mode": "streaming"}),
-        ({"language": "Auto"}, {}),
-        ({"language": "de"}, {"language": "german"}),
-        ({"language": "de-AT"}, {"language": "german"}),
-        ({"language": "English"}, {"language": "english"}),
-    ],
-)
-async def test_third_party_speech_fields_become_options(
-    start: Start, given: dict[str, Any], options: dict[str, Any]
-) -> None:
-    running = await start(SPOKEN, TEXT_TRACK)
-    async with running.http() as http:
-        answer = await http.post("/v1/audio/speech", json=SPEECH | given)
-    assert answer.status_code == 200, answer.text
-    sent = json.loads(running.behind.requests[0]["options"])
-    assert {name: sent[name] for name in sent if name not in ("voice", "output")} == options
-    assert HEADER not in answer.headers
-
-
 def timed(max_speech_s: float) -> dict[str, Any]:
     """Return a profile whose frames are 40 ms long."""
     tasks = [task | {"max_speech_s": max_speech_s, "max_text_rows": 500} for task in PROFILE["tasks"]]
     return PROFILE | {"frame_rate": 25.0, "tasks": tasks}
-
-
-@pytest.mark.parametrize(
-    ("given", "max_audio_s"),
-    [
-        ({"max_new_tokens": 50}, 2.0),
-        ({"max_completion_tokens": 50}, 2.0),
-        ({"max_completion_tokens": 50, "max_new_tokens": 25}, 1.0),
-        ({"max_new_tokens": 50, "max_audio_s": 1.5}, 1.5),
-        ({"max_new_tokens": 25, "max_audio_s": 1.5}, 1.0),
-        ({"max_new_tokens": 4096}, None),
-    ],
-)
-async def test_max_tokens_fields_set_max_audio_s(
-    start: Start, given: dict[str, Any], max_audio_s: float | None
-) -> None:
-    running = await start(SPOKEN, timed(20.0))
-    async with running.http() as http:
-        answer = await http.post("/v1/audio/speech", json=SPEECH | given)
-    assert answer.status_code == 200, answer.text
-    assert json.loads(running.behind.requests[0]["options"]).get("max_audio_s") == max_audio_s
-
-
-@pytest.mark.parametrize(
-    ("change", "param"),
-    [
-        ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"max_new_tokens": "many"}, "max_new_tokens"),
-        ({"stream": "perhaps"}, "stream"),
-        ({"non_streaming_mode": 7}, "non_streaming_mode"),
-        ({"language": 7}, "language"),
-        ({"language": "zh"}, "language"),
-        ({"task_type": "Song"}, "task_type"),
-        ({"speed": 5}, "speed"),
-    ],
-)
-async def test_invalid_values_of_ignored_fields_are_refused(start: Start, change: dict[str, Any], param: str) -> None:
-    running = await start(SPOKEN, PLAIN)
-    async with running.http() as http:
-        answer = await http.post("/v1/audio/speech", json=SPEECH | change)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-    assert not running.behind.requests
 
 
 async def test_ref_audio_in_the_request_sets_the_voice(start: Start) -> None:
@@ -252,30 +183,6 @@ async def test_ref_audio_in_the_request_sets_the_voice(start: Start) -> None:
             request = running.behind.requests[-1]
             assert json.loads(request["messages"])[0] == {"role": "system", "audio": "audio", "text": "It is me."}
             assert request["audio"] == recording
-
-
-@pytest.mark.parametrize(
-    ("ref_audio", "told"),
-    [
-        ("http://169.254.169.254/latest", "the gateway opens no URLs or files"),
-        ("https://example.com/me.wav", "the gateway opens no URLs or files"),
-        ("file:///etc/passwd", "the gateway opens no URLs or files"),
-        ("FILE:/etc/passwd", "the gateway opens no URLs or files"),
-        ("/etc/passwd", "expected"),
-        ("data:audio/wav,abc", "expected a data: URL whose data is base64"),
-        ("data:audio/wav;base64,?", "expected base64"),
-        ("", "expected 1 to"),
-        pytest.param("AAAA" * 1_400_000, "expected at most", id="too long"),
-    ],
-)
-async def test_recording_urls_are_not_fetched(start: Start, ref_audio: str, told: str) -> None:
-    running = await start(SPOKEN, CLONES)
-    async with running.http() as http:
-        answer = await http.post("/v1/audio/speech", json=SPEECH | {"ref_audio": ref_audio})
-    error = answer.json()["error"]
-    assert (answer.status_code, error["param"]) == (400, "ref_audio")
-    assert told in error["message"]
-    assert not running.behind.requests
 
 
 async def test_transcription_stream_is_readable_by_vllm_clients(start: Start) -> None:

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from copy import deepcopy
 from html import escape, unescape
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +20,7 @@ from jsonschema import Draft202012Validator
 
 from stretto_gateway.app import make_app
 from stretto_gateway.config import GatewayConfig
+from stretto_gateway.fields import MAX_BYTES
 from stretto_gateway.page import HEADERS
 from tests.client.fake_server import Chunk, ErrorText, Request, Step
 from tests.gateway.conftest import SPOKEN, Start
@@ -30,14 +32,16 @@ from tests.gateway.test_voices import CLONES, FORM, RECORDING
 from tests.tiers import by_night
 
 EXAMPLES = [20, *by_night(80)]  # an operation
-TALKS = [task("dialogue", needs=[], also=["text", "audio"]), task("chat", needs=[], also=["text"], speaks=False)]
-EVERYTHING = CLONES | {"tasks": [*CLONES["tasks"], TRANSLATES["tasks"][-1], *TALKS]}
+TALKS = [
+    task("dialogue", needs=[], also=["text", "audio", "image"]),
+    task("chat", needs=[], also=["text"], speaks=False),
+]
+EVERYTHING = CLONES | {"languages": ["english"], "tasks": [*CLONES["tasks"], TRANSLATES["tasks"][-1], *TALKS]}
 WRITTEN = [Chunk(0, None, text="a cat", is_final=True, is_last=True)]
 REFUSED = "There is none."  # as a text: the server does not speak it
 SPEECH, SPEECHES = {"input": "A cat."}, [{"input": "A cat."}, {"input": REFUSED}]
 CHAT = {"messages": [{"role": "user", "content": "How are you?"}]}
 SPOKEN_CHAT = CHAT | {"modalities": ["text", "audio"]}
-BAD_CHAT = {"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]}
 HEARD = ("json", "text", "verbose_json", "srt", "vtt")
 GOOD = [
     *(("post", "/v1/audio/speech", {"json": SPEECH | {"response_format": name}}) for name in ("mp3", "opus", "aac")),
@@ -83,32 +87,105 @@ def heard(**change: str) -> dict[str, Any]:
     return {"files": {"file": FILE}, "data": change}
 
 
-# Path, request, the field of the error, and words of its message.
-BAD: list[tuple[str, dict[str, Any], str, str]] = [
-    ("/v1/audio/speech", {"json": {}}, "input", ""),
-    *(("/v1/audio/speech", {"json": SPEECH | {"voice": value}}, "voice", "") for value in (3, {}, {"id": 3})),
-    ("/v1/audio/speech", {"json": SPEECH | {"body": 3}}, "body", ""),
-    ("/v1/audio/speech", {"json": SPEECH | {"sample_rate": "high"}}, "sample_rate", ""),
-    ("/v1/audio/speech", {"json": SPEECH | {"x" * 300: 3}}, "x" * 200, ""),
-    ("/v1/audio/speech", {"json": {"input": None}}, "input", ""),
-    ("/v1/audio/speech", {"json": SPEECH | {"response_format": "mp4"}}, "response_format", "'mp3', 'opus', 'aac'"),
-    ("/v1/audio/speech", LONE, "input", "input: expected text without lone surrogates, got one"),
+def asked(content: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": content}]}
+
+
+# Of `/v1/audio/speech`: fields beside the text, the field of the error, and words of its message.
+BAD_SPEECH: list[tuple[dict[str, Any], str, str]] = [
+    *(({"voice": value}, "voice", "") for value in (3, {}, {"id": 3}, {"id": "nobody"}, "Rian")),
+    ({"voice": "nobody"}, "voice", "voice: expected one of slt, rms"),
+    ({"voice": {"id": "alloy", "more": []}}, "voice.more", ""),
+    ({"body": 3}, "body", ""),
+    ({"volume": 11}, "volume", ""),
+    ({"x" * 300: 3}, "x" * 200, ""),
+    ({"sample_rate": "high"}, "sample_rate", ""),
+    ({"sample_rate": 22_050, "response_format": "opus"}, "sample_rate", ""),
+    ({"sample_rate": -1, "response_format": "wav"}, "sample_rate", ""),
+    ({"sample_rate": 1 << 32, "response_format": "flac"}, "sample_rate", ""),
+    ({"input": None}, "input", ""),
+    ({"input": 7}, "input", ""),
+    ({"response_format": "mp4"}, "response_format", "'mp3', 'opus', 'aac'"),
+    ({"speed": 4.1}, "speed", ""),
+    ({"instructions": "a" * 16_384}, "instructions", ""),
+    ({"instructions": ["Whisper."]}, "instructions", ""),
+    ({"text_mode": "open"}, "text_mode", ""),
+    ({"timestamps": True}, "timestamps", ""),
+    ({"audio": {"top_k": "4" * 16_384}}, "audio", ""),
+    ({"max_new_tokens": 0}, "max_new_tokens", ""),
+    ({"max_new_tokens": "many"}, "max_new_tokens", ""),
+    ({"stream": "perhaps"}, "stream", ""),
+    ({"non_streaming_mode": 7}, "non_streaming_mode", ""),
+    ({"language": 7}, "language", ""),
+    ({"language": "zh"}, "language", ""),
+    ({"task_type": "Song"}, "task_type", ""),
+    ({"ref_audio": "http://169.254.169.254/latest"}, "ref_audio", "the gateway opens no URLs or files"),
+    ({"ref_audio": ""}, "ref_audio", "expected 1 to"),
+    ({"ref_audio": "AAAA" * 1_400_000}, "ref_audio", "expected at most"),
+    ({"pronunciations": True}, "pronunciations", "expected an object of words and their spellings, got True"),
+    ({"pronunciations": {"a": {"phonemes": "S"}}}, "pronunciations.a", ""),
+    *(({"model": name}, "model", "") for name in ("gpt-4o", "gpt-5.1", "tts-", "audio", "gpt-4o-audio\n", "x/tts-1")),
+    ({"model": "gpt-" + "audio-" * 20}, "model", ""),
     *(
-        ("/v1/audio/speech", {"json": {"input": text} | more}, "input", words)
+        ({"input": text} | more, "input", words)
         for more in ({}, {"stream_format": "sse"})
         for text, words in (
             ("<speak>Tom & Ann</speak>", "SSML, got not well-formed (invalid token) at line 1, column 13"),
             ("😀", "input: expected text to speak, got only markup"),
         )
     ),
-    ("/v1/audio/speech/batch", {"json": {"items": [{"input": "A cat."}, {"input": None}]}}, "items.1.input", ""),
-    ("/v1/audio/speech/batch", {"json": {"items": None}}, "items", ""),
-    ("/v1/chat/completions", {"json": BAD_CHAT}, "messages.0.content.0.text", ""),
-    ("/v1/chat/completions", {"json": {"messages": None}}, "messages", ""),
-    ("/v1/chat/completions", {"json": CHAT | {"modalities": ["Text"] * 1000}}, "modalities.0", ""),
-    ("/v1/chat/completions", {"json": CHAT | {"model": "parrot"}}, "model", ""),
-    ("/v1/audio/transcriptions", heard(temperature="hot"), "temperature", ""),
-    ("/v1/audio/transcriptions", heard(**{"timestamp_granularities[]": "day"}), "timestamp_granularities[]", ""),
+]
+PART = "messages.0.content.0"
+# The same of `/v1/chat/completions`, beside a question and for a spoken answer.
+BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
+    (asked([]), "messages.0.content", ""),
+    (asked(None), "messages.0.content", ""),
+    (asked(["hello"]), PART, ""),
+    (asked([{"type": "text"}]), f"{PART}.text", ""),
+    (asked([{"type": "text", "text": 3}]), f"{PART}.text", ""),
+    (asked([{"type": "text", "text": "Hello.", "cache_control": {}}]), f"{PART}.cache_control", ""),
+    (asked([{"type": "image_url", "image_url": {}}]), f"{PART}.image_url.url", ""),
+    (asked([{"type": "image_url", "image_url": {"url": "https://a.example/b.png"}}]), f"{PART}.image_url.url", ""),
+    (asked([{"type": "input_audio", "input_audio": {"data": "?"}}]), f"{PART}.input_audio.data", ""),
+    (asked([{"type": "video_url"}]), f"{PART}.type", "Input should be 'text', 'input_audio' or 'image_url'"),
+    ({"messages": [{"role": "user", "content": "Hello.", "name": "Ann"}]}, "messages.0.name", ""),
+    ({"messages": None}, "messages", ""),
+    ({"modalities": ["Text"] * 1000}, "modalities.0", ""),
+    ({"max_completion_tokens": 0}, "max_completion_tokens", ""),
+    ({"audio": {"voice": "alloy", "format": "opus9"}}, "audio.format", ""),
+    ({"audio": {"voice": "nobody", "format": "wav"}}, "voice", ""),
+    ({"n": 2}, "n", ""),
+    ({"tools": []}, "tools", ""),
+    ({"model": "parrot"}, "model", ""),
+]
+BAD_ITEMS: list[tuple[dict[str, Any], str, str]] = [
+    ({"items": [SPEECH, {"input": None}]}, "items.1.input", ""),
+    ({"items": None}, "items", ""),
+    ({"items": [SPEECH, SPEECH | {"text": "a" * MAX_BYTES}]}, "items.1.text", ""),
+    ({"items": [SPEECH, SPEECH | {"audio": "a" * 9000}], "text": "a" * 9000}, "items.1.audio", ""),
+    ({"items": [SPEECH], "text": "a" * MAX_BYTES}, "text", ""),
+]
+# Path, request, the field of the error, and words of its message.
+BAD: list[tuple[str, dict[str, Any], str, str]] = [
+    ("/v1/audio/speech", {"json": {}}, "input", ""),
+    ("/v1/audio/speech", LONE, "input", "input: expected text without lone surrogates, got one"),
+    *(("/v1/audio/speech", {"json": SPEECH | fields}, *told) for fields, *told in BAD_SPEECH),
+    *(("/v1/chat/completions", {"json": SPOKEN_CHAT | fields}, *told) for fields, *told in BAD_CHATS),
+    *(("/v1/audio/speech/batch", {"json": fields}, *told) for fields, *told in BAD_ITEMS),
+    *(
+        ("/v1/audio/transcriptions", heard(**fields), param, "")
+        for fields, param in (
+            ({"temperature": "hot"}, "temperature"),
+            ({"temperature": "7"}, "temperature"),
+            ({"timestamp_granularities[]": "day"}, "timestamp_granularities[]"),
+            ({"timestamp_granularities[]": "word", "response_format": "verbose_json"}, "timestamp_granularities"),
+            ({"timestamp_granularities[]": "segment"}, "timestamp_granularities"),
+            ({"prompt": "Names: Ada."}, "prompt"),
+            ({"stream": "true", "response_format": "srt"}, "response_format"),
+            ({"response_format": "diarized_json"}, "response_format"),
+            ({"volume": "11"}, "volume"),
+        )
+    ),
     ("/v1/audio/transcriptions", {"data": {"model": "whisper-1"}}, "file", ""),
     *(
         (f"/v1/audio/{path}", {"files": {name: (None, text) for name, text in form.items()}}, field, "file, got text")
@@ -120,13 +197,13 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
         for form in (more | {field: "cat.wav"}, more | {field: ""})
     ),
     ("/v1/audio/voices", {"data": FORM}, "audio_sample", ""),
-    ("/v1/audio/voices", voice(name=""), "name", ""),
-    ("/v1/audio/voices", voice(name="x" * 101), "name", ""),
-    ("/v1/audio/voices", voice(consent=""), "consent", ""),
-    ("/v1/audio/voices", voice(ref_text="x" * 4001), "ref_text", ""),
-    ("/v1/audio/voices", voice(folder="/etc"), "folder", ""),
-    ("/v1/audio/voices", voice(model="gpt-7"), "model", ""),
-    ("/v1/audio/speech", {"json": SPEECH | {"pronunciations": {"a": {"phonemes": "S"}}}}, "pronunciations.a", ""),
+    *(
+        ("/v1/audio/voices", voice(**{field: value}), field, "")
+        for field, value in (
+            *(("name", ""), ("name", "x" * 101), ("consent", ""), ("ref_text", "x" * 4001), ("folder", "/etc")),
+            ("model", "gpt-7"),
+        )
+    ),
 ]
 
 
@@ -143,9 +220,10 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     opened.close()
 
 
-def strict(schema: dict[str, Any]) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def schema(door: Door) -> dict[str, Any]:
     """Return the schema with undocumented fields forbidden."""
-    schema = deepcopy(schema)
+    schema = deepcopy(door.app.openapi())
     for each in schema["components"]["schemas"].values():
         if "properties" in each:
             each.setdefault("additionalProperties", False)
@@ -169,8 +247,7 @@ def test_routes_are_unique() -> None:
     assert len(routes) == len(set(routes)), sorted(routes)
 
 
-def test_successful_responses_match_the_openapi_schema(door: Door) -> None:
-    schema = strict(door.app.openapi())
+def test_successful_responses_match_the_openapi_schema(door: Door, schema: dict[str, Any]) -> None:
     for method, path, options in GOOD:
         names = {name: options.pop(name) for name in ("name", "voice_id", "request_id") if name in options}
         if "request_id" in names:
@@ -185,15 +262,18 @@ def test_successful_responses_match_the_openapi_schema(door: Door) -> None:
 
 
 @pytest.mark.parametrize(("path", "options", "param", "words"), BAD)
-def test_api_errors_use_the_request_field_names(
-    door: Door, path: str, options: dict[str, Any], param: str, words: str
+def test_refusals_name_their_field_and_reach_no_server(
+    door: Door, schema: dict[str, Any], path: str, options: dict[str, Any], param: str, words: str
 ) -> None:
+    num_asked = len(door.behind.requests)
     answer = door.ask("post", path, **options)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (404 if param == "model" else 400, param)
+    assert error["type"] == "invalid_request_error"
     assert error["message"].startswith(param)
     assert words in error["message"]
-    check(strict(door.app.openapi()), "post", path, answer)
+    check(schema, "post", path, answer)
+    assert len(door.behind.requests) == num_asked
 
 
 def encodable(value: Any) -> str:
@@ -211,8 +291,9 @@ def sent(fields: dict[str, Any], record: Any, media_type: str) -> dict[str, Any]
 
 @pytest.mark.parametrize("examples", EXAMPLES)
 @pytest.mark.parametrize("path", sorted({path for method, path, options in GOOD if method == "post"}))
-def test_error_responses_match_the_schema_and_name_a_field(door: Door, path: str, examples: int) -> None:
-    schema = strict(door.app.openapi())
+def test_error_responses_match_the_schema_and_name_a_field(
+    door: Door, schema: dict[str, Any], path: str, examples: int
+) -> None:
     ((media_type, body),) = schema["paths"][path]["post"]["requestBody"]["content"].items()
     fields = resolved(body["schema"], schema["components"]["schemas"])["properties"]
     seen = set[int]()
@@ -235,8 +316,7 @@ def test_error_responses_match_the_schema_and_name_a_field(door: Door, path: str
 
 @given(name=st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(lambda name: name.strip("./")))
 @settings(max_examples=40, deadline=None)
-def test_arbitrary_path_names_cause_no_internal_error(door: Door, name: str) -> None:
-    schema = strict(door.app.openapi())
+def test_arbitrary_path_names_cause_no_internal_error(door: Door, schema: dict[str, Any], name: str) -> None:
     for method, path, param in (
         ("get", "/v1/models/{name}", "model"),
         ("delete", "/v1/audio/voices/{voice_id}", "voice"),
@@ -249,7 +329,9 @@ def test_arbitrary_path_names_cause_no_internal_error(door: Door, name: str) -> 
 
 async def test_openapi_declares_keys_only_if_configured(start: Start) -> None:
     async with (await start()).http() as http:
-        assert "security" not in (await http.get("/openapi.json")).json()
+        schema = (await http.get("/openapi.json")).json()
+    assert "security" not in schema
+    assert schema["info"]["version"] == version("stretto")
     async with (await start(keys=(KEY,))).http() as http:
         schema = (await http.get("/openapi.json", headers={"authorization": f"Bearer {KEY}"})).json()
         assert schema["components"]["securitySchemes"]["key"] == {"type": "http", "scheme": "bearer"}

@@ -100,14 +100,6 @@ async def test_phonemes_that_the_model_does_not_read_are_listed_or_refused(
         assert await spoken_with(running, "A cat.") == {"A": "the"}
 
 
-async def test_entries_that_are_no_object_are_refused(start: Start) -> None:
-    running = await start(SPOKEN)
-    async with running.http() as http:
-        answer = await http.post("/v1/audio/speech", json={"input": "A cat.", "pronunciations": True})
-    expected = "pronunciations: expected an object of words and their spellings, got True"
-    assert (answer.status_code, answer.json()["error"]["message"]) == (400, expected)
-
-
 async def test_streamed_text_has_the_whole_dictionary(start: Start, tmp_path: Path) -> None:
     """The words that follow are not known when the speech begins."""
     from websockets.asyncio.client import connect

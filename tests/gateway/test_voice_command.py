@@ -73,11 +73,7 @@ async def test_command_refuses_the_name_of_a_voice_of_the_model(
 
 
 async def test_running_gateway_sees_voices_added_and_removed_by_command(
-    start: Start,
-    clones: tuple[FakeServer, str],
-    folder: Path,
-    recording: Path,
-    capsys: pytest.CaptureFixture[str],
+    start: Start, clones: tuple[FakeServer, str], folder: Path, recording: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     running, (server, address) = await start(SPOKEN, CLONES, voices=folder), clones
     words = ["add", str(recording), *NAMED, "--text", "It is me.", "--server", address]

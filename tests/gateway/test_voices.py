@@ -113,11 +113,7 @@ async def test_a_voice_is_usable_after_a_restart_until_it_is_deleted(start: Star
         assert told(request) == ({"role": "system", "audio": "audio", "text": "It is me."}, RECORDING)
         assert json.loads(request["messages"])[1] == {"role": "user", "text": "A cat."}
         assert "voice" not in json.loads(request["options"])
-    assert (await Caller(again).forget(voice)).json() == {
-        "id": voice,
-        "object": "audio.voice.deleted",
-        "deleted": True,
-    }
+    assert (await Caller(again).forget(voice)).json() == {"id": voice, "object": "audio.voice.deleted", "deleted": True}
     for running in (first, again):
         refused = await Caller(running).speak(voice)
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "voice_not_found")
@@ -384,10 +380,7 @@ async def test_voice_without_reference_text_support_refuses_ref_text(start: Star
 @pytest.mark.parametrize(
     ("refusal", "param"),
     [
-        (
-            "invalid request: audio: expected a readable wav, flac, ogg or mp3 file, got an error",
-            "audio_sample",
-        ),
+        ("invalid request: audio: expected a readable wav, flac, ogg or mp3 file, got an error", "audio_sample"),
         ("invalid request: messages[0].text: expected at most 40 characters, got 41", "ref_text"),
     ],
 )

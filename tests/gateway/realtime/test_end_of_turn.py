@@ -87,10 +87,7 @@ def test_model_reads_the_last_8_seconds(seconds: float) -> None:
     [
         (b"not a model", "onnxruntime cannot read it"),
         (graph()[:-20], "onnxruntime cannot"),
-        (
-            graph(name="audio"),
-            "only input 'input_features' (tensor(float), [batch, 80, 800]), got 'audio'",
-        ),
+        (graph(name="audio"), "only input 'input_features' (tensor(float), [batch, 80, 800]), got 'audio'"),
         (graph(bands=128), "got 'input_features' (tensor(float), [batch, 128, 800])"),
         (graph(values=(0.5, 0.5)), "expected a probability as its first output, got float32 [1, 2]"),
         (graph(values=(float("nan"),)), "expected a probability"),
