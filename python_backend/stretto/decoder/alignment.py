@@ -87,12 +87,12 @@ class Collected:
             stored: Byte count for all utterances.
         """
         is_of_client = bool(request.text) and not request.is_piece
-        found = cls(stored, rate, request.text, is_of_client, _collects_text=not request.text)
+        collected = cls(stored, rate, request.text, is_of_client, _collects_text=not request.text)
         if request.recording:
-            found._store(np.frombuffer(request.recording[: len(request.recording) // 2 * 2], np.int16))
-            found.rate = ALIGNED_RATE
-            found._collects_pcm = False
-        return found
+            collected._store(np.frombuffer(request.recording[: len(request.recording) // 2 * 2], np.int16))
+            collected.rate = ALIGNED_RATE
+            collected._collects_pcm = False
+        return collected
 
     def add(self, chunk: Chunk, pcm: NDArray[np.float32] | None) -> None:
         """Add the text of a chunk and, unless `pcm` is None, its samples, float32 [n] in [-1, 1]."""
@@ -153,7 +153,7 @@ def send_aligned(
     event["report"]["aligned"] = words is not None
     event["report"]["untimed_words"] = split_words(collected.text) if words is None else []
     for word, (first, end) in zip(words or (), word_spans(collected.text), strict=False):
-        start_s, end_s, score = (round(each, 4) for each in word[1:])
+        start_s, end_s, score = (round(number, 4) for number in word[1:])
         time: WordTime = {"word": word.word, "start_s": start_s, "end_s": end_s, "score": score}
         if collected.is_of_client:
             time |= {"text_start": first, "text_end": end}

@@ -155,7 +155,7 @@ class HostTurns:
     def next(self, hosts: Collection[str]) -> str:
         """Return the one of `hosts` whose last turn was longest ago."""
         waiting = [host for host in self._hosts if host in hosts]
-        host = next((each for each in hosts if each not in self._hosts), None)
+        host = next((new for new in hosts if new not in self._hosts), None)
         host = waiting[0] if host is None else host
         self._hosts.pop(host, None)
         self._hosts[host] = None
@@ -191,12 +191,12 @@ def still_connected(jobs: Sequence[ChunkJob], fail: Callable[[PendingChunk, Exce
         jobs: Jobs to check.
         fail: Called with the chunk and the error for each job whose client has disconnected or cancelled.
     """
-    found = list[ChunkJob]()
+    connected = list[ChunkJob]()
     for job in jobs:
         try:
             if job.session.answers is None:
                 check_connected(job.pending)
-            found.append(job)
+            connected.append(job)
         except Cancelled as error:
             fail(job.pending, error)
-    return found
+    return connected

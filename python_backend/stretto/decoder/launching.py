@@ -410,17 +410,17 @@ def _early_windows(spec: CodecSpec, policy: ChunkPolicy) -> list[FrameWindow]:
 
     The first chunk has one of its usual sizes. Each later one has as many frames as the one before, or twice as many.
     """
-    found = dict[tuple[int, ...], FrameWindow]()
+    windows = dict[tuple[int, ...], FrameWindow]()
     chunks = [(Windower(spec), max(spec.start_frames, size + spec.right_frames), size) for size in policy.first_sizes]
     while chunks:
         windower, num_frames, size = chunks.pop(0)
         window = windower.push(np.zeros((spec.num_codebooks, num_frames), np.int64), is_final=False)
         assert window is not None
-        found.setdefault(window.shape, window)
+        windows.setdefault(window.shape, window)
         if windower.next_frame < spec.left_frames:
-            following = sorted({policy.round_down(each) for each in (size, 2 * size)})
-            chunks += [(windower.copy(), each, each) for each in following]
-    return list(found.values())
+            following = sorted({policy.round_down(frames) for frames in (size, 2 * size)})
+            chunks += [(windower.copy(), frames, frames) for frames in following]
+    return list(windows.values())
 
 
 def _window_after(codes: np.ndarray, num_frames: int, spec: CodecSpec) -> FrameWindow:

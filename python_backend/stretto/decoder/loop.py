@@ -218,10 +218,10 @@ class DecodingLoop:
         answers = session.answers
         if answers is None or chunk.kept is None or chunk.kept.number is None:
             return False
-        found = answers.find(chunk.kept.number)
-        if found is None or chunk.index == 0:
+        answer = answers.find(chunk.kept.number)
+        if answer is None or chunk.index == 0:
             return False
-        samples, end = found
+        samples, end = answer
         num_samples = 0 if samples is None else len(samples)
         self.unanswered.send(pending, samples, make_event(pending, session, num_samples, end, self._codec.spec))
         return True

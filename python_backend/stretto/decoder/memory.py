@@ -88,11 +88,11 @@ class Peak(TorchDispatchMode):
             if func._overloadpacket.__name__ not in ("to", "_to_copy"):
                 raise
             result = torch.zeros(args[0].shape, dtype=args[0].dtype)
-        self._live = {key: each for key, each in self._live.items() if not each[0].expired()}
-        for each in tree_leaves(result):
-            if isinstance(each, Tensor) and each.device == META and storage_of(each) not in before | set(self._live):
-                storage = each.untyped_storage()
-                self._live[storage_of(each)] = StorageWeakRef(storage), storage.nbytes()
+        self._live = {key: reference for key, reference in self._live.items() if not reference[0].expired()}
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.device == META and storage_of(leaf) not in before | set(self._live):
+                storage = leaf.untyped_storage()
+                self._live[storage_of(leaf)] = StorageWeakRef(storage), storage.nbytes()
         self.num_bytes = max(self.num_bytes, sum(size for _, size in self._live.values()))
         return result
 
@@ -115,7 +115,7 @@ def measure(codec: Codec, config: DecoderConfig) -> DecoderMemory:
         raise CheckpointError(f"codec {codec.spec.name}: expected a torch module, whose memory can be measured")
     check_mode(codec, config.convolutions)
     config = config.limited(codec.spec.max_batch)
-    weights = sum(each.nbytes for each in tensors_to_meta(codec))
+    weights = sum(weight.nbytes for weight in tensors_to_meta(codec))
     state = codec.initial_state(1)
     peaks = list[int]()
     is_on_device = state.device == META
@@ -128,9 +128,9 @@ def measure(codec: Codec, config: DecoderConfig) -> DecoderMemory:
     converting = windows[:1]  # converts or rearranges the weights
     try:
         for window in converting + windows:
-            with convolutions, Peak() as found, torch.inference_mode():
+            with convolutions, Peak() as memory, torch.inference_mode():
                 decode(window)
-            peaks.append(found.num_bytes)
+            peaks.append(memory.num_bytes)
     except (RuntimeError, NotImplementedError) as error:
         raise CheckpointError(f"codec {codec.spec.name}: cannot be measured on device meta: {error}") from error
     if isinstance(convolutions, Convolutions):
@@ -189,9 +189,9 @@ def longest_block(spec: CodecSpec) -> tuple[int, int, int]:
     """Return left context, number of frames and right context of the longest window of a codec with blocks."""
     windower = Windower(spec)
     size = spec.blocks[-1]
-    found = list[FrameWindow]()
-    for each in (*spec.blocks, *[size] * -(-2 * spec.left_frames // size)):
-        window = windower.push(np.zeros((spec.num_codebooks, each), np.int64), is_final=False)
-        found += [] if window is None else [window]
-    longest = max(found, key=lambda window: window.codes.shape[1])
+    windows = list[FrameWindow]()
+    for num_frames in (*spec.blocks, *[size] * -(-2 * spec.left_frames // size)):
+        window = windower.push(np.zeros((spec.num_codebooks, num_frames), np.int64), is_final=False)
+        windows += [] if window is None else [window]
+    longest = max(windows, key=lambda window: window.codes.shape[1])
     return longest.left, longest.codes.shape[1], longest.right

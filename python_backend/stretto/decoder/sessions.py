@@ -180,8 +180,8 @@ class DecoderSession:
     @property
     def num_bytes(self) -> int:
         """Memory used by frames, codec state, collected codes, kept answers and the marker, in bytes."""
-        parts = (self.windower, self.answers, self.marking)
-        return sum(each.num_bytes for each in parts if each is not None) + self.state.nbytes
+        holders = (self.windower, self.answers, self.marking)
+        return sum(holder.num_bytes for holder in holders if holder is not None) + self.state.nbytes
 
     def audible_part(self, window: FrameWindow, pcm: np.ndarray, spec: CodecSpec) -> np.ndarray | None:
         """Return the samples to send after a chunk's last window, or None if there are none.
@@ -354,9 +354,9 @@ class Sessions:
         is_first = session.windower.is_empty
         reference = read_reference(chunk, codes, self._codec.spec, is_alone, is_first)
         session.reference = reference
-        found = None if reference.key is None else self._references.find(reference.key)
-        if found is not None:
-            session.windower, session.state = found
+        cached = None if reference.key is None else self._references.find(reference.key)
+        if cached is not None:
+            session.windower, session.state = cached
             reference.parts.clear()
             reference.key = None
 
@@ -423,14 +423,14 @@ class Sessions:
         """
         if session.has_ended:
             return None, True
-        part = self._next_part(session)
-        if part is not None:
-            return part, False
+        window = self._next_reference_window(session)
+        if window is not None:
+            return window, False
         if codes is not None and chunk.num_reference_frames:
             codes = codes[:, chunk.num_reference_frames :]
         return session.windower.push(codes, chunk.flushes), True
 
-    def _next_part(self, session: DecoderSession) -> FrameWindow | None:
+    def _next_reference_window(self, session: DecoderSession) -> FrameWindow | None:
         """Return the next window of a voice reference, or None once all of it has been decoded.
 
         At the end of the reference, cache the decoder state.
@@ -500,7 +500,9 @@ class Sessions:
 
         Sessions that can be resumed have no idle timeout; they are closed once they can no longer be resumed.
         """
-        over = [each for each, session in self._open.items() if session.answers and not session.answers.is_kept()]
+        over = [
+            utterance for utterance, session in self._open.items() if session.answers and not session.answers.is_kept()
+        ]
         for utterance in over:
             self.close(utterance)
         oldest = self.now() - self._idle_timeout_s

@@ -262,10 +262,10 @@ class SoundTable:
             self._latest[key] = _Recorded(self._codec.add_voice(*sound.arrays()), sound.num_bytes)
             self.num_bytes += sound.num_bytes
         self._latest.move_to_end(key)
-        found = self._latest[key]
-        found.num_users += 1
+        voice = self._latest[key]
+        voice.num_users += 1
         self._evict(self._codec)
-        return found.number, key
+        return voice.number, key
 
     def release(self, key: bytes) -> None:
         """Record that an utterance no longer uses a voice."""
@@ -274,7 +274,7 @@ class SoundTable:
         self._evict(self._codec)
 
     def _evict(self, codec: RecordedVoices) -> None:
-        for key in [key for key, each in self._latest.items() if not each.num_users]:
+        for key in [key for key, voice in self._latest.items() if not voice.num_users]:
             if self.num_bytes <= self._max_bytes:
                 return
             removed = self._latest.pop(key)

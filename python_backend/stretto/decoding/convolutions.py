@@ -128,12 +128,12 @@ class Convolutions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.conv1d:
-            found = self._convolve(*args, **kwargs)
+            result = self._convolve(*args, **kwargs)
         elif func is torch.conv_transpose1d:
-            found = self._convolve_transposed(*args, **kwargs)
+            result = self._convolve_transposed(*args, **kwargs)
         else:
-            found = None
-        return func(*args, **kwargs) if found is None else found
+            result = None
+        return func(*args, **kwargs) if result is None else result
 
     def _convolve(
         self,
@@ -146,7 +146,7 @@ class Convolutions(TorchFunctionMode):
         groups: int = 1,
     ) -> Tensor | None:
         """Return the result of `torch.conv1d`, or None if it is not replaced."""
-        sizes = (_sizes(each) for each in (stride, padding, 0, dilation))
+        sizes = (_sizes(size) for size in (stride, padding, 0, dilation))
         return self._replace(ConvolutionCall(input, weight, False, *sizes), bias, groups)
 
     def _convolve_transposed(
@@ -161,7 +161,7 @@ class Convolutions(TorchFunctionMode):
         dilation: Any = 1,
     ) -> Tensor | None:
         """Return the result of `torch.conv_transpose1d`, or None if it is not replaced."""
-        sizes = (_sizes(each) for each in (stride, padding, output_padding, dilation))
+        sizes = (_sizes(size) for size in (stride, padding, output_padding, dilation))
         return self._replace(ConvolutionCall(input, weight, True, *sizes), bias, groups)
 
     def _replace(self, call: ConvolutionCall, bias: Tensor | None, groups: int) -> Tensor | None:
