@@ -21,18 +21,18 @@ def push(reply: ReplyState, token: int) -> list[int]:
             reply.num_text_tokens += 1
             reply.num_codes += reply.segment is Segment.INTERLEAVED and token in family.layout.audio[0]
             if isinstance(script := family.drawing, AlignmentPointer) and token in script.spoken:
-                reply.own = (reply.own[0] + 1, reply.own[1])
+                reply.own_values = (reply.own_values[0] + 1, reply.own_values[1])
         elif reply.task.has_audio_segment:
             reply.audio_start = reply.position + rows_to_audio
     elif reply.segment is Segment.AUDIO:
         if token == family.end_of_audio:
             reply.audio_end = reply.position
         elif isinstance(script := family.drawing, AlignmentPointer):
-            reply.own = (reply.own[0], reply.own[1] + ((token - script.first_frame) % 2 == 0))
+            reply.own_values = (reply.own_values[0], reply.own_values[1] + ((token - script.first_frame) % 2 == 0))
         elif rules.has_countdown and token == family.layout.audio[0][1] and reply.first_end < 0:
             reply.first_end = reply.position
         if rules.text_rows is not None and token in rules.text_rows.ids:
-            reply.own = (reply.own[0] + 1, *reply.own[1:])
+            reply.own_values = (reply.own_values[0] + 1, *reply.own_values[1:])
     values = reply.values(rules.sent_state)
     reply.move(reply.position + 1, values)
     return values

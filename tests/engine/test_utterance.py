@@ -465,7 +465,7 @@ def test_words_that_the_model_takes_are_marked_at_their_rows() -> None:
     speaker.track, marks = track, list[WordMark]()
     codes = [ids.start for ids in layout.audio]
     for row, taken in enumerate([0, 1, 1, 2, 3, 4]):
-        state.own = [taken if name == "taken" else 0 for name in KYUTAI_TTS.drawing.state]
+        state.own_values = [taken if name == "taken" else 0 for name in KYUTAI_TTS.drawing.state]
         state.audio_end = 9 + row if row == 5 else -1
         sent = [NO_CHANGE, *codes[: KYUTAI_TTS.num_row_words], *state.values(rules.sent_state)]
         marks += [mark for item in speaker.push(np.array([sent])) for mark in item.chunk.marks]

@@ -102,7 +102,7 @@ class CpuSteppedDepth:
         self._depth = depth
         self._embed = depth.embed.data
         self._layers = [
-            [_DepthLayer(each, index, None, is_first=index == 0, norms=layer) for each in layer.sets]
+            [_DepthLayer(weights, index, None, is_first=index == 0, norms=layer) for weights in layer.sets]
             for index, layer in enumerate(depth.layers)
         ]
         self._rows = _DepthRows(depth, self._embed)
@@ -136,13 +136,13 @@ class CpuSteppedDepth:
         """
         return self._read(F.embedding(code, self._embed), position - 1)
 
-    def _read(self, embeds: torch.Tensor, place: int) -> torch.Tensor:
-        """Return the output of all layers at `place` in the frame, [N, H], for embedded ids [N, H]."""
-        index = self._depth.spec.schedule[place]
+    def _read(self, embeds: torch.Tensor, position: int) -> torch.Tensor:
+        """Return the output of all layers at `position` in the frame, [N, H], for embedded ids [N, H]."""
+        index = self._depth.spec.schedule[position]
         buffers = self._rows.of(embeds.shape[0], 1)
         torch.add(self._projected[index], embeds, out=buffers.inputs[0])
         for sets in self._layers:
-            sets[index](buffers, place)
+            sets[index](buffers, position)
         buffers.x.add_(buffers.residual)
         return buffers.outputs
 
@@ -252,8 +252,8 @@ class _Buffers:
     def positions(self, first: int) -> torch.Tensor:
         """Return the rotary positions of the R rows, from `first`, int64 [R]."""
         if first not in self._positions:
-            own = torch.arange(first, first + self._count)
-            self._positions[first] = own.repeat(self.x.shape[0] // self._count)
+            positions = torch.arange(first, first + self._count)
+            self._positions[first] = positions.repeat(self.x.shape[0] // self._count)
         return self._positions[first]
 
 

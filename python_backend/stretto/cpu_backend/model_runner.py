@@ -63,7 +63,7 @@ def gather_block_tables(
     slots = idx_mapping.numpy()
     places = zip(source_addresses.tolist(), target_addresses.tolist(), strides.tolist(), strict=True)
     for lengths, (source, target, stride) in zip(num_blocks.numpy(), places, strict=True):
-        source_rows, target_rows = (_table(each, len(lengths), stride) for each in (source, target))
+        source_rows, target_rows = (_table(address, len(lengths), stride) for address in (source, target))
         used = lengths[slots].max(initial=0)
         target_rows[:num_reqs, :used] = source_rows[slots, :used]
         target_rows[num_reqs:] = 0
@@ -231,11 +231,11 @@ def post_update(
         delta += starts[1:] - starts[:-1]
     if slots.min(initial=0) < 0:
         is_kept = slots >= 0
-        slots, tokens, counts, delta = (each[is_kept] for each in (slots, tokens, counts, delta))
+        slots, tokens, counts, delta = (rows[is_kept] for rows in (slots, tokens, counts, delta))
     num_computed_tokens.numpy()[slots] += delta
     if not counts.all():
         is_kept = counts > 0
-        slots, tokens, counts = (each[is_kept] for each in (slots, tokens, counts))
+        slots, tokens, counts = (rows[is_kept] for rows in (slots, tokens, counts))
     of_row = slots
     new = tokens[:, 0]
     places = lengths[slots]

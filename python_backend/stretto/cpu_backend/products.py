@@ -216,7 +216,7 @@ def activate_rows(activate: Callable[[torch.Tensor], torch.Tensor], x: torch.Ten
     has_equal_rows = x.shape[1] % UNROLLED == 0 or not x.is_contiguous()
     if has_equal_rows and (x.numel() <= GRAIN or torch.get_num_threads() == 1):
         return activate(x)
-    return torch.cat([activate(part) for part in x.split(max(1, GRAIN // x.shape[1]) if has_equal_rows else 1)])
+    return torch.cat([activate(rows) for rows in x.split(max(1, GRAIN // x.shape[1]) if has_equal_rows else 1)])
 
 
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
@@ -376,11 +376,11 @@ def use_cpu_layers(model: nn.Module, config: VllmConfig) -> None:
 
 def _is_cached(attention: Any, implementation: type) -> bool:
     """Return True if attention reads all keys and values from its own KV cache, and nothing else."""
-    own: Any = attention.impl
+    impl: Any = attention.impl
     if type(attention.impl) is not implementation or attention.head_size_v != attention.head_size:
         return False
-    others = attention.query_quant, attention.kv_sharing_target_layer_name, own.sinks
-    return own.attn_type == AttentionType.DECODER and all(other is None for other in others)
+    others = attention.query_quant, attention.kv_sharing_target_layer_name, impl.sinks
+    return impl.attn_type == AttentionType.DECODER and all(other is None for other in others)
 
 
 def _normed_heads(heads: torch.Tensor, norm: Norm) -> torch.Tensor:

@@ -45,11 +45,11 @@ def lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:
     if not adapters:
         return {}
     written = [_read_config(name, folder) for name, folder in adapters.items()]
-    rank = max(max([each.r, *each.rank_pattern.values()]) for each in written)
+    rank = max(max([config.r, *config.rank_pattern.values()]) for config in written)
     if rank > RANKS[-1]:
         raise CheckpointError(f"adapters: expected ranks of at most {RANKS[-1]}, got {rank}")
     places = len(adapters) + 1
-    room = min(each for each in RANKS if each >= rank)
+    room = min(limit for limit in RANKS if limit >= rank)
     return {"enable_lora": True, "max_loras": places, "max_cpu_loras": places, "max_lora_rank": room}
 
 

@@ -198,15 +198,15 @@ class EngineConnection:
         engine, record = self._inputs.recv_multipart()
         return engine, msgspec.msgpack.decode(record, type=EngineReady)
 
-    def send(self, engine: bytes, kind: bytes, record: bytes) -> None:
+    def send(self, engine: bytes, message_type: bytes, record: bytes) -> None:
         """Send a message to an engine, without waiting.
 
         Args:
             engine: ZMQ identity of the engine.
-            kind: ADD or ABORT.
+            message_type: ADD or ABORT.
             record: Content in MessagePack.
         """
-        self._inputs.send_multipart([engine, kind, record])
+        self._inputs.send_multipart([engine, message_type, record])
 
     def listen(self, on_message: Callable[..., None]) -> None:
         """Call `on_message` on the running event loop with the frames of each engine message.
@@ -298,7 +298,7 @@ class EngineClient:
         if not self._is_listening:
             self._is_listening = True
             self._connection.listen(self.receive)
-        engine = min(self._load, key=lambda each: self._load[each])
+        engine = min(self._load, key=lambda identity: self._load[identity])
         # a number, because outputs of an aborted request with the same id may still arrive
         request = _Request(f"{request_id}-{next(self._numbers)}", engine)
         self._requests[request.id] = request
@@ -349,9 +349,9 @@ class EngineClient:
             if name in self._requests:
                 update = TextUpdate(name, np.frombuffer(ids, np.int32), name in completed)
                 updates.setdefault(self._requests[name].engine, []).append(update)
-        for each in updates.values():
-            fields = {"max_tokens": 1, "extra_args": updates_to_extra_args(each)}
-            self._send(self._requests[each[0].request_id], [0], fields)
+        for batch in updates.values():
+            fields = {"max_tokens": 1, "extra_args": updates_to_extra_args(batch)}
+            self._send(self._requests[batch[0].request_id], [0], fields)
 
     def abort(self, request_id: str) -> None:
         """Abort a request; its iterator ends with the finish reason `abort`."""
@@ -374,17 +374,17 @@ class EngineClient:
             return
         stamp(Hop.ROW_ARRIVES)
         for output in self._decoder.decode(message).outputs:
-            found = self._requests.get(output.request_id)
-            if found is None:
+            answered = self._requests.get(output.request_id)
+            if answered is None:
                 continue  # aborted
             reason = None if output.finish_reason is None else FINISH_REASONS[output.finish_reason]
             if reason is not None:
-                self._forget(found)
+                self._forget(answered)
             record = output.pooling_output
             states = None
             if record is not None:
                 states = read_tensor(record, (message, *tensors))
-            found.push(output.new_token_ids, reason, states)
+            answered.push(output.new_token_ids, reason, states)
 
     def shutdown(self) -> None:
         """Stop the engines."""

@@ -77,9 +77,9 @@ class FrameCodes:
         codes = ids - self._first_ids[:, None]
         is_code = (codes >= 0) & (codes < self._num_ids[:, None])
         for stream, frame in np.argwhere(~is_code):
-            found = int(ids[stream, frame])
-            assert found in self._no_codes[stream], (
-                f"frame {first + frame}: id {found} of stream {stream} is not a code"
+            token_id = int(ids[stream, frame])
+            assert token_id in self._no_codes[stream], (
+                f"frame {first + frame}: id {token_id} of stream {stream} is not a code"
             )
         codes = codes.clip(0, self._num_ids[:, None] - 1).astype(np.int32)
         if not self._leaves_out and self._filter is None:

@@ -251,10 +251,10 @@ def captured_rows(config: EngineConfig) -> dict[str, Any]:
     family = family_at(config.checkpoint)
     steps = family.mechanism.steps
     compilation = arguments.get("compilation_config")
-    given = {**arguments, **(compilation if isinstance(compilation, dict) else {})}
-    if steps is None or "max_num_seqs" not in given or any(name in given for name in CAPTURE_SIZES):
+    options = {**arguments, **(compilation if isinstance(compilation, dict) else {})}
+    if steps is None or "max_num_seqs" not in options or any(name in options for name in CAPTURE_SIZES):
         return {}
-    return {CAPTURE_SIZES[0]: min(MAX_CAPTURED_ROWS, steps.window * given["max_num_seqs"])}
+    return {CAPTURE_SIZES[0]: min(MAX_CAPTURED_ROWS, steps.window * options["max_num_seqs"])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,8 +308,10 @@ def run(connection: Connection) -> None:
     try:
         started, config = _start(request)
     except Exception as error:
-        kind = next((each for each in (CheckpointError, ValueError) if isinstance(error, each)), RuntimeError)
-        connection.send(kind(str(error)))  # exceptions of other types may not survive pickling
+        error_type = next(
+            (candidate for candidate in (CheckpointError, ValueError) if isinstance(error, candidate)), RuntimeError
+        )
+        connection.send(error_type(str(error)))  # exceptions of other types may not survive pickling
         return
     processes = started.engine_manager.processes
     hf_config = config.model_config.hf_config

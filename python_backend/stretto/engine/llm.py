@@ -178,8 +178,8 @@ class SpeechLLM:
             if not is_left:
                 self._stats.live_refused_total += 1
                 total = self._places.held
-                own = self._places.held_by(host)
-                raise NoCapacity(f"{total} sessions are open, {own} of them from this host, try again")
+                num_of_host = self._places.held_by(host)
+                raise NoCapacity(f"{total} sessions are open, {num_of_host} of them from this host, try again")
             yield
 
     def end_session(self, request_id: str, failure: StrettoError) -> None:

@@ -188,13 +188,13 @@ class Permits:
 
     def _check_limits(self, taken: int, num_sequences: int, host: str) -> None:
         by_host = self._taken()
-        own = by_host[host]
+        num_of_host = by_host[host]
         num_hosts = len(by_host.keys() | {host})
         # compared with the limit, and if it is exceeded, with the limit divided by the number of hosts
-        wanted = min(taken + num_sequences, num_hosts * (own + num_sequences))
+        wanted = min(taken + num_sequences, num_hosts * (num_of_host + num_sequences))
         in_flight = f"{taken} {IN_FLIGHT}"
         if host:
-            in_flight += f", {own} of them from this host"
+            in_flight += f", {num_of_host} of them from this host"
         if self._max_waiting is not None and wanted > self._max_running + self._max_waiting:
             raise NoCapacity(
                 f"{in_flight} (limits: {self._max_running} running, {self._max_waiting} waiting), and this reply has"

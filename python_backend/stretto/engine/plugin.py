@@ -23,10 +23,10 @@ def register() -> None:
 
     # vLLM collects garbage eight times during start-up, each time over every imported module.
     gc.freeze()
-    known = ModelRegistry.get_supported_archs()
+    supported = ModelRegistry.get_supported_archs()
     for classes in (ARCHITECTURES, *(plugin.architectures for plugin in plugins())):
         for name, path in classes.items():
-            if name not in known:
+            if name not in supported:
                 ModelRegistry.register_model(name, path)
     if current_platform.is_cpu():
         from stretto.cpu_backend import install

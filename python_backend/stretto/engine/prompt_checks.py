@@ -59,9 +59,9 @@ class Capacity:
         """
         rows = rules.max_model_len
         usable = self.num_blocks - 1
-        each = SessionBlocks.from_rows(rows, self.block_size, self.window, MAX_STEPS_IN_FLIGHT).room
+        session_blocks = SessionBlocks.from_rows(rows, self.block_size, self.window, MAX_STEPS_IN_FLIGHT).room
         other = blocks_in_window(rows, self.block_size, self.window, self.num_in_flight)
-        return self.num_engines * max(1, min(self.max_num_seqs - 1, (usable - other) // each))
+        return self.num_engines * max(1, min(self.max_num_seqs - 1, (usable - other) // session_blocks))
 
 
 def check_prompt(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
@@ -158,8 +158,10 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
     if text is None and prompt.track:
         raise InvalidRequest("track", f"no ids ({rules.family.name} has no text track)", f"{len(prompt.track)} ids")
     if prompt.is_open and (text is None or (prompt.sampling.has_pair and text.open is None)):
-        kind = "a guided reply" if text else rules.family.name
-        raise InvalidRequest("text", f"the complete text ({kind} does not support streamed text)", "streamed text")
+        reply_described = "a guided reply" if text else rules.family.name
+        raise InvalidRequest(
+            "text", f"the complete text ({reply_described} does not support streamed text)", "streamed text"
+        )
     if text is None:
         return
     ids = prompt.track[text.num_recorded(prompt.track) : None if prompt.is_open else -1]
@@ -216,7 +218,7 @@ def _check_window(prompt: Prompt, rules: SegmentRules) -> None:
 def known_ids(ids: Sequence[int], rules: SegmentRules) -> Sequence[int]:
     """Return the ids of a streamed text unchanged; raise InvalidRequest if any of them is not a text id."""
     size = rules.family.layout.vocab_size
-    if not all(isinstance(each, int) and 0 <= each < size for each in ids):
+    if not all(isinstance(token_id, int) and 0 <= token_id < size for token_id in ids):
         raise InvalidRequest("text", f"token ids in [0, {size})", shown(list(ids)))
     text = rules.family.text_track
     if text is not None:

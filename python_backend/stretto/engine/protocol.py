@@ -91,8 +91,8 @@ def read_extra_args(extra_args: dict[str, Any], num_streams: int) -> tuple[Promp
     record = extra_args[KEY]
     rows = np.frombuffer(record["rows"], np.int32).reshape(-1, num_streams)
     features, patches = (
-        None if given is None else np.frombuffer(given[0], np.float32).reshape(-1, given[1])
-        for given in (record["features"], record["patches"])
+        None if packed is None else np.frombuffer(packed[0], np.float32).reshape(-1, packed[1])
+        for packed in (record["features"], record["patches"])
     )
     return Prompt.from_bytes("prompt", record["prompt"], rows, features, patches), record["host"]
 

@@ -377,7 +377,7 @@ class ReplyState:
         num_text_tokens: Number of text tokens, including codes if the reply is interleaved.
         num_codes: Number of codes of an interleaved reply.
         first_end: Position at which the end of speech was detected, for families with latents.
-        own: State of the family's sampler (`DrawRules.state`).
+        own_values: State of the family's sampler (`DrawRules.state`).
         max_audio_rows: Maximum number of rows in the audio segment that the request allows.
         segment: Segment of the next row.
     """
@@ -390,7 +390,7 @@ class ReplyState:
     num_text_tokens: int = 0
     num_codes: int = 0
     first_end: int = UNKNOWN
-    own: Sequence[int] = ()
+    own_values: Sequence[int] = ()
     max_audio_rows: int = ENDLESS
     segment: Segment = field(init=False)
     _values: Sequence[int] = field(default=(), init=False)
@@ -401,9 +401,9 @@ class ReplyState:
     @classmethod
     def begin(cls, rules: SegmentRules, task: Task, position: int, track: Track | None = None) -> Self:
         """Return the state before a reply whose first row is `position`."""
-        given = {} if track is None else track.initial_state()
-        own = dict(rules.family.drawing.state) | given
-        state = cls(rules, task, position, own=tuple(own.values()))
+        initial = {} if track is None else track.initial_state()
+        own_values = dict(rules.family.drawing.state) | initial
+        state = cls(rules, task, position, own_values=tuple(own_values.values()))
         if not task.writes:
             state.audio_start = position
             state.segment = AUDIO
@@ -422,15 +422,15 @@ class ReplyState:
             names = self.rules.sent_common_state
             for name, value in zip(names, values, strict=False):
                 setattr(self, name, value)
-            self.own = values[len(names) :]
+            self.own_values = values[len(names) :]
             self._note_segment()
         elif position == self.audio_start:
             self.segment = AUDIO
 
     def values(self, names: Iterable[str]) -> list[int]:
         """Return the values of some state columns."""
-        own = dict(zip(self.rules.own_state, self.own, strict=True))
-        return [own[name] if name in own else getattr(self, name) for name in names]
+        own_values = dict(zip(self.rules.own_state, self.own_values, strict=True))
+        return [own_values[name] if name in own_values else getattr(self, name) for name in names]
 
     def _note_segment(self) -> None:
         if self.audio_start < 0:
@@ -460,5 +460,5 @@ class ReplyState:
     def _frames_before(self, stop: int) -> int:
         num_rows = stop - self.audio_start - self.rules.num_closing_rows
         if self.rules.text_rows is not None:
-            num_rows -= self.own[self.rules.text_rows.column]
+            num_rows -= self.own_values[self.rules.text_rows.column]
         return max(0, num_rows) // self.rules.family.rows_per_frame

@@ -134,7 +134,7 @@ class CodesTrack(Track):
     def limits(self, sampling: SamplingConfig) -> dict[str, int]:
         """Return limits that end the reply one row after the last codes; see `Track.limits`."""
         num_rows = ENDLESS if self.is_open else len(self.ids) + 1
-        text, audio = (min(each.max_rows, num_rows) for each in (sampling.text, sampling.audio))
+        text, audio = (min(limits.max_rows, num_rows) for limits in (sampling.text, sampling.audio))
         return {"text_min": ENDLESS, "text_max": text, "audio_max": audio}
 
 

@@ -161,8 +161,8 @@ class Utterance:
         With a deterministic chunk policy, rows are processed one at a time, so that chunks do not depend on how rows
         arrive.
         """
-        for part in np.split(rows, len(rows)) if self._pacer.policy.deterministic else [rows]:
-            yield from self._push(part)
+        for step_rows in np.split(rows, len(rows)) if self._pacer.policy.deterministic else [rows]:
+            yield from self._push(step_rows)
 
     def _push(self, rows: np.ndarray) -> Iterator[LMChunk]:
         reply = self.reply
@@ -174,7 +174,7 @@ class Utterance:
         segment = TEXT
         for (mark, token_id), state in zip(rows[:, :2].tolist(), self._states_in(rows), strict=True):
             segment = reply.segment
-            own = reply.own
+            own_values = reply.own_values
             reply.move(reply.position + 1, state)
             if mark:
                 frame = (reply.position - 1 - reply.audio_start) // self._family.rows_per_frame
@@ -187,7 +187,7 @@ class Utterance:
                 if self._family.has_text_beside_codes and token_id != self._family.end_of_reply:
                     self._frame_texts.append(self._reader.push(token_id))
                 if reply.audio_end < 0:  # a word that begins in the row that ends the audio is not spoken
-                    self._mark_words(reply, own)
+                    self._mark_words(reply, own_values)
         self._times += self._reader.pop_marks() if isinstance(self._reader, TimedReader) else []
         if self._with_pauses:
             self._pauses += self._pauses_in(rows)
@@ -204,12 +204,12 @@ class Utterance:
         """Return the state columns of each row, [n][C]."""
         return rows[:, 1 + self._family.num_row_words :].tolist()
 
-    def _mark_words(self, reply: ReplyState, own: Sequence[int]) -> None:
-        """Record the word that begins in the newest row, before which the family's state was `own`."""
+    def _mark_words(self, reply: ReplyState, before: Sequence[int]) -> None:
+        """Record the word that begins in the newest row, before which the family's state was `before`."""
         column = self._word_column
-        if column is None or reply.own[column] == own[column]:
+        if column is None or reply.own_values[column] == before[column]:
             return
-        number = own[column]
+        number = before[column]
         if self.track is None:
             self.words.mark_token(number, self._text, reply.num_frames - 1)
         elif tokens := self.track.word_tokens(number):

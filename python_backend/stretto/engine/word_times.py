@@ -78,5 +78,5 @@ class WordTimes:
         """Words of the text whose beginning is not known so far, in order."""
         timed = set(self._timed)
         if self._sources:
-            return tuple(each.word for each in dict.fromkeys(self._sources) if each not in timed)
+            return tuple(word.word for word in dict.fromkeys(self._sources) if word not in timed)
         return tuple(word for index, word in enumerate(self._words) if index not in timed)

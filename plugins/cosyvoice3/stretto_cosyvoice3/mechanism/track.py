@@ -97,7 +97,7 @@ class GroupTrack(Track):
 
     def num_known(self, reply: Any) -> int:
         """Return the number of rows that the model may read, assuming that all further rows are given rows."""
-        num_given, *_ = reply.own
+        num_given, *_ = reply.own_values
         return reply.position + len(self.ids) - num_given if self.is_open else ENDLESS
 
     def fill(self, codes: np.ndarray, first: int) -> None:

@@ -72,10 +72,10 @@ def timed(engine: Engine, made: Prompt, answer: Answer) -> tuple[list[int], int]
     track, times = engine.rules.track(len(made.rows), made.track), list[int]()
     assert isinstance(track, WordTrack)
     for values in answer.states:
-        before = reply.own[WordScript.word_column]
+        before = reply.own_values[WordScript.word_column]
         reply.move(reply.position + 1, values)
-        times += [reply.position - 2] * (reply.own[WordScript.word_column] > before)
-    assert reply.own[WordScript.word_column] == len(track.words)
+        times += [reply.position - 2] * (reply.own_values[WordScript.word_column] > before)
+    assert reply.own_values[WordScript.word_column] == len(track.words)
     return times, reply.num_frames
 
 

@@ -20,7 +20,7 @@ from stretto.family.base import DepthSpec
 
 # Checkpoint parts of fused layers: (fused layer, part).
 FUSED: dict[str, tuple[str, str | int]] = {
-    **{f"{part}_proj": ("qkv_proj", part) for part in "qkv"},
+    **{f"{letter}_proj": ("qkv_proj", letter) for letter in "qkv"},
     "gate_proj": ("gate_up_proj", 0),
     "up_proj": ("gate_up_proj", 1),
 }
@@ -78,10 +78,10 @@ class DepthWeights(nn.Module):
         parameters = dict(self.named_parameters())
         loaded = set[str]()
         for name, tensor in weights:
-            layer, _, kind = name.rpartition(".")
-            path, _, part = layer.rpartition(".")
-            fused, shard = FUSED.get(part, (part, None))
-            target = f"{path}.{fused}.{kind}" if part in FUSED else name
+            layer, _, tensor_name = name.rpartition(".")
+            path, _, module_name = layer.rpartition(".")
+            fused, shard = FUSED.get(module_name, (module_name, None))
+            target = f"{path}.{fused}.{tensor_name}" if module_name in FUSED else name
             if target not in parameters:
                 raise ValueError(f"unknown tensor depth.{name}")
             load: Callable[..., None] = getattr(parameters[target], "weight_loader", default_weight_loader)
@@ -140,10 +140,12 @@ class SteppedDepth(DepthWeights):
 
         def by_set() -> Iterator[tuple[str, torch.Tensor]]:
             for name, tensor in weights:
-                layer, _, part = name.removesuffix(".weight").rpartition(".")
-                if part in ("qkv_proj", "o_proj") and ".sets." not in name:
+                layer, _, projection = name.removesuffix(".weight").rpartition(".")
+                if projection in ("qkv_proj", "o_proj") and ".sets." not in name:
                     parts = enumerate(tensor.chunk(self.spec.num_sets))
-                    yield from ((f"{layer}.sets.{index}.{part}.weight", own) for index, own in parts)
+                    yield from (
+                        (f"{layer}.sets.{index}.{projection}.weight", set_weight) for index, set_weight in parts
+                    )
                 else:
                     yield name, tensor
 

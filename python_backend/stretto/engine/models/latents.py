@@ -159,8 +159,8 @@ class LatentMixin(MultiStreamMixin):
         kinds = [(self.family.layout.audio[0], self.embed_latents)]
         if self.voice_ids:
             kinds.append((self.voice_ids, self.embed_voice))
-        for kind, embed in kinds:
-            is_kind = have_ids(rows, kind)
+        for ids, embed in kinds:
+            is_kind = have_ids(rows, ids)
             if rows.device.type != "cpu":  # launches must not depend on the rows, as CUDA graphs require
                 out.copy_(torch.where(is_kind[:, None], embed(latents).to(out.dtype), out))
                 continue
@@ -170,6 +170,6 @@ class LatentMixin(MultiStreamMixin):
         return out
 
 
-def have_ids(rows: torch.Tensor, kind: range) -> torch.Tensor:
-    """Return True for rows [N, S] whose id on stream 0 is in `kind`, bool [N]."""
-    return (rows[:, 0] >= kind.start) & (rows[:, 0] < kind.stop)
+def have_ids(rows: torch.Tensor, ids: range) -> torch.Tensor:
+    """Return True for rows [N, S] whose id on stream 0 is in `ids`, bool [N]."""
+    return (rows[:, 0] >= ids.start) & (rows[:, 0] < ids.stop)

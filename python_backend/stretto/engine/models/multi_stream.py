@@ -33,18 +33,18 @@ from stretto.family.image_format import ImageFormat
 UNQUANTIZED = UnquantizedEmbeddingMethod, UnquantizedLinearMethod
 
 
-def quantization_of(vllm_config: VllmConfig, part: str) -> QuantizationConfig | None:
-    """Return vLLM's quantization for the layers of `part` (such as `depth`); None if there is none.
+def quantization_of(vllm_config: VllmConfig, module: str) -> QuantizationConfig | None:
+    """Return vLLM's quantization for the layers of `module` (such as `depth`); None if there is none.
 
     If a checkpoint in AWQ format does not list its unquantized modules, vLLM lists the parents of all unquantized
-    tensors. The parent of `depth.embed` is `depth`, which would exclude all layers of the depth transformer, so `part`
-    is removed from that list.
+    tensors. The parent of `depth.embed` is `depth`, which would exclude all layers of the depth transformer, so
+    `module` is removed from that list.
     """
     quant_config: Any = vllm_config.quant_config
     record = vllm_config.model_config.hf_config.to_dict()
     listed = getattr(quant_config, "modules_to_not_convert", None)
     if listed and not (record.get("quantization_config") or {}).get("modules_to_not_convert"):
-        quant_config.modules_to_not_convert = [name for name in listed if name != part]
+        quant_config.modules_to_not_convert = [name for name in listed if name != module]
     return quant_config
 
 
@@ -132,11 +132,11 @@ def stored_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     Parameters with defaults are excluded.
     """
     built = {
-        f"{name}.{kind}"
+        f"{name}.{parameter_name}"
         for name, module in model.named_modules()
-        for kind, parameter in module.named_parameters(recurse=False)
+        for parameter_name, parameter in module.named_parameters(recurse=False)
         if isinstance(getattr(module, "quant_method", None), BaseKVCacheMethod)
-        or kind == "input_scale_ub"  # a constant of the quantization's configuration
+        or parameter_name == "input_scale_ub"  # a constant of the quantization's configuration
         or not parameter.numel()
     }
     return {name: parameter for name, parameter in model.named_parameters() if name not in built}
@@ -148,13 +148,13 @@ def fused_parts(model: nn.Module) -> Iterator[tuple[str, str]]:
     A checkpoint may contain the fused parameter instead of its parts.
     """
     for name, parameter in stored_parameters(model).items():
-        module, _, kind = name.rpartition(".")
-        for part in EXPERTS.get(kind, ()):
+        module, _, parameter_name = name.rpartition(".")
+        for projection in EXPERTS.get(parameter_name, ()):
             experts = module.removesuffix(".routed_experts")
-            yield from ((f"{experts}.{number}.{part}.weight", name) for number in range(len(parameter)))
+            yield from ((f"{experts}.{number}.{projection}.weight", name) for number in range(len(parameter)))
         parent, _, fused = module.rpartition(".")
         if fused in FUSED:
-            yield from ((f"{parent}.{part}.{kind}", name) for part in FUSED[fused])
+            yield from ((f"{parent}.{projection}.{parameter_name}", name) for projection in FUSED[fused])
 
 
 class StreamBias(nn.Module):
@@ -177,12 +177,12 @@ class AudioHead(nn.Module):
         self.bias = nn.Parameter(torch.empty(size), requires_grad=False) if has_bias else None
 
 
-def depth_network(spec: DepthSpec, *given: Any) -> DepthWeights:
-    """Return a depth transformer; `given` are the arguments of `DepthWeights` after the first."""
+def depth_network(spec: DepthSpec, *arguments: Any) -> DepthWeights:
+    """Return a depth transformer; `arguments` are the arguments of `DepthWeights` after the first."""
     if spec.network is not None:
-        network: DepthWeights = spec.network(*given)
+        network: DepthWeights = spec.network(*arguments)
         return network
-    return (SteppedDepth if spec.schedule else DepthTransformer)(spec, *given)
+    return (SteppedDepth if spec.schedule else DepthTransformer)(spec, *arguments)
 
 
 class MultiStreamMixin(Decoder):
@@ -213,8 +213,8 @@ class MultiStreamMixin(Decoder):
             self.stream_bias = StreamBias(layout.num_output_streams, width)
         if self.family.depth is not None:
             sizes = [len(ids) for ids in layout.audio]
-            given = sizes, num_ends, width, quantization_of(vllm_config, "depth")
-            self.depth = depth_network(self.family.depth, *given)
+            arguments = sizes, num_ends, width, quantization_of(vllm_config, "depth")
+            self.depth = depth_network(self.family.depth, *arguments)
         if self.family.audio_head:
             num_ids = sum(len(rules.audio_ids(s)) for s in range(len(layout.audio)))
             self.audio_head = AudioHead(num_ids + num_ends, width, self.family.audio_head == "biased")

@@ -65,8 +65,8 @@ def _draw_part(logits: np.ndarray, ids: np.ndarray, keys: np.ndarray, rows: Pair
         if drawn is not None:
             return drawn
     values, columns, floor = (_all if rows.keeps_all else kept)(logits, rows)
-    places = rows.place + (np.arange(logits.shape[1]) if columns is None else columns)
-    ids = ids[places]
+    positions = rows.first_column + (np.arange(logits.shape[1]) if columns is None else columns)
+    ids = ids[positions]
     scores = values / rows.temperature
     noise = gumbel(keys, ids)
     scores += noise if rows.is_greedy is None else np.where(rows.is_greedy, 0, noise)
@@ -95,14 +95,14 @@ def _draw_single(
     maxima.sort()
     (columns,) = (logits >= max(maxima[groups - top_k], LOWEST)).nonzero()
     values = logits[columns]
-    places = ids[columns]
+    column_ids = ids[columns]
     if not len(values):
         return None
     scores = values / rows.temperature[0]
-    scores += gumbel(key, places)
+    scores += gumbel(key, column_ids)
     if len(values) > top_k:
         scores[values < np.partition(values, -top_k)[-top_k]] = -np.inf
-    return places[scores.argmax()][None]
+    return column_ids[scores.argmax()][None]
 
 
 def _all(logits: np.ndarray, rows: PairRows) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:

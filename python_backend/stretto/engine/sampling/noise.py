@@ -111,9 +111,9 @@ def gaussian(keys: Words, step: int = 0) -> Words:
         step: Index of the draw, for several draws from the same keys.
     """
     if isinstance(keys, torch.Tensor):
-        one, other = (_uniform64(keys, 2 * step + each) for each in (0, 1))
+        one, other = (_uniform64(keys, 2 * step + draw) for draw in (0, 1))
         return (torch.sqrt(-2 * torch.log(one)) * torch.cos(2 * math.pi * other)).float()
-    one, other = (_uniform64(keys, 2 * step + each) for each in (0, 1))
+    one, other = (_uniform64(keys, 2 * step + draw) for draw in (0, 1))
     return (np.sqrt(-2 * np.log(one)) * np.cos(2 * math.pi * other)).astype(np.float32)
 
 

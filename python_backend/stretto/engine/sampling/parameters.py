@@ -40,7 +40,7 @@ class PairRows:
 
     Attributes:
         index: Position of each pair in the batch, [N]; None for all pairs in order.
-        place: First column of the pair's stream in the flattened table of token ids, [N, 1].
+        first_column: First column of the pair's stream in the flattened table of token ids, [N, 1].
         reach: Number of largest logits to examine first.
         is_open: True for pairs without top-k; None if all pairs have it.
         is_greedy: True for pairs at temperature 0; None if there are none.
@@ -52,7 +52,7 @@ class PairRows:
     """
 
     index: np.ndarray | None
-    place: np.ndarray
+    first_column: np.ndarray
     temperature: np.ndarray
     top_k: np.ndarray
     top_p: np.ndarray
@@ -82,13 +82,13 @@ class PairRows:
         top_k = np.where(is_random, np.where(top_k > 0, np.minimum(top_k, num_columns), num_columns), 1)
         top_p = np.where(is_random, top_p, np.float32(1))
         temperature = np.where(is_random, temperature, np.float32(1))
-        place = np.tile(np.arange(num_streams) * num_columns, len(params.top_k))[:, None]
+        first_column = np.tile(np.arange(num_streams) * num_columns, len(params.top_k))[:, None]
         is_open = top_k == num_columns
         reach = np.where(is_open, min(FIRST_REACH, num_columns), top_k)
-        columns = place, temperature, top_k, top_p, reach, is_open, ~is_random
+        columns = first_column, temperature, top_k, top_p, reach, is_open, ~is_random
         keeps_all = (is_open & (top_p >= 1))[:, 0]
-        parts = [part for part in (keeps_all, ~keeps_all) if part.any()]
-        indices = [None if len(parts) == 1 else np.flatnonzero(part) for part in parts]
+        parts = [group for group in (keeps_all, ~keeps_all) if group.any()]
+        indices = [None if len(parts) == 1 else np.flatnonzero(group) for group in parts]
         return [cls._part(index, columns, params.of_all, num_columns) for index in indices]
 
     @classmethod
@@ -97,12 +97,12 @@ class PairRows:
     ) -> "PairRows":
         if index is not None:
             columns = tuple(column[index] for column in columns)
-        place, temperature, top_k, top_p, reach, is_open, is_greedy = columns
+        first_column, temperature, top_k, top_p, reach, is_open, is_greedy = columns
         has_top_p = bool((top_p < 1).any())
         width = group_width(num_columns, int(reach.max()))
-        is_single = len(place) == 1 and not (has_top_p or is_open[0, 0] or is_greedy[0, 0])
+        is_single = len(first_column) == 1 and not (has_top_p or is_open[0, 0] or is_greedy[0, 0])
         return cls(
-            index, place, temperature, top_k, top_p, reach,
+            index, first_column, temperature, top_k, top_p, reach,
             is_open=is_open if is_open.any() else None,
             is_greedy=is_greedy if is_greedy.any() else None,
             keeps_all=bool(is_open.all()) and not has_top_p,

@@ -36,11 +36,11 @@ def row_block_hasher(
         condition: Vectors that condition all rows, or None. Only requests with equal ones share blocks.
     """
     conditioned = b"" if condition is None else b"condition" + condition.digest
-    input_digests: dict[int, list[bytes]] = {each.first_row // block_size: [] for each in inputs}
-    for each in inputs:
-        size = f"{each.height} {each.width} ".encode() if isinstance(each, InputImage) else b""
-        digest = hashlib.sha256(size + each.features.tobytes()).digest()
-        input_digests[each.first_row // block_size].append(digest)
+    input_digests: dict[int, list[bytes]] = {model_input.first_row // block_size: [] for model_input in inputs}
+    for model_input in inputs:
+        size = f"{model_input.height} {model_input.width} ".encode() if isinstance(model_input, InputImage) else b""
+        digest = hashlib.sha256(size + model_input.features.tobytes()).digest()
+        input_digests[model_input.first_row // block_size].append(digest)
 
     def hash_new_blocks(request: Request) -> list[BlockHash]:
         num_rows = request.num_tokens

@@ -90,7 +90,7 @@ class ClientTurns:
     def _used_slots(self, running: Iterable[Request]) -> Counter[str]:
         """Return the number of run slots that each host uses or has reserved."""
         used = Counter[str]()
-        for request in {self._reply(each): each for each in running}.values():
+        for request in {self._reply(request): request for request in running}.values():
             used[self._host(request)] += self._num_slots(request)
         return used
 
@@ -102,21 +102,21 @@ class ClientTurns:
         if not self.are_needed:
             return running
         (largest, most), *others = self._used_slots(running).most_common()
-        own = [each for each in running if self._host(each) == largest]
-        is_larger = others and most - self._num_slots(own[-1]) >= others[0][1]
-        return own if is_larger else running
+        of_largest = [request for request in running if self._host(request) == largest]
+        is_larger = others and most - self._num_slots(of_largest[-1]) >= others[0][1]
+        return of_largest if is_larger else running
 
     def order(self, queue: RequestQueue, running: Sequence[Request]) -> None:
         """Sort the waiting queue, so that hosts take turns after the requests whose CFG partner is running."""
-        if not self.are_needed or len({self._host(each) for each in queue}) < 2:
+        if not self.are_needed or len({self._host(request) for request in queue}) < 2:
             return
         waiting = list(queue)
-        joined = {self._reply(each) for each in running}
-        ordered = [each for each in waiting if self._reply(each) in joined]
+        joined = {self._reply(request) for request in running}
+        ordered = [request for request in waiting if self._reply(request) in joined]
         lines: dict[str, dict[str, list[Request]]] = {}
-        for each in waiting:
-            if self._reply(each) not in joined:
-                lines.setdefault(self._host(each), {}).setdefault(self._reply(each), []).append(each)
+        for request in waiting:
+            if self._reply(request) not in joined:
+                lines.setdefault(self._host(request), {}).setdefault(self._reply(request), []).append(request)
         used = self._used_slots(running)
         while lines:
             host = min(lines, key=used.__getitem__)
@@ -127,8 +127,8 @@ class ClientTurns:
                 del lines[host]
         if ordered != waiting:
             queue.remove_requests(waiting)
-            for each in ordered:
-                queue.add_request(each)
+            for request in ordered:
+                queue.add_request(request)
 
     def to_preempt(self, first: Request | None, running: list[Request], num_slots: int) -> Sequence[Request]:
         """Return the reply to preempt for a queued request, as one or two requests; empty if there is none.
@@ -140,12 +140,14 @@ class ClientTurns:
         """
         if first is None or not self.are_needed or self._planner.has_room(first, running, num_slots):
             return ()
-        if any(self._reply(each) == self._reply(first) for each in running):
+        if any(self._reply(request) == self._reply(first) for request in running):
             return ()  # its slot and its blocks are reserved
         used = self._used_slots(running)
         wanted = used[self._host(first)] + self._num_slots(first)
         for host, num_used in used.most_common():
-            tail = self._planner.tail([each for each in running if self._host(each) == host])  # of one host only
+            tail = self._planner.tail(
+                [request for request in running if self._host(request) == host]
+            )  # of one host only
             if tail and num_used - self._num_slots(tail[0]) >= wanted:
                 return self._planner.with_partner(tail)
         return ()
@@ -195,10 +197,10 @@ class ClientTurns:
             num_left: Number of rows that the host may still compute.
         """
         skipping = []
-        for reply in sorted(replies, key=lambda each: self._stepped.get(each, 0)):
+        for reply in sorted(replies, key=lambda reply: self._stepped.get(reply, 0)):
             if num_left > 0:
                 self._stepped[reply] = self._step
-                num_left -= sum(grants[each] for each in replies[reply])
+                num_left -= sum(grants[request_id] for request_id in replies[reply])
             else:
                 skipping += replies[reply]
         return skipping
@@ -210,13 +212,13 @@ class ClientTurns:
         that request, and would admit the later ones.
         """
         hosts = {host for host, balance in self._balances.items() if balance <= 0}
-        found = list[Request]()
+        resting = list[Request]()
         for request in waiting:
             if request.num_stale_output_tokens and not request.drop_stale_output:
                 hosts.add(self._host(request))
             if hosts and self._host(request) in hosts:
-                found.append(request)
-        return found
+                resting.append(request)
+        return resting
 
     def end_schedule(self, scheduled: Mapping[str, int]) -> None:
         """Deduct the rows of a scheduled step; after an empty one, no reply skips the next step.

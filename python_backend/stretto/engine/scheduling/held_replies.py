@@ -54,7 +54,7 @@ def _without(queue: RequestQueue, requests: Sequence[Request]) -> Iterator[None]
     old = set(before)
     stay = {*left, *requests}
     queue.remove_requests(left)
-    for request in [each for each in left if each not in old] + [each for each in before if each in stay]:
+    for request in [queued for queued in left if queued not in old] + [queued for queued in before if queued in stay]:
         queue.add_request(request)
 
 

@@ -157,18 +157,24 @@ class KvBlocks:
         num_open = self._num_open
 
         def allocate_slots(
-            request: Request, num_new_tokens: int, *rest: Any, num_lookahead_tokens: int = 0, **more: Any
+            request: Request,
+            num_new_tokens: int,
+            *other_arguments: Any,
+            num_lookahead_tokens: int = 0,
+            **other_options: Any,
         ) -> KVCacheBlocks | None:
             request_id = request.request_id
             stop = request.num_computed_tokens + num_new_tokens
             if (
-                not (rest or more or num_lookahead_tokens)
+                not (other_arguments or other_options or num_lookahead_tokens)
                 and request_id in num_cached
                 and stop <= size * len(held[request_id])
                 and stop - num_open < size * (num_cached[request_id] + 1)
             ):
                 return nothing
-            return allocate(request, num_new_tokens, *rest, num_lookahead_tokens=num_lookahead_tokens, **more)
+            return allocate(
+                request, num_new_tokens, *other_arguments, num_lookahead_tokens=num_lookahead_tokens, **other_options
+            )
 
         manager.allocate_slots = allocate_slots
 
@@ -427,7 +433,7 @@ class PairPlanner:
         empty.
         """
         sessions = self._blocks.sessions
-        others = [each for each in running if each.request_id not in sessions] if sessions else running
+        others = [request for request in running if request.request_id not in sessions] if sessions else running
         if not others:
             return []
         blocked = next((other for other in reversed(others) if self._table[other.request_id].waits_for_text), None)
@@ -456,7 +462,7 @@ class PairPlanner:
         or a step is in flight.
         """
         tail = self.tail(running)
-        is_moving = all(self._table[each.request_id].waits_for_text for each in running) or any(
+        is_moving = all(self._table[request.request_id].waits_for_text for request in running) or any(
             request.num_in_flight_tokens for request in running
         )
         return [] if is_moving or tail == running else self.with_partner(tail)

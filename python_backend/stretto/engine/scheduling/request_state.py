@@ -244,13 +244,13 @@ def unconditional_context(state: RequestState) -> np.ndarray:
     request = state.request
     audio_start = state.reply.audio_start
     layout = family.layout
-    known = request.num_tokens
-    num_rows = max(known, audio_start)
+    num_computed = request.num_tokens
+    num_rows = max(num_computed, audio_start)
     rows = np.full((num_rows, layout.num_input_streams), layout.pad_id, np.int32)
-    rows[:known, 0] = request.all_token_ids[:known]
-    rows[:known, 1:] = state.history.rows(0, known)
-    if known < num_rows:  # forced rows that the model has not computed yet
-        rows[known:, 0] = family.transition[known - num_rows :]
+    rows[:num_computed, 0] = request.all_token_ids[:num_computed]
+    rows[:num_computed, 1:] = state.history.rows(0, num_computed)
+    if num_computed < num_rows:  # forced rows that the model has not computed yet
+        rows[num_computed:, 0] = family.transition[num_computed - num_rows :]
     before = unconditional_rows(rows[:audio_start], family.unconditional, layout.pad_id)
     initial = state.reply.rules.other_streams[2]
     before[:, 1:] = np.where(rows[:audio_start, 1:] == initial, initial, before[:, 1:])

@@ -71,8 +71,8 @@ class RequestTable(dict[str, RequestState]):
             rows_of = state.history.rows
             prompt = state.prompt
             is_read = state.is_read_by_modules
-            more = prompt.inputs, is_read, state.track, prompt.condition
-            request._block_hasher = row_block_hasher(self._hash_block_size, rows_of, *more)
+            conditions = prompt.inputs, is_read, state.track, prompt.condition
+            request._block_hasher = row_block_hasher(self._hash_block_size, rows_of, *conditions)
             request.block_hashes.clear()
             request.update_block_hashes()
 

@@ -102,11 +102,11 @@ class SampledRows:
         """
         request_id = state.request.request_id
         sent = self.first_frames.get(request_id)
-        known = state.prompt_states
-        if sent is None and known is not None:  # otherwise already sent: the prompt was computed again
-            known.put(self.prompt_states[request_id].numpy())
-            if known.first_unknown is None:
-                sent = torch.from_numpy(known.states)
+        prompt_states = state.prompt_states
+        if sent is None and prompt_states is not None:  # otherwise already sent: the prompt was computed again
+            prompt_states.put(self.prompt_states[request_id].numpy())
+            if prompt_states.first_unknown is None:
+                sent = torch.from_numpy(prompt_states.states)
                 state.prompt_states = None
         if sent is not None:
             of_client = outputs.setdefault(state.request.client_index, EngineCoreOutputs())

@@ -129,7 +129,7 @@ class PairedScheduling(Base):
         ended = self._ended
         self._ended = []
         states = [self.table[request_id] for request_id in ended if request_id in self.table]
-        self._drop_unconditional([each for each in states if each.pair is not None and each.pair.unconditional])
+        self._drop_unconditional([state for state in states if state.pair is not None and state.pair.unconditional])
         dropped, restored = self.guidance.change(self.running, self.current_step)
         self._drop_unconditional(dropped)
         for state in restored:

@@ -21,9 +21,9 @@ def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentR
             f"{rules.family.name}: expected at most {rules.min_rows_to_audio} steps in flight, the number of rows from "
             f"its text to its audio, got {config.max_concurrent_batches}; disable async scheduling"
         )
-    known = sorted(set(STATE) & set(rules.own_state))
-    if known:
-        raise ValueError(f"{rules.family.name}: expected other state columns than the engine's, got {known}")
+    reserved = sorted(set(STATE) & set(rules.own_state))
+    if reserved:
+        raise ValueError(f"{rules.family.name}: expected other state columns than the engine's, got {reserved}")
     if rules.family.mechanism.steps is not None:
         check_steps(config, rules, rules.family.mechanism.steps)
     if rules.family.track_streams:
@@ -49,8 +49,8 @@ def check_track(family: Family) -> None:
     if takes_rows and (family.guided_streams or family.layout.num_output_streams > 1):
         raise ValueError(f"{family.name}: text in separate rows requires a single output stream without guidance")
     if family.mechanism.steps is not None or any(task.segments != (Segment.AUDIO,) for task in family.tasks):
-        kind = "a text track" if text else "its own track"
-        raise ValueError(f"{family.name}: {kind} requires replies of audio only, with one row per step")
+        track_described = "a text track" if text else "its own track"
+        raise ValueError(f"{family.name}: {track_described} requires replies of audio only, with one row per step")
 
 
 def check_steps(config: VllmConfig, rules: SegmentRules, steps: RowSteps) -> None:

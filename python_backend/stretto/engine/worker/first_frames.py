@@ -245,14 +245,14 @@ class FirstFrames(PromptLogprobsWorker):
             num_computed_tokens: Unused.
             prompt_lens: Unused.
         """
-        found = dict[str, Any]()
+        samples = dict[str, Any]()
         for num_frames, rows in self._due(input_batch).items():
             for first in range(0, len(rows), MAX_BATCH):
-                part = rows[first : first + MAX_BATCH]
-                numbers, done = self._lane.decode(self._gather(part, input_batch, num_frames, all_token_ids))
-                for row, of_reply in zip(part, numbers, strict=True):
-                    found[input_batch.req_ids[row]] = EarlySamples(of_reply, done)
-        return found
+                batch = rows[first : first + MAX_BATCH]
+                numbers, done = self._lane.decode(self._gather(batch, input_batch, num_frames, all_token_ids))
+                for row, of_reply in zip(batch, numbers, strict=True):
+                    samples[input_batch.req_ids[row]] = EarlySamples(of_reply, done)
+        return samples
 
     def _due(self, batch: InputBatch) -> dict[int, list[int]]:
         """Return the rows of a step that complete first frames, by the number of these frames."""
@@ -281,11 +281,11 @@ class FirstFrames(PromptLogprobsWorker):
         index = np.asarray(rows)
         slots = batch.idx_mapping_np[index].astype(np.int64)
         starts = np.array([self._slots.audio_start(int(slot)) for slot in slots])
-        here, begin, row = (arrays.tensor(arrays.upload(each))[:, None, None] for each in (slots, starts, index))
+        slot, begin, row = (arrays.tensor(arrays.upload(column))[:, None, None] for column in (slots, starts, index))
         positions = begin + self._delays[:, None] + torch.arange(num_frames, device=self._delays.device)
         column = (self._streams - 1).clamp(min=0)[:, None]
-        others = self._slots.tables.codes[here, positions, column]
+        others = self._slots.tables.codes[slot, positions, column]
         is_newest = positions == begin + num_frames - 1 + self._most_delay
-        firsts = torch.where(is_newest, self._drawn()[row, 0], all_token_ids[here, positions])
+        firsts = torch.where(is_newest, self._drawn()[row, 0], all_token_ids[slot, positions])
         ids = torch.where(self._streams[:, None] == 0, firsts, others).long()
         return (ids - self._first_ids[:, None]).clamp(min=0).minimum(self._last_codes[:, None])

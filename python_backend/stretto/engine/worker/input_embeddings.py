@@ -38,7 +38,7 @@ class InputEmbeddings:
         """Encode the audio and the images of the request in `slot`, and store the result."""
         self.forget(slot)
         if prompt.inputs:
-            self._of_slot[slot] = [(each.first_row, self._encode(each)) for each in prompt.inputs]
+            self._of_slot[slot] = [(model_input.first_row, self._encode(model_input)) for model_input in prompt.inputs]
         if self._rotation is not None:
             self._rotation.fill_slot(slot, prompt.images)
 
@@ -55,8 +55,8 @@ class InputEmbeddings:
             `encoded` [N, H] and a mask `is_encoded` [N, 1] of the rows that use them; `positions` [N] if the model has
             an image encoder.
         """
-        found = {"encoded": self._embeds[:num_rows], "is_encoded": self._is_encoded[:num_rows]}
-        return found if self._rotation is None else found | {"positions": self._row_numbers[:num_rows]}
+        buffers = {"encoded": self._embeds[:num_rows], "is_encoded": self._is_encoded[:num_rows]}
+        return buffers if self._rotation is None else buffers | {"positions": self._row_numbers[:num_rows]}
 
     def fill(self, batch: InputBatch) -> dict[str, torch.Tensor]:
         """Write the rows of `batch` to the buffers and to those of the encoder, and return them as `inputs` does."""
@@ -93,16 +93,16 @@ class InputEmbeddings:
     def _upload(self, values: np.ndarray) -> torch.Tensor:
         return self._arrays.tensor(self._arrays.upload(values))
 
-    def _encode(self, given: InputAudio | InputImage) -> torch.Tensor:
+    def _encode(self, model_input: InputAudio | InputImage) -> torch.Tensor:
         """Return the rows of an input [1, n, H], for an image those of all levels [1 + L, n, H]."""
         # Copied because the received buffer is read-only, which torch warns about.
-        features = self._upload(given.features.copy())
-        if isinstance(given, InputImage):
-            encoded = self._model.image_encoder(self._model.adaptor, features, given.height, given.width)
+        features = self._upload(model_input.features.copy())
+        if isinstance(model_input, InputImage):
+            encoded = self._model.image_encoder(self._model.adaptor, features, model_input.height, model_input.width)
         else:
             encoded = self._model.embed_audio(features)
-        if len(encoded) != given.num_rows:
-            expected = f"{given.num_rows} embedded rows for {len(given.features)} frames"
+        if len(encoded) != model_input.num_rows:
+            expected = f"{model_input.num_rows} embedded rows for {len(model_input.features)} frames"
             raise ValueError(f"expected {expected}, got {len(encoded)}")
-        levels: torch.Tensor = encoded.to(self._embeds.dtype).view(given.num_rows, -1, self._embeds.shape[-1])
+        levels: torch.Tensor = encoded.to(self._embeds.dtype).view(model_input.num_rows, -1, self._embeds.shape[-1])
         return levels.transpose(0, 1)

@@ -27,23 +27,23 @@ class LatentDraw(RowDraw):
         predict: The predictor.
     """
 
-    def __init__(self, readout: LatentReadout, *given: Any):
-        super().__init__(readout, *given)
+    def __init__(self, readout: LatentReadout, *arguments: Any):
+        super().__init__(readout, *arguments)
         self.predict: Any = readout.latents
 
     def draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
         """Return the ids of stream 0 [M] and the latents as words [M, D]; only rows that may be audio are set."""
-        own = hidden if step.audio_rows is None else hidden[step.audio_rows]
-        logits = self.segments.mask_audio(self.heads.first(own), rows, step.speaking)
+        audio_hidden = hidden if step.audio_rows is None else hidden[step.audio_rows]
+        logits = self.segments.mask_audio(self.heads.first(audio_hidden), rows, step.speaking)
         token = self.spread(self.heads.first_ids[logits.argmax(1)], step.speaking, rows)
         token = self.segments.count_down(self.segments.end_audio(token, rows), rows)
         # NumPy and GPUs round square roots correctly; torch on a CPU does not.
         deviation = self.arrays.xp.sqrt(pick(rows.scales.audio_temperature, step.speaking))
         noise = self.upload(gaussian(keys[:, 1:])) * self.arrays.tensor(deviation)[:, None]
         steps = self.arrays.tensor(pick(rows.limits.latent_steps, step.speaking)).clamp(min=1)
-        words = self.words(own, noise, steps, plan.solver, rows, step.speaking)
+        words = self.words(audio_hidden, noise, steps, plan.solver, rows, step.speaking)
         return token, self.spread(words, step.speaking, rows)
 
     def words(
@@ -110,8 +110,8 @@ class LatentStepProgram(StepProgram):
             self.noise, self.guidance, self._num_steps, self.columns.table, self.lengths, self.num_rows, size,
             block, num_warps=max(1, block // 128), **EXACT,
         )  # fmt: skip
-        given = hidden, self.noise[:number], self._num_steps[:number], variant.solver
-        self.others.drawn[:number].copy_(self.words(*given))
+        inputs = hidden, self.noise[:number], self._num_steps[:number], variant.solver
+        self.others.drawn[:number].copy_(self.words(*inputs))
 
     def words(self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, solver: SolverPlan) -> torch.Tensor:
         """Return the words of the rows, int32 [N, D]; see `LatentDraw.words`. The tables have the state of the rows."""

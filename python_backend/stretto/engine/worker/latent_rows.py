@@ -26,8 +26,8 @@ class LatentRows:
 
     def fill_slot(self, slot: int, data: NewRequestData) -> None:
         """Store which rows of the prompt of the request in `slot` have a latent."""
-        ids = np.asarray(data.prompt_token_ids or (), np.int64)
-        self._of_slot[slot] = np.any([(ids >= kind.start) & (ids < kind.stop) for kind in self._kinds], 0)
+        prompt_ids = np.asarray(data.prompt_token_ids or (), np.int64)
+        self._of_slot[slot] = np.any([(prompt_ids >= ids.start) & (prompt_ids < ids.stop) for ids in self._kinds], 0)
 
     def rows(self, batch: InputBatch) -> Array:
         """Return the indices of the rows of `batch` that may have a latent, int64 [n].
@@ -35,7 +35,7 @@ class LatentRows:
         All rows of a reply may have one, because the host does not know their ids, and so may those of vLLM's profiling
         run, whose slots have no request.
         """
-        found = []
+        indices = []
         computed = batch.num_computed_tokens_np
         scheduled = batch.num_scheduled_tokens
         for index, slot in enumerate(batch.idx_mapping_np.tolist()):
@@ -43,5 +43,5 @@ class LatentRows:
             number = int(scheduled[index])
             of_prompt = self._of_slot.get(slot, NO_PROMPT)[first : first + number]
             may_be = np.concatenate([of_prompt, np.ones(number - len(of_prompt), bool)])
-            found.append(int(batch.query_start_loc_np[index]) + np.flatnonzero(may_be))
-        return self._arrays.upload(np.concatenate(found))
+            indices.append(int(batch.query_start_loc_np[index]) + np.flatnonzero(may_be))
+        return self._arrays.upload(np.concatenate(indices))

@@ -66,9 +66,9 @@ def captured_steps(family: Family, config: VllmConfig) -> list[int]:
     These are the tasks' defaults and the operator's `latent_steps`.
     """
     options = config.additional_config
-    given = options.get("latent_steps", ()) if isinstance(options, dict) else ()
-    own = {task.sampling.latents.steps for task in family.tasks if task.sampling.latents is not None}
-    return sorted(own | set(given))
+    configured = options.get("latent_steps", ()) if isinstance(options, dict) else ()
+    defaults = {task.sampling.latents.steps for task in family.tasks if task.sampling.latents is not None}
+    return sorted(defaults | set(configured))
 
 
 class SpeechModelState(DefaultModelState):
@@ -179,8 +179,8 @@ class SpeechModelState(DefaultModelState):
         if self.rules.max_rows_per_step > 1:  # vLLM keeps only the last row of a step in `input_ids`
             ids = wrap(req_states.all_token_ids.gpu)[slots, positions]
         tables = self.slots.tables
-        given = None if self.rules.text_rows is None else tables.texts
-        gather_rows(rows, ids, slots, positions, tables.codes, self.rules.family.layout.pad_id, given)
+        texts = None if self.rules.text_rows is None else tables.texts
+        gather_rows(rows, ids, slots, positions, tables.codes, self.rules.family.layout.pad_id, texts)
         if self._conditions is not None:
             self._conditions.fill(self.arrays.tensor(slots))
         encoded_inputs = {} if self.input_embeddings is None else self.input_embeddings.fill(input_batch)
@@ -198,9 +198,9 @@ class SpeechModelState(DefaultModelState):
 
     def custom_sampler(self, sampler: Sampler) -> tuple[Any, None]:
         """Return our sampler, which replaces `sampler`, and no speculative decoder (vLLM's hook)."""
-        made = self._drawing = self._row_sampler(sampler)
+        drawing = self._drawing = self._row_sampler(sampler)
         pauses = self.rules.family.mechanism.pauses
-        return made if pauses is None else pauses.sampler(made, self.model), None
+        return drawing if pauses is None else pauses.sampler(drawing, self.model), None
 
     def _row_sampler(self, sampler: Sampler) -> SpeechSampler | StepSampler:
         options = self.vllm_config.additional_config
@@ -229,7 +229,7 @@ class SpeechModelState(DefaultModelState):
         super().preprocess_state(input_batch, block_tables, kv_cache_config, num_computed_tokens)
         clear_freed_blocks(block_tables, input_batch.idx_mapping, kv_cache_config, num_computed_tokens)
 
-    def capture_inner_cudagraphs(self, *buffers: object, **more: object) -> None:
+    def capture_inner_cudagraphs(self, *buffers: object, **options: object) -> None:
         """Capture our own CUDA graphs (vLLM's hook, called twice; the first call measures memory use)."""
         if self._step_sampler is not None:
             self._step_sampler.capture()
@@ -258,15 +258,15 @@ class SpeechModelState(DefaultModelState):
         return Readout(heads, ParallelHeads(heads))
 
     def _step_program(self, tokens: torch.Tensor) -> StepProgram:
-        own = self.rules.family.drawing.step_program
+        program_class = self.rules.family.drawing.step_program
         if self.rules.family.layout.latents is None:
             hidden = self._batch_embeds.new_zeros(self.max_num_reqs, self.model_config.get_hidden_size())
-            kind: Callable[..., StepProgram] = StepProgram if own is None else own
-            return kind(self._readout(), self.rules, self.slots.tables, tokens, hidden)
+            default_class: Callable[..., StepProgram] = StepProgram if program_class is None else program_class
+            return default_class(self._readout(), self.rules, self.slots.tables, tokens, hidden)
         model: Any = self.model
         steps = captured_steps(self.rules.family, self.vllm_config)
-        given = model.latent_readout(self.rules), self.rules, self.slots.tables, tokens, self.max_num_reqs, steps
-        program: StepProgram = LatentStepProgram(*given) if own is None else own(*given)
+        arguments = model.latent_readout(self.rules), self.rules, self.slots.tables, tokens, self.max_num_reqs, steps
+        program: StepProgram = LatentStepProgram(*arguments) if program_class is None else program_class(*arguments)
         self.memory = program.memory
         return program
 
@@ -285,10 +285,10 @@ class SpeechModelState(DefaultModelState):
         tokens = sampler.req_states.all_token_ids.gpu
         model: Any = self.model
         has_latents = self.rules.family.layout.latents is not None
-        own = self.rules.family.drawing.row_draw
+        draw_class = self.rules.family.drawing.row_draw
         readout = model.latent_readout(self.rules) if has_latents else self._readout()
-        kind: Any = LatentDraw if has_latents else RowDraw
-        draw: RowDraw = (own or kind)(readout, segments, tables, self.arrays, tokens)
+        default_class: Any = LatentDraw if has_latents else RowDraw
+        draw: RowDraw = (draw_class or default_class)(readout, segments, tables, self.arrays, tokens)
         self.memory = draw.memory
         return SpeechSampler(sampler, self.slots, draw, segments, self._bursts(tokens))
 
@@ -326,9 +326,9 @@ class SpeechWorker(Base):
         super().load_model(**options)
         runner: Any = self.model_runner
         state = runner.model_state
-        own = state.prompt_states if state.first_frames is None else state.first_frames
-        if own is not None:
-            runner.prompt_logprobs_worker = own
+        prompt_worker = state.prompt_states if state.first_frames is None else state.first_frames
+        if prompt_worker is not None:
+            runner.prompt_logprobs_worker = prompt_worker
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
         """Warm up as vLLM does, then load all adapters, so that no step has to load one."""

@@ -61,13 +61,13 @@ class StreamHeads:
         first, *others = (rules.audio_ids(stream) for stream in range(family.layout.num_output_streams))
         if len({len(ids) for ids in others}) > 1:
             raise ValueError(f"{family.name}: auxiliary streams must have equally many ids")
-        device = weight.own.device
+        device = weight.shard.device
         self.text_ids = torch.arange(rules.num_text_ids, device=device)
         self.first_ids = torch.tensor([*first, *rules.drawn_ends_of_audio], dtype=torch.int64, device=device)
         size = len(others[0]) if others else 0
         self.codes = torch.tensor(others, dtype=torch.int64, device=device).view(len(others), size)
         self.is_text_cut = weight.is_cut and rules.num_text_ids > weight.size
-        text_rows = weight.own if self.is_text_cut else weight.span(range(rules.num_text_ids))
+        text_rows = weight.shard if self.is_text_cut else weight.span(range(rules.num_text_ids))
         first_rows = weight.gather(self.first_ids)
         code_rows = weight.rows([token for ids in others for token in ids])
         self._text: Product = (on_host.Product if device.type == "cpu" else on_device.Float32Product)(text_rows)
@@ -215,9 +215,9 @@ class WeightRows:
     """
 
     def __init__(self, lm_head: VocabParallelEmbedding):
-        self.own = lm_head.get_parameter("weight").data
+        self.shard = lm_head.get_parameter("weight").data
         self.is_cut = lm_head.tp_size > 1
-        self.size = len(self.own)
+        self.size = len(self.shard)
         shard = lm_head.shard_indices
         self._start = shard.org_vocab_start_index
         self._stop = shard.org_vocab_end_index
@@ -225,23 +225,23 @@ class WeightRows:
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         """Return a copy of the weight rows of `ids` [n]; it is the same on every rank."""
         if not self.is_cut:
-            return self.own[ids]
+            return self.shard[ids]
         is_own = (ids >= self._start) & (ids < self._stop)
-        rows = self.own.new_zeros(len(ids), self.own.shape[1])
-        rows[is_own] = self.own[ids[is_own] - self._start]
+        rows = self.shard.new_zeros(len(ids), self.shard.shape[1])
+        rows[is_own] = self.shard[ids[is_own] - self._start]
         return tensor_model_parallel_all_reduce(rows)  # exact: one rank contributes each row, all others zeros
 
     def span(self, ids: range) -> torch.Tensor:
         """Return the weight rows of consecutive ids, as a view if this rank holds the whole weight."""
         if not self.is_cut:
-            return self.own[ids.start : ids.stop]
-        return self.gather(torch.arange(ids.start, ids.stop, device=self.own.device))
+            return self.shard[ids.start : ids.stop]
+        return self.gather(torch.arange(ids.start, ids.stop, device=self.shard.device))
 
     def rows(self, ids: list[int]) -> torch.Tensor:
         """Return the weight rows of `ids`, as a view if possible."""
         if ids and ids == list(range(ids[0], ids[-1] + 1)):
             return self.span(range(ids[0], ids[-1] + 1))
-        return self.gather(torch.tensor(ids, dtype=torch.int64, device=self.own.device))
+        return self.gather(torch.tensor(ids, dtype=torch.int64, device=self.shard.device))
 
 
 # (raw float32 logits [N, k * C], may be strided; slice of k of streams 1 to S - 1) -> ids [N, k].

@@ -154,7 +154,7 @@ class RunSlots:
 
         Preempted requests receive their new ids when they are scheduled again.
         """
-        slots = {self.slot_of[request_id]: each for request_id, each in new_text.items() if request_id in self.slot_of}
+        slots = {self.slot_of[request_id]: new for request_id, new in new_text.items() if request_id in self.slot_of}
         streams = self.rules.family.track_streams
         self.tables.extend(slots, slice(streams.start - 1, streams.stop - 1), self.arrays)
         if any(slot.limits for slot in slots.values()):

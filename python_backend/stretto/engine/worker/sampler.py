@@ -238,8 +238,8 @@ class RowDraw:
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> Array:
         """Sample stream 0 of rows that may be in a text segment; return the ids [M], 0 for other rows."""
-        own = hidden if step.text_rows is None else hidden[step.text_rows]
-        logits = self.heads.text(own)
+        text_hidden = hidden if step.text_rows is None else hidden[step.text_rows]
+        logits = self.heads.text(text_hidden)
         if self._seen is not None:
             logits = self._with_penalty(logits, rows, step.writing)
         logits = self.segments.mask_text(logits, rows, step.writing)

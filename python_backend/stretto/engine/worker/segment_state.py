@@ -82,7 +82,7 @@ class SegmentState:
         self._transition = arrays.upload(np.array([*family.transition, family.layout.pad_id]))
         self._denied = arrays.tensor(arrays.upload(denied_text(rules)))
         num_drawn = family.layout.num_output_streams - 1
-        self._delays, self._kept = (arrays.upload(rules.other_streams[each, :num_drawn]) for each in (0, 3))
+        self._delays, self._kept = (arrays.upload(rules.other_streams[row, :num_drawn]) for row in (0, 3))
         places = family.layout.frame_codec.places
         self._out_of_place = arrays.tensor(arrays.upload(out_of_place(rules))) if places else None
 
@@ -107,8 +107,8 @@ class SegmentState:
             is_hidden: True for end ids to mask instead, [B, E].
         """
         if self._out_of_place is not None:
-            place = self._arrays.tensor(pick(rows.frame % len(self._out_of_place), index))
-            logits.masked_fill_(self._out_of_place[place], -torch.inf)
+            row_of_frame = self._arrays.tensor(pick(rows.frame % len(self._out_of_place), index))
+            logits.masked_fill_(self._out_of_place[row_of_frame], -torch.inf)
         ends = logits[:, logits.shape[1] - self.rules.num_end_columns[0] :]
         is_hidden = (rows.frame < rows.limits.audio_min)[:, None] if is_hidden is None else is_hidden
         ends.masked_fill_(self._arrays.tensor(pick(is_hidden, index)), -torch.inf)
@@ -273,7 +273,7 @@ def out_of_place(rules: SegmentRules) -> np.ndarray:
     places = rules.family.layout.frame_codec.places
     ids = np.array(rules.audio_ids(0))
     denied = np.ones((len(places), len(ids) + len(rules.drawn_ends_of_audio)), np.bool_)
-    for place, own in enumerate(places):
-        denied[place, : len(ids)] = (ids < own.start) | (ids >= own.stop)
+    for row, codes in enumerate(places):
+        denied[row, : len(ids)] = (ids < codes.start) | (ids >= codes.stop)
     denied[:1, len(ids) :] = False
     return denied

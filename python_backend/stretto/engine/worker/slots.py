@@ -240,11 +240,11 @@ class SlotTables:
             lanes: Indices of the track's streams among streams 1 to S - 1.
             arrays: Array factory.
         """
-        for slot, each in new_text.items():
-            self._limit(slot, each.limits)
-        sizes = [len(each.entries) for each in new_text.values()]
+        for slot, new in new_text.items():
+            self._limit(slot, new.limits)
+        sizes = [len(new.entries) for new in new_text.values()]
         if any(sizes):
-            entries = np.concatenate([each.entries for each in new_text.values()])
+            entries = np.concatenate([new.entries for new in new_text.values()])
             rows = np.empty((len(entries), 1 + entries.shape[1]), np.int32)
             rows[:, 0] = np.repeat(list(new_text), sizes)
             rows[:, 1:] = entries

@@ -92,7 +92,7 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
     """
     family = rules.family
     layout = rules.family.layout
-    known = family.track_streams
+    track_streams = family.track_streams
     return StepRules(
         family=rules.constants,
         num_rows=num_rows,
@@ -109,8 +109,8 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         codes_stride=tables.codes.stride(0),
         num_seen_columns=tables.seen.shape[1],
         first_seen_id=rules.counted_ids.start,
-        track_start=known.start - 1,
-        track_stop=known.stop - 1,
+        track_start=track_streams.start - 1,
+        track_stop=track_streams.stop - 1,
     )
 
 

@@ -159,7 +159,7 @@ class WordTrack(Track):
         """Return the number of rows after which the model may need a word that has not arrived."""
         if not self.is_open:
             return ENDLESS
-        _, forced, main_at, main_end, _, _, taken, _ = reply.own
+        _, forced, main_at, main_end, _, _, taken, _ = reply.own_values
         num_rows = self.num_rows[-1] - self.num_rows[taken]  # of the words that are known and not taken
         num_rows += max(self.rows_of_tokens(main_at, main_end), forced)
         return reply.position + num_rows - 1

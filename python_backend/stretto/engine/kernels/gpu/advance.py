@@ -75,7 +75,7 @@ def gather_rows(
     positions: Any,
     codes: torch.Tensor,
     pad_id: int,
-    given: torch.Tensor | None = None,
+    texts: torch.Tensor | None = None,
 ) -> None:
     """Gather the rows of a step for all streams; on a GPU in one launch, one program per row.
 
@@ -86,7 +86,7 @@ def gather_rows(
         positions: Position of each row, [N].
         codes: The other streams by slot and position, int32 [R, T, S - 1].
         pad_id: Id of padding.
-        given: Ids to which negative entries of `codes` refer, int32 [R, G] (`SlotTables.texts`); None for none.
+        texts: Ids to which negative entries of `codes` refer, int32 [R, G] (`SlotTables.texts`); None for none.
 
     Arguments of shape [N] are numpy arrays if the tables are in host memory, otherwise tensors.
     """
@@ -96,13 +96,13 @@ def gather_rows(
         host = rows.numpy()
         host[:num_rows, 0] = ids
         host[:num_rows, 1:] = codes.numpy()[slots, positions]
-        if given is not None:
+        if texts is not None:
             row, stream = np.nonzero(host[:num_rows] < 0)
-            host[row, stream] = given.numpy()[slots[row], -1 - host[row, stream]]
+            host[row, stream] = texts.numpy()[slots[row], -1 - host[row, stream]]
         host[num_rows:] = pad_id
         return
     _gather_kernel[len(rows),](
-        rows, ids, slots, positions, codes, given, num_rows, codes.stride(0), 0 if given is None else given.stride(0),
+        rows, ids, slots, positions, codes, texts, num_rows, codes.stride(0), 0 if texts is None else texts.stride(0),
         pad_id, num_streams, triton.next_power_of_2(num_streams), num_warps=1,
     )  # fmt: skip
 
@@ -115,10 +115,10 @@ def _gather_kernel(
     slots: tl.tensor,  # [N] int64
     positions: tl.tensor,  # [N] int64
     codes: tl.tensor,  # [R, T, S - 1] int32
-    given: tl.tensor,  # [R, G] int32, or None
+    texts: tl.tensor,  # [R, G] int32, or None
     num_rows: tl.tensor,
     codes_stride: tl.constexpr,
-    given_stride: tl.constexpr,
+    texts_stride: tl.constexpr,
     pad_id: tl.constexpr,
     num_streams: tl.constexpr,
     block: tl.constexpr,
@@ -128,12 +128,12 @@ def _gather_kernel(
     inside = streams < num_streams
     values = tl.full((block,), pad_id, tl.int32)
     if row < num_rows:
-        place = tl.load(slots + row).to(tl.int64) * codes_stride + tl.load(positions + row) * (num_streams - 1)
+        offset = tl.load(slots + row).to(tl.int64) * codes_stride + tl.load(positions + row) * (num_streams - 1)
         is_code = inside & (streams > 0)
-        values = tl.load(codes + place + streams - 1, mask=is_code, other=0)
-        if given is not None:
+        values = tl.load(codes + offset + streams - 1, mask=is_code, other=0)
+        if texts is not None:
             is_given = is_code & (values < 0)
-            words = given + tl.load(slots + row).to(tl.int64) * given_stride - 1 - values
+            words = texts + tl.load(slots + row).to(tl.int64) * texts_stride - 1 - values
             values = tl.load(words, mask=is_given, other=0) + tl.where(is_given, 0, values)
         values = tl.where(streams == 0, tl.load(ids + row).to(tl.int32), values)
     tl.store(rows + row.to(tl.int64) * num_streams + streams, values, mask=inside)
@@ -150,7 +150,7 @@ def _closing(
 
 @triton.jit
 def _other_streams(
-    drawn: tl.tensor, place: tl.tensor, lanes: tl.tensor, streams: tl.tensor, frame: tl.tensor, lag: tl.tensor,
+    drawn: tl.tensor, forced: tl.tensor, lanes: tl.tensor, streams: tl.tensor, frame: tl.tensor, lag: tl.tensor,
     is_spoken: tl.tensor, is_forced: tl.tensor, rules: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """Return streams 1 to S - 1: sampled ids, pads, or (if `is_forced`) ids of the prompt's audio."""
@@ -162,7 +162,7 @@ def _other_streams(
     lies = RULES.keeps_sampled(is_drawn & is_spoken, begun, lag, last_kept, family)
     laid = tl.where(lies, tl.load(drawn + lanes, mask=lies != 0, other=0), family.pad_id)
     goes_on = is_drawn & (begun == 0) & is_forced
-    return tl.where(goes_on, tl.load(place, mask=goes_on != 0, other=0), laid)
+    return tl.where(goes_on, tl.load(forced, mask=goes_on != 0, other=0), laid)
 
 
 @triton.jit
@@ -342,7 +342,7 @@ def _row(
     """Return a row's ids on stream 0 and the other streams, and True if a limit ends a segment; update the state."""
     family: tl.constexpr = rules.family
     task = tl.load(mine + TASK * rules.num_rows)
-    own = drawn + row * rules.num_drawn
+    drawn_in_row = drawn + row * rules.num_drawn
     at = state + slot * rules.state_stride
     audio_start = tl.load(at + AUDIO_START)
     audio_end = tl.load(at + AUDIO_END)
@@ -367,7 +367,7 @@ def _row(
         tl.store(at + FIRST_END, first_end)
     if rules.num_end_frame > 0:
         may_end = frame >= tl.load(mine + AUDIO_MIN * rules.num_rows)
-        is_end_frame = is_end_frame_of(audio_token, own, lanes, end_frame, rules)
+        is_end_frame = is_end_frame_of(audio_token, drawn_in_row, lanes, end_frame, rules)
         audio_token = RULES.end_at_frame(audio_token, is_end_frame, in_audio, may_end, family)
     since_end = RULES.rows_after_audio(position, audio_start, audio_end, audio_max, family)
     step = tl.minimum(tl.maximum(frame + rules.num_transition, 0), rules.num_transition)
@@ -377,11 +377,11 @@ def _row(
     ends_audio = in_audio & (token == family.end_of_audio)
     lag = RULES.rows_after_last(since_end, audio_end, ends_audio)
     is_forced = position < tl.load(mine + FORCED_UNTIL * rules.num_rows)
-    place = codes + slot * rules.codes_stride + position * rules.num_others + lanes
-    laid = _other_streams(own, place, lanes, streams, frame, lag, is_spoken, is_forced, rules)
+    in_history = codes + slot * rules.codes_stride + position * rules.num_others + lanes
+    laid = _other_streams(drawn_in_row, in_history, lanes, streams, frame, lag, is_spoken, is_forced, rules)
     if rules.track_stop > rules.track_start:
         is_known = (lanes >= rules.track_start) & (lanes < rules.track_stop)
-        laid = tl.where(is_known, tl.load(place, mask=is_known, other=0), laid)
+        laid = tl.where(is_known, tl.load(in_history, mask=is_known, other=0), laid)
     laid = finish_row(laid, lanes, token, in_text, in_audio, at, texts + slot * rules.texts_stride, constants)
     _write_state(at, token, position, ends_audio, task, tasks, ends, rules)
     return token, laid, (text_is_cut & in_text) | audio_is_cut

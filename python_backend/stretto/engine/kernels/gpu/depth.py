@@ -202,7 +202,7 @@ class DeviceSteppedDepth:
         no_rotation = self._embed.new_zeros(num_positions, spec.head_dim)  # cosines 1, sines 0
         no_rotation[:, : spec.head_dim // 2] = 1.0
         self._layers = [
-            [_Layer(each, num_positions, no_rotation, layer) for each in layer.sets] for layer in depth.layers
+            [_Layer(weights, num_positions, no_rotation, layer) for weights in layer.sets] for layer in depth.layers
         ]
 
     def prepare(self, max_rows: int) -> None:
@@ -240,12 +240,12 @@ class DeviceSteppedDepth:
         """
         return self._read(F.embedding(code, self._embed), position - 1)
 
-    def _read(self, embeds: torch.Tensor, place: int) -> torch.Tensor:
-        """Return the output of all layers at `place` in the frame, [N, H], for embedded ids [N, H]."""
-        index = self._depth.spec.schedule[place]
+    def _read(self, embeds: torch.Tensor, position: int) -> torch.Tensor:
+        """Return the output of all layers at `position` in the frame, [N, H], for embedded ids [N, H]."""
+        index = self._depth.spec.schedule[position]
         x = self._projected[index] + embeds
         for sets in self._layers:
-            x = sets[index](x, place)
+            x = sets[index](x, position)
         return x
 
 

@@ -18,9 +18,9 @@ def device_rules(name: str = rules.__name__) -> ModuleType:
     """Return a copy of a module of rules, whose rules Triton kernels can call."""
     copied = rules.with_where(_where, name)
     vars(copied)["tl"] = tl  # Triton's interpreter looks for it in the globals of each function
-    for each, rule in inspect.getmembers(copied, inspect.isfunction):
-        if rule.__module__ == name and each != rules.with_where.__name__:
-            setattr(copied, each, triton.jit(rule))
+    for rule_name, rule in inspect.getmembers(copied, inspect.isfunction):
+        if rule.__module__ == name and rule_name != rules.with_where.__name__:
+            setattr(copied, rule_name, triton.jit(rule))
     return copied
 
 

@@ -123,8 +123,8 @@ def select_digit(counts: tl.tensor, rank: tl.tensor) -> tuple[tl.tensor, tl.tens
     digits = tl.arange(0, 256)
     reached = tl.cumsum(counts, 0, reverse=True)
     larger = reached - counts
-    found = tl.sum(tl.where((reached >= rank) & (larger < rank), larger * 256 + digits, 0), 0)
-    return (found & 0xFF).to(tl.uint32), rank - (found >> 8)
+    packed = tl.sum(tl.where((reached >= rank) & (larger < rank), larger * 256 + digits, 0), 0)
+    return (packed & 0xFF).to(tl.uint32), rank - (packed >> 8)
 
 
 @triton.jit
@@ -255,7 +255,7 @@ def _draw_kernel(
                 noise = gumbel_of(key, tl.load(ids + columns, mask=columns < num_columns, other=0))
                 scores = tl.div_rn(values, temperature) + noise
             scores = tl.where(values >= floor, scores, float("-inf"))
-            score, place = tl.max(scores, 0, return_indices=True, return_indices_tie_break_left=True)
-            column = tl.where(score > best, start + place, column)
+            score, offset = tl.max(scores, 0, return_indices=True, return_indices_tie_break_left=True)
+            column = tl.where(score > best, start + offset, column)
             best = tl.maximum(best, score)
     tl.store(drawn + index, tl.load(ids + column))

@@ -133,11 +133,11 @@ def few_rows_kernel(
     inner = (tl.arange(0, NUM_PARTS) * chunk)[:, None] + tl.arange(0, block_inner)[None, :]
     parts = tl.zeros((NUM_PARTS, block_rows, block_columns), tl.float32)
     for first in range(0, chunk, block_inner):
-        here = first + inner
-        inside = here < num_inner
-        left = tl.load(of_rows + here[:, None, :], mask=is_row & inside[:, None, :], other=0.0)
+        inner_columns = first + inner
+        inside = inner_columns < num_inner
+        left = tl.load(of_rows + inner_columns[:, None, :], mask=is_row & inside[:, None, :], other=0.0)
         right = tl.load(
-            of_columns + here[:, :, None] * num_columns, mask=is_column & inside[:, :, None], other=0.0
+            of_columns + inner_columns[:, :, None] * num_columns, mask=is_column & inside[:, :, None], other=0.0
         )  # fmt: skip
         parts = tl.dot(left, right, parts, input_precision="ieee")
     low, high = halves(parts, 4, block_rows, block_columns)
@@ -174,13 +174,15 @@ def many_rows_kernel(
     is_row = (rows < num_rows)[:, None]
     is_column = (columns < num_columns)[None, :]
     total = tl.zeros((block_rows, block_columns), tl.float32)
-    for part in range(NUM_PARTS):
+    for part_number in range(NUM_PARTS):
         summed = tl.zeros((block_rows, block_columns), tl.float32)
         for first in range(0, chunk, block_inner):
-            here = part * chunk + first + tl.arange(0, block_inner)
-            inside = here < num_inner
-            left = tl.load(of_rows + here[None, :], mask=is_row & inside[None, :], other=0.0)
-            right = tl.load(of_columns + here[:, None] * num_columns, mask=is_column & inside[:, None], other=0.0)
+            inner_columns = part_number * chunk + first + tl.arange(0, block_inner)
+            inside = inner_columns < num_inner
+            left = tl.load(of_rows + inner_columns[None, :], mask=is_row & inside[None, :], other=0.0)
+            right = tl.load(
+                of_columns + inner_columns[:, None] * num_columns, mask=is_column & inside[:, None], other=0.0
+            )
             summed = tl.dot(left, right, summed, input_precision="ieee")
         total += summed
     _store(out, total, bias, rows, columns, num_rows, num_columns)

@@ -196,6 +196,6 @@ def use_fused_operators(module: nn.Module) -> None:
             layer._forward_method = silu_and_mul
         for name, child in layer.named_children():
             if isinstance(child, RotaryEmbedding):
-                own = copy.copy(child)
-                own._forward_method = own.forward_cuda
-                setattr(layer, name, own)
+                rotary = copy.copy(child)
+                rotary._forward_method = rotary.forward_cuda
+                setattr(layer, name, rotary)

@@ -395,9 +395,9 @@ def draw_streams_kernel(
         return
     columns = tl.arange(0, block)
     inside = columns < num_columns
-    own = stream * num_columns + columns
+    stream_columns = stream * num_columns + columns
     is_guiding = tl.load(is_guided + stream) != 0
-    values = _guided(logits, offset, is_guiding, row, mine, own, inside, logits_stride, plan_stride)
+    values = _guided(logits, offset, is_guiding, row, mine, stream_columns, inside, logits_stride, plan_stride)
     is_seen = columns < 0
     penalty = tl.full((), 1.0, tl.float32)
     if seen is not None:
@@ -405,7 +405,7 @@ def draw_streams_kernel(
         is_seen = tl.load(mine_seen, mask=columns < num_seen_columns - 1, other=0) != 0
         penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
         values = penalized(values, is_seen, penalty)
-    ids = tl.load(token_ids + own, mask=inside, other=0)
+    ids = tl.load(token_ids + stream_columns, mask=inside, other=0)
     before = history + slot * history_slot_stride + stream
     if counted is not None:
         is_seen = counted(ids, before, position, audio_start, history_row_stride, constants)

@@ -107,10 +107,10 @@ def _tile(
     line: tl.tensor, listed: tl.tensor, start: tl.tensor, num_listed: tl.tensor, num_columns: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
     """Return columns and logits of TILE groups from entry `start` of the list, [TILE * WIDTH] each."""
-    place = start + tl.arange(0, TILE)
-    group = tl.load(listed + place, mask=place < num_listed, other=0)
+    entries = start + tl.arange(0, TILE)
+    group = tl.load(listed + entries, mask=entries < num_listed, other=0)
     columns = group[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-    inside = (place < num_listed)[:, None] & (columns < num_columns)
+    inside = (entries < num_listed)[:, None] & (columns < num_columns)
     values = tl.load(line + columns, mask=inside, other=float("-inf"))
     return tl.reshape(columns, (TILE * WIDTH,)), tl.reshape(values, (TILE * WIDTH,))
 
