@@ -85,12 +85,12 @@ def read(path: Path) -> dict[str, Any] | None:
     return record if _is_record(record) and _is_alive(record) else None
 
 
-def _is_record(found: dict[str, Any]) -> bool:
-    numbers = [found.get("pid"), found.get("stop_seconds", STOP_SECONDS)]
-    ports = found.get("ports")
+def _is_record(record: dict[str, Any]) -> bool:
+    numbers = [record.get("pid"), record.get("stop_seconds", STOP_SECONDS)]
+    ports = record.get("ports")
     return (
         all(type(number) in (int, float) for number in numbers)
-        and found.get("state") in STATES
+        and record.get("state") in STATES
         and isinstance(ports, dict)
         and all(type(port) is int for port in ports.values())
     )
@@ -106,11 +106,11 @@ def _is_alive(record: dict[str, Any]) -> bool:
 
 def model_of(record: dict[str, Any]) -> ServedModel | None:
     """Return the model in a pid file's record; None if a launcher of an earlier version wrote it."""
-    found = record.get("model")
-    if not isinstance(found, dict) or not all(isinstance(found.get(name), str) for name in ("name", "key")):
+    model = record.get("model")
+    if not isinstance(model, dict) or not all(isinstance(model.get(name), str) for name in ("name", "key")):
         return None
-    others = {name: str(found.get(name, "")) for name in ("repository", "revision", "configuration")}
-    return ServedModel(found["name"], found["key"], **others)
+    others = {name: str(model.get(name, "")) for name in ("repository", "revision", "configuration")}
+    return ServedModel(model["name"], model["key"], **others)
 
 
 def remove(path: Path | None) -> None:

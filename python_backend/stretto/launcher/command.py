@@ -32,13 +32,13 @@ def main(arguments: list[str]) -> int:
         arguments: Command-line arguments after `stretto serve`.
     """
     try:
-        known = parser()
-        flags, passed = known.parse_known_args(arguments)
+        flag_parser = parser()
+        flags, passed = flag_parser.parse_known_args(arguments)
         if passed and not passed[0].startswith("-"):
-            known.error(f"unknown argument {passed[0]!r}")
+            flag_parser.error(f"unknown argument {passed[0]!r}")
         if flags.status or flags.stop:
             if passed:
-                known.error(f"unknown flag {passed[0]!r} together with --status or --stop")
+                flag_parser.error(f"unknown flag {passed[0]!r} together with --status or --stop")
             path = pid_file_of(flags)
             return status(path) if flags.status else stop(path)
         return serve(launch_config(flags, passed))

@@ -262,9 +262,9 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
         LaunchError: If `passed` has a flag that only the launcher may set, flags contradict each other, or the options
             of the model repository cannot be read.
     """
-    given = {word.partition("=")[0] for word in passed} & TAKEN
-    if given:
-        raise LaunchError(f"{min(given)}: set the listening address with --address and the open APIs with --allow")
+    taken = {word.partition("=")[0] for word in passed} & TAKEN
+    if taken:
+        raise LaunchError(f"{min(taken)}: set the listening address with --address and the open APIs with --allow")
     if flags.gateway_arg and not flags.gateway:
         raise LaunchError("--gateway-arg: requires --gateway")
     if not flags.http_port and HTTP in flags.allow:

@@ -69,15 +69,15 @@ def model_profile(repository: Path) -> dict[str, Any]:
         LaunchError: If the profile is not a JSON object.
     """
     config = repository / ENSEMBLE / "config.pbtxt"
-    found = PROFILE.search(config.read_text(errors="replace")) if config.exists() else None
-    if found is None:
+    match = PROFILE.search(config.read_text(errors="replace")) if config.exists() else None
+    if match is None:
         return {}
     try:
-        profile = json.loads(found[1])
+        profile = json.loads(match[1])
     except (ValueError, RecursionError):
         profile = None
     if not isinstance(profile, dict):
-        raise LaunchError(f"{config}: profile: expected a JSON object, got {shown(found[1])}")
+        raise LaunchError(f"{config}: profile: expected a JSON object, got {shown(match[1])}")
     return profile
 
 

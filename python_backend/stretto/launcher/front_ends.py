@@ -329,8 +329,8 @@ class GatewayProcess:
         server = f"[{host}]:{self._config.grpc_port}" if ":" in host else f"{host}:{self._config.grpc_port}"
         flags = ("--address", self._config.address, "--port", str(self._port))
         drain = ("--drain-seconds", str(self._config.drain_seconds))
-        own = (*flags, *drain, *self._voices())
-        return [sys.executable, "-P", "-m", MODULE, "--server", server, *own, *self._config.gateway_args]
+        own_flags = (*flags, *drain, *self._voices())
+        return [sys.executable, "-P", "-m", MODULE, "--server", server, *own_flags, *self._config.gateway_args]
 
     def _voices(self) -> tuple[str, ...]:
         """Return the flag for a persistent voice folder.

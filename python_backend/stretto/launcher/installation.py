@@ -240,4 +240,4 @@ def bytecode_folder() -> dict[str, str]:
 
 
 def _joined(*parts: Path | str | None) -> str:
-    return os.pathsep.join(str(part) for part in parts if part)
+    return os.pathsep.join(str(path) for path in parts if path)

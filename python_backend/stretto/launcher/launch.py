@@ -28,8 +28,8 @@ def own_region(path: Path) -> Iterator[int | None]:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        found = os.fstat(descriptor)
-        yield descriptor if (found.st_uid, found.st_nlink) == (os.geteuid(), 1) else None
+        status = os.fstat(descriptor)
+        yield descriptor if (status.st_uid, status.st_nlink) == (os.geteuid(), 1) else None
     finally:
         os.close(descriptor)
 
@@ -181,12 +181,12 @@ def _folder(launch_id: str, directory: Path) -> Path:
 
 def pid_files(directory: Path = SHARED_MEMORY) -> list[Path]:
     """Return the paths of the pid files of this user's launcher instances; some may have died."""
-    found = []
+    paths = []
     for link in sorted(directory.glob(f"{PREFIX}*.run/{PID_FILE_LINK}")):
         with suppress(OSError):  # its launcher ends, or it is no link
             if link.lstat().st_uid == os.geteuid():
-                found.append(link.readlink())
-    return found
+                paths.append(link.readlink())
+    return paths
 
 
 def sweep(directory: Path = SHARED_MEMORY) -> list[str]:
@@ -214,9 +214,9 @@ def sweep(directory: Path = SHARED_MEMORY) -> list[str]:
 def _remove_launch(launch_id: str, directory: Path) -> None:
     me = os.getpid()
 
-    def is_left(each: ProcessSnapshot) -> bool:
-        is_spare = each.name == SPARE_NAME  # outlives servers, and exits with the launcher
-        return each.pid != me and not is_spare and processes.environment_of(each.pid, LAUNCH_ID) == launch_id
+    def is_left(process: ProcessSnapshot) -> bool:
+        is_spare = process.name == SPARE_NAME  # outlives servers, and exits with the launcher
+        return process.pid != me and not is_spare and processes.environment_of(process.pid, LAUNCH_ID) == launch_id
 
     processes.end_all(is_left)
     for path in directory.glob(f"{PREFIX}{launch_id}_*"):

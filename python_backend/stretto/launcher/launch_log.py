@@ -78,11 +78,11 @@ class LogFile:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | self._link_flag
             self._file = os.open(self._path, flags, 0o666)
             self._link_flag = os.O_NOFOLLOW  # the user chose the first file; a later link may be another user's
-        found = os.fstat(self._file)
-        if not found.st_nlink:  # the file was removed
+        status = os.fstat(self._file)
+        if not status.st_nlink:  # the file was removed
             self.close()
             return self._opened(num_bytes)
-        if stat.S_ISREG(found.st_mode) and found.st_size > 0 and found.st_size + num_bytes > LOG_BYTES:
+        if stat.S_ISREG(status.st_mode) and status.st_size > 0 and status.st_size + num_bytes > LOG_BYTES:
             try:
                 rotate(self._path)
             except OSError:  # the folder is not writable: truncate the file to keep the newest lines

@@ -30,10 +30,10 @@ def start(repository: Path, launch: Launch) -> None:
     """
     if not read_options(repository).shares_by_mps:
         return
-    given = os.environ.get(PIPES)
-    if given:
-        if not Path(given).is_dir():
-            raise LaunchError(f"{PIPES}: expected the folder of a running MPS daemon, got {given!r}")
+    pipes = os.environ.get(PIPES)
+    if pipes:
+        if not Path(pipes).is_dir():
+            raise LaunchError(f"{PIPES}: expected the folder of a running MPS daemon, got {pipes!r}")
         return
     program = shutil.which(PROGRAM)
     if program is None:

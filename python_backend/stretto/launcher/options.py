@@ -97,8 +97,8 @@ def served_model(repository: Path) -> ServedModel:
     Raises:
         LaunchError: If the options of the repository cannot be read.
     """
-    place = str(repository.resolve())
-    return replace(read_options(repository).model or ServedModel(place), repository=place)
+    path = str(repository.resolve())
+    return replace(read_options(repository).model or ServedModel(path), repository=path)
 
 
 def configuration_digest(repository: Path, arguments: tuple[str, ...] = ()) -> str:
@@ -115,7 +115,7 @@ def configuration_digest(repository: Path, arguments: tuple[str, ...] = ()) -> s
     Raises:
         LaunchError: If a file cannot be read.
     """
-    plugins = (each for group in (FAMILIES, CODECS, MARKERS) for each in installed(group))
+    plugins = (installed_plugin for group in (FAMILIES, CODECS, MARKERS) for installed_plugin in installed(group))
     versions = sorted(
         {f"stretto {version('stretto')}", *(f"{plugin.distribution} {plugin.version}" for plugin in plugins)}
     )

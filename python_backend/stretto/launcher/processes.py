@@ -46,8 +46,8 @@ class ProcessSnapshot:
     @property
     def model(self) -> str | None:
         """Name of the model that this stub runs; None for other processes."""
-        found = MODEL_FILE.search(self.command) if self.name.startswith("triton_python_b") else None
-        return None if found is None else found[1]
+        match = MODEL_FILE.search(self.command) if self.name.startswith("triton_python_b") else None
+        return None if match is None else match[1]
 
     @property
     def is_tracker(self) -> bool:
@@ -98,8 +98,8 @@ def _stat(pid: int) -> tuple[str, list[str]]:
 
 def all_processes() -> list[ProcessSnapshot]:
     """Return snapshots of all visible processes."""
-    found = (read_process(int(path.name)) for path in PROC.iterdir() if path.name.isdigit())
-    return [process for process in found if process is not None]
+    snapshots = (read_process(int(path.name)) for path in PROC.iterdir() if path.name.isdigit())
+    return [process for process in snapshots if process is not None]
 
 
 def descendants(pid: int) -> list[ProcessSnapshot]:
@@ -107,13 +107,13 @@ def descendants(pid: int) -> list[ProcessSnapshot]:
     children: dict[int, list[ProcessSnapshot]] = {}
     for process in all_processes():
         children.setdefault(process.parent, []).append(process)
-    found = []
+    below = []
     queue = [pid]
     while queue:
         for child in children.get(queue.pop(), []):
-            found.append(child)
+            below.append(child)
             queue.append(child.pid)
-    return found
+    return below
 
 
 def waits_for_a_child(pid: int) -> bool:
@@ -126,25 +126,25 @@ def waits_for_a_child(pid: int) -> bool:
 def blocks_by_thread(pid: int, signals: Collection[int]) -> dict[int, bool]:
     """Map each thread id of the process to True if that thread blocks any of these signals."""
     mask = sum(1 << number - 1 for number in signals)
-    found = dict[int, bool]()
+    blocks = dict[int, bool]()
     with suppress(*GONE):
         for task in (PROC / str(pid) / "task").iterdir():
             with suppress(*GONE):
                 blocked = BLOCKED.search((task / "status").read_bytes())
                 if blocked is not None:
-                    found[int(task.name)] = bool(int(blocked[1], 16) & mask)
-    return found
+                    blocks[int(task.name)] = bool(int(blocked[1], 16) & mask)
+    return blocks
 
 
 def lost_children(pid: int) -> set[int]:
     """Return the pids of children of the process that have exited but have not been reaped."""
-    found = set()
+    lost = set()
     for path in PROC.iterdir():
         if path.name.isdigit():
             with suppress(*GONE):
                 if _stat(int(path.name))[1][:2] == ["Z", str(pid)]:
-                    found.add(int(path.name))
-    return found
+                    lost.add(int(path.name))
+    return lost
 
 
 def environment_of(pid: int, variable: str) -> str | None:
@@ -220,18 +220,20 @@ class Watch:
     def models_of(self, processes: list[ProcessSnapshot]) -> set[str] | None:
         """Return the models whose stubs own these processes; None if a process belongs to no stub."""
         by_pid = {process.pid: process for process in self._watched.values()}
-        found = set()
+        models = set()
         for process in processes:
             while process.model is None:
                 if process.parent not in by_pid:
                     return None
                 process = by_pid[process.parent]
-            found.add(process.model)
-        return found
+            models.add(process.model)
+        return models
 
     def end_models(self, models: set[str]) -> None:
         """Kill all processes of these models, and wait up to END_S for each of them to exit."""
-        doomed = [each for each, process in self._watched.items() if (self.models_of([process]) or {""}) <= models]
+        doomed = [
+            descriptor for descriptor, process in self._watched.items() if (self.models_of([process]) or {""}) <= models
+        ]
         for descriptor in doomed:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
@@ -295,8 +297,8 @@ class LoadPriority:
 
     def _loading(self) -> set[int]:
         named = ("triton_python_b", HOST_NAME)
-        found = {descendant.pid for descendant in descendants(self._server) if descendant.name.startswith(named)}
-        normal = {pid for pid in found if self._is_normal(pid)}  # the others have inherited the raise
+        loading = {descendant.pid for descendant in descendants(self._server) if descendant.name.startswith(named)}
+        normal = {pid for pid in loading if self._is_normal(pid)}  # the others have inherited the raise
         return normal | {self._server} if self._is_new_server else normal - self._others
 
     def _is_normal(self, pid: int) -> bool:
@@ -311,7 +313,7 @@ class LoadPriority:
         if session not in self._session_nice:
             with suppress(OSError):  # the kernel has no autogroups
                 nice = self._session_file(session).read_text().strip()
-                self._session_nice[session] = int(found[1]) if (found := AUTOGROUP.search(nice)) else 0
+                self._session_nice[session] = int(match[1]) if (match := AUTOGROUP.search(nice)) else 0
                 self._session_file(session).write_text(str(max(HIGHEST, self._session_nice[session] - self._raise_by)))
 
     @staticmethod
@@ -325,22 +327,22 @@ class LoadPriority:
                 self._session_file(session).write_text(str(nice))
         pids = self._raised | {child.pid for pid in self._raised for child in descendants(pid)}
         seen = set[int]()
-        found = threads_of(pids)
-        while new := found - seen:
+        threads = threads_of(pids)
+        while new := threads - seen:
             for thread in new:
                 with suppress(OSError):
                     nice = os.getpriority(os.PRIO_PROCESS, thread)
                     if nice < self._normal:  # skip threads started before the raise or lowered since
                         os.setpriority(os.PRIO_PROCESS, thread, nice + self._raise_by)
             seen |= new
-            found = threads_of(pids)
+            threads = threads_of(pids)
         self._raised.clear()
 
 
 def threads_of(pids: set[int]) -> set[int]:
     """Return the ids of all threads of these processes."""
-    found = set[int]()
+    threads = set[int]()
     for pid in pids:
         with suppress(*GONE):
-            found |= {int(task.name) for task in (PROC / str(pid) / "task").iterdir()}
-    return found
+            threads |= {int(task.name) for task in (PROC / str(pid) / "task").iterdir()}
+    return threads

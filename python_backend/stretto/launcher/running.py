@@ -46,12 +46,12 @@ class RunningServer:
 
 def running_servers() -> list[RunningServer]:
     """Return this user's servers, in the order of their HTTP ports."""
-    found: dict[int, RunningServer] = {}
+    servers: dict[int, RunningServer] = {}
     for path in pid_files(SHARED_MEMORY):
         record = background.read(path)
         if record is not None:
-            found[record["pid"]] = _server(path, record)
-    return sorted(found.values(), key=lambda server: (server.ports.get("http", 0), server.pid))
+            servers[record["pid"]] = _server(path, record)
+    return sorted(servers.values(), key=lambda server: (server.ports.get("http", 0), server.pid))
 
 
 def _server(path: Path, record: dict[str, Any]) -> RunningServer:
@@ -75,8 +75,8 @@ def memory_bytes(pids: Iterable[int]) -> int:
     num_kib = 0
     for pid in pids:
         with suppress(*GONE):
-            found = PSS.search((PROC / str(pid) / "smaps_rollup").read_bytes())
-            num_kib += 0 if found is None else int(found[1])
+            match = PSS.search((PROC / str(pid) / "smaps_rollup").read_bytes())
+            num_kib += 0 if match is None else int(match[1])
     return num_kib << 10
 
 

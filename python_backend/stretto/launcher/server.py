@@ -425,7 +425,7 @@ def last_error(output: str) -> str:
     errors.
     """
     lines = [line for line in output.splitlines() if not HARMLESS.match(line)]
-    best = [line[found.start() :] for line in lines if (found := BAD_USAGE.search(line))]
+    best = [line[match.start() :] for line in lines if (match := BAD_USAGE.search(line))]
     best = best or [line for line in lines if "failed to load '" in line and "depend" not in line]
     best = best or [line for line in lines if line.lstrip().startswith("what(): ")]
     best = best[:1] or [line for line in lines if "error" in line.lower()][-1:] or lines[-1:]

@@ -30,14 +30,16 @@ def find_installation(cache: Path) -> Installation:
         LaunchError: If no usable server was found.
     """
     if CONTAINER_SERVER.exists():
-        found = Installation(CONTAINER_SERVER)
+        installation = Installation(CONTAINER_SERVER)
     else:
         from stretto.launcher.triton_24_10.wheel import wheel_installation, wheel_server
 
-        found = wheel_installation(wheel_server(), cache)
-    known = known_flags(found)
-    flags = tuple(flag for flag in OPTIONAL_FLAGS if flag.partition("=")[0] in known)
-    return replace(found, arguments=found.arguments + flags, version=server_version(found.executable))
+        installation = wheel_installation(wheel_server(), cache)
+    supported = known_flags(installation)
+    flags = tuple(flag for flag in OPTIONAL_FLAGS if flag.partition("=")[0] in supported)
+    return replace(
+        installation, arguments=installation.arguments + flags, version=server_version(installation.executable)
+    )
 
 
 def server_version(executable: Path) -> tuple[int, int] | None:
@@ -47,8 +49,8 @@ def server_version(executable: Path) -> tuple[int, int] | None:
         executable: Path of tritonserver in the folder `bin` of the installation.
     """
     with suppress(OSError, UnicodeDecodeError):
-        found = VERSION.match((executable.parents[1] / VERSION_FILE).read_text())
-        return None if found is None else (int(found[1]), int(found[2]))
+        match = VERSION.match((executable.parents[1] / VERSION_FILE).read_text())
+        return None if match is None else (int(match[1]), int(match[2]))
     return None
 
 
@@ -61,8 +63,8 @@ def known_flags(installation: Installation) -> frozenset[str]:
         completed = subprocess.run(command, env=environment, capture_output=True, timeout=HELP_S, **TEXT)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LaunchError(f"{installation.executable} --help: {error}") from error
-    known = frozenset(FLAG.findall(completed.stdout + completed.stderr))
-    if not known:
+    flags = frozenset(FLAG.findall(completed.stdout + completed.stderr))
+    if not flags:
         lines = (completed.stderr + completed.stdout).strip().splitlines() or ["no output"]
         raise LaunchError(f"{installation.executable} --help: {lines[0]}")
-    return known
+    return flags

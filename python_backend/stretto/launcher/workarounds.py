@@ -88,16 +88,16 @@ class Workarounds:
 
     def watches(self, pid: int) -> list[FaultWatch]:
         """Return the detectors of faults of the running server with this pid."""
-        found: list[FaultWatch] = []
+        detectors: list[FaultWatch] = []
         if STEPS.affects(self._version):
             from stretto.launcher.triton_24_10.clock import ClockWatch
 
-            found.append(ClockWatch())
+            detectors.append(ClockWatch())
         if CRASHES.affects(self._version):
             from stretto.launcher.triton_24_10.crash import CrashWatch
 
-            found.append(CrashWatch(pid))
-        return found
+            detectors.append(CrashWatch(pid))
+        return detectors
 
     def start_watch(self, pid: int) -> StartHangWatch | None:
         """Return the detector of a start that hangs, or None, for the server with this pid, which begins to load."""

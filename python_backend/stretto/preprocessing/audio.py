@@ -150,9 +150,9 @@ def resample(pcm: np.ndarray, sample_rate: int, target_rate: int) -> np.ndarray:
     """
     if sample_rate == target_rate:
         return pcm
-    made = soxr.resample(pcm, sample_rate, target_rate)
+    resampled = soxr.resample(pcm, sample_rate, target_rate)
     size = -(-len(pcm) * target_rate // sample_rate)
-    return np.pad(made[:size], (0, max(0, size - len(made))))
+    return np.pad(resampled[:size], (0, max(0, size - len(resampled))))
 
 
 def _check_samples(field: str, pcm: np.ndarray) -> None:
@@ -360,8 +360,8 @@ class AudioLanes:
             held = f"{self._bytes.held} bytes are being processed, {self._bytes.held_by(host)} of them from this host"
             raise Overloaded(f"audio: {held} (limit {self._bytes.limit}); this request has {num_bytes}; try again")
         if not self._requests.has_free(host):
-            own = self._requests.held_by(host)
-            held = f"{self._requests.held} requests are being processed, {own} of them from this host"
+            num_of_host = self._requests.held_by(host)
+            held = f"{self._requests.held} requests are being processed, {num_of_host} of them from this host"
             raise Overloaded(f"audio: {held} (limit {self._requests.limit}); try again")
 
     def _lane(

@@ -212,8 +212,8 @@ class AudioProcess:
             AudioProcessEnded: As in `read`.
         """
         with self._given(np.frombuffer(data, np.uint8).data):
-            found: str | None = self._ask({"tag": name})["tag"]
-            return found
+            tag: str | None = self._ask({"tag": name})["tag"]
+            return tag
 
     def close(self) -> None:
         """Kill the process and release the shared memory."""

@@ -224,11 +224,13 @@ class _FFmpeg:
         if len(container.streams) > MAX_STREAMS:
             raise InvalidRequest(self.field, f"at most {MAX_STREAMS} streams", len(container.streams))
         # `codec_whitelist` restricts only the decoders that FFmpeg itself opens, to find out about the streams.
-        found = {each: each.codec_context.name for each in container.streams.audio if each.codec_context is not None}
-        stream = next((each for each, codec in found.items() if codec in ALLOWED), None)
+        codecs = {
+            stream: stream.codec_context.name for stream in container.streams.audio if stream.codec_context is not None
+        }
+        stream = next((audio_stream for audio_stream, codec in codecs.items() if codec in ALLOWED), None)
         if stream is None:
             expected = "a file with an audio stream that can be decoded"
-            raise InvalidRequest(self.field, expected, ", ".join(found.values()) or "none")
+            raise InvalidRequest(self.field, expected, ", ".join(codecs.values()) or "none")
         stream.codec_context.thread_count = 1
         form = None
         rate = 0
@@ -243,9 +245,9 @@ class _FFmpeg:
                 _check_form(self.field, rate, layout.nb_channels)
             elif changed != form:  # after joining files
                 to_float = AudioResampler(format="fltp", layout=layout, rate=rate)
-            for each in to_float.resample(frame):
-                add(each.to_ndarray().T)
-                num_samples += each.samples
+            for block in to_float.resample(frame):
+                add(block.to_ndarray().T)
+                num_samples += block.samples
             if num_samples > self.max_s * rate:
                 break
         return rate
@@ -301,8 +303,8 @@ def read_tag(data: bytes, name: str) -> str | None:
             parts = [container.metadata, *(stream.metadata for stream in container.streams)]
     except (av.FFmpegError, ValueError, MemoryError):
         return None
-    found = next((value for part in parts for key, value in part.items() if key.lower() == name), None)
-    return found and "".join(filter(str.isprintable, found))[:MAX_TAG_CHARS]
+    tag = next((value for tags in parts for key, value in tags.items() if key.lower() == name), None)
+    return tag and "".join(filter(str.isprintable, tag))[:MAX_TAG_CHARS]
 
 
 def _check_form(field: str, rate: int, num_channels: int) -> None:

@@ -201,8 +201,8 @@ class Hearing:
                 dropped = self._drop_ended()
                 closed = self._closed
                 self._closed = []
-                begun = [(name, each.waiting[0]) for name, each in self._streams.items() if each.waiting]
-                begun = [(name, part) for name, part in begun if not self._streams[name].is_begun]
+                begun = [(name, stream.waiting[0]) for name, stream in self._streams.items() if stream.waiting]
+                begun = [(name, waiting) for name, waiting in begun if not self._streams[name].is_begun]
                 for name, _ in begun:
                     self._streams[name].is_begun = True
                 has_job = self._has_ready or bool(begun) or bool(closed)
@@ -221,9 +221,9 @@ class Hearing:
 
     def _drop_ended(self) -> list[tuple[str, _Waiting]]:
         """Remove the streams of sessions that have ended, and return their parts."""
-        ended = [name for name, each in self._streams.items() if not each.is_open()]
+        ended = [name for name, stream in self._streams.items() if not stream.is_open()]
         self._closed += ended
-        return [(name, part) for name in ended for part in self._remove(name)]
+        return [(name, waiting) for name in ended for waiting in self._remove(name)]
 
     def _replace_process(self) -> None:
         """Restart the process, because the state of its streams is unknown.
@@ -238,32 +238,35 @@ class Hearing:
     def _encode(self, begun: list[tuple[str, _Waiting]], closed: list[str]) -> None:
         """Run one job with the parts in `begun`, and answer the parts that are done."""
         rates = {name: self._streams[name].rate for name, _ in begun}
-        job = {"parts": [[name, len(part.pcm), rates[name], part.is_last] for name, part in begun], "closed": closed}
+        job = {
+            "parts": [[name, len(waiting.pcm), rates[name], waiting.is_last] for name, waiting in begun],
+            "closed": closed,
+        }
         memory = self._process.memory
         at = 0
         try:
-            for _, part in begun:
-                data = part.pcm.data.cast("B")
+            for _, waiting in begun:
+                data = waiting.pcm.data.cast("B")
                 while data:  # the kernel may write fewer bytes than requested
                     num_written = os.pwrite(memory, data, at)
                     data = data[num_written:]
                     at = at + num_written
-            found = self._process.ask(job, MAX_WAIT_S)
-            if found is None:
+            encoding = self._process.ask(job, MAX_WAIT_S)
+            if encoding is None:
                 logger.warning("the hearing process ended; its sessions end")
                 self._lose_all()
                 return
-            sizes = [num_frames * self._width for _, num_frames, _ in found["frames"]]
+            sizes = [num_frames * self._width for _, num_frames, _ in encoding["frames"]]
             ids = np.empty(sum(sizes), np.int32)
             if ids.size and os.preadv(memory, [ids.data], 0) != ids.nbytes:
                 raise OSError("fewer frames than announced")
         finally:
             self._process.release_memory()
         encoded = np.split(ids, np.cumsum(sizes)[:-1]) if sizes else []
-        self._has_ready = not all(is_done for _, _, is_done in found["frames"])
+        self._has_ready = not all(is_done for _, _, is_done in encoding["frames"])
         self.num_encoded += sum(size > 0 for size in sizes)
         self.num_jobs += any(sizes)
-        for (name, _, is_done), frames in zip(found["frames"], encoded, strict=True):
+        for (name, _, is_done), frames in zip(encoding["frames"], encoded, strict=True):
             self._take(name, frames, is_done)
 
     def _take(self, name: str, ids: np.ndarray, is_done: bool) -> None:
@@ -275,39 +278,39 @@ class Hearing:
             stream.waiting[0].frames.append(ids)
             if not is_done:
                 return
-            part = stream.waiting.popleft()
+            waiting = stream.waiting.popleft()
             stream.is_begun = False
-            self._bytes.release(stream.host, part.pcm.nbytes)
-            stream.num_samples += len(part.pcm)
+            self._bytes.release(stream.host, waiting.pcm.nbytes)
+            stream.num_samples += len(waiting.pcm)
             seconds = stream.num_samples / stream.rate
-            if part.is_last:
+            if waiting.is_last:
                 self._remove(name)
-        frames = b"".join(frame.tobytes() for frame in part.frames)
-        self._answer(part, AudioPart(name, part.number, frames, part.is_last, seconds))
+        frames = b"".join(frame.tobytes() for frame in waiting.frames)
+        self._answer(waiting, AudioPart(name, waiting.number, frames, waiting.is_last, seconds))
 
-    def _answer(self, part: _Waiting, made: AudioPart) -> None:
+    def _answer(self, waiting: _Waiting, audio: AudioPart) -> None:
         try:
-            part.answer(made)
+            waiting.answer(audio)
         except Exception:  # from the caller's function; the thread must answer the other parts
             logger.exception("a part of live audio could not be answered")
 
     def _lose_all(self) -> None:
         with self._changed:
-            lost = [(name, part) for name in list(self._streams) for part in self._remove(name)]
+            lost = [(name, waiting) for name in list(self._streams) for waiting in self._remove(name)]
             self._has_ready = False
             self._closed = []
         self._lose(lost)
 
     def _lose(self, parts: list[tuple[str, _Waiting]]) -> None:
-        for name, part in parts:
-            self._answer(part, AudioPart(name, part.number, b"", part.is_last, lost=LOST))
+        for name, waiting in parts:
+            self._answer(waiting, AudioPart(name, waiting.number, b"", waiting.is_last, lost=LOST))
 
     def _remove(self, name: str) -> deque[_Waiting]:
         """Remove a stream, and return its parts."""
         stream = self._streams.pop(name)
         self._places.release(stream.host)
-        for part in stream.waiting:
-            self._bytes.release(stream.host, part.pcm.nbytes)
+        for waiting in stream.waiting:
+            self._bytes.release(stream.host, waiting.pcm.nbytes)
         return stream.waiting
 
 
@@ -319,8 +322,8 @@ def open_hearing(family: Family, checkpoint: Path, device: str) -> Hearing | Non
         checkpoint: Folder of the checkpoint.
         device: torch device of the encoder.
     """
-    found = plugin(family.name)
-    if found is None or found.open_live_input is None:
+    family_plugin = plugin(family.name)
+    if family_plugin is None or family_plugin.open_live_input is None:
         return None
     process = WorkerProcess("stretto.preprocessing.hearing_worker", str(checkpoint), device, niceness=0)
     return Hearing(process, family.num_codebooks)

@@ -45,12 +45,12 @@ class Resampler:
         if self._stream is None:
             return pcm
         self._num_in += len(pcm)
-        made = self._stream.resample_chunk(pcm, last=is_last)
+        resampled = self._stream.resample_chunk(pcm, last=is_last)
         if is_last:  # return as many samples in total as `preprocessing.audio.resample` does
             left = -(-self._num_in * self._target_rate // self._rate) - self._num_out
-            made = np.pad(made[: max(0, left)], (0, max(0, left - len(made))))
-        self._num_out += len(made)
-        return made
+            resampled = np.pad(resampled[: max(0, left)], (0, max(0, left - len(resampled))))
+        self._num_out += len(resampled)
+        return resampled
 
 
 class Streams:
@@ -93,12 +93,12 @@ class Streams:
             removed.
         """
         encode_round(self._live.encoder, [encoded for encoded, *_ in self._streams.values()], max_frames=FRAMES_AT_ONCE)
-        made = []
+        encoded_streams = []
         for name, (encoded, _, ids) in list(self._streams.items()):
-            made.append((name, ids.push(encoded.pop_codes()), not encoded.num_ready))
+            encoded_streams.append((name, ids.push(encoded.pop_codes()), not encoded.num_ready))
             if name in self._ended and not encoded.num_ready:
                 self.close(name)
-        return made
+        return encoded_streams
 
     def close(self, name: str) -> None:
         """Free the state of a stream, if there is one with this name."""
@@ -119,9 +119,9 @@ def answer(streams: Streams, memory: int, job: dict[str, Any]) -> dict[str, Any]
         pcm = np.empty(num_samples, np.float32)
         at += os.preadv(memory, [pcm.data], at) if num_samples else 0
         streams.push(name, pcm, rate, is_last)
-    made = streams.encode()
-    write(memory, [ids for _, ids, _ in made])
-    return {"frames": [[name, len(ids), is_done] for name, ids, is_done in made]}
+    encoded = streams.encode()
+    write(memory, [ids for _, ids, _ in encoded])
+    return {"frames": [[name, len(ids), is_done] for name, ids, is_done in encoded]}
 
 
 def write(memory: int, arrays: Sequence[np.ndarray]) -> None:

@@ -86,9 +86,9 @@ def _jpeg_segments(data: bytes) -> tuple[int, int]:
     at = 0
     num_segments = 0
     num_scans = 0
-    while num_segments <= MAX_SEGMENTS and (found := JPEG_MARKER.search(data, at)) is not None:
-        marker = found[1][0]
-        at = found.end()
+    while num_segments <= MAX_SEGMENTS and (match := JPEG_MARKER.search(data, at)) is not None:
+        marker = match[1][0]
+        at = match.end()
         if marker == END_OF_IMAGE:
             break
         num_segments += 1

@@ -60,7 +60,7 @@ class Mixer:
         if not covariance.sum() < CANCELLED * covariance.trace():
             return None
         loudest = int(covariance.diagonal().argmax())
-        choices = [np.array(each) for each in product((1.0, -1.0), repeat=len(covariance)) if each[loudest] > 0]
+        choices = [np.array(signs) for signs in product((1.0, -1.0), repeat=len(covariance)) if signs[loudest] > 0]
         return max(choices, key=lambda signs: signs @ covariance @ signs).astype(np.float32)
 
     def pcm(self) -> np.ndarray:

@@ -60,8 +60,8 @@ def read_delivery(
     """
     first = family.first_chunk_frames
     steady = family.steady_chunk_frames
-    own = ChunkPolicy(first, steady, frame_rate=frame_rate, held_frames=held_frames, blocks=blocks)
-    default = _policy(chunking or {}, own)
+    of_family = ChunkPolicy(first, steady, frame_rate=frame_rate, held_frames=held_frames, blocks=blocks)
+    default = _policy(chunking or {}, of_family)
     output = options.get("output", {})
     policy = _policy(options.get("chunking", {}), default)
     default_first = 0 if chunking is None else default.first_frames
@@ -73,15 +73,15 @@ def read_delivery(
     return Delivery(form, policy, output.get("codes", False), *read_session_options(options, family), default_first)
 
 
-def _policy(given: ChunkingOptions, default: ChunkPolicy) -> ChunkPolicy:
-    steady = given.get("steady_frames", default.steady_frames)
-    first = given.get("first_frames", min(default.first_frames, steady))
-    most = max(steady if "steady_frames" not in given else 1, int(MAX_CHUNK_S * default.frame_rate))
+def _policy(requested: ChunkingOptions, default: ChunkPolicy) -> ChunkPolicy:
+    steady = requested.get("steady_frames", default.steady_frames)
+    first = requested.get("first_frames", min(default.first_frames, steady))
+    most = max(steady if "steady_frames" not in requested else 1, int(MAX_CHUNK_S * default.frame_rate))
     for name, frames, limit in (("steady_frames", steady, most), ("first_frames", first, steady)):
         if not 1 <= frames <= limit:
             raise InvalidRequest(f"options.chunking.{name}", f"an integer in [1, {limit}]", frames)
-    playout_s = given.get("playout_s", default.playout_s)
-    is_fixed = given.get("deterministic", default.deterministic)
+    playout_s = requested.get("playout_s", default.playout_s)
+    is_fixed = requested.get("deterministic", default.deterministic)
     return replace(default, first_frames=first, steady_frames=steady, playout_s=playout_s, deterministic=is_fixed)
 
 
@@ -220,26 +220,26 @@ SPEECH_KEYS = {
 
 
 def _segment(
-    name: str, given: SegmentOptions, shorthands: dict[str, Any], defaults: SegmentSampling, family: Family
+    name: str, requested: SegmentOptions, shorthands: dict[str, Any], defaults: SegmentSampling, family: Family
 ) -> SegmentSampling:
     path = f"options.{name}"
-    values: dict[str, Any] = {key: value for key, value in given.items() if key in SAMPLING_KEYS}
+    values: dict[str, Any] = {key: value for key, value in requested.items() if key in SAMPLING_KEYS}
     for key in sorted(shorthands.keys() & values.keys()):
         raise InvalidRequest(f"options.{key}", f"either {key} or {name}.{key}", "both")
     values |= shorthands
-    max_rows = given.get("max_rows", 1)
+    max_rows = requested.get("max_rows", 1)
     if max_rows > family.max_model_len:
         raise InvalidRequest(f"{path}.max_rows", f"at most {family.max_model_len} rows", f"{max_rows} rows")
     num_closing = family.tail.num_closing_rows(family.layout.max_delay) if name == "audio" else 0
-    if "max_rows" in given and max_rows <= num_closing:
+    if "max_rows" in requested and max_rows <= num_closing:
         expected = f"at least {num_closing + 1} rows, because {num_closing} of them start no frame"
         raise InvalidRequest(f"{path}.max_rows", expected, f"{max_rows} rows")
-    return _within_max_rows(replace(defaults, **values), given)
+    return _within_max_rows(replace(defaults, **values), requested)
 
 
-def _within_max_rows(sampling: SegmentSampling, given: SegmentOptions) -> SegmentSampling:
+def _within_max_rows(sampling: SegmentSampling, requested: SegmentOptions) -> SegmentSampling:
     """Limit the family's default minimum number of rows to the requested maximum."""
-    if "min_rows" in given:
+    if "min_rows" in requested:
         return sampling
     return replace(sampling, min_rows=min(sampling.min_rows, sampling.max_rows))
 

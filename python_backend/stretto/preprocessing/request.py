@@ -200,21 +200,21 @@ class Preprocessor:
         files = enumerate(raw.files)
         images = enumerate(raw.image or ())
         spoken = turns[:-1] if is_live else turns
-        read_in_turn = (self._piece(turn, kind, raw, files, images, read) for turn in spoken for kind in turn.kinds)
+        read_in_turn = (self._piece(turn, medium, raw, files, images, read) for turn in spoken for medium in turn.kinds)
         pieces = tuple(within_pixels(read_in_turn))
-        check_voices({each.path: each.pcm for each in pieces if each.role in task.voice_roles}, self._encoder_rate)
+        check_voices({piece.path: piece.pcm for piece in pieces if piece.role in task.voice_roles}, self._encoder_rate)
         is_heard = any(piece.pcm is not None or piece.pixels is not None for piece in pieces)
         with self._tokenising if is_heard else nullcontext():
-            given = (task, pieces, options.voice)
+            request = (task, pieces, options.voice)
             template = self.template
-            written = begin_session(template, *given) if is_live else template.write(*given, options.manner)
+            written = begin_session(template, *request) if is_live else template.write(*request, options.manner)
         alignment = None
         if options.aligns_words:
             # The aligner compares the text as written, so that words and places are those of the request. The spelling
             # of a few words hardly moves the times.
             text = as_written if written.spoken is None else written.spoken
-            if written.spoken and (place := (turns[-1].text or "").find(written.spoken)) >= 0:
-                piece = SourceWord(written.spoken, place, place + len(written.spoken))
+            if written.spoken and (offset := (turns[-1].text or "").find(written.spoken)) >= 0:
+                piece = SourceWord(written.spoken, offset, offset + len(written.spoken))
                 text = SourceWords().read([piece], changes)[0].word
             alignment = self._alignment(task, text, pieces, options.manner.is_open)
             if alignment is not None and written.spoken is not None:
@@ -309,18 +309,18 @@ class Preprocessor:
     def _piece(
         self,
         turn: Turn,
-        kind: str,
+        medium: str,
         raw: RawRequest,
         files: Iterator[tuple[int, bytes | memoryview]],
         images: Iterator[tuple[int, bytes | memoryview]],
         read: AudioReader,
     ) -> Piece:
-        path = turn.where(kind)
-        if kind == "image":
+        path = turn.where(medium)
+        if medium == "image":
             index, data = next(images)
             seen = Recording(raw.image_field(index), data, is_image=True)
             return Piece(turn.role, path, pixels=read(seen, 0.0, 0))
-        if kind == "text":
+        if medium == "text":
             return Piece(turn.role, path, text=turn.text)
         if turn.coded_as is not None:
             return Piece(turn.role, path, codes=given_codes(turn, self.family))
@@ -370,25 +370,25 @@ def read_turns(raw: RawRequest, is_live: bool = False) -> tuple[Turn, ...]:
         InvalidRequest: An input is invalid.
     """
     live = (Turn(audio_input="pcm_in"),) if is_live else ()
-    given = [name for name in ("text", "audio", "image", "pcm_in", "messages") if getattr(raw, name) is not None]
-    if raw.sample_rate is not None and "pcm_in" not in given:
+    inputs = [name for name in ("text", "audio", "image", "pcm_in", "messages") if getattr(raw, name) is not None]
+    if raw.sample_rate is not None and "pcm_in" not in inputs:
         raise InvalidRequest("sample_rate", "no value without pcm_in", raw.sample_rate)
     if raw.messages is not None:
         turns = read_messages(string("messages", raw.messages) or "")
         needed = {turn.audio_input for turn in turns} | {"image" for turn in turns if turn.has_image}
         expected = [*sorted(name for name in needed if name is not None), "messages"]
-        if given != expected:
-            raise InvalidRequest("messages", f"the inputs {' and '.join(expected)}", " and ".join(given))
+        if inputs != expected:
+            raise InvalidRequest("messages", f"the inputs {' and '.join(expected)}", " and ".join(inputs))
         _check_files("audio", raw.files, sum(turn.audio_input == "audio" for turn in turns))
         _check_files("image", raw.image or (), sum(turn.has_image for turn in turns))
         return turns + live
     if raw.image is not None:
         raise InvalidRequest("image", "no value without messages", f"{len(raw.image)} files")
     if live:
-        if given:
-            raise InvalidRequest(given[0], "no value with options.live (audio follows in parts)", "a value")
+        if inputs:
+            raise InvalidRequest(inputs[0], "no value with options.live (audio follows in parts)", "a value")
         return live
-    if not given:
+    if not inputs:
         raise InvalidRequest("text", "at least one of text, audio, pcm_in and messages", "none")
     if raw.audio is not None and raw.pcm_in is not None:
         raise InvalidRequest("pcm_in", "either audio or pcm_in, because there are no messages", "both")

@@ -96,7 +96,7 @@ async def serve(config: ProxyConfig, launcher: LauncherConnection, limits: Conne
         await server.start()
         metrics_port, *http_port = (listener.sockets[0].getsockname()[1] for listener in listeners)
         print(Ports(grpc_port, metrics_port, *http_port).to_json(), flush=True)
-        tasks = [asyncio.create_task(each) for each in (uploads.watch(), connections.watch(grpc_port), beat())]
+        tasks = [asyncio.create_task(watcher) for watcher in (uploads.watch(), connections.watch(grpc_port), beat())]
         await launcher.stopped.wait()
         for task in tasks:
             task.cancel()

@@ -55,8 +55,8 @@ class Access:
 
     def is_key_holder(self, metadata: Metadata) -> bool:
         """Return True if the metadata contains the secret."""
-        given = next((value for name, value in metadata if name == KEY_HEADER), "")
-        return isinstance(given, str) and hmac.compare_digest(given.encode(), self.key.encode())
+        key = next((value for name, value in metadata if name == KEY_HEADER), "")
+        return isinstance(key, str) and hmac.compare_digest(key.encode(), self.key.encode())
 
 
 def refusal(api: str) -> str:
@@ -151,5 +151,5 @@ def check_registration(request: SystemSharedMemoryRegisterRequest) -> None:
 
 def host_of_call(peer: str) -> str:
     """Return the host of a gRPC peer such as `ipv4:127.0.0.1:5000` or `ipv6:%5B::1%5D:5000`; see `host_of`."""
-    kind, _, place = unquote(peer).partition(":")
-    return host_of(place.rpartition(":")[0].strip("[]")) if kind in ("ipv4", "ipv6") else peer
+    scheme, _, address = unquote(peer).partition(":")
+    return host_of(address.rpartition(":")[0].strip("[]")) if scheme in ("ipv4", "ipv6") else peer

@@ -14,7 +14,9 @@ MODEL_READY = f"{SERVICE}ModelReady"
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 CLOSED_APIS = {
     "shared-memory": tuple(
-        f"{kind}SharedMemory{action}" for kind in ("System", "Cuda") for action in ("Status", "Register", "Unregister")
+        f"{memory}SharedMemory{action}"
+        for memory in ("System", "Cuda")
+        for action in ("Status", "Register", "Unregister")
     ),
     REPOSITORY: ("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
     "trace": ("TraceSetting",),

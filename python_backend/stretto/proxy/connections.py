@@ -133,18 +133,18 @@ class Connections:
             files: Descriptors of this process.
         """
         self._num_checks += 1
-        found = {address: file for file in files if (address := client_of(file, port)) is not None}
+        file_by_address = {address: file for file in files if (address := client_of(file, port)) is not None}
         self._idle_since = {
             address: self._idle_since.get(address, self._num_checks)
-            for address in found
+            for address in file_by_address
             if not self._num_calls[address]
         }
         since = self._idle_since
-        order = eviction_order(since, lambda each: host_of(each[0]), lambda each: (since[each], each))
-        surplus = islice(order, max(0, len(found) - self._most))
+        order = eviction_order(since, lambda address: host_of(address[0]), lambda address: (since[address], address))
+        surplus = islice(order, max(0, len(file_by_address) - self._most))
         ended = [address for address in surplus if since[address] < self._num_checks]
         for address in ended:
-            client_of(found[address], port, ended=address)
+            client_of(file_by_address[address], port, ended=address)
         return len(ended)
 
 
@@ -191,9 +191,9 @@ async def knock(host: str, port: int) -> None:
 
 def address_of(name: tuple[Any, ...]) -> Address:
     """Return the IP address and the port in a socket's name; an IPv4 address as such even on an IPv6 socket."""
-    found = ipaddress.ip_address(name[0].partition("%")[0])
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return str(mapped or found), name[1]
+    address = ipaddress.ip_address(name[0].partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address), name[1]
 
 
 def peer_address(peer: str) -> Address:

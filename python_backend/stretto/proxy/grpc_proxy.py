@@ -82,7 +82,7 @@ class UnaryCalls:
         self._gate = gate
 
     async def call(
-        self, method: str, request: bytes, metadata: Metadata, place: ExitStack | None = None, is_ours: bool = True
+        self, method: str, request: bytes, metadata: Metadata, slot: ExitStack | None = None, is_ours: bool = True
     ) -> bytes:
         """Return Triton's serialised response.
 
@@ -90,7 +90,7 @@ class UnaryCalls:
             method: Full method name.
             request: Serialised message.
             metadata: Metadata of the client's call.
-            place: Slot of the client's host, held until the response has arrived, even if the client disconnects.
+            slot: Slot of the client's host, held until the response has arrived, even if the client disconnects.
             is_ours: False for third-party models, which ask Triton whether a request was cancelled.
         """
         call = self._calls[method](request, metadata=passed_on(metadata))
@@ -100,14 +100,14 @@ class UnaryCalls:
         except asyncio.CancelledError:
             if is_ours:
                 self._background.start(
-                    self._await_answer(call, answering, ExitStack() if place is None else place.pop_all())
+                    self._await_answer(call, answering, ExitStack() if slot is None else slot.pop_all())
                 )
             else:
                 call.cancel()
             raise
 
-    async def _await_answer(self, call: Any, answering: asyncio.Task[bytes], place: ExitStack) -> None:
-        with place, suppress(Restarting, grpc.aio.AioRpcError):
+    async def _await_answer(self, call: Any, answering: asyncio.Task[bytes], slot: ExitStack) -> None:
+        with slot, suppress(Restarting, grpc.aio.AioRpcError):
             try:
                 await self._gate.guard(_shielded(answering))
             finally:
@@ -233,11 +233,11 @@ class GrpcProxy(grpc.GenericRpcHandler):
     def _shared(self, handler: Handler) -> Callable[[AsyncIterator[bytes], Context], Awaitable[None]]:
         async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
             peer = context.peer()
-            with ExitStack() as place, self._connections.call(peer) as has_connection:
-                if not has_connection or not place.enter_context(self._shares.reserving(host_of_call(peer))):
+            with ExitStack() as slot, self._connections.call(peer) as has_connection:
+                if not has_connection or not slot.enter_context(self._shares.reserving(host_of_call(peer))):
                     # also reaches clients that read no responses
                     await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, CROWDED)
-                await handler(requests, context, place)
+                await handler(requests, context, slot)
 
         return answer
 
@@ -248,7 +248,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         """
         api = APIS[method]
 
-        async def answer(requests: AsyncIterator[bytes], context: Context, place: ExitStack) -> None:
+        async def answer(requests: AsyncIterator[bytes], context: Context, slot: ExitStack) -> None:
             metadata = context.invocation_metadata() or ()
             if not self._access.admits(api, metadata):
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, refusal(api))
@@ -256,15 +256,15 @@ class GrpcProxy(grpc.GenericRpcHandler):
             try:
                 if method == MODEL_INFER:
                     host = self._access.client(context.peer(), metadata)
-                    response = await self._infer_once(request, host, metadata, place)
+                    response = await self._infer_once(request, host, metadata, slot)
                 else:
                     check_other_call(method, request, self._access.is_key_holder(metadata))
                     is_not_ready = method in NOT_READY and not self._is_ready()
                     response = (
-                        NOT_READY[method] if is_not_ready else await self._unary.call(method, request, metadata, place)
+                        NOT_READY[method] if is_not_ready else await self._unary.call(method, request, metadata, slot)
                     )
             except BadRequest as error:
-                await context.abort(STATUS[error.kind], error.client_message)
+                await context.abort(STATUS[error.category], error.client_message)
             except Restarting as error:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             except grpc.aio.AioRpcError as error:
@@ -288,39 +288,39 @@ class GrpcProxy(grpc.GenericRpcHandler):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "expected a message, got none")
         return message
 
-    async def _infer_once(self, request: bytes, host: str, metadata: Metadata, place: ExitStack) -> bytes:
+    async def _infer_once(self, request: bytes, host: str, metadata: Metadata, slot: ExitStack) -> bytes:
         read = await self._check_infer(request, metadata)
         if read.head.model_name in self._ours.cloning:
-            reply = await self._one_shot(request, read.head, host, metadata, place)
+            reply = await self._one_shot(request, read.head, host, metadata, slot)
             return bytes(reply.SerializeToString())
         request_with_origin = with_origin(request, host)
         is_ours = read.head.model_name in self._ours.names
-        return await self._gate.guard(self._unary.call(MODEL_INFER, request_with_origin, metadata, place, is_ours))
+        return await self._gate.guard(self._unary.call(MODEL_INFER, request_with_origin, metadata, slot, is_ours))
 
-    async def infer(self, request: bytes, host: str, place: ExitStack) -> ModelInferResponse:
+    async def infer(self, request: bytes, host: str, slot: ExitStack) -> ModelInferResponse:
         """Return the one-shot reply of a model that clones voices, for a client without gRPC.
 
         Args:
             request: Serialised ModelInferRequest.
             host: Host of the client.
-            place: Slot of the client's host, held until the reply has ended, even if the client disconnects.
+            slot: Slot of the client's host, held until the reply has ended, even if the client disconnects.
 
         Raises:
             BadRequest: The request is invalid, or was refused or failed.
             Restarting: A model is being restarted.
             AioRpcError: Triton has ended the call.
         """
-        if not place.enter_context(self._shares.reserving(host)):
-            raise BadRequest(CROWDED.removeprefix(f"{FULL}: "), kind=FULL)
+        if not slot.enter_context(self._shares.reserving(host)):
+            raise BadRequest(CROWDED.removeprefix(f"{FULL}: "), category=FULL)
         read = await self._check_infer(request, ())
         if read.head.model_name not in self._ours.cloning:
             expected = ", ".join(sorted(self._ours.cloning))
             got = repr(read.head.model_name[:SHOWN])
             raise BadRequest(f"model_name: expected one of {expected}, got {got}", read.head.id)
-        return await self._one_shot(request, read.head, host, (), place)
+        return await self._one_shot(request, read.head, host, (), slot)
 
     async def _one_shot(
-        self, request: bytes, head: ModelInferRequest, host: str, metadata: Metadata, place: ExitStack
+        self, request: bytes, head: ModelInferRequest, host: str, metadata: Metadata, slot: ExitStack
     ) -> ModelInferResponse:
         """Return all samples of a reply; if the client disconnects, notify the models, as for a stream."""
         check_outputs(head)
@@ -331,7 +331,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         number = self._disconnects.next_number()
         stream = TritonStream(call, number, lambda response: self._refused.note(host, response))
         stream.record_model(head)
-        reply = OneShotReply(head, self._one_shots, host, place)
+        reply = OneShotReply(head, self._one_shots, host, slot)
         try:
             collecting = self._collect(stream, with_origin(request, host, number), reply)
             await self._gate.guard(collecting, lambda: stream.is_answered)
@@ -340,7 +340,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
             raise
         finally:
             if not stream.is_over:
-                self._background.start(self._drain(stream, place.pop_all()))
+                self._background.start(self._drain(stream, slot.pop_all()))
         return reply.joined()
 
     async def _collect(self, stream: TritonStream, request: bytes, reply: OneShotReply) -> None:
@@ -349,7 +349,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         while (response := await stream.read()) is not None:
             reply.add(reworded(response, self._gate.report_dead_stub))
 
-    async def _stream(self, requests: AsyncIterator[bytes], context: Context, place: ExitStack) -> None:
+    async def _stream(self, requests: AsyncIterator[bytes], context: Context, slot: ExitStack) -> None:
         metadata = context.invocation_metadata() or ()
         host = self._access.client(context.peer(), metadata)
         call = self._infer(metadata=passed_on(metadata))
@@ -381,17 +381,17 @@ class GrpcProxy(grpc.GenericRpcHandler):
             if stream.model is not None and stream.model[0] not in self._ours.names:
                 stream.cancel()  # third-party models ask Triton for cancellation
             elif not stream.is_over:
-                self._background.start(self._drain(stream, place.pop_all()))
+                self._background.start(self._drain(stream, slot.pop_all()))
             # If the stream fails, so does feeding; only the stream's error is reported.
             await asyncio.gather(feeding, return_exceptions=True)
 
-    async def _drain(self, stream: TritonStream, place: ExitStack) -> None:
+    async def _drain(self, stream: TritonStream, slot: ExitStack) -> None:
         """Notify the models that the client of a stream has disconnected, and discard the remaining responses.
 
         The client's host keeps its slot until Triton ends the stream.
         """
         self._disconnects.record(stream.number)
-        with place, suppress(Restarting, grpc.aio.AioRpcError):
+        with slot, suppress(Restarting, grpc.aio.AioRpcError):
             try:
                 await self._gate.guard(stream.drain(), lambda: stream.is_answered)
             finally:

@@ -103,16 +103,16 @@ class HttpInfer:
             model = INFER.fullmatch(path)
             if model is None:
                 raise BadRequest(f"path: expected /v2/models/<name>/infer, got {path[:SHOWN]!r}")
-            with ExitStack() as place:
-                if not place.enter_context(self._posts.reserving(host)):
-                    raise BadRequest("this host has reached its share of requests over HTTP", kind=FULL)
+            with ExitStack() as slot:
+                if not slot.enter_context(self._posts.reserving(host)):
+                    raise BadRequest("this host has reached its share of requests over HTTP", category=FULL)
                 body = await self._read(num_bytes(head), reader, host)
                 num_elements = min(body.count(b","), MAX_ELEMENTS)  # more are refused without parsing
                 await self._pace.wait(max(len(body), ELEMENT_BYTES * num_elements))
-                reply = await _while_connected(self._infer(message(model[1], body), host, place), reader)
+                reply = await _while_connected(self._infer(message(model[1], body), host, slot), reader)
             return Page(HTTPStatus.OK, pieces(reply))
         except BadRequest as error:
-            status = STATUS.get(error.kind, HTTPStatus.INTERNAL_SERVER_ERROR)
+            status = STATUS.get(error.category, HTTPStatus.INTERNAL_SERVER_ERROR)
             return error_page(status, error.client_message)
         except Restarting as error:
             return error_page(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
@@ -134,7 +134,7 @@ class HttpInfer:
             if not upload.is_ended:
                 raise
             task.uncancel()
-            raise BadRequest(ENDED.removeprefix(f"{FULL}: "), kind=FULL) from None
+            raise BadRequest(ENDED.removeprefix(f"{FULL}: "), category=FULL) from None
 
 
 async def _while_connected(
@@ -218,7 +218,7 @@ def _content(tensor: InputRecord) -> bytes:
         if not all(isinstance(element, str) for element in elements):
             raise ValueError("expected strings for BYTES, got another element")
         encoded = [element.encode() for element in elements]
-        return b"".join(STRING_HEAD.pack(len(each)) + each for each in encoded)
+        return b"".join(STRING_HEAD.pack(len(element_bytes)) + element_bytes for element_bytes in encoded)
     if tensor.datatype not in DTYPES:
         raise ValueError(f"expected FP32, INT32 or BYTES, got {tensor.datatype[:SHOWN]!r}")
     try:

@@ -53,18 +53,18 @@ class BadRequest(Exception):
 
     Attributes:
         request_id: Id set by the client; empty if it could not be read.
-        kind: Prefix of the client's error message, as in the models' errors.
+        category: Prefix of the client's error message, as in the models' errors.
     """
 
-    def __init__(self, message: str, request_id: str = "", kind: str = INVALID) -> None:
+    def __init__(self, message: str, request_id: str = "", category: str = INVALID) -> None:
         super().__init__(message)
         self.request_id = request_id
-        self.kind = kind
+        self.category = category
 
     @property
     def client_message(self) -> str:
         """Error message for the client."""
-        return f"{self.kind}: {self}"
+        return f"{self.category}: {self}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +147,15 @@ def _few_fields(data: bytes) -> Iterator[Field]:
         yield field
 
 
-def _fields(data: bytes, at: int, end: int, known: Kinds) -> Iterator[Field]:
+def _fields(data: bytes, at: int, end: int, kinds: Kinds) -> Iterator[Field]:
     """Yield the fields of the message between offsets `at` and `end`; raise BadRequest for unknown ones."""
     while at < end:
         number = data[at] >> 3
-        kind = data[at] & 7
-        if kind not in known.get(number, ()):
-            raise BadRequest(f"request: expected a ModelInferRequest, got field {number} of type {kind}")
+        wire_type = data[at] & 7
+        if wire_type not in kinds.get(number, ()):
+            raise BadRequest(f"request: expected a ModelInferRequest, got field {number} of type {wire_type}")
         value, content = _varint(data, at + 1)
-        size = value if kind == LENGTH_DELIMITED else 0
+        size = value if wire_type == LENGTH_DELIMITED else 0
         if content + size > end:
             raise BadRequest(f"request: expected {size} bytes of field {number}, got {end - content}")
         yield number, at, content, content + size
@@ -165,10 +165,10 @@ def _fields(data: bytes, at: int, end: int, known: Kinds) -> Iterator[Field]:
 def _varint(data: bytes, at: int) -> tuple[int, int]:
     """Return the varint at offset `at`, and the offset after it."""
     value = 0
-    for place, byte in enumerate(data[at : at + 10]):
-        value |= (byte & 0x7F) << 7 * place
+    for index, byte in enumerate(data[at : at + 10]):
+        value |= (byte & 0x7F) << 7 * index
         if byte < 0x80:
-            return value, at + place + 1
+            return value, at + index + 1
     raise BadRequest("request: expected a ModelInferRequest, got an unterminated varint")
 
 
@@ -179,8 +179,8 @@ def _check_names(head: ModelInferRequest) -> None:
     texts += [("inputs", tensor.datatype) for tensor in head.inputs]
     for field, tensors in (("inputs", head.inputs), ("outputs", head.outputs)):
         texts += [(field, tensor.name) for tensor in tensors]
-    for each in (head, *head.inputs, *head.outputs):
-        texts += [("parameters", name) for name in each.parameters]
+    for record in (head, *head.inputs, *head.outputs):
+        texts += [("parameters", name) for name in record.parameters]
     for field, text in texts:
         if "\0" in text:
             raise BadRequest(f"{field}: expected text without NUL, got {text[:SHOWN]!r}")

@@ -84,19 +84,19 @@ class ProxyConfig:
         return _parse(cls, text)
 
 
-def _parse(kind: type[Message], text: str) -> Message:
+def _parse(message_class: type[Message], text: str) -> Message:
     """Parse a message. Errors name the invalid field but not its value, which may be the key."""
     record = json.loads(text)
-    kinds = get_type_hints(kind)
+    kinds = get_type_hints(message_class)
     if not isinstance(record, dict) or record.keys() != kinds.keys():
         got = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-        raise ValueError(f"{kind.__name__}: expected an object of {', '.join(kinds)}, got {got}")
+        raise ValueError(f"{message_class.__name__}: expected an object of {', '.join(kinds)}, got {got}")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
     for name, value in values.items():
         of = kinds[name]
         is_list = isinstance(value, tuple)
-        found = {type(each) for each in (value if is_list else [value])}
+        types = {type(element) for element in (value if is_list else [value])}
         allowed = {str} if get_origin(of) is tuple else set(get_args(of) or [of])
-        if is_list != (get_origin(of) is tuple) or not found <= allowed:
-            raise ValueError(f"{kind.__name__}.{name}: expected {of}, got {type(record[name]).__name__}")
-    return kind(**values)
+        if is_list != (get_origin(of) is tuple) or not types <= allowed:
+            raise ValueError(f"{message_class.__name__}.{name}: expected {of}, got {type(record[name]).__name__}")
+    return message_class(**values)

@@ -34,11 +34,11 @@ class OneShotReply:
         place: Releases the bytes of this reply when it is closed.
     """
 
-    def __init__(self, request: ModelInferRequest, held: FairLimit, host: str, place: ExitStack) -> None:
+    def __init__(self, request: ModelInferRequest, held: FairLimit, host: str, slot: ExitStack) -> None:
         self._request = request
         self._held = held
         self._host = host
-        self._place = place
+        self._slot = slot
         self._parts = list[bytes]()
         self._num_bytes = 0
         self._output = ""
@@ -61,9 +61,9 @@ class OneShotReply:
             self._parts.append(content)
 
     def _failure(self, message: str) -> BadRequest:
-        found = MESSAGE.fullmatch(message)
-        kind, text = (found[1], found[2]) if found else (FAILED, message)
-        return BadRequest(text, self._request.id, kind)
+        match = MESSAGE.fullmatch(message)
+        category, text = (match[1], match[2]) if match else (FAILED, message)
+        return BadRequest(text, self._request.id, category)
 
     def _hold(self, num_bytes: int) -> None:
         if self._num_bytes + num_bytes > MAX_REPLY_BYTES:
@@ -77,7 +77,7 @@ class OneShotReply:
             )
         self._num_bytes += num_bytes
         self._held.acquire(self._host, num_bytes)
-        self._place.callback(self._held.release, self._host, num_bytes)
+        self._slot.callback(self._held.release, self._host, num_bytes)
 
     def joined(self) -> ModelInferResponse:
         """Return the complete reply: one tensor, float32 [1, n].

@@ -179,7 +179,11 @@ class PageServer:
 
     def _make_room(self) -> None:
         if len(self._open) > self._limit:
-            order = eviction_order(self._open, lambda each: each.host, lambda each: (not each.is_idle, each.number))
+            order = eviction_order(
+                self._open,
+                lambda connection: connection.host,
+                lambda connection: (not connection.is_idle, connection.number),
+            )
             first = next(order)
             self._open.discard(first)
             first.end()
@@ -190,9 +194,9 @@ class PageServer:
         head = f"HTTP/1.1 {page.status.value} {page.status.phrase}\r\nContent-Type: {page.content_type}\r\n"
         size = f"Content-Length: {len(page.body)}\r\n" if isinstance(page.body, bytes) else ""
         writer.write(f"{head}{size}Connection: close\r\n\r\n".encode())
-        for part in (page.body,) if isinstance(page.body, bytes) else page.body:
+        for content in (page.body,) if isinstance(page.body, bytes) else page.body:
             deadline.reschedule(asyncio.get_running_loop().time() + ANSWER_S)
-            writer.write(part)
+            writer.write(content)
             await writer.drain()
             await asyncio.sleep(0)  # `drain` does not let other calls run if the client reads fast
         writer.write_eof()

@@ -87,13 +87,13 @@ class RefusedHosts:
         """
         if IN_FLIGHT.encode() in response:
             error = ModelStreamInferResponse.FromString(response).error_message
-            if found := REFUSAL.fullmatch(error):
+            if match := REFUSAL.fullmatch(error):
                 last = self._refusals.pop(host, None)
                 now = self._now()
                 if len(self._refusals) == MAX_HOSTS:
                     self._refusals.clear()
                 tried_s, num_tries = (last.tried_s, last.num_tries) if last else (now, 0)
-                self._refusals[host] = Refusal(found[1], now, tried_s, num_tries)
+                self._refusals[host] = Refusal(match[1], now, tried_s, num_tries)
                 return
         if self._refusals and IS_FINAL in response:
             for refusal in self._refusals.values():

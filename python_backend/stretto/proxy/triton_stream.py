@@ -121,8 +121,8 @@ def reworded(response: bytes, report_dead_stub: Report) -> bytes:
 
 def _reworded_message(message: str, report_dead_stub: Report) -> str:
     """Return an error message, reworded if it is about a stub that Triton considers dead."""
-    if found := GIVEN_UP.fullmatch(message):
-        report_dead_stub(found[1])
+    if match := GIVEN_UP.fullmatch(message):
+        report_dead_stub(match[1])
     return str(Restarting()) if message.endswith(STUB_HAS_ENDED) else message
 
 
@@ -156,7 +156,7 @@ class BackgroundTasks:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         # retrieve the exception, so that asyncio does not log it
-        task.add_done_callback(lambda each: each.cancelled() or each.exception())
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
 
@@ -356,7 +356,7 @@ class Pace:
             raise BadRequest(
                 f"{self._num_waiting_bytes} bytes of large requests are already waiting, at most "
                 f"{self._max_waiting_bytes} may wait, and this one has {num_bytes} bytes",
-                kind=FULL,
+                category=FULL,
             )
         self._num_waiting_bytes += num_bytes
         try:
@@ -479,7 +479,7 @@ class Uploads:
 
     def _end(self, among: set[Upload], count: int, last: Upload | None = None) -> None:
         order = eviction_order(
-            among, lambda each: each.host, lambda each: (each is last, each.num_sent > 0, each.since)
+            among, lambda upload: upload.host, lambda upload: (upload is last, upload.num_sent > 0, upload.since)
         )
         for upload in islice(order, count):
             self._open.discard(upload)

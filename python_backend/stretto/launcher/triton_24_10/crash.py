@@ -30,7 +30,7 @@ class CrashWatch:
             return None
         threads = blocks_by_thread(self._pid, FATAL)
         before = self._seen
-        self._were_free = {each for each, blocks in threads.items() if not blocks or each in self._were_free}
-        self._seen = {each for each in self._were_free if threads[each]}
+        self._were_free = {thread for thread, blocks in threads.items() if not blocks or thread in self._were_free}
+        self._seen = {thread for thread in self._were_free if threads[thread]}
         self._checked_s = now_s
         return Fault([], "tritonserver has crashed but does not exit") if before & self._seen else None

@@ -55,8 +55,8 @@ def free_all(regions: Iterable[Path]) -> None:
 def _dead(descriptor: int, offset: int) -> Iterator[int]:
     """Yield the file offsets of mutexes whose owners the kernel has marked as dead."""
     data = os.pread(descriptor, PIECE + HEAD.size, offset)
-    for found in KIND.finditer(data):
-        start = found.end() - HEAD.size
+    for match in KIND.finditer(data):
+        start = match.end() - HEAD.size
         if start >= 0 and start % 8 == 0 and start < PIECE:
             lock, *_ = HEAD.unpack_from(data, start)
             if lock & OWNER_DIED and not lock & TID:

@@ -60,8 +60,8 @@ def place_backend(server: Path, cache: Path) -> Path:
     version = ".".join(platform.python_version_tuple()[:2])
     stub = server / "python_backend_stubs" / version / STUB
     if not stub.exists():
-        known = sorted(path.name for path in stub.parents[1].iterdir())
-        raise LaunchError(f"the wheel has no stub for Python {version}; it has {', '.join(known)}")
+        versions = sorted(path.name for path in stub.parents[1].iterdir())
+        raise LaunchError(f"the wheel has no stub for Python {version}; it has {', '.join(versions)}")
     state = stub.stat()
     name = hashlib.sha256(f"{stub} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:12]
     target = cache / f"backend-{version}-{name}"
@@ -95,10 +95,10 @@ def python_library() -> Path:
     Raises:
         LaunchError: If no shared library is found.
     """
-    given = os.path.expanduser(os.environ.get("STRETTO_LIBPYTHON", ""))
+    folder_named = os.path.expanduser(os.environ.get("STRETTO_LIBPYTHON", ""))
     version = ".".join(platform.python_version_tuple()[:2])
-    if given and (Path(given) / f"libpython{version}.so.1.0").exists():
-        return Path(given).absolute()
+    if folder_named and (Path(folder_named) / f"libpython{version}.so.1.0").exists():
+        return Path(folder_named).absolute()
     name = sysconfig.get_config_var("INSTSONAME") or ""
     configured = Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib")
     multiarch = sysconfig.get_config_var("MULTIARCH") or ""
