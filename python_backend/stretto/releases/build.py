@@ -108,12 +108,14 @@ def repository(
         gpu: Number of the server's GPU 0 in nvidia-smi.
         serving: Value of --profile of `stretto make-repository`.
     """
-    found = None
+    memory_placement = None
     if placement is not None:
         num_bytes = bytes_of_gpu(gpu)
-        found = make_repository.Placement(**placement, gpu_gib=None if num_bytes is None else num_bytes / GIB)
-    make_repository.make(Path(checkpoint), Path(out), {}, found, quantize=quantize, serving=serving)
-    shares_by_mps = found is not None and found.shares_by_mps
+        memory_placement = make_repository.Placement(
+            **placement, gpu_gib=None if num_bytes is None else num_bytes / GIB
+        )
+    make_repository.make(Path(checkpoint), Path(out), {}, memory_placement, quantize=quantize, serving=serving)
+    shares_by_mps = memory_placement is not None and memory_placement.shares_by_mps
     name, key, revision = model
     RepositoryOptions(shares_by_mps, ServedModel(name, key, revision=revision)).write(Path(out))
     return model_profile(Path(out))

@@ -183,7 +183,9 @@ def read(record: object, where: str) -> ReleaseEntry:
     """
     values = _fields(record, where, ReleaseEntry)
     where = f"{where}: {shown(values['name'])}"
-    companions = [_companion(each, f"{where}: companions") for each in _list(values.get("companions", []), where)]
+    companions = [
+        _companion(companion, f"{where}: companions") for companion in _list(values.get("companions", []), where)
+    ]
     entry = ReleaseEntry(
         **values
         | {
@@ -212,19 +214,23 @@ def _check(entry: ReleaseEntry, where: str) -> None:
     _expect({*entry.needs} <= {*NEEDS}, f"{where}: needs", ", ".join(NEEDS), entry.needs)
     for name in ("unproved", "evidence"):
         _expect({*getattr(entry, name)} <= {*FACTS}, f"{where}: {name}", ", ".join(FACTS), getattr(entry, name))
-    known = {REPO, VIEW, *(f"{COMPANION}{number}" for number in range(1, len(entry.companions) + 1))}
+    supported = {REPO, VIEW, *(f"{COMPANION}{number}" for number in range(1, len(entry.companions) + 1))}
     for word in entry.convert:
-        _expect({*placeholders(word)} <= known, f"{where}: convert", f"the placeholders {sorted(known)}", word)
+        _expect({*placeholders(word)} <= supported, f"{where}: convert", f"the placeholders {sorted(supported)}", word)
 
 
-def _fields(record: object, where: str, kind: type) -> dict[str, Any]:
+def _fields(record: object, where: str, record_class: type) -> dict[str, Any]:
     """Return a JSON object with the fields of a dataclass; raise CheckpointError for other or missing keys."""
-    known = {each.name: each for each in fields(kind)}
+    known_fields = {field_of_record.name: field_of_record for field_of_record in fields(record_class)}
     if not isinstance(record, Mapping):
         raise CheckpointError(f"{where}: expected an object, got {shown(record)}")
-    if odd := sorted(record.keys() - known.keys()):
-        raise CheckpointError(f"{where}: unknown {shown(odd[0])}; expected {', '.join(known)}")
-    needed = {name for name, each in known.items() if each.default is MISSING and each.default_factory is MISSING}
+    if odd := sorted(record.keys() - known_fields.keys()):
+        raise CheckpointError(f"{where}: unknown {shown(odd[0])}; expected {', '.join(known_fields)}")
+    needed = {
+        name
+        for name, field_of_record in known_fields.items()
+        if field_of_record.default is MISSING and field_of_record.default_factory is MISSING
+    }
     if missing := sorted(needed - record.keys()):
         raise CheckpointError(f"{where}: {missing[0]} is missing")
     return dict(record)
@@ -243,9 +249,9 @@ def _source(record: object, where: str) -> RepositoryFiles:
             "sha256": _texts(values.get("sha256", {}), f"{where}: sha256"),
         }
     )
-    found = source.repository
-    valid = isinstance(found, str) and REPOSITORY.fullmatch(found) and len(found) <= MAX_REPOSITORY_CHARS
-    _expect(valid, f"{where}: repository", "OWNER/NAME", found)
+    repository = source.repository
+    valid = isinstance(repository, str) and REPOSITORY.fullmatch(repository) and len(repository) <= MAX_REPOSITORY_CHARS
+    _expect(valid, f"{where}: repository", "OWNER/NAME", repository)
     revision = source.revision
     is_commit = revision is None or (isinstance(revision, str) and REVISION.fullmatch(revision))
     _expect(is_commit, f"{where}: revision", "40 hexadecimal digits", revision)
@@ -253,8 +259,8 @@ def _source(record: object, where: str) -> RepositoryFiles:
     _expect(source.gated in GATES, f"{where}: gated", ", ".join(GATES), source.gated)
     for name in ("id", "url"):
         _text(getattr(source.licence, name), f"{where}: licence: {name}")
-    given = source.licence.commercial
-    _expect(given in COMMERCIAL, f"{where}: licence: commercial", ", ".join(COMMERCIAL), given)
+    commercial = source.licence.commercial
+    _expect(commercial in COMMERCIAL, f"{where}: licence: commercial", ", ".join(COMMERCIAL), commercial)
     facts = source.licence.facts
     _expect(len(facts) <= MAX_LICENCE_FACTS, f"{where}: licence: facts", f"at most {MAX_LICENCE_FACTS}", facts)
     sizes = source.sizes
@@ -288,13 +294,13 @@ def _list(value: object, where: str) -> list[Any]:
 
 
 def _words(value: object, where: str) -> tuple[str, ...]:
-    return tuple(_text(each, where) for each in _list(value, where))
+    return tuple(_text(word, where) for word in _list(value, where))
 
 
 def _texts(value: object, where: str) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise CheckpointError(f"{where}: expected an object, got {shown(value)}")
-    return {str(name): _text(each, f"{where}: {name}") for name, each in value.items()}
+    return {str(name): _text(text, f"{where}: {name}") for name, text in value.items()}
 
 
 logger = logging.getLogger(__name__)
@@ -309,24 +315,26 @@ def entries() -> tuple[ReleaseEntry, ...]:
     An entry of another package is left out if its name is also one of this package's entries or families, or if two
     packages use the name. A family whose table is invalid is logged and skipped.
     """
-    own: list[ReleaseEntry] = []
+    own_entries: list[ReleaseEntry] = []
     others: list[ReleaseEntry] = []
-    for is_own, found in _plugins():
+    for is_own, family_plugin in _plugins():
         try:
-            (own if is_own else others).extend(entry for entry in read_entries(found) if entry.family == found.name)
+            (own_entries if is_own else others).extend(
+                entry for entry in read_entries(family_plugin) if entry.family == family_plugin.name
+            )
         except CheckpointError as error:
             logger.warning("%s", error)
-    taken = {name for each in own for name in (each.name, *each.aliases)}
-    taken |= {each.name.replace("_", "-") for each in installed(FAMILIES) if each.distribution == OWN}
+    taken = {name for entry in own_entries for name in (entry.name, *entry.aliases)}
+    taken |= {registered.name.replace("_", "-") for registered in installed(FAMILIES) if registered.distribution == OWN}
     uses = Counter(name for other in others for name in (other.name, *other.aliases))
     accepted = []
-    for each in others:
-        odd = [name for name in (each.name, *each.aliases) if name in taken or uses[name] > 1]
+    for entry in others:
+        odd = [name for name in (entry.name, *entry.aliases) if name in taken or uses[name] > 1]
         if odd:
-            logger.warning("%s: %s: another package has a release of this name", each.family, odd[0])
+            logger.warning("%s: %s: another package has a release of this name", entry.family, odd[0])
         else:
-            accepted.append(each)
-    return tuple(sorted([*own, *accepted], key=lambda each: each.name))
+            accepted.append(entry)
+    return tuple(sorted([*own_entries, *accepted], key=lambda entry: entry.name))
 
 
 def find(name: str) -> ReleaseEntry | None:
@@ -361,24 +369,24 @@ def named(text: str) -> ReleaseEntry:
 
 def nearest(text: str) -> list[str]:
     """Return up to three names that resemble `text`, or whose repositories have the same owner."""
-    known = entries()
+    releases = entries()
     names = get_close_matches(
-        text.lower(), [name for each in known for name in (each.name, *each.aliases)], MAX_NEAREST
+        text.lower(), [name for entry in releases for name in (entry.name, *entry.aliases)], MAX_NEAREST
     )
     owner, slash, last = text.rpartition("/")
     if slash:
-        names = get_close_matches(last.lower(), [each.name for each in known], MAX_NEAREST)
-        names += [each.name for each in known if each.source.repository.split("/")[0].lower() == owner.lower()]
+        names = get_close_matches(last.lower(), [entry.name for entry in releases], MAX_NEAREST)
+        names += [entry.name for entry in releases if entry.source.repository.split("/")[0].lower() == owner.lower()]
     return list(dict.fromkeys(names))[:MAX_NEAREST]
 
 
-def read_entries(found: FamilyPlugin) -> tuple[ReleaseEntry, ...]:
+def read_entries(family_plugin: FamilyPlugin) -> tuple[ReleaseEntry, ...]:
     """Return all entries of a family's `releases.json`, which families may share; none if it has no such file.
 
     Raises:
         CheckpointError: If the file is missing or invalid.
     """
-    return () if found.releases is None else _read_file(found.releases)
+    return () if family_plugin.releases is None else _read_file(family_plugin.releases)
 
 
 def resource(reference: str) -> str:
@@ -398,16 +406,16 @@ def _read_file(reference: str) -> tuple[ReleaseEntry, ...]:
         raise CheckpointError(f"{reference}: expected JSON, got {error}") from error
     if not isinstance(record, dict) or record.keys() != {"releases"} or not isinstance(record["releases"], list):
         raise CheckpointError(f"{reference}: expected an object with the list releases, got {shown(record)}")
-    return tuple(read(each, reference) for each in record["releases"])
+    return tuple(read(entry, reference) for entry in record["releases"])
 
 
 def _plugins() -> Iterator[tuple[bool, FamilyPlugin]]:
     """Yield the plug-in of each family that can be imported, with True for those of this package."""
-    for each in installed(FAMILIES):
+    for registered in installed(FAMILIES):
         try:
-            found = plugin(each.name)
+            family_plugin = plugin(registered.name)
         except CheckpointError as error:
             logger.warning("%s", error)
             continue
-        if found is not None:
-            yield each.distribution == OWN, found
+        if family_plugin is not None:
+            yield registered.distribution == OWN, family_plugin

@@ -64,5 +64,5 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 def disk_error(error: OSError, folder: Path) -> ReleaseError:
     """Return the ReleaseError for an error of the file system; see `disk_errors`."""
-    kind = DoesNotFit if error.errno in FULL else ReleaseError
-    return kind(f"{error.filename or folder}: {error.strerror or error}")
+    error_type = DoesNotFit if error.errno in FULL else ReleaseError
+    return error_type(f"{error.filename or folder}: {error.strerror or error}")

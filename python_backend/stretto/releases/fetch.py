@@ -94,20 +94,20 @@ def snapshot(report: Report, repository: str, revision: str) -> dict[str, Any]:
     with bounded_work(), explained(repository, revision):
         _check_token()
         api = HfApi()
-        found = attempted(lambda: api.model_info(repository, revision=revision, files_metadata=True))
-        if found.gated:
+        info = attempted(lambda: api.model_info(repository, revision=revision, files_metadata=True))
+        if info.gated:
             attempted(lambda: api.auth_check(repository))
-        stated = None if found.card_data is None else found.card_data.get("license")
+        stated = None if info.card_data is None else info.card_data.get("license")
         return {
-            "commit": found.sha,
+            "commit": info.sha,
             "licence": stated[:MAX_LICENCE_CHARS] if isinstance(stated, str) else None,
             "files": {
-                each.rfilename: {
-                    "size": each.size,
-                    "sha256": None if each.lfs is None else each.lfs.sha256,
-                    "oid": each.blob_id,
+                file.rfilename: {
+                    "size": file.size,
+                    "sha256": None if file.lfs is None else file.lfs.sha256,
+                    "oid": file.blob_id,
                 }
-                for each in found.siblings or []
+                for file in info.siblings or []
             },
         }
 
@@ -178,10 +178,10 @@ def _refuse_compression(request: httpx2.Request) -> None:
 def _is_public(host: str) -> bool:
     """Return True if no address of a host belongs to this machine or to a private network."""
     try:
-        found = socket.getaddrinfo(host, None)
+        addresses = socket.getaddrinfo(host, None)
     except OSError:
         return True  # a proxy may know the name
-    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global for *_, address in found)
+    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global for *_, address in addresses)
 
 
 def _check_destination(request: httpx2.Request) -> None:
@@ -232,9 +232,9 @@ def bounded_work() -> Iterator[None]:
 def text(report: Report, repository: str, commit: str, name: str, max_bytes: int) -> str | None:
     """Return the text of a file; None if it is not UTF-8 text of at most `max_bytes`."""
     with bounded_work(), explained(repository, commit, name):
-        place = attempted(lambda: hf_hub_download(repository, name, revision=commit, tqdm_class=_Silent))
+        path = attempted(lambda: hf_hub_download(repository, name, revision=commit, tqdm_class=_Silent))
     try:
-        return read_text(_released(Path(place), name), max_bytes)
+        return read_text(_released(Path(path), name), max_bytes)
     except CheckpointError:
         return None
 
@@ -383,12 +383,12 @@ def remove_parts(repository: str) -> None:
     """Remove parts of files that an ended process has left. The client library never continues them."""
     cache = Path(constants.HF_HUB_CACHE)
     folder = f"models--{repository.replace('/', '--')}"
-    for part in (cache / folder / "blobs").glob(f"*{PART}"):
-        lock = cache / ".locks" / folder / f"{part.name.partition('.')[0]}.lock"
+    for partial_file in (cache / folder / "blobs").glob(f"*{PART}"):
+        lock = cache / ".locks" / folder / f"{partial_file.name.partition('.')[0]}.lock"
         try:
             with lock.open("w") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the client library holds it during a download
-                part.unlink(missing_ok=True)
+                partial_file.unlink(missing_ok=True)
         except OSError:
             continue
 
@@ -498,9 +498,9 @@ def remove(report: Report, repository: str, commit: str, names: list[str]) -> in
     cache = Path(constants.HF_HUB_CACHE)
     if not cache.is_dir():
         return 0
-    found = scan_cache_dir(cache)
+    cache_info = scan_cache_dir(cache)
     freed = 0
-    for repo in found.repos:
+    for repo in cache_info.repos:
         if (repo.repo_type, repo.repo_id) != ("model", repository):
             continue
         for revision in repo.revisions:
@@ -509,9 +509,9 @@ def remove(report: Report, repository: str, commit: str, names: list[str]) -> in
             places = {revision.snapshot_path / name for name in names}
             files = [file for file in revision.files if file.file_path in places]
             # Copies of a repository have the same commits, and the client library looks for a commit in all of them.
-            own = replace(found, repos=frozenset([repo]))
+            of_repository = replace(cache_info, repos=frozenset([repo]))
             is_whole = len(files) == len(revision.files)
-            plan = own.delete_revisions(commit) if is_whole else own.delete_files(*files)
+            plan = of_repository.delete_revisions(commit) if is_whole else of_repository.delete_files(*files)
             plan.execute()
             freed += int(plan.expected_freed_size)
     return freed

@@ -105,7 +105,11 @@ def need(entry: ReleaseEntry, num_weight_bytes: int, is_on_gpu: bool) -> Need:
         return Need(num_weight_bytes, 0, 0, PROCESS_BYTES)
     stored = _stored_bytes(shape, num_weight_bytes)
     served = _served_bytes(entry, stored)
-    caches = sum(_batch_cache_bytes(each, served, is_on_gpu=False) for each in (entry, speaker) if each is not None)
+    caches = sum(
+        _batch_cache_bytes(served_entry, served, is_on_gpu=False)
+        for served_entry in (entry, speaker)
+        if served_entry is not None
+    )
     caches += VOICES_BYTES.get(_family(entry).codec, 0)
     return Need(num_weight_bytes * served // stored, caches, 0, PROCESS_BYTES)
 
@@ -121,11 +125,11 @@ def backbone(entry: ReleaseEntry) -> Backbone | None:
 
 def speaker_of(entry: ReleaseEntry) -> ReleaseEntry | None:
     """Return the entry of the speaker, whose family and numbers `entry.shape` has; None without a speaker."""
-    found = (entry.shape or {}).get(SPEAKER)
-    if found is None:
+    speaker = (entry.shape or {}).get(SPEAKER)
+    if speaker is None:
         return None
-    numbers = {name: value for name, value in found.items() if name != "family"}
-    return replace(entry, family=found["family"], shape=numbers)
+    numbers = {name: value for name, value in speaker.items() if name != "family"}
+    return replace(entry, family=speaker["family"], shape=numbers)
 
 
 def _decoder_bytes(entry: ReleaseEntry) -> int:
@@ -134,8 +138,8 @@ def _decoder_bytes(entry: ReleaseEntry) -> int:
     A family that is not installed any more has an unknown codec. Of a family with a speaker, a release without one
     generates only text, so its decoder has no codec.
     """
-    found = plugin(entry.family)
-    family = None if found is None else found.build(None)
+    family_plugin = plugin(entry.family)
+    family = None if family_plugin is None else family_plugin.build(None)
     if family is not None and _writes_only(entry, family):
         return DECODER_LIBRARY_BYTES + WORKSPACE_BYTES
     return decoder_bytes("" if family is None else family.codec)
@@ -187,9 +191,9 @@ def _batch_cache_bytes(entry: ReleaseEntry, number_bytes: int, is_on_gpu: bool) 
 
 def _family(entry: ReleaseEntry) -> Family:
     """Return the family of an entry, which a plug-in has listed or recognised, with its published vocabulary."""
-    found = plugin(entry.family)
-    assert found is not None
-    return found.build(None)
+    family_plugin = plugin(entry.family)
+    assert family_plugin is not None
+    return family_plugin.build(None)
 
 
 def _served_bytes(entry: ReleaseEntry, stored: int) -> int:
@@ -222,13 +226,13 @@ def choose(entry: ReleaseEntry, num_weight_bytes: int, gpu: int | None, cpu: boo
         on_cpu += "; the installed vLLM is for GPUs and does not run on a CPU (docs/install.md)"
     if cpu:
         return Device(None, on_cpu)
-    known = sorted(machine.gpus(), key=lambda each: each.free_bytes, reverse=True)
+    gpus = sorted(machine.gpus(), key=lambda candidate: candidate.free_bytes, reverse=True)
     if gpu is not None:
-        given = _gpu_of(known, gpu)
-        return Device(gpu, _why(given, on_gpu) + ("" if has_cuda_vllm else f"; {REMEDY}"))
-    if not known:
+        chosen = _gpu_of(gpus, gpu)
+        return Device(gpu, _why(chosen, on_gpu) + ("" if has_cuda_vllm else f"; {REMEDY}"))
+    if not gpus:
         return Device(None, on_cpu)
-    best = next((each for each in known if on_gpu <= each.free_bytes), known[0])
+    best = next((candidate for candidate in gpus if on_gpu <= candidate.free_bytes), gpus[0])
     if not has_cuda_vllm:
         return Device(None, f"{on_cpu}; {best.name} is not used, because {REMEDY}")
     return Device(best.number, _why(best, on_gpu))
@@ -237,12 +241,12 @@ def choose(entry: ReleaseEntry, num_weight_bytes: int, gpu: int | None, cpu: boo
 REMEDY = "the installed vLLM is for CPUs (docs/install.md describes the image for GPUs)"
 
 
-def _gpu_of(known: list[machine.Gpu], number: int) -> machine.Gpu:
+def _gpu_of(gpus: list[machine.Gpu], number: int) -> machine.Gpu:
     """Return the GPU with this number; raise BadArgument if there is none."""
-    for each in known:
-        if each.number == number:
-            return each
-    numbers = ", ".join(str(each.number) for each in sorted(known, key=lambda each: each.number))
+    for gpu in gpus:
+        if gpu.number == number:
+            return gpu
+    numbers = ", ".join(str(gpu.number) for gpu in sorted(gpus, key=lambda gpu: gpu.number))
     raise BadArgument(f"--gpu: expected the number of a GPU ({numbers or 'nvidia-smi shows none'}), got {number}")
 
 
@@ -259,11 +263,11 @@ def held_mb(gpu: int) -> int:
     Args:
         gpu: Number of the GPU in nvidia-smi.
     """
-    for each in machine.gpus():
-        held = each.total_bytes - each.free_bytes
-        if each.number == gpu and held > IDLE_BYTES:
-            free = f"{gb(each.free_bytes)} of {gb(each.total_bytes)} GB are free"
-            line("memory", f"{each.name}: {free}; gpu_memory_utilization is lowered accordingly")
+    for device in machine.gpus():
+        held = device.total_bytes - device.free_bytes
+        if device.number == gpu and held > IDLE_BYTES:
+            free = f"{gb(device.free_bytes)} of {gb(device.total_bytes)} GB are free"
+            line("memory", f"{device.name}: {free}; gpu_memory_utilization is lowered accordingly")
             return -(-held // MIB)
     return 0
 
@@ -300,8 +304,8 @@ def _check_cpu(entry: ReleaseEntry, num_weight_bytes: int) -> None:
 
 def _held(gpu: int | None) -> str:
     """Return the part of a message with the processes that hold the memory; empty if none is known."""
-    found = holders(gpu)
-    return f"; it is held by {found}" if found else ""
+    processes = holders(gpu)
+    return f"; it is held by {processes}" if processes else ""
 
 
 def _check_gpu(entry: ReleaseEntry, num_weight_bytes: int, gpu: machine.Gpu) -> None:
@@ -322,16 +326,16 @@ def _check_gpu(entry: ReleaseEntry, num_weight_bytes: int, gpu: machine.Gpu) -> 
 
 def _smaller(entry: ReleaseEntry, is_on_gpu: bool) -> str:
     """Return the end of a message that suggests the smaller release; the empty string if there is none."""
-    found = None if entry.smaller is None else find(entry.smaller)
-    if found is None:
+    smaller = None if entry.smaller is None else find(entry.smaller)
+    if smaller is None:
         return ""
     # The table has the sizes of some files only.
-    shape = backbone(found)
-    num_bytes = sum(found.source.sizes.values())
+    shape = backbone(smaller)
+    num_bytes = sum(smaller.source.sizes.values())
     num_bytes = num_bytes if shape is None else max(num_bytes, BYTES * shape.weights)
     if not num_bytes:
-        return f"; {found.name} is smaller (--or-smaller)"
-    return f"; {found.name} needs about {gb(need(found, num_bytes, is_on_gpu).total)} GB (--or-smaller)"
+        return f"; {smaller.name} is smaller (--or-smaller)"
+    return f"; {smaller.name} needs about {gb(need(smaller, num_bytes, is_on_gpu).total)} GB (--or-smaller)"
 
 
 def check_disk(needs: Mapping[Path, int]) -> None:
@@ -388,7 +392,7 @@ def speed_line(entry: ReleaseEntry, num_weight_bytes: int, bandwidth: float, rat
     if ratio <= 1:
         return None
     times = f"{ratio:.0f}" if ratio >= 2 else f"{ratio:.1f}"
-    parts = ", ".join(f"{name} {each:.1f} s" for name, each in seconds.items())
+    parts = ", ".join(f"{name} {seconds_needed:.1f} s" for name, seconds_needed in seconds.items())
     return f"about {times} times slower than real time (estimate for a second of audio: {parts})"
 
 

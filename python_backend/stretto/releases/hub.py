@@ -95,38 +95,42 @@ class Hub:
     def text(self, snapshot: Snapshot, name: str, max_bytes: int) -> str | None:
         """Return the text of a file; None if it is not UTF-8 text of at most `max_bytes`."""
         check_names(snapshot.repository, {name})
-        found: str | None = self._call(
+        text: str | None = self._call(
             "text", repository=snapshot.repository, commit=snapshot.commit, name=name, max_bytes=max_bytes
         )
-        return found
+        return text
 
     def snapshot(self, repository: str, revision: str | None) -> Snapshot:
         """Return the commit of a revision, by default the newest; raise ReleaseError if the hub refuses."""
-        found = self._call("snapshot", repository=repository, revision=revision or "main")
-        if not isinstance(found["commit"], str) or not REVISION.fullmatch(found["commit"]):
-            raise Unavailable(f"{repository}: expected a commit of 40 hexadecimal digits, got {shown(found['commit'])}")
-        if len(found["files"]) > MAX_FILES:
-            raise Unavailable(f"{repository}: expected at most {MAX_FILES} files, got {len(found['files'])}")
-        return Snapshot(repository, **found)
+        answer = self._call("snapshot", repository=repository, revision=revision or "main")
+        if not isinstance(answer["commit"], str) or not REVISION.fullmatch(answer["commit"]):
+            raise Unavailable(
+                f"{repository}: expected a commit of 40 hexadecimal digits, got {shown(answer['commit'])}"
+            )
+        if len(answer["files"]) > MAX_FILES:
+            raise Unavailable(f"{repository}: expected at most {MAX_FILES} files, got {len(answer['files'])}")
+        return Snapshot(repository, **answer)
 
     def download(self, snapshot: Snapshot, files: Mapping[str, Any], report: Report) -> dict[str, dict[str, Any]]:
         """Download files of a repository, check their hashes, and return size, SHA-256 and place by path."""
-        found: dict[str, dict[str, Any]] = self._call(
+        downloaded: dict[str, dict[str, Any]] = self._call(
             "download", report, repository=snapshot.repository, commit=snapshot.commit, files=files
         )
-        return found
+        return downloaded
 
     def header(self, snapshot: Snapshot, name: str) -> dict[str, Any]:
         """Return `dtype`, `shape` and `data_offsets` of each tensor in a safetensors file, from its header."""
         check_names(snapshot.repository, {name})
-        found: dict[str, Any] = self._call("header", repository=snapshot.repository, commit=snapshot.commit, name=name)
+        tensors: dict[str, Any] = self._call(
+            "header", repository=snapshot.repository, commit=snapshot.commit, name=name
+        )
         size = snapshot.files[name]["size"]
-        for tensor, facts in found.items():
+        for tensor, facts in tensors.items():
             begin_end = facts["data_offsets"]
-            if len(begin_end) != 2 or not all(type(each) is int and 0 <= each <= size for each in begin_end):
+            if len(begin_end) != 2 or not all(type(offset) is int and 0 <= offset <= size for offset in begin_end):
                 expected = f"expected two data_offsets of at most {size}, got {shown(begin_end)}"
                 raise Unavailable(f"{snapshot.repository}: {name}: {shown(tensor)}: {expected}")
-        return found
+        return tensors
 
     def remove(self, files: Iterable[tuple[str, str, str]]) -> int:
         """Remove files, each a repository, a commit and a path, from the cache; return the number of freed bytes."""
@@ -134,8 +138,8 @@ class Hub:
         for repository, commit, name in sorted(files):
             names[repository, commit].append(name)
         freed = 0
-        for (repository, commit), each in names.items():
-            freed += self._call("remove", repository=repository, commit=commit, names=each)
+        for (repository, commit), paths in names.items():
+            freed += self._call("remove", repository=repository, commit=commit, names=paths)
         return freed
 
     def __enter__(self) -> Self:
@@ -174,7 +178,7 @@ def check_names(repository: str, names: set[str]) -> None:
     folded: dict[str, str] = {}
     for name in sorted(names):
         parts = name.split("/")
-        is_long = any(len(part.encode(errors="replace")) > MAX_PART_BYTES for part in parts)
+        is_long = any(len(component.encode(errors="replace")) > MAX_PART_BYTES for component in parts)
         if not PATH.fullmatch(name) or {".", ".."} & {*parts} or is_long:
             raise Unavailable(f"{repository}: the file name {name[:80]!r} cannot be used")
         if (other := folded.setdefault(name.casefold(), name)) != name:
@@ -215,18 +219,18 @@ def check_endpoint() -> None:
         BadArgument: If it is no address.
     """
     try:
-        place = urlsplit(endpoint())
-        host = place.hostname
-        port = place.port
+        url = urlsplit(endpoint())
+        host = url.hostname
+        port = url.port
     except ValueError:
         host = port = None
-    if not host or port == 0 or place.scheme not in ("http", "https"):
+    if not host or port == 0 or url.scheme not in ("http", "https"):
         raise BadArgument(f"HF_ENDPOINT: expected an address such as {ENDPOINT}, got {shown(address())}")
     try:
         is_local = ip_address(host).is_loopback
     except ValueError:
         is_local = host == "localhost"
-    if place.scheme == "http" and not is_local:
+    if url.scheme == "http" and not is_local:
         line(
             "warning", f"HF_ENDPOINT: {host} is reached without encryption; files and the token can be read and changed"
         )

@@ -190,9 +190,9 @@ class Installer:
             raise Unavailable(f"{target.release} is not installed (stretto pull {target.release})")
         if (family := target.checkpoint_family) is not None:
             return self._adopt(target, request, family)
-        entry, parts = self._resolve(target)
+        entry, repos = self._resolve(target)
         try:
-            self._check(entry, parts)
+            self._check(entry, repos)
         except DoesNotFit as error:
             if not (self._choices.takes_smaller and entry.smaller and (smaller := find(entry.smaller))):
                 raise
@@ -200,19 +200,19 @@ class Installer:
             return self._install(Target(smaller.name, entry=smaller, repository=smaller.source.repository))
         sources = tuple(
             {
-                "repository": part.source.repository,
-                "commit": part.commit,
-                "files": {name: {"bytes": each["size"], "hash": _hash(each)} for name, each in part.files.items()},
+                "repository": repo.source.repository,
+                "commit": repo.commit,
+                "files": {name: {"bytes": facts["size"], "hash": _hash(facts)} for name, facts in repo.files.items()},
             }
-            for part in parts
+            for repo in repos
         )
         key = key_of(request, sources)
         revision = self._revision(target)
         with self._models.lock(f"{entry.name}--{key}") as self._progress:
-            found = None if self._choices.is_forced else self._models.with_key(entry.name, key)
-            if found is not None:
-                return self._models.resolved(found, revision)
-            return self._make(entry, parts, request, key, revision)
+            installed = None if self._choices.is_forced else self._models.with_key(entry.name, key)
+            if installed is not None:
+                return self._models.resolved(installed, revision)
+            return self._make(entry, repos, request, key, revision)
 
     def _adopt(self, target: Target, request: Request, family: str) -> InstalledModel:
         """Return the model of a checkpoint of the user's own, which stays where it is."""
@@ -230,9 +230,9 @@ class Installer:
             entry = detect(listing, str(listing.path), target.part, choices.family)
             sizes = {name: {"size": size, "sha256": None} for name, size in listing.sizes.items()}
             local = Snapshot(str(listing.path), "", None, sizes)
-            parts = [ReleaseFiles(entry.source, None, local.selected(entry.source))]
+            repos = [ReleaseFiles(entry.source, None, local.selected(entry.source))]
             try:
-                for name in parts[0].files:
+                for name in repos[0].files:
                     released_file(listing.path, name)
             except CheckpointError as error:
                 raise BadArgument(str(error)) from error
@@ -241,28 +241,28 @@ class Installer:
             line("asking", f"{address()} about {target.repository}")
             snapshot = self._hub.snapshot(target.repository, self._revision(target))
             entry = entry or detect(RemoteListing(self._hub, snapshot), target.repository, target.part, choices.family)
-            parts = [ReleaseFiles(entry.source, snapshot, snapshot.selected(entry.source))]
+            repos = [ReleaseFiles(entry.source, snapshot, snapshot.selected(entry.source))]
         for option in entry.requires:
             if f"--{option}" not in choices.arguments:
                 raise BadArgument(f"{entry.name}: the release has no {option}: --with {option}=FOLDER")
         for companion in entry.companions:
             if companion.option is None:
                 snapshot = self._hub.snapshot(companion.source.repository, companion.source.revision)
-                parts.append(ReleaseFiles(companion.source, snapshot, snapshot.selected(companion.source)))
-        return entry, parts
+                repos.append(ReleaseFiles(companion.source, snapshot, snapshot.selected(companion.source)))
+        return entry, repos
 
-    def _check(self, entry: ReleaseEntry, parts: list[ReleaseFiles]) -> None:
+    def _check(self, entry: ReleaseEntry, repos: list[ReleaseFiles]) -> None:
         """Print what will be installed; raise ReleaseError if a licence is not accepted, or it does not fit."""
-        found = {part.source.repository: _licence(part) for part in parts if part.snapshot is not None}
-        for part in parts:
-            commit = f" @ {part.commit[:7]}" if part.commit else ""
-            licence = found.get(part.source.repository)
+        stated = {repo.source.repository: _licence(repo) for repo in repos if repo.snapshot is not None}
+        for repo in repos:
+            commit = f" @ {repo.commit[:7]}" if repo.commit else ""
+            licence = stated.get(repo.source.repository)
             about = "" if licence is None else f"   {licences.described(licence)}"
-            line(entry.name if part is parts[0] else "", part.source.repository + commit + about)
+            line(entry.name if repo is repos[0] else "", repo.source.repository + commit + about)
         line("checked", entry.checked or UNTESTED)
-        digests = {part.source.repository: licences.text_digest(part.snapshot.files) for part in parts if part.snapshot}
-        licences.require(found, self._models.folder, self._choices.accepts_licence, digests)
-        size = sum(each["size"] for name, each in parts[0].files.items() if name.endswith(WEIGHTS))
+        digests = {repo.source.repository: licences.text_digest(repo.snapshot.files) for repo in repos if repo.snapshot}
+        licences.require(stated, self._models.folder, self._choices.accepts_licence, digests)
+        size = sum(facts["size"] for name, facts in repos[0].files.items() if name.endswith(WEIGHTS))
         device = fit.choose(entry, size, self._choices.gpu, self._choices.is_for_cpu)
         line("device", device.why)
         if device.gpu is None:
@@ -272,58 +272,58 @@ class Installer:
         if self._choices.is_forced:
             return
         fit.check(entry, size, device)
-        missing = sum(_missing(part) for part in parts)
-        fit.check_disk({cache_folder(): missing, self._models.folder: sum(part.num_bytes for part in parts)})
+        missing = sum(_missing(repo) for repo in repos)
+        fit.check_disk({cache_folder(): missing, self._models.folder: sum(repo.num_bytes for repo in repos)})
 
     def _make(
-        self, entry: ReleaseEntry, parts: list[ReleaseFiles], request: Request, key: str, revision: str
+        self, entry: ReleaseEntry, repos: list[ReleaseFiles], request: Request, key: str, revision: str
     ) -> InstalledModel:
         """Download, convert and publish a release. The caller holds the model's lock."""
         with self._models.staging() as staging:
-            repositories = [part.source.repository for part in parts]
+            repositories = [repo.source.repository for repo in repos]
             view = View(staging / "files", entry, repositories)
             if request.arguments:
                 with view.named():
                     self._builder.worker.call("parse", words=[*view.arguments(), *request.arguments])
-            self._check_shapes(View(staging / "headers", entry, repositories), parts, request)
+            self._check_shapes(View(staging / "headers", entry, repositories), repos, request)
             hashes: dict[tuple[int, str], Path] = {}
-            for number, part in enumerate(parts):
-                for name, facts in self._places(part).items():
+            for number, repo in enumerate(repos):
+                for name, facts in self._places(repo).items():
                     hashes[facts["bytes"], facts["sha256"]] = view.add(number, name, Path(facts["place"]))
-            stage = InstallationStage("converting", entry.name, sum(part.num_bytes for part in parts), self._progress)
+            stage = InstallationStage("converting", entry.name, sum(repo.num_bytes for repo in repos), self._progress)
             out = staging / CHECKPOINT
             words = [*view.arguments(), *request.arguments]
             with view.named():
-                made = self._builder.worker.call(
+                converted = self._builder.worker.call(
                     "convert", stage.advance, words=words, out=str(out), is_half=request.is_half
                 )
             num_linked = 0
-            for name, facts in made["files"].items():
+            for name, facts in converted["files"].items():
                 if (source := hashes.get((facts["bytes"], facts["sha256"]))) is not None:
                     (out / name).unlink()
                     link(source, out / name)
                     num_linked += facts["bytes"]
             view.remove()
-            written = sum(each["bytes"] for each in made["files"].values()) - num_linked
-            about = f"{made['num_tensors']} tensors, {made['dtype']}, {gigabytes(written)} written"
+            written = sum(facts["bytes"] for facts in converted["files"].values()) - num_linked
+            about = f"{converted['num_tensors']} tensors, {converted['dtype']}, {gigabytes(written)} written"
             stage.end(f"{about}, {gigabytes(num_linked)} linked" if num_linked else about)
             sources = tuple(
-                {"repository": part.source.repository, "commit": part.commit, "files": [*part.files]} for part in parts
+                {"repository": repo.source.repository, "commit": repo.commit, "files": [*repo.files]} for repo in repos
             )
-            found = {part.source.repository: _licence(part).id for part in parts if part.snapshot is not None}
+            accepted = {repo.source.repository: _licence(repo).id for repo in repos if repo.snapshot is not None}
             manifest = _manifest(entry.name, key, request, entry.family)
             manifest = replace(
                 manifest,
                 resolved={revision: manifest.date},
-                files=made["files"],
+                files=converted["files"],
                 sources=sources,
-                licences=found,
+                licences=accepted,
                 default_voice=entry.default_voice,
                 serves=entry.serves,
             )
             return self._models.publish(staging, manifest)
 
-    def _check_shapes(self, view: View, parts: list[ReleaseFiles], request: Request) -> None:
+    def _check_shapes(self, view: View, repos: list[ReleaseFiles], request: Request) -> None:
         """Compare the names and shapes of published tensors with those that the converter expects.
 
         Only the headers of large files are read, before the download. Formats other than safetensors have none, so
@@ -332,38 +332,38 @@ class Installer:
         Raises:
             ReleaseError: If tensors are missing, unknown or of another shape.
         """
-        large = [name for part in parts for name, each in part.files.items() if each["size"] >= LARGE_BYTES]
-        if not large or not any(map(_missing, parts)) or not all(name.endswith(HEADED) for name in large):
+        large = [name for repo in repos for name, facts in repo.files.items() if facts["size"] >= LARGE_BYTES]
+        if not large or not any(map(_missing, repos)) or not all(name.endswith(HEADED) for name in large):
             return
         stage = InstallationStage("checking", f"the headers of {len(large)} files")
-        for number, part in enumerate(parts):
-            if part.snapshot is None:  # the user's folder
-                for name in part.files:
-                    view.add(number, name, Path(part.source.repository) / name)
+        for number, repo in enumerate(repos):
+            if repo.snapshot is None:  # the user's folder
+                for name in repo.files:
+                    view.add(number, name, Path(repo.source.repository) / name)
                 continue
-            small = {name: facts for name, facts in part.files.items() if name not in large}
-            for name, facts in self._hub.download(part.snapshot, small, stage.advance).items():
+            small = {name: facts for name, facts in repo.files.items() if name not in large}
+            for name, facts in self._hub.download(repo.snapshot, small, stage.advance).items():
                 view.add(number, name, Path(facts["place"]))
-            for name in part.files.keys() & {*large}:
-                view.add_header(number, name, self._hub.header(part.snapshot, name))
+            for name in repo.files.keys() & {*large}:
+                view.add_header(number, name, self._hub.header(repo.snapshot, name))
         with view.named():
             self._builder.worker.call("check", words=[*view.arguments(), *request.arguments])
         view.remove()
         stage.end()
 
-    def _places(self, part: ReleaseFiles) -> dict[str, dict[str, Any]]:
-        """Return size, SHA-256 and place of a part's files, which are downloaded if they are not there."""
-        if part.snapshot is None:
-            folder = Path(part.source.repository)
+    def _places(self, repo: ReleaseFiles) -> dict[str, dict[str, Any]]:
+        """Return size, SHA-256 and path of the files of one repository, which are downloaded if they are not there."""
+        if repo.snapshot is None:
+            folder = Path(repo.source.repository)
             return {
-                name: {"bytes": each["size"], "sha256": "", "place": str(folder / name)}
-                for name, each in part.files.items()
+                name: {"bytes": facts["size"], "sha256": "", "place": str(folder / name)}
+                for name, facts in repo.files.items()
             }
-        about = f"{part.source.repository}, {len(part.files)} files"
-        stage = InstallationStage("downloading", about, part.num_bytes, self._progress)
-        found = self._hub.download(part.snapshot, part.files, stage.advance)
-        stage.end(f"{part.source.repository}: {len(found)} files, {gigabytes(part.num_bytes)}, hashes are right")
-        return found
+        about = f"{repo.source.repository}, {len(repo.files)} files"
+        stage = InstallationStage("downloading", about, repo.num_bytes, self._progress)
+        downloaded = self._hub.download(repo.snapshot, repo.files, stage.advance)
+        stage.end(f"{repo.source.repository}: {len(downloaded)} files, {gigabytes(repo.num_bytes)}, hashes are right")
+        return downloaded
 
 
 class Builder:
@@ -413,23 +413,23 @@ def _manifest(name: str, key: str, request: Request, family: str) -> Manifest:
     return Manifest(name, key, request, family, None, {}, (), {}, now(), version("stretto"), {})
 
 
-def _licence(part: ReleaseFiles) -> Licence:
-    return licences.licence_of(part.source, None if part.snapshot is None else part.snapshot.licence, address())
+def _licence(repo: ReleaseFiles) -> Licence:
+    return licences.licence_of(repo.source, None if repo.snapshot is None else repo.snapshot.licence, address())
 
 
 def _hash(facts: Mapping[str, Any]) -> str | None:
     """Return what identifies a file's content: its SHA-256, or its git object id."""
-    found: str | None = facts["sha256"] or facts.get("oid")
-    return found
+    digest: str | None = facts["sha256"] or facts.get("oid")
+    return digest
 
 
-def _missing(part: ReleaseFiles) -> int:
-    """Return how many bytes of a part are not in the hub's cache."""
-    if part.snapshot is None:
+def _missing(repo: ReleaseFiles) -> int:
+    """Return how many bytes of a repository's files are not in the hub's cache."""
+    if repo.snapshot is None:
         return 0
-    repository = f"models--{part.source.repository.replace('/', '--')}"
-    folder = cache_folder() / repository / "snapshots" / part.snapshot.commit
-    return sum(each["size"] for name, each in part.files.items() if not (folder / name).exists())
+    repository = f"models--{repo.source.repository.replace('/', '--')}"
+    folder = cache_folder() / repository / "snapshots" / repo.snapshot.commit
+    return sum(facts["size"] for name, facts in repo.files.items() if not (folder / name).exists())
 
 
 def cache_folder() -> Path:

@@ -31,17 +31,19 @@ def list_models(words: list[str]) -> int:
     """
     flags = list_arguments(words)
     if flags.all:
-        known = entries()
-        print(json.dumps([asdict(each) for each in known]) if flags.json else "\n".join(map(summary, known)))
+        releases = entries()
+        print(
+            json.dumps([asdict(release) for release in releases]) if flags.json else "\n".join(map(summary, releases))
+        )
         return 0
     try:
-        found = InstalledModels().all()
+        models = InstalledModels().all()
     except ReleaseError as error:
         return _failed("list", error)
     if flags.json:
-        print(json.dumps([asdict(each.manifest) | {"folder": str(each.folder)} for each in found]))
+        print(json.dumps([asdict(model.manifest) | {"folder": str(model.folder)} for model in models]))
     else:
-        print(table(found))
+        print(table(models))
     return 0
 
 
@@ -62,11 +64,11 @@ def remove_arguments(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def table(found: list[InstalledModel]) -> str:
+def table(models: list[InstalledModel]) -> str:
     """Return a table of models; its first line has the headings."""
     rows = [HEADINGS]
-    for each in found:
-        manifest = each.manifest
+    for model in models:
+        manifest = model.manifest
         commit = manifest.sources[0]["commit"][:7] if manifest.sources else ""
         size = gigabytes(manifest.num_bytes) if manifest.checkpoint is None else "-"
         rows.append((manifest.name, size, manifest.date[:10], manifest.request.release, commit or "-"))
@@ -85,17 +87,17 @@ def remove_models(words: list[str]) -> int:
         release = release_of(flags.release)
         name = typed_name(release) or release
         entry = find(name)
-        found = models.named(name if entry is None else entry.name)
-        if not found:
+        removed = models.named(name if entry is None else entry.name)
+        if not removed:
             raise Unavailable(f"{flags.release} is not installed (stretto list)")
-        for each in found:
-            _check_unused(each)
-        for each in found:
-            models.remove(each)
-            line("removed", f"{each.folder.name}: {gigabytes(each.manifest.num_bytes)}")
+        for model in removed:
+            _check_unused(model)
+        for model in removed:
+            models.remove(model)
+            line("removed", f"{model.folder.name}: {gigabytes(model.manifest.num_bytes)}")
         if flags.sources:
             with Hub() as hub:
-                line("removed", f"{gigabytes(hub.remove(models.cached_for(found)))} of the hub's cache")
+                line("removed", f"{gigabytes(hub.remove(models.cached_for(removed)))} of the hub's cache")
     except ReleaseError as error:
         return _failed("rm", error)
     return 0
@@ -175,12 +177,12 @@ def description(server: RunningServer) -> dict[str, Any]:
 def server_table(described: list[dict[str, Any]]) -> str:
     """Return a table for people; its first line has the headings."""
     rows = [SERVER_HEADINGS]
-    for each in described:
-        ports = ",".join(f"{name} {port}" for name, port in each["ports"].items())
-        state = f"{each['state']} ({each['reason']})" if each["reason"] else each["state"]
-        name = "-" if each["model"] is None else each["model"]["name"]
-        memory = f"{each['memory_bytes'] / 1e9:.1f} GB"
-        rows.append((name, ports, state, memory, str(each["requests"]), str(each["pid"])))
+    for server in described:
+        ports = ",".join(f"{name} {port}" for name, port in server["ports"].items())
+        state = f"{server['state']} ({server['reason']})" if server["reason"] else server["state"]
+        name = "-" if server["model"] is None else server["model"]["name"]
+        memory = f"{server['memory_bytes'] / 1e9:.1f} GB"
+        rows.append((name, ports, state, memory, str(server["requests"]), str(server["pid"])))
     return "\n".join(aligned(rows))
 
 

@@ -44,12 +44,12 @@ class JobProcess:
     def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         # Without bytecode, importing torch takes seconds longer.
-        own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         # -P: a module in the current folder must not shadow this package. A session of its own: an interrupt at the
         # terminal reaches only the front process, which then ends the child.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", module],
-            env=own | dict(environment or {}),
+            env=inherited | dict(environment or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

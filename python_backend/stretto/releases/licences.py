@@ -64,7 +64,7 @@ def text_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
     Args:
         files: The repository's files by path, with the hash that the hub lists as `sha256` or, if that is None, `oid`.
     """
-    texts = [(name, str(each["sha256"] or each["oid"])) for name, each in files.items() if TEXT.search(name)]
+    texts = [(name, str(facts["sha256"] or facts["oid"])) for name, facts in files.items() if TEXT.search(name)]
     return hashlib.sha256(json.dumps(sorted(texts)).encode()).hexdigest() if texts else ""
 
 
@@ -82,10 +82,10 @@ def require(
     Raises:
         NotAllowed: If a licence is not accepted.
     """
-    known = _read(folder / ACCEPTED)
-    asked = {name: each for name, each in licences.items() if each.commercial != "yes"}
-    records = {name: json.dumps([name, each.id, (digests or {}).get(name, "")]) for name, each in asked.items()}
-    new = {name: each for name, each in asked.items() if records[name] not in known}
+    accepted = _read(folder / ACCEPTED)
+    asked = {name: licence for name, licence in licences.items() if licence.commercial != "yes"}
+    records = {name: json.dumps([name, licence.id, (digests or {}).get(name, "")]) for name, licence in asked.items()}
+    new = {name: licence for name, licence in asked.items() if records[name] not in accepted}
     for name, licence in new.items():
         line("licence", f"{name}: {described(licence)} {licence.url}".rstrip())
         for fact in licence.facts:

@@ -79,21 +79,21 @@ def _cgroups(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
             continue
         # In a container, the path may be the host's, and the root is the container's own group.
         folder = root / path.lstrip("/")
-        for each in [folder, *folder.parents][: len(folder.parts) - len(root.parts) + 1]:
-            if (found := _limit_and_use(each, *names)) is not None:
-                yield found
+        for group in [folder, *folder.parents][: len(folder.parts) - len(root.parts) + 1]:
+            if (limit_and_use := _limit_and_use(group, *names)) is not None:
+                yield limit_and_use
 
 
 def _limit_and_use(folder: Path, limit: str, used: str, prefix: str) -> tuple[int, int] | None:
     """Return limit and use of one cgroup; None if it has no limit, or if the folder is not a cgroup's."""
     try:
-        given = (folder / limit).read_text().strip()
+        limit_text = (folder / limit).read_text().strip()
         size = int((folder / used).read_text())
         counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except OSError:
         return None
-    cached = sum(int(counts.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
-    return None if given == "max" else (int(given), max(size - cached, 0))
+    cached = sum(int(counts.get(f"{prefix}{state}_file", 0)) for state in ("active", "inactive"))
+    return None if limit_text == "max" else (int(limit_text), max(size - cached, 0))
 
 
 def has_cuda_vllm() -> bool:
@@ -128,7 +128,7 @@ def product_rate() -> float:
 def existing(folder: Path) -> Path:
     """Return the folder, or the nearest of its parents that exists."""
     folder = folder.absolute()
-    return next(each for each in (folder, *folder.parents) if each.exists())
+    return next(ancestor for ancestor in (folder, *folder.parents) if ancestor.exists())
 
 
 def free_disk(folder: Path) -> int:

@@ -126,16 +126,16 @@ def served(model: InstalledModel, devices: Devices, models: InstalledModels, bui
     if not model.manifest.serves:
         raise ReleaseError(f"{model.manifest.name} is converted, but no server for it exists")
     folder = model.folder / devices.folder_name
-    found = _read(folder)
-    if found is None and not os.access(model.folder, os.W_OK):
+    repository = _read(folder)
+    if repository is None and not os.access(model.folder, os.W_OK):
         models = InstalledModels(model.private_folder)
         folder = models.folder / devices.folder_name
-        found = _read(folder)
-    if found is not None:
-        return found
+        repository = _read(folder)
+    if repository is not None:
+        return repository
     with models.lock(model.folder.name):
-        found = _read(folder)  # made by another process in the meantime
-        if found is None:
+        repository = _read(folder)  # made by another process in the meantime
+        if repository is None:
             stage = InstallationStage("preparing", devices.folder_name)
             shutil.rmtree(folder, ignore_errors=True)
             manifest = model.manifest
@@ -151,8 +151,8 @@ def served(model: InstalledModel, devices: Devices, models: InstalledModels, bui
             )
             (folder / RECORD).write_text(json.dumps({STAMP: stamp(), PROFILE: profile}) + "\n")
             stage.end()
-            found = Served(folder, profile)
-        return found
+            repository = Served(folder, profile)
+        return repository
 
 
 def stamp() -> str:
@@ -170,15 +170,15 @@ def _read(folder: Path) -> Served | None:
         record = json_object(folder / RECORD)
     except CheckpointError:
         return None
-    found = record.get(PROFILE)
-    return Served(folder, found) if _is_profile(found) and record.get(STAMP) == stamp() else None
+    profile = record.get(PROFILE)
+    return Served(folder, profile) if _is_profile(profile) and record.get(STAMP) == stamp() else None
 
 
-def _is_profile(found: object) -> TypeGuard[dict[str, Any]]:
+def _is_profile(profile: object) -> TypeGuard[dict[str, Any]]:
     """Return True if a JSON value has the fields of a model profile that `stretto run` reads."""
-    if not (isinstance(found, dict) and isinstance(found.get("family"), str) and _are_words(found.get("voices"))):
+    if not (isinstance(profile, dict) and isinstance(profile.get("family"), str) and _are_words(profile.get("voices"))):
         return False
-    tasks = found.get("tasks")
+    tasks = profile.get("tasks")
     return isinstance(tasks, list) and all(
         isinstance(task, dict)
         and isinstance(task.get("name"), str)
@@ -188,8 +188,8 @@ def _is_profile(found: object) -> TypeGuard[dict[str, Any]]:
     )
 
 
-def _are_words(found: object) -> bool:
-    return isinstance(found, list) and all(isinstance(each, str) for each in found)
+def _are_words(words: object) -> bool:
+    return isinstance(words, list) and all(isinstance(word, str) for word in words)
 
 
 STANDARD_INPUT = "-"
@@ -226,15 +226,15 @@ def main(words: list[str], speech: Speech) -> int:
         words: Command-line arguments after `stretto run`.
         speech: The command-line client.
     """
-    own = words
+    own_words = words
     passed = []
     if "--" in words:
         at = words.index("--")
-        own = words[:at]
+        own_words = words[:at]
         passed = words[at + 1 :]
     try:
         flags = parser_of(speech)
-        args = flags.parse_intermixed_args(own)  # otherwise options must not stand between name and text
+        args = flags.parse_intermixed_args(own_words)  # otherwise options must not stand between name and text
         return _run(flags, args, passed, speech)
     except ReleaseError as error:
         print(f"stretto run: {plain(str(error))}", file=sys.stderr)
@@ -298,21 +298,21 @@ def _run(flags: argparse.ArgumentParser, args: argparse.Namespace, passed: list[
             line("warning", f"--quantize {args.quantize}: this processor has no VNNI; the weights stay as stored")
         convolutions = args.convolutions or "float32"
         devices = Devices(gpu, args.codec_device, args.quantize, convolutions, args.mps, args.profile)
-        found = served(model, devices, models, builder)
+        served_model = served(model, devices, models, builder)
     os.environ.update(devices.environment)
     server = BackgroundServer(
         args.port,
         state_folder(),
-        repository=found.folder,
+        repository=served_model.folder,
         has_gateway=not args.no_gateway,
         arguments=("--address", args.address, *passed),
     )
     if gpu is not None and server.record() is None:
         os.environ[HELD_MB] = str(held_mb(gpu))
     if args.text is None:
-        return serve(server, found)
-    _choose_command(args, found.profile, model.manifest.name)
-    voices = found.profile["voices"]
+        return serve(server, served_model)
+    _choose_command(args, served_model.profile, model.manifest.name)
+    voices = served_model.profile["voices"]
     if args.voice is None and args.clone is None and model.manifest.default_voice in voices:
         args.voice = model.manifest.default_voice
     speech.check(flags, args)
@@ -332,8 +332,8 @@ def _check_options(args: argparse.Namespace, gpu: int | None) -> None:
         raise BadArgument(f"{options}: expected a server on a GPU, got the CPU")
     formats = CPU_FORMATS if gpu is None else GPU_FORMATS
     if args.quantize and args.quantize not in formats:
-        place = "the CPU" if gpu is None else "a GPU"
-        raise BadArgument(f"--quantize: expected {' or '.join(formats)} on {place}, got {args.quantize}")
+        device = "the CPU" if gpu is None else "a GPU"
+        raise BadArgument(f"--quantize: expected {' or '.join(formats)} on {device}, got {args.quantize}")
 
 
 def serve_model(words: list[str]) -> int:
@@ -349,14 +349,14 @@ def serve_model(words: list[str]) -> int:
         with interrupted_by_sigterm(), Hub() as hub, Builder() as builder:
             model = Installer(models, hub, builder, choices).install_named(args.model)
             devices = Devices(device_of(model, None, False), serving=args.profile)
-            found = served(model, devices, models, builder)
+            served_model = served(model, devices, models, builder)
         os.environ.update(devices.environment)
         if devices.gpu is not None:
             os.environ[HELD_MB] = str(held_mb(devices.gpu))
     except ReleaseError as error:
         print(f"stretto serve: {plain(str(error))}", file=sys.stderr)
         return error.status
-    return launcher.main(["--model-repository", str(found.folder), *others])
+    return launcher.main(["--model-repository", str(served_model.folder), *others])
 
 
 def model_arguments(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -367,18 +367,18 @@ def model_arguments(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(words)
 
 
-def serve(server: BackgroundServer, found: Served) -> int:
+def serve(server: BackgroundServer, served_model: Served) -> int:
     """Run a server in the foreground until a signal stops it; return at once if it runs already."""
     server.check_model()
-    voices = found.profile["voices"]
+    voices = served_model.profile["voices"]
     if voices:
-        more = f" and {len(voices) - MAX_NAMED} more" if len(voices) > MAX_NAMED else ""
-        line("voices", ", ".join(voices[:MAX_NAMED]) + more)
+        others = f" and {len(voices) - MAX_NAMED} more" if len(voices) > MAX_NAMED else ""
+        line("voices", ", ".join(voices[:MAX_NAMED]) + others)
     if server.has_gateway:
         address = f"http://127.0.0.1:{server.port + 3}"
         voice = f'"voice": "{voices[0]}", ' if voices else ""
         line("page", address)
-        body = f"""'{{"model": "{found.profile["family"]}", {voice}"input": "Hello."}}'"""
+        body = f"""'{{"model": "{served_model.profile["family"]}", {voice}"input": "Hello."}}'"""
         line("API", f"curl {address}/v1/audio/speech --json {body} -o hello.mp3")
     if server.is_running():
         line("running", f"on port {server.port}; stretto serve --stop stops it")
@@ -405,10 +405,10 @@ def _choose_output(args: argparse.Namespace) -> None:
 
 def _choose_command(args: argparse.Namespace, profile: Mapping[str, Any], name: str) -> None:
     """Set the client's command and its input for the chosen task, or for the model's first one."""
-    tasks = [each for each in profile["tasks"] if args.task in (None, each["name"])]
+    tasks = [task for task in profile["tasks"] if args.task in (None, task["name"])]
     if not tasks:
-        known = ", ".join(each["name"] for each in profile["tasks"])
-        raise BadArgument(f"--task: expected one of {known}, got {args.task!r}")
+        names = ", ".join(task["name"] for task in profile["tasks"])
+        raise BadArgument(f"--task: expected one of {names}, got {args.task!r}")
     task = tasks[0]
     args.task = task["name"]
     if "text" in task["needs"] and task["speaks"]:

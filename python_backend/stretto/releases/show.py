@@ -36,27 +36,27 @@ WIDTH = 116  # columns of a command before it is continued in the next line
 INDENT = " " * 4
 
 
-def sections(found: Iterable[FamilyPlugin]) -> str:
+def sections(families: Iterable[FamilyPlugin]) -> str:
     """Return the sections of all families that have one, sorted by title.
 
     Raises:
         CheckpointError: If a family's table or prose cannot be read, or the prose refers to an unknown release.
     """
     texts = []
-    for each in found:
-        if each.notes is not None:
-            texts.append(section(resource(each.notes), read_entries(each)))
+    for family in families:
+        if family.notes is not None:
+            texts.append(section(resource(family.notes), read_entries(family)))
     return "\n".join(sorted(texts, key=str.lower))
 
 
 def section(prose: str, entries: Sequence[ReleaseEntry]) -> str:
     """Return a family's section: its prose with the table and the commands."""
-    known = {entry.name: entry for entry in entries}
+    by_name = {entry.name: entry for entry in entries}
 
     def commands(match: re.Match[str]) -> str:
-        if match[1] not in known:
+        if match[1] not in by_name:
             raise CheckpointError(f"releases.md: expected the name of a release, got {match[1]!r}")
-        return "\n".join(INDENT + line for command in manual_commands(known[match[1]]) for line in wrapped(command))
+        return "\n".join(INDENT + line for command in manual_commands(by_name[match[1]]) for line in wrapped(command))
 
     if NAMES in prose:
         prose = prose.replace(NAMES, names(entries))
@@ -93,13 +93,13 @@ def manual_commands(entry: ReleaseEntry, folder: str | None = None) -> list[list
     commands = [] if folder else [download(entry.source, repo)]
     for companion in entry.companions:
         if companion.option is None:
-            place = (
+            folder_name = (
                 companion.source.repository.partition("/")[2]
                 if companion.to is None
                 else str(Path(repo) / companion.to)
             )
-            folders.append(Path(place))
-            commands.append(download(companion.source, place))
+            folders.append(Path(folder_name))
+            commands.append(download(companion.source, folder_name))
     family, *words = map(shlex.quote, entry.arguments(Path(repo), folders, Path(repo)))
     return [*commands, [f"stretto convert {family}", *options(words), f"--out {entry.name}"]]
 
@@ -147,8 +147,8 @@ def main(words: list[str]) -> int:
     """
     args = arguments(words)
     if args.release is None:
-        known = entries()
-        print(json.dumps([asdict(each) for each in known]) if args.json else "\n".join(map(summary, known)))
+        releases = entries()
+        print(json.dumps([asdict(release) for release in releases]) if args.json else "\n".join(map(summary, releases)))
         return 0
     try:
         target = _target(args.release)
@@ -203,7 +203,7 @@ def detected(target: Target, folder: str | None) -> ReleaseEntry:
     stated = licence_of(entry.source, snapshot.licence, address())
     if stated == entry.source.licence:
         return entry
-    unproved = tuple(each for each in entry.unproved if each != "licence")
+    unproved = tuple(fact for fact in entry.unproved if fact != "licence")
     return replace(entry, source=replace(entry.source, licence=stated), unproved=unproved)
 
 
@@ -215,7 +215,7 @@ def summary(entry: ReleaseEntry) -> str:
 def facts(entry: ReleaseEntry) -> Iterator[str]:
     """Yield lines with the facts about a release."""
     revision = f" @ {entry.source.revision[:DIGITS]}" if entry.source.revision else ""
-    known = {
+    facts_by_title = {
         "name": ", ".join((entry.name, *entry.aliases)),
         "family": entry.family,
         "repository": entry.source.repository + revision,
@@ -228,7 +228,7 @@ def facts(entry: ReleaseEntry) -> Iterator[str]:
         "unproved": ", ".join(entry.unproved),
         "server": "" if entry.serves else "cannot serve it; it can be converted only",
     }
-    for name, value in known.items():
+    for name, value in facts_by_title.items():
         if value:
             yield plain(f"{name:12} {value}")
     for fact in entry.source.licence.facts:
@@ -243,16 +243,16 @@ def commands(entry: ReleaseEntry, folder: str | None) -> Iterator[str]:
         folder: Folder that has the release's files already; None to download them.
     """
     served = f"{entry.name}-served"
-    more = [
+    serving = [
         ["stretto make-repository", f"--checkpoint {entry.name}", f"--out {served}"],
         ["stretto serve", f"--model-repository {served}"],
     ]
-    for command in [*manual_commands(entry, folder), *(more if entry.serves else [])]:
+    for command in [*manual_commands(entry, folder), *(serving if entry.serves else [])]:
         yield from map(plain, wrapped(command))
 
 
 def licence(source: RepositoryFiles) -> str:
     """Return the licence of a source in words."""
-    found = source.licence
-    words = title(found) + COMMERCIAL[found.commercial]
-    return f"{words} ({found.url})" if found.url else words
+    terms = source.licence
+    words = title(terms) + COMMERCIAL[terms.commercial]
+    return f"{words} ({terms.url})" if terms.url else words

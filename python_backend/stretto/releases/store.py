@@ -130,8 +130,8 @@ class InstalledModel:
     @property
     def checkpoint(self) -> Path:
         """Folder of the converted checkpoint."""
-        own = self.manifest.checkpoint
-        return self.folder / CHECKPOINT if own is None else Path(own)
+        adopted = self.manifest.checkpoint
+        return self.folder / CHECKPOINT if adopted is None else Path(adopted)
 
     @property
     def private_folder(self) -> Path:
@@ -186,12 +186,12 @@ class InstalledModels:
 
     def all(self) -> list[InstalledModel]:
         """Return the models, sorted by name and by time; of equal names, the newest last."""
-        found = []
+        models = []
         for path in self.folder.glob(f"[!.]*{SEPARATOR}*/{MANIFEST}"):
             manifest = read_manifest(path)
             if manifest is not None and path.parent.name == folder_name(manifest):
-                found.append(InstalledModel(manifest, path.parent))
-        return sorted(found, key=lambda each: (each.manifest.name, each.manifest.date))
+                models.append(InstalledModel(manifest, path.parent))
+        return sorted(models, key=lambda model: (model.manifest.name, model.manifest.date))
 
     def find(self, request: Request, revision: str = MAIN) -> InstalledModel | None:
         """Return the model that answers a request; None if there is none, or a damaged one, which is reported.
@@ -200,8 +200,8 @@ class InstalledModels:
             request: The request.
             revision: Commit, branch or tag. The commit of a branch or tag is the one that the hub has named last.
         """
-        found = [each for each in self.all() if each.manifest.request == request]
-        model = max(found, key=lambda each: each.manifest.resolved_at(revision), default=None)
+        answering = [model for model in self.all() if model.manifest.request == request]
+        model = max(answering, key=lambda model: model.manifest.resolved_at(revision), default=None)
         if model is None or not model.manifest.resolved_at(revision):
             return None
         if damage := model.damage():
@@ -211,25 +211,25 @@ class InstalledModels:
 
     def with_key(self, name: str, key: str) -> InstalledModel | None:
         """Return the model with a name and a key if its files are complete, or None."""
-        found = [each for each in self.all() if (each.manifest.name, each.manifest.key) == (name, key)]
-        return found[0] if found and not found[0].damage() else None
+        models = [model for model in self.all() if (model.manifest.name, model.manifest.key) == (name, key)]
+        return models[0] if models and not models[0].damage() else None
 
     def named(self, name: str) -> list[InstalledModel]:
         """Return the models of this release, or else those with this name."""
-        found = self.all()
-        same = [each for each in found if each.manifest.request.release == name]
-        return same or [each for each in found if each.manifest.name == name]
+        models = self.all()
+        same = [model for model in models if model.manifest.request.release == name]
+        return same or [model for model in models if model.manifest.name == name]
 
     def listed(self, text: str) -> InstalledModel | None:
         """Return the newest model with the name that `stretto list` shows, which may have capitals or underscores."""
         same = [model for model in self.all() if model.manifest.name == typed_name(text)]
         return same[-1] if same else None
 
-    def cached_for(self, found: Sequence[InstalledModel]) -> set[tuple[str, str, str]]:
+    def cached_for(self, models: Sequence[InstalledModel]) -> set[tuple[str, str, str]]:
         """Return the files in the hub's cache that only the given models were made from, as in `Manifest.cached`."""
-        folders = {each.folder for each in found}
-        others = {file for each in self.all() if each.folder not in folders for file in each.manifest.cached}
-        return {file for each in found for file in each.manifest.cached} - others
+        folders = {model.folder for model in models}
+        others = {file for model in self.all() if model.folder not in folders for file in model.manifest.cached}
+        return {file for model in models for file in model.manifest.cached} - others
 
     @contextmanager
     def lock(self, name: str) -> Iterator[Callable[[], None]]:
@@ -328,7 +328,7 @@ def read_manifest(path: Path) -> Manifest | None:
         texts += [source[key] for source in manifest.sources for key in ("repository", "commit")]
         texts += [name for source in manifest.sources for name in [*source["files"]]]
         texts += [*manifest.resolved.values()]
-        texts += [each for each in (manifest.checkpoint, manifest.default_voice) if each is not None]
+        texts += [text for text in (manifest.checkpoint, manifest.default_voice) if text is not None]
         sizes = [file["bytes"] for file in manifest.files.values()]
         if all(isinstance(text, str) for text in texts) and all(type(size) is int for size in sizes):
             return manifest
@@ -337,14 +337,14 @@ def read_manifest(path: Path) -> Manifest | None:
 
 def installing(models: InstalledModels) -> dict[str, float]:
     """Return how many seconds ago each model that a process is installing has made progress, by the model's name."""
-    found = {}
+    progress = {}
     for path in sorted((models.folder / LOCKS).glob("*.lock")):
         with suppress(OSError), path.open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                found[path.stem.partition(SEPARATOR)[0]] = time.time() - path.stat().st_mtime
-    return found
+                progress[path.stem.partition(SEPARATOR)[0]] = time.time() - path.stat().st_mtime
+    return progress
 
 
 def _opened(path: Path) -> TextIO:
@@ -411,10 +411,10 @@ class View:
         """Return the converter's arguments for these folders."""
         return self._entry.arguments(self.folders[0], self.folders[1:], self.folders[0])
 
-    def add(self, number: int, name: str, place: Path) -> Path:
+    def add(self, number: int, name: str, source: Path) -> Path:
         """Add a file of a repository, and return its path."""
         path = self.folders[number] / name
-        link(place.resolve(), path)
+        link(source.resolve(), path)
         return path
 
     def add_header(self, number: int, name: str, tensors: Mapping[str, Any]) -> None:

@@ -55,21 +55,21 @@ class Folder(Listing):
             got = "a file" if os.path.exists(path) else "a path that does not exist"
             raise BadArgument(f"{path}: expected a folder with a release, got {got}")
         self.path = path
-        found: dict[str, os.stat_result] = {}
-        for each in path.rglob("*"):
-            name = each.relative_to(path).as_posix()
-            if any(part.startswith(".") for part in name.split("/")[:-1]):
+        status_of: dict[str, os.stat_result] = {}
+        for file in path.rglob("*"):
+            name = file.relative_to(path).as_posix()
+            if any(component.startswith(".") for component in name.split("/")[:-1]):
                 continue
             with suppress(OSError):  # a link to nothing
-                if stat.S_ISREG((facts := each.stat()).st_mode):
-                    found[name] = facts
-            if len(found) > MAX_FILES:
+                if stat.S_ISREG((facts := file.stat()).st_mode):
+                    status_of[name] = facts
+            if len(status_of) > MAX_FILES:
                 raise BadArgument(f"{path}: expected a folder with at most {MAX_FILES} files, got more")
-        if not found:
+        if not status_of:
             raise BadArgument(f"{path}: expected a folder with a release, got an empty folder")
-        text = repr([(name, each.st_size, each.st_mtime_ns) for name, each in sorted(found.items())])
+        text = repr([(name, status.st_size, status.st_mtime_ns) for name, status in sorted(status_of.items())])
         self.content = hashlib.sha256(text.encode()).hexdigest()
-        super().__init__(frozenset(found), {name: each.st_size for name, each in found.items()})
+        super().__init__(frozenset(status_of), {name: status.st_size for name, status in status_of.items()})
 
     def text(self, name: str, max_bytes: int = MAX_TEXT_BYTES) -> str | None:
         """Return the text of a file; None if there is no such file, or it is not UTF-8 text of at most `max_bytes`."""
@@ -118,8 +118,8 @@ class Target:
     @property
     def checkpoint_family(self) -> str | None:
         """Family of a converted checkpoint in the folder, which can be served as it is; None for others."""
-        found = None if self.listing is None else self.listing.json(CONFIG).get(FAMILY)
-        return found if isinstance(found, str) else None
+        family = None if self.listing is None else self.listing.json(CONFIG).get(FAMILY)
+        return family if isinstance(family, str) else None
 
 
 def release_of(text: str) -> str:
@@ -129,28 +129,28 @@ def release_of(text: str) -> str:
         BadArgument: If it is the address of something else than a repository.
     """
     text = PAGE.sub("", text.strip(" "))
-    place, hash_sign, part = text.partition("#")
-    folder = _folder(place)
+    where, hash_sign, part = text.partition("#")
+    folder = _folder(where)
     if folder is not None:
         return f"{folder}{hash_sign}{part}"
-    place = _repository(place.partition("?")[0].rstrip("/").removesuffix(LATEST))
-    return f"{place}{hash_sign}{part}"
+    where = _repository(where.partition("?")[0].rstrip("/").removesuffix(LATEST))
+    return f"{where}{hash_sign}{part}"
 
 
-def _repository(place: str) -> str:
+def _repository(word: str) -> str:
     """Return the repository of a page of files on the hub; other text unchanged.
 
     Raises:
         BadArgument: If the page is not that of a repository's main files, with what to write instead.
     """
-    page = FILES.fullmatch(place)
+    page = FILES.fullmatch(word)
     if page is None:
-        return place
+        return word
     repository = page["repository"]
     if page["path"]:
-        raise BadArgument(f"{place}: expected a repository; for one of its models, write {repository}#PART")
+        raise BadArgument(f"{word}: expected a repository; for one of its models, write {repository}#PART")
     if page["revision"] != MAIN:
-        raise BadArgument(f"{place}: expected a repository; write {repository} --revision {page['revision']}")
+        raise BadArgument(f"{word}: expected a repository; write {repository} --revision {page['revision']}")
     return repository
 
 
@@ -162,23 +162,23 @@ def parse(text: str) -> Target:
         Unavailable: If no release has this name.
     """
     text = release_of(text)
-    place, _, part = text.partition("#")
-    folder = _folder(place)
+    where, _, part = text.partition("#")
+    folder = _folder(where)
     if folder is not None:
         return Target(text, listing=Folder(folder), part=part or None)
-    if REPOSITORY.fullmatch(place) and len(place) <= MAX_REPOSITORY_CHARS:
-        return Target(text, repository=place, part=part or None)
+    if REPOSITORY.fullmatch(where) and len(where) <= MAX_REPOSITORY_CHARS:
+        return Target(text, repository=where, part=part or None)
     entry = named(text)
     return Target(entry.name, entry=entry, repository=entry.source.repository)
 
 
-def _folder(place: str) -> Path | None:
+def _folder(where: str) -> Path | None:
     """Return the real path of a folder; None if the text names a release."""
     try:
-        path = Path(place).expanduser()
+        path = Path(where).expanduser()
     except RuntimeError as error:
-        raise BadArgument(f"{place}: {error}") from error
-    return path.resolve() if place.startswith(PATHS) or ("/" in place and os.path.isdir(path)) else None
+        raise BadArgument(f"{where}: {error}") from error
+    return path.resolve() if where.startswith(PATHS) or ("/" in where and os.path.isdir(path)) else None
 
 
 logger = logging.getLogger(__name__)
@@ -213,36 +213,36 @@ def detect(
     if quantized := config.get("quantization_config"):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
         raise Unavailable(f"{where}: quantized weights ({shown(method)}); convert the original release")
-    found = [match for match in matches(listing) if family in (None, match.family, match.family.replace("_", "-"))]
+    fitting = [match for match in matches(listing) if family in (None, match.family, match.family.replace("_", "-"))]
     if part is not None:
-        known = [each.part for each in found if each.part]
-        found = [each for each in found if each.part == part]
-        if not found:
-            raise Unavailable(f"{where}#{part}: no such model; expected {' or '.join(known) or 'no part'}")
-    accepted = [each for each in found if not each.refusal]
+        parts = [fit.part for fit in fitting if fit.part]
+        fitting = [fit for fit in fitting if fit.part == part]
+        if not fitting:
+            raise Unavailable(f"{where}#{part}: no such model; expected {' or '.join(parts) or 'no part'}")
+    accepted = [fit for fit in fitting if not fit.refusal]
     if len(accepted) == 1:
         return entry_of(accepted[0], where)
     if accepted:
         raise BadArgument(_several(accepted, where))
-    if found:
-        raise Unavailable(f"{where}: {found[0].refusal}")
+    if fitting:
+        raise Unavailable(f"{where}: {fitting[0].refusal}")
     raise Unavailable(_none(where, config.get("model_type"), repository, family))
 
 
 def matches(listing: Listing) -> list[Match]:
     """Return the matches of all installed families. A family whose function fails is logged and skipped."""
-    found: list[Match] = []
+    all_matches: list[Match] = []
     for reference in dict.fromkeys(plugin.recognise for plugin in plugins()):
         if reference is None:
             continue
         module, _, name = reference.partition(":")
         try:
-            found += getattr(import_module(module), name)(listing)
+            all_matches += getattr(import_module(module), name)(listing)
         except ReleaseError:  # of the hub
             raise
         except Exception as error:  # a plug-in may raise anything
             logger.warning("%s: cannot recognise releases: %r", reference, error)
-    return found
+    return all_matches
 
 
 def entry_of(match: Match, where: str) -> ReleaseEntry:
@@ -252,10 +252,10 @@ def entry_of(match: Match, where: str) -> ReleaseEntry:
     """
     sources = known_sources()
     stem = where.rstrip("/").rpartition("/")[2] + (f"-{match.part}" if match.part else "")
-    known = sources.get(where)
+    source_known = sources.get(where)
     source = RepositoryFiles(where, match.files)
-    if known is not None:
-        source = replace(source, licence=known.licence, gated=known.gated)
+    if source_known is not None:
+        source = replace(source, licence=source_known.licence, gated=source_known.gated)
     same = [entry for entry in entries() if entry.source.repository == where and entry.family == match.family]
     facts = {name: getattr(same[0], name) for name in OF_THE_MODEL} if len(same) == 1 else {}
     return ReleaseEntry(
@@ -267,7 +267,7 @@ def entry_of(match: Match, where: str) -> ReleaseEntry:
         needs=match.needs,
         requires=match.requires,
         serves=match.serves,
-        unproved=("revision", "sizes", *(() if known is not None else ("licence", "gated"))),
+        unproved=("revision", "sizes", *(() if source_known is not None else ("licence", "gated"))),
         **facts,
     )
 
@@ -282,26 +282,26 @@ def known_sources() -> dict[str, RepositoryFiles]:
     return {source.repository: source for entry in entries() for source in entry.repositories}
 
 
-def _companion(needed: Needed, known: RepositoryFiles | None) -> Companion:
-    if known is None:
+def _companion(needed: Needed, published: RepositoryFiles | None) -> Companion:
+    if published is None:
         return Companion(RepositoryFiles(needed.repository, needed.files), to=needed.to)
-    return Companion(replace(known, files=needed.files, exclude=()), to=needed.to)
+    return Companion(replace(published, files=needed.files, exclude=()), to=needed.to)
 
 
 def _several(accepted: list[Match], where: str) -> str:
     """Return the message for a listing with several releases."""
-    families = Counter(each.family for each in accepted)
+    families = Counter(match.family for match in accepted)
     if len(families) > 1:
         return f"{where}: fits {' and '.join(sorted(families))}; choose one with --family"
-    parts = ", ".join(f"{where}#{each.part}" for each in accepted)
+    parts = ", ".join(f"{where}#{match.part}" for match in accepted)
     return f"{where}: {accepted[0].family} repository with {len(accepted)} models: {parts}"
 
 
-def _none(where: str, kind: object, repository: str | None, family: str | None) -> str:
+def _none(where: str, model_type: object, repository: str | None, family: str | None) -> str:
     """Return the message for a listing without a release."""
     if family is not None:
         return f"{where}: not a release of {family}; installed families: {names(FAMILIES)}"
-    reason = f" ({CONFIG}: model_type {shown(kind)})" if kind is not None else ""
+    reason = f" ({CONFIG}: model_type {shown(model_type)})" if model_type is not None else ""
     similar = nearest(repository) if repository else []
     return f"{where}: not a release of a supported family{reason}" + (
         f"; did you mean {', '.join(similar)}?" if similar else ""
