@@ -24,9 +24,9 @@ PINNED = re.compile(r"^([\w.-]+)==([^\s;\\]+)", re.MULTILINE)
 
 def locked_versions(lock: Path) -> dict[str, Version]:
     """Return the pinned version of each package of a lock file, by normalised name."""
-    found = PINNED.findall(lock.read_text())
+    pinned = PINNED.findall(lock.read_text())
     # Advisories do not know local versions such as `+cpu`.
-    return {canonicalize_name(name): Version(Version(version).public) for name, version in found}
+    return {canonicalize_name(name): Version(Version(version).public) for name, version in pinned}
 
 
 def is_affected(version: Version, affected: Mapping[str, Any]) -> bool:
@@ -34,16 +34,20 @@ def is_affected(version: Version, affected: Mapping[str, Any]) -> bool:
     if str(version) in map(str, affected.get("versions", ())):
         return True
     return any(
-        _is_in_range(version, each["events"]) for each in affected.get("ranges", ()) if each["type"] == "ECOSYSTEM"
+        _is_in_range(version, affected_range["events"])
+        for affected_range in affected.get("ranges", ())
+        if affected_range["type"] == "ECOSYSTEM"
     )
 
 
 def _is_in_range(version: Version, events: list[dict[str, Any]]) -> bool:
     is_inside = False
-    for kind, value in sorted(((k, Version(str(v))) for e in events for k, v in e.items()), key=lambda event: event[1]):
-        if kind == "introduced" and version >= value:
+    for event_type, value in sorted(
+        ((k, Version(str(v))) for e in events for k, v in e.items()), key=lambda event: event[1]
+    ):
+        if event_type == "introduced" and version >= value:
             is_inside = True
-        elif (kind == "fixed" and version >= value) or (kind == "last_affected" and version > value):
+        elif (event_type == "fixed" and version >= value) or (event_type == "last_affected" and version > value):
             is_inside = False
     return is_inside
 
@@ -70,7 +74,7 @@ def main() -> int:
         for record in advisories(database, name):
             if record["id"] in ACCEPTED:
                 continue
-            if any(is_affected(version, each) for each in record["affected"]):
+            if any(is_affected(version, affected) for affected in record["affected"]):
                 count += 1
                 print(f"{name} {version} ({', '.join(files)}): {record['id']} {', '.join(record.get('aliases', ()))}")
     print(f"advisories: {count} for {len(users)} locked versions in {len(locks)} files")

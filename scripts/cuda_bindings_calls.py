@@ -37,15 +37,15 @@ class WithoutGpu:
         self.calls = Counter[str]()
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._bindings, name)
+        binding = getattr(self._bindings, name)
         if name not in EXPECTED:
-            return found
+            return binding
 
         def call(*arguments: Any) -> tuple[Any, ...]:
             self.calls[name] += 1
             made_up = self._made_up.get(name, ())
             try:
-                _, *results = found(*arguments)
+                _, *results = binding(*arguments)
             except RuntimeError:  # no driver; wrong arguments raise other errors
                 return self._success, *made_up
             assert len(results) == len(made_up), f"{name} gives {len(results)} results, not {len(made_up)}"
@@ -76,8 +76,8 @@ def main() -> int:
     opened = CudaMemory(device_of(memory.bus_id()), NUM_BYTES, memory.export())
     memory.write(0, data.ctypes.data, 16)
     opened.read(0, data.ctypes.data, 16)
-    for each in (memory, opened):
-        each.close()
+    for opened_memory in (memory, opened):
+        opened_memory.close()
     calls = there.calls + of_driver.calls
     assert calls.keys() == EXPECTED, f"never called: {EXPECTED - calls.keys()}"
     print(f"cuda-bindings {version('cuda-bindings')}: {', '.join(sorted(calls))}")

@@ -72,7 +72,7 @@ def converted_links(markdown: str, source: str) -> str:
         return match[0] if is_kept else label[1:-1]
 
     parts = FENCE.split(markdown)
-    return "".join(part if at % 2 else LINK.sub(convert, part) for at, part in enumerate(parts))
+    return "".join(text if at % 2 else LINK.sub(convert, text) for at, text in enumerate(parts))
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -111,11 +111,11 @@ def option_rows(record: type, prefix: str = "") -> list[tuple[str, str, str]]:
     """
     rows = []
     for name, hint in get_type_hints(record, include_extras=True).items():
-        kind, *details = get_args(hint)
+        option_type, *details = get_args(hint)
         (doc,) = [detail.documentation for detail in details if isinstance(detail, Doc)]
         rows.append((f"{prefix}{name}", described(hint) or "", doc))
-        if is_typeddict(kind):
-            rows += option_rows(kind, f"{prefix}{name}.")
+        if is_typeddict(option_type):
+            rows += option_rows(option_type, f"{prefix}{name}.")
     return rows
 
 

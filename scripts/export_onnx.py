@@ -97,7 +97,7 @@ def compare_codec(codec: Codec, file: Path) -> dict[str, float]:
     for batch, frames in SHAPES:
         codes = random_codes(codec, batch, frames)
         differences.append((stream(exported, codes, [5] * frames) - stream(codec, codes, [frames])).abs().max())
-    seconds = [seconds_of_a_window(each, STEADY) for each in (codec, exported)]
+    seconds = [seconds_of_a_window(decoder, STEADY) for decoder in (codec, exported)]
     return report(differences, seconds, STEADY / codec.spec.frame_rate)
 
 
@@ -152,8 +152,8 @@ def export_named(name: str, checkpoint: Path, out: Path | None) -> dict[str, obj
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = ["mel", "tiny", "dac", *MODELS]
-    parser.add_argument("name", choices=known, metavar="name", help=f"one of {', '.join(known)}")
+    names = ["mel", "tiny", "dac", *MODELS]
+    parser.add_argument("name", choices=names, metavar="name", help=f"one of {', '.join(names)}")
     parser.add_argument("--checkpoint", type=Path, help="the codec's folder; default: random weights")
     parser.add_argument("--wide", action="store_true", help="use random weights of the published width")
     parser.add_argument("--out", type=Path, help="output file; the server reads codec.onnx of the checkpoint")

@@ -130,11 +130,11 @@ class Images:
 @contextmanager
 def networks() -> Iterator[None]:
     """Connect two networks, of the server and of a client. No other host is in them."""
-    made: list[str] = []
+    created: list[str] = []
     try:
         for name in NETWORKS:
             output("ip", "netns", "add", name)
-            made.append(name)
+            created.append(name)
         one, other = NETWORKS
         output(*f"ip -n {one} link add eth0 type veth peer name eth0 netns {other}".split())
         for name, address in zip(NETWORKS, ADDRESSES, strict=True):
@@ -143,7 +143,7 @@ def networks() -> Iterator[None]:
                 output(*f"ip -n {name} link set {device} up".split())
         yield
     finally:
-        for name in made:
+        for name in created:
             output("ip", "netns", "delete", name)
 
 
@@ -167,10 +167,10 @@ def runtime_config(image: dict[str, Any], files: Path, scratch: Path) -> dict[st
         if mount["destination"] == "/dev/shm":
             mount["options"] = ["nosuid", "noexec", "nodev", "mode=1777", "size=2g"]
     for path in WRITABLE:
-        own = scratch / path.strip("/")
-        own.mkdir(parents=True)
-        os.chown(own, uid, gid)
-        config["mounts"].append({"destination": path, "type": "bind", "source": str(own), "options": ["bind", "rw"]})
+        folder = scratch / path.strip("/")
+        folder.mkdir(parents=True)
+        os.chown(folder, uid, gid)
+        config["mounts"].append({"destination": path, "type": "bind", "source": str(folder), "options": ["bind", "rw"]})
     for namespace in config["linux"]["namespaces"]:
         if namespace["type"] == "network":
             namespace["path"] = f"/run/netns/{NETWORKS[0]}"
@@ -204,8 +204,8 @@ class Server:
         """Return the result of the image's health check; raise RuntimeError if the server has ended."""
         if self._process.poll() is not None:
             raise RuntimeError(f"the server ended:\n{self.log.read_text()[-5000:]}")
-        kind, *command = self._check
-        return self.run(*(command if kind == "CMD" else ("sh", "-c", *command))).returncode == 0
+        form, *command = self._check
+        return self.run(*(command if form == "CMD" else ("sh", "-c", *command))).returncode == 0
 
     def stop(self) -> int:
         """Stop the server as Docker does, and return its exit status; -9 if it was killed after the grace period."""
@@ -330,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Build and run the targets named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="+", choices=("cpu", "gpu"))
-    given = parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         sys.exit(f"image: not found: {', '.join(missing)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("image: terminated"))  # remove what was made
@@ -339,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(name)
         images = Images(folder, Path(links) if os.path.isabs(links) and Path(links).is_dir() else None)
         images.make_base()
-        for target in given.targets:
+        for target in parsed.targets:
             begun = time.monotonic()
             images.build(target)
             print(f"{target}: built in {time.monotonic() - begun:.0f} s, {images.size_mb(target)} MB", flush=True)

@@ -39,13 +39,17 @@ among them. Anyone who redistributes an environment or an image with it redistri
 
 def licences_of(component: Mapping[str, Any]) -> str:
     """Return a component's licence names or expressions; empty if none is known."""
-    found = []
-    for each in component.get("licenses", []):
-        said = each.get("expression") or each.get("license", {}).get("id") or each.get("license", {}).get("name", "")
+    names = []
+    for licence in component.get("licenses", []):
+        said = (
+            licence.get("expression")
+            or licence.get("license", {}).get("id")
+            or licence.get("license", {}).get("name", "")
+        )
         first = said.strip().splitlines()[0].strip() if said.strip() else ""
         if first and len(first) <= MAX_CHARS:
-            found.append(first.removeprefix("License :: ").removeprefix("OSI Approved :: "))
-    return ", ".join(sorted(set(found))) or KNOWN.get(component["name"], "")
+            names.append(first.removeprefix("License :: ").removeprefix("OSI Approved :: "))
+    return ", ".join(sorted(set(names))) or KNOWN.get(component["name"], "")
 
 
 def rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -56,7 +60,7 @@ def rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """
     if record.get("bomFormat") != "CycloneDX":
         raise ValueError(f"expected an SBOM of CycloneDX, got bomFormat {record.get('bomFormat')!r}")
-    for component in sorted(record["components"], key=lambda each: each["name"].lower()):
+    for component in sorted(record["components"], key=lambda package: package["name"].lower()):
         yield component["name"], component.get("version", ""), licences_of(component)
 
 

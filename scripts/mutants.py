@@ -130,14 +130,14 @@ def mutants_of(path: str) -> list[Mutant]:
     source = (ROOT / path).read_bytes()
     lines = source.splitlines(keepends=True)
     mutants = []
-    for node, kind, text, whole_module in changeable(ast.parse(source)):
+    for node, mutation, text, whole_module in changeable(ast.parse(source)):
         assert node.end_lineno is not None
         assert node.end_col_offset is not None
         first = lines[node.lineno - 1][: node.col_offset]
         last = lines[node.end_lineno - 1][node.end_col_offset :]
         before = b"".join(lines[node.lineno - 1 : node.end_lineno]).decode()
         after = (first + text.encode() + last).decode()
-        mutants.append(Mutant(path, kind, node.lineno, node.col_offset, before, after, whole_module))
+        mutants.append(Mutant(path, mutation, node.lineno, node.col_offset, before, after, whole_module))
     return mutants
 
 

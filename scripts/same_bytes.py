@@ -19,12 +19,12 @@ EPOCH = "SOURCE_DATE_EPOCH"
 
 def normalize(path: Path, epoch: int) -> None:
     """Rewrite a .tar.gz in place; all members get the date `epoch`, in seconds since 1970."""
-    with tarfile.open(path) as given:
-        members = {member.name: (member, _contents(given, member)) for member in given.getmembers()}
+    with tarfile.open(path) as archive:
+        members = {member.name: (member, _contents(archive, member)) for member in archive.getmembers()}
     held = io.BytesIO()
-    with tarfile.open(fileobj=held, mode="w", format=tarfile.PAX_FORMAT) as made:
+    with tarfile.open(fileobj=held, mode="w", format=tarfile.PAX_FORMAT) as plain:
         for _, (member, contents) in sorted(members.items()):
-            made.addfile(_plain(member, epoch), io.BytesIO(contents))
+            plain.addfile(_plain(member, epoch), io.BytesIO(contents))
     with path.open("wb") as file, gzip.GzipFile("", "wb", 9, file, epoch) as packed:
         packed.write(held.getvalue())
 

@@ -58,7 +58,7 @@ def main(words: list[str] | None = None) -> int:
     if not words:
         print(USAGE, end="", file=sys.stderr)
         return 2
-    name, *rest = words
+    name, *arguments = words
     if name in ("--help", "-h"):
         return show(USAGE)
     if name == "--version":
@@ -66,10 +66,10 @@ def main(words: list[str] | None = None) -> int:
 
         return show(f"stretto {version('stretto')}\n")
     if name not in COMMANDS:
-        kind = "flag" if name.startswith("-") else "command"
-        print(f"stretto: unknown {kind} {name!r}; stretto --help lists all commands", file=sys.stderr)
+        noun = "flag" if name.startswith("-") else "command"
+        print(f"stretto: unknown {noun} {name!r}; stretto --help lists all commands", file=sys.stderr)
         return 2
-    command = partial(run, name, words if COMMANDS[name] is client else rest)
+    command = partial(run, name, words if COMMANDS[name] is client else arguments)
     try:
         from stretto_client import console
     except ModuleNotFoundError:  # the client's dependencies are not installed
@@ -101,10 +101,10 @@ def exclude_current_folder(current: str) -> None:
 def drop_error_filters() -> None:
     """Make warnings no errors, here and in child processes, because libraries that we import warn."""
     wanted = os.environ.get("PYTHONWARNINGS", "").split(",")
-    kept = [each for each in wanted if not is_error_filter(each)]
+    kept = [option for option in wanted if not is_error_filter(option)]
     if kept != wanted:
         os.environ["PYTHONWARNINGS"] = ",".join(kept)
-        warnings.filters[:] = [each for each in warnings.filters if each[0] != "error"]  # type: ignore[index]
+        warnings.filters[:] = [entry for entry in warnings.filters if entry[0] != "error"]  # type: ignore[index]
 
 
 def is_error_filter(text: str) -> bool:

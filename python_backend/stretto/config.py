@@ -130,7 +130,7 @@ class EngineConfig:
 
     @classmethod
     def _from_record(cls, record: dict[str, Any], checkpoint: Path) -> "EngineConfig":
-        names = {each.name for each in fields(cls)} - {"checkpoint", "engine_args"}
+        names = {declared.name for declared in fields(cls)} - {"checkpoint", "engine_args"}
         ours = {name: record.pop(name) for name in names & set(record)}
         return cls(checkpoint, record, **ours)
 
@@ -246,28 +246,30 @@ class DecoderConfig:
 
         Unknown parameters are ignored.
         """
-        kinds = {each.name: each.type for each in fields(cls) if each.name in parameters}
-        values: dict[str, Any] = {name: parse_parameter(name, kind, parameters[name]) for name, kind in kinds.items()}
+        kinds = {declared.name: declared.type for declared in fields(cls) if declared.name in parameters}
+        values: dict[str, Any] = {
+            name: parse_parameter(name, value_type, parameters[name]) for name, value_type in kinds.items()
+        }
         return cls(**values)
 
 
-def parse_parameter(name: str, kind: Any, text: str) -> Any:
+def parse_parameter(name: str, value_type: Any, text: str) -> Any:
     """Convert the text of a Triton model parameter to a value.
 
     Args:
         name: Name of the parameter, for error messages.
-        kind: Type of the value: int, float, str, bool, or a union of one of these with None.
+        value_type: Type of the value: int, float, str, bool, or a union of one of these with None.
         text: Value as text.
 
     Raises:
-        ValueError: `text` is not a value of `kind`.
+        ValueError: `text` is not a value of `value_type`.
     """
-    if kind is bool:
+    if value_type is bool:
         if text not in ("true", "false"):
             raise ValueError(f"{name} must be true or false, got {text!r}")
         return text == "true"
-    kind = next(iter(get_args(kind)), kind)  # `int | None` means int; None is expressed by omission
+    value_type = next(iter(get_args(value_type)), value_type)  # `int | None` means int; None is expressed by omission
     try:
-        return kind(text)
+        return value_type(text)
     except ValueError:
-        raise ValueError(f"{name} must be {kind.__name__}, got {text!r}") from None
+        raise ValueError(f"{name} must be {value_type.__name__}, got {text!r}") from None

@@ -58,13 +58,13 @@ def _installed(group: str, path: tuple[str, ...]) -> tuple[Installed, ...]:
 
     The result is cached for each `path`, because reading all metadata takes about 20 ms.
     """
-    found: dict[tuple[str, str], Installed] = {}
-    for each in entry_points(group=group):
-        package = (each.dist.name, each.dist.version) if each.dist else ("unknown", "unknown")
-        found.setdefault((each.name, each.value), Installed(each.name, *package, each))
-    own = {each.name for each in found.values() if each.distribution == OWN}
-    wanted = [each for each in found.values() if each.distribution == OWN or each.name not in own]
-    return tuple(sorted(wanted, key=lambda each: (each.name, each.entry_point.value)))
+    registered: dict[tuple[str, str], Installed] = {}
+    for entry_point in entry_points(group=group):
+        package = (entry_point.dist.name, entry_point.dist.version) if entry_point.dist else ("unknown", "unknown")
+        registered.setdefault((entry_point.name, entry_point.value), Installed(entry_point.name, *package, entry_point))
+    own_names = {entry.name for entry in registered.values() if entry.distribution == OWN}
+    wanted = [entry for entry in registered.values() if entry.distribution == OWN or entry.name not in own_names]
+    return tuple(sorted(wanted, key=lambda entry: (entry.name, entry.entry_point.value)))
 
 
 def find(group: str, name: str) -> Installed | None:
@@ -73,17 +73,19 @@ def find(group: str, name: str) -> Installed | None:
     Raises:
         CheckpointError: If several packages register the name.
     """
-    found = [each for each in installed(group) if each.name == name]
-    if len(found) > 1:
-        values = [f"{each.entry_point.value} ({each.distribution} {each.version})" for each in found]
+    matches = [entry for entry in installed(group) if entry.name == name]
+    if len(matches) > 1:
+        values = [f"{entry.entry_point.value} ({entry.distribution} {entry.version})" for entry in matches]
         raise CheckpointError(f"{group}: {name}: expected one installed package, got {', '.join(values)}")
-    return found[0] if found else None
+    return matches[0] if matches else None
 
 
 def names(group: str) -> str:
     """Return the registered names of a group as text for error messages."""
-    known = sorted({each.name for each in installed(group)})
-    return ", ".join(known) or f"none; the package {OWN} is not installed, or is out of date (run scripts/setup.sh)"
+    registered = sorted({entry.name for entry in installed(group)})
+    return (
+        ", ".join(registered) or f"none; the package {OWN} is not installed, or is out of date (run scripts/setup.sh)"
+    )
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -101,13 +103,13 @@ def main(words: list[str] | None = None) -> int:
     """
     arguments(words)
     is_sound = True
-    for group, kind in ((FAMILIES, "family"), (CODECS, "codec"), (MARKERS, "marker")):
-        for each in installed(group):
-            print(f"{kind:7} {each.name:20} {each.distribution} {each.version}")
+    for group, noun in ((FAMILIES, "family"), (CODECS, "codec"), (MARKERS, "marker")):
+        for entry in installed(group):
+            print(f"{noun:7} {entry.name:20} {entry.distribution} {entry.version}")
             try:
-                find(group, each.name)
+                find(group, entry.name)
                 if group == FAMILIES:  # codecs import torch
-                    each.load()
+                    entry.load()
             except CheckpointError as error:
                 print(f"stretto families: {error}", file=sys.stderr)
                 is_sound = False

@@ -57,12 +57,12 @@ def regular_file(path: Path, max_bytes: int | None = None) -> Path:
         CheckpointError: It is not a regular file, or is too large.
         OSError: The file cannot be examined.
     """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a FIFO, socket or device"
-        raise CheckpointError(f"{path}: expected a regular file, got {kind}")
-    if max_bytes is not None and found.st_size > max_bytes:
-        raise CheckpointError(f"{path}: expected at most {max_bytes} bytes, got {found.st_size}")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        file_type = "a folder" if stat.S_ISDIR(status.st_mode) else "a FIFO, socket or device"
+        raise CheckpointError(f"{path}: expected a regular file, got {file_type}")
+    if max_bytes is not None and status.st_size > max_bytes:
+        raise CheckpointError(f"{path}: expected at most {max_bytes} bytes, got {status.st_size}")
     return path
 
 
@@ -88,7 +88,7 @@ def released_file(root: Path, name: str) -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
         missing = isinstance(error, FileNotFoundError)
         raise CheckpointError(f"{path} is missing" if missing else f"{path}: expected a file, got {error!r}") from error
-    outside = list(itertools.dropwhile(lambda place: place.is_relative_to(root.resolve()), places))
+    outside = list(itertools.dropwhile(lambda target: target.is_relative_to(root.resolve()), places))
     if outside and (len(outside) == len(places) or not _is_in_cache(root, outside)):
         raise CheckpointError(f"{path}: expected a file of this release, got a link to {places[-1]}")
     return regular_file(path)
@@ -137,18 +137,18 @@ def released_folder(root: Path, name: str) -> Path:
     """
     folder = root / _relative(root, name)
     try:
-        place = folder.resolve()
+        target = folder.resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
         raise CheckpointError(f"{folder}: expected a folder, got {error!r}") from error
-    if not place.is_relative_to(root.resolve()):
-        raise CheckpointError(f"{folder}: expected a folder of this release, got a link to {place}")
+    if not target.is_relative_to(root.resolve()):
+        raise CheckpointError(f"{folder}: expected a folder of this release, got a link to {target}")
     return folder
 
 
 def _relative(root: Path, name: str) -> str:
     """Return `name` if every part of the path is a plain name, otherwise raise CheckpointError."""
-    for part in name.split("/"):
-        plain_name(root, part)
+    for component in name.split("/"):
+        plain_name(root, component)
     return name
 
 
@@ -158,11 +158,11 @@ def _followed(path: Path) -> Iterator[Path]:
     Resolved folders make links of folders count as well.
     """
     for _ in range(MAX_LINKS):
-        place = path.parent.resolve(strict=True) / path.name
-        yield place
-        if not place.is_symlink():
+        target = path.parent.resolve(strict=True) / path.name
+        yield target
+        if not target.is_symlink():
             return
-        path = place.parent / os.readlink(place)
+        path = target.parent / os.readlink(target)
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
@@ -250,16 +250,16 @@ def check_layers(record: Any, path: Path | str) -> None:
 def leading_elsewhere(value: Any) -> str | None:
     """Return the first key in LEADS_ELSEWHERE that is set at any level of a JSON value, or None."""
     if isinstance(value, Mapping):
-        found = next((name for name in LEADS_ELSEWHERE if value.get(name) is not None), None)
-        return found or next(filter(None, map(leading_elsewhere, value.values())), None)
+        key = next((name for name in LEADS_ELSEWHERE if value.get(name) is not None), None)
+        return key or next(filter(None, map(leading_elsewhere, value.values())), None)
     return next(filter(None, map(leading_elsewhere, value)), None) if isinstance(value, list) else None
 
 
 def without_keys(value: Any, names: Iterable[str] = LEADS_ELSEWHERE) -> Any:
     """Return a copy of a JSON value with the keys `names` removed at every level."""
     if isinstance(value, Mapping):
-        return {name: without_keys(each, names) for name, each in value.items() if name not in names}
-    return [without_keys(each, names) for each in value] if isinstance(value, list) else value
+        return {name: without_keys(member, names) for name, member in value.items() if name not in names}
+    return [without_keys(member, names) for member in value] if isinstance(value, list) else value
 
 
 class MissingEntry(CheckpointError):
@@ -286,18 +286,18 @@ def entry(record: Mapping[str, Any], dotted: str, file: str | None = None) -> An
     return value
 
 
-def check_value(path: str, found: object, *supported: object, file: str = "config.json") -> None:
+def check_value(path: str, actual: object, *supported: object, file: str = "config.json") -> None:
     """Raise CheckpointError unless a value of a config is one of the supported ones.
 
     Args:
         path: Dotted path of the value.
-        found: The value; None if there is none.
+        actual: The value; None if there is none.
         supported: Supported values; None if the value may be missing.
         file: Name of the config's file, for the error message.
     """
-    if found not in supported:
+    if actual not in supported:
         expected = " or ".join(shown(value) for value in supported if value is not None) or "no value"
-        raise CheckpointError(f"{file}: {path}: expected {expected}, got {shown(found)}")
+        raise CheckpointError(f"{file}: {path}: expected {expected}, got {shown(actual)}")
 
 
 def optional_entry(record: Mapping[str, Any], dotted: str) -> Any:
@@ -386,7 +386,7 @@ def _check_depth(record: Any, path: Path | str) -> None:
     while level:
         if depth > MAX_DEPTH:
             raise CheckpointError(f"{path}: expected at most {MAX_DEPTH} levels of JSON, got more")
-        containers = [each for each in level if isinstance(each, Mapping | list)]
+        containers = [container for container in level if isinstance(container, Mapping | list)]
         level = [
             value
             for container in containers

@@ -146,19 +146,21 @@ class TinyGraph(nn.Module):
         """
         decoder = self.codec.decoder
         vectors = self.codec.quantiser.decode(codes)
-        hidden, pitch_hidden, last, phase, train, rest = state.split(decoder.sizes, 1)
+        hidden, pitch_hidden, last, phase, train, overlap = state.split(decoder.sizes, 1)
         values, hidden = trunk(decoder.trunk, vectors.float(), hidden)
-        found, pitch_hidden = trunk(decoder.pitch_trunk, vectors, pitch_hidden)
+        voice, pitch_hidden = trunk(decoder.pitch_trunk, vectors, pitch_hidden)
         usual = torch.tensor(5.3, dtype=torch.float64)  # exported as float32 if it were a plain number
-        pitch = (found[:, :, 0] + usual).exp().clamp(LOWEST_HZ, HIGHEST_HZ)
-        voicing = (found[:, :, 1] + 0.5).clamp(0, 1)
+        pitch = (voice[:, :, 0] + usual).exp().clamp(LOWEST_HZ, HIGHEST_HZ)
+        voicing = (voice[:, :, 1] + 0.5).clamp(0, 1)
         curve = torch.cat([last.unflatten(1, (2, 2)), torch.stack([pitch, voicing], 1)], 2)
         pitch_hz = self.upsample(curve[:, 0]).clamp(min=LOWEST_HZ)
         phases = cycles(pitch_hz) + phase
         train = torch.cat([train, pulses(phases[:, :-1], pitch_hz) * self.upsample(curve[:, 1])], 1)
         pulse_real, pulse_imaginary = self.spectrum(train, 4 / FFT_SIZE)
-        place = (first * HOPS * HOP)[:, None] + torch.arange(train.shape[1])
-        noise_real, noise_imaginary = self.spectrum(decoder.noise[place % NOISE_PERIOD], (0.375 * FFT_SIZE) ** -0.5)
+        samples_at = (first * HOPS * HOP)[:, None] + torch.arange(train.shape[1])
+        noise_real, noise_imaginary = self.spectrum(
+            decoder.noise[samples_at % NOISE_PERIOD], (0.375 * FFT_SIZE) ** -0.5
+        )
 
         voiced, turn, free, angle, noisy = values.split(BINS, dim=-1)
         gain_real, gain_imaginary = polar(voiced, math.pi * torch.tanh(turn))
@@ -169,8 +171,15 @@ class TinyGraph(nn.Module):
         imaginary = gain_real * pulse_imaginary + gain_imaginary * pulse_real
         real = real + level * (steady * angle.cos() + rough * noise_real)
         imaginary = imaginary + level * (steady * angle.sin() + rough * noise_imaginary)
-        samples, rest = self.overlap(real, imaginary, rest.float())
+        samples, overlap = self.overlap(real, imaginary, overlap.float())
 
         ending = phases[:, -1:]
-        after = [hidden, pitch_hidden, curve[:, :, -2:].flatten(1), ending - ending.floor(), train[:, -OVERLAP:], rest]
-        return samples, torch.cat([each.double() for each in after], 1)
+        after = [
+            hidden,
+            pitch_hidden,
+            curve[:, :, -2:].flatten(1),
+            ending - ending.floor(),
+            train[:, -OVERLAP:],
+            overlap,
+        ]
+        return samples, torch.cat([tensor.double() for tensor in after], 1)

@@ -35,17 +35,17 @@ class TritonPythonModel:
         stub.limit_gpu_share(parameters.number("mps_share", 100))
         checkpoint = parameters.speaking_checkpoint()
         family = family_at(checkpoint)
-        found = {
+        of_family = {
             "codec": family.codec,
             "device": parameters.device,
             "first_frames": str(family.first_chunk_frames),
             "steady_frames": str(family.steady_chunk_frames),
         }
         if family.num_codebooks:
-            found["num_codebooks"] = str(family.num_codebooks)
-        given = {name: text for name, text in parameters.strings.items() if text}  # empty: the default
-        given |= {"marker": os.environ[stub.MARKER]} if stub.MARKER in os.environ else {}
-        config = DecoderConfig.from_parameters(found | given)
+            of_family["num_codebooks"] = str(family.num_codebooks)
+        configured = {name: text for name, text in parameters.strings.items() if text}  # empty: the default
+        configured |= {"marker": os.environ[stub.MARKER]} if stub.MARKER in os.environ else {}
+        config = DecoderConfig.from_parameters(of_family | configured)
         aligner = open_aligner(config, parameters.path("aligner")) if config.aligner else None
         self.worker = DecoderWorker(open_codec(config, checkpoint), config, aligner=aligner)
         self.worker.wait_until_warm()

@@ -46,9 +46,11 @@ class TritonPythonModel:
         words = os.environ.get(stub.PRONUNCIATIONS)
         dictionary = Path(words) if words else None
         self.service = SpeechService(self.model, self.loop, table, limits, self.key.seal, dictionary)
-        self.watches = [HangWatch(part.has_work, [(pid, pid) for pid in part.engine_pids]) for part in self.model.parts]
-        for part, watch in zip(self.model.parts, self.watches, strict=True):
-            watch.start(f"the engine of {part.family.name}")
+        self.watches = [
+            HangWatch(engine.has_work, [(pid, pid) for pid in engine.engine_pids]) for engine in self.model.parts
+        ]
+        for engine, watch in zip(self.model.parts, self.watches, strict=True):
+            watch.start(f"the engine of {engine.family.name}")
         stub.keep_loaded_objects()
 
     def execute(self, requests: list[Any]) -> None:

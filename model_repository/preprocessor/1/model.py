@@ -51,8 +51,8 @@ class TritonPythonModel:
         chunking = json.loads(parameters.strings.get("chunking") or "{}")
         words = os.environ.get(stub.PRONUNCIATIONS)
         folders = (Path(folder) if folder else None, chunking, Path(words) if words else None)
-        given = (None, parameters.device, has_aligner, *folders)
-        self.preprocessor = Preprocessor(parameters.path("checkpoint"), *given)
+        options = (None, parameters.device, has_aligner, *folders)
+        self.preprocessor = Preprocessor(parameters.path("checkpoint"), *options)
         self.key = SealKey(stub.server_pid())
 
         def read(request: Any) -> RawRequest:

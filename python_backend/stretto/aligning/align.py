@@ -118,14 +118,14 @@ def word_spans(text: str) -> list[tuple[int, int]]:
     Returns:
         For each word, the index of its first character and of the character after it.
     """
-    found: list[tuple[int, int]] = []
+    ranges: list[tuple[int, int]] = []
     for unit in UNITS.finditer(text):
         start, end = unit.span()
-        if found and unicodedata.category(text[start]).startswith("M"):
-            found[-1] = found[-1][0], end  # a combining mark of the previous character
+        if ranges and unicodedata.category(text[start]).startswith("M"):
+            ranges[-1] = ranges[-1][0], end  # a combining mark of the previous character
         elif any(map(str.isalnum, unit.group())):
-            found.append((start, end))
-    return found
+            ranges.append((start, end))
+    return ranges
 
 
 def split_words(text: str) -> list[str]:
@@ -148,8 +148,8 @@ class Alphabet:
     @property
     def separator(self) -> int | None:
         """Id of the label between words, or None if the alphabet does not have one."""
-        found = self.labels.get(SEPARATOR)
-        return None if found == self.blank else found
+        label = self.labels.get(SEPARATOR)
+        return None if label == self.blank else label
 
     def spell(self, word: str) -> list[int]:
         """Return the labels of a word, omitting characters that are not in the alphabet."""
@@ -160,7 +160,7 @@ class Alphabet:
         plain = plain.upper() if "A" in self.labels and "a" not in self.labels else plain
         plain = plain.lower() if "a" in self.labels and "A" not in self.labels else plain
         ids = (self.labels.get(char) for char in plain if char != SEPARATOR)
-        return [each for each in ids if each is not None and each != self.blank]
+        return [label for label in ids if label is not None and label != self.blank]
 
 
 def times(log_p: NDArray[np.float32], words: Sequence[str], alphabet: Alphabet, duration_s: float) -> list[TimedWord]:
@@ -188,15 +188,15 @@ def times(log_p: NDArray[np.float32], words: Sequence[str], alphabet: Alphabet, 
         spelled = alphabet.spell(word) or [star]
         targets += spelled
         sizes.append(len(spelled))
-    found = spans(align(log_p, targets, alphabet.blank), log_p, alphabet.blank)
+    label_spans = spans(align(log_p, targets, alphabet.blank), log_p, alphabet.blank)
     second = duration_s / len(log_p)
     at = 0
     timed = list[TimedWord]()
     for index, (word, size) in enumerate(zip(words, sizes, strict=True)):
         at += bool(index and alphabet.separator is not None)
-        own = found[at : at + size]
+        word_labels = label_spans[at : at + size]
         at += size
-        weights = [each.end - each.start for each in own]
-        score = sum(each.score * weight for each, weight in zip(own, weights, strict=True)) / sum(weights)
-        timed.append(TimedWord(word, own[0].start * second, own[-1].end * second, min(1.0, score)))
+        weights = [span.end - span.start for span in word_labels]
+        score = sum(span.score * weight for span, weight in zip(word_labels, weights, strict=True)) / sum(weights)
+        timed.append(TimedWord(word, word_labels[0].start * second, word_labels[-1].end * second, min(1.0, score)))
     return timed

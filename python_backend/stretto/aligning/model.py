@@ -37,10 +37,14 @@ def read_alphabet(folder: Path) -> Alphabet:
     config = json_object(folder / CONFIG)
     labels = json_object(path)
     size = config.get("vocab_size")
-    if any(isinstance(each, dict) for each in labels.values()):
+    if any(isinstance(label_id, dict) for label_id in labels.values()):
         raise CheckpointError(f"{path}: expected the labels of one alphabet, got alphabets by language")
     ids = list(labels.values())
-    odd = [each for each in ids if not isinstance(size, int) or type(each) is not int or not 0 <= each < size]
+    odd = [
+        label_id
+        for label_id in ids
+        if not isinstance(size, int) or type(label_id) is not int or not 0 <= label_id < size
+    ]
     if odd or not isinstance(size, int):
         raise CheckpointError(f"{path}: expected ids below vocab_size {shown(size)}, got {shown(odd)}")
     if len(set(ids)) != len(ids):
@@ -48,8 +52,8 @@ def read_alphabet(folder: Path) -> Alphabet:
     blank = labels.get(BLANK, config.get("pad_token_id"))
     if type(blank) is not int or not 0 <= blank < size:
         raise CheckpointError(f"{folder / CONFIG}: pad_token_id: expected the id of the blank, got {shown(blank)}")
-    letters = {label: each for label, each in labels.items() if len(label) == 1}
-    if sum(label.isalpha() and each != blank for label, each in letters.items()) == 0:
+    letters = {label: label_id for label, label_id in labels.items() if len(label) == 1}
+    if sum(label.isalpha() and label_id != blank for label, label_id in letters.items()) == 0:
         raise CheckpointError(f"{path}: expected labels of single letters, got none")
     return Alphabet(letters, blank)
 
@@ -122,10 +126,10 @@ class Aligner:
             pcm = (pcm - pcm.mean()) / np.sqrt(pcm.var() + VARIANCE)
         with torch.inference_mode():
             logits = self._model(torch.from_numpy(pcm.astype(np.float32))[None].to(self._device)).logits[0]
-            found: NDArray[np.float32] = logits.float().log_softmax(-1).cpu().numpy()
-        if np.isnan(found).any():
+            log_p: NDArray[np.float32] = logits.float().log_softmax(-1).cpu().numpy()
+        if np.isnan(log_p).any():
             raise CannotAlign("expected finite outputs of the model, got NaN")
-        return found
+        return log_p
 
     def times(self, pcm: NDArray[np.float32], words: Sequence[str]) -> list[TimedWord]:
         """Return the start and end times of words in a recording.

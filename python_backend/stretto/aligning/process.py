@@ -60,8 +60,8 @@ class AlignerProcess:
         job = {"num_samples": sum(map(len, pcm)), "rate": rate, "text": text}
         try:
             at = 0
-            for part in pcm:
-                at += self._write(np.ascontiguousarray(part).data.cast("B"), at)
+            for samples in pcm:
+                at += self._write(np.ascontiguousarray(samples).data.cast("B"), at)
             answer = self._process.ask(job, MAX_WAIT_S)
         finally:
             self._process.release_memory()
@@ -72,7 +72,7 @@ class AlignerProcess:
             return None
         if "failed" in answer:
             raise ProcessFailed(f"an alignment failed: {answer['failed']}")
-        return [TimedWord(*each) for each in answer["words"]]
+        return [TimedWord(*word) for word in answer["words"]]
 
     def close(self) -> None:
         """Kill the process and release the shared memory."""

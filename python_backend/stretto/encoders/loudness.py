@@ -23,11 +23,11 @@ def _shelf(rate: int) -> tuple[np.ndarray, np.ndarray]:
     level = 10 ** (gain / 40)
     w = 2 * math.pi * frequency / rate
     cos = math.cos(w)
-    more = 2 * math.sqrt(level) * math.sin(w) / (2 * q)
+    slope = 2 * math.sqrt(level) * math.sin(w) / (2 * q)
     up = level + 1
     down = level - 1
-    above = level * np.array([up + down * cos + more, -2 * (down + up * cos), up + down * cos - more])
-    return above, np.array([up - down * cos + more, 2 * (down - up * cos), up - down * cos - more])
+    above = level * np.array([up + down * cos + slope, -2 * (down + up * cos), up + down * cos - slope])
+    return above, np.array([up - down * cos + slope, 2 * (down - up * cos), up - down * cos - slope])
 
 
 def _high_pass(rate: int) -> tuple[np.ndarray, np.ndarray]:

@@ -71,8 +71,8 @@ def resample_by_sinc(pcm: Tensor, sample_rate: int, target_rate: int) -> Tensor:
     target = target_rate // shared
     kernel, before = _sinc_kernel(source, target)
     padded = F.pad(pcm, (before, before + source))
-    made = F.conv1d(padded[None, None], kernel.to(pcm.device), stride=source)[0]
-    return made.T.reshape(-1)[: -(-len(pcm) * target // source)]
+    samples = F.conv1d(padded[None, None], kernel.to(pcm.device), stride=source)[0]
+    return samples.T.reshape(-1)[: -(-len(pcm) * target // source)]
 
 
 MEL_FOURIER = 1920
@@ -273,8 +273,8 @@ class _ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, C, bands / stride, T]."""
-        made = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(made + self.shortcut(x))
+        residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(residual + self.shortcut(x))
 
 
 class _BandReduction(nn.Module):
@@ -327,8 +327,8 @@ class _DenseLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, C + growth, T] for x [B, C, T]."""
-        made = _active(self.nonlinear2, self.linear1(_active(self.nonlinear1, x)))
-        return torch.cat([x, self.cam_layer(made)], 1)
+        narrowed = _active(self.nonlinear2, self.linear1(_active(self.nonlinear1, x)))
+        return torch.cat([x, self.cam_layer(narrowed)], 1)
 
 
 class _NormedConv(nn.Module):
@@ -374,13 +374,13 @@ class CamPlusPlus(nn.Module):
     def encode(self, pcm: Tensor) -> Tensor:
         """Return the x-vector, float32 [E], of samples [n] at 16 kHz in [-1, 1], n >= 1000."""
         bands = fbank(pcm, BANDS)
-        part = self.xvector.get_submodule
+        submodule = self.xvector.get_submodule
         x = self.head((bands - bands.mean(0)).T[None])
-        x = _active(part("tdnn.nonlinear"), part("tdnn.linear")(x))
+        x = _active(submodule("tdnn.nonlinear"), submodule("tdnn.linear")(x))
         for number in range(1, len(BLOCKS) + 1):
-            for layer in part(f"block{number}").children():
+            for layer in submodule(f"block{number}").children():
                 x = layer(x)
-            x = part(f"transit{number}.linear")(_active(part(f"transit{number}.nonlinear"), x))
-        x = _active(part("out_nonlinear"), x)
+            x = submodule(f"transit{number}.linear")(_active(submodule(f"transit{number}.nonlinear"), x))
+        x = _active(submodule("out_nonlinear"), x)
         pooled = torch.cat([x.mean(2), x.std(2)], 1)[..., None]
-        return part("dense.nonlinear.batchnorm")(part("dense.linear")(pooled))[0, :, 0]
+        return submodule("dense.nonlinear.batchnorm")(submodule("dense.linear")(pooled))[0, :, 0]

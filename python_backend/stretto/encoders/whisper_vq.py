@@ -157,8 +157,8 @@ def block_mask(is_sound: Tensor, block: int | None) -> Tensor:
         is_sound: False for padding, bool [B, T].
         block: Number of steps per block; None for full attention.
     """
-    place = torch.arange(is_sound.shape[1], device=is_sound.device) // (block or is_sound.shape[1])
-    return (place[:, None] >= place) & is_sound[:, None, None]
+    block_of_step = torch.arange(is_sound.shape[1], device=is_sound.device) // (block or is_sound.shape[1])
+    return (block_of_step[:, None] >= block_of_step) & is_sound[:, None, None]
 
 
 FOLDER = "ssl_tokenizer"
@@ -197,7 +197,7 @@ class SpeechTokenizer(nn.Module):
         30 s.
         """
         hop = self.features.hop_length
-        made = self.features(
+        features = self.features(
             np.pad(pcm, (0, self.frames_per_token * hop * is_remainder)),
             sampling_rate=HEARD_RATE,
             return_tensors="pt",
@@ -205,8 +205,8 @@ class SpeechTokenizer(nn.Module):
             pad_to_multiple_of=self.frames_per_token * hop,
         )["input_features"]
         weight = self.encoder.conv1.weight
-        is_sound = hop * torch.arange(made.shape[2])[None] < len(pcm)
-        tokens = self.encoder(made.to(weight), is_sound.to(weight.device))
+        is_sound = hop * torch.arange(features.shape[2])[None] < len(pcm)
+        tokens = self.encoder(features.to(weight), is_sound.to(weight.device))
         return tokens[0].cpu().numpy()[is_sound[0, :: self.frames_per_token].numpy()]
 
 
@@ -241,10 +241,10 @@ def read_tokenizer(folder: Path, num_codes: int) -> SpeechTokenizer:
         published = _published(folder)
     except UNREADABLE as error:
         raise CheckpointError(f"{folder}: expected GLM-4-Voice's tokenizer, got {error!r}") from error
-    found = (features.sampling_rate, features.feature_size, config.codes)
-    if found != (HEARD_RATE, config.mels, num_codes):
+    sizes = (features.sampling_rate, features.feature_size, config.codes)
+    if sizes != (HEARD_RATE, config.mels, num_codes):
         raise CheckpointError(
-            f"{folder}: expected {HEARD_RATE} Hz, {config.mels} mel bands and {num_codes} codes, got {found}"
+            f"{folder}: expected {HEARD_RATE} Hz, {config.mels} mel bands and {num_codes} codes, got {sizes}"
         )
     tokenizer = SpeechTokenizer(config, features)
     load_strictly(tokenizer.encoder, in_float32(_served(published, config), folder), folder)
@@ -257,13 +257,13 @@ def _published(folder: Path) -> dict[str, Tensor]:
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(regular_file(path), framework="pt") as file:
             places |= dict.fromkeys(list(file.keys()), path)
-    prefix = next(each for each in (*PREFIXES, None) if each is None or f"{each}conv1.weight" in places)
+    prefix = next(start for start in (*PREFIXES, None) if start is None or f"{start}conv1.weight" in places)
     if prefix is None:
         raise FileNotFoundError(f"{folder}: no model*.safetensors has a tensor conv1.weight")
     tensors = dict[str, Tensor]()
     for path in sorted(set(places.values())):
         with safe_open(path, framework="pt") as file:
-            names = [name for name, place in places.items() if place == path and name.startswith(prefix)]
+            names = [name for name, file_path in places.items() if file_path == path and name.startswith(prefix)]
             tensors |= {name.removeprefix(prefix): file.get_tensor(name) for name in names}
     return tensors
 

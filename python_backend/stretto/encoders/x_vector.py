@@ -63,7 +63,7 @@ class SpeakerConfig:
         if config.sample_rate != SAMPLE_RATE:
             raise ValueError(f"sample_rate must be {SAMPLE_RATE}, got {config.sample_rate}")
         lists = (config.enc_channels, config.enc_kernel_sizes, config.enc_dilations)
-        if len({len(each) for each in lists}) != 1 or len(config.enc_channels) < 3:
+        if len({len(values_by_layer) for values_by_layer in lists}) != 1 or len(config.enc_channels) < 3:
             raise ValueError(f"enc_channels, enc_kernel_sizes, enc_dilations: expected equal lengths >= 3, got {lists}")
         return config
 

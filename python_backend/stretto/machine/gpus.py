@@ -94,12 +94,12 @@ def percentage(text: str) -> int:
 def gibibytes(text: str) -> float:
     """Parse the memory of a GPU in GiB, for argparse."""
     try:
-        found = float(text)
+        size = float(text)
     except ValueError:
-        found = math.nan
-    if not 0 < found < math.inf:
+        size = math.nan
+    if not 0 < size < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number of GiB above 0, got {text!r}")
-    return found
+    return size
 
 
 def _gpu(line: str) -> Gpu | None:

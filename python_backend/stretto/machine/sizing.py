@@ -130,8 +130,8 @@ class Backbone(Shape):
     @property
     def weights(self) -> int:
         """Number of weights, with embeddings, output head and depth transformer."""
-        own = self.layer_weights + self.tables * self.vocabulary * self.hidden
-        return own if self.depth is None else own + self.depth.weights
+        num_weights = self.layer_weights + self.tables * self.vocabulary * self.hidden
+        return num_weights if self.depth is None else num_weights + self.depth.weights
 
     @property
     def kv_bytes(self) -> int:
@@ -289,9 +289,9 @@ def cpu_cache_bytes(family: Family, longest: int, window: int, row_bytes: int, s
     else:
         usual = PROMPT_ROWS + round(SECONDS / 2 * rows_per_s) if rows_per_s else MAX_CPU_ROWS
         rows = max(held, min(slots * min(usual, MAX_CPU_ROWS), CPU_CACHE_BYTES // row_bytes))
-    found = (rows + 2 * CPU_BLOCK_SIZE) * row_bytes
+    num_bytes = (rows + 2 * CPU_BLOCK_SIZE) * row_bytes
     latents = family.layout.latents
-    return found if latents is None else max(found, latents.cache_bytes(slots, longest))
+    return num_bytes if latents is None else max(num_bytes, latents.cache_bytes(slots, longest))
 
 
 def step_ms(backbone: Backbone, gpu: Gpu, streams: int) -> float:

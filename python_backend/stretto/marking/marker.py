@@ -56,7 +56,7 @@ def open_marker(name: str) -> Marker | None:
     """
     if not name:
         return None
-    found = entry_points.find(entry_points.MARKERS, name)
-    if found is None:
+    registered = entry_points.find(entry_points.MARKERS, name)
+    if registered is None:
         raise ValueError(f"marker: expected one of {entry_points.names(entry_points.MARKERS)}, got {name!r}")
-    return cast(Marker, found.load())
+    return cast(Marker, registered.load())

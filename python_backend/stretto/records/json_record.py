@@ -45,9 +45,9 @@ class JsonRecord(Generic[T]):
     annotation. If there is none, they contain pydantic's message.
     """
 
-    def __init__(self, kind: type[T] | Any) -> None:
-        self._kind = kind
-        self._adapter: TypeAdapter[T] = TypeAdapter(kind)
+    def __init__(self, hint: type[T] | Any) -> None:
+        self._hint = hint
+        self._adapter: TypeAdapter[T] = TypeAdapter(hint)
 
     def write(self, record: T) -> bytes:
         """Return the record as JSON, without validation."""
@@ -79,25 +79,25 @@ class JsonRecord(Generic[T]):
         if isinstance(raised, ValueError):  # likewise
             return InvalidRequest(field, "a valid value", f"an error: {raised}")
         path = field
-        kind = self._kind
-        for part in first["loc"]:
-            known = _parts(kind)
-            element = _element(kind)
-            if first["type"] in UNKNOWN and element is None and part not in known:
-                named = f"{path}.{shown(part)[1:-1]}"
-                return InvalidRequest(named, f"one of {_listed(known, str(part))}", "an unknown key")
-            path += f"[{part}]" if isinstance(part, int) else f".{part}"
-            kind = known.get(part, element)
-        expected = described(kind, of_kind=first["type"] not in OUT_OF_RANGE)
+        hint = self._hint
+        for key in first["loc"]:
+            fields_of_record = _parts(hint)
+            element = _element(hint)
+            if first["type"] in UNKNOWN and element is None and key not in fields_of_record:
+                named = f"{path}.{shown(key)[1:-1]}"
+                return InvalidRequest(named, f"one of {_listed(fields_of_record, str(key))}", "an unknown key")
+            path += f"[{key}]" if isinstance(key, int) else f".{key}"
+            hint = fields_of_record.get(key, element)
+        expected = described(hint, of_kind=first["type"] not in OUT_OF_RANGE)
         return InvalidRequest(path, expected or first["msg"].removeprefix("Input should be "), _got(first))
 
 
-def _listed(known: Iterable[str], key: str) -> str:
+def _listed(names_known: Iterable[str], key: str) -> str:
     """Return a list of known keys for an error message.
 
     If there are many, only the keys most similar to `key` are listed, because Triton truncates long errors.
     """
-    names = sorted(known)
+    names = sorted(names_known)
     if len(names) <= MAX_LISTED:
         return ", ".join(names)
     similar = get_close_matches(key[:MAX_KEY_CHARS], names, MAX_LISTED, cutoff=0.0)
@@ -110,41 +110,41 @@ def _got(error: ErrorDetails) -> str:
     return "none" if error["type"] == "missing" else shown(error["input"])
 
 
-def _bare(kind: Any) -> Any:
+def _bare(hint: Any) -> Any:
     """Return a type without its annotations."""
-    return _bare(get_args(kind)[0]) if get_origin(kind) in (Annotated, NotRequired) else kind
+    return _bare(get_args(hint)[0]) if get_origin(hint) in (Annotated, NotRequired) else hint
 
 
-def _parts(kind: Any) -> Mapping[Any, Any]:
+def _parts(hint: Any) -> Mapping[Any, Any]:
     """Map each field name of a record to the field's type."""
-    bare = _bare(kind)
-    for each in (bare, *get_args(bare)):
-        if is_dataclass(each):
-            hints = get_type_hints(each, include_extras=True)
-            return {field.name: hints[field.name] for field in fields(each)}
-        if is_typeddict(each):
-            return get_type_hints(each, include_extras=True)
+    bare = _bare(hint)
+    for member in (bare, *get_args(bare)):
+        if is_dataclass(member):
+            hints = get_type_hints(member, include_extras=True)
+            return {field.name: hints[field.name] for field in fields(member)}
+        if is_typeddict(member):
+            return get_type_hints(member, include_extras=True)
     return {}
 
 
-def _element(kind: Any) -> Any:
+def _element(hint: Any) -> Any:
     """Return the type of a list's elements."""
-    bare = _bare(kind)
+    bare = _bare(hint)
     return get_args(bare)[0] if get_origin(bare) in (list, tuple) else None
 
 
-def described(kind: Any, of_kind: bool = False) -> str | None:
+def described(hint: Any, of_kind: bool = False) -> str | None:
     """Return the description of the expected value from the annotations of a type or of a nested type.
 
     Args:
-        kind: The type.
+        hint: The type.
         of_kind: True to describe only the kind of a number, without its range.
     """
-    for mark in getattr(kind, "__metadata__", ()):
+    for mark in getattr(hint, "__metadata__", ()):
         if isinstance(mark, FieldInfo | Expected) and mark.description:
             return (of_kind and isinstance(mark, Expected) and mark.kind) or mark.description
-    inner = get_args(kind) if get_origin(kind) in (Annotated, NotRequired, Union, UnionType) else ()
-    return next(filter(None, (described(each, of_kind) for each in inner)), None)
+    inner = get_args(hint) if get_origin(hint) in (Annotated, NotRequired, Union, UnionType) else ()
+    return next(filter(None, (described(member, of_kind) for member in inner)), None)
 
 
 MAX_BYTES = 16 * 1024
@@ -222,9 +222,9 @@ MAX_MESSAGE = 200  # maximum number of characters quoted from msgspec's message,
 class PackedRecord(Generic[T]):
     """MessagePack reader and writer for one dataclass, whose field limits are `msgspec.Meta` annotations."""
 
-    def __init__(self, kind: type[T]) -> None:
+    def __init__(self, record_type: type[T]) -> None:
         self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(kind)
+        self._decoder = msgspec.msgpack.Decoder(record_type)
 
     def write(self, record: T) -> bytes:
         """Return the record as MessagePack, without validation."""
@@ -282,29 +282,29 @@ class Packed:
 
 def limits_of(option: Any) -> msgspec.Meta:
     """Convert the limits in an option type, such as `SampleRate`, to a msgspec annotation."""
-    (expected,) = (each for each in option.__metadata__ if isinstance(each, Expected))
+    (expected,) = (mark for mark in option.__metadata__ if isinstance(mark, Expected))
     if expected.pattern is None:
         return msgspec.Meta(ge=expected.ge, le=expected.le)
     return msgspec.Meta(pattern=expected.pattern.removesuffix("$") + r"\Z")  # "$" permits a newline at the end
 
 
-def _check_keys(path: str, given: Any, known: Any) -> None:
-    """Raise InvalidRequest if a dict in the raw data `given` has a key that is not in the decoded data `known`."""
-    if isinstance(given, dict):
-        for key, value in given.items():
-            if key not in known:
-                expected = f"one of {', '.join(sorted(known))}"
+def _check_keys(path: str, raw: Any, decoded: Any) -> None:
+    """Raise InvalidRequest if a dict in the raw data has a key that is not in the decoded data."""
+    if isinstance(raw, dict):
+        for key, value in raw.items():
+            if key not in decoded:
+                expected = f"one of {', '.join(sorted(decoded))}"
                 raise InvalidRequest(f"{path}.{shown(key)[1:-1]}", expected, "an unknown key")
-            _check_keys(f"{path}.{key}", value, known[key])
-    elif isinstance(given, list):
-        for index, (value, read) in enumerate(zip(given, known, strict=True)):
+            _check_keys(f"{path}.{key}", value, decoded[key])
+    elif isinstance(raw, list):
+        for index, (value, read) in enumerate(zip(raw, decoded, strict=True)):
             _check_keys(f"{path}[{index}]", value, read)
 
 
 def _refusal(field: str, text: str, data: bytes) -> InvalidRequest:
     """Return the InvalidRequest for msgspec's error message `text`."""
-    message, _, place = text.partition(AT)
-    path = place.rpartition("$")[2].rstrip("`")
+    message, _, location = text.partition(AT)
+    path = location.rpartition("$")[2].rstrip("`")
     if message.startswith("Expected "):
         expected, _, got = message.removeprefix("Expected ").replace("`", "").partition(", got ")
         return InvalidRequest(field + path, expected, _value_at(path, data) or got or "another value")

@@ -167,7 +167,7 @@ class Prompt:
     @property
     def inputs(self) -> "tuple[InputAudio | InputImage, ...]":
         """Audio inputs and images, in prompt order."""
-        return tuple(sorted((*self.audios, *self.images), key=lambda each: each.first_row))
+        return tuple(sorted((*self.audios, *self.images), key=lambda model_input: model_input.first_row))
 
     def reference_ids(self, stream: int, delay: int) -> NDArray[np.int32]:
         """Return the ids that stream `stream`, delayed by `delay` rows, has in the reference frames, int32 [n]."""
@@ -222,8 +222,8 @@ class Prompt:
         audios = _parts(f"{field}.audios", record.audios, features)
         images = _parts(f"{field}.images", record.images, patches)
         arrays = {
-            "audios": tuple(InputAudio(span.first_row, span.num_rows, part) for span, part in audios),
-            "images": tuple(InputImage(span.first_row, span.height, span.width, part) for span, part in images),
+            "audios": tuple(InputAudio(span.first_row, span.num_rows, features) for span, features in audios),
+            "images": tuple(InputImage(span.first_row, span.height, span.width, patches) for span, patches in images),
             "delayed_tail": None if record.delayed_tail is None else _delayed_tail(field, record.delayed_tail, rows),
             "condition": None if record.condition is None else record.condition.read(f"{field}.condition"),
         }
@@ -277,7 +277,7 @@ class ConditionRecord:
 
 # Types of the fields of a serialised Prompt: without `rows` and `features`, and without arrays.
 _RECORD: dict[str, Any] = {
-    name: kind for name, kind in get_type_hints(Prompt, include_extras=True).items() if name != "rows"
+    name: hint for name, hint in get_type_hints(Prompt, include_extras=True).items() if name != "rows"
 } | {
     "audios": tuple[AudioSpan, ...],
     "images": tuple[ImageSpan, ...],
@@ -289,9 +289,9 @@ _PACKED: PackedRecord[Any] = PackedRecord(make_dataclass("PromptRecord", _RECORD
 
 def _delayed_tail(field: str, lists: list[list[int]], rows: NDArray[np.int32]) -> NDArray[np.int32]:
     width = rows.shape[1] - 1
-    if any(len(each) != width for each in lists):
+    if any(len(row) != width for row in lists):
         raise InvalidRequest(
-            f"{field}.delayed_tail", f"rows of {width} ids", f"rows of {sorted({len(each) for each in lists})} ids"
+            f"{field}.delayed_tail", f"rows of {width} ids", f"rows of {sorted({len(row) for row in lists})} ids"
         )
     return np.array(lists, np.int32).reshape(-1, width)
 

@@ -102,15 +102,15 @@ def check_ranges(record: Any, path: str = "") -> None:
 
 
 @cache
-def _ranges(kind: Any) -> tuple[tuple[str, Expected, bool], ...]:
+def _ranges(record: Any) -> tuple[tuple[str, Expected, bool], ...]:
     """Return the name of each field with a range, the range, and True if the field may be None."""
-    found = []
-    for name, hint in get_type_hints(kind, include_extras=True).items():
+    ranges_by_name = []
+    for name, hint in get_type_hints(record, include_extras=True).items():
         members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         marks = [mark for member in members for mark in getattr(member, "__metadata__", ())]
         ranges = [mark for mark in marks if isinstance(mark, Expected) and mark.kind]
-        found += [(name, expected, type(None) in members) for expected in ranges]
-    return tuple(found)
+        ranges_by_name += [(name, expected, type(None) in members) for expected in ranges]
+    return tuple(ranges_by_name)
 
 
 def option_name(field: str) -> str:
@@ -220,8 +220,8 @@ class SamplingConfig:
 
     def check(self) -> None:
         """Raise InvalidRequest if a value is outside the range of its option, or values contradict each other."""
-        for path, part in (("text.", self.text), ("audio.", self.audio), ("depth.", self.depth)):
-            check_ranges(part, path)
+        for path, sampling in (("text.", self.text), ("audio.", self.audio), ("depth.", self.depth)):
+            check_ranges(sampling, path)
         if self.latents is not None:
             check_ranges(self.latents, "latents.")
         check_ranges(self)
@@ -267,8 +267,8 @@ class SamplingConfig:
             raise InvalidRequest("options.guidance.until_s", "a number of seconds, because policy is 'until_s'", "none")
 
 
-def _numbers(kind: type) -> dict[str, Option]:
-    hints = get_type_hints(kind, include_extras=True)
+def _numbers(record: type) -> dict[str, Option]:
+    hints = get_type_hints(record, include_extras=True)
     marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
     return {name: mark for name, many in marks.items() for mark in many if isinstance(mark, Option)}
 

@@ -127,9 +127,9 @@ def _depth_weights(
     shapes |= {"o_proj": (spec.hidden, wide), "down_proj": (spec.hidden, spec.intermediate)}
     shapes |= dict.fromkeys(("gate_proj", "up_proj"), (spec.intermediate, spec.hidden))
     for layer in range(spec.num_layers):
-        for part in [f"sets.{index}." for index in range(spec.num_sets)] or [""]:
+        for prefix in [f"sets.{index}." for index in range(spec.num_sets)] or [""]:
             for name, shape in shapes.items():
-                weights[f"depth.layers.{layer}.{part}{name}.weight"] = random(*shape, scale=1.5 * shape[1] ** -0.5)
+                weights[f"depth.layers.{layer}.{prefix}{name}.weight"] = random(*shape, scale=1.5 * shape[1] ** -0.5)
         for name in ("input_layernorm", "post_attention_layernorm"):
             weights[f"depth.layers.{layer}.{name}.weight"] = torch.ones(spec.hidden)
         for name in ("q_norm", "k_norm") if spec.has_head_norms else ():
@@ -217,7 +217,7 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
         task: Name of the task; None to alternate.
         **changes: Fields of `SamplingConfig` to override.
     """
-    tasks = [each.name for each in family.tasks]
+    tasks = [known_task.name for known_task in family.tasks]
     task = task or tasks[index % len(tasks)]
     if family.layout.latents is not None:
         return _latent_prompt(family, family.layout.latents, index, task, changes)
@@ -257,8 +257,8 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
     if not family.warm_up.is_sampled and task == "audio_lm":  # the reply continues the audio of the prompt
         delayed_tail = np.stack([random.integers(ids.start, ids.stop, 8) for ids in family.layout.audio[1:]], 1)
         delayed_tail = delayed_tail.astype(np.int32)
-    more: dict[str, Any] = {"delayed_tail": delayed_tail, "track": make_track(family, index)}
-    return Prompt(task, rows, replace(sampling, **changes), condition=make_condition(family, index), **more)
+    optional: dict[str, Any] = {"delayed_tail": delayed_tail, "track": make_track(family, index)}
+    return Prompt(task, rows, replace(sampling, **changes), condition=make_condition(family, index), **optional)
 
 
 def _latent_prompt(family: Family, latents: LatentSpec, index: int, task: str, changes: dict[str, Any]) -> Prompt:
@@ -284,13 +284,13 @@ def _latent_prompt(family: Family, latents: LatentSpec, index: int, task: str, c
     scale = (2.0, 1.0, 3.0)[index % 3]
     if latents.has_unit_noise:
         temperature = 1.0
-    given = LatentSampling(
+    latent_sampling = LatentSampling(
         steps=steps[index % min(len(steps), 4)],
         tail_rows=1 + index % 3,
         guidance_scale=scale if family.drawing.guides_rows else 1.0,
     )
     audio = replace(defaults.audio, min_rows=5, max_rows=20 + index % 9, temperature=temperature)
-    sampling = replace(defaults, audio=audio, latents=given, seed=1000 + index)
+    sampling = replace(defaults, audio=audio, latents=latent_sampling, seed=1000 + index)
     if family.guided_streams:
         sampling = replace(sampling, guidance_scale=scale)
     return Prompt(task, rows, replace(sampling, **changes))

@@ -121,7 +121,9 @@ class Engine:
         params = sampling_params(prompt, self.rules, host)
         tokens = prompt.rows[:, 0].tolist()
         hasher = self.core.request_block_hasher
-        adapters = {each.lora_name: each for each in lora_requests(self.core.vllm_config)}
+        adapters = {
+            adapter_request.lora_name: adapter_request for adapter_request in lora_requests(self.core.vllm_config)
+        }
         adapter = adapters[prompt.adapter] if prompt.adapter else None
         request = Request(request_id, tokens, params, None, lora_request=adapter, block_hasher=hasher)
         self.core.add_request(request)
@@ -257,8 +259,8 @@ def assert_family_conforms(
     prompts = make_prompts(family, num_prompts)
     are_latents = family.layout.latents is not None
     expected = {} if are_latents else expected_rows(folder, family, prompts)
-    own = family.unconditional.pair
-    has_long_pairs = bool(family.guided_streams) and (own is None or not own("").follows_rows)
+    pair = family.unconditional.pair
+    has_long_pairs = bool(family.guided_streams) and (pair is None or not pair("").follows_rows)
     engine = Engine(folder, **TIGHT, num_gpu_blocks_override=NUM_BLOCKS + 2 * has_long_pairs)
     try:
         if are_latents:
@@ -277,12 +279,12 @@ def assert_family_conforms(
 def expected_rows(folder: Path, family: Family, prompts: Mapping[str, Prompt]) -> dict[str, list[Row]]:
     """Generate replies with the reference; return the output-stream ids of all rows by request id."""
     reference = ReferenceModel(folder, family, TIGHT["max_model_len"])
-    found = {}
+    rows_by_name = {}
     for name, prompt in prompts.items():
         rows, lead = reference.reply(prompt)
         assert lead > MIN_MARGIN, f"{name}: two ids are equally likely in the reference; choose another seed"
-        found[name] = [row[: family.layout.num_output_streams] for row in rows]
-    return found
+        rows_by_name[name] = [row[: family.layout.num_output_streams] for row in rows]
+    return rows_by_name
 
 
 def num_preemptions(answers: Mapping[str, Answer]) -> int:
@@ -292,6 +294,8 @@ def num_preemptions(answers: Mapping[str, Answer]) -> int:
 
 def _compare(name: str, rows: list[Row], expected: list[Row]) -> None:
     if rows != expected:
-        index = next((i for i, (own, other) in enumerate(zip(rows, expected, strict=False)) if own != other), len(rows))
-        own, other = (found[index] if index < len(found) else "the end" for found in (rows, expected))
-        raise AssertionError(f"{name}: row {index} of the reply: expected {other}, got {own}")
+        index = next(
+            (i for i, (actual, other) in enumerate(zip(rows, expected, strict=False)) if actual != other), len(rows)
+        )
+        actual, other = (reply[index] if index < len(reply) else "the end" for reply in (rows, expected))
+        raise AssertionError(f"{name}: row {index} of the reply: expected {other}, got {actual}")

@@ -98,9 +98,9 @@ class SteppedReference:
     def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.spec.eps) * self.mine[name]
 
-    def product(self, x: torch.Tensor, layer: int, part: str) -> torch.Tensor:
+    def product(self, x: torch.Tensor, layer: int, module: str) -> torch.Tensor:
         """Multiply x [n, W], for positions 0 to n - 1, by the weights of each position."""
-        names = [f"layers.{layer}.sets.{index}.{part}.weight" for index in self.spec.schedule[: len(x)]]
+        names = [f"layers.{layer}.sets.{index}.{module}.weight" for index in self.spec.schedule[: len(x)]]
         return torch.stack([self.mine[name] @ row for name, row in zip(names, x, strict=True)])
 
     def attend(self, x: torch.Tensor, layer: int) -> torch.Tensor:
@@ -108,8 +108,8 @@ class SteppedReference:
         query, key, value = (self.product(x, layer, f"{name}_proj") for name in "qkv")
         query = query.view(len(x), spec.num_heads, -1)
         key, value = (
-            each.view(len(x), spec.num_kv_heads, -1).repeat_interleave(spec.num_heads // spec.num_kv_heads, 1)
-            for each in (key, value)
+            projected.view(len(x), spec.num_kv_heads, -1).repeat_interleave(spec.num_heads // spec.num_kv_heads, 1)
+            for projected in (key, value)
         )
         scores = torch.einsum("qhd,khd->hqk", query, key) * spec.head_dim**-0.5
         scores = scores.masked_fill(torch.ones(len(x), len(x)).triu(1).bool(), -math.inf)
@@ -130,7 +130,7 @@ class SteppedReference:
         for layer in range(self.spec.num_layers):
             x = x + self.attend(self.norm(x, f"layers.{layer}.input_layernorm.weight"), layer)
             normed = self.norm(x, f"layers.{layer}.post_attention_layernorm.weight")
-            gate, up = (self.product(normed, layer, f"{part}_proj") for part in ("gate", "up"))
+            gate, up = (self.product(normed, layer, f"{name}_proj") for name in ("gate", "up"))
             x = x + self.product(torch.nn.functional.silu(gate) * up, layer, "down_proj")
         spread[list(self.layout.audio[len(ids)])] = self.mine["heads"][len(ids) - 1] @ x[-1]
         return spread.tolist()
@@ -140,6 +140,6 @@ def depth_reference(family: Family, weights: dict[str, torch.Tensor]) -> SlowDep
     """Return the slow depth transformer of a family, whose tensors are removed from `weights`."""
     spec = cast(DepthSpec, family.depth)
     if spec.reference is not None:
-        own: SlowDepth = spec.reference(family, weights)
-        return own
+        slow: SlowDepth = spec.reference(family, weights)
+        return slow
     return (SteppedReference if spec.schedule else DepthReference)(family, weights)

@@ -107,16 +107,16 @@ class CachedRows:
         total = embedded.masked_fill(silent[..., None], 0.0).sum(1)
         return total if self.conditions is None else total + self.conditions.added
 
-    def last_hidden(self, rows: list[Row], place: int) -> torch.Tensor:
+    def last_hidden(self, rows: list[Row], distance: int) -> torch.Tensor:
         """Return the hidden state [1, H] from which the row after `rows` is sampled.
 
         A simple rule replaces the MCTP modules: the previous hidden state plus the last row's embedding, normalised.
 
         Args:
             rows: All rows so far.
-            place: Number of rows since the last one that the main model generated.
+            distance: Number of rows since the last one that the main model generated.
         """
-        if place:
+        if distance:
             mixed = self.newest_hidden + self.embed(rows[-1:])
             self.newest_hidden = mixed / (mixed.square().mean() + 1e-6).sqrt()
         else:
@@ -369,9 +369,9 @@ class _Reply:
             return row
         frame = position - self.audio_start
         if self.audio_end is None and not self.meets_limit(frame):
-            given = self.rule.given_row(lambda: self.draw_first(logits[0], frame))
-            if given is not None:
-                row[0], row[cast(Any, family.text_track).stream] = given
+            row_given = self.rule.given_row(lambda: self.draw_first(logits[0], frame))
+            if row_given is not None:
+                row[0], row[cast(Any, family.text_track).stream] = row_given
                 return row
         if self.audio_end is None:
             row[0] = self.audio_token(logits[0], frame)
@@ -433,8 +433,8 @@ class _Reply:
             ends = []
         places = self.family.layout.frame_codec.places
         if places:  # a frame takes several rows, and the audio ends between two frames
-            place = frame % len(places)
-            return list(places[place]) + ends * (place == 0 and frame >= self.sampling.audio.min_rows)
+            row_of_frame = frame % len(places)
+            return list(places[row_of_frame]) + ends * (row_of_frame == 0 and frame >= self.sampling.audio.min_rows)
         ends *= frame >= self.sampling.audio.min_rows
         codes = stream_ids(self.family, 0)
         return self.rule.permitted(codes, ends)
@@ -473,8 +473,8 @@ class _Reply:
 
     def audio_token(self, logits: list[float], frame: int) -> int:
         family = self.family
-        own = self.rule.sampled(logits, frame, uniform(self.seed, len(self.rows), 0, 0), family)
-        token, margin = own or (self.draw_first(logits, frame), math.inf)
+        sampled = self.rule.sampled(logits, frame, uniform(self.seed, len(self.rows), 0, 0), family)
+        token, margin = sampled or (self.draw_first(logits, frame), math.inf)
         self.lead = min(self.lead, margin)
         is_end = token in (*family.drawn_ends, family.end_of_audio)
         self.audio_met_limit = self.meets_limit(frame)
@@ -490,8 +490,8 @@ class _Reply:
     def draw_first(self, logits: list[float], frame: int) -> int:
         """Sample stream 0 of row `frame` of the audio."""
         penalized = self.penalized(logits)
-        own = self.rule.penalized(logits, penalized, 0)
-        return self.draw(own, self.first_ids(frame), 0, self.sampling.audio, penalized)
+        with_rule = self.rule.penalized(logits, penalized, 0)
+        return self.draw(with_rule, self.first_ids(frame), 0, self.sampling.audio, penalized)
 
     def draw(
         self,

@@ -28,8 +28,8 @@ def failed_response(error: BaseException, subject: str) -> Any:
         error: The error.
         subject: Name of the model or utterance, for messages about internal errors.
     """
-    code, kind = _code_and_kind(error)
-    detail = f"{kind}: {client_message(error, subject)}"
+    code, category = _code_and_kind(error)
+    detail = f"{category}: {client_message(error, subject)}"
     return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(detail[:MAX_MESSAGE], code))
 
 

@@ -30,8 +30,8 @@ class CudaRings:
     """
 
     def __init__(self, device: str) -> None:
-        kind, _, index = device.partition(":")
-        self._device = int(index or 0) if kind == "cuda" else None
+        device_type, _, index = device.partition(":")
+        self._device = int(index or 0) if device_type == "cuda" else None
         self._bytes = FairLimit(MAX_TOTAL_BYTES)
         self._lock = threading.Lock()
         if self._device is not None:
@@ -61,8 +61,8 @@ class CudaRings:
         size = -(-num_bytes // BLOCK) * BLOCK
         with self._lock:
             if not self._bytes.has_free(host, size):
-                own = self._bytes.held_by(host)
-                held = f"{self._bytes.held} bytes of rings, {own} of them of this host, are in use"
+                num_of_host = self._bytes.held_by(host)
+                held = f"{self._bytes.held} bytes of rings, {num_of_host} of them of this host, are in use"
                 raise Overloaded(f"GPU memory: {held} (limit {MAX_TOTAL_BYTES}); try again")
             self._bytes.acquire(host, size)
         try:
@@ -139,9 +139,9 @@ def send_descriptor(memory: CudaMemory, path: Path) -> None:
     expected = "a ring with a datagram socket of the server's user"
     descriptor: int | None = None
     try:
-        found = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+        socket_file = os.open(path, os.O_PATH | os.O_NOFOLLOW)
         try:
-            status = os.fstat(found)
+            status = os.fstat(socket_file)
             if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
                 raise InvalidRequest(field, expected, f"{path.name}: no socket, or one of another user")
             descriptor = memory.export()
@@ -149,9 +149,9 @@ def send_descriptor(memory: CudaMemory, path: Path) -> None:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
                 # By descriptor, because the file may have been replaced since it was checked. `socket.send_fds` ignores
                 # its arguments `flags` and `address`.
-                sender.sendmsg([memory.bus_id()], rights, socket.MSG_DONTWAIT, f"/proc/self/fd/{found}")
+                sender.sendmsg([memory.bus_id()], rights, socket.MSG_DONTWAIT, f"/proc/self/fd/{socket_file}")
         finally:
-            os.close(found)
+            os.close(socket_file)
     except OSError as error:
         if error.errno in FULL:
             raise Overloaded(f"GPU memory: {error.strerror}; try again") from error

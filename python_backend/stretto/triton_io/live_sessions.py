@@ -185,7 +185,7 @@ class LiveSession:
         self._reader = self._reader + 1
         self._next_read = first or 0
         self._num_unread_bytes = sum(
-            num_bytes(each) for each in islice(self._chunks, self._next_read - self._oldest, None)
+            num_bytes(chunk) for chunk in islice(self._chunks, self._next_read - self._oldest, None)
         )
         reader = self._reader
         self.flow = flow
@@ -204,8 +204,8 @@ class LiveSession:
                 if self._next_read < self._num_chunks:
                     number = self._next_read
                     index = index + 1
-                    each = self._read_next()
-                    yield replace(each, chunk=replace(each.chunk, index=index, kept=self._kept_at(number)))
+                    next_chunk = self._read_next()
+                    yield replace(next_chunk, chunk=replace(next_chunk.chunk, index=index, kept=self._kept_at(number)))
                 elif self._has_ended:
                     if self._failure is not None:
                         self._has_failed = True
@@ -246,31 +246,31 @@ class LiveSession:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
 
-    def check(self, part: AudioPart) -> None:
-        """Raise InvalidRequest if the audio is complete, or `part` is not 0 and none was accepted."""
+    def check(self, audio_part: AudioPart) -> None:
+        """Raise InvalidRequest if the audio is complete, or its number is not 0 and none was accepted."""
         if self._is_complete:
-            raise InvalidRequest("session", "no further part, as the audio is complete", f"part {part.part}")
-        if part.part and not self._next_part:
-            raise InvalidRequest("session.part", "0, the number of the next part", part.part)
+            raise InvalidRequest("session", "no further part, as the audio is complete", f"part {audio_part.part}")
+        if audio_part.part and not self._next_part:
+            raise InvalidRequest("session.part", "0, the number of the next part", audio_part.part)
 
-    async def take_turn(self, part: AudioPart) -> None:
-        """Wait until all parts before `part` have been accepted, and accept it.
+    async def take_turn(self, audio_part: AudioPart) -> None:
+        """Wait until all earlier parts have been accepted, and accept it.
 
         Raises:
             InvalidRequest: The part has already been accepted, an earlier part is missing, or the audio is complete.
         """
         async with self._moved:
             if self._is_complete:
-                raise InvalidRequest("session", "no further part, as the audio is complete", f"part {part.part}")
+                raise InvalidRequest("session", "no further part, as the audio is complete", f"part {audio_part.part}")
             try:
                 async with asyncio.timeout(PART_S):
-                    await self._moved.wait_for(lambda: part.part <= self._next_part)
+                    await self._moved.wait_for(lambda: audio_part.part <= self._next_part)
             except TimeoutError:
                 pass
-            if part.part != self._next_part:
-                raise InvalidRequest("session.part", f"{self._next_part}, the number of the next part", part.part)
-            self._next_part = part.part + 1
-            self._is_complete = part.is_last
+            if audio_part.part != self._next_part:
+                raise InvalidRequest("session.part", f"{self._next_part}, the number of the next part", audio_part.part)
+            self._next_part = audio_part.part + 1
+            self._is_complete = audio_part.is_last
             self._moved.notify_all()
 
 
@@ -290,31 +290,33 @@ class LiveSessions:
         self._open: dict[str, LiveSession] = {}
         self._ended: deque[LiveSession] = deque()
 
-    async def write(self, part: AudioPart) -> Envelope:
+    async def write(self, audio_part: AudioPart) -> Envelope:
         """Append a part; return its receipt once the reply is at most MAX_AHEAD_S behind.
 
         Raises:
             InvalidRequest: The session does not exist, or rejects the part.
             Closing: The session has lost its audio, or is too far behind.
         """
-        session = self._open.get(part.session)
+        session = self._open.get(audio_part.session)
         track = self._model.family.code_track
         if session is None or track is None:
-            raise unknown_session(part.session)
-        if part.lost:
-            session.check(part)
-            failure = Closing(part.lost)
+            raise unknown_session(audio_part.session)
+        if audio_part.lost:
+            session.check(audio_part)
+            failure = Closing(audio_part.lost)
             self._model.end_session(session.request_id, failure)
             raise failure
-        await session.take_turn(part)
-        frames = np.frombuffer(part.frames, np.int32).reshape(-1, len(track.streams))
+        await session.take_turn(audio_part)
+        frames = np.frombuffer(audio_part.frames, np.int32).reshape(-1, len(track.streams))
         max_ahead = int(MAX_AHEAD_S * self._model.family.frame_rate)
-        written = self._model.write_frames(session.request_id, frames, part.is_last, part.seconds, max_ahead)
+        written = self._model.write_frames(
+            session.request_id, frames, audio_part.is_last, audio_part.seconds, max_ahead
+        )
         num_frames, lag_frames = await written
         await session.wait_for_reader()
         assert session.flow is not None, "parts come after the session's first connection"
         return Envelope(
-            session.utterance, session.flow, None, receipt=part.part, frames=num_frames, lag_frames=lag_frames
+            session.utterance, session.flow, None, receipt=audio_part.part, frames=num_frames, lag_frames=lag_frames
         )
 
     async def follow(
@@ -403,9 +405,9 @@ class LiveSessions:
 
         If MAX_ENDED others wait for a connection, end the oldest one of the host that has most of them.
         """
-        unread = [each for each in self._ended if not each.is_connected]
+        unread = [session for session in self._ended if not session.is_connected]
         if len(unread) >= MAX_ENDED:
-            oldest = next(eviction_order(unread, lambda each: each.host, unread.index))
+            oldest = next(eviction_order(unread, lambda ended: ended.host, unread.index))
             assert oldest.task is not None, "a session that has ended had a task"
             oldest.task.cancel()
         self._ended.append(session)

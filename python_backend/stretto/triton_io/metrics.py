@@ -24,8 +24,8 @@ class Gauges:
         self._values = dict.fromkeys(descriptions, 0.0)
         self._families = []  # keeps references, because Triton removes garbage-collected families
         for field, description in descriptions.items():
-            kind = pb_utils.MetricFamily.COUNTER if field.endswith("_total") else pb_utils.MetricFamily.GAUGE
-            family = pb_utils.MetricFamily(name=PREFIX + field, description=description, kind=kind)
+            metric_type = pb_utils.MetricFamily.COUNTER if field.endswith("_total") else pb_utils.MetricFamily.GAUGE
+            family = pb_utils.MetricFamily(name=PREFIX + field, description=description, kind=metric_type)
             self._families.append(family)
             self._metrics[field] = family.Metric(labels={"model": model})
 
@@ -58,7 +58,9 @@ class BuildInfo:
     """
 
     def __init__(self) -> None:
-        kind = pb_utils.MetricFamily.GAUGE
-        self._family = pb_utils.MetricFamily(name=PREFIX + "build_info", description="Version of the server", kind=kind)
+        gauge = pb_utils.MetricFamily.GAUGE
+        self._family = pb_utils.MetricFamily(
+            name=PREFIX + "build_info", description="Version of the server", kind=gauge
+        )
         self._metric = self._family.Metric(labels={"version": version("stretto")})
         self._metric.set(1.0)

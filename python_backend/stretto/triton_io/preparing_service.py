@@ -174,8 +174,8 @@ class PreparingService:
         caller = Caller(request, self._disconnects)
         pcm = np.zeros(0, np.float32) if raw.pcm_in is None else raw.pcm_in.copy()
 
-        def answer(part: AudioPart) -> None:
-            send(caller.sender, pb_utils.InferenceResponse(write_part(part, self._seal)))
+        def answer(audio_part: AudioPart) -> None:
+            send(caller.sender, pb_utils.InferenceResponse(write_part(audio_part, self._seal)))
 
         number = session["part"]
         is_last = session["is_last"]

@@ -120,9 +120,9 @@ class PcmRing:
         first = self._filled
         if first + needed > _words(self._header)[_RELEASED] + self._slots:
             return None
-        place = first % self._slots * self._slot_bytes
-        end = self._slots * self._slot_bytes - place  # bytes that fit before the ring wraps
-        self._payload.write(place, data[:end], address)
+        offset = first % self._slots * self._slot_bytes
+        end = self._slots * self._slot_bytes - offset  # bytes that fit before the ring wraps
+        self._payload.write(offset, data[:end], address)
         if len(data) > end:
             self._payload.write(0, data[end:], None if address is None else address + end)
         self._filled = first + needed
@@ -161,8 +161,8 @@ def _open_header(address: RingAddress, directory: Path) -> int:
     except OSError as error:
         got = f"{address.name}: {error.strerror}"
         raise InvalidRequest("options.output.ring.name", "shared memory of this host", got) from error
-    found = os.fstat(header)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+    status = os.fstat(header)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         os.close(header)
         raise InvalidRequest(
             "options.output.ring.name",
@@ -183,11 +183,13 @@ def _read_shape(header: int, address: RingAddress) -> tuple[int, int]:
     words = _words(header)
     slots = words[_SLOTS]
     slot_bytes = words[_SLOT_BYTES]
-    limit, place = (MAX_BYTES, "at most") if address.memory == "system" else (MAX_CUDA_BYTES, "at most on a GPU")
+    limit, limit_described = (
+        (MAX_BYTES, "at most") if address.memory == "system" else (MAX_CUDA_BYTES, "at most on a GPU")
+    )
     is_shaped = 0 < slots <= limit and 0 < slot_bytes <= limit // slots and slot_bytes % 8 == 0
     size = HEADER + (slots * slot_bytes if address.memory == "system" else 0)
     if words[0] != MAGIC or not is_shaped or os.fstat(header).st_size < size:
-        expected = f"a ring of slots of a multiple of 8 bytes, {limit} bytes {place}"
+        expected = f"a ring of slots of a multiple of 8 bytes, {limit} bytes {limit_described}"
         raise InvalidRequest("options.output.ring.name", expected, "memory with an invalid header")
     return slots, slot_bytes
 

@@ -104,8 +104,8 @@ def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(mode=0o700, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        found = os.fstat(descriptor)
-        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) != 0o700:
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) != 0o700:
             raise PermissionError(f"{folder} must be accessible to this user only (mode 0700)")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

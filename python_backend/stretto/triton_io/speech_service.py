@@ -134,21 +134,23 @@ class TextSession:
         self._num_timed = 0  # number of words with times so far
         self._keep(prompt.opening, self._after(prompt.opening, is_last=False))
 
-    async def write(self, part: TextPart) -> None:
+    async def write(self, text_part: TextPart) -> None:
         """Append the next part; raise InvalidRequest if it is out of order or the text becomes too long."""
         async with self._writing:
             if self.is_complete:
-                raise InvalidRequest("session", "no further part, because the text is complete", f"part {part.part}")
-            if part.part != self._next_part:
-                raise InvalidRequest("session.part", f"{self._next_part}, the number of the next part", part.part)
-            read = self._after(part.text, part.is_last)
-            if part.is_last and not (read.ids or self._waiting or self._has_begun):
+                raise InvalidRequest(
+                    "session", "no further part, because the text is complete", f"part {text_part.part}"
+                )
+            if text_part.part != self._next_part:
+                raise InvalidRequest("session.part", f"{self._next_part}, the number of the next part", text_part.part)
+            read = self._after(text_part.text, text_part.is_last)
+            if text_part.is_last and not (read.ids or self._waiting or self._has_begun):
                 raise InvalidRequest("text", "at least one character in all", "none")
             if self._has_begun:
-                await self._model.write(self.utterance, read.ids, part.is_last)
-            self._next_part = part.part + 1
-            self.is_complete = part.is_last
-            self._keep(part.text, read)
+                await self._model.write(self.utterance, read.ids, text_part.is_last)
+            self._next_part = text_part.part + 1
+            self.is_complete = text_part.is_last
+            self._keep(text_part.text, read)
 
     def _after(self, text: str, is_last: bool) -> ReadPart:
         spoken, changes, pronouncer = self._pronouncer.after(text, is_last)
@@ -188,8 +190,8 @@ class TextSession:
         report = chunk.report
         if report is not None:
             timed = self.sources[self._num_timed - 1 : self._num_timed]
-            left = dict.fromkeys(each for each in self.sources[self._num_timed :] if each not in timed)
-            report = replace(report, untimed_words=tuple(each.word for each in left))
+            left = dict.fromkeys(source for source in self.sources[self._num_timed :] if source not in timed)
+            report = replace(report, untimed_words=tuple(source.word for source in left))
         return replace(chunk, marks=marks, report=report)
 
     async def begin(self) -> list[int]:
@@ -237,21 +239,23 @@ class TextSessions:
         with self._shares.reserving(host) as is_left:
             if not is_left:
                 total = self._shares.held
-                own = self._shares.held_by(host)
-                raise Overloaded(f"{total} streamed texts are open already, {own} of them from this host; try again")
+                num_of_host = self._shares.held_by(host)
+                raise Overloaded(
+                    f"{total} streamed texts are open already, {num_of_host} of them from this host; try again"
+                )
             yield
 
-    async def write(self, part: TextPart) -> Envelope:
+    async def write(self, text_part: TextPart) -> Envelope:
         """Append a part and return its receipt.
 
         Raises:
             InvalidRequest: The session does not exist or rejects the part.
         """
-        session = self._open.get(part.session)
+        session = self._open.get(text_part.session)
         if session is None:
-            raise InvalidRequest("session.id", "the id of an open streamed text", shown(part.session))
-        await session.write(part)
-        return Envelope(session.utterance, session.flow, None, receipt=part.part)
+            raise InvalidRequest("session.id", "the id of an open streamed text", shown(text_part.session))
+        await session.write(text_part)
+        return Envelope(session.utterance, session.flow, None, receipt=text_part.part)
 
     async def speak(
         self, prompt: Prompt, utterance: str, flow: FlowAddress, pacer: Pacer, host: str = ""
@@ -424,13 +428,17 @@ class SpeechService:
         self._thread.close()
         self.table.remove()
 
-    async def _take(self, part: TextPart | AudioPart, responses: Responses) -> None:
+    async def _take(self, text_or_audio: TextPart | AudioPart, responses: Responses) -> None:
         """Append a part of streamed text or live audio.
 
         The receipt goes through the decoder, because only the decoder answers clients.
         """
         try:
-            receipt = await (self._texts.write(part) if isinstance(part, TextPart) else self._live.write(part))
+            receipt = await (
+                self._texts.write(text_or_audio)
+                if isinstance(text_or_audio, TextPart)
+                else self._live.write(text_or_audio)
+            )
         except Exception as error:
             await responses.refuse(error, "a part of a session")
             return

@@ -280,7 +280,7 @@ class ModelParameters:
 
     def __init__(self, args: dict[str, Any]) -> None:
         self._folder = Path(args["model_repository"])
-        self._kind = args["model_instance_kind"]
+        self._instance_kind = args["model_instance_kind"]
         self._device_id = args["model_instance_device_id"]
         self.strings: dict[str, str] = {
             name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()
@@ -310,7 +310,7 @@ class ModelParameters:
     @property
     def device(self) -> str:
         """Device of the model instance: `cuda:N` for KIND_GPU on GPU N, else `cpu`."""
-        return f"cuda:{self._device_id}" if self._kind == "GPU" else "cpu"
+        return f"cuda:{self._device_id}" if self._instance_kind == "GPU" else "cpu"
 
     def speaking_checkpoint(self) -> Path:
         """Return the checkpoint of the model that generates frames; raise CheckpointError if its family is unknown."""
@@ -336,14 +336,14 @@ def write_prompt(prompt: Prompt, seal: Seal) -> list[Any]:
     record = prompt.to_bytes()
     sealed = seal.close(PROMPT.name, record, prompt.rows, features, patches)
     tensors = [array_tensor(ROWS, prompt.rows), bytes_tensor(PROMPT, sealed)]
-    more = [(FEATURES, features), (PATCHES, patches)]
-    return [*tensors, *(array_tensor(spec, array) for spec, array in more if array is not None)]
+    optional = [(FEATURES, features), (PATCHES, patches)]
+    return [*tensors, *(array_tensor(spec, array) for spec, array in optional if array is not None)]
 
 
-def write_part(part: TextPart | AudioPart | Resumption, seal: Seal) -> list[Any]:
-    """Return the authenticated tensor of `part`."""
-    name = {TextPart: PART, AudioPart: AUDIO_PART, Resumption: RESUMPTION}[type(part)]
-    return [bytes_tensor(PROMPT, seal.close(name, part.to_bytes()))]
+def write_part(sent: TextPart | AudioPart | Resumption, seal: Seal) -> list[Any]:
+    """Return the authenticated tensor of `sent`."""
+    name = {TextPart: PART, AudioPart: AUDIO_PART, Resumption: RESUMPTION}[type(sent)]
+    return [bytes_tensor(PROMPT, seal.close(name, sent.to_bytes()))]
 
 
 SLOT = struct.Struct("<IQ")  # flow-table slot of a live session's utterance, and the slot's generation
@@ -385,9 +385,9 @@ def read_prompt(request: Any, seal: Seal) -> Prompt | TextPart | AudioPart | Res
     rows, features, patches = (read_array(request, spec) for spec in (ROWS, FEATURES, PATCHES))
     if rows is None:
         sealed = read_record(request, PROMPT)
-        for name, kind in ((AUDIO_PART, AudioPart), (RESUMPTION, Resumption)):
+        for name, part_type in ((AUDIO_PART, AudioPart), (RESUMPTION, Resumption)):
             with suppress(InvalidRequest):
-                return kind.from_bytes(PROMPT.name, seal.open(name, sealed))
+                return part_type.from_bytes(PROMPT.name, seal.open(name, sealed))
         return TextPart.from_bytes(PROMPT.name, seal.open(PART, sealed))
     rows = rows.copy()
     features, patches = (None if array is None else array.copy() for array in (features, patches))

@@ -40,12 +40,12 @@ MAX_S = 600.0
 
 def open_detector() -> "Detector":
     """Return the detector; raise CheckpointError if it is not installed."""
-    found = find_spec(PACKAGE)  # does not import it
-    if found is None or not found.submodule_search_locations:
+    package = find_spec(PACKAGE)  # does not import it
+    if package is None or not package.submodule_search_locations:
         raise CheckpointError("the detector is not installed: pip install resemble-perth --no-deps")
     from stretto.verification.detector import Detector  # imports torch
 
-    return Detector.load(Path(found.submodule_search_locations[0]))
+    return Detector.load(Path(package.submodule_search_locations[0]))
 
 
 def windows(pcm: np.ndarray, detector: "Detector") -> Iterator[dict[str, Any]]:
@@ -57,15 +57,15 @@ def windows(pcm: np.ndarray, detector: "Detector") -> Iterator[dict[str, Any]]:
     """
     last = max(0, len(pcm) - WINDOW_S * RATE)
     for begin in dict.fromkeys([*range(0, last, HOP_S * RATE), last]):
-        part = pcm[begin : begin + WINDOW_S * RATE]
-        score = detector.score(part)
-        end_s = round((begin + len(part)) / RATE, 3)
+        samples = pcm[begin : begin + WINDOW_S * RATE]
+        score = detector.score(samples)
+        end_s = round((begin + len(samples)) / RATE, 3)
         yield {"start_s": round(begin / RATE, 3), "end_s": end_s, "score": score and round(score, 4)}
 
 
-def verdict(found: list[dict[str, Any]]) -> str:
+def verdict(judged: list[dict[str, Any]]) -> str:
     """Summarise the windows of a recording."""
-    scores = [window["score"] for window in found if window["score"] is not None]
+    scores = [window["score"] for window in judged if window["score"] is not None]
     if not scores:
         return "nothing to judge"
     if max(scores) >= MARKED:
@@ -73,10 +73,10 @@ def verdict(found: list[dict[str, Any]]) -> str:
     return "no mark found" if max(scores) <= UNMARKED else "uncertain"
 
 
-def marked_s(found: list[dict[str, Any]]) -> float:
+def marked_s(judged: list[dict[str, Any]]) -> float:
     """Return the duration that marked windows cover, in seconds."""
     total = reached = 0.0
-    for window in found:
+    for window in judged:
         if window["score"] is not None and window["score"] >= MARKED:
             total += window["end_s"] - max(reached, window["start_s"])
             reached = window["end_s"]
@@ -99,8 +99,8 @@ def verify(data: bytes, audio: AudioProcess, detector: "Detector | None") -> dic
     record: dict[str, Any] = {"metadata": {"digital_source_type": audio.tag(data, TAG)}}
     if detector is None:
         return record | {"mark": {"detector": None, "verdict": "not checked"}}
-    found = list(windows(pcm, detector))
-    mark = {"detector": detector.name, "verdict": verdict(found), "marked_s": marked_s(found), "windows": found}
+    judged = list(windows(pcm, detector))
+    mark = {"detector": detector.name, "verdict": verdict(judged), "marked_s": marked_s(judged), "windows": judged}
     return record | {"mark": mark}
 
 

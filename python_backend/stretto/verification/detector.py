@@ -75,8 +75,8 @@ class Detector:
         is_heard = (total > QUIET * total.max()).float()
         if not is_heard.any() or median_step(levels[:BANDS]) < STEADY_DB:
             return None
-        found = [self._branch(name, stretch, levels[None, :BANDS], is_heard) for name, stretch in STRETCHES.items()]
-        attention, marks = torch.stack(found).unbind(1)
+        branches = [self._branch(name, stretch, levels[None, :BANDS], is_heard) for name, stretch in STRETCHES.items()]
+        attention, marks = torch.stack(branches).unbind(1)
         return float((marks * attention.softmax(0)).sum().clamp(0, 1))
 
     def _branch(self, name: str, stretch: float, levels: Tensor, is_heard: Tensor) -> Tensor:
@@ -86,7 +86,9 @@ class Detector:
             levels = functional.interpolate(levels, size=size, mode="linear", align_corners=True)
             is_heard = functional.interpolate(is_heard[None, None], size=size)[0, 0]
         for layer in range(LAYERS):
-            weight, bias = (self._weights[f"decoder.{name}_layers.{layer}.conv.{kind}"] for kind in ("weight", "bias"))
+            weight, bias = (
+                self._weights[f"decoder.{name}_layers.{layer}.conv.{tensor}"] for tensor in ("weight", "bias")
+            )
             levels = functional.conv1d(levels, weight, bias, padding=weight.shape[2] // 2)
             if layer < LAYERS - 1:
                 levels = functional.leaky_relu(levels)
@@ -95,15 +97,15 @@ class Detector:
 
 def shapes() -> dict[str, tuple[int, ...]]:
     """Return the shapes of the network's tensors, by name."""
-    found: dict[str, tuple[int, ...]] = {}
+    shapes_by_name: dict[str, tuple[int, ...]] = {}
     for name in STRETCHES:
         for layer in range(LAYERS):
             width_in = BANDS if layer == 0 else WIDTH
             size = 1 if layer in (0, LAYERS - 1) else 7
             width = BRANCH_OUTPUTS if layer == LAYERS - 1 else WIDTH
             prefix = f"decoder.{name}_layers.{layer}.conv"
-            found |= {f"{prefix}.weight": (width, width_in, size), f"{prefix}.bias": (width,)}
-    return found
+            shapes_by_name |= {f"{prefix}.weight": (width, width_in, size), f"{prefix}.bias": (width,)}
+    return shapes_by_name
 
 
 def median_step(levels: Tensor) -> float:
@@ -114,5 +116,5 @@ def median_step(levels: Tensor) -> float:
 
 def spectrum(pcm: Tensor) -> Tensor:
     """Return the levels of the spectrum of samples [n], [SIZE // 2 + 1, T]; 0 is -180 dB and 1 is 15 dB."""
-    found = torch.stft(pcm, SIZE, HOP, window=torch.hann_window(SIZE), pad_mode="reflect", return_complex=True)
-    return (20 * found.abs().clamp(min=FLOOR).log10() + FLOOR_DB) / RANGE_DB
+    transform = torch.stft(pcm, SIZE, HOP, window=torch.hann_window(SIZE), pad_mode="reflect", return_complex=True)
+    return (20 * transform.abs().clamp(min=FLOOR).log10() + FLOOR_DB) / RANGE_DB

@@ -42,8 +42,8 @@ LLAMA_NUMBERS = (
 
 def read_numbers(config_class: Any, record: Mapping[str, Any]) -> Any:
     """Parse a config.json as `config_class`; raise CheckpointError if it is invalid or belongs to another model."""
-    kind = config_class.model_type
-    check_value("model_type", record.get("model_type"), kind)
+    model_type = config_class.model_type
+    check_value("model_type", record.get("model_type"), model_type)
     try:
         config = config_class.from_dict(without_keys(record))
         for name in ("max_position_embeddings", "rms_norm_eps"):
@@ -51,7 +51,7 @@ def read_numbers(config_class: Any, record: Mapping[str, Any]) -> Any:
                 raise ValueError(f"{name}: expected a positive finite number, got {value}")
     except (*UNPARSABLE, StrictDataclassError) as error:
         message = " ".join(str(error).split())  # some messages have several lines
-        raise CheckpointError(f"config.json: invalid parameters for {kind}: {message}") from error
+        raise CheckpointError(f"config.json: invalid parameters for {model_type}: {message}") from error
     return config
 
 
@@ -170,18 +170,18 @@ TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def read_backbone(
-    tag: str, path: Path | None, tokenizer: Path, known: Mapping[str, dict[str, Any]] = PUBLISHED
+    tag: str, path: Path | None, tokenizer: Path, backbones: Mapping[str, dict[str, Any]] = PUBLISHED
 ) -> dict[str, Any]:
     """Return the hyperparameters of the backbone that a release calls `tag`.
 
-    They are read from `path` if it is given, otherwise from the table `known`, or else from a config.json next to the
-    tokenizer, because the tokenizer's folder may be the backbone's repository.
+    They are read from `path` if it is given, otherwise from the table `backbones`, or else from a config.json next to
+    the tokenizer, because the tokenizer's folder may be the backbone's repository.
 
     Args:
         tag: Name of the backbone in the release.
         path: config.json of the backbone or the folder that contains it; None if not given.
         tokenizer: Folder of the tokenizer.
-        known: Contents of config.json by backbone name.
+        backbones: Contents of config.json by backbone name.
 
     Raises:
         CheckpointError: If the backbone or its type is unknown.
@@ -189,13 +189,15 @@ def read_backbone(
     if path is not None:
         record = read_json(path)
         check_layers(record, path)
-    elif tag in known:
-        record = known[tag]
+    elif tag in backbones:
+        record = backbones[tag]
     elif (tokenizer / "config.json").is_file():
         record = read_json(tokenizer)
         check_layers(record, tokenizer)
     else:
-        raise CheckpointError(f"backbone {tag}: expected one of {sorted(known)}, or --backbone with its config.json")
+        raise CheckpointError(
+            f"backbone {tag}: expected one of {sorted(backbones)}, or --backbone with its config.json"
+        )
     if record.get("model_type") not in tuple(CLASSES):
         raise CheckpointError(f"backbone {tag}: expected one of {sorted(CLASSES)}, got {record.get('model_type')!r}")
     return {name: without_keys(value) for name, value in record.items() if name not in LEFT_OUT}

@@ -29,12 +29,12 @@ def bounded_networks() -> Iterator[None]:
     num_parts = 0
     num_elements = 0
 
-    def count(module: nn.Module, name: str, part: nn.Module | Tensor | None) -> None:
+    def count(module: nn.Module, name: str, registered: nn.Module | Tensor | None) -> None:
         nonlocal num_parts, num_elements
         if threading.get_ident() != owner:
             return
         num_parts += 1
-        num_elements += part.numel() if isinstance(part, Tensor) and not part.is_meta else 0
+        num_elements += registered.numel() if isinstance(registered, Tensor) and not registered.is_meta else 0
         if num_parts > MAX_PARTS or num_elements > MAX_ALLOCATED:
             expected = f"networks of at most {MAX_PARTS} modules and tensors, and {MAX_ALLOCATED} elements"
             raise CheckpointError(f"a config has too large a number: expected {expected}, got more")

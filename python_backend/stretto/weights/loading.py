@@ -104,7 +104,7 @@ def write_shards(folder: Path, entries: list[PendingTensor], max_bytes: int, pro
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         files.append(write_file(folder / name, shard, progress))
-        weight_map |= {each.name: name for each in shard}
+        weight_map |= {entry.name: name for entry in shard}
     index = {"metadata": {"total_size": sum(entry.num_bytes for entry in entries)}, "weight_map": weight_map}
     return [*files, write_json(folder / "model.safetensors.index.json", index)]
 
@@ -112,12 +112,12 @@ def write_shards(folder: Path, entries: list[PendingTensor], max_bytes: int, pro
 def write_file(path: Path, entries: list[PendingTensor], progress: Progress) -> Written:
     """Write one safetensors file."""
     # sorted so that each tensor begins at a multiple of its item size
-    entries = sorted(entries, key=lambda each: -each.dtype.itemsize)
+    entries = sorted(entries, key=lambda entry: -entry.dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for each in entries:
-        span = [offset, offset + each.num_bytes]
-        header[each.name] = {"dtype": DTYPES[each.dtype], "shape": [*each.shape], "data_offsets": span}
+    for entry in entries:
+        span = [offset, offset + entry.num_bytes]
+        header[entry.name] = {"dtype": DTYPES[entry.dtype], "shape": [*entry.shape], "data_offsets": span}
         offset = span[1]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -143,12 +143,12 @@ def _pieces(header: bytes, entries: list[PendingTensor], progress: Progress) -> 
         yield from _content(entry, progress)
 
 
-def _content(each: PendingTensor, progress: Progress) -> Iterator[memoryview]:
-    stored = each.read()
+def _content(entry: PendingTensor, progress: Progress) -> Iterator[memoryview]:
+    stored = entry.read()
     if stored.is_complex():
-        raise CheckpointError(f"{each.name}: expected real numbers, got {stored.dtype}")
-    tensor = stored.to(each.dtype).contiguous()
-    assert tuple(tensor.shape) == each.shape, f"{each.name}: {tuple(tensor.shape)} for {each.shape}"
+        raise CheckpointError(f"{entry.name}: expected real numbers, got {stored.dtype}")
+    tensor = stored.to(entry.dtype).contiguous()
+    assert tuple(tensor.shape) == entry.shape, f"{entry.name}: {tuple(tensor.shape)} for {entry.shape}"
     content = tensor.reshape(-1).view(torch.uint8).numpy().data
     for start in range(0, len(content), PIECE):
         piece = content[start : start + PIECE]
@@ -225,11 +225,11 @@ Plan = dict[str, Part]  # keys: published names
 
 def shapes_read(plan: Plan) -> dict[str, Shape]:
     """Return the shapes of all published tensors that a plan reads, by name."""
-    found = {name: part.stored for name, part in plan.items()}
-    for part in plan.values():
-        for written in (part, *part.also):
-            found |= written.others
-    return found
+    shapes = {name: tensor.stored for name, tensor in plan.items()}
+    for tensor in plan.values():
+        for written in (tensor, *tensor.also):
+            shapes |= written.others
+    return shapes
 
 
 def shapes_of(model_class: type[nn.Module], config: Any) -> dict[str, tuple[int, ...]]:
@@ -291,7 +291,7 @@ def raise_mismatch(
         source: File or folder of the tensors, for the error message; None to leave it out.
     """
     kinds = {"missing": sorted(missing), "unknown": sorted(unknown), "wrong shape": sorted(wrong)}
-    listed = "; ".join(f"{kind}: {first(names)}" for kind, names in kinds.items() if names)
+    listed = "; ".join(f"{fault}: {first(names)}" for fault, names in kinds.items() if names)
     if listed:
         prefix = "" if source is None else f"{source}: "
         raise TensorMismatch(f"{prefix}tensors do not match: {listed}")
@@ -310,7 +310,9 @@ def require(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int | None
         if name in missing or shape is None:
             continue
         actual = tuple(tensors[name].shape)
-        fits = len(actual) == len(shape) and all(size in (None, own) for size, own in zip(shape, actual, strict=True))
+        fits = len(actual) == len(shape) and all(
+            size in (None, actual_size) for size, actual_size in zip(shape, actual, strict=True)
+        )
         if not fits:
             expected = ", ".join("n" if size is None else str(size) for size in shape)
             wrong.append(f"{name} {list(actual)} instead of [{expected}]")
@@ -385,7 +387,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: expected tensors, got {error!r}") from error
     if not isinstance(stored, dict):
         raise CheckpointError(f"{path}: expected tensors by name, got {type(stored).__name__}")
-    odd = [str(name) for name, each in stored.items() if not (isinstance(name, str) and isinstance(each, Tensor))]
+    odd = [str(name) for name, tensor in stored.items() if not (isinstance(name, str) and isinstance(tensor, Tensor))]
     if odd or not stored:
         raise CheckpointError(f"{path}: expected tensors by name, got {sorted(odd)[:NAMED] or 'none'}")
     return in_float32(stored, path)
@@ -420,13 +422,13 @@ def is_plain(tensor: Tensor) -> bool:
     return not tensor.is_complex() and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.itemsize
 
 
-def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], place: Path, assign: bool = False) -> None:
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: Path, assign: bool = False) -> None:
     """Load tensors into a module.
 
     Args:
         module: The module.
         tensors: Tensors by name.
-        place: Source of the tensors, for error messages.
+        source: Source of the tensors, for error messages.
         assign: True to use the tensors themselves as parameters, as required for a module on the `meta` device.
 
     Raises:
@@ -434,8 +436,8 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], place: Path,
     """
     wanted = module.state_dict()
     wrong = [name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape]
-    raise_mismatch(wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys(), wrong, place)
-    check_finite(tensors, place)
+    raise_mismatch(wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys(), wrong, source)
+    check_finite(tensors, source)
     module.load_state_dict(tensors, assign=assign)
 
 
@@ -452,11 +454,11 @@ def first(names: list[str]) -> str:
     return f"{', '.join(chosen)} and {len(names) - len(chosen)} more"
 
 
-def check_finite(tensors: Mapping[str, Tensor], place: Path) -> None:
+def check_finite(tensors: Mapping[str, Tensor], source: Path) -> None:
     """Raise CheckpointError if a tensor contains NaN or infinity, which would result in noise or silence."""
     odd = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
     if odd:
-        raise CheckpointError(f"{place}: expected finite numbers, got NaN or infinity in {first(odd)}")
+        raise CheckpointError(f"{source}: expected finite numbers, got NaN or infinity in {first(odd)}")
 
 
 CONFIG_FILE = "config.json"
@@ -517,7 +519,7 @@ def safetensors_files(path: Path) -> list[Path] | None:
         for name in (WHOLE, SHARDS):
             if os.path.lexists(path / name):
                 return _named_files(released_file(path, name))
-        return [released_file(path, each.name) for each in sorted(path.glob(f"*{SUFFIX}"))]
+        return [released_file(path, file.name) for file in sorted(path.glob(f"*{SUFFIX}"))]
     return _named_files(regular_file(path))
 
 
