@@ -18,7 +18,7 @@ files of GPT-2's tokenizer with tags as added tokens. Releases are distinguished
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,10 @@ from stretto.family.conversion import (
     Release,
     Tokenizer,
     common_record,
-    merged_reader,
+    merged,
     unchanged,
 )
+from stretto.family.layers import layers_plan
 from stretto.family.plugin import MAX_ID
 from stretto.family.text import TOKENIZER_FILE, TextTokenizer
 from stretto.untrusted_files import json_object, released_file
@@ -154,8 +155,7 @@ def convert(release: Release, contents: Contents) -> Converted:
         **backbone,
         **common_record("chatterbox", known, known.layout.vocab_size, contents),
     }
-    parts = plan(known, stored, contents.tensors, list(voices.values()))
-    folded = tuple(name for name in stored if name not in parts and name not in DROPPED)
+    parts = plan(known, stored, list(voices.values()))
     is_multilingual = bool(known.languages)
     networks: tuple[Network, ...] = ()
     if release.codec is not None:
@@ -169,7 +169,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     if known.has_cangjie:
         copies[f"{LANGUAGE_FOLDER}/{CANGJIE_FILE}"] = released_file(release.tokenizer, CANGJIE_FILE)
         read_cangjie(released_file(release.tokenizer, CANGJIE_FILE))
-    return Converted(record, parts, DROPPED, folded, networks, copies=copies)
+    return Converted(record, parts, DROPPED, networks=networks, copies=copies)
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
@@ -237,40 +237,32 @@ def published_shapes(backbone: dict[str, Any], known: ChatterboxVocabulary) -> d
 
 
 def plan(
-    known: ChatterboxVocabulary,
-    stored: Mapping[str, tuple[int, ...]],
-    tensors: Mapping[str, Tensor],
-    voices: list[Mapping[str, Tensor]],
+    known: ChatterboxVocabulary, stored: Mapping[str, tuple[int, ...]], voices: list[Mapping[str, Tensor]]
 ) -> Plan:
     """Return the plan of tensors to write. Layers keep their names except for the prefix.
 
     Args:
         known: Vocabulary.
         stored: Shapes of the published tensors by name.
-        tensors: Published tensors by name.
         voices: T3 tensors of each voice.
     """
+    of_voices = [name for name in stored if name.startswith(CONDITIONS)]
+    names = (EMBEDDINGS, SPEECH, TEXT_POSITIONS, SPEECH_POSITIONS, *of_voices)
 
-    other = merged_reader(tensors, stored)
-
-    def rows_of_all_ids(text: Tensor) -> Tensor:
-        tables = [text, text.new_zeros(1, text.shape[1]), _end_last(other(SPEECH, text))]
-        tables += [other(TEXT_POSITIONS, text), other(SPEECH_POSITIONS, text)]
+    def rows_of_all_ids(*tensors: Tensor) -> Tensor:
+        text, speech, text_positions, speech_positions, *conditions = tensors
+        tables = [text, text.new_zeros(1, text.shape[1]), _end_last(speech), text_positions, speech_positions]
         if text.is_meta:
             return torch.cat([*tables, text.new_empty(len(voices) * known.num_voice_rows, text.shape[1])])
-        read = {name: tensors[name].float() for name in stored if name.startswith(CONDITIONS)}
-        read |= {name: tensors[name].float() for name in (SPEECH, SPEECH_POSITIONS)}
+        read = dict(zip(of_voices, conditions, strict=True)) | {SPEECH: speech, SPEECH_POSITIONS: speech_positions}
+        read = {name: tensor.float() for name, tensor in read.items()}
         return torch.cat([*tables, *(_voice_rows(read, voice).to(text.dtype) for voice in voices)])
 
-    edits: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
-        EMBEDDINGS: ("model.embed_tokens.weight", rows_of_all_ids),
-        HEAD: ("audio_head.weight", _end_last),
+    return {
+        **merged("model.embed_tokens.weight", rows_of_all_ids, {name: stored[name] for name in names}),
+        HEAD: Part("audio_head.weight", stored[HEAD], _end_last),
+        **layers_plan(stored, LAYERS),
     }
-    parts = {name: Part(new, stored[name], edit) for name, (new, edit) in edits.items()}
-    for name, shape in stored.items():
-        if name.startswith((f"{LAYERS}layers.", f"{LAYERS}norm.")):
-            parts[name] = Part(f"model.{name.removeprefix(LAYERS)}", shape)
-    return parts
 
 
 def _end_last(table: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
 from stretto.family.audio_format import KEY
-from stretto.family.conversion import Contents, Converted, Network, Release, Tokenizer, unchanged
+from stretto.family.conversion import Contents, Converted, Network, Release, Tokenizer, merged, unchanged
 from stretto.family.plugin import NAME, VOCABULARY
 from stretto.family.text import TOKENIZER_FILE, TextTokenizer, check_ids
 from stretto.untrusted_files import MAX_TEXT_BYTES, json_object, regular_file, released_file
@@ -156,8 +156,7 @@ def convert_turbo(release: Release, contents: Contents) -> Converted:
         "tie_word_embeddings": True,  # no head over this vocabulary; codes are sampled from `audio_head`
         "dtype": contents.dtype,
     }
-    parts = turbo_plan(stored, tensors, [voice["speaker_emb"].float().flatten() for voice in voices.values()])
-    folded = tuple(name for name in stored if name not in parts)
+    parts = turbo_plan(stored, [voice["speaker_emb"].float().flatten() for voice in voices.values()])
     networks: tuple[Network, ...] = ()
     if release.codec is not None:
         networks = (s3gen(release.codec, files, known.num_codes, TURBO_FILE),)
@@ -166,7 +165,7 @@ def convert_turbo(release: Release, contents: Contents) -> Converted:
         condition = {name: tensors[name] for name in stored if name.startswith(CONDITIONS)}
         networks = (*networks, recording_encoder_network(release.codec, TURBO_FILE, condition, TurboRecordingEncoder))
         record[KEY] = {"model_type": "chatterbox_voice", "hidden_size": width}
-    return Converted(record, parts, TURBO_DROPPED, folded, networks)
+    return Converted(record, parts, TURBO_DROPPED, networks=networks)
 
 
 TURBO_DROPPED = ("text_head.weight", "tfmr.wte.weight")
@@ -214,25 +213,27 @@ def turbo_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return found | {"tfmr.ln_f.weight": (width,), "tfmr.ln_f.bias": (width,)}
 
 
-def turbo_plan(stored: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], speakers: list[Tensor]) -> Plan:
+def turbo_plan(stored: Mapping[str, tuple[int, ...]], speakers: list[Tensor]) -> Plan:
     """Return the plan for writing the Turbo tensors; only the prefix of layer names changes.
 
     Args:
         stored: Shapes of the published tensors by name.
-        tensors: Published tensors by name.
         speakers: x-vector of each voice, float32 [256].
     """
+    of_voices = [name for name in stored if name.startswith(CONDITIONS)]
 
-    def rows_of_all_ids(text: Tensor) -> Tensor:
+    def rows_of_all_ids(text: Tensor, speech: Tensor, *conditions: Tensor) -> Tensor:
         width = text.shape[1]
+        tables = [text, text.new_zeros(1, width), speech]
         if text.is_meta:
-            return text.new_empty(len(text) + 1 + stored[SPEECH][0] + len(speakers), width)
-        read = {name: tensors[name].float() for name in stored if name.startswith(CONDITIONS)}
-        rows = [speaker_row(read, speaker).to(text.dtype) for speaker in speakers]
-        return torch.cat([text, text.new_zeros(1, width), tensors[SPEECH].to(text.dtype), *rows])
+            return torch.cat([*tables, text.new_empty(len(speakers), width)])
+        read = {name: tensor.float() for name, tensor in zip(of_voices, conditions, strict=True)}
+        return torch.cat([*tables, *(speaker_row(read, speaker).to(text.dtype) for speaker in speakers)])
 
     parts = {
-        EMBEDDINGS: Part("transformer.wte.weight", stored[EMBEDDINGS], rows_of_all_ids),
+        **merged(
+            "transformer.wte.weight", rows_of_all_ids, {name: stored[name] for name in (EMBEDDINGS, SPEECH, *of_voices)}
+        ),
         HEAD: Part("audio_head.weight", stored[HEAD]),
         HEAD_BIAS: Part("audio_head.bias", stored[HEAD_BIAS]),
     }

@@ -28,6 +28,7 @@ from stretto.codecs.cosyvoice.dit import DitShape
 from stretto.codecs.cosyvoice3 import CHUNK, CosyVoice3Codec, CosyVoice3Config, prepared
 from stretto.codecs.s3gen import FRAMES_PER_TOKEN, HEAD_WIDTH, vocoder_shape
 from stretto.convert.command import main
+from stretto.weights.loading import shapes_read
 from stretto_cosyvoice3.convert import (
     BACKBONE,
     CONFIG,
@@ -35,7 +36,7 @@ from stretto_cosyvoice3.convert import (
     EMBEDDINGS,
     HEAD,
     VOICES,
-    published_shapes,
+    plan,
 )
 from stretto_cosyvoice3.family import CosyVoice3Vocabulary
 from stretto_cosyvoice3.tokens import ADDED
@@ -177,6 +178,12 @@ QWEN2 = SMALL | {
 }
 PUBLISHED_SPECIAL = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}
 PUBLISHED = CosyVoice3Vocabulary()
+
+
+def published_shapes(backbone: dict[str, Any], known: CosyVoice3Vocabulary) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the language model's tensors by published name, with the head at the end."""
+    shapes = shapes_read(plan(backbone, known))
+    return {name: shape for name, shape in shapes.items() if name != HEAD} | {HEAD: shapes[HEAD]}
 
 
 def language_model(seed: int = 1) -> dict[str, np.ndarray]:

@@ -28,9 +28,10 @@ from stretto.family.conversion import (
     Tokenizer,
     common_record,
     in_lower_case,
-    merged_reader,
+    merged,
     unchanged,
 )
+from stretto.family.layers import layers_plan
 from stretto.family.text import TOKENIZER_FILE
 from stretto.family.text import check_ids as check_token_ids
 from stretto.untrusted_files import check_value, entry, read_text, released_file, released_folder
@@ -110,8 +111,6 @@ def convert(release: Release, contents: Contents) -> Converted:
     for name, parts in voices.items():
         check_ids(folder / VOICES, name, parts, known.num_codes, tokenizer.size, known.end_of_prompt)
     known = replace(known, voices=tuple(voices))
-    stored = published_shapes(backbone, known)
-    check(unchanged(stored), contents.tensors, DROPPED)
     record = {
         "architectures": ["StrettoQwen2ForCausalLM"],
         **backbone,
@@ -121,7 +120,9 @@ def convert(release: Release, contents: Contents) -> Converted:
     for path in recording_encoder.values():
         check_network(path)
     networks = (decoder(folder), *([stored_voices(voices)] if voices else []))
-    return Converted(record, plan(stored, contents.tensors), DROPPED, (SPEECH,), networks, tokenizer, recording_encoder)
+    return Converted(
+        record, plan(backbone, known), DROPPED, networks=networks, tokenizer=tokenizer, copies=recording_encoder
+    )
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
@@ -199,28 +200,23 @@ def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> CosyVoice
     return CosyVoice3Vocabulary(num_text_ids=num_text_ids, end_of_prompt=ids[END_OF_PROMPT])
 
 
-def published_shapes(backbone: dict[str, Any], known: CosyVoice3Vocabulary) -> dict[str, tuple[int, ...]]:
-    """Map the published names of the language model's tensors, excluding `DROPPED`, to their shapes."""
-    width = backbone["hidden_size"]
-    plain = shapes({**backbone, "vocab_size": known.num_text_ids, "tie_word_embeddings": False})
-    found = {f"llm.model.{name}": shape for name, shape in plain.items()}
-    found |= {SPEECH: (known.num_speech_ids, width), HEAD: (known.num_speech_ids, width)}
-    return {name: shape for name, shape in found.items() if name not in DROPPED}
-
-
-def plan(stored: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Plan:
+def plan(backbone: dict[str, Any], known: CosyVoice3Vocabulary) -> Plan:
     """Return the plan for writing the language model's tensors."""
+    numbers = {**backbone, "vocab_size": known.num_text_ids, "tie_word_embeddings": False}
+    stored = {f"llm.model.{name}": shape for name, shape in shapes(numbers).items()}
+    codes = (known.num_speech_ids, backbone["hidden_size"])
 
-    def whole_table(text: Tensor) -> Tensor:
-        speech = merged_reader(tensors, stored)(SPEECH, text).clone()
+    def whole_table(text: Tensor, speech: Tensor) -> Tensor:
+        speech = speech.clone()
         # Rows of streamed text carry words on another stream; the authors' code never reads these ids.
         speech[[NUM_CODES + FILL, -1]] = 0.0
         return torch.cat([text, speech])
 
-    parts = {name: Part(name.removeprefix("llm."), shape) for name, shape in stored.items() if name.startswith(LAYERS)}
-    parts = {name: replace(part, name=part.name.removeprefix("model.")) for name, part in parts.items()}
-    parts[EMBEDDINGS] = Part("model.embed_tokens.weight", stored[EMBEDDINGS], whole_table)
-    return parts | {HEAD: Part("audio_head.weight", stored[HEAD])}
+    return {
+        **merged("model.embed_tokens.weight", whole_table, {EMBEDDINGS: stored[EMBEDDINGS], SPEECH: codes}),
+        **layers_plan(stored, LAYERS),
+        HEAD: Part("audio_head.weight", codes),
+    }
 
 
 def decoder(folder: Path) -> Network:

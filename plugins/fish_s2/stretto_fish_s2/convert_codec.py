@@ -6,7 +6,7 @@ channels of two halves.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from stretto.codecs.fish_s2 import HEAD_DIM, FishS2Config, codec_shapes
 from stretto.errors import CheckpointError
 from stretto.family.conversion import Network, in_halves, weight_normed
 from stretto.untrusted_files import released_file
-from stretto.weights.loading import Part, Plan, check, in_float32, open_tensors
+from stretto.weights.loading import Part, Plan, Shape, check, in_float32, open_tensors
 
 FILE = "codec.pth"
 GENERATOR = "generator."  # prefix of the codec's tensors in a file that also has the networks used in training
@@ -69,8 +69,8 @@ def codec_network(folder: Path) -> Network:
     tensors = read_codec(path)
     try:
         config = FishS2Config.from_record(sizes(tensors))
-        parts, folded = plan(config, tensors)
-        check({**parts, **folded}, tensors, ())
+        parts = plan(config)
+        check(parts, tensors, ())
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return Network("codec", config.to_record(), parts, tensors)
@@ -117,10 +117,9 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return found | WINDOWS
 
 
-def plan(config: FishS2Config, tensors: Mapping[str, Tensor]) -> tuple[Plan, Plan]:
-    """Return the tensors to write, and those merged into them, both by published name."""
+def plan(config: FishS2Config) -> Plan:
+    """Return the tensors to write, by published name."""
     parts: Plan = {}
-    folded: Plan = {}
     for own, shape in codec_shapes(config).items():
         published = published_name(own, len(config.encoder_rates))
         layer, _, kind = published.rpartition(".")
@@ -136,11 +135,10 @@ def plan(config: FishS2Config, tensors: Mapping[str, Tensor]) -> tuple[Plan, Pla
         elif kind == "weight" and is_normed:
             norms, directions = (f"{layer}.{name}" for name in (OLDER if is_projection else NEWER))
             stored = (*shape, 1) if is_projection else shape
-            folded[norms] = Part(norms, (shape[0], 1, 1))
-            parts[directions] = Part(own, stored, partial(_folded, weight_normed(tensors, norms), shape))
+            parts[directions] = Part(own, stored, partial(_normed, shape), others={norms: (shape[0], 1, 1)})
         elif published not in parts:  # keys and values are written with queries
             parts[published] = Part(own, shape)
-    return parts, folded
+    return parts
 
 
 def published_name(own: str, num_blocks: int) -> str:
@@ -150,9 +148,9 @@ def published_name(own: str, num_blocks: int) -> str:
     return own.format(num_blocks)
 
 
-def _folded(edit: Callable[[Tensor], Tensor], shape: tuple[int, ...], directions: Tensor) -> Tensor:
+def _normed(shape: Shape, directions: Tensor, norms: Tensor) -> Tensor:
     """Return weights of a shape; a pointwise convolution may become a linear layer."""
-    return edit(directions).view(shape)
+    return weight_normed(directions, norms).view(shape)
 
 
 def _rows(part: int, stored: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from stretto.codecs.audiovae import DEFAULTS, MODEL_TYPE, AudioVaeConfig, codec_
 from stretto.errors import CheckpointError, shown
 from stretto.family.conversion import Contents, Converted, Network, Release, common_record, weight_normed
 from stretto.untrusted_files import entry, released_file
-from stretto.weights.loading import Part, Plan, check, in_float32, open_tensors
+from stretto.weights.loading import Part, Plan, check_shapes, in_float32, open_tensors, shapes_read
 from stretto_voxcpm2.family import NAME, VoxCpmVocabulary
 
 IS_BARE = True  # the tokenizer may be of any kind
@@ -46,11 +46,6 @@ LINEAR = {
         for number, part in enumerate(("enter", "leave"), 1)
     },
 }
-
-
-def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return float32, because latents are fed back in float32."""
-    return "float32"
 
 
 def convert(release: Release, contents: Contents) -> Converted:
@@ -249,15 +244,16 @@ def codec_network(folder: Path, vae: Mapping[str, Any], shape: Shape) -> Network
     if config.num_numbers != shape.num_numbers:
         raise CheckpointError(f"audio_vae_config.latent_dim: expected {shape.num_numbers}, got {config.num_numbers}")
     tensors = read_codec(folder)
-    parts, folded = codec_plan(config, tensors)
+    parts = codec_plan(config)
+    shapes = shapes_read(parts)
     mean = "encoder.fc_mu"
-    unused: Plan = {
-        name.replace(mean, "encoder.fc_logvar"): part
-        for name, part in {**parts, **folded}.items()
+    unused = {
+        name.replace(mean, "encoder.fc_logvar"): stored
+        for name, stored in shapes.items()
         if name.startswith(f"{mean}.")
     }
     table = "decoder.sr_bin_boundaries"
-    check({**parts, **folded, **unused, table: Part(table, (len(config.boundaries),))}, tensors, ())
+    check_shapes(shapes | unused | {table: (len(config.boundaries),)}, tensors, ())
     if (found := tensors[table].int().tolist()) != list(config.boundaries):
         raise CheckpointError(f"{table}: expected {list(config.boundaries)}, got {found}")
     record = {"model_type": MODEL_TYPE, "patch_size": shape.num_latents, "audio_vae_config": DEFAULTS | dict(vae)}
@@ -273,21 +269,18 @@ def read_codec(folder: Path) -> dict[str, Tensor]:
     return in_float32(open_tensors(path), path)
 
 
-def codec_plan(config: AudioVaeConfig, tensors: Mapping[str, Tensor]) -> tuple[Plan, Plan]:
-    """Return the codec tensors to write, and those merged into them, both by published name."""
+def codec_plan(config: AudioVaeConfig) -> Plan:
+    """Return the codec tensors to write, by published name."""
     names = published_names(config)
     num_classes = len(config.boundaries) + 1
     rate_class = bisect_left(config.boundaries, config.sample_rate)
     parts: Plan = {}
-    folded: Plan = {}
-
     for own, written in codec_shapes(config).items():
         layer, _, kind = own.rpartition(".")
         published = names[layer]
         if kind == "weight":
-            gains = f"{published}.weight_g"
-            parts[f"{published}.weight_v"] = Part(own, written, weight_normed(tensors, gains))
-            folded[gains] = Part(gains, (written[0], *(1 for _ in written[1:])))
+            norms = {f"{published}.weight_g": (written[0], *(1 for _ in written[1:]))}
+            parts[f"{published}.weight_v"] = Part(own, written, weight_normed, others=norms)
         elif kind in ("scale", "offset"):
             table = f"{published}.{'scale' if kind == 'scale' else 'bias'}_embed.weight"
             parts[table] = Part(own, (num_classes, *written), lambda stored: stored[rate_class])
@@ -295,4 +288,4 @@ def codec_plan(config: AudioVaeConfig, tensors: Mapping[str, Tensor]) -> tuple[P
             parts[f"{published}.alpha"] = Part(own, (1, *written), lambda stored: stored[0])
         else:
             parts[f"{published}.{kind}"] = Part(own, written)
-    return parts, folded
+    return parts

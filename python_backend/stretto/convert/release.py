@@ -195,7 +195,8 @@ def read_contents(release: Release) -> Contents:
     tokenizer = tokenizer or read_tokenizer(release.tokenizer, spells_bytes=not family.IS_BARE)
     tag = family.BACKBONE_TAG
     backbone = config if tag is None else read_backbone(entry(config, tag), release.backbone, release.tokenizer)
-    dtype = release.dtype or _known_dtype(family.trained_dtype(config), tensors, family.EMBEDDINGS)
+    trained = "float32" if family.IS_FLOAT32 else family.trained_dtype(config)
+    dtype = release.dtype or _known_dtype(trained, tensors, family.EMBEDDINGS)
     return Contents(config, tensors, tokenizer, backbone, dtype)
 
 

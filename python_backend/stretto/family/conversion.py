@@ -288,33 +288,14 @@ def check_folded(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
     check(unchanged(shapes), {name: tensors[name] for name in shapes if name in tensors}, ())
 
 
-def merged_reader(
-    tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
-) -> Callable[[str, Tensor], Tensor]:
-    """Return a function that reads a tensor to be merged into another one.
+def weight_normed(directions: Tensor, norms: Tensor) -> Tensor:
+    """Return the weights of a layer whose directions [N, …] and norms are published.
 
-    The function of (name, tensor to write) returns the tensor called `name` in the dtype of the tensor to write. While
-    shapes are computed, on device meta, it returns an empty one.
+    They are computed in float64, because the last bit of a float32 norm depends on the processor.
     """
-
-    def read(name: str, like: Tensor) -> Tensor:
-        return like.new_empty(shapes[name]) if like.is_meta else tensors[name].to(like.dtype)
-
-    return read
-
-
-def weight_normed(tensors: Mapping[str, Tensor], norms: str) -> Callable[[Tensor], Tensor]:
-    """Return the edit that turns directions [N, …] into weights; `norms` is the published name of their norms.
-
-    It computes in float64, because the last bit of a float32 norm depends on the processor.
-    """
-
-    def edit(stored: Tensor) -> Tensor:
-        if stored.is_meta:
-            return stored
-        return torch._weight_norm(stored.double(), tensors[norms].double(), 0).to(stored.dtype)
-
-    return edit
+    if directions.is_meta:
+        return directions
+    return torch._weight_norm(directions.double(), norms.double(), 0).to(directions.dtype)
 
 
 def in_halves(rows: Tensor, head_dim: int) -> Tensor:
@@ -355,7 +336,7 @@ class Published(Protocol):
         MARKS: Maps names of tensors that only releases of this family contain to a description of these releases, for
             error messages.
         IS_BARE: True if releases have no config, and any kind of tokenizer because the family generates no text.
-        IS_FLOAT32: True if `--dtype` should not be recommended.
+        IS_FLOAT32: True for a model that is trained and served in float32 only, because latents are fed back.
         AUTHORS_FORMAT: Authors' format, for the error message about a release in transformers format; empty if such
             releases can be converted.
         TRANSFORMERS: Name of the conversion module for releases in transformers format; empty if this one reads both.

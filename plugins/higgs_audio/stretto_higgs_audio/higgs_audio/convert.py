@@ -13,7 +13,6 @@ from math import ceil, log2, prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration, HiggsAudioV2TokenizerConfig
@@ -29,12 +28,12 @@ from stretto.family.conversion import (
     Release,
     Tokenizer,
     common_record,
-    merged_reader,
+    concatenated,
     unchanged,
 )
 from stretto.untrusted_files import UNPARSABLE, json_object, released_file
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_layers, read_numbers
-from stretto.weights.loading import CONFIG_FILE, Part, Plan, check, read_tensors, require, shapes_of
+from stretto.weights.loading import CONFIG_FILE, Part, Plan, check, read_tensors, shapes_of
 from stretto.weights.pretrained import load_config
 from stretto_higgs_audio.higgs_audio.family import NEEDED, NUM_MARKS, SCENE_END, SCENE_START, HiggsAudioVocabulary
 
@@ -193,7 +192,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     folder = release.codec
     codec = None if folder is None else boson_codec(folder, known.num_codebooks, known.codebook_size)
     networks = () if codec is None else (codec,)
-    return Converted(record, plan(config, contents.tensors), DROPPED, folded=(CODES,), networks=networks)
+    return Converted(record, plan(config), DROPPED, networks=networks)
 
 
 def read_config(record: Mapping[str, Any]) -> Any:
@@ -230,16 +229,11 @@ def vocabulary(config: Any, tokenizer: Tokenizer) -> HiggsAudioVocabulary:
     )
 
 
-def plan(config: Any, tensors: Mapping[str, Tensor]) -> Plan:
+def plan(config: Any) -> Plan:
     """Return the plan of tensors to write; layers keep their names."""
     shapes = shapes_of(HiggsAudioV2ForConditionalGeneration, config)
-    require(tensors, {CODES: shapes[CODES]})
-
-    def with_codes(text: Tensor) -> Tensor:
-        return torch.cat([text, merged_reader(tensors, shapes)(CODES, text)])
-
     parts = {name: Part(name, shape) for name, shape in shapes.items() if name.startswith("model.")}
-    del parts[CODES]
-    parts[EMBEDDINGS] = Part(EMBEDDINGS, shapes[EMBEDDINGS], with_codes)
+    codes = {CODES: parts.pop(CODES).stored}
+    parts[EMBEDDINGS] = Part(EMBEDDINGS, shapes[EMBEDDINGS], concatenated, others=codes)
     parts[HEADS] = Part("audio_head.weight", shapes[HEADS])
     return parts

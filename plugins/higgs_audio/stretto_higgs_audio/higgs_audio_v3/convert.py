@@ -8,14 +8,22 @@ release: they are those of bosonai/higgs-audio-v2-tokenizer, unless config.json 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor
 from transformers import HiggsAudioV2TokenizerConfig, Qwen3Config, Qwen3Model
 
 from stretto.codecs.higgs import HiggsModel
 from stretto.errors import CheckpointError, shown
-from stretto.family.conversion import Contents, Converted, Network, Release, Tokenizer, common_record, merged_reader
+from stretto.family.conversion import (
+    Contents,
+    Converted,
+    Network,
+    Release,
+    Tokenizer,
+    common_record,
+    concatenated,
+    merged,
+)
+from stretto.family.layers import layers_plan
 from stretto.untrusted_files import UNPARSABLE, check_value, entry, without_keys
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
 from stretto.weights.loading import Part, Plan, shapes_of
@@ -73,7 +81,7 @@ def convert(release: Release, contents: Contents) -> Converted:
         "max_position_embeddings": known.max_model_len,
     }
     codec = codec_network(contents.config, known)
-    return Converted(record, plan(config, known, contents.tensors), DROPPED, networks=(codec,))
+    return Converted(record, plan(config, known), DROPPED, networks=(codec,))
 
 
 def read_config(record: Mapping[str, Any]) -> Any:
@@ -131,21 +139,12 @@ def vocabulary(config: Any, num_codebooks: int, codebook_size: int, tokenizer: T
     )
 
 
-def plan(config: Any, known: HiggsAudioV3Vocabulary, tensors: Mapping[str, Tensor]) -> Plan:
+def plan(config: Any, known: HiggsAudioV3Vocabulary) -> Plan:
     """Return the plan of tensors to write, by published name."""
-    width = known.codebook_size + NUM_MARKS
-    codes = {CODES: (known.num_codebooks * width, config.hidden_size)}
-
-    def with_codes(text: Tensor) -> Tensor:
-        return torch.cat([text, merged_reader(tensors, codes)(CODES, text)])
-
-    parts: Plan = {}
-    for name, shape in shapes_of(Qwen3Model, config).items():
-        if name == "embed_tokens.weight":
-            parts[TEXTS] = Part(f"model.{name}", shape, with_codes)
-        else:
-            parts[f"body.{name}"] = Part(f"model.{name}", shape)
-    return parts | {CODES: Part("audio_head.weight", codes[CODES])}
+    shapes = {f"body.{name}": shape for name, shape in shapes_of(Qwen3Model, config).items()}
+    codes = (known.num_codebooks * (known.codebook_size + NUM_MARKS), config.hidden_size)
+    table = merged("model.embed_tokens.weight", concatenated, {TEXTS: shapes["body.embed_tokens.weight"], CODES: codes})
+    return table | layers_plan(shapes, "body.") | {CODES: Part("audio_head.weight", codes)}
 
 
 def codec_network(record: Mapping[str, Any], known: HiggsAudioV3Vocabulary) -> Network:

@@ -63,7 +63,7 @@ def test_published_sizes_add_up() -> None:
     tokens = Tokenizer(Path(), 151_670, {token_id: name for name, token_id in MARKERS.items()})
     known = vocabulary(config, 8, 1026, tokens)
     assert known == HiggsAudioV3Vocabulary()
-    parts = plan(config, known, {}) | codec_network(PUBLISHED, known).plan
+    parts = plan(config, known) | codec_network(PUBLISHED, known).plan
     assert len(parts) + 1 == 927  # names in the published index
     stored = {name: prod(part.stored) for name, part in parts.items()}
     assert sum(stored.values()) + stored[TEXTS] + stored[CODES] + 768 == NUM_PUBLISHED

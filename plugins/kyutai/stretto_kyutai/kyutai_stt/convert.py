@@ -23,9 +23,10 @@ from stretto.family.conversion import (
     Network,
     Release,
     Tokenizer,
-    check_folded,
     common_record,
+    concatenated,
     integer,
+    merged,
     unchanged,
 )
 from stretto.untrusted_files import check_value, entry, json_object, named_file, read_json
@@ -81,16 +82,6 @@ def located(release: Release) -> Release:
     return replace(release, model=named_file(release.model, config, MODEL_KEY))
 
 
-def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return None, because config.json does not contain the dtype."""
-    return None
-
-
-def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return an empty list, because there are no remarks."""
-    return []
-
-
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written, including Mimi from the release's own file."""
     config = contents.config
@@ -105,15 +96,9 @@ def convert(release: Release, contents: Contents) -> Converted:
         "max_position_embeddings": known.max_model_len,
         **common_record(NAME, known, known.vocab_size, contents, has_head=True),
     }
-    width = record["hidden_size"]
-    codes = (f"emb.{k}.weight" for k in range(known.num_codebooks))
-    heads = range(1, known.num_pauses)
-    folded = dict.fromkeys(codes, (known.codebook_size + 1, width))
-    folded |= dict.fromkeys(map(PAUSES.format, heads), (known.num_pause_classes, width))
-    check_folded(contents.tensors, folded)
     parts = plan(config, known, contents.tensors)
     codec = codec_network(config, release.folder, known.num_codebooks, known.codebook_size)
-    return Converted(record, parts, (), tuple(folded), (codec,))
+    return Converted(record, parts, (), networks=(codec,))
 
 
 def check_tokenizer(tokenizer: Tokenizer, num_text_ids: int) -> None:
@@ -241,30 +226,23 @@ def halves(weight: Tensor, heads: int) -> Tensor:
 def plan(config: Mapping[str, Any], known: SttVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
     """Return the tensors to write, by published name."""
     width = integer(config, "dim")
+    codes = {f"emb.{k}.weight": (known.codebook_size + 1, width) for k in range(known.num_codebooks)}
 
-    def table(text: Tensor) -> Tensor:
+    def table(text: Tensor, *codes: Tensor) -> Tensor:
         """Return the embeddings of text, of our own two ids, and of all codes, [V, H]."""
-        if text.is_meta:
-            return torch.empty(known.vocab_size, width, device="meta")
-        codes = [tensors[f"emb.{k}.weight"].to(text.dtype) for k in range(known.num_codebooks)]
         return torch.cat([text, text.new_zeros(2, width), *codes])
 
     def head(text: Tensor) -> Tensor:
         return torch.cat([text, text.new_zeros(known.vocab_size - len(text), width)])
 
-    def pauses(first: Tensor) -> Tensor:
-        """Return the concatenated weights of all pause heads."""
-        if first.is_meta:
-            return torch.empty(known.num_pauses * len(first), width, device="meta")
-        others = (tensors[PAUSES.format(head)] for head in range(1, known.num_pauses))
-        return torch.cat([first, *(other.to(first.dtype) for other in others)])
-
-    parts = backbone_plan(config, tensors) | {
-        EMBEDDINGS: Part("model.embed_tokens.weight", (known.num_text_ids + 1, width), table),
+    parts = {
+        **backbone_plan(config, tensors),
+        **merged("model.embed_tokens.weight", table, {EMBEDDINGS: (known.num_text_ids + 1, width)} | codes),
         "text_linear.weight": Part("lm_head.weight", (known.num_text_ids, width), head),
     }
     if known.num_pauses:
-        parts[PAUSES.format(0)] = Part("pause_heads.weight", (known.num_pause_classes, width), pauses)
+        heads = {PAUSES.format(head): (known.num_pause_classes, width) for head in range(known.num_pauses)}
+        parts |= merged("pause_heads.weight", concatenated, heads)
     return parts
 
 

@@ -8,7 +8,7 @@ A reply begins with the id that follows the text ids, as in the authors' code. `
 is an id of the codes of codebook 21.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,16 @@ from torch import Tensor
 from transformers import MimiConfig, MimiModel
 
 from stretto.errors import CheckpointError, shown
-from stretto.family.conversion import Contents, Converted, Network, Release, check_folded, common_record, integer
+from stretto.family.conversion import (
+    Contents,
+    Converted,
+    Network,
+    Release,
+    common_record,
+    concatenated,
+    integer,
+    merged,
+)
 from stretto.untrusted_files import UNPARSABLE, entry, json_object, released_file, without_keys
 from stretto.weights.loading import Part, Plan, shapes_of
 from stretto_kyutai.kyutai_stt.convert import (
@@ -42,7 +51,6 @@ EXPECTED = {"model_type": ("kyutai_speech_to_text",), **LAYERS_EXPECTED}
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written, including Mimi."""
     config = contents.config
-    tensors = contents.tensors
     check_config(config, EXPECTED)
     known = vocabulary(config, delays_of(release))
     check_tokenizer(contents.tokenizer, known.num_text_ids)
@@ -52,9 +60,7 @@ def convert(release: Release, contents: Contents) -> Converted:
         **common_record(NAME, known, known.vocab_size, contents, has_head=True),
     }
     codec = codec_network(config, "codec_config", "codec_model.", known.num_codebooks, known.codebook_size)
-    layers, folded = backbone_plan(config, "model.", tensors)
-    check_folded(tensors, folded)
-    return Converted(record, layers | plan(config, known), (), tuple(folded), (codec,))
+    return Converted(record, backbone_plan(config, "model.") | plan(config, known), (), networks=(codec,))
 
 
 def delays_of(release: Release) -> dict[str, Any]:
@@ -126,28 +132,21 @@ def rope_theta(config: Mapping[str, Any]) -> float:
     return positive(config, "rope_parameters.rope_theta")
 
 
-def backbone_plan(
-    config: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor]
-) -> tuple[Plan, dict[str, tuple[int, ...]]]:
-    """Return the plan of the backbone's layers and final norm, and the shapes of the tensors merged into others.
+def backbone_plan(config: Mapping[str, Any], prefix: str) -> Plan:
+    """Return the plan of the backbone's layers and final norm.
 
     Args:
         config: Contents of config.json.
         prefix: Prefix of the backbone's tensors, with a dot at the end.
-        tensors: Published tensors by name.
     """
     width = integer(config, "hidden_size")
     inner = inner_width(config)
     parts: Plan = {f"{prefix}norm.weight": Part("model.norm.weight", (width,))}
-    folded: dict[str, tuple[int, ...]] = {}
     for layer in range(integer(config, "num_hidden_layers")):
         stored = f"{prefix}layers.{layer}"
         own = f"model.layers.{layer}"
-        queries, keys, values = (f"{stored}.self_attn.{letter}_proj.linear.weight" for letter in "qkv")
-        folded |= dict.fromkeys((keys, values), (width, width))
-        parts[queries] = Part(
-            f"{own}.self_attn.qkv_proj.weight", (width, width), followed_by(tensors, (keys, values), 3 * width)
-        )
+        fused = dict.fromkeys((f"{stored}.self_attn.{letter}_proj.linear.weight" for letter in "qkv"), (width, width))
+        parts |= merged(f"{own}.self_attn.qkv_proj.weight", concatenated, fused)
         for name, mine, shape in (
             ("self_attn.o_proj.linear.weight", "self_attn.o_proj.weight", (width, width)),
             ("mlp.fc1.weight", "mlp.gate_up_proj.weight", (2 * inner, width)),
@@ -156,24 +155,7 @@ def backbone_plan(
             ("post_attention_layernorm.weight", "post_attention_layernorm.weight", (width,)),
         ):
             parts[f"{stored}.{name}"] = Part(f"{own}.{mine}", shape)
-    return parts, folded
-
-
-def followed_by(tensors: Mapping[str, Tensor], names: tuple[str, ...], num_rows: int) -> Callable[[Tensor], Tensor]:
-    """Return the edit that appends the rows of other published tensors.
-
-    Args:
-        tensors: Published tensors by name.
-        names: Names of the others, in order.
-        num_rows: Number of rows of all together.
-    """
-
-    def edit(first: Tensor) -> Tensor:
-        if first.is_meta:
-            return first.new_empty(num_rows, *first.shape[1:])
-        return torch.cat([first, *(tensors[name].to(first.dtype) for name in names)])
-
-    return edit
+    return parts
 
 
 def plan(config: Mapping[str, Any], known: SttVocabulary) -> Plan:

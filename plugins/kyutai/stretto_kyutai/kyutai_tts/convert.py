@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
-from stretto.family.conversion import Contents, Converted, Release, check_folded, in_lower_case, integer
+from stretto.family.conversion import Contents, Converted, Release, in_lower_case, integer
 from stretto.untrusted_files import check_value, entry, released_file, released_folder
 from stretto.weights.loading import Part
 from stretto_kyutai.kyutai_stt.convert import SHARED_EXPECTED, check_config, flat
 from stretto_kyutai.kyutai_stt.convert import located as located
-from stretto_kyutai.kyutai_stt.convert import trained_dtype as trained_dtype
 from stretto_kyutai.kyutai_stt.family import FRAME_RATE, PAD
 from stretto_kyutai.kyutai_tts.family import MAX_AHEAD, MAX_DELAY, NAME, TtsVocabulary
 from stretto_kyutai.kyutai_tts.prompt import SAMPLE_RATE, SPEAKERS, VOICES, samples_at, vectors_at
@@ -201,22 +200,23 @@ def with_conditions(
     voices = f"{CONDITIONER}.{SPEAKERS}"
     scales = f"{CONDITIONER}.{SCALE}"
     sizes = {name: (entry(config, f"conditioners.{name}.lut.n_bins") + 1, width_of(config, name)) for name in ADDED}
-    folded = {f"{CONDITIONER}.{name}.output_proj.weight": (width, sizes[name][1]) for name in ADDED}
-    folded[f"{CONDITIONER}.{CONTROL}.embed.weight"] = sizes[CONTROL]
-    check_folded(tensors, folded)
+    embeddings = f"{CONDITIONER}.{CONTROL}.embed.weight"
+    factors = {f"{CONDITIONER}.{name}.output_proj.weight": (width, sizes[name][1]) for name in ADDED}
     always = values_of(config, CONTROL).index(ALWAYS)
 
-    def added(stored: Tensor) -> Tensor:
+    def added(stored: Tensor, control: Tensor, *factors: Tensor) -> Tensor:
         """Return the vectors of the guidance scales, then the vector that all replies have, [n + 1, H]."""
-        if stored.is_meta:
-            return stored.new_empty(known.control_id + 1, width)
-        control = tensors[f"{CONDITIONER}.{CONTROL}.embed.weight"][always : always + 1]
-        rows = {SCALE: stored[: known.control_id], CONTROL: control}
-        factors = {name: tensors[f"{CONDITIONER}.{name}.output_proj.weight"] for name in ADDED}
-        return torch.cat([rows[name].float() @ factors[name].float().T for name in ADDED])
+        rows = (stored[: known.control_id], control[always : always + 1])
+        return torch.cat([row.float() @ factor.float().T for row, factor in zip(rows, factors, strict=True)])
 
     parts = {
-        f"{scales}.embed.weight": Part("conditions.sum.weight", sizes[SCALE], added, torch.float32),
+        f"{scales}.embed.weight": Part(
+            "conditions.sum.weight",
+            sizes[SCALE],
+            added,
+            torch.float32,
+            others={embeddings: sizes[CONTROL], **factors},
+        ),
         f"{voices}.output_proj.weight": Part(
             "conditions.project.weight", (width, width_of(config, SPEAKERS)), dtype=torch.float32
         ),
@@ -239,7 +239,7 @@ def with_conditions(
             f"{stored}.norm_cross.bias": Part(f"{own}.cross_norm.bias", (width,)),
         }
     unused = tuple(f"{CONDITIONER}.{name}.learnt_padding" for name in ADDED)  # for requests without these conditions
-    return replace(made, plan={**made.plan, **parts}, dropped=(*made.dropped, *unused), folded=(*made.folded, *folded))
+    return replace(made, plan={**made.plan, **parts}, dropped=(*made.dropped, *unused))
 
 
 def vocabulary(config: Mapping[str, Any], voices: tuple[str, ...] = ()) -> TtsVocabulary:

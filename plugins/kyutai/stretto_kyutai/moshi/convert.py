@@ -13,7 +13,17 @@ from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
 from stretto.family.base import DepthSpec
-from stretto.family.conversion import Contents, Converted, Release, Tokenizer, check_folded, common_record, integer
+from stretto.family.conversion import (
+    Contents,
+    Converted,
+    Release,
+    Tokenizer,
+    common_record,
+    concatenated,
+    integer,
+    merged,
+    stacked,
+)
 from stretto.family.text import sentencepiece_at
 from stretto.untrusted_files import released_file
 from stretto.weights.loading import WHOLE, Part, Plan
@@ -86,11 +96,6 @@ DEPTH_EXPECTED: dict[str, tuple[Any, ...]] = {  # `kyutai_tts` shares these
 EXPECTED = {"model_type": ("moshi", None), **SHARED_EXPECTED, **DEPTH_EXPECTED}  # supported values of config.json
 
 
-def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return None, because config.json does not contain the dtype."""
-    return None
-
-
 def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer | None:
     """Return the SentencePiece tokenizer of a release without config.json, otherwise None."""
     return None if release.config is not None else first_tokenizer(release)
@@ -135,26 +140,14 @@ def converted(
         num_steps: Number of steps of the release's depth transformer; None for `dep_q`.
     """
     check_tokenizer(contents.tokenizer, known.num_text_ids)
-    width = integer(config, "dim")
     # text is sampled from `depth.first_head`
     record = {
         **backbone_record(config),
         "max_position_embeddings": known.max_model_len,
         **common_record(family, known, known.vocab_size, contents),
     }
-    code_table = known.codebook_size + 1
     steps = known.num_codebooks
     stored = num_steps or integer(config, "dep_q")
-    folded = {f"emb.{k}.weight": (code_table, width) for k in range(integer(config, "n_q"))}
-    folded |= {f"depformer_in.{w}.weight": (known.depth.hidden, width) for w in range(1, known.depth.num_sets)}
-    folded |= {f"linears.{k}.weight": (known.codebook_size, known.depth.hidden) for k in range(1, steps)}
-    rank = depth_rank(config, known.depth)
-    folded |= {f"depformer_emb.{k}.weight": (code_table, rank) for k in range(steps - 1)}
-    folded |= dict.fromkeys(text_factors(config, TEXT), (width, width))
-    folded |= dict.fromkeys(text_factors(config, DEPTH_TEXT), (known.depth.hidden, rank))
-    if config.get(RANK):
-        folded |= {CODE_FACTOR.format(k): (known.depth.hidden, rank) for k in range(steps - 1)}
-    check_folded(contents.tensors, folded)
     layers = [f"depformer.layers.{layer}.gating" for layer in range(known.depth.num_layers)]
     unused = range(steps, stored)
     num_sets = 1 + max(schedule(config, stored))
@@ -162,7 +155,7 @@ def converted(
     dropped += [f"{name}." for step in unused for name in (f"linears.{step}", f"depformer_emb.{step - 1}")]
     codec = codec_network(config, release.folder, known.num_codebooks, known.codebook_size)
     parts = plan(config, known, contents.tensors, rows, repeated) | depth_plan(known.depth, num_sets)
-    return Converted(record, parts, tuple(dropped), tuple(folded), (codec,))
+    return Converted(record, parts, tuple(dropped), networks=(codec,))
 
 
 def vocabulary(config: Mapping[str, Any]) -> MoshiVocabulary:
@@ -250,33 +243,26 @@ def plan(
     text = known.num_text_ids
     size = known.codebook_size
     depth = known.depth
+    rank = depth_rank(config, depth)
+    steps = range(known.num_codebooks)
+    factors = dict.fromkeys(text_factors(config, TEXT), (width, width))
+    tables = {f"emb.{k}.weight": (size + 1, width) for k in range(integer(config, "n_q"))}
+    depth_factors = dict.fromkeys(text_factors(config, DEPTH_TEXT), (depth.hidden, rank))
+    depth_tables = {f"depformer_emb.{k}.weight": (size + 1, rank) for k in steps[:-1]}
+    code_factors = {CODE_FACTOR.format(k): (depth.hidden, rank) for k in steps[:-1] if config.get(RANK)}
 
-    def others(prefix: str, numbers: range, like: Tensor, num_rows: int) -> list[Tensor]:
-        """Return the first `num_rows` rows of the tensors `prefix.k`, in the dtype of `like`."""
-        if like.is_meta:
-            return [like.new_empty(num_rows, like.shape[1])] * len(numbers)
-        return [tensors[f"{prefix}.{k}.weight"][:num_rows].to(like.dtype) for k in numbers]
-
-    def product(stored: Tensor, factor: str, num_columns: int) -> Tensor:
-        """Return a table multiplied by the transpose of the matrix `factor`, in float32."""
-        if stored.is_meta:
-            return stored.new_empty(len(stored), num_columns)
-        return stored.float() @ tensors[factor].float().T
-
-    def streams(stored: Tensor, name: str, num_columns: int) -> list[Tensor]:
-        """Return the embeddings of each text stream."""
-        return [product(stored, factor, num_columns) for factor in text_factors(config, name)] or [stored]
+    def product(stored: Tensor, factor: Tensor) -> Tensor:
+        """Return a table multiplied by the transpose of a matrix, in float32."""
+        return stored.float() @ factor.float().T
 
     def texts(stored: Tensor) -> Tensor:
         """Return the embeddings of the text ids, then those of `repeated`."""
         return torch.cat([stored[:text], *(stored[token : token + 1] for token in repeated)])
 
-    def table(stored: Tensor) -> Tensor:
+    def table(stored: Tensor, *others: Tensor) -> Tensor:
         """Return the embeddings of text, initial text, our own two ids, all codes, `rows` and second text, [V, H]."""
-        main, *second = streams(stored, TEXT, width)
-        codes = others("emb", range(known.num_tables), stored, size + 1)
-        if not stored.is_meta:
-            codes = with_initial_ids_of_others(codes)
+        main, *second = [product(stored, factor) for factor in others[: len(factors)]] or [stored]
+        codes = with_initial_ids_of_others(list(others[len(factors) :]))
         own = [main[text:], main.new_zeros(2, width)]
         added = [*(row.to(main) for row in rows), *(each[:text] for each in second)]
         return torch.cat([texts(main), *own, *codes, *added])
@@ -286,37 +272,32 @@ def plan(
 
         The model reads both in the same rows: those before the delay has passed. Their sum therefore replaces both.
         """
-        for k in range(known.num_tables, integer(config, "n_q")):
+        for k in range(known.num_tables, len(codes)):
             same = known.delays.index(config["delays"][1 + k])
-            initial = codes[same][size:] + tensors[f"emb.{k}.weight"][size:].to(codes[same].dtype)
-            codes[same] = torch.cat([codes[same][:size], initial])
-        return codes
+            codes[same] = torch.cat([codes[same][:size], codes[same][size:] + codes[k][size:]])
+        return codes[: known.num_tables]
 
     def head(stored: Tensor) -> Tensor:
         """Return the head of text, with zeros for ids that are never sampled."""
         return torch.cat([stored, stored.new_zeros(text + len(repeated) - len(stored), width)])
 
-    def depth_table(stored: Tensor) -> Tensor:
+    def depth_table(stored: Tensor, *others: Tensor) -> Tensor:
         """Return the embeddings of the ids that the depth transformer reads; it never reads initial ids."""
-        main, *second = streams(stored, DEPTH_TEXT, depth.hidden)
-        codes = others("depformer_emb", range(known.num_codebooks - 1), stored, size)
-        if config.get(RANK):
-            codes = [product(each, CODE_FACTOR.format(k), depth.hidden) for k, each in enumerate(codes)]
+        main, *second = [product(stored, factor) for factor in others[: len(depth_factors)]] or [stored]
+        codes = [rows[:size] for rows in others[len(depth_factors) :][: len(depth_tables)]]
+        if code_factors:
+            codes = [product(*pair) for pair in zip(codes, others[-len(codes) :], strict=True)]
         return torch.cat([texts(main), *codes, *(each[:text] for each in second)])
 
-    def projections(stored: Tensor) -> Tensor:
-        return torch.cat([stored, *others("depformer_in", range(1, depth.num_sets), stored, depth.hidden)])
-
-    def heads(stored: Tensor) -> Tensor:
-        return torch.stack([stored, *others("linears", range(1, known.num_codebooks), stored, size)])
-
+    depth_text = {f"{DEPTH_TEXT}.weight": (text + 1, rank)}
+    projections = {f"depformer_in.{number}.weight": (depth.hidden, width) for number in range(depth.num_sets)}
     return {
         **backbone_plan(config, tensors),
-        EMBEDDINGS: Part("model.embed_tokens.weight", (text + 1, width), table),
+        **merged("model.embed_tokens.weight", table, {EMBEDDINGS: (text + 1, width)} | factors | tables),
         "text_linear.weight": Part("depth.first_head", (known.num_head_ids, width), head),
-        f"{DEPTH_TEXT}.weight": Part("depth.embed", (text + 1, depth_rank(config, depth)), depth_table),
-        "depformer_in.0.weight": Part("depth.project.weight", (depth.hidden, width), projections),
-        "linears.0.weight": Part("depth.heads", (size, depth.hidden), heads),
+        **merged("depth.embed", depth_table, depth_text | depth_factors | depth_tables | code_factors),
+        **merged("depth.project.weight", concatenated, projections),
+        **merged("depth.heads", stacked, {f"linears.{k}.weight": (size, depth.hidden) for k in steps}),
     }
 
 

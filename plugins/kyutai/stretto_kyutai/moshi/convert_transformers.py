@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stretto.errors import CheckpointError
 from stretto.family.base import DepthSpec
-from stretto.family.conversion import Contents, Converted, Release, check_folded, common_record, integer
+from stretto.family.conversion import Contents, Converted, Release, common_record, integer, merged
 from stretto.untrusted_files import entry
 from stretto.weights.loading import Part, Plan
 from stretto_kyutai.kyutai_stt.convert import (
@@ -26,7 +26,6 @@ from stretto_kyutai.kyutai_stt.convert_transformers import (
     backbone_plan,
     backbone_record,
     codec_network,
-    followed_by,
     inner_width,
     positive,
 )
@@ -43,7 +42,6 @@ EXPECTED = {"model_type": ("moshi",), **LAYERS_EXPECTED}
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written, including Mimi."""
     config = contents.config
-    tensors = contents.tensors
     check_config(config, EXPECTED)
     known = vocabulary(config)
     check_tokenizer(contents.tokenizer, known.num_text_ids)
@@ -54,12 +52,10 @@ def convert(release: Release, contents: Contents) -> Converted:
         **common_record(NAME, known, known.vocab_size, contents),
     }
     codec = codec_network(config, "audio_encoder_config", "audio_encoder.", known.num_codebooks, known.codebook_size)
-    layers, folded = backbone_plan(config, BACKBONE, tensors)
-    steps, more = depth_plan(known.depth, tensors)
-    tables, others = table_plan(integer(config, "hidden_size"), known, tensors)
-    folded |= more | others
-    check_folded(tensors, folded)
-    return Converted(record, layers | steps | tables, (), tuple(folded), (codec,))
+    parts = (
+        backbone_plan(config, BACKBONE) | depth_plan(known.depth) | table_plan(integer(config, "hidden_size"), known)
+    )
+    return Converted(record, parts, (), networks=(codec,))
 
 
 def vocabulary(config: Mapping[str, Any]) -> MoshiVocabulary:
@@ -109,39 +105,32 @@ def depth_spec(config: Mapping[str, Any], num_steps: int) -> DepthSpec:
     )
 
 
-def table_plan(
-    width: int, known: MoshiVocabulary, tensors: Mapping[str, Tensor]
-) -> tuple[Plan, dict[str, tuple[int, ...]]]:
-    """Return the plan of the embeddings and heads, and the shapes of the tensors that are merged into them."""
+def table_plan(width: int, known: MoshiVocabulary) -> Plan:
+    """Return the plan of the embeddings and heads, given the width of the backbone."""
     text = known.num_text_ids
     size = known.codebook_size
     depth = known.depth
-    codes = tuple(f"embed_tokens.{k}.weight" for k in range(known.num_tables))
-    depth_codes = tuple(f"{DEPTH}embed_tokens.{k}.weight" for k in range(known.num_codebooks - 1))
-    folded: dict[str, tuple[int, ...]] = dict.fromkeys(codes, (size + 1, width))
-    folded |= dict.fromkeys(depth_codes, (size + 1, depth.hidden))
-    all_codes = followed_by(tensors, codes, known.vocab_size)
+    steps = range(known.num_codebooks)
+    tables = {EMBEDDINGS: (text + 1, width)}
+    tables |= {f"embed_tokens.{k}.weight": (size + 1, width) for k in range(known.num_tables)}
+    depth_tables = {f"{DEPTH}text_embed_tokens.weight": (text + 1, depth.hidden)}
+    depth_tables |= {f"{DEPTH}embed_tokens.{k}.weight": (size + 1, depth.hidden) for k in steps[:-1]}
 
-    def table(stored: Tensor) -> Tensor:
+    def table(stored: Tensor, *codes: Tensor) -> Tensor:
         """Return the embeddings of text, initial text, our own two ids, and all codes, [V, H]."""
-        return all_codes(torch.cat([stored, stored.new_zeros(2, width)]))
+        return torch.cat([stored, stored.new_zeros(2, width), *codes])
 
-    def depth_table(stored: Tensor) -> Tensor:
+    def depth_table(stored: Tensor, *codes: Tensor) -> Tensor:
         """Return the embeddings of the ids that the depth transformer reads; it never reads initial ids."""
-        if stored.is_meta:
-            return stored.new_empty(text + len(depth_codes) * size, depth.hidden)
-        return torch.cat([stored[:text], *(tensors[name][:size].to(stored.dtype) for name in depth_codes)])
+        return torch.cat([stored[:text], *(rows[:size] for rows in codes)])
 
-    parts = {
-        EMBEDDINGS: Part("model.embed_tokens.weight", (text + 1, width), table),
+    return {
+        **merged("model.embed_tokens.weight", table, tables),
         "decoder.lm_head.weight": Part("depth.first_head", (text, width)),
-        f"{DEPTH}text_embed_tokens.weight": Part("depth.embed", (text + 1, depth.hidden), depth_table),
-        f"{DEPTH}input_projections.weight": Part(
-            "depth.project.weight", (known.num_codebooks, depth.hidden, width), by_step
-        ),
-        f"{DEPTH}lm_heads.weight": Part("depth.heads", (known.num_codebooks, size, depth.hidden)),
+        **merged("depth.embed", depth_table, depth_tables),
+        f"{DEPTH}input_projections.weight": Part("depth.project.weight", (len(steps), depth.hidden, width), by_step),
+        f"{DEPTH}lm_heads.weight": Part("depth.heads", (len(steps), size, depth.hidden)),
     }
-    return parts, folded
 
 
 def by_step(stored: Tensor) -> Tensor:
@@ -149,33 +138,29 @@ def by_step(stored: Tensor) -> Tensor:
     return stored.flatten(0, 1)
 
 
-def depth_plan(depth: DepthSpec, tensors: Mapping[str, Tensor]) -> tuple[Plan, dict[str, tuple[int, ...]]]:
-    """Return the plan of the depth transformer's layers, and the shapes of the tensors merged into others."""
+def depth_plan(depth: DepthSpec) -> Plan:
+    """Return the plan of the depth transformer's layers."""
     parts: Plan = {}
-    folded: dict[str, tuple[int, ...]] = {}
     steps = depth.num_sets
     hidden = depth.hidden
     inner = depth.intermediate
     square = (steps, hidden, hidden)
+
+    def fused(*stored: Tensor) -> Tensor:
+        """Return queries, keys and values of the first step, then those of the second, and so on."""
+        return by_step(torch.cat(stored, 1))
+
     for layer in range(depth.num_layers):
         stored = f"{DEPTH}layers.{layer}"
         own = f"depth.layers.{layer}"
-        queries, keys, values = (f"{stored}.self_attn.{letter}_proj.linear.weight" for letter in "qkv")
-        folded |= dict.fromkeys((keys, values), square)
-
-        def fused(stored: Tensor, others: tuple[str, str] = (keys, values)) -> Tensor:
-            """Return queries, keys and values of the first step, then those of the second, and so on."""
-            if stored.is_meta:
-                return stored.new_empty(3 * steps * hidden, hidden)
-            return by_step(torch.cat([stored, *(tensors[name].to(stored.dtype) for name in others)], 1))
-
-        parts[queries] = Part(f"{own}.qkv_proj.weight", square, fused)
+        sources = dict.fromkeys((f"{stored}.self_attn.{letter}_proj.linear.weight" for letter in "qkv"), square)
+        parts |= merged(f"{own}.qkv_proj.weight", fused, sources)
         parts[f"{stored}.self_attn.o_proj.linear.weight"] = Part(f"{own}.o_proj.weight", square, by_step)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             parts[f"{stored}.{norm}.weight"] = Part(f"{own}.{norm}.weight", (hidden,))
         parts[f"{stored}.mlp.fc1.weight"] = of_each_step(own, "gate_up_proj", (steps, 2 * inner, hidden))
         parts[f"{stored}.mlp.fc2.weight"] = of_each_step(own, "down_proj", (steps, hidden, inner))
-    return parts, folded
+    return parts
 
 
 def of_each_step(layer: str, name: str, shape: tuple[int, int, int]) -> Part:

@@ -34,7 +34,6 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
 
 
 located = moshi.located
-trained_dtype = moshi.trained_dtype
 
 
 def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer | None:

@@ -11,22 +11,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3Model
 
 from stretto.errors import CheckpointError, shown
 from stretto.family.conversion import (
     Contents,
     Converted,
     Release,
-    check_folded,
     common_record,
+    concatenated,
     integer,
-    merged_reader,
+    merged,
     section,
 )
+from stretto.family.layers import layers_plan
 from stretto.untrusted_files import check_value
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
-from stretto.weights.loading import Part, Plan, shapes_of
+from stretto.weights.loading import Plan, shapes_of
 from stretto_moss.moss_tts.family import MAX_MODEL_LEN, MossVocabulary
 from stretto_moss.moss_tts.recognise import MODEL_TYPE, refusal_of
 
@@ -62,16 +63,13 @@ def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written."""
     backbone, known = read_config(contents.config)
     contents.tokenizer.ids_of((), known.num_text_ids)
-    folded = folded_shapes(backbone.hidden_size, known)
-    check_folded(contents.tensors, folded)
     record = {
         "architectures": ["StrettoQwen3ForCausalLM"],
         "model_type": "qwen3",
         **{name: getattr(backbone, name) for name in LLAMA_NUMBERS if name != "mlp_bias"},
         **common_record("moss_tts", known, known.layout.vocab_size, contents),
     }
-    parts = plan(backbone, known, contents.tensors)
-    return Converted(record, parts, (), tuple(name for name in folded if name not in parts))
+    return Converted(record, plan(backbone, known), ())
 
 
 def read_config(record: Mapping[str, Any]) -> tuple[Any, MossVocabulary]:
@@ -119,33 +117,19 @@ def qwen3_backbone(numbers: Mapping[str, Any]) -> Any:
     return backbone
 
 
-def folded_shapes(width: int, known: MossVocabulary) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tables of all codebooks and of all heads."""
-    table = (known.codebook_size + 1, width)
-    numbers = range(known.num_codebooks)
-    shapes: dict[str, tuple[int, ...]] = {TEXT_HEAD: (known.num_text_ids, width)}
-    shapes |= {f"emb_ext.{number}.weight": table for number in numbers}
-    return shapes | {f"lm_heads.{number + 1}.weight": table for number in numbers}
-
-
-def plan(backbone: Any, known: MossVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
+def plan(backbone: Any, known: MossVocabulary) -> Plan:
     """Return the tensors to write, by published name."""
-    shapes = {
-        name.removeprefix("model."): shape
-        for name, shape in shapes_of(Qwen3ForCausalLM, backbone).items()
-        if name.startswith("model.")
+    text = (known.num_text_ids, backbone.hidden_size)
+    codes = (known.codebook_size + 1, backbone.hidden_size)
+    ends = sorted((known.slot, known.delay))
+    numbers = range(known.num_codebooks)
+
+    def heads(text: Tensor, *codes: Tensor) -> Tensor:
+        return torch.cat([text[ends], *(head[:-1] for head in codes)])
+
+    tables = {EMBEDDINGS: text} | {f"emb_ext.{number}.weight": codes for number in numbers}
+    return {
+        **merged("model.embed_tokens.weight", concatenated, tables),
+        **layers_plan(shapes_of(Qwen3Model, backbone), BACKBONE),
+        **merged("audio_head.weight", heads, {TEXT_HEAD: text} | {f"lm_heads.{k + 1}.weight": codes for k in numbers}),
     }
-    read = merged_reader(tensors, folded_shapes(backbone.hidden_size, known))
-
-    def with_codes(text: Tensor) -> Tensor:
-        return torch.cat([text, *(read(f"emb_ext.{number}.weight", text) for number in range(known.num_codebooks))])
-
-    def heads(text: Tensor) -> Tensor:
-        codes = [read(f"lm_heads.{number + 1}.weight", text)[:-1] for number in range(known.num_codebooks)]
-        return torch.cat([text[sorted((known.slot, known.delay))], *codes])
-
-    parts = {f"{BACKBONE}{name}": Part(f"model.{name}", shape) for name, shape in shapes.items()}
-    table = parts[EMBEDDINGS]
-    parts[EMBEDDINGS] = Part(table.name, table.stored, with_codes)
-    parts[TEXT_HEAD] = Part("audio_head.weight", (known.num_text_ids, backbone.hidden_size), heads)
-    return parts

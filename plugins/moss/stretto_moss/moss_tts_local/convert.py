@@ -7,20 +7,22 @@ rows of the table of text. The depth transformer's rotations pair neighbouring f
 reordered, so that feature i is paired with feature i + D / 2.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Qwen3ForCausalLM
+from transformers import Qwen3Model
 
 from stretto.errors import CheckpointError, shown
-from stretto.family.conversion import Contents, Converted, Release, common_record, integer, merged_reader, unchanged
+from stretto.family.base import DepthSpec
+from stretto.family.conversion import Contents, Converted, Release, common_record, concatenated, integer, merged
+from stretto.family.layers import layers_plan
 from stretto.untrusted_files import check_value
 from stretto.weights.backbones import LLAMA_NUMBERS, dtype_of
-from stretto.weights.loading import Part, Plan, check, shapes_of
+from stretto.weights.loading import Part, Plan, Shape, shapes_of
 from stretto_moss.moss_tts.convert import MAX_CODEBOOKS, MAX_CODES, MAX_EPS, MAX_THETA, qwen3_backbone
 from stretto_moss.moss_tts.family import MAX_MODEL_LEN
 from stretto_moss.moss_tts_local.family import Gpt2Spec, LocalVocabulary
@@ -31,6 +33,7 @@ BACKBONE = "transformer."
 LOCAL = "local_transformer."
 EMBEDDINGS = f"{BACKBONE}embed_tokens.weight"
 TEXT_HEAD = "text_lm_head.weight"
+COPIES = "audio_lm_heads."
 BINARY_HEAD = "local_text_lm_head.weight"
 MARKS = {f"{LOCAL}h.0.attn.c_attn.weight": "MOSS-TTS-Local"}
 # Ids of the vocabulary by their keys in config.json, and the values of a release that does not state them.
@@ -64,21 +67,14 @@ def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written."""
     backbone, known = read_config(contents.config)
     contents.tokenizer.ids_of((), known.num_text_ids)
-    is_binary = has_binary_head(contents.config)
-    found = contents.tensors
-    shapes = published_shapes(backbone, known, is_binary)
-    copies = {name: shape for name, shape in copied_shapes(backbone, known).items() if name in found}
-    check(unchanged(shapes | copies), found, ())
-    check_copies(found, copies)
+    check_copies(contents.tensors, known.num_codebooks)
     record = {
         "architectures": ["StrettoQwen3ForCausalLM"],
         "model_type": "qwen3",
         **{name: getattr(backbone, name) for name in LLAMA_NUMBERS if name != "mlp_bias"},
         **common_record("moss_tts_local", known, known.layout.vocab_size, contents),
     }
-    parts = plan(known, shapes, found)
-    folded = tuple(name for name in (shapes | copies) if name not in parts)
-    return Converted(record, parts, (), folded)
+    return Converted(record, plan(backbone, known, has_binary_head(contents.config)), (TEXT_HEAD, COPIES))
 
 
 def has_binary_head(record: Mapping[str, Any]) -> bool:
@@ -179,22 +175,12 @@ def depth_spec(record: Mapping[str, Any], local: Mapping[str, Any], width: int) 
     )
 
 
-def published_shapes(backbone: Any, known: LocalVocabulary, is_binary: bool) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each published tensor that a release must have, by name."""
-    width = backbone.hidden_size
-    depth = known.depth
-    shapes: dict[str, tuple[int, ...]] = {EMBEDDINGS: (known.num_text_ids, width)}
-    shapes |= {
-        f"{BACKBONE}{name.removeprefix('model.')}": shape
-        for name, shape in shapes_of(Qwen3ForCausalLM, backbone).items()
-        if name.startswith(("model.layers.", "model.norm."))
-    }
-    table = known.codebook_size, width
-    shapes |= {f"audio_embeddings.{number}.weight": table for number in range(known.num_codebooks)}
-    if is_binary:
-        shapes[BINARY_HEAD] = (2, width)
+def local_shapes(depth: DepthSpec) -> dict[str, Shape]:
+    """Return the shapes of the depth transformer's layers and final norm, by published name."""
+    width = depth.hidden
     linear = {"attn.c_attn": (3 * width, width), "attn.c_proj": (width, width)}
     linear |= {"mlp.fc_in": (depth.intermediate, width), "mlp.fc_out": (width, depth.intermediate)}
+    shapes: dict[str, Shape] = {}
     for layer in (f"{LOCAL}h.{number}." for number in range(depth.num_layers)):
         for name, shape in linear.items():
             shapes |= {f"{layer}{name}.weight": shape, f"{layer}{name}.bias": shape[:1]}
@@ -202,20 +188,13 @@ def published_shapes(backbone: Any, known: LocalVocabulary, is_binary: bool) -> 
     return shapes | {f"{LOCAL}ln_f.{kind}": (width,) for kind in ("weight", "bias")}
 
 
-def copied_shapes(backbone: Any, known: LocalVocabulary) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the heads that are copies of tables, and that a release may leave out."""
-    table = (known.codebook_size, backbone.hidden_size)
-    numbers = range(known.num_codebooks)
-    shapes = {f"audio_lm_heads.{number}.weight": table for number in numbers}
-    return shapes | {TEXT_HEAD: (known.num_text_ids, backbone.hidden_size)}
-
-
-def check_copies(tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
+def check_copies(tensors: Mapping[str, Tensor], num_codebooks: int) -> None:
     """Raise CheckpointError unless the heads of the codebooks equal their tables, as in the authors' class."""
-    for name in names:
-        table = name.replace("audio_lm_heads", "audio_embeddings")
-        if name != TEXT_HEAD and not torch.equal(tensors[name], tensors[table]):
-            raise CheckpointError(f"{name}: expected a copy of {table}, got other numbers")
+    for number in range(num_codebooks):
+        head = f"{COPIES}{number}.weight"
+        table = f"audio_embeddings.{number}.weight"
+        if head in tensors and table in tensors and not torch.equal(tensors[head], tensors[table]):
+            raise CheckpointError(f"{head}: expected a copy of {table}, got other numbers")
 
 
 def paired_by_half(tensor: Tensor, num_heads: int) -> Tensor:
@@ -223,45 +202,41 @@ def paired_by_half(tensor: Tensor, num_heads: int) -> Tensor:
     return tensor.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
-def plan(known: LocalVocabulary, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Plan:
+def plan(backbone: Any, known: LocalVocabulary, is_binary: bool) -> Plan:
     """Return the tensors to write, by published name.
 
     Args:
+        backbone: Hyperparameters of the backbone.
         known: Vocabulary.
-        shapes: Shapes of the required tensors by name.
-        tensors: Published tensors by name.
+        is_binary: True if a head of its own chooses between a slot and the end.
     """
     depth = known.depth
-    read = merged_reader(tensors, shapes)
-    tables = [f"audio_embeddings.{number}.weight" for number in range(known.num_codebooks)]
-
-    def rows_of_all_ids(text: Tensor) -> Tensor:
-        return torch.cat([text, *(read(name, text) for name in tables)])
+    width = backbone.hidden_size
+    text = (known.num_text_ids, width)
+    tables = dict.fromkeys(
+        (f"audio_embeddings.{k}.weight" for k in range(known.num_codebooks)), (known.codebook_size, width)
+    )
+    first, second, *others = tables
 
     def decisions(text: Tensor) -> Tensor:
         return text[[known.slot, known.audio_end]]
 
-    def rows_of_codes(first: Tensor) -> Tensor:
-        unread = first.new_zeros(1, first.shape[1])  # of the slot
-        return torch.cat([unread, first, *(read(name, first) for name in tables[1:-1])])
+    def rows_of_codes(*codes: Tensor) -> Tensor:
+        return torch.cat([codes[0].new_zeros(1, width), *codes])  # a row of the slot, which is not read
 
-    def heads(like: Tensor) -> Tensor:
-        return torch.stack([read(name, like) for name in tables])
+    def heads(second: Tensor, first: Tensor, *others: Tensor) -> Tensor:
+        return torch.stack([first, second, *others])
 
-    first_head = (Part("depth.first_head", shapes[EMBEDDINGS], decisions),) if BINARY_HEAD not in shapes else ()
-    parts = {
-        EMBEDDINGS: Part("model.embed_tokens.weight", shapes[EMBEDDINGS], rows_of_all_ids, also=first_head),
-        tables[0]: Part("depth.embed", shapes[tables[0]], rows_of_codes),
-        tables[1]: Part("depth.heads", shapes[tables[1]], heads),
+    heads_also = () if is_binary else (Part("depth.first_head", text, decisions),)
+    parts: Plan = {
+        EMBEDDINGS: Part("model.embed_tokens.weight", text, concatenated, also=heads_also, others=tables),
+        **merged("depth.embed", rows_of_codes, dict(list(tables.items())[:-1])),
+        **merged("depth.heads", heads, {name: tables[name] for name in (second, first, *others)}),
     }
-    if not first_head:
-        parts[BINARY_HEAD] = Part("depth.first_head", shapes[BINARY_HEAD])
-    for name, shape in shapes.items():
-        if name.startswith((f"{BACKBONE}layers.", f"{BACKBONE}norm.")):
-            parts[name] = Part(f"model.{name.removeprefix(BACKBONE)}", shape)
-        elif name.startswith(LOCAL):
-            parts[name] = depth_part(name, shape, depth.num_heads)
-    return parts
+    if is_binary:
+        parts[BINARY_HEAD] = Part("depth.first_head", (2, width))
+    parts |= layers_plan(shapes_of(Qwen3Model, backbone), BACKBONE)
+    return parts | {name: depth_part(name, shape, depth.num_heads) for name, shape in local_shapes(depth).items()}
 
 
 def depth_part(name: str, shape: tuple[int, ...], num_heads: int) -> Part:

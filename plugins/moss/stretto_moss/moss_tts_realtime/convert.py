@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3Model
 
 from stretto.errors import CheckpointError, shown
 from stretto.family.base import DepthSpec
@@ -21,14 +21,15 @@ from stretto.family.conversion import (
     Release,
     Tokenizer,
     common_record,
+    concatenated,
     integer,
-    merged_reader,
+    merged,
     section,
-    unchanged,
 )
+from stretto.family.layers import layers_plan
 from stretto.untrusted_files import check_value
 from stretto.weights.backbones import LLAMA_NUMBERS
-from stretto.weights.loading import Part, Plan, check, shapes_of
+from stretto.weights.loading import Part, Plan, shapes_of
 from stretto_moss.moss_tts.convert import MAX_CODEBOOKS, MAX_CODES, MAX_EPS, MAX_THETA, qwen3_backbone
 from stretto_moss.moss_tts.convert import trained_dtype as trained_dtype
 from stretto_moss.moss_tts.family import MAX_MODEL_LEN
@@ -39,7 +40,6 @@ BACKBONE = "language_model."
 LOCAL = "local_transformer."
 EMBEDDINGS = "embed_tokens.0.weight"
 UNUSED = f"{BACKBONE}embed_tokens.weight"
-CODES = f"{LOCAL}model.embed_tokens.0.weight"
 HEAD = f"{LOCAL}local_lm_heads.0.weight"
 MARKS = {HEAD: "MOSS-TTS-Realtime"}
 # Values of the depth transformer that the authors' class has if config.json does not state them.
@@ -65,21 +65,13 @@ TOKENS = {
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written."""
     backbone, known = read_config(contents.config, contents.tokenizer)
-    shapes = published_shapes(backbone, known)
-    dropped = {UNUSED: (known.num_text_ids, backbone.hidden_size)}
-    check(unchanged(shapes), contents.tensors, (UNUSED,))
-    found = contents.tensors.get(UNUSED)
-    if found is not None and tuple(found.shape) != dropped[UNUSED]:
-        raise CheckpointError(f"{UNUSED}: expected shape {list(dropped[UNUSED])}, got {list(found.shape)}")
     record = {
         "architectures": ["StrettoQwen3ForCausalLM"],
         "model_type": "qwen3",
         **{name: getattr(backbone, name) for name in LLAMA_NUMBERS if name != "mlp_bias"},
         **common_record("moss_tts_realtime", known, known.layout.vocab_size, contents),
     }
-    parts = plan(known, shapes, contents.tensors)
-    folded = tuple(name for name in shapes if name not in parts)
-    return Converted(record, parts, (UNUSED,), folded)
+    return Converted(record, plan(backbone, known), (UNUSED,))
 
 
 def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[Any, MossRealtimeVocabulary]:
@@ -173,19 +165,13 @@ def depth_spec(local: Mapping[str, Any], width: int) -> DepthSpec:
     )
 
 
-def published_shapes(backbone: Any, known: MossRealtimeVocabulary) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each published tensor that is needed, by name."""
+def plan(backbone: Any, known: MossRealtimeVocabulary) -> Plan:
+    """Return the tensors to write, by published name."""
     width = backbone.hidden_size
     depth = known.depth
+    size = known.codebook_size
     numbers = range(known.num_codebooks)
-    shapes: dict[str, tuple[int, ...]] = {EMBEDDINGS: (known.num_text_ids, width)}
-    shapes |= {f"embed_tokens.{number + 1}.weight": (known.num_code_ids, width) for number in numbers}
-    own = shapes_of(Qwen3ForCausalLM, backbone)
-    shapes |= {
-        f"{BACKBONE}{name.removeprefix('model.')}": shape
-        for name, shape in own.items()
-        if name.startswith(("model.layers.", "model.norm."))
-    }
+    table = (known.num_code_ids, depth.hidden)
     local = Qwen3Config(
         vocab_size=1,
         hidden_size=depth.hidden,
@@ -195,51 +181,25 @@ def published_shapes(backbone: Any, known: MossRealtimeVocabulary) -> dict[str, 
         num_key_value_heads=depth.num_kv_heads,
         head_dim=depth.head_dim,
     )
-    shapes |= {
-        f"{LOCAL}{name}": shape
-        for name, shape in shapes_of(Qwen3ForCausalLM, local).items()
-        if name.startswith(("model.layers.", "model.norm."))
+    tables = {EMBEDDINGS: (known.num_text_ids, width)}
+    tables |= {f"embed_tokens.{number + 1}.weight": (known.num_code_ids, width) for number in numbers}
+
+    def codes_of(*stored: Tensor) -> list[Tensor]:
+        return [tensor[:size] for tensor in stored]
+
+    return {
+        **merged("model.embed_tokens.weight", concatenated, tables),
+        **merged(
+            "depth.embed",
+            lambda *stored: torch.cat(codes_of(*stored)),
+            {f"{LOCAL}model.embed_tokens.{number}.weight": table for number in numbers[:-1]},
+        ),
+        HEAD: Part("depth.first_head", table, lambda head: torch.cat([head[:size], head[-1:]])),
+        **merged(
+            "depth.heads",
+            lambda *stored: torch.stack(codes_of(*stored)),
+            {f"{LOCAL}local_lm_heads.{number}.weight": table for number in numbers[1:]},
+        ),
+        **layers_plan(shapes_of(Qwen3Model, backbone), BACKBONE),
+        **layers_plan(shapes_of(Qwen3Model, local), f"{LOCAL}model.", "depth."),
     }
-    table = known.num_code_ids, depth.hidden
-    shapes |= {f"{LOCAL}model.embed_tokens.{number}.weight": table for number in numbers[:-1]}
-    return shapes | {f"{LOCAL}local_lm_heads.{number}.weight": table for number in numbers}
-
-
-def plan(known: MossRealtimeVocabulary, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the tensors to write, by published name.
-
-    Args:
-        known: Vocabulary.
-        shapes: Shapes of the published tensors by name.
-        tensors: Published tensors by name.
-    """
-    size = known.codebook_size
-    others = range(1, known.num_codebooks)
-    read = merged_reader(tensors, shapes)
-    second = f"{LOCAL}local_lm_heads.1.weight"
-
-    def rows_of_all_ids(text: Tensor) -> Tensor:
-        tables = (read(f"embed_tokens.{number + 1}.weight", text) for number in range(known.num_codebooks))
-        return torch.cat([text, *tables])
-
-    def rows_of_codes(first: Tensor) -> Tensor:
-        tables = (read(f"{LOCAL}model.embed_tokens.{number}.weight", first)[:size] for number in others[:-1])
-        return torch.cat([first[:size], *tables])
-
-    def heads(first: Tensor) -> Tensor:
-        rest = (read(f"{LOCAL}local_lm_heads.{number}.weight", first)[:size] for number in others[1:])
-        return torch.stack([first[:size], *rest])
-
-    parts = {
-        EMBEDDINGS: Part("model.embed_tokens.weight", shapes[EMBEDDINGS], rows_of_all_ids),
-        CODES: Part("depth.embed", shapes[CODES], rows_of_codes),
-        HEAD: Part("depth.first_head", shapes[HEAD], lambda head: torch.cat([head[:size], head[-1:]])),
-        second: Part("depth.heads", shapes[second], heads),
-    }
-    for name, shape in shapes.items():
-        if name.startswith((f"{BACKBONE}layers.", f"{BACKBONE}norm.")):
-            parts[name] = Part(f"model.{name.removeprefix(BACKBONE)}", shape)
-        elif name.startswith((f"{LOCAL}model.layers.", f"{LOCAL}model.norm.")):
-            within = name.removeprefix(f"{LOCAL}model.")
-            parts[name] = Part("depth." + within.replace("self_attn.", "").replace("mlp.", ""), shape)
-    return parts

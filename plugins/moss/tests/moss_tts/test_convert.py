@@ -52,9 +52,8 @@ def test_published_sizes_fit_the_converter() -> None:
     backbone, known = read_config(record)
     with torch.device("meta"):
         tensors = {name: torch.empty(shape) for name, shape in model_shapes(record).items()}
-    parts = plan(backbone, known, tensors)
-    folded = [name for name in tensors if name.startswith("emb_ext.") or (name[:9] == "lm_heads." and name[9] != "0")]
-    assert sorted(check(parts, tensors, folded)) == sorted(folded)
+    parts = plan(backbone, known)
+    assert check(parts, tensors, ()) == []
     written = {part.name: part.written for part in parts.values()}
     assert written["model.embed_tokens.weight"] == (188_448, 4096) == (known.layout.vocab_size, 4096)
     assert written["audio_head.weight"] == (2 + 32 * 1024, 4096)

@@ -15,7 +15,7 @@ from plugins.moss.tests.moss_local_release import convert_release
 from stretto.convert.command import main as convert
 from stretto.family.plugin import family_at
 from stretto.weights.loading import check
-from stretto_moss.moss_tts_local.convert import copied_shapes, plan, published_shapes, read_config
+from stretto_moss.moss_tts_local.convert import COPIES, TEXT_HEAD, plan, read_config
 
 QWEN3_4B = {"model_type": "qwen3", "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36}
 QWEN3_4B |= {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
@@ -63,15 +63,13 @@ def test_published_sizes_fit_the_converter() -> None:
     for name in IDS:
         del record[name]
     backbone, known = read_config(record)
-    shapes = published_shapes(backbone, known, is_binary=True)
-    whole = shapes | copied_shapes(backbone, known)
-    assert whole == model_shapes(record)
+    parts = plan(backbone, known, is_binary=True)
+    whole = model_shapes(record)
     assert len(whole) == 438
     with torch.device("meta"):
         tensors = {name: torch.empty(shape) for name, shape in whole.items()}
-    parts = plan(known, shapes, tensors)
-    folded = [name for name in whole if name not in parts]
-    assert sorted(check(parts, tensors, folded)) == sorted(folded)
+    unused = check(parts, tensors, (TEXT_HEAD, COPIES))
+    assert sorted(unused) == sorted([TEXT_HEAD, *(f"{COPIES}{number}.weight" for number in range(12))])
     written = {part.name: part.written for part in parts.values()}
     assert written["model.embed_tokens.weight"] == (164_224, 2560) == (known.layout.vocab_size, 2560)
     assert written["depth.heads"] == (12, 1024, 2560)

@@ -66,11 +66,6 @@ SEANET = (
 STACK = ("d_model", "num_heads", "num_layers", "dim_feedforward", "context", "max_period")
 
 
-def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return float32, the dtype in which all releases are trained and served."""
-    return "float32"
-
-
 def located(release: Release) -> Release:
     """Return the release with the config of its folder, if none is given."""
     own = release.folder / "config.json"

@@ -18,13 +18,12 @@ from stretto_pocket.phonon.convert import (
     STACK,
     TEXT,
     pocket_config,
-    trained_dtype,
 )
 from stretto_pocket.phonon.convert import convert as convert_authors
 from stretto_pocket.pocket_tts import convert_layout
 from stretto_pocket.pocket_tts.convert_layout import TABLE, TransformersRelease, check_values
 
-__all__ = ["EMBEDDINGS", "GENERATION", "IS_BARE", "IS_FLOAT32", "convert", "trained_dtype"]
+__all__ = ["EMBEDDINGS", "GENERATION", "IS_BARE", "IS_FLOAT32", "convert"]
 
 IS_BARE = True  # the tokenizer may be of any kind
 IS_FLOAT32 = True  # no other dtype is accepted

@@ -59,11 +59,6 @@ SPEAKER = "flow_lm.speaker_proj_weight"
 CLONING = (SPEAKER, "mimi.encoder.", "mimi.encoder_transformer.", "mimi.downsample.")
 
 
-def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return float32, the dtype in which all releases are trained and served."""
-    return "float32"
-
-
 def located(release: Release) -> Release:
     """Return the release with the packaged config of its folder's name, if it has no config of its own."""
     found = packaged_config(release.folder.absolute().name)

@@ -19,11 +19,11 @@ from stretto.family.conversion import Contents, Converted, Release, Tokenizer, i
 from stretto.untrusted_files import json_object
 from stretto_pocket.pocket_tts import convert_layout
 from stretto_pocket.pocket_tts.convert import EMBEDDINGS as AUTHORS_EMBEDDINGS
-from stretto_pocket.pocket_tts.convert import SPEAKER, trained_dtype
+from stretto_pocket.pocket_tts.convert import SPEAKER
 from stretto_pocket.pocket_tts.convert import convert as convert_authors
 from stretto_pocket.pocket_tts.convert_layout import TABLE, TransformersRelease
 
-__all__ = ["EMBEDDINGS", "GENERATION", "IS_BARE", "IS_FLOAT32", "convert", "trained_dtype"]
+__all__ = ["EMBEDDINGS", "GENERATION", "IS_BARE", "IS_FLOAT32", "convert"]
 
 IS_BARE = True  # the tokenizer may be of any kind
 IS_FLOAT32 = True  # no other dtype is accepted

@@ -49,11 +49,6 @@ HEAD: dict[str, Any] = {  # required settings of the diffusion head
 REALTIME = "tts_backbone_num_hidden_layers"
 
 
-def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return float32, because latents are fed back in float32."""
-    return "float32"
-
-
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written, with the acoustic tokenizer in a separate folder."""
     check_kind(contents.config)

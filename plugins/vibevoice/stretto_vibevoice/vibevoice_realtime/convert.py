@@ -59,11 +59,6 @@ DROPPED = (
 )
 
 
-def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return float32, because latents are fed back in float32."""
-    return "float32"
-
-
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written, with all voices of the release."""
     shape = Shape(contents.config)
