@@ -120,7 +120,7 @@ def register(folder: Path, value: str) -> None:
 def test_an_installed_package_registers_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register(tmp_path, "brook_speech:PLUGIN")
     code = "from stretto.family.plugin import FamilyPlugin, lazy\n"
-    code += 'PLUGIN = FamilyPlugin("brook", lazy("stretto.families.tiny.family:build", "tiny"))\n'
+    code += 'PLUGIN = FamilyPlugin("brook", lazy("stretto.families.tiny.family:build"))\n'
     (tmp_path / "brook_speech.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     assert read_family({"speech_family": "brook"}) is TINY

@@ -11,9 +11,8 @@ config.json may override them.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from stretto.family.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary, builder
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, FrameCodec, Segment, StreamLayout
 
@@ -122,6 +121,4 @@ def orpheus(vocabulary: OrpheusVocabulary) -> Family:
     )
 
 
-def build(vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a checkpoint's vocabulary; if None, for the published one."""
-    return orpheus(OrpheusVocabulary.from_record(vocabulary) if vocabulary else OrpheusVocabulary())
+build = builder(OrpheusVocabulary, orpheus)

@@ -299,7 +299,7 @@ def chatterbox_turbo(vocabulary: TurboVocabulary) -> Family:
     )
 
 
-def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
+def build(vocabulary: Mapping[str, Any] | None) -> Family:
     """Return the family for a vocabulary; None selects the published English one."""
     if vocabulary and vocabulary.get("release") == TURBO:
         return chatterbox_turbo(TurboVocabulary.from_record(vocabulary))

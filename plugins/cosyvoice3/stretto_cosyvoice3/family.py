@@ -8,12 +8,12 @@ The language model reads nothing else about the voice. The recording's tokens, m
 decoder. Every speech id that is not a code ends a reply, as in the authors' code.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from stretto.errors import InvalidRequest, shown
-from stretto.family.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary, builder
 from stretto.family.input_tracks import TextRows, TextTrack
 from stretto.family.mechanism import FrameFilter, Mechanism
 from stretto.family.plugin import lazy
@@ -248,6 +248,4 @@ def cosyvoice3(vocabulary: CosyVoice3Vocabulary) -> Family:
     )
 
 
-def build(vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a vocabulary; None selects the published one."""
-    return cosyvoice3(CosyVoice3Vocabulary.from_record(vocabulary) if vocabulary else CosyVoice3Vocabulary())
+build = builder(CosyVoice3Vocabulary, cosyvoice3)

@@ -11,11 +11,10 @@ own table, into the rows of the table. The model generates no text and was not t
 from `fishaudio/s2-pro`; a checkpoint's config.json may override them (`speech_vocabulary`).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from stretto.family.base import DepthSpec, DrawRules, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.base import DepthSpec, DrawRules, Family, Task, UnconditionalContext, Vocabulary, builder
 from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
@@ -131,6 +130,4 @@ def fish_s2(vocabulary: FishVocabulary) -> Family:
     )
 
 
-def build(vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a vocabulary; None selects the published one."""
-    return fish_s2(FishVocabulary.from_record(vocabulary) if vocabulary else FishVocabulary())
+build = builder(FishVocabulary, fish_s2)

@@ -1,18 +1,12 @@
 """VoxCPM2: two stacked language models that generate patches of latents with a guided diffusion head."""
 
-from stretto.family.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import family_plugin, lazy
 
-PLUGIN = FamilyPlugin(
-    name="voxcpm2",
-    build=lazy("stretto_voxcpm2.family:build"),
-    open_template=lazy("stretto_voxcpm2.prompt:open_template"),
-    convert="stretto_voxcpm2.convert",
-    releases="stretto_voxcpm2:releases.json",
-    recognise="stretto_voxcpm2.recognise:recognise",
-    notes="stretto_voxcpm2:releases.md",
+PLUGIN = family_plugin(
+    __name__,
     phonemes={
-        "cmu": lazy("stretto_voxcpm2.phonemes:write_cmu"),
-        "pinyin": lazy("stretto_voxcpm2.phonemes:write_pinyin"),
+        "cmu": lazy(f"{__name__}.phonemes:write_cmu"),
+        "pinyin": lazy(f"{__name__}.phonemes:write_pinyin"),
     },
-    architectures={"StrettoVoxCpmForCausalLM": "stretto_voxcpm2.model:StrettoVoxCpmForCausalLM"},
+    architectures={"StrettoVoxCpmForCausalLM": f"{__name__}.model:StrettoVoxCpmForCausalLM"},
 )

@@ -7,11 +7,10 @@ the reply continues that audio. The patch of a row is generated from the previou
 language models, and from its patch.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stretto.family.base import ROLES, DrawRules, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.base import ROLES, DrawRules, Family, Task, UnconditionalContext, Vocabulary, builder
 from stretto.family.plugin import lazy
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
@@ -129,6 +128,4 @@ def voxcpm2(vocabulary: VoxCpmVocabulary) -> Family:
     )
 
 
-def build(vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a checkpoint's vocabulary."""
-    return voxcpm2(VoxCpmVocabulary.from_record(vocabulary) if vocabulary else VoxCpmVocabulary())
+build = builder(VoxCpmVocabulary, voxcpm2)

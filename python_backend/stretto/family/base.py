@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from math import ceil
-from typing import Any, ClassVar, Literal, Self, cast, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast, get_args, get_type_hints
 
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.family.input_tracks import CodeTrack, InputTrack, TextTrack
@@ -532,3 +532,13 @@ class Family:
             if task.name == name:
                 return task
         raise KeyError(f"{name!r} is not one of {[task.name for task in self.tasks]}")
+
+
+AnyVocabulary = TypeVar("AnyVocabulary", bound=Vocabulary)
+
+
+def builder(
+    vocabulary: type[AnyVocabulary], family: Callable[[AnyVocabulary], Family]
+) -> Callable[[Mapping[str, Any] | None], Family]:
+    """Return a plug-in's `build`, given the function that returns the family of a checkpoint with a vocabulary."""
+    return lambda record: family(vocabulary.from_record(record) if record else vocabulary())

@@ -107,6 +107,29 @@ class FamilyPlugin:
     phonemes: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
 
 
+def family_plugin(package: str, **members: Any) -> FamilyPlugin:
+    """Return the plug-in of a package with these files, each of which a member may replace.
+
+        family.py      build            convert.py     the conversion module
+        prompt.py      open_template    recognise.py   recognise
+        releases.json  published releases, described in releases.md
+
+    Args:
+        package: Name of the package; the family's name is its last part, without `stretto_`.
+        members: Members of the plug-in.
+    """
+    usual: dict[str, Any] = {
+        "name": package.rpartition(".")[2].removeprefix("stretto_"),
+        "build": lazy(f"{package}.family:build"),
+        "open_template": lazy(f"{package}.prompt:open_template"),
+        "convert": f"{package}.convert",
+        "releases": f"{package}:releases.json",
+        "recognise": f"{package}.recognise:recognise",
+        "notes": f"{package}:releases.md",
+    }
+    return FamilyPlugin(**usual | members)
+
+
 SAMPLING = "speech_sampling"
 SEGMENTS = ("text", "audio")
 DRAWN = ("temperature", "top_k", "top_p")

@@ -12,9 +12,9 @@ config.json may override them (`speech_vocabulary`).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from stretto.family.base import ROLES, DrawRules, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.base import ROLES, DrawRules, Family, Task, UnconditionalContext, Vocabulary, builder
 from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, SAMPLED_WARM_UP, Segment, StreamLayout
@@ -150,6 +150,4 @@ def higgs_audio(vocabulary: HiggsAudioVocabulary) -> Family:
     )
 
 
-def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a vocabulary; None selects the published one."""
-    return higgs_audio(HiggsAudioVocabulary.from_record(vocabulary) if vocabulary else HiggsAudioVocabulary())
+build = builder(HiggsAudioVocabulary, higgs_audio)

@@ -18,9 +18,8 @@ with which the authors serve the model, except for its first rows: there that co
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from stretto.family.base import Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.base import Family, Task, UnconditionalContext, Vocabulary, builder
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import SAMPLED_TAIL, Segment, StreamLayout
 
@@ -114,7 +113,4 @@ def higgs_audio_v3(vocabulary: HiggsAudioV3Vocabulary) -> Family:
     )
 
 
-def build(vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a vocabulary; None selects the published one."""
-    known = HiggsAudioV3Vocabulary.from_record(vocabulary) if vocabulary else HiggsAudioV3Vocabulary()
-    return higgs_audio_v3(known)
+build = builder(HiggsAudioV3Vocabulary, higgs_audio_v3)

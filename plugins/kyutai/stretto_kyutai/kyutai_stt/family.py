@@ -7,11 +7,10 @@ Text follows the sound after a fixed delay in rows. The reply ends with the reco
 and for 1 s of silence. Delayed streams modeling: https://arxiv.org/abs/2509.08753.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from stretto.family.base import Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.base import Family, Task, UnconditionalContext, Vocabulary, builder
 from stretto.family.input_tracks import CodeTrack
 from stretto.family.mechanism import Mechanism, PauseHeads
 from stretto.family.plugin import lazy
@@ -167,6 +166,4 @@ def kyutai_stt(vocabulary: SttVocabulary) -> Family:
     )
 
 
-def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a vocabulary; None selects that of `kyutai/stt-1b-en_fr`."""
-    return kyutai_stt(SttVocabulary.from_record(vocabulary) if vocabulary else SttVocabulary())
+build = builder(SttVocabulary, kyutai_stt)

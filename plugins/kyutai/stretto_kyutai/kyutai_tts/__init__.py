@@ -1,14 +1,8 @@
 """Kyutai TTS: the model asks for the words of a text one by one, and its speech follows them by a fixed delay."""
 
-from stretto.family.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import family_plugin, lazy
 
-PLUGIN = FamilyPlugin(
-    name="kyutai_tts",
-    build=lazy("stretto_kyutai.kyutai_tts.family:build", "kyutai_tts"),
-    open_template=lazy("stretto_kyutai.kyutai_tts.prompt:open_template"),
-    text_codec=lazy("stretto_kyutai.kyutai_tts.words:open_text_codec"),
-    convert="stretto_kyutai.kyutai_tts.convert",
-    releases="stretto_kyutai.kyutai_tts:releases.json",
-    recognise="stretto_kyutai.kyutai_tts.recognise:recognise",
-    notes="stretto_kyutai.kyutai_tts:releases.md",
+PLUGIN = family_plugin(
+    __name__,
+    text_codec=lazy(f"{__name__}.words:open_text_codec"),
 )

@@ -16,16 +16,15 @@ Delayed streams modeling: https://arxiv.org/abs/2509.08753. Where a number is pu
 `kyutai/tts-0.75b-en-public`, the default is that of `kyutai/tts-1.6b-en_fr`; conversion writes the release's own.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any
 
 from stretto.family.base import (
     DepthSpec,
     Family,
     Task,
     UnconditionalContext,
+    builder,
 )
 from stretto.family.mechanism import Mechanism
 from stretto.records.prompt import MAX_CONDITION_BYTES
@@ -218,6 +217,4 @@ def kyutai_tts(vocabulary: TtsVocabulary) -> Family:
     )
 
 
-def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a checkpoint's vocabulary."""
-    return kyutai_tts(TtsVocabulary.from_record(vocabulary) if vocabulary else TtsVocabulary())
+build = builder(TtsVocabulary, kyutai_tts)

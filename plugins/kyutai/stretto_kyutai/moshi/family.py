@@ -12,11 +12,9 @@ text tokens are PAD or END_PAD. Paper: https://arxiv.org/abs/2410.00037. The num
 `kyutai/moshika-pytorch-bf16`; a checkpoint's config.json may override them (`speech_vocabulary`).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from stretto.family.base import DepthSpec, Family, Task, UnconditionalContext
+from stretto.family.base import DepthSpec, Family, Task, UnconditionalContext, builder
 from stretto.family.input_tracks import CodeTrack
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
@@ -178,6 +176,4 @@ def moshi(vocabulary: MoshiVocabulary) -> Family:
     )
 
 
-def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a vocabulary; None selects that of `kyutai/moshika-pytorch-bf16`."""
-    return moshi(MoshiVocabulary.from_record(vocabulary) if vocabulary else MoshiVocabulary())
+build = builder(MoshiVocabulary, moshi)

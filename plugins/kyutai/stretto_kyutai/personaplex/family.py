@@ -11,11 +11,9 @@ each of its rows, which the checkpoint stores as additional rows of the embeddin
 https://arxiv.org/abs/2602.06053. The numbers come from the authors' code for `nvidia/personaplex-7b-v1`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-from stretto.family.base import Family
+from stretto.family.base import Family, builder
 from stretto_kyutai.moshi.family import MoshiVocabulary, moshi
 
 NAME = "personaplex"
@@ -101,6 +99,4 @@ def personaplex(vocabulary: PersonaPlexVocabulary) -> Family:
     )
 
 
-def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a vocabulary; None selects the published one, without voices."""
-    return personaplex(PersonaPlexVocabulary.from_record(vocabulary) if vocabulary else PersonaPlexVocabulary())
+build = builder(PersonaPlexVocabulary, personaplex)

@@ -12,11 +12,10 @@ a part of the prompt here. The numbers come from `OpenMOSS-Team/MOSS-TTS-v1.5`; 
 them (`speech_vocabulary`).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from stretto.family.base import DrawRules, Family, Languages, Task, UnconditionalContext, Vocabulary
+from stretto.family.base import DrawRules, Family, Languages, Task, UnconditionalContext, Vocabulary, builder
 from stretto.family.plugin import lazy
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, SAMPLED_WARM_UP, Segment, StreamLayout
@@ -150,6 +149,4 @@ def moss_tts(vocabulary: MossVocabulary) -> Family:
     )
 
 
-def build(vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a vocabulary; None selects the published one."""
-    return moss_tts(MossVocabulary.from_record(vocabulary) if vocabulary else MossVocabulary())
+build = builder(MossVocabulary, moss_tts)

@@ -10,11 +10,10 @@ numbers come from `OpenMOSS-Team/MOSS-TTS-Local-Transformer-v1.5`; a checkpoint'
 (`speech_vocabulary`).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from stretto.family.base import DepthSpec, Family, Languages, Task, UnconditionalContext, Vocabulary
+from stretto.family.base import DepthSpec, Family, Languages, Task, UnconditionalContext, Vocabulary, builder
 from stretto.family.plugin import lazy
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
@@ -131,6 +130,4 @@ def moss_tts_local(vocabulary: LocalVocabulary) -> Family:
     )
 
 
-def build(vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a vocabulary; None selects the published one."""
-    return moss_tts_local(LocalVocabulary.from_record(vocabulary) if vocabulary else LocalVocabulary())
+build = builder(LocalVocabulary, moss_tts_local)

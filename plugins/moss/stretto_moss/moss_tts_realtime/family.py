@@ -11,11 +11,10 @@ codebook has its own pad id, with an embedding that counts. The numbers come fro
 checkpoint's config.json may override them (`speech_vocabulary`).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from stretto.family.base import DepthSpec, DrawRules, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.base import DepthSpec, DrawRules, Family, Task, UnconditionalContext, Vocabulary, builder
 from stretto.family.input_tracks import TextTrack
 from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
@@ -149,6 +148,4 @@ def moss_tts_realtime(vocabulary: MossRealtimeVocabulary) -> Family:
     )
 
 
-def build(vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a vocabulary; None selects the published one."""
-    return moss_tts_realtime(MossRealtimeVocabulary.from_record(vocabulary) if vocabulary else MossRealtimeVocabulary())
+build = builder(MossRealtimeVocabulary, moss_tts_realtime)

@@ -6,11 +6,9 @@ The rows are those of Pocket TTS. A voice is the latents that a speaker codec ha
 embedded rows; no other row precedes them.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-from stretto.family.base import Family
+from stretto.family.base import Family, builder
 from stretto.records.sampling import LatentSampling, SamplingConfig
 from stretto_pocket.pocket_tts.family import PocketVocabulary, pocket_tts
 
@@ -39,6 +37,9 @@ class PhononVocabulary(PocketVocabulary):
         return replace(own, audio=replace(own.audio, min_rows=0), latents=LatentSampling(self.steps, TAIL_ROWS))
 
 
-def build(vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a checkpoint's vocabulary."""
-    return replace(pocket_tts(PhononVocabulary.from_record(vocabulary or {})), name=NAME)
+def phonon(vocabulary: PhononVocabulary) -> Family:
+    """Return the family of a checkpoint with this vocabulary."""
+    return replace(pocket_tts(vocabulary), name=NAME)
+
+
+build = builder(PhononVocabulary, phonon)

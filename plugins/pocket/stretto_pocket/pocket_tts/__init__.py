@@ -1,14 +1,8 @@
 """Pocket TTS: a small language model that generates latents with a flow head."""
 
-from stretto.family.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import family_plugin
 
-PLUGIN = FamilyPlugin(
-    name="pocket_tts",
-    build=lazy("stretto_pocket.pocket_tts.family:build"),
-    open_template=lazy("stretto_pocket.pocket_tts.prompt:open_template"),
-    convert="stretto_pocket.pocket_tts.convert",
-    releases="stretto_pocket.pocket_tts:releases.json",
-    recognise="stretto_pocket.pocket_tts.recognise:recognise",
-    notes="stretto_pocket.pocket_tts:releases.md",
-    architectures={"StrettoPocketForCausalLM": "stretto_pocket.pocket_tts.model:StrettoPocketForCausalLM"},
+PLUGIN = family_plugin(
+    __name__,
+    architectures={"StrettoPocketForCausalLM": f"{__name__}.model:StrettoPocketForCausalLM"},
 )

@@ -8,11 +8,9 @@ model has detected its end. A named voice is a sequence of embedded rows; the fi
 row. A recorded voice is that row, followed by rows that carry the latents of the recording.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from stretto.family.base import Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.base import Family, Task, UnconditionalContext, Vocabulary, builder
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
 
@@ -169,6 +167,4 @@ def pocket_tts(vocabulary: PocketVocabulary) -> Family:
     )
 
 
-def build(vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a checkpoint's vocabulary."""
-    return pocket_tts(PocketVocabulary.from_record(vocabulary) if vocabulary else PocketVocabulary())
+build = builder(PocketVocabulary, pocket_tts)

@@ -12,9 +12,9 @@ may override them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from stretto.family.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary, builder
 from stretto.family.mechanism import Mechanism, Speaker
 from stretto.family.plugin import lazy
 from stretto.family.served import SpokenTask
@@ -137,6 +137,4 @@ def qwen3_omni(vocabulary: ThinkerVocabulary) -> Family:
     )
 
 
-def build(vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a vocabulary; None selects the published one."""
-    return qwen3_omni(ThinkerVocabulary.from_record(vocabulary) if vocabulary else ThinkerVocabulary())
+build = builder(ThinkerVocabulary, qwen3_omni)

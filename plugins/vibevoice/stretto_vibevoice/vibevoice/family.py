@@ -8,11 +8,10 @@ previous row. The unconditional request for guidance reads only the current stre
 frames.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stretto.family.base import ROLES, DrawRules, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.base import ROLES, DrawRules, Family, Task, UnconditionalContext, Vocabulary, builder
 from stretto.family.plugin import lazy
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
@@ -188,6 +187,4 @@ def vibevoice(vocabulary: VibeVoiceVocabulary) -> Family:
     )
 
 
-def build(vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a checkpoint's vocabulary."""
-    return vibevoice(VibeVoiceVocabulary.from_record(vocabulary) if vocabulary else VibeVoiceVocabulary())
+build = builder(VibeVoiceVocabulary, vibevoice)

@@ -1,19 +1,9 @@
 """VibeVoice Realtime: a text model below a speech model, text streamed in windows, and latents of acoustic frames."""
 
-from stretto.family.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import family_plugin, lazy
 
-PLUGIN = FamilyPlugin(
-    name="vibevoice_realtime",
-    build=lazy("stretto_vibevoice.vibevoice_realtime.family:build"),
-    open_template=lazy("stretto_vibevoice.vibevoice_realtime.prompt:open_template"),
-    text_codec=lazy("stretto_vibevoice.vibevoice_realtime.prompt:text_codec"),
-    convert="stretto_vibevoice.vibevoice_realtime.convert",
-    releases="stretto_vibevoice.vibevoice_realtime:releases.json",
-    recognise="stretto_vibevoice.vibevoice_realtime.recognise:recognise",
-    notes="stretto_vibevoice.vibevoice_realtime:releases.md",
-    architectures={
-        "StrettoVibeVoiceRealtimeForCausalLM": (
-            "stretto_vibevoice.vibevoice_realtime.model:StrettoVibeVoiceRealtimeForCausalLM"
-        )
-    },
+PLUGIN = family_plugin(
+    __name__,
+    text_codec=lazy(f"{__name__}.prompt:text_codec"),
+    architectures={"StrettoVibeVoiceRealtimeForCausalLM": (f"{__name__}.model:StrettoVibeVoiceRealtimeForCausalLM")},
 )

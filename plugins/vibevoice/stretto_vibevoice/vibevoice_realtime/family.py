@@ -10,12 +10,12 @@ from the row before it, and is guided by a request that reads only the frames.
 A voice is published as the keys and values of both models, and as those of the unconditional request's first row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, ClassVar
 
-from stretto.family.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary, builder
 from stretto.family.input_tracks import TextTrack
 from stretto.family.plugin import lazy
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
@@ -261,8 +261,4 @@ def vibevoice_realtime(vocabulary: VibeVoiceRealtimeVocabulary) -> Family:
     )
 
 
-def build(vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a checkpoint's vocabulary."""
-    return vibevoice_realtime(
-        VibeVoiceRealtimeVocabulary.from_record(vocabulary) if vocabulary else VibeVoiceRealtimeVocabulary()
-    )
+build = builder(VibeVoiceRealtimeVocabulary, vibevoice_realtime)

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stretto.family.base import Family, Task, UnconditionalContext
+from stretto.family.base import Family, Task, UnconditionalContext, builder
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, SAMPLED_WARM_UP, Segment, StreamLayout
 
@@ -121,6 +121,4 @@ def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
     )
 
 
-def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a vocabulary; None selects the published one."""
-    return bagpiper(BagpiperVocabulary.from_record(vocabulary) if vocabulary else BagpiperVocabulary())
+build = builder(BagpiperVocabulary, bagpiper)

@@ -1,13 +1,5 @@
 """CSM: Llama over Mimi frames, with a depth transformer that completes each frame."""
 
-from stretto.family.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import family_plugin
 
-PLUGIN = FamilyPlugin(
-    name="csm",
-    build=lazy("stretto.families.csm.family:build", "csm"),
-    open_template=lazy("stretto.families.csm.prompt:open_template"),
-    convert="stretto.families.csm.convert",
-    releases="stretto.families.csm:releases.json",
-    recognise="stretto.families.csm.recognise:recognise",
-    notes="stretto.families.csm:releases.md",
-)
+PLUGIN = family_plugin(__name__)

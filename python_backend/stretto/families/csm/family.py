@@ -11,11 +11,10 @@ contains neither the words nor earlier turns. The numbers come from `sesame/csm-
 override them (`speech_vocabulary`).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stretto.family.base import ROLES, DepthSpec, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.base import ROLES, DepthSpec, Family, Task, UnconditionalContext, Vocabulary, builder
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
@@ -139,6 +138,4 @@ def csm(vocabulary: CsmVocabulary) -> Family:
     )
 
 
-def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a vocabulary; None selects the published one."""
-    return csm(CsmVocabulary.from_record(vocabulary) if vocabulary else CsmVocabulary())
+build = builder(CsmVocabulary, csm)

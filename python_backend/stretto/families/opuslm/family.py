@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stretto.family.base import Family, Task, TextRate, UnconditionalContext, Vocabulary
+from stretto.family.base import Family, Task, TextRate, UnconditionalContext, Vocabulary, builder
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import SAMPLED_TAIL, SampledTail, Segment, StreamLayout
 
@@ -183,7 +183,5 @@ def opuslm_dialogue(vocabulary: OpusVocabulary) -> Family:
     )
 
 
-def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family of the base or dialogue model; a `vocabulary` of None selects that of OpusLM_7B_Anneal."""
-    known = OpusVocabulary.from_record(vocabulary) if vocabulary else OpusVocabulary()
-    return opuslm_dialogue(known) if name == "opuslm_dialogue" else opuslm(known)
+build = builder(OpusVocabulary, opuslm)
+build_dialogue = builder(OpusVocabulary, opuslm_dialogue)

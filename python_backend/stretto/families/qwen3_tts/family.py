@@ -13,9 +13,9 @@ already includes the talker's projection (`convert.py`). The numbers come from
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from stretto.family.base import DepthSpec, DrawRules, Family, Languages, Task, UnconditionalContext, Vocabulary
+from stretto.family.base import DepthSpec, DrawRules, Family, Languages, Task, UnconditionalContext, Vocabulary, builder
 from stretto.family.input_tracks import TextTrack
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
@@ -179,6 +179,4 @@ def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
     )
 
 
-def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a vocabulary; None selects the published one."""
-    return qwen3_tts(Qwen3TtsVocabulary.from_record(vocabulary) if vocabulary else Qwen3TtsVocabulary())
+build = builder(Qwen3TtsVocabulary, qwen3_tts)

@@ -4,7 +4,7 @@ from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="tiny",
-    build=lazy("stretto.families.tiny.family:build", "tiny"),
+    build=lazy("stretto.families.tiny.family:build"),
     open_template=lazy("stretto.families.tiny.prompt:open_template"),
     text_codec=lazy("stretto.families.tiny.prompt:open_text_codec"),
 )

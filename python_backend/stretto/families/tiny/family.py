@@ -173,6 +173,6 @@ TINY = Family(
 )
 
 
-def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
+def build(vocabulary: Mapping[str, Any] | None) -> Family:
     """Return the family; `vocabulary` is ignored, because there is only one."""
     return TINY

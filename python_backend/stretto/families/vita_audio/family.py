@@ -10,7 +10,7 @@ from typing import Any
 
 from stretto.families.vita_audio.bursts import BurstSchedule, ModuleSchedules
 from stretto.family.audio_format import AudioFormat
-from stretto.family.base import DrawRules, Family, Task, TextRate, UnconditionalContext, Vocabulary
+from stretto.family.base import DrawRules, Family, Task, TextRate, UnconditionalContext, Vocabulary, builder
 from stretto.family.mechanism import Mechanism
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
@@ -145,9 +145,7 @@ def vita_audio(vocabulary: VitaVocabulary) -> Family:
     )
 
 
-def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a checkpoint's vocabulary; None selects the vocabulary of VITA-Audio-Boost."""
-    return vita_audio(VitaVocabulary.from_record(vocabulary) if vocabulary else VitaVocabulary())
+build = builder(VitaVocabulary, vita_audio)
 
 
 SENSE_VOICE = "sense_voice_small"  # `model_type` of the encoder
