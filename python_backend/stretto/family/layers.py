@@ -8,7 +8,7 @@ from transformers import Qwen3Config, Qwen3Model
 
 from stretto.errors import InvalidRequest
 from stretto.family.base import DepthSpec
-from stretto.family.sections import Epsilon, NumLayers, Section, Size, Theta
+from stretto.family.sections import Epsilon, Integer, NumLayers, Section, Size, Theta
 from stretto.weights.backbones import with_older_keys
 from stretto.weights.loading import Part, Plan, Shape, shapes_of
 
@@ -64,6 +64,37 @@ class Qwen3Layers(Section):
     def rope(self) -> dict[str, Any]:
         """Parameters of the rotary embedding, as version 5 of transformers names them."""
         return {"rope_type": "default", "rope_theta": self.rope_theta}
+
+
+class Qwen3Backbone(Qwen3Layers):
+    """Backbone of Qwen3, with the defaults of transformers, which leaves them out of the sections that it writes."""
+
+    model_type: Literal["qwen3"] = "qwen3"
+    hidden_size: Size = 4096
+    intermediate_size: Size = 22016
+    num_hidden_layers: NumLayers = 32
+    num_attention_heads: Size = 32
+    num_key_value_heads: Size = 32
+    head_dim: Size = 128
+    rms_norm_eps: Epsilon = 1e-6
+    rope_theta: Theta = 1e4
+    rope_scaling: None = None
+    use_sliding_window: Literal[False] = False
+    vocab_size: Integer = 151936
+    max_position_embeddings: Integer = 32768
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Hyperparameters for the config.json of a checkpoint."""
+        return {
+            "architectures": ["StrettoQwen3ForCausalLM"],
+            "model_type": self.model_type,
+            **{name: number for name, number in self.numbers.items() if name != "rope_theta"},
+            "rope_parameters": self.rope,
+            "max_position_embeddings": self.max_position_embeddings,
+            "hidden_act": self.hidden_act,
+            "attention_bias": self.attention_bias,
+        }
 
 
 def depth_spec(layers: Any, rope: Mapping[str, Any], **others: Any) -> DepthSpec:

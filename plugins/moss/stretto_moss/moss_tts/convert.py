@@ -7,50 +7,74 @@ the model never generates.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
-from transformers import Qwen3Config, Qwen3Model
 
-from stretto.errors import CheckpointError, shown
-from stretto.family.conversion import (
-    Contents,
-    Converted,
-    Release,
-    common_record,
-    concatenated,
-    integer,
-    merged,
-    section,
-)
-from stretto.family.layers import layers_plan
-from stretto.untrusted_files import check_value
-from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
-from stretto.weights.loading import Plan, shapes_of
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.family.conversion import Contents, Converted, Release, common_record, concatenated, merged
+from stretto.family.layers import Qwen3Backbone, layers_plan
+from stretto.family.sections import NumCodebooks, Section, Size
+from stretto.weights.backbones import dtype_of
+from stretto.weights.loading import Plan
 from stretto_moss.moss_tts.family import MAX_MODEL_LEN, MossVocabulary
-from stretto_moss.moss_tts.recognise import MODEL_TYPE, refusal_of
+from stretto_moss.moss_tts.recognise import refusal_of
 
 BACKBONE = "language_model."
 EMBEDDINGS = f"{BACKBONE}embed_tokens.weight"
 TEXT_HEAD = "lm_heads.0.weight"
 MARKS = {TEXT_HEAD: "MOSS-TTS"}
-# Ids of the vocabulary by their keys in config.json, and the values of a release that does not state them.
+# Keys in config.json of the vocabulary's ids.
 IDS = {
-    "pad": ("pad_token_id", 151643),
-    "turn_start": ("im_start_token_id", 151644),
-    "turn_end": ("im_end_token_id", 151645),
-    "audio_start": ("audio_start_token_id", 151652),
-    "audio_end": ("audio_end_token_id", 151653),
-    "recorded": ("audio_user_slot_token_id", 151654),
-    "slot": ("audio_assistant_gen_slot_token_id", 151656),
-    "delay": ("audio_assistant_delay_slot_token_id", 151662),
+    "pad": "pad_token_id",
+    "turn_start": "im_start_token_id",
+    "turn_end": "im_end_token_id",
+    "audio_start": "audio_start_token_id",
+    "audio_end": "audio_end_token_id",
+    "recorded": "audio_user_slot_token_id",
+    "slot": "audio_assistant_gen_slot_token_id",
+    "delay": "audio_assistant_delay_slot_token_id",
 }
-MAX_CODEBOOKS = 64
-MAX_CODES = 1 << 16
-# the published ones are 1e6 and 1e-6
-MAX_THETA = 1e9
-MAX_EPS = 1.0
+
+
+class MarkedSpeech(Section):
+    """Fields of config.json that releases with marked speech share."""
+
+    ids_below = "language_config.vocab_size"
+
+    language_config: Qwen3Backbone
+    audio_vocab_size: Size = 1024
+    pad_token_id: int = 151643
+    im_start_token_id: int = 151644
+    im_end_token_id: int = 151645
+    audio_user_slot_token_id: int = 151654
+
+    def ids(self, keys: Mapping[str, str]) -> dict[str, int]:
+        """Return the ids of the vocabulary, given their keys; raise CheckpointError if two are equal."""
+        ids = {name: getattr(self, key) for name, key in keys.items()}
+        if len({*ids.values()}) < len(ids):
+            raise CheckpointError(f"config.json: expected {len(ids)} different ids of text tokens, got {ids}")
+        return ids
+
+
+class Config(MarkedSpeech):
+    """config.json of a release."""
+
+    model_type: Literal["moss_tts_delay"]
+    n_vq: NumCodebooks = 32
+    audio_pad_code: int | None = None
+    audio_start_token_id: int = 151652
+    audio_end_token_id: int = 151653
+    audio_assistant_gen_slot_token_id: int = 151656
+    audio_assistant_delay_slot_token_id: int = 151662
+
+    @model_validator(mode="after")
+    def _check_pad(self) -> Self:
+        if self.audio_pad_code not in (None, self.audio_vocab_size):
+            raise InvalidRequest("audio_pad_code", self.audio_vocab_size, self.audio_pad_code)
+        return self
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
@@ -64,15 +88,13 @@ def convert(release: Release, contents: Contents) -> Converted:
     backbone, known = read_config(contents.config)
     contents.tokenizer.ids_of((), known.num_text_ids)
     record = {
-        "architectures": ["StrettoQwen3ForCausalLM"],
-        "model_type": "qwen3",
-        **{name: getattr(backbone, name) for name in LLAMA_NUMBERS if name != "mlp_bias"},
+        **backbone.record,
         **common_record("moss_tts", known, known.layout.vocab_size, contents),
     }
     return Converted(record, plan(backbone, known), ())
 
 
-def read_config(record: Mapping[str, Any]) -> tuple[Any, MossVocabulary]:
+def read_config(record: Mapping[str, Any]) -> tuple[Qwen3Backbone, MossVocabulary]:
     """Return the hyperparameters of the backbone, and the vocabulary.
 
     Args:
@@ -83,41 +105,19 @@ def read_config(record: Mapping[str, Any]) -> tuple[Any, MossVocabulary]:
     """
     if refusal := refusal_of(record):
         raise CheckpointError(f"config.json: {refusal}")
-    check_value("model_type", record.get("model_type"), MODEL_TYPE)
-    backbone = qwen3_backbone(section(record, "language_config"))
-    num_codebooks = integer(record, "n_vq", MAX_CODEBOOKS, usual=32)
-    size = integer(record, "audio_vocab_size", MAX_CODES, usual=1024)
-    ids = {name: integer(record, key, backbone.vocab_size - 1, usual=usual) for name, (key, usual) in IDS.items()}
-    if record.get("audio_pad_code", size) != size or len({*ids.values()}) < len(ids):
-        expected = f"audio_pad_code {size} and {len(ids)} different ids of text tokens"
-        raise CheckpointError(f"config.json: expected {expected}, got {record.get('audio_pad_code')} and {ids}")
+    config = Config.read(record)
+    backbone = config.language_config
     known = MossVocabulary(
         num_text_ids=backbone.vocab_size,
-        num_codebooks=num_codebooks,
-        codebook_size=size,
-        **ids,
+        num_codebooks=config.n_vq,
+        codebook_size=config.audio_vocab_size,
+        **config.ids(IDS),
         max_model_len=min(MAX_MODEL_LEN, backbone.max_position_embeddings),
     )
     return backbone, known
 
 
-def qwen3_backbone(numbers: Mapping[str, Any]) -> Any:
-    """Return the section `language_config` as a Qwen3Config; raise CheckpointError if it is not supported."""
-    backbone = read_numbers(Qwen3Config, {"model_type": "qwen3", **numbers})
-    check_heads(backbone)
-    if backbone.attention_bias or backbone.hidden_act != "silu" or backbone.use_sliding_window:
-        raise CheckpointError("config.json: language_config: expected layers of Qwen3 without biases and windows")
-    rope = backbone.rope_parameters or {}
-    theta = rope.get("rope_theta")
-    kind = rope.get("rope_type", "default")
-    is_number = isinstance(theta, int | float) and not isinstance(theta, bool) and 0 < theta <= MAX_THETA
-    if kind != "default" or not is_number:
-        expected = f"rope_type default and rope_theta in (0, {MAX_THETA:g}]"
-        raise CheckpointError(f"config.json: language_config: expected {expected}, got {shown(dict(rope))}")
-    return backbone
-
-
-def plan(backbone: Any, known: MossVocabulary) -> Plan:
+def plan(backbone: Qwen3Backbone, known: MossVocabulary) -> Plan:
     """Return the tensors to write, by published name."""
     text = (known.num_text_ids, backbone.hidden_size)
     codes = (known.codebook_size + 1, backbone.hidden_size)
@@ -130,6 +130,6 @@ def plan(backbone: Any, known: MossVocabulary) -> Plan:
     tables = {EMBEDDINGS: text} | {f"emb_ext.{number}.weight": codes for number in numbers}
     return {
         **merged("model.embed_tokens.weight", concatenated, tables),
-        **layers_plan(shapes_of(Qwen3Model, backbone), BACKBONE),
+        **layers_plan(backbone.shapes, BACKBONE),
         **merged("audio_head.weight", heads, {TEXT_HEAD: text} | {f"lm_heads.{k + 1}.weight": codes for k in numbers}),
     }

@@ -10,24 +10,22 @@ reordered, so that feature i is paired with feature i + D / 2.
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
-from transformers import Qwen3Model
 
-from stretto.errors import CheckpointError, shown
+from stretto.errors import CheckpointError, InvalidRequest
 from stretto.family.base import DepthSpec
-from stretto.family.conversion import Contents, Converted, Release, common_record, concatenated, integer, merged
+from stretto.family.conversion import Contents, Converted, Release, common_record, concatenated, merged
 from stretto.family.layers import layers_plan
-from stretto.untrusted_files import check_value
-from stretto.weights.backbones import LLAMA_NUMBERS, dtype_of
-from stretto.weights.loading import Part, Plan, Shape, shapes_of
-from stretto_moss.moss_tts.convert import MAX_CODEBOOKS, MAX_CODES, MAX_EPS, MAX_THETA, qwen3_backbone
+from stretto.family.sections import Epsilon, NumLayers, Section, Size, Theta
+from stretto.weights.backbones import dtype_of
+from stretto.weights.loading import Part, Plan, Shape
+from stretto_moss.moss_tts.convert import MarkedSpeech
 from stretto_moss.moss_tts.family import MAX_MODEL_LEN
 from stretto_moss.moss_tts_local.family import Gpt2Spec, LocalVocabulary
-from stretto_moss.moss_tts_local.recognise import MODEL_TYPE
-from stretto_moss.moss_tts_realtime.convert import MAX_LAYERS, MAX_SIZE
 
 BACKBONE = "transformer."
 LOCAL = "local_transformer."
@@ -36,20 +34,85 @@ TEXT_HEAD = "text_lm_head.weight"
 COPIES = "audio_lm_heads."
 BINARY_HEAD = "local_text_lm_head.weight"
 MARKS = {f"{LOCAL}h.0.attn.c_attn.weight": "MOSS-TTS-Local"}
-# Ids of the vocabulary by their keys in config.json, and the values of a release that does not state them.
+# Keys in config.json of the vocabulary's ids.
 IDS = {
-    "pad": ("pad_token_id", 151643),
-    "turn_start": ("im_start_token_id", 151644),
-    "turn_end": ("im_end_token_id", 151645),
-    "audio_start": ("audio_start_token_id", 151669),
-    "audio_end": ("audio_end_token_id", 151670),
-    "recorded": ("audio_user_slot_token_id", 151654),
-    "slot": ("audio_assistant_slot_token_id", 151656),
+    "pad": "pad_token_id",
+    "turn_start": "im_start_token_id",
+    "turn_end": "im_end_token_id",
+    "audio_start": "audio_start_token_id",
+    "audio_end": "audio_end_token_id",
+    "recorded": "audio_user_slot_token_id",
+    "slot": "audio_assistant_slot_token_id",
 }
-# values of `local_text_head_mode`
-BINARY = "binary"
-WHOLE = "full_vocab"
-ACTIVATIONS = ("silu", "gelu")
+
+
+class Gpt2Layers(Section):
+    """`gpt2_config`: the depth transformer, with the defaults of transformers."""
+
+    n_embd: Size = 768
+    n_head: Size = 12
+    n_inner: Size | None = None
+    n_layer: NumLayers = 12
+    rope_base: Theta = 1e4
+    layer_norm_epsilon: Epsilon = 1e-5
+    position_embedding_type: Literal["rope"]
+    activation_function: Literal["silu", "gelu"]
+    scale_attn_weights: Literal[True] = True
+    scale_attn_by_inverse_layer_idx: Literal[False] = False
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.n_embd % (2 * self.n_head):
+            raise InvalidRequest("n_head", "heads of an even size", f"{self.n_embd} / {self.n_head}")
+        return self
+
+
+class Config(MarkedSpeech):
+    """config.json of a release, which has the backbone under two names."""
+
+    model_type: Literal["moss_tts_local"]
+    gpt2_config: Gpt2Layers
+    n_vq: Annotated[int, Field(ge=2, le=64)] = 12
+    audio_codebook_sizes: list[Size] | None = None
+    local_transformer_layers: NumLayers | None = None
+    local_text_head_mode: Literal["binary", "full_vocab"] = "binary"
+    audio_start_token_id: int = 151669
+    audio_end_token_id: int = 151670
+    audio_assistant_slot_token_id: int = 151656
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_one_backbone(cls, record: Any) -> Any:
+        has_other_name = isinstance(record, Mapping) and "qwen3_config" in record
+        return {**record, "language_config": record["qwen3_config"]} if has_other_name else record
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        width = self.language_config.hidden_size
+        if self.audio_codebook_sizes and self.audio_codebook_sizes != [self.audio_vocab_size] * self.n_vq:
+            expected = f"{self.n_vq} times {self.audio_vocab_size}"
+            raise InvalidRequest("audio_codebook_sizes", expected, self.audio_codebook_sizes)
+        if self.gpt2_config.n_embd != width:
+            raise InvalidRequest("gpt2_config.n_embd", width, self.gpt2_config.n_embd)
+        return self
+
+    @property
+    def depth(self) -> Gpt2Spec:
+        """Hyperparameters of the depth transformer."""
+        layers = self.gpt2_config
+        return Gpt2Spec(
+            hidden=layers.n_embd,
+            intermediate=layers.n_inner or 4 * layers.n_embd,
+            num_layers=self.local_transformer_layers or layers.n_layer,
+            num_heads=layers.n_head,
+            num_kv_heads=layers.n_head,
+            head_dim=layers.n_embd // layers.n_head,
+            eps=layers.layer_norm_epsilon,
+            rope={"rope_type": "default", "rope_theta": layers.rope_base},
+            projection=None,
+            num_first=2,
+            gpt2_activation=layers.activation_function,
+        )
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
@@ -65,113 +128,26 @@ def language_section(config: Mapping[str, Any]) -> Any:
 
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written."""
-    backbone, known = read_config(contents.config)
+    config = Config.read(contents.config)
+    known = vocabulary(config)
     contents.tokenizer.ids_of((), known.num_text_ids)
     check_copies(contents.tensors, known.num_codebooks)
     record = {
-        "architectures": ["StrettoQwen3ForCausalLM"],
-        "model_type": "qwen3",
-        **{name: getattr(backbone, name) for name in LLAMA_NUMBERS if name != "mlp_bias"},
+        **config.language_config.record,
         **common_record("moss_tts_local", known, known.layout.vocab_size, contents),
     }
-    return Converted(record, plan(backbone, known, has_binary_head(contents.config)), (TEXT_HEAD, COPIES))
+    return Converted(record, plan(config, known), (TEXT_HEAD, COPIES))
 
 
-def has_binary_head(record: Mapping[str, Any]) -> bool:
-    """Return True if a head of its own chooses between a slot and the end; raise CheckpointError for other values."""
-    mode = str(record.get("local_text_head_mode", BINARY))
-    if mode not in (BINARY, WHOLE):
-        raise CheckpointError(f"config.json: local_text_head_mode: expected {BINARY} or {WHOLE}, got {shown(mode)}")
-    return mode == BINARY
-
-
-def read_config(record: Mapping[str, Any]) -> tuple[Any, LocalVocabulary]:
-    """Return the hyperparameters of the backbone, and the vocabulary.
-
-    Args:
-        record: config.json of a release.
-
-    Raises:
-        CheckpointError: A value is missing, invalid or not supported, or belongs to another model.
-    """
-    check_value("model_type", record.get("model_type"), MODEL_TYPE)
-    section: Any = language_section(record)
-    local: Any = record.get("gpt2_config")
-    for name, value in (("language_config", section), ("gpt2_config", local)):
-        if not isinstance(value, Mapping):
-            raise CheckpointError(f"config.json: {name}: expected an object, got {shown(value)}")
-    backbone = qwen3_backbone(section)
-    num_codebooks = integer(record, "n_vq", MAX_CODEBOOKS, usual=12)
-    size = integer(record, "audio_vocab_size", MAX_CODES, usual=1024)
-    sizes = record.get("audio_codebook_sizes") or [size] * num_codebooks
-    if sizes != [size] * num_codebooks:
-        expected = f"{num_codebooks} times {size}"
-        raise CheckpointError(f"config.json: audio_codebook_sizes: expected {expected}, got {shown(sizes)}")
-    if num_codebooks < 2:
-        raise CheckpointError(f"config.json: n_vq: expected at least 2 codebooks, got {num_codebooks}")
-    ids = {name: integer(record, key, backbone.vocab_size - 1, usual=usual) for name, (key, usual) in IDS.items()}
-    if len({*ids.values()}) < len(ids):
-        raise CheckpointError(f"config.json: expected {len(ids)} different ids of text tokens, got {ids}")
-    known = LocalVocabulary(
-        num_text_ids=backbone.vocab_size,
-        num_codebooks=num_codebooks,
-        codebook_size=size,
-        **ids,
-        max_model_len=min(MAX_MODEL_LEN, backbone.max_position_embeddings),
-        depth=depth_spec(record, local, backbone.hidden_size),
-    )
-    return backbone, known
-
-
-def depth_spec(record: Mapping[str, Any], local: Mapping[str, Any], width: int) -> Gpt2Spec:
-    """Return the hyperparameters of the depth transformer.
-
-    Args:
-        record: config.json of a release.
-        local: Its `gpt2_config`.
-        width: Width of the backbone.
-
-    Raises:
-        CheckpointError: A value is invalid or not supported.
-    """
-    place = "gpt2_config."
-
-    def size(name: str, usual: int, most: int = MAX_SIZE) -> int:
-        return integer(local, name, most, usual=usual, place=place)
-
-    hidden = size("n_embd", 768)
-    heads = size("n_head", 12)
-    inner = 4 * hidden if local.get("n_inner") is None else size("n_inner", 4 * hidden)
-    num_layers = integer(record, "local_transformer_layers", MAX_LAYERS, usual=size("n_layer", 12, MAX_LAYERS))
-    theta = local.get("rope_base", 1e4)
-    eps = local.get("layer_norm_epsilon", 1e-5)
-    for name, value, most in (("rope_base", theta, MAX_THETA), ("layer_norm_epsilon", eps, MAX_EPS)):
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= most:
-            raise CheckpointError(f"config.json: {place}{name}: expected a number in (0, {most:g}], got {shown(value)}")
-    for name, usual, allowed in (
-        ("n_embd", 768, (width,)),
-        ("position_embedding_type", "absolute", ("rope",)),
-        ("activation_function", "gelu_new", ACTIVATIONS),
-        ("scale_attn_weights", True, (True,)),
-        ("scale_attn_by_inverse_layer_idx", False, (False,)),
-    ):
-        if (found := local.get(name, usual)) not in allowed:
-            expected = " or ".join(map(str, allowed))
-            raise CheckpointError(f"config.json: {place}{name}: expected {expected}, got {shown(found)}")
-    if hidden % (2 * heads):
-        raise CheckpointError(f"config.json: {place}n_head: expected heads of an even size, got {hidden} / {heads}")
-    return Gpt2Spec(
-        hidden=hidden,
-        intermediate=inner,
-        num_layers=num_layers,
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=hidden // heads,
-        eps=float(eps),
-        rope={"rope_type": "default", "rope_theta": float(theta)},
-        projection=None,
-        num_first=2,
-        gpt2_activation=local["activation_function"],
+def vocabulary(config: Config) -> LocalVocabulary:
+    """Return the vocabulary of a release."""
+    return LocalVocabulary(
+        num_text_ids=config.language_config.vocab_size,
+        num_codebooks=config.n_vq,
+        codebook_size=config.audio_vocab_size,
+        **config.ids(IDS),
+        max_model_len=min(MAX_MODEL_LEN, config.language_config.max_position_embeddings),
+        depth=config.depth,
     )
 
 
@@ -202,14 +178,10 @@ def paired_by_half(tensor: Tensor, num_heads: int) -> Tensor:
     return tensor.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
-def plan(backbone: Any, known: LocalVocabulary, is_binary: bool) -> Plan:
-    """Return the tensors to write, by published name.
-
-    Args:
-        backbone: Hyperparameters of the backbone.
-        known: Vocabulary.
-        is_binary: True if a head of its own chooses between a slot and the end.
-    """
+def plan(config: Config, known: LocalVocabulary) -> Plan:
+    """Return the tensors to write, by published name."""
+    backbone = config.language_config
+    is_binary = config.local_text_head_mode == "binary"
     depth = known.depth
     width = backbone.hidden_size
     text = (known.num_text_ids, width)
@@ -235,7 +207,7 @@ def plan(backbone: Any, known: LocalVocabulary, is_binary: bool) -> Plan:
     }
     if is_binary:
         parts[BINARY_HEAD] = Part("depth.first_head", (2, width))
-    parts |= layers_plan(shapes_of(Qwen3Model, backbone), BACKBONE)
+    parts |= layers_plan(backbone.shapes, BACKBONE)
     return parts | {name: depth_part(name, shape, depth.num_heads) for name, shape in local_shapes(depth).items()}
 
 

@@ -87,42 +87,17 @@ def test_heads_with_a_size_of_their_own_need_not_divide_the_hidden_size(
     assert load_config(Qwen3Config, tmp_path / "checkpoint").num_attention_heads == 5
 
 
-def rope(**changes: Any) -> dict[str, Any]:
-    section = config()["language_config"]
-    return {"language_config": section | {"rope_parameters": section["rope_parameters"] | changes}}
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model_type": "moss_tts_nano"}, "MOSS-TTS-Nano is not supported, only MOSS-TTS v1.5"),
         ({"local_num_layers": 4}, "MOSS-TTS-Local-Transformer 1.0 is not supported"),
         ({"model_type": "moss_tts_realtime"}, "model_type: expected 'moss_tts_delay', got 'moss_tts_realtime'"),
-        ({"model_type": "qwen3"}, "model_type: expected 'moss_tts_delay', got 'qwen3'"),
-        ({"language_config": None}, "language_config: expected an object"),
-        ({"n_vq": 0}, r"n_vq: expected an integer in \[1, 64\], got 0"),
         ({"n_vq": 5}, "missing: emb_ext.4.weight"),
-        ({"audio_pad_code": 0}, "expected audio_pad_code 16"),
-        (rope(rope_theta=0), r"rope_type default and rope_theta in \(0, 1e\+09\], got"),
-        (rope(rope_theta="1e6"), r"rope_theta in \(0, 1e\+09\], got|invalid parameters"),
-        (rope(rope_type="yarn", factor=4.0), "expected rope_type default|invalid parameters"),
-        ({"audio_end_token_id": 320}, r"audio_end_token_id: expected an integer in \[1, 319\], got 320"),
+        ({"audio_pad_code": 0}, "audio_pad_code: expected 16, got 0"),
+        ({"language_config": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}}, "rope_scaling: expected"),
+        ({"audio_end_token_id": 320}, r"audio_end_token_id: expected an id in \[0, 320\), got 320"),
         ({"audio_end_token_id": IDS["audio_start_token_id"]}, "8 different ids of text tokens"),
-    ],
-    ids=[
-        "local",
-        "first local",
-        "realtime",
-        "other",
-        "no backbone",
-        "none",
-        "more",
-        "pad",
-        "theta",
-        "words",
-        "yarn",
-        "id",
-        "same id",
     ],
 )
 def test_other_releases_are_refused(
