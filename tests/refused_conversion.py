@@ -1,4 +1,7 @@
-"""Edits of a release's files, and checks that the converter refuses edited releases."""
+"""Edits of a release's files, and checks that the converter refuses edited releases.
+
+plugins/conftest.py has these fixtures, and every run imports it, so torch and the converter are imported in functions.
+"""
 
 import json
 import shutil
@@ -8,11 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file, save_file
-
-from stretto.convert.command import main
 
 Edit = Callable[[Any], object]
 Refuses = Callable[..., None]
@@ -21,6 +20,9 @@ Refuses = Callable[..., None]
 @contextmanager
 def edited(path: Path) -> Iterator[Any]:
     """Yield the content of a JSON, YAML, safetensors or torch file for editing, then write it to a new file."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
     kinds: dict[str, tuple[Callable[[Path], Any], Edit]] = {
         ".json": (lambda file: json.loads(file.read_text()), lambda content: path.write_text(json.dumps(content))),
         ".yaml": (lambda file: yaml.safe_load(file.read_text()), lambda content: path.write_text(yaml.dump(content))),
@@ -36,6 +38,8 @@ def edited(path: Path) -> Iterator[Any]:
 
 def refused(words: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """Return the error line of `stretto convert` for this command line; `out` must not exist afterwards."""
+    from stretto.convert.command import main
+
     assert main(words) == 1
     assert not out.exists()
     said = capsys.readouterr().err
@@ -71,6 +75,9 @@ def check_tensor_errors(words: list[str], weights: Path, name: str, refuses: Ref
         name: Name of a tensor in this file.
         refuses: The fixture.
     """
+    import torch
+    from safetensors.torch import load_file, save_file
+
     tensors = load_file(weights)
     for changed, expected in (
         ({key: value for key, value in tensors.items() if key != name}, f"missing: {name}"),

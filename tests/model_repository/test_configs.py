@@ -6,7 +6,6 @@ import pytest
 
 from stretto.codecs.base import load_codec
 from stretto.convert.cloning_models import CONFIG
-from stretto.convert.make_repository import profile
 from stretto.families.tiny.family import TINY
 from stretto.triton_io.tensors import CLONING_REQUEST, MODELS, REQUEST, TensorSpec
 from tests.model_repository.pbtxt import ROOT, parse, read_config
@@ -89,7 +88,10 @@ def test_repository_models_resolve_to_one_checkpoint() -> None:
     assert folders == {ROOT / "language_model" / "1" / "checkpoint"}
 
 
+@pytest.mark.slow
 def test_bundled_speech_config_contains_the_model_profile() -> None:
+    from stretto.convert.make_repository import profile  # imports transformers
+
     (parameter,) = read_config("speech")["parameters"]
     codec = load_codec(TINY.codec, ROOT / "language_model/1/checkpoint", "cpu", TINY.layout.num_codebooks)
     assert parameter["key"] == ["profile"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from stretto.engine.sampling.noise import seed_key, stream_keys
 from stretto.engine.sampling.parameters import DrawParams, DrawPlan
-from stretto.testing.reference import uniform
+from stretto.testing.noise import uniform
 from tests.reference import draw as reference
 
 FIRST_ID, UNDECIDED = 100, 1e-4

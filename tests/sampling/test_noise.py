@@ -7,7 +7,7 @@ import torch
 
 from stretto.engine.sampling import noise as on_host
 from stretto.engine.sampling.noise import gaussian, gumbel, redraw_keys, seed_key, stream_keys
-from stretto.testing import reference
+from stretto.testing import noise as reference
 
 # Seed 7, rows at positions 0, 1 and 4095, the first three words.
 GAUSSIAN = [

@@ -17,7 +17,7 @@ from plugins.fish_s2.lab.random_fish_s2 import IDS, KINDS, command, config, mode
 from stretto.convert.command import main as convert
 from stretto.family.base import Family
 from stretto.records.sampling import SamplingConfig
-from stretto.testing.reference import uniform
+from stretto.testing.noise import uniform
 
 WINDOW, AGAIN_TOP_P = 10, 0.9  # of repetition-aware sampling
 MIN_LEAD, MIN_DISTANCE = 3e-5, 1e-6  # of the best score, and of a sum of probabilities from top-p

@@ -14,7 +14,7 @@ from plugins.higgs_audio.lab.random_higgs_audio import AUDIO_OUT, write_release
 from stretto.family.base import Family
 from stretto.family.plugin import family_at
 from stretto.records.prompt import Prompt
-from stretto.testing.reference import uniform
+from stretto.testing.noise import uniform
 from tests.reference.draw import draw
 
 

@@ -23,7 +23,7 @@ import torch
 from lab.authors.reply_fixture import run_arrays
 from plugins.kyutai.lab import moshi_replies
 from plugins.kyutai.lab.random_kyutai_tts import CONFIG, LARGE, VOICES, write_release
-from stretto.testing.reference import uniform
+from stretto.testing.noise import uniform
 from stretto_kyutai.kyutai_stt.family import FRAME_RATE
 from stretto_kyutai.kyutai_tts.convert import vocabulary
 from stretto_kyutai.kyutai_tts.family import INITIAL_PADDING, MAX_PADDING

@@ -22,7 +22,7 @@ import torch
 
 from lab.authors.reply_fixture import run_arrays
 from plugins.kyutai.lab.random_moshi import CONFIG, write_release
-from stretto.testing.reference import uniform
+from stretto.testing.noise import uniform
 from stretto_kyutai.moshi.convert import vocabulary
 
 NUM_FRAMES = 80

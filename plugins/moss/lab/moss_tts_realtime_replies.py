@@ -25,7 +25,7 @@ from transformers.masking_utils import create_causal_mask
 from lab.authors.reply_fixture import digest, run_arrays
 from plugins.moss.lab.moss_tts_replies import draw
 from plugins.moss.lab.random_moss_realtime import IDS, KINDS, config, inputs, model_tensors, write_release
-from stretto.testing.reference import uniform
+from stretto.testing.noise import uniform
 
 # seeds and modes
 REPLIES = ((7, "greedy"), (7, "sampled"), (8, "sampled"))

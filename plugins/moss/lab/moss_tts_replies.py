@@ -38,7 +38,7 @@ from plugins.moss.lab.random_moss import (
     model_tensors,
     write_release,
 )
-from stretto.testing.reference import uniform
+from stretto.testing.noise import uniform
 
 # seeds and modes
 REPLIES = ((7, "greedy"), (7, "sampled"), (8, "sampled"))

@@ -7,7 +7,6 @@ streams, and the lead: the smallest margin, over all decisions, between the best
 import json
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,34 +22,11 @@ from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
 from stretto.streams.layout import PADDED_WARM_UP, Segment
 from stretto.testing.depth_reference import SlowDepth, depth_reference
+from stretto.testing.noise import uniform
 from stretto.testing.reference_conditions import ReferenceConditions
 from stretto.testing.reference_rule import ReferenceRule, kept_ids
 
-MASK = 0xFFFFFFFF
 Row = list[int]
-
-
-def mix(x: int) -> int:
-    """Return the hash `lowbias32` of a 32-bit number."""
-    x ^= x >> 16
-    x = x * 0x7FEB352D & MASK
-    x ^= x >> 15
-    x = x * 0x846CA68B & MASK
-    return x ^ x >> 16
-
-
-@lru_cache(1)
-def stream_key(seed: int, position: int, stream: int, is_redraw: bool) -> int:
-    """Return the hash that all tokens of one draw have in common."""
-    key = mix(mix(seed >> 32) + (seed & MASK) & MASK)
-    key = mix(key + position * 0x9E3779B1 & MASK)
-    key = mix(key + stream * 0x85EBCA6B & MASK)
-    return mix(key + 0x27D4EB2F & MASK) if is_redraw else key
-
-
-def uniform(seed: int, position: int, stream: int, token: int, is_redraw: bool = False) -> float:
-    key = stream_key(seed, position, stream, is_redraw)
-    return ((mix(key + token * 0xC2B2AE35 & MASK) >> 9) + 0.5) / 2**23
 
 
 class CachedRows:

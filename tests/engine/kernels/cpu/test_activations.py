@@ -11,6 +11,7 @@ from stretto.cpu_backend.products import silu_and_mul, use_cpu_layers
 from stretto.engine.models.latents import silu
 from stretto_pocket.phonon.model import StrettoPhononForCausalLM
 from stretto_pocket.pocket_tts.model import gelu_tanh
+from tests.tiers import by_night
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 NUM_ROWS = 100
@@ -18,7 +19,7 @@ NUM_ROWS = 100
 WIDTHS = (8, 40, 100, 1000, 1024, 1376, 4096, 4864, 8960, 40_000)
 
 
-@pytest.fixture(params=[1, 2, 3, 4, 5, 8])
+@pytest.fixture(params=[3, *by_night(1, 2, 4, 5, 8)])
 def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
