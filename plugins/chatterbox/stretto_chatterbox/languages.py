@@ -103,7 +103,7 @@ def read_cangjie(path: Path) -> dict[str, str]:
         codes[character] = code
         places.setdefault((code, character), numbers.get(code, 0))
         numbers[code] = numbers.get(code, 0) + 1
-    return {each: f"{code}{places[code, each] or ''}" for each, code in codes.items()}
+    return {character: f"{code}{places[code, character] or ''}" for character, code in codes.items()}
 
 
 def as_read(words: Sequence[Mapping[str, str]]) -> str:
@@ -112,14 +112,14 @@ def as_read(words: Sequence[Mapping[str, str]]) -> str:
     Args:
         words: Words of the text as split by pykakasi, each with its spelling `orig` and its reading `hira`.
     """
-    found = []
+    readings = []
     for word in words:
         text = word["orig"]
         reading = word["hira"]
-        if any(ord(each) in KANJI for each in text):
+        if any(ord(character) in KANJI for character in text):
             text = f" {reading}" if reading.startswith(LED_BY_SPACE) else reading
-        found.append(text)
-    return unicodedata.normalize("NFKD", "".join(found))
+        readings.append(text)
+    return unicodedata.normalize("NFKD", "".join(readings))
 
 
 @dataclass(frozen=True)
@@ -146,19 +146,19 @@ class RequiredLanguages(base.Languages):
         if not codes:
             return base.Languages()
         missing = missing_packages(has_cangjie)
-        known = {name: code for name, code in CODES.items() if code in codes}
+        supported = {name: code for name, code in CODES.items() if code in codes}
         return cls(
-            tuple(name for name, code in known.items() if code not in missing),
-            {name: missing[code] for name, code in known.items() if code in missing},
+            tuple(name for name, code in supported.items() if code not in missing),
+            {name: missing[code] for name, code in supported.items() if code in missing},
             tuple(code for code in plain_languages() if code in codes),
         )
 
-    def choose(self, given: Any) -> str:
+    def choose(self, requested: Any) -> str:
         """Return the name of a request's language; see `Languages.choose`."""
-        name = given.lower() if isinstance(given, str) else ""
+        name = requested.lower() if isinstance(requested, str) else ""
         if name not in self.names:
             needed = f" ({name} needs {self.missing[name]})" if name in self.missing else ""
-            got = "no value" if given is None else shown(name if needed else given)
+            got = "no value" if requested is None else shown(name if needed else requested)
             raise InvalidRequest("options.language", f"one of {', '.join(self.names)}{needed}", got)
         return name
 

@@ -126,7 +126,7 @@ class ChatterboxTemplate:
             languages: Language-specific text rules; None for the English release.
         """
         self._family = family
-        self._known = vocabulary
+        self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._languages = languages
         self._recordings = None if recording_encoder is None else Recordings(recording_encoder)
@@ -143,18 +143,18 @@ class ChatterboxTemplate:
         *recordings, piece = pieces
         assert piece.text is not None, task.name
         assert voice is not None, task.name
-        known = self._known
+        vocabulary = self._vocabulary
         layout = self._family.layout
         words = [START_OF_TEXT, *self._words(piece.text, piece.path, manner.language), END_OF_TEXT]
         text = stream0_rows(layout, words)
-        start = stream0_rows(layout, [known.start] * 2)
-        text[:, 1] = known.text_positions[: len(words)]
-        start[:, 1] = known.speech_positions.start
-        rows = np.concatenate([stream0_rows(layout, list(known.voice(voice))), text, start])
-        last = known.num_voice_rows - 1
+        start = stream0_rows(layout, [vocabulary.start] * 2)
+        text[:, 1] = vocabulary.text_positions[: len(words)]
+        start[:, 1] = vocabulary.speech_positions.start
+        rows = np.concatenate([stream0_rows(layout, list(vocabulary.voice(voice))), text, start])
+        last = vocabulary.num_voice_rows - 1
         if not recordings:
             changed = () if manner.exaggeration is None else (InputAudio(last, 1, self._emotion(manner.exaggeration)),)
-            return PromptRows(rows, audios=changed, voice=known.voices.index(voice))
+            return PromptRows(rows, audios=changed, voice=vocabulary.voices.index(voice))
         assert self._recordings is not None, "checked by the family"
         recorded = self._recordings.voice(recordings[0])
         exaggeration = EXAGGERATION if manner.exaggeration is None else manner.exaggeration
@@ -178,15 +178,15 @@ class ChatterboxTemplate:
             text = normalised(text, ends=MULTILINGUAL_ENDS)
             parts = self._languages.pieces(text, language, self._family.max_text_chars)
         ids = list[int]()
-        for part in parts:
-            if isinstance(part, int):
-                ids.append(part)
+        for text_or_id in parts:
+            if isinstance(text_or_id, int):
+                ids.append(text_or_id)
                 continue
-            first, *others = part.split(" ")
+            first, *others = text_or_id.split(" ")
             ids += self._tokenizer.encode(first)
             for word in others:
                 ids += [self._space, *self._tokenizer.encode(word)]
-        most = self._known.num_text_positions - 2
+        most = self._vocabulary.num_text_positions - 2
         if len(ids) > most:
             raise InvalidRequest(path, f"text of at most {most} tokens", f"{len(ids)} tokens")
         return ids
@@ -210,7 +210,7 @@ class TurboTemplate:
         recording_encoder: RecordingEncoder | None = None,
     ):
         self._family = family
-        self._known = vocabulary
+        self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._recordings = None if recording_encoder is None else Recordings(recording_encoder)
 
@@ -222,18 +222,18 @@ class TurboTemplate:
         *recordings, piece = pieces
         assert piece.text is not None, task.name
         assert voice is not None, task.name
-        known = self._known
+        vocabulary = self._vocabulary
         text = self._ids(piece.text, piece.path)
         recorded = None
-        codes = np.array(known.voices[voice])
+        codes = np.array(vocabulary.voices[voice])
         if recordings:
             assert self._recordings is not None, "checked by the family"
             recorded = self._recordings.voice(recordings[0])
             codes = recorded.codes
-        ids = [known.speaker(voice), *(known.codes.start + codes).tolist(), *text, known.start]
+        ids = [vocabulary.speaker(voice), *(vocabulary.codes.start + codes).tolist(), *text, vocabulary.start]
         rows = stream0_rows(self._family.layout, ids)
         if recorded is None:
-            return PromptRows(rows, voice=list(known.voices).index(voice))
+            return PromptRows(rows, voice=list(vocabulary.voices).index(voice))
         return PromptRows(rows, audios=(InputAudio(0, 1, recorded.rows),), sound=recorded.sound)
 
     def _ids(self, text: str, path: str) -> list[int]:
@@ -247,36 +247,36 @@ class TurboTemplate:
 def open_turbo(checkpoint: Path, device: str = "cpu") -> TurboTemplate:
     """Return the Turbo or Nano template for a checkpoint, with the networks that encode recordings if it has them."""
     config = config_at(checkpoint)
-    known = TurboVocabulary.from_record(config[VOCABULARY])
+    vocabulary = TurboVocabulary.from_record(config[VOCABULARY])
     recording_encoder = (
         load_recording_encoder(checkpoint, 1, config["hidden_size"], device, TurboRecordingEncoder)
-        if known.clones
+        if vocabulary.clones
         else None
     )
     tokenizer = TextTokenizer.at(checkpoint)
-    tokenizer.check_size(known.num_text_ids, checkpoint)
-    return TurboTemplate(read_family(config), known, tokenizer, recording_encoder)
+    tokenizer.check_size(vocabulary.num_text_ids, checkpoint)
+    return TurboTemplate(read_family(config), vocabulary, tokenizer, recording_encoder)
 
 
 def open_chatterbox(checkpoint: Path, device: str = "cpu") -> ChatterboxTemplate:
     """Return the template for a checkpoint, with the networks that encode recordings if it has them."""
     config = config_at(checkpoint)
-    known = ChatterboxVocabulary.from_record(config[VOCABULARY])
+    vocabulary = ChatterboxVocabulary.from_record(config[VOCABULARY])
     recording_encoder = (
-        load_recording_encoder(checkpoint, known.num_voice_rows, config["hidden_size"], device)
-        if known.clones
+        load_recording_encoder(checkpoint, vocabulary.num_voice_rows, config["hidden_size"], device)
+        if vocabulary.clones
         else None
     )
     tokenizer = TextTokenizer.at(checkpoint, spells_bytes=False)
     languages = None
-    tokenizer.check_size(known.num_text_ids, checkpoint)
-    if known.languages:
+    tokenizer.check_size(vocabulary.num_text_ids, checkpoint)
+    if vocabulary.languages:
         tokens = {name: token_id for token_id, name in tokenizer.tokens.items()}
-        lacking = [code for code in known.languages if f"[{code}]" not in tokens]
+        lacking = [code for code in vocabulary.languages if f"[{code}]" not in tokens]
         if lacking:
             raise CheckpointError(f"{checkpoint}: {TOKENIZER_FILE}: expected language tokens, got no [{lacking[0]}]")
         languages = open_languages(checkpoint / LANGUAGE_FOLDER, tokens)
-    return ChatterboxTemplate(read_family(config), known, tokenizer, recording_encoder, languages)
+    return ChatterboxTemplate(read_family(config), vocabulary, tokenizer, recording_encoder, languages)
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:

@@ -16,14 +16,14 @@ KINDS = {
 
 def recognise(listing: Listing) -> list[Match]:
     """Return a match for each language model in a listing."""
-    found = []
+    matches = []
     for name in sorted(listing.names):
-        part, _, suffix = name.partition(".")
-        for kind, (needed, optional) in KINDS.items():
-            if suffix == "safetensors" and re.fullmatch(kind, part):
+        stem, _, suffix = name.partition(".")
+        for pattern, (needed, optional) in KINDS.items():
+            if suffix == "safetensors" and re.fullmatch(pattern, stem):
                 files = (name, *needed, VOICE)
                 missing = [file for file in files if file not in listing.names]
-                refusal = f"Chatterbox {part}: {missing[0]} is missing" if missing else ""
+                refusal = f"Chatterbox {stem}: {missing[0]} is missing" if missing else ""
                 words = ("--model", f"{{repo}}/{name}", "--tokenizer", "{repo}", "--codec", "{repo}")
-                found.append(Match("chatterbox", (*files, *listing.present(*optional)), words, part, refusal=refusal))
-    return found
+                matches.append(Match("chatterbox", (*files, *listing.present(*optional)), words, stem, refusal=refusal))
+    return matches

@@ -98,8 +98,8 @@ class VoiceEncoder(nn.Module):
     def encode(self, pcm: Tensor) -> Tensor:
         """Encode samples [n] at 16 kHz, n > 200, to an x-vector, float32 [256], with norm 1."""
         bands = mel_filters(TOKEN_RATE_HZ, FOURIER, BANDS).to(pcm.device) @ power_spectrum(pcm, FOURIER, HOP)
-        number, rest = divmod(max(bands.shape[1] - WINDOW + STEP, 0), STEP)
-        number += number == 0 or rest >= LEAST_REST
+        number, remainder = divmod(max(bands.shape[1] - WINDOW + STEP, 0), STEP)
+        number += number == 0 or remainder >= LEAST_REST
         missing = max(0, WINDOW + STEP * (number - 1) - bands.shape[1])
         windows = F.pad(bands, (0, missing)).unfold(1, WINDOW, STEP)[:, :number]
         states = self.lstm(windows.permute(1, 2, 0))[1][0][-1]
@@ -115,7 +115,7 @@ def speaker_row(tensors: Mapping[str, Tensor], speaker: Tensor) -> Tensor:
         tensors: T3 tensors by published name, float32.
         speaker: x-vector of the voice encoder, [256].
     """
-    return F.linear(speaker[None], *(tensors[f"{CONDITIONS}spkr_enc.{part}"] for part in ("weight", "bias")))
+    return F.linear(speaker[None], *(tensors[f"{CONDITIONS}spkr_enc.{tensor}"] for tensor in ("weight", "bias")))
 
 
 def voice_rows(tensors: Mapping[str, Tensor], speaker: Tensor, codes: Tensor) -> Tensor:
@@ -140,15 +140,15 @@ def _attend(tensors: Mapping[str, Tensor], queries: Tensor, memory: Tensor) -> T
     """Return the output [n, H] of the perceiver's attention block for queries [n, H] and memory [t, H]."""
 
     def linear(name: str, rows: Tensor) -> Tensor:
-        return F.linear(rows, *(tensors[f"{PERCEIVER}attn.{name}.{part}"] for part in ("weight", "bias")))
+        return F.linear(rows, *(tensors[f"{PERCEIVER}attn.{name}.{tensor}"] for tensor in ("weight", "bias")))
 
     def heads(name: str, rows: Tensor) -> Tensor:
-        weight, bias = (tensors[f"{PERCEIVER}attn.norm.{part}"] for part in ("weight", "bias"))
+        weight, bias = (tensors[f"{PERCEIVER}attn.norm.{tensor}"] for tensor in ("weight", "bias"))
         normed = F.layer_norm(rows, rows.shape[1:], weight, bias)
         return linear(name, normed).view(len(rows), NUM_HEADS, -1).transpose(0, 1)
 
-    made = F.scaled_dot_product_attention(heads("to_q", queries), heads("to_k", memory), heads("to_v", memory))
-    return queries + linear("proj_out", made.transpose(0, 1).flatten(1))
+    attended = F.scaled_dot_product_attention(heads("to_q", queries), heads("to_k", memory), heads("to_v", memory))
+    return queries + linear("proj_out", attended.transpose(0, 1).flatten(1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -174,7 +174,7 @@ class EncodedVoice:
         """
         front = [np.array([len(self.codes)]), self.codes] if len(self.codes) else []
         parts = [*front, self.rows, *self.sound.arrays()]
-        return np.concatenate([each.ravel().astype(np.float32) for each in parts])
+        return np.concatenate([array.ravel().astype(np.float32) for array in parts])
 
     @classmethod
     def from_array(
@@ -273,15 +273,15 @@ class RecordingEncoder(nn.Module):
             path: File that contains the tensors, for error messages.
         """
         codes = torch.full((MAX_CODES,), NUM_TOKENS - 1)
-        made = _made(
+        rows = _made(
             lambda: [
                 voice_rows(self.condition, torch.zeros(WIDTH), codes),
                 emotion_row(self.condition, torch.zeros(1)),
             ],
             path,
         )
-        if made.shape != (num_rows, hidden_size):
-            raise CheckpointError(f"{path}: expected rows {[num_rows, hidden_size]} of a voice, got {list(made.shape)}")
+        if rows.shape != (num_rows, hidden_size):
+            raise CheckpointError(f"{path}: expected rows {[num_rows, hidden_size]} of a voice, got {list(rows.shape)}")
 
     def voice(self, encoded: np.ndarray) -> EncodedVoice:
         """Return the voice in the result of `encode`."""
@@ -300,7 +300,7 @@ class RecordingEncoder(nn.Module):
         tokens = self.tokenizer.encode(at16)[: len(mel) // FRAMES_PER_TOKEN]
         x_vector = self.speaker_encoder.encode(at16)
         mel = mel[: FRAMES_PER_TOKEN * len(tokens)]
-        return Sound.from_arrays(*(each.cpu().numpy() for each in (tokens, mel, x_vector)))
+        return Sound.from_arrays(*(tensor.cpu().numpy() for tensor in (tokens, mel, x_vector)))
 
     @torch.inference_mode()
     def emotion_row(self, exaggeration: float) -> np.ndarray:
@@ -340,13 +340,13 @@ class TurboRecordingEncoder(RecordingEncoder):
 
     def check_condition(self, num_rows: int, hidden_size: int, path: Path) -> None:
         """Raise CheckpointError if tensors of the speaker row are missing or do not fit T3."""
-        made = _made(lambda: [speaker_row(self.condition, torch.zeros(WIDTH))], path)
-        if made.shape != (1, hidden_size):
-            raise CheckpointError(f"{path}: expected rows {[1, hidden_size]} of a voice, got {list(made.shape)}")
+        rows = _made(lambda: [speaker_row(self.condition, torch.zeros(WIDTH))], path)
+        if rows.shape != (1, hidden_size):
+            raise CheckpointError(f"{path}: expected rows {[1, hidden_size]} of a voice, got {list(rows.shape)}")
 
 
 def recording_encoder_of(
-    tensors: Mapping[str, Tensor], kind: type[RecordingEncoder] = RecordingEncoder
+    tensors: Mapping[str, Tensor], network_class: type[RecordingEncoder] = RecordingEncoder
 ) -> RecordingEncoder:
     """Create the networks with sizes taken from published tensors; raise CheckpointError if one is missing."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -361,7 +361,7 @@ def recording_encoder_of(
     if not 0 < speaker <= MAX_WIDTH:
         raise CheckpointError(f"{names[1]}: expected a width in [1, {MAX_WIDTH}], got {speaker}")
     with torch.device("meta"):
-        return kind(width, len(layers), speaker, num_mels=80)
+        return network_class(width, len(layers), speaker, num_mels=80)
 
 
 def load_recording_encoder(
@@ -369,7 +369,7 @@ def load_recording_encoder(
     num_rows: int,
     hidden_size: int,
     device: str = "cpu",
-    kind: type[RecordingEncoder] = RecordingEncoder,
+    network_class: type[RecordingEncoder] = RecordingEncoder,
 ) -> RecordingEncoder:
     """Load the networks from `hearing/` in a checkpoint.
 
@@ -378,15 +378,15 @@ def load_recording_encoder(
         num_rows: Number of rows of a voice.
         hidden_size: Width of T3.
         device: torch device.
-        kind: Class of the networks.
+        network_class: Class of the networks.
 
     Raises:
         CheckpointError: If a file or tensor is missing, or does not have the expected shape.
     """
     path = checkpoint / FOLDER / "model.safetensors"
     tensors = read_tensors(path)
-    is_condition = lambda name: name.startswith(kind.condition_names)  # noqa: E731
-    recording_encoder = recording_encoder_of(tensors, kind)
+    is_condition = lambda name: name.startswith(network_class.condition_names)  # noqa: E731
+    recording_encoder = recording_encoder_of(tensors, network_class)
     networks = {name: tensor for name, tensor in tensors.items() if not is_condition(name)}
     load_strictly(recording_encoder, networks, path, assign=True)
     recording_encoder = recording_encoder.eval().requires_grad_(False).to(device)

@@ -55,7 +55,7 @@ class CosyVoice3Template:
         named: Mapping[str, NamedVoice] | None = None,
     ):
         self._family = family
-        self._known = vocabulary
+        self._vocabulary = vocabulary
         self._subwords = subwords
         self._named = named or {}
         self._voices = CachedEncoder(recording_encoder.encode)
@@ -75,13 +75,13 @@ class CosyVoice3Template:
         sound = recorded.sound
         words = recorded.words
         instruction = f"{HELPFUL} {manner.instruct}" if manner.instruct else HELPFUL
-        style = [*self._ids(instruction, "options.instruct"), self._known.end_of_prompt]
+        style = [*self._ids(instruction, "options.instruct"), self._vocabulary.end_of_prompt]
         if recorded.style and not manner.instruct:
             style = recorded.style
         codes = list[int]()
         if words and not manner.instruct:
-            codes = (sound.arrays()[0] + self._known.codes.start).tolist()
-        ends = self._known.ends
+            codes = (sound.arrays()[0] + self._vocabulary.codes.start).tolist()
+        ends = self._vocabulary.ends
         if manner.is_streaming:
             track = [*text, *(() if manner.is_open else (ends[TASK],))]
             return self._in_groups([ends[SOS], *style], words if codes else [], codes, track, latest_chunks(sound))
@@ -125,7 +125,7 @@ class CosyVoice3Template:
             raise InvalidRequest(piece.path, "a voice recording as a file or samples", "codes")
         if len(piece.pcm) < MIN_VOICE_S * MEL_RATE:
             raise InvalidRequest(piece.path, f"at least {MIN_VOICE_S:g} s", f"{len(piece.pcm) / MEL_RATE:.4f} s")
-        words = [self._ids(each.text, each.path) for each in pieces if each.text]
+        words = [self._ids(piece.text, piece.path) for piece in pieces if piece.text]
         try:
             sound = sound_of(self._voices.encode(piece.pcm))
         except InvalidRequest as error:
@@ -144,9 +144,11 @@ class CosyVoice3Template:
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template that uses the checkpoint's tokenizer and recording encoder."""
-    known = CosyVoice3Vocabulary.from_record(config_at(checkpoint)[VOCABULARY])
-    if codec.spec.codebook_size != known.num_codes:
-        raise CheckpointError(f"{checkpoint}: expected a codec of {known.num_codes} codes, got {codec.spec}")
-    recording_encoder = RecordingEncoder(checkpoint / FOLDER, known.num_codes)
-    named = read_named_voices(checkpoint, known.voices, known.end_of_prompt)
-    return CosyVoice3Template(family, known, Subwords(TextTokenizer.at(checkpoint), family), recording_encoder, named)
+    vocabulary = CosyVoice3Vocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    if codec.spec.codebook_size != vocabulary.num_codes:
+        raise CheckpointError(f"{checkpoint}: expected a codec of {vocabulary.num_codes} codes, got {codec.spec}")
+    recording_encoder = RecordingEncoder(checkpoint / FOLDER, vocabulary.num_codes)
+    named = read_named_voices(checkpoint, vocabulary.voices, vocabulary.end_of_prompt)
+    return CosyVoice3Template(
+        family, vocabulary, Subwords(TextTokenizer.at(checkpoint), family), recording_encoder, named
+    )

@@ -58,11 +58,11 @@ def write_pinyin(phonemes: str) -> str:
     """
     tokens = list[str]()
     for syllable in phonemes.split():
-        found = INITIAL.match(syllable)
-        initial = found.group() if found else ""
+        match = INITIAL.match(syllable)
+        initial = match.group() if match else ""
         final = _with_tone(syllable[len(initial) : -1].replace("v", "ü"), int(syllable[-1]))
-        parts = [part for part in (initial, final) if part]
-        if unknown := [part for part in parts if part not in PINYIN]:
+        parts = [sound for sound in (initial, final) if sound]
+        if unknown := [sound for sound in parts if sound not in PINYIN]:
             raise ValueError(f"syllables that the model has tokens for, got {shown(unknown[0])} in {syllable}")
         tokens += parts
     return "".join(f"[{token}]" for token in tokens)
@@ -70,9 +70,9 @@ def write_pinyin(phonemes: str) -> str:
 
 def _with_tone(final: str, tone: int) -> str:
     """Return a final with the mark of its tone, which is on a, e, the o of ou, or else on the last vowel."""
-    at = next((final.find(each) for each in ("a", "e", "ou") if each in final), -1)
+    at = next((final.find(vowels) for vowels in ("a", "e", "ou") if vowels in final), -1)
     if at < 0:
-        at = max((final.rfind(each) for each in "iouü"), default=-1)
+        at = max((final.rfind(vowel) for vowel in "iouü"), default=-1)
     if at >= 0 and tone < 5:
         final = final[:at] + TONES[final[at]][tone - 1] + final[at + 1 :]
     return final.replace("üe", "ve").replace("üè", "vè").replace("üé", "vé")

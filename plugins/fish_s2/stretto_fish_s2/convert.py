@@ -104,7 +104,7 @@ class Config(Section):
 
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written."""
-    layers, known = read_config(contents.config, contents.tokenizer)
+    layers, vocabulary = read_config(contents.config, contents.tokenizer)
     record = {
         "architectures": ["StrettoQwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -115,20 +115,20 @@ def convert(release: Release, contents: Contents) -> Converted:
         "num_key_value_heads": layers.num_kv_heads,
         "head_dim": layers.head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": known.max_model_len,
+        "max_position_embeddings": vocabulary.max_model_len,
         "rms_norm_eps": layers.eps,
         "rope_parameters": dict(layers.rope),
         "attention_bias": False,
-        **common_record(NAME, known, known.layout.vocab_size, contents),
+        **common_record(NAME, vocabulary, vocabulary.layout.vocab_size, contents),
     }
     codec = codec_network(release.folder)
-    expected = f"{known.num_codebooks} codebooks, the first of {known.codebook_size} codes"
+    expected = f"{vocabulary.num_codebooks} codebooks, the first of {vocabulary.codebook_size} codes"
     number = 1 + codec.record["n_codebooks"]
     size = codec.record["semantic_codebook_size"]
-    if (number, size) != (known.num_codebooks, known.codebook_size):
+    if (number, size) != (vocabulary.num_codebooks, vocabulary.codebook_size):
         got = f"{number} and {size}"
         raise CheckpointError(f"{release.folder / FILE}: expected {expected}, as in config.json, got {got}")
-    return Converted(record, plan(layers, known), (), networks=(codec,))
+    return Converted(record, plan(layers, vocabulary), (), networks=(codec,))
 
 
 def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[DepthSpec, FishVocabulary]:
@@ -144,13 +144,13 @@ def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[DepthS
     config = Config.read(record)
     text = config.text_config
     audio = config.audio_decoder_config
-    for name, found, expected in (
+    for name, actual, expected in (
         ("dim", audio.dim, text.dim),
         ("text_dim", audio.text_dim, text.dim),
         ("norm_eps", audio.norm_eps, text.norm_eps),
         ("rope_base", audio.rope_base, text.rope_base),
     ):
-        check_value(f"audio_decoder_config.{name}", expected if found is None else found, expected)
+        check_value(f"audio_decoder_config.{name}", expected if actual is None else actual, expected)
     num_ids = text.vocab_size
     size = audio.vocab_size
     last = f"<|semantic:{size - 1}|>"
@@ -161,7 +161,7 @@ def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[DepthS
     for name, key in (*TOKENS.values(), (last, LAST_SEMANTIC)):
         if key is not None and record.get(key, ids[name]) != ids[name]:
             raise CheckpointError(f"config.json: {key}: expected {ids[name]} ({name}), got {shown(record[key])}")
-    known = FishVocabulary(
+    vocabulary = FishVocabulary(
         num_text_ids=num_ids,
         num_codebooks=audio.num_codebooks,
         codebook_size=size,
@@ -169,26 +169,26 @@ def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[DepthS
         max_model_len=min(MAX_MODEL_LEN, text.max_seq_len),
         depth=audio.spec(),
     )
-    return text.spec(has_head_norms=True), known
+    return text.spec(has_head_norms=True), vocabulary
 
 
-def layer_parts(prefix: str, spec: DepthSpec, own: str, attention: str = "", mlp: str = "") -> Plan:
+def layer_parts(prefix: str, spec: DepthSpec, ours_prefix: str, attention: str = "", mlp: str = "") -> Plan:
     """Return the tensors of a stack of layers and its final norm, by published name.
 
     Args:
         prefix: Prefix of the published names.
         spec: Hyperparameters.
-        own: Prefix of the names in the checkpoint.
+        ours_prefix: Prefix of the names in the checkpoint.
         attention, mlp: Prefixes of the names of a layer's parts in the checkpoint.
     """
     width = spec.hidden
     inner = spec.intermediate
     queries = spec.num_heads * spec.head_dim
     keys = spec.num_kv_heads * spec.head_dim
-    parts: Plan = {f"{prefix}norm.weight": Part(f"{own}norm.weight", (width,))}
+    parts: Plan = {f"{prefix}norm.weight": Part(f"{ours_prefix}norm.weight", (width,))}
     for number in range(spec.num_layers):
         name = f"{prefix}layers.{number}."
-        layer = f"{own}layers.{number}."
+        layer = f"{ours_prefix}layers.{number}."
         plain = {
             "attention.wo": (f"{attention}o_proj", (width, queries)),
             "feed_forward.w1": (f"{mlp}gate_proj", (inner, width)),
@@ -210,27 +210,27 @@ def layer_parts(prefix: str, spec: DepthSpec, own: str, attention: str = "", mlp
                 Part(f"{at}v_proj.weight", fused, lambda stored: stored[-keys:]),
             ),
         )
-        for each in "qk" if spec.has_head_norms else "":
-            parts[f"{name}attention.{each}_norm.weight"] = Part(
-                f"{at}{each}_norm.weight", (spec.head_dim,), lambda stored: in_halves(stored, spec.head_dim)
+        for letter in "qk" if spec.has_head_norms else "":
+            parts[f"{name}attention.{letter}_norm.weight"] = Part(
+                f"{at}{letter}_norm.weight", (spec.head_dim,), lambda stored: in_halves(stored, spec.head_dim)
             )
     return parts
 
 
-def plan(layers: DepthSpec, known: FishVocabulary) -> Plan:
+def plan(layers: DepthSpec, vocabulary: FishVocabulary) -> Plan:
     """Return the tensors to write, by published name.
 
     Args:
         layers: Hyperparameters of the backbone's layers.
-        known: Vocabulary.
+        vocabulary: Vocabulary.
     """
-    size = known.codebook_size
-    num_others = known.num_codebooks - 1
-    scale = 1 / math.sqrt(known.num_codebooks + 1)
-    semantic = known.layout.audio[0]
-    text: Shape = (known.num_text_ids, layers.hidden)
-    codes: Shape = (known.num_codebooks * size, layers.hidden)
-    table: Shape = (size, known.depth.hidden)
+    size = vocabulary.codebook_size
+    num_others = vocabulary.num_codebooks - 1
+    scale = 1 / math.sqrt(vocabulary.num_codebooks + 1)
+    semantic = vocabulary.layout.audio[0]
+    text: Shape = (vocabulary.num_text_ids, layers.hidden)
+    codes: Shape = (vocabulary.num_codebooks * size, layers.hidden)
+    table: Shape = (size, vocabulary.depth.hidden)
 
     def rows_of_all_ids(text: Tensor, codes: Tensor) -> Tensor:
         codes = codes.float()
@@ -239,7 +239,7 @@ def plan(layers: DepthSpec, known: FishVocabulary) -> Plan:
         return torch.cat([text[: semantic.start], frames[:size], text[semantic.stop :], frames[size:]])
 
     def first_head(text: Tensor) -> Tensor:
-        return torch.cat([text[semantic.start : semantic.stop], text[known.turn_end : known.turn_end + 1]])
+        return torch.cat([text[semantic.start : semantic.stop], text[vocabulary.turn_end : vocabulary.turn_end + 1]])
 
     head = Part("depth.first_head", text, first_head)
     return {
@@ -247,5 +247,5 @@ def plan(layers: DepthSpec, known: FishVocabulary) -> Plan:
         f"{FAST}embeddings.weight": Part("depth.embed", table, lambda stored: stored.repeat(num_others, 1)),
         f"{FAST}output.weight": Part("depth.heads", table, lambda stored: stored.expand(num_others, -1, -1)),
         **layer_parts(TEXT, layers, "model.", "self_attn.", "mlp."),
-        **layer_parts(FAST, known.depth, "depth."),
+        **layer_parts(FAST, vocabulary.depth, "depth."),
     }

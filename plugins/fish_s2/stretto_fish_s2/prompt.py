@@ -69,9 +69,9 @@ def in_lines(text: str, path: str) -> str:
 class FishTemplate:
     """Fish Audio S2 prompt template."""
 
-    def __init__(self, family: Family, known: FishVocabulary, tokenizer: TextTokenizer, codec: Codec):
+    def __init__(self, family: Family, vocabulary: FishVocabulary, tokenizer: TextTokenizer, codec: Codec):
         self._family = family
-        self._known = known
+        self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._encoder = CachedEncoder(codec.encode)
         # A text may have none of these; those that the tokenizer marks as special are plain characters in it.
@@ -80,7 +80,7 @@ class FishTemplate:
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the rows of the system turn, of earlier turns, and of the text in the last piece."""
-        known = self._known
+        vocabulary = self._vocabulary
         described = [piece for piece in pieces if piece.role == "system"]
         *earlier, last = (piece for piece in pieces if piece.role != "system")
         parts = [self._opened("system"), *self._system(described), self._end()]
@@ -94,7 +94,7 @@ class FishTemplate:
             parts += self._user(piece) if is_text else self._spoken(piece)
         if len(earlier) % 2:
             raise InvalidRequest(last.path, "an assistant turn with the speech of the text before", "another text")
-        parts += [*self._user(last), self._opened("assistant"), self._rows(known.voice)]
+        parts += [*self._user(last), self._opened("assistant"), self._rows(vocabulary.voice)]
         return PromptRows(np.concatenate(parts))
 
     def _system(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
@@ -108,7 +108,7 @@ class FishTemplate:
             raise InvalidRequest(pieces[0].path, "the audio of a voice together with its words", got)
         text = self._text(words[0])
         tagged = text if TAG.search(text) else f"<|speaker:0|>{text}"
-        written = (self._rows(*self._tokenizer.encode(part)) for part in (VOICE, tagged, SPEECH))
+        written = (self._rows(*self._tokenizer.encode(text)) for text in (VOICE, tagged, SPEECH))
         return [*written, self._frames(recordings[0])]
 
     def _user(self, piece: Piece) -> list[np.ndarray]:
@@ -116,7 +116,7 @@ class FishTemplate:
         return [self._opened("user"), self._rows(*self._tokenizer.encode(text)), self._end()]
 
     def _spoken(self, piece: Piece) -> list[np.ndarray]:
-        return [self._opened("assistant"), self._rows(self._known.voice), self._frames(piece), self._end()]
+        return [self._opened("assistant"), self._rows(self._vocabulary.voice), self._frames(piece), self._end()]
 
     def _text(self, piece: Piece) -> str:
         """Return the text of a piece.
@@ -145,10 +145,10 @@ class FishTemplate:
         return code_rows(self._family.layout, codes)
 
     def _opened(self, role: str) -> np.ndarray:
-        return self._rows(self._known.turn_start, *self._tokenizer.encode(f"{role}\n"))
+        return self._rows(self._vocabulary.turn_start, *self._tokenizer.encode(f"{role}\n"))
 
     def _end(self) -> np.ndarray:
-        return self._rows(self._known.turn_end, *self._tokenizer.encode("\n"))
+        return self._rows(self._vocabulary.turn_end, *self._tokenizer.encode("\n"))
 
     def _rows(self, *ids: int) -> np.ndarray:
         return stream0_rows(self._family.layout, ids)
@@ -156,7 +156,7 @@ class FishTemplate:
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template that uses the checkpoint's tokenizer and codec."""
-    known = FishVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    vocabulary = FishVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = TextTokenizer.at(checkpoint)
-    tokenizer.check_size(known.num_text_ids, checkpoint)
-    return FishTemplate(family, known, tokenizer, codec)
+    tokenizer.check_size(vocabulary.num_text_ids, checkpoint)
+    return FishTemplate(family, vocabulary, tokenizer, codec)

@@ -47,12 +47,12 @@ def rotary(config: Any) -> RotaryEmbedding:
     rope = config.long_rope
     size = config.head_dim
     longest = config.max_position_embeddings
-    made = RotaryEmbedding(size, size, longest, rope["theta"], True, torch.float32)
+    embedding = RotaryEmbedding(size, size, longest, rope["theta"], True, torch.float32)
     frequencies = 1.0 / (rope["theta"] ** (torch.arange(0, size, 2).float() / size))
     angles = torch.outer(torch.arange(longest).float(), 1.0 / torch.tensor(rope["factors"])) * frequencies
     table = torch.cat([angles.cos(), angles.sin()], -1) * rope["scale"]
-    made.register_buffer("cos_sin_cache", table, persistent=False)
-    return made
+    embedding.register_buffer("cos_sin_cache", table, persistent=False)
+    return embedding
 
 
 class NoRotation(nn.Module):
@@ -84,7 +84,7 @@ class LocalLayer(nn.Module):
         )
         self.mlp = LlamaMLP(width, size["inner"], "silu", disable_tp=True)
         self.input_layernorm, self.post_attention_layernorm = (RMSNorm(width, eps=eps) for _ in range(2))
-        self.sizes = [each * self.head_dim for each in (heads, kv_heads, kv_heads)]
+        self.sizes = [number * self.head_dim for number in (heads, kv_heads, kv_heads)]
         self.rotate = rotation
 
     def forward(
@@ -239,7 +239,7 @@ class DiffusionHead(nn.Module):
 
     def _merged(self, velocity: torch.Tensor, plain: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         # In float64, so that the order of additions does not affect the result.
-        product, square = ((each.double() * plain).sum(1, keepdim=True) for each in (velocity, plain))
+        product, square = ((vector.double() * plain).sum(1, keepdim=True) for vector in (velocity, plain))
         plain = plain * (product.float() / (square.float() + EPS))
         return plain + scale * (velocity - plain)
 
@@ -348,17 +348,17 @@ class VoxCpmForCausalLM(nn.Module):
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load tensors by name; the query, key and value layers are stacked, as are the first two layers of an MLP."""
-        own = dict(self.named_parameters())
+        parameters = dict(self.named_parameters())
         loaded = set[str]()
         for name, tensor in weights:
-            parent, _, kind = name.rpartition(".")
-            module, _, part = parent.rpartition(".")
-            stacked, *shard = STACKED.get(part, (part,))
-            target = f"{module}.{stacked}.{kind}" if module else name
-            if target not in own:
+            parent, _, tensor_name = name.rpartition(".")
+            module, _, layer = parent.rpartition(".")
+            stacked, *shard = STACKED.get(layer, (layer,))
+            target = f"{module}.{stacked}.{tensor_name}" if module else name
+            if target not in parameters:
                 raise ValueError(f"There is no module or parameter named {name!r}")
-            load = getattr(own[target], "weight_loader", default_weight_loader)
-            load(own[target], tensor, *shard)
+            load = getattr(parameters[target], "weight_loader", default_weight_loader)
+            load(parameters[target], tensor, *shard)
             loaded.add(target)
         return loaded
 

@@ -51,12 +51,12 @@ class VoxCpmTokenizer:
     def __init__(self, tokenizer: TextTokenizer):
         self._tokenizer = tokenizer
         ids = {token: token_id for token_id, token in tokenizer.tokens.items()}
-        words = {token for token in ids if len(token) > 1 and all(ord(each) in CHINESE for each in token)}
+        words = {token for token in ids if len(token) > 1 and all(ord(character) in CHINESE for character in token)}
         self._split = dict[int, list[int]]()
         for token, token_id in ids.items():
             bare = token.replace(WORD_START, "")
             if bare in words:
-                characters = [ids.get(each, ids.get(UNKNOWN, -1)) for each in bare]
+                characters = [ids.get(character, ids.get(UNKNOWN, -1)) for character in bare]
                 if min(characters) < 0:
                     raise CheckpointError(f"tokenizer: expected a token for each character of {token!r}, or {UNKNOWN}")
                 self._split[token_id] = characters
@@ -64,7 +64,7 @@ class VoxCpmTokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`."""
         ids = self._tokenizer.encode(text)
-        return [part for token_id in ids for part in self._split.get(token_id, (token_id,))]
+        return [piece_id for token_id in ids for piece_id in self._split.get(token_id, (token_id,))]
 
 
 class VoxCpmTemplate:
@@ -72,7 +72,7 @@ class VoxCpmTemplate:
 
     def __init__(self, family: Family, vocabulary: VoxCpmVocabulary, tokenizer: VoxCpmTokenizer, codec: Codec):
         self._family = family
-        self._known = vocabulary
+        self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._rate = codec.spec.input_rate or codec.spec.sample_rate
         spec = codec.spec
@@ -140,7 +140,7 @@ class VoxCpmTemplate:
         A reference is padded at the end. Audio to continue is padded at the start, so that the reply follows directly.
         """
         words = self._encoded(piece, is_continued) if piece.codes is None else piece.codes
-        rows = self._ids([self._known.frames[0]] * words.shape[1])
+        rows = self._ids([self._vocabulary.frames[0]] * words.shape[1])
         rows[:, 1:] = words.T
         return rows
 
@@ -157,7 +157,7 @@ class VoxCpmTemplate:
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template that uses the checkpoint's tokenizer and codec."""
-    known = VoxCpmVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    vocabulary = VoxCpmVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = TextTokenizer.at(checkpoint, spells_bytes=False)
-    tokenizer.check_size(known.num_text_ids, checkpoint)
-    return VoxCpmTemplate(family, known, VoxCpmTokenizer(tokenizer), codec)
+    tokenizer.check_size(vocabulary.num_text_ids, checkpoint)
+    return VoxCpmTemplate(family, vocabulary, VoxCpmTokenizer(tokenizer), codec)

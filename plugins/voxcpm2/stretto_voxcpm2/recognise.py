@@ -12,12 +12,12 @@ def recognise(listing: Listing) -> list[Match]:
     config = listing.json(CONFIG)
     if not config.keys() >= SECTIONS:
         return []
-    found = config.get("architecture", ARCHITECTURE)
+    architecture = config.get("architecture", ARCHITECTURE)
     codecs = [name for name in CODECS if name in listing.names]
     head = config["dit_config"]
     has_mean_head = isinstance(head, dict) and bool(head.get("dit_mean_mode"))
     for refused, refusal in (
-        (found != ARCHITECTURE, f"config.json: architecture: expected {ARCHITECTURE}, got {found!r}"),
+        (architecture != ARCHITECTURE, f"config.json: architecture: expected {ARCHITECTURE}, got {architecture!r}"),
         (has_mean_head, "config.json: dit_config.dit_mean_mode: expected false"),
         (not codecs or SINGLE not in listing.names, f"VoxCPM2: expected {SINGLE} and {' or '.join(CODECS)}"),
     ):

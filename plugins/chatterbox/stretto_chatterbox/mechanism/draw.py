@@ -112,11 +112,11 @@ class LateProgram(StepProgram):
     sampling_functions: ClassVar = SAMPLING_FUNCTIONS._replace(penalized=_unpenalized, chosen=_chosen)
 
 
-def row_draw(rules: DrawRules, *given: Any) -> LateDraw:
+def row_draw(rules: DrawRules, *arguments: Any) -> LateDraw:
     """Return the sampler of rows (`DrawRules.row_draw`)."""
-    return LateDraw(*given)
+    return LateDraw(*arguments)
 
 
-def step_program(rules: DrawRules, *given: Any) -> LateProgram:
+def step_program(rules: DrawRules, *arguments: Any) -> LateProgram:
     """Return the kernel launches (`DrawRules.step_program`)."""
-    return LateProgram(*given)
+    return LateProgram(*arguments)

@@ -22,10 +22,10 @@ def begin_track(
         ids: Unused, because the positions do not depend on the request.
         is_open: Unused.
     """
-    known = positions.ids[: rules.max_model_len - first_row]
+    positions_of_reply = positions.ids[: rules.max_model_len - first_row]
     streams = positions.streams
     lanes = slice(streams.start - 1, streams.stop - 1)
-    return Track(lanes, first_row, rows_of(known, 1), rules.family.layout.pad_id)
+    return Track(lanes, first_row, rows_of(positions_of_reply, 1), rules.family.layout.pad_id)
 
 
 class PositionPair(GuidancePair):
@@ -42,7 +42,7 @@ class PositionPair(GuidancePair):
     def context(self, state: RequestState) -> np.ndarray:
         """Return the prompt of the unconditional request with all positions, int32 [n, S]."""
         rows = super().context(state)
-        known = state.request.num_tokens
+        num_computed = state.request.num_tokens
         stream = state.reply.rules.family.track_streams.start
-        rows[:known, stream] = state.history.rows(0, known)[:, stream - 1]
+        rows[:num_computed, stream] = state.history.rows(0, num_computed)[:, stream - 1]
         return rows

@@ -35,8 +35,8 @@ class GroupGuard(RepetitionGuard):
     The id that ends a group is sampled again like a code.
     """
 
-    def __init__(self, groups: TextGroups, *given: Any):
-        super().__init__(*given)
+    def __init__(self, groups: TextGroups, *arguments: Any):
+        super().__init__(*arguments)
         self._groups = groups
 
     def recent(self, rows: Rows, index: Array | None, window: int) -> RecentRows:
@@ -136,8 +136,8 @@ class CodeProgram(StepProgram):
         chosen=_chosen, redrawn_from=_redrawn_from, hidden_ends=hidden_ends, repeated=repeated
     )
 
-    def __init__(self, code_rules: CodeRules, readout: Readout, rules: SegmentRules, *given: Any):
-        super().__init__(readout, rules, *given)
+    def __init__(self, code_rules: CodeRules, readout: Readout, rules: SegmentRules, *arguments: Any):
+        super().__init__(readout, rules, *arguments)
         self.rule_constants = code_rules.groups
         self._groups = GroupLaunch(code_rules.groups, rules, self.tables, self.num_rows)
 

@@ -29,8 +29,8 @@ def lay_row(token, goes_on, num_given, num_in_group, num_first, track_total, end
     is_next = (num_given < num_first) | ((num_given - num_first) % groups.num_words > 0)
     is_first = (num_in_group >= groups.num_frames) | (token == groups.fill_id)
     is_given = goes_on & (num_given < track_total) & (is_next | is_first)
-    given = where(is_next, groups.given_id, groups.fill_id)
+    given_or_fill = where(is_next, groups.given_id, groups.fill_id)
     is_end = (num_given >= track_total) & ((token == groups.fill_id) | (token == groups.given_id))
     num_in_group = where(is_given & (is_next == 0), 0, num_in_group + (goes_on & (is_given == 0)))
-    token = where(is_given, given, where(is_end, end_of_audio, token))
+    token = where(is_given, given_or_fill, where(is_end, end_of_audio, token))
     return token, is_given, num_given + is_given, num_in_group

@@ -91,6 +91,6 @@ class LateTemperatureProgram(StepProgram):
     )
     other_functions: ClassVar = SAMPLING_FUNCTIONS._replace(chosen=_chosen, repeated=_may_repeat)
 
-    def __init__(self, late: LateTemperature, readout: Readout, rules: SegmentRules, *given: Any):
-        super().__init__(readout, rules, *given)
+    def __init__(self, late: LateTemperature, readout: Readout, rules: SegmentRules, *arguments: Any):
+        super().__init__(readout, rules, *arguments)
         self.rule_constants = Redraw(late.redraw_top_p)

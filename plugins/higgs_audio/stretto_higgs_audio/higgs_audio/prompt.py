@@ -131,9 +131,9 @@ class HiggsAudioTemplate:
         """
         ids: list[int] = []
         text = ""
-        for part in parts:
-            segment = part if isinstance(part, str) else part[0]
-            if isinstance(part, str) or segment not in self._family.markers:
+        for text_or_marker in parts:
+            segment = text_or_marker if isinstance(text_or_marker, str) else text_or_marker[0]
+            if isinstance(text_or_marker, str) or segment not in self._family.markers:
                 text += segment
                 continue
             ids += [*self._tokenizer.encode(text), self._family.markers[segment]]

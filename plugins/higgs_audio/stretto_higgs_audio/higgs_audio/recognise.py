@@ -8,10 +8,10 @@ CONVERT = ("--model", "{repo}", "--config", f"{{repo}}/{CONFIG}", "--tokenizer",
 
 def recognise(listing: Listing) -> list[Match]:
     """Return the release in a listing, if there is one."""
-    kind = listing.json(CONFIG).get("model_type")
-    if kind not in ("higgs_audio_v2", "higgs_audio"):
+    model_type = listing.json(CONFIG).get("model_type")
+    if model_type not in ("higgs_audio_v2", "higgs_audio"):
         return []
-    if kind == "higgs_audio" or SINGLE not in listing.names:
+    if model_type == "higgs_audio" or SINGLE not in listing.names:
         refusal = "Higgs Audio is read only in transformers format: model_type higgs_audio_v2 and model.safetensors"
         return [Match("higgs_audio_v2", refusal=refusal)]
     files = (SINGLE, CONFIG, *listing.present("generation_config.json", *TOKENIZER))

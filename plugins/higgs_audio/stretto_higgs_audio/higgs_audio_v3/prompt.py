@@ -75,7 +75,7 @@ class HiggsAudioV3Template:
         recordings = [piece for piece in pieces if piece.text is None]
         if words and not recordings:
             raise InvalidRequest(words[0].path, "text only together with the audio of a voice", "text only")
-        parts = [part for piece in words for part in (self._marker(REF_TEXT), self._words(piece))]
+        parts = [rows for piece in words for rows in (self._marker(REF_TEXT), self._words(piece))]
         for piece in recordings:
             parts += [self._marker(REF_AUDIO), audio_rows(self._family.layout, self._codes(piece))]
         return parts
@@ -98,7 +98,7 @@ class HiggsAudioV3Template:
         """
         text = piece.text or ""
         path = piece.path
-        found = list[int]()
+        ids = list[int]()
         check_text(text, path, self._family.max_text_chars)
         if not text.strip():
             raise InvalidRequest(path, "text with at least one non-space character", shown(text))
@@ -107,9 +107,9 @@ class HiggsAudioV3Template:
             if tag.group() not in self._tags:
                 examples = ", ".join(self._family.tags[:3])  # all would leave no room in the message for the value
                 raise InvalidRequest(path, f"tags of this model ({examples}, …)", shown(tag.group()))
-            found += [*self._ids(text[at : tag.start()], path), self._family.markers[tag.group()]]
+            ids += [*self._ids(text[at : tag.start()], path), self._family.markers[tag.group()]]
             at = tag.end()
-        return stream0_rows(self._family.layout, [*found, *self._ids(text[at:], path)])
+        return stream0_rows(self._family.layout, [*ids, *self._ids(text[at:], path)])
 
     def _ids(self, text: str, path: str) -> list[int]:
         ids = self._tokenizer.encode(text)

@@ -11,9 +11,11 @@ def recognise(listing: Listing) -> list[Match]:
     if config.get("model_type") != "higgs_multimodal_qwen3":
         return []
     audio = config.get("audio_encoder_config")
-    kind = audio.get("encoder_type", "discrete") if isinstance(audio, dict) else None
-    if kind != "discrete":
-        return [Match("higgs_audio_v3", refusal=f"Higgs Audio v3 for speech has discrete audio codes, got {kind!r}")]
+    encoder_type = audio.get("encoder_type", "discrete") if isinstance(audio, dict) else None
+    if encoder_type != "discrete":
+        return [
+            Match("higgs_audio_v3", refusal=f"Higgs Audio v3 for speech has discrete audio codes, got {encoder_type!r}")
+        ]
     weights = listing.weights()
     tokenizer = listing.present(*QWEN_TOKENIZER)
     if not weights or "tokenizer.json" not in tokenizer:

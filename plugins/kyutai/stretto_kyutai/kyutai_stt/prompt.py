@@ -21,8 +21,8 @@ from stretto_kyutai.kyutai_stt.family import NAME, SttVocabulary
 class SttTemplate:
     """Kyutai STT prompt template."""
 
-    def __init__(self, known: SttVocabulary, codec: MimiCodec):
-        self._known = known
+    def __init__(self, vocabulary: SttVocabulary, codec: MimiCodec):
+        self._vocabulary = vocabulary
         self._rate = codec.spec.sample_rate
         self._encoder = MimiEncoder(codec)
 
@@ -33,33 +33,35 @@ class SttTemplate:
             expected = "audio samples (codes cannot be continued with silence)"
             raise InvalidRequest(piece.path, expected, "codes" if piece.codes is not None else "text")
         codes = self._encoder.encode_all(self._with_silence(piece.pcm))
-        return PromptRows(initial_row(self._known), track=track_of(codes, self._known))
+        return PromptRows(initial_row(self._vocabulary), track=track_of(codes, self._vocabulary))
 
     def write_live(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
         """Return the row of initial ids; the codes follow as the audio arrives."""
-        return PromptRows(initial_row(self._known))
+        return PromptRows(initial_row(self._vocabulary))
 
     def _with_silence(self, pcm: np.ndarray) -> np.ndarray:
-        before, after = (int(seconds * self._rate) for seconds in (self._known.prefix_s, self._known.flush_s))
+        before, after = (int(seconds * self._rate) for seconds in (self._vocabulary.prefix_s, self._vocabulary.flush_s))
         return np.pad(pcm.astype(np.float32, copy=False), (before, after))
 
 
-def initial_row(known: SttVocabulary) -> np.ndarray:
+def initial_row(vocabulary: SttVocabulary) -> np.ndarray:
     """Return the prompt, int32 [1, 1 + K]: the initial id of each stream."""
-    ids = [known.initial_text, *(first + known.codebook_size for first in known.first_codes)]
+    ids = [vocabulary.initial_text, *(first + vocabulary.codebook_size for first in vocabulary.first_codes)]
     return np.array([ids], np.int32)
 
 
-def track_of(codes: np.ndarray, known: SttVocabulary) -> tuple[int, ...]:
+def track_of(codes: np.ndarray, vocabulary: SttVocabulary) -> tuple[int, ...]:
     """Return the ids of codes [K, T], frame by frame."""
-    return tuple((codes.T + np.array(known.first_codes)).reshape(-1).tolist())
+    return tuple((codes.T + np.array(vocabulary.first_codes)).reshape(-1).tolist())
 
 
 def open_live_input(checkpoint: Path, codec: MimiCodec) -> LiveInput:
     """Return the live-audio encoder, which uses the checkpoint's Mimi, and the silence to add."""
-    known = SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    vocabulary = SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     rate = codec.spec.sample_rate
-    return LiveInput(MimiEncoder(codec), rate, known.prefix_s, known.flush_s, lambda: FrameIds(known.first_codes))
+    return LiveInput(
+        MimiEncoder(codec), rate, vocabulary.prefix_s, vocabulary.flush_s, lambda: FrameIds(vocabulary.first_codes)
+    )
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:

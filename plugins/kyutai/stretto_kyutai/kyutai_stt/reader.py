@@ -19,9 +19,9 @@ from stretto_kyutai.kyutai_stt.family import END_PAD, FRAME_RATE, PAD, SttVocabu
 class WordReader:
     """Reader that returns the text word by word, and the times of words once they are known."""
 
-    def __init__(self, tokenizer: PlainTokenizer, known: SttVocabulary):
+    def __init__(self, tokenizer: PlainTokenizer, vocabulary: SttVocabulary):
         self._tokenizer = tokenizer
-        self._known = known
+        self._vocabulary = vocabulary
         self._pieces: list[int] = []
         self._open: list[tuple[str, int]] = []  # words whose end is unknown, with their first frame
         self._marks: list[WordMark] = []
@@ -37,13 +37,13 @@ class WordReader:
             self._pieces.append(token_id)
         self._row += 1
         if token_id == END_PAD:
-            self._close(self._row - self._known.delay_rows - self._known.prefix_rows)
+            self._close(self._row - self._vocabulary.delay_rows - self._vocabulary.prefix_rows)
         return text
 
     def end(self) -> str:
         text = self._complete()
-        known = self._known
-        num_silent = int((known.prefix_s + known.flush_s) * FRAME_RATE)
+        vocabulary = self._vocabulary
+        num_silent = int((vocabulary.prefix_s + vocabulary.flush_s) * FRAME_RATE)
         self._close(self._row - 1 - num_silent)
         return text
 
@@ -62,7 +62,7 @@ class WordReader:
     @property
     def num_transcribed(self) -> int:
         """Number of frames of the recording whose text is complete."""
-        return max(0, self._row - self._known.delay_rows - self._known.prefix_rows)
+        return max(0, self._row - self._vocabulary.delay_rows - self._vocabulary.prefix_rows)
 
     def _complete(self) -> str:
         """Complete the word formed by the pending pieces, and return its text."""
@@ -84,12 +84,12 @@ class WordReader:
 
 def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:
     """Return the text codec that uses the checkpoint's tokenizer, which is of either kind."""
-    known = SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    vocabulary = SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = plain_tokenizer(checkpoint)
-    if len(tokenizer.tokens) != known.num_text_ids:
-        raise CheckpointError(f"{checkpoint}: expected {known.num_text_ids} tokens, got {len(tokenizer.tokens)}")
+    if len(tokenizer.tokens) != vocabulary.num_text_ids:
+        raise CheckpointError(f"{checkpoint}: expected {vocabulary.num_text_ids} tokens, got {len(tokenizer.tokens)}")
 
     def no_words(token_ids: Sequence[int]) -> list[int | None]:
         return [None] * len(token_ids)  # the model generates no speech whose words could be aligned
 
-    return TextCodec(lambda task: WordReader(tokenizer, known), no_words)
+    return TextCodec(lambda task: WordReader(tokenizer, vocabulary), no_words)

@@ -18,11 +18,11 @@ TOKENIZER = "tokenizer_name"
 def recognise(listing: Listing) -> list[Match]:
     """Return the release in a listing, if there is one."""
     config = listing.json(CONFIG)
-    kind = config.get("model_type")
-    if kind == "kyutai_speech_to_text":
+    model_type = config.get("model_type")
+    if model_type == "kyutai_speech_to_text":
         delays = (listing.present(FEATURES) or listing.present(PROCESSOR)) or (FEATURES,)
         return [match_of_transformers("kyutai_stt", listing, *delays)]
-    if config.get("dep_q") != 0 or kind not in ("stt", None) or not {MIMI, TOKENIZER} <= config.keys():
+    if config.get("dep_q") != 0 or model_type not in ("stt", None) or not {MIMI, TOKENIZER} <= config.keys():
         return []
     return [match_of_named_files("kyutai_stt", listing, config)]
 
@@ -42,9 +42,9 @@ def match_of_named_files(family: str, listing: Listing, config: Mapping[str, Any
     missing = [name for name in files if name not in listing.names]
     if missing:
         return Match(family, refusal=f"{missing[0]}, which the release must have, is missing")
-    own = listing.present(CONFIG)
-    words = ("--model", f"{{repo}}/{model}", *(("--config", f"{{repo}}/{CONFIG}") if own else ()))
-    return Match(family, (*files, *own), words)
+    configs = listing.present(CONFIG)
+    words = ("--model", f"{{repo}}/{model}", *(("--config", f"{{repo}}/{CONFIG}") if configs else ()))
+    return Match(family, (*files, *configs), words)
 
 
 def match_of_transformers(family: str, listing: Listing, *others: str) -> Match:

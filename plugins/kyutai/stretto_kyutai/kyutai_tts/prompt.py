@@ -50,9 +50,11 @@ NUM_CACHED = 64  # voices whose vectors are kept in memory; those of a published
 class TtsTemplate:
     """Prompt template of Kyutai TTS."""
 
-    def __init__(self, family: Family, known: TtsVocabulary, tokenizer: PlainTokenizer, codec: MimiCodec, folder: Path):
+    def __init__(
+        self, family: Family, vocabulary: TtsVocabulary, tokenizer: PlainTokenizer, codec: MimiCodec, folder: Path
+    ):
         self._family = family
-        self._known = known
+        self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._encoder = MimiEncoder(codec)
         self._folder = folder
@@ -68,16 +70,16 @@ class TtsTemplate:
         assert piece.text is not None, task.name
         check_text(piece.text, piece.path, self._family.max_text_chars)
         condition = None
-        codes = np.zeros((self._known.num_codebooks, 0), np.int64)
-        if self._known.conditions is not None:
+        codes = np.zeros((self._vocabulary.num_codebooks, 0), np.int64)
+        if self._vocabulary.conditions is not None:
             condition = self._condition(voice, manner.guidance_scale)
         else:
             codes = self._recorded(recordings[0]) if recordings else self._named(voice)
-        rows, tail = voice_rows(self._known, codes)
+        rows, tail = voice_rows(self._vocabulary, codes)
         track: tuple[int, ...] = ()
         sources: tuple[SourceWord, ...] = ()
         if not manner.is_open:
-            words = WordStream(self._tokenizer, piece.path, has_turns=self._known.has_turns)
+            words = WordStream(self._tokenizer, piece.path, has_turns=self._vocabulary.has_turns)
             ids, words = words.after(piece.text, is_last=True)
             if not any(tokens for tokens, _ in unpack_words(ids)):
                 raise InvalidRequest(piece.path, "text with a word that can be spoken", shown(piece.text))
@@ -95,10 +97,10 @@ class TtsTemplate:
 
     def check_voices(self) -> None:
         """Raise CheckpointError if the file of a named voice cannot be used."""
-        if self._known.conditions is None:
+        if self._vocabulary.conditions is None:
             _ = self._voices
             return
-        for name in self._known.voices:
+        for name in self._vocabulary.voices:
             self._read_vectors(name)
 
     def _condition(self, voice: str | None, scale: float | None) -> Condition:
@@ -109,16 +111,16 @@ class TtsTemplate:
             scale: One of the model's guidance scales; None for the default.
         """
         assert voice is not None, "a checkpoint with conditions has named voices"
-        scales = self._known.guidance_scales
+        scales = self._vocabulary.guidance_scales
         if scale is None:
             scale = GUIDANCE_SCALE if GUIDANCE_SCALE in scales else scales[0]
         vectors = np.concatenate([self._vectors(name) for name in voice.split(",")])
-        return Condition((scales.index(scale), self._known.control_id), vectors)
+        return Condition((scales.index(scale), self._vocabulary.control_id), vectors)
 
     def _read_vectors(self, name: str) -> np.ndarray:
         """Return the vectors of a named voice, float32 [n, W]."""
-        assert self._known.voice_shape is not None
-        num_vectors, width = self._known.voice_shape
+        assert self._vocabulary.voice_shape is not None
+        num_vectors, width = self._vocabulary.voice_shape
         path = self._folder / f"{name}.safetensors"
         vectors = vectors_at(path, width)
         if len(vectors) != num_vectors:
@@ -135,33 +137,35 @@ class TtsTemplate:
         """Codes of the named voices, [K, n]."""
         return {
             name: self._encoder.encode_all(samples_at(self._folder / f"{name}.wav", self._rate))[:, :-NUM_LEFT_OUT]
-            for name in self._known.voices
+            for name in self._vocabulary.voices
         }
 
     def _recorded(self, piece: Piece) -> np.ndarray:
         """Return the codes of a recording, [K, n]."""
-        codes = codes_in(piece, self._known) if piece.pcm is None else self._encoder.encode_all(piece.pcm)
+        codes = codes_in(piece, self._vocabulary) if piece.pcm is None else self._encoder.encode_all(piece.pcm)
         if codes.shape[1] < MIN_FRAMES:
             raise InvalidRequest(piece.path, f"at least {MIN_FRAMES} frames of audio", f"{codes.shape[1]} frames")
         return codes[:, :-NUM_LEFT_OUT]
 
 
-def voice_rows(known: TtsVocabulary, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def voice_rows(vocabulary: TtsVocabulary, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the prompt of a recording, and the rows of the reply that its delayed codes reach.
 
     Args:
-        known: Vocabulary of the checkpoint.
+        vocabulary: Vocabulary of the checkpoint.
         codes: Codes of the recording, [K, n].
 
     Returns:
         Rows, int32 [1 + n, S], and streams 1 to S - 1 of the first rows of the reply, int32 [D', S - 1].
     """
     num_frames = codes.shape[1]
-    slowest = max(known.row_delays)
-    rows = np.full((1 + num_frames + slowest, 2 + known.num_codebooks), known.nothing, np.int32)
-    rows[0, 0] = known.initial_text
-    for k, (first, delay, behind) in enumerate(zip(known.first_codes, known.delays, known.row_delays, strict=True)):
-        rows[: 1 + delay, 1 + k] = first + known.codebook_size
+    slowest = max(vocabulary.row_delays)
+    rows = np.full((1 + num_frames + slowest, 2 + vocabulary.num_codebooks), vocabulary.nothing, np.int32)
+    rows[0, 0] = vocabulary.initial_text
+    for k, (first, delay, behind) in enumerate(
+        zip(vocabulary.first_codes, vocabulary.delays, vocabulary.row_delays, strict=True)
+    ):
+        rows[: 1 + delay, 1 + k] = first + vocabulary.codebook_size
         rows[1 + behind : 1 + behind + num_frames, 1 + k] = first + codes[k]
     return rows[: 1 + num_frames], rows[1 + num_frames :, 1:]
 
@@ -207,14 +211,16 @@ def vectors_at(path: Path, width: int) -> np.ndarray:
         raise CheckpointError(f"{path}: expected a safetensors file with {SPEAKERS}, got {error!r}") from error
     if not is_bounded(vectors):
         raise CheckpointError(f"{path}: {SPEAKERS}: expected {BOUNDED}, got {vectors.abs().max():g}")
-    found: np.ndarray = np.ascontiguousarray(vectors[0].T.numpy())
-    return found
+    rows: np.ndarray = np.ascontiguousarray(vectors[0].T.numpy())
+    return rows
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template with a checkpoint's Mimi, tokenizer and voices."""
     mimi = require_mimi(codec, NAME)
-    known = TtsVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
-    template = TtsTemplate(family, known, sentencepiece_at(checkpoint / SENTENCEPIECE_FILE), mimi, checkpoint / VOICES)
+    vocabulary = TtsVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    template = TtsTemplate(
+        family, vocabulary, sentencepiece_at(checkpoint / SENTENCEPIECE_FILE), mimi, checkpoint / VOICES
+    )
     template.check_voices()  # a file that cannot be read is reported at the start
     return template

@@ -27,9 +27,9 @@ def recognise(listing: Listing) -> list[Match]:
     if not isinstance(model_id, Mapping) or not {"sig", "epoch"} <= model_id.keys():
         return [replace(match, refusal="config.json: model_id: expected sig and epoch")]
     suffix = f".{model_id['sig']}@{model_id['epoch']}.safetensors"
-    own = f"{VOICES}/*{suffix}"
-    if listing.present(own):
-        return [replace(match, files=(*match.files, own))]
+    pattern = f"{VOICES}/*{suffix}"
+    if listing.present(pattern):
+        return [replace(match, files=(*match.files, pattern))]
     words = tuple(word.replace("{repo}", "{view}") for word in match.convert)
     voices = Needed(REPOSITORY, (f"{FREE_VOICES}/*{suffix}",), to=VOICES)
     return [replace(match, convert=words, companions=(voices,))]

@@ -52,14 +52,14 @@ class WordStream:
     def __init__(self, tokenizer: PlainTokenizer, path: str = "text", has_turns: bool = False):
         self._tokenizer = tokenizer
         self._path = path
-        self._rest = ""
+        self._unfinished = ""
         self._has_turns = has_turns
         self._begins_line = True
         self._line = ""  # beginning of a line that may name its speaker
         # speaker of the current turn, and of the last word
         self._speaker = MAIN
         self._spoken = 0
-        self._num_chars = self._first = 0  # number of characters so far; place of `_rest` in the text
+        self._num_chars = self._first = 0  # number of characters so far; place of `_unfinished` in the text
         self.sources: list[SourceWord] = []
 
     def after(self, text: str, is_last: bool) -> "tuple[list[int], WordStream]":
@@ -78,11 +78,11 @@ class WordStream:
         extended = copy(self)
         ids = list[int]()
         extended.sources = []
-        for speaker, start, part in extended._turns(text, is_last):
+        for speaker, start, turn in extended._turns(text, is_last):
             if speaker:
                 ids += extended._words("", 0, is_last=True)
                 extended._speaker = speaker
-            ids += extended._words(part, start, is_last=False)
+            ids += extended._words(turn, start, is_last=False)
         if is_last:
             ids += extended._words("", 0, is_last=True)
         return ids, extended
@@ -99,10 +99,10 @@ class WordStream:
         while text:
             speaker = 0
             if self._begins_line:
-                if (found := SPEAKER.match(text)) is not None:
-                    speaker = self._numbered(found[1])
-                    text = text[found.end() :]
-                    start = start + found.end()
+                if (match := SPEAKER.match(text)) is not None:
+                    speaker = self._numbered(match[1])
+                    text = text[match.end() :]
+                    start = start + match.end()
                 elif not is_last and OPEN_SPEAKER.fullmatch(text):
                     self._line = text
                     break
@@ -120,24 +120,26 @@ class WordStream:
 
     def _words(self, text: str, start: int, is_last: bool) -> list[int]:
         """Append text of a turn, which begins at `start`, and return the packed words that have become known."""
-        self._first = self._first if self._rest else start
+        self._first = self._first if self._unfinished else start
         ids = list[int]()
-        rest = self._rest + text
-        open_break = None if is_last else OPEN_BREAK.search(rest)
-        stop = open_break.start() if open_break else len(rest)
-        while (border := BORDER.search(rest, 0, stop)) is not None:
-            ids += self._packed(rest[: border.start()])
+        unfinished = self._unfinished + text
+        open_break = None if is_last else OPEN_BREAK.search(unfinished)
+        stop = open_break.start() if open_break else len(unfinished)
+        while (border := BORDER.search(unfinished, 0, stop)) is not None:
+            ids += self._packed(unfinished[: border.start()])
             self._first += border.end()
             if border[1] is not None:
                 ids += self._pause(border[1])
-            rest = rest[border.end() :]
+            unfinished = unfinished[border.end() :]
             stop = stop - border.end()
-        if len(rest) > MAX_WORD_CHARS:
-            raise InvalidRequest(self._path, f"words of at most {MAX_WORD_CHARS} characters", f"{len(rest)} characters")
+        if len(unfinished) > MAX_WORD_CHARS:
+            raise InvalidRequest(
+                self._path, f"words of at most {MAX_WORD_CHARS} characters", f"{len(unfinished)} characters"
+            )
         if is_last:
-            ids = ids + self._packed(rest)
-            rest = ""
-        self._rest = rest
+            ids = ids + self._packed(unfinished)
+            unfinished = ""
+        self._unfinished = unfinished
         return ids
 
     def _packed(self, written: str) -> list[int]:
@@ -164,15 +166,15 @@ class WordStream:
 def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:
     """Return the text codec with a checkpoint's SentencePiece model."""
     path = checkpoint / SENTENCEPIECE_FILE
-    known = TtsVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    vocabulary = TtsVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = sentencepiece_at(path)
     tokens = tokenizer.tokens
-    if len(tokens) != known.num_text_ids:
-        raise CheckpointError(f"{path}: expected {known.num_text_ids} tokens, got {len(tokens)}")
+    if len(tokens) != vocabulary.num_text_ids:
+        raise CheckpointError(f"{path}: expected {vocabulary.num_text_ids} tokens, got {len(tokens)}")
 
     def no_words(token_ids: Sequence[int]) -> list[int | None]:
         return [None] * len(token_ids)  # words are marked as they are taken
 
     return TextCodec(
-        lambda task: PieceReader(tokens), no_words, lambda: WordStream(tokenizer, has_turns=known.has_turns)
+        lambda task: PieceReader(tokens), no_words, lambda: WordStream(tokenizer, has_turns=vocabulary.has_turns)
     )

@@ -23,12 +23,12 @@ class MoshiTemplate:
     """Moshi prompt template.
 
     Attributes:
-        known: Vocabulary.
+        vocabulary: Vocabulary.
         encoder: Encoder of recordings.
     """
 
-    def __init__(self, known: MoshiVocabulary, codec: MimiCodec):
-        self.known = known
+    def __init__(self, vocabulary: MoshiVocabulary, codec: MimiCodec):
+        self.vocabulary = vocabulary
         self.encoder = MimiEncoder(codec)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
@@ -36,8 +36,8 @@ class MoshiTemplate:
         *before, piece = pieces
         if piece.pcm is None and piece.codes is None:
             raise InvalidRequest(piece.path, "audio", "text")
-        codes = codes_in(piece, self.known) if piece.pcm is None else self.encoder.encode_all(piece.pcm)
-        return self.first_rows(before, voice, tuple(user_ids(self.known).push(codes).reshape(-1).tolist()))
+        codes = codes_in(piece, self.vocabulary) if piece.pcm is None else self.encoder.encode_all(piece.pcm)
+        return self.first_rows(before, voice, tuple(user_ids(self.vocabulary).push(codes).reshape(-1).tolist()))
 
     def write_live(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
         """Return the rows before the reply; the codes follow as the audio arrives."""
@@ -45,32 +45,32 @@ class MoshiTemplate:
 
     def first_rows(self, pieces: Sequence[Piece], voice: str | None, track: tuple[int, ...] = ()) -> PromptRows:
         """Return the rows before the reply, given the pieces that precede the user's audio."""
-        return first_row(self.known, track)
+        return first_row(self.vocabulary, track)
 
 
-def codes_in(piece: Piece, known: FrameVocabulary) -> np.ndarray:
+def codes_in(piece: Piece, vocabulary: FrameVocabulary) -> np.ndarray:
     """Return a piece's codes [K, n]; raise InvalidRequest if they do not fit the model."""
     codes = piece.codes
-    size = (known.num_codebooks, known.codebook_size)
+    size = (vocabulary.num_codebooks, vocabulary.codebook_size)
     assert codes is not None, "a recording has samples or codes"
     if codes.shape[0] != size[0] or codes.size == 0 or not 0 <= codes.min() <= codes.max() < size[1]:
         raise InvalidRequest(piece.path, f"codes [{size[0]}, n] in [0, {size[1]})", list(codes.shape))
     return codes
 
 
-def first_row(known: MoshiVocabulary, track: tuple[int, ...] = ()) -> PromptRows:
+def first_row(vocabulary: MoshiVocabulary, track: tuple[int, ...] = ()) -> PromptRows:
     """Return the prompt: a row with the initial id of each stream.
 
     Delayed streams repeat their initial id in the following rows until their delay has passed.
     """
-    ids = np.array([known.initial_ids], np.int32)
-    tail = np.repeat(ids[:, 1:], max(known.delays), 0)
+    ids = np.array([vocabulary.initial_ids], np.int32)
+    tail = np.repeat(ids[:, 1:], max(vocabulary.delays), 0)
     return PromptRows(ids, delayed_tail=tail if len(tail) else None, track=track)
 
 
-def user_ids(known: MoshiVocabulary) -> FrameIds:
+def user_ids(vocabulary: MoshiVocabulary) -> FrameIds:
     """Create the converter of the user's codes to ids."""
-    return FrameIds(known.first_codes[known.num_codebooks :], known.delays, known.user_ids_before)
+    return FrameIds(vocabulary.first_codes[vocabulary.num_codebooks :], vocabulary.delays, vocabulary.user_ids_before)
 
 
 def open_live_input(checkpoint: Path, codec: MimiCodec) -> LiveInput:
@@ -78,9 +78,9 @@ def open_live_input(checkpoint: Path, codec: MimiCodec) -> LiveInput:
     return live_input(MoshiVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), codec)
 
 
-def live_input(known: MoshiVocabulary, codec: MimiCodec) -> LiveInput:
+def live_input(vocabulary: MoshiVocabulary, codec: MimiCodec) -> LiveInput:
     """Return the live-audio input for a vocabulary."""
-    return LiveInput(MimiEncoder(codec), codec.spec.sample_rate, 0.0, 0.0, lambda: user_ids(known))
+    return LiveInput(MimiEncoder(codec), codec.spec.sample_rate, 0.0, 0.0, lambda: user_ids(vocabulary))
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:

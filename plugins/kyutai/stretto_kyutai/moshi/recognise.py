@@ -17,10 +17,10 @@ VOICES = "voices.tgz"  # only in releases of a family that extends this one
 def recognise(listing: Listing) -> list[Match]:
     """Return the release in a listing, if there is one."""
     config = listing.json(CONFIG)
-    kind = listing.json(CONFIG).get("model_type")
+    model_type = listing.json(CONFIG).get("model_type")
     if VOICES in listing.names:
         return []
-    if kind == "moshi" and "dim" not in config:
+    if model_type == "moshi" and "dim" not in config:
         return [match_of_transformers("moshi", listing)]
     quantized = sorted(name for name in listing.names if name.startswith(("model.q4.", "model.q8.")))
     if quantized and SINGLE not in listing.names:
@@ -30,6 +30,6 @@ def recognise(listing: Listing) -> list[Match]:
     num_codes = config.get("n_q")
     num_steps = config.get("dep_q")
     is_duplex = isinstance(num_steps, int) and num_steps > 0 and num_codes == 2 * num_steps
-    if not is_duplex or kind not in ("moshi", None) or "dim" not in config:
+    if not is_duplex or model_type not in ("moshi", None) or "dim" not in config:
         return []
     return [match_of_named_files("moshi", listing, {**FIRST, **config})]

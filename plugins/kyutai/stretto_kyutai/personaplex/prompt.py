@@ -41,12 +41,12 @@ TAG = "<system>"
 class PersonaPlexTemplate(MoshiTemplate):
     """PersonaPlex prompt template."""
 
-    def __init__(self, known: PersonaPlexVocabulary, tokenizer: SentencePieceTokenizer, codec: MimiCodec):
-        super().__init__(known, codec)
-        self._voices = known
+    def __init__(self, vocabulary: PersonaPlexVocabulary, tokenizer: SentencePieceTokenizer, codec: MimiCodec):
+        super().__init__(vocabulary, codec)
+        self._voices = vocabulary
         self._tokenizer = tokenizer
         self._rate = codec.spec.sample_rate
-        self._firsts = np.array([0, *known.first_codes])
+        self._firsts = np.array([0, *vocabulary.first_codes])
         self._recordings = CachedEncoder(self._encode_voice)
 
     def first_rows(self, pieces: Sequence[Piece], voice: str | None, track: tuple[int, ...] = ()) -> PromptRows:
@@ -68,29 +68,29 @@ class PersonaPlexTemplate(MoshiTemplate):
             expected = "a system turn with audio (this checkpoint has no named voices)"
             raise InvalidRequest("messages", expected, "none")
         silence = self._frames([PAD] * SILENT_FRAMES)
-        num_rows = len(vectors) + len(frames) - max(self.known.delays) + 2 * len(silence)
+        num_rows = len(vectors) + len(frames) - max(self.vocabulary.delays) + 2 * len(silence)
         role = next((piece for piece in pieces if piece.text is not None), None)
         tokens = [] if role is None else self._tokens(role, MAX_PROMPT_ROWS - num_rows)
         rows, tail = self._delayed(np.concatenate([frames, silence, self._frames(tokens), silence]))
-        head = np.full((len(vectors), rows.shape[1]), self.known.nothing, np.int32)
+        head = np.full((len(vectors), rows.shape[1]), self.vocabulary.nothing, np.int32)
         head[:, 0] = vectors
         return PromptRows(np.concatenate([head, rows]), delayed_tail=tail, track=track, num_reference_rows=1)
 
     def _frames(self, texts: Sequence[int], codes: Sequence[Sequence[int]] | None = None) -> np.ndarray:
         """Return frames, int [n, S], for text ids [n] and the model's codes (by default, silence)."""
-        own = [SILENCE] * len(texts) if codes is None else codes
-        frames = [[text, *each, *SINE] for text, each in zip(texts, own, strict=True)]
+        of_model = [SILENCE] * len(texts) if codes is None else codes
+        frames = [[text, *frame, *SINE] for text, frame in zip(texts, of_model, strict=True)]
         return np.array(frames, int).reshape(-1, len(self._firsts)) + self._firsts
 
     def _named(self, voice: str) -> np.ndarray:
         """Return the stored last frames of a published voice, [1 + D, S]."""
-        (found,) = (each for each in self._voices.voices if each.name == voice)
-        return np.array(found.frames) + self._firsts
+        (published,) = (published for published in self._voices.voices if published.name == voice)
+        return np.array(published.frames) + self._firsts
 
     def _recorded(self, piece: Piece) -> np.ndarray:
         """Return D frames of initial ids followed by the V frames of a recording, [D + V, S]."""
         if piece.pcm is None:
-            codes = codes_in(piece, self.known)
+            codes = codes_in(piece, self.vocabulary)
             seconds = codes.shape[1] * self.encoder.samples_per_frame / self._rate
         else:
             seconds = len(piece.pcm) / self._rate
@@ -100,7 +100,7 @@ class PersonaPlexTemplate(MoshiTemplate):
         if piece.pcm is not None:
             codes = self._recordings.encode(piece.pcm)
         frames = self._frames([PAD] * codes.shape[1], codes.T.tolist())
-        initial = [self.known.initial_ids] * (1 + max(self.known.delays))
+        initial = [self.vocabulary.initial_ids] * (1 + max(self.vocabulary.delays))
         return np.concatenate([initial, frames[1:]])
 
     def _encode_voice(self, pcm: np.ndarray) -> np.ndarray:
@@ -127,8 +127,8 @@ class PersonaPlexTemplate(MoshiTemplate):
         Returns:
             Rows, int32 [n, S], and the ids that delayed streams carry in the following rows, [D, S - 1].
         """
-        delays = (0, *self.known.delays, *self.known.delays)
-        most = max(self.known.delays)
+        delays = (0, *self.vocabulary.delays, *self.vocabulary.delays)
+        most = max(self.vocabulary.delays)
         extended = np.concatenate([frames, frames[len(frames) - most :]])  # undelayed streams do not use these rows
         columns = [extended[most - delay : len(extended) - delay, k] for k, delay in enumerate(delays)]
         rows = np.stack(columns, 1).astype(np.int32)

@@ -37,14 +37,14 @@ RING = 3  # number of rows by which a cache exceeds the largest delay
 UNREADABLE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, RecursionError)
 
 
-def read_voices(path: Path, known: MoshiVocabulary, width: int) -> list[tuple[PublishedVoice, Tensor]]:
+def read_voices(path: Path, vocabulary: MoshiVocabulary, width: int) -> list[tuple[PublishedVoice, Tensor]]:
     """Return the voices in an archive, sorted by name, each with its vectors [V - 1, H].
 
     No file is ever written under its stored name, because the archive is not trusted.
 
     Args:
         path: The archive.
-        known: Vocabulary of the release.
+        vocabulary: Vocabulary of the release.
         width: Width of the model, H.
 
     Raises:
@@ -57,7 +57,7 @@ def read_voices(path: Path, known: MoshiVocabulary, width: int) -> list[tuple[Pu
             if not NAME.fullmatch(stem) or stem.lower() in voices or len(voices) >= MAX_VOICES:
                 expected = f"at most {MAX_VOICES} different names of letters, digits and underscores"
                 raise CheckpointError(f"{path}: expected {expected}, got {shown(name)}")
-            voices[stem.lower()] = _voice(stem.lower(), content, f"{path}: {name}", known, width)
+            voices[stem.lower()] = _voice(stem.lower(), content, f"{path}: {name}", vocabulary, width)
     except UNREADABLE as error:
         raise CheckpointError(f"{path}: expected a gzipped tar archive, got {error!r}") from error
     if not voices:
@@ -102,10 +102,12 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
             yield member.name, content.read()
 
 
-def _voice(name: str, content: bytes, place: str, known: MoshiVocabulary, width: int) -> tuple[PublishedVoice, Tensor]:
+def _voice(
+    name: str, content: bytes, where: str, vocabulary: MoshiVocabulary, width: int
+) -> tuple[PublishedVoice, Tensor]:
     """Return the voice in a file; raise CheckpointError if it does not belong to this release.
 
-    The error message begins with `place`.
+    The error message begins with `where`.
     """
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / f"voice{SUFFIX}"
@@ -113,32 +115,32 @@ def _voice(name: str, content: bytes, place: str, known: MoshiVocabulary, width:
         try:
             stored = read_pickled(file)
         except CheckpointError as error:
-            raise CheckpointError(f"{place}: {str(error).removeprefix(f'{file}: ')}") from error
-    kinds = {"embeddings": torch.is_floating_point, "cache": lambda each: each.dtype == torch.int64}
+            raise CheckpointError(f"{where}: {str(error).removeprefix(f'{file}: ')}") from error
+    kinds = {"embeddings": torch.is_floating_point, "cache": lambda tensor: tensor.dtype == torch.int64}
     is_voice = isinstance(stored, dict) and {*stored} == {*kinds}
     if not is_voice or not all(
-        isinstance(each, Tensor) and is_plain(each) and kinds[key](each) for key, each in stored.items()
+        isinstance(tensor, Tensor) and is_plain(tensor) and kinds[key](tensor) for key, tensor in stored.items()
     ):
         expected = "embeddings of floating-point numbers and a cache of int64"
-        raise CheckpointError(f"{place}: expected {expected}, got {shown(stored, 200)}")
+        raise CheckpointError(f"{where}: expected {expected}, got {shown(stored, 200)}")
     vectors = stored["embeddings"]
     cache = stored["cache"]
-    delays = (0, *known.delays, *known.delays)
+    delays = (0, *vocabulary.delays, *vocabulary.delays)
     size = (1, len(delays), max(delays) + RING)
     num_vectors = len(vectors) if vectors.ndim else 0
     if vectors.shape != (num_vectors, 1, 1, width) or not 1 <= num_vectors < MAX_FRAMES:
         expected = f"embeddings [n, 1, 1, {width}] with n in [1, {MAX_FRAMES})"
-        raise CheckpointError(f"{place}: expected {expected}, got {list(vectors.shape)}")
+        raise CheckpointError(f"{where}: expected {expected}, got {list(vectors.shape)}")
     if cache.shape != size:
-        raise CheckpointError(f"{place}: expected a cache {list(size)}, got {list(cache.shape)}")
+        raise CheckpointError(f"{where}: expected a cache {list(size)}, got {list(cache.shape)}")
     if not is_bounded(vectors):
-        raise CheckpointError(f"{place}: embeddings: expected {BOUNDED}, got others")
+        raise CheckpointError(f"{where}: embeddings: expected {BOUNDED}, got others")
     frames = [[0] * len(delays) for _ in range(1 + max(delays))]
     for stream, delay in enumerate(delays):
-        most = known.num_text_ids if stream == 0 else known.codebook_size
+        most = vocabulary.num_text_ids if stream == 0 else vocabulary.codebook_size
         for ahead in range(1 + delay):  # rows V - 1 to V - 1 + d
             token = int(cache[0, stream, (num_vectors + ahead) % size[2]])
             if not 0 <= token <= most:
-                raise CheckpointError(f"{place}: cache: expected ids of stream {stream} in [0, {most}], got {token}")
+                raise CheckpointError(f"{where}: cache: expected ids of stream {stream} in [0, {most}], got {token}")
             frames[max(delays) - delay + ahead][stream] = token
     return PublishedVoice(name, num_vectors, tuple(map(tuple, frames))), vectors[:, 0, 0]

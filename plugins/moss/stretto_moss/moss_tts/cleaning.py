@@ -87,12 +87,12 @@ def cleaned(text: str) -> str:
     """Return `text` as a prompt contains it: at most twice as long, because spaces separate scripts."""
     names = list[str]()
 
-    def set_aside(found: re.Match[str]) -> str:
-        names.append(put_back(found.group()))  # a tag may contain names
+    def set_aside(match: re.Match[str]) -> str:
+        names.append(put_back(match.group()))  # a tag may contain names
         return chr(ord(FIRST_PLACE) + len(names) - 1)
 
-    def put_back(part: str) -> str:
-        return re.sub(f"[{PLACES}]", lambda place: names[ord(place.group()) - ord(FIRST_PLACE)], part)
+    def put_back(shown: str) -> str:
+        return re.sub(f"[{PLACES}]", lambda match: names[ord(match.group()) - ord(FIRST_PLACE)], shown)
 
     text = _one_line(_visible(text))
     for pattern in NAMES:
@@ -111,18 +111,20 @@ def _without_open_ones(text: str, ends: re.Pattern[str]) -> str:
     """Return `text` with brackets hidden if none of `ends` closes them, as a search from each would take long."""
     parts = list[str]()
     start = 0
-    for found in ends.finditer(text):
-        other = text.rfind(found.group(), start, found.start()) + 1  # another closing bracket that is no end
+    for match in ends.finditer(text):
+        other = text.rfind(match.group(), start, match.start()) + 1  # another closing bracket that is no end
         other = max(other, start)
-        parts += [text[start:other].translate(HIDDEN), text[other : found.end()]]
-        start = found.end()
+        parts += [text[start:other].translate(HIDDEN), text[other : match.end()]]
+        start = match.end()
     return "".join([*parts, text[start:].translate(HIDDEN)])
 
 
 def _visible(text: str) -> str:
     """Return `text` without control characters and characters of no width."""
     text = INVISIBLE.sub("", text.replace("\r\n", "\n").replace("\r", "\n").replace("\u3000", " "))
-    return "".join(each for each in text if each in "\n\t " or not unicodedata.category(each).startswith("C"))
+    return "".join(
+        character for character in text if character in "\n\t " or not unicodedata.category(character).startswith("C")
+    )
 
 
 def _one_line(text: str) -> str:
@@ -131,7 +133,7 @@ def _one_line(text: str) -> str:
     for line in LINK.sub(r"\1 \2", text).splitlines():
         line = line.strip()
         for mark in LINE_MARKS:
-            line = line[found.end() :] if (found := mark.match(line)) else line
+            line = line[match.end() :] if (match := mark.match(line)) else line
         lines += [line] if line else []
     return STOP.join(lines)
 
@@ -142,7 +144,7 @@ def _spaced(text: str) -> str:
     return text.strip()
 
 
-def _cry(found: re.Match[str]) -> str:
+def _cry(match: re.Match[str]) -> str:
     """Return the marks of a run of question and exclamation marks, one of each kind."""
-    marks = found.group()
+    marks = match.group()
     return ("？" if {*marks} & {*"?？"} else "") + ("！" if {*marks} & {*"!！"} else "")

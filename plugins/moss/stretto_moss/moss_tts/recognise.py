@@ -15,9 +15,9 @@ OTHERS = {
 
 def refusal_of(config: Mapping[str, Any]) -> str:
     """Return the reason why a model of OpenMOSS with this config.json is not supported; empty for other models."""
-    kind = str(config.get("model_type"))
-    name = OTHERS.get(kind)
-    if kind == MODEL_TYPE and "local_num_layers" in config:  # its first version has the same model_type
+    model_type = str(config.get("model_type"))
+    name = OTHERS.get(model_type)
+    if model_type == MODEL_TYPE and "local_num_layers" in config:  # its first version has the same model_type
         name = "MOSS-TTS-Local-Transformer 1.0"
     return f"{name} is not supported, only MOSS-TTS v1.5, MOSS-TTS-Local v1.5 and MOSS-TTS-Realtime" if name else ""
 

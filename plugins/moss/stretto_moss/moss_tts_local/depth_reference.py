@@ -89,8 +89,8 @@ class Gpt2Reference:
             opened = self.product(self.norm(x, f"{layer}.ln_2"), f"{layer}.fc_in")
             x = x + self.product(activate(opened), f"{layer}.fc_out")
         state = self.norm(x, "norm")[-1]
-        own = [*self.layout.audio[len(ids)]]
+        ids_of_stream = [*self.layout.audio[len(ids)]]
         head = self.mine["heads"][len(ids) - 1] if ids else self.mine["first_head"]
         spread = torch.full((self.layout.vocab_size,), -math.inf)
-        spread[own if ids else [*own, *self.ends]] = head @ state
+        spread[ids_of_stream if ids else [*ids_of_stream, *self.ends]] = head @ state
         return spread.tolist()

@@ -77,11 +77,11 @@ class Gpt2Depth(DepthWeights):
         """
         return self._read(F.embedding(code, self.embed), position - 1)
 
-    def _read(self, x: torch.Tensor, place: int) -> torch.Tensor:
-        """Return the output of all layers at position `place` of each row, [N, H]."""
-        positions = self._positions[place, : len(x)]
+    def _read(self, x: torch.Tensor, position: int) -> torch.Tensor:
+        """Return the output of all layers at `position` of each row, [N, H]."""
+        positions = self._positions[position, : len(x)]
         for layer, kv in zip(self.layers, self._kv, strict=True):
-            x = layer(x, kv, place, positions, self.rotary)
+            x = layer(x, kv, position, positions, self.rotary)
         return self.norm(x)
 
 
@@ -100,16 +100,16 @@ class _Layer(nn.Module):
         self.ln_1, self.ln_2 = (nn.LayerNorm(spec.hidden, eps=spec.eps) for _ in range(2))
 
     def forward(
-        self, x: torch.Tensor, kv: torch.Tensor, place: int, positions: torch.Tensor, rotary: nn.Module
+        self, x: torch.Tensor, kv: torch.Tensor, position: int, positions: torch.Tensor, rotary: nn.Module
     ) -> torch.Tensor:
         """Return the layer's output [N, H]; keys and values are stored in `kv`, [2, max N, heads, positions, D]."""
         query, key, value = self.qkv_proj(self.ln_1(x)).split(self._widths, 1)
         query, key = rotary(positions, query.contiguous(), key.contiguous())
-        query, key, value = (each.reshape(len(x), -1, self.spec.head_dim) for each in (query, key, value))
+        query, key, value = (projected.reshape(len(x), -1, self.spec.head_dim) for projected in (query, key, value))
         keys, values = kv[:, : len(x)]
-        keys[:, :, place] = key
-        values[:, :, place] = value
-        seen = keys[:, :, : place + 1], values[:, :, : place + 1]
+        keys[:, :, position] = key
+        values[:, :, position] = value
+        seen = keys[:, :, : position + 1], values[:, :, : position + 1]
         out = F.scaled_dot_product_attention(query[:, :, None], *seen, enable_gqa=True)
         x = x + self.o_proj(out.reshape(len(x), -1))
         return x + self.fc_out(activate_rows(self._activate, self.fc_in(self.ln_2(x))))

@@ -38,19 +38,19 @@ MARKERS = ("pad", "turn_start", "turn_end", "audio_start", "audio_end", "recorde
 class LocalTemplate:
     """MOSS-TTS-Local prompt template."""
 
-    def __init__(self, family: Family, known: LocalVocabulary, tokenizer: TextTokenizer, codec: Codec):
+    def __init__(self, family: Family, vocabulary: LocalVocabulary, tokenizer: TextTokenizer, codec: Codec):
         self._family = family
-        self._known = known
+        self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._encoder = CachedEncoder(lambda pcm: codec.encode(levelled(pcm)))
-        markers = {getattr(known, name) for name in MARKERS}
+        markers = {getattr(vocabulary, name) for name in MARKERS}
         self._markers = {token_id: name for token_id, name in tokenizer.tokens.items() if token_id in markers}
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the rows of the user turn, and those of the assistant turn up to its first frame."""
         *voices, piece = pieces
         assert piece.text is not None, piece.path
-        known = self._known
+        vocabulary = self._vocabulary
         encode = self._tokenizer.encode
         check_text(manner.instruct, "options.instruct", self._family.max_text_chars)
         check_text(piece.text, piece.path, self._family.max_text_chars)
@@ -64,32 +64,38 @@ class LocalTemplate:
         values["Language"] = NO_VALUE if manner.language is None else LANGUAGES[manner.language]
         fields = "".join(f"\n- {name}:\n{value}" for name, value in values.items())
         recorded = self._recorded(voices[0]) if voices else self._rows(*encode(NO_VALUE))
-        end = [*encode("\n</user_inst>"), known.turn_end, *encode("\n"), known.turn_start, *encode("assistant\n")]
+        end = [
+            *encode("\n</user_inst>"),
+            vocabulary.turn_end,
+            *encode("\n"),
+            vocabulary.turn_start,
+            *encode("assistant\n"),
+        ]
         parts = [
-            self._rows(known.turn_start, *encode("user\n"), *encode("<user_inst>\n- Reference(s):\n")),
+            self._rows(vocabulary.turn_start, *encode("user\n"), *encode("<user_inst>\n- Reference(s):\n")),
             recorded,
-            self._rows(*encode(fields), *words, *end, known.audio_start),
+            self._rows(*encode(fields), *words, *end, vocabulary.audio_start),
         ]
         return PromptRows(np.concatenate(parts))
 
     def _recorded(self, piece: Piece) -> np.ndarray:
         """Return the rows of a recording, from the start of audio to its end."""
-        known = self._known
+        vocabulary = self._vocabulary
         codes = recorded_codes(piece, self._family, self._encoder)
-        rows = self._rows(known.audio_start, *[known.recorded] * codes.shape[1], known.audio_end)
+        rows = self._rows(vocabulary.audio_start, *[vocabulary.recorded] * codes.shape[1], vocabulary.audio_end)
         rows[1:-1, 1:] = codes.T + np.array([ids.start for ids in self._family.layout.audio[1:]])
         return rows
 
     def _rows(self, *ids: int) -> np.ndarray:
         """Return rows, int32 [n, 1 + K], with text ids and without codes."""
-        rows = np.full((len(ids), 1 + self._known.num_codebooks), self._known.pad, np.int32)
+        rows = np.full((len(ids), 1 + self._vocabulary.num_codebooks), self._vocabulary.pad, np.int32)
         rows[:, 0] = ids
         return rows
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template that uses the checkpoint's tokenizer and codec."""
-    known = LocalVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    vocabulary = LocalVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = TextTokenizer.at(checkpoint)
-    tokenizer.check_size(known.num_text_ids, checkpoint)
-    return LocalTemplate(family, known, tokenizer, codec)
+    tokenizer.check_size(vocabulary.num_text_ids, checkpoint)
+    return LocalTemplate(family, vocabulary, tokenizer, codec)

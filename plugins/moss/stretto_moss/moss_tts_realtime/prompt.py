@@ -36,9 +36,9 @@ VOICE = "The assistant section should be synthesized using the following voice t
 class MossRealtimeTemplate:
     """MOSS-TTS-Realtime prompt template."""
 
-    def __init__(self, family: Family, known: MossRealtimeVocabulary, tokenizer: TextTokenizer, codec: Codec):
+    def __init__(self, family: Family, vocabulary: MossRealtimeVocabulary, tokenizer: TextTokenizer, codec: Codec):
         self._family = family
-        self._known = known
+        self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._subwords = Subwords(tokenizer, family)
         self._encoder = CachedEncoder(codec.encode)
@@ -51,45 +51,45 @@ class MossRealtimeTemplate:
         """
         *voices, piece = pieces
         assert piece.text is not None, task.name
-        known = self._known
+        vocabulary = self._vocabulary
         if manner.is_open:
             check_text(piece.text, piece.path, MAX_PART_CHARS)
-            words = [known.text_pad] * NUM_PROMPT_IDS
+            words = [vocabulary.text_pad] * NUM_PROMPT_IDS
         else:
             words = self._subwords.ids(without_leading_line_ends(piece.text), piece.path)
         first = self._rows(*words[:NUM_PROMPT_IDS])
-        first[-1, 0] = known.pads[0] + 1
+        first[-1, 0] = vocabulary.pads[0] + 1
         head = [self._turn("system", SYSTEM), *map(self._voice, voices), self._opened("assistant\n")]
-        track = () if manner.is_open else (*words[NUM_PROMPT_IDS:], known.text_pad)
+        track = () if manner.is_open else (*words[NUM_PROMPT_IDS:], vocabulary.text_pad)
         return PromptRows(np.concatenate([*head, first]), track=track, min_rows=len(track))
 
     def _voice(self, piece: Piece) -> np.ndarray:
         """Return the turn with a recording of the voice."""
-        known = self._known
+        vocabulary = self._vocabulary
         codes = recorded_codes(piece, self._family, self._encoder)
-        recorded = self._rows(*[known.recorded] * codes.shape[1])
-        recorded[:, : known.num_codebooks] = codes.T + np.array([ids.start for ids in self._family.layout.audio])
+        recorded = self._rows(*[vocabulary.recorded] * codes.shape[1])
+        recorded[:, : vocabulary.num_codebooks] = codes.T + np.array([ids.start for ids in self._family.layout.audio])
         return np.concatenate([self._opened(f"context\n{VOICE}"), recorded, self._end()])
 
     def _turn(self, role: str, text: str) -> np.ndarray:
         return np.concatenate([self._opened(f"{role}\n{text}"), self._end()])
 
     def _opened(self, text: str) -> np.ndarray:
-        return self._rows(self._known.turn_start, *self._tokenizer.encode(text))
+        return self._rows(self._vocabulary.turn_start, *self._tokenizer.encode(text))
 
     def _end(self) -> np.ndarray:
-        return self._rows(self._known.turn_end, *self._tokenizer.encode("\n"))
+        return self._rows(self._vocabulary.turn_end, *self._tokenizer.encode("\n"))
 
     def _rows(self, *ids: int) -> np.ndarray:
         """Return rows, int32 [n, K + 1], with text ids and the pads of all codebooks."""
-        rows = np.tile(np.array((*self._known.pads, 0), np.int32), (len(ids), 1))
+        rows = np.tile(np.array((*self._vocabulary.pads, 0), np.int32), (len(ids), 1))
         rows[:, -1] = ids
         return rows
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template that uses the checkpoint's tokenizer and codec."""
-    known = MossRealtimeVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    vocabulary = MossRealtimeVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = TextTokenizer.at(checkpoint)
-    tokenizer.check_size(known.num_text_ids, checkpoint)
-    return MossRealtimeTemplate(family, known, tokenizer, codec)
+    tokenizer.check_size(vocabulary.num_text_ids, checkpoint)
+    return MossRealtimeTemplate(family, vocabulary, tokenizer, codec)

@@ -40,7 +40,7 @@ class PhononPieces(TextPieces):
         if len(words) > 1:
             first = self._first_half(words)
             halves = (" ".join(words[:first]), " ".join(words[first:]))
-        return [part for half in halves for part in self._fitted(half)]
+        return [fitted for half in halves for fitted in self._fitted(half)]
 
     def _first_half(self, words: list[str]) -> int:
         """Return how many of several words precede the sentence end, clause end or other space nearest the middle."""
@@ -50,7 +50,7 @@ class PhononPieces(TextPieces):
         is_balanced = np.minimum(before, after) >= MIN_HALF_TOKENS
         cores = [word.rstrip(CLOSERS) for word in words[:-1]]
         marked = [is_balanced & [core.endswith(marks) for core in cores] for marks in (SENTENCE_MARKS, CLAUSE_MARKS)]
-        is_place = next((each for each in marked if each.any()), np.ones(len(cores), bool))
+        is_place = next((places for places in marked if places.any()), np.ones(len(cores), bool))
         return int(np.where(is_place, np.abs(before - after), np.inf).argmin()) + 1
 
 
@@ -75,10 +75,10 @@ class PhononTemplate(PocketTemplate):
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template that uses the checkpoint's tokenizer and codec."""
-    known = PhononVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    vocabulary = PhononVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = plain_tokenizer(checkpoint)
-    if len(tokenizer.tokens) > known.num_text_ids:
+    if len(tokenizer.tokens) > vocabulary.num_text_ids:
         raise CheckpointError(
-            f"{checkpoint}: expected at most {known.num_text_ids} tokens, got {len(tokenizer.tokens)}"
+            f"{checkpoint}: expected at most {vocabulary.num_text_ids} tokens, got {len(tokenizer.tokens)}"
         )
-    return PhononTemplate(family, known, tokenizer, codec)
+    return PhononTemplate(family, vocabulary, tokenizer, codec)

@@ -111,8 +111,8 @@ CODEC_EXPECTED: dict[str, Any] = {
 def renamed(name: str, names: Names) -> str:
     """Return a name with the first fitting beginning replaced by the other one; unchanged if none fits."""
     for one, other in names:
-        if found := re.match(re.escape(one).replace(r"\#", r"(\d+)"), name):
-            return other.replace("#", found[1] if found.groups() else "#") + name[found.end() :]
+        if match := re.match(re.escape(one).replace(r"\#", r"(\d+)"), name):
+            return other.replace("#", match[1] if match.groups() else "#") + name[match.end() :]
     return name
 
 
@@ -211,9 +211,9 @@ class TransformersRelease:
         self.theta = rope_theta(self.config)
         self._codec_config = read_codec_config(release.codec, integer(self.config, "latent_dim"))
         generation = release.folder / GENERATION_FILE
-        found = json_object(released_file(release.folder, GENERATION_FILE)) if generation.exists() else {}
-        self.end_threshold = number(found, "eos_threshold", END_THRESHOLD)
-        self.num_steps = number(found, "num_flow_steps", 1)
+        generation_config = json_object(released_file(release.folder, GENERATION_FILE)) if generation.exists() else {}
+        self.end_threshold = number(generation_config, "eos_threshold", END_THRESHOLD)
+        self.num_steps = number(generation_config, "num_flow_steps", 1)
         self._codec = open_tensors(release.codec)
         self._stored: Mapping[str, Tensor] = ChainMap(*cast(Any, (self._codec, contents.tensors)))
         codec_head = self._codec_config["hidden_size"] // self._codec_config["num_attention_heads"]
@@ -228,12 +228,12 @@ class TransformersRelease:
 
     def flow_type(self) -> str:
         """Return the kind of the flow head."""
-        kind = entry(self.config, "flow_head_config.flow_type", CONFIG_FILE)
-        if kind not in ("lsd", "drifting"):
+        flow_type = entry(self.config, "flow_head_config.flow_type", CONFIG_FILE)
+        if flow_type not in ("lsd", "drifting"):
             raise CheckpointError(
-                f"config.json: flow_head_config.flow_type: expected lsd or drifting, got {shown(kind)}"
+                f"config.json: flow_head_config.flow_type: expected lsd or drifting, got {shown(flow_type)}"
             )
-        return str(kind)
+        return str(flow_type)
 
     def mimi(self) -> dict[str, Any]:
         """Return section `mimi` of the YAML file that a Pocket TTS release with the same codec has."""
@@ -283,40 +283,40 @@ class TransformersRelease:
         parts = pocket_plan(shape, self.tensors, {}, clones=False)
         del parts[EMBEDDINGS]  # the name of Pocket TTS, not of Phonon
         plan, merged = self._renamed(parts)
-        shapes = {name: part.stored for name, part in plan.items()} | merged
+        shapes = {name: tensor.stored for name, tensor in plan.items()} | merged
         check_folded(self._stored, shapes | {self.tensors.source("flow_lm.bos_emb"): (shape.num_words,)})
 
-    def renamed(self, made: Converted, dropped: tuple[str, ...]) -> Converted:
+    def renamed(self, converted: Converted, dropped: tuple[str, ...]) -> Converted:
         """Return what the authors' converter has made, with transformers' names for the tensors to be read.
 
         Args:
-            made: Checkpoint to be written, made with `tensors`.
+            converted: Checkpoint to be written, made with `tensors`.
             dropped: Names, or prefixes of names, of unused tensors of the language model.
 
         Raises:
             CheckpointError: If tensors of the codec are missing, unknown or of another shape.
         """
-        (codec,) = made.networks
-        plan, folded = self._renamed(made.plan)
+        (codec,) = converted.networks
+        plan, folded = self._renamed(converted.plan)
         parts, others = self._renamed(codec.plan)
         check_folded(self._stored, folded)
-        expected = {name: part for name, part in parts.items() if name not in STATISTICS}
+        expected = {name: tensor for name, tensor in parts.items() if name not in STATISTICS}
         expected |= {name: Part(name, shape) for name, shape in others.items()}
         try:
             check(expected, self._codec, () if codec.record["has_encoder"] else ("encoder.",))
         except TensorMismatch as error:
             raise CheckpointError(f"{self._folder}: {error}") from error
         network = replace(codec, plan=parts, tensors=self._stored)
-        merged = (*folded, *(self.tensors.source(name) for name in made.folded))
-        return replace(made, plan=plan, dropped=(*DROPPED, *dropped), folded=merged, networks=(network,))
+        merged = (*folded, *(self.tensors.source(name) for name in converted.folded))
+        return replace(converted, plan=plan, dropped=(*DROPPED, *dropped), folded=merged, networks=(network,))
 
     def _renamed(self, plan: Plan) -> tuple[Plan, dict[str, tuple[int, ...]]]:
         """Return a plan by transformers' names, and the shapes of the keys and values that are merged with queries."""
-        found: Plan = {}
+        plan_of_ours: Plan = {}
         merged: dict[str, tuple[int, ...]] = {}
-        for name, part in plan.items():
+        for name, tensor in plan.items():
             source = self.tensors.source(name)
-            stored = part.stored
+            stored = tensor.stored
             if source.endswith(QUERIES):
                 rows, width = stored
                 held = self._kv_widths[source.partition(".")[0]]
@@ -324,16 +324,18 @@ class TransformersRelease:
                 stored = (rows - 2 * held, width)
             elif source == TABLE:
                 stored = (integer(self.config, "vocab_size"), *stored[1:])
-            is_same = stored == part.stored
-            found[source] = part if is_same else replace(part, stored=stored, edit=self._reader(name, part))
-        return found, merged
+            is_same = stored == tensor.stored
+            plan_of_ours[source] = (
+                tensor if is_same else replace(tensor, stored=stored, edit=self._reader(name, tensor))
+            )
+        return plan_of_ours, merged
 
-    def _reader(self, name: str, part: Part) -> Callable[[Tensor], Tensor]:
+    def _reader(self, name: str, tensor: Part) -> Callable[[Tensor], Tensor]:
         """Return the edit for the tensor that the one with an authors' name is read from."""
 
         def edit(stored: Tensor) -> Tensor:
-            whole = stored.new_empty(part.stored) if stored.is_meta else self.tensors[name]
-            return whole if part.edit is None else part.edit(whole)
+            whole = stored.new_empty(tensor.stored) if stored.is_meta else self.tensors[name]
+            return whole if tensor.edit is None else tensor.edit(whole)
 
         return edit
 
@@ -348,17 +350,17 @@ def read_codec_config(folder: Path, num_words: int) -> dict[str, Any]:
     Raises:
         CheckpointError: If a value is missing or not supported.
     """
-    place = folder / CONFIG_FILE
+    path = folder / CONFIG_FILE
     codec = json_object(released_file(folder, CONFIG_FILE))
-    check_values(codec, CODEC_EXPECTED, str(place))
-    width, heads = (integer(codec, name, file=str(place)) for name in ("hidden_size", "num_attention_heads"))
+    check_values(codec, CODEC_EXPECTED, str(path))
+    width, heads = (integer(codec, name, file=str(path)) for name in ("hidden_size", "num_attention_heads"))
     same = {"num_key_value_heads": heads, "head_dim": width // heads, "upsample_groups": width, "latent_dim": num_words}
-    check_values(codec, same, str(place))
+    check_values(codec, same, str(path))
     for name in NUMBERS:
-        integer(codec, name, file=str(place))
+        integer(codec, name, file=str(path))
     ratios = codec.get("upsampling_ratios")
     if not isinstance(ratios, list) or not all(type(ratio) is int and 0 < ratio < 1 << 10 for ratio in ratios):
-        raise CheckpointError(f"{place}: upsampling_ratios: expected a list of positive integers, got {shown(ratios)}")
+        raise CheckpointError(f"{path}: upsampling_ratios: expected a list of positive integers, got {shown(ratios)}")
     return codec
 
 
@@ -370,10 +372,10 @@ def check_values(config: Mapping[str, Any], expected: Mapping[str, Any], file: s
 
 def number(generation: Mapping[str, Any], name: str, default: float) -> float:
     """Return a number of generation_config.json, or the default if there is none."""
-    found = default if generation.get(name) is None else generation[name]
-    if not isinstance(found, int | float) or isinstance(found, bool):
-        raise CheckpointError(f"{GENERATION_FILE}: {name}: expected a number, got {shown(found)}")
-    return found
+    value = default if generation.get(name) is None else generation[name]
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise CheckpointError(f"{GENERATION_FILE}: {name}: expected a number, got {shown(value)}")
+    return value
 
 
 def rope_theta(config: Mapping[str, Any], file: str = CONFIG_FILE) -> float:

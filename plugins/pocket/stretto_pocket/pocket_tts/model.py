@@ -155,7 +155,7 @@ class FlowHead(nn.Module):
         super().__init__()
         flow = config.flow
         width = config.flow["width"]
-        self.kind = flow["kind"]
+        self.flow_type = flow["kind"]
         state_width = flow["state_width"] or config.hidden_size
         if flow["state_width"]:
             self.state = ReplicatedLinear(config.hidden_size, state_width, bias=False, return_bias=False)
@@ -164,7 +164,7 @@ class FlowHead(nn.Module):
         self.blocks = nn.ModuleList(FlowBlock(width) for _ in range(flow["num_blocks"]))
         self.modulation = ReplicatedLinear(width, 2 * width, return_bias=False)
         self.leave = ReplicatedLinear(width, num_words, return_bias=False)
-        num_times = {"lsd": 2, "flow_matching": 1}.get(self.kind, 0)
+        num_times = {"lsd": 2, "flow_matching": 1}.get(self.flow_type, 0)
         self.times = nn.ModuleList(FlowTime(width, flow["num_frequencies"], is_centred) for _ in range(num_times))
         self._times: SolverTable | None = None
 
@@ -180,7 +180,7 @@ class FlowHead(nn.Module):
         condition = self.condition(self.state(hidden) if hasattr(self, "state") else hidden)
         if self._times is None:
             moved = self._velocity(silu(condition), noise)
-            return moved if self.kind == "drifting" else noise + moved
+            return moved if self.flow_type == "drifting" else noise + moved
         x = noise
         for step in range(plan.num_steps):
             moved = x + self._velocity(silu(condition + self._times.at(step, steps)), x) / steps[:, None]
@@ -221,13 +221,13 @@ class PocketForCausalLM(nn.Module):
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load tensors by name; `in_proj` contains the projections to queries, keys and values."""
-        own = dict(self.named_parameters())
+        parameters = dict(self.named_parameters())
         loaded = set[str]()
         for name, tensor in weights:
-            if name not in own:
+            if name not in parameters:
                 raise ValueError(f"There is no module or parameter named {name!r}")
-            load = getattr(own[name], "weight_loader", default_weight_loader)
-            load(own[name], tensor)
+            load = getattr(parameters[name], "weight_loader", default_weight_loader)
+            load(parameters[name], tensor)
             loaded.add(name)
         return loaded
 

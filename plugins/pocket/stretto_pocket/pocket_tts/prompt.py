@@ -106,13 +106,13 @@ class TextPieces:
         pieces = list[str]()
         held = ""
         num_held = 0
-        for num_tokens, part in self.parts(ids):
+        for num_tokens, sentence in self.parts(ids):
             if held and num_held + num_tokens <= MAX_PIECE_TOKENS:
-                held = f"{held} {part}"
+                held = f"{held} {sentence}"
                 num_held = num_held + num_tokens
                 continue
             pieces.append(held.strip())
-            held = part
+            held = sentence
             num_held = num_tokens
         pieces.append(held.strip())
         return [piece for piece in pieces if piece]
@@ -124,8 +124,8 @@ class TextPieces:
             clauses = [sentence]
             if len(sentence) > MAX_PIECE_TOKENS:
                 text = self.tokenizer.decode(sentence)
-                found = self._split(self.tokenizer.encode(text.strip()), self._clause_ends)
-                clauses = found if len(found) > 1 else clauses
+                split = self._split(self.tokenizer.encode(text.strip()), self._clause_ends)
+                clauses = split if len(split) > 1 else clauses
             parts += [(len(clause), self.tokenizer.decode(clause)) for clause in clauses]
         return parts
 
@@ -173,7 +173,7 @@ class PocketTemplate:
 
     def __init__(self, family: Family, vocabulary: PocketVocabulary, tokenizer: PlainTokenizer, codec: Codec):
         self._family = family
-        self._known = vocabulary
+        self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._pieces = self.pieces(tokenizer, lambda text: self.finished(self.rewritten(text)))
         self._encoder = CachedEncoder(codec.encode)
@@ -181,16 +181,16 @@ class PocketTemplate:
 
     def rewritten(self, text: str) -> str:
         """Return `text` on a single line, with the character replacements of the release."""
-        return rewritten(text, self._known.text)
+        return rewritten(text, self._vocabulary.text)
 
     def finished(self, text: str) -> str:
         """Return rewritten `text` with the first letter, the end and the padding of the texts in training."""
-        return finished(text, self._known.text)
+        return finished(text, self._vocabulary.text)
 
     def num_tail_rows(self, text: str) -> int:
         """Return the number of frames from the detected end of speech, which is larger for texts of few words."""
-        if self._known.tail_rows is not None:
-            return self._known.tail_rows
+        if self._vocabulary.tail_rows is not None:
+            return self._vocabulary.tail_rows
         return SHORT_TAIL_ROWS if len(text.split()) <= FEW_WORDS else TAIL_ROWS
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
@@ -212,8 +212,8 @@ class PocketTemplate:
         number = manner.piece or 0
         if number >= len(parts):
             raise InvalidRequest("options.piece", f"an integer in [0, {len(parts) - 1}]", number)
-        texts = [self.rewritten(each) for each in parts]
-        encoded = [self._tokenizer.encode(self.finished(each)) for each in texts]
+        texts = [self.rewritten(piece) for piece in parts]
+        encoded = [self._tokenizer.encode(self.finished(text)) for text in texts]
         longest = max(map(len, encoded))
         if longest > MAX_TOKENS:  # checked for all pieces, so that no piece is refused after others have been spoken
             raise InvalidRequest(piece.path, f"at most {MAX_TOKENS} tokens without a comma or full stop", longest)
@@ -223,7 +223,7 @@ class PocketTemplate:
         head = self._recorded(recordings[0]) if recordings else stream0_rows(layout, self._named(voice))
         seconds = len(ids) / TOKENS_PER_S + SPARE_S
         return PromptRows(
-            np.concatenate([head, stream0_rows(layout, [*ids, self._known.bos])]),
+            np.concatenate([head, stream0_rows(layout, [*ids, self._vocabulary.bos])]),
             max_rows=min(MAX_FRAMES, math.ceil(seconds * FRAME_RATE)),
             tail_rows=self.num_tail_rows(text),
             num_pieces=len(parts),
@@ -233,15 +233,15 @@ class PocketTemplate:
     def _named(self, voice: str | None) -> list[int]:
         if voice is None:
             raise InvalidRequest("messages", "a system turn with audio (this model has no named voices)", "none")
-        return list(self._known.voice(voice))
+        return list(self._vocabulary.voice(voice))
 
     def _recorded(self, piece: Piece) -> np.ndarray:
         """Return the rows [n, 1 + D] for the voice in a recording."""
         words = (self._encoded(piece) if piece.codes is None else piece.codes).T
         if len(words) < MIN_VOICE_S * FRAME_RATE:
             raise InvalidRequest(piece.path, f"at least {MIN_VOICE_S} s", f"{len(words) / FRAME_RATE:g} s")
-        begin = [self._known.voice_begin] if self._known.has_voice_begin else []
-        rows = stream0_rows(self._family.layout, [*begin, *[self._known.recorded] * len(words)])
+        begin = [self._vocabulary.voice_begin] if self._vocabulary.has_voice_begin else []
+        rows = stream0_rows(self._family.layout, [*begin, *[self._vocabulary.recorded] * len(words)])
         rows[len(begin) :, 1:] = words
         return rows
 
@@ -255,10 +255,10 @@ class PocketTemplate:
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template that uses the checkpoint's tokenizer and codec."""
-    known = PocketVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    vocabulary = PocketVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = plain_tokenizer(checkpoint)
-    if len(tokenizer.tokens) >= known.num_text_ids:
+    if len(tokenizer.tokens) >= vocabulary.num_text_ids:
         raise CheckpointError(
-            f"{checkpoint}: expected at most {known.num_text_ids - 1} tokens, got {len(tokenizer.tokens)}"
+            f"{checkpoint}: expected at most {vocabulary.num_text_ids - 1} tokens, got {len(tokenizer.tokens)}"
         )
-    return PocketTemplate(family, known, tokenizer, codec)
+    return PocketTemplate(family, vocabulary, tokenizer, codec)

@@ -24,14 +24,14 @@ def recognise(listing: Listing) -> list[Match]:
     """Return a match for each release in a listing."""
     if listing.json(CONFIG).get("model_type") == "pocket_tts":
         return [transformers_match(listing, "pocket_tts", f"{VOICES}/*.safetensors")]
-    found = []
-    for name in sorted(each for each in listing.names if each.rpartition("/")[2] == WEIGHTS):
+    matches = []
+    for name in sorted(path for path in listing.names if path.rpartition("/")[2] == WEIGHTS):
         folder = name.removesuffix(WEIGHTS)
         tokenizers = [f"{folder}{tokenizer}" for tokenizer in TOKENIZERS if f"{folder}{tokenizer}" in listing.names]
         voices = f"{folder}{VOICES}/*.safetensors"
         if tokenizers and listing.present(voices):
-            found.append(_match(listing, folder, (name, *tokenizers, voices)))
-    return found
+            matches.append(_match(listing, folder, (name, *tokenizers, voices)))
+    return matches
 
 
 def transformers_match(listing: Listing, family: str, *voices: str) -> Match:
@@ -59,13 +59,13 @@ def transformers_match(listing: Listing, family: str, *voices: str) -> Match:
 
 def _match(listing: Listing, folder: str, files: tuple[str, ...]) -> Match:
     """Return the match for the release in a folder (empty, or ending with `/`)."""
-    part = folder.rstrip("/")
+    folder_name = folder.rstrip("/")
     inside = [name for name in sorted(listing.names) if name.startswith(folder) and name.endswith(".yaml")]
-    own = [each for each in inside if "/" not in each[len(folder) :] and listing.yaml(each).keys() >= SECTIONS]
-    words = ("--model", f"{{repo}}/{part}" if part else "{repo}")
-    if own:
-        return Match("pocket_tts", (*files, own[0]), (*words, "--config", f"{{repo}}/{own[0]}"), part)
-    if packaged_config(part.rpartition("/")[2]) is not None:
-        return Match("pocket_tts", files, words, part)
-    refusal = f"Pocket TTS: {part or 'the folder'} has no YAML file with {' and '.join(sorted(SECTIONS))}"
-    return Match("pocket_tts", part=part, refusal=refusal)
+    configs = [path for path in inside if "/" not in path[len(folder) :] and listing.yaml(path).keys() >= SECTIONS]
+    words = ("--model", f"{{repo}}/{folder_name}" if folder_name else "{repo}")
+    if configs:
+        return Match("pocket_tts", (*files, configs[0]), (*words, "--config", f"{{repo}}/{configs[0]}"), folder_name)
+    if packaged_config(folder_name.rpartition("/")[2]) is not None:
+        return Match("pocket_tts", files, words, folder_name)
+    refusal = f"Pocket TTS: {folder_name or 'the folder'} has no YAML file with {' and '.join(sorted(SECTIONS))}"
+    return Match("pocket_tts", part=folder_name, refusal=refusal)

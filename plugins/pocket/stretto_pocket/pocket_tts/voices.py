@@ -61,7 +61,7 @@ class VoiceBackbone:
         """Project normalised rows [n, H] to rotated queries, rotated keys, and values, [n, heads, D] each."""
         whole = normed @ self.weight(layer, "self_attn.in_proj.weight").T
         sizes = [whole.shape[1] - 2 * self.kv_width, self.kv_width, self.kv_width]
-        query, key, value = (part.unflatten(1, (-1, self.head_dim)) for part in whole.split(sizes, 1))
+        query, key, value = (projection.unflatten(1, (-1, self.head_dim)) for projection in whole.split(sizes, 1))
         return self.rotated(query), self.rotated(key), value
 
     def rotated(self, x: Tensor, direction: int = 1) -> Tensor:
@@ -76,7 +76,7 @@ class VoiceBackbone:
 
     def attended(self, layer: int, normed: Tensor) -> Tensor:
         """Return the output of attention [n, H] for normalised rows [n, H]."""
-        query, key, value = (part.transpose(0, 1) for part in self.projected(layer, normed))
+        query, key, value = (projection.transpose(0, 1) for projection in self.projected(layer, normed))
         seen = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         return seen.transpose(0, 1).flatten(1) @ self.weight(layer, "self_attn.out_proj.weight").T
 

@@ -52,9 +52,9 @@ class Patches:
         height, width = pixels.shape[:2]
         if max(height, width) > MAX_RATIO * min(height, width):
             raise InvalidRequest(path, f"sides of a ratio of at most {MAX_RATIO}", f"{width} x {height} pixels")
-        made = self._processor()(images=[pixels], input_data_format="channels_last", return_tensors="np")
-        _, lines, columns = made["image_grid_thw"][0].tolist()
-        return InputImage(first_row, lines // self.merged, columns // self.merged, made["pixel_values"])
+        processed = self._processor()(images=[pixels], input_data_format="channels_last", return_tensors="np")
+        _, lines, columns = processed["image_grid_thw"][0].tolist()
+        return InputImage(first_row, lines // self.merged, columns // self.merged, processed["pixel_values"])
 
     def _processor(self) -> Any:
         return Qwen2VLImageProcessorPil(

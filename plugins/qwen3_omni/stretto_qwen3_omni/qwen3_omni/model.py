@@ -61,5 +61,5 @@ def embed_image(
     """
     side = tower.spatial_merge_size
     grid = torch.tensor([[1, side * height, side * width]], device=features.device)
-    made = tower(features.to(tower.dtype), grid_thw=grid)
-    return torch.cat([made.pooler_output, *made.deepstack_features], 1)
+    output = tower(features.to(tower.dtype), grid_thw=grid)
+    return torch.cat([output.pooler_output, *output.deepstack_features], 1)

@@ -40,13 +40,13 @@ class ThinkerTemplate:
     def __init__(
         self,
         family: Family,
-        known: ThinkerVocabulary,
+        vocabulary: ThinkerVocabulary,
         tokenizer: TextTokenizer,
         audio_format: MelFormat | None,
         patches: Patches | None,
     ):
         self._family = family
-        self._known = known
+        self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._audio_format = audio_format
         self._patches = patches
@@ -56,13 +56,13 @@ class ThinkerTemplate:
 
         If the reply is spoken, `PromptRows.voice` is the index of the voice in `Family.voices`.
         """
-        known = self._known
+        vocabulary = self._vocabulary
         _check_total(pieces)
         ids = list[int]()
         audios = list[InputAudio]()
         images = list[InputImage]()
         for role, turn in groupby(pieces, lambda piece: piece.role):
-            ids.append(known.im_start)
+            ids.append(vocabulary.im_start)
             text = f"{role}\n"
             path = ""
             for piece in _without_codes(list(turn)):
@@ -71,21 +71,21 @@ class ThinkerTemplate:
                     path = piece.path
                     continue
                 if task.speaks and role != "user":  # the talker reads hidden states in user turns only
-                    kind = "audio" if piece.pcm is not None else "an image"
+                    medium = "audio" if piece.pcm is not None else "an image"
                     expected = f"text in turns of the {role}, because the reply is spoken"
-                    raise InvalidRequest(piece.path, expected, kind)
+                    raise InvalidRequest(piece.path, expected, medium)
                 ids += self._encoded(text, path)
                 if piece.pcm is not None:
-                    ids.append(known.audio_start)
+                    ids.append(vocabulary.audio_start)
                     audios.append(input_audio(piece.pcm, piece.path, len(ids), self._audio_format))
-                    ids += [*[known.audio_pad] * audios[-1].num_rows, known.audio_end]
+                    ids += [*[vocabulary.audio_pad] * audios[-1].num_rows, vocabulary.audio_end]
                 elif piece.pixels is not None:
-                    ids.append(known.image_start)
+                    ids.append(vocabulary.image_start)
                     images.append(self._image(piece.pixels, piece.path, len(ids)))
-                    ids += [*[known.image_pad] * images[-1].num_rows, known.image_end]
+                    ids += [*[vocabulary.image_pad] * images[-1].num_rows, vocabulary.image_end]
                 text = ""
-            ids += [*self._encoded(text, path), known.im_end, *self._encoded("\n", path)]
-        ids += [known.im_start, *self._encoded("assistant\n", "")]
+            ids += [*self._encoded(text, path), vocabulary.im_end, *self._encoded("\n", path)]
+        ids += [vocabulary.im_start, *self._encoded("assistant\n", "")]
         spoken_by = self._family.voices.index(voice) if task.speaks and voice is not None else 0
         rows = stream0_rows(self._family.layout, ids)
         return PromptRows(rows, audios=tuple(audios), images=tuple(images), voice=spoken_by)
@@ -107,7 +107,7 @@ class ThinkerTemplate:
 
     def _encoded(self, text: str, path: str) -> Sequence[int]:
         ids = self._tokenizer.encode(text)
-        check_no_markers(ids, self._known.markers, path)
+        check_no_markers(ids, self._vocabulary.markers, path)
         return ids
 
 
@@ -139,12 +139,12 @@ def _without_codes(turn: list[Piece]) -> list[Piece]:
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template for a checkpoint."""
     config = config_at(checkpoint)
-    known = ThinkerVocabulary.from_record(config[VOCABULARY])
+    vocabulary = ThinkerVocabulary.from_record(config[VOCABULARY])
     tokenizer = TextTokenizer.at(checkpoint)
-    tokenizer.check_size(known.num_ids, checkpoint)
+    tokenizer.check_size(vocabulary.num_ids, checkpoint)
     record = config.get(KEY)
     audio_format = None if record is None else MelFormat.from_record(record)
     vision = config.get(IMAGE_KEY)
     return ThinkerTemplate(
-        family, known, tokenizer, audio_format, None if vision is None else Patches.from_record(vision)
+        family, vocabulary, tokenizer, audio_format, None if vision is None else Patches.from_record(vision)
     )

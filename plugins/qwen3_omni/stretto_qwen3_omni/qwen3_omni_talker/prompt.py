@@ -29,7 +29,7 @@ class TalkerPrompts:
     """Prompt writer for one talker checkpoint."""
 
     def __init__(self, vocabulary: TalkerVocabulary):
-        self._known = vocabulary
+        self._vocabulary = vocabulary
         self.family = qwen3_omni_talker(vocabulary)
         self._writer = RowWriter(self.family, vocabulary)
 
@@ -48,13 +48,13 @@ class TalkerPrompts:
             num_ids: Number of ids that the thinker may generate.
             voices: Names of the thinker's voices.
         """
-        if self._known.num_text_ids != num_ids:
+        if self._vocabulary.num_text_ids != num_ids:
             expected = f"num_text_ids {num_ids}, as many ids as the thinker has"
-            raise CheckpointError(f"talker: {VOCABULARY}: expected {expected}, got {self._known.num_text_ids}")
-        missing = [voice for voice in voices if voice not in self._known.speakers]
+            raise CheckpointError(f"talker: {VOCABULARY}: expected {expected}, got {self._vocabulary.num_text_ids}")
+        missing = [voice for voice in voices if voice not in self._vocabulary.speakers]
         if missing:
             expected = f"the thinker's voice {missing[0]!r} in speakers"
-            got = ", ".join(self._known.speakers)
+            got = ", ".join(self._vocabulary.speakers)
             raise CheckpointError(f"talker: {VOCABULARY}: expected {expected}, got {got}")
 
     def write(
@@ -82,28 +82,28 @@ class TalkerPrompts:
         Raises:
             InvalidRequest: If an argument is invalid; the message contains its name.
         """
-        text = self._known.text
+        text = self._vocabulary.text
         users = self._user_turns(self._checked_ids("conversation", conversation))
         self.check_words(words)
-        if voice not in self._known.speakers:
-            raise InvalidRequest("voice", f"one of {', '.join(self._known.speakers)}", repr(voice))
+        if voice not in self._vocabulary.speakers:
+            raise InvalidRequest("voice", f"one of {', '.join(self._vocabulary.speakers)}", repr(voice))
         head = np.concatenate([stream0_rows(self.family.layout, users), self._writer.head([], voice, None)])
-        made = self._writer.prompt(head, words, is_streaming=True)
-        assert made.track[-1] == text.eos
+        written = self._writer.prompt(head, words, is_streaming=True)
+        assert written.track[-1] == text.eos
         audios, images = self._inputs(users, states, grids)
         return Prompt(
             self.family.tasks[0].name,
-            made.rows,
+            written.rows,
             sampling or self.family.tasks[0].sampling,
             audios=audios,
             images=images,
-            track=made.track[:-1] if is_open else made.track,
+            track=written.track[:-1] if is_open else written.track,
             is_open=is_open,
         )
 
     def spoken(self, words: Sequence[int]) -> list[int]:
         """Return those of `words` that may be spoken, because they do not begin, end or pad a text."""
-        text = self._known.text
+        text = self._vocabulary.text
         marks = {text.pad, text.bos, text.eos}
         return [word for word in words if word not in marks]
 
@@ -112,28 +112,30 @@ class TalkerPrompts:
         self._checked_ids("words", words)
         if not len(words):
             raise InvalidRequest("words", "at least the first text id of a reply", "none")
-        marks = {self._known.text.pad, self._known.text.bos, self._known.text.eos}.intersection(words)
+        marks = {self._vocabulary.text.pad, self._vocabulary.text.bos, self._vocabulary.text.eos}.intersection(words)
         if marks:
             raise InvalidRequest("words", "text ids without bos, eos and pad ids", sorted(marks))
 
     def _checked_ids(self, field: str, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return ids as an array [n]; raise InvalidRequest if one is not an id of the thinker's text."""
-        size = self._known.num_text_ids
-        found = np.asarray(ids) if len(ids) else np.zeros(0, np.int32)
-        is_good = found.ndim == 1 and found.dtype.kind in "iu"
-        if not is_good or (found.size and not 0 <= found.min() <= found.max() < size):
-            odd = [each for each in ids if not isinstance(each, int | np.integer) or not 0 <= each < size]
+        size = self._vocabulary.num_text_ids
+        array = np.asarray(ids) if len(ids) else np.zeros(0, np.int32)
+        is_good = array.ndim == 1 and array.dtype.kind in "iu"
+        if not is_good or (array.size and not 0 <= array.min() <= array.max() < size):
+            odd = [
+                token_id for token_id in ids if not isinstance(token_id, int | np.integer) or not 0 <= token_id < size
+            ]
             raise InvalidRequest(field, f"the thinker's text ids in [0, {size})", repr(odd[0] if odd else ids)[:60])
-        return found
+        return array
 
     def _user_turns(self, ids: np.ndarray) -> np.ndarray:
         """Return the ids of the user turns, each from its `im_start` up to the `im_start` of the next turn."""
-        text = self._known.text
+        text = self._vocabulary.text
         starts = np.flatnonzero(ids == text.im_start)
         is_user = np.append(ids, -1)[starts + 1] == text.user
         lengths = np.diff(np.append(starts, len(ids)))
         turns: np.ndarray = ids[starts[0] :][np.repeat(is_user, lengths)] if len(starts) else ids[:0]
-        if (turns == self._known.seen[1]).any():
+        if (turns == self._vocabulary.seen[1]).any():
             raise InvalidRequest("conversation", "only text, audio and images", "a turn with a video")
         return turns
 
@@ -141,19 +143,21 @@ class TalkerPrompts:
         self, users: np.ndarray, states: np.ndarray | None, grids: Sequence[tuple[int, int]]
     ) -> tuple[tuple[InputAudio, ...], tuple[InputImage, ...]]:
         """Assign the hidden states to the rows of audio and images in the user turns."""
-        heard = self._known.heard
-        image = self._known.seen[0]
+        heard = self._vocabulary.heard
+        image = self._vocabulary.seen[0]
         rows = np.flatnonzero((users == heard) | (users == image))
-        given = np.zeros((0, 1), np.float32) if states is None else states
-        if given.ndim != 2 or len(given) != len(rows) or given.dtype != np.float32:
+        state_rows = np.zeros((0, 1), np.float32) if states is None else states
+        if state_rows.ndim != 2 or len(state_rows) != len(rows) or state_rows.dtype != np.float32:
             expected = f"float32 [{len(rows)}, W], one for each id of input audio and images"
-            raise InvalidRequest("states", expected, f"{given.dtype} {list(given.shape)}")
+            raise InvalidRequest("states", expected, f"{state_rows.dtype} {list(state_rows.shape)}")
         begins = np.flatnonzero((np.diff(rows, prepend=-2) != 1) | (np.diff(users[rows], prepend=-1) != 0))
-        spans = [(int(rows[begin]), given[begin:end]) for begin, end in pairwise([*begins.tolist(), len(rows)])]
-        audios = tuple(InputAudio(first, len(part), part) for first, part in spans if users[first] == heard)
-        seen = [(first, part) for first, part in spans if users[first] == image]
-        sizes = [len(part) for _, part in seen]
+        spans = [(int(rows[begin]), state_rows[begin:end]) for begin, end in pairwise([*begins.tolist(), len(rows)])]
+        audios = tuple(
+            InputAudio(first, len(span_states), span_states) for first, span_states in spans if users[first] == heard
+        )
+        seen = [(first, span_states) for first, span_states in spans if users[first] == image]
+        sizes = [len(span_states) for _, span_states in seen]
         if sizes != [height * width for height, width in grids]:
             raise InvalidRequest("grids", f"heights and widths of images of {sizes} rows", shown(list(grids)))
         pairs = zip(seen, grids, strict=True)
-        return audios, tuple(InputImage(first, *grid, part) for (first, part), grid in pairs)
+        return audios, tuple(InputImage(first, *grid, span_states) for (first, span_states), grid in pairs)

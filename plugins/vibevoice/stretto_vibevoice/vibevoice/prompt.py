@@ -39,7 +39,7 @@ class VibeVoiceTemplate:
 
     def __init__(self, family: Family, vocabulary: VibeVoiceVocabulary, tokenizer: TextTokenizer, codec: Codec):
         self._family = family
-        self._known = vocabulary
+        self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._rate = codec.spec.input_rate or codec.spec.sample_rate
         self._encoder = CachedEncoder(codec.encode)
@@ -58,10 +58,10 @@ class VibeVoiceTemplate:
         if voices:
             parts.append(self._text(VOICES))
             for number, piece in enumerate(voices):
-                parts += [self._text(f" Speaker {number}:"), self._ids([self._known.begin]), self._voice(piece)]
-                parts += [self._ids([self._known.end]), self._text("\n")]
+                parts += [self._text(f" Speaker {number}:"), self._ids([self._vocabulary.begin]), self._voice(piece)]
+                parts += [self._ids([self._vocabulary.end]), self._text("\n")]
         script = [self._text(f" Speaker {number}: {text}\n") for number, text in lines]
-        parts += [self._text(SCRIPT), *script, self._text(SPEECH), self._ids([self._known.begin])]
+        parts += [self._text(SCRIPT), *script, self._text(SPEECH), self._ids([self._vocabulary.begin])]
         rows = np.concatenate(parts)
         return PromptRows(rows, max_rows=min(ROWS_PER_PROMPT_ROW * len(rows), MAX_FRAMES))
 
@@ -71,8 +71,8 @@ class VibeVoiceTemplate:
         check_text(piece.text, piece.path, self._family.max_text_chars)
         lines = list[tuple[int, str]]()
         for line in filter(None, map(str.strip, piece.text.splitlines())):
-            found = LINE.match(line)
-            number, text = (int(found[1]), found[2].strip()) if found else (lines[-1][0] if lines else 1, line)
+            match = LINE.match(line)
+            number, text = (int(match[1]), match[2].strip()) if match else (lines[-1][0] if lines else 1, line)
             lines.append((number, text))
         if not any(text for _, text in lines):
             raise InvalidRequest(piece.path, "text of at least one character", shown(piece.text))
@@ -87,7 +87,7 @@ class VibeVoiceTemplate:
     def _voice(self, piece: Piece) -> np.ndarray:
         """Return the rows [n, S] of a recording."""
         words = self._encoded(piece) if piece.codes is None else piece.codes
-        rows = self._ids([self._known.voice] * words.shape[1])
+        rows = self._ids([self._vocabulary.voice] * words.shape[1])
         rows[:, 1 : 1 + len(words)] = words.T
         return rows
 
@@ -108,7 +108,7 @@ class VibeVoiceTemplate:
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template that uses the checkpoint's tokenizer and codec."""
-    known = VibeVoiceVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    vocabulary = VibeVoiceVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = TextTokenizer.at(checkpoint)
-    tokenizer.check_size(known.num_text_ids, checkpoint)
-    return VibeVoiceTemplate(family, known, tokenizer, codec)
+    tokenizer.check_size(vocabulary.num_text_ids, checkpoint)
+    return VibeVoiceTemplate(family, vocabulary, tokenizer, codec)

@@ -10,8 +10,8 @@ def recognise(listing: Listing) -> list[Match]:
     """Return the release in a listing, if there is one."""
     config = listing.json(CONFIG)
     weights = listing.weights()
-    kind = config.get("model_type")
-    if kind != "vibevoice":
+    model_type = config.get("model_type")
+    if model_type != "vibevoice":
         return []
     if not weights:
         refusal = "expected model.safetensors, or the files of model.safetensors.index.json"

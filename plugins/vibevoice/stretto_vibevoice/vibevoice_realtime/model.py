@@ -111,13 +111,15 @@ class TextLayer(nn.Module):
         keys = rotate(self.k_proj(normed).unflatten(1, (-1, self.size)), turns)
         store = self.store()
         store[slots] = torch.stack([keys, self.v_proj(normed).unflatten(1, (-1, self.size))], 1).to(store.dtype)
-        seen = [self._attend(query, voice, store[own]) for query, (voice, own) in zip(queries, reads, strict=True)]
+        seen = [
+            self._attend(query, voice, store[of_text]) for query, (voice, of_text) in zip(queries, reads, strict=True)
+        ]
         x = x + self.o_proj(torch.stack(seen).to(x.dtype))
         return x + self.mlp(self.post_attention_layernorm(x))
 
-    def _attend(self, query: torch.Tensor, voice: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    def _attend(self, query: torch.Tensor, voice: torch.Tensor, of_text: torch.Tensor) -> torch.Tensor:
         """Return the attention's output [H] of a row. Its inputs are copied, so that their alignment is constant."""
-        keys, values = torch.cat([voice, own.to(voice.dtype)]).permute(1, 2, 0, 3).contiguous()  # [K, n, D]
+        keys, values = torch.cat([voice, of_text.to(voice.dtype)]).permute(1, 2, 0, 3).contiguous()  # [K, n, D]
         groups = query.to(voice.dtype).unflatten(0, (self.num_kv_heads, -1)).clone()
         scores = torch.softmax(self.size**-0.5 * (groups @ keys.transpose(1, 2)), -1)
         return (scores @ values).flatten()
@@ -137,8 +139,8 @@ def empty(*shape: int) -> nn.Parameter:
 
 def attention_metadata(layer: str) -> Any:
     """Return vLLM's attention metadata of a step for a layer; None in its profiling run."""
-    found = get_forward_context().attn_metadata if is_forward_context_available() else None
-    return found.get(layer) if isinstance(found, dict) else None
+    by_layer = get_forward_context().attn_metadata if is_forward_context_available() else None
+    return by_layer.get(layer) if isinstance(by_layer, dict) else None
 
 
 class TextModel(nn.Module):
@@ -150,12 +152,12 @@ class TextModel(nn.Module):
         windows: Rule of the reply's rows.
     """
 
-    def __init__(self, vllm_config: VllmConfig, known: VibeVoiceRealtimeVocabulary, windows: TextWindows):
+    def __init__(self, vllm_config: VllmConfig, vocabulary: VibeVoiceRealtimeVocabulary, windows: TextWindows):
         super().__init__()
         config: Any = vllm_config.model_config.hf_config
         self._windows = windows
         self._theta = float(config.rope_parameters["rope_theta"])
-        self._voices = torch.tensor([(voice.num_text_rows, voice.num_rows) for voice in known.voices] or [(1, 1)])
+        self._voices = torch.tensor([(voice.num_text_rows, voice.num_rows) for voice in vocabulary.voices] or [(1, 1)])
         self.num_voices = len(self._voices)
         self.size = config.hidden_size // config.num_attention_heads
         # vLLM sorts KV caches by the numbers in the names of their layers.
@@ -194,7 +196,7 @@ class TextModel(nn.Module):
             spans.append(slice(int(begins[one]), int(begins[one] + voices[one, 0])))
         turns = self._turns(voices[voice, 0] + number)
         for layer, texts in zip(self.layers, self.voices, strict=True):
-            reads = [(texts[span], own) for span, own in zip(spans, slots, strict=True)]
+            reads = [(texts[span], slots_read) for span, slots_read in zip(spans, slots, strict=True)]
             x = layer(x, turns, metadata.slot_mapping[at].long(), reads)
         return x
 
@@ -218,12 +220,12 @@ def write_keys_and_values(layers: list[Any], rows: torch.Tensor, at: torch.Tenso
         return
     slots = metadata.slot_mapping
     also = get_forward_context().slot_mapping
-    own = slots[at].clone()
+    slots_of_rows = slots[at].clone()
     for layer, values in zip(layers, rows, strict=True):
         halves = values.unflatten(2, (-1, layer.head_size)).to(layer.kv_cache.dtype).unbind(1)
-        layer.impl.do_kv_cache_update(layer, *(half.contiguous() for half in halves), layer.kv_cache, own)
-    for each in (slots, also.get(layers[0].layer_name, slots) if isinstance(also, dict) else slots):
-        each[at] = 0  # in vLLM's null block, which no request reads
+        layer.impl.do_kv_cache_update(layer, *(half.contiguous() for half in halves), layer.kv_cache, slots_of_rows)
+    for mapping in (slots, also.get(layers[0].layer_name, slots) if isinstance(also, dict) else slots):
+        mapping[at] = 0  # in vLLM's null block, which no request reads
 
 
 class StrettoVibeVoiceRealtimeForCausalLM(LatentMixin, Qwen2ForCausalLM):
@@ -239,18 +241,18 @@ class StrettoVibeVoiceRealtimeForCausalLM(LatentMixin, Qwen2ForCausalLM):
         width = config.hidden_size
         windows = self.family.track
         assert isinstance(windows, TextWindows)
-        known = VibeVoiceRealtimeVocabulary.from_record(getattr(config, VOCABULARY))
+        vocabulary = VibeVoiceRealtimeVocabulary.from_record(getattr(config, VOCABULARY))
         self._windows = windows
-        self._lane = known.text_stream
-        self._first_voice_row = known.end + 1
-        self.text = TextModel(vllm_config, known, windows)
-        self.acoustic_connector = Connector(known.num_numbers, width)
+        self._lane = vocabulary.text_stream
+        self._first_voice_row = vocabulary.end + 1
+        self.text = TextModel(vllm_config, vocabulary, windows)
+        self.acoustic_connector = Connector(vocabulary.num_numbers, width)
         self.types = empty(2, width)
         self.end_classifier = EndClassifier(width)
-        self.head = DiffusionHead(config.diffusion_head, width, known.num_numbers)
+        self.head = DiffusionHead(config.diffusion_head, width, vocabulary.num_numbers)
         size = width // config.num_attention_heads
         num_layers = len(self.model.layers)
-        num_rows = max(1, known.vocab_size - self._first_voice_row)
+        num_rows = max(1, vocabulary.vocab_size - self._first_voice_row)
         self.voice_rows = empty(num_layers, num_rows, 2, config.num_key_value_heads * size)
         self.first_states = empty(self.text.num_voices, width)
         compilation = vllm_config.compilation_config

@@ -69,13 +69,13 @@ class IncrementalTokens:
 class VibeVoiceRealtimeTemplate:
     """Prompt template of VibeVoice Realtime."""
 
-    def __init__(self, family: Family, known: VibeVoiceRealtimeVocabulary, tokenizer: TextTokenizer):
+    def __init__(self, family: Family, vocabulary: VibeVoiceRealtimeVocabulary, tokenizer: TextTokenizer):
         self._family = family
-        self._known = known
+        self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._rows = {
             voice.name: stream0_rows(family.layout, [*range(first, first + voice.num_rows)])
-            for voice, first in zip(known.voices, known.first_rows, strict=False)
+            for voice, first in zip(vocabulary.voices, vocabulary.first_rows, strict=False)
         }
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
@@ -83,7 +83,7 @@ class VibeVoiceRealtimeTemplate:
         (piece,) = pieces
         assert piece.text is not None, task.name
         check_text(piece.text, piece.path, self._family.max_text_chars)
-        rows = self._rows[voice or self._known.voices[0].name]
+        rows = self._rows[voice or self._vocabulary.voices[0].name]
         track = tuple[int, ...]()
         if not manner.is_open:
             if not piece.text.strip():
@@ -104,10 +104,10 @@ class VibeVoiceRealtimeTemplate:
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template that uses the checkpoint's tokenizer."""
-    known = VibeVoiceRealtimeVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    vocabulary = VibeVoiceRealtimeVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = TextTokenizer.at(checkpoint)
-    tokenizer.check_size(known.num_text_ids, checkpoint)
-    return VibeVoiceRealtimeTemplate(family, known, tokenizer)
+    tokenizer.check_size(vocabulary.num_text_ids, checkpoint)
+    return VibeVoiceRealtimeTemplate(family, vocabulary, tokenizer)
 
 
 def text_codec(family: Family, checkpoint: Path) -> TextCodec:

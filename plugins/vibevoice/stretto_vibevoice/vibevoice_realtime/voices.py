@@ -97,14 +97,14 @@ def read_voices(root: Path, sizes: Sizes) -> dict[str, VoiceStates]:
     if not 1 <= len(names) <= MAX_VOICES:
         expected = f"1 to {MAX_VOICES} voices, NAME.pt or NAME.safetensors"
         raise CheckpointError(f"{folder}: expected {expected}, got {len(names)}")
-    found = dict[str, VoiceStates]()
+    voices = dict[str, VoiceStates]()
     for file in sorted(names, key=lambda name: (not name.lower().startswith(f"{DEFAULT}."), name)):
         stem = file.rpartition(".")[0]
-        if not NAME.fullmatch(stem) or stem.lower() in found:
+        if not NAME.fullmatch(stem) or stem.lower() in voices:
             expected = "different names of letters, digits, - and _"
             raise CheckpointError(f"{folder}: expected {expected}, got {shown(file)}")
-        found[stem.lower()] = read_voice(released_file(root, f"{FOLDER}/{file}"), sizes)
-    return found
+        voices[stem.lower()] = read_voice(released_file(root, f"{FOLDER}/{file}"), sizes)
+    return voices
 
 
 def read_voice(path: Path, sizes: Sizes) -> VoiceStates:
@@ -119,21 +119,21 @@ def read_voice(path: Path, sizes: Sizes) -> VoiceStates:
     return VoiceStates(text, torch.cat([speech, free], 1).flatten(3), state[0, 0])
 
 
-def _cache(path: Path, tensors: Mapping[str, Tensor], part: str, num_layers: int, sizes: Sizes) -> Tensor:
+def _cache(path: Path, tensors: Mapping[str, Tensor], network: str, num_layers: int, sizes: Sizes) -> Tensor:
     """Return the keys and values of a part, float32 [layers, n, 2, K, D]."""
-    first = tensors.get(f"{part}_key_0")
+    first = tensors.get(f"{network}_key_0")
     rows = first.shape[2] if first is not None and first.ndim == 4 else 0
     if not 1 <= rows <= MAX_VOICE_ROWS:
         got = "none" if first is None else list(first.shape)
         expected = f"[1, {sizes.num_kv_heads}, n, {sizes.size}] with n in [1, {MAX_VOICE_ROWS}]"
-        raise CheckpointError(f"{path}: {part}_key_0: expected {expected}, got {got}")
+        raise CheckpointError(f"{path}: {network}_key_0: expected {expected}, got {got}")
     shape = (1, sizes.num_kv_heads, rows, sizes.size)
     layers = [
-        torch.stack([_tensor(path, tensors, f"{part}_{kind}_{number}", shape)[0] for kind in ("key", "value")])
+        torch.stack([_tensor(path, tensors, f"{network}_{half}_{number}", shape)[0] for half in ("key", "value")])
         for number in range(num_layers)
     ]
-    if f"{part}_key_{num_layers}" in tensors:
-        raise CheckpointError(f"{path}: {part}: expected {num_layers} layers, got more")
+    if f"{network}_key_{num_layers}" in tensors:
+        raise CheckpointError(f"{path}: {network}: expected {num_layers} layers, got more")
     return torch.stack(layers).permute(0, 3, 1, 2, 4).contiguous()
 
 
@@ -157,16 +157,16 @@ def _in_pickle(path: Path) -> Iterator[tuple[str, Tensor]]:
     regular_file(path, MAX_FILE_BYTES)
     with torch.serialization.safe_globals(STUBS):
         stored = read_pickled(path, "a voice of VibeVoice Realtime")
-    for part in (TEXT, SPEECH, FREE):
-        output = stored.get(part) if isinstance(stored, dict) else None
+    for network in (TEXT, SPEECH, FREE):
+        output = stored.get(network) if isinstance(stored, dict) else None
         cache = output.get("past_key_values") if isinstance(output, dict) else None
         layers = vars(cache) if isinstance(cache, _Cache) else {}
-        for kind in ("key", "value"):
-            tensors = layers.get(f"{kind}_cache")
+        for half in ("key", "value"):
+            tensors = layers.get(f"{half}_cache")
             for number, tensor in enumerate(tensors if isinstance(tensors, list) else ()):
                 if not isinstance(tensor, Tensor):
-                    raise CheckpointError(f"{path}: {part}: expected a list of tensors, got {shown(tensor)}")
-                yield f"{part}_{kind}_{number}", tensor
+                    raise CheckpointError(f"{path}: {network}: expected a list of tensors, got {shown(tensor)}")
+                yield f"{network}_{half}_{number}", tensor
         state = output.get(STATE) if isinstance(output, dict) else None
         if isinstance(state, Tensor):
-            yield f"{part}_hidden", state
+            yield f"{network}_hidden", state

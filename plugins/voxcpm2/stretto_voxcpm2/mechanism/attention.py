@@ -28,10 +28,11 @@ def local_attention(
         length: Number of tokens of a row, of which T is a multiple.
     """
     if query.device.type != "cpu" and query.dtype == torch.float32:
-        found: torch.Tensor = attend_locally(query, key, value, head_dim, length)
-        return found
+        attended_on_device: torch.Tensor = attend_locally(query, key, value, head_dim, length)
+        return attended_on_device
     query_heads, key_heads, value_heads = (
-        each.reshape(-1, length, each.shape[1] // head_dim, head_dim).transpose(1, 2) for each in (query, key, value)
+        projected.reshape(-1, length, projected.shape[1] // head_dim, head_dim).transpose(1, 2)
+        for projected in (query, key, value)
     )
     attended = F.scaled_dot_product_attention(query_heads, key_heads, value_heads, enable_gqa=True)
     return attended.transpose(1, 2).reshape(query.shape)

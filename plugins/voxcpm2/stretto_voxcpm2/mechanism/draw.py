@@ -23,8 +23,8 @@ class GuidedDraw(LatentDraw):
         given: Arguments of `LatentDraw`.
     """
 
-    def __init__(self, rules: DrawRules, *given: Any):
-        super().__init__(*given)
+    def __init__(self, rules: DrawRules, *arguments: Any):
+        super().__init__(*arguments)
 
     def words(
         self,
@@ -53,8 +53,8 @@ class GuidedProgram(LatentStepProgram):
 
     may_guide: ClassVar[bool] = True
 
-    def __init__(self, rules: DrawRules, *given: Any):
-        super().__init__(*given)
+    def __init__(self, rules: DrawRules, *arguments: Any):
+        super().__init__(*arguments)
         self._before = torch.zeros_like(self.noise)
 
     def words(self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, solver: SolverPlan) -> torch.Tensor:
@@ -82,6 +82,6 @@ def previous_latents_kernel(
     lanes = tl.arange(0, block)
     slot = tl.load(plan + SLOT * rules.num_rows + row).to(tl.int64)
     previous = tl.maximum(tl.load(lengths + row).to(tl.int64) - 1, 0)
-    place = codes + slot * rules.codes_stride + previous * rules.num_others + lanes
-    words = tl.load(place, mask=lanes < size, other=0)
+    previous_words = codes + slot * rules.codes_stride + previous * rules.num_others + lanes
+    words = tl.load(previous_words, mask=lanes < size, other=0)
     tl.store(before + row * size + lanes, words.to(tl.float32, bitcast=True), mask=lanes < size)

@@ -26,8 +26,8 @@ class StairDraw(RowDraw):
         given: Arguments of `RowDraw`.
     """
 
-    def __init__(self, staircase: Staircase, *given: Any):
-        super().__init__(*given)
+    def __init__(self, staircase: Staircase, *arguments: Any):
+        super().__init__(*arguments)
         arrays = self.arrays
         self._rules = with_where(arrays.xp.where, stair_rules.__name__)
         self._concatenate = arrays.xp.concatenate
@@ -60,8 +60,8 @@ class StairProgram(StepProgram):
         given: Further arguments of `StepProgram`.
     """
 
-    def __init__(self, staircase: Staircase, readout: Readout, rules: SegmentRules, *given: Any):
-        super().__init__(readout, rules, *given)
+    def __init__(self, staircase: Staircase, readout: Readout, rules: SegmentRules, *arguments: Any):
+        super().__init__(readout, rules, *arguments)
         ids = np.array([staircase.begin, staircase.end, rules.family.layout.delays], np.int64)
         state = self.tables.state
         self._ids = torch.from_numpy(ids).to(state.device)

@@ -57,10 +57,10 @@ def stairs_kernel(
     first_end = tl.load(at + FIRST_EOS)
     first_eos = tl.load(ids + num_ids)
     num_ended = OWN.num_ended(position, first_end)
-    own = drawn + row * rules.num_others + lanes
-    codes = tl.load(own, mask=inside, other=0).to(tl.int64)
+    drawn_in_row = drawn + row * rules.num_others + lanes
+    codes = tl.load(drawn_in_row, mask=inside, other=0).to(tl.int64)
     codes = OWN.stair_id(codes, position - audio_start, delays, begins, lanes + 1, num_ended, ends)
-    tl.store(own, codes.to(tl.int32), mask=inside)
+    tl.store(drawn_in_row, codes.to(tl.int32), mask=inside)
     token = OWN.ended_id(tl.load(first + row).to(tl.int64), 0, num_ended, first_eos)
     tl.store(first + row, token.to(tl.int32))
     is_end = (token == first_eos) | (tl.sum((inside & (codes == ends)).to(tl.int32), 0) > 0)

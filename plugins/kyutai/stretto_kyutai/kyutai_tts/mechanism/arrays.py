@@ -56,7 +56,7 @@ class WordStates:
         )
         main_token = self._word(slots, main_at)
         places = (main_at + 1, second_at) if script.ahead else ()
-        others = [self._word(slots, place) for place in places] or (main_token, main_token)
+        others = [self._word(slots, offset) for offset in places] or (main_token, main_token)
         main, second, main_at, second_at = self._rules.word_ids(
             asks, marks, main_token, *others, main_at, main_end, second_at, second_end, self._nothing, script
         )

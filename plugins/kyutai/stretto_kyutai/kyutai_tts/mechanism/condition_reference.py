@@ -57,25 +57,25 @@ class ConditionReference(ReferenceConditions):
         """Add cross-attention to the output of a layer's self-attention."""
         entered = list[torch.Tensor]()
 
-        def behind(_: object, args: object, made: Any) -> Any:
-            return made[0] + self.attend(entered.pop() + made[0], number), *made[1:]
+        def behind(_: object, args: object, output: Any) -> Any:
+            return output[0] + self.attend(entered.pop() + output[0], number), *output[1:]
 
         layer.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
         layer.self_attn.register_forward_hook(behind)
 
     def use(self, condition: Condition | None) -> None:
         """Use `condition` from now on; None for no added vectors and only absent speaker vectors."""
-        given = condition or Condition((), np.zeros((0, self.spec.vector_width), np.float32))
+        used = condition or Condition((), np.zeros((0, self.spec.vector_width), np.float32))
         self.added = torch.zeros(len(self.mine["conditions.absent"]))
-        for token in given.ids:
+        for token in used.ids:
             self.added = self.added + self.mine["conditions.sum.weight"][token]
         rows = []
         half = len(self.added) // 2
-        for place in range(self.spec.vector_rows):
+        for number in range(self.spec.vector_rows):
             row = self.mine["conditions.absent"]
-            if place < len(given.vectors):
-                row = self.mine["conditions.project.weight"] @ torch.from_numpy(given.vectors[place])
-            angles = [place / 10_000 ** (at / (half - 1)) for at in range(half)]
+            if number < len(used.vectors):
+                row = self.mine["conditions.project.weight"] @ torch.from_numpy(used.vectors[number])
+            angles = [number / 10_000 ** (at / (half - 1)) for at in range(half)]
             rows.append(row + torch.tensor([*map(math.cos, angles), *map(math.sin, angles)]))
         self.vectors = torch.stack(rows)
 

@@ -97,8 +97,8 @@ def cross_attention_kernel(
     present = tl.load(num_present + slot)
     dims = tl.arange(0, block_dims)
     inside = dims < head_dim
-    own = tl.load(query + row * query_stride + head * head_dim + dims, mask=inside, other=0.0)
-    own = own.to(tl.float32) * (head_dim**-0.5)
+    scaled_query = tl.load(query + row * query_stride + head * head_dim + dims, mask=inside, other=0.0)
+    scaled_query = scaled_query.to(tl.float32) * (head_dim**-0.5)
     largest = tl.full((), float("-inf"), tl.float32)
     total = tl.full((), 0.0, tl.float32)
     summed = tl.zeros((block_dims,), tl.float32)
@@ -109,7 +109,7 @@ def cross_attention_kernel(
         block = at[:, None] + dims[None, :]
         is_read = (places < num_vectors)[:, None] & inside[None, :]
         key = tl.load(keys + block, mask=is_read, other=0.0).to(tl.float32)
-        scores = tl.where(places < num_vectors, tl.sum(key * own[None, :], 1), float("-inf"))
+        scores = tl.where(places < num_vectors, tl.sum(key * scaled_query[None, :], 1), float("-inf"))
         before = largest
         largest = tl.maximum(largest, tl.max(scores, 0))
         weights = tl.exp(scores - largest)

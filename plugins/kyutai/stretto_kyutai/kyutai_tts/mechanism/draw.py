@@ -20,8 +20,8 @@ class WordDraw(RowDraw):
         given: Arguments of `RowDraw`.
     """
 
-    def __init__(self, script: WordScript, *given: Any):
-        super().__init__(*given)
+    def __init__(self, script: WordScript, *arguments: Any):
+        super().__init__(*arguments)
         self._states = WordStates(script, self.segments.rules, self.tables, self.arrays)
 
     def replace_first(self, token: Array, rows: Rows) -> Array:
@@ -39,8 +39,8 @@ class WordProgram(StepProgram):
         given: Further arguments of `StepProgram`.
     """
 
-    def __init__(self, script: WordScript, readout: Readout, rules: SegmentRules, *given: Any):
-        super().__init__(readout, rules, *given)
+    def __init__(self, script: WordScript, readout: Readout, rules: SegmentRules, *arguments: Any):
+        super().__init__(readout, rules, *arguments)
         self._states = WordLaunch(script, rules, self.tables, self.num_rows)
 
     def replace_first(self, num_rows: int) -> None:

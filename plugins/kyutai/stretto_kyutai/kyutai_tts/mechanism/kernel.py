@@ -61,10 +61,10 @@ def words_kernel(
         return
     slot = tl.load(mine + SLOT * rules.num_rows).to(tl.int64)
     position = tl.load(lengths + row).to(tl.int64)
-    own = state + slot * rules.state_stride
+    slot_state = state + slot * rules.state_stride
     table = words + slot * rules.words_stride
-    at = own + FIRST_COLUMN
-    _, _, in_audio = RULES.segment_flags(position, tl.load(own + AUDIO_START), tl.load(own + AUDIO_END))
+    at = slot_state + FIRST_COLUMN
+    _, _, in_audio = RULES.segment_flags(position, tl.load(slot_state + AUDIO_START), tl.load(slot_state + AUDIO_END))
     if in_audio == 0:
         return
     remaining = tl.load(at + REMAINING)

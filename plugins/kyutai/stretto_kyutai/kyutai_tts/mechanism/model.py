@@ -93,9 +93,9 @@ class Conditions(nn.Module):
 
     def fill_slot(self, slot: int, condition: Condition | None, arrays: Arrays) -> None:
         """Store the condition of the request in `slot`."""
-        given = condition or self._none
-        ids = arrays.upload(np.array(given.ids, np.int64))
-        vectors = arrays.upload(given.vectors.copy())  # torch warns about the received buffer, which is read-only
+        stored = condition or self._none
+        ids = arrays.upload(np.array(stored.ids, np.int64))
+        vectors = arrays.upload(stored.vectors.copy())  # torch warns about the received buffer, which is read-only
         self.store(slot, arrays.tensor(ids), arrays.tensor(vectors))
 
     def fill(self, slots: torch.Tensor) -> None:
@@ -140,9 +140,9 @@ def stacked_weights(attentions: Sequence["CrossAttention"]) -> torch.Tensor | No
     The layers share the memory of the result.
     """
     projections = [attention.kv_proj for attention in attentions]
-    if any(type(each.quant_method) is not UnquantizedLinearMethod for each in projections):
+    if any(type(projection.quant_method) is not UnquantizedLinearMethod for projection in projections):
         return None
-    stacked = torch.cat([each.get_parameter("weight").data for each in projections])
+    stacked = torch.cat([projection.get_parameter("weight").data for projection in projections])
     for projection, weight in zip(projections, stacked.chunk(len(projections)), strict=True):
         projection.get_parameter("weight").data = weight
     return stacked
@@ -195,8 +195,8 @@ class CrossAttention(nn.Module):
 class ConditionedLayer(LlamaDecoderLayer):
     """Llama layer with cross-attention between self-attention and MLP."""
 
-    def __init__(self, vllm_config: VllmConfig, prefix: str = "", **more: Any):
-        super().__init__(vllm_config, prefix, **more)
+    def __init__(self, vllm_config: VllmConfig, prefix: str = "", **options: Any):
+        super().__init__(vllm_config, prefix, **options)
         self.cross_norm = nn.LayerNorm(self.hidden_size, eps=NORM_EPS)
         self.cross_attn = CrossAttention(vllm_config, f"{prefix}.cross_attn")
 

@@ -131,6 +131,6 @@ class ScriptedText(TextTrack):
     def check_text(self, ids: Sequence[int], tokens: range) -> None:
         """Raise InvalidRequest if packed words are invalid; see `TextTrack.check_text`."""
         last = tokens.stop - 1  # the id of a wish is no token
-        for own, padding in unpack_words(ids):
-            if not all(0 <= token < last for token in own) or padding < 0:
-                raise InvalidRequest("track", f"words of tokens in [0, {last})", shown([*own, padding]))
+        for word, padding in unpack_words(ids):
+            if not all(0 <= token < last for token in word) or padding < 0:
+                raise InvalidRequest("track", f"words of tokens in [0, {last})", shown([*word, padding]))

@@ -39,7 +39,7 @@ class SpeakerConditions(RequestConditions):
         """Raise InvalidRequest if a request's condition does not fit, or has too large numbers."""
         ids = condition.ids
         vectors = condition.vectors
-        if len(ids) > self.num_ids or not all(0 <= each < self.num_ids for each in ids):
+        if len(ids) > self.num_ids or not all(0 <= condition_id < self.num_ids for condition_id in ids):
             expected = f"at most {self.num_ids} ids in [0, {self.num_ids})"
             raise InvalidRequest("condition.ids", expected, shown(list(ids)))
         expected = f"float32 [n <= {self.vector_rows}, {self.vector_width}]"

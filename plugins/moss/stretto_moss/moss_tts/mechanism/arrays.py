@@ -24,8 +24,8 @@ class SlotDraw(RowDraw):
         given: Arguments of `RowDraw`.
     """
 
-    def __init__(self, slots: DelaySlots, *given: Any):
-        super().__init__(*given)
+    def __init__(self, slots: DelaySlots, *arguments: Any):
+        super().__init__(*arguments)
         arrays = self.arrays
         self._slots = slots
         self._rules = with_where(arrays.xp.where, slot_rules.__name__)
@@ -55,8 +55,8 @@ class SlotProgram(StepProgram):
         given: Arguments of `StepProgram`.
     """
 
-    def __init__(self, slots: DelaySlots, *given: Any):
-        super().__init__(*given)
+    def __init__(self, slots: DelaySlots, *arguments: Any):
+        super().__init__(*arguments)
         state = self.tables.state
         self._pads = torch.tensor(slots.pads, device=state.device)
         ids = slots.slot, slots.delay, slots.end

@@ -62,8 +62,8 @@ def slots_kernel(
         rules.num_codebooks, rules.slot, rules.delay, rules.end,
     )  # fmt: skip
     tl.store(first + row, token.to(tl.int32))
-    own = drawn + row * rules.num_codebooks + lanes
-    codes = tl.load(own, mask=inside, other=0).to(tl.int64)
+    drawn_in_row = drawn + row * rules.num_codebooks + lanes
+    codes = tl.load(drawn_in_row, mask=inside, other=0).to(tl.int64)
     codes = OWN.slot_code(codes, frame, since, lanes, tl.load(pads + lanes, mask=inside, other=0))
-    tl.store(own, codes.to(tl.int32), mask=inside)
+    tl.store(drawn_in_row, codes.to(tl.int32), mask=inside)
     tl.store(at + DELAY_START, OWN.follow_delay(in_audio & (token == rules.delay), position, delay_start))

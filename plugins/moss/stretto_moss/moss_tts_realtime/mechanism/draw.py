@@ -34,8 +34,8 @@ class RecentDraw(RowDraw):
     _recent: RecentRows  # of the rows that are being sampled
     _penalty: torch.Tensor
 
-    def __init__(self, penalty: RecentPenalty, *given: Any):
-        super().__init__(*given)
+    def __init__(self, penalty: RecentPenalty, *arguments: Any):
+        super().__init__(*arguments)
         codebooks = self.segments.family.layout.audio
         device = self.tables.state.device
         self._num_rows = penalty.num_recent_rows
@@ -113,6 +113,6 @@ class RecentProgram(StepProgram):
     sampling_functions: ClassVar = SAMPLING_FUNCTIONS._replace(counted=_counted)
     other_functions: ClassVar = sampling_functions
 
-    def __init__(self, penalty: RecentPenalty, readout: Readout, rules: SegmentRules, *given: Any):
-        super().__init__(readout, rules, *given)
+    def __init__(self, penalty: RecentPenalty, readout: Readout, rules: SegmentRules, *arguments: Any):
+        super().__init__(readout, rules, *arguments)
         self.rule_constants = KernelConstants(penalty.num_recent_rows)

@@ -37,7 +37,7 @@ class PendingText:
         """
         if states is not None and not self._has_begun.is_set():
             self._states = states
-        self._words += self._spoken([each for each in ids if each != self._end_of_reply])
+        self._words += self._spoken([token_id for token_id in ids if token_id != self._end_of_reply])
         if self._words:
             self._has_begun.set()
         self._pass_on()

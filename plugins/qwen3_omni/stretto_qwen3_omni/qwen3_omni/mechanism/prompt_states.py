@@ -45,7 +45,7 @@ def keep_states(talker: Talker, model: Any, vllm_config: VllmConfig) -> None:
     assert isinstance(config.dtype, torch.dtype)
     kept = model.layer_states = torch.zeros(max_rows, config.get_hidden_size(), dtype=config.dtype)
 
-    def keep(_: Any, given: Any, output: tuple[torch.Tensor, list[torch.Tensor]]) -> torch.Tensor:
+    def keep(_: Any, inputs: Any, output: tuple[torch.Tensor, list[torch.Tensor]]) -> torch.Tensor:
         hidden, (states,) = output
         kept[: len(states)].copy_(states)
         return hidden
@@ -105,9 +105,9 @@ class PromptStates(PromptLogprobsWorker):
             input_batch: Batch of the step.
             prompt_lens: Unused.
         """
-        found: dict[str, torch.Tensor] = {}
+        states_by_request: dict[str, torch.Tensor] = {}
         if not self._inputs:
-            return found
+            return states_by_request
         computed = input_batch.num_computed_tokens_np
         scheduled = input_batch.num_scheduled_tokens
         for index, req_id in enumerate(input_batch.req_ids):
@@ -116,15 +116,15 @@ class PromptStates(PromptLogprobsWorker):
             end = first + int(scheduled[index])
             begins = int(input_batch.query_start_loc_np[index])
             inputs = self._inputs.get(req_id, ())
-            for each in inputs:
-                start = max(first, each.first_row)
-                stop = min(end, each.first_row + each.num_rows)
+            for audio_or_image in inputs:
+                start = max(first, audio_or_image.first_row)
+                stop = min(end, audio_or_image.first_row + audio_or_image.num_rows)
                 if start < stop:
                     states = self._states[begins + start - first : begins + stop - first].float()
                     positions = torch.arange(start, stop, dtype=torch.float32, device=states.device)
                     parts.append(torch.cat([positions[:, None], states], 1))
             if parts:
-                found[req_id] = torch.cat(parts)
+                states_by_request[req_id] = torch.cat(parts)
             if inputs and end >= inputs[-1].first_row + inputs[-1].num_rows:
                 del self._inputs[req_id]
-        return found
+        return states_by_request

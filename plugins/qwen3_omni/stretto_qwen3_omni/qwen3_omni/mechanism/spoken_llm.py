@@ -76,7 +76,7 @@ class SpokenLLM:
             begun: Iterable[StartingLLM] = _begun((config, config.speaker_config(folder)), failed)
             if is_cpu_build():
                 begun = list(begun)  # on a GPU, one after the other: vLLM measures the memory that its own start uses
-            writer, speaking = [each.wait() for each in begun]
+            writer, speaking = [starting.wait() for starting in begun]
             failed.pop_all()
         return cls(writer, speaking, prompts, width)
 
@@ -122,8 +122,8 @@ class SpokenLLM:
         """Return the writer's part of a request: without options for audio."""
         defaults = self.family.task(prompt.task).sampling
         sampling = prompt.sampling
-        own = replace(defaults, text=sampling.text, seed=sampling.seed)
-        return replace(prompt, sampling=own, alignment=None, voice=0)
+        of_writer = replace(defaults, text=sampling.text, seed=sampling.seed)
+        return replace(prompt, sampling=of_writer, alignment=None, voice=0)
 
     def _speaker_prompt(self, prompt: Prompt, words: Sequence[int], states: np.ndarray | None) -> Prompt:
         """Return the speaker's part of a request.
@@ -141,10 +141,12 @@ class SpokenLLM:
         if prompt.voice not in range(len(voices)):
             raise InvalidRequest("voice", f"a number in [0, {len(voices) - 1}]", prompt.voice)
         sampling = replace(prompt.sampling, text=self.speaker.family.tasks[0].sampling.text)
-        given = prompt.rows[:, 0]
+        conversation = prompt.rows[:, 0]
         grids = [(image.height, image.width) for image in prompt.images]
-        made = self.prompts.write(given, words, voices[prompt.voice], states, sampling, is_open=True, grids=grids)
-        return replace(made, delivery=prompt.delivery)
+        spoken = self.prompts.write(
+            conversation, words, voices[prompt.voice], states, sampling, is_open=True, grids=grids
+        )
+        return replace(spoken, delivery=prompt.delivery)
 
     def _sized(self, prompt: Prompt) -> Prompt:
         """Return a prompt with the size and the options of the one that the speaker will get.
@@ -156,7 +158,7 @@ class SpokenLLM:
         Args:
             prompt: The request.
         """
-        num_states = sum(each.num_rows for each in prompt.inputs)
+        num_states = sum(model_input.num_rows for model_input in prompt.inputs)
         zeros = np.broadcast_to(np.zeros((), np.float32), (num_states, self._width))
         states = zeros if num_states else None
         words = self.prompts.spoken(prompt.rows[-1:, 0].tolist()) or [0]
@@ -169,11 +171,11 @@ class SpokenLLM:
         model with the larger value. `active` and `finished_total` are the writer's, because a spoken reply is a request
         to each model.
         """
-        own = self.writer.stats()
+        of_writer = self.writer.stats()
         other = self.speaker.stats()
-        both = {name: own[name] + other[name] for name in own}
-        both |= {name: max(own[name], other[name]) for name in ("step_seconds", "kv_usage")}
-        return both | {name: own[name] for name in ("active", "finished_total")}
+        both = {name: of_writer[name] + other[name] for name in of_writer}
+        both |= {name: max(of_writer[name], other[name]) for name in ("step_seconds", "kv_usage")}
+        return both | {name: of_writer[name] for name in ("active", "finished_total")}
 
     def has_work(self) -> bool:
         """Return True if one of the models has; see `SpeechLLM.has_work`."""
@@ -236,7 +238,7 @@ def states_width(writer: Path, speaker: Path) -> int:
     """
     audio_format = AudioFormat.from_config(config_at(speaker))
     width = config_at(writer).get("hidden_size")
-    found = None if audio_format is None else audio_format.feature_size
-    if found is None or found != width:
-        raise CheckpointError(f"{speaker}: expected a speaker of hidden states of width {width}, got {found}")
-    return found
+    feature_size = None if audio_format is None else audio_format.feature_size
+    if feature_size is None or feature_size != width:
+        raise CheckpointError(f"{speaker}: expected a speaker of hidden states of width {width}, got {feature_size}")
+    return feature_size

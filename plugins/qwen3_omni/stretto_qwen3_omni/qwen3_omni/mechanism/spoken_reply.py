@@ -77,12 +77,12 @@ class SpokenReply:
                 if self._written_chunks:
                     yield self._numbered(self._written_chunks.popleft())
                 elif newest is not None and newest.done():
-                    found = newest.result()
-                    if found is not None and not found.chunk.is_final:
+                    chunk_of_speaker = newest.result()
+                    if chunk_of_speaker is not None and not chunk_of_speaker.chunk.is_final:
                         self._note_frames(permit)
-                        yield self._numbered(found)
-                    spoken = found or spoken
-                    newest = None if found is None else self._next(frames)
+                        yield self._numbered(chunk_of_speaker)
+                    spoken = chunk_of_speaker or spoken
+                    newest = None if chunk_of_speaker is None else self._next(frames)
                 else:
                     self._changed.clear()
                     await self._changed.wait()
@@ -157,27 +157,27 @@ class SpokenReply:
             spoken: Last chunk of the speaker; None if the reply has no words.
         """
         assert self._last_written is not None
-        own = self._last_written.chunk.report
-        assert own is not None
+        written = self._last_written.chunk.report
+        assert written is not None
         if spoken is None:
-            report = replace(own, total_s=time.perf_counter() - self._begun_s)
+            report = replace(written, total_s=time.perf_counter() - self._begun_s)
             return self._numbered(
                 replace(self._last_written, chunk=replace(self._last_written.chunk, text="", report=report))
             )
-        return self._numbered(replace(spoken, chunk=replace(spoken.chunk, report=self._joined(own, spoken))))
+        return self._numbered(replace(spoken, chunk=replace(spoken.chunk, report=self._joined(written, spoken))))
 
-    def _joined(self, own: Report, spoken: LMChunk) -> Report:
+    def _joined(self, written: Report, spoken: LMChunk) -> Report:
         other = spoken.chunk.report
         assert other is not None
-        is_cut = "length" in (own.finish_reason, other.finish_reason)
+        is_cut = "length" in (written.finish_reason, other.finish_reason)
         total_s = time.perf_counter() - self._begun_s
         return replace(
             other,
             finish_reason="length" if is_cut else "stop",
-            num_prompt_rows=own.num_prompt_rows,
-            num_text_tokens=own.num_text_tokens,
-            queue_s=own.queue_s + other.queue_s,
+            num_prompt_rows=written.num_prompt_rows,
+            num_text_tokens=written.num_text_tokens,
+            queue_s=written.queue_s + other.queue_s,
             first_frame_s=self._first_frame_s or (total_s if other.num_frames else None),
             total_s=total_s,
-            input_audio_s=own.input_audio_s,
+            input_audio_s=written.input_audio_s,
         )

@@ -22,7 +22,9 @@ class StateRows:
     """
 
     def __init__(self, inputs: Sequence[InputAudio | InputImage]) -> None:
-        rows = [np.arange(each.first_row, each.first_row + each.num_rows) for each in inputs]
+        rows = [
+            np.arange(model_input.first_row, model_input.first_row + model_input.num_rows) for model_input in inputs
+        ]
         self._positions = np.concatenate(rows)
         self._is_known = np.zeros(len(self._positions), bool)
         self._states: np.ndarray | None = None

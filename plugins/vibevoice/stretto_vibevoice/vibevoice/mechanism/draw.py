@@ -65,8 +65,8 @@ class StretchDraw(RowDraw):
 
     memory: FeedbackMemory
 
-    def __init__(self, stretches: Stretches, readout: StretchReadout, *given: Any):
-        super().__init__(readout, *given)
+    def __init__(self, stretches: Stretches, readout: StretchReadout, *arguments: Any):
+        super().__init__(readout, *arguments)
         self._predict: Any = readout.latents
         self._first_unconditional = readout.first_unconditional
         self._size = self.segments.family.latent_size
@@ -82,13 +82,13 @@ class StretchDraw(RowDraw):
         index = step.speaking
         number = len(keys)
         both = hidden if step.audio_rows is None else hidden[step.audio_rows]
-        own = both[:number]
+        conditional = both[:number]
         others = both[number:]
         slots = pick(rows.slots, index)
         position = pick(rows.position, index)
         before = self.arrays.tensor(self.tokens[slots, position - 1])
         begins = before == self._stretches.begin
-        logits = self.segments.mask_audio(self.heads.first(own), rows, index)
+        logits = self.segments.mask_audio(self.heads.first(conditional), rows, index)
         logits = logits.masked_fill((before == self._stretches.end)[:, None] & self._denied_after_end, -torch.inf)
         token = self.spread(self.heads.first_ids[logits.argmax(1)], index, rows)
         token = self.segments.end_audio(token, rows)
@@ -99,9 +99,11 @@ class StretchDraw(RowDraw):
         is_guided = begins.clone()
         is_guided[: len(others)] = True
         scale = self.arrays.tensor(pick(rows.scales.guidance, index))
-        unconditional = torch.cat([others, own[len(others) :]])
+        unconditional = torch.cat([others, conditional[len(others) :]])
         unconditional = torch.where(begins[:, None], self._first_unconditional, unconditional)
-        latents = self._predict(own, noise, steps, plan.solver, unconditional, torch.where(is_guided, scale, 1.0))
+        latents = self._predict(
+            conditional, noise, steps, plan.solver, unconditional, torch.where(is_guided, scale, 1.0)
+        )
         where = self.arrays.tensor(slots), self.arrays.tensor(position)
         features = self.memory.advance(latents, *where, begins, is_frame)
         words = torch.cat([latents, begins[:, None].float(), features], 1)
@@ -125,8 +127,8 @@ class StretchProgram(LatentStepProgram):
     may_guide: ClassVar[bool] = True
     memory: FeedbackMemory
 
-    def __init__(self, stretches: Stretches, readout: StretchReadout, rules: SegmentRules, *given: Any):
-        super().__init__(readout, rules, *given)
+    def __init__(self, stretches: Stretches, readout: StretchReadout, rules: SegmentRules, *arguments: Any):
+        super().__init__(readout, rules, *arguments)
         state = self.tables.state
         size = rules.family.latent_size
         self._stretches = stretches

@@ -120,11 +120,11 @@ class FeedbackMemory:
             places = torch.where(is_frame, slots, self._spare)
             features = self._decode(latents, places, positions, begins | ~is_frame)
             return torch.where(is_frame[:, None], features, 0.0)
-        found = latents.new_zeros(len(latents), self._stretches.num_features)
+        features = latents.new_zeros(len(latents), self._stretches.num_features)
         (at,) = is_frame.nonzero(as_tuple=True)
         if len(at):
-            found[at] = self._decode(latents[at], slots[at], positions[at], begins[at])
-        return found
+            features[at] = self._decode(latents[at], slots[at], positions[at], begins[at])
+        return features
 
     def put_aside(self, request_id: str, slot: int) -> None:
         """Save the memory of a request that leaves its slot, in case the request was preempted."""
@@ -134,7 +134,7 @@ class FeedbackMemory:
             self._aside[request_id] = Aside(self._rows[slot, None].clone(), self._memories[slot].clone(), None)
         else:  # the host does not wait for the copies
             row, memory = (
-                torch.empty_like(each[0], device="cpu", pin_memory=True) for each in (self._rows, self._memories)
+                torch.empty_like(table[0], device="cpu", pin_memory=True) for table in (self._rows, self._memories)
             )
             row.copy_(self._rows[slot], non_blocking=True)
             memory.copy_(self._memories[slot], non_blocking=True)
@@ -190,11 +190,11 @@ class FeedbackMemory:
             begins = F.pad(begins, (0, missing), value=True)
         features = []
         for first in range(0, len(latents), group):
-            part = slice(first, first + group)
-            memory = self._memories[places[part]].masked_fill(begins[part, None], 0.0)
-            found, memory = self._network(latents[part], memory)
-            self._memories[places[part]] = memory
-            features.append(found)
+            rows = slice(first, first + group)
+            memory = self._memories[places[rows]].masked_fill(begins[rows, None], 0.0)
+            group_features, memory = self._network(latents[rows], memory)
+            self._memories[places[rows]] = memory
+            features.append(group_features)
         self._rows[places] = positions.long()
         return torch.cat(features)[:number]
 

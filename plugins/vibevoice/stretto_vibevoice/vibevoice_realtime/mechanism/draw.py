@@ -48,27 +48,27 @@ class EndHead(FirstHead):
 
 
 def predicted(
-    predict: Any, is_needed: np.ndarray | None, given: tuple[torch.Tensor, ...], solver: SolverPlan
+    predict: Any, is_needed: np.ndarray | None, inputs: tuple[torch.Tensor, ...], solver: SolverPlan
 ) -> torch.Tensor:
     """Return latents, float32 [A, D]; those of rows that are not needed are undefined.
 
     Args:
         predict: The latent predictor.
         is_needed: Rows to predict, bool [A]; None for all, because launches on a GPU must not depend on values.
-        given: Hidden states, noise, solver steps, unconditional states and guidance scales of the rows, [A, ...] each.
+        inputs: Hidden states, noise, solver steps, unconditional states and guidance scales of the rows, [A, ...] each.
         solver: Solver steps and guidance of the batch.
     """
 
     def call(hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, *guided: torch.Tensor) -> torch.Tensor:
-        made: torch.Tensor = predict(hidden, noise, steps, solver, *guided)
-        return made
+        predicted_latents: torch.Tensor = predict(hidden, noise, steps, solver, *guided)
+        return predicted_latents
 
     if is_needed is None or is_needed.all():
-        return call(*given)
-    latents = torch.zeros_like(given[1])
+        return call(*inputs)
+    latents = torch.zeros_like(inputs[1])
     if is_needed.any():
         at = torch.from_numpy(is_needed.nonzero()[0])
-        latents[at] = call(*(each[at] for each in given))
+        latents[at] = call(*(rows[at] for rows in inputs))
     return latents
 
 
@@ -81,8 +81,8 @@ class WindowDraw(RowDraw):
         given: Further arguments of `RowDraw`.
     """
 
-    def __init__(self, rules: WindowRules, readout: WindowReadout, *given: Any):
-        super().__init__(readout, *given)
+    def __init__(self, rules: WindowRules, readout: WindowReadout, *arguments: Any):
+        super().__init__(readout, *arguments)
         self._predict: Any = readout.latents
         family = self.segments.family
         self._texts = self.arrays.wrap(self.tables.texts)
@@ -101,13 +101,13 @@ class WindowDraw(RowDraw):
         xp = self.arrays.xp
         windows = self._windows
         both = hidden if step.audio_rows is None else hidden[step.audio_rows]
-        own = both[:number]
+        conditional = both[:number]
         others = both[number:]
-        slots, position, row = (pick(each, index) for each in (rows.slots, rows.position, rows.frame))
+        slots, position, row = (pick(column, index) for column in (rows.slots, rows.position, rows.frame))
         total = pick(rows.limits.track_total, index)
         is_word = windows.is_word(row, total)
         follows_frame = (row > 0) & ~windows.is_word(row - 1, total)
-        logits = self.segments.mask_audio(self.heads.first(own), rows, index)
+        logits = self.segments.mask_audio(self.heads.first(conditional), rows, index)
         logits[:, 1] = logits[:, 1].masked_fill(~self.arrays.tensor(follows_frame), -torch.inf)
         drawn = self.arrays.wrap(self.heads.first_ids[logits.argmax(1)])
         token = xp.where(is_word & (drawn == windows.frame), windows.word, drawn)
@@ -125,14 +125,14 @@ class WindowDraw(RowDraw):
         is_first = row == first
         # The rows of CFG pairs come first. A constant of the voice guides the first frame of a reply.
         begins = self.arrays.tensor(is_first)
-        free = torch.cat([others, own[len(others) :]])
+        free = torch.cat([others, conditional[len(others) :]])
         free = torch.where(begins[:, None], self._first_states[self.arrays.tensor(voice)], free)
         scale = self.arrays.tensor(pick(rows.scales.guidance, index))
         scale = torch.cat([scale[: len(others)], torch.where(begins, scale, 1.0)[len(others) :]])
         steps = self.arrays.tensor(pick(rows.limits.latent_steps, index)).clamp(min=1)
-        given = own, self.upload(gaussian(keys[:, 1 : 1 + self._size])), steps, free, scale
-        words = predicted(self._predict, is_frame if xp is np else None, given, plan.solver)
-        is_frame, is_word = (self.arrays.tensor(each)[:, None] for each in (is_frame, is_word))
+        inputs = conditional, self.upload(gaussian(keys[:, 1 : 1 + self._size])), steps, free, scale
+        words = predicted(self._predict, is_frame if xp is np else None, inputs, plan.solver)
+        is_frame, is_word = (self.arrays.tensor(mask)[:, None] for mask in (is_frame, is_word))
         mark = begins[:, None].float()
         words = torch.where(is_frame, torch.cat([words, mark], 1), 0.0).view(torch.int32)
         numbers = torch.zeros_like(words)
