@@ -397,24 +397,26 @@ def codec_module(name: str) -> Any:
         KeyError: If the name is unknown; the message lists the installed codecs.
         CheckpointError: If several packages register the name, or the module cannot be imported.
     """
-    found = find(CODECS, name)
-    if found is None:
+    registered = find(CODECS, name)
+    if registered is None:
         raise KeyError(f"unknown codec {name!r}; installed: {names(CODECS)}")
-    return _module(found)
+    return _module(registered)
 
 
-def _module(found: Installed) -> Any:
-    loaded: Any = found.load()
+def _module(registered: Installed) -> Any:
+    loaded: Any = registered.load()
     if not isinstance(loaded, ModuleType) or not hasattr(loaded, "load"):
-        raise CheckpointError(f"codec {found.name}: expected a module with `load`, got {found.entry_point.value}")
+        raise CheckpointError(
+            f"codec {registered.name}: expected a module with `load`, got {registered.entry_point.value}"
+        )
     return loaded
 
 
 def _modules() -> Iterator[tuple[str, Any]]:
     """Yield the names and modules of all installed codecs; those that cannot be imported are logged and skipped."""
-    for each in installed(CODECS):
+    for registered in installed(CODECS):
         try:
-            yield each.name, _module(each)
+            yield registered.name, _module(registered)
         except CheckpointError as error:
             logger.warning("%s", error)
 
@@ -426,7 +428,7 @@ def codecs_in_transformers() -> list[str]:
 
 def codec_marks() -> dict[str, str]:
     """Map each tensor name that occurs in only one codec (`MARKS`) to a description of that codec."""
-    return {name: kind for _, module in _modules() for name, kind in getattr(module, "MARKS", {}).items()}
+    return {name: description for _, module in _modules() for name, description in getattr(module, "MARKS", {}).items()}
 
 
 @contextmanager

@@ -115,14 +115,14 @@ def encode_round(
         max_batch: Maximum number of recordings in a batch.
         max_frames: Maximum number of frames to encode per recording.
     """
-    ready = sorted((stream for stream in streams if stream.num_ready), key=lambda each: each.num_ready)
+    ready = sorted((stream for stream in streams if stream.num_ready), key=lambda stream: stream.num_ready)
     for begin in range(0, len(ready), max_batch):
         batch = ready[begin : begin + max_batch]
         num_frames = min(batch[0].num_ready, max_frames)
-        pcm = np.stack([each.pop_samples(num_frames) for each in batch])
-        first = torch.tensor([each.num_frames for each in batch])
-        state = torch.cat([each.state for each in batch])
+        pcm = np.stack([stream.pop_samples(num_frames) for stream in batch])
+        first = torch.tensor([stream.num_frames for stream in batch])
+        state = torch.cat([stream.state for stream in batch])
         like = state.device, state.dtype
         codes = encoder.encode(torch.from_numpy(pcm).to(*like), first.to(state.device), state).cpu().numpy()
-        for own, own_codes, own_state in zip(batch, codes, state.split(1), strict=True):
-            own.keep(own_codes, own_state.clone())
+        for stream, own_codes, own_state in zip(batch, codes, state.split(1), strict=True):
+            stream.keep(own_codes, own_state.clone())

@@ -89,11 +89,11 @@ class EspnetDacConfig:
         """
         if record["codec"] != "dac":
             raise ValueError(f"codec must be dac, got {record['codec']}")
-        given = entry(record, "codec_conf.generator_params", CONFIG_FILE)
-        if not isinstance(given, dict):
-            raise ValueError(f"codec_conf.generator_params: expected a mapping, got {shown(given)}")
-        odd = {name: given[name] for name, value in REQUIRED.items() if given.get(name, value) != value}
-        values = DEFAULTS | given
+        parameters = entry(record, "codec_conf.generator_params", CONFIG_FILE)
+        if not isinstance(parameters, dict):
+            raise ValueError(f"codec_conf.generator_params: expected a mapping, got {shown(parameters)}")
+        odd = {name: parameters[name] for name, value in REQUIRED.items() if parameters.get(name, value) != value}
+        values = DEFAULTS | parameters
         if odd or values["codebook_dim"] != values["hidden_dim"]:
             raise ValueError(
                 f"expected codebook_dim equal to hidden_dim, and {REQUIRED}; got {values['codebook_dim']} and {odd}"
@@ -181,8 +181,8 @@ def read_generator(directory: Path, num_codebooks: int) -> dict[str, Tensor]:
     if any(shape != shapes[names[0]] for shape in shapes.values()):
         raise CheckpointError(f"{paths[0]}: expected codebooks of one shape, got {shapes}")
     tables = torch.stack([tensors[name] for name in names])
-    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("quantizer.vq.layers.")}
-    return rest | {"quantizer.embed": tables}
+    others = {name: tensor for name, tensor in tensors.items() if not name.startswith("quantizer.vq.layers.")}
+    return others | {"quantizer.embed": tables}
 
 
 def multiply_weight_norm_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -214,8 +214,8 @@ def _are_lengths(g: torch.Size, v: torch.Size) -> bool:
     )
 
 
-def _newer(part: int) -> str:
-    return f"parametrizations.weight.original{part}"
+def _newer(number: int) -> str:
+    return f"parametrizations.weight.original{number}"
 
 
 class EuclideanCodebooks(nn.Module):

@@ -56,25 +56,25 @@ from stretto.weights.loading import load_strictly, read_tensors
 PARTS = ("flow", "hift")
 
 
-def read_part(directory: Path, part: str) -> dict[str, Tensor]:
+def read_part(directory: Path, file_name: str) -> dict[str, Tensor]:
     """Return the tensors of one part of the release in float32, with weight norms multiplied out.
 
     Args:
         directory: Folder of the release.
-        part: `flow` or `hift`, the name of a `.pt` file without its suffix.
+        file_name: `flow` or `hift`, the name of a `.pt` file without its suffix.
 
     Raises:
         CheckpointError: If the file is missing.
     """
-    path = directory / f"{part}.pt"
+    path = directory / f"{file_name}.pt"
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     return multiply_weight_norm_out(read_tensors(path))
 
 
-def load_part(module: nn.Module, directory: Path, part: str) -> None:
+def load_part(module: nn.Module, directory: Path, file_name: str) -> None:
     """Load the tensors of one part of the release into a module; raise CheckpointError if they do not fit it."""
-    load_strictly(module, read_part(directory, part), directory / f"{part}.pt")
+    load_strictly(module, read_part(directory, file_name), directory / f"{file_name}.pt")
 
 
 CONFIG_FILE = "config.yaml"
@@ -127,9 +127,9 @@ class Glm4VoiceConfig:
         )
 
 
-def _encoder(given: dict[str, Any]) -> EncoderShape:
+def _encoder(encoder: dict[str, Any]) -> EncoderShape:
     _require(
-        given,
+        encoder,
         normalize_before=True,
         input_layer="linear",
         pos_enc_layer_type="rel_pos_espnet",
@@ -138,60 +138,60 @@ def _encoder(given: dict[str, Any]) -> EncoderShape:
         macaron_style=False,
     )
     return EncoderShape(
-        width=given["output_size"],
-        heads=given["attention_heads"],
-        inner=given["linear_units"],
-        layers=given["num_blocks"],
-        block=given["block_size"],
+        width=encoder["output_size"],
+        heads=encoder["attention_heads"],
+        inner=encoder["linear_units"],
+        layers=encoder["num_blocks"],
+        block=encoder["block_size"],
     )
 
 
-def _estimator(given: dict[str, Any], mels: int) -> EstimatorShape:
-    _require(given, in_channels=4 * mels, out_channels=mels, act_fn="gelu")
+def _estimator(estimator: dict[str, Any], mels: int) -> EstimatorShape:
+    _require(estimator, in_channels=4 * mels, out_channels=mels, act_fn="gelu")
     return EstimatorShape(
-        tuple(given["channels"]),
-        given["attention_head_dim"],
-        given["num_heads"],
-        given["n_blocks"],
-        given["num_mid_blocks"],
+        tuple(estimator["channels"]),
+        estimator["attention_head_dim"],
+        estimator["num_heads"],
+        estimator["n_blocks"],
+        estimator["num_mid_blocks"],
     )
 
 
-def _vocoder(given: dict[str, Any]) -> VocoderShape:
-    predictor = given["f0_predictor"]
-    fourier = given["istft_params"]
-    _require(predictor, num_class=1, in_channels=given["in_channels"])
+def _vocoder(hift: dict[str, Any]) -> VocoderShape:
+    predictor = hift["f0_predictor"]
+    fourier = hift["istft_params"]
+    _require(predictor, num_class=1, in_channels=hift["in_channels"])
     source = SourceShape(
-        given["nb_harmonics"],
-        given["nsf_alpha"],
-        given["nsf_sigma"],
-        given["nsf_voiced_threshold"],
+        hift["nb_harmonics"],
+        hift["nsf_alpha"],
+        hift["nsf_sigma"],
+        hift["nsf_voiced_threshold"],
         predictor["cond_channels"],
     )
     return VocoderShape(
-        channels=given["base_channels"],
-        sample_rate=given["sampling_rate"],
-        rates=tuple(given["upsample_rates"]),
-        kernels=tuple(given["upsample_kernel_sizes"]),
-        residuals=_residuals(given, "resblock"),
-        source_residuals=_residuals(given, "source_resblock"),
+        channels=hift["base_channels"],
+        sample_rate=hift["sampling_rate"],
+        rates=tuple(hift["upsample_rates"]),
+        kernels=tuple(hift["upsample_kernel_sizes"]),
+        residuals=_residuals(hift, "resblock"),
+        source_residuals=_residuals(hift, "source_resblock"),
         fourier=fourier["n_fft"],
         hop=fourier["hop_len"],
-        slope=given["lrelu_slope"],
-        limit=given["audio_limit"],
+        slope=hift["lrelu_slope"],
+        limit=hift["audio_limit"],
         source=source,
     )
 
 
-def _residuals(given: dict[str, Any], name: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    kernels = given[f"{name}_kernel_sizes"]
-    dilations = given[f"{name}_dilation_sizes"]
-    return tuple((kernel, tuple(each)) for kernel, each in zip(kernels, dilations, strict=True))
+def _residuals(section: dict[str, Any], name: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    kernels = section[f"{name}_kernel_sizes"]
+    dilations = section[f"{name}_dilation_sizes"]
+    return tuple((kernel, tuple(sizes)) for kernel, sizes in zip(kernels, dilations, strict=True))
 
 
-def _require(given: dict[str, Any], **values: Any) -> None:
+def _require(section: dict[str, Any], **values: Any) -> None:
     """Raise ValueError if a value in the record differs from the one that this decoder assumes."""
-    odd = {name: given.get(name) for name, value in values.items() if given.get(name) != value}
+    odd = {name: section.get(name) for name, value in values.items() if section.get(name) != value}
     if odd:
         raise ValueError(f"expected { ({name: values[name] for name in odd}) }, got {odd}")
 
@@ -218,11 +218,11 @@ _Loader.add_constructor("!ref", _reference)
 def _resolved(value: Any, names: dict[str, Any]) -> Any:
     """Return the value with each `!ref <name>` replaced by the value of that name."""
     if isinstance(value, dict):
-        return {key: _resolved(each, names) for key, each in value.items()}
+        return {key: _resolved(member, names) for key, member in value.items()}
     if isinstance(value, list):
-        return [_resolved(each, names) for each in value]
-    found = re.fullmatch(r"!ref <(\w+)>", value) if isinstance(value, str) else None
-    return names[found[1]] if found else value
+        return [_resolved(member, names) for member in value]
+    reference = re.fullmatch(r"!ref <(\w+)>", value) if isinstance(value, str) else None
+    return names[reference[1]] if reference else value
 
 
 def read_hyperpyyaml(path: Path) -> dict[str, Any]:
@@ -301,15 +301,15 @@ class BlockMemory:
     def flat(self, room: "Room") -> Tensor:
         """Return the state [B, room.size], with zeros in front of parts shorter than their capacity."""
         parts = [self.mel, self.overlap, self.source, self.pending]
-        fitted = [_fitted(part, shape[-1]).flatten(1) for part, shape in zip(parts, room.shapes, strict=True)]
+        fitted = [_fitted(tensor, shape[-1]).flatten(1) for tensor, shape in zip(parts, room.shapes, strict=True)]
         state = fitted[0].new_empty(len(fitted[0]), room.size)
-        for place, part in zip(state.split([each.shape[1] for each in fitted], 1), fitted, strict=True):
-            place.copy_(part)
+        for target, tensor in zip(state.split([tensor.shape[1] for tensor in fitted], 1), fitted, strict=True):
+            target.copy_(tensor)
         return state
 
 
-def _fitted(part: Tensor, length: int) -> Tensor:
-    return F.pad(part, (max(0, length - part.shape[-1]), 0))[..., max(0, part.shape[-1] - length) :]
+def _fitted(tensor: Tensor, length: int) -> Tensor:
+    return F.pad(tensor, (max(0, length - tensor.shape[-1]), 0))[..., max(0, tensor.shape[-1] - length) :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +333,7 @@ class Room:
     def read(self, state: Tensor) -> BlockMemory:
         """Split a state [B, size] into the parts of a `BlockMemory`."""
         parts = state.split([prod(shape) for shape in self.shapes], 1)
-        return BlockMemory(*(part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)))
+        return BlockMemory(*(tensor.unflatten(1, shape) for tensor, shape in zip(parts, self.shapes, strict=True)))
 
 
 class Flow(nn.Module):
@@ -363,9 +363,9 @@ class Flow(nn.Module):
             prompt: Known mel frames at the beginning, [B, M, n].
         """
         goal = self.goal(tokens, noise.shape[1])
-        known = nn.functional.pad(prompt, (0, noise.shape[1] - prompt.shape[2]))
+        known_mel = nn.functional.pad(prompt, (0, noise.shape[1] - prompt.shape[2]))
         speaker = self.spk_embed_affine_layer.bias[:, None].expand_as(goal)
-        return self.decoder(noise.expand_as(goal), goal, speaker, known)
+        return self.decoder(noise.expand_as(goal), goal, speaker, known_mel)
 
 
 BLOCKS = (25, 50, 100, 150, 200)  # tokens, as in web_demo.py
@@ -467,10 +467,10 @@ class Glm4VoiceCodec(nn.Module):
         """Return the mel of codes [B, T] from token `done` to the last, with the overlap faded in."""
         start = self.blocks.first_needed(done)
         tokens = codes[:, start:]
-        known = max(0, self.mels(done - start) - self.overlap)
+        num_known = max(0, self.mels(done - start) - self.overlap)
         noise = self.noise[:, : self.mels(tokens.shape[1])].to(memory.mel.dtype)
-        prompt = memory.mel[..., memory.mel.shape[2] - known :]
-        mel = self.flow(tokens, noise, prompt)[..., known:]
+        prompt = memory.mel[..., memory.mel.shape[2] - num_known :]
+        mel = self.flow(tokens, noise, prompt)[..., num_known:]
         if done == 0:
             return mel
         rising, falling = self.fade.to(mel.dtype).split(self.overlap)

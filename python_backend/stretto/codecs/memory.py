@@ -97,13 +97,13 @@ class Memory:
         begun = self._at
         for first in range(0, batch, size):
             rows = slice(first, first + size)
-            part = copy(self)
-            part._before = self._before[rows]
-            part.after = self.after[rows]
-            part._first = self._first[rows]
-            part._at = begun
-            yield rows, part
-            self._at = part._at
+            memory = copy(self)
+            memory._before = self._before[rows]
+            memory.after = self.after[rows]
+            memory._first = self._first[rows]
+            memory._at = begun
+            yield rows, memory
+            self._at = memory._at
 
     def masked_start(self, x: Tensor, late: int) -> Tensor:
         """Return x [B, C, n] with the first `late` steps of each utterance, which precede its start, set to zero."""
@@ -115,7 +115,7 @@ class Memory:
 
 def num_kept(*parts: nn.Module) -> int:
     """Return the number of elements in the state of one utterance that the layers of these modules store."""
-    return sum(getattr(layer, "kept", 0) for part in parts for layer in part.modules())
+    return sum(getattr(layer, "kept", 0) for module in parts for layer in module.modules())
 
 
 ENCODED_FRAMES = 25  # frames of a recording that are encoded at once, to limit the memory of attention
@@ -134,9 +134,9 @@ def encoded_parts(samples: Tensor, hop: int, state: Tensor) -> Iterator[tuple[Te
         part.
     """
     for start in range(0, len(samples), ENCODED_FRAMES * hop):
-        part = samples[start : start + ENCODED_FRAMES * hop]
+        block = samples[start : start + ENCODED_FRAMES * hop]
         first = torch.tensor([start // hop], device=samples.device)
-        memory = Memory(state, first, len(part) // hop)
-        yield part, first, memory
+        memory = Memory(state, first, len(block) // hop)
+        yield block, first, memory
         assert memory.is_complete, "every layer has stored its state"
         state = memory.after

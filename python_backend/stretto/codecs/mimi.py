@@ -51,8 +51,8 @@ class KeyValueRing:
         Return all keys and values of that layer, [B, heads, R, head_dim] each.
         """
         rows = torch.arange(len(self.slots), device=self.slots.device)[:, None]
-        for part, new in enumerate((keys, values)):
-            self.rings[rows, layer, part, :, self.slots] = new.transpose(1, 2).to(self.rings.dtype)
+        for index, new in enumerate((keys, values)):
+            self.rings[rows, layer, index, :, self.slots] = new.transpose(1, 2).to(self.rings.dtype)
         return self.rings[:, layer, 0], self.rings[:, layer, 1]
 
 
@@ -262,10 +262,10 @@ class MimiEncoder:
         self.num_codebooks = codec.spec.num_codebooks
         self._transformer = RingTransformer(model.encoder_transformer)
         assert model.downsample is not None, "there are two steps a frame"
-        found = [module for module in model.encoder.modules() if isinstance(module, MimiConv1d)]
-        convolutions = sorted([*found, model.downsample], key=_index)
+        inner = [module for module in model.encoder.modules() if isinstance(module, MimiConv1d)]
+        convolutions = sorted([*inner, model.downsample], key=_index)
         assert [_index(convolution) for convolution in convolutions] == list(range(len(convolutions)))
-        self._shapes = [(each.in_channels, _left(each.conv)) for each in convolutions]
+        self._shapes = [(convolution.in_channels, _left(convolution.conv)) for convolution in convolutions]
         self._sizes = [prod(shape) for shape in self._shapes]
         self._ring_size = prod(self._transformer.shape)
         self.state_size = self._ring_size + sum(self._sizes)
@@ -287,7 +287,7 @@ class MimiEncoder:
             Codes, int64 [B, K, n].
         """
         rings, *contexts = state.split([self._ring_size, *self._sizes], 1)
-        views = [each.unflatten(1, shape) for each, shape in zip(contexts, self._shapes, strict=True)]
+        views = [context.unflatten(1, shape) for context, shape in zip(contexts, self._shapes, strict=True)]
         paddings = _Paddings(views, (first == 0)[:, None, None], len(views) - 1)
         steps = self._model.encoder(pcm[:, None], padding_cache=paddings).transpose(1, 2)
         steps = self._transformer.advance(steps, first * STEPS, rings.unflatten(1, self._transformer.shape))

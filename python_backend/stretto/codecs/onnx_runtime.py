@@ -43,7 +43,7 @@ class OnnxCodec:
     def __init__(self, spec: CodecSpec, session: onnxruntime.InferenceSession) -> None:
         self.spec = spec
         self._session = session
-        self._inputs = {each.name: each for each in session.get_inputs()}
+        self._inputs = {model_input.name: model_input for model_input in session.get_inputs()}
         self._state = self._inputs.get("state")
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:

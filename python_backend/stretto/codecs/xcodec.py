@@ -37,8 +37,8 @@ class SemanticCodec(WindowedCodec):
         )
         self.model = model
         share_layers(model.acoustic_decoder)
-        for part in TRAINING if can_encode else TRAINING + ENCODING:
-            delattr(model, part)
+        for network in TRAINING if can_encode else TRAINING + ENCODING:
+            delattr(model, network)
 
     def forward(self, codes: Tensor) -> Tensor:
         """Decode codes [B, K, T] to a waveform [B, n]."""

@@ -256,10 +256,10 @@ def _header_bytes(repository: str, commit: str, name: str) -> bytes:
         raise ValueError(f"expected a header of 1 to {MAX_HEADER_BYTES} bytes, got {num_bytes}")
     if num_bytes > len(data) - LENGTH_BYTES:
         data = _beginning(url, LENGTH_BYTES + num_bytes)
-    found = data[LENGTH_BYTES : LENGTH_BYTES + num_bytes]
-    if len(found) < num_bytes:
-        raise ValueError(f"expected a header of {num_bytes} bytes, got {len(found)}")
-    return found
+    content = data[LENGTH_BYTES : LENGTH_BYTES + num_bytes]
+    if len(content) < num_bytes:
+        raise ValueError(f"expected a header of {num_bytes} bytes, got {len(content)}")
+    return content
 
 
 def _beginning(url: str, num_bytes: int) -> bytes:
@@ -329,19 +329,19 @@ def _file(report: Report, repository: str, commit: str, name: str, facts: dict[s
     LIMIT.max_bytes = facts["size"]
     for _ in range(2):
         with explained(repository, commit, name):
-            place = _released(Path(attempted(lambda: _downloaded(report, repository, commit, name))), name)
-        sha256, oid, size = hashes(place)
+            path = _released(Path(attempted(lambda: _downloaded(report, repository, commit, name))), name)
+        sha256, oid, size = hashes(path)
         expected, got = (facts["sha256"], sha256) if facts["sha256"] else (facts["oid"], oid)
         if got == expected:
-            return {BYTES: size, SHA256: sha256, PLACE: str(place)}
-        place.resolve().unlink()
-        place.unlink(missing_ok=True)
+            return {BYTES: size, SHA256: sha256, PLACE: str(path)}
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
     raise ReleaseError(f"{name}: expected the hash {expected}, got {got} twice")
 
 
-def _released(place: Path, name: str) -> Path:
+def _released(path: Path, name: str) -> Path:
     """Return the place of a file in the cache; raise CheckpointError if it is a link out of the cache."""
-    return released_file(place.parents[name.count("/")], name)
+    return released_file(path.parents[name.count("/")], name)
 
 
 def _downloaded(report: Report, repository: str, commit: str, name: str) -> str:

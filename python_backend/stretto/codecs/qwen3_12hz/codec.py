@@ -47,7 +47,7 @@ class Encoder(nn.Module):
 
 
 # Used only in training, to learn the codebook entries.
-NOT_SERVED = {f"decoder.quantizer.{part}.input_proj.weight" for part in ("rvq_first", "rvq_rest")}
+NOT_SERVED = {f"decoder.quantizer.{quantiser}.input_proj.weight" for quantiser in ("rvq_first", "rvq_rest")}
 
 
 class Qwen3Codec(nn.Module):
@@ -83,7 +83,7 @@ class Qwen3Codec(nn.Module):
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
-        codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
+        codes, first = (tensor.to(window.state.device) for tensor in (window.codes[:, :, window.left :], window.first))
         memory = Memory(window.state, first, codes.shape[2], rows=window.rows)
         pcm = self.decoder(codes, first, memory)
         assert memory.is_complete, "every layer has stored its state"

@@ -104,8 +104,10 @@ class DecoderShape(TransformerShape):
         missing = [field.name for field in fields(cls) if field.name not in record]
         if missing:
             raise ValueError(f"decoder_config lacks {', '.join(missing)}")
-        given = {field.name: record[field.name] for field in fields(cls)}
-        values: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in given.items()}
+        published = {field.name: record[field.name] for field in fields(cls)}
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in published.items()
+        }
         return cls(**values)
 
     @property
@@ -142,7 +144,11 @@ class Qwen3CodecConfig:
             "encoder_config.frame_rate": (encoder.frame_rate * decoder.hop, record["output_sample_rate"]),
             "encoder_config.upsampling_ratios": (2 * prod(encoder.upsampling_ratios or ()), decoder.hop),
         }
-        odd = [f"{name} is {found} instead of {given}" for name, (found, given) in pairs.items() if found != given]
+        odd = [
+            f"{name} is {actual} instead of {expected}"
+            for name, (actual, expected) in pairs.items()
+            if actual != expected
+        ]
         if encoder.num_quantizers < decoder.num_quantizers:
             odd.append(f"encoder_config.num_quantizers is {encoder.num_quantizers}, below {decoder.num_quantizers}")
         if encoder.audio_channels != 1:
@@ -216,7 +222,7 @@ class Attention(nn.Module):
         )
         key = memory.recall(rotated(key, rotation), self.before, time=1)
         value = memory.recall(value, self.before, time=1)
-        query, key, value = (each.transpose(1, 2) for each in (rotated(query, rotation), key, value))
+        query, key, value = (projected.transpose(1, 2) for projected in (rotated(query, rotation), key, value))
         seen = F.scaled_dot_product_attention(query, key, value, is_seen, enable_gqa=self.is_grouped)
         return self.o_proj(seen.transpose(1, 2).flatten(2))
 
@@ -390,7 +396,7 @@ class Codebooks(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Return the latents [B, C, n] for codes [B, K, n], which belong to the first K codebooks."""
-        entries = [book(each) for book, each in zip(self.books, codes.unbind(1), strict=False)]
+        entries = [book(indices) for book, indices in zip(self.books, codes.unbind(1), strict=False)]
         return self.output_proj(torch.stack(entries).sum(0).transpose(1, 2))
 
 

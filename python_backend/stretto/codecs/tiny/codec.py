@@ -165,9 +165,9 @@ def spectra(values: Tensor, pulse_spectra: Tensor, noise_spectra: Tensor) -> Ten
     voiced, turn, free, phase, noisy = values.unflatten(-1, (5, BINS)).unbind(-2)
     steady = torch.sigmoid(noisy)  # amplitude of the part with a known phase
     voiced_gain = torch.polar(voiced.clamp(max=MAX_LOG).exp(), math.pi * torch.tanh(turn))
-    known = torch.polar(steady, phase)
-    rest = known + (1 - steady * steady).clamp(min=1e-6).sqrt() * noise_spectra
-    return voiced_gain * pulse_spectra + free.clamp(max=MAX_LOG).exp() * rest
+    steady_part = torch.polar(steady, phase)
+    free_part = steady_part + (1 - steady * steady).clamp(min=1e-6).sqrt() * noise_spectra
+    return voiced_gain * pulse_spectra + free.clamp(max=MAX_LOG).exp() * free_part
 
 
 def depthwise(conv: nn.Conv1d, hidden: Tensor) -> Tensor:
@@ -320,8 +320,8 @@ class Decoder(nn.Module):
 
     def pitch(self, vectors: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return log pitch (natural logarithm of Hz) and voicing logit, [B, 2, T * HOPS], and the trunk's state."""
-        found, after = self.pitch_trunk(vectors, state)
-        log_hz, voicing = found.transpose(1, 2).unbind(1)
+        output, after = self.pitch_trunk(vectors, state)
+        log_hz, voicing = output.transpose(1, 2).unbind(1)
         return torch.stack([log_hz + 5.3, voicing], 1), after  # e ** 5.3 Hz is about the voice's mean
 
     def noise_spectra(self, position: Tensor, hops: int, dtype: torch.dtype) -> Tensor:
@@ -355,22 +355,22 @@ class Decoder(nn.Module):
             position: Index in the utterance of the first sample, int64 [B].
             state: State after the frames before, float64 [B, state_size].
         """
-        trunk, pitch_trunk, last, phase, train, rest = state.split(self.sizes, 1)
+        trunk, pitch_trunk, last, phase, train, overlap = state.split(self.sizes, 1)
         dtype = self.trunk.enter.weight.dtype
         values, trunk = self.trunk(vectors.to(dtype), trunk)
-        found, pitch_trunk = self.pitch(vectors, pitch_trunk)
-        voiced = (found[:, 1] + 0.5).clamp(0, 1)
-        curve = torch.stack([found[:, 0].exp().clamp(LOWEST_HZ, HIGHEST_HZ), voiced], 1)
+        pitch, pitch_trunk = self.pitch(vectors, pitch_trunk)
+        voiced = (pitch[:, 1] + 0.5).clamp(0, 1)
+        curve = torch.stack([pitch[:, 0].exp().clamp(LOWEST_HZ, HIGHEST_HZ), voiced], 1)
         curve = torch.cat([last.unflatten(1, (2, 2)), curve], 2)
-        pitch_hz, voicing = (upsample(each, self.neighbours) for each in curve.unbind(1))
+        pitch_hz, voicing = (upsample(values_at_hops, self.neighbours) for values_at_hops in curve.unbind(1))
         pitch_hz = pitch_hz.clamp(min=LOWEST_HZ)  # the state of a new utterance has no pitch
         phases = cycles(pitch_hz) + phase
         train = torch.cat([train, pulses(phases[:, :-1], pitch_hz) * voicing], 1)
         noise = self.noise_spectra(position, values.shape[1], dtype)
         spectrum = spectra(values, self.pulse_spectra(train, dtype), noise)
-        samples, rest = self.overlap(spectrum, rest.to(dtype))
-        after = [trunk, pitch_trunk, curve[:, :, -2:].flatten(1), phases[:, -1:] % 1.0, train[:, -OVERLAP:], rest]
-        return samples, torch.cat([each.double() for each in after], 1)
+        samples, overlap = self.overlap(spectrum, overlap.to(dtype))
+        after = [trunk, pitch_trunk, curve[:, :, -2:].flatten(1), phases[:, -1:] % 1.0, train[:, -OVERLAP:], overlap]
+        return samples, torch.cat([tensor.double() for tensor in after], 1)
 
 
 CONFIG_FILE = "codec.json"
