@@ -67,8 +67,8 @@ def key_headers(server: str, directory: Path = DIRECTORY) -> dict[str, str]:
         return {}
     files = directory.glob(f"stretto_launch_*.run/key-{port}")
     try:
-        found = {path.stat().st_mtime_ns: path for path in files if ours(path)}
-        return {HEADER: found[max(found)].read_text()} if found else {}
+        by_time = {path.stat().st_mtime_ns: path for path in files if ours(path)}
+        return {HEADER: by_time[max(by_time)].read_text()} if by_time else {}
     except FileNotFoundError:  # the server has just stopped
         return {}
 
@@ -443,6 +443,6 @@ class SpeechClient:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()

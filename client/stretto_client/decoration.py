@@ -131,13 +131,13 @@ class FaceFilter:
     def add(self, piece: str) -> str:
         """Add a piece of text; return the text that is ready."""
         ready = list[str]()
-        for part in re.split(r"(\s+)", piece):
-            if part.isspace():
-                ready += [self.end(), part]
+        for token in re.split(r"(\s+)", piece):
+            if token.isspace():
+                ready += [self.end(), token]
             elif self._is_word:
-                ready.append(part)
-            elif part:
-                ready.append(self._begun(part))
+                ready.append(token)
+            elif token:
+                ready.append(self._begun(token))
         return "".join(ready)
 
     def end(self) -> str:
@@ -149,8 +149,8 @@ class FaceFilter:
             return token
         return DECORATION + token[len(token.rstrip(PUNCTUATION)) :]
 
-    def _begun(self, part: str) -> str:
-        self._token += part
+    def _begun(self, word: str) -> str:
+        self._token += word
         start = self._token[: MAX_FACE_CHARS + 1]
         if len(start) <= MAX_FACE_CHARS and not WORD.search(start) and not has_neighbours(start):
             return ""

@@ -103,8 +103,8 @@ def from_text(message: str) -> ClientError:
     by_model = BY_MODEL.match(message)
     if by_model:
         return KINDS[by_model[1]](by_model[2])
-    kind = next((kind for words, kind in BY_TRITON.items() if words in message), ServerFailed)
-    return kind(message)
+    error_class = next((error_class for words, error_class in BY_TRITON.items() if words in message), ServerFailed)
+    return error_class(message)
 
 
 def from_rpc(error: grpc.RpcError, server: str) -> ClientError:
@@ -127,5 +127,5 @@ def _from_status(status: grpc.StatusCode, message: str, server: str) -> ClientEr
         return ServerUnavailable("the server ended the call while a request was being sent")
     if "message larger than max" in message:  # gRPC uses the same status for this and for a full server
         return RequestRefused(message)
-    kind = ServerUnavailable if NOT_LOADED in message else BY_STATUS.get(status, ServerFailed)
-    return kind(message)
+    error_class = ServerUnavailable if NOT_LOADED in message else BY_STATUS.get(status, ServerFailed)
+    return error_class(message)

@@ -244,10 +244,10 @@ class LatexFilter:
             at = start
             if sign is None:
                 break
-            found = formula_at(text, at, self._last, is_last)
-            if found is None:
+            formula = formula_at(text, at, self._last, is_last)
+            if formula is None:
                 break
-            end, words = found
+            end, words = formula
             ready.append(words)
             self._last = text[end - 1]
             at = end
@@ -267,40 +267,40 @@ def formula_at(text: str, at: int, before: str, is_last: bool) -> Formula | None
         before: Character before it; empty at the beginning.
         is_last: True if no text follows.
     """
-    rest = text[at : at + MAX_MATH_CHARS]
-    may_grow = not is_last and len(rest) < MAX_MATH_CHARS
-    if may_grow and BEGUN.fullmatch(rest):
+    window = text[at : at + MAX_MATH_CHARS]
+    may_grow = not is_last and len(window) < MAX_MATH_CHARS
+    if may_grow and BEGUN.fullmatch(window):
         return None
-    if rest[:2] in DISPLAYED:
-        return _delimited(rest, at, rest[:2], DISPLAYED[rest[:2]], may_grow)
-    if rest[0] == "$":
-        return _inline(rest, at, may_grow)
-    if environment := ENVIRONMENT_OPENING.match(rest):
-        return _delimited(rest, at, environment.group(), f"\\end{{{environment[1]}}}", may_grow)
-    if may_grow and rest.startswith("\\begin") and "}" not in rest:
+    if window[:2] in DISPLAYED:
+        return _delimited(window, at, window[:2], DISPLAYED[window[:2]], may_grow)
+    if window[0] == "$":
+        return _inline(window, at, may_grow)
+    if environment := ENVIRONMENT_OPENING.match(window):
+        return _delimited(window, at, environment.group(), f"\\end{{{environment[1]}}}", may_grow)
+    if may_grow and window.startswith("\\begin") and "}" not in window:
         return None
-    if prose := PROSE_COMMAND.match(rest):
+    if prose := PROSE_COMMAND.match(window):
         return at + prose.end(), prose["words"] or ""
-    if may_grow and BEGUN_PROSE_COMMAND.fullmatch(rest):
+    if may_grow and BEGUN_PROSE_COMMAND.fullmatch(window):
         return None
-    command = COMMAND.match(rest)
+    command = COMMAND.match(window)
     if command is None or command[1] not in BARE or before.isalnum() or before in tuple(":\\/."):
-        literal = 2 if rest[:2] == "\\\\" else 1
-        return at + literal, rest[:literal]
-    return _bare(rest, at, may_grow)
+        literal = 2 if window[:2] == "\\\\" else 1
+        return at + literal, window[:literal]
+    return _bare(window, at, may_grow)
 
 
-def _delimited(rest: str, at: int, opening: str, closing: str, may_grow: bool) -> Formula | None:
-    end = rest.find(closing, len(opening))
-    math = rest[len(opening) : end if end >= 0 else None]
+def _delimited(window: str, at: int, opening: str, closing: str, may_grow: bool) -> Formula | None:
+    end = window.find(closing, len(opening))
+    math = window[len(opening) : end if end >= 0 else None]
     if is_prose(math) or (end < 0 and not may_grow):
         return at + len(opening), opening
     return (at + end + len(closing), spoken(math)) if end >= 0 else None
 
 
-def _inline(rest: str, at: int, may_grow: bool) -> Formula | None:
-    line = rest[:MAX_INLINE_CHARS].partition("\n")[0]
-    may_grow = may_grow and len(line) == len(rest)
+def _inline(window: str, at: int, may_grow: bool) -> Formula | None:
+    line = window[:MAX_INLINE_CHARS].partition("\n")[0]
+    may_grow = may_grow and len(line) == len(window)
     end = INLINE_END.search(line, 2)
     if end is not None and may_grow and end.end() == len(line):
         return None  # a digit may follow
@@ -310,11 +310,11 @@ def _inline(rest: str, at: int, may_grow: bool) -> Formula | None:
     return None if end is None else (at + end.end(), spoken(math))
 
 
-def _bare(rest: str, at: int, may_grow: bool) -> Formula | None:
+def _bare(window: str, at: int, may_grow: bool) -> Formula | None:
     """Read a formula without delimiters, up to a space outside braces."""
-    size = min(len(rest), MAX_INLINE_CHARS)
+    size = min(len(window), MAX_INLINE_CHARS)
     depth = 0
-    for index, character in enumerate(rest[:size]):
+    for index, character in enumerate(window[:size]):
         depth += {"{": 1, "}": -1}.get(character, 0)
         if depth <= 0 and character.isspace():
             size = index
@@ -322,6 +322,6 @@ def _bare(rest: str, at: int, may_grow: bool) -> Formula | None:
     else:
         if may_grow and size < MAX_INLINE_CHARS:
             return None
-    math = rest[:size]
+    math = window[:size]
     core = math.rstrip(".,;:!?")
     return at + size, spoken(core) + math[len(core) :]

@@ -195,14 +195,14 @@ async def speak_live(speak: Speak, write: Write, pieces: AsyncIterable[str], ite
 
 
 async def _write_all(write: Write, session: str, unread: UnreadText) -> None:
-    part = 0
+    number = 0
     while True:
         text = await unread.pop(MAX_PART_CHARS, STILL_THERE_S)
         is_last = unread.is_complete
-        await write(session, part, text, is_last)
+        await write(session, number, text, is_last)
         if is_last:
             return
-        part += 1
+        number += 1
 
 
 async def speak_clauses(
@@ -257,8 +257,8 @@ async def clauses_of(unread: UnreadText, max_chars: int) -> AsyncIterator[str]:
     while not unread.is_complete:
         held += await unread.pop(max_chars)
         *ended, held = held.split(PAUSE)
-        for part in ended:
-            for clause in filter(is_spoken, split(part, max_chars)):
+        for piece in ended:
+            for clause in filter(is_spoken, split(piece, max_chars)):
                 yield clause
             yield PAUSE
             has_paused = True
@@ -401,7 +401,7 @@ class LiveSession:
             try:
                 await parts.write_audio(session, self._number, (pcm, self._unread.sample_rate), is_last)
             except RequestRefused as error:
-                accepted = tuple(each.format(self._number + 1) for each in ACCEPTED)
+                accepted = tuple(template.format(self._number + 1) for template in ACCEPTED)
                 if not (is_again and str(error).startswith(accepted)):
                     raise
             self._pending = None

@@ -57,10 +57,10 @@ def first_sentences(text: str, max_chars: int) -> tuple[str, str]:
     Nothing is dropped, not even whitespace.
     """
     sentences: list[str] = segment(RULES, text)
-    rest = sentences[-1] if sentences else ""
-    while len(rest) > max_chars:
-        rest = rest[_first_end(rest, max_chars) :]
-    return text[: len(text) - len(rest)], rest
+    tail = sentences[-1] if sentences else ""
+    while len(tail) > max_chars:
+        tail = tail[_first_end(tail, max_chars) :]
+    return text[: len(text) - len(tail)], tail
 
 
 def halve(text: str) -> list[str]:
@@ -73,8 +73,8 @@ def _blocks(text: str) -> Iterator[str]:
     start = 0
     while len(text) - start > MAX_BLOCK_CHARS:
         latest = start + MAX_BLOCK_CHARS
-        ends = ([found.end() for found in place.finditer(text, start, latest)] for place in BLOCK_ENDS)
-        end = next((found[-1] for found in ends if found), latest)
+        ends = ([match.end() for match in pattern.finditer(text, start, latest)] for pattern in BLOCK_ENDS)
+        end = next((positions[-1] for positions in ends if positions), latest)
         yield text[start:end]
         start = end
     yield text[start:]
@@ -82,8 +82,8 @@ def _blocks(text: str) -> Iterator[str]:
 
 def _first_end(text: str, max_chars: int) -> int:
     """Return the end of the first piece of an overlong sentence, including the space after it."""
-    ends = ([found.end() for found in place.finditer(text, 0, max_chars + 1)] for place in PLACES)
-    return next((found[-1] for found in ends if found), max_chars)
+    ends = ([match.end() for match in pattern.finditer(text, 0, max_chars + 1)] for pattern in PLACES)
+    return next((positions[-1] for positions in ends if positions), max_chars)
 
 
 def _cut(text: str, max_chars: int, places: Sequence[re.Pattern[str]]) -> Iterator[str]:
@@ -94,8 +94,8 @@ def _cut(text: str, max_chars: int, places: Sequence[re.Pattern[str]]) -> Iterat
     if len(text) <= max_chars:
         yield text
     elif places:
-        for part in _packed((part for part in places[0].split(text) if part), max_chars):
-            yield from _cut(part, max_chars, places[1:])
+        for piece in _packed((piece for piece in places[0].split(text) if piece), max_chars):
+            yield from _cut(piece, max_chars, places[1:])
     else:
         yield from (text[start : start + max_chars] for start in range(0, len(text), max_chars))
 
@@ -392,21 +392,21 @@ async def cut(
     tags = None
     alphabets = tuple[str, ...]()
     with suppress(ValueError):
-        known = await profile()
-        max_chars = known.max_text_chars
-        reads_latin_only = "transliterate" in known.options
-        tags = known.tags
-        alphabets = known.phonemes
+        model = await profile()
+        max_chars = model.max_text_chars
+        reads_latin_only = "transliterate" in model.options
+        tags = model.tags
+        alphabets = model.phonemes
     reader = open_reader(markup, tags, alphabets, rates)
     parts = await read_parts(text, reader) if has_marks(text, markup) else [text]
     pieces: Parts = []
-    for part in parts:
-        if not isinstance(part, str) or not max_chars or len(part) <= max_chars:
-            pieces.append(part)
-        elif len(part) <= MAX_BLOCK_CHARS:
-            pieces += split(part, max_chars) or [part]
+    for fragment in parts:
+        if not isinstance(fragment, str) or not max_chars or len(fragment) <= max_chars:
+            pieces.append(fragment)
+        elif len(fragment) <= MAX_BLOCK_CHARS:
+            pieces += split(fragment, max_chars) or [fragment]
         else:  # in the thread for long texts, because 100,000 characters may take 0.3 s
-            pieces += await READING.run(split, part, max_chars) or [part]
+            pieces += await READING.run(split, fragment, max_chars) or [fragment]
     transliteration = await READING.run(Transliteration, text) if reads_latin_only else None
     if check is not None and transliteration is not None and transliteration.is_foreign:
         later = [piece for piece in pieces[1:] if isinstance(piece, str)]
@@ -451,10 +451,10 @@ def transliterated(speak: Speak, transliteration: Transliteration | None, text: 
 def with_phonemes(speak: Speak, reader: MarkupReader, text: str, **options: Any) -> SpeechStream:
     """Speak a clause with the phonemes that SSML gives for its words."""
     ssml = ssml_reader(reader)
-    found = {} if ssml is None else {word: value for word, value in ssml.pronunciations.items() if word in text}
-    if ssml is not None and ssml.pronunciations and not found:
+    marked = {} if ssml is None else {word: value for word, value in ssml.pronunciations.items() if word in text}
+    if ssml is not None and ssml.pronunciations and not marked:
         text = text.translate(MARKS)  # a phrase that was cut is spoken without its phonemes
-    return speak(text, **options, pronunciations=found) if found else speak(text, **options)
+    return speak(text, **options, pronunciations=marked) if marked else speak(text, **options)
 
 
 class LongSpeech(ProducedSpeech):
@@ -528,15 +528,15 @@ async def placed_events(
 
     `tries` is passed to `events_in_turn`.
     """
-    found = None
+    placed = None
     has_begun = False
     begin = partial(speak, text, piece=piece) if piece else partial(speak, text)
     async with aclosing(events_in_turn(begin, tries)) as events:
         async for event in events:
             if not (has_begun or piece):  # the first piece has passed the places of the whole text
-                found = places.find(text)
+                placed = places.find(text)
             has_begun = True
-            yield event if found is None else found.moved(event)
+            yield event if placed is None else placed.moved(event)
 
 
 async def events_of(
@@ -547,14 +547,14 @@ async def events_of(
     `tries` is passed to `events_in_turn`, except for the first piece of an utterance that has not begun.
     """
     piece = 0
-    more = True
+    goes_on = True
     try:
-        while more:
-            more = False
+        while goes_on:
+            goes_on = False
             patience = tries if has_begun or piece else once
             async with aclosing(placed_events(speak, text, places, patience, piece)) as events:
                 async for event in events:
-                    more = has_more(event, piece)
+                    goes_on = has_more(event, piece)
                     yield event
             piece += 1
     except RequestRefused as refusal:

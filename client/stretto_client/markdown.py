@@ -53,12 +53,12 @@ WHOLE_LINE = re.compile(r"[ \t]*(?:\||```|~~~|#{1,6}[ \t]|\[[^\]]*$|\[[^\]]*\](?
 
 def _url(state: StateInline, silent: bool) -> bool:
     """Parse a bare URL as text, so that its underscores are not emphasis (a rule of markdown-it)."""
-    found = URL_REST.match(state.src, state.pos) if state.pending.endswith(("http", "https")) else None
-    if found is None:
+    match = URL_REST.match(state.src, state.pos) if state.pending.endswith(("http", "https")) else None
+    if match is None:
         return False
     if not silent:
-        state.pending += found.group()
-    state.pos = found.end()
+        state.pending += match.group()
+    state.pos = match.end()
     return True
 
 
@@ -206,59 +206,59 @@ class MarkdownReader:
         if not is_whole and not is_long and UNDECIDED.fullmatch(line):
             return False
         kinds, start = self._prefixes(line)
-        rest = self._line[start:]
-        if not is_whole and not is_long and WHOLE_LINE.match(rest):
+        tail = self._line[start:]
+        if not is_whole and not is_long and WHOLE_LINE.match(tail):
             return False
         self._in_text = True
-        if not rest.strip() and "item" not in kinds:
+        if not tail.strip() and "item" not in kinds:
             self._close()
             self._ended = ""
             if start:
-                rest = ""
-        elif (is_block := not is_long and self._whole_line(rest)) or kinds or NUMBERED.match(rest):
-            kind = "item" if "item" in kinds or not kinds else "quote"
-            if kind == "item" or self._block != kind:
+                tail = ""
+        elif (is_block := not is_long and self._whole_line(tail)) or kinds or NUMBERED.match(tail):
+            block = "item" if "item" in kinds or not kinds else "quote"
+            if block == "item" or self._block != block:
                 self._close()
                 self._ended = ""
             else:
                 self._ended = None
             if is_block:
-                self._read_block(rest)
-                rest = ""
+                self._read_block(tail)
+                tail = ""
             else:
-                self._block = kind
+                self._block = block
         elif self._block == "quote":
             self._close()
-        elif self._block and rest[:1].isspace():  # an item goes on
+        elif self._block and tail[:1].isspace():  # an item goes on
             self._ended = None
-        self._line = rest
+        self._line = tail
         return True
 
     def _prefixes(self, line: str) -> tuple[set[str], int]:
         """Return the kinds of quote and item marks at the beginning of a line, and their end."""
         kinds = set[str]()
         start = 0
-        while not RULE.fullmatch(line, start) and (found := PREFIX.match(line, start)):
-            kinds.add(str(found.lastgroup))
-            start = found.end()
+        while not RULE.fullmatch(line, start) and (match := PREFIX.match(line, start)):
+            kinds.add(str(match.lastgroup))
+            start = match.end()
         return kinds, start
 
     def _whole_line(self, line: str) -> bool:
         kinds = (RULE, DELIMITER_ROW, HEADING, FENCE, ROW, DEFINITION)
-        return any(kind.fullmatch(line) for kind in kinds)
+        return any(pattern.fullmatch(line) for pattern in kinds)
 
     def _read_block(self, line: str) -> None:
         """Process a line that forms a block."""
         if RULE.fullmatch(line) or DELIMITER_ROW.fullmatch(line) or DEFINITION.fullmatch(line):
             self._stop()
-        elif found := FENCE.fullmatch(line):
-            self._fence = found["mark"]
+        elif match := FENCE.fullmatch(line):
+            self._fence = match["mark"]
         else:
-            found = HEADING.fullmatch(line)
-            if found is not None:
-                self._put(self._inline(found["title"] or ""))
-            elif found := ROW.fullmatch(line):
-                cells = (self._inline(cell.strip()) for cell in re.split(r"(?<!\\)\|", found["cells"]))
+            match = HEADING.fullmatch(line)
+            if match is not None:
+                self._put(self._inline(match["title"] or ""))
+            elif match := ROW.fullmatch(line):
+                cells = (self._inline(cell.strip()) for cell in re.split(r"(?<!\\)\|", match["cells"]))
                 self._put(", ".join(cell for cell in cells if cell))
             self._stop()
 
@@ -281,13 +281,13 @@ class MarkdownReader:
         """Process the complete parts of the line: words, and characters of scripts without spaces."""
         pos = 0
         while pos < len(self._line):
-            found = ATOM.match(self._line, pos)
-            assert found is not None, self._line
-            atom = found.group()
+            match = ATOM.match(self._line, pos)
+            assert match is not None, self._line
+            atom = match.group()
             is_ended = len(atom) == MAX_HELD_CHARS or END_OF_ATOM.match(atom[-1])
-            if found.end() == len(self._line) and not is_whole and not is_ended:
+            if match.end() == len(self._line) and not is_whole and not is_ended:
                 break  # the rest of it may follow
-            pos = found.end()
+            pos = match.end()
             self._atom(atom)
         self._line = self._line[pos:]
         if is_whole:

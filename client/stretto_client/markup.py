@@ -73,8 +73,8 @@ def open_reader(
 
 def ssml_reader(reader: MarkupReader | None) -> SsmlReader | None:
     """Return `reader`, or the reader inside it, if it reads SSML; otherwise None."""
-    found = reader.inner if isinstance(reader, AutoReader) else reader
-    return found if isinstance(found, SsmlReader) else None
+    inner = reader.inner if isinstance(reader, AutoReader) else reader
+    return inner if isinstance(inner, SsmlReader) else None
 
 
 def has_marks(text: str, markup: Markup = "auto") -> bool:
@@ -153,14 +153,14 @@ async def read_text(text: str, markup: Markup, tags: Collection[str] | None = No
 
 async def read_parts(text: str, reader: MarkupReader) -> Parts:
     """Return the parts of a text as in `read_text`, using a new `reader`."""
-    spoken = "".join([part async for part in read_slices(text, reader)]) + reader.end()
+    spoken = "".join([token async for token in read_slices(text, reader)]) + reader.end()
     parts: Parts = []
-    for part in re.split(f"({PAUSE})", spoken):
-        if part == PAUSE and reader.pauses:
+    for token in re.split(f"({PAUSE})", spoken):
+        if token == PAUSE and reader.pauses:
             parts.append(reader.pauses.popleft())
-        elif is_spoken(part):
-            parts.append(part.strip())
-    if not any(isinstance(part, str) for part in parts):
+        elif is_spoken(token):
+            parts.append(token.strip())
+    if not any(isinstance(token, str) for token in parts):
         raise RequestRefused("text: expected text to speak, got only markup")
     return parts
 
@@ -171,8 +171,8 @@ async def read_slices(piece: str, reader: MarkupReader | TagFilter) -> AsyncIter
         yield reader.add(piece)
         return
     for begin in range(0, len(piece), SLICE_CHARS):
-        part = piece[begin : begin + SLICE_CHARS]
-        yield await READING.run(reader.add, part)
+        slice_ = piece[begin : begin + SLICE_CHARS]
+        yield await READING.run(reader.add, slice_)
 
 
 async def read_pieces(pieces: AsyncIterable[str], reader: MarkupReader) -> AsyncIterator[str]:
@@ -194,8 +194,8 @@ async def without_pauses(pieces: AsyncIterable[str]) -> AsyncIterator[str]:
     last = ""
     async for piece in pieces:
         text = ""
-        for part in re.split(f"({PAUSE})", piece):
-            text += full_stop(last) + " " if part == PAUSE else part
+        for token in re.split(f"({PAUSE})", piece):
+            text += full_stop(last) + " " if token == PAUSE else token
             last = last_sign(text) or last
         yield text
 

@@ -144,39 +144,41 @@ class ModelProfile:
         return next((task for task in self.tasks if task.name == name), None)
 
 
-def _read(kind: type[Profile], record: Any, path: str, own: dict[str, Callable[[Any, str], Any]]) -> Profile:
+def _read(
+    profile_class: type[Profile], record: Any, path: str, readers: dict[str, Callable[[Any, str], Any]]
+) -> Profile:
     """Create a dataclass from the fields of a JSON object.
 
     Args:
-        kind: The dataclass.
+        profile_class: The dataclass.
         record: JSON value.
         path: Path of the object in error messages.
-        own: Functions that read fields that are not plain values, keyed by field name.
+        readers: Functions that read fields that are not plain values, keyed by field name.
     """
     if not isinstance(record, dict):
         raise ValueError(f"{path}: expected an object, got {_shown(record)}")
     values: dict[str, Any] = {}
-    for field in fields(kind):
+    for field in fields(profile_class):
         where = f"{path}.{field.name}"
         if field.name in record:
-            read = own.get(field.name) or READERS[field.type]
+            read = readers.get(field.name) or READERS[field.type]
             values[field.name] = read(record[field.name], where)
         elif field.default is MISSING:
             raise ValueError(f"{where}: expected a value, got none")
-    return kind(**values)
+    return profile_class(**values)
 
 
 def _tasks(value: Any, path: str) -> tuple[TaskProfile, ...]:
     if not isinstance(value, list):
         raise ValueError(f"{path}: expected a list, got {_shown(value)}")
-    return tuple(TaskProfile.from_record(each, f"{path}[{index}]") for index, each in enumerate(value))
+    return tuple(TaskProfile.from_record(record, f"{path}[{index}]") for index, record in enumerate(value))
 
 
-def _checker(what: str, fits: Callable[[Any], bool], made: Callable[[Any], Any]) -> Callable[[Any, str], Any]:
+def _checker(what: str, fits: Callable[[Any], bool], convert: Callable[[Any], Any]) -> Callable[[Any, str], Any]:
     def read(value: Any, path: str) -> Any:
         if not fits(value):
             raise ValueError(f"{path}: expected {what}, got {_shown(value)}")
-        return made(value)
+        return convert(value)
 
     return read
 
@@ -186,7 +188,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_list_of_text(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _shown(value: Any) -> str:

@@ -41,28 +41,28 @@ class PartStream:
         self._requests: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()  # None ends the stream
         self._responses: Any = None
 
-    async def write(self, session: str, part: int, text: str, is_last: bool) -> None:
+    async def write(self, session: str, number: int, text: str, is_last: bool) -> None:
         """Send the next part of a text, and wait until the server has accepted it.
 
         Args:
             session: Session id of the utterance.
-            part: Number of the part, from 0.
+            number: Number of the part, from 0.
             text: Text of the part.
             is_last: True if the text ends with this part.
 
         Raises:
             ClientError: The server did not accept the part.
         """
-        await self._send(strings(text=text, session=session_json(session, part, is_last)))
+        await self._send(strings(text=text, session=session_json(session, number, is_last)))
 
-    async def write_audio(self, session: str, part: int, audio: tuple[NDArray[Any], int], is_last: bool) -> None:
+    async def write_audio(self, session: str, number: int, audio: tuple[NDArray[Any], int], is_last: bool) -> None:
         """Send the next part of live audio, and wait until the server has accepted it.
 
         The server acknowledges the part once at most 2 s of the audio are still unread by the model.
 
         Args:
             session: Session id of the utterance.
-            part: Number of the part, from 0.
+            number: Number of the part, from 0.
             audio: Samples [n], where n may be 0, and their rate in Hz.
             is_last: True if the audio ends with this part.
 
@@ -70,7 +70,7 @@ class PartStream:
             ClientError: The server did not accept the part.
         """
         inputs = audio_inputs(audio) if len(audio[0]) else []
-        await self._send([*inputs, *strings(session=session_json(session, part, is_last))])
+        await self._send([*inputs, *strings(session=session_json(session, number, is_last))])
 
     async def _send(self, inputs: list[InferInput]) -> None:
         self._requests.put_nowait({"model_name": self._model, "inputs": inputs})
@@ -101,6 +101,6 @@ class PartStream:
             self._responses.cancel()
 
 
-def session_json(session: str, part: int, is_last: bool) -> str:
+def session_json(session: str, number: int, is_last: bool) -> str:
     """Return the content of the tensor `session` for a part."""
-    return json.dumps({"id": session, "part": part, "is_last": is_last})
+    return json.dumps({"id": session, "part": number, "is_last": is_last})

@@ -45,15 +45,15 @@ class Places:
         at = self._at
         stop = self._at + MAX_SKIPPED_CHARS
         for _ in range(MAX_SKIPPED + 1):
-            found = TOKEN.search(source, at, stop)
-            if found is None:
+            match = TOKEN.search(source, at, stop)
+            if match is None:
                 return None
-            at = found.end()
-            if found["run"] == run:
+            at = match.end()
+            if match["run"] == run:
                 self._at = at
-                return found.start()
-            if found["block"]:
-                end = source.find(f"</{found['block']}>", at)
+                return match.start()
+            if match["block"]:
+                end = source.find(f"</{match['block']}>", at)
                 stop += (len(source) if end < 0 else end) - at
                 at = len(source) if end < 0 else end
         return None

@@ -48,8 +48,8 @@ class PlainReader:
         self._held = ""
         at = 0
         while at < len(text):
-            found = BREAK.search(text, at)
-            stop = found.start() if found else len(text) - (text.endswith("\r") and not is_last)
+            match = BREAK.search(text, at)
+            stop = match.start() if match else len(text) - (text.endswith("\r") and not is_last)
             self._line = (self._line + text[at:stop])[:MAX_LINE_CHARS]
             self._last = last_sign(text[at:stop]) or self._last
             ready.append(text[at:stop])
@@ -67,9 +67,9 @@ class PlainReader:
         added = full_stop(self._last)
         if not added:
             return ""
-        found = FIRST_WORD.match(text, at)
+        match = FIRST_WORD.match(text, at)
         rest_of_text = text[at:] if is_last else ""
-        word = found.group() if found else rest_of_text
+        word = match.group() if match else rest_of_text
         if not word:
             return "" if is_last else None
         return added if ends.count("\n") > 1 or self._line_ends.is_complete(self._line, word) else ""

@@ -185,18 +185,18 @@ class AudioFile:
         self.path = path
         self.name = "standard output" if self._inherited == 1 else str(path)
         try:
-            found = _status(path if self._inherited is None else self._inherited)
+            status = _status(path if self._inherited is None else self._inherited)
         except OSError as error:
             raise self._named(error) from None
-        if found is not None and stat.S_ISDIR(found.st_mode):
+        if status is not None and stat.S_ISDIR(status.st_mode):
             raise ValueError(f"expected a file, got the folder {path}")
-        self._is_regular = found is None or stat.S_ISREG(found.st_mode)
+        self._is_regular = status is None or stat.S_ISREG(status.st_mode)
         suffix = path.suffix.lower()
         if suffix not in FORMATS and self._is_regular and self._inherited is None:
             raise ValueError(f"expected a file name that ends in one of {', '.join(FORMATS)}, got {path.name!r}")
         if not path.parent.is_dir():
             raise ValueError(f"there is no folder {path.parent}")
-        self.is_standard_output = _is_standard_output(found)
+        self.is_standard_output = _is_standard_output(status)
         self._suffix = suffix if suffix in FORMATS else ".wav"
         self._writer: Writer | None = None
 
@@ -238,12 +238,12 @@ def _status(file: Path | int) -> os.stat_result | None:
     return None
 
 
-def _is_standard_output(found: os.stat_result | None) -> bool:
+def _is_standard_output(status: os.stat_result | None) -> bool:
     """Return True if a file is that of standard output, unless it is the null device."""
-    if found is None or found.st_rdev == os.stat(os.devnull).st_rdev:
+    if status is None or status.st_rdev == os.stat(os.devnull).st_rdev:
         return False
     with suppress(OSError):  # standard output is closed
-        return os.path.samestat(found, os.fstat(1))
+        return os.path.samestat(status, os.fstat(1))
     return False
 
 

@@ -197,8 +197,8 @@ def audio_inputs(*audio: Audio, sharing: Sharing | None = None) -> list[InferInp
     Raises:
         ValueError: Samples are not mono floating-point numbers, or there is more than one array of samples.
     """
-    sampled = [each for each in audio if isinstance(each, tuple)]
-    tensors = _files("audio", [each for each in audio if not isinstance(each, tuple)], sharing)
+    sampled = [item for item in audio if isinstance(item, tuple)]
+    tensors = _files("audio", [item for item in audio if not isinstance(item, tuple)], sharing)
     if len(sampled) > 1:
         raise ValueError(f"expected files and at most one array of samples, got {len(sampled)}")
     for pcm, sample_rate in sampled:
@@ -235,7 +235,7 @@ def _tensor(name: str, array: NDArray[Any], dtype: str, sharing: Sharing | None 
         tensor.set_data_from_numpy(array)
         return tensor
     # Triton's string format: length in 4 bytes, then the string.
-    content = b"".join(struct.pack("<I", len(each)) + each for each in array) if dtype == "BYTES" else array.tobytes()
+    content = b"".join(struct.pack("<I", len(item)) + item for item in array) if dtype == "BYTES" else array.tobytes()
     data = np.frombuffer(content, np.uint8)
     region = sharing.region(len(data))
     region.write(data)

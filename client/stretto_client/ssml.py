@@ -155,11 +155,11 @@ class SsmlReader:
         if self._silent == self._depth:
             self._silent = 0
         elif self._say_as is not None and self._say_as[0] == self._depth:
-            _, kind, _ = self._say_as
+            _, interpretation, _ = self._say_as
             text = self._collected
             self._say_as = None
             self._collected = ""
-            self._add(say_as(text, kind))
+            self._add(say_as(text, interpretation))
         elif self._phoneme is not None and self._phoneme[0] == self._depth:
             _, alphabet, phonemes = self._phoneme
             text = self._collected
@@ -204,9 +204,9 @@ class SsmlReader:
             names = [] if self._reads(attributes) and not self._is_collecting else [name]
         elif name not in NEUTRAL and not is_reasoning(Tag("", name, False).block):
             names = [name]
-        for each in names:
-            if each[:MAX_NAME_CHARS] not in self.without_effect and len(self.without_effect) < MAX_NAMES:
-                self.without_effect.append(each[:MAX_NAME_CHARS])
+        for element in names:
+            if element[:MAX_NAME_CHARS] not in self.without_effect and len(self.without_effect) < MAX_NAMES:
+                self.without_effect.append(element[:MAX_NAME_CHARS])
 
     @staticmethod
     def _alphabet(attributes: dict[str, str]) -> str:
@@ -233,11 +233,11 @@ class SsmlReader:
         return text[: len(text) - len(text.lstrip())] + mark + word + text[len(text.rstrip()) :]
 
     def _parse_rate(self, text: str) -> float:
-        found = RATE.fullmatch(text.strip())
+        match = RATE.fullmatch(text.strip())
         rate = RATES.get(text.strip())
-        if found is not None:
-            rate = float(found[2]) / (100 if found[3] else 1)
-            rate = 1 + float(f"{found[1]}1") * rate if found[1] else rate
+        if match is not None:
+            rate = float(match[2]) / (100 if match[3] else 1)
+            rate = 1 + float(f"{match[1]}1") * rate if match[1] else rate
         if rate is None or not LEAST_RATE <= rate <= GREATEST_RATE:
             names = ", ".join(RATES)
             self._refuse(f"a prosody rate from {LEAST_RATE:.0%} to {GREATEST_RATE:.0%}, or {names}, in", text[:40])
@@ -264,10 +264,10 @@ class SsmlReader:
         if seconds is None:
             self._refuse(f"a break's strength among {', '.join(STRENGTHS_S)} in", attributes["strength"][:40])
         if "time" in attributes:
-            found = TIME.fullmatch(attributes["time"].strip())
-            if found is None:
+            match = TIME.fullmatch(attributes["time"].strip())
+            if match is None:
                 self._refuse("a break's time in s or ms in", attributes["time"][:40])
-            seconds = float(found[1]) / (1000 if found[2] == "ms" else 1)
+            seconds = float(match[1]) / (1000 if match[2] == "ms" else 1)
         if seconds > MAX_PAUSE_S:
             self._refuse(f"breaks of at most {MAX_PAUSE_S:g} s in", f"{seconds:g} s")
         self._pauses_s += seconds
@@ -289,7 +289,7 @@ class SsmlReader:
             self._last = last_sign(text) or self._last
 
 
-def say_as(text: str, kind: str) -> str:
+def say_as(text: str, interpretation: str) -> str:
     """Rewrite `text` so that it is spoken as `kind`, the value of `interpret-as` in SSML.
 
     Unknown kinds change nothing. Numbers get a form that every family reads correctly: thousands separators (except for
@@ -297,15 +297,17 @@ def say_as(text: str, kind: str) -> str:
     """
     digits = "".join(text.split()).replace(",", "")
     is_number = digits.isascii() and digits.isdigit() and len(digits) <= 15
-    if kind in SPELLED:
+    if interpretation in SPELLED:
         # A capital letter between spaces is a letter for every family; `a` would be an article.
-        capitals = (each.upper() if each.isascii() else each for each in text if not each.isspace())
+        capitals = (
+            character.upper() if character.isascii() else character for character in text if not character.isspace()
+        )
         return " ".join(capitals)
-    if kind == "telephone":
+    if interpretation == "telephone":
         return ", ".join(" ".join(group) for group in re.findall(r"\d+|[A-Za-z]+", text)) or text
-    if kind in ("cardinal", "number") and is_number:
+    if interpretation in ("cardinal", "number") and is_number:
         return f"{int(digits):,}"
-    if kind == "ordinal" and is_number:
+    if interpretation == "ordinal" and is_number:
         number = int(digits)
         suffix = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
         return f"{number}{suffix}"

@@ -95,10 +95,10 @@ def is_reasoning(name: str) -> bool:
 def tag_at(text: str, start: int) -> tuple[Tag | None, bool]:
     """Return the tag that begins at `start`, and whether more text could still complete one."""
     for complete, begun in ((TAG, BEGUN_TAG), (SPECIAL, BEGUN_SPECIAL), (BRACKETED, BEGUN_BRACKETED)):
-        if (found := complete.match(text, start)) is not None and len(found.group()) <= MAX_TAG_CHARS:
-            parts = found.groupdict()
+        if (match := complete.match(text, start)) is not None and len(match.group()) <= MAX_TAG_CHARS:
+            parts = match.groupdict()
             name = parts["name"] or parts.get("name2") or ""
-            return Tag(found.group(), name, bool(parts["slash"] or parts.get("slash2"))), False
+            return Tag(match.group(), name, bool(parts["slash"] or parts.get("slash2"))), False
         if len(text) - start <= MAX_TAG_CHARS and begun.fullmatch(text, start):
             return None, True
     return None, False
@@ -161,8 +161,8 @@ class TagFilter:
             elif MAY_BEGIN.match(text, at):
                 after = self._after_mark(text, at, is_last)
             else:
-                found = MAY_BEGIN.search(text, at)
-                after = found.start() if found else len(text)
+                match = MAY_BEGIN.search(text, at)
+                after = match.start() if match else len(text)
                 self._put(text[at:after])
             if after is None:
                 break
@@ -178,11 +178,11 @@ class TagFilter:
     def _after_mark(self, text: str, at: int, is_last: bool) -> int | None:
         """Read what begins at `at` with a character that may begin a tag; return its end, or None if more is needed."""
         if self._may_be_ssml and self._is_blank and not self._block:
-            rest = text[at:]
-            if ROOT.match(rest):
+            tail = text[at:]
+            if ROOT.match(tail):
                 self.is_ssml = True
                 return at
-            if not is_last and any(root.startswith(rest) for root in BEGUN_ROOTS):
+            if not is_last and any(root.startswith(tail) for root in BEGUN_ROOTS):
                 return None
         tag, is_begun = tag_at(text, at)
         if is_begun and not is_last:
@@ -210,13 +210,13 @@ class TagFilter:
         if name not in self.left_out and len(self.left_out) < MAX_NAMES:
             self.left_out.append(name)
         self._is_cut = True
-        kind = tag.name.lower()
+        lowered = tag.name.lower()
         if is_reasoning(tag.block) and not tag.is_end and not tag.text.endswith("/>"):
             self._block = tag.block
-        elif kind == "message" and self._channel not in ("", "final"):
-            self._block = kind
-        elif kind in HEADED + LINE_HEADED:
-            self._header = kind
+        elif lowered == "message" and self._channel not in ("", "final"):
+            self._block = lowered
+        elif lowered in HEADED + LINE_HEADED:
+            self._header = lowered
             self._channel = ""
 
     def _end_block(self, tag: Tag) -> None:
@@ -230,23 +230,23 @@ class TagFilter:
 
     def _after_header(self, text: str, at: int, is_last: bool) -> int | None:
         """Read the header that may begin at `at`; return its end, or None if more of it is needed."""
-        found = HEADER.match(text, at)
-        assert found is not None
-        end = found.end()
-        header = found.group().strip()
+        match = HEADER.match(text, at)
+        assert match is not None
+        end = match.end()
+        header = match.group().strip()
         is_long = end - at > MAX_HEADER_CHARS
         if not is_long and not is_last and (end == len(text) or text[end:] == "<"):
             return None
-        kind = self._header
+        role = self._header
         self._header = ""
-        if kind in LINE_HEADED:
+        if role in LINE_HEADED:
             is_header = header.lower() in ROLES and text[end : end + 1] in ("", "\n", "<")
             end += text.startswith("\n", end)
         else:
             is_header = not is_long and text.startswith("<|", end)
         if not is_header:
             return at
-        if kind == "channel":
+        if role == "channel":
             self._channel = header.partition(" ")[0].lower() or "final"
         return end
 
@@ -262,23 +262,23 @@ class TagFilter:
             if needs_space(self._last, text[0]):
                 text = f" {text}"
             self._is_cut = False
-        for part in re.split(r"(\n|`+|\\)", text):
-            self._follow(part)
+        for token in re.split(r"(\n|`+|\\)", text):
+            self._follow(token)
         if text:
             self._ready.append(text)
             self._last, self._is_blank = text[-1], self._is_blank and text.isspace()
 
-    def _follow(self, part: str) -> None:
+    def _follow(self, token: str) -> None:
         """Follow code in Markdown: between runs of equally many backticks, in one line unless there are at least 3."""
-        if not part:
+        if not token:
             return
-        if part[0] == "`":
-            self._num_ticks += len(part) - self._is_escaped
+        if token[0] == "`":
+            self._num_ticks += len(token) - self._is_escaped
         else:
             self._end_ticks()
-        if part == "\n" and self._code < 3:
+        if token == "\n" and self._code < 3:
             self._code = 0
-        self._is_escaped = part == "\\" and not self._is_escaped
+        self._is_escaped = token == "\\" and not self._is_escaped
 
     def _end_ticks(self) -> None:
         """Begin or end code after a run of backticks."""

@@ -64,8 +64,10 @@ class Turns:
         """Return the caller's waiting jobs, beginning with the used time of the busy caller that has used the least."""
         if caller not in self._waiting:
             busy = {*self._waiting, *self._num_running}
-            least_s = min((self._used_s[each] for each in busy), default=0.0)
-            self._used_s = {each: used_s for each, used_s in self._used_s.items() if each in busy or used_s > least_s}
+            least_s = min((self._used_s[other] for other in busy), default=0.0)
+            self._used_s = {
+                other: used_s for other, used_s in self._used_s.items() if other in busy or used_s > least_s
+            }
             if not busy:
                 self._used_s.clear()
             self._used_s.setdefault(caller, least_s)

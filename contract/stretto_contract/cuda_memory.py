@@ -44,10 +44,10 @@ class CudaMemory:
         self._runtime: Any = runtime
         self._device = device
         self._set_device()
-        self._kind = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+        self._handle_type = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
         properties = driver.CUmemAllocationProp()
         properties.type = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
-        properties.requestedHandleTypes = self._kind
+        properties.requestedHandleTypes = self._handle_type
         properties.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
         properties.location.id = device
         smallest = driver.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
@@ -56,7 +56,7 @@ class CudaMemory:
         if descriptor is None:
             (self._handle,) = self._call("cuMemCreate", self._num_bytes, properties, 0)
         else:
-            (self._handle,) = self._call("cuMemImportFromShareableHandle", descriptor, self._kind)
+            (self._handle,) = self._call("cuMemImportFromShareableHandle", descriptor, self._handle_type)
         try:
             self._address = self._map(properties.location, is_new=descriptor is None)
         except BaseException:
@@ -86,14 +86,14 @@ class CudaMemory:
 
     def export(self) -> int:
         """Return a new descriptor of the memory, which the caller closes; closing it leaves this mapping intact."""
-        (descriptor,) = self._call("cuMemExportToShareableHandle", self._handle, self._kind, 0)
+        (descriptor,) = self._call("cuMemExportToShareableHandle", self._handle, self._handle_type, 0)
         return int(descriptor)
 
     def bus_id(self) -> bytes:
         """Return the PCI bus id of the GPU, which is the same in all processes of a host."""
-        found: bytes
-        (found,) = self._call("cudaDeviceGetPCIBusId", BUS_ID_BYTES, self._device)
-        return found.partition(b"\0")[0]
+        text: bytes
+        (text,) = self._call("cudaDeviceGetPCIBusId", BUS_ID_BYTES, self._device)
+        return text.partition(b"\0")[0]
 
     def write(self, offset: int, source: int, num_bytes: int) -> None:
         """Copy data that has been fully computed to the byte offset `offset`.

@@ -51,8 +51,8 @@ class _PlsReader:
         try:
             self._parser.Parse(data, True)
         except expat.ExpatError as error:
-            place = f"line {error.lineno}, column {error.offset + 1}"
-            raise InvalidEntry("", "well-formed PLS", f"{expat.ErrorString(error.code)} at {place}") from None
+            position = f"line {error.lineno}, column {error.offset + 1}"
+            raise InvalidEntry("", "well-formed PLS", f"{expat.ErrorString(error.code)} at {position}") from None
         except LookupError:  # such as iso-8859-12
             raise InvalidEntry("", "PLS in UTF-8", "an unknown encoding") from None
         return self.record

@@ -108,14 +108,14 @@ def host_of(address: str) -> str:
     A single host can use any number of addresses in its IPv6 network.
     """
     try:
-        found = ipaddress.ip_address(address.partition("%")[0])
+        ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address
-    if isinstance(found, ipaddress.IPv4Address):
-        return str(found)
-    if found.ipv4_mapped is not None:
-        return str(found.ipv4_mapped)
-    return str(ipaddress.ip_network((found, IPV6_HOST_BITS), strict=False))
+    if isinstance(ip, ipaddress.IPv4Address):
+        return str(ip)
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return str(ipaddress.ip_network((ip, IPV6_HOST_BITS), strict=False))
 
 
 def eviction_order(members: Iterable[T], host: Callable[[T], str], rank: Callable[[T], Any]) -> Iterator[T]:

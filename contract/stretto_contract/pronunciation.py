@@ -98,8 +98,8 @@ class DictionaryEntry:
 
 def shown(text: object) -> str:
     """Return a value for an error message."""
-    given = ascii(text)
-    return given if len(given) <= 60 else f"{given[:57]}…"
+    escaped = ascii(text)
+    return escaped if len(escaped) <= 60 else f"{escaped[:57]}…"
 
 
 def read_entry(word: str, value: Any) -> DictionaryEntry:
@@ -141,9 +141,11 @@ def _check(path: str, text: str, max_chars: int) -> None:
         raise InvalidEntry(path, f"1 to {max_chars} characters", f"{len(text)}")
     if not any(map(str.isalnum, text)) or text != text.strip():
         raise InvalidEntry(path, "text that begins and ends without a space and has a letter or a digit", shown(text))
-    if found := MARKUP.search(text):
-        raise InvalidEntry(path, "text without characters of markup", shown(found.group()))
-    if bad := next((each for each in text if unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp")), None):
+    if mark := MARKUP.search(text):
+        raise InvalidEntry(path, "text without characters of markup", shown(mark.group()))
+    if bad := next(
+        (character for character in text if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")), None
+    ):
         raise InvalidEntry(path, "text without control characters", shown(bad))
 
 
@@ -298,16 +300,20 @@ def ends_word(text: str, at: int, is_last: bool) -> bool | None:
 
     An apostrophe continues a word, as in "don't", unless an "s" follows, as in "SQL's".
     """
-    rest = text[at : at + 3]
-    if not rest:
+    following = text[at : at + 3]
+    if not following:
         return True if is_last else None
-    if is_inside(text[at - 1], rest[0]) or _is_glued(rest[0], text[at - 1]):
+    if is_inside(text[at - 1], following[0]) or _is_glued(following[0], text[at - 1]):
         return False
-    if rest[0] not in APOSTROPHES or not _is_letter(text[at - 1]) or WIDE.match(text[at - 1]):
+    if following[0] not in APOSTROPHES or not _is_letter(text[at - 1]) or WIDE.match(text[at - 1]):
         return True
-    if len(rest) < 3 and not is_last and (len(rest) < 2 or rest[1] in "sS"):
+    if len(following) < 3 and not is_last and (len(following) < 2 or following[1] in "sS"):
         return None
-    return len(rest) < 2 or not _is_letter(rest[1]) or (rest[1] in "sS" and not (rest[2:] and _is_letter(rest[2])))
+    return (
+        len(following) < 2
+        or not _is_letter(following[1])
+        or (following[1] in "sS" and not (following[2:] and _is_letter(following[2])))
+    )
 
 
 def _is_glued(letter: str, sign: str) -> bool:
@@ -318,8 +324,8 @@ def _is_glued(letter: str, sign: str) -> bool:
 def tag_end(text: str, start: int, is_last: bool) -> int | None:
     """Return the end of the tag that begins at `start`; `start` if there is none, None if more text is needed."""
     for complete, begun in TAGS:
-        if found := complete.match(text, start):
-            return found.end()
+        if match := complete.match(text, start):
+            return match.end()
         if not is_last and begun.fullmatch(text, start):
             return None
     return start
@@ -371,10 +377,10 @@ class Pronouncer:
             spelling = ""
             begins = not before or not (is_inside(before, text[at]) or _is_glued(before, text[at]))
             if text[at] in OPENERS and (begins or not text[at].isalpha()):
-                found = tag_end(text, at, is_last)
-                if found is None:
+                tag_stop = tag_end(text, at, is_last)
+                if tag_stop is None:
                     break
-                end = found
+                end = tag_stop
             if end == at and (begins or is_marked(text[at])):
                 match = self._find(text, folded_text, at, is_last)
                 if match is None:
@@ -382,24 +388,24 @@ class Pronouncer:
                 end, spelling = match
             if spelling:
                 source = self._num_read + at
-                place = num_written, num_written + len(spelling)
-                changes.append(Replacement(*place, text[at:end], source, source + end - at))
+                span = num_written, num_written + len(spelling)
+                changes.append(Replacement(*span, text[at:end], source, source + end - at))
             end = max(end, at + 1)
             parts.append(spelling or text[at:end])
             num_written += len(parts[-1])
             before = text[end - 1]
             at = end
-        rest = Pronouncer(self.dictionaries, text[at:], before, self._num_read + at, num_written)
-        return "".join(parts), changes, rest
+        later = Pronouncer(self.dictionaries, text[at:], before, self._num_read + at, num_written)
+        return "".join(parts), changes, later
 
     def _find(self, text: str, folded_text: str, at: int, is_last: bool) -> tuple[int, str] | None:
         best = at, ""
         for dictionary in self.dictionaries:
             if dictionary.begins(folded_text[at]):
-                found = dictionary.find(text, folded_text, at, is_last)
-                if found is None:
+                match = dictionary.find(text, folded_text, at, is_last)
+                if match is None:
                     return None
-                best = found if found[0] > best[0] else best
+                best = match if match[0] > best[0] else best
         return best
 
 

@@ -85,11 +85,11 @@ class LineEnds:
             return False
         if self._overflow and max(self._longest, len(line)) < min(self._overflow, length):
             return False
-        is_prose = any(each.lower() in SUBJECTS for each in words[1:])
+        is_prose = any(other.lower() in SUBJECTS for other in words[1:])
         if not self._overflow and is_prose and first.isupper() and word.lower() not in STARTING:
             return False
         if length > WRAPPED_CHARS and not self._overflow:
-            return first.isupper() and word != "I" and not any(each[0].isupper() for each in words[1:])
+            return first.isupper() and word != "I" and not any(other[0].isupper() for other in words[1:])
         return True
 
     def _learn(self, length: int, with_next: int) -> None:

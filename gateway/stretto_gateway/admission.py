@@ -125,8 +125,8 @@ class Admission:
             self._active.acquire(caller)
             return
         if not self._queued.has_free(caller):
-            own = self._queued.held_by(caller)
-            message = f"{len(self._waiting)} requests are waiting already, {own} of them yours; try again"
+            num_held = self._queued.held_by(caller)
+            message = f"{len(self._waiting)} requests are waiting already, {num_held} of them yours; try again"
             raise ApiError(429, message, code="rate_limit_exceeded")
         waiter = SlotWaiter(caller, asyncio.get_running_loop().create_future())
         self._waiting.put(caller, waiter)
@@ -215,7 +215,7 @@ class OpenSessions:
         caller = CALLER.get()
         with self._open.reserving(caller) as is_left:
             if not is_left:
-                own = self._open.held_by(caller)
-                message = f"{self.num_open} sessions are open already, {own} of them yours; try again"
+                num_held = self._open.held_by(caller)
+                message = f"{self.num_open} sessions are open already, {num_held} of them yours; try again"
                 raise ApiError(429, message, code="rate_limit_exceeded")
             yield

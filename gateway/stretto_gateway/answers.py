@@ -45,10 +45,10 @@ class ApiError(HTTPException):
 
     def record(self) -> dict[str, Any]:
         """Return the response body as OpenAI's error object."""
-        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(
+        error_type = {401: "authentication_error", 429: "rate_limit_error"}.get(
             self.status, FAILED if self.status >= 500 else REFUSED
         )
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": self.message, "type": error_type, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
         """Return the HTTP response. Its JSON is ASCII, so that even lone surrogates can be encoded."""
@@ -69,15 +69,15 @@ def refused(param: str, expected: str, got: object) -> ApiError:
     return mismatch(param, expected, shown(got))
 
 
-def mismatch(param: str, expected: str, found: str) -> ApiError:
+def mismatch(param: str, expected: str, actual: str) -> ApiError:
     """Return the error for an invalid field, with a message that describes the value.
 
     Args:
         param: Path of the field.
         expected: Description of valid values.
-        found: Description of the value in the request, for example its size with the unit.
+        actual: Description of the value in the request, for example its size with the unit.
     """
-    return ApiError(400, f"{param}: expected {expected}, got {found}", param, "invalid_value")
+    return ApiError(400, f"{param}: expected {expected}, got {actual}", param, "invalid_value")
 
 
 def shown(got: object) -> str:

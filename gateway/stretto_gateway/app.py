@@ -174,8 +174,11 @@ async def health(request: Request, response: Response) -> Health:
     servers: Servers = request.app.state.gateway.servers
     if not servers.are_named:
         return cast(Health, {"status": "ready"} | await served_model(servers.all[0].client))
-    each = await asyncio.gather(*map(server_health, servers.all))
-    return {"status": "ready", "servers": {server.name: found for server, found in zip(servers.all, each, strict=True)}}
+    statuses = await asyncio.gather(*map(server_health, servers.all))
+    return {
+        "status": "ready",
+        "servers": {server.name: status for server, status in zip(servers.all, statuses, strict=True)},
+    }
 
 
 async def server_health(server: ModelServer) -> Health:
@@ -243,8 +246,8 @@ async def served_model(client: SpeechClient | RoutedClient) -> dict[str, str]:
     with suppress(ClientError, TimeoutError, ValueError):
         async with asyncio.timeout(READY_S):
             reported = json.loads(await client.server_name())
-    found = reported if isinstance(reported, dict) else {}
-    return {name: found[name] for name in IDENTITY if isinstance(found.get(name), str)}
+    record = reported if isinstance(reported, dict) else {}
+    return {name: record[name] for name in IDENTITY if isinstance(record.get(name), str)}
 
 
 async def figures(request: Request) -> Response:

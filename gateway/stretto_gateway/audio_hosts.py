@@ -64,11 +64,11 @@ class AudioHosts:
             ):
                 if response.status != 200:
                     raise OutgoingError(f"status {response.status}")
-                async for part in response.content.iter_any():
-                    if len(data) + len(part) > limits.max_voice_bytes:
+                async for received in response.content.iter_any():
+                    if len(data) + len(received) > limits.max_voice_bytes:
                         raise mismatch(param, f"at most {limits.max_voice_bytes} bytes", "more")
-                    keep(len(part))
-                    data += part
+                    keep(len(received))
+                    data += received
         except OutgoingError as error:
             raise mismatch(param, "a recording at the URL", f"an error: {error}") from None
         return bytes(data)

@@ -183,8 +183,8 @@ def conversation(task: TaskProfile) -> Talks:
 def aliases(profile: ModelProfile) -> dict[str, str | None]:
     """Map each alias in `VOICE_ALIASES` to its voice, or to None if the family has no named voices."""
     voices = profile.voices or (None,)
-    own = {name.lower() for name in profile.voices}
-    return {name: voices[n % len(voices)] for n, name in enumerate(VOICE_ALIASES) if name not in own}
+    voice_names = {name.lower() for name in profile.voices}
+    return {name: voices[n % len(voices)] for n, name in enumerate(VOICE_ALIASES) if name not in voice_names}
 
 
 def plain_name(name: str) -> str:
@@ -210,11 +210,11 @@ def find_voice(profile: ModelProfile, name: str | None, others: Sequence[str] = 
     """
     if name is None or name in profile.voices:
         return name
-    known = aliases(profile) | {voice.lower(): voice for voice in profile.voices}
+    by_name = aliases(profile) | {voice.lower(): voice for voice in profile.voices}
     names = [word.strip() for word in name.lower().split(",")] if profile.max_voices > 1 else [name.lower()]
-    if len(names) > profile.max_voices or any(each not in known for each in names):
+    if len(names) > profile.max_voices or any(entry not in by_name for entry in names):
         raise refused("voice", expected_voices(profile.voices, profile.max_voices, *others, *aliases(profile)), name)
-    return ",".join(filter(None, map(known.get, names))) or None  # None: the model has no named voices
+    return ",".join(filter(None, map(by_name.get, names))) or None  # None: the model has no named voices
 
 
 def find_task(profile: ModelProfile, names: tuple[str, ...], what: str) -> TaskProfile:
@@ -228,8 +228,8 @@ def find_task(profile: ModelProfile, names: tuple[str, ...], what: str) -> TaskP
     Raises:
         ApiError: The model has none of these tasks.
     """
-    found = (task for name in names if (task := profile.task(name)))
-    task = next(found, None)
+    candidates = (task for name in names if (task := profile.task(name)))
+    task = next(candidates, None)
     if task is None:
         raise ApiError(400, f"model: {profile.family!r} does not support {what}", "model", "unsupported")
     return task
@@ -265,8 +265,8 @@ class CallersVoices:
 
     async def check(self, profile: ModelProfile, name: str | None) -> None:
         """Raise ApiError if no conversation with the model can have the voice `name`."""
-        own = await self.own(profile, name)
-        if own is None:
+        voice = await self.own(profile, name)
+        if voice is None:
             await self._models_voice(profile, name)
         elif not any(clones(task) for task in profile.tasks if converses(task) or task.name == DUPLEX):
             raise no_cloning(profile, "voice", " in conversations")
@@ -289,15 +289,15 @@ class CallersVoices:
 
         Raises the same errors as `own`, and ApiError if the task does not clone voices.
         """
-        own = await self.own(profile, name)
-        if own is None:
+        voice = await self.own(profile, name)
+        if voice is None:
             return None
         if not clones(task):
             raise no_cloning(profile, "voice", f" in task {task.name!r}")
-        found = await FILES.run(expect_store(self._store, "voice").find, self._owner, own.id)
-        if found is None:  # deleted a moment ago
-            raise unknown_voice(400, own.id)
-        return VoiceFile(found[1], own.text if "text" in task.system else "")
+        stored = await FILES.run(expect_store(self._store, "voice").find, self._owner, voice.id)
+        if stored is None:  # deleted a moment ago
+            raise unknown_voice(400, voice.id)
+        return VoiceFile(stored[1], voice.text if "text" in task.system else "")
 
     async def own(self, profile: ModelProfile, name: str | None) -> StoredVoice | None:
         """Return the caller's own voice that `name` selects; None if it selects none.
@@ -310,15 +310,15 @@ class CallersVoices:
         if ID.fullmatch(name):
             if not any(map(clones, profile.tasks)):
                 raise no_cloning(profile, "voice")
-            found = await FILES.run(expect_store(self._store, "voice").head, self._owner, name)
-            if found is None:
+            stored = await FILES.run(expect_store(self._store, "voice").head, self._owner, name)
+            if stored is None:
                 raise unknown_voice(400, name)
-            return found
-        own = await self._stored(profile)
-        same = [each for each in own if each.name == name]
-        same = same or [each for each in own if plain_name(each.name) == plain_name(name)]
+            return stored
+        voices = await self._stored(profile)
+        same = [voice for voice in voices if voice.name == name]
+        same = same or [voice for voice in voices if plain_name(voice.name) == plain_name(name)]
         if len(same) > 1:
-            ids = [each.id for each in same[:MAX_NAMED]] + ["…"] * (len(same) > MAX_NAMED)
+            ids = [voice.id for voice in same[:MAX_NAMED]] + ["…"] * (len(same) > MAX_NAMED)
             raise refused("voice", f"the id of one of your {len(same)} voices with this name ({', '.join(ids)})", name)
         return same[0] if same else None
 
@@ -327,8 +327,8 @@ class CallersVoices:
         try:
             return find_voice(profile, name)
         except ApiError:
-            own = await self._stored(profile)
-            return find_voice(profile, name, [each.name for each in own[:MAX_NAMED]])
+            stored = await self._stored(profile)
+            return find_voice(profile, name, [voice.name for voice in stored[:MAX_NAMED]])
 
     async def _stored(self, profile: ModelProfile) -> list[StoredVoice]:
         """Return the caller's voices, or none if the model cannot use them."""

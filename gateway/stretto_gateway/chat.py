@@ -102,10 +102,10 @@ class ChatRequest(Body):
         values = {name: getattr(self, name) for name in ("seed", "temperature", "top_p")}
         options = cast(TaskOptions, {name: value for name, value in values.items() if value is not None})
         for index, message in enumerate(self.messages):
-            for place, part in enumerate(message.content if isinstance(message.content, list) else ()):
-                if part.image_url is not None and part.image_url.detail != "auto":
-                    name = f"messages.{index}.content.{place}.image_url.detail"
-                    ignored.add(name, "auto or no value", part.image_url.detail)
+            for content_index, content_part in enumerate(message.content if isinstance(message.content, list) else ()):
+                if content_part.image_url is not None and content_part.image_url.detail != "auto":
+                    name = f"messages.{index}.content.{content_index}.image_url.detail"
+                    ignored.add(name, "auto or no value", content_part.image_url.detail)
         limit = self.max_completion_tokens
         if limit is not None and speaks:
             ignored.add("max_completion_tokens", "no value for a spoken reply", limit)
@@ -162,17 +162,17 @@ def read_conversation(messages: list[Message], max_chars: int) -> ServerTurns:
             continue
         if not parts:
             raise mismatch(where, "text or at least one part", "an empty list")
-        for place, part in enumerate(parts):
+        for content_index, content_part in enumerate(parts):
             turn = {"role": ROLES[message.role]}
-            path = f"{where}.{place}"
-            if part.type == "text":
-                turn["text"] = texts.add(given(part.text, f"{path}.text"), f"{path}.text")
-            elif part.type == "image_url":
-                image = given(part.image_url, f"{path}.image_url")
+            path = f"{where}.{content_index}"
+            if content_part.type == "text":
+                turn["text"] = texts.add(given(content_part.text, f"{path}.text"), f"{path}.text")
+            elif content_part.type == "image_url":
+                image = given(content_part.image_url, f"{path}.image_url")
                 conversation.images.append(EncodedFile(f"{path}.image_url.url", image.url, DATA_URL))
                 turn["image"] = "image"
             else:
-                audio = given(part.input_audio, f"{path}.input_audio")
+                audio = given(content_part.input_audio, f"{path}.input_audio")
                 conversation.files.append(EncodedFile(f"{path}.input_audio.data", audio.data))
                 turn["audio"] = "audio"
             conversation.turns.append(turn)
@@ -310,13 +310,13 @@ async def stream_parts(
                 delta["audio"] = {"id": sound_id, "transcript": event.text}
             elif event.text:
                 delta["content"] = event.text
-            if encoder is not None and event.pcm is not None and (part := await encoded(encoder, event.pcm)):
-                delta["audio"] = delta.get("audio", {"id": sound_id}) | {"data": base64.b64encode(part).decode()}
+            if encoder is not None and event.pcm is not None and (data := await encoded(encoder, event.pcm)):
+                delta["audio"] = delta.get("audio", {"id": sound_id}) | {"data": base64.b64encode(data).decode()}
             if delta:
                 yield sse(head | {"choices": [choice(delta)]})
             delta = {}
-    if encoder is not None and (rest := encoder.close()):
-        yield sse(head | {"choices": [choice({"audio": {"id": sound_id, "data": base64.b64encode(rest).decode()}})]})
+    if encoder is not None and (tail := encoder.close()):
+        yield sse(head | {"choices": [choice({"audio": {"id": sound_id, "data": base64.b64encode(tail).decode()}})]})
     yield sse(head | {"choices": [choice({}, finish(report))], "usage": chat_usage(report)})
     yield b"data: [DONE]\n\n"
 

@@ -169,7 +169,7 @@ def make_server(
     if config.address in ALL_OF:
         where += f" ({ALL_OF[config.address]})"
     who = "" if config.keys else "; it has no keys, so everyone who can reach it may use it"
-    servers = ", ".join(f"{name} at {each}" if name else each for name, each in config.addresses.items())
+    servers = ", ".join(f"{name} at {address}" if name else address for name, address in config.addresses.items())
     many = "servers" if config.named_servers else "server"
     return GatewayServer(app, settings, f"[gateway] listening at {where}, {many} {servers}{who}")
 
@@ -256,7 +256,7 @@ def model_alias(text: str) -> tuple[str, str]:
     """Split `NAME=FAMILY` into its two names, for argparse."""
     name, _, family = text.rpartition("=")
     if not all(
-        part.isprintable() and 0 < len(part) <= MAX_ALIAS_CHARS and part == part.strip() for part in (name, family)
+        word.isprintable() and 0 < len(word) <= MAX_ALIAS_CHARS and word == word.strip() for word in (name, family)
     ):
         raise argparse.ArgumentTypeError(
             f"expected NAME=FAMILY of 1 to {MAX_ALIAS_CHARS} characters each, got {text!r}"
@@ -324,7 +324,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     )
 
 
-def read_servers(given: list[str]) -> tuple[str, dict[str, str]]:
+def read_servers(words: list[str]) -> tuple[str, dict[str, str]]:
     """Return the address of the only server, or the addresses of several by name.
 
     The last of several addresses without names counts, so that `--gateway-arg` overrides the launcher's.
@@ -332,12 +332,12 @@ def read_servers(given: list[str]) -> tuple[str, dict[str, str]]:
     Raises:
         ValueError: One of several servers has no name, or a name is given twice.
     """
-    if not given:
+    if not words:
         return f"localhost:{port_in_row(1)}", {}
-    if not any("=" in each for each in given):
-        return given[-1], {}
+    if not any("=" in word for word in words):
+        return words[-1], {}
     named = dict[str, str]()
-    for text in given:
+    for text in words:
         name, _, address = text.rpartition("=")
         if not (name.isprintable() and 0 < len(name) <= MAX_ALIAS_CHARS and name == name.strip() and address):
             expected = f"NAME=HOST:PORT for each of several servers, NAME of 1 to {MAX_ALIAS_CHARS} characters"

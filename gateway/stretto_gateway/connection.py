@@ -179,10 +179,10 @@ class Connection(HttpToolsProtocol):
         super().connection_made(cast(asyncio.Transport, transport))
         self.flow = PacedFlow(self.transport)
         self.transport.set_write_buffer_limits(UNSENT_BYTES)
-        made = self.transport.get_extra_info("socket")
-        if made is not None and made.family in (socket.AF_INET, socket.AF_INET6):
+        tcp_socket = self.transport.get_extra_info("socket")
+        if tcp_socket is not None and tcp_socket.family in (socket.AF_INET, socket.AF_INET6):
             # Otherwise, the kernel buffers up to 4 MB (87 s of speech) of a response that the client does not read.
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+            tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         self._wait()
         if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
             self._make_room()
@@ -353,7 +353,7 @@ class Connection(HttpToolsProtocol):
             if isinstance(connection, Connection) and connection.is_idle and connection is not self
         ]
         if idle:
-            oldest = next(eviction_order(idle, lambda each: each.host, lambda each: each._waits_since))
+            oldest = next(eviction_order(idle, lambda peer: peer.host, lambda peer: peer._waits_since))
             self.connections.discard(oldest)
             oldest.transport.abort()
 
@@ -475,9 +475,9 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
             if self._num_frames >= last:
                 self._next = self.loop.call_soon(self._parse)
                 break
-            part = bytes(self._unparsed[:PART_BYTES])
+            data = bytes(self._unparsed[:PART_BYTES])
             del self._unparsed[:PART_BYTES]
-            super().data_received(part)
+            super().data_received(data)
         if not self.transport.is_closing():
             if self._unparsed or (self.read_paused and not self.close_sent):
                 self.transport.pause_reading()

@@ -227,9 +227,9 @@ class TimeStretch:
             self._graph.push(frame)
             parts += self._ready()
         self._kept = self._kept[num_whole:]
-        made = np.concatenate(parts)
-        self._num_out += len(made)
-        return made
+        stretched = np.concatenate(parts)
+        self._num_out += len(stretched)
+        return stretched
 
     def _ready(self) -> Iterator[NDArray[Any]]:
         with suppress(BlockingIOError):
@@ -246,13 +246,13 @@ class StretchedEncoder:
 
     def encode(self, pcm: NDArray[Any]) -> bytes:
         """Return the bytes that are ready after the samples `pcm`, int16 [n]."""
-        made = self._stretch.stretch(pcm)
-        return self._encoder.encode(made) if len(made) else b""
+        stretched = self._stretch.stretch(pcm)
+        return self._encoder.encode(stretched) if len(stretched) else b""
 
     def flush(self) -> bytes:
         """Return the bytes that are ready after the last samples; none may follow."""
-        rest = self._stretch.close()
-        return self._encoder.encode(rest) if len(rest) else b""
+        tail = self._stretch.close()
+        return self._encoder.encode(tail) if len(tail) else b""
 
     def close(self) -> bytes:
         """Return the rest of the file."""

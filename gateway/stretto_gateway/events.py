@@ -56,16 +56,16 @@ class Streamed(Response):
 
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self._parts) as parts:
-            part: bytes | None = await anext(parts)
+            data: bytes | None = await anext(parts)
             self.headers.update(self._first_headers())
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            while part is not None:
+            while data is not None:
                 try:
-                    for begin in range(0, len(part), PIECE_BYTES):
+                    for begin in range(0, len(data), PIECE_BYTES):
                         async with asyncio.timeout(self._stall_s):
-                            piece = part[begin : begin + PIECE_BYTES]
+                            piece = data[begin : begin + PIECE_BYTES]
                             await send({"type": "http.response.body", "body": piece, "more_body": True})
-                    part = await anext(parts, None)
+                    data = await anext(parts, None)
                 except TimeoutError:
                     LOG.warning("a client read nothing for %g s and was disconnected", self._stall_s)
                     return

@@ -30,15 +30,15 @@ def field_path(error: Mapping[str, Any], record: Any) -> str:
     """
     names: list[str] = []
     location = error["loc"]
-    for place, part in enumerate(location):
-        is_missing = error["type"] == "missing" and place == len(location) - 1
-        if isinstance(record, Mapping) and (part in record or is_missing):
-            record = record.get(part)
-        elif isinstance(record, list) and isinstance(part, int):
-            record = record[part]
+    for index, step in enumerate(location):
+        is_missing = error["type"] == "missing" and index == len(location) - 1
+        if isinstance(record, Mapping) and (step in record or is_missing):
+            record = record.get(step)
+        elif isinstance(record, list) and isinstance(step, int):
+            record = record[step]
         else:
             continue
-        names.append(str(part))
+        names.append(str(step))
     return ".".join(names)[:MAX_NAME_CHARS].encode(errors="backslashreplace").decode()
 
 
@@ -125,24 +125,24 @@ class Body(BaseModel):
         if not isinstance(record, Mapping):
             return record
         rules = field_rules(cls)
-        known = dict[Any, Any]()
-        for name, given in record.items():
+        kept = dict[Any, Any]()
+        for name, raw in record.items():
             rule = rules.get(name)
-            value = given if rule is None else cls.value_of(rule, given)
+            value = raw if rule is None else cls.value_of(rule, raw)
             if value is not None or rule is None or rule.can_be_null:
-                known[name] = value
+                kept[name] = value
             elif rule.is_required:
-                known[name] = given  # the error describes it
-        return known
+                kept[name] = raw  # the error describes it
+        return kept
 
     @classmethod
-    def value_of(cls, rule: FieldRule, given: Any) -> Any:
+    def value_of(cls, rule: FieldRule, raw: Any) -> Any:
         """Return the value of a field that a client gave; None if it counts as missing."""
-        if rule.choices and isinstance(given, list) and len(given) <= MAX_CHOSEN:
-            return [value for each in given if (value := cls.value_of(rule, each)) is not None]
-        if not rule.choices or not isinstance(given, str):
-            return given
-        return None if is_blank(given) else rule.choices.get(given.strip().lower(), given)
+        if rule.choices and isinstance(raw, list) and len(raw) <= MAX_CHOSEN:
+            return [value for item in raw if (value := cls.value_of(rule, item)) is not None]
+        if not rule.choices or not isinstance(raw, str):
+            return raw
+        return None if is_blank(raw) else rule.choices.get(raw.strip().lower(), raw)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -150,9 +150,9 @@ class Body(BaseModel):
         """Validate a body, and record in it the names of the first unknown fields of `record`."""
         if not isinstance(record, Mapping):
             return validate(record)
-        known = field_rules(cls)
-        body = validate({name: value for name, value in record.items() if name in known})
-        unknown = (name for name, value in record.items() if name not in known and not cls.has_no_value(value))
+        rules = field_rules(cls)
+        body = validate({name: value for name, value in record.items() if name in rules})
+        unknown = (name for name, value in record.items() if name not in rules and not cls.has_no_value(value))
         body._unknown = first_names(name[:MAX_NAME_CHARS] for name in unknown)
         return body
 
@@ -166,10 +166,10 @@ class TextFields(Body):
     """Base class of forms and queries, all of whose values are text, so that a blank one counts as missing."""
 
     @classmethod
-    def value_of(cls, rule: FieldRule, given: Any) -> Any:
-        if isinstance(given, list):
-            given = [each for each in given if not is_blank(each)] or None
-        return None if is_blank(given) else super().value_of(rule, given)
+    def value_of(cls, rule: FieldRule, raw: Any) -> Any:
+        if isinstance(raw, list):
+            raw = [text for text in raw if not is_blank(text)] or None
+        return None if is_blank(raw) else super().value_of(rule, raw)
 
     @classmethod
     def has_no_value(cls, value: Any) -> bool:
@@ -192,9 +192,9 @@ def unknown_fields(body: BaseModel, path: str = "") -> Iterator[str]:
         if isinstance(value, BaseModel):
             yield from unknown_fields(value, f"{path}{name}.")
         elif isinstance(value, list):
-            for index, each in enumerate(value):
-                if isinstance(each, BaseModel):
-                    yield from unknown_fields(each, f"{path}{name}.{index}.")
+            for index, item in enumerate(value):
+                if isinstance(item, BaseModel):
+                    yield from unknown_fields(item, f"{path}{name}.{index}.")
 
 
 def refuse_unknown(body: BaseModel) -> None:
@@ -256,9 +256,9 @@ def most_bytes(value: Any) -> int:
     A character has at most 12 bytes.
     """
     if isinstance(value, dict):
-        return 2 + sum(4 + most_bytes(name) + most_bytes(each) for name, each in value.items())
+        return 2 + sum(4 + most_bytes(name) + most_bytes(item) for name, item in value.items())
     if isinstance(value, list):
-        return 2 + sum(2 + most_bytes(each) for each in value)
+        return 2 + sum(2 + most_bytes(item) for item in value)
     if isinstance(value, str):
         return 2 + 12 * len(value)
     return 6 + value.bit_length() // 3 if isinstance(value, int) else 25
@@ -269,14 +269,14 @@ def check_json(value: Any, param: str) -> None:
     depth = 0
     num_values = 1
     level = [value]
-    while level := [each for each in level if isinstance(each, (list, dict))]:
+    while level := [item for item in level if isinstance(item, (list, dict))]:
         depth = depth + 1
         num_values = num_values + sum(map(len, level))
         if depth > MAX_DEPTH:
             raise mismatch(param, f"at most {MAX_DEPTH} levels of JSON", "more")
         if num_values > MAX_BYTES:  # checked before serialising
             raise mismatch(param, f"at most {MAX_BYTES} values of JSON", f"{num_values} values")
-        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
     if most_bytes(value) > MAX_BYTES and (num_bytes := len(json.dumps(value))) > MAX_BYTES:
         raise mismatch(param, f"at most {MAX_BYTES} bytes of JSON", f"{num_bytes} bytes")
 

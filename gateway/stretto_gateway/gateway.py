@@ -45,8 +45,10 @@ class Gateway:
         served: dict[str, SpeechClient | RoutedClient] = {} if client is None else {"": client}
         for name, address in config.addresses.items() if client is None else ():
             served[name] = SpeechClient(address, Timeouts(), caller=CALLER.get)
-        found = [ModelServer(name, each, config, self.metrics.waited) for name, each in served.items()]
-        self.servers = Servers(found, dict(config.model_aliases))
+        model_servers = [
+            ModelServer(name, server_address, config, self.metrics.waited) for name, server_address in served.items()
+        ]
+        self.servers = Servers(model_servers, dict(config.model_aliases))
         self.verifying = Admission(1, config.limits.max_verifying, lambda _: None)
         self.sessions = OpenSessions(config.limits)
         self.outcomes = Outcomes()
@@ -60,9 +62,9 @@ class Gateway:
             self.pronunciations = PronunciationStore(config.voices, *sizes)
         states = [route.make_state(self) for route in installed_routes()]
         self._states = {type(state): state for state in states if state is not None}
-        self._use(found[0])
-        self._by_name = {found[0].name: self}
-        self._by_name |= {server.name: self._with(server) for server in found[1:]}  # in place, for the copies
+        self._use(model_servers[0])
+        self._by_name = {model_servers[0].name: self}
+        self._by_name |= {server.name: self._with(server) for server in model_servers[1:]}  # in place, for the copies
 
     def of_route(self, state: type[OfRoute]) -> OfRoute:
         """Return the state of a route, which is of this class."""

@@ -63,19 +63,19 @@ class Times:
 
     def parts(self) -> list[tuple[str, float, float]]:
         """Return name, start and end (in seconds of the monotonic clock) of each known phase of the request."""
-        known = [("gateway queue", self.begun_s, self.started_s)]
+        spans = [("gateway queue", self.begun_s, self.started_s)]
         report = self.report
         if self.first_s is None or not {"queue_s", "total_s"} <= report.keys():
-            return known
+            return spans
         is_sound = report.get("first_frame_s") is not None
         begin_s = self.first_s - report["first_frame_s"] if is_sound else self.ended_s - report["total_s"]
         begin_s = self._inside(begin_s)
         rows_s = self._inside(begin_s + report["queue_s"])
         frames_s = max(rows_s, self.first_s if not is_sound else self._inside(begin_s + report["first_frame_s"]))
         last_s = max(frames_s, self._inside(begin_s + report["total_s"]))
-        known += [("preprocessor", self.started_s, begin_s), ("queue", begin_s, rows_s)]
-        known += [("prefill", rows_s, frames_s), ("frames", frames_s, last_s)]
-        return [*known, ("decode", frames_s, self.ended_s)] if is_sound else known
+        spans += [("preprocessor", self.started_s, begin_s), ("queue", begin_s, rows_s)]
+        spans += [("prefill", rows_s, frames_s), ("frames", frames_s, last_s)]
+        return [*spans, ("decode", frames_s, self.ended_s)] if is_sound else spans
 
     def _inside(self, time_s: float) -> float:
         return min(max(time_s, self.started_s), self.ended_s)
@@ -262,11 +262,11 @@ class Metrics:
     def watch(self, servers: Servers, sessions: OpenSessions) -> None:
         """Add gauges of active utterances, queued requests and open sessions, and of each named server."""
         active = Gauge("gateway_active", "Utterances in progress", registry=self.registry)
-        active.set_function(lambda: sum(each.admission.num_active for each in servers.all))
+        active.set_function(lambda: sum(model_server.admission.num_active for model_server in servers.all))
         waiting = Gauge("gateway_waiting", "Requests waiting for a slot", registry=self.registry)
-        waiting.set_function(lambda: sum(each.admission.num_waiting for each in servers.all))
+        waiting.set_function(lambda: sum(model_server.admission.num_waiting for model_server in servers.all))
         refused = Gauge("gateway_waiting_for_server", "Requests waiting for a full server", registry=self.registry)
-        refused.set_function(lambda: sum(each.queue.num_waiting for each in servers.all))
+        refused.set_function(lambda: sum(model_server.queue.num_waiting for model_server in servers.all))
         if servers.are_named:
             ready = Gauge("gateway_server_ready", "1 if a server is ready", ["server"], registry=self.registry)
             used = Gauge("gateway_server_active", "Utterances of a server", ["server"], registry=self.registry)

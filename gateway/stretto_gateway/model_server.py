@@ -110,10 +110,10 @@ class Servers:
             ApiError: 503 if there is none.
         """
         await self._checked()
-        found = [server for server in self.all if server.is_up]
-        if not found:
+        servers = [server for server in self.all if server.is_up]
+        if not servers:
             raise _down(self.all)
-        return found
+        return servers
 
     async def choose(self, name: str, *abilities: Can) -> ModelServer:
         """Return the server that a request selects.
@@ -135,7 +135,7 @@ class Servers:
         server = self._named(name)
         if server is None:
             if name and not is_alias(name):
-                names = ", ".join(repr(each.name) for each in self.all)
+                names = ", ".join(repr(other.name) for other in self.all)
                 raise ApiError(404, f"model: expected one of {names}, got {shown(name)}", "model", "model_not_found")
             server = self._first(abilities)
         if not server.is_up:
@@ -144,9 +144,9 @@ class Servers:
 
     def transcriber(self, server: ModelServer) -> ModelServer:
         """Return the server that transcribes conversations with `server`: itself if it can, or the first other one."""
-        known = [(each, each.catalogue.known) for each in self.all]
-        able = [each for each, profile in known if profile is not None and transcribes(profile)]
-        return server if server in able else next((each for each in able if each.is_up), server)
+        profiles = [(other, other.catalogue.known) for other in self.all]
+        able = [other for other, profile in profiles if profile is not None and transcribes(profile)]
+        return server if server in able else next((other for other in able if other.is_up), server)
 
     async def _checked(self) -> None:
         await asyncio.gather(*(server.checked() for server in self.all if self.are_named))
@@ -158,12 +158,12 @@ class Servers:
         return next(by_name, next(by_family, None)) if target else None
 
     def _first(self, abilities: Sequence[Can]) -> ModelServer:
-        known = [(server, server.catalogue.known) for server in self.all]
+        profiles = [(server, server.catalogue.known) for server in self.all]
         for can in abilities or (lambda _: True,):
-            able = [server for server, profile in known if profile is not None and can(profile)]
+            able = [server for server, profile in profiles if profile is not None and can(profile)]
             if able:
                 return next((server for server in able if server.is_up), able[0])
-        unknown = [server for server, profile in known if profile is None]
+        unknown = [server for server, profile in profiles if profile is None]
         if unknown:  # one of them may be able to do the request
             raise _down(unknown)
         return next((server for server in self.all if server.is_up), self.all[0])  # which refuses the request

@@ -19,12 +19,12 @@ class Outcomes:
 
     def find(self, owner: str, request_id: str) -> SpeechOutcome:
         """Return the outcome of a caller's own request; raise ApiError 404 if it is unknown."""
-        own = self._outcomes.get(owner)
-        found = None if own is None else own.get(request_id)
-        if found is None:
+        of_owner = self._outcomes.get(owner)
+        outcome = None if of_owner is None else of_owner.get(request_id)
+        if outcome is None:
             message = f"id: expected the x-request-id of a recent speech response, got {request_id[:60]!r}"
             raise ApiError(404, message, "id", "not_found")
-        return found
+        return outcome
 
     async def followed(
         self, owner: str, request_id: str, parts: AsyncGenerator[bytes, None], report: Mapping[str, Any]
@@ -41,9 +41,9 @@ class Outcomes:
         self._add(owner, outcome)
         try:
             async with aclosing(parts):
-                async for part in parts:
-                    outcome["bytes"] += len(part)
-                    yield part
+                async for data in parts:
+                    outcome["bytes"] += len(data)
+                    yield data
         except ApiError as error:
             outcome["status"] = "failed"
             outcome["error"] = error.message
@@ -55,7 +55,7 @@ class Outcomes:
 
     def _add(self, owner: str, outcome: SpeechOutcome) -> None:
         if sum(map(len, self._outcomes.values())) >= self._max_outcomes:
-            most = max(self._outcomes, key=lambda each: len(self._outcomes[each]))
+            most = max(self._outcomes, key=lambda key: len(self._outcomes[key]))
             self._outcomes[most].popitem(last=False)
             if not self._outcomes[most]:
                 del self._outcomes[most]

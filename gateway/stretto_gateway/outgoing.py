@@ -50,14 +50,17 @@ class PublicResolver(AbstractResolver):
 
     async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
         look_up = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
-        found = await self._threads.run(look_up)
-        places = [(str(place[0]), int(place[1]), kind, proto) for kind, _, proto, _, place in found]
+        infos = await self._threads.run(look_up)
+        places = [
+            (str(sockaddr[0]), int(sockaddr[1]), address_family, proto)
+            for address_family, _, proto, _, sockaddr in infos
+        ]
         if not all(is_public(ipaddress.ip_address(address.partition("%")[0])) for address, *_ in places):
             raise OutgoingError("the host's address is not public")
         flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
         return [
-            ResolveResult(hostname=host, host=address, port=number, family=kind, proto=proto, flags=flags)
-            for address, number, kind, proto in places
+            ResolveResult(hostname=host, host=address, port=number, family=address_family, proto=proto, flags=flags)
+            for address, number, address_family, proto in places
         ]
 
     async def close(self) -> None:
@@ -73,7 +76,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
         elif address not in UNICAST:
             return False
         inner += [address.sixtofour, *(address.teredo or ())]
-    return all(each.is_global and not each.is_multicast for each in inner if each is not None)
+    return all(ip.is_global and not ip.is_multicast for ip in inner if ip is not None)
 
 
 def web_url(text: str) -> URL:

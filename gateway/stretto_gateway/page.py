@@ -76,8 +76,8 @@ def _operation(method: str, path: str, operation: dict[str, Any], schemas: dict[
         fields = _resolved(body["schema"], schemas)
         needed = set(fields.get("required", ()))
         properties = fields.get("properties", {})  # none if the caller chooses the names
-        named = sorted(properties.items(), key=lambda each: each[0] not in needed)  # required fields first
-        rows = [_field(each, schema, fields, schemas) for each, schema in named]
+        named = sorted(properties.items(), key=lambda item: item[0] not in needed)  # required fields first
+        rows = [_field(item, schema, fields, schemas) for item, schema in named]
         yield _table(f"Fields ({media_type})", ("name", "type", "default", "what"), rows)
     responses = operation["responses"].items()
     answers = [(status, _answer(response, schemas), response["description"]) for status, response in responses]
@@ -95,7 +95,10 @@ def _field(name: str, schema: dict[str, Any], fields: dict[str, Any], schemas: d
 
 def _answer(response: dict[str, Any], schemas: dict[str, Any]) -> str:
     content = response.get("content", {})
-    return ", ".join(f"{kind}: {_type(each['schema'], schemas)}" for kind, each in content.items()) or "nothing"
+    return (
+        ", ".join(f"{media_type}: {_type(body['schema'], schemas)}" for media_type, body in content.items())
+        or "nothing"
+    )
 
 
 def _type(schema: dict[str, Any], schemas: dict[str, Any]) -> str:
@@ -104,9 +107,9 @@ def _type(schema: dict[str, Any], schemas: dict[str, Any]) -> str:
         name = schema["$ref"].rpartition("/")[2]
         fields = _resolved(schema, schemas)
         return f"{name} {{{', '.join(fields.get('properties', ()))}}}"
-    for kind in ("anyOf", "oneOf"):
-        if kind in schema:
-            return " or ".join(_type(each, schemas) for each in schema[kind])
+    for keyword in ("anyOf", "oneOf"):
+        if keyword in schema:
+            return " or ".join(_type(alternative, schemas) for alternative in schema[keyword])
     if "enum" in schema or "const" in schema:
         return " | ".join(map(str, schema.get("enum", [schema.get("const")])))
     if schema.get("type") == "array":
@@ -117,8 +120,8 @@ def _type(schema: dict[str, Any], schemas: dict[str, Any]) -> str:
 
 
 def _resolved(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
-    return found
+    resolved: dict[str, Any] = schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    return resolved
 
 
 def _table(title: str, names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
@@ -168,7 +171,7 @@ async def without_slash() -> Response:
     return Response(status_code=307, headers={"location": f"..{REFERENCE}"})
 
 
-for each in FILES:
-    router.add_api_route(each, show)
+for file_path in FILES:
+    router.add_api_route(file_path, show)
 router.add_api_route(REFERENCE, show_reference)
 router.add_api_route(WITH_SLASH, without_slash)

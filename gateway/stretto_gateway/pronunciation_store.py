@@ -41,10 +41,10 @@ class PronunciationStore:
         """Return the owner's dictionary, which is empty if there is none; a damaged one is logged and empty."""
         path = self._path(owner)
         try:
-            found = path.stat()
-            state = found.st_mtime_ns, found.st_size, found.st_ino
-            if (known := self._cached.get(owner)) is not None and known[0] == state:
-                return known[1]
+            status = path.stat()
+            state = status.st_mtime_ns, status.st_size, status.st_ino
+            if (cached := self._cached.get(owner)) is not None and cached[0] == state:
+                return cached[1]
             entries = read_lexicon_file(path)
         except (FileNotFoundError, NotADirectoryError):
             return ()

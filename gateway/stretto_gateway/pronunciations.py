@@ -129,15 +129,15 @@ async def add_dictionary(
     Raises:
         ApiError: 400 if the entries of the request are no object.
     """
-    given: Any = options.get("pronunciations", {})
-    if not isinstance(given, Mapping):
-        raise refused(FIELD, "an object of words and their spellings", given)
-    own = dict[str, Any]()
-    for word, value in given.items():
+    entries: Any = options.get("pronunciations", {})
+    if not isinstance(entries, Mapping):
+        raise refused(FIELD, "an object of words and their spellings", entries)
+    merged = dict[str, Any]()
+    for word, value in entries.items():
         alphabet = value.get("alphabet", "cmu") if isinstance(value, Mapping) else None
         name = ALPHABETS.get(alphabet.lower()) if isinstance(alphabet, str) else None
         if name is None or name in profile.phonemes:
-            own[word] = value
+            merged[word] = value
         else:
             ignored.add(f"{FIELD}.{word}", no_phonemes(profile), alphabet)
     stored: tuple[DictionaryEntry, ...] = ()
@@ -145,10 +145,10 @@ async def add_dictionary(
         stored = await FILES.run(gateway.pronunciations.find, owner)
     # In a stored dictionary, phonemes of other models have no effect. Its owner has learned which when it was stored.
     readable = (entry for entry in stored if not entry.alphabet or entry.alphabet in profile.phonemes)
-    given_words = set(map(folded, own))
-    own |= entries_record(entry for entry in readable if folded(entry.word) not in given_words)
-    if own:
-        options["pronunciations"] = own
+    given_words = set(map(folded, merged))
+    merged |= entries_record(entry for entry in readable if folded(entry.word) not in given_words)
+    if merged:
+        options["pronunciations"] = merged
     else:
         options.pop("pronunciations", None)
 
@@ -158,9 +158,9 @@ async def keep_occurring(options: SpeakArguments, text: str, markup: Markup) -> 
 
     All entries are kept if the text may have markup, without which more words occur, as in `New **York**`.
     """
-    given = options.get("pronunciations")
-    if given and not has_marks(text, markup):
-        words = await READING.run(occurring, tuple(given), text)
-        options["pronunciations"] = {word: given[word] for word in words}
+    entries = options.get("pronunciations")
+    if entries and not has_marks(text, markup):
+        words = await READING.run(occurring, tuple(entries), text)
+        options["pronunciations"] = {word: entries[word] for word in words}
         if not words:
             del options["pronunciations"]

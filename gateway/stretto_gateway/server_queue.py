@@ -63,7 +63,9 @@ class ServerQueue:
         the queue is full, or if the server has been full for too long.
         """
         caller = CALLER.get()
-        return self._tries(QueuedRequest(caller, is_later=False), all(each.caller != caller for each in self._waiting))
+        return self._tries(
+            QueuedRequest(caller, is_later=False), all(waiter.caller != caller for waiter in self._waiting)
+        )
 
     def later_tries(self) -> AsyncGenerator[None, None]:
         """Return a generator like `first_tries`, for a later clause of a text.
@@ -72,7 +74,7 @@ class ServerQueue:
         otherwise take each place as it becomes free.
         """
         caller = CALLER.get()
-        is_next = all(each.caller == caller and not each.is_later for each in self._waiting)
+        is_next = all(waiter.caller == caller and not waiter.is_later for waiter in self._waiting)
         return self._tries(QueuedRequest(caller, is_later=True), is_next)
 
     async def _tries(self, waiter: QueuedRequest, is_next: bool) -> AsyncGenerator[None, None]:
@@ -96,15 +98,15 @@ class ServerQueue:
     @contextmanager
     def _queued(self, waiter: QueuedRequest, was_refused: bool) -> Iterator[None]:
         if not waiter.is_later and not self._shares.has_free(waiter.caller):
-            own = self._shares.held_by(waiter.caller)
+            num_held = self._shares.held_by(waiter.caller)
             limit = self._shares.limit
-            detail = f"{self.num_waiting} requests are waiting for the speech server, {own} of them"
+            detail = f"{self.num_waiting} requests are waiting for the speech server, {num_held} of them"
             message = f"{detail} yours (at most {limit} in all, half for one caller); try again"
             raise ApiError(429, message, code="server_full")
-        place = len(self._waiting)
+        position = len(self._waiting)
         if waiter.is_later:  # after the other clauses of texts in progress
-            place = sum(each.is_later for each in self._waiting)
-        self._waiting.insert(place, waiter)
+            position = sum(other.is_later for other in self._waiting)
+        self._waiting.insert(position, waiter)
         self._shares.acquire(waiter.caller)
         if was_refused:
             self._refused.add(waiter.caller)
@@ -145,7 +147,7 @@ class ServerQueue:
         if self._timer is None and self._waiting:
             self._timer = asyncio.get_running_loop().call_later(ROOM_S, self._begin_round)
         if firsts:
-            caller = min(firsts, key=lambda each: self._turns.get(each, 0))
+            caller = min(firsts, key=lambda name: self._turns.get(name, 0))
             self._note_turn(caller)
             self._trying = firsts[caller]
             self._trying.may_try.set()

@@ -27,9 +27,9 @@ MAX_ERRORS = 100
 MAX_VALUES = 8192  # per event, because a value of one character may need a hundred times its size in memory
 
 
-def new_id(kind: str) -> str:
+def new_id(prefix: str) -> str:
     """Return a new unique id."""
-    return f"{kind}_{secrets.token_hex(10)}"
+    return f"{prefix}_{secrets.token_hex(10)}"
 
 
 class SessionEnd(Exception):
@@ -79,9 +79,9 @@ class SocketChannel:
         self._stall_s = stall_s
         self._errors = EventRate(asyncio.get_running_loop(), MAX_ERRORS)
 
-    async def send(self, kind: str, **fields: Any) -> None:
+    async def send(self, event_type: str, **fields: Any) -> None:
         """Send an event; raise SessionEnd if the client has disconnected or does not read."""
-        record = {"type": kind, "event_id": new_id("event")} | fields
+        record = {"type": event_type, "event_id": new_id("event")} | fields
         await self._taken(self._socket.send_text(json.dumps(record)))
 
     async def send_bytes(self, data: bytes) -> None:

@@ -87,20 +87,20 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
     if body.timestamps and wants_alignment(await gateway.catalogue.profile()):
         options["words"] = "aligned"
     follow = partial(gateway.outcomes.followed, request.state.owner, request.state.request_id)
-    made: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if body.stream_format == "sse":
-        parts = sse_parts(gateway, body, options, ignored, made)
+        parts = sse_parts(gateway, body, options, ignored, result)
         media_type = "text/event-stream"
         last_words = sse_error
     else:
-        parts = audio_parts(gateway, body, body.input, options, ignored, made)
+        parts = audio_parts(gateway, body, body.input, options, ignored, result)
         media_type = MEDIA_TYPES[body.response_format]
         last_words = None
 
     def first_headers() -> dict[str, str]:
-        return marker_header(made) | ignored.headers
+        return marker_header(result) | ignored.headers
 
-    answer = Streamed(follow(parts, made), media_type, gateway.limits.stall_s, last_words, first_headers)
+    answer = Streamed(follow(parts, result), media_type, gateway.limits.stall_s, last_words, first_headers)
     if body.stream_format != "sse" and body.response_format in RAW:
         answer.headers["x-sample-rate"] = str(body.rate)
     return answer
@@ -208,13 +208,13 @@ async def audio_parts(
     async with spoken(gateway, text, {**options, "rates": True}, ignored, item.voice_field) as events:
         async for event in events:
             report |= {"marker": event.marker} if event.marker else {}
-            async for part in encoder.parts(event):
-                yield part
+            async for data in encoder.parts(event):
+                yield data
             report.update(event.report or {})
     note_left_out(ignored, report.get("left_out", ()))
     note_transliterated(ignored, report.get("transliterated", ()))
-    if rest := encoder.close():
-        yield rest
+    if tail := encoder.close():
+        yield tail
 
 
 async def sse_parts(
@@ -232,11 +232,11 @@ async def sse_parts(
             if item.timestamps and event.words:
                 words = [timed_word(word, encoder.playing_time(event)) for word in event.words]
                 yield sse({"type": "speech.audio.words", "words": words})
-            async for part in encoder.parts(event):
-                yield sse(delta(part))
+            async for data in encoder.parts(event):
+                yield sse(delta(data))
             report.update(event.report or {})
-    if rest := encoder.close():
-        yield sse(delta(rest))
+    if tail := encoder.close():
+        yield sse(delta(tail))
     yield sse({"type": "speech.audio.done", "usage": usage(report)} | untimed_words(report) | limit_reason(report))
 
 
@@ -263,8 +263,8 @@ def timed_word(word: Word, playing_time: Callable[[float], float] = float) -> di
         playing_time: Function from seconds of the model's audio to seconds of the file; by default they are the same.
     """
     end = {} if word.end_s is None else {"end": playing_time(word.end_s)}
-    place = {} if word.text_start is None else {"text_start": word.text_start, "text_end": word.text_end}
-    return {"word": word.word, "start": playing_time(word.start_s)} | end | place
+    span = {} if word.text_start is None else {"text_start": word.text_start, "text_end": word.text_end}
+    return {"word": word.word, "start": playing_time(word.start_s)} | end | span
 
 
 class PacedEncoder:
@@ -300,13 +300,13 @@ class PacedEncoder:
         """Yield the bytes of the file that are ready after an event."""
         if event.pcm is not None and len(event.pcm) and (speed := self._speed_of(event)) != self._speed:
             self._since = event.start_s, self.playing_time(event)(event.start_s)
-            if isinstance(self._encoder, StretchedEncoder) and (rest := await AUDIO.run(self._encoder.flush)):
-                yield rest
+            if isinstance(self._encoder, StretchedEncoder) and (tail := await AUDIO.run(self._encoder.flush)):
+                yield tail
             self._speed = speed
             is_plain = speed == 1.0
             self._encoder = self._plain if is_plain else StretchedEncoder(TimeStretch(speed, self._rate), self._plain)
-        async for part in encoded_parts(self._encoder, event.pcm):
-            yield part
+        async for data in encoded_parts(self._encoder, event.pcm):
+            yield data
 
     def close(self) -> bytes:
         """Return the rest of the file."""
@@ -323,8 +323,8 @@ async def encoded_parts(encoder: Encoder, pcm: NDArray[Any] | None) -> AsyncIter
         return
     num_first = FIRST_SAMPLES if isinstance(encoder, FfmpegEncoder) and encoder.is_new else 0
     for piece in (pcm[:num_first], pcm[num_first:]):
-        if part := await encoded(encoder, piece):
-            yield part
+        if data := await encoded(encoder, piece):
+            yield data
 
 
 async def encoded(encoder: Encoder, pcm: NDArray[Any]) -> bytes:
@@ -337,16 +337,16 @@ async def encoded(encoder: Encoder, pcm: NDArray[Any]) -> bytes:
     return encoder.encode(pcm)
 
 
-def delta(part: bytes) -> dict[str, str]:
+def delta(data: bytes) -> dict[str, str]:
     """Return a `speech.audio.delta` event."""
-    return {"type": "speech.audio.delta", "audio": base64.b64encode(part).decode()}
+    return {"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()}
 
 
 def usage(report: dict[str, Any]) -> dict[str, int]:
     """Return the number of prompt rows, and the total number of generated text tokens and audio frames."""
     read = report.get("num_prompt_rows", 0)
-    made = report.get("num_text_tokens", 0) + report.get("num_frames", 0)
-    return {"input_tokens": read, "output_tokens": made, "total_tokens": read + made}
+    num_generated = report.get("num_text_tokens", 0) + report.get("num_frames", 0)
+    return {"input_tokens": read, "output_tokens": num_generated, "total_tokens": read + num_generated}
 
 
 def sse(record: dict[str, Any]) -> bytes:
@@ -415,9 +415,9 @@ class BatchRequest(SpeechFields):
         shared = self.model_dump(exclude_unset=True, exclude={"items"})
         items = []
         for index, item in enumerate(self.items):
-            own = {name: value for name, value in item.model_dump(exclude_unset=True).items() if value is not None}
+            fields = {name: value for name, value in item.model_dump(exclude_unset=True).items() if value is not None}
             with error_path(f"items.{index}"):
-                items.append(SpeechItem(**shared | own))
+                items.append(SpeechItem(**shared | fields))
         return items
 
 
@@ -432,7 +432,7 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
     room = BatchBudget(gateway.limits.max_batch_bytes)
     works = (result(gateway, index, item, room, request.state, ignored) for index, item in enumerate(items))
     results = await unless_disconnected(request.receive, together(works))
-    succeeded = sum(each["status"] == "success" for each in results)
+    succeeded = sum(outcome["status"] == "success" for outcome in results)
     batch: Batch = {
         "id": f"batch_{secrets.token_hex(12)}",
         "results": results,
@@ -493,23 +493,23 @@ async def result(
         audio = bytearray()
         report = dict[str, Any]()
         async with aclosing(audio_parts(gateway, item, item.input, options, ignored, report)) as parts:
-            async for part in parts:
-                room.reserve(len(part))
-                asked.keep(4 * len(part) // 3)  # as base64
-                audio += part
+            async for data in parts:
+                room.reserve(len(data))
+                asked.keep(4 * len(data) // 3)  # as base64
+                audio += data
     except ApiError as error:
         return {"index": index, "status": "error", "error": error.message}
     if item.response_format == "wav":  # the length is known now
         header = wav_header(item.rate, len(audio) - WAV_HEADER_BYTES)
         audio[: len(header)] = header
-    made: SpokenItem = {
+    spoken: SpokenItem = {
         "index": index,
         "status": "success",
         "audio_data": base64.b64encode(audio).decode(),
         "media_type": MEDIA_TYPES[item.response_format],
     }
     if words := report.get("untimed_words"):
-        made["untimed_words"] = words
+        spoken["untimed_words"] = words
     if limit_reason(report):
-        made["finish_reason"] = LENGTH
-    return made
+        spoken["finish_reason"] = LENGTH
+    return spoken

@@ -210,11 +210,11 @@ class SpeechFields(WithOptions):
     @property
     def options(self) -> dict[str, Any]:
         """Options that the server checks, under the server's names."""
-        given = given_options(vars(self))
-        if self.initial_codec_chunk_frames is not None and isinstance(given.get("chunking", {}), dict):
-            given["chunking"] = {"first_frames": self.initial_codec_chunk_frames} | given.get("chunking", {})
-        instruct = given.pop("instructions", "")
-        return given | {"instruct": instruct} if instruct else given
+        options = given_options(vars(self))
+        if self.initial_codec_chunk_frames is not None and isinstance(options.get("chunking", {}), dict):
+            options["chunking"] = {"first_frames": self.initial_codec_chunk_frames} | options.get("chunking", {})
+        instruct = options.pop("instructions", "")
+        return options | {"instruct": instruct} if instruct else options
 
     def for_server(self, profile: ModelProfile, ignored: Ignored, voice: RecordedVoice | str | None) -> SpeakArguments:
         """Return the arguments of `SpeechClient.speak` except the text.
@@ -265,8 +265,8 @@ class SpeechFields(WithOptions):
         designs = "instruct" in profile.options and not clones and not profile.voices
         ways = {"Base": clones, "CustomVoice": bool(profile.voices), "VoiceDesign": designs}
         if self.task_type is not None and not ways[self.task_type]:
-            known = [way for way, is_there in ways.items() if is_there]
-            ignored.add("task_type", f"{' or '.join(known) or 'no value'} for {profile.family!r}", self.task_type)
+            supported = [way for way, is_there in ways.items() if is_there]
+            ignored.add("task_type", f"{' or '.join(supported) or 'no value'} for {profile.family!r}", self.task_type)
 
     def _length(self, profile: ModelProfile, max_audio_s: Any, ignored: Ignored) -> dict[str, float]:
         """Return `max_audio_s` for the requested number of frames, if that is the tighter limit."""

@@ -310,14 +310,14 @@ class StreamSession:
             raise mismatch("type", "session.config as the first message", "another message")
         return self._config
 
-    def _expect_silence(self, kind: str) -> None:
+    def _expect_silence(self, event_type: str) -> None:
         if self._is_speaking:
-            message = f"type: {kind} must wait for the session.done of the previous utterance"
+            message = f"type: {event_type} must wait for the session.done of the previous utterance"
             raise ApiError(400, message, "type", "utterance_in_progress")
 
     async def _speak(self, config: SessionConfig, text: IncomingText, index: int) -> None:
         """Generate one utterance and send its events; if it fails, ignore the rest of its text."""
-        place = {"utterance_index": index, "sentence_index": 0}
+        fields = {"utterance_index": index, "sentence_index": 0}
         num_bytes = 0
         has_failed = False
         ignored = None
@@ -329,20 +329,20 @@ class StreamSession:
                 options = await voice_options(gateway, config, state, ignored)
                 parts = audio_parts(gateway, config, text.pieces(), options, ignored, report)
                 async with aclosing(parts):
-                    async for part in parts:
+                    async for data in parts:
                         if not num_bytes:
                             form = {"format": config.response_format, "sample_rate": config.rate}
                             names = {IGNORED: ignored.names} if ignored.names else {}
-                            await self._channel.send("audio.start", **place, sentence_text="", **form, **names)
-                        await self._channel.send_bytes(part)
-                        num_bytes += len(part)
+                            await self._channel.send("audio.start", **fields, sentence_text="", **form, **names)
+                        await self._channel.send_bytes(data)
+                        num_bytes += len(data)
         except ApiError as error:
             has_failed = True
             await self._channel.send_error(error)
         finally:
             text.close()
         if num_bytes:
-            await self._channel.send("audio.done", **place, total_bytes=num_bytes, error=has_failed)
+            await self._channel.send("audio.done", **fields, total_bytes=num_bytes, error=has_failed)
         await text.ended()
         tags = [name for name in ignored.names if name.startswith("input.")] if ignored is not None else []
         notes: dict[str, Any] = untimed_words(report) | limit_reason(report) | ({IGNORED: tags} if tags else {})

@@ -115,11 +115,11 @@ class TranscriptionForm(TranslationForm):
 
         It is known if the model has only one, or if the request names one that the model may have.
         """
-        known = {code_name(language) for language in profile.languages}
-        if len(known) == 1:
-            return known.pop()
+        codes = {code_name(language) for language in profile.languages}
+        if len(codes) == 1:
+            return codes.pop()
         named = code_name(self.language) if self.language else AUTO
-        return named if named != AUTO and (not known or named in known) else ""
+        return named if named != AUTO and (not codes or named in codes) else ""
 
 
 WRITTEN = described("Text, or events with text", *TEXTS, "text/event-stream", model=PlainText | TimedText)
@@ -190,9 +190,9 @@ async def read_form(
         ApiError: The model has no such task, or fields contradict each other.
     """
     profile = await gateway.catalogue.model(form.model)
-    found = find_task(profile, (task,), what)
+    found_task = find_task(profile, (task,), what)
     form.check()
-    options = form.options(found, ignored)
+    options = form.options(found_task, ignored)
     options["task"] = task
     return readable(await form.file.read(), form.file.content_type or ""), options
 
@@ -207,7 +207,7 @@ def readable(content: bytes, content_type: str) -> bytes:
     Raises:
         ApiError: G.711 has another rate than 8000 Hz, or several channels.
     """
-    media_type, *parameters = (part.strip().lower() for part in content_type.split(";"))
+    media_type, *parameters = (word.strip().lower() for word in content_type.split(";"))
     law = RAW_TYPES.get(media_type)
     if law is None or not content or content.startswith(CONTAINERS):
         return content

@@ -36,10 +36,10 @@ class Ceiling:
     @classmethod
     def from_text(cls, text: str) -> "Ceiling":
         """Parse `MEASURE=AMOUNT/PERIOD`; raise ValueError for another text."""
-        name, _, rest = text.partition("=")
-        amount, _, per = rest.partition("/")
-        measure = next((each for each in MEASURES if each == name), None)
-        period = next((each for each in PERIODS if each == per), None)
+        name, _, limit = text.partition("=")
+        amount, _, per = limit.partition("/")
+        measure = next((candidate for candidate in MEASURES if candidate == name), None)
+        period = next((candidate for candidate in PERIODS if candidate == per), None)
         if measure is None or period is None or not (amount.isdecimal() and 0 < int(amount[:16]) < 10**15):
             expected = f"{'|'.join(MEASURES)}=AMOUNT/{'|'.join(PERIODS)} with a whole AMOUNT above 0"
             raise ValueError(f"expected {expected}, got {text!r}")

@@ -80,5 +80,5 @@ async def verified(gateway: Gateway, data: bytes) -> Verified:
         raise ApiError(400, f"file: {errors.decode().rpartition(BEFORE)[2].strip()}", "file")
     if process.returncode:
         raise ApiError(500, "the program that verifies files failed")
-    found: Verified = json.loads(out)
-    return {"metadata": found["metadata"], "mark": found["mark"]}
+    findings: Verified = json.loads(out)
+    return {"metadata": findings["metadata"], "mark": findings["mark"]}

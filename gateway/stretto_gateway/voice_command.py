@@ -133,10 +133,10 @@ def read_file(path: Path, flag: str, max_bytes: int) -> bytes:
     """
     descriptor = os.dup(0) if str(path) == "-" else os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
+        status = os.fstat(descriptor)
         head = b""
-        is_readable = stat.S_ISREG(found.st_mode)
-        if stat.S_ISFIFO(found.st_mode):
+        is_readable = stat.S_ISREG(status.st_mode)
+        if stat.S_ISFIFO(status.st_mode):
             try:
                 head = os.read(descriptor, 1)
                 is_readable = bool(head)
@@ -146,7 +146,7 @@ def read_file(path: Path, flag: str, max_bytes: int) -> bytes:
             raise ValueError(f"{flag}: expected a regular file, got {path}")
         os.set_blocking(descriptor, True)
         data = head + file.read(max_bytes + 1)
-    num_bytes = max(len(data), found.st_size)  # 0 for a pipe
+    num_bytes = max(len(data), status.st_size)  # 0 for a pipe
     if not 0 < num_bytes <= max_bytes:
         raise ValueError(f"{flag}: expected a file of 1 to {max_bytes} bytes, got {path} of {num_bytes} bytes")
     return data
@@ -217,7 +217,7 @@ def line_of(voice: StoredVoice) -> str:
 
 def remove(store: VoiceStore, owners: list[str], ids: list[str]) -> int:
     """Delete voices; return 1 if one of them does not exist."""
-    unknown = [each for each in ids if not any(store.remove(owner, each) for owner in owners)]
-    for each in unknown:
-        failed(f"no voice {each[:60]!r}")
+    unknown = [voice_id for voice_id in ids if not any(store.remove(owner, voice_id) for owner in owners)]
+    for voice_id in unknown:
+        failed(f"no voice {voice_id[:60]!r}")
     return int(bool(unknown))

@@ -97,8 +97,8 @@ class VoiceStore:
     def all(self, owner: str) -> list[StoredVoice]:
         """Return the owner's voices, oldest first; damaged files are logged and skipped."""
         paths = self._of(owner).glob(f"*{SUFFIX}")
-        found = [voice for path in paths if (voice := self.head(owner, path.stem)) is not None]
-        return sorted(found, key=lambda voice: (voice.created_at, voice.id))
+        voices = [voice for path in paths if (voice := self.head(owner, path.stem)) is not None]
+        return sorted(voices, key=lambda voice: (voice.created_at, voice.id))
 
     def find(self, owner: str, voice_id: str) -> tuple[StoredVoice, bytes] | None:
         """Return a voice and its recording, or None if the owner has no such voice."""

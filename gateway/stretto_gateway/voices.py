@@ -69,16 +69,16 @@ async def list_voices(request: Request, model: str = "") -> Voices:
     stored = [] if gateway.voices is None else await FILES.run(gateway.voices.all, request.state.owner)
     titles = dict(zip(profile.voices, profile.voice_titles, strict=False))
     # a caller's own voice takes precedence over an alias
-    own = {plain_name(voice.name) for voice in stored if any(map(clones, profile.tasks))}
+    stored_names = {plain_name(voice.name) for voice in stored if any(map(clones, profile.tasks))}
     return {
         "object": "list",
         "voices": [
             *(named(name, titles.get(name, name)) for name in profile.voices),
-            *(named(each.id, each.name) for each in stored),
+            *(named(stored_voice.id, stored_voice.name) for stored_voice in stored),
         ],
         "names": list(profile.voices),
         "titles": titles,
-        "aliases": {name: voice for name, voice in aliases(profile).items() if name not in own},
+        "aliases": {name: voice for name, voice in aliases(profile).items() if name not in stored_names},
         "form": fields_taken(gateway, profile),
         "data": [record(voice) for voice in stored],
     }

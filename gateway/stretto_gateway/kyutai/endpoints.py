@@ -65,24 +65,24 @@ class ChatQuery(TextFields):
     audio_temperature: float | None = Field(default=None, allow_inf_nan=False)
     audio_topk: int | None = None
 
-    def arguments(self, profile: ModelProfile, own: VoiceFile | None = None) -> dict[str, Any]:
+    def arguments(self, profile: ModelProfile, voice_file: VoiceFile | None = None) -> dict[str, Any]:
         """Return the arguments of `SpeechClient.talk` except the audio; raise ApiError for an unknown voice.
 
         Values that the model cannot use have no effect.
 
         Args:
             profile: The served model.
-            own: The caller's own voice that `voice_prompt` selects; None if it selects none.
+            voice_file: The caller's own voice that `voice_prompt` selects; None if it selects none.
         """
         text = {"temperature": self.text_temperature, "top_k": self.text_topk}
         depth = {"temperature": self.audio_temperature, "top_k": self.audio_topk}
         options: dict[str, Any] = {name: value for name, value in text.items() if value is not None}
-        if "depth" in profile.options and (given := {k: v for k, v in depth.items() if v is not None}):
-            options["depth"] = given
+        if "depth" in profile.options and (depth_options := {k: v for k, v in depth.items() if v is not None}):
+            options["depth"] = depth_options
         if self.seed is not None and self.seed >= 0:  # -1: any seed
             options["seed"] = self.seed
         has_roles = "text" in find_task(profile, (DUPLEX,), "full-duplex speech").system
-        voice = own or kyutai_voice(profile, self.voice_prompt)
+        voice = voice_file or kyutai_voice(profile, self.voice_prompt)
         options |= {"voice": voice, "system": self.text_prompt if has_roles else ""}
         return options | {"output": {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE}}
 
@@ -96,11 +96,11 @@ class ChatSession(ListeningSession):
         profile = await self._select(is_full_duplex)
         task = find_task(profile, (DUPLEX,), "full-duplex speech")
         query = validated(ChatQuery, dict(self._socket.query_params))
-        own = await self._voices.recording(profile, task, query.voice_prompt)
-        if own is not None:
-            self._gateway.sessions.held.add(len(own.audio))
-            self._num_voice_bytes = len(own.audio)
-        options = query.arguments(profile, own)
+        voice_file = await self._voices.recording(profile, task, query.voice_prompt)
+        if voice_file is not None:
+            self._gateway.sessions.held.add(len(voice_file.audio))
+            self._num_voice_bytes = len(voice_file.audio)
+        options = query.arguments(profile, voice_file)
         self._encoder = make_encoder("opus", DEFAULT_RATE, self._gateway.audio_tags)
         limits = self._gateway.limits
         options |= {"total_s": limits.session_s, "resume_s": limits.resume_s}
@@ -118,8 +118,8 @@ class ChatSession(ListeningSession):
     async def _report(self, event: SpeechEvent) -> None:
         if event.session:
             await self._channel.send_bytes(HANDSHAKE)
-        if event.pcm is not None and (part := await encoded(self._encoder, event.pcm)):
-            await self._channel.send_bytes(AUDIO + part)
+        if event.pcm is not None and (data := await encoded(self._encoder, event.pcm)):
+            await self._channel.send_bytes(AUDIO + data)
         if event.text:
             await self._channel.send_bytes(TEXT + event.text.encode())
 
@@ -207,8 +207,8 @@ class TranscriptSession(ListeningSession):
     async def _send_word(self, word: Word) -> None:
         await self._send("Word", text=word.word, start_time=word.start_s)
 
-    async def _send(self, kind: str, **fields: Any) -> None:
-        await self._channel.send_bytes(packed(kind, **fields))
+    async def _send(self, message_type: str, **fields: Any) -> None:
+        await self._channel.send_bytes(packed(message_type, **fields))
 
 
 @router.websocket("/api/asr-streaming")
@@ -230,7 +230,7 @@ class SpeakQuery(TextFields):
     top_k: int | None = None
     cfg_alpha: float | None = Field(default=None, allow_inf_nan=False)
 
-    def fields(self, profile: ModelProfile, is_strict: bool, own: StoredVoice | None = None) -> SpeechFields:
+    def fields(self, profile: ModelProfile, is_strict: bool, stored_voice: StoredVoice | None = None) -> SpeechFields:
         """Return the fields of a speech request.
 
         Unless `is_strict`, an unknown voice is replaced by the model's default, because Kyutai's clients send the
@@ -239,13 +239,13 @@ class SpeakQuery(TextFields):
         Args:
             profile: The served model.
             is_strict: True to reject an unknown voice.
-            own: The caller's own voice that `voice` selects; None if it selects none.
+            stored_voice: The caller's own voice that `voice` selects; None if it selects none.
 
         Raises:
             ApiError: The voice is unknown and `is_strict` is true.
         """
         try:
-            voice = own.id if own is not None else kyutai_voice(profile, self.voice)
+            voice = stored_voice.id if stored_voice is not None else kyutai_voice(profile, self.voice)
         except ApiError:
             if is_strict:
                 raise
@@ -267,8 +267,8 @@ class SpeakSession(KyutaiSession):
         profile = await self._select(speaks)
         query = validated(SpeakQuery, dict(self._socket.query_params))
         find_task(profile, ("tts",), "text to speech")
-        own = await self._voices.own(profile, query.voice)
-        self._fields = query.fields(profile, self._gateway.strict, own)
+        stored_voice = await self._voices.own(profile, query.voice)
+        self._fields = query.fields(profile, self._gateway.strict, stored_voice)
         is_opus = query.format.startswith("Ogg")
         tags = self._gateway.audio_tags
         self._encoder = make_encoder("opus", DEFAULT_RATE, tags) if is_opus else None
@@ -365,10 +365,10 @@ class SpeakSession(KyutaiSession):
         if data:  # Rust clients read bytes as a list of integers
             await self._channel.send_bytes(packed("OggOpus", data=list(data)) if self._is_packed else data)
 
-    async def _send(self, kind: str, **fields: Any) -> None:
+    async def _send(self, message_type: str, **fields: Any) -> None:
         """Send a message, or nothing if the session's format does not use MessagePack."""
         if self._is_packed:
-            await self._channel.send_bytes(packed(kind, **fields))
+            await self._channel.send_bytes(packed(message_type, **fields))
 
 
 def estimated_words(words: list[str], duration_s: float) -> Iterator[Word]:

@@ -19,10 +19,10 @@ def malformed(error: ApiError) -> SessionEnd:
     return SessionEnd(MALFORMED, "a message was malformed", error)
 
 
-def packed(kind: str, **fields: Any) -> bytes:
+def packed(message_type: str, **fields: Any) -> bytes:
     """Encode a message. As in Kyutai's servers, times are float64 and other floats are float32."""
     is_single = "pcm" in fields or "prs" in fields
-    data: bytes = msgpack.packb({"type": kind} | fields, use_single_float=is_single)
+    data: bytes = msgpack.packb({"type": message_type} | fields, use_single_float=is_single)
     return data
 
 
@@ -52,21 +52,21 @@ def unpacked(message: bytes) -> dict[str, Any]:
     return record
 
 
-def field_of(record: dict[str, Any], name: str, kind: type, what: str) -> Any:
+def field_of(record: dict[str, Any], name: str, expected_type: type, what: str) -> Any:
     """Return a field of a message; raise SessionEnd if its type is not `kind`."""
     value = record.get(name)
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, expected_type) or isinstance(value, bool):
         raise malformed(mismatch(name, what, shown(value)))
     return value
 
 
 def samples_in(record: dict[str, Any]) -> NDArray[np.float32]:
     """Return the samples [n] in an audio message; raise SessionEnd if they are not numbers."""
-    given = field_of(record, "pcm", list, "a list of samples")
+    values = field_of(record, "pcm", list, "a list of samples")
     # Types are checked first: an array of strings would take the length of the longest one for each element.
-    if not set(map(type, given)) <= {int, float}:
-        raise malformed(mismatch("pcm", "a list of samples", shown(given[:MAX_SHOWN])))
-    return np.fromiter(given, np.float32, len(given))
+    if not set(map(type, values)) <= {int, float}:
+        raise malformed(mismatch("pcm", "a list of samples", shown(values[:MAX_SHOWN])))
+    return np.fromiter(values, np.float32, len(values))
 
 
 def bytes_in(record: dict[str, Any]) -> bytes:

@@ -85,7 +85,7 @@ class Item:
         """Return the item as OpenAI's object; see `ItemPart.record`."""
         head = {"id": self.item_id, "object": "realtime.item", "type": "message", "status": self.status}
         parts = self.parts if self.played_samples is None else [replace(self.parts[0], text=self.text)]
-        return head | {"role": self.role, "content": [part.record(write) for part in parts]}
+        return head | {"role": self.role, "content": [content_part.record(write) for content_part in parts]}
 
     def cut(self, num_samples: int) -> None:
         """Truncate a spoken reply to its first `num_samples` samples, because only these were played."""
@@ -99,15 +99,15 @@ class Item:
             text_field |= {} if codes is None else {"codes": codes.tolist()}
             return [{"role": self.role} | text_field] if text_field else []
         contents: list[dict[str, Any]] = []
-        for part in self.parts:
-            if part.kind == "input_image":
-                images.append(part.image)
+        for content_part in self.parts:
+            if content_part.kind == "input_image":
+                images.append(content_part.image)
                 contents.append({"image": "image"})
-            elif part.pcm:
-                files.append(wav_header(DEFAULT_RATE, len(part.pcm)) + part.pcm)
+            elif content_part.pcm:
+                files.append(wav_header(DEFAULT_RATE, len(content_part.pcm)) + content_part.pcm)
                 contents.append({"audio": "audio"})
             else:
-                contents.append({"text": part.text})
+                contents.append({"text": content_part.text})
         return [{"role": self.role} | content for content in contents]
 
     @property
@@ -148,13 +148,16 @@ class Conversation:
 
     def add(self, item: Item, behind: str | None = None) -> str | None:
         """Insert an item after the item `behind`, or at the end; return the preceding item's id."""
-        if any(item.item_id == each.item_id for each in self.items):
+        if any(item.item_id == other.item_id for other in self.items):
             message = f"item.id: expected an id that no other item of the conversation has, got {item.item_id!r}"
             raise ApiError(400, message, "item.id", "item_create_duplicate_item_id")
         position = len(self.items) if behind is None else self._position_after(behind)
         num_bytes = ITEM_BYTES + sum(
-            PART_BYTES + len(part.pcm) + len(part.image) + MAX_CHAR_BYTES * len((part.text or "") + part.url_head)
-            for part in item.parts
+            PART_BYTES
+            + len(content_part.pcm)
+            + len(content_part.image)
+            + MAX_CHAR_BYTES * len((content_part.text or "") + content_part.url_head)
+            for content_part in item.parts
         )
         if item.role == "system":
             self._expect_room(num_bytes)
@@ -169,7 +172,7 @@ class Conversation:
         Raises:
             ApiError: The memory limit is exceeded.
         """
-        if not any(each is item for each in self.items):
+        if not any(other is item for other in self.items):
             return False
         self._held.add(num_bytes)
         item.num_bytes += num_bytes
@@ -188,14 +191,14 @@ class Conversation:
         """Return the oldest items that exceed the limits, except system items; the caller must remove them."""
         num_over = len(self.items) - self._max_items
         bytes_over = self.num_bytes - self._max_bytes
-        found: list[Item] = []
-        for item in (each for each in self.items[:-1] if each.role != "system"):
+        dropped: list[Item] = []
+        for item in (candidate for candidate in self.items[:-1] if candidate.role != "system"):
             if num_over <= 0 and bytes_over <= 0:
                 break
-            found.append(item)
+            dropped.append(item)
             num_over = num_over - 1
             bytes_over = bytes_over - item.num_bytes
-        return found
+        return dropped
 
     def clear(self) -> None:
         """Remove all items."""
@@ -209,7 +212,7 @@ class Conversation:
         """
         files = list[bytes]()
         images = list[bytes]()
-        instruction_texts = [instructions or "", *(part.text or "" for part in self._parts("system"))]
+        instruction_texts = [instructions or "", *(content_part.text or "" for content_part in self._parts("system"))]
         system = "\n".join(text for text in instruction_texts if text)
         turns = [{"role": "system", "text": system}] if system else []
         for item in self.items:
@@ -229,7 +232,7 @@ class Conversation:
             raise mismatch("item.content", expected, f"{self.num_bytes + num_bytes} bytes")
 
     def _parts(self, role: str) -> Sequence[ItemPart]:
-        return [part for item in self.items if item.role == role for part in item.parts]
+        return [content_part for item in self.items if item.role == role for content_part in item.parts]
 
     def _position_after(self, item_id: str) -> int:
         """Return the position after an item, or the first one for ROOT."""

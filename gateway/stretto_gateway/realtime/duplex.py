@@ -122,13 +122,13 @@ class DuplexSession(RealtimeSession):
         self._audio: LiveTurn | None = None
         self._duplex: DuplexReply | None = None
         self._fixed: dict[str, Any] = {}  # settings that do not change after the first audio
-        own: dict[str, Callable[[Any], Awaitable[None]]] = {
+        handlers: dict[str, Callable[[Any], Awaitable[None]]] = {
             "session.update": self._update,
             "input_audio_buffer.append": self._append,
             "response.cancel": self._cancel,
             "output_audio_buffer.clear": self._channel.clear_output,
         }
-        self._handlers = dict.fromkeys(self._handlers, self._refuse) | own
+        self._handlers = dict.fromkeys(self._handlers, self._refuse) | handlers
 
     async def complete(self) -> None:
         """End the user's audio, and wait until the response is complete."""

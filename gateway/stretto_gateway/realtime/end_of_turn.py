@@ -104,9 +104,9 @@ def load(model: bytes) -> Run:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has an exception class for each of its error codes
         raise ValueError(f"onnxruntime cannot read it: {first_line(error)}") from None
-    found = [[each.name, each.type, list(each.shape[1:])] for each in session.get_inputs()]
-    if found != [INPUT]:
-        raise ValueError(f"expected the only input {shown(INPUT)}, got {', '.join(map(shown, found)) or 'none'}")
+    inputs = [[tensor.name, tensor.type, list(tensor.shape[1:])] for tensor in session.get_inputs()]
+    if inputs != [INPUT]:
+        raise ValueError(f"expected the only input {shown(INPUT)}, got {', '.join(map(shown, inputs)) or 'none'}")
 
     def run(features: NDArray[np.float32]) -> float:
         """Return the probability for features, float32 [NUM_MELS, NUM_FRAMES]."""
@@ -126,8 +126,8 @@ def load(model: bytes) -> Run:
 
 def shown(tensor: list[Any]) -> str:
     """Describe an input by its name, type and shape after the batch."""
-    name, kind, shape = tensor
-    return f"{str(name)[:40]!r} ({kind}, [batch, {', '.join(map(str, shape))}])"[:120]
+    name, element_type, shape = tensor
+    return f"{str(name)[:40]!r} ({element_type}, [batch, {', '.join(map(str, shape))}])"[:120]
 
 
 def first_line(error: Exception) -> str:
@@ -159,9 +159,9 @@ def read_model(path: Path) -> bytes:
 def main() -> int:
     """Load the model from standard input, and run it once, with little memory and time; return an exit code."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for kind, limit in ((resource.RLIMIT_AS, CHECK_BYTES), (resource.RLIMIT_CPU, CHECK_CPU_S)):
+    for number, limit in ((resource.RLIMIT_AS, CHECK_BYTES), (resource.RLIMIT_CPU, CHECK_CPU_S)):
         with suppress(ValueError):  # a lower limit holds already
-            resource.setrlimit(kind, (limit, limit))
+            resource.setrlimit(number, (limit, limit))
     try:
         load(sys.stdin.buffer.read())
     except (MemoryError, ValueError) as error:

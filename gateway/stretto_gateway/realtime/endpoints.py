@@ -130,7 +130,7 @@ def first_settings(connection: HTTPConnection) -> tuple[str, Settings]:
     if secret is not None:
         settings: Settings = secret.settings
         return settings.model if isinstance(settings, RealtimeSettings) else name, settings
-    only_listens = query.get("intent") == "transcription" or any(part in name for part in TRANSCRIBERS)
+    only_listens = query.get("intent") == "transcription" or any(word in name for word in TRANSCRIBERS)
     return name, transcribing(name) if only_listens else RealtimeSettings(model=name)
 
 
@@ -156,7 +156,7 @@ async def run(
     """
     voices = CallersVoices(gateway.voices, owner)
     async with session_tasks(channel) as tasks:
-        kind = DuplexSession if is_duplex(await gateway.catalogue.profile(), settings) else RealtimeSession
-        with closing(kind(gateway, channel, model, tasks, voices)) as session:
+        session_class = DuplexSession if is_duplex(await gateway.catalogue.profile(), settings) else RealtimeSession
+        with closing(session_class(gateway, channel, model, tasks, voices)) as session:
             await session.begin(settings)
             await attend(gateway, socket, handler(session, tasks), tasks, lambda: gateway.limits.idle_s)

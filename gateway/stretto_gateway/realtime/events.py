@@ -42,10 +42,10 @@ class ClientEvent(Body):
             ApiError: A field is invalid.
         """
         ignored: list[ApiError] = []
-        known = merged(cls, {}, record, "", ignored)
+        fields = merged(cls, {}, record, "", ignored)
         if ignored and is_strict:
             raise ignored[0]
-        event = validated(cls, known)
+        event = validated(cls, fields)
         event._ignored = ignored
         return event
 
@@ -192,10 +192,10 @@ def read_event(record: dict[str, Any], is_strict: bool) -> ClientEvent:
     Raises:
         ApiError: A field is invalid.
     """
-    kind = record.get("type")
-    if not isinstance(kind, str) or kind not in EVENTS:
-        raise refused("type", f"one of {', '.join(EVENTS)}", kind)
-    return EVENTS[kind].read(record, is_strict)
+    event_type = record.get("type")
+    if not isinstance(event_type, str) or event_type not in EVENTS:
+        raise refused("type", f"one of {', '.join(EVENTS)}", event_type)
+    return EVENTS[event_type].read(record, is_strict)
 
 
 def event_id(record: dict[str, Any]) -> str | None:

@@ -186,8 +186,8 @@ class Reply:
         self._conversation = conversation
         self._order = order
         self.response_id = new_id("resp")
-        kind: Kind = "output_audio" if order.speaks else "output_text"
-        self.item = Item("assistant", [ItemPart(kind)], status="in_progress")
+        part_type: Kind = "output_audio" if order.speaks else "output_text"
+        self.item = Item("assistant", [ItemPart(part_type)], status="in_progress")
         self.task: asyncio.Task[None] | None = None
         self._stretch = TimeStretch(order.speed, order.form.rate) if order.speaks and order.speed != 1 else None
         self._is_open = self._is_ending = False
@@ -226,8 +226,8 @@ class Reply:
         self.task.add_done_callback(lambda _: self._forget(num_bytes))
 
     def _forget(self, num_bytes: int) -> None:
-        own = {name: value for name, value in self._order.options.items() if name not in OPTIONS}
-        self._order = replace(self._order, turns=[], files=[], images=[], options=cast(TaskOptions, own))
+        kept = {name: value for name, value in self._order.options.items() if name not in OPTIONS}
+        self._order = replace(self._order, turns=[], files=[], images=[], options=cast(TaskOptions, kept))
         self._gateway.sessions.held.remove(num_bytes)
 
     async def cancel(self, reason: str) -> None:
@@ -270,13 +270,15 @@ class Reply:
     async def _add(self, event: SpeechEvent) -> None:
         if not self._is_open:
             await self._open()
-        part = self.item.parts[0]
+        content_part = self.item.parts[0]
         self._report = event.report or self._report
         self._keep(event)
         if event.text:
-            part.text = (part.text or "") + event.text
-            kind = "response.output_audio_transcript.delta" if self._order.speaks else "response.output_text.delta"
-            await self._send_event(kind, delta=event.text)
+            content_part.text = (content_part.text or "") + event.text
+            event_type = (
+                "response.output_audio_transcript.delta" if self._order.speaks else "response.output_text.delta"
+            )
+            await self._send_event(event_type, delta=event.text)
         if event.pcm is not None and len(event.pcm):
             await self._play(event.pcm)
 
@@ -308,8 +310,8 @@ class Reply:
     async def _open(self) -> None:
         before = self._conversation.add(self.item) if self._order.is_kept else None
         self._is_open = True
-        place = {"response_id": self.response_id, "output_index": 0}
-        await self._channel.send("response.output_item.added", item=self.item.record(), **place)
+        location = {"response_id": self.response_id, "output_index": 0}
+        await self._channel.send("response.output_item.added", item=self.item.record(), **location)
         if self._order.is_kept:
             await self._channel.send("conversation.item.added", item=self.item.record(), previous_item_id=before)
         await self._send_event("response.content_part.added", part=self._part())
@@ -328,14 +330,19 @@ class Reply:
         else:
             await self._send_event("response.output_text.done", text=text)
         await self._send_event("response.content_part.done", part=self._part())
-        place = {"response_id": self.response_id, "output_index": 0}
+        location = {"response_id": self.response_id, "output_index": 0}
         if self._order.is_kept:
             await self._channel.send("conversation.item.done", item=self.item.record())
-        await self._channel.send("response.output_item.done", item=self.item.record(), **place)
+        await self._channel.send("response.output_item.done", item=self.item.record(), **location)
 
-    async def _send_event(self, kind: str, **fields: Any) -> None:
-        place = {"response_id": self.response_id, "item_id": self.item.item_id, "output_index": 0, "content_index": 0}
-        await self._channel.send(kind, **place, **fields)
+    async def _send_event(self, event_type: str, **fields: Any) -> None:
+        location = {
+            "response_id": self.response_id,
+            "item_id": self.item.item_id,
+            "output_index": 0,
+            "content_index": 0,
+        }
+        await self._channel.send(event_type, **location, **fields)
 
     def _part(self) -> dict[str, Any]:
         text = self.item.parts[0].text
@@ -343,11 +350,11 @@ class Reply:
 
     def _record(self, status: str, details: dict[str, Any]) -> dict[str, Any]:
         is_over = status != "in_progress"
-        more = {
+        extra = {
             "id": self.response_id,
             "status": status,
             "status_details": {"type": status} | details if details else None,
             "output": [self.item.record()] if self._is_open and is_over else [],
             "usage": usage(self._report) if is_over else None,
         }
-        return self._order.record | more
+        return self._order.record | extra

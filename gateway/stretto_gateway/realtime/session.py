@@ -113,8 +113,8 @@ class RealtimeSession:
         self._apply(change.settings, profile)
         for error in change.errors:
             await self._channel.send_error(error, event.event_id)
-        more = {**self._input.turn_end, **ignoring(change.ignored)}
-        await self._channel.send("session.updated", session=self._record(), **more)
+        extra = {**self._input.turn_end, **ignoring(change.ignored)}
+        await self._channel.send("session.updated", session=self._record(), **extra)
 
     def _apply(self, settings: Settings, profile: ModelProfile) -> None:
         self._channel.check_formats(settings)
@@ -141,8 +141,8 @@ class RealtimeSession:
         """
         error = self._refused_formats.get(direction)
         if error is not None:
-            place = f"session.audio.{direction}.format"
-            expected = f"{place} to be set to a format of the gateway first, because another one was refused"
+            path = f"session.audio.{direction}.format"
+            expected = f"{path} to be set to a format of the gateway first, because another one was refused"
             raise ApiError(400, f"{param}: expected {expected} ({error.message})", param, "invalid_value")
 
     async def _append(self, event: client.AudioAppend) -> None:
@@ -179,14 +179,14 @@ class RealtimeSession:
 
     async def _start_turn(self, edge: Edge) -> None:
         self._num_transcribed = edge.sample
-        place = {"audio_start_ms": milliseconds(edge.sample), "item_id": self._next_id}
-        await self._channel.send("input_audio_buffer.speech_started", **place)
+        fields = {"audio_start_ms": milliseconds(edge.sample), "item_id": self._next_id}
+        await self._channel.send("input_audio_buffer.speech_started", **fields)
         if self._input.vad is not None and self._input.vad.interrupt_response:
             await self._talk.interrupt()
 
     async def _end_turn(self, edge: Edge) -> None:
-        place = {"audio_end_ms": milliseconds(edge.sample), "item_id": self._next_id}
-        await self._channel.send("input_audio_buffer.speech_stopped", **place)
+        fields = {"audio_end_ms": milliseconds(edge.sample), "item_id": self._next_id}
+        await self._channel.send("input_audio_buffer.speech_stopped", **fields)
         await self._transcribe_until(edge.sample)
         await self._commit(self._input.pop_turn(edge.sample))
         answers = self._input.vad is not None and self._input.vad.create_response
@@ -213,8 +213,8 @@ class RealtimeSession:
             except ApiError:
                 self._transcriber.drop()  # the next turn has its own transcription
                 raise
-        place = {"previous_item_id": before, "item_id": item.item_id}
-        await self._channel.send("input_audio_buffer.committed", **place)
+        fields = {"previous_item_id": before, "item_id": item.item_id}
+        await self._channel.send("input_audio_buffer.committed", **fields)
         await self._talk.announce(item, before)
         if self._settings.audio.input.transcription is not None:
             await self._transcriber.begin(item, self._tasks)
@@ -251,7 +251,9 @@ class RealtimeSession:
 
     def _expect_readable(self, item: client.ItemFields | client.ItemReference, path: str) -> None:
         """Raise ApiError if the client's item `path` has audio of another format."""
-        if isinstance(item, client.ItemFields) and any(part.type == "input_audio" for part in item.content):
+        if isinstance(item, client.ItemFields) and any(
+            content_part.type == "input_audio" for content_part in item.content
+        ):
             self._expect_format("input", path)
 
     def _conversing(self, event: client.ClientEvent) -> RealtimeSettings:

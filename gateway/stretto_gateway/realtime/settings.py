@@ -71,10 +71,10 @@ class Format(Body):
     @classmethod
     def check_rate(cls, rate: int, info: ValidationInfo) -> int:
         """Return the sample rate of the type in Hz; raise ValueError if `rate` is another one."""
-        kind = info.data.get("type", PCM)
-        expected = DEFAULT_RATE if kind == PCM else g711.RATE
+        format_type = info.data.get("type", PCM)
+        expected = DEFAULT_RATE if format_type == PCM else g711.RATE
         if rate not in (0, expected):
-            raise ValueError(f"Input should be {expected} for {kind}")
+            raise ValueError(f"Input should be {expected} for {format_type}")
         return expected
 
 
@@ -271,12 +271,12 @@ class SettingsChange:
         """
         self.ignored: list[ApiError] = []
         self.errors: list[ApiError] = []
-        kind = self._kind(settings, update.get("type") or settings.type, can_change_type)
-        self._model: type[Settings] = RealtimeSettings if kind == "realtime" else TranscriptionSettings
-        self._before = settings.model_dump() if kind == settings.type else {}
-        if kind == "realtime":
+        session_type = self._kind(settings, update.get("type") or settings.type, can_change_type)
+        self._model: type[Settings] = RealtimeSettings if session_type == "realtime" else TranscriptionSettings
+        self._before = settings.model_dump() if session_type == settings.type else {}
+        if session_type == "realtime":
             self._before = self._before or {"model": model}
-        update = without_vad(current_shape(update) | {"type": kind})
+        update = without_vad(current_shape(update) | {"type": session_type})
         self._record = merged(self._model, self._before, update, "session", self.ignored)
         self.settings = self._valid()
 
@@ -307,15 +307,15 @@ class SettingsChange:
         for error in (*self.ignored, *self.errors):
             raise error
 
-    def _kind(self, settings: Settings, kind: Any, can_change_type: bool) -> str:
+    def _kind(self, settings: Settings, session_type: Any, can_change_type: bool) -> str:
         """Return the type of the session after the update."""
-        if kind not in ("realtime", "transcription"):
-            self.errors.append(refused("session.type", "realtime or transcription", kind))
-        elif kind != settings.type and not can_change_type:
+        if session_type not in ("realtime", "transcription"):
+            self.errors.append(refused("session.type", "realtime or transcription", session_type))
+        elif session_type != settings.type and not can_change_type:
             expected = f"{settings.type!r}, because a conversation cannot change its type"
-            self.errors.append(refused("session.type", expected, kind))
+            self.errors.append(refused("session.type", expected, session_type))
         else:
-            return str(kind)
+            return str(session_type)
         return settings.type
 
     def _valid(self) -> Settings:
@@ -364,20 +364,20 @@ async def restrict_to_model(
 def current_shape(update: dict[str, Any]) -> dict[str, Any]:
     """Move the beta API's fields in a session update to their current paths, and make its formats objects."""
     record = {name: value for name, value in update.items() if name not in BETA_FIELDS}
-    for name, place in BETA_FIELDS.items():
+    for name, path in BETA_FIELDS.items():
         if name not in update:
             continue
         value = update[name]
         if name == "modalities" and isinstance(value, list) and "audio" in value:
             value = ["audio"]
-        for part in reversed(place):
-            value = {part: value}
+        for step in reversed(path):
+            value = {step: value}
         record = joined(value, record)
     audio = record.get("audio")
     for direction, settings in audio.items() if isinstance(audio, dict) else ():
-        given = settings.get("format") if isinstance(settings, dict) else None
-        if isinstance(given, str):
-            form = {"type": BETA_FORMATS.get(given.strip().lower(), given)}
+        wire_format = settings.get("format") if isinstance(settings, dict) else None
+        if isinstance(wire_format, str):
+            form = {"type": BETA_FORMATS.get(wire_format.strip().lower(), wire_format)}
             record = joined(record, {"audio": {direction: {"format": form}}})
     return record
 
@@ -385,17 +385,17 @@ def current_shape(update: dict[str, Any]) -> dict[str, Any]:
 def check_formats(update: dict[str, Any]) -> dict[str, ApiError | None]:
     """Return an error or None for the formats of `input` and `output`, as far as a session update names them."""
     audio = current_shape(update).get("audio")
-    found = dict[str, ApiError | None]()
+    errors = dict[str, ApiError | None]()
     for direction in ("input", "output"):
         settings = audio.get(direction) if isinstance(audio, dict) else None
         record = settings.get("format") if isinstance(settings, dict) else None
         if record is not None:
-            found[direction] = None
+            errors[direction] = None
             try:
                 validated(Format, record, f"session.audio.{direction}.format")
             except ApiError as error:
-                found[direction] = error
-    return found
+                errors[direction] = error
+    return errors
 
 
 def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -438,7 +438,7 @@ def merged(
     for name, value in new.items():
         field = model.model_fields.get(name)
         where = f"{path}.{name}" if path else name
-        only = next((each for each in field.metadata if isinstance(each, Only)), None) if field else None
+        only = next((entry for entry in field.metadata if isinstance(entry, Only)), None) if field else None
         if field is None or (only is not None and value not in only.values):
             if value is not None:
                 add_ignored(ignored, where, only, value)
@@ -458,24 +458,26 @@ def known_value(annotation: Any, old: Any, value: Any, path: str, ignored: list[
         ignored: Receives, for each field without effect, the error that a strict gateway raises.
     """
     if isinstance(value, list):
-        return [known_value(annotation, None, each, f"{path}.{n}", ignored) for n, each in enumerate(value)]
+        return [known_value(annotation, None, item, f"{path}.{n}", ignored) for n, item in enumerate(value)]
     if not isinstance(value, dict):
         return value
     before = old if isinstance(old, dict) else {}
-    kind = value.get("type", before.get("type"))
-    inner = inner_model(annotation, kind)
+    type_name = value.get("type", before.get("type"))
+    inner = inner_model(annotation, type_name)
     if inner is None:
         return value
-    return merged(inner, before if before.get("type") == kind else {}, value, path, ignored)
+    return merged(inner, before if before.get("type") == type_name else {}, value, path, ignored)
 
 
-def inner_model(annotation: Any, kind: Any) -> type[Body] | None:
+def inner_model(annotation: Any, type_name: Any) -> type[Body] | None:
     """Return the pydantic model for a field's objects; for a union, the member with type `kind`."""
-    found = list(models_in(annotation))
+    models = list(models_in(annotation))
     named = (
-        each for each in found if "type" in each.model_fields and kind in get_args(each.model_fields["type"].annotation)
+        model
+        for model in models
+        if "type" in model.model_fields and type_name in get_args(model.model_fields["type"].annotation)
     )
-    return next(named, found[0] if found else None)
+    return next(named, models[0] if models else None)
 
 
 def models_in(annotation: Any) -> list[type[Body]]:
@@ -495,7 +497,7 @@ def add_ignored(ignored: list[ApiError], param: str, only: Only | None, value: A
         value: Value sent by a client.
     """
     if len(ignored) < MAX_IGNORED:
-        values = " or ".join(repr(each) for each in only.values[1:]) if only else ""
+        values = " or ".join(repr(allowed) for allowed in only.values[1:]) if only else ""
         name = param[:MAX_NAME_CHARS].encode(errors="backslashreplace").decode()
         ignored.append(refused(name, values or "no value (unknown field)", value))
 

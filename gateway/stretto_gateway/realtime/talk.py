@@ -260,9 +260,9 @@ class Talk:
             before: Id of the item before it; None if there is none.
             ignored: Errors of fields without effect in the client's event.
         """
-        place = {"item": item.record(), "previous_item_id": before}
-        await self._channel.send("conversation.item.added", **place, **ignoring(ignored))
-        await self._channel.send("conversation.item.done", **place)
+        fields = {"item": item.record(), "previous_item_id": before}
+        await self._channel.send("conversation.item.added", **fields, **ignoring(ignored))
+        await self._channel.send("conversation.item.done", **fields)
         for old in self._conversation.surplus():
             self._conversation.remove(old)
             await self._channel.send("conversation.item.deleted", item_id=old.item_id)
@@ -333,17 +333,17 @@ class Talk:
             return
         limits = self._gateway.limits
         path = "response.input"
-        given = Conversation(limits.max_items, limits.max_body_bytes, self._gateway.sessions.held)
+        conversation = Conversation(limits.max_items, limits.max_body_bytes, self._gateway.sessions.held)
         try:
-            for index, each in enumerate(fields.input):
-                if isinstance(each, client.ItemFields):
-                    given.add(read_item(each, f"{path}.{index}", form))
+            for index, item in enumerate(fields.input):
+                if isinstance(item, client.ItemFields):
+                    conversation.add(read_item(item, f"{path}.{index}", form))
                     continue
                 with error_path(f"{path}.{index}"):
-                    given.add(copy(self._conversation.find(each.id)))
-            yield given
+                    conversation.add(copy(self._conversation.find(item.id)))
+            yield conversation
         finally:
-            given.clear()
+            conversation.clear()
 
     async def cancel(self, event: client.ResponseCancel) -> None:
         """Cancel the reply in progress."""
@@ -368,8 +368,8 @@ class Talk:
 
     async def _cut(self, item: Item, num_samples: int) -> None:
         item.cut(num_samples)
-        place = {"item_id": item.item_id, "content_index": 0}
-        await self._channel.send("conversation.item.truncated", audio_end_ms=milliseconds(num_samples), **place)
+        fields = {"item_id": item.item_id, "content_index": 0}
+        await self._channel.send("conversation.item.truncated", audio_end_ms=milliseconds(num_samples), **fields)
 
 
 def read_item(fields: client.ItemFields, name: str, form: Format) -> Item:
@@ -381,24 +381,28 @@ def read_item(fields: client.ItemFields, name: str, form: Format) -> Item:
         form: Format of its audio.
     """
     parts = []
-    for index, part in enumerate(fields.content):
+    for index, content_part in enumerate(fields.content):
         path = f"{name}.content.{index}"
-        if part.type not in KINDS[fields.role]:
-            raise refused(f"{path}.type", f"{' or '.join(KINDS[fields.role])} in a {fields.role} message", part.type)
-        if part.type == "input_audio":
-            pcm = client.read_pcm(part.audio, f"{path}.audio", form)
+        if content_part.type not in KINDS[fields.role]:
+            raise refused(
+                f"{path}.type", f"{' or '.join(KINDS[fields.role])} in a {fields.role} message", content_part.type
+            )
+        if content_part.type == "input_audio":
+            pcm = client.read_pcm(content_part.audio, f"{path}.audio", form)
             if not pcm:
                 raise mismatch(f"{path}.audio", "at least one sample", "none")
-            parts.append(ItemPart("input_audio", part.transcript, pcm))
-        elif part.type == "input_image":
-            url = given(part.image_url, f"{path}.image_url")
+            parts.append(ItemPart("input_audio", content_part.transcript, pcm))
+        elif content_part.type == "input_image":
+            url = given(content_part.image_url, f"{path}.image_url")
             image = read_base64(f"{path}.image_url", url, DATA_URL)
             head = url[: url.find(",") + 1]
             parts.append(ItemPart("input_image", image=image, url_head=head))
         elif fields.role == "assistant":
-            text = given(part.transcript if part.type == "output_audio" else part.text, f"{path}.text")
+            text = given(
+                content_part.transcript if content_part.type == "output_audio" else content_part.text, f"{path}.text"
+            )
             parts.append(ItemPart("output_text", text))
         else:
-            parts.append(ItemPart("input_text", given(part.text, f"{path}.text")))
+            parts.append(ItemPart("input_text", given(content_part.text, f"{path}.text")))
     item = Item(fields.role, parts)
     return item if fields.id is None else Item(fields.role, parts, fields.id)

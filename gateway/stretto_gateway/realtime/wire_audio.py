@@ -41,7 +41,7 @@ class Resampler:
 
     def resample_frame(self, frame: av.AudioFrame | None) -> NDArray[np.int16]:
         """Add a frame of any number of channels, which become one, or None for the end; return the ready samples."""
-        parts = [each.to_ndarray()[0] for each in self._resampler.resample(frame)]
+        parts = [resampled.to_ndarray()[0] for resampled in self._resampler.resample(frame)]
         return np.concatenate([np.zeros(0, np.int16), *parts])
 
 
@@ -73,10 +73,10 @@ class WireReader:
 
     def end(self) -> bytes:
         """Return the remaining samples, pcm16 at 24 kHz, without an incomplete one. The next piece begins anew."""
-        rest = b"" if self._resampler is None else little_endian(self._resampler.close())
+        tail = b"" if self._resampler is None else little_endian(self._resampler.close())
         self._half_sample = b""
         self._resampler = None
-        return rest
+        return tail
 
 
 def little_endian(pcm: NDArray[Any]) -> bytes:

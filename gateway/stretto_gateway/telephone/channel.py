@@ -32,7 +32,7 @@ class CallChannel(Channel):
         super().__init__(socket, stall_s)
         self.stream_sid = ""
         self.listener: Listener | None = None
-        self._rest = b""  # less than a frame
+        self._tail = b""  # less than a frame
         self._num_logged = 0
         self._last_mark = ""  # name of the mark behind all audio that Twilio may not have played yet; empty for none
 
@@ -41,9 +41,9 @@ class CallChannel(Channel):
         """True if Twilio may not have played all audio yet."""
         return bool(self._last_mark)
 
-    async def send(self, kind: str, **fields: Any) -> None:
+    async def send(self, event_type: str, **fields: Any) -> None:
         """Send the messages for an event of the session; raise SessionEnd if Twilio has disconnected."""
-        match kind:
+        match event_type:
             case "response.output_audio.delta":
                 await self._play(base64.b64decode(fields["delta"]))
             case "response.output_audio.done":
@@ -58,7 +58,7 @@ class CallChannel(Channel):
             case "response.done" if error := (fields["response"]["status_details"] or {}).get("error"):
                 self._log(f"the reply failed: {error['message']}")
         if self.listener is not None:
-            await self.listener(kind, fields)
+            await self.listener(event_type, fields)
 
     async def send_error(self, error: ApiError, event_id: str | None = None) -> None:
         """Log an error, because a media stream has no message for it; end the session if there are too many."""
@@ -77,25 +77,25 @@ class CallChannel(Channel):
 
     async def _play(self, data: bytes) -> None:
         """Send all complete frames, so that audio may be cut anywhere."""
-        data = self._rest + data
+        data = self._tail + data
         end = len(data) // FRAME_BYTES * FRAME_BYTES
-        self._rest = data[end:]
+        self._tail = data[end:]
         self._last_mark = self._last_mark or new_id("mark")
         for begin in range(0, end, FRAME_BYTES):
             await self._send_media(data[begin : begin + FRAME_BYTES])
 
     async def _mark(self) -> None:
         """Send the rest of a reply, and a mark behind it."""
-        if self._rest:
-            data = self._rest
-            self._rest = b""
+        if self._tail:
+            data = self._tail
+            self._tail = b""
             await self._send_media(data)
         self._last_mark = new_id("mark")
         await self._send_message("mark", mark={"name": self._last_mark})
 
     async def _clear(self) -> None:
         """Discard the audio that Twilio has not played yet."""
-        self._rest = b""
+        self._tail = b""
         if self.is_playing:
             self._last_mark = ""
             await self._send_message("clear")
@@ -103,6 +103,6 @@ class CallChannel(Channel):
     async def _send_media(self, data: bytes) -> None:
         await self._send_message("media", media={"payload": base64.b64encode(data).decode()})
 
-    async def _send_message(self, kind: str, **fields: Any) -> None:
-        record = {"event": kind, "streamSid": self.stream_sid} | fields
+    async def _send_message(self, event_type: str, **fields: Any) -> None:
+        record = {"event": event_type, "streamSid": self.stream_sid} | fields
         await self._taken(self._socket.send_text(json.dumps(record)))

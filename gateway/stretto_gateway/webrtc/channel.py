@@ -47,9 +47,9 @@ class TrackChannel(Channel):
     def check_formats(self, settings: Settings) -> None:
         check_track_formats(settings)
 
-    async def send(self, kind: str, **fields: Any) -> None:
+    async def send(self, event_type: str, **fields: Any) -> None:
         """Send an event of the session, or play it if it is speech."""
-        match kind:
+        match event_type:
             case "response.output_audio.delta":
                 await self._play(fields["response_id"], base64.b64decode(fields["delta"]))
                 return
@@ -60,7 +60,7 @@ class TrackChannel(Channel):
                 await self.clear_output()
             case "conversation.item.truncated":
                 await self.clear_output()
-        await super().send(kind, **fields)
+        await super().send(event_type, **fields)
 
     async def clear_output(self, _: Any = None) -> None:
         if response_id := self._playout.clear():

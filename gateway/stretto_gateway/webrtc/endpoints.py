@@ -95,10 +95,10 @@ async def read_call(request: Request) -> tuple[str, dict[str, Any]]:
         ApiError: The body is neither a session description nor a form with one.
     """
     media_type = request.headers.get("content-type", "")
-    kind = media_type.partition(";")[0].strip().lower()
-    if kind == SDP:
+    content_type = media_type.partition(";")[0].strip().lower()
+    if content_type == SDP:
         return decoded("the body", await request.body()), {}
-    if kind != FORM:
+    if content_type != FORM:
         message = f"the body: expected the header Content-Type: {SDP} or {FORM}, got {shown(media_type or None)}"
         raise ApiError(400, message)
     limits = request.app.state.gateway.limits
@@ -107,8 +107,8 @@ async def read_call(request: Request) -> tuple[str, dict[str, Any]]:
     ) as form:  # parts with a file name are files
         parts = {name: form.get(name) for name in ("sdp", "session")}
         texts = {
-            name: decoded(name, await part.read()) if isinstance(part, UploadFile) else part
-            for name, part in parts.items()
+            name: decoded(name, await value.read()) if isinstance(value, UploadFile) else value
+            for name, value in parts.items()
         }
     if texts["sdp"] is None:
         raise ApiError(400, "sdp: Field required", "sdp", "missing")

@@ -28,8 +28,8 @@ from stretto_gateway.webrtc.offer import OPUS
 from stretto_gateway.webrtc.playout import RTP_RATE, Playout, SpeechTrack
 
 LOG = logging.getLogger("stretto_gateway")
-for each in ("aioice", "aiortc"):  # they log the addresses of callers, and a traceback for each invalid packet
-    logging.getLogger(each).setLevel(logging.ERROR)
+for package in ("aioice", "aiortc"):  # they log the addresses of callers, and a traceback for each invalid packet
+    logging.getLogger(package).setLevel(logging.ERROR)
 REORDERED = 4  # packets within which one may be late; a power of two
 MAX_DATAGRAMS = 256  # that wait to be read, of at most MAX_DATAGRAM_BYTES
 MAX_DATAGRAM_BYTES = 2048  # above the largest that networks carry whole
@@ -94,9 +94,9 @@ class Peer:
         """
         connection = self._connection
         transceiver = connection.addTransceiver(SpeechTrack(self.playout))
-        known = RTCRtpReceiver.getCapabilities("audio")
-        assert known is not None
-        transceiver.setCodecPreferences([codec for codec in known.codecs if codec.mimeType.lower() == OPUS])
+        capabilities = RTCRtpReceiver.getCapabilities("audio")
+        assert capabilities is not None
+        transceiver.setCodecPreferences([codec for codec in capabilities.codecs if codec.mimeType.lower() == OPUS])
         connection.on("connectionstatechange", self._check_state)
         connection.on("datachannel", self._add_channel)
         connection.on("track", self._listen)
@@ -178,8 +178,8 @@ class Peer:
             self._listening.cancel()
         try:
             if not await is_ended(self._connection.close()):
-                for part in self._parts:
-                    await is_ended(part.stop())
+                for component in self._parts:
+                    await is_ended(component.stop())
         finally:
             for socket in self._sockets:
                 socket.abort()
@@ -358,10 +358,10 @@ def bound_ice(ice: Any, has_room: Callable[[], bool]) -> None:
     refuse = ice.respond_error
 
     def data_received(data: bytes, component: int) -> None:
-        kind = data[0] if data else 0
+        first_byte = data[0] if data else 0
         # RFC 7983
-        is_tls = 20 <= kind < 64
-        is_media = 128 <= kind < 192
+        is_tls = 20 <= first_byte < 64
+        is_media = 128 <= first_byte < 192
         fits = len(data) <= MAX_DATAGRAM_BYTES and ice._queue.qsize() < MAX_DATAGRAMS
         if fits and (is_tls or (is_media and has_room())):
             receive(data, component)
