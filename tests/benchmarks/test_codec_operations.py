@@ -10,9 +10,7 @@ from tests.tiers import by_night
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    "name", ["espnet_dac", "tiny", *by_night(*sorted({*CHUNKS, MEANFLOW} - {"espnet_dac", "tiny"}))]
-)
+@pytest.mark.parametrize("name", ["tiny", *by_night(*sorted({*CHUNKS, MEANFLOW} - {"tiny"}))])
 def test_operations_are_counted(name: str) -> None:
     assert GFLOP_PER_S[name] == round(gflop_per_s(name), 1), f"python -m benchmarks.codec_operations {name}"
 

@@ -13,8 +13,8 @@ from stretto_contract.normal_forms import normalized
 from stretto_contract.pronunciation import Dictionary, Pronouncer, folded, occurring
 from stretto_contract.scripts import foreign_words, latin_surplus
 
-NUM_CHARS = 100_000
-CPU_S = 300  # half a second is needed; in quadratic time, each of several kinds of work would take a quarter of an hour
+NUM_CHARS = 50_000
+CPU_S = 100  # a few are needed; in quadratic time, each of several kinds of work would take four minutes
 PUMPS = {
     "letters": "a",
     "words": "word ",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.client.conftest import CommandLine
 from tests.client.fake_server import Chunk, FakeServer, Request, Step, Taken
 from tests.patience import PATIENCE_S
 from tests.tiers import by_night
@@ -127,20 +128,23 @@ async def test_talk_writes_samples_to_standard_output_and_text_to_standard_error
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".ogg", *by_night(".flac", ".mp3")])
-async def test_a_full_disk_is_one_error(shell: Shell, tmp_path: Path, suffix: str) -> None:
+async def test_a_full_disk_is_one_error(run: CommandLine, tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"a{suffix}").symlink_to("/dev/full")
-    ended = await shell(f"client speak a --play off --out a{suffix}")
-    assert (ended.status, ended.errors) == (2, f"error: a{suffix}: No space left on device\n")
+    status, _, errors = await run(UTTERANCE, "speak", "a", "--out", f"a{suffix}")
+    assert (status, errors) == (2, f"error: a{suffix}: No space left on device\n")
 
 
-async def test_an_unwritable_file_is_one_error(shell: Shell, tmp_path: Path) -> None:
+async def test_an_unwritable_file_is_one_error(run: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "folder.wav").mkdir()
-    ended = await shell("client speak a --play off --out folder.wav")
-    assert (ended.status, ended.errors) == (2, "error: expected a file, got the folder folder.wav\n")
     for name in ("loop.wav", "loop.flac"):  # as root may write to any other file
         (tmp_path / name).symlink_to(name)
-        ended = await shell(f"client speak a --play off --out {name}")
-        assert (ended.status, ended.errors) == (2, f"error: {name}: Too many levels of symbolic links\n")
+    for name, told in (
+        ("folder.wav", "expected a file, got the folder folder.wav"),
+        ("loop.wav", "loop.wav: Too many levels of symbolic links"),
+        ("loop.flac", "loop.flac: Too many levels of symbolic links"),
+    ):
+        status, _, errors = await run(UTTERANCE, "speak", "a", "--out", name)
+        assert (status, errors) == (2, f"error: {told}\n")
 
 
 LEFT = "exec 9> >(:); wait $!;"  # the reader of the pipe 9 leaves before the command starts
@@ -252,21 +256,19 @@ async def test_recordings_are_read_from_pipes(shell: Shell, tmp_path: Path, line
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("client transcribe .", "expected a file, got the folder ."),
-        (f"client transcribe {'a' * 300}", f"{'a' * 300}: File name too long"),
-        ("client speak - --clone -", "--clone -: expected a file, because standard input is already read"),
-        ("client speak a --out /dev/fd/99", "/dev/fd/99: Bad file descriptor"),
-        ("client speak a --out nowhere/a.wav", "there is no folder nowhere"),
-        *by_night(
-            ("client speak a --clone .", "expected a file, got the folder ."),
-            ("client talk - --clone -", "--clone -: expected a file, because standard input is already read"),
-        ),
+        ("transcribe .", "expected a file, got the folder ."),
+        (f"transcribe {'a' * 300}", f"{'a' * 300}: File name too long"),
+        ("speak - --clone -", "--clone -: expected a file, because standard input is already read"),
+        ("speak a --out /dev/fd/99", "/dev/fd/99: Bad file descriptor"),
+        ("speak a --out nowhere/a.wav", "there is no folder nowhere"),
+        ("speak a --clone .", "expected a file, got the folder ."),
+        ("talk - --clone -", "--clone -: expected a file, because standard input is already read"),
     ],
 )
-async def test_an_unreadable_file_is_one_error(shell: Shell, line: str, message: str) -> None:
-    ended = await shell(line)
-    assert (ended.status, ended.errors.count("\n"), ended.requests) == (2, 1, [])
-    assert message in ended.errors
+async def test_an_unreadable_file_is_one_error(run: CommandLine, line: str, message: str) -> None:
+    status, _, errors = await run(UTTERANCE, *line.split())
+    assert (status, errors.count("\n"), run.requests) == (2, 1, [])
+    assert message in errors
 
 
 LOCALES = [
@@ -319,9 +321,6 @@ async def test_undecodable_text_is_refused_with_its_position(shell: Shell, envir
 
 
 @pytest.mark.usefixtures("proxy_variables")
-async def test_client_reaches_its_server_directly_despite_proxy_variables(shell: Shell) -> None:
-    ended = await shell("client speak a --play off --out a.wav", **{name: os.environ[name] for name in PROXIES})
-    assert (ended.status, ended.errors) == (0, "")
-
-
-PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY", "all_proxy")
+async def test_client_reaches_its_server_directly_despite_proxy_variables(run: CommandLine) -> None:
+    status, _, errors = await run(UTTERANCE, "speak", "a", "--out", "a.wav")
+    assert (status, errors) == (0, "")

@@ -1,6 +1,7 @@
 """Fixtures for a gateway in this process, in front of a scripted server."""
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, fields
@@ -36,6 +37,13 @@ SPOKEN = [
     Chunk(2, 1920, is_16_bit=True, is_final=True, is_last=True),
 ]
 NUM_SAMPLES = 3840 + 7680 + 1920
+HEARD = [Chunk(0, None, text="a cat", is_final=True, is_last=True)]  # a transcript
+
+
+def sse_events(text: str) -> list[dict[str, Any]]:
+    """Return the JSON of a response's server-sent events."""
+    data = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    return [json.loads(record) for record in data if record != "[DONE]"]
 
 
 @dataclass
@@ -74,6 +82,11 @@ class Running:
         async with asyncio.timeout(PATIENCE_S):
             while [await self.metric(name) for name in metrics] != [*metrics.values()]:
                 await asyncio.sleep(0.01)
+
+    async def idle(self) -> None:
+        """Wait until nothing is generated, open or held any more."""
+        await self.until(gateway_active=0, gateway_sessions=0)
+        assert not self.app.state.gateway.sessions.held.num_bytes
 
 
 Start = Callable[..., Awaitable[Running]]

@@ -1,24 +1,21 @@
 """Text and speech that a limit has ended say so, in each API; those that the model has ended do not."""
 
 import base64
-import json
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.client.fake_server import PROFILE, REPORT, Chunk
-from tests.gateway.conftest import SPOKEN, Start
+from tests.client.fake_server import REPORT, Chunk
+from tests.gateway.conftest import SPOKEN, Start, sse_events
 from tests.gateway.realtime.caller import TALKS, call, silence, spoken
 from tests.gateway.realtime.test_bounds import open_socket
-from tests.gateway.test_chat import task
 from tests.gateway.test_speech_stream import PATH, begin
-from tests.gateway.test_transcription import FILE
+from tests.gateway.test_transcription import FILE, TRANSLATES
 from tests.patience import until_async
 
 LENGTH = {"report": REPORT | {"finish_reason": "length"}}
 REASONS = pytest.mark.parametrize("reason", ["length", None])
-TRANSLATES = PROFILE | {"tasks": [*PROFILE["tasks"], task("translate", needs=["audio"], also=[], speaks=False)]}
 
 
 def written(reason: str | None) -> list[Chunk]:
@@ -54,7 +51,7 @@ async def test_streamed_transcript_ends_with_a_finish_reason(start: Start, is_vl
     form = {"model": "tiny", "stream": "true", "stream_include_usage": str(is_vllms).lower()}
     async with running.http() as http:
         answer = await http.post("/v1/audio/transcriptions", files={"file": FILE}, data=form)
-    last = json.loads(answer.text.strip().rsplit("data: ", 1)[1])
+    last = sse_events(answer.text)[-1]
     assert (last["type"], last["text"], last.get("finish_reason")) == ("transcript.text.done", "a cat", reason)
     reasons = [choice["finish_reason"] for choice in last.get("choices", ())]
     assert reasons == ([reason or "stop"] if is_vllms else [])
@@ -75,8 +72,8 @@ async def test_chat_reply_has_a_finish_reason(start: Start, streams: bool) -> No
     body = {"messages": [{"role": "user", "content": "How are you?"}], "stream": streams}
     async with running.http() as http:
         answer = await http.post("/v1/chat/completions", json=body)
-    record = answer.text.strip().split("data: ")[-2] if streams else answer.text
-    assert json.loads(record)["choices"][0]["finish_reason"] == "length"
+    record = sse_events(answer.text)[-1] if streams else answer.json()
+    assert record["choices"][0]["finish_reason"] == "length"
 
 
 @REASONS
@@ -87,7 +84,7 @@ async def test_speech_events_and_batches_have_a_finish_reason(start: Start, reas
         events = await http.post("/v1/audio/speech", json=body | {"stream_format": "sse"})
         items = [{"input": body.pop("input")}]
         batch = await http.post("/v1/audio/speech/batch", json=body | {"items": items})
-    last = json.loads(events.text.strip().rsplit("data: ", 1)[1])
+    last = sse_events(events.text)[-1]
     (result,) = batch.json()["results"]
     assert (last["type"], last.get("finish_reason")) == ("speech.audio.done", reason)
     assert (result["status"], result.get("finish_reason")) == ("success", reason)

@@ -59,15 +59,16 @@ async def raw(running: Running, *lines: str, method: str = "GET", path: str = "/
 )
 async def test_programs_reach_the_gateway_by_any_name(start: Start, headers: dict[str, str]) -> None:
     running = await start()
-    for host in NAMES:
+    for host in NAMES if not headers else NAMES[:1]:
         lines = [f"Host: {host}", *(f"{name}: {value}" for name, value in headers.items())]
         assert await raw(running, *lines) == 200, host
         assert await raw(running, *lines, path="/v1/audio/voices") == 200
         assert await raw(running, *lines, method="HEAD") == 200
 
 
-@pytest.mark.parametrize("host", NAMES)
-@pytest.mark.parametrize("agent", BROWSERS)
+@pytest.mark.parametrize(
+    ("agent", "host"), [*((BROWSERS[0], host) for host in NAMES), *((agent, NAMES[0]) for agent in BROWSERS[1:])]
+)
 async def test_browser_pages_at_a_name_are_refused(start: Start, agent: str, host: str) -> None:
     running = await start()
     page = [f"Host: {host}", f"User-Agent: {agent}", "Accept-Language: en"]

@@ -69,14 +69,6 @@ async def test_null_counts_as_a_missing_field(
     assert requests[: len(requests) // 2] == requests[len(requests) // 2 :]
 
 
-async def test_openai_client_may_send_nulls(start: Start) -> None:
-    running = await start(SPOKEN, strict=True)
-    nulls: Any = {"speed": None, "response_format": None, "stream_format": None, "instructions": None}
-    nulls["extra_body"] = {"sample_rate": None, "markup": None, "timestamps": None}
-    answer = await running.openai().audio.speech.with_raw_response.create(model="tts-1", voice="slt", **TEXT, **nulls)
-    assert answer.headers["content-type"] == "audio/mpeg"
-
-
 async def test_null_in_a_session_config_counts_as_missing(start: Start) -> None:
     running = await start(SPOKEN, strict=True)
     async with open_socket(running, "/v1/audio/speech/stream") as opened:

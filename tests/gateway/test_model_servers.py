@@ -15,15 +15,14 @@ import pytest
 from stretto_gateway import model_server
 from stretto_gateway.command import arguments, read_config
 from stretto_gateway.config import GatewayConfig, Limits
-from tests.client.fake_server import PROFILE, Chunk, FakeServer, Until
-from tests.gateway.conftest import SPOKEN, Running, Start
+from tests.client.fake_server import PROFILE, FakeServer, Until
+from tests.gateway.conftest import HEARD, SPOKEN, Running, Start
 from tests.gateway.realtime.caller import SAMPLES, TALKS, answer, call, spoken
 from tests.gateway.realtime.test_bounds import open_socket
 from tests.gateway.realtime.test_duplex import DUPLEX
 from tests.gateway.test_twilio import TURN, Hook, chunked, dial, hooked
 from tests.patience import PATIENCE_S, until_async
 
-HEARD = [Chunk(0, None, text="a cat", is_final=True, is_last=True)]
 TTS, ASR = ({**PROFILE, "tasks": [task]} for task in PROFILE["tasks"])
 VOICES = TTS | {"family": "piper", "voices": ["amy", "joe"]}
 STREAMS = ASR | {"family": "scribe", "reads_live_audio": True}

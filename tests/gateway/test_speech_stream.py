@@ -22,7 +22,7 @@ from stretto_gateway.fields import held_bytes
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech_stream import KINDS, run
 from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, FakeServer, Request, Step, Taken, Until
-from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start
+from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 from tests.gateway.line import Line
 from tests.gateway.realtime.test_bounds import closed, open_socket
 from tests.gateway.test_fuzz import JSON
@@ -87,12 +87,6 @@ def packets(data: bytes, name: str) -> list[bytes]:
         return [data]
     with av.open(io.BytesIO(data), format="ogg") as container:
         return [bytes(packet) for packet in container.demux(audio=0)]
-
-
-async def idle(running: Running) -> None:
-    """Wait until nothing is generated, open or held any more."""
-    await running.until(gateway_active=0, gateway_sessions=0)
-    assert not running.app.state.gateway.sessions.held.num_bytes
 
 
 @pytest.mark.parametrize("name", MEDIA_TYPES)
@@ -213,7 +207,7 @@ async def test_one_socket_serves_several_utterances_with_changing_config(start: 
         await writer.send("session.close")
         assert kinds((await writer.until("session.done"))[0]) == ["audio.start", "audio.done", "session.done"]
         assert await closed(opened) == (1000, "")
-    await idle(running)
+    await running.idle()
 
 
 async def test_stored_voices_work_in_streams_and_count_as_held_memory(start: Start, tmp_path: Path) -> None:
@@ -228,7 +222,7 @@ async def test_stored_voices_work_in_streams_and_count_as_held_memory(start: Sta
             assert sound
     assert all(request["audio"] == RECORDING for request in running.behind.requests)
     assert not running.app.state.gateway.sessions.held.num_bytes
-    await idle(running)
+    await running.idle()
 
 
 @pytest.mark.parametrize(
@@ -298,7 +292,7 @@ async def test_unsupported_stream_fields_are_ignored_and_reported(start: Start) 
         assert sound
         begun = (await (await begin(opened)).utterance("A cat."))[0][0]
         assert "stretto_ignored" not in begun
-    await idle(running)
+    await running.idle()
 
 
 async def test_speech_stream_holds_the_configured_recording(start: Start) -> None:
@@ -308,7 +302,7 @@ async def test_speech_stream_holds_the_configured_recording(start: Start) -> Non
         await (await begin(opened, ref_audio=recording)).send("input.done")
         assert json.loads(await opened.recv())["type"] == "session.done"  # after that
         assert running.app.state.gateway.sessions.held.num_bytes == len(recording)
-    await idle(running)
+    await running.idle()
 
 
 async def test_stream_options_are_held_until_replaced(start: Start) -> None:
@@ -321,7 +315,7 @@ async def test_stream_options_are_held_until_replaced(start: Start) -> None:
             assert (await writer.next())["type"] == "session.done"  # after that
             assert held.num_bytes == held_bytes(config)
         await begin(opened, text="a" * 9000)
-    await idle(running)
+    await running.idle()
 
 
 async def test_stream_accepts_one_utterance_at_a_time(start: Start) -> None:
@@ -350,7 +344,7 @@ async def test_overlong_streamed_text_is_refused_and_its_rest_dropped(start: Sta
         assert kinds(events)[-1] == "session.done"
         assert kinds((await writer.utterance("A cat."))[0]) == ["audio.start", "audio.done", "session.done"]
     assert not any(b"." in request["text"][6:] for request in running.behind.requests)
-    await idle(running)
+    await running.idle()
 
 
 @pytest.mark.parametrize(
@@ -392,7 +386,7 @@ async def test_speech_stream_holds_its_slot_for_the_whole_utterance(start: Start
         await writers[0].until("session.done")
         await writers[1].send("input.done")
         assert kinds((await writers[1].until("session.done"))[0])[0] == "audio.start"
-    await idle(running)
+    await running.idle()
 
 
 async def test_endless_text_times_out_and_frees_its_slot(start: Start) -> None:
@@ -411,7 +405,7 @@ async def test_endless_text_times_out_and_frees_its_slot(start: Start) -> None:
         async with asyncio.timeout(PATIENCE_S):  # on a busy machine, a short text may take longer than it may
             while kinds((await writer.utterance("A cat."))[0]) != ["audio.start", "audio.done", "session.done"]:
                 pass
-    await idle(running)
+    await running.idle()
 
 
 async def write_on(writer: Writer) -> None:
@@ -428,7 +422,7 @@ async def test_client_disconnect_cancels_the_request(start: Start) -> None:
         await writer.write("A cat. And a")
         await writer.until("audio.start")
     await asyncio.wait_for(running.behind.cancelled.wait(), PATIENCE_S)
-    await idle(running)
+    await running.idle()
     assert await running.metric("audio_left_total") == 1
 
 
@@ -441,7 +435,7 @@ async def test_idle_stream_writer_is_disconnected(start: Start, limits: Limits, 
         if has_begun:
             await (await begin(opened)).write("A cat")
         assert await closed(opened) == (1000, "nothing was received for 0.2 s")
-    await idle(running)
+    await running.idle()
 
 
 async def test_slow_websocket_reader_applies_backpressure(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,7 +448,7 @@ async def test_slow_websocket_reader_applies_backpressure(start: Start, monkeypa
         await writer.send("input.done")
         await running.until(audio_left_total=1)
         assert running.behind.num_played < 50, "it was not held back"
-    await idle(running)
+    await running.idle()
 
 
 async def test_speech_in_progress_completes_before_shutdown(start: Start) -> None:

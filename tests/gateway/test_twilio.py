@@ -25,8 +25,8 @@ from stretto_gateway.socket_session import SessionEnd
 from stretto_gateway.telephone import endpoints
 from stretto_gateway.telephone.channel import MAX_LOGGED, CallChannel
 from stretto_gateway.telephone.session import MAX_EVENTS
-from tests.client.fake_server import Chunk, Until
-from tests.gateway.conftest import SPOKEN, Running, Start
+from tests.client.fake_server import Until
+from tests.gateway.conftest import HEARD, SPOKEN, Running, Start
 from tests.gateway.realtime.caller import RATE, TALKS, answer, by_task, silence, spoken
 from tests.gateway.realtime.test_bounds import KEY, closed, open_socket, status
 from tests.gateway.realtime.test_duplex import DUPLEX, Partner
@@ -36,7 +36,6 @@ from tests.patience import PATIENCE_S, until_async
 PATH = "/v1/twilio"
 SID = "MZ18ad3ab5a668481ce02b83e7395059f0"
 FRAME = 160
-HEARD = [Chunk(0, None, text="a cat", is_final=True, is_last=True)]
 TURN = np.concatenate([silence(0.5), spoken()[: 2 * RATE], silence(1.0)])
 
 

@@ -10,14 +10,12 @@ from stretto_gateway.admission import CALLER
 from stretto_gateway.answers import ApiError
 from stretto_gateway.command import arguments, read_config
 from stretto_gateway.usage import Ceiling, Usage
-from tests.client.fake_server import Chunk
-from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
+from tests.gateway.conftest import HEARD, NUM_SAMPLES, SPOKEN, Start
 from tests.gateway.realtime.caller import TALKS, answer, by_task, call_by
 from tests.gateway.test_speech_stream import PATH, begin, open_socket
 
 KEYS = ("the-first-key-of-all", "the-second-key-of-all")
 SPEECH = {"input": "A cat.", "response_format": "pcm"}
-HEARD = [Chunk(0, None, text="a cat", is_final=True, is_last=True)]
 
 
 def bearer(key: str) -> dict[str, str]:

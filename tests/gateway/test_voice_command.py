@@ -134,8 +134,7 @@ def test_stored_voice_files_are_private_and_persistent(
     "given",
     [
         "add <(sleep 0.2; cat me.wav)",
-        "add - < me.wav",
-        *by_night("add <(cat me.wav)", "add /dev/stdin < me.wav", "add pipe"),
+        *by_night("add - < me.wav", "add <(cat me.wav)", "add /dev/stdin < me.wav", "add pipe"),
     ],
 )
 def test_recording_and_key_are_read_from_pipes(folder: Path, recording: Path, tmp_path: Path, given: str) -> None:

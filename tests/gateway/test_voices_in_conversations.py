@@ -37,8 +37,7 @@ def asked(running: Running) -> tuple[list[dict[str, Any]], Any]:
     return json.loads(request["messages"]), request.get("audio")
 
 
-@pytest.mark.parametrize("is_named", [True, False])
-@pytest.mark.parametrize("is_object", [True, False])
+@pytest.mark.parametrize(("is_named", "is_object"), [(True, False), (False, True)])
 async def test_chat_reply_is_in_an_uploaded_voice(
     start: Start, tmp_path: Path, is_named: bool, is_object: bool
 ) -> None:

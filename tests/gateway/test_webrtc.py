@@ -380,7 +380,7 @@ async def test_damaged_offers_are_answered_or_refused() -> None:
     network = CallNetwork.from_texts(("127.0.0.1",), "")
     num_answered = 0
     refusals = set[tuple[int, str | None]]()
-    for text in accepted[::24]:  # an answer takes several ms
+    for text in accepted[::60]:  # an answer takes several ms
         peer = peers.Peer(network, 1000)
         try:
             await peer.answer(text)
@@ -389,7 +389,7 @@ async def test_damaged_offers_are_answered_or_refused() -> None:
             refusals.add((error.status, error.param))
         finally:
             await peer.close(1000, "")
-    assert num_answered > 100
+    assert num_answered > 40
     assert refusals <= {(400, "sdp")}
 
 

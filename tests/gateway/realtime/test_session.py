@@ -65,17 +65,6 @@ async def test_realtime_response_reports_its_voice_name(start: Start, voice: Any
     assert done.audio.output.voice == "alloy"
 
 
-async def test_realtime_audio_is_streamed_as_generated(start: Start) -> None:
-    goes_on = asyncio.Event()
-    running = await start(answer(Until(goes_on)), TALKS)
-    async with call(running) as caller:
-        await caller.say("Well?")
-        await caller.send("response.create")
-        await caller.until("response.output_audio.delta")
-        goes_on.set()
-        await caller.until("response.done")
-
-
 async def test_next_turn_is_requested_with_the_whole_history(start: Start) -> None:
     running = await start(by_task(dialogue=answer(), asr=WRITTEN), TALKS)
     async with call(running) as caller:
@@ -438,14 +427,6 @@ async def test_unknown_item_and_response_fields_are_reported_as_ignored(start: S
     async with call(await start(answer(), TALKS, strict=True)) as caller:
         assert (await caller.ask("conversation.item.create", item=item)).error.param == "item.mood"
         assert (await caller.ask("response.create", response=reply)).error.param == "response.temperature"
-
-
-@pytest.mark.parametrize(
-    "name", ["gpt-realtime", "gpt-realtime-2.1", "gpt-realtime-2025-08-28", "gpt-4o-realtime-preview"]
-)
-async def test_openai_realtime_model_names_open_conversations(start: Start, name: str) -> None:
-    async with call(await start(answer(), TALKS), name) as caller:
-        assert (caller.seen[0].session.type, caller.seen[0].session.model) == ("realtime", name)
 
 
 @pytest.mark.parametrize(

