@@ -84,24 +84,24 @@ from stretto_chatterbox.voices import (
 )
 
 
-def recording_encoder(folder: Path, known: ChatterboxVocabulary, t3: Mapping[str, Tensor]) -> Network:
+def recording_encoder(folder: Path, vocab: ChatterboxVocabulary, t3: Mapping[str, Tensor]) -> Network:
     """Return the networks that encode voice recordings, including the tensors that convert their results to rows.
 
     Args:
         folder: Folder of the release.
-        known: Vocabulary.
+        vocab: Vocabulary.
         t3: Tensors of the language model by published name.
 
     Raises:
         CheckpointError: If a file is missing, or tensors are missing or have unexpected shapes; the message lists them.
     """
-    if known.num_speech_positions < MAX_CODES:
+    if vocab.num_speech_positions < MAX_CODES:
         expected = f"at least {MAX_CODES} rows"
-        raise CheckpointError(f"{SPEECH_POSITIONS}: expected {expected}, got {known.num_speech_positions}")
-    rows = {SPEECH: known.num_codes, SPEECH_POSITIONS: MAX_CODES}
+        raise CheckpointError(f"{SPEECH_POSITIONS}: expected {expected}, got {vocab.num_speech_positions}")
+    rows = {SPEECH: vocab.num_codes, SPEECH_POSITIONS: MAX_CODES}
     condition = {name: t3[name] for name in t3 if name.startswith(CONDITIONS)}
     condition |= {name: t3[name][:size].clone() for name, size in rows.items()}
-    names = (MULTILINGUAL_FILE, MULTILINGUAL_VOICE_ENCODER) if known.languages else (FILE, VOICE_ENCODER_FILE)
+    names = (MULTILINGUAL_FILE, MULTILINGUAL_VOICE_ENCODER) if vocab.languages else (FILE, VOICE_ENCODER_FILE)
     return recording_encoder_network(folder, names[0], condition, RecordingEncoder, names[1])
 
 
@@ -144,29 +144,29 @@ def convert(release: Release, contents: Contents) -> Converted:
     backbone = read_backbone(BACKBONE, release.backbone, release.tokenizer, {BACKBONE: LLAMA_520M})
     files = read_voices(release.model.parent)
     voices = {name: read_voice_part(name, file, "t3", TOLD) for name, file in files.items()}
-    known = vocabulary(contents.tensors, contents.tokenizer, tuple(voices))
-    known = replace(known, clones=release.codec is not None and release.keeps_recording_encoder)
-    stored = published_shapes(backbone, known)
+    vocab = vocabulary(contents.tensors, contents.tokenizer, tuple(voices))
+    vocab = replace(vocab, clones=release.codec is not None and release.keeps_recording_encoder)
+    stored = published_shapes(backbone, vocab)
     check(unchanged(stored), contents.tensors, ())
     for name, voice in voices.items():
-        check_voice(name, voice, known)
+        check_voice(name, voice, vocab)
     record = {
         "architectures": ["StrettoLlamaForCausalLM"],
         **backbone,
-        **common_record("chatterbox", known, known.layout.vocab_size, contents),
+        **common_record("chatterbox", vocab, vocab.layout.vocab_size, contents),
     }
-    parts = plan(known, stored, list(voices.values()))
-    is_multilingual = bool(known.languages)
+    parts = plan(vocab, stored, list(voices.values()))
+    is_multilingual = bool(vocab.languages)
     networks: tuple[Network, ...] = ()
     if release.codec is not None:
         file = MULTILINGUAL_FILE if is_multilingual else FILE
-        networks = (s3gen(release.codec, files, known.num_codes, file, leaves_out_last=is_multilingual),)
-    if known.clones:
+        networks = (s3gen(release.codec, files, vocab.num_codes, file, leaves_out_last=is_multilingual),)
+    if vocab.clones:
         assert release.codec is not None
-        networks = (*networks, recording_encoder(release.codec, known, contents.tensors))
+        networks = (*networks, recording_encoder(release.codec, vocab, contents.tensors))
         record[KEY] = {"model_type": "chatterbox_voice", "hidden_size": backbone["hidden_size"]}
     copies = {}
-    if known.has_cangjie:
+    if vocab.has_cangjie:
         copies[f"{LANGUAGE_FOLDER}/{CANGJIE_FILE}"] = released_file(release.tokenizer, CANGJIE_FILE)
         read_cangjie(released_file(release.tokenizer, CANGJIE_FILE))
     return Converted(record, parts, DROPPED, networks=networks, copies=copies)
@@ -212,37 +212,37 @@ def _num_queries(tensors: Mapping[str, Tensor]) -> int:
     return tensors[name].shape[1]
 
 
-def published_shapes(backbone: dict[str, Any], known: ChatterboxVocabulary) -> dict[str, tuple[int, ...]]:
+def published_shapes(backbone: dict[str, Any], vocab: ChatterboxVocabulary) -> dict[str, tuple[int, ...]]:
     """Map the names of all T3 tensors to their shapes."""
     width = backbone["hidden_size"]
-    found: dict[str, tuple[int, ...]] = {
-        EMBEDDINGS: (known.num_text_ids, width),
-        SPEECH: (known.num_speech_ids, width),
-        TEXT_POSITIONS: (known.num_text_positions, width),
-        SPEECH_POSITIONS: (known.num_speech_positions, width),
-        "text_head.weight": (known.num_text_ids, width),
-        HEAD: (known.num_speech_ids, width),
+    shapes_by_name: dict[str, tuple[int, ...]] = {
+        EMBEDDINGS: (vocab.num_text_ids, width),
+        SPEECH: (vocab.num_speech_ids, width),
+        TEXT_POSITIONS: (vocab.num_text_positions, width),
+        SPEECH_POSITIONS: (vocab.num_speech_positions, width),
+        "text_head.weight": (vocab.num_text_ids, width),
+        HEAD: (vocab.num_speech_ids, width),
         "tfmr.embed_tokens.weight": (8, width),
         f"{CONDITIONS}spkr_enc.weight": (width, X_VECTOR),
         f"{CONDITIONS}spkr_enc.bias": (width,),
         f"{CONDITIONS}emotion_adv_fc.weight": (width, 1),
-        f"{PERCEIVER}pre_attention_query": (1, known.num_voice_rows - 2, width),
+        f"{PERCEIVER}pre_attention_query": (1, vocab.num_voice_rows - 2, width),
     }
     for name in ("norm", "to_q", "to_k", "to_v", "proj_out"):
-        found[f"{PERCEIVER}attn.{name}.weight"] = (width,) if name == "norm" else (width, width)
-        found[f"{PERCEIVER}attn.{name}.bias"] = (width,)
+        shapes_by_name[f"{PERCEIVER}attn.{name}.weight"] = (width,) if name == "norm" else (width, width)
+        shapes_by_name[f"{PERCEIVER}attn.{name}.bias"] = (width,)
     layers = shapes({**backbone, "vocab_size": 8, "tie_word_embeddings": True})
     names = (name for name in layers if name.startswith(("model.layers.", "model.norm.")))
-    return found | {f"{LAYERS}{name.removeprefix('model.')}": layers[name] for name in names}
+    return shapes_by_name | {f"{LAYERS}{name.removeprefix('model.')}": layers[name] for name in names}
 
 
 def plan(
-    known: ChatterboxVocabulary, stored: Mapping[str, tuple[int, ...]], voices: list[Mapping[str, Tensor]]
+    vocab: ChatterboxVocabulary, stored: Mapping[str, tuple[int, ...]], voices: list[Mapping[str, Tensor]]
 ) -> Plan:
     """Return the plan of tensors to write. Layers keep their names except for the prefix.
 
     Args:
-        known: Vocabulary.
+        vocab: Vocabulary.
         stored: Shapes of the published tensors by name.
         voices: T3 tensors of each voice.
     """
@@ -253,7 +253,7 @@ def plan(
         text, speech, text_positions, speech_positions, *conditions = tensors
         tables = [text, text.new_zeros(1, text.shape[1]), _end_last(speech), text_positions, speech_positions]
         if text.is_meta:
-            return torch.cat([*tables, text.new_empty(len(voices) * known.num_voice_rows, text.shape[1])])
+            return torch.cat([*tables, text.new_empty(len(voices) * vocab.num_voice_rows, text.shape[1])])
         read = dict(zip(of_voices, conditions, strict=True)) | {SPEECH: speech, SPEECH_POSITIONS: speech_positions}
         read = {name: tensor.float() for name, tensor in read.items()}
         return torch.cat([*tables, *(_voice_rows(read, voice).to(text.dtype) for voice in voices)])
@@ -277,7 +277,7 @@ def _voice_rows(tensors: Mapping[str, Tensor], voice: Mapping[str, Tensor]) -> T
     return torch.cat([rows, emotion_row(tensors, emotion.float().flatten())])
 
 
-def check_voice(name: str, voice: Mapping[str, Tensor], known: ChatterboxVocabulary) -> None:
+def check_voice(name: str, voice: Mapping[str, Tensor], vocab: ChatterboxVocabulary) -> None:
     """Raise CheckpointError if a voice's tensors do not fit the model."""
     speaker, codes, emotion = voice.values()
     if speaker.numel() != X_VECTOR or emotion.numel() != 1:
@@ -285,9 +285,9 @@ def check_voice(name: str, voice: Mapping[str, Tensor], known: ChatterboxVocabul
         raise CheckpointError(
             f"voice {name}: expected {X_VECTOR} speaker numbers and one emotion value, got shapes {got}"
         )
-    is_code = codes.ndim == 2 and not codes.is_floating_point() and 0 < codes.numel() <= known.num_speech_positions
-    if not is_code or len(codes) != 1 or not 0 <= int(codes.min()) <= int(codes.max()) < known.num_speech_ids:
-        expected = f"ids of shape [1, n], n <= {known.num_speech_positions}, in [0, {known.num_speech_ids})"
+    is_code = codes.ndim == 2 and not codes.is_floating_point() and 0 < codes.numel() <= vocab.num_speech_positions
+    if not is_code or len(codes) != 1 or not 0 <= int(codes.min()) <= int(codes.max()) < vocab.num_speech_ids:
+        expected = f"ids of shape [1, n], n <= {vocab.num_speech_positions}, in [0, {vocab.num_speech_ids})"
         raise CheckpointError(f"voice {name}: cond_prompt_speech_tokens: expected {expected}, got {described(codes)}")
 
 
@@ -302,13 +302,13 @@ def located(release: Release) -> Release:
     release = replace(release, config=None)
     if not release.model.is_dir():
         return release
-    found = sorted(path.name for path in release.model.glob(T3_FILES))
-    if len(found) != 1:
+    names = sorted(path.name for path in release.model.glob(T3_FILES))
+    if len(names) != 1:
         expected = f"one file {T3_FILES}; name it by --model"
-        raise CheckpointError(f"{release.model}: expected {expected}, got {', '.join(found) or 'none'}")
+        raise CheckpointError(f"{release.model}: expected {expected}, got {', '.join(names) or 'none'}")
     has_codec = any((release.model / name).exists() for name in (FILE, TURBO_FILE, MULTILINGUAL_FILE))
     codec = release.model if release.codec is None and has_codec else release.codec
-    return replace(release, model=released_file(release.model, found[0]), codec=codec)
+    return replace(release, model=released_file(release.model, names[0]), codec=codec)
 
 
 def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer:

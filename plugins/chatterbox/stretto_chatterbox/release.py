@@ -62,7 +62,7 @@ def s3gen(
     speaking = {name: tensor for name, tensor in stored.items() if not name.startswith(HEARING)}
     for number, (name, voice) in enumerate(voices.items()):
         parts = voice_tensors(name, voice, num_codes)
-        speaking |= {f"voices.{number}.{part}": tensor for part, tensor in parts.items()}
+        speaking |= {f"voices.{number}.{tensor_name}": tensor for tensor_name, tensor in parts.items()}
     config = S3GenConfig.from_shapes({name: tuple(tensor.shape) for name, tensor in speaking.items()})
     if config.codebook_size != num_codes:
         raise CheckpointError(f"{folder / file}: expected {num_codes} codes, got {config.codebook_size}")
@@ -79,7 +79,7 @@ def recording_encoder_network(
     folder: Path,
     file: str,
     condition: Mapping[str, Tensor],
-    kind: type[RecordingEncoder],
+    network_class: type[RecordingEncoder],
     recording_encoder: str = VOICE_ENCODER_FILE,
 ) -> Network:
     """Return the networks that encode voice recordings.
@@ -88,7 +88,7 @@ def recording_encoder_network(
         folder: Folder of the release.
         file: Name of the codec's file, which contains the tokenizer and the x-vector network.
         condition: Tensors that compute rows, by published name.
-        kind: Class of the networks.
+        network_class: Class of the networks.
         recording_encoder: Name of the voice encoder's file.
 
     Raises:
@@ -101,11 +101,13 @@ def recording_encoder_network(
         raise CheckpointError(f"{error}; --no-hearing converts a release that encodes no recordings") from error
     tensors = {name: tensor for name, tensor in stored.items() if name.startswith(HEARING)}
     tensors |= {f"{VOICE_ENCODER}{name}": tensor for name, tensor in open_networks(path).items()}
-    tensors = {name: each for name, each in tensors.items() if name not in UNUSED and not name.endswith(COUNTERS)}
-    shapes = {name: tuple(each.shape) for name, each in recording_encoder_of(tensors, kind).state_dict().items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in UNUSED and not name.endswith(COUNTERS)}
+    shapes = {
+        name: tuple(tensor.shape) for name, tensor in recording_encoder_of(tensors, network_class).state_dict().items()
+    }
     network = unchanged(shapes)
     check(network, tensors, ())
-    network |= {name: Part(name, tuple(each.shape)) for name, each in condition.items()}
+    network |= {name: Part(name, tuple(tensor.shape)) for name, tensor in condition.items()}
     return Network(FOLDER, {"model_type": "chatterbox_hearing"}, network, tensors | dict(condition))
 
 
@@ -117,7 +119,11 @@ def open_networks(path: Path) -> Mapping[str, Tensor]:
             tensors are rejected, because they could claim to have any size.
     """
     tensors = open_tensors(path)
-    odd = [] if path.suffix == ".safetensors" else sorted(name for name, each in tensors.items() if not is_plain(each))
+    odd = (
+        []
+        if path.suffix == ".safetensors"
+        else sorted(name for name, tensor in tensors.items() if not is_plain(tensor))
+    )
     if odd:
         raise CheckpointError(f"{path}: expected dense tensors of real numbers, got other values in {first(odd)}")
     return tensors
@@ -127,36 +133,38 @@ def s3gen_shapes(config: S3GenConfig) -> dict[str, tuple[int, ...]]:
     """Map the names of all S3Gen and voice tensors to their shapes."""
     with torch.device("meta"):
         plain = {name: tuple(tensor.shape) for name, tensor in S3GenCodec(config).state_dict().items()}
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in plain.items():
         if NORMED.fullmatch(name):
             stem = f"{name.removesuffix('weight')}parametrizations.weight.original"
-            found |= {f"{stem}0": (shape[0], 1, 1), f"{stem}1": shape}
+            shapes |= {f"{stem}0": (shape[0], 1, 1), f"{stem}1": shape}
         else:
-            found[name] = shape
-    return found
+            shapes[name] = shape
+    return shapes
 
 
-def read_voice_part(name: str, voice: Mapping[str, Any], part: str, names: tuple[str, ...]) -> Mapping[str, Tensor]:
+def read_voice_part(name: str, voice: Mapping[str, Any], model: str, names: tuple[str, ...]) -> Mapping[str, Tensor]:
     """Return the tensors called `names` in one part of a voice file.
 
     Args:
         name: Name of the voice, for error messages.
         voice: Contents of the file.
-        part: Model that the tensors are for, `t3` or `gen`.
+        model: Model that the tensors are for, `t3` or `gen`.
         names: Names of the tensors.
 
     Raises:
         CheckpointError: If a tensor is missing, is not finite, or has a dtype other than a float type, int32 or int64.
     """
-    values = voice.get(part)
-    if not isinstance(values, dict) or not all(torch.is_tensor(values.get(each)) for each in names):
-        raise CheckpointError(f"voice {name}: expected the tensors {part}.{f', {part}.'.join(names)}")
-    for each in names:
-        if not _is_usable(values[each]):
+    values = voice.get(model)
+    if not isinstance(values, dict) or not all(torch.is_tensor(values.get(tensor_name)) for tensor_name in names):
+        raise CheckpointError(f"voice {name}: expected the tensors {model}.{f', {model}.'.join(names)}")
+    for tensor_name in names:
+        if not _is_usable(values[tensor_name]):
             expected = f"int32 or int64, or floating-point {BOUNDED}"
-            raise CheckpointError(f"voice {name}: {part}.{each}: expected {expected}, got {values[each].dtype}")
-    return {each: values[each] for each in names}
+            raise CheckpointError(
+                f"voice {name}: {model}.{tensor_name}: expected {expected}, got {values[tensor_name].dtype}"
+            )
+    return {tensor_name: values[tensor_name] for tensor_name in names}
 
 
 def _is_usable(tensor: Tensor) -> bool:
@@ -207,13 +215,13 @@ def read_voices(folder: Path) -> dict[str, Mapping[str, Any]]:
     Raises:
         CheckpointError: If a file is missing or invalid.
     """
-    found = {"default": read_voice(released_file(folder, DEFAULT))}
+    voices = {"default": read_voice(released_file(folder, DEFAULT))}
     for path in sorted(released_folder(folder, VOICES).glob("*.pt")):
-        if not re.fullmatch("[a-z0-9_-]+", path.stem) or path.stem in found:
+        if not re.fullmatch("[a-z0-9_-]+", path.stem) or path.stem in voices:
             expected = "a name of lower-case letters, digits, - and _ other than default"
             raise CheckpointError(f"{path}: expected {expected}, got {path.stem!r}")
-        found[path.stem] = read_voice(released_file(folder, f"{VOICES}/{path.name}"))
-    return found
+        voices[path.stem] = read_voice(released_file(folder, f"{VOICES}/{path.name}"))
+    return voices
 
 
 def read_voice(path: Path) -> Mapping[str, Any]:

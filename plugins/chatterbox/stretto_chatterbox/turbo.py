@@ -79,12 +79,12 @@ def turbo_tokenizer(folder: Path) -> Tokenizer:
         size = len(record["model"]["vocab"])
         for token in record["added_tokens"]:
             token["special"] &= token["id"] < size
-        made = tokenizers.Tokenizer.from_str(json.dumps(record))
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(record))
     except CheckpointError:
         raise
     except Exception as error:  # the library raises no narrower class
         raise CheckpointError(f"{folder}: expected the files of GPT-2's tokenizer, got an error: {error!r}") from error
-    tokens = TextTokenizer(made).tokens
+    tokens = TextTokenizer(tokenizer).tokens
     if not tokens:
         raise CheckpointError(f"{folder}: expected a tokenizer with at least one token, got none")
     odd = [name for name in tags(record) if not re.fullmatch(TAG, name)]
@@ -108,7 +108,7 @@ def gpt2_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     added = json_object(released_file(folder, "added_tokens.json"))
-    ordered = sorted(added.items(), key=lambda each: each[1])
+    ordered = sorted(added.items(), key=lambda name_and_id: name_and_id[1])
     tokenizer.add_tokens([tokenizers.AddedToken(name, normalized=False) for name, _ in ordered])
     for name, token_id in ordered:
         if tokenizer.token_to_id(name) != token_id:
@@ -128,25 +128,25 @@ def convert_turbo(release: Release, contents: Contents) -> Converted:
     if size > stored[EMBEDDINGS][0]:
         expected = f"a tokenizer of at most {stored[EMBEDDINGS][0]} tokens"
         raise CheckpointError(f"{contents.tokenizer.folder}: expected {expected}, got {size} tokens")
-    made = contents.tokenizer.made or {}
+    tokenizer_record = contents.tokenizer.made or {}
     voices = {name: read_voice_part(name, file, "t3", TOLD[:2]) for name, file in files.items()}
     for name, voice in voices.items():
         check_turbo_voice(name, voice)
-    known = TurboVocabulary(
+    vocabulary = TurboVocabulary(
         num_text_ids=stored[EMBEDDINGS][0],
         num_codes=START_OF_SPEECH,
         voices={name: tuple(voice["cond_prompt_speech_tokens"][0].tolist()) for name, voice in voices.items()},
         max_model_len=min(MAX_ROWS, num_positions),
         clones=release.codec is not None and release.keeps_recording_encoder,
-        tags=tags(made),
+        tags=tags(tokenizer_record),
     )
     record = {
         "architectures": ["StrettoChatterboxTurboForCausalLM"],
         "model_type": "gpt2",
         NAME: "chatterbox",
-        VOCABULARY: known.to_record(),
+        VOCABULARY: vocabulary.to_record(),
         **dict.fromkeys(TOKENS),
-        "vocab_size": known.layout.vocab_size,
+        "vocab_size": vocabulary.layout.vocab_size,
         "hidden_size": width,
         "num_hidden_layers": _num_layers(tensors),
         "num_attention_heads": width // GPT2_HEAD,
@@ -159,8 +159,8 @@ def convert_turbo(release: Release, contents: Contents) -> Converted:
     parts = turbo_plan(stored, [voice["speaker_emb"].float().flatten() for voice in voices.values()])
     networks: tuple[Network, ...] = ()
     if release.codec is not None:
-        networks = (s3gen(release.codec, files, known.num_codes, TURBO_FILE),)
-    if known.clones:
+        networks = (s3gen(release.codec, files, vocabulary.num_codes, TURBO_FILE),)
+    if vocabulary.clones:
         assert release.codec is not None
         condition = {name: tensors[name] for name in stored if name.startswith(CONDITIONS)}
         networks = (*networks, recording_encoder_network(release.codec, TURBO_FILE, condition, TurboRecordingEncoder))
@@ -171,7 +171,7 @@ def convert_turbo(release: Release, contents: Contents) -> Converted:
 TURBO_DROPPED = ("text_head.weight", "tfmr.wte.weight")
 # Tensors of a GPT-2 layer, with their shapes in multiples of the width.
 GPT2_LAYER: dict[str, tuple[int, ...]] = {
-    **{f"{name}.{kind}": (1,) for name in ("ln_1", "ln_2") for kind in ("weight", "bias")},
+    **{f"{name}.{tensor}": (1,) for name in ("ln_1", "ln_2") for tensor in ("weight", "bias")},
     "attn.c_attn.weight": (1, 3),
     "attn.c_attn.bias": (3,),
     "attn.c_proj.weight": (1, 1),
@@ -193,24 +193,24 @@ def turbo_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     Args:
         tensors: Published tensors by name, which determine the sizes.
     """
-    found = {name: tuple(tensors[name].shape) for name in (POSITIONS, EMBEDDINGS, SPEECH) if name in tensors}
+    shapes = {name: tuple(tensors[name].shape) for name in (POSITIONS, EMBEDDINGS, SPEECH) if name in tensors}
     for name in (POSITIONS, EMBEDDINGS, SPEECH):
-        if len(found.get(name, ())) != 2:
-            raise CheckpointError(f"{name}: expected a tensor of 2 dimensions, got {found.get(name, 'none')}")
-    width = found[POSITIONS][1]
+        if len(shapes.get(name, ())) != 2:
+            raise CheckpointError(f"{name}: expected a tensor of 2 dimensions, got {shapes.get(name, 'none')}")
+    width = shapes[POSITIONS][1]
     num_speech_ids = END_OF_SPEECH + 1
     if width % GPT2_HEAD or not 0 < width <= MAX_WIDTH or not _num_layers(tensors) or not len(tensors[POSITIONS]):
         expected = f"layers of a width that is a multiple of {GPT2_HEAD}, at most {MAX_WIDTH}, and positions"
-        raise CheckpointError(f"{POSITIONS}: expected {expected}, got shape {list(found[POSITIONS])}")
-    if found[SPEECH][0] != num_speech_ids:
-        raise CheckpointError(f"{SPEECH}: expected {num_speech_ids} ids, got {found[SPEECH][0]}")
-    found |= {EMBEDDINGS: (found[EMBEDDINGS][0], width), SPEECH: (num_speech_ids, width)}
-    found |= {HEAD: (num_speech_ids, width), HEAD_BIAS: (num_speech_ids,)}
-    found |= {f"{CONDITIONS}spkr_enc.weight": (width, X_VECTOR), f"{CONDITIONS}spkr_enc.bias": (width,)}
+        raise CheckpointError(f"{POSITIONS}: expected {expected}, got shape {list(shapes[POSITIONS])}")
+    if shapes[SPEECH][0] != num_speech_ids:
+        raise CheckpointError(f"{SPEECH}: expected {num_speech_ids} ids, got {shapes[SPEECH][0]}")
+    shapes |= {EMBEDDINGS: (shapes[EMBEDDINGS][0], width), SPEECH: (num_speech_ids, width)}
+    shapes |= {HEAD: (num_speech_ids, width), HEAD_BIAS: (num_speech_ids,)}
+    shapes |= {f"{CONDITIONS}spkr_enc.weight": (width, X_VECTOR), f"{CONDITIONS}spkr_enc.bias": (width,)}
     for layer in range(_num_layers(tensors)):
         for name, shape in GPT2_LAYER.items():
-            found[f"tfmr.h.{layer}.{name}"] = tuple(width * times for times in shape)
-    return found | {"tfmr.ln_f.weight": (width,), "tfmr.ln_f.bias": (width,)}
+            shapes[f"tfmr.h.{layer}.{name}"] = tuple(width * times for times in shape)
+    return shapes | {"tfmr.ln_f.weight": (width,), "tfmr.ln_f.bias": (width,)}
 
 
 def turbo_plan(stored: Mapping[str, tuple[int, ...]], speakers: list[Tensor]) -> Plan:

@@ -106,22 +106,22 @@ def convert(release: Release, contents: Contents) -> Converted:
     check_config(folder)
     backbone = read_backbone(BACKBONE, release.backbone, release.tokenizer, {})
     tokenizer = extended(release.tokenizer, contents.tokenizer)
-    known = vocabulary(contents.tensors, tokenizer)
+    vocab = vocabulary(contents.tensors, tokenizer)
     voices = named_voices(folder)
     for name, parts in voices.items():
-        check_ids(folder / VOICES, name, parts, known.num_codes, tokenizer.size, known.end_of_prompt)
-    known = replace(known, voices=tuple(voices))
+        check_ids(folder / VOICES, name, parts, vocab.num_codes, tokenizer.size, vocab.end_of_prompt)
+    vocab = replace(vocab, voices=tuple(voices))
     record = {
         "architectures": ["StrettoQwen2ForCausalLM"],
         **backbone,
-        **common_record("cosyvoice3", known, known.layout.vocab_size, contents),
+        **common_record("cosyvoice3", vocab, vocab.layout.vocab_size, contents),
     }
     recording_encoder = {f"{FOLDER}/{name}": released_file(folder, name) for name in (TOKENIZER, SPEAKER)}
     for path in recording_encoder.values():
         check_network(path)
     networks = (decoder(folder), *([stored_voices(voices)] if voices else []))
     return Converted(
-        record, plan(backbone, known), DROPPED, networks=networks, tokenizer=tokenizer, copies=recording_encoder
+        record, plan(backbone, vocab), DROPPED, networks=networks, tokenizer=tokenizer, copies=recording_encoder
     )
 
 
@@ -148,8 +148,12 @@ def named_voices(folder: Path) -> dict[str, dict[str, Tensor]]:
 
 def stored_voices(voices: Mapping[str, Mapping[str, Tensor]]) -> Network:
     """Return the network folder to write that contains the named voices."""
-    tensors = {f"{index}.{part}": each for index, voice in enumerate(voices.values()) for part, each in voice.items()}
-    plan = {name: Part(name, tuple(each.shape)) for name, each in tensors.items()}
+    tensors = {
+        f"{index}.{tensor_name}": tensor
+        for index, voice in enumerate(voices.values())
+        for tensor_name, tensor in voice.items()
+    }
+    plan = {name: Part(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
     return Network(NAMED, {"model_type": "cosyvoice3_voices"}, plan, tensors)
 
 
@@ -176,16 +180,16 @@ def extended(folder: Path, tokenizer: Tokenizer) -> Tokenizer:
         CheckpointError: If the added tokens do not get consecutive ids after the existing tokens.
     """
     text = json.dumps(tokenizer.made) if tokenizer.made else read_text(folder / TOKENIZER_FILE)
-    made = FastTokenizer.from_str(text)
-    check_token_ids(made.get_vocab(), folder / TOKENIZER_FILE)
-    ids = with_added_tokens(made)
+    fast = FastTokenizer.from_str(text)
+    check_token_ids(fast.get_vocab(), folder / TOKENIZER_FILE)
+    ids = with_added_tokens(fast)
     new = [ids[name] for name in ADDED if ids[name] >= tokenizer.size]
     if new != list(range(tokenizer.size, tokenizer.size + len(ADDED))):
         expected = f"a tokenizer without {ADDED[0]} and {len(ADDED) - 1} others, which are added"
         raise CheckpointError(f"{folder}: expected {expected}, got one with {len(ADDED) - len(new)} of them")
     files = tuple(file for file in tokenizer.files if file.name != TOKENIZER_FILE)
-    spelled = {token_id: spelling for spelling, token_id in made.get_vocab().items()}
-    return Tokenizer(folder, tokenizer.size + len(ADDED), spelled, json.loads(made.to_str()), files)
+    spelled = {token_id: spelling for spelling, token_id in fast.get_vocab().items()}
+    return Tokenizer(folder, tokenizer.size + len(ADDED), spelled, json.loads(fast.to_str()), files)
 
 
 def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> CosyVoice3Vocabulary:
@@ -200,11 +204,11 @@ def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> CosyVoice
     return CosyVoice3Vocabulary(num_text_ids=num_text_ids, end_of_prompt=ids[END_OF_PROMPT])
 
 
-def plan(backbone: dict[str, Any], known: CosyVoice3Vocabulary) -> Plan:
+def plan(backbone: dict[str, Any], vocab: CosyVoice3Vocabulary) -> Plan:
     """Return the plan for writing the language model's tensors."""
-    numbers = {**backbone, "vocab_size": known.num_text_ids, "tie_word_embeddings": False}
+    numbers = {**backbone, "vocab_size": vocab.num_text_ids, "tie_word_embeddings": False}
     stored = {f"llm.model.{name}": shape for name, shape in shapes(numbers).items()}
-    codes = (known.num_speech_ids, backbone["hidden_size"])
+    codes = (vocab.num_speech_ids, backbone["hidden_size"])
 
     def whole_table(text: Tensor, speech: Tensor) -> Tensor:
         speech = speech.clone()
@@ -221,17 +225,17 @@ def plan(backbone: dict[str, Any], known: CosyVoice3Vocabulary) -> Plan:
 
 def decoder(folder: Path) -> Network:
     """Return the decoder to be written; raise CheckpointError if its tensors are unexpected."""
-    tensors = {f"flow.{name}": each for name, each in open_tensors(released_file(folder, "flow.pt")).items()}
+    tensors = {f"flow.{name}": tensor for name, tensor in open_tensors(released_file(folder, "flow.pt")).items()}
     hift = open_tensors(released_file(folder, "hift.pt"))
-    tensors |= {f"hift.{name.removeprefix('generator.')}": each for name, each in hift.items()}
+    tensors |= {f"hift.{name.removeprefix('generator.')}": tensor for name, tensor in hift.items()}
     plain = multiply_weight_norm_out(dict(tensors))
-    config = CosyVoice3Config.from_shapes({name: tuple(each.shape) for name, each in plain.items()})
+    config = CosyVoice3Config.from_shapes({name: tuple(tensor.shape) for name, tensor in plain.items()})
     if config.codebook_size != NUM_CODES:
         raise CheckpointError(f"{folder / 'flow.pt'}: expected {NUM_CODES} codes, got {config.codebook_size}")
     with torch.device("meta"):
-        made = CosyVoice3Codec(config).state_dict()
+        state = CosyVoice3Codec(config).state_dict()
     wanted: dict[str, tuple[int, ...]] = {}
-    for name, tensor in made.items():
+    for name, tensor in state.items():
         shape = tuple(tensor.shape)
         if NORMED.fullmatch(name):
             stem = f"{name.removesuffix('weight')}parametrizations.weight.original"

@@ -138,8 +138,10 @@ class GroupedText(TextTrack):
     def max_text_ids(self, num_rows: int) -> int:
         """Return the maximum number of text ids; see `TextTrack.max_text_ids`."""
         groups = self.groups
-        num_groups, rest = divmod(num_rows - 2, groups.num_words + groups.num_frames)  # for the end id, and a frame
-        return max(num_groups * groups.num_words + min(rest, groups.num_words - 1), 0)
+        num_groups, remainder = divmod(
+            num_rows - 2, groups.num_words + groups.num_frames
+        )  # for the end id, and a frame
+        return max(num_groups * groups.num_words + min(remainder, groups.num_words - 1), 0)
 
     def check_text(self, ids: Sequence[int], tokens: range) -> None:
         """Raise InvalidRequest if an id of a text is a code; see `TextTrack.check_text`."""

@@ -58,7 +58,7 @@ def check_network(path: Path) -> None:
         model = onnx.load(str(regular_file(path, MAX_BYTES)), load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: expected an ONNX model, got {error!r}") from error
-    others = sorted({each.domain for each in model.opset_import} - {*DOMAINS})
+    others = sorted({operators.domain for operators in model.opset_import} - {*DOMAINS})
     if others or model.functions:
         raise CheckpointError(f"{path}: expected operators of ONNX, got those of {', '.join(others) or 'the file'}")
     messages: list[Message] = [model]
@@ -89,9 +89,9 @@ def check_voice(path: Path, name: Any, voice: Any) -> dict[str, Tensor]:
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable() or name != name.strip():
         raise CheckpointError(f"{path}: expected names of 1 to {MAX_NAME} printable characters, got {shown(name)}")
     parts = dict[str, Tensor]()
-    for part, (key, width) in VOICE_PARTS.items():
+    for tensor_name, (key, width) in VOICE_PARTS.items():
         values = voice.get(key) if isinstance(voice, dict) else None
-        if not isinstance(values, Tensor) or values.ndim != (3 if part == "mel" else 2) or len(values) != 1:
+        if not isinstance(values, Tensor) or values.ndim != (3 if tensor_name == "mel" else 2) or len(values) != 1:
             got = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
             raise CheckpointError(f"{path}: {name}: {key}: expected a tensor of one recording, got {got}")
         if values.is_floating_point() is not bool(width) or values.layout is not torch.strided:
@@ -101,7 +101,7 @@ def check_voice(path: Path, name: Any, voice: Any) -> dict[str, Tensor]:
         if width and (values.shape[-1] != width or not is_bounded(values)):
             expected = f"{width} columns of {BOUNDED}"
             raise CheckpointError(f"{path}: {name}: {key}: expected {expected}, got shape {list(values.shape)}")
-        parts[part] = values[0].float().contiguous() if width else values[0].to(torch.int32)
+        parts[tensor_name] = values[0].float().contiguous() if width else values[0].to(torch.int32)
     size = len(parts["tokens"])
     frames = len(parts["mel"])
     if not CHUNK <= size <= MAX_VOICE_TOKENS or frames != FRAMES_PER_TOKEN * size:
@@ -112,10 +112,10 @@ def check_voice(path: Path, name: Any, voice: Any) -> dict[str, Tensor]:
 
 def check_ids(path: Path, name: str, parts: dict[str, Tensor], num_codes: int, num_text: int, end: int) -> None:
     """Raise CheckpointError unless a voice's ids are valid and its text contains `end` once."""
-    for part, number in (("tokens", num_codes), ("text", num_text)):
-        ids = parts[part]
+    for tensor_name, number in (("tokens", num_codes), ("text", num_text)):
+        ids = parts[tensor_name]
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < number:
-            key = VOICE_PARTS[part][0]
+            key = VOICE_PARTS[tensor_name][0]
             got = f"{ids.min()} ... {ids.max()}"
             raise CheckpointError(f"{path}: {name}: {key}: expected ids in [0, {number}), got {got}")
     if int((parts["text"] == end).sum()) != 1:
@@ -147,19 +147,19 @@ def read_named_voices(checkpoint: Path, names: Sequence[str], end: int) -> dict[
     if not names:
         return {}
     path = checkpoint / NAMED / "model.safetensors"
-    found = dict[str, NamedVoice]()
+    voices = dict[str, NamedVoice]()
     stored = read_tensors(path)
     for index, name in enumerate(names):
-        values = {part: stored.get(f"{index}.{part}") for part in VOICE_PARTS}
+        values = {tensor_name: stored.get(f"{index}.{tensor_name}") for tensor_name in VOICE_PARTS}
         if any(value is None for value in values.values()):
             raise CheckpointError(f"{path}: expected the voice {name}, got none")
-        text, tokens, mel, x_vector = (np.asarray(each) for each in values.values())
+        text, tokens, mel, x_vector = (np.asarray(tensor) for tensor in values.values())
         ids = text.astype(np.int32).tolist()
         if end not in ids:
             raise CheckpointError(f"{path}: {name}: expected text with the id {end} of <|endofprompt|>, got none")
         sound = Sound.from_arrays(tokens.astype(np.int32), mel, x_vector.reshape(-1))
-        found[name] = NamedVoice(sound, ids[: ids.index(end) + 1], ids[ids.index(end) + 1 :])
-    return found
+        voices[name] = NamedVoice(sound, ids[: ids.index(end) + 1], ids[ids.index(end) + 1 :])
+    return voices
 
 
 class RecordingEncoder:
@@ -216,11 +216,11 @@ class RecordingEncoder:
         if x_vector.shape != (X_VECTOR,) or not np.isfinite(x_vector).all():
             raise InvalidRequest("audio", f"{X_VECTOR} finite numbers of {SPEAKER}", f"{x_vector[:4]}")
         prompt_mel = mel[: FRAMES_PER_TOKEN * size].numpy()
-        return np.concatenate([each.ravel().astype(np.float32) for each in (tokens[:size], prompt_mel, x_vector)])
+        return np.concatenate([array.ravel().astype(np.float32) for array in (tokens[:size], prompt_mel, x_vector)])
 
     @staticmethod
     def _run(session: onnxruntime.InferenceSession, *values: np.ndarray) -> np.ndarray:
-        names = [each.name for each in session.get_inputs()]
+        names = [model_input.name for model_input in session.get_inputs()]
         return session.run(None, dict(zip(names, values, strict=True)))[0]
 
 

@@ -91,15 +91,15 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         return tensors[name].shape[dim] if name in tensors and tensors[name].ndim > dim else None
 
     def size_of_each(name: str, dim: int, first: int = 0) -> list[int]:
-        found: list[int] = []
-        while (each := size(name.format(first + len(found)), dim)) is not None:
-            found.append(each)
-        return found
+        lengths: list[int] = []
+        while (length := size(name.format(first + len(lengths)), dim)) is not None:
+            lengths.append(length)
+        return lengths
 
     # kernels have twice the length of a stride
     encoder_rates = [kernel // 2 for kernel in size_of_each(f"encoder.block.{{}}.block.4.conv.{NEWER[1]}", 2, 1)]
     layers = {"": "quantizer.pre_module", "encoder_": f"encoder.block.{len(encoder_rates)}.block.5"}
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "sample_rate": SAMPLE_RATE,
         "n_codebooks": len(size_of_each("quantizer.quantizer.quantizers.{}.codebook.weight", 0)),
         "semantic_codebook_size": size("quantizer.semantic_quantizer.quantizers.0.codebook.weight", 0),
@@ -113,39 +113,39 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
     for prefix, module in layers.items():
         inner = size_of_each(f"{module}.layers.{{}}.feed_forward.w1.weight", 0)
-        found |= {f"{prefix}n_layer": len(inner), f"{prefix}intermediate_size": inner[0] if inner else None}
-    return found | WINDOWS
+        record |= {f"{prefix}n_layer": len(inner), f"{prefix}intermediate_size": inner[0] if inner else None}
+    return record | WINDOWS
 
 
 def plan(config: FishS2Config) -> Plan:
     """Return the tensors to write, by published name."""
     parts: Plan = {}
-    for own, shape in codec_shapes(config).items():
-        published = published_name(own, len(config.encoder_rates))
-        layer, _, kind = published.rpartition(".")
+    for name_of_ours, shape in codec_shapes(config).items():
+        published = published_name(name_of_ours, len(config.encoder_rates))
+        layer, _, tensor = published.rpartition(".")
         is_projection = layer.endswith((".in_proj", ".out_proj"))
         is_normed = is_projection or (layer.endswith(".conv") and not layer.startswith("quantizer."))
-        if own.endswith(QUERY):
+        if name_of_ours.endswith(QUERY):
             stored = 3 * shape[0], *shape[1:]
-            key, value = (own.replace(QUERY, f".{name}_proj.weight") for name in "kv")
+            key, value = (name_of_ours.replace(QUERY, f".{name}_proj.weight") for name in "kv")
             also = Part(key, stored, partial(_rows, 1)), Part(value, stored, partial(_rows, 2))
-            parts[published] = Part(own, stored, partial(_rows, 0), also=also)
-        elif kind == "alpha":
-            parts[published] = Part(own, (1, *shape), lambda stored: stored[0])
-        elif kind == "weight" and is_normed:
+            parts[published] = Part(name_of_ours, stored, partial(_rows, 0), also=also)
+        elif tensor == "alpha":
+            parts[published] = Part(name_of_ours, (1, *shape), lambda stored: stored[0])
+        elif tensor == "weight" and is_normed:
             norms, directions = (f"{layer}.{name}" for name in (OLDER if is_projection else NEWER))
             stored = (*shape, 1) if is_projection else shape
-            parts[directions] = Part(own, stored, partial(_normed, shape), others={norms: (shape[0], 1, 1)})
+            parts[directions] = Part(name_of_ours, stored, partial(_normed, shape), others={norms: (shape[0], 1, 1)})
         elif published not in parts:  # keys and values are written with queries
-            parts[published] = Part(own, shape)
+            parts[published] = Part(name_of_ours, shape)
     return parts
 
 
-def published_name(own: str, num_blocks: int) -> str:
+def published_name(name: str, num_blocks: int) -> str:
     """Return the published name of a tensor of an encoder of `num_blocks` blocks; that of its weight norm is longer."""
     for pattern, replacement in RENAMED:
-        own = re.sub(pattern, replacement, own)
-    return own.format(num_blocks)
+        name = re.sub(pattern, replacement, name)
+    return name.format(num_blocks)
 
 
 def _normed(shape: Shape, directions: Tensor, norms: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def _normed(shape: Shape, directions: Tensor, norms: Tensor) -> Tensor:
     return weight_normed(directions, norms).view(shape)
 
 
-def _rows(part: int, stored: Tensor) -> Tensor:
+def _rows(index: int, stored: Tensor) -> Tensor:
     """Return the rows of queries, keys or values (part 0, 1 or 2), in our order."""
-    rows = stored.chunk(3)[part]
-    return rows if part == 2 else in_halves(rows, HEAD_DIM)
+    rows = stored.chunk(3)[index]
+    return rows if index == 2 else in_halves(rows, HEAD_DIM)

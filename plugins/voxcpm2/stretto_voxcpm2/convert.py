@@ -41,9 +41,9 @@ LINEAR = {
     "head.condition": "feat_decoder.estimator.cond_proj",
     "head.leave": "feat_decoder.estimator.out_proj",
     **{
-        f"head.{own}.{part}": f"feat_decoder.estimator.{name}.linear_{number}"
-        for own, name in (("time", "time_mlp"), ("time_step", "delta_time_mlp"))
-        for number, part in enumerate(("enter", "leave"), 1)
+        f"head.{ours}.{layer}": f"feat_decoder.estimator.{name}.linear_{number}"
+        for ours, name in (("time", "time_mlp"), ("time_step", "delta_time_mlp"))
+        for number, layer in enumerate(("enter", "leave"), 1)
     },
 }
 
@@ -54,15 +54,15 @@ def convert(release: Release, contents: Contents) -> Converted:
         raise CheckpointError("--config: expected the release's config.json, got none")
     shape = Shape(contents.config)
     contents.check_latent_model(shape.num_tokens)
-    known = VoxCpmVocabulary(shape.num_tokens, shape.num_latents, shape.num_numbers, shape.max_model_len)
+    vocab = VoxCpmVocabulary(shape.num_tokens, shape.num_latents, shape.num_numbers, shape.max_model_len)
     record = {
         "architectures": ["StrettoVoxCpmForCausalLM"],
         "model_type": "llama",
         **shape.numbers,
-        **common_record(NAME, known, known.vocab_size, contents),
+        **common_record(NAME, vocab, vocab.vocab_size, contents),
     }
     network = codec_network(release.folder, contents.config.get("audio_vae_config") or {}, shape)
-    return Converted(record, plan(shape, known), (), (), (network,))
+    return Converted(record, plan(shape, vocab), (), (), (network,))
 
 
 class Shape:
@@ -97,10 +97,10 @@ class Shape:
         is_scaled = lm.get("use_mup", True)
         self.embedding_scale = float(entry(lm, "scale_emb")) if is_scaled else 1.0
         self.depth_scale = float(entry(lm, "scale_depth")) if is_scaled else None
-        for name, each in (("encoder_config", self.encoder), ("dit_config", self.head)):
-            own = each.get("kv_channels") or size(each, "hidden_dim") // size(each, "num_heads")
-            if own != self.head_dim:
-                raise CheckpointError(f"{name}: expected {self.head_dim} channels per head, got {own}")
+        for name, network in (("encoder_config", self.encoder), ("dit_config", self.head)):
+            head_dim = network.get("kv_channels") or size(network, "hidden_dim") // size(network, "num_heads")
+            if head_dim != self.head_dim:
+                raise CheckpointError(f"{name}: expected {self.head_dim} channels per head, got {head_dim}")
         self.numbers = {
             "hidden_size": self.width,
             "intermediate_size": self.inner,
@@ -136,7 +136,7 @@ def long_rope(lm: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
     longest = size(lm, "max_position_embeddings")
     original = size(scaling, "original_max_position_embeddings")
     name = "long_factor" if longest > original else "short_factor"
-    factors = [float(each) for each in entry(scaling, name)]
+    factors = [float(factor) for factor in entry(scaling, name)]
     if len(factors) != head_dim // 2:
         raise CheckpointError(f"rope_scaling.{name}: expected {head_dim // 2} numbers, got {len(factors)}")
     scale = math.sqrt(1 + math.log(longest / original) / math.log(original))
@@ -146,25 +146,25 @@ def long_rope(lm: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
 def local_numbers(config: Mapping[str, Any]) -> dict[str, int]:
     """Return the sizes of the patch encoder or the diffusion head."""
     names = {"width": "hidden_dim", "inner": "ffn_dim", "num_heads": "num_heads", "num_layers": "num_layers"}
-    return {own: size(config, name) for own, name in names.items()}
+    return {ours: size(config, name) for ours, name in names.items()}
 
 
-def plan(shape: Shape, known: VoxCpmVocabulary) -> Plan:
+def plan(shape: Shape, vocab: VoxCpmVocabulary) -> Plan:
     """Return the tensors to write, by published name."""
     parts: Plan = {}
 
-    def add(name: str, own: str, *stored: int, edit: Callable[[Tensor], Tensor] | None = None) -> None:
-        parts[name] = Part(own, stored, edit)
+    def add(name: str, ours: str, *stored: int, edit: Callable[[Tensor], Tensor] | None = None) -> None:
+        parts[name] = Part(ours, stored, edit)
 
     def embeddings(stored: Tensor) -> Tensor:
         table = stored.float() * shape.embedding_scale
-        return torch.cat([table, table.new_zeros(known.vocab_size - known.num_text_ids, shape.width)])
+        return torch.cat([table, table.new_zeros(vocab.vocab_size - vocab.num_text_ids, shape.width)])
 
     add(EMBEDDINGS, "model.embed_tokens.weight", shape.num_tokens, shape.width, edit=embeddings)
     width = shape.width
     numbers = shape.num_numbers
     narrow = shape.narrow
-    inside, outside = (size(each, "hidden_dim") for each in (shape.encoder, shape.head))
+    inside, outside = (size(network, "hidden_dim") for network in (shape.encoder, shape.head))
     shapes = {
         "model.bottleneck.enter": (narrow, width),
         "model.bottleneck.leave": (width, narrow),
@@ -178,10 +178,10 @@ def plan(shape: Shape, known: VoxCpmVocabulary) -> Plan:
         "head.condition": (outside, numbers),
         "head.leave": (numbers, outside),
     }
-    for own, name in LINEAR.items():
-        rows, columns = shapes.get(own, (outside, outside))
-        add(f"{name}.weight", f"{own}.weight", rows, columns)
-        add(f"{name}.bias", f"{own}.bias", rows)
+    for ours, name in LINEAR.items():
+        rows, columns = shapes.get(ours, (outside, outside))
+        add(f"{name}.weight", f"{ours}.weight", rows, columns)
+        add(f"{name}.bias", f"{ours}.bias", rows)
     special = "feat_encoder.special_token"
     add(special, "patches.special_token", 1, 1, 1, inside, edit=lambda stored: stored.flatten())
     # Speech ends when the second logit is the larger one.
@@ -194,23 +194,23 @@ def plan(shape: Shape, known: VoxCpmVocabulary) -> Plan:
     )
     add("base_lm.norm.weight", "model.norm.weight", width)
     add("residual_lm.norm.weight", "model.residual_norm.weight", width)
-    for name, own, config in (
+    for name, ours, config in (
         ("feat_encoder.encoder", "patches.transformer", shape.encoder),
         ("feat_decoder.estimator.decoder", "head.transformer", shape.head),
     ):
         local = local_numbers(config)
-        names = LayerNames(f"{name}.layers", f"{own}.layers", range(local["num_layers"]))
+        names = LayerNames(f"{name}.layers", f"{ours}.layers", range(local["num_layers"]))
         add_layers(shape, names, (local["width"], local["inner"], local["num_heads"]), add)
-        add(f"{name}.norm.weight", f"{own}.norm.weight", local["width"])
+        add(f"{name}.norm.weight", f"{ours}.norm.weight", local["width"])
     return parts
 
 
 class LayerNames:
     """Layer names in a stack: the published prefix, our prefix, and our layer numbers."""
 
-    def __init__(self, published: str, own: str, numbers: range):
+    def __init__(self, published: str, ours: str, numbers: range):
         self.published = published
-        self.own = own
+        self.ours = ours
         self.numbers = numbers
 
 
@@ -223,15 +223,15 @@ def add_layers(shape: Shape, names: LayerNames, numbers: tuple[int, int, int], a
     edit = None if scale == 1.0 else (lambda stored: stored.float() * scale)
     for index, number in enumerate(names.numbers):
         name = f"{names.published}.{index}."
-        own = f"{names.own}.{number}."
-        for part, rows in (("q", queried), ("k", held), ("v", held)):
-            add(f"{name}self_attn.{part}_proj.weight", f"{own}self_attn.{part}_proj.weight", rows, width)
-        add(f"{name}self_attn.o_proj.weight", f"{own}self_attn.o_proj.weight", width, queried, edit=edit)
-        for part in ("gate", "up"):
-            add(f"{name}mlp.{part}_proj.weight", f"{own}mlp.{part}_proj.weight", inner, width)
-        add(f"{name}mlp.down_proj.weight", f"{own}mlp.down_proj.weight", width, inner, edit=edit)
-        for part in ("input", "post_attention"):
-            add(f"{name}{part}_layernorm.weight", f"{own}{part}_layernorm.weight", width)
+        ours = f"{names.ours}.{number}."
+        for norm, rows in (("q", queried), ("k", held), ("v", held)):
+            add(f"{name}self_attn.{norm}_proj.weight", f"{ours}self_attn.{norm}_proj.weight", rows, width)
+        add(f"{name}self_attn.o_proj.weight", f"{ours}self_attn.o_proj.weight", width, queried, edit=edit)
+        for norm in ("gate", "up"):
+            add(f"{name}mlp.{norm}_proj.weight", f"{ours}mlp.{norm}_proj.weight", inner, width)
+        add(f"{name}mlp.down_proj.weight", f"{ours}mlp.down_proj.weight", width, inner, edit=edit)
+        for norm in ("input", "post_attention"):
+            add(f"{name}{norm}_layernorm.weight", f"{ours}{norm}_layernorm.weight", width)
 
 
 def codec_network(folder: Path, vae: Mapping[str, Any], shape: Shape) -> Network:
@@ -254,8 +254,8 @@ def codec_network(folder: Path, vae: Mapping[str, Any], shape: Shape) -> Network
     }
     table = "decoder.sr_bin_boundaries"
     check_shapes(shapes | unused | {table: (len(config.boundaries),)}, tensors, ())
-    if (found := tensors[table].int().tolist()) != list(config.boundaries):
-        raise CheckpointError(f"{table}: expected {list(config.boundaries)}, got {found}")
+    if (boundaries := tensors[table].int().tolist()) != list(config.boundaries):
+        raise CheckpointError(f"{table}: expected {list(config.boundaries)}, got {boundaries}")
     record = {"model_type": MODEL_TYPE, "patch_size": shape.num_latents, "audio_vae_config": DEFAULTS | dict(vae)}
     return Network("codec", record, parts, tensors)
 
@@ -275,17 +275,17 @@ def codec_plan(config: AudioVaeConfig) -> Plan:
     num_classes = len(config.boundaries) + 1
     rate_class = bisect_left(config.boundaries, config.sample_rate)
     parts: Plan = {}
-    for own, written in codec_shapes(config).items():
-        layer, _, kind = own.rpartition(".")
+    for ours, written in codec_shapes(config).items():
+        layer, _, tensor = ours.rpartition(".")
         published = names[layer]
-        if kind == "weight":
+        if tensor == "weight":
             norms = {f"{published}.weight_g": (written[0], *(1 for _ in written[1:]))}
-            parts[f"{published}.weight_v"] = Part(own, written, weight_normed, others=norms)
-        elif kind in ("scale", "offset"):
-            table = f"{published}.{'scale' if kind == 'scale' else 'bias'}_embed.weight"
-            parts[table] = Part(own, (num_classes, *written), lambda stored: stored[rate_class])
-        elif kind == "alpha":
-            parts[f"{published}.alpha"] = Part(own, (1, *written), lambda stored: stored[0])
+            parts[f"{published}.weight_v"] = Part(ours, written, weight_normed, others=norms)
+        elif tensor in ("scale", "offset"):
+            table = f"{published}.{'scale' if tensor == 'scale' else 'bias'}_embed.weight"
+            parts[table] = Part(ours, (num_classes, *written), lambda stored: stored[rate_class])
+        elif tensor == "alpha":
+            parts[f"{published}.alpha"] = Part(ours, (1, *written), lambda stored: stored[0])
         else:
-            parts[f"{published}.{kind}"] = Part(own, written)
+            parts[f"{published}.{tensor}"] = Part(ours, written)
     return parts

@@ -64,10 +64,10 @@ def boson_codec(folder: Path, num_codebooks: int, codebook_size: int) -> Network
     if not path.exists() or OURS in _names(folder / OTHERS):
         return None
     config = read_codec_config(folder)
-    found = (config.num_quantizers, config.codebook_size)
-    if found != (num_codebooks, codebook_size):
+    sizes = (config.num_quantizers, config.codebook_size)
+    if sizes != (num_codebooks, codebook_size):
         expected = f"{num_codebooks} codebooks of {codebook_size} codes"
-        raise CheckpointError(f"{folder / CONFIG_FILE}: expected {expected}, got {found[0]} of {found[1]}")
+        raise CheckpointError(f"{folder / CONFIG_FILE}: expected {expected}, got {sizes[0]} of {sizes[1]}")
     stored = read_tensors(released_file(folder, WEIGHTS))
     try:
         shapes = shapes_of(HiggsModel, config)
@@ -130,21 +130,21 @@ def renamed(stored: Mapping[str, Tensor], num_blocks: int) -> dict[str, Tensor]:
 
 def _stems(num_blocks: int) -> dict[str, str]:
     """Map Boson's module names in the acoustic encoder and decoder to those in transformers."""
-    found = dict(PROJECTIONS)
+    stems = dict(PROJECTIONS)
     for old, new, (alone, first) in (
         ("encoder.block", "acoustic_encoder", ENCODER_BLOCK),
         ("decoder_2.model", "acoustic_decoder", DECODER_BLOCK),
     ):
         for index, name in ((0, "conv1"), (num_blocks + 1, "snake1"), (num_blocks + 2, "conv2")):
-            found[f"{old}.{index}"] = f"{new}.{name}"
+            stems[f"{old}.{index}"] = f"{new}.{name}"
         for block in range(num_blocks):
             inside = f"{old}.{block + 1}.block"
             outside = f"{new}.block.{block}"
-            found |= {f"{inside}.{index}": f"{outside}.{name}" for index, name in alone.items()}
+            stems |= {f"{inside}.{index}": f"{outside}.{name}" for index, name in alone.items()}
             for unit in range(3):
                 for index, name in enumerate(RESIDUAL):
-                    found[f"{inside}.{first + unit}.block.{index}"] = f"{outside}.res_unit{unit + 1}.{name}"
-    return found
+                    stems[f"{inside}.{first + unit}.block.{index}"] = f"{outside}.res_unit{unit + 1}.{name}"
+    return stems
 
 
 def _others(stem: str) -> str:
@@ -182,15 +182,15 @@ def convert(release: Release, contents: Contents) -> Converted:
     if BOSONS in contents.tensors:
         raise CheckpointError(f"{release.model}: expected transformers format, got Boson AI's format (tensor {BOSONS})")
     config = read_config(contents.config)
-    known = vocabulary(config, contents.tokenizer)
+    vocab = vocabulary(config, contents.tokenizer)
     record = {
         "architectures": ["StrettoHiggsAudioForCausalLM"],
         "model_type": "llama",
         **{name: getattr(config, name) for name in LLAMA_NUMBERS},
-        **common_record("higgs_audio_v2", known, known.layout.vocab_size, contents),
+        **common_record("higgs_audio_v2", vocab, vocab.layout.vocab_size, contents),
     }
     folder = release.codec
-    codec = None if folder is None else boson_codec(folder, known.num_codebooks, known.codebook_size)
+    codec = None if folder is None else boson_codec(folder, vocab.num_codebooks, vocab.codebook_size)
     networks = () if codec is None else (codec,)
     return Converted(record, plan(config), DROPPED, networks=networks)
 

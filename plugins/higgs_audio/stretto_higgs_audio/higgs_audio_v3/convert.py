@@ -72,16 +72,16 @@ def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written: the code embeddings appended to the text table, and as their head."""
     config = read_config(contents.config)
     size = contents.config["audio_encoder_config"]
-    known = vocabulary(config, size["num_codebooks"], size["vocab_size"], contents.tokenizer)
+    vocab = vocabulary(config, size["num_codebooks"], size["vocab_size"], contents.tokenizer)
     record = {
         "architectures": ["StrettoQwen3ForCausalLM"],
         "model_type": "qwen3",
         **{name: getattr(config, name) for name in LLAMA_NUMBERS if name != "mlp_bias"},
-        **common_record(NAME, known, known.layout.vocab_size, contents),
-        "max_position_embeddings": known.max_model_len,
+        **common_record(NAME, vocab, vocab.layout.vocab_size, contents),
+        "max_position_embeddings": vocab.max_model_len,
     }
-    codec = codec_network(contents.config, known)
-    return Converted(record, plan(config, known), DROPPED, networks=(codec,))
+    codec = codec_network(contents.config, vocab)
+    return Converted(record, plan(config, vocab), DROPPED, networks=(codec,))
 
 
 def read_config(record: Mapping[str, Any]) -> Any:
@@ -98,7 +98,7 @@ def read_config(record: Mapping[str, Any]) -> Any:
         text["rope_theta"] = ROPE_THETA
     config = read_numbers(Qwen3Config, text)
     check_heads(config)
-    for name, found, expected in (
+    for name, max_positions, expected in (
         ("audio_encoder_config.encoder_type", audio.get("encoder_type", "discrete"), "discrete"),
         ("audio_encoder_config.tie_word_embeddings", audio.get("tie_word_embeddings", True), True),
         ("audio_encoder_config.use_delay_pattern", audio.get("use_delay_pattern", True), True),
@@ -107,15 +107,17 @@ def read_config(record: Mapping[str, Any]) -> Any:
         ("text_config.hidden_act", config.hidden_act, "silu"),
         ("text_config.use_sliding_window", config.use_sliding_window, False),
     ):
-        check_value(name, found, expected)
+        check_value(name, max_positions, expected)
     for name, least, most in (("num_codebooks", 2, MAX_CODEBOOKS), ("vocab_size", NUM_MARKS + 1, MAX_IDS)):
         if not isinstance(number := entry(audio, name), int) or not least <= number <= most:
             expected = f"an integer in [{least}, {most}]"
             raise CheckpointError(f"config.json: audio_encoder_config.{name}: expected {expected}, got {shown(number)}")
     least = MIN_PROMPT_ROWS + 2 * audio["num_codebooks"]  # rows of the shortest prompt and of its shortest reply
-    if (found := config.max_position_embeddings) < least:
+    if (max_positions := config.max_position_embeddings) < least:
         expected = f"at least {least} rows"
-        raise CheckpointError(f"config.json: text_config.max_position_embeddings: expected {expected}, got {found}")
+        raise CheckpointError(
+            f"config.json: text_config.max_position_embeddings: expected {expected}, got {max_positions}"
+        )
     return config
 
 
@@ -139,29 +141,31 @@ def vocabulary(config: Any, num_codebooks: int, codebook_size: int, tokenizer: T
     )
 
 
-def plan(config: Any, known: HiggsAudioV3Vocabulary) -> Plan:
+def plan(config: Any, vocab: HiggsAudioV3Vocabulary) -> Plan:
     """Return the plan of tensors to write, by published name."""
     shapes = {f"body.{name}": shape for name, shape in shapes_of(Qwen3Model, config).items()}
-    codes = (known.num_codebooks * (known.codebook_size + NUM_MARKS), config.hidden_size)
+    codes = (vocab.num_codebooks * (vocab.codebook_size + NUM_MARKS), config.hidden_size)
     table = merged("model.embed_tokens.weight", concatenated, {TEXTS: shapes["body.embed_tokens.weight"], CODES: codes})
     return table | layers_plan(shapes, "body.") | {CODES: Part("audio_head.weight", codes)}
 
 
-def codec_network(record: Mapping[str, Any], known: HiggsAudioV3Vocabulary) -> Network:
+def codec_network(record: Mapping[str, Any], vocab: HiggsAudioV3Vocabulary) -> Network:
     """Return the codec among the tensors of the release.
 
     Raises:
         CheckpointError: If `codec_config` is invalid, or belongs to a codec with other codebooks.
     """
-    given = record.get("codec_config")
+    codec_config = record.get("codec_config")
     try:
-        config = HiggsAudioV2TokenizerConfig.from_dict(without_keys(dict(CODEC_CONFIG if given is None else given)))
+        config = HiggsAudioV2TokenizerConfig.from_dict(
+            without_keys(dict(CODEC_CONFIG if codec_config is None else codec_config))
+        )
         shapes = shapes_of(HiggsModel, config)
-        found = (config.num_quantizers, config.codebook_size)
+        sizes = (config.num_quantizers, config.codebook_size)
     except (*UNPARSABLE, RuntimeError, StrictDataclassError) as error:
         raise CheckpointError(f"config.json: codec_config: invalid parameters: {shown(error, 200)}") from error
-    if found != (known.num_codebooks, known.codebook_size):
-        expected = f"{known.num_codebooks} codebooks of {known.codebook_size} codes"
-        raise CheckpointError(f"config.json: expected {expected}, as audio_encoder_config has; the codec has {found}")
+    if sizes != (vocab.num_codebooks, vocab.codebook_size):
+        expected = f"{vocab.num_codebooks} codebooks of {vocab.codebook_size} codes"
+        raise CheckpointError(f"config.json: expected {expected}, as audio_encoder_config has; the codec has {sizes}")
     parts = {f"{CODEC}{name}": Part(name, shape) for name, shape in shapes.items()}
     return Network("codec", {**config.to_dict(), "architectures": ["HiggsAudioV2TokenizerModel"]}, parts)

@@ -89,15 +89,15 @@ def convert(release: Release, contents: Contents) -> Converted:
         raise CheckpointError("--config: expected the release's config.json, got none")
     check_config(config, EXPECTED)
     check_delays(config)
-    known = vocabulary(config, contents.tensors)
-    check_tokenizer(contents.tokenizer, known.num_text_ids)
+    vocab = vocabulary(config, contents.tensors)
+    check_tokenizer(contents.tokenizer, vocab.num_text_ids)
     record = {
         **backbone_record(config),
-        "max_position_embeddings": known.max_model_len,
-        **common_record(NAME, known, known.vocab_size, contents, has_head=True),
+        "max_position_embeddings": vocab.max_model_len,
+        **common_record(NAME, vocab, vocab.vocab_size, contents, has_head=True),
     }
-    parts = plan(config, known, contents.tensors)
-    codec = codec_network(config, release.folder, known.num_codebooks, known.codebook_size)
+    parts = plan(config, vocab, contents.tensors)
+    codec = codec_network(config, release.folder, vocab.num_codebooks, vocab.codebook_size)
     return Converted(record, parts, (), networks=(codec,))
 
 
@@ -174,14 +174,14 @@ def durations(config: Mapping[str, Any], file: str = "config.json", section: str
     Raises:
         CheckpointError: If a duration is missing, or is not in [0, 10] seconds.
     """
-    found = {}
+    seconds = {}
     for name in ("audio_delay_seconds", "audio_silence_prefix_seconds"):
         path = f"{section}.{name}" if section else name
         value = entry(config, path, file)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 10:
             raise CheckpointError(f"{file}: {path}: expected seconds in [0, 10], got {shown(value)}")
-        found[name] = float(value)
-    delay_s, prefix_s = found.values()
+        seconds[name] = float(value)
+    delay_s, prefix_s = seconds.values()
     return {
         "delay_rows": DELAY_ROWS.get(delay_s, round(delay_s * FRAME_RATE)),
         "delay_s": delay_s,
@@ -223,25 +223,25 @@ def halves(weight: Tensor, heads: int) -> Tensor:
     return weight.view(heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
-def plan(config: Mapping[str, Any], known: SttVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
+def plan(config: Mapping[str, Any], vocab: SttVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
     """Return the tensors to write, by published name."""
     width = integer(config, "dim")
-    codes = {f"emb.{k}.weight": (known.codebook_size + 1, width) for k in range(known.num_codebooks)}
+    codes = {f"emb.{k}.weight": (vocab.codebook_size + 1, width) for k in range(vocab.num_codebooks)}
 
     def table(text: Tensor, *codes: Tensor) -> Tensor:
         """Return the embeddings of text, of our own two ids, and of all codes, [V, H]."""
         return torch.cat([text, text.new_zeros(2, width), *codes])
 
     def head(text: Tensor) -> Tensor:
-        return torch.cat([text, text.new_zeros(known.vocab_size - len(text), width)])
+        return torch.cat([text, text.new_zeros(vocab.vocab_size - len(text), width)])
 
     parts = {
         **backbone_plan(config, tensors),
-        **merged("model.embed_tokens.weight", table, {EMBEDDINGS: (known.num_text_ids + 1, width)} | codes),
-        "text_linear.weight": Part("lm_head.weight", (known.num_text_ids, width), head),
+        **merged("model.embed_tokens.weight", table, {EMBEDDINGS: (vocab.num_text_ids + 1, width)} | codes),
+        "text_linear.weight": Part("lm_head.weight", (vocab.num_text_ids, width), head),
     }
-    if known.num_pauses:
-        heads = {PAUSES.format(head): (known.num_pause_classes, width) for head in range(known.num_pauses)}
+    if vocab.num_pauses:
+        heads = {PAUSES.format(head): (vocab.num_pause_classes, width) for head in range(vocab.num_pauses)}
         parts |= merged("pause_heads.weight", concatenated, heads)
     return parts
 
@@ -271,13 +271,13 @@ def backbone_plan(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> P
         "norm2.alpha": ("post_attention_layernorm.weight", (1, 1, width), flat),
     }
     for layer in range(integer(config, "num_layers")):
-        for name, (own, shape, edit) in layer_parts.items():
+        for name, (ours, shape, edit) in layer_parts.items():
             stored = f"transformer.layers.{layer}.{name}"
             if name == "self_attn.in_proj_weight" and stored not in tensors:  # in newer files
                 stored = f"transformer.layers.{layer}.self_attn.in_projs.0.weight"
             if name == "self_attn.out_proj.weight" and stored not in tensors:
                 stored = f"transformer.layers.{layer}.self_attn.out_projs.0.weight"
-            parts[stored] = Part(f"model.layers.{layer}.{own}", shape, edit)
+            parts[stored] = Part(f"model.layers.{layer}.{ours}", shape, edit)
     return parts
 
 
@@ -317,21 +317,21 @@ class MimiTensors(Mapping[str, Tensor]):
             for pattern, to in OF_MIMI:
                 name = re.sub(pattern, to, name)
             if name.endswith("self_attn.in_proj_weight"):
-                for part, letter in enumerate("qkv"):
-                    own = name.replace("in_proj_weight", f"{letter}_proj.weight")
-                    self._sources[own] = published, part
+                for index, letter in enumerate("qkv"):
+                    ours = name.replace("in_proj_weight", f"{letter}_proj.weight")
+                    self._sources[ours] = published, index
             else:
                 self._sources[name] = published, None
 
     def __getitem__(self, name: str) -> Tensor:
-        published, part = self._sources[name]
+        published, index = self._sources[name]
         tensor = self._stored[published]
-        if part is None:
+        if index is None:
             return tensor
         if tensor.ndim != 2 or tensor.shape[0] % (6 * self._heads):
             raise CheckpointError(f"{published}: expected queries, keys and values, got shape {list(tensor.shape)}")
-        weight = tensor.chunk(3)[part]
-        return weight if part == 2 else halves(weight, self._heads)
+        weight = tensor.chunk(3)[index]
+        return weight if index == 2 else halves(weight, self._heads)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sources)
@@ -343,10 +343,10 @@ class MimiTensors(Mapping[str, Tensor]):
 def codec_network(config: Mapping[str, Any], folder: Path, num_codebooks: int, codebook_size: int) -> Network:
     """Return Mimi, in transformers format, from the file that config.json names."""
     mimi = mimi_config(config, folder)
-    found = (mimi.num_quantizers, mimi.codebook_size)
-    if found[0] < num_codebooks or found[1] != codebook_size:
+    sizes = (mimi.num_quantizers, mimi.codebook_size)
+    if sizes[0] < num_codebooks or sizes[1] != codebook_size:
         expected = f"{num_codebooks} codebooks of {codebook_size} codes"
-        raise CheckpointError(f"config.json: mimi_config_name: expected {expected}, got {found[0]} of {found[1]}")
+        raise CheckpointError(f"config.json: mimi_config_name: expected {expected}, got {sizes[0]} of {sizes[1]}")
     path = named_file(folder, {MIMI_KEY: FIRST_MIMI, **config}, MIMI_KEY)
     tensors = MimiTensors(open_tensors(path), mimi.num_attention_heads)
     parts = unchanged(shapes_of(MimiModel, mimi))

@@ -52,15 +52,15 @@ def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written, including Mimi."""
     config = contents.config
     check_config(config, EXPECTED)
-    known = vocabulary(config, delays_of(release))
-    check_tokenizer(contents.tokenizer, known.num_text_ids)
+    vocab = vocabulary(config, delays_of(release))
+    check_tokenizer(contents.tokenizer, vocab.num_text_ids)
     record = {
         **backbone_record(config),
-        "max_position_embeddings": known.max_model_len,
-        **common_record(NAME, known, known.vocab_size, contents, has_head=True),
+        "max_position_embeddings": vocab.max_model_len,
+        **common_record(NAME, vocab, vocab.vocab_size, contents, has_head=True),
     }
-    codec = codec_network(config, "codec_config", "codec_model.", known.num_codebooks, known.codebook_size)
-    return Converted(record, backbone_plan(config, "model.") | plan(config, known), (), networks=(codec,))
+    codec = codec_network(config, "codec_config", "codec_model.", vocab.num_codebooks, vocab.codebook_size)
+    return Converted(record, backbone_plan(config, "model.") | plan(config, vocab), (), networks=(codec,))
 
 
 def delays_of(release: Release) -> dict[str, Any]:
@@ -69,16 +69,16 @@ def delays_of(release: Release) -> dict[str, Any]:
     Versions 5 of transformers write it as a section of the processor's config.
     """
     folder = release.config_folder
-    found = next((name for name in (FEATURES, PROCESSOR) if (folder / name).exists()), FEATURES)
-    section = "feature_extractor" if found == PROCESSOR else ""
-    return durations(json_object(released_file(folder, found)), found, section)
+    file_name = next((name for name in (FEATURES, PROCESSOR) if (folder / name).exists()), FEATURES)
+    section = "feature_extractor" if file_name == PROCESSOR else ""
+    return durations(json_object(released_file(folder, file_name)), file_name, section)
 
 
 def vocabulary(config: Mapping[str, Any], delays: Mapping[str, Any]) -> SttVocabulary:
     """Return a release's vocabulary; its tables also have the initial ids, which follow the others."""
     num_codes = integer(config, "codebook_vocab_size") - 1
-    if (found := config.get("audio_bos_token_id")) != num_codes:
-        raise CheckpointError(f"config.json: audio_bos_token_id: expected {num_codes}, got {shown(found)}")
+    if (initial_id := config.get("audio_bos_token_id")) != num_codes:
+        raise CheckpointError(f"config.json: audio_bos_token_id: expected {num_codes}, got {shown(initial_id)}")
     return SttVocabulary(
         num_text_ids=integer(config, "vocab_size") - 1,
         num_codebooks=integer(config, "num_codebooks"),
@@ -115,10 +115,10 @@ def inner_width(config: Mapping[str, Any], path: str = "ffn_dim") -> int:
 
 def positive(config: Mapping[str, Any], path: str) -> float:
     """Return the number at a dotted path; raise CheckpointError unless it is positive and at most 1e9."""
-    found = entry(config, path, "config.json")
-    if not isinstance(found, int | float) or isinstance(found, bool) or not 0 < found <= 1e9:
-        raise CheckpointError(f"config.json: {path}: expected a positive number, got {shown(found)}")
-    return float(found)
+    number = entry(config, path, "config.json")
+    if not isinstance(number, int | float) or isinstance(number, bool) or not 0 < number <= 1e9:
+        raise CheckpointError(f"config.json: {path}: expected a positive number, got {shown(number)}")
+    return float(number)
 
 
 def rope_theta(config: Mapping[str, Any]) -> float:
@@ -127,8 +127,8 @@ def rope_theta(config: Mapping[str, Any]) -> float:
     if not isinstance(section, Mapping):
         check_config(config, {"rope_scaling": (None,)})
         return positive(config, "rope_theta")
-    if (found := section.get("rope_type", "default")) != "default":
-        raise CheckpointError(f"config.json: rope_parameters.rope_type: expected 'default', got {shown(found)}")
+    if (rope_type := section.get("rope_type", "default")) != "default":
+        raise CheckpointError(f"config.json: rope_parameters.rope_type: expected 'default', got {shown(rope_type)}")
     return positive(config, "rope_parameters.rope_theta")
 
 
@@ -144,9 +144,9 @@ def backbone_plan(config: Mapping[str, Any], prefix: str) -> Plan:
     parts: Plan = {f"{prefix}norm.weight": Part("model.norm.weight", (width,))}
     for layer in range(integer(config, "num_hidden_layers")):
         stored = f"{prefix}layers.{layer}"
-        own = f"model.layers.{layer}"
+        ours = f"model.layers.{layer}"
         fused = dict.fromkeys((f"{stored}.self_attn.{letter}_proj.linear.weight" for letter in "qkv"), (width, width))
-        parts |= merged(f"{own}.self_attn.qkv_proj.weight", concatenated, fused)
+        parts |= merged(f"{ours}.self_attn.qkv_proj.weight", concatenated, fused)
         for name, mine, shape in (
             ("self_attn.o_proj.linear.weight", "self_attn.o_proj.weight", (width, width)),
             ("mlp.fc1.weight", "mlp.gate_up_proj.weight", (2 * inner, width)),
@@ -154,15 +154,15 @@ def backbone_plan(config: Mapping[str, Any], prefix: str) -> Plan:
             ("input_layernorm.weight", "input_layernorm.weight", (width,)),
             ("post_attention_layernorm.weight", "post_attention_layernorm.weight", (width,)),
         ):
-            parts[f"{stored}.{name}"] = Part(f"{own}.{mine}", shape)
+            parts[f"{stored}.{name}"] = Part(f"{ours}.{mine}", shape)
     return parts
 
 
-def plan(config: Mapping[str, Any], known: SttVocabulary) -> Plan:
+def plan(config: Mapping[str, Any], vocab: SttVocabulary) -> Plan:
     """Return the plan of the embeddings and the head."""
     width = integer(config, "hidden_size")
-    num_text = known.num_text_ids
-    num_ids = known.vocab_size
+    num_text = vocab.num_text_ids
+    num_ids = vocab.vocab_size
     num_rows = num_ids - 1  # without our own two ids, but with a row of zeros at the end
 
     def table(stored: Tensor) -> Tensor:
@@ -195,17 +195,17 @@ def codec_network(
         CheckpointError: If it is another codec, or does not have these codebooks.
     """
     numbers = entry(config, section, "config.json")
-    kind = numbers.get("model_type", "mimi") if isinstance(numbers, Mapping) else numbers
-    if kind != "mimi":
-        raise CheckpointError(f"config.json: {section}: expected a config of mimi, got {shown(kind)}")
+    model_type = numbers.get("model_type", "mimi") if isinstance(numbers, Mapping) else numbers
+    if model_type != "mimi":
+        raise CheckpointError(f"config.json: {section}: expected a config of mimi, got {shown(model_type)}")
     try:
         mimi = MimiConfig.from_dict(without_keys(numbers))
     except (*UNPARSABLE, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"config.json: {section}: invalid parameters for mimi: {reason}") from error
-    found = (mimi.num_quantizers, mimi.codebook_size)
-    if found[0] < num_codebooks or found[1] != codebook_size:
+    sizes = (mimi.num_quantizers, mimi.codebook_size)
+    if sizes[0] < num_codebooks or sizes[1] != codebook_size:
         expected = f"{num_codebooks} codebooks of {codebook_size} codes"
-        raise CheckpointError(f"config.json: {section}: expected {expected}, got {found[0]} of {found[1]}")
+        raise CheckpointError(f"config.json: {section}: expected {expected}, got {sizes[0]} of {sizes[1]}")
     parts = {f"{prefix}{name}": Part(name, shape) for name, shape in shapes_of(MimiModel, mimi).items()}
     return Network("codec", {**mimi.to_dict(), "architectures": ["MimiModel"]}, parts)

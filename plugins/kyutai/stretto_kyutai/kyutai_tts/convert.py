@@ -66,22 +66,24 @@ def convert(release: Release, contents: Contents) -> Converted:
     free = (*FREE, *CONDITIONS) if scales else FREE
     check_config(config, {name: allowed for name, allowed in EXPECTED.items() if name not in free})
     voices = vectors_of_voices(release.folder, config) if scales else recordings(release.folder)
-    known = vocabulary(config, tuple(voices))
+    vocab = vocabulary(config, tuple(voices))
     if scales:
-        known = replace(known, guidance_scales=scales, voice_shape=shape_of(voices, width_of(config, SPEAKERS)))
+        vocab = replace(vocab, guidance_scales=scales, voice_shape=shape_of(voices, width_of(config, SPEAKERS)))
     copies = {f"{VOICES}/{name}.{'safetensors' if scales else 'wav'}": path for name, path in voices.items()}
-    made = moshi.converted(release, contents, config, known, NAME, repeated=(PAD,), num_steps=integer(config, "n_q"))
-    unused = (f"{moshi.DEPTH_TEXT}.low_rank.weight",) if known.ahead and config.get(moshi.RANK) else ()
-    made = replace(made, copies=copies, dropped=(*made.dropped, *unused))
-    return with_conditions(made, config, known, contents.tensors) if scales else made
+    converted = moshi.converted(
+        release, contents, config, vocab, NAME, repeated=(PAD,), num_steps=integer(config, "n_q")
+    )
+    unused = (f"{moshi.DEPTH_TEXT}.low_rank.weight",) if vocab.ahead and config.get(moshi.RANK) else ()
+    converted = replace(converted, copies=copies, dropped=(*converted.dropped, *unused))
+    return with_conditions(converted, config, vocab, contents.tensors) if scales else converted
 
 
 def recordings(root: Path) -> dict[str, Path]:
     """Return the recordings of voices in a release, by name in lower case; raise CheckpointError if one is unusable."""
-    found = by_name(root, [(path.stem, path) for path in sorted(released_folder(root, VOICES).glob("*.wav"))])
-    for path in found.values():
+    files = by_name(root, [(path.stem, path) for path in sorted(released_folder(root, VOICES).glob("*.wav"))])
+    for path in files.values():
         samples_at(path, SAMPLE_RATE)
-    return found
+    return files
 
 
 def vectors_of_voices(root: Path, config: Mapping[str, Any]) -> dict[str, Path]:
@@ -99,11 +101,11 @@ def vectors_of_voices(root: Path, config: Mapping[str, Any]) -> dict[str, Path]:
             released_folder(root, path.relative_to(root).as_posix())
     paths = sorted(folder.rglob("*.safetensors"))
     named = [(path.relative_to(folder).as_posix().removesuffix(suffix), path) for path in paths]
-    found = by_name(root, [(name, path) for name, path in named if path.name.endswith(suffix)])
-    if not found:
+    files = by_name(root, [(name, path) for name, path in named if path.name.endswith(suffix)])
+    if not files:
         expected = f"files NAME{suffix} of voices, such as those of kyutai/tts-voices"
         raise CheckpointError(f"{folder}: expected {expected}, got none")
-    return {name: found[name] for name in (*filter(found.get, DEFAULTS), *sorted(found.keys() - {*DEFAULTS}))}
+    return {name: files[name] for name in (*filter(files.get, DEFAULTS), *sorted(files.keys() - {*DEFAULTS}))}
 
 
 def by_name(root: Path, files: list[tuple[str, Path]]) -> dict[str, Path]:
@@ -115,18 +117,18 @@ def by_name(root: Path, files: list[tuple[str, Path]]) -> dict[str, Path]:
     if odd is not None:
         expected = "names of at most 128 characters out of A-Z a-z 0-9 _ . + ( ) / - and inner spaces"
         raise CheckpointError(f"{folder}: expected {expected}, got {shown(odd)}")
-    found = {name: released_file(root, path.relative_to(root).as_posix()) for name, path in files}
-    return in_lower_case(found, f"{folder}")
+    released = {name: released_file(root, path.relative_to(root).as_posix()) for name, path in files}
+    return in_lower_case(released, f"{folder}")
 
 
 def shape_of(voices: Mapping[str, Path], width: int) -> tuple[int, int]:
     """Return the number of vectors of each voice, and their width; raise CheckpointError if the voices differ."""
     num_vectors = 0
     for path in voices.values():
-        found = len(vectors_at(path, width))
-        if num_vectors not in (0, found):
-            raise CheckpointError(f"{path}: expected {num_vectors} vectors, as the other voices have, got {found}")
-        num_vectors = found
+        size = len(vectors_at(path, width))
+        if num_vectors not in (0, size):
+            raise CheckpointError(f"{path}: expected {num_vectors} vectors, as the other voices have, got {size}")
+        num_vectors = size
     return num_vectors, width
 
 
@@ -150,9 +152,9 @@ def guidance_scales(config: Mapping[str, Any]) -> tuple[float, ...]:
     for field, wanted in kinds.items():
         check_value(field, entry(config, field), wanted)
     for method, members in (("sum", [*ADDED]), ("prepend", [])):
-        found = config["fuser"].get(method, [])
-        if not isinstance(found, list) or sorted(map(str, found)) != members:
-            raise CheckpointError(f"config.json: fuser.{method}: expected {members}, got {shown(found)}")
+        fused = config["fuser"].get(method, [])
+        if not isinstance(fused, list) or sorted(map(str, fused)) != members:
+            raise CheckpointError(f"config.json: fuser.{method}: expected {members}, got {shown(fused)}")
     values_of(config, CONTROL)
     texts = values_of(config, SCALE)
     scales = tuple(float(text) if NUMBER.fullmatch(text) else -1.0 for text in texts)
@@ -165,35 +167,35 @@ def guidance_scales(config: Mapping[str, Any]) -> tuple[float, ...]:
 def values_of(config: Mapping[str, Any], conditioner: str) -> list[str]:
     """Return the values for which a conditioner's table has vectors; raise CheckpointError if they are not usable."""
     field = f"conditioners.{conditioner}.lut"
-    found = entry(config, f"{field}.possible_values")
+    values = entry(config, f"{field}.possible_values")
     most = entry(config, f"{field}.n_bins")
     if type(most) is not int or not 1 <= most <= MAX_CONDITIONS:
         raise CheckpointError(f"config.json: {field}.n_bins: expected 1 to {MAX_CONDITIONS}, got {shown(most)}")
-    is_list = isinstance(found, list) and all(isinstance(each, str) for each in found)
-    if not is_list or not 1 <= len(found) <= most or (conditioner == CONTROL and ALWAYS not in found):
+    is_list = isinstance(values, list) and all(isinstance(text, str) for text in values)
+    if not is_list or not 1 <= len(values) <= most or (conditioner == CONTROL and ALWAYS not in values):
         expected = f"1 to {most} texts" + (f", including {ALWAYS!r}" if conditioner == CONTROL else "")
-        raise CheckpointError(f"config.json: {field}.possible_values: expected {expected}, got {shown(found)}")
-    return found
+        raise CheckpointError(f"config.json: {field}.possible_values: expected {expected}, got {shown(values)}")
+    return values
 
 
 def width_of(config: Mapping[str, Any], conditioner: str) -> int:
     """Return the width of a conditioner's vectors before their projection."""
     field = f"conditioners.{conditioner}.{'tensor' if conditioner == SPEAKERS else 'lut'}.dim"
-    found = entry(config, field)
-    if type(found) is not int or not 1 <= found <= MAX_WIDTH:
-        raise CheckpointError(f"config.json: {field}: expected an integer in [1, {MAX_WIDTH}], got {shown(found)}")
-    return found
+    width = entry(config, field)
+    if type(width) is not int or not 1 <= width <= MAX_WIDTH:
+        raise CheckpointError(f"config.json: {field}: expected an integer in [1, {MAX_WIDTH}], got {shown(width)}")
+    return width
 
 
 def with_conditions(
-    made: Converted, config: Mapping[str, Any], known: TtsVocabulary, tensors: Mapping[str, Tensor]
+    converted: Converted, config: Mapping[str, Any], vocab: TtsVocabulary, tensors: Mapping[str, Tensor]
 ) -> Converted:
     """Add the tensors of conditions and of cross-attention to the conversion of a release.
 
     Args:
-        made: The conversion without these tensors.
+        converted: The conversion without these tensors.
         config: Hyperparameters of the release.
-        known: Vocabulary of the checkpoint.
+        vocab: Vocabulary of the checkpoint.
         tensors: Tensors of the release.
     """
     width = integer(config, "dim")
@@ -206,7 +208,7 @@ def with_conditions(
 
     def added(stored: Tensor, control: Tensor, *factors: Tensor) -> Tensor:
         """Return the vectors of the guidance scales, then the vector that all replies have, [n + 1, H]."""
-        rows = (stored[: known.control_id], control[always : always + 1])
+        rows = (stored[: vocab.control_id], control[always : always + 1])
         return torch.cat([row.float() @ factor.float().T for row, factor in zip(rows, factors, strict=True)])
 
     parts = {
@@ -224,22 +226,25 @@ def with_conditions(
     }
     for layer in range(integer(config, "num_layers")):
         stored = f"transformer.layers.{layer}"
-        own = f"model.layers.{layer}"
+        ours = f"model.layers.{layer}"
         fused = f"{stored}.cross_attention.in_proj_weight"
         output = f"{stored}.cross_attention.out_proj.weight"
         newer = f"{stored}.cross_attention.in_projs.0.weight", f"{stored}.cross_attention.out_projs.0.weight"
         fused, output = (new if new in tensors else old for new, old in zip(newer, (fused, output), strict=True))
-        rest = Part(f"{own}.cross_attn.kv_proj.weight", (3 * width, width), lambda weight: weight[width:])
+        keys_and_values = Part(f"{ours}.cross_attn.kv_proj.weight", (3 * width, width), lambda weight: weight[width:])
         parts |= {
             fused: Part(
-                f"{own}.cross_attn.query_proj.weight", rest.stored, lambda weight: weight[:width], also=(rest,)
+                f"{ours}.cross_attn.query_proj.weight",
+                keys_and_values.stored,
+                lambda weight: weight[:width],
+                also=(keys_and_values,),
             ),
-            output: Part(f"{own}.cross_attn.o_proj.weight", (width, width)),
-            f"{stored}.norm_cross.weight": Part(f"{own}.cross_norm.weight", (width,)),
-            f"{stored}.norm_cross.bias": Part(f"{own}.cross_norm.bias", (width,)),
+            output: Part(f"{ours}.cross_attn.o_proj.weight", (width, width)),
+            f"{stored}.norm_cross.weight": Part(f"{ours}.cross_norm.weight", (width,)),
+            f"{stored}.norm_cross.bias": Part(f"{ours}.cross_norm.bias", (width,)),
         }
     unused = tuple(f"{CONDITIONER}.{name}.learnt_padding" for name in ADDED)  # for requests without these conditions
-    return replace(made, plan={**made.plan, **parts}, dropped=(*made.dropped, *unused))
+    return replace(converted, plan={**converted.plan, **parts}, dropped=(*converted.dropped, *unused))
 
 
 def vocabulary(config: Mapping[str, Any], voices: tuple[str, ...] = ()) -> TtsVocabulary:
@@ -252,11 +257,11 @@ def vocabulary(config: Mapping[str, Any], voices: tuple[str, ...] = ()) -> TtsVo
     delays = config.get("delays")
     if num_codebooks > num_tables:
         raise CheckpointError(f"config.json: dep_q: expected at most {num_tables}, as n_q, got {num_codebooks}")
-    own = delays[1:] if isinstance(delays, list) and delays[:1] == [0] else []
-    is_valid = own[:1] == [0] and all(type(each) is int and 0 <= each <= MAX_DELAY for each in own)
-    if not is_valid or len(own) != num_tables or not {*own} <= {*own[:num_codebooks]}:
-        rest = f", and after the first {num_codebooks} (dep_q) only delays that these have"
-        expected = f"0, then {num_tables} delays from 0 to {MAX_DELAY}, the first of them 0{rest}"
+    of_codebooks = delays[1:] if isinstance(delays, list) and delays[:1] == [0] else []
+    is_valid = of_codebooks[:1] == [0] and all(type(delay) is int and 0 <= delay <= MAX_DELAY for delay in of_codebooks)
+    if not is_valid or len(of_codebooks) != num_tables or not {*of_codebooks} <= {*of_codebooks[:num_codebooks]}:
+        condition = f", and after the first {num_codebooks} (dep_q) only delays that these have"
+        expected = f"0, then {num_tables} delays from 0 to {MAX_DELAY}, the first of them 0{condition}"
         raise CheckpointError(f"config.json: delays: expected {expected}, got {shown(delays)}")
     settings = entry(config, "tts_config")
     if (multistream := settings.get("multistream")) not in (False, None):
@@ -274,7 +279,7 @@ def vocabulary(config: Mapping[str, Any], voices: tuple[str, ...] = ()) -> TtsVo
         num_text_ids=num_text_ids,
         num_codebooks=num_codebooks,
         codebook_size=integer(config, "card"),
-        delays=tuple(own[:num_codebooks]),
+        delays=tuple(of_codebooks[:num_codebooks]),
         delay_rows=int(delay_s * FRAME_RATE),
         depth=moshi.depth_spec(config, moshi.schedule(config, num_tables)[:num_codebooks]),
         voices=voices,
@@ -286,13 +291,13 @@ def vocabulary(config: Mapping[str, Any], voices: tuple[str, ...] = ()) -> TtsVo
 def words_ahead(config: Mapping[str, Any]) -> int:
     """Return the number of words by which the second text stream is ahead; 0 if a release has no such stream."""
     is_second = config.get("demux_second_stream")
-    found = entry(config, "tts_config").get("second_stream_ahead")
+    ahead = entry(config, "tts_config").get("second_stream_ahead")
     if is_second not in (True, False, None):
         raise CheckpointError(f"config.json: demux_second_stream: expected True or False, got {shown(is_second)}")
     lowest, highest = (1, MAX_AHEAD) if is_second else (0, 0)
-    if type(found or 0) is not int or not lowest <= (found or 0) <= highest:
+    if type(ahead or 0) is not int or not lowest <= (ahead or 0) <= highest:
         expected = f"an integer in [1, {MAX_AHEAD}] with" if is_second else "0 without"
         raise CheckpointError(
-            f"config.json: tts_config.second_stream_ahead: expected {expected} demux_second_stream, got {shown(found)}"
+            f"config.json: tts_config.second_stream_ahead: expected {expected} demux_second_stream, got {shown(ahead)}"
         )
-    return found or 0
+    return ahead or 0

@@ -119,7 +119,7 @@ def converted(
     release: Release,
     contents: Contents,
     config: Mapping[str, Any],
-    known: FrameVocabulary,
+    vocab: FrameVocabulary,
     family: str,
     rows: Sequence[Tensor] = (),
     repeated: Sequence[int] = (),
@@ -133,28 +133,28 @@ def converted(
         release: The release.
         contents: Contents of the release.
         config: Hyperparameters of the release.
-        known: Vocabulary of the checkpoint.
+        vocab: Vocabulary of the checkpoint.
         family: Name of the family.
         rows: Additional embeddings, [n, H] each, for the ids that follow all codebooks.
         repeated: Text ids whose embeddings are copied to the ids from `num_text_ids` on, which are never sampled.
         num_steps: Number of steps of the release's depth transformer; None for `dep_q`.
     """
-    check_tokenizer(contents.tokenizer, known.num_text_ids)
+    check_tokenizer(contents.tokenizer, vocab.num_text_ids)
     # text is sampled from `depth.first_head`
     record = {
         **backbone_record(config),
-        "max_position_embeddings": known.max_model_len,
-        **common_record(family, known, known.vocab_size, contents),
+        "max_position_embeddings": vocab.max_model_len,
+        **common_record(family, vocab, vocab.vocab_size, contents),
     }
-    steps = known.num_codebooks
+    steps = vocab.num_codebooks
     stored = num_steps or integer(config, "dep_q")
-    layers = [f"depformer.layers.{layer}.gating" for layer in range(known.depth.num_layers)]
+    layers = [f"depformer.layers.{layer}.gating" for layer in range(vocab.depth.num_layers)]
     unused = range(steps, stored)
     num_sets = 1 + max(schedule(config, stored))
-    dropped = [f"{name}.{w}." for w in range(known.depth.num_sets, num_sets) for name in ("depformer_in", *layers)]
+    dropped = [f"{name}.{w}." for w in range(vocab.depth.num_sets, num_sets) for name in ("depformer_in", *layers)]
     dropped += [f"{name}." for step in unused for name in (f"linears.{step}", f"depformer_emb.{step - 1}")]
-    codec = codec_network(config, release.folder, known.num_codebooks, known.codebook_size)
-    parts = plan(config, known, contents.tensors, rows, repeated) | depth_plan(known.depth, num_sets)
+    codec = codec_network(config, release.folder, vocab.num_codebooks, vocab.codebook_size)
+    parts = plan(config, vocab, contents.tensors, rows, repeated) | depth_plan(vocab.depth, num_sets)
     return Converted(record, parts, tuple(dropped), networks=(codec,))
 
 
@@ -165,16 +165,16 @@ def vocabulary(config: Mapping[str, Any]) -> MoshiVocabulary:
     if integer(config, "n_q") != 2 * num_codebooks:
         expected = f"{2 * num_codebooks}, those of the model and as many of the user"
         raise CheckpointError(f"config.json: n_q: expected {expected}, got {config['n_q']}")
-    own = delays[1 : 1 + num_codebooks] if isinstance(delays, list) else []
-    is_valid = own[:1] == [0] and all(isinstance(each, int) and 0 <= each <= MAX_DELAY for each in own)
-    if not is_valid or delays != [0, *own, *own]:
+    of_model = delays[1 : 1 + num_codebooks] if isinstance(delays, list) else []
+    is_valid = of_model[:1] == [0] and all(isinstance(delay, int) and 0 <= delay <= MAX_DELAY for delay in of_model)
+    if not is_valid or delays != [0, *of_model, *of_model]:
         expected = f"0, then twice {num_codebooks} delays from 0 to {MAX_DELAY}, the first of them 0"
         raise CheckpointError(f"config.json: delays: expected {expected}, got {shown(delays)}")
     return MoshiVocabulary(
         num_text_ids=integer(config, "text_card"),
         num_codebooks=num_codebooks,
         codebook_size=integer(config, "card"),
-        delays=tuple(own),
+        delays=tuple(of_model),
         depth=depth_spec(config, schedule(config, num_codebooks)),
     )
 
@@ -185,16 +185,16 @@ def schedule(config: Mapping[str, Any], num_steps: int) -> list[int]:
     Raises:
         CheckpointError: The release has another number of steps, or does not number its sets from 0.
     """
-    found = config.get("depformer_weights_per_step_schedule")
-    if found is None:
-        found = list(range(num_steps))
-    is_valid = isinstance(found, list) and len(found) == num_steps and all(isinstance(w, int) for w in found)
-    if not is_valid or sorted({*found}) != list(range(len({*found}))):
+    sets = config.get("depformer_weights_per_step_schedule")
+    if sets is None:
+        sets = list(range(num_steps))
+    is_valid = isinstance(sets, list) and len(sets) == num_steps and all(isinstance(w, int) for w in sets)
+    if not is_valid or sorted({*sets}) != list(range(len({*sets}))):
         expected = f"{num_steps} numbers of sets, from 0 on"
         raise CheckpointError(
-            f"config.json: depformer_weights_per_step_schedule: expected {expected}, got {shown(found)}"
+            f"config.json: depformer_weights_per_step_schedule: expected {expected}, got {shown(sets)}"
         )
-    return list(found)
+    return list(sets)
 
 
 def depth_spec(config: Mapping[str, Any], steps: Sequence[int]) -> DepthSpec:
@@ -233,18 +233,18 @@ def text_factors(config: Mapping[str, Any], table: str) -> tuple[str, ...]:
 
 def plan(
     config: Mapping[str, Any],
-    known: FrameVocabulary,
+    vocab: FrameVocabulary,
     tensors: Mapping[str, Tensor],
     rows: Sequence[Tensor] = (),
     repeated: Sequence[int] = (),
 ) -> Plan:
     """Return the tensors to write, by published name; for `rows` and `repeated`, see `converted`."""
     width = integer(config, "dim")
-    text = known.num_text_ids
-    size = known.codebook_size
-    depth = known.depth
+    text = vocab.num_text_ids
+    size = vocab.codebook_size
+    depth = vocab.depth
     rank = depth_rank(config, depth)
-    steps = range(known.num_codebooks)
+    steps = range(vocab.num_codebooks)
     factors = dict.fromkeys(text_factors(config, TEXT), (width, width))
     tables = {f"emb.{k}.weight": (size + 1, width) for k in range(integer(config, "n_q"))}
     depth_factors = dict.fromkeys(text_factors(config, DEPTH_TEXT), (depth.hidden, rank))
@@ -263,19 +263,19 @@ def plan(
         """Return the embeddings of text, initial text, our own two ids, all codes, `rows` and second text, [V, H]."""
         main, *second = [product(stored, factor) for factor in others[: len(factors)]] or [stored]
         codes = with_initial_ids_of_others(list(others[len(factors) :]))
-        own = [main[text:], main.new_zeros(2, width)]
-        added = [*(row.to(main) for row in rows), *(each[:text] for each in second)]
-        return torch.cat([texts(main), *own, *codes, *added])
+        own_rows = [main[text:], main.new_zeros(2, width)]
+        added = [*(row.to(main) for row in rows), *(table_of_text[:text] for table_of_text in second)]
+        return torch.cat([texts(main), *own_rows, *codes, *added])
 
     def with_initial_ids_of_others(codes: list[Tensor]) -> list[Tensor]:
         """Add the initial embeddings of codebooks that are not generated to those of codebooks with equal delays.
 
         The model reads both in the same rows: those before the delay has passed. Their sum therefore replaces both.
         """
-        for k in range(known.num_tables, len(codes)):
-            same = known.delays.index(config["delays"][1 + k])
+        for k in range(vocab.num_tables, len(codes)):
+            same = vocab.delays.index(config["delays"][1 + k])
             codes[same] = torch.cat([codes[same][:size], codes[same][size:] + codes[k][size:]])
-        return codes[: known.num_tables]
+        return codes[: vocab.num_tables]
 
     def head(stored: Tensor) -> Tensor:
         """Return the head of text, with zeros for ids that are never sampled."""
@@ -287,14 +287,14 @@ def plan(
         codes = [rows[:size] for rows in others[len(depth_factors) :][: len(depth_tables)]]
         if code_factors:
             codes = [product(*pair) for pair in zip(codes, others[-len(codes) :], strict=True)]
-        return torch.cat([texts(main), *codes, *(each[:text] for each in second)])
+        return torch.cat([texts(main), *codes, *(table_of_text[:text] for table_of_text in second)])
 
     depth_text = {f"{DEPTH_TEXT}.weight": (text + 1, rank)}
     projections = {f"depformer_in.{number}.weight": (depth.hidden, width) for number in range(depth.num_sets)}
     return {
         **backbone_plan(config, tensors),
         **merged("model.embed_tokens.weight", table, {EMBEDDINGS: (text + 1, width)} | factors | tables),
-        "text_linear.weight": Part("depth.first_head", (known.num_head_ids, width), head),
+        "text_linear.weight": Part("depth.first_head", (vocab.num_head_ids, width), head),
         **merged("depth.embed", depth_table, depth_text | depth_factors | depth_tables | code_factors),
         **merged("depth.project.weight", concatenated, projections),
         **merged("depth.heads", stacked, {f"linears.{k}.weight": (size, depth.hidden) for k in steps}),
@@ -319,18 +319,18 @@ def depth_plan(depth: DepthSpec, num_stored: int) -> Plan:
 
     for layer in range(depth.num_layers):
         stored = f"depformer.layers.{layer}"
-        own = f"depth.layers.{layer}"
+        ours = f"depth.layers.{layer}"
         parts[f"{stored}.self_attn.in_proj_weight"] = Part(
-            f"{own}.qkv_proj.weight", (3 * num_stored * hidden, hidden), of_sets
+            f"{ours}.qkv_proj.weight", (3 * num_stored * hidden, hidden), of_sets
         )
         parts[f"{stored}.self_attn.out_proj.weight"] = Part(
-            f"{own}.o_proj.weight", (num_stored * hidden, hidden), of_sets
+            f"{ours}.o_proj.weight", (num_stored * hidden, hidden), of_sets
         )
-        parts[f"{stored}.norm1.alpha"] = Part(f"{own}.input_layernorm.weight", (1, 1, hidden), flat)
-        parts[f"{stored}.norm2.alpha"] = Part(f"{own}.post_attention_layernorm.weight", (1, 1, hidden), flat)
+        parts[f"{stored}.norm1.alpha"] = Part(f"{ours}.input_layernorm.weight", (1, 1, hidden), flat)
+        parts[f"{stored}.norm2.alpha"] = Part(f"{ours}.post_attention_layernorm.weight", (1, 1, hidden), flat)
         for w in range(sets):
             gating = f"{stored}.gating.{w}"
-            mine = f"{own}.sets.{w}"
+            mine = f"{ours}.sets.{w}"
             parts[f"{gating}.linear_in.weight"] = Part(f"{mine}.gate_up_proj.weight", (2 * inner, hidden))
             parts[f"{gating}.linear_out.weight"] = Part(f"{mine}.down_proj.weight", (hidden, inner))
     return parts

@@ -43,17 +43,17 @@ def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written, including Mimi."""
     config = contents.config
     check_config(config, EXPECTED)
-    known = vocabulary(config)
-    check_tokenizer(contents.tokenizer, known.num_text_ids)
+    vocab = vocabulary(config)
+    check_tokenizer(contents.tokenizer, vocab.num_text_ids)
     # text is sampled from `depth.first_head`
     record = {
         **backbone_record(config),
-        "max_position_embeddings": known.max_model_len,
-        **common_record(NAME, known, known.vocab_size, contents),
+        "max_position_embeddings": vocab.max_model_len,
+        **common_record(NAME, vocab, vocab.vocab_size, contents),
     }
-    codec = codec_network(config, "audio_encoder_config", "audio_encoder.", known.num_codebooks, known.codebook_size)
+    codec = codec_network(config, "audio_encoder_config", "audio_encoder.", vocab.num_codebooks, vocab.codebook_size)
     parts = (
-        backbone_plan(config, BACKBONE) | depth_plan(known.depth) | table_plan(integer(config, "hidden_size"), known)
+        backbone_plan(config, BACKBONE) | depth_plan(vocab.depth) | table_plan(integer(config, "hidden_size"), vocab)
     )
     return Converted(record, parts, (), networks=(codec,))
 
@@ -105,14 +105,14 @@ def depth_spec(config: Mapping[str, Any], num_steps: int) -> DepthSpec:
     )
 
 
-def table_plan(width: int, known: MoshiVocabulary) -> Plan:
+def table_plan(width: int, vocab: MoshiVocabulary) -> Plan:
     """Return the plan of the embeddings and heads, given the width of the backbone."""
-    text = known.num_text_ids
-    size = known.codebook_size
-    depth = known.depth
-    steps = range(known.num_codebooks)
+    text = vocab.num_text_ids
+    size = vocab.codebook_size
+    depth = vocab.depth
+    steps = range(vocab.num_codebooks)
     tables = {EMBEDDINGS: (text + 1, width)}
-    tables |= {f"embed_tokens.{k}.weight": (size + 1, width) for k in range(known.num_tables)}
+    tables |= {f"embed_tokens.{k}.weight": (size + 1, width) for k in range(vocab.num_tables)}
     depth_tables = {f"{DEPTH}text_embed_tokens.weight": (text + 1, depth.hidden)}
     depth_tables |= {f"{DEPTH}embed_tokens.{k}.weight": (size + 1, depth.hidden) for k in steps[:-1]}
 
@@ -152,14 +152,14 @@ def depth_plan(depth: DepthSpec) -> Plan:
 
     for layer in range(depth.num_layers):
         stored = f"{DEPTH}layers.{layer}"
-        own = f"depth.layers.{layer}"
+        ours = f"depth.layers.{layer}"
         sources = dict.fromkeys((f"{stored}.self_attn.{letter}_proj.linear.weight" for letter in "qkv"), square)
-        parts |= merged(f"{own}.qkv_proj.weight", fused, sources)
-        parts[f"{stored}.self_attn.o_proj.linear.weight"] = Part(f"{own}.o_proj.weight", square, by_step)
+        parts |= merged(f"{ours}.qkv_proj.weight", fused, sources)
+        parts[f"{stored}.self_attn.o_proj.linear.weight"] = Part(f"{ours}.o_proj.weight", square, by_step)
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            parts[f"{stored}.{norm}.weight"] = Part(f"{own}.{norm}.weight", (hidden,))
-        parts[f"{stored}.mlp.fc1.weight"] = of_each_step(own, "gate_up_proj", (steps, 2 * inner, hidden))
-        parts[f"{stored}.mlp.fc2.weight"] = of_each_step(own, "down_proj", (steps, hidden, inner))
+            parts[f"{stored}.{norm}.weight"] = Part(f"{ours}.{norm}.weight", (hidden,))
+        parts[f"{stored}.mlp.fc1.weight"] = of_each_step(ours, "gate_up_proj", (steps, 2 * inner, hidden))
+        parts[f"{stored}.mlp.fc2.weight"] = of_each_step(ours, "down_proj", (steps, hidden, inner))
     return parts
 
 

@@ -91,10 +91,10 @@ class FrameVocabulary(KyutaiVocabulary):
 
     def layout_with(self, delays: tuple[int, ...], num_input_only: int) -> StreamLayout:
         """Return the streams of a row, given the delays of the generated codebooks."""
-        own = self.first_codes[: self.num_codebooks]
+        of_model = self.first_codes[: self.num_codebooks]
         return StreamLayout(
             vocab_size=self.vocab_size,
-            audio=(range(self.text_end), *(range(first, first + self.codebook_size) for first in own)),
+            audio=(range(self.text_end), *(range(first, first + self.codebook_size) for first in of_model)),
             delays=(0, *delays),
             codebook_streams=tuple(range(1, 1 + self.num_codebooks)),
             num_input_only=num_input_only,

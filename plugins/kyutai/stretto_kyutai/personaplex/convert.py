@@ -52,8 +52,8 @@ def convert(release: Release, contents: Contents) -> Converted:
         raise CheckpointError(f"config.json: context: expected at least 2 rows, got {config['context']}")
     base = moshi.vocabulary({**config, "dep_q": config["n_q"] // 2})
     voices = read_voices(released_file(release.folder, VOICES), base, integer(config, "dim"))
-    own = {field.name: getattr(base, field.name) for field in fields(MoshiVocabulary)}
-    known = PersonaPlexVocabulary(**own, voices=tuple(voice for voice, _ in voices))
+    moshi_fields = {field.name: getattr(base, field.name) for field in fields(MoshiVocabulary)}
+    vocabulary = PersonaPlexVocabulary(**moshi_fields, voices=tuple(voice for voice, _ in voices))
     # The authors' key ring buffer masks its oldest row, so attention sees one row fewer than `context`.
     config["context"] -= 1
-    return moshi.converted(release, contents, config, known, NAME, [vectors for _, vectors in voices])
+    return moshi.converted(release, contents, config, vocabulary, NAME, [vectors for _, vectors in voices])

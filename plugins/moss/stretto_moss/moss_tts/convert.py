@@ -85,13 +85,13 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written."""
-    backbone, known = read_config(contents.config)
-    contents.tokenizer.ids_of((), known.num_text_ids)
+    backbone, vocabulary = read_config(contents.config)
+    contents.tokenizer.ids_of((), vocabulary.num_text_ids)
     record = {
         **backbone.record,
-        **common_record("moss_tts", known, known.layout.vocab_size, contents),
+        **common_record("moss_tts", vocabulary, vocabulary.layout.vocab_size, contents),
     }
-    return Converted(record, plan(backbone, known), ())
+    return Converted(record, plan(backbone, vocabulary), ())
 
 
 def read_config(record: Mapping[str, Any]) -> tuple[Qwen3Backbone, MossVocabulary]:
@@ -107,22 +107,22 @@ def read_config(record: Mapping[str, Any]) -> tuple[Qwen3Backbone, MossVocabular
         raise CheckpointError(f"config.json: {refusal}")
     config = Config.read(record)
     backbone = config.language_config
-    known = MossVocabulary(
+    vocabulary = MossVocabulary(
         num_text_ids=backbone.vocab_size,
         num_codebooks=config.n_vq,
         codebook_size=config.audio_vocab_size,
         **config.ids(IDS),
         max_model_len=min(MAX_MODEL_LEN, backbone.max_position_embeddings),
     )
-    return backbone, known
+    return backbone, vocabulary
 
 
-def plan(backbone: Qwen3Backbone, known: MossVocabulary) -> Plan:
+def plan(backbone: Qwen3Backbone, vocabulary: MossVocabulary) -> Plan:
     """Return the tensors to write, by published name."""
-    text = (known.num_text_ids, backbone.hidden_size)
-    codes = (known.codebook_size + 1, backbone.hidden_size)
-    ends = sorted((known.slot, known.delay))
-    numbers = range(known.num_codebooks)
+    text = (vocabulary.num_text_ids, backbone.hidden_size)
+    codes = (vocabulary.codebook_size + 1, backbone.hidden_size)
+    ends = sorted((vocabulary.slot, vocabulary.delay))
+    numbers = range(vocabulary.num_codebooks)
 
     def heads(text: Tensor, *codes: Tensor) -> Tensor:
         return torch.cat([text[ends], *(head[:-1] for head in codes)])

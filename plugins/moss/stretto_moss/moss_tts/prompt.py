@@ -78,19 +78,19 @@ def recorded_codes(piece: Piece, family: Family, encoder: CachedEncoder) -> np.n
 class MossTemplate:
     """MOSS-TTS prompt template."""
 
-    def __init__(self, family: Family, known: MossVocabulary, tokenizer: TextTokenizer, codec: Codec):
+    def __init__(self, family: Family, vocabulary: MossVocabulary, tokenizer: TextTokenizer, codec: Codec):
         self._family = family
-        self._known = known
+        self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._encoder = CachedEncoder(lambda pcm: codec.encode(levelled(pcm)))
-        markers = {getattr(known, name) for name in MARKERS}
+        markers = {getattr(vocabulary, name) for name in MARKERS}
         self._markers = {token_id: name for token_id, name in tokenizer.tokens.items() if token_id in markers}
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the rows of the user turn, and those of the assistant turn up to its first frame."""
         *voices, text = pieces
         check_text(manner.instruct, "options.instruct", self._family.max_text_chars)
-        known = self._known
+        vocabulary = self._vocabulary
         values = dict.fromkeys(FIELDS, "None")
         values |= {"Instruction": manner.instruct.strip() or "None", "Text": self._text(text)}
         for path, name in (("options.instruct", "Instruction"), (text.path, "Text")):
@@ -100,16 +100,16 @@ class MossTemplate:
         written = "".join(f"- {name}:\n{value}\n" for name, value in values.items())
         before = f"user\n<user_inst>\n{written}</user_inst>"
         after = ""
-        recorded = np.zeros((0, 1 + known.num_codebooks), np.int32)
+        recorded = np.zeros((0, 1 + vocabulary.num_codebooks), np.int32)
         if voices:
             before, _, after = before.partition("[S1]:\n")
             before = f"{before}[S1]:\n"
             recorded = self._recorded(voices[0])
         parts = [
-            self._rows(known.turn_start, *self._tokenizer.encode(before)),
+            self._rows(vocabulary.turn_start, *self._tokenizer.encode(before)),
             recorded,
-            self._rows(*self._tokenizer.encode(after), known.turn_end, *self._tokenizer.encode("\n")),
-            self._rows(known.turn_start, *self._tokenizer.encode("assistant\n"), known.audio_start),
+            self._rows(*self._tokenizer.encode(after), vocabulary.turn_end, *self._tokenizer.encode("\n")),
+            self._rows(vocabulary.turn_start, *self._tokenizer.encode("assistant\n"), vocabulary.audio_start),
         ]
         return PromptRows(np.concatenate(parts))
 
@@ -126,28 +126,30 @@ class MossTemplate:
 
     def _recorded(self, piece: Piece) -> np.ndarray:
         """Return the rows of a recording, from the start of audio to its end."""
-        known = self._known
+        vocabulary = self._vocabulary
         first_ids = np.array([ids.start for ids in self._family.layout.audio[1:]])
         codes = recorded_codes(piece, self._family, self._encoder) + first_ids[:, None]
         num_codebooks, num_frames = codes.shape
-        rows = self._rows(known.audio_start, *[known.recorded] * (num_frames + num_codebooks - 1), known.audio_end)
+        rows = self._rows(
+            vocabulary.audio_start, *[vocabulary.recorded] * (num_frames + num_codebooks - 1), vocabulary.audio_end
+        )
         delayed = delay_codes(codes, self._family.layout.delays[1:], -1)
         rows[1:-1, 1:] = np.where(delayed < 0, rows[1:-1, 1:], delayed)
         return rows
 
     def _rows(self, *ids: int) -> np.ndarray:
         """Return rows, int32 [n, 1 + K], with text ids and the pads of all codebooks."""
-        rows = np.tile(np.array((0, *self._known.pads), np.int32), (len(ids), 1))
+        rows = np.tile(np.array((0, *self._vocabulary.pads), np.int32), (len(ids), 1))
         rows[:, 0] = ids
         return rows
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template that uses the checkpoint's tokenizer and codec."""
-    known = MossVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    vocabulary = MossVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = TextTokenizer.at(checkpoint)
-    if len(tokenizer.tokens) > known.num_text_ids:
+    if len(tokenizer.tokens) > vocabulary.num_text_ids:
         raise CheckpointError(
-            f"{checkpoint}: expected at most {known.num_text_ids} tokens, got {len(tokenizer.tokens)}"
+            f"{checkpoint}: expected at most {vocabulary.num_text_ids} tokens, got {len(tokenizer.tokens)}"
         )
-    return MossTemplate(family, known, tokenizer, codec)
+    return MossTemplate(family, vocabulary, tokenizer, codec)

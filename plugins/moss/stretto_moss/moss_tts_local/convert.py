@@ -129,14 +129,14 @@ def language_section(config: Mapping[str, Any]) -> Any:
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written."""
     config = Config.read(contents.config)
-    known = vocabulary(config)
-    contents.tokenizer.ids_of((), known.num_text_ids)
-    check_copies(contents.tensors, known.num_codebooks)
+    vocab = vocabulary(config)
+    contents.tokenizer.ids_of((), vocab.num_text_ids)
+    check_copies(contents.tensors, vocab.num_codebooks)
     record = {
         **config.language_config.record,
-        **common_record("moss_tts_local", known, known.layout.vocab_size, contents),
+        **common_record("moss_tts_local", vocab, vocab.layout.vocab_size, contents),
     }
-    return Converted(record, plan(config, known), (TEXT_HEAD, COPIES))
+    return Converted(record, plan(config, vocab), (TEXT_HEAD, COPIES))
 
 
 def vocabulary(config: Config) -> LocalVocabulary:
@@ -160,8 +160,8 @@ def local_shapes(depth: DepthSpec) -> dict[str, Shape]:
     for layer in (f"{LOCAL}h.{number}." for number in range(depth.num_layers)):
         for name, shape in linear.items():
             shapes |= {f"{layer}{name}.weight": shape, f"{layer}{name}.bias": shape[:1]}
-        shapes |= {f"{layer}{norm}.{kind}": (width,) for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")}
-    return shapes | {f"{LOCAL}ln_f.{kind}": (width,) for kind in ("weight", "bias")}
+        shapes |= {f"{layer}{norm}.{tensor}": (width,) for norm in ("ln_1", "ln_2") for tensor in ("weight", "bias")}
+    return shapes | {f"{LOCAL}ln_f.{tensor}": (width,) for tensor in ("weight", "bias")}
 
 
 def check_copies(tensors: Mapping[str, Tensor], num_codebooks: int) -> None:
@@ -178,20 +178,20 @@ def paired_by_half(tensor: Tensor, num_heads: int) -> Tensor:
     return tensor.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
-def plan(config: Config, known: LocalVocabulary) -> Plan:
+def plan(config: Config, vocab: LocalVocabulary) -> Plan:
     """Return the tensors to write, by published name."""
     backbone = config.language_config
     is_binary = config.local_text_head_mode == "binary"
-    depth = known.depth
+    depth = vocab.depth
     width = backbone.hidden_size
-    text = (known.num_text_ids, width)
+    text = (vocab.num_text_ids, width)
     tables = dict.fromkeys(
-        (f"audio_embeddings.{k}.weight" for k in range(known.num_codebooks)), (known.codebook_size, width)
+        (f"audio_embeddings.{k}.weight" for k in range(vocab.num_codebooks)), (vocab.codebook_size, width)
     )
     first, second, *others = tables
 
     def decisions(text: Tensor) -> Tensor:
-        return text[[known.slot, known.audio_end]]
+        return text[[vocab.slot, vocab.audio_end]]
 
     def rows_of_codes(*codes: Tensor) -> Tensor:
         return torch.cat([codes[0].new_zeros(1, width), *codes])  # a row of the slot, which is not read
@@ -223,16 +223,17 @@ def depth_part(name: str, shape: tuple[int, ...], num_heads: int) -> Part:
     if words[0] == "ln_f":
         return Part(f"depth.norm.{words[1]}", shape)
     layer = f"depth.layers.{words[1]}"
-    part = words[-2]
-    kind = words[-1]
-    if part != "c_attn":
-        return Part(f"{layer}.{'o_proj' if part == 'c_proj' else part}.{kind}", shape)
+    module = words[-2]
+    tensor_name = words[-1]
+    if module != "c_attn":
+        return Part(f"{layer}.{'o_proj' if module == 'c_proj' else module}.{tensor_name}", shape)
 
     def third(number: int, tensor: Tensor) -> Tensor:
         chosen = tensor.chunk(3)[number]
         return chosen.contiguous() if number == 2 else paired_by_half(chosen, num_heads)
 
     query, *others = (
-        Part(f"{layer}.{letter}_proj.{kind}", shape, partial(third, number)) for number, letter in enumerate("qkv")
+        Part(f"{layer}.{letter}_proj.{tensor_name}", shape, partial(third, number))
+        for number, letter in enumerate("qkv")
     )
     return replace(query, also=tuple(others))

@@ -106,12 +106,12 @@ class Config(Codebooks):
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written."""
     config = Config.read(contents.config)
-    known = vocabulary(config, contents.tokenizer)
+    vocab = vocabulary(config, contents.tokenizer)
     record = {
         **config.language_config.record,
-        **common_record("moss_tts_realtime", known, known.layout.vocab_size, contents),
+        **common_record("moss_tts_realtime", vocab, vocab.layout.vocab_size, contents),
     }
-    return Converted(record, plan(config, known), (UNUSED,))
+    return Converted(record, plan(config, vocab), (UNUSED,))
 
 
 def vocabulary(config: Config, tokenizer: Tokenizer) -> MossRealtimeVocabulary:
@@ -132,15 +132,15 @@ def vocabulary(config: Config, tokenizer: Tokenizer) -> MossRealtimeVocabulary:
     )
 
 
-def plan(config: Config, known: MossRealtimeVocabulary) -> Plan:
+def plan(config: Config, vocab: MossRealtimeVocabulary) -> Plan:
     """Return the tensors to write, by published name."""
     backbone = config.language_config
     width = backbone.hidden_size
-    size = known.codebook_size
-    numbers = range(known.num_codebooks)
-    table = (known.num_code_ids, config.local_config.hidden_size)
-    tables = {EMBEDDINGS: (known.num_text_ids, width)}
-    tables |= {f"embed_tokens.{number + 1}.weight": (known.num_code_ids, width) for number in numbers}
+    size = vocab.codebook_size
+    numbers = range(vocab.num_codebooks)
+    table = (vocab.num_code_ids, config.local_config.hidden_size)
+    tables = {EMBEDDINGS: (vocab.num_text_ids, width)}
+    tables |= {f"embed_tokens.{number + 1}.weight": (vocab.num_code_ids, width) for number in numbers}
 
     def codes_of(*stored: Tensor) -> list[Tensor]:
         return [tensor[:size] for tensor in stored]

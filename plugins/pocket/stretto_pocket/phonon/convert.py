@@ -68,8 +68,8 @@ STACK = ("d_model", "num_heads", "num_layers", "dim_feedforward", "context", "ma
 
 def located(release: Release) -> Release:
     """Return the release with the config of its folder, if none is given."""
-    own = release.folder / "config.json"
-    return release if release.config is not None or not own.is_file() else replace(release, config=own)
+    config = release.folder / "config.json"
+    return release if release.config is not None or not config.is_file() else replace(release, config=config)
 
 
 def convert(release: Release, contents: Contents) -> Converted:
@@ -83,7 +83,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     folded = folded_shapes(shape, contents.config, contents.tensors)
     check_folded(contents.tensors, folded)
     voices = read_voices(release.folder, shape.width, contents.tensors)
-    known = PhononVocabulary(
+    vocabulary = PhononVocabulary(
         num_text_ids=shape.num_tokens + 1,
         num_words=shape.num_words,
         voices=tuple((name, len(rows)) for name, rows in voices.items()),
@@ -97,7 +97,7 @@ def convert(release: Release, contents: Contents) -> Converted:
         "model_type": "qwen3",  # as for Pocket TTS
         **shape.numbers,
         "max_position_embeddings": MAX_MODEL_LEN,
-        **common_record(NAME, known, known.vocab_size, contents),
+        **common_record(NAME, vocabulary, vocabulary.vocab_size, contents),
     }
     constant = condition(contents.config, contents.tensors, shape.width)
     parts = plan(shape, contents.tensors, voices, constant)
@@ -169,14 +169,16 @@ def pocket_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> d
 
 def conditioners(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the name and the settings of each condition; raise CheckpointError for one that is not known."""
-    for each in config.get("conditioners") or ():
-        name, kind = (each.get("name"), each.get("type")) if isinstance(each, Mapping) else (None, None)
-        if (name, kind) not in (("num_speakers", "lut"), ("duration_delta", "continuous")):
+    for conditioner in config.get("conditioners") or ():
+        name, conditioner_type = (
+            (conditioner.get("name"), conditioner.get("type")) if isinstance(conditioner, Mapping) else (None, None)
+        )
+        if (name, conditioner_type) not in (("num_speakers", "lut"), ("duration_delta", "continuous")):
             raise CheckpointError(
                 "config.json: conditioners: expected num_speakers (lut) and duration_delta (continuous), "
-                f"got {shown(name)} ({shown(kind)})"
+                f"got {shown(name)} ({shown(conditioner_type)})"
             )
-        yield str(name), entry(each, str(kind))
+        yield str(name), entry(conditioner, str(conditioner_type))
 
 
 def folded_shapes(shape: Shape, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -238,8 +240,8 @@ def read_voices(root: Path, width: int, tensors: Mapping[str, Tensor]) -> dict[s
     """
     files = dict[str, str]()
     for folder in VOICES:
-        found = sorted(released_folder(root, folder).glob("*.safetensors")) if (root / folder).is_dir() else []
-        files |= in_lower_case({path.stem: f"{folder}/{path.name}" for path in found}, f"{root / folder}")
+        paths = sorted(released_folder(root, folder).glob("*.safetensors")) if (root / folder).is_dir() else []
+        files |= in_lower_case({path.stem: f"{folder}/{path.name}" for path in paths}, f"{root / folder}")
     if (root / DEFAULT_VOICE).is_file():
         files = {"default": DEFAULT_VOICE} | files
     if not files:
@@ -263,15 +265,15 @@ def voice_rows(path: Path, width: int, projection: Tensor) -> Tensor:
         CheckpointError: If the tensor is missing or has another shape.
     """
     stored = open_tensors(path)
-    name = next(each for each in ("emb", "speaker_wavs", *stored) if each in stored)
+    name = next(candidate for candidate in ("emb", "speaker_wavs", *stored) if candidate in stored)
     expected = f"speaker_wavs [{projection.shape[1]}, n] or rows [n, {width}], n at most {MAX_VOICE_ROWS}"
-    found = stored[name]
-    rows = found[0] if found.ndim == 3 and len(found) == 1 else found
+    tensor = stored[name]
+    rows = tensor[0] if tensor.ndim == 3 and len(tensor) == 1 else tensor
     if name == "speaker_wavs" and rows.ndim == 2:
         rows = rows.T
     columns = projection.shape[1] if name == "speaker_wavs" else width
     if rows.ndim != 2 or rows.shape[1] != columns or not 0 < len(rows) <= MAX_VOICE_ROWS:
-        raise CheckpointError(f"{path}: expected {expected}, got {name} {list(found.shape)}")
+        raise CheckpointError(f"{path}: expected {expected}, got {name} {list(tensor.shape)}")
     if not rows.is_floating_point() or not is_bounded(rows):
         raise CheckpointError(f"{path}: {name}: expected floating-point {BOUNDED}, got others")
     return (rows.double() @ projection.double().T).float() if name == "speaker_wavs" else rows.float()

@@ -45,8 +45,8 @@ def convert(release: Release, contents: Contents) -> Converted:
     layout = TransformersRelease(release, contents, "gelu", NAMES, {})
     config = authors_config(layout)
     layout.check_language_model(pocket_config(config, layout.tensors))
-    made = convert_authors(release, replace(contents, config=config, tensors=layout.tensors))
-    return layout.renamed(made, (*DROPPED, "mimi."))
+    converted = convert_authors(release, replace(contents, config=config, tensors=layout.tensors))
+    return layout.renamed(converted, (*DROPPED, "mimi."))
 
 
 def authors_config(layout: TransformersRelease) -> dict[str, Any]:

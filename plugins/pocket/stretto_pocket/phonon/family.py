@@ -33,8 +33,10 @@ class PhononVocabulary(PocketVocabulary):
     @property
     def sampling(self) -> SamplingConfig:
         """Default sampling options."""
-        own = super().sampling
-        return replace(own, audio=replace(own.audio, min_rows=0), latents=LatentSampling(self.steps, TAIL_ROWS))
+        of_pocket = super().sampling
+        return replace(
+            of_pocket, audio=replace(of_pocket.audio, min_rows=0), latents=LatentSampling(self.steps, TAIL_ROWS)
+        )
 
 
 def phonon(vocabulary: PhononVocabulary) -> Family:

@@ -61,8 +61,8 @@ CLONING = (SPEAKER, "mimi.encoder.", "mimi.encoder_transformer.", "mimi.downsamp
 
 def located(release: Release) -> Release:
     """Return the release with the packaged config of its folder's name, if it has no config of its own."""
-    found = packaged_config(release.folder.absolute().name)
-    return release if release.config is not None or found is None else replace(release, config=found)
+    config = packaged_config(release.folder.absolute().name)
+    return release if release.config is not None or config is None else replace(release, config=config)
 
 
 def convert(release: Release, contents: Contents) -> Converted:
@@ -78,7 +78,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     contents.check_latent_model(shape.num_tokens)
     clones = can_clone(shape, contents.tensors)
     voices = read_voices(release.folder, shape, contents.tensors, clones)
-    known = PocketVocabulary(
+    vocabulary = PocketVocabulary(
         num_text_ids=shape.num_tokens + 1,
         num_words=shape.num_words,
         voices=tuple((name, len(rows)) for name, rows in voices.items()),
@@ -95,7 +95,7 @@ def convert(release: Release, contents: Contents) -> Converted:
         "model_type": "qwen3",  # the Llama config requires a width that is a multiple of the number of heads
         **shape.numbers,
         "max_position_embeddings": MAX_MODEL_LEN,
-        **common_record(NAME, known, known.vocab_size, contents),
+        **common_record(NAME, vocabulary, vocabulary.vocab_size, contents),
     }
     networks = (codec_network(contents, clones),)
     folded = shape.folded
@@ -110,8 +110,8 @@ def can_clone(shape: "Shape", tensors: Mapping[str, Tensor]) -> bool:
     The repository without voice cloning contains zeros instead of these weights, or omits them. Latents of recordings
     and latents of frames must have the same size, because rows carry both.
     """
-    found = [name for name in tensors if name.startswith(CLONING)]
-    is_trained = SPEAKER in found and all(tensors[name].any() for name in found if name.endswith("weight"))
+    names = [name for name in tensors if name.startswith(CLONING)]
+    is_trained = SPEAKER in names and all(tensors[name].any() for name in names if name.endswith("weight"))
     return is_trained and shape.num_voice_words == shape.num_words
 
 
@@ -197,12 +197,12 @@ def plan(shape: Shape, tensors: Mapping[str, Tensor], voices: Mapping[str, Tenso
     state = shape.state or width
     parts: Plan = {}
 
-    def add(name: str, own: str, *size: int, edit: Callable[[Tensor], Tensor] | None = None) -> None:
-        parts[f"flow_lm.{name}"] = Part(own, size, edit)
+    def add(name: str, ours: str, *size: int, edit: Callable[[Tensor], Tensor] | None = None) -> None:
+        parts[f"flow_lm.{name}"] = Part(ours, size, edit)
 
-    def add_linear(name: str, own: str, rows: int, columns: int) -> None:
-        add(f"{name}.weight", f"{own}.weight", rows, columns)
-        add(f"{name}.bias", f"{own}.bias", rows)
+    def add_linear(name: str, ours: str, rows: int, columns: int) -> None:
+        add(f"{name}.weight", f"{ours}.weight", rows, columns)
+        add(f"{name}.bias", f"{ours}.bias", rows)
 
     def other(name: str) -> Tensor:
         return tensors[f"flow_lm.{name}"].float()
@@ -240,9 +240,9 @@ def plan(shape: Shape, tensors: Mapping[str, Tensor], voices: Mapping[str, Tenso
     for index in range(shape.num_layers):
         add_layer(shape, index, add)
     flow_net = "flow_net."
-    for own, name in OF_FLOW.items():
-        rows = {"modulation": 2 * flow, "leave": words}.get(own, flow)
-        add_linear(flow_net + name, f"flow.{own}", rows, {"condition": state, "enter": words}.get(own, flow))
+    for layer, name in OF_FLOW.items():
+        rows = {"modulation": 2 * flow, "leave": words}.get(layer, flow)
+        add_linear(flow_net + name, f"flow.{layer}", rows, {"condition": state, "enter": words}.get(layer, flow))
     for index in range(shape.num_blocks):
         block = f"{flow_net}res_blocks.{index}."
         ours = f"flow.blocks.{index}."
@@ -266,14 +266,14 @@ def add_layer(shape: Shape, index: int, add: Callable[..., None]) -> None:
     width = shape.width
     inner = shape.inner
     name = f"transformer.layers.{index}."
-    own = f"model.layers.{index}."
-    add(f"{name}self_attn.in_proj.weight", f"{own}in_proj.weight", shape.attention_width + 2 * shape.kv_width, width)
-    add(f"{name}self_attn.out_proj.weight", f"{own}o_proj.weight", width, shape.attention_width)
-    add(f"{name}linear1.weight", f"{own}up_proj.weight", inner, width)
-    add(f"{name}linear2.weight", f"{own}down_proj.weight", width, inner)
+    ours = f"model.layers.{index}."
+    add(f"{name}self_attn.in_proj.weight", f"{ours}in_proj.weight", shape.attention_width + 2 * shape.kv_width, width)
+    add(f"{name}self_attn.out_proj.weight", f"{ours}o_proj.weight", width, shape.attention_width)
+    add(f"{name}linear1.weight", f"{ours}up_proj.weight", inner, width)
+    add(f"{name}linear2.weight", f"{ours}down_proj.weight", width, inner)
     for norm in ("norm1", "norm2"):
-        add(f"{name}{norm}.weight", f"{own}{norm}.weight", width)
-        add(f"{name}{norm}.bias", f"{own}{norm}.bias", width)
+        add(f"{name}{norm}.weight", f"{ours}{norm}.weight", width)
+        add(f"{name}{norm}.bias", f"{ours}{norm}.bias", width)
 
 
 def codec_network(contents: Contents, clones: bool) -> Network:
@@ -294,11 +294,11 @@ def read_voices(root: Path, shape: Shape, tensors: Mapping[str, Tensor], clones:
     """
     folder = released_folder(root, VOICES)
     first = next((voice for key, voice in FIRST_VOICES.items() if key in root.resolve().name), FIRST_VOICE)
-    found = sorted(folder.glob("*.safetensors"), key=lambda path: (path.stem != first, path.stem))
-    if not found and not clones:
+    paths = sorted(folder.glob("*.safetensors"), key=lambda path: (path.stem != first, path.stem))
+    if not paths and not clones:
         raise CheckpointError(f"{folder}: expected at least one voice, NAME.safetensors, got none")
     backbone = VoiceBackbone(tensors, shape.num_layers, shape.head_dim, shape.kv_heads, shape.theta)
-    files = {path: released_file(root, f"{VOICES}/{path.name}") for path in found}
+    files = {path: released_file(root, f"{VOICES}/{path.name}") for path in paths}
     voices = {path.stem: recover_rows(backbone, open_tensors(file), path) for path, file in files.items()}
     for name in voices:
         if not re.fullmatch("[a-z0-9_]+", name):

@@ -47,8 +47,8 @@ def convert(release: Release, contents: Contents) -> Converted:
     config = authors_config(layout, num_tokens)
     layout.check_language_model(config)
     read = replace(contents, config=config, tensors=layout.tensors, tokenizer=tokenizer)
-    made = convert_authors(release, read)
-    return layout.renamed(replace(made, tokenizer=tokenizer), tuple(map(layout.tensors.source, made.dropped)))
+    converted = convert_authors(release, read)
+    return layout.renamed(replace(converted, tokenizer=tokenizer), tuple(map(layout.tensors.source, converted.dropped)))
 
 
 def text_ids(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -58,13 +58,13 @@ def text_ids(config: Mapping[str, Any]) -> tuple[int, int]:
         CheckpointError: If the ids that are not of text are not the last ones.
     """
     num_tokens = integer(config, "vocab_size") - len(PLACEHOLDERS)
-    found = {name: config.get(f"{name}_token_id") for name in PLACEHOLDERS}
+    ids = {name: config.get(f"{name}_token_id") for name in PLACEHOLDERS}
     expected = range(num_tokens, num_tokens + len(PLACEHOLDERS))
-    if any(type(each) is not int for each in found.values()) or {*found.values()} != {*expected}:
+    if any(type(token_id) is not int for token_id in ids.values()) or {*ids.values()} != {*expected}:
         names = ", ".join(f"{name}_token_id" for name in PLACEHOLDERS)
         last = f"{expected.start} to {expected.stop - 1}"
-        raise CheckpointError(f"config.json: {names}: expected the last ids, {last}, got {shown([*found.values()])}")
-    return num_tokens, int(found["audio_prompt_bos"] or 0)
+        raise CheckpointError(f"config.json: {names}: expected the last ids, {last}, got {shown([*ids.values()])}")
+    return num_tokens, int(ids["audio_prompt_bos"] or 0)
 
 
 def text_tokenizer(tokenizer: Tokenizer, num_tokens: int) -> Tokenizer:
@@ -73,7 +73,7 @@ def text_tokenizer(tokenizer: Tokenizer, num_tokens: int) -> Tokenizer:
     if tokenizer.size <= num_tokens or not path.exists():
         return tokenizer
     record = json_object(path)
-    kept = [each for each in record.get("added_tokens") or () if each["id"] < num_tokens]
+    kept = [token for token in record.get("added_tokens") or () if token["id"] < num_tokens]
     record |= {"added_tokens": kept}
     vocabulary = tokenizers.Tokenizer.from_str(json.dumps(record)).get_vocab()
     tokens = {token_id: token for token, token_id in vocabulary.items()}

@@ -114,8 +114,8 @@ class PocketVocabulary(Vocabulary):
     def voice(self, name: str) -> range:
         """Return the ids of the rows of a voice."""
         start = self.voice_begin + 1
-        for known, rows in self.voices:
-            if known == name:
+        for voice, rows in self.voices:
+            if voice == name:
                 return range(start, start + rows)
             start += rows
         raise KeyError(name)

@@ -69,15 +69,15 @@ def convert(release: Release, contents: Contents) -> Converted:
             f"0 or a layer above the first {num_levels}, which add rows of images, below {text.num_hidden_layers}"
         )
         raise CheckpointError(f"config.json: talker_config.accept_hidden_layer: expected {expected}, got {state_layer}")
-    known = replace(vocabulary(config.thinker_config, contents.tokenizer, voices), state_layer=state_layer)
+    vocab = replace(vocabulary(config.thinker_config, contents.tokenizer, voices), state_layer=state_layer)
     record = {
         **text.record,
-        **common_record(NAME, known, known.num_ids, contents, has_head=True),
+        **common_record(NAME, vocab, vocab.num_ids, contents, has_head=True),
         KEY: audio,
         IMAGE_KEY: image,
     }
     parts: Plan = {
-        name: Part(name.removeprefix(THINKER), (known.num_ids, text.hidden_size))
+        name: Part(name.removeprefix(THINKER), (vocab.num_ids, text.hidden_size))
         for name in (EMBEDDINGS, f"{THINKER}lm_head.weight")
     }
     parts |= text.plan(f"{THINKER}model.") | tower_plan(audio, f"{THINKER}audio_tower.") | image_plan(image)

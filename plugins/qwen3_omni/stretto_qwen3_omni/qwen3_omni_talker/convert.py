@@ -184,7 +184,7 @@ class WholeRelease(ThinkerRelease, TextMarkers):
 
 def convert(config: WholeRelease, contents: Contents) -> Converted:
     """Return the checkpoint to be written."""
-    known = vocabulary(config, contents.tokenizer)
+    vocab = vocabulary(config, contents.tokenizer)
     talker = config.talker_config
     text = talker.text_config
     width = talker.thinker_hidden_size
@@ -193,7 +193,7 @@ def convert(config: WholeRelease, contents: Contents) -> Converted:
         # experts in every layer, because the transformers class ignores config.json
         **text.record,
         "shared_expert_intermediate_size": text.shared_expert_intermediate_size,
-        **common_record(NAME, known, known.layout.vocab_size, contents),
+        **common_record(NAME, vocab, vocab.layout.vocab_size, contents),
         KEY: {"model_type": "thinker_states", "hidden_size": width, "intermediate_size": inner},
         IMAGE_KEY: {
             "model_type": "thinker_image_states",
@@ -203,27 +203,27 @@ def convert(config: WholeRelease, contents: Contents) -> Converted:
             "sections": text.sections,
         },
     }
-    shapes = text_shapes(EMBEDDINGS, known.num_text_ids, width, inner, text.hidden_size)
-    parts = text_and_codes(known, shapes, text.hidden_size)
+    shapes = text_shapes(EMBEDDINGS, vocab.num_text_ids, width, inner, text.hidden_size)
+    parts = text_and_codes(vocab, shapes, text.hidden_size)
     parts |= text.plan(TALKER, text.shared_expert_intermediate_size)
     parts |= layers_plan(talker.code_predictor_config.shapes, f"{DEPTH}model.", "depth.")
     for layer, (rows, columns) in (("linear_fc1", (inner, width)), ("linear_fc2", (text.hidden_size, inner))):
         parts |= linear(f"{PROJECTION}{layer}.", f"adaptor.{layer}.", rows, columns)
-    return Converted(record, parts, ("thinker.",), networks=(code2wav(config.code2wav_config, known),))
+    return Converted(record, parts, ("thinker.",), networks=(code2wav(config.code2wav_config, vocab),))
 
 
-def code2wav(published: dict[str, Any], known: TalkerVocabulary) -> Network:
+def code2wav(published: dict[str, Any], vocab: TalkerVocabulary) -> Network:
     """Return the codec, to be written to a separate folder."""
     record = with_older_keys(published)
     try:
         shape = read_shape(record)
     except ValueError as error:
         raise CheckpointError(f"config.json: code2wav_config: {error}") from error
-    found = (shape.num_quantizers, shape.codebook_size)
-    expected = (known.num_codebooks, known.codebook_size)
-    if found != expected:
+    sizes = (shape.num_quantizers, shape.codebook_size)
+    expected = (vocab.num_codebooks, vocab.codebook_size)
+    if sizes != expected:
         expectation = f"{expected[0]} codebooks of {expected[1]} codes, the talker's"
-        raise CheckpointError(f"config.json: code2wav_config: expected {expectation}, got {found}")
+        raise CheckpointError(f"config.json: code2wav_config: expected {expectation}, got {sizes}")
     parts = {f"{CODEC}{name}": Part(name, shape) for name, shape in shapes_of(Code2Wav, shape).items()}
     return Network("codec", {"model_type": MODEL_TYPE, "decoder_config": record}, parts)
 

@@ -60,16 +60,16 @@ def convert(release: Release, contents: Contents) -> Converted:
     shape = Shape(config)
     contents.check_latent_model(shape.num_tokens)
     scales = {name: scale(contents.tensors, name_of(f"model.{name}")) for name in SCALES}
-    known = shape.vocabulary
+    vocabulary = shape.vocabulary
     sections = {name: dict(entry(config, name)) for name in (PARTS, SEMANTIC)}
     record = {
         "architectures": ["StrettoVibeVoiceForCausalLM"],
         "model_type": "qwen2",
         **shape.numbers,
-        "max_position_embeddings": known.max_model_len,
+        "max_position_embeddings": vocabulary.max_model_len,
         "diffusion_head": shape.head,
         "tokenizers": {"acoustic": sections[PARTS], "semantic": sections[SEMANTIC], **scales},
-        **common_record(NAME, known, known.vocab_size, contents),
+        **common_record(NAME, vocabulary, vocabulary.vocab_size, contents),
     }
     codec = {"model_type": MODEL_TYPE, PARTS: sections[PARTS], **scales}
     parts: Plan = {
@@ -79,7 +79,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     is_second = shape.is_tied and "lm_head.weight" in contents.tensors
     return Converted(
         record,
-        {name_of(name): part for name, part in plan(shape).items()},
+        {name_of(name): tensor for name, tensor in plan(shape).items()},
         ("lm_head.weight",) if is_second else (),
         tuple(name_of(f"model.{name}") for name in SCALES),
         (Network("codec", codec, parts),),
@@ -91,10 +91,10 @@ SEMANTIC = "semantic_model_config"
 
 def check_kind(config: Mapping[str, Any]) -> None:
     """Raise CheckpointError unless config.json belongs to a 1.5B or 7B release."""
-    kind = config.get("model_type")
-    if REALTIME in config or kind == "vibevoice_streaming":
+    model_type = config.get("model_type")
+    if REALTIME in config or model_type == "vibevoice_streaming":
         raise CheckpointError("expected VibeVoice 1.5B or 7B, got VibeVoice Realtime 0.5B: convert vibevoice-realtime")
-    check_value("model_type", kind, "vibevoice")
+    check_value("model_type", model_type, "vibevoice")
 
 
 AUTHORS = "acoustic_tokenizer_config"  # key in a config.json in the authors' format
@@ -152,11 +152,13 @@ AUTHORS_NAMES = (
 
 def authors_name(name: str) -> str:
     """Convert a tensor name in transformers format to the authors' name."""
-    for pattern, made in AUTHORS_NAMES:
-        found = re.search(pattern, name)
-        if found is not None:
-            made = made.replace("+", str(int(found[1]) + 1)) if "+" in made else found.expand(made)
-            name = name[: found.start()] + made + name[found.end() :]
+    for pattern, replacement in AUTHORS_NAMES:
+        match = re.search(pattern, name)
+        if match is not None:
+            replacement = (
+                replacement.replace("+", str(int(match[1]) + 1)) if "+" in replacement else match.expand(replacement)
+            )
+            name = name[: match.start()] + replacement + name[match.end() :]
     return name
 
 
@@ -204,23 +206,23 @@ def from_authors(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, A
 
 def network_from_authors(config: Mapping[str, Any], section: str) -> dict[str, Any]:
     """Return the hyperparameters of a tokenizer from a section of the authors' config.json."""
-    given = dict(entry(config, section))
-    mirrored = {f"decoder_{name}": given.get(f"encoder_{name}") for name in ("ratios", "n_filters")}
-    require(given, section, AUTHORS_NETWORK | mirrored)
-    ratios = entry(given, "encoder_ratios")
-    depths = entry(given, "encoder_depths")
+    network = dict(entry(config, section))
+    mirrored = {f"decoder_{name}": network.get(f"encoder_{name}") for name in ("ratios", "n_filters")}
+    require(network, section, AUTHORS_NETWORK | mirrored)
+    ratios = entry(network, "encoder_ratios")
+    depths = entry(network, "encoder_depths")
     if isinstance(depths, str) and re.fullmatch(r"\d{1,3}(-\d{1,3})*", depths):
         depths = [int(depth) for depth in depths.split("-")]
-    made = {own: given[name] for name, own in NETWORK_KEYS.items() if name in given}
-    made |= {"downsampling_ratios": ratios[::-1] if isinstance(ratios, list) else ratios, "depths": depths}
-    deviation = given.get("fix_std")
-    return made | ({"vae_std": deviation / NOISE_PART} if isinstance(deviation, int | float) else {})
+    converted = {ours: network[name] for name, ours in NETWORK_KEYS.items() if name in network}
+    converted |= {"downsampling_ratios": ratios[::-1] if isinstance(ratios, list) else ratios, "depths": depths}
+    deviation = network.get("fix_std")
+    return converted | ({"vae_std": deviation / NOISE_PART} if isinstance(deviation, int | float) else {})
 
 
-def require(given: Mapping[str, Any], section: str, expected: Mapping[str, Any]) -> None:
+def require(values: Mapping[str, Any], section: str, expected: Mapping[str, Any]) -> None:
     """Raise CheckpointError if a value in a section of config.json differs from the expected one."""
     for name, value in expected.items():
-        check_value(f"{section}.{name}", given.get(name, value), value)
+        check_value(f"{section}.{name}", values.get(name, value), value)
 
 
 def scale(tensors: Mapping[str, Tensor], name: str) -> float:
@@ -261,8 +263,8 @@ class Shape:
         if odd:
             raise CheckpointError(f"diffusion_head_config: expected { {name: HEAD[name] for name in odd} }, got {odd}")
         expected = {"hidden_size": backbone.hidden_size, "latent_size": self.acoustic.size}
-        if (found := {name: head.get(name) for name in expected}) != expected:
-            raise CheckpointError(f"diffusion_head_config: expected {expected}, got {found}")
+        if (sizes := {name: head.get(name) for name in expected}) != expected:
+            raise CheckpointError(f"diffusion_head_config: expected {expected}, got {sizes}")
         self.head = {name: head[name] for name in ("intermediate_size", "num_hidden_layers", "rms_norm_eps")}
         if not all(type(head[name]) is int and 0 < head[name] < MAX_SIZE for name in list(self.head)[:2]):
             raise CheckpointError(f"diffusion_head_config: expected sizes, got {shown(self.head)}")
@@ -289,13 +291,13 @@ def plan(shape: Shape) -> Plan:
     width = shape.backbone.hidden_size
     ids = shape.vocabulary.ids
 
-    def add(name: str, own: str, *stored: int, edit: Callable[[Tensor], Tensor] | None = None) -> None:
-        parts[name] = Part(own, stored, edit)
+    def add(name: str, ours: str, *stored: int, edit: Callable[[Tensor], Tensor] | None = None) -> None:
+        parts[name] = Part(ours, stored, edit)
 
-    def layer(name: str, own: str, rows: int, columns: int, bias: bool = False) -> None:
-        add(f"{name}.weight", f"{own}.weight", rows, columns)
+    def layer(name: str, ours: str, rows: int, columns: int, bias: bool = False) -> None:
+        add(f"{name}.weight", f"{ours}.weight", rows, columns)
         if bias:
-            add(f"{name}.bias", f"{own}.bias", rows)
+            add(f"{name}.bias", f"{ours}.bias", rows)
 
     def embeddings(stored: Tensor) -> Tensor:
         return torch.cat([stored, stored.new_zeros(1, width)])  # rows that carry a voice latent have no embedding
@@ -309,24 +311,24 @@ def plan(shape: Shape) -> Plan:
     inner = config.intermediate_size
     for number in range(config.num_hidden_layers):
         name = f"model.language_model.layers.{number}."
-        own = f"model.layers.{number}."
-        for part, rows in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
-            layer(f"{name}self_attn.{part}_proj", f"{own}self_attn.{part}_proj", rows * head_dim, width, bias=True)
-        layer(f"{name}self_attn.o_proj", f"{own}self_attn.o_proj", width, heads * head_dim)
-        for part, rows, columns in (("gate", inner, width), ("up", inner, width), ("down", width, inner)):
-            layer(f"{name}mlp.{part}_proj", f"{own}mlp.{part}_proj", rows, columns)
-        for part in ("input", "post_attention"):
-            add(f"{name}{part}_layernorm.weight", f"{own}{part}_layernorm.weight", width)
+        ours = f"model.layers.{number}."
+        for norm, rows in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
+            layer(f"{name}self_attn.{norm}_proj", f"{ours}self_attn.{norm}_proj", rows * head_dim, width, bias=True)
+        layer(f"{name}self_attn.o_proj", f"{ours}self_attn.o_proj", width, heads * head_dim)
+        for norm, rows, columns in (("gate", inner, width), ("up", inner, width), ("down", width, inner)):
+            layer(f"{name}mlp.{norm}_proj", f"{ours}mlp.{norm}_proj", rows, columns)
+        for norm in ("input", "post_attention"):
+            add(f"{name}{norm}_layernorm.weight", f"{ours}{norm}_layernorm.weight", width)
     add("model.language_model.norm.weight", "model.norm.weight", width)
-    for name, own, size in (
+    for name, ours, size in (
         ("multi_modal_projector", "acoustic_connector", shape.acoustic.size),
         ("semantic_connector", "semantic_connector", shape.semantic.size),
     ):
-        layer(f"model.{name}.linear_1", f"{own}.linear_1", width, size, bias=True)
-        add(f"model.{name}.act.weight", f"{own}.act.weight", width)
-        layer(f"model.{name}.linear_2", f"{own}.linear_2", width, width, bias=True)
-    for own, rows, columns in head_layers(shape.head, shape.acoustic.size, width):
-        layer(f"model.diffusion_head.{own}", f"head.{own}", rows, columns)
+        layer(f"model.{name}.linear_1", f"{ours}.linear_1", width, size, bias=True)
+        add(f"model.{name}.act.weight", f"{ours}.act.weight", width)
+        layer(f"model.{name}.linear_2", f"{ours}.linear_2", width, width, bias=True)
+    for ours, rows, columns in head_layers(shape.head, shape.acoustic.size, width):
+        layer(f"model.diffusion_head.{ours}", f"head.{ours}", rows, columns)
     for number in range(shape.head["num_hidden_layers"]):
         add(f"model.diffusion_head.layers.{number}.norm.weight", f"head.layers.{number}.norm.weight", width)
     with torch.device("meta"):
@@ -334,10 +336,10 @@ def plan(shape: Shape) -> Plan:
             "decoder": ("model.audio_tower.decoder.", Decoder(shape.acoustic)),
             "encoder": ("model.semantic_tokenizer_encoder.", Encoder(shape.semantic)),
         }
-    for own, (prefix, network) in networks.items():
-        for each, tensor in network.state_dict().items():
-            published = published_name(f"{own}.{each}").removeprefix(f"{own}.")
-            add(f"{prefix}{published}", f"feedback.{own}.{each}", *tensor.shape)
+    for ours, (prefix, network) in networks.items():
+        for tensor_name, tensor in network.state_dict().items():
+            published = published_name(f"{ours}.{tensor_name}").removeprefix(f"{ours}.")
+            add(f"{prefix}{published}", f"feedback.{ours}.{tensor_name}", *tensor.shape)
     return parts
 
 
@@ -350,7 +352,7 @@ def head_layers(head: Mapping[str, Any], size: int, width: int) -> list[tuple[st
         width: Width of the language model.
     """
     inner = head["intermediate_size"]
-    found = [
+    layers = [
         ("noisy_images_proj", width, size),
         ("cond_proj", width, width),
         ("timestep_proj.fc1", width, HEAD["frequency_embedding_size"]),
@@ -360,6 +362,6 @@ def head_layers(head: Mapping[str, Any], size: int, width: int) -> list[tuple[st
     ]
     for number in range(head["num_hidden_layers"]):
         name = f"layers.{number}"
-        found += [(f"{name}.linear", 3 * width, width), (f"{name}.ffn.down_proj", width, inner)]
-        found += [(f"{name}.ffn.{part}_proj", inner, width) for part in ("gate", "up")]
-    return found
+        layers += [(f"{name}.linear", 3 * width, width), (f"{name}.ffn.down_proj", width, inner)]
+        layers += [(f"{name}.ffn.{projection}_proj", inner, width) for projection in ("gate", "up")]
+    return layers

@@ -242,7 +242,7 @@ class StrettoVibeVoiceForCausalLM(LatentMixin, Qwen2ForCausalLM):
         config = vllm_config.model_config.hf_config
         width = vllm_config.model_config.get_hidden_size()
         tokenizers: dict[str, Any] = config.tokenizers
-        acoustic, semantic = (TokenizerConfig.from_record(tokenizers[each], each) for each in ("acoustic", "semantic"))
+        acoustic, semantic = (TokenizerConfig.from_record(tokenizers[name], name) for name in ("acoustic", "semantic"))
         self.num_numbers = acoustic.size
         self.acoustic_connector = Connector(acoustic.size, width)
         self.semantic_connector = Connector(semantic.size, width)

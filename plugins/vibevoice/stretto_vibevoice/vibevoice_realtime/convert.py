@@ -65,10 +65,12 @@ def convert(release: Release, contents: Contents) -> Converted:
     contents.check_latent_model(shape.num_tokens)
     scales = {name: scale(contents.tensors, authors_name(f"model.{name}")) for name in SCALES}
     voices = read_voices(release.folder, shape.sizes)
-    known = VibeVoiceRealtimeVocabulary(
+    vocabulary = VibeVoiceRealtimeVocabulary(
         num_text_ids=shape.num_tokens,
         num_numbers=shape.acoustic.size,
-        voices=tuple(VoiceRows(name, each.texts.shape[1], each.speech.shape[1] - 1) for name, each in voices.items()),
+        voices=tuple(
+            VoiceRows(name, voice.texts.shape[1], voice.speech.shape[1] - 1) for name, voice in voices.items()
+        ),
         max_model_len=min(shape.backbone.max_position_embeddings, MAX_ROWS),
     )
     record = {
@@ -77,9 +79,9 @@ def convert(release: Release, contents: Contents) -> Converted:
         **shape.numbers,
         "num_hidden_layers": shape.sizes.num_layers,
         "num_text_layers": shape.sizes.num_text_layers,
-        "max_position_embeddings": known.max_model_len,
+        "max_position_embeddings": vocabulary.max_model_len,
         "diffusion_head": shape.head,
-        **common_record(NAME, known, known.vocab_size, contents),
+        **common_record(NAME, vocabulary, vocabulary.vocab_size, contents),
     }
     codec = {"model_type": MODEL_TYPE, PARTS: shape.section, "has_encoder": False, **scales}
     parts: Plan = {
@@ -88,7 +90,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     }
     return Converted(
         record,
-        plan(shape, known, list(voices.values())),
+        plan(shape, vocabulary, list(voices.values())),
         DROPPED,
         tuple(authors_name(f"model.{name}") for name in SCALES),
         (Network("codec", codec, parts),),
@@ -127,7 +129,9 @@ class Shape:
             raise CheckpointError(f"{AUTHORS}.encoder_ratios: expected {expected}, got {self.acoustic.hop}")
         require(head, "diffusion_head_config", AUTHORS_HEAD | {"hidden_size": width, "latent_size": self.acoustic.size})
         ratio, eps, depth = (entry(head, name) for name in ("head_ffn_ratio", "rms_norm_eps", "head_layers"))
-        is_number = all(isinstance(each, int | float) and 0 < each < MAX_SIZE for each in (ratio, eps))
+        is_number = all(
+            isinstance(number_read, int | float) and 0 < number_read < MAX_SIZE for number_read in (ratio, eps)
+        )
         if not is_number or type(depth) is not int or not 0 < depth < MAX_SIZE or ratio * width >= MAX_SIZE:
             got = shown([ratio, eps, depth])
             raise CheckpointError(
@@ -137,7 +141,7 @@ class Shape:
         self.numbers = {name: value for name in LLAMA_NUMBERS if (value := getattr(backbone, name, None)) is not None}
 
 
-def plan(shape: Shape, known: VibeVoiceRealtimeVocabulary, voices: list[VoiceStates]) -> Plan:
+def plan(shape: Shape, vocabulary: VibeVoiceRealtimeVocabulary, voices: list[VoiceStates]) -> Plan:
     """Return the language-model tensors to write, keyed by published name.
 
     The voices have no published tensors of their own, so they are written beside the embeddings.
@@ -147,17 +151,17 @@ def plan(shape: Shape, known: VibeVoiceRealtimeVocabulary, voices: list[VoiceSta
     width = shape.sizes.width
     sizes = shape.sizes
 
-    def add(name: str, own: str, *stored: int) -> None:
-        parts[name] = Part(own, stored)
+    def add(name: str, ours: str, *stored: int) -> None:
+        parts[name] = Part(ours, stored)
 
-    def layer(name: str, own: str, rows: int, columns: int, bias: bool = False) -> None:
-        add(f"{name}.weight", f"{own}.weight", rows, columns)
+    def layer(name: str, ours: str, rows: int, columns: int, bias: bool = False) -> None:
+        add(f"{name}.weight", f"{ours}.weight", rows, columns)
         if bias:
-            add(f"{name}.bias", f"{own}.bias", rows)
+            add(f"{name}.bias", f"{ours}.bias", rows)
 
     def embeddings(stored: Tensor) -> Tensor:
         # neither frames nor the rows of voices have embeddings
-        return torch.cat([stored, stored.new_zeros(known.vocab_size - shape.num_tokens, width)])
+        return torch.cat([stored, stored.new_zeros(vocabulary.vocab_size - shape.num_tokens, width)])
 
     also = tuple(
         Part(name, (shape.num_tokens, width), partial(_given, values), torch.float32)
@@ -173,14 +177,14 @@ def plan(shape: Shape, known: VibeVoiceRealtimeVocabulary, voices: list[VoiceSta
     for published, stack, number, attention in stacks:
         for index in range(number):
             name = f"{published}.{index}."
-            own = f"{stack}.{index}."
-            for part, rows in (("q", width), ("k", kv_width), ("v", kv_width)):
-                layer(f"{name}self_attn.{part}_proj", f"{own}{attention}{part}_proj", rows, width, bias=True)
-            layer(f"{name}self_attn.o_proj", f"{own}{attention}o_proj", width, width)
-            for part, rows, columns in (("gate", inner, width), ("up", inner, width), ("down", width, inner)):
-                layer(f"{name}mlp.{part}_proj", f"{own}mlp.{part}_proj", rows, columns)
-            for part in ("input", "post_attention"):
-                add(f"{name}{part}_layernorm.weight", f"{own}{part}_layernorm.weight", width)
+            ours = f"{stack}.{index}."
+            for norm, rows in (("q", width), ("k", kv_width), ("v", kv_width)):
+                layer(f"{name}self_attn.{norm}_proj", f"{ours}{attention}{norm}_proj", rows, width, bias=True)
+            layer(f"{name}self_attn.o_proj", f"{ours}{attention}o_proj", width, width)
+            for norm, rows, columns in (("gate", inner, width), ("up", inner, width), ("down", width, inner)):
+                layer(f"{name}mlp.{norm}_proj", f"{ours}mlp.{norm}_proj", rows, columns)
+            for norm in ("input", "post_attention"):
+                add(f"{name}{norm}_layernorm.weight", f"{ours}{norm}_layernorm.weight", width)
     add("model.tts_language_model.norm.weight", "model.norm.weight", width)
     add("model.tts_input_types.weight", "types", 2, width)
     layer("model.acoustic_connector.fc1", "acoustic_connector.linear_1", width, shape.acoustic.size, bias=True)
@@ -188,9 +192,9 @@ def plan(shape: Shape, known: VibeVoiceRealtimeVocabulary, voices: list[VoiceSta
     layer("model.acoustic_connector.fc2", "acoustic_connector.linear_2", width, width, bias=True)
     layer("tts_eos_classifier.fc1", "end_classifier.fc1", width, width, bias=True)
     layer("tts_eos_classifier.fc2", "end_classifier.fc2", 1, width, bias=True)
-    for own, rows, columns in head_layers(shape.head, shape.acoustic.size, width):
-        published = authors_name(f"model.diffusion_head.{own}.weight")
-        add(published, f"head.{own}.weight", rows, columns)
+    for ours, rows, columns in head_layers(shape.head, shape.acoustic.size, width):
+        published = authors_name(f"model.diffusion_head.{ours}.weight")
+        add(published, f"head.{ours}.weight", rows, columns)
     for number in range(shape.head["num_hidden_layers"]):
         add(f"model.prediction_head.layers.{number}.norm.weight", f"head.layers.{number}.norm.weight", width)
     return parts

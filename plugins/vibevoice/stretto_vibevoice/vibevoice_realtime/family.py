@@ -167,8 +167,8 @@ class TextWindows(TextTrack):
 
         The frames after each window, including the last one, must fit.
         """
-        num_windows, rest = divmod(max(num_rows - self.num_frames, 0), self.num_words + self.num_frames)
-        return num_windows * self.num_words + min(rest, self.num_words)
+        num_windows, remainder = divmod(max(num_rows - self.num_frames, 0), self.num_words + self.num_frames)
+        return num_windows * self.num_words + min(remainder, self.num_words)
 
     def index_of(self, number: Any) -> Any:
         """Return the index in the reply of text token `number`, an integer or an array."""
@@ -181,13 +181,13 @@ class TextWindows(TextTrack):
             index: Index of the row in the reply, an integer or an array.
         """
         period = self.num_words + self.num_frames
-        place = index % period
-        return place, index // period * self.num_words + place
+        row_of_window = index % period
+        return row_of_window, index // period * self.num_words + row_of_window
 
     def is_word(self, index: Any, num_words: Any) -> Any:
         """Return True if row `index` of a reply to a text of `num_words` tokens is a text row; integers or arrays."""
-        place, number = self.within_window(index)
-        return (place < self.num_words) & (number < num_words)
+        row_of_window, number = self.within_window(index)
+        return (row_of_window < self.num_words) & (number < num_words)
 
 
 @dataclass(frozen=True)
