@@ -51,7 +51,9 @@ def status() -> dict[str, Any]:
     if APP not in applications:
         return {"status": "none"}
     application = applications[APP]
-    deployments = {name: {key: getattr(each, key) for key in STATES} for name, each in application.deployments.items()}
+    deployments = {
+        name: {key: getattr(deployment, key) for key in STATES} for name, deployment in application.deployments.items()
+    }
     return {"status": application.status, "message": application.message, "deployments": deployments}
 
 
@@ -131,7 +133,7 @@ async def server(callers: Callers, cluster: Any) -> dict[str, Any]:
     launcher = launchers(cluster).pop()
 
     def strike() -> None:
-        next(each for each in launcher.children(recursive=True) if "tritonserver" in each.name()).kill()
+        next(process for process in launcher.children(recursive=True) if "tritonserver" in process.name()).kill()
 
     return await struck(callers, strike)
 
@@ -149,8 +151,10 @@ async def silence(callers: Callers, cluster: Any) -> dict[str, Any]:
 async def node_struck(callers: Callers, cluster: Any, how: signal.Signals) -> dict[str, Any]:
     """Send a signal to all processes of a node, and replace the node afterwards."""
     await until_three(callers)
-    there = (processes_on(each) for each in cluster.list_all_nodes() if each is not cluster.head_node)
-    victims = next(each for each in there if has(each, SERVER) and not has(each, INGRESS))
+    there = (
+        processes_on(cluster_node) for cluster_node in cluster.list_all_nodes() if cluster_node is not cluster.head_node
+    )
+    victims = next(processes for processes in there if has(processes, SERVER) and not has(processes, INGRESS))
 
     def signalled(how: signal.Signals) -> None:
         for process in victims:
@@ -173,7 +177,7 @@ async def update(callers: Callers, cluster: Any) -> dict[str, Any]:
     begin = {"wait_for_ingress_deployment_creation": False, "wait_for_applications_running": False}
 
     def is_over() -> bool:
-        return status()["status"] == "RUNNING" and not any(each.is_running() for each in before)
+        return status()["status"] == "RUNNING" and not any(launcher.is_running() for launcher in before)
 
     tally = Tally()
     after = Tally()
@@ -206,7 +210,7 @@ async def affinity(callers: Callers, cluster: Any) -> dict[str, Any]:
     return {"servers": running(), "turns": met.total(), "met": met[True], "rate": met[True] / met.total()}
 
 
-PHASES = {each.__name__: each for each in (up, affinity, server, update, node, silence, down)}
+PHASES = {phase.__name__: phase for phase in (up, affinity, server, update, node, silence, down)}
 
 
 async def run(words: argparse.Namespace, cluster: Any) -> bool:
@@ -230,7 +234,7 @@ async def references(callers: Callers, tally: Tally) -> dict[str, Any]:
     """Record the audio of each text and seed, one request at a time."""
     for text, seeds in {TEXT: callers.streams, SENTENCE: NEW}.items():
         for seed in range(seeds):
-            while (text, seed) not in callers.known:
+            while (text, seed) not in callers.digests:
                 await callers.say(seed, tally, text)
     return tally.record()
 

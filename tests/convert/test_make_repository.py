@@ -152,7 +152,7 @@ def test_kv_cache_on_a_cpu_follows_from_given_arguments() -> None:
     family, row = replace(UNGUIDED, max_model_len=32_768), bytes_per_row(record, "float32")
 
     def num_bytes(**given: Any) -> int:
-        return engine_arguments(record, family, is_on_gpu=False, given=given)["kv_cache_memory_bytes"]
+        return engine_arguments(record, family, is_on_gpu=False, overrides=given)["kv_cache_memory_bytes"]
 
     def whole_mib(rows: int, row_bytes: int) -> int:
         return -(-(rows + 64) * row_bytes >> 20) << 20
@@ -171,7 +171,7 @@ def test_sessions_on_a_cpu_are_limited_by_a_given_cache() -> None:
     family = replace(LIVE, max_model_len=1 << 19)
 
     def slots(**given: Any) -> tuple[int, int]:
-        arguments = engine_arguments(record, family, is_on_gpu=False, given=given)
+        arguments = engine_arguments(record, family, is_on_gpu=False, overrides=given)
         return arguments["max_num_seqs"], arguments["max_waiting"]
 
     assert slots() == (1 + 4, 1)  # 1 kB in each row

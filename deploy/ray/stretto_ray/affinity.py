@@ -39,18 +39,22 @@ def ranked(key: str, candidates: Sequence[Candidate], refused: Collection[str], 
         free: Number of utterances below which a server keeps its conversations at any load of the others.
     """
     able = [candidate for candidate in candidates if candidate.is_ready and candidate.name not in refused]
-    unready = [each for each in candidates if not each.is_ready and each.name not in refused]
-    last = [each for each in candidates if each.name in refused]
-    return [name for each in (able, unready, last) for name in _best_first(key, each, free)]
+    unready = [candidate for candidate in candidates if not candidate.is_ready and candidate.name not in refused]
+    last = [candidate for candidate in candidates if candidate.name in refused]
+    return [name for group in (able, unready, last) for name in _best_first(key, group, free)]
 
 
 def _best_first(key: str, those: Sequence[Candidate], free: int) -> list[str]:
-    by_load = sorted(those, key=lambda each: (each.load, random.random()))
+    by_load = sorted(those, key=lambda candidate: (candidate.load, random.random()))
     if not key or not those:
-        return [each.name for each in by_load]
-    bound = max(free, math.ceil(BOUND * (sum(each.load for each in those) + 1) / len(those)))
-    kept = sorted((each for each in those if each.load < bound), key=lambda each: weight(key, each.name), reverse=True)
-    return [each.name for each in [*kept, *(each for each in by_load if each.load >= bound)]]
+        return [candidate.name for candidate in by_load]
+    bound = max(free, math.ceil(BOUND * (sum(candidate.load for candidate in those) + 1) / len(those)))
+    kept = sorted(
+        (candidate for candidate in those if candidate.load < bound),
+        key=lambda candidate: weight(key, candidate.name),
+        reverse=True,
+    )
+    return [candidate.name for candidate in [*kept, *(candidate for candidate in by_load if candidate.load >= bound)]]
 
 
 def weight(key: str, name: str) -> bytes:

@@ -41,7 +41,12 @@ def processes_on(node: Any) -> list[psutil.Process]:
 
     They are found by parent: servers' launchers have their own sessions.
     """
-    raylet = next(found.process for name, all_of in node.all_processes.items() if "raylet" in name for found in all_of)
+    raylet = next(
+        process_info.process
+        for name, all_of in node.all_processes.items()
+        if "raylet" in name
+        for process_info in all_of
+    )
     if raylet.poll() is not None:
         return []
     return [psutil.Process(raylet.pid), *psutil.Process(raylet.pid).children(recursive=True)]

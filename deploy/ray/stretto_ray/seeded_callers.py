@@ -53,13 +53,13 @@ class Callers:
 
     Attributes:
         streams: Number of concurrent streams.
-        known: Digest of the audio of each text and seed.
+        digests: Digest of the audio of each text and seed.
     """
 
     def __init__(self, session: aiohttp.ClientSession, streams: int) -> None:
         self._session = session
         self.streams = streams
-        self.known: dict[tuple[str, int], str] = {}
+        self.digests: dict[tuple[str, int], str] = {}
 
     async def say(self, seed: int, tally: Tally, text: str = TEXT) -> None:
         """Request one utterance and count its result; odd seeds use server-sent events.
@@ -75,9 +75,9 @@ class Callers:
         is_heard = False
         try:
             async with asyncio.timeout(PATIENCE_S):
-                async for part in self._parts(seed, text):
-                    digest.update(part)
-                    if part and not is_heard:
+                async for audio in self._parts(seed, text):
+                    digest.update(audio)
+                    if audio and not is_heard:
                         is_heard = True
                         tally.first_audio_s.append(round(time.monotonic() - begun, 2))
         except aiohttp.ClientPayloadError:
@@ -89,7 +89,7 @@ class Callers:
         tally.latest_s = max(tally.latest_s, round(time.monotonic() - begun, 2))
         if error:
             tally.ended.append(error)
-        elif self.known.setdefault((text, seed), digest.hexdigest()) == digest.hexdigest():
+        elif self.digests.setdefault((text, seed), digest.hexdigest()) == digest.hexdigest():
             tally.right += 1
         else:
             tally.wrong += 1
@@ -103,8 +103,8 @@ class Callers:
             if answer.status != 200:
                 raise Failed(f"{answer.status} {(await answer.text())[:90]}")
             if not is_sse:
-                async for part in answer.content.iter_any():
-                    yield part
+                async for audio in answer.content.iter_any():
+                    yield audio
                 return
             event = {"type": ""}
             async for line in answer.content:

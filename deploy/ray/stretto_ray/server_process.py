@@ -27,14 +27,14 @@ class ServerProcess:
         log: Path of the server's log.
     """
 
-    def __init__(self, command: tuple[str, ...], host: str, drain_s: float, more: tuple[str, ...] = ()) -> None:
+    def __init__(self, command: tuple[str, ...], host: str, drain_s: float, flags: tuple[str, ...] = ()) -> None:
         """Start the server.
 
         Args:
             command: Command that starts a server, without the flags set here.
             host: Address to listen at.
             drain_s: Seconds that utterances have to finish when the server stops.
-            more: Further flags.
+            flags: Further flags.
         """
         self._host = host
         self._drain_s = drain_s
@@ -42,7 +42,7 @@ class ServerProcess:
         self.log = self._folder / "server.log"
         ports = ("--http-port", 0, "--grpc-port", 0, "--metrics-port", 0)
         files = ("--pid-file", self._pid_file, "--log-file", self.log)
-        words = (*command, "--address", host, *ports, *files, "--drain-seconds", drain_s, *more)
+        words = (*command, "--address", host, *ports, *files, "--drain-seconds", drain_s, *flags)
         with (self._folder / "launcher.log").open("wb") as output:
             self._process = subprocess.Popen(
                 [str(word) for word in words],
@@ -100,10 +100,10 @@ class ServerProcess:
             with OPENER.open(
                 f"http://{self._host}:{self._record()['ports']['metrics']}/metrics", timeout=PAGE_S
             ) as page:
-                found = WAITING.search(page.read().decode())
+                match = WAITING.search(page.read().decode())
         except (OSError, KeyError):
             return 0.0
-        return float(found[1]) if found else 0.0
+        return float(match[1]) if match else 0.0
 
     def stop(self) -> None:
         """Drain and stop the server."""
@@ -118,8 +118,8 @@ class ServerProcess:
 
 def environment() -> dict[str, str]:
     """Return this process's environment without the variables that Ray sets for its workers."""
-    own = ("PYTHONPATH", "VIRTUAL_ENV", "OMP_NUM_THREADS")
-    return {name: value for name, value in os.environ.items() if name not in own and not name.startswith("RAY_")}
+    of_ray = ("PYTHONPATH", "VIRTUAL_ENV", "OMP_NUM_THREADS")
+    return {name: value for name, value in os.environ.items() if name not in of_ray and not name.startswith("RAY_")}
 
 
 def _end_with_parent() -> None:

@@ -128,7 +128,7 @@ def convert_turbo(release: Release, contents: Contents) -> Converted:
     if size > stored[EMBEDDINGS][0]:
         expected = f"a tokenizer of at most {stored[EMBEDDINGS][0]} tokens"
         raise CheckpointError(f"{contents.tokenizer.folder}: expected {expected}, got {size} tokens")
-    tokenizer_record = contents.tokenizer.made or {}
+    tokenizer_record = contents.tokenizer.built or {}
     voices = {name: read_voice_part(name, file, "t3", TOLD[:2]) for name, file in files.items()}
     for name, voice in voices.items():
         check_turbo_voice(name, voice)

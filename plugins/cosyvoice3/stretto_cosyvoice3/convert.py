@@ -179,7 +179,7 @@ def extended(folder: Path, tokenizer: Tokenizer) -> Tokenizer:
     Raises:
         CheckpointError: If the added tokens do not get consecutive ids after the existing tokens.
     """
-    text = json.dumps(tokenizer.made) if tokenizer.made else read_text(folder / TOKENIZER_FILE)
+    text = json.dumps(tokenizer.built) if tokenizer.built else read_text(folder / TOKENIZER_FILE)
     fast = FastTokenizer.from_str(text)
     check_token_ids(fast.get_vocab(), folder / TOKENIZER_FILE)
     ids = with_added_tokens(fast)

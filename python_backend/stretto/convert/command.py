@@ -112,8 +112,8 @@ def config_in(folder: Path) -> Path | None:
         CheckpointError: If a link leads out of the release.
     """
     has_json = os.path.lexists(folder / "config.json")
-    found = ["config.json"] if has_json else [path.name for path in folder.glob("*.yaml")]
-    return released_file(folder, found[0]) if len(found) == 1 else None
+    names = ["config.json"] if has_json else [path.name for path in folder.glob("*.yaml")]
+    return released_file(folder, names[0]) if len(names) == 1 else None
 
 
 def describe(conversion: Conversion) -> str:
@@ -121,8 +121,8 @@ def describe(conversion: Conversion) -> str:
     record = conversion.record
     lines = [
         *_sizes(conversion),
-        *(f"{name}/: {line}" for name, each in conversion.nested.items() for line in (*_sizes(each), *each.notes)),
-        *(f"not needed: {each}" for each in grouped(conversion.dropped)),
+        *(f"{name}/: {line}" for name, model in conversion.nested.items() for line in (*_sizes(model), *model.notes)),
+        *(f"not needed: {name}" for name in grouped(conversion.dropped)),
         *conversion.notes,
     ]
     if not conversion.has_codec:

@@ -84,20 +84,20 @@ def check_codec(folder: Path, family: Family) -> list[Path]:
         raise CheckpointError(f"{folder}: {error.args[0]}") from error
     if published_shape is None:
         raise CheckpointError(f"{folder}: no reader for the published files of codec {family.codec!r}")
-    found = published_shape(folder)
+    shape = published_shape(folder)
     expected = (family.num_codebooks, family.layout.codebook_size)
-    has_more = getattr(module, "HAS_PREFIXES", False) and found[0] > expected[0]
-    if found != expected and not (has_more and found[1] == expected[1]):
+    has_more = getattr(module, "HAS_PREFIXES", False) and shape[0] > expected[0]
+    if shape != expected and not (has_more and shape[1] == expected[1]):
         raise CheckpointError(
-            f"{folder}: expected {expected[0]} codebooks of {expected[1]} codes, got {found[0]} of {found[1]}"
+            f"{folder}: expected {expected[0]} codebooks of {expected[1]} codes, got {shape[0]} of {shape[1]}"
         )
     names = sorted(path.name for path in folder.iterdir() if path.suffix in FILES and not path.is_dir())
     if any(name.endswith(SUFFIX) for name in names):
         names = [name for name in names if not name.endswith(".bin")]  # a second copy of the weights
     files = [released_file(folder, name) for name in names]
     if not any(path.suffix in WEIGHTS for path in files):
-        known = f"{', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"
-        raise CheckpointError(f"{folder}: expected weights ({known}) and the codec's parameters, got no weights")
+        suffixes = f"{', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"
+        raise CheckpointError(f"{folder}: expected weights ({suffixes}) and the codec's parameters, got no weights")
     try:
         # load the codec as the server does, so that a mismatch is reported before anything is copied
         load_codec(family.codec, folder)
@@ -108,20 +108,22 @@ def check_codec(folder: Path, family: Family) -> list[Path]:
 
 def _contents_of(files: list[Path]) -> str:
     """Describe what the files of a supposed codec contain, for an error message."""
-    found = []
+    descriptions = []
     for path in files:
         if path.suffix != SUFFIX:
             continue
         with suppress(SafetensorError, OSError), safe_open(path, framework="pt") as file:
             names = sorted(file.keys())
-            kind = next(
-                (kind for name, kind in (MARKS | codec_marks() | marks()).items() if name in names),
+            description = next(
+                (description for name, description in (MARKS | codec_marks() | marks()).items() if name in names),
                 "an unknown codec",
             )
             shape = file.get_slice(names[0]).get_shape() if names else []
-            found.append(f"{path.name} seems to contain {kind}: {len(names)} tensors, the first {names[:1]} {shape}")
+            descriptions.append(
+                f"{path.name} seems to contain {description}: {len(names)} tensors, the first {names[:1]} {shape}"
+            )
     others = [path.name for path in files if path.suffix in WEIGHTS and path.suffix != SUFFIX]
-    return ", ".join([*found, *others])
+    return ", ".join([*descriptions, *others])
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,8 @@ class CodecCopy:
         plan = {f"{prefix}{name}": Part(name, shape) for name, shape in shapes_of(model_class, config).items()}
         check(plan, {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}, ())
         entries = [
-            PendingTensor(part.name, tensors[name].dtype, part.stored, partial(tensors.__getitem__, name))
-            for name, part in plan.items()
+            PendingTensor(tensor.name, tensors[name].dtype, tensor.stored, partial(tensors.__getitem__, name))
+            for name, tensor in plan.items()
         ]
         return cls({**config.to_dict(), "architectures": [model_class.__name__]}, entries)
 
@@ -214,9 +216,9 @@ class ConvertedNetwork:
             expected = f"one of the dtypes {', '.join(DTYPES.values())}"
             raise CheckpointError(f"{network.folder}: expected {expected}, got {tensors[odd[0]].dtype} in {odd[0]}")
         entries = [
-            PendingTensor(each.name, tensors[name].dtype, each.written, partial(each.read, tensors, name))
-            for name, part in network.plan.items()
-            for each in (part, *part.also)
+            PendingTensor(written.name, tensors[name].dtype, written.written, partial(written.read, tensors, name))
+            for name, tensor in network.plan.items()
+            for written in (tensor, *tensor.also)
         ]
         return cls(network.folder, network.record, entries)
 
@@ -261,15 +263,15 @@ class Conversion:
 
     @property
     def num_bytes(self) -> int:
-        parts = [part.entries for part in (self.codec_copy, self.ssl_tokenizer, *self.networks) if part]
-        own = sum(each.num_bytes for each in chain(self.entries, *parts))
-        return own + sum(each.num_bytes for each in self.nested.values())
+        parts = [network.entries for network in (self.codec_copy, self.ssl_tokenizer, *self.networks) if network]
+        num_bytes = sum(entry.num_bytes for entry in chain(self.entries, *parts))
+        return num_bytes + sum(model.num_bytes for model in self.nested.values())
 
     @property
     def has_codec(self) -> bool:
         """True if the checkpoint, or one nested in it, will contain a codec."""
-        own = self.codec_files or self.codec_copy or any(network.folder == "codec" for network in self.networks)
-        return bool(own) or any(each.has_codec for each in self.nested.values())
+        has_codec = self.codec_files or self.codec_copy or any(network.folder == "codec" for network in self.networks)
+        return bool(has_codec) or any(model.has_codec for model in self.nested.values())
 
 
 def plan(release: Release) -> Conversion:
@@ -278,12 +280,12 @@ def plan(release: Release) -> Conversion:
     Raises:
         CheckpointError: If a part of the release is invalid, or does not fit the other parts.
     """
-    place = release.config or release.model
-    with refusing(f"{place}: cannot be read as a release of {release.family}"), bounded_networks():
+    source = release.config or release.model
+    with refusing(f"{source}: cannot be read as a release of {release.family}"), bounded_networks():
         try:
             return _plan(release)
         except MissingEntry as error:
-            raise CheckpointError(f"{place}: {error}") from error
+            raise CheckpointError(f"{source}: {error}") from error
 
 
 @contextmanager
@@ -311,20 +313,20 @@ def _plan(release: Release) -> Conversion:
     release = family_files.located(release)
     contents = read_contents(release)
     tensors = contents.tensors
-    made = family_files.convert(release, contents)
-    sampling, defaults = read_defaults(release, read_family(made.record), family_files.GENERATION)
-    record = made.record | ({SAMPLING: sampling} if sampling else {})
+    converted = family_files.convert(release, contents)
+    sampling, defaults = read_defaults(release, read_family(converted.record), family_files.GENERATION)
+    record = converted.record | ({SAMPLING: sampling} if sampling else {})
     family = read_family(record)
-    models = [made, *(each.made for each in made.nested)]
+    models = [converted, *(nested_model.converted for nested_model in converted.nested)]
     all_networks = [network for model in models for network in model.networks]
     plans = [*(model.plan for model in models), *(network.plan for network in all_networks if network.tensors is None)]
     wanted = {name: shape for plan in plans for name, shape in shapes_read(plan).items()}
     folded = {name for model in models for name in model.folded}
     folded |= {name for network in all_networks if network.tensors is not None for name in network.plan}
-    unused = [name for name in check_shapes(wanted, tensors, (*made.dropped, *folded)) if name not in folded]
-    networks = [ConvertedNetwork.from_network(each, tensors) for each in made.networks]
-    nested = {each.folder: _nested(release, contents, each) for each in made.nested}
-    is_made = release.keeps_codec or any(each.folder == "codec" for each in made.networks)
+    unused = [name for name in check_shapes(wanted, tensors, (*converted.dropped, *folded)) if name not in folded]
+    networks = [ConvertedNetwork.from_network(network, tensors) for network in converted.networks]
+    nested = {nested_model.folder: _nested(release, contents, nested_model) for nested_model in converted.nested}
+    is_made = release.keeps_codec or any(network.folder == "codec" for network in converted.networks)
     files = check_codec(release.codec, family) if release.codec and not is_made else []
     copy = None
     if release.keeps_codec:
@@ -333,40 +335,52 @@ def _plan(release: Release) -> Conversion:
     dropped_shapes = {name: list(tensors[name].shape) for name in unused} | (
         audio_tokenizer.dropped if audio_tokenizer else {}
     )
-    entries = _entries(made.plan, tensors, contents.dtype)
+    entries = _entries(converted.plan, tensors, contents.dtype)
     notes = [*notes_on(contents, release), *defaults]
-    tokenizer = made.tokenizer or contents.tokenizer
+    tokenizer = converted.tokenizer or contents.tokenizer
     return Conversion(
-        record, entries, dropped_shapes, tokenizer, files, copy, audio_tokenizer, notes, networks, made.copies, nested
+        record,
+        entries,
+        dropped_shapes,
+        tokenizer,
+        files,
+        copy,
+        audio_tokenizer,
+        notes,
+        networks,
+        converted.copies,
+        nested,
     )
 
 
-def _nested(release: Release, contents: Contents, given: Nested) -> Conversion:
+def _nested(release: Release, contents: Contents, nested: Nested) -> Conversion:
     """Return the parts of a further language model; raise CheckpointError if a network or a default is invalid."""
-    made = given.made
+    converted = nested.converted
     tensors = contents.tensors
-    sampling, notes = read_defaults(release, read_family(made.record), given.generation)
-    record = made.record | ({SAMPLING: sampling} if sampling else {})
+    sampling, notes = read_defaults(release, read_family(converted.record), nested.generation)
+    record = converted.record | ({SAMPLING: sampling} if sampling else {})
     read_family(record)
-    networks = [ConvertedNetwork.from_network(network, tensors) for network in made.networks]
-    tokenizer = replace(contents.tokenizer, files=(), made=None)
-    entries = _entries(made.plan, tensors, contents.dtype)
-    return Conversion(record, entries, {}, tokenizer, [], None, None, notes, networks, made.copies)
+    networks = [ConvertedNetwork.from_network(network, tensors) for network in converted.networks]
+    tokenizer = replace(contents.tokenizer, files=(), built=None)
+    entries = _entries(converted.plan, tensors, contents.dtype)
+    return Conversion(record, entries, {}, tokenizer, [], None, None, notes, networks, converted.copies)
 
 
 def _tokenizer(release: Release, num_codes: int) -> AudioTokenizer | None:
     """Convert the audio tokenizer given by `--ssl-tokenizer`; return None if the option is not set."""
-    kind = audio_tokenizer_of(release.family_name)
-    if release.ssl_tokenizer is None or kind is None:
+    tokenizer_class = audio_tokenizer_of(release.family_name)
+    if release.ssl_tokenizer is None or tokenizer_class is None:
         return None
-    return kind(release.ssl_tokenizer, num_codes)
+    return tokenizer_class(release.ssl_tokenizer, num_codes)
 
 
 def _entries(parts: Plan, tensors: Mapping[str, Tensor], dtype: str) -> list[PendingTensor]:
     return [
-        PendingTensor(each.name, each.dtype or getattr(torch, dtype), each.written, partial(each.read, tensors, name))
-        for name, part in parts.items()
-        for each in (part, *part.also)
+        PendingTensor(
+            written.name, written.dtype or getattr(torch, dtype), written.written, partial(written.read, tensors, name)
+        )
+        for name, tensor in parts.items()
+        for written in (tensor, *tensor.also)
     ]
 
 
@@ -414,8 +428,8 @@ def _write_into(folder: Path, conversion: Conversion, max_bytes: int, progress: 
     for path in conversion.tokenizer.files:
         name = SENTENCEPIECE_FILE if path.suffix == Path(SENTENCEPIECE_FILE).suffix else path.name
         files.append(copy_file(path, folder / name, name))
-    if conversion.tokenizer.made is not None:
-        files.append(write_json(folder / "tokenizer.json", dict(conversion.tokenizer.made)))
+    if conversion.tokenizer.built is not None:
+        files.append(write_json(folder / "tokenizer.json", dict(conversion.tokenizer.built)))
     if conversion.codec_files or conversion.codec_copy:
         (folder / "codec").mkdir()
     for path in conversion.codec_files:

@@ -142,4 +142,4 @@ def file_bytes(files: Iterable[Path]) -> int:
 
 def bytes_of_gpu(number: int) -> int | None:
     """Return the memory of a GPU of this machine; None if nvidia-smi does not know it."""
-    return next((each.total_bytes for each in gpus(NVIDIA_SMI_S) if each.number == number), None)
+    return next((gpu.total_bytes for gpu in gpus(NVIDIA_SMI_S) if gpu.number == number), None)

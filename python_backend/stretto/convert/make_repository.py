@@ -94,8 +94,8 @@ def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bo
 
 def reads_live_audio(family: Family) -> bool:
     """Return True if the family processes audio while it arrives."""
-    found = plugin(family.name)
-    return found is not None and found.open_live_input is not None
+    family_plugin = plugin(family.name)
+    return family_plugin is not None and family_plugin.open_live_input is not None
 
 
 def _task(task: Task, family: Family, frame_rate: float) -> dict[str, Any]:
@@ -181,10 +181,10 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     about = "multiprocessors of the GPU that the codec may use, in percent; default: all"
     add("--mps-share", type=percentage, metavar="PERCENT", help=about)
     args = parser.parse_args(words)
-    given = {"--codec-device": args.codec_device is not None, "--mps": args.mps}
-    given |= {f"--quantize {args.quantize}": args.quantize in GPU_FORMATS}
-    given |= {"--gpu-memory": args.gpu_memory is not None, "--convolutions": bool(args.convolutions)}
-    for name, is_given in given.items():
+    flags_of_gpu = {"--codec-device": args.codec_device is not None, "--mps": args.mps}
+    flags_of_gpu |= {f"--quantize {args.quantize}": args.quantize in GPU_FORMATS}
+    flags_of_gpu |= {"--gpu-memory": args.gpu_memory is not None, "--convolutions": bool(args.convolutions)}
+    for name, is_given in flags_of_gpu.items():
         if is_given and args.gpu is None:
             parser.error(f"{name}: requires --gpu")
     if args.mps_share is not None and not args.mps:
@@ -225,7 +225,7 @@ def engine_arguments(
     family: Family,
     is_on_gpu: bool,
     serving: ServingProfile = PROFILES[BALANCED],
-    given: Mapping[str, Any] = MappingProxyType({}),
+    overrides: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return the vLLM engine arguments for a checkpoint.
 
@@ -238,20 +238,20 @@ def engine_arguments(
         family: The checkpoint's family.
         is_on_gpu: True to serve on a GPU.
         serving: Profile of batch and queue.
-        given: Engine arguments that replace computed ones. The KV cache on a CPU is computed for them.
+        overrides: Engine arguments that replace computed ones. The KV cache on a CPU is computed for them.
 
     Raises:
-        CheckpointError: If a size in config.json is missing or invalid, or one in `given` is invalid.
+        CheckpointError: If a size in config.json is missing or invalid, or one in `overrides` is invalid.
     """
     longest = min(family.max_model_len, count(record, "max_position_embeddings"))
-    chosen = {"dtype": precision(record, is_on_gpu), "max_model_len": longest, **given}
+    chosen = {"dtype": precision(record, is_on_gpu), "max_model_len": longest, **overrides}
     dtype = chosen["dtype"]
     longest = count(chosen, "max_model_len", GIVEN)
     if dtype not in tuple(NUM_BYTES):
         raise CheckpointError(f"{GIVEN}: dtype: expected {', '.join(NUM_BYTES)}, got {shown(dtype)}")
     shape = longest, window(record), bytes_per_row(record, dtype)
     slots = serving.num_slots(num_slots(condition_bytes(record, family, dtype) + state_bytes(family.codec), is_on_gpu))
-    is_cache_computed = not is_on_gpu and "kv_cache_memory_bytes" not in given
+    is_cache_computed = not is_on_gpu and "kv_cache_memory_bytes" not in overrides
     chosen.setdefault("max_num_seqs", cpu_slots(family, *shape, slots) if is_cache_computed else slots)
     slots = count(chosen, "max_num_seqs", GIVEN)
     chosen.setdefault("max_waiting", serving.num_waiting(slots))
@@ -272,7 +272,7 @@ def window(record: dict[str, Any]) -> int:
 
 
 def speaker_arguments(
-    folder: Path, is_on_gpu: bool, serving: ServingProfile, quantize: str | None, given: dict[str, Any]
+    folder: Path, is_on_gpu: bool, serving: ServingProfile, quantize: str | None, overrides: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the configuration of a speaker's engine (`EngineConfig.speaker`).
 
@@ -283,14 +283,14 @@ def speaker_arguments(
         is_on_gpu: True to serve on a GPU.
         serving: Profile of batch and queue.
         quantize: Key of QUANTIZATIONS; None to use the weights as stored.
-        given: Configuration that overrides the computed one.
+        overrides: Configuration that overrides the computed one.
 
     Raises:
         CheckpointError: If a size in config.json is missing or invalid.
     """
     record = config_at(folder)
     family = family_at(folder)
-    chosen = engine_arguments(record, family, is_on_gpu, serving, given)
+    chosen = engine_arguments(record, family, is_on_gpu, serving, overrides)
     chosen |= quantization(record, quantize, chosen["dtype"])
     if is_on_gpu and not chosen.keys() & {*MEMORY, "memory_mb"}:
         shape = chosen["max_model_len"], window(record), bytes_per_row(record, chosen["dtype"])
@@ -471,16 +471,16 @@ def make(
         check_config(aligner)
         read_alphabet(aligner)
     record = config_at(checkpoint)
-    own = family_at(checkpoint)
+    checkpoint_family = family_at(checkpoint)
     speaker_args = engine_args.get("speaker", {})
     EngineConfig(checkpoint, speaker=speaker_args)  # checks it
-    chosen = engine_arguments(record, own, placement is not None, PROFILES[serving], engine_args)
+    chosen = engine_arguments(record, checkpoint_family, placement is not None, PROFILES[serving], engine_args)
     chosen |= quantization(record, quantize, chosen["dtype"])
-    if own.mechanism.speaker is not None:
+    if checkpoint_family.mechanism.speaker is not None:
         options = placement is not None, PROFILES[serving], quantize, speaker_args
         chosen["speaker"] = speaker_arguments(speaking_folder(checkpoint), *options)
     mode = None if placement is None else placement.convolutions
-    chosen = PROFILES[serving].with_first_audio(chosen, record, own, preprocessor.codec.spec, mode)
+    chosen = PROFILES[serving].with_first_audio(chosen, record, checkpoint_family, preprocessor.codec.spec, mode)
     tensors = 0
     if placement is not None:
         sizes = PROFILES[serving].with_chunks(family)
@@ -561,14 +561,14 @@ def main(words: list[str] | None = None) -> int:
     """Create the repository; return 1 if the checkpoint cannot be served."""
     args = arguments(words)
     try:
-        given = json_object(args.engine_args) if args.engine_args else {}
+        engine_args = json_object(args.engine_args) if args.engine_args else {}
         placement = None
         if args.gpu is not None:
-            found = bytes_of_gpu(ENGINE_GPU) if args.gpu_memory is None else None
-            gib = args.gpu_memory if found is None else found / GIB
+            num_bytes = bytes_of_gpu(ENGINE_GPU) if args.gpu_memory is None else None
+            gib = args.gpu_memory if num_bytes is None else num_bytes / GIB
             share = 100 if args.mps_share is None else args.mps_share
             placement = Placement(args.gpu, args.codec_device, args.convolutions or "float32", args.mps, gib, share)
-        make(args.checkpoint, args.out, given, placement, args.aligner, args.quantize, args.profile)
+        make(args.checkpoint, args.out, engine_args, placement, args.aligner, args.quantize, args.profile)
     except (CheckpointError, OSError, ValueError) as error:
         print(f"stretto make-repository: {error}", file=sys.stderr)
         return 1

@@ -66,13 +66,17 @@ class ServingProfile:
     def chunking(self, family: Family) -> dict[str, Any]:
         """Return the default `chunking` of requests; empty if the family's values apply."""
         sizes = self.with_chunks(family)
-        found = {
+        of_profile = {
             "first_frames": sizes.first_chunk_frames,
             "steady_frames": sizes.steady_chunk_frames,
             "playout_s": self.playout_s,
         }
-        own = {"first_frames": family.first_chunk_frames, "steady_frames": family.steady_chunk_frames, "playout_s": 0.0}
-        return {} if found == own else found
+        of_family = {
+            "first_frames": family.first_chunk_frames,
+            "steady_frames": family.steady_chunk_frames,
+            "playout_s": 0.0,
+        }
+        return {} if of_profile == of_family else of_profile
 
     def with_first_audio(
         self, arguments: dict[str, Any], config: dict[str, Any], family: Family, spec: "CodecSpec", mode: str | None

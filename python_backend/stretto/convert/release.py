@@ -59,17 +59,17 @@ def read_tokenizer(folder: Path, spells_bytes: bool = True) -> Tokenizer:
     Raises:
         CheckpointError: If there is no tokenizer, or the server cannot use it.
     """
-    made = None
+    built = None
     if (folder / TOKENIZER_FILE).exists() or not (folder / "vocab.json").exists():
         tokens = (TextTokenizer.at(folder) if spells_bytes else plain_tokenizer(folder)).tokens
     else:
         tokenizer = read_byte_level_bpe(folder)
         tokens = TextTokenizer(tokenizer).tokens
-        made = json.loads(tokenizer.to_str())
+        built = json.loads(tokenizer.to_str())
     if not tokens:
         raise CheckpointError(f"{folder}: expected a tokenizer with at least one token, got none")
-    found = sorted(path.name for path in folder.iterdir() if path.name.startswith(TOKENIZER) and not path.is_dir())
-    return Tokenizer(folder, 1 + max(tokens), tokens, made, tuple(released_file(folder, name) for name in found))
+    names = sorted(path.name for path in folder.iterdir() if path.name.startswith(TOKENIZER) and not path.is_dir())
+    return Tokenizer(folder, 1 + max(tokens), tokens, built, tuple(released_file(folder, name) for name in names))
 
 
 def read_named_tokenizer(path: Path) -> Tokenizer:
@@ -105,7 +105,10 @@ def read_byte_level_bpe(folder: Path) -> tokenizers.Tokenizer:
     added = json_object(folder / "tokenizer_config.json").get("added_tokens_decoder")
     if not isinstance(added, Mapping):
         raise CheckpointError(f"{folder}: expected tokenizer_config.json with added_tokens_decoder, got {added!r}")
-    for number, token in sorted(added.items(), key=lambda each: int(each[0]) if ID.fullmatch(each[0]) else -1):
+    for number, token in sorted(
+        added.items(),
+        key=lambda number_and_token: int(number_and_token[0]) if ID.fullmatch(number_and_token[0]) else -1,
+    ):
         _add(tokenizer, folder, number, token)
     return tokenizer
 
@@ -123,15 +126,15 @@ def _add(tokenizer: tokenizers.Tokenizer, folder: Path, number: str, token: obje
 
 def convertible() -> list[str]:
     """Return the names of the families that `stretto convert` supports."""
-    return [each.name.replace("_", "-") for each in plugins() if each.convert is not None]
+    return [family_plugin.name.replace("_", "-") for family_plugin in plugins() if family_plugin.convert is not None]
 
 
 def published(release: Release) -> Published:
     """Return the conversion module of a release's family and format."""
-    found = plugin(release.family_name)
-    if found is None or found.convert is None:
+    family_plugin = plugin(release.family_name)
+    if family_plugin is None or family_plugin.convert is None:
         raise CheckpointError(f"{release.family}: expected one of {', '.join(convertible())}")
-    module = published_by(import_module(found.convert))
+    module = published_by(import_module(family_plugin.convert))
     if module.TRANSFORMERS and classes_of(release) is not None:
         return published_by(import_module(module.TRANSFORMERS))
     return module
@@ -146,11 +149,11 @@ def classes_of(release: Release) -> Any:
 
 def audio_tokenizer_of(family: str) -> Callable[[Path, int], AudioTokenizer] | None:
     """Return the function that converts a family's audio tokenizer, or None if the family has no audio tokenizer."""
-    found = plugin(family)
-    if found is None or found.convert is None:
+    family_plugin = plugin(family)
+    if family_plugin is None or family_plugin.convert is None:
         return None
-    kind = published_by(import_module(found.convert)).SSL_TOKENIZER
-    return None if kind is None else kind.from_folder
+    tokenizer_class = published_by(import_module(family_plugin.convert)).SSL_TOKENIZER
+    return None if tokenizer_class is None else tokenizer_class.from_folder
 
 
 def marks() -> dict[str, str]:
@@ -158,13 +161,15 @@ def marks() -> dict[str, str]:
 
     Converters that cannot be imported are logged and skipped.
     """
-    found: dict[str, str] = {}
-    for each in plugins():
+    marks_by_name: dict[str, str] = {}
+    for family_plugin in plugins():
         try:
-            found |= published_by(import_module(each.convert)).MARKS if each.convert is not None else {}
+            marks_by_name |= (
+                published_by(import_module(family_plugin.convert)).MARKS if family_plugin.convert is not None else {}
+            )
         except Exception as error:  # a plug-in may raise anything
-            logger.warning("%s: cannot import %s: %r", each.name, each.convert, error)
-    return found
+            logger.warning("%s: cannot import %s: %r", family_plugin.name, family_plugin.convert, error)
+    return marks_by_name
 
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -217,8 +222,8 @@ def _refuse_quantized(release: Release, config: Mapping[str, Any], tensors: Iter
     record = config.get("quantization_config")
     names = sorted(name for name in tensors if name.rpartition(".")[2] in QUANTIZED)
     if record or names:
-        found = record.get("quant_method") if isinstance(record, dict) else record
-        got = f"quantization_config {shown(found)}" if record else f"a tensor {names[0]}"
+        method = record.get("quant_method") if isinstance(record, dict) else record
+        got = f"quantization_config {shown(method)}" if record else f"a tensor {names[0]}"
         raise CheckpointError(
             f"{release.model}: expected unquantized weights, got {got}; convert the original release, then quantize "
             "the checkpoint, or serve it with stretto make-repository --quantize fp8"
@@ -273,14 +278,14 @@ def read_defaults(
     path = _place(release) if names else None
     if path is None:
         return {}, []
-    found = json_object(path)
+    record = json_object(path)
     taken: dict[str, Any] = {}
-    keys = [name for name in names if found.get(name) is not None]
+    keys = [name for name in names if record.get(name) is not None]
     if family.drawing.penalized is None:
         keys = [name for name in keys if "repetition_penalty" not in names[name]]
     is_switch = {name: name.endswith(("do_sample", "dosample")) for name in keys}
     for name in sorted(keys, key=lambda name: is_switch[name]):  # switches last, because they override the temperature
-        value = found[name]
+        value = record[name]
         if is_switch[name]:
             if not isinstance(value, bool):
                 raise CheckpointError(f"{path}: {name}: expected true or false, got {shown(value)}")
@@ -289,14 +294,14 @@ def read_defaults(
             value = 0.0
         for field in names[name]:
             segment, _, last = field.rpartition(".")
-            part = {last: value}
+            sampling = {last: value}
             try:
-                with_defaults(family, {segment: part} if segment else part)
+                with_defaults(family, {segment: sampling} if segment else sampling)
             except CheckpointError as error:
                 expected = str(error).partition(": expected ")[2]
                 raise CheckpointError(f"{path}: {name}: expected {expected}") from error
-            (taken.setdefault(segment, {}) if segment else taken).update(part)
-    description = ", ".join(f"{name} {found[name]}" for name in keys)
+            (taken.setdefault(segment, {}) if segment else taken).update(sampling)
+    description = ", ".join(f"{name} {record[name]}" for name in keys)
     return taken, [f"defaults from {GENERATION_FILE}: {description}"] if keys else []
 
 

@@ -54,12 +54,12 @@ def encoder_of(config: Mapping[str, Any]) -> AudioEncoder | None:
     record = config.get(KEY)
     if record is None:
         return None
-    kind = record.get("model_type", UNNAMED) if isinstance(record, Mapping) else record
-    known = {name: encoder for plugin in plugins() for name, encoder in plugin.audio_encoders.items()}
-    if not isinstance(kind, str) or kind not in known:
-        expected = f"model_type {', '.join(sorted(filter(None, known)))}"
-        raise CheckpointError(f"config.json: {KEY}: expected {expected}, got {shown(kind)}")
-    return known[kind]
+    model_type = record.get("model_type", UNNAMED) if isinstance(record, Mapping) else record
+    encoders = {name: encoder for plugin in plugins() for name, encoder in plugin.audio_encoders.items()}
+    if not isinstance(model_type, str) or model_type not in encoders:
+        expected = f"model_type {', '.join(sorted(filter(None, encoders)))}"
+        raise CheckpointError(f"config.json: {KEY}: expected {expected}, got {shown(model_type)}")
+    return encoders[model_type]
 
 
 def check_audios(prompt: Prompt, audio_format: AudioFormat | None) -> None:

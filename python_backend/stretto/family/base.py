@@ -33,19 +33,19 @@ class Vocabulary:
             InvalidRequest: A key is unknown, or its value is invalid or of the wrong type. The message names the key.
         """
         kinds = get_type_hints(cls)
-        known = {name: _without_unknown_nulls(kinds.get(name), value) for name, value in record.items()}
-        return JsonRecord(cls).read(VOCABULARY, json.dumps(known).encode())
+        without_nulls = {name: _without_unknown_nulls(kinds.get(name), value) for name, value in record.items()}
+        return JsonRecord(cls).read(VOCABULARY, json.dumps(without_nulls).encode())
 
     def to_record(self) -> dict[str, Any]:
         """Return the vocabulary as a record for `from_record`."""
         return asdict(cast(Any, self))
 
 
-def _without_unknown_nulls(kind: Any, value: Any) -> Any:
-    if not is_dataclass(kind) or not isinstance(value, Mapping):
+def _without_unknown_nulls(hint: Any, value: Any) -> Any:
+    if not is_dataclass(hint) or not isinstance(value, Mapping):
         return value
-    names = {each.name for each in fields(kind)}
-    return {name: part for name, part in value.items() if name in names or part is not None}
+    names = {declared.name for declared in fields(hint)}
+    return {name: member for name, member in value.items() if name in names or member is not None}
 
 
 @dataclass(frozen=True)
@@ -253,22 +253,22 @@ class Languages:
 
     names: tuple[str, ...] = ()
 
-    def choose(self, given: Any) -> str | None:
+    def choose(self, requested: Any) -> str | None:
         """Return the name of a request's language, or None to let the model choose.
 
         Args:
-            given: `options.language` of the request, of any type; None if the request has none.
+            requested: `options.language` of the request, of any type; None if the request has none.
 
         Raises:
             InvalidRequest: The language is not one of these.
         """
-        if given is None:
+        if requested is None:
             return None
         choices = (AUTO, *self.names) if self.names else ()
-        name = given.lower() if isinstance(given, str) else None
+        name = requested.lower() if isinstance(requested, str) else None
         if name not in choices:
             expected = f"one of {', '.join(choices)}" if choices else "no value (this model does not accept a language)"
-            raise InvalidRequest("options.language", expected, shown(given))
+            raise InvalidRequest("options.language", expected, shown(requested))
         return None if name == AUTO else name
 
     def profile(self) -> Mapping[str, Any]:
@@ -448,10 +448,10 @@ class Family:
     @property
     def has_plain_frames(self) -> bool:
         """True if each row of audio has one frame of codes, all frames are decoded, and each step samples one row."""
-        own = self.mechanism
+        mechanism = self.mechanism
         text = self.text_track
         has_text_rows = text is not None and text.text_rows is not None
-        has_others = own.frames or has_text_rows or own.steps or own.pauses or own.speaker
+        has_others = mechanism.frames or has_text_rows or mechanism.steps or mechanism.pauses or mechanism.speaker
         has_codes = self.layout.latents is None and bool(self.layout.codebook_streams)
         return has_codes and self.rows_per_frame == 1 and not (self.leaves_out_extra or has_others)
 

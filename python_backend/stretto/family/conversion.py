@@ -79,14 +79,14 @@ class Tokenizer:
         folder: Folder of the tokenizer.
         size: Largest id plus one.
         tokens: Token string of each id.
-        made: Contents for tokenizer.json, if it is not among the published files.
+        built: Contents for tokenizer.json, if it is not among the published files.
         files: Files to copy.
     """
 
     folder: Path
     size: int
     tokens: Mapping[int, str] = field(default_factory=dict)
-    made: Mapping[str, Any] | None = None
+    built: Mapping[str, Any] | None = None
     files: tuple[Path, ...] = ()
 
     def ids_of(self, names: Collection[str], num_ids: int) -> dict[str, int]:
@@ -181,23 +181,23 @@ class Nested:
 
     Attributes:
         folder: Name of the folder.
-        made: The checkpoint. Its unused tensors are those that the whole release leaves out.
+        converted: The checkpoint. Its unused tensors are those that the whole release leaves out.
         generation: Fields of its `speech_sampling` by generation_config.json key, as `Published.GENERATION`.
     """
 
     folder: str
-    made: Converted
+    converted: Converted
     generation: Mapping[str, tuple[str, ...]]
 
 
 def common_record(
-    family: str, known: Vocabulary, vocab_size: int, contents: Contents, has_head: bool = False
+    family: str, vocabulary: Vocabulary, vocab_size: int, contents: Contents, has_head: bool = False
 ) -> dict[str, Any]:
     """Return the fields of a checkpoint's config.json that do not depend on its backbone.
 
     Args:
         family: Name of the family.
-        known: Vocabulary of the checkpoint.
+        vocabulary: Vocabulary of the checkpoint.
         vocab_size: Number of its ids.
         contents: Contents of the release.
         has_head: True if the checkpoint has a head over the whole vocabulary; False if ids are sampled from other
@@ -205,7 +205,7 @@ def common_record(
     """
     return {
         NAME: family,
-        VOCABULARY: known.to_record(),
+        VOCABULARY: vocabulary.to_record(),
         "vocab_size": vocab_size,
         "tie_word_embeddings": not has_head,
         "dtype": contents.dtype,
@@ -214,10 +214,10 @@ def common_record(
 
 def section(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Return a section of config.json; raise CheckpointError if it is missing or no object."""
-    found = entry(record, name)
-    if not isinstance(found, Mapping):
-        raise CheckpointError(f"config.json: {name}: expected an object, got {shown(found)}")
-    return found
+    value = entry(record, name)
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"config.json: {name}: expected an object, got {shown(value)}")
+    return value
 
 
 def integer(
@@ -226,7 +226,7 @@ def integer(
     most: int = MAX_INTEGER,
     *,
     usual: int | None = None,
-    place: str = "",
+    prefix: str = "",
     file: str = "config.json",
 ) -> int:
     """Return the integer at a dotted path of a config.
@@ -236,16 +236,16 @@ def integer(
         path: The path.
         most: Largest supported value.
         usual: Value if the record has no key `path`, which then has no dots; None if it must be there.
-        place: Path of `record` within the config, with a dot at the end.
+        prefix: Path of `record` within the config, with a dot at the end.
         file: Name of the config's file, for the error message.
 
     Raises:
         CheckpointError: The value is missing, or no integer from 1 to `most`.
     """
-    found = entry(record, path, file) if usual is None else record.get(path, usual)
-    if type(found) is not int or not 1 <= found <= most:
-        raise CheckpointError(f"{file}: {place}{path}: expected an integer in [1, {most}], got {shown(found)}")
-    return found
+    value = entry(record, path, file) if usual is None else record.get(path, usual)
+    if type(value) is not int or not 1 <= value <= most:
+        raise CheckpointError(f"{file}: {prefix}{path}: expected an integer in [1, {most}], got {shown(value)}")
+    return value
 
 
 def unchanged(shapes: Mapping[str, tuple[int, ...]]) -> Plan:
@@ -265,11 +265,11 @@ def merged(name: str, edit: Callable[..., Tensor], shapes: Mapping[str, Shape]) 
     return {first: Part(name, shape, edit, others=dict(others))}
 
 
-def linear(published: str, own: str, rows: int, columns: int) -> Plan:
+def linear(published: str, ours: str, rows: int, columns: int) -> Plan:
     """Return the plan of a linear layer's weight and bias; both prefixes have a dot at the end."""
     return {
-        f"{published}weight": Part(f"{own}weight", (rows, columns)),
-        f"{published}bias": Part(f"{own}bias", (rows,)),
+        f"{published}weight": Part(f"{ours}weight", (rows, columns)),
+        f"{published}bias": Part(f"{ours}bias", (rows,)),
     }
 
 
@@ -403,21 +403,21 @@ class Published(Protocol):
 Value = TypeVar("Value")
 
 
-def in_lower_case(named: Mapping[Any, Value], place: str) -> dict[Any, Value]:
+def in_lower_case(named: Mapping[Any, Value], where: str) -> dict[Any, Value]:
     """Return values by name in lower case, because requests name voices and languages in any case.
 
     Args:
         named: Values by name; keys that are not text are kept.
-        place: File or entry with the names, for the error message.
+        where: File or entry with the names, for the error message.
 
     Raises:
         CheckpointError: Two names are equal in lower case.
     """
-    found = {name.lower() if isinstance(name, str) else name: value for name, value in named.items()}
-    if len(found) < len(named):
+    by_lower_name = {name.lower() if isinstance(name, str) else name: value for name, value in named.items()}
+    if len(by_lower_name) < len(named):
         got = ", ".join(sorted(map(str, named), key=str.lower))
-        raise CheckpointError(f"{place}: expected names that differ in lower case, got {shown(got, 200)}")
-    return found
+        raise CheckpointError(f"{where}: expected names that differ in lower case, got {shown(got, 200)}")
+    return by_lower_name
 
 
 def is_bounded(values: Tensor) -> bool:

@@ -64,16 +64,16 @@ class EncodedFiles:
         """
         paths = sorted(path for path in checkpoint.rglob("*") if path.is_file())
         stats = [(str(path.relative_to(checkpoint)), path.stat()) for path in paths]
-        files = [(name, found.st_size, found.st_mtime_ns) for name, found in stats]
+        files = [(name, status.st_size, status.st_mtime_ns) for name, status in stats]
         made_by = json.dumps([version("stretto"), device, files]).encode()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = cls(folder, blake2b(made_by).digest())
-            found.remove_old()
+            files_of_encoders = cls(folder, blake2b(made_by).digest())
+            files_of_encoders.remove_old()
         except OSError as error:
             logger.warning("cannot store encodings of voices in %s: %s", folder, error.strerror)
             return None
-        return found
+        return files_of_encoders
 
     def read(self, digest: bytes) -> np.ndarray | None:
         """Return the stored encoding of a recording, given a digest of its samples, or None if there is none."""
@@ -92,8 +92,8 @@ class EncodedFiles:
             with suppress(OSError):
                 path.unlink()
             return None
-        found: np.ndarray = np.load(BytesIO(plain), allow_pickle=False)
-        return found
+        encoding: np.ndarray = np.load(BytesIO(plain), allow_pickle=False)
+        return encoding
 
     def write(self, digest: bytes, encoded: np.ndarray) -> None:
         """Store an encoding; if the disk is full or the folder is missing, only log the failure."""
@@ -115,15 +115,15 @@ class EncodedFiles:
 
     def remove_old(self) -> None:
         """Remove files unused for UNUSED_S, and the least recently used in excess of `max_bytes`."""
-        found: list[tuple[float, int, Path]] = []
+        stored: list[tuple[float, int, Path]] = []
         for path in self.folder.iterdir():
             if path.suffix in (SUFFIX, UNFINISHED):
                 with suppress(FileNotFoundError):
                     stat = path.stat()
-                    found.append((stat.st_mtime, stat.st_size, path))
+                    stored.append((stat.st_mtime, stat.st_size, path))
         left = self.max_bytes
         oldest = self.clock() - UNUSED_S
-        for used, size, path in sorted(found, reverse=True):
+        for used, size, path in sorted(stored, reverse=True):
             left -= size
             if left < 0 or used < oldest:
                 path.unlink(missing_ok=True)

@@ -78,15 +78,15 @@ def positions_of(images: Sequence[InputImage], first: int, last: int) -> NDArray
         last: Index of the row after the last one.
     """
     rows = np.arange(first, last)
-    found = np.tile(rows, (3, 1))
+    positions = np.tile(rows, (3, 1))
     for image in images:
-        place = rows - image.first_row
-        within = (place >= 0) & (place < image.num_rows)
-        found[:, within] -= place[within]
-        found[1, within] += place[within] // image.width
-        found[2, within] += place[within] % image.width
-        found[:, place >= image.num_rows] -= image.num_rows - max(image.height, image.width)
-    return found
+        index = rows - image.first_row
+        within = (index >= 0) & (index < image.num_rows)
+        positions[:, within] -= index[within]
+        positions[1, within] += index[within] // image.width
+        positions[2, within] += index[within] % image.width
+        positions[:, index >= image.num_rows] -= image.num_rows - max(image.height, image.width)
+    return positions
 
 
 class RowRotation:
@@ -142,8 +142,8 @@ class RowRotation:
                 first = int(batch.num_computed_tokens_np[index])
                 begins = int(batch.query_start_loc_np[index])
                 number = int(batch.num_scheduled_tokens[index])
-                own = positions_of(self._images[slot], first, first + number)
-                positions[:, begins : begins + number] = upload(np.ascontiguousarray(own))
+                positions_of_request = positions_of(self._images[slot], first, first + number)
+                positions[:, begins : begins + number] = upload(np.ascontiguousarray(positions_of_request))
         self._of_row[: positions.shape[1]] = self._of_position[positions[self._axes], self._columns].T
 
 

@@ -42,15 +42,15 @@ class ImageFormat:
         record = config.get(KEY)
         if record is None:
             return None
-        kind = record.get("model_type") if isinstance(record, Mapping) else record
-        known = {name: network for plugin in plugins() for name, network in plugin.image_encoders.items()}
-        if not isinstance(kind, str) or kind not in known:
+        model_type = record.get("model_type") if isinstance(record, Mapping) else record
+        networks = {name: network for plugin in plugins() for name, network in plugin.image_encoders.items()}
+        if not isinstance(model_type, str) or model_type not in networks:
             raise CheckpointError(
-                f"config.json: {KEY}: expected model_type {', '.join(sorted(known))}, got {shown(kind)}"
+                f"config.json: {KEY}: expected model_type {', '.join(sorted(networks))}, got {shown(model_type)}"
             )
         numbers = {name: record[name] for name in ("feature_size", "frames_per_row", "num_levels")}
         time, line, column = record["sections"]
-        return cls(known[kind], **numbers, sections=(time, line, column))
+        return cls(networks[model_type], **numbers, sections=(time, line, column))
 
     def encoder(self, backbone: Any, vllm_config: Any) -> Any:
         """Return the encoder for vLLM's model without its head, and vLLM's configuration."""

@@ -118,18 +118,18 @@ def depth_spec(layers: Any, rope: Mapping[str, Any], **others: Any) -> DepthSpec
     )
 
 
-def layers_plan(shapes: Mapping[str, Shape], published: str, own: str = "model.") -> Plan:
+def layers_plan(shapes: Mapping[str, Shape], published: str, prefix: str = "model.") -> Plan:
     """Return the plan of layers and their final norm, which keep their names except for the prefix.
 
     Args:
         shapes: Shapes of tensors by published name, or by the name without its prefix. Other tensors are left out.
         published: Prefix of the published names, with a dot at the end.
-        own: Prefix of our names. In a depth transformer (`depth.`), the parts of a layer have no prefix of their own.
+        prefix: Prefix of our names. In a depth transformer (`depth.`), the parts of a layer have no prefix of their own.
     """
     parts: Plan = {}
     for name, shape in shapes.items():
         within = name.removeprefix(published)
         if within.startswith(("layers.", "norm.")):
-            ours = within if own != "depth." else within.replace("self_attn.", "").replace("mlp.", "")
-            parts[f"{published}{within}"] = Part(f"{own}{ours}", shape)
+            ours = within if prefix != "depth." else within.replace("self_attn.", "").replace("mlp.", "")
+            parts[f"{published}{within}"] = Part(f"{prefix}{ours}", shape)
     return parts

@@ -40,8 +40,8 @@ class MelFormat(AudioFormat):
         A shorter last chunk is convolved separately. The number is computed from the convolutions, because the helper
         in transformers is correct only for an n_window of 50.
         """
-        chunks, rest = divmod(num_frames, 2 * self.n_window)
-        return chunks * _after_convolutions(2 * self.n_window) + (_after_convolutions(rest) if rest else 0)
+        chunks, remainder = divmod(num_frames, 2 * self.n_window)
+        return chunks * _after_convolutions(2 * self.n_window) + (_after_convolutions(remainder) if remainder else 0)
 
 
 def _after_convolutions(num_frames: int) -> int:
@@ -69,7 +69,7 @@ def log_mel(pcm: np.ndarray, audio_format: MelFormat) -> np.ndarray:
     Returns:
         Log-mel frames, float32 [F, M], F = n // 160.
     """
-    made = _extractor(audio_format.feature_size)(
+    extracted = _extractor(audio_format.feature_size)(
         pcm,
         sampling_rate=SAMPLE_RATE,
         do_normalize=audio_format.do_normalize,
@@ -77,7 +77,7 @@ def log_mel(pcm: np.ndarray, audio_format: MelFormat) -> np.ndarray:
         truncation=False,
         return_tensors="np",
     )
-    return np.ascontiguousarray(made["input_features"][0, :, : len(pcm) // HOP].T, np.float32)
+    return np.ascontiguousarray(extracted["input_features"][0, :, : len(pcm) // HOP].T, np.float32)
 
 
 def input_audio(pcm: np.ndarray, path: str, first_row: int, audio_format: MelFormat | None) -> InputAudio:

@@ -165,21 +165,21 @@ def with_defaults(family: Family, record: object) -> Family:
 def _over(defaults: SamplingConfig, record: Mapping[str, Any]) -> SamplingConfig:
     """Return the defaults of a task, overridden by `record`."""
     text, audio = (_segment(getattr(defaults, name), record.get(name, {})) for name in SEGMENTS)
-    given = record.get("depth")
+    sampling = record.get("depth")
     depth = defaults.depth
-    if given is not None:
-        depth = replace(depth or CodeSampling(audio.temperature, audio.top_k, audio.top_p), **given)
+    if sampling is not None:
+        depth = replace(depth or CodeSampling(audio.temperature, audio.top_k, audio.top_p), **sampling)
     others = {name: record[name] for name in NUMBERS if name in record}
     return replace(defaults, text=text, audio=audio, depth=depth, **others)
 
 
-def _segment(defaults: SegmentSampling, given: Mapping[str, Any]) -> SegmentSampling:
-    """Return the defaults of a segment, overridden by `given`.
+def _segment(defaults: SegmentSampling, record: Mapping[str, Any]) -> SegmentSampling:
+    """Return the defaults of a segment, overridden by `record`.
 
     A segment with greedy defaults stays greedy.
     """
     is_greedy = defaults.temperature == 0
-    return replace(defaults, **{name: value for name, value in given.items() if not (is_greedy and name == DRAWN[0])})
+    return replace(defaults, **{name: value for name, value in record.items() if not (is_greedy and name == DRAWN[0])})
 
 
 logger = logging.getLogger(__name__)
@@ -196,26 +196,26 @@ def plugin(name: str) -> FamilyPlugin | None:
     Raises:
         CheckpointError: If several packages register the name, or its object cannot be imported.
     """
-    found = find(FAMILIES, name)
-    return None if found is None else _loaded(found)
+    registered = find(FAMILIES, name)
+    return None if registered is None else _loaded(registered)
 
 
 def plugins() -> Iterator[FamilyPlugin]:
     """Yield the plug-ins of all installed families; those that cannot be imported are logged and skipped."""
-    for each in installed(FAMILIES):
+    for registered in installed(FAMILIES):
         try:
-            yield _loaded(each)
+            yield _loaded(registered)
         except CheckpointError as error:
             logger.warning("%s", error)
 
 
-def _loaded(found: Installed) -> FamilyPlugin:
-    loaded = found.load()
+def _loaded(registered: Installed) -> FamilyPlugin:
+    loaded = registered.load()
     if isinstance(loaded, Family):
-        return FamilyPlugin(found.name, lambda vocabulary: loaded)
+        return FamilyPlugin(registered.name, lambda vocabulary: loaded)
     if not isinstance(loaded, FamilyPlugin):
-        expected = f"a FamilyPlugin as {found.entry_point.value}"
-        raise CheckpointError(f"family {found.name}: expected {expected}, got {type(loaded).__name__}")
+        expected = f"a FamilyPlugin as {registered.entry_point.value}"
+        raise CheckpointError(f"family {registered.name}: expected {expected}, got {type(loaded).__name__}")
     return loaded
 
 
@@ -226,17 +226,17 @@ def read_family(config: Mapping[str, Any]) -> Family:
         CheckpointError: If no such family is registered, `speech_vocabulary` does not fit the family, or
             `speech_sampling` has an invalid value.
     """
-    found = read_plugin(config)
+    named = read_plugin(config)
     vocabulary = config.get(VOCABULARY)
     if (number := _largest(vocabulary)) > MAX_ID:
         expected = f"numbers of at most {MAX_ID}"
         raise CheckpointError(f"config.json: {VOCABULARY}: expected {expected}, got {shown(number)}")
     try:
-        built = found.build(vocabulary)
+        built = named.build(vocabulary)
     except InvalidRequest as error:
         raise CheckpointError(f"config.json: {error}") from error
     except UNPARSABLE as error:
-        raise CheckpointError(f"config.json: {VOCABULARY}: invalid vocabulary for {found.name}: {error!r}") from error
+        raise CheckpointError(f"config.json: {VOCABULARY}: invalid vocabulary for {named.name}: {error!r}") from error
     return with_defaults(built, config.get(SAMPLING))
 
 
@@ -252,10 +252,10 @@ def read_plugin(config: Mapping[str, Any]) -> FamilyPlugin:
     name = config.get(NAME)
     if not isinstance(name, str):
         raise CheckpointError(f"config.json: expected the family's name in {NAME}, got {shown(name)}")
-    found = plugin(name)
-    if found is None:
+    named = plugin(name)
+    if named is None:
         raise CheckpointError(f"config.json: {NAME}: unknown family {shown(name)}; installed: {names(FAMILIES)}")
-    return found
+    return named
 
 
 def plugin_at(checkpoint: Path) -> FamilyPlugin:

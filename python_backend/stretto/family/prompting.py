@@ -95,13 +95,13 @@ class Turn:
             return "codes"
         return "latents" if self.latents is not None else None
 
-    def where(self, kind: str) -> str:
-        """Return the name of the turn's text or audio (`kind`) for error messages."""
-        if kind == "image":
+    def where(self, medium: str) -> str:
+        """Return the name of the turn's text or audio (`medium`) for error messages."""
+        if medium == "image":
             return f"{self.path}.image"
         if self.path:
-            return f"{self.path}.{(self.coded_as if kind == 'audio' else None) or kind}"
-        return kind if kind == "text" else self.audio_input or kind
+            return f"{self.path}.{(self.coded_as if medium == 'audio' else None) or medium}"
+        return medium if medium == "text" else self.audio_input or medium
 
 
 def read_messages(text: str) -> tuple[Turn, ...]:
@@ -131,8 +131,8 @@ def _turn(record: TurnRecord, path: str) -> Turn:
         raise InvalidRequest(path, expected, shown(sorted(record)))
     codes = None if "codes" not in record else _codes(record["codes"], f"{path}.codes")
     latents = None if "latents" not in record else _latents(record["latents"], f"{path}.latents")
-    given = record["role"], record.get("text"), record.get("audio"), codes, latents, path
-    return Turn(*given, has_image="image" in record)
+    fields = record["role"], record.get("text"), record.get("audio"), codes, latents, path
+    return Turn(*fields, has_image="image" in record)
 
 
 def _codes(streams: list[list[int]], path: str) -> np.ndarray:
@@ -166,9 +166,9 @@ def given_codes(turn: Turn, family: Family) -> np.ndarray:
     """
     path = turn.where("audio")
     spec = family.layout.latents
-    kind = "codes" if spec is None else "latents"
-    if turn.coded_as != kind:
-        raise InvalidRequest(path, f"audio or {kind} (frames of this model are {kind})", turn.coded_as)
+    form = "codes" if spec is None else "latents"
+    if turn.coded_as != form:
+        raise InvalidRequest(path, f"audio or {form} (frames of this model are {form})", turn.coded_as)
     if spec is None or turn.latents is None:
         assert turn.codes is not None
         return turn.codes
@@ -259,7 +259,7 @@ def _check_answered(spoken: tuple[Turn, ...], task: Task) -> None:
     first = len(spoken)
     while first and spoken[first - 1].role == task.answers:
         first -= 1
-    kinds = [kind for turn in spoken[first:] for kind in turn.kinds]
+    kinds = [medium for turn in spoken[first:] for medium in turn.kinds]
     if not task.has_history and len(set(kinds)) < len(kinds):
         expected = f"at most one text and one audio for task {task.name!r}"
         raise InvalidRequest(spoken[-1].path, expected, " and ".join(kinds))
@@ -268,7 +268,7 @@ def _check_answered(spoken: tuple[Turn, ...], task: Task) -> None:
 
 def _check_kinds(turn: Turn, kinds: set[str], needs: tuple[str, ...], also: tuple[str, ...], task: Task) -> None:
     got = " and ".join(sorted(kinds))
-    missing = [kind for kind in needs if kind not in kinds]
+    missing = [medium for medium in needs if medium not in kinds]
     if missing:
         raise InvalidRequest(turn.path or missing[0], f"{' and '.join(needs)} for task {task.name!r}", got)
     excess = sorted(kinds - {*needs, *also})
@@ -395,8 +395,8 @@ def read_voice(options: OptionsRecord, family: Family) -> str | None:
         names = [name.strip() for name in voice.split(",")]
         voice = ",".join(names)
     if "voice" in options and (len(names) > family.max_voices or any(name not in family.voices for name in names)):
-        known = expected_voices(family.voices, family.max_voices)
-        expected = known if family.voices else "no value (this model has no named voices)"
+        voices = expected_voices(family.voices, family.max_voices)
+        expected = voices if family.voices else "no value (this model has no named voices)"
         raise InvalidRequest("options.voice", expected, shown(options["voice"]))
     return voice
 
@@ -570,8 +570,8 @@ def template_opener(family: Family) -> Callable[[Family, Path, "Codec", str], Te
     Raises:
         CheckpointError: The family has none, so it is not served.
     """
-    found = plugin(family.name)
-    if found is None or found.open_template is None:
+    family_plugin = plugin(family.name)
+    if family_plugin is None or family_plugin.open_template is None:
         reason = "has no prompts for the server; use it through SpeechLLM (docs/families.md)"
         raise CheckpointError(f"{family.name} {reason}")
-    return found.open_template
+    return family_plugin.open_template

@@ -18,19 +18,19 @@ OPTION = "options.pronunciations"
 
 def alphabets(family: Family) -> tuple[str, ...]:
     """Return the phonetic alphabets that a family reads."""
-    found = plugin(family.name)
-    return () if found is None else tuple(found.phonemes)
+    family_plugin = plugin(family.name)
+    return () if family_plugin is None else tuple(family_plugin.phonemes)
 
 
 def spelling(entry: DictionaryEntry, family: Family) -> str:
     """Return the text that the model reads in place of the entry's word; raise ValueError if there is none."""
     if not entry.alphabet:
         return entry.spelling
-    found = plugin(family.name)
-    write = None if found is None else found.phonemes.get(entry.alphabet)
+    family_plugin = plugin(family.name)
+    write = None if family_plugin is None else family_plugin.phonemes.get(entry.alphabet)
     if write is None:
-        known = alphabets(family)
-        read = f"reads {' and '.join(known)} only" if known else "reads no phonemes"
+        readable = alphabets(family)
+        read = f"reads {' and '.join(readable)} only" if readable else "reads no phonemes"
         raise ValueError(f"a spelling (this model {read}), got {entry.alphabet}")
     written: str = write(entry.spelling)
     return written
@@ -71,7 +71,7 @@ def server_dictionary(path: Path | None, family: Family) -> Dictionary:
     try:
         entries = () if path is None else read_lexicon_file(path)
         readable = [entry for entry in entries if not entry.alphabet or entry.alphabet in alphabets(family)]
-        spellings |= {each.word: spelling(each, family) for each in readable}
+        spellings |= {entry.word: spelling(entry, family) for entry in readable}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     return Dictionary(spellings)
@@ -111,9 +111,9 @@ class SourceWords:
         last = self._sources[-1]
         self._sources.append(last)
         if source.end > last.end:
-            rest = source.word[last.end - source.start :]
+            ending = source.word[last.end - source.start :]
             num_words = len(self._sources) - self._first
-            self._sources[self._first :] = [SourceWord(last.word + rest, last.start, source.end)] * num_words
+            self._sources[self._first :] = [SourceWord(last.word + ending, last.start, source.end)] * num_words
 
     def _source(self, word: SourceWord) -> SourceWord:
         while self._changes and self._changes[0].end <= word.start:
@@ -123,7 +123,7 @@ class SourceWords:
         at = word.start
         start = word.start + self._shift
         end = word.end + self._shift
-        for change in takewhile(lambda each: each.start < word.end, self._changes):
+        for change in takewhile(lambda change: change.start < word.end, self._changes):
             text += word.word[at - word.start : max(0, change.start - word.start)] + change.word
             at = min(change.end, word.end)
             start = change.source_start if change.start <= word.start else start

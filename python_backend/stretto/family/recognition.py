@@ -64,7 +64,7 @@ class Listing:
         if index.startswith(SINGLE) and SINGLE in self.names:
             return (SINGLE,)
         listed = self.json(index, MAX_INDEX_BYTES).get("weight_map")
-        names = {str(each) for each in listed.values()} if isinstance(listed, Mapping) else set()
+        names = {str(file) for file in listed.values()} if isinstance(listed, Mapping) else set()
         return (index, *sorted(names)) if names and names <= self.names else ()
 
     def beside(self, suffixes: tuple[str, ...]) -> Iterator[tuple[str, str, list[str]]]:
@@ -72,8 +72,8 @@ class Listing:
         for name in sorted(self.names):
             folder = name[: name.rfind("/") + 1]
             if name.endswith(".yaml"):
-                found = sorted(each for each in self.names if each.startswith(folder) and each.endswith(suffixes))
-                yield name, folder, [each for each in found if "/" not in each[len(folder) :]]
+                files = sorted(file for file in self.names if file.startswith(folder) and file.endswith(suffixes))
+                yield name, folder, [file for file in files if "/" not in file[len(folder) :]]
 
     def _record(self, name: str, max_bytes: int, parse: Callable[[str, str], dict[str, Any]]) -> dict[str, Any]:
         if name not in self._records:

@@ -62,8 +62,8 @@ class Section(BaseModel):
     def _check_ids(self) -> Self:
         num_ids = attrgetter(self.ids_below)(self) if self.ids_below else 0
         for field in type(self).model_fields if num_ids else ():
-            found = getattr(self, field) if field.endswith("_id") else {}
-            named = found if isinstance(found, dict) else {"": found}
+            value_or_ids = getattr(self, field) if field.endswith("_id") else {}
+            named = value_or_ids if isinstance(value_or_ids, dict) else {"": value_or_ids}
             for name, value in named.items():
                 if not 0 <= value < num_ids:
                     raise InvalidRequest(f"{field}.{name}".rstrip("."), f"an id in [0, {num_ids})", shown(value))

@@ -36,8 +36,8 @@ def source_words(text: str, spoken: Sequence[str], speak: Callable[[str], Sequen
         return ()
     ends = list(accumulate(map(len, alone)))
     owners = list[int]()
-    for place in _aligned(flat, spoken):
-        owners.append(min(bisect_right(ends, place), len(units) - 1))
+    for index in _aligned(flat, spoken):
+        owners.append(min(bisect_right(ends, index), len(units) - 1))
     spans = _spans(units, [bool(words) for words in alone], set(owners))
     return tuple(_trimmed(text, *spans[owner]) for owner in owners)
 
@@ -63,8 +63,8 @@ def _spans(units: list[re.Match[str]], is_word: list[bool], owners: set[int]) ->
     for index, (owner, following) in enumerate(pairwise([*order, len(units)])):
         start = units[owner].start()
         if not index:
-            start = next((units[each].start() for each in range(owner) if is_word[each]), start)
-        last = max(each for each in range(owner, following) if each == owner or is_word[each])
+            start = next((units[unit].start() for unit in range(owner) if is_word[unit]), start)
+        last = max(unit for unit in range(owner, following) if unit == owner or is_word[unit])
         spans[owner] = start, units[last].end()
     return spans
 

@@ -115,12 +115,12 @@ class TextTokenizer:
 MAX_UNUSED_IDS = 1 << 16  # ids below the largest one that no token has; published tokenizers have few
 
 
-def check_ids(vocabulary: Mapping[str, Any], place: Path | str) -> None:
+def check_ids(vocabulary: Mapping[str, Any], path: Path | str) -> None:
     """Check the ids of tokens, because they are sizes of tables.
 
     Args:
         vocabulary: Ids by token, from the file of a tokenizer.
-        place: The file, for the error message.
+        path: The file, for the error message.
 
     Raises:
         CheckpointError: An id is no integer, is negative, or is far above the number of tokens.
@@ -128,7 +128,7 @@ def check_ids(vocabulary: Mapping[str, Any], place: Path | str) -> None:
     stop = len(vocabulary) + MAX_UNUSED_IDS
     for token, token_id in vocabulary.items():
         if type(token_id) is not int or not 0 <= token_id < stop:
-            raise CheckpointError(f"{place}: {shown(token)}: expected an id in [0, {stop}), got {shown(token_id)}")
+            raise CheckpointError(f"{path}: {shown(token)}: expected an id in [0, {stop}), got {shown(token_id)}")
 
 
 class PlainTokenizer(Protocol):
@@ -306,7 +306,7 @@ class TextStream:
         self._pending += self._decoder.decode(text)
         ids, spelled, stops = self._split()
         stop = self._stable_stop()
-        num_bytes = max((each for each in stops if each <= stop), default=0)
+        num_bytes = max((offset for offset in stops if offset <= stop), default=0)
         ends = itertools.accumulate(map(len, spelled))
         self._pending = b"".join(spelled)[num_bytes:].decode()
         return [token_id for token_id, end in zip(ids, ends, strict=True) if end <= num_bytes]
@@ -328,7 +328,7 @@ class TextStream:
         self._pending = b"".join(spelled).decode()
         starts = []
         at = 0
-        for _, tokens in itertools.groupby(zip(words, spelled, strict=True), key=lambda each: each[0]):
+        for _, tokens in itertools.groupby(zip(words, spelled, strict=True), key=lambda pair: pair[0]):
             word = b"".join(text for _, text in tokens)
             if word.decode().strip():
                 starts.append(at)
@@ -447,10 +447,10 @@ class TextCodec:
 
     def matched(self, token_ids: Sequence[int], words: Sequence[str]) -> list[int | None]:
         """Return the index in `words`, the words to speak, of each spoken token; None for a pause or another word."""
-        found = self.words(token_ids)
-        if len({word for word in found if word is not None}) == len(words):
-            return found
-        return [None] * len(found) if self.match is None else self.match(token_ids, words)
+        indices = self.words(token_ids)
+        if len({word for word in indices if word is not None}) == len(words):
+            return indices
+        return [None] * len(indices) if self.match is None else self.match(token_ids, words)
 
     def spelled(self, task: str, token_ids: Sequence[int]) -> str:
         """Return the spelling of the tokens of a word."""
@@ -510,6 +510,6 @@ def load_text_codec(family: Family, checkpoint: Path) -> TextCodec:
         CheckpointError: If the tokenizer cannot be read.
     """
     if family.subwords is None or not (checkpoint / TOKENIZER_FILE).exists():
-        found = plugin(family.name)
-        return found.text_codec(family, checkpoint) if found and found.text_codec else SILENT
+        family_plugin = plugin(family.name)
+        return family_plugin.text_codec(family, checkpoint) if family_plugin and family_plugin.text_codec else SILENT
     return subword_codec(TextTokenizer.at(checkpoint), family.subwords)

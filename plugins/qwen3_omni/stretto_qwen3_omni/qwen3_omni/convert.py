@@ -56,7 +56,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     config = ThinkerRelease.read({"enable_audio_output": "talker_config" in contents.config, **contents.config})
     whole = WholeRelease.read(contents.config) if config.enable_audio_output else None
     nested = [Nested("talker", talker.convert(whole, contents), talker.GENERATION)] if whole else []
-    voices = [voice for model in nested for voice in model.made.record[VOCABULARY]["speakers"]]
+    voices = [voice for model in nested for voice in model.converted.record[VOCABULARY]["speakers"]]
     if whole and not voices:
         raise CheckpointError("config.json: talker_config.speaker_id: expected at least one voice, got none")
     text = config.thinker_config.text_config

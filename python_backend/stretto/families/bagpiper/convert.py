@@ -53,17 +53,17 @@ def located(release: Release) -> Release:
     if release.config is not None:
         return release
     paths = [released_file(release.folder, path.name) for path in sorted(release.folder.glob("*.yaml"))]
-    found = [path for path in paths if optional_entry(yaml_mapping(path), BACKBONE_TAG) is not None]
-    return replace(release, config=found[0]) if len(found) == 1 else release
+    training_configs = [path for path in paths if optional_entry(yaml_mapping(path), BACKBONE_TAG) is not None]
+    return replace(release, config=training_configs[0]) if len(training_configs) == 1 else release
 
 
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written, which includes the audio encoder."""
     config = contents.config
-    known = vocabulary(config, contents.tensors, contents.tokenizer, release.codec)
+    vocab = vocabulary(config, contents.tensors, contents.tokenizer, release.codec)
     audio = tower_config(config, release.audio_config, release.audio)
-    record = config_of(contents.backbone, known.vocab_size, contents.dtype)
-    record |= {NAME: "bagpiper", VOCABULARY: known.to_record(), "audio_config": audio}
+    record = config_of(contents.backbone, vocab.vocab_size, contents.dtype)
+    record |= {NAME: "bagpiper", VOCABULARY: vocab.to_record(), "audio_config": audio}
     return Converted(record, plan(shapes(record), record["hidden_size"], audio), DROPPED)
 
 

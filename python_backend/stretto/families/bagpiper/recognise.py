@@ -11,7 +11,7 @@ CODEC = Needed("hf-audio/xcodec-hubert-general", ("config.json", "preprocessor_c
 
 def recognise(listing: Listing) -> list[Match]:
     """Return a match for each release in a listing."""
-    found = []
+    matches = []
     for name, folder, weights in listing.beside((".pt",)):
         record = listing.yaml(name, MAX_YAML_BYTES) if weights else {}
         codec = optional_entry(record, "multimodal_io.discrete_audio")
@@ -19,9 +19,9 @@ def recognise(listing: Listing) -> list[Match]:
             continue
         if len(weights) > 1:
             refusal = f"Bagpiper: expected one file *.pt beside {name}, got {', '.join(weights)}"
-            found.append(Match("bagpiper", part=folder.rstrip("/"), refusal=refusal))
+            matches.append(Match("bagpiper", part=folder.rstrip("/"), refusal=refusal))
             continue
         words = ["--model", f"{{repo}}/{weights[0]}", "--config", f"{{repo}}/{name}"]
         words += ["--tokenizer", "{companion1}", "--codec", "{companion2}"]
-        found.append(Match("bagpiper", (weights[0], name), tuple(words), folder.rstrip("/"), (TOKENIZER, CODEC)))
-    return found
+        matches.append(Match("bagpiper", (weights[0], name), tuple(words), folder.rstrip("/"), (TOKENIZER, CODEC)))
+    return matches

@@ -55,14 +55,14 @@ def convert(release: Release, contents: Contents) -> Converted:
             f"{release.model}: expected {index} in transformers format, got Sesame's format (tensor {SESAMES})"
         )
     config = read_config(contents.config)
-    known = vocabulary(config, contents.tokenizer)
+    vocab = vocabulary(config, contents.tokenizer)
     record = {
         "architectures": ["StrettoLlamaForCausalLM"],
         "model_type": "llama",
         **{name: getattr(config, name) for name in LLAMA_NUMBERS},
-        **common_record("csm", known, known.layout.vocab_size, contents),
+        **common_record("csm", vocab, vocab.layout.vocab_size, contents),
     }
-    return Converted(record, plan(config, known, contents.tensors), (CODEC, CODES_OF_BACKBONE))
+    return Converted(record, plan(config, vocab, contents.tensors), (CODEC, CODES_OF_BACKBONE))
 
 
 def read_config(record: Mapping[str, Any]) -> Any:
@@ -95,22 +95,22 @@ def vocabulary(config: Any, tokenizer: Tokenizer) -> CsmVocabulary:
     )
 
 
-def plan(config: Any, known: CsmVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
+def plan(config: Any, vocab: CsmVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
     """Return the plan of tensors to write; layers keep their names except for the prefix.
 
     Args:
         config: CsmConfig of the release.
-        known: Vocabulary.
+        vocab: Vocabulary.
         tensors: Published tensors by name.
     """
     shapes = shapes_of(CsmForConditionalGeneration, config)
     of_backbone = CODES_OF_BACKBONE if CODES_OF_BACKBONE in tensors else CODES
     of_depth = CODES if CODES in tensors else CODES_OF_BACKBONE
-    size = known.codebook_size
+    size = vocab.codebook_size
 
     def table(stored: Tensor) -> Tensor:
         """Return the embeddings of existing codes, [K, C, W]."""
-        return stored.view(known.num_codebooks, config.vocab_size, config.hidden_size)[:, :size]
+        return stored.view(vocab.num_codebooks, config.vocab_size, config.hidden_size)[:, :size]
 
     def with_codes(text: Tensor, codes: Tensor) -> Tensor:
         return torch.cat([text, table(codes).flatten(0, 1)])

@@ -73,11 +73,11 @@ def read_config(path: Path) -> XeusConfig:
     for name, value in expected.items():
         if record.get(name) != value:
             raise CheckpointError(f"{path}: {name}: expected {value}, got {record.get(name)}")
-    for part, given, rules in (("frontend_conf", front_end, FRONT_END), ("encoder_conf", encoder, ENCODER)):
+    for section, values, rules in (("frontend_conf", front_end, FRONT_END), ("encoder_conf", encoder, ENCODER)):
         for name, (default, allowed) in rules.items():
-            value = given.get(name, default)
+            value = values.get(name, default)
             if value not in allowed:
-                raise CheckpointError(f"{path}: {part}.{name}: expected one of {allowed}, got {value}")
+                raise CheckpointError(f"{path}: {section}.{name}: expected one of {allowed}, got {value}")
     try:
         config = config_from(front_end, encoder)
     except UNPARSABLE as error:
@@ -88,10 +88,10 @@ def read_config(path: Path) -> XeusConfig:
 
 
 def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    part = entry(record, name)
-    if not isinstance(part, Mapping):
-        raise CheckpointError(f"config.yaml: {name}: expected a mapping, got {part!r}")
-    return part
+    section = entry(record, name)
+    if not isinstance(section, Mapping):
+        raise CheckpointError(f"config.yaml: {name}: expected a mapping, got {section!r}")
+    return section
 
 
 def config_from(front_end: Mapping[str, Any], encoder: Mapping[str, Any]) -> XeusConfig:
@@ -175,13 +175,13 @@ class ConvertedSslTokenizer:
 
 def _checkpoint(folder: Path) -> Path:
     """Return the first of CHECKPOINTS that exists, or the only `*.pth` file."""
-    found = sorted(folder.glob("*.pth"))
-    named = [folder / name for name in CHECKPOINTS if folder / name in found]
+    paths = sorted(folder.glob("*.pth"))
+    named = [folder / name for name in CHECKPOINTS if folder / name in paths]
     if named:
         return named[0]
-    if len(found) != 1:
-        raise CheckpointError(f"{folder}: expected {CHECKPOINTS[0]} or one *.pth, got {[path.name for path in found]}")
-    return found[0]
+    if len(paths) != 1:
+        raise CheckpointError(f"{folder}: expected {CHECKPOINTS[0]} or one *.pth, got {[path.name for path in paths]}")
+    return paths[0]
 
 
 DROPPED = ("criterion.", "reflm.", "corelm.decoders.lm_head.", "corelm.decoders.model.embed_tokens.")
@@ -208,11 +208,11 @@ def convert(release: Release, contents: Contents) -> Converted:
         raise CheckpointError("--codec: required, because OpusLM's file contains no copy of its codec")
     config = contents.config
     name = release.family_name
-    known = vocabulary(config, contents.tokenizer, is_dialogue=name == "opuslm_dialogue")
-    record = config_of(contents.backbone, known.vocab_size, contents.dtype)
+    vocab = vocabulary(config, contents.tokenizer, is_dialogue=name == "opuslm_dialogue")
+    record = config_of(contents.backbone, vocab.vocab_size, contents.dtype)
     # Length of the training sequences, which differs from the original backbone's.
     record["max_position_embeddings"] = entry(config, "transformer_conf").get("n_ctx", 8192)
-    record |= {NAME: name, VOCABULARY: known.to_record()}
+    record |= {NAME: name, VOCABULARY: vocab.to_record()}
     return Converted(record, plan(shapes(record), record["hidden_size"], contents.tensors), DROPPED)
 
 
@@ -229,8 +229,8 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
 
     The base and dialogue models differ only in their training: the dialogue model is trained on preferences.
     """
-    kind = "zero" if not embeddings[0].any() else "not zero, and a row of text contains it eight times"
-    notes = [f"the pad's embedding is {kind}"]
+    embedding = "zero" if not embeddings[0].any() else "not zero, and a row of text contains it eight times"
+    notes = [f"the pad's embedding is {embedding}"]
     model = config.get("model")
     if (model == "dpo") != (family == "opuslm-dialogue"):
         notes.append(f"config.yaml has `model: {model}`, unlike the release of {family}; is this another family?")
@@ -291,15 +291,15 @@ def check_tokens(names: Sequence[str], tokenizer: Tokenizer, expected: Any) -> N
     SmolLM and SmolLM2 have the same number of tokens, but in a different order. Tokens that the list spells differently
     are ignored.
     """
-    known = set(names)
-    shared = {token_id: token for token_id, token in tokenizer.tokens.items() if token in known}
+    listed = set(names)
+    shared = {token_id: token for token_id, token in tokenizer.tokens.items() if token in listed}
     odd = [token_id for token_id, token in shared.items() if names[token_id] != token]
     if len(odd) > len(shared) / 100:
-        here = tokenizer.tokens[odd[0]]
+        spelled = tokenizer.tokens[odd[0]]
         there = names[odd[0]]
         raise CheckpointError(
             f"{tokenizer.folder}: expected the tokenizer {expected}; {len(odd)} of {len(shared)} tokens have other ids "
-            f"in token_list, which has {there!r} where the tokenizer has {here!r}"
+            f"in token_list, which has {there!r} where the tokenizer has {spelled!r}"
         )
 
 

@@ -62,10 +62,10 @@ class SegmentWriter:
         Raises:
             InvalidRequest: The checkpoint has none of them.
         """
-        known = [self.family.markers[name] for name in names if name in self.family.markers]
-        if not known:
+        task_ids = [self.family.markers[name] for name in names if name in self.family.markers]
+        if not task_ids:
             raise InvalidRequest("task", "a task for which this checkpoint has a token", f"one that needs <{names[0]}>")
-        return known[0]
+        return task_ids[0]
 
     def marker(self, name: str) -> np.ndarray:
         """Return the row that begins a segment: `codec_ssl`, `text_bpe` or `spk`."""

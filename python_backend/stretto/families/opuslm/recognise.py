@@ -11,17 +11,17 @@ INPUT = Needed("espnet/xeus", ("*config.yaml", "*.pth", "*.mdl"))
 
 def recognise(listing: Listing) -> list[Match]:
     """Return a match for each release in a listing."""
-    found = []
+    matches = []
     for name, folder, weights in listing.beside(WEIGHTS):
         record = listing.yaml(name, MAX_YAML_BYTES) if weights else {}
         if not record.keys() >= KEYS or optional_entry(record, "token_bias.codec") is None:
             continue
         family = "opuslm_dialogue" if record.get("model") == "dpo" else "opuslm"
-        part = folder.rstrip("/")
+        folder_name = folder.rstrip("/")
         tokenizer = record["subword_model"]
         if len(weights) > 1:
             refusal = f"OpusLM: expected one file *.pth beside {name}, got {', '.join(weights)}"
-            found.append(Match(family, part=part, refusal=refusal))
+            matches.append(Match(family, part=folder_name, refusal=refusal))
             continue
         words = ["--model", f"{{repo}}/{weights[0]}", "--config", f"{{repo}}/{name}"]
         words += ["--codec", "{companion1}", "--ssl-tokenizer", "{companion2}"]
@@ -32,5 +32,5 @@ def recognise(listing: Listing) -> list[Match]:
             companions = [CODEC, INPUT, Needed(tokenizer, QWEN_TOKENIZER)]
             requires = []
         files = (weights[0], name)
-        found.append(Match(family, files, tuple(words), part, tuple(companions), requires=tuple(requires)))
-    return found
+        matches.append(Match(family, files, tuple(words), folder_name, tuple(companions), requires=tuple(requires)))
+    return matches

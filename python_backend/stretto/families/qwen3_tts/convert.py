@@ -132,11 +132,15 @@ def rope_sections(layers: Qwen3Layers, scaling: Mapping[str, Any]) -> list[int]:
     Raises:
         CheckpointError: Unless they add up to half the head dimension.
     """
-    found = scaling.get("mrope_section")
-    if not isinstance(found, list) or not all(type(part) is int for part in found) or 2 * sum(found) != layers.head_dim:
+    sections = scaling.get("mrope_section")
+    if (
+        not isinstance(sections, list)
+        or not all(type(size) is int for size in sections)
+        or 2 * sum(sections) != layers.head_dim
+    ):
         expected = f"integers with sum {layers.head_dim / 2:g}, half the head_dim"
-        raise CheckpointError(f"config.json: rope_scaling.mrope_section: expected {expected}, got {shown(found)}")
-    return found
+        raise CheckpointError(f"config.json: rope_scaling.mrope_section: expected {expected}, got {shown(sections)}")
+    return sections
 
 
 def vocabulary(config: Config, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
@@ -145,13 +149,14 @@ def vocabulary(config: Config, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
     depth = talker.code_predictor_config
     check_talker(depth, talker.vocab_size, talker.num_code_groups)
     rope_sections(talker, talker.rope_scaling)
-    kind = config.tts_model_type
+    model_type = config.tts_model_type
     languages = in_lower_case(talker.codec_language_id, "config.json: talker_config.codec_language_id")
     speakers = in_lower_case(talker.spk_id, "config.json: talker_config.spk_id")
     has_published_speakers = bool(speakers) and speakers.items() <= SPEAKERS.items()
     return Qwen3TtsVocabulary(
-        kind=kind,
-        takes_instructions=kind == "voice_design" or (kind == "custom_voice" and config.tts_model_size != SMALLER),
+        kind=model_type,
+        takes_instructions=model_type == "voice_design"
+        or (model_type == "custom_voice" and config.tts_model_size != SMALLER),
         num_text_ids=talker.text_vocab_size,
         num_codec_ids=talker.vocab_size,
         num_codebooks=talker.num_code_groups,
@@ -216,7 +221,7 @@ TEXT_PROJECTION = "talker.text_projection.linear_fc"
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written."""
     config = Config.read(contents.config)
-    known = vocabulary(config, contents.tokenizer)
+    vocab = vocabulary(config, contents.tokenizer)
     talker = config.talker_config
     width = talker.hidden_size
     record = {
@@ -225,18 +230,18 @@ def convert(release: Release, contents: Contents) -> Converted:
         **talker.numbers,
         "hidden_act": "silu",
         "attention_bias": False,
-        "max_position_embeddings": known.max_model_len,
-        **common_record("qwen3_tts", known, known.layout.vocab_size, contents),
+        "max_position_embeddings": vocab.max_model_len,
+        **common_record("qwen3_tts", vocab, vocab.layout.vocab_size, contents),
     }
-    text = text_shapes(EMBEDDINGS, known.num_text_ids, talker.text_hidden_size, talker.text_hidden_size, width)
-    parts = text_and_codes(known, text, width)
+    text = text_shapes(EMBEDDINGS, vocab.num_text_ids, talker.text_hidden_size, talker.text_hidden_size, width)
+    parts = text_and_codes(vocab, text, width)
     networks: tuple[Network, ...] = ()
-    if known.kind == "base":
+    if vocab.kind == "base":
         record[KEY] = {"model_type": "x_vector", "hidden_size": width}
         networks = (speaker_encoder(config.speaker_encoder_config or {}, width),)
-        parts |= pad_of_text(known.text.pad, text)
-    if known.depth.projection:
-        parts |= linear(PROJECTION, "depth.project.", known.depth.hidden, width)
+        parts |= pad_of_text(vocab.text.pad, text)
+    if vocab.depth.projection:
+        parts |= linear(PROJECTION, "depth.project.", vocab.depth.hidden, width)
     parts |= layers_plan(talker.shapes, TALKER)
     parts |= layers_plan(talker.code_predictor_config.shapes, f"{DEPTH}model.", "depth.")
     return Converted(record, parts, (), networks=networks)
@@ -253,24 +258,24 @@ def text_shapes(table: str, num_ids: int, text_width: int, inner: int, width: in
     }
 
 
-def text_and_codes(known: Qwen3TtsVocabulary, text: Mapping[str, Shape], width: int) -> Plan:
+def text_and_codes(vocab: Qwen3TtsVocabulary, text: Mapping[str, Shape], width: int) -> Plan:
     """Return the plan of all embeddings and heads.
 
     Args:
-        known: Vocabulary.
+        vocab: Vocabulary.
         text: Shapes of the text table and of the text projection.
         width: Width of the talker.
     """
-    size = known.codebook_size
-    end = known.codec.eos
-    inner = known.depth.hidden
-    numbers = range(known.num_codebooks - 1)
+    size = vocab.codebook_size
+    end = vocab.codec.eos
+    inner = vocab.depth.hidden
+    numbers = range(vocab.num_codebooks - 1)
     # Embeddings of the codebooks, of which the backbone and the depth transformer share all but the first.
-    codes: dict[str, Shape] = {CODES: (known.num_codec_ids, width)}
+    codes: dict[str, Shape] = {CODES: (vocab.num_codec_ids, width)}
     codes |= {f"{DEPTH}model.codec_embedding.{k}.weight": (size, width) for k in numbers}
     seen = dict(list(codes.items())[:-1])  # the last codebook is not read by the depth transformer
     projection: dict[str, Shape] = {}
-    if known.depth.projection:
+    if vocab.depth.projection:
         projection = shapes_read(linear(PROJECTION, "depth.project.", inner, width))
 
     def rows_of_all_ids(*stored: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ class Qwen3TtsVocabulary(Vocabulary):
         first = range(self.num_text_ids, self.num_text_ids + size)
         return StreamLayout(
             vocab_size=stop,
-            audio=(first, *(range(each, each + size) for each in range(start, stop, size))),
+            audio=(first, *(range(start_of_ids, start_of_ids + size) for start_of_ids in range(start, stop, size))),
             delays=(0,) * self.num_codebooks,
             codebook_streams=tuple(range(self.num_codebooks)),
             num_input_only=1,

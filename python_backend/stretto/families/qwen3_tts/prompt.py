@@ -168,20 +168,20 @@ class RowWriter:
 
     def __init__(self, family: Family, vocabulary: Qwen3TtsVocabulary):
         self._layout = family.layout
-        self._known = vocabulary
+        self._vocabulary = vocabulary
 
     def head(self, instruction: Sequence[int], voice: ClonedVoice | str | None, language: str | None) -> np.ndarray:
         """Return the rows before the words, [n, S]: instruction, role, language and voice.
 
         For a cloned voice, the second-to-last row is a placeholder for the x-vector.
         """
-        text = self._known.text
-        codec = self._known.codec
+        text = self._vocabulary.text
+        codec = self._vocabulary.codec
         turn = [text.im_start, text.user, text.newline, *instruction, text.im_end, text.newline] if instruction else []
         role = [text.im_start, text.assistant, text.newline]
         marks = self._language(voice, language)
         if voice is not None:
-            marks.append(self._known.speakers[voice] if isinstance(voice, str) else codec.pad)
+            marks.append(self._vocabulary.speakers[voice] if isinstance(voice, str) else codec.pad)
         beside = [text.pad] * len(marks)
         return np.concatenate(
             [
@@ -201,8 +201,8 @@ class RowWriter:
             is_streaming: True if words are read with the frames; False if all of them precede the first frame.
             voice: Cloned voice, as in `head`.
         """
-        text = self._known.text
-        codec = self._known.codec
+        text = self._vocabulary.text
+        codec = self._vocabulary.codec
         text_ids = [*(voice.words if voice else ()), *words, text.eos]
         frames = self._frames(voice)
         track: tuple[int, ...] = ()
@@ -230,11 +230,11 @@ class RowWriter:
 
     def _frames(self, voice: ClonedVoice | None) -> np.ndarray:
         """Return the code rows before the reply, [1 + T, S]: the begin id and the voice's frames, but no words."""
-        begin = self._pairs([self._known.text.pad], [self._known.codec.bos])
+        begin = self._pairs([self._vocabulary.text.pad], [self._vocabulary.codec.bos])
         if voice is None or voice.codes is None:
             return begin
         frames = code_rows(self._layout, voice.codes)
-        frames[:, -1] = self._known.text.pad
+        frames[:, -1] = self._vocabulary.text.pad
         return np.concatenate([begin, frames])
 
     def _language(self, voice: ClonedVoice | str | None, language: str | None) -> list[int]:
@@ -242,18 +242,18 @@ class RowWriter:
 
         Speakers with a dialect use it if the requested language is Chinese or not set.
         """
-        codec = self._known.codec
-        known = self._known
-        dialect = known.dialects.get(voice) if isinstance(voice, str) else None
+        codec = self._vocabulary.codec
+        vocabulary = self._vocabulary
+        dialect = vocabulary.dialects.get(voice) if isinstance(voice, str) else None
         if dialect is not None and language in (None, CHINESE):
             language = dialect
         if language is None:
             return [codec.nothink, codec.think_bos, codec.think_eos]
-        return [codec.think, codec.think_bos, known.languages[language], codec.think_eos]
+        return [codec.think, codec.think_bos, vocabulary.languages[language], codec.think_eos]
 
     def _pairs(self, texts: Sequence[int], codes: Sequence[int]) -> np.ndarray:
         """Return rows [n, S], each with a text id and a codec-vocabulary id."""
-        rows = stream0_rows(self._layout, [self._known.num_text_ids + code for code in codes])
+        rows = stream0_rows(self._layout, [self._vocabulary.num_text_ids + code for code in codes])
         rows[:, -1] = texts
         return rows
 

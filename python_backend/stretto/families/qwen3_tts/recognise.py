@@ -13,12 +13,12 @@ def recognise(listing: Listing) -> list[Match]:
     config = listing.json(CONFIG)
     if config.get("model_type") != "qwen3_tts":
         return []
-    kind = config.get("tts_model_type")
+    model_type = config.get("tts_model_type")
     codec = config.get("tokenizer_type")
     weights = listing.weights()
     for refused, refusal in (
         (codec != CODEC_TYPE, f"config.json: tokenizer_type: expected {CODEC_TYPE}, got {codec!r}"),
-        (kind not in NEEDS, f"config.json: tts_model_type: expected {', '.join(NEEDS)}, got {kind!r}"),
+        (model_type not in NEEDS, f"config.json: tts_model_type: expected {', '.join(NEEDS)}, got {model_type!r}"),
         (not weights, "expected model.safetensors, or the files of model.safetensors.index.json"),
     ):
         if refused:
@@ -31,6 +31,6 @@ def recognise(listing: Listing) -> list[Match]:
             (*weights, CONFIG, *listing.present("generation_config.json", *TOKENIZER, f"{CODEC}/*")),
             (*words, f"{{repo}}/{CODEC}" if has_codec else "{companion1}"),
             companions=() if has_codec else (CODEC_REPOSITORY,),
-            needs=NEEDS[str(kind)],
+            needs=NEEDS[str(model_type)],
         )
     ]

@@ -69,7 +69,7 @@ def spell_identifiers(text: str) -> str:
 def spelled(text: str) -> str:
     """Return the names of the letters, digits and signs in `text`, in order; the beginning if it is long."""
     size = sum(map(str.isalnum, text))
-    signs = [each for each in text.lower() if each.isalnum() or each == ":"]
+    signs = [sign for sign in text.lower() if sign.isalnum() or sign == ":"]
     words = [NAMES.get(sign) or IN_ADDRESSES.get(sign) or digits(sign) for sign in signs]
     if size <= MAX_SPELLED:
         return f" {' '.join(words)} "
@@ -78,10 +78,10 @@ def spelled(text: str) -> str:
 
 def _address(match: re.Match[str]) -> str:
     address = match.group().rstrip(".,;:!?'\")]}")
-    rest = match.group()[len(address) :]
+    punctuation = match.group()[len(address) :]
     plain = re.sub(r"^(?:https?|ftp)://(?:www\.)?", "", address).rstrip("/")
     words = re.findall(r"[A-Za-z]+|\d+|[^A-Za-z\d]", plain)
-    return f" {' '.join(map(_address_word, words, [*words[-1:], *words]))}{rest} "
+    return f" {' '.join(map(_address_word, words, [*words[-1:], *words]))}{punctuation} "
 
 
 def _address_word(word: str, previous: str) -> str:
@@ -116,12 +116,12 @@ def _mac(match: re.Match[str]) -> str:
 
 
 def _vanity(match: re.Match[str]) -> str:
-    country, area, rest = match.groups()
-    if not re.search("[A-Z]{3}", rest):
+    country, area, words_and_digits = match.groups()
+    if not re.search("[A-Z]{3}", words_and_digits):
         return match.group()
     code = area.strip("()")
     words = [f"{digits(code[0])} hundred" if code.endswith("00") else digits(code)]
-    words += [_vanity_word(each) for each in re.findall(r"[A-Z]+|\d+", rest)]
+    words += [_vanity_word(word) for word in re.findall(r"[A-Z]+|\d+", words_and_digits)]
     return f" {'one ' if country else ''}{', '.join(words)} "
 
 

@@ -39,7 +39,7 @@ def similarity(phonemes: Sequence[str], word: str) -> float:
 
     It is the weight of their longest common subsequence, relative to their mean weight.
     """
-    letters = DIGRAPH.sub(lambda found: DIGRAPHS[found.group()], word.replace("'", ""))
+    letters = DIGRAPH.sub(lambda match: DIGRAPHS[match.group()], word.replace("'", ""))
     best = [0] * (len(letters) + 1)
     for phoneme in phonemes:
         before = best
@@ -80,19 +80,19 @@ def matched(spoken: Sequence[Sequence[str]], words: Sequence[str]) -> list[int |
         before = best
         best = [0.0]
         row = [0]
-        for place, word in enumerate(words):
-            near = abs(place - index) <= reach
+        for number, word in enumerate(words):
+            near = abs(number - index) <= reach
             gain = similarity(phonemes, word) - LEAST if near else -1.0
-            options = before[place + 1], best[place], before[place] + gain
+            options = before[number + 1], best[number], before[number] + gain
             row.append(max(range(3), key=options.__getitem__))
             best.append(options[row[-1]])
         choices.append(row)
-    found = list[int | None]()
-    place = len(words)
+    matching = list[int | None]()
+    number = len(words)
     for row in reversed(choices):
-        while place and row[place] == 1:
-            place -= 1
-        is_match = place > 0 and row[place] == 2
-        found.append(place - 1 if is_match else None)
-        place -= is_match
-    return found[::-1]
+        while number and row[number] == 1:
+            number -= 1
+        is_match = number > 0 and row[number] == 2
+        matching.append(number - 1 if is_match else None)
+        number -= is_match
+    return matching[::-1]

@@ -139,10 +139,10 @@ def _rewritten(form: str, run: str, before: str) -> str:
         return f" base {plain}" if before[-1:].isdigit() else plain
     if form == "fraction":
         space = " " if before[-1:].isdigit() else ""
-        return space + " ".join(unicodedata.normalize("NFKC", each).replace("⁄", "/") for each in run)
+        return space + " ".join(unicodedata.normalize("NFKC", character).replace("⁄", "/") for character in run)
     if form == "enclosed":
         return "".join(map(_enclosed, run))
-    return "".join(str(unicodedata.decimal(each)) for each in run) if form == "digit" else run
+    return "".join(str(unicodedata.decimal(character)) for character in run) if form == "digit" else run
 
 
 def _enclosed(character: str) -> str:
@@ -180,29 +180,29 @@ def _canonical(match: re.Match[str]) -> str:
     after = match.string[match.end() : match.end() + 12]
     if token.isdigit():
         return token
-    if found := CONTINENTAL.fullmatch(token):
+    if grouping := CONTINENTAL.fullmatch(token):
         num_groups = token.count(".")
         is_count = AFTER_MONEY.search(before) or BEFORE_MONEY.match(after) or INDIVISIBLE.match(after)
         is_version = BEFORE_VERSION.search(before) or all(map(OCTET.fullmatch, token.split(".")))
-        if found[2] or is_count or (num_groups > 1 and not is_version):
-            return _western(found[1], found[2])
+        if grouping[2] or is_count or (num_groups > 1 and not is_version):
+            return _western(grouping[1], grouping[2])
     if WESTERN.fullmatch(token):
         return token
     is_joined = JOINER.search(token) is not None
     spaced = JOINER.sub(" ", token)
-    if (found := GROUPED.fullmatch(spaced)) and (is_joined or _is_count(token, before, after)):
-        return _western(found[1], found[2])
+    if (grouping := GROUPED.fullmatch(spaced)) and (is_joined or _is_count(token, before, after)):
+        return _western(grouping[1], grouping[2])
     if LONG_DECIMALS.fullmatch(spaced):
         return spaced.replace(" ", "")
-    if found := INDIAN.fullmatch(token):
-        return _western(found[1], found[2])
-    if found := DECIMAL_COMMA.fullmatch(token):
+    if grouping := INDIAN.fullmatch(token):
+        return _western(grouping[1], grouping[2])
+    if grouping := DECIMAL_COMMA.fullmatch(token):
         is_list = BEFORE_LIST.search(before) or MONTH_DAY.search(before)
-        return token.replace(",", ", ") if is_list else f"{found[1]}.{found[2]}"
+        return token.replace(",", ", ") if is_list else f"{grouping[1]}.{grouping[2]}"
     if SMALL_LIST.fullmatch(token):
         return token.replace(",", ", ")
     if " " in token:  # a list, or a telephone number
-        return " ".join(TOKEN.sub(_canonical, part) for part in token.split(" "))
+        return " ".join(TOKEN.sub(_canonical, token_of_list) for token_of_list in token.split(" "))
     return _by_groups(match)
 
 

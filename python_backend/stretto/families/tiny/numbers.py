@@ -86,7 +86,7 @@ def _time(match: re.Match[str]) -> str:
     hours, minutes, seconds, half_day = match.groups()
     suffix = spell(f"{half_day}m").strip() if half_day else ""
     if int(hours) > 24 or int(minutes or 0) > 59 or int(seconds or 0) > 59:
-        return " ".join(cardinal(int(part)) for part in (hours, minutes, seconds) if part) + f" {suffix}"
+        return " ".join(cardinal(int(figure)) for figure in (hours, minutes, seconds) if figure) + f" {suffix}"
     spoken = clock(int(hours), int(minutes or 0), suffix)
     return f"{spoken} and {quantity(seconds, 'seconds')}" if int(seconds or 0) else spoken
 
@@ -94,8 +94,8 @@ def _time(match: re.Match[str]) -> str:
 def quantity(count: str, unit: str) -> str:
     """Return a count with its unit as words, e.g. "1", "kilometers per hour" → "one kilometer per hour"."""
     if count == "1":
-        nouns, per, rest = unit.partition(" per ")
-        unit = " ".join(SINGULAR.get(noun, noun.removesuffix("s")) for noun in nouns.split()) + per + rest
+        nouns, per, denominator = unit.partition(" per ")
+        unit = " ".join(SINGULAR.get(noun, noun.removesuffix("s")) for noun in nouns.split()) + per + denominator
     return f"{number(count)} {unit}"
 
 
@@ -103,15 +103,15 @@ def _money(match: re.Match[str]) -> str:
     symbol = match.group("symbol")
     amount = match.group("amount")
     scale = match.group("scale") or match.group("letter")
-    unit, units, part, parts = MONEY[symbol]
+    unit, units, fraction, parts = MONEY[symbol]
     if scale:
         return f"{number(amount)} {SCALES.get(scale.lower(), scale)} {units}"
     whole, _, cents = amount.partition(".")
     is_one = whole == "1"
     is_round = not cents.strip("0")
-    if not part or len(cents) != 2 or is_round:
+    if not fraction or len(cents) != 2 or is_round:
         return f"{number(whole if is_round else amount)} {unit if is_one and is_round else units}"
-    small = f"{cardinal(int(cents))} {part if cents == '01' else parts}"
+    small = f"{cardinal(int(cents))} {fraction if cents == '01' else parts}"
     return small if whole == "0" else f"{number(whole)} {unit if is_one else units} and {small}"
 
 
@@ -159,8 +159,8 @@ def _shift(match: re.Match[str]) -> str:
     """Read a time zone's difference from UTC, e.g. "-08:00" → "minus eight"."""
     sign, hours, minutes = match.groups()[-3:]
     name = match.group(1) if len(match.groups()) > 3 else ""
-    rest = f" {cardinal(int(minutes))}" if int(minutes or 0) else ""
-    return f"{name} {'plus' if sign == '+' else 'minus'} {cardinal(int(hours))}{rest}"
+    minutes_spoken = f" {cardinal(int(minutes))}" if int(minutes or 0) else ""
+    return f"{name} {'plus' if sign == '+' else 'minus'} {cardinal(int(hours))}{minutes_spoken}"
 
 
 def _bearing(match: re.Match[str]) -> str:
@@ -229,8 +229,8 @@ def _fraction(match: re.Match[str]) -> str:
         return f"{number(match.group(1))} out of {number(match.group(2))}"
     if not 0 < over < under <= MAX_DENOMINATOR:
         return f"{number(match.group(1))} over {number(match.group(2))}"
-    part = {2: "half", 4: "quarter"}.get(under) or ordinal(under)
-    return f"{cardinal(over)} {part}{'s' if over > 1 else ''}"
+    fraction = {2: "half", 4: "quarter"}.get(under) or ordinal(under)
+    return f"{cardinal(over)} {fraction}{'s' if over > 1 else ''}"
 
 
 def _decade(match: re.Match[str]) -> str:

@@ -112,9 +112,9 @@ def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> s
     limit = TINY.max_text_chars
     if len(text) > limit:
         raise InvalidRequest(path, f"at most {limit} characters", f"{len(text)} characters")
-    if not transliterates and (found := other_script(text)) is not None:
+    if not transliterates and (other := other_script(text)) is not None:
         expected = "English in Latin script, or options.transliterate=true to transliterate other scripts"
-        raise InvalidRequest(path, expected, f"{found[0]} in {shown(found[1])}")
+        raise InvalidRequest(path, expected, f"{other[0]} in {shown(other[1])}")
     if (length := len(in_ascii(text))) > MAX_GROWTH * limit:  # checked before the characters are parsed
         raise InvalidRequest(
             path, f"at most {MAX_GROWTH * limit} characters once converted to ASCII", f"{length} characters"
@@ -212,8 +212,8 @@ def _tiny_match(token_ids: Sequence[int], words: Sequence[str]) -> list[int | No
     for token_id, owner in zip(entries, owners, strict=True):
         if owner is not None:
             spoken.setdefault(owner, []).append(_spelling(token_id))
-    found = matched(list(spoken.values()), words)
-    return [None if owner is None else found[owner] for owner in owners]
+    matching = matched(list(spoken.values()), words)
+    return [None if owner is None else matching[owner] for owner in owners]
 
 
 TEXT_CODEC = TextCodec(_tiny_reader, _tiny_words, match=_tiny_match)

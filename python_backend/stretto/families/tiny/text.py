@@ -145,11 +145,11 @@ def _dot(match: re.Match[str]) -> str:
     return f" dot {end if end in SPOKEN_DOMAINS else spell(end)}"
 
 
-def _greek_name(found: re.Match[str]) -> str:
+def _greek_name(match: re.Match[str]) -> str:
     """Return the name of a Greek letter between spaces, e.g. " pi "; accented letters are unchanged."""
-    name = unicodedata.name(found.group(), "")
+    name = unicodedata.name(match.group(), "")
     is_plain = name.startswith("GREEK") and " WITH " not in name
-    return f" {name.rpartition(' ')[2].lower()} " if is_plain else found.group()
+    return f" {name.rpartition(' ')[2].lower()} " if is_plain else match.group()
 
 
 def _ascii(text: str) -> str:

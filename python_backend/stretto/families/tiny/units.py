@@ -37,7 +37,7 @@ CODES = {  # codes and abbreviations before or after an amount
 }  # fmt: skip
 for _keys, _country in _DOLLARS.items():
     _code, *_letters = _keys.split()
-    for _key in (_code, *(f"{_each}$" for _each in _letters)):
+    for _key in (_code, *(f"{_letter}$" for _letter in _letters)):
         CODES[_key] = (f"{_country} dollar", f"{_country} dollars", "cent", "cents")
 
 UNITS = {  # in any case, except for those in CASED_UNITS

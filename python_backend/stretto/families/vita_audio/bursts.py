@@ -45,13 +45,13 @@ class BurstSchedule:
 
     def num_extra(self, index: int) -> int:
         """Return the number of rows that the MCTP modules generate in the step of backbone row `index`."""
-        place = index
+        offset = index
         for main, extra in self._pairs[:-1]:
-            if place < main + extra:
-                return self._extra(index, place, main, extra)
-            place -= main + extra
+            if offset < main + extra:
+                return self._extra(index, offset, main, extra)
+            offset -= main + extra
         main, extra = self._pairs[-1]
-        return self._extra(index, place % (main + extra), main, extra)
+        return self._extra(index, offset % (main + extra), main, extra)
 
     def next_step(self, index: int) -> int:
         """Return the index of the first row at or after `index` that the backbone generates."""
@@ -60,8 +60,8 @@ class BurstSchedule:
             step += 1 + self.num_extra(step)
         return step
 
-    def _extra(self, index: int, place: int, main: int, extra: int) -> int:
-        behind = place - (main - 1)  # 0 for the backbone's row directly before the modules' rows
+    def _extra(self, index: int, offset: int, main: int, extra: int) -> int:
+        behind = offset - (main - 1)  # 0 for the backbone's row directly before the modules' rows
         if behind < 0:
             return 0
         assert behind % (self.num_modules + 1) == 0, (

@@ -88,13 +88,15 @@ def encoder_numbers(folder: Path) -> dict[str, Any]:
     record = yaml_mapping(path)
     for name, (wanted, default) in MAKE.items():
         check_value(name, _at(record, name, default), wanted, file=str(path))
-    found = {name: _at(record, f"encoder_conf.{name}", 0 if name == "sanm_shfit" else None) for name in ENCODER_NUMBERS}
-    for name, value in found.items():
+    numbers = {
+        name: _at(record, f"encoder_conf.{name}", 0 if name == "sanm_shfit" else None) for name in ENCODER_NUMBERS
+    }
+    for name, value in numbers.items():
         if type(value) is not int or value < 0:
             raise CheckpointError(f"{path}: encoder_conf.{name}: expected a number, got {value!r}")
     width = NUM_BINS * STACKED
     shift, scale = _normalisation(released_file(folder, "am.mvn"), width)
-    return {"model_type": SENSE_VOICE, "num_mel_bins": width, **found, "shift": shift, "scale": scale}
+    return {"model_type": SENSE_VOICE, "num_mel_bins": width, **numbers, "shift": shift, "scale": scale}
 
 
 def encoder_plan(audio: Mapping[str, Any], hidden_size: int) -> Plan:
@@ -130,18 +132,18 @@ def _normalisation(path: Path, width: int) -> tuple[list[float], list[float]]:
         words = read_text(path).split()
     except CheckpointError as error:
         raise CheckpointError(f"{path}: expected the normalisation of audio features, got {error}") from error
-    found = []
+    rows = []
     for layer in ("<AddShift>", "<Rescale>"):
         try:
             begin = words.index("[", words.index(layer)) + 1
-            found.append([float(word) for word in words[begin : words.index("]", begin)]])
+            rows.append([float(word) for word in words[begin : words.index("]", begin)]])
         except ValueError as error:
             raise CheckpointError(f"{path}: expected {layer} and {width} numbers, got {error}") from error
-        if len(found[-1]) != width:
-            raise CheckpointError(f"{path}: {layer}: expected {width} numbers, got {len(found[-1])}")
-        if not all(map(isfinite, found[-1])):
+        if len(rows[-1]) != width:
+            raise CheckpointError(f"{path}: {layer}: expected {width} numbers, got {len(rows[-1])}")
+        if not all(map(isfinite, rows[-1])):
             raise CheckpointError(f"{path}: {layer}: expected finite numbers, got NaN or infinity")
-    return found[0], found[1]
+    return rows[0], rows[1]
 
 
 EMBEDDINGS = "model.embed_tokens.weight"
@@ -175,14 +177,14 @@ def convert(release: Release, contents: Contents) -> Converted:
     encodes_audio = config["model_type"] == PLUS
     if encodes_audio and release.ssl_tokenizer:
         raise CheckpointError("--ssl-tokenizer: not supported by VITA-Audio-Plus, which has its own audio encoder")
-    known = replace(
+    vocab = replace(
         vocabulary(contents.tokenizer, config["vocab_size"], (*MARKERS, *[HEARD] * encodes_audio)),
         num_modules=num_modules,
         schedule=schedule(release.config_folder, num_modules),
     )
     numbers = {name: config[name] for name in NUMBERS} | {"model_type": "qwen2", "num_hidden_layers": num_main}
-    record = config_of(numbers, known.vocab_size, contents.dtype)
-    record |= {"num_nextn_predict_layers": num_modules, NAME: "vita_audio", VOCABULARY: known.to_record()}
+    record = config_of(numbers, vocab.vocab_size, contents.dtype)
+    record |= {"num_nextn_predict_layers": num_modules, NAME: "vita_audio", VOCABULARY: vocab.to_record()}
     prefix = "model." if any(name.startswith("model.mtp_") for name in contents.tensors) else ""
     parts = plan(record, num_modules, prefix)
     if not encodes_audio:
@@ -240,7 +242,7 @@ def plan(record: dict[str, Any], num_modules: int, prefix: str) -> Plan:
     parts = unchanged(shapes({**record, "num_hidden_layers": num_layers}))
     beside = {"projs": (width, 2 * width), "embed_norms": (width,), "hidden_norms": (width,)}
     for module in range(num_modules):
-        names = {f"mtp_{kind}.{module}.weight": shape for kind, shape in beside.items()}
+        names = {f"mtp_{projection}.{module}.weight": shape for projection, shape in beside.items()}
         parts |= {f"{prefix}{name}": Part(name, shape) for name, shape in names.items()}
     return parts
 
@@ -257,8 +259,8 @@ def schedule(folder: Path, num_modules: int) -> str:
     if mode is None:
         return BALANCE if num_modules >= max(SCHEDULES[BALANCE][1::2]) else VANILLA
     if not isinstance(mode, list) or tuple(mode) not in names:
-        known = ", ".join(str(list(value)) for value in names)
-        raise CheckpointError(f"{path}: mtp_inference_mode: expected one of {known}, got {mode}")
+        supported = ", ".join(str(list(value)) for value in names)
+        raise CheckpointError(f"{path}: mtp_inference_mode: expected one of {supported}, got {mode}")
     if max(mode[1::2]) > num_modules:
         raise CheckpointError(f"{path}: mtp_inference_mode: expected at most {num_modules} modules, got {mode}")
     return names[tuple(mode)]

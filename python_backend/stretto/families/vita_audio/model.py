@@ -41,7 +41,7 @@ class Attention(nn.Module):
         """Map [1, T, in] to [1, T, size]."""
         parts = self.linear_q_k_v(x).chunk(3, -1)
         memory = self.fsmn_block(F.pad(parts[2].mT, (self._left, self._right))).mT + parts[2]
-        heads = [part.unflatten(-1, (self._num_heads, -1)).transpose(1, 2) for part in parts]
+        heads = [projected.unflatten(-1, (self._num_heads, -1)).transpose(1, 2) for projected in parts]
         attended = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
         return self.linear_out(attended) + memory
 

@@ -190,7 +190,7 @@ class VitaTemplate:
         context = self._family.markers.get(HEARD)
         firsts = [at for at, token in enumerate(ids) if token == context and ids[at - 1] == self._begin]
         return tuple(
-            InputAudio(first, NUM_QUERIES + len(each), each) for first, each in zip(firsts, features, strict=True)
+            InputAudio(first, NUM_QUERIES + len(frames), frames) for first, frames in zip(firsts, features, strict=True)
         )
 
     def _codes(self, piece: Piece) -> np.ndarray:

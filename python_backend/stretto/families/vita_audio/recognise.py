@@ -15,28 +15,28 @@ ENCODER = Needed("FunAudioLLM/SenseVoiceSmall", ENCODER_FILES, to=".")
 
 def recognise(listing: Listing) -> list[Match]:
     """Return the release in a listing, if there is one."""
-    kind = listing.json(CONFIG).get("model_type")
+    model_type = listing.json(CONFIG).get("model_type")
     weights = listing.weights()
-    if kind not in (PLAIN, MODULES, PLUS) or (kind == PLAIN and not has_codes(listing)):
+    if model_type not in (PLAIN, MODULES, PLUS) or (model_type == PLAIN and not has_codes(listing)):
         return []
     if not weights:
         refusal = "expected model.safetensors, or the files of model.safetensors.index.json"
         return [Match("vita_audio", refusal=refusal)]
     has_encoder = {*ENCODER_FILES} <= listing.names
-    place = "{repo}"
+    folder = "{repo}"
     companions = [CODEC]
-    if kind != PLUS:
+    if model_type != PLUS:
         companions.append(INPUT)
     elif not has_encoder:
-        place = "{view}"
+        folder = "{view}"
         companions = [CODEC, ENCODER]
-    words = ("--model", place, "--config", f"{place}/{CONFIG}", "--tokenizer", place, "--codec", "{companion1}")
-    optional = ("generation_config.json", *TOKENIZER, *(ENCODER_FILES if kind == PLUS else ()))
+    words = ("--model", folder, "--config", f"{folder}/{CONFIG}", "--tokenizer", folder, "--codec", "{companion1}")
+    optional = ("generation_config.json", *TOKENIZER, *(ENCODER_FILES if model_type == PLUS else ()))
     return [
         Match(
             "vita_audio",
             (*weights, CONFIG, *listing.present(*optional)),
-            words if kind == PLUS else (*words, "--ssl-tokenizer", "{companion2}"),
+            words if model_type == PLUS else (*words, "--ssl-tokenizer", "{companion2}"),
             companions=tuple(companions),
         )
     ]

@@ -50,8 +50,8 @@ class ScriptDraw(RowDraw):
         given: Arguments of `RowDraw`.
     """
 
-    def __init__(self, script: AlignmentPointer, *given: Any):
-        super().__init__(*given)
+    def __init__(self, script: AlignmentPointer, *arguments: Any):
+        super().__init__(*arguments)
         self._ids = script.ids(self.segments.rules)
         self._rules = with_where(self.arrays.xp.where, script_rules.__name__)
         wrap = self.arrays.wrap
@@ -118,9 +118,9 @@ class ScriptProgram(StepProgram):
     row_functions: ClassVar = RowFunctions(text_is_full, finish_row)
 
     def __init__(
-        self, script: AlignmentPointer, readout: Readout, rules: SegmentRules, tables: SlotTables, *given: Any
+        self, script: AlignmentPointer, readout: Readout, rules: SegmentRules, tables: SlotTables, *arguments: Any
     ):
-        super().__init__(readout, rules, tables, *given)
+        super().__init__(readout, rules, tables, *arguments)
         self.rule_constants = script.ids(rules)
 
     def draw_first(self, logits: torch.Tensor) -> None:

@@ -60,9 +60,9 @@ def draw_script_kernel(
     inside = columns < num_columns
     values = line_of(line, offset, columns, inside, float("-inf"))
     largest = tl.max(values, 0)
-    own = tl.max(tl.where(columns == stay, values, float("-inf")), 0)
+    of_stay = tl.max(tl.where(columns == stay, values, float("-inf")), 0)
     others = tl.sum(tl.where(columns == stay, 0.0, tl.exp(values - largest)), 0)
-    log_odds = tl.log(others) - (own - largest)
+    log_odds = tl.log(others) - (of_stay - largest)
     temperature = real_of(mine + SCRIPT_TEMPERATURE * plan_stride)
     key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), position, row * 0)
     threshold = tl.where(temperature > 0, uniform_of(key, row * 0), 0.5)

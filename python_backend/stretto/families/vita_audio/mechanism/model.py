@@ -53,7 +53,7 @@ def add_modules(bursts: ModuleSchedules, model: Any, vllm_config: VllmConfig) ->
     assert isinstance(dtype, torch.dtype)
     kept = model.rows_hidden = torch.zeros(max_rows, size, dtype=dtype)
 
-    def keep(_: Any, given: Any, hidden: torch.Tensor) -> None:
+    def keep(_: Any, inputs: Any, hidden: torch.Tensor) -> None:
         kept[: len(hidden)].copy_(hidden)
 
     model.register_forward_hook(keep)
