@@ -212,21 +212,11 @@ def common_record(
     }
 
 
-def section(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return a section of config.json; raise CheckpointError if it is missing or no object."""
-    value = entry(record, name)
-    if not isinstance(value, Mapping):
-        raise CheckpointError(f"config.json: {name}: expected an object, got {shown(value)}")
-    return value
-
-
 def integer(
     record: Mapping[str, Any],
     path: str,
     most: int = MAX_INTEGER,
     *,
-    usual: int | None = None,
-    prefix: str = "",
     file: str = "config.json",
 ) -> int:
     """Return the integer at a dotted path of a config.
@@ -235,16 +225,14 @@ def integer(
         record: Contents of the config, or of a part of it.
         path: The path.
         most: Largest supported value.
-        usual: Value if the record has no key `path`, which then has no dots; None if it must be there.
-        prefix: Path of `record` within the config, with a dot at the end.
         file: Name of the config's file, for the error message.
 
     Raises:
         CheckpointError: The value is missing, or no integer from 1 to `most`.
     """
-    value = entry(record, path, file) if usual is None else record.get(path, usual)
+    value = entry(record, path, file)
     if type(value) is not int or not 1 <= value <= most:
-        raise CheckpointError(f"{file}: {prefix}{path}: expected an integer in [1, {most}], got {shown(value)}")
+        raise CheckpointError(f"{file}: {path}: expected an integer in [1, {most}], got {shown(value)}")
     return value
 
 

@@ -124,7 +124,7 @@ def layers_plan(shapes: Mapping[str, Shape], published: str, prefix: str = "mode
     Args:
         shapes: Shapes of tensors by published name, or by the name without its prefix. Other tensors are left out.
         published: Prefix of the published names, with a dot at the end.
-        prefix: Prefix of our names. In a depth transformer (`depth.`), the parts of a layer have no prefix of their own.
+        prefix: Prefix of our names. In a depth transformer (`depth.`), parts of a layer have no prefix of their own.
     """
     parts: Plan = {}
     for name, shape in shapes.items():
