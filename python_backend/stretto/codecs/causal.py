@@ -254,6 +254,24 @@ class ResidualUnit(nn.Module):
         return residual_links([self.act1, self.conv1, self.act2, self.conv2])
 
 
+class ResidualBlock(nn.Module):
+    """ELU and a convolution, twice, with a residual connection; `layers` are those four."""
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        """Return the output [B, C, n]."""
+        if runs_kernels(x):
+            return run_links(list(self.links()), x, memory)
+        return run(list(self.block), x, memory).add_(x)
+
+    def links(self) -> Iterator[Link]:
+        """Yield the links of the block."""
+        return residual_links(self.block)
+
+
 class Block(nn.Module):
     """Snake, a transposed convolution that halves the channels, and residual units.
 

@@ -235,6 +235,42 @@ def joint_codebooks(tables: Sequence[Tensor], projections: Sequence[nn.Linear]) 
     return JointCodebooks(entries, weight, biases)
 
 
+@dataclass(frozen=True, slots=True)
+class SplitCodebooks:
+    """Codebooks in two groups; the entries of each are summed, and then projected.
+
+    Attributes:
+        entries: Entries of all codebooks, [K, size, C].
+        weight: Weights of both projections, [O, 2 · C].
+    """
+
+    entries: Tensor
+    weight: Tensor
+
+    def sum_of(self, codes: Tensor, num_first: int) -> Tensor:
+        """Return the projected sums [B, O, n] of codes [B, K, n], in two launches.
+
+        Args:
+            codes: Codes of the first K codebooks.
+            num_first: Number of codebooks of the first group.
+        """
+        num_books = codes.shape[1]
+        num_others = max(1, num_books - num_first)
+        last_code = self.entries.shape[1] - 1
+        sums = torch.ops.stretto.sum_entries(codes, self.entries, min(num_first, num_books), num_others, last_code, 1.0)
+        return multiply(sums, self.weight[:, : sums.shape[2]]).transpose(1, 2)
+
+
+def split_codebooks(tables: Sequence[Tensor], projections: Sequence[nn.Conv1d]) -> SplitCodebooks:
+    """Return codebooks with entries [size, C] whose groups have these projections, which then use its memory."""
+    with torch.inference_mode(False), torch.no_grad():
+        entries = torch.stack([table.detach() for table in tables])
+        weight = torch.cat([projection.weight.detach()[..., 0] for projection in projections], 1)
+        for projection, part in zip(projections, weight.chunk(2, 1), strict=True):
+            projection.weight.data = part[..., None]
+    return SplitCodebooks(entries, weight)
+
+
 def _signals(sums: Tensor, activations: Tensor) -> tuple[Tensor, Tensor]:
     """Return the signals [B, C, n] of rows [B, n, C], and memory that is not used unchanged."""
     if sums.dim() == 3:

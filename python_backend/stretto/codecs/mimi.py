@@ -1,22 +1,17 @@
 """`mimi`: Mimi in transformers format (24 kHz, 12.5 frames per second; Défossez et al., 2024).
 
-codes ─► frames ─► upsample ×2 ─► transformer, 250 steps back ─► SEANet decoder ─► pcm
-                   1 frame back    keys and values in the state    8 steps back, outputs in the state
+codes ─► codebooks ─► ×2 ─► transformer ─► conv ─► 4 × (↑ 8, 6, 5, 4, residual block) ─► conv ─► pcm
+                  1 back   249 steps back  6 back  1 and 2 steps back each              2 back
 
-transformers' own `decode` with past keys and values is not exact, because its convolutions have no state.
+pcm ─► conv ─► 4 × (residual block, ↓ 4, 5, 6, 8) ─► conv ─► transformer ─► ÷2 ─► residual codebooks ─► codes
 
-The streaming encoder encodes frames of several recordings as one batch. Its codes are the same as if each recording
-were encoded on its own in one pass.
-
-pcm ─► SEANet encoder ─► transformer ─► downsample ×2 ─► residual codebooks ─► codes
-       last inputs of    keys and        last steps
-       each convolution  values          (the first one repeated at first)
-
-The encoder is causal, and a frame consists of two steps, so a bounded state is exact. The authors' own streaming is not
-exact: once the transformer's window is full, its ring lacks a key in the first step of each frame.
+All layers are causal, and store their last inputs in the state. They share their weights with transformers' classes,
+whose own `decode` with past keys and values is not exact, because its convolutions have no state. The streaming encoder
+encodes frames of several recordings as one batch; a frame consists of two steps, of which the first one of a recording
+also stands for the step before it. The authors' own streaming is not exact: once the transformer's window is full, its
+ring lacks a key in the first step of each frame.
 """
 
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -24,114 +19,154 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import MimiConfig, MimiModel
-from transformers.models.mimi.modeling_mimi import MimiConv1d, MimiTransformerModel
+from transformers.models.mimi.modeling_mimi import (
+    MimiConv1d,
+    MimiConvTranspose1d,
+    MimiResnetBlock,
+    MimiTransformerLayer,
+    MimiTransformerModel,
+)
 
+from stretto.codecs import device
 from stretto.codecs.base import Codec, CodecSpec, Stateful, Window
+from stretto.codecs.causal import Convolution, Downsampling, ResidualBlock, Upsampling, run
 from stretto.codecs.encoded_stream import EncodedStream, encode_ready
-from stretto.codecs.seanet import keep_lengths_on_host, shape_of
-from stretto.codecs.streaming import prepare_products
+from stretto.codecs.kernels.operators import runs_kernels
+from stretto.codecs.memory import Memory, num_kept
+from stretto.codecs.qwen3_12hz.decoder import Attention, TransformerShape, rotation_at, visible
+from stretto.codecs.seanet import keep_lengths_on_host
+from stretto.codecs.streaming import Elu, prepare, prepare_products
 from stretto.errors import CheckpointError
 from stretto.weights.loading import codec_directory
 from stretto.weights.pretrained import load_config, load_model
 
-
-@dataclass(frozen=True, slots=True)
-class KeyValueRing:
-    """Key-value cache of B utterances as rings [B, layers, 2, heads, R, head_dim].
-
-    Layers write to `slots` [B, n] in place.
-    """
-
-    rings: Tensor
-    slots: Tensor
-
-    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Store new keys and values [B, heads, n, head_dim] of a layer.
-
-        Return all keys and values of that layer, [B, heads, R, head_dim] each.
-        """
-        rows = torch.arange(len(self.slots), device=self.slots.device)[:, None]
-        for index, new in enumerate((keys, values)):
-            self.rings[rows, layer, index, :, self.slots] = new.transpose(1, 2).to(self.rings.dtype)
-        return self.rings[:, layer, 0], self.rings[:, layer, 1]
-
-
-class RingTransformer:
-    """Mimi's transformer, with the key-value cache in rings that the caller owns."""
-
-    def __init__(self, transformer: MimiTransformerModel, block: int = 32) -> None:
-        config = transformer.config
-        self._transformer = transformer
-        self._window = config.sliding_window
-        self._block = block
-        self.size = self._window - 1 + block
-        assert config.head_dim is not None, "MimiConfig fills it in"
-        self.shape = (config.num_hidden_layers, 2, config.num_key_value_heads, self.size, config.head_dim)
-
-    def advance(self, steps: Tensor, first: Tensor, rings: Tensor) -> Tensor:
-        """Process the next n steps and update the rings.
-
-        Args:
-            steps: Inputs, [B, n, H].
-            first: Position of the first step of each utterance, [B].
-            rings: Rings of keys and values, [B, layers, 2, heads, R, head_dim], updated in place.
-
-        Returns:
-            Outputs, [B, n, H].
-        """
-        outputs = []
-        for start in range(0, steps.shape[1], self._block):
-            block = steps[:, start : start + self._block]
-            positions = first[:, None] + torch.arange(start, start + block.shape[1], device=first.device)
-            outputs.append(self._advance_block(block, positions, rings))
-        return torch.cat(outputs, 1)
-
-    def visible(self, positions: Tensor) -> Tensor:
-        """Return the attention mask, bool [B, 1, n, R], for queries at positions [B, n] and keys in the ring."""
-        slot = torch.arange(self.size, device=positions.device)
-        newest = positions[:, -1:]
-        held = newest - (newest - slot) % self.size  # [B, R]: step in each slot, negative if empty
-        distance = positions[:, :, None] - held[:, None]
-        return ((held[:, None] >= 0) & (distance >= 0) & (distance < self._window))[:, None]
-
-    def _advance_block(self, hidden: Tensor, positions: Tensor, rings: Tensor) -> Tensor:
-        rotation = self._transformer.rotary_emb(hidden, positions)
-        ring = KeyValueRing(rings, positions % self.size)
-        mask = self.visible(positions)
-        for layer in self._transformer.layers:
-            hidden = layer(hidden, attention_mask=mask, past_key_values=ring, position_embeddings=rotation)[0]
-        return hidden
-
-
 STEPS = 2  # transformer steps per frame
 MARKS = {"decoder.layers.0.conv.weight": "a codec of Mimi's kind"}
 TRANSFORMERS = MimiConfig, MimiModel
+SERVED = {
+    "use_causal_conv": True,
+    "pad_mode": "constant",
+    "audio_channels": 1,
+    "trim_right_ratio": 1.0,
+    "use_conv_shortcut": False,
+    "attention_bias": False,
+    "hidden_act": "gelu",
+}
+
+
+def causal(layer: nn.Module) -> nn.Module:
+    """Return a layer of transformers' Mimi as one that keeps its last inputs in the state, with the same weights."""
+    if isinstance(layer, nn.ELU):
+        return Elu()
+    if isinstance(layer, MimiResnetBlock):
+        return ResidualBlock(map(causal, layer.block))
+    assert isinstance(layer, MimiConv1d | MimiConvTranspose1d)
+    conv = layer.conv
+    (kernel,) = conv.kernel_size
+    (rate,) = conv.stride
+    channels = conv.in_channels, conv.out_channels
+    same: Convolution | Upsampling | Downsampling
+    with torch.device("meta"):
+        if isinstance(layer, MimiConvTranspose1d):
+            same = Upsampling(*channels, kernel, rate, groups=conv.groups)
+        elif rate > 1:
+            same = Downsampling(*channels, rate, repeats_first=layer.pad_mode == "replicate")
+        else:
+            same = Convolution(*channels, kernel, conv.dilation[0])
+    same.conv = conv
+    return same
+
+
+def attention_of(layer: MimiTransformerLayer) -> Attention:
+    """Return the attention of a layer as one that keeps its keys and values in the state, with the same weights."""
+    published = layer.self_attn
+    config = published.config
+    shape = TransformerShape(
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        intermediate_size=config.intermediate_size,
+        sliding_window=config.sliding_window,
+        rope_theta=config.rope_parameters["rope_theta"],
+        rms_norm_eps=config.norm_eps,
+    )
+    with torch.device("meta"):
+        attention = Attention(shape)
+    attention.q_proj = published.q_proj
+    attention.k_proj = published.k_proj
+    attention.v_proj = published.v_proj
+    attention.o_proj = published.o_proj
+    return attention
+
+
+class Transformer:
+    """Transformer between the codebooks and the convolutions, with transformers' weights.
+
+    Attributes:
+        kept: Number of elements in the state of an utterance.
+    """
+
+    def __init__(self, model: MimiTransformerModel) -> None:
+        self._published = model
+        self._attention = [attention_of(layer) for layer in model.layers]
+        self.kept = sum(attention.kept for attention in self._attention)
+
+    def __call__(self, x: Tensor, first: Tensor, memory: Memory) -> Tensor:
+        """Return the outputs [B, C, n] for x [B, C, n]; `first` [B] is the position of x's first step."""
+        frequencies = self._published.rotary_emb.inv_freq
+        steps = x.transpose(1, 2)
+        if runs_kernels(x) and device.can_attend(self._attention[0].sizes):
+            window = device.window_of(first, x.shape[2], frequencies)
+            steps = steps.contiguous()
+            for layer, attention in zip(self._published.layers, self._attention, strict=True):
+                steps = launch_layer(layer, attention, steps, window, memory)
+            return steps.transpose(1, 2)
+        rotation = rotation_at(first, x.shape[2], frequencies, x.dtype)
+        is_seen = visible(first, x.shape[2], self._attention[0].before)
+        for layer, attention in zip(self._published.layers, self._attention, strict=True):
+            attended = attention(layer.input_layernorm(steps), rotation, is_seen, memory)
+            steps = steps + layer.self_attn_layer_scale(attended)
+            steps = steps + layer.mlp_layer_scale(layer.mlp(layer.post_attention_layernorm(steps)))
+        return steps.transpose(1, 2)
+
+
+def launch_layer(
+    layer: MimiTransformerLayer, attention: Attention, x: Tensor, window: device.Window, memory: Memory
+) -> Tensor:
+    """Return the outputs [B, n, C] of a layer on a GPU, in five launches."""
+    weight = device.joined_weight([attention.q_proj, attention.k_proj, attention.v_proj])
+    state = memory.part(attention.kept, x.shape[1])
+    last = attention.o_proj, layer.self_attn_layer_scale.scale
+    x = device.attend(x, device.norm_of(layer.input_layernorm), weight, attention.sizes, window, state, last)
+    norm = device.norm_of(layer.post_attention_layernorm)
+    wide = device.multiply(x, layer.mlp.fc1.weight, None, norm, device.Ending(activation="gelu"))
+    ending = device.Ending(gain=layer.mlp_layer_scale.scale, residual=x)
+    return device.multiply(wide, layer.mlp.fc2.weight, ending=ending)
 
 
 class MimiCodec(nn.Module):
-    """Mimi with an exact streaming decoder.
-
-    The state [B, D] contains the transformer's key and value rings, then the last transformer outputs, which the
-    SEANet decoder needs again.
-    """
+    """Mimi with an exact streaming decoder, whose state [B, D] has the last inputs of all its layers."""
 
     def __init__(self, model: MimiModel) -> None:
         super().__init__()
         config = model.config
         check(config)
         self.model = model
-        self.transformer = RingTransformer(model.decoder_transformer)
-        self.ring_size = prod(self.transformer.shape)
-        shape = shape_of(config)
-        self.left_frames = -(-(shape.head.left + shape.tail.left) // STEPS)
-        self.samples_per_step = shape.hop
+        # In lists, because the model has registered their weights.
+        self._upsample = [causal(model.upsample)]
+        self._transformer = Transformer(model.decoder_transformer)
+        self._decoder = [causal(layer) for layer in model.decoder.layers]
+        self._num_kept = num_kept(*self._upsample, *self._decoder) + self._transformer.kept
+        self._codebooks: device.SplitCodebooks | None = None
         self.spec = CodecSpec(
             name="mimi",
             sample_rate=config.sampling_rate,
-            samples_per_frame=shape.hop * STEPS,
+            samples_per_frame=prod(config.upsampling_ratios) * STEPS,
             num_codebooks=config.num_quantizers,
             codebook_size=config.codebook_size,
-            streaming=Stateful(left=self.left_frames),
+            streaming=Stateful(),
             reads_rows=True,
         )
 
@@ -148,46 +183,41 @@ class MimiCodec(nn.Module):
         return codes[0].cpu().numpy()
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return zeros, which stand for empty rings and silent outputs."""
-        outputs = self.left_frames * STEPS * self.model.config.hidden_size
-        return next(self.parameters()).new_zeros(batch, self.ring_size + outputs)
+        """Return zeros, the state before any frame has been decoded."""
+        return next(self.parameters()).new_zeros(batch, self._num_kept)
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
-        rows = window.rows
-        state = window.state.clone() if rows is None else window.state.index_select(0, rows[0])
-        rings, outputs = state.split([prod(self.transformer.shape), state.shape[1] - prod(self.transformer.shape)], 1)
-        rings = rings.unflatten(1, self.transformer.shape)
-        outputs = outputs.unflatten(1, (self.left_frames * STEPS, -1))
-        steps = self._steps(window.codes.to(state.device), window.left)
-        new = self.transformer.advance(steps, window.first.to(state.device) * STEPS, rings)
-        with_context = torch.cat([outputs, new], 1)
-        outputs.copy_(with_context[:, -outputs.shape[1] :])
-        pcm = self._waveform(with_context[:, outputs.shape[1] - window.left * STEPS :], window.left * STEPS)
-        if rows is None:
-            return pcm.clamp(-1, 1), state
-        window.state.index_copy_(0, rows[1], state)
-        return pcm.clamp(-1, 1), window.state
+        """Decode the window's codes; return the waveform [B, n] in [-1, 1] and the next state."""
+        codes = window.codes[:, :, window.left :].to(window.state.device)
+        first = window.first.to(window.state.device)
+        memory = Memory(window.state, first, codes.shape[2], rows=window.rows)
+        x = self._upsample[0](self._latents(codes), memory)
+        x = self._transformer(x, first * STEPS, memory)
+        pcm = run(self._decoder, x, memory)[:, 0]
+        assert memory.is_complete, "every layer has stored its state"
+        return pcm.clamp(-1, 1), memory.after
 
-    def _steps(self, codes: Tensor, left: int) -> Tensor:
-        """Return the transformer inputs [B, 2 n, H] of the last n frames of codes [B, K, left + n]."""
-        before = min(left, 1)
-        frames = self.model.quantizer.decode(codes[:, :, left - before :])
-        upsample = self.model.upsample
-        assert upsample is not None, "there are two steps per frame"
-        return upsample(frames)[:, :, before * STEPS :].transpose(1, 2)
-
-    def _waveform(self, window: Tensor, left: int) -> Tensor:
-        return self.model.decoder(window.transpose(1, 2))[:, 0, left * self.samples_per_step :]
+    def _latents(self, codes: Tensor) -> Tensor:
+        """Return the sums [B, C, n] of the entries of codes [B, K, n]."""
+        quantizer = self.model.quantizer
+        halves = quantizer.semantic_residual_vector_quantizer, quantizer.acoustic_residual_vector_quantizer
+        projections = [half.output_proj for half in halves]
+        if None in projections or not runs_kernels(projections[0].weight):
+            return quantizer.decode(codes)
+        if self._codebooks is None or self._codebooks.weight.device != codes.device:
+            books = [layer.codebook for half in halves for layer in half.layers]
+            self._codebooks = device.split_codebooks([book.embed for book in books], projections)
+            for book, entries in zip(books, self._codebooks.entries, strict=True):
+                book._embed = entries  # which `embed` returns
+        return self._codebooks.sum_of(codes, quantizer.num_semantic_quantizers)
 
 
 def check(config: MimiConfig) -> None:
-    """Raise CheckpointError if Mimi has look-ahead, non-zero padding, or an upsampling factor other than 2."""
-    if not config.use_causal_conv or config.pad_mode != "constant":
-        raise CheckpointError(
-            f"mimi: expected use_causal_conv and pad_mode constant, got {config.use_causal_conv}, {config.pad_mode}"
-        )
+    """Raise CheckpointError if Mimi has look-ahead, other layers, or an upsampling factor other than 2."""
+    odd = {name: getattr(config, name) for name, value in SERVED.items() if getattr(config, name) != value}
+    if odd:
+        raise CheckpointError(f"mimi: expected { {name: SERVED[name] for name in odd} }, got {odd}")
     if config.encodec_frame_rate != STEPS * config.frame_rate:
         raise CheckpointError(
             f"mimi: encodec_frame_rate must be twice {config.frame_rate}, got {config.encodec_frame_rate}"
@@ -204,6 +234,7 @@ def load(directory: Path, device: str = "cpu") -> MimiCodec:
     check(load_config(MimiConfig, directory))
     model, _ = load_model(MimiModel, directory)
     codec = prepare_products(MimiCodec(model).to(device))
+    prepare(model.decoder)
     keep_lengths_on_host(codec)
     return codec
 
@@ -212,30 +243,6 @@ def published_shape(directory: Path) -> tuple[int, int]:
     """Return the number of codebooks and the codebook size of the codec published in `directory`."""
     config = load_config(MimiConfig, directory)
     return config.num_quantizers, config.codebook_size
-
-
-@dataclass
-class _Paddings:
-    """Replacement for transformers' padding cache: left contexts as views of the state, updated in place.
-
-    Attributes:
-        contexts: Last inputs of each convolution, [B, C, left] each; left may be 0.
-        is_first: True for recordings whose first frame is being encoded, bool [B, 1, 1].
-        repeated: Index of the convolution that repeats its first input as context at the beginning.
-    """
-
-    contexts: list[Tensor]
-    is_first: Tensor
-    repeated: int
-
-    def update(self, hidden: Tensor, layer_idx: int) -> Tensor:
-        """Return a convolution's context [B, C, left], and store the last of `hidden` [B, C, n] for the next call."""
-        context = self.contexts[layer_idx]
-        before = context.clone()
-        if layer_idx == self.repeated:
-            before = torch.where(self.is_first, hidden[..., :1], before)
-        context.copy_(torch.cat([before, hidden], 2)[..., hidden.shape[2] :])
-        return before
 
 
 def require_mimi(codec: Codec, family: str) -> MimiCodec:
@@ -260,18 +267,14 @@ class MimiEncoder:
         self._device = next(codec.parameters()).device
         self.samples_per_frame = codec.spec.samples_per_frame
         self.num_codebooks = codec.spec.num_codebooks
-        self._transformer = RingTransformer(model.encoder_transformer)
+        self._layers = [causal(layer) for layer in model.encoder.layers]
+        self._transformer = Transformer(model.encoder_transformer)
         assert model.downsample is not None, "there are two steps a frame"
-        inner = [module for module in model.encoder.modules() if isinstance(module, MimiConv1d)]
-        convolutions = sorted([*inner, model.downsample], key=_index)
-        assert [_index(convolution) for convolution in convolutions] == list(range(len(convolutions)))
-        self._shapes = [(convolution.in_channels, _left(convolution.conv)) for convolution in convolutions]
-        self._sizes = [prod(shape) for shape in self._shapes]
-        self._ring_size = prod(self._transformer.shape)
-        self.state_size = self._ring_size + sum(self._sizes)
+        self._downsample = causal(model.downsample)
+        self.state_size = num_kept(*self._layers, self._downsample) + self._transformer.kept
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return zeros, float [batch, D]: silence before each recording, and empty rings."""
+        """Return zeros, float [batch, D]: silence before each recording."""
         return next(self._model.parameters()).new_zeros(batch, self.state_size)
 
     @torch.inference_mode()
@@ -286,13 +289,12 @@ class MimiEncoder:
         Returns:
             Codes, int64 [B, K, n].
         """
-        rings, *contexts = state.split([self._ring_size, *self._sizes], 1)
-        views = [context.unflatten(1, shape) for context, shape in zip(contexts, self._shapes, strict=True)]
-        paddings = _Paddings(views, (first == 0)[:, None, None], len(views) - 1)
-        steps = self._model.encoder(pcm[:, None], padding_cache=paddings).transpose(1, 2)
-        steps = self._transformer.advance(steps, first * STEPS, rings.unflatten(1, self._transformer.shape))
-        assert self._model.downsample is not None
-        frames = self._model.downsample(steps.transpose(1, 2), padding_cache=paddings)
+        memory = Memory(state, first, pcm.shape[1] // self.samples_per_frame)
+        x = run(self._layers, pcm[:, None], memory)
+        x = self._transformer(x, first * STEPS, memory)
+        frames = self._downsample(x, memory)
+        assert memory.is_complete, "every layer has stored its state"
+        state.copy_(memory.after)
         return self._model.quantizer.encode(frames, self.num_codebooks).transpose(0, 1)
 
     def encode_all(self, pcm: np.ndarray) -> np.ndarray:
@@ -302,13 +304,3 @@ class MimiEncoder:
         stream.complete_frame()
         encode_ready(self, [stream])
         return stream.pop_codes()
-
-
-def _index(convolution: MimiConv1d) -> int:
-    assert convolution.layer_idx is not None
-    return convolution.layer_idx
-
-
-def _left(convolution: nn.Conv1d) -> int:
-    reach = (convolution.kernel_size[0] - 1) * convolution.dilation[0] + 1
-    return reach - convolution.stride[0]

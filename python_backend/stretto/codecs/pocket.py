@@ -8,7 +8,7 @@ contains the language model. The first 5 ms of an utterance fade in, because its
 which some releases lack, has the same layers in reverse order; its latents are not normalised.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from stretto.codecs import device
 from stretto.codecs.base import CodecSpec, Stateful, Window
-from stretto.codecs.causal import Convolution, Downsampling, Link, Upsampling, residual_links, run, run_links
+from stretto.codecs.causal import Convolution, Downsampling, ResidualBlock, Upsampling, run
 from stretto.codecs.kernels.operators import runs_kernels
 from stretto.codecs.memory import Memory, encoded_parts, num_kept
 from stretto.codecs.qwen3_12hz.decoder import Scale
@@ -271,24 +271,11 @@ class Transformer(nn.Module):
         return self.output_projs[0](x).transpose(1, 2)
 
 
-class ResidualBlock(nn.Module):
-    """ELU and a convolution, twice, with a residual path."""
-
-    def __init__(self, channels: int, config: SeanetConfig) -> None:
-        super().__init__()
-        inner = channels // config.compress
-        wide = Convolution(channels, inner, config.residual_kernel_size)
-        self.block = nn.ModuleList([Elu(), wide, Elu(), Convolution(inner, channels, 1)])
-
-    def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        """Return the output [B, C, n]."""
-        if runs_kernels(x):
-            return run_links(list(self.links()), x, memory)
-        return run(list(self.block), x, memory).add_(x)
-
-    def links(self) -> Iterator[Link]:
-        """Yield the links of the block."""
-        return residual_links(self.block)
+def residual_block(channels: int, config: SeanetConfig) -> ResidualBlock:
+    """Return a residual block for signals of `channels` channels."""
+    inner = channels // config.compress
+    wide = Convolution(channels, inner, config.residual_kernel_size)
+    return ResidualBlock([Elu(), wide, Elu(), Convolution(inner, channels, 1)])
 
 
 class SeanetEncoder(nn.Module):
@@ -299,7 +286,7 @@ class SeanetEncoder(nn.Module):
         channels = config.n_filters
         layers: list[nn.Module] = [Convolution(1, channels, config.kernel_size)]
         for ratio in reversed(config.ratios):
-            layers += [ResidualBlock(channels, config), Elu(), Downsampling(channels, 2 * channels, ratio)]
+            layers += [residual_block(channels, config), Elu(), Downsampling(channels, 2 * channels, ratio)]
             channels *= 2
         self.model = nn.ModuleList([*layers, Elu(), Convolution(channels, config.dimension, config.last_kernel_size)])
 
@@ -314,7 +301,7 @@ class Seanet(nn.Module):
         for ratio in config.ratios:
             layers += [Elu(), Upsampling(channels, channels // 2, 2 * ratio, ratio, name=CONVTR)]
             channels //= 2
-            layers.append(ResidualBlock(channels, config))
+            layers.append(residual_block(channels, config))
         self.model = nn.ModuleList([*layers, Elu(), Convolution(channels, 1, config.last_kernel_size)])
 
 

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import MimiConfig
 
 from stretto.codecs.base import Stateful
 from stretto.codecs.streaming import sine_
-from stretto.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,6 @@ class SeanetShape:
     residual_kernel: int = 3
     num_residual_layers: int = 1
     dilation_base: int = 2
-    is_causal: bool = False
 
     @property
     def hop(self) -> int:
@@ -64,14 +61,14 @@ class SeanetShape:
         for ratio in reversed(self.ratios):
             for layer in reversed(range(self.num_residual_layers)):
                 first, last = self._before(self.residual_kernel, self.dilation_base**layer, first, last)
-            trim = 0 if self.is_causal else ratio - ratio // 2
+            trim = ratio - ratio // 2
             first = -((2 * ratio - 1 - first - trim) // ratio)
             last = (last + trim) // ratio
         return Context(left=-first, right=last)
 
     def _of_convolution(self, kernel: int, dilation: int) -> Context:
         span = (kernel - 1) * dilation
-        right = 0 if self.is_causal else span // 2
+        right = span // 2
         return Context(left=span - right, right=right)
 
     def _before(self, kernel: int, dilation: int, first: int, last: int) -> tuple[int, int]:
@@ -80,23 +77,6 @@ class SeanetShape:
 
 
 LENGTHS = ("stride", "kernel_size", "padding_total")
-
-
-def shape_of(config: MimiConfig) -> SeanetShape:
-    """Return the decoder's sizes; raise CheckpointError if the codec is not mono or its `trim_right_ratio` is not 1."""
-    if config.audio_channels != 1 or config.trim_right_ratio != 1.0:
-        raise CheckpointError(
-            f"audio_channels and trim_right_ratio must be 1, got {config.audio_channels}, {config.trim_right_ratio}"
-        )
-    return SeanetShape(
-        ratios=tuple(config.upsampling_ratios or ()),
-        kernel=config.kernel_size,
-        last_kernel=config.last_kernel_size,
-        residual_kernel=config.residual_kernel_size,
-        num_residual_layers=config.num_residual_layers,
-        dilation_base=config.dilation_growth_rate,
-        is_causal=config.use_causal_conv,
-    )
 
 
 def keep_lengths_on_host(model: nn.Module) -> None:

@@ -14,7 +14,7 @@ from lab.releases.random_qwen3_codec import make_qwen3_codec, record_of, write_q
 from stretto.codecs.base import Window, load_codec
 from stretto.codecs.memory import num_kept
 from stretto.codecs.qwen3_12hz.codec import Qwen3Codec, load
-from stretto.codecs.qwen3_12hz.decoder import Decoder, Qwen3CodecConfig, Transformer
+from stretto.codecs.qwen3_12hz.decoder import Decoder, Qwen3CodecConfig, visible
 from stretto.errors import CheckpointError
 from tests.codecs.streaming import (
     check_codes,
@@ -70,8 +70,7 @@ def test_utterances_at_different_positions_decode_in_one_batch(codec: Qwen3Codec
 
 
 def test_attention_mask_is_a_causal_window() -> None:
-    shape = Qwen3CodecConfig.from_record(record_of("narrow")).decoder
-    seen = Transformer(shape, shape.latent_dim).visible(torch.tensor([0, 2, 100]), 3)
+    seen = visible(torch.tensor([0, 2, 100]), 3, before=71)
     for row, first in enumerate((0, 2, 100)):
         for query in range(3):
             held = {key - 71 + first for key in seen[row, 0, query].nonzero().flatten().tolist()}

@@ -26,5 +26,3 @@ def test_tail_context_formula_matches_a_perturbation(shape: SeanetShape) -> None
 def test_seanet_contexts_of_the_published_codecs() -> None:
     assert (SHAPES[0].head, SHAPES[0].tail) == (Context(3, 3), Context(4, 4))
     assert (SHAPES[1].head, SHAPES[1].tail) == (Context(3, 3), Context(1, 1))
-    causal = SeanetShape(ratios=(8, 5, 4, 2), is_causal=True)
-    assert (causal.head, causal.tail, causal.hop) == (Context(6, 0), Context(2, 0), 320)

@@ -302,8 +302,8 @@ class Transformer(nn.Module):
             return self._launch(latents, first, memory)
         # the residual stream has the dtype of the weights, in half precision as well
         x = self.input_proj(latents).to(self.norm.weight.dtype)
-        rotation = self._rotation(first, x)
-        is_seen = self.visible(first, x.shape[1])
+        rotation = rotation_at(first, x.shape[1], self.frequencies, x.dtype)
+        is_seen = visible(first, x.shape[1], self.before)
         for layer in self.layers:
             x = layer(x, rotation, is_seen, memory)
         return self.output_proj(self.norm(x))
@@ -319,22 +319,24 @@ class Transformer(nn.Module):
             return device.multiply(x, self.output_proj.weight, self.output_proj.bias, device.norm_of(self.norm))
         return self.norm(x)
 
-    def visible(self, first: Tensor, steps: int) -> Tensor:
-        """Return the attention mask for steps from positions `first` [B]: bool [B, 1, steps, before + steps]."""
-        key = torch.arange(self.before + steps, device=first.device)
-        ahead = key - torch.arange(steps, device=first.device)[:, None]  # relative to the first visible step
-        is_near = (ahead >= 0) & (ahead <= self.before)
-        is_there = key >= self.before - first[:, None]
-        return is_near & is_there[:, None, None]
 
-    def _rotation(self, first: Tensor, x: Tensor) -> Rotation:
-        """Return cosines and sines [B, n, 1, head_dim].
+def visible(first: Tensor, num_steps: int, before: int) -> Tensor:
+    """Return the attention mask for steps from positions `first` [B]: bool [B, 1, num_steps, before + num_steps]."""
+    key = torch.arange(before + num_steps, device=first.device)
+    ahead = key - torch.arange(num_steps, device=first.device)[:, None]  # relative to the first visible step
+    is_near = (ahead >= 0) & (ahead <= before)
+    is_there = key >= before - first[:, None]
+    return is_near & is_there[:, None, None]
 
-        Angles are rounded to float32 in all precisions, as in training.
-        """
-        steps = first[:, None] + torch.arange(x.shape[1], device=x.device)
-        angles = (steps.float()[..., None] * self.frequencies.float()).repeat(1, 1, 2)[:, :, None]
-        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+
+def rotation_at(first: Tensor, num_steps: int, frequencies: Tensor, dtype: torch.dtype) -> Rotation:
+    """Return cosines and sines [B, n, 1, head_dim] for n steps from positions `first` [B].
+
+    Angles are rounded to float32 in all precisions, as in training.
+    """
+    steps = first[:, None] + torch.arange(num_steps, device=first.device)
+    angles = (steps.float()[..., None] * frequencies.float()).repeat(1, 1, 2)[:, :, None]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotated(x: Tensor, rotation: Rotation) -> Tensor:
@@ -407,36 +409,23 @@ class Quantizer(nn.Module):
         super().__init__()
         self.rvq_first = Codebooks(shape, SEMANTIC)
         self.rvq_rest = Codebooks(shape, shape.num_quantizers - SEMANTIC)
-        self._joined: tuple[Tensor, Tensor] | None = None  # of `_joint`
+        self._joint: device.SplitCodebooks | None = None
 
     def forward(self, codes: Tensor) -> Tensor:
-        if codes.shape[1] > SEMANTIC and runs_kernels(self.rvq_first.output_proj.weight):
+        if runs_kernels(self.rvq_first.output_proj.weight):
             return self._launch(codes)
         latents = self.rvq_first(codes[:, :SEMANTIC])
         return latents + self.rvq_rest(codes[:, SEMANTIC:]) if codes.shape[1] > SEMANTIC else latents
 
     def _launch(self, codes: Tensor) -> Tensor:
         """Return the latents on a GPU, in two launches: the sums of both parts, and one product of them."""
-        entries, weight = self._joint()
-        sums = torch.ops.stretto.sum_entries(
-            codes, entries, SEMANTIC, codes.shape[1] - SEMANTIC, entries.shape[1] - 1, 1.0
-        )
-        return device.multiply(sums, weight).transpose(1, 2)
-
-    def _joint(self) -> tuple[Tensor, Tensor]:
-        """Return the entries of all codebooks and the projections of both parts, which share memory with them."""
         projections = [half.output_proj for half in (self.rvq_first, self.rvq_rest)]
-        if self._joined is None or self._joined[1].device != projections[0].weight.device:
+        if self._joint is None or self._joint.weight.device != codes.device:
             books = [*self.rvq_first.books, *self.rvq_rest.books]
-            with torch.inference_mode(False), torch.no_grad():
-                entries = torch.stack([book.joined_entries() for book in books])
-                weight = torch.cat([projection.weight[..., 0] for projection in projections], 1)
-                for book, memory in zip(books, entries, strict=True):
-                    book.entries = memory
-                for projection, memory in zip(projections, weight.chunk(2, 1), strict=True):
-                    projection.weight.data = memory[..., None]
-            self._joined = entries, weight
-        return self._joined
+            self._joint = device.split_codebooks([book.joined_entries() for book in books], projections)
+            for book, entries in zip(books, self._joint.entries, strict=True):
+                book.entries = entries
+        return self._joint.sum_of(codes, SEMANTIC)
 
 
 class Decoder(nn.Module):
