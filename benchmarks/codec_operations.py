@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -18,9 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.decoder_memory import CHUNKS
 from lab.releases.every_codec import every_codec
-from stretto.codecs.base import CodecSpec, Window
+from stretto.codecs.base import Codec, CodecSpec, Window
 from stretto.codecs.cosyvoice3 import CosyVoice3Codec
 from stretto.codecs.decoder_sizes import GFLOP_PER_S
+from stretto.codecs.kernels import operators
 from stretto.codecs.recorded_voices import FlowVoice
 from stretto.codecs.s3gen import S3GenCodec
 from stretto.decoder.memory import META, Peak, tensors_to_meta
@@ -49,12 +51,21 @@ def gflop_per_s(name: str) -> float:
         state[:, 0] = 1
     device = torch.device("cpu") if spec.reads_on_host else META
     for _ in range(2):
-        with torch.inference_mode(), Peak(), FlopCounterMode(display=False) as counter:
-            for found in _windows(name, spec):
-                codes = torch.from_numpy(found.codes)[None].to(device)
-                first = torch.tensor([found.first], device=device)
-                codec.decode(Window(codes, found.left, found.right, first, state))
-    return counter.get_total_flops() / 1e9 / REPLY_S
+        total = 0.0
+        for found in _windows(name, spec):
+            codes = torch.from_numpy(found.codes)[None].to(device)
+            first = torch.tensor([found.first], device=device)
+            total += operations_of(codec, Window(codes, found.left, found.right, first, state))[0]
+    return total / REPLY_S
+
+
+def operations_of(codec: Codec, window: Window) -> tuple[float, float]:
+    """Return the operations of a window, and those of its convolutions, in units of 10⁹."""
+    torch_only = patch.object(operators, "DEVICES", set[str]())  # the counter knows torch's operators only
+    with torch_only, torch.inference_mode(), Peak(), FlopCounterMode(display=False) as counter:
+        codec.decode(window)
+    convolved = counter.get_flop_counts()["Global"].get(torch.ops.aten.convolution, 0)
+    return counter.get_total_flops() / 1e9, convolved / 1e9
 
 
 def _windows(name: str, spec: CodecSpec) -> Iterator[FrameWindow]:

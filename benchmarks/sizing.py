@@ -81,7 +81,7 @@ GPUS = (
 CODECS = (
     CodecCost("xcodec", {25: 44.0, 8: 85.6}, 43.9),
     CodecCost("espnet_dac", {25: 6.3, 8: 9.6}, 5.7),
-    CodecCost("mimi", {12: 6.9, 2: 13.8}, 5.5),
+    CodecCost("mimi", {12: 5.5, 2: 5.6}, 4.15),
     CodecCost("qwen3_12hz", {12: 62.1, 2: 62.3}, 60.0),
     CodecCost("fish_s2", {21: 145.8, 2: 146.3}, 138.8),
     CodecCost("higgs", {25: 24.5, 4: 81.8}, 24.4),

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -19,12 +18,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from benchmarks.codec_operations import operations_of
 from benchmarks.decoder_memory import CHUNKS
 from benchmarks.sizing import BACKBONES, CODEC_OF, CODECS, GPUS, needs_of, streams_in_memory, tables
 from lab.releases.every_codec import every_codec
-from stretto.codecs.base import Codec, Window
-from stretto.decoder.memory import META, Peak, tensors_to_meta
-from stretto.decoding.convolutions import convolutions_in
+from stretto.codecs.base import Window
+from stretto.decoder.memory import META, tensors_to_meta
 from stretto.errors import CheckpointError
 from stretto.families.csm.family import CsmVocabulary
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
@@ -150,17 +149,11 @@ def test_document_has_the_step_times_of_moshi() -> None:
     assert f"A step takes {few:.1f} ms with 8 of them and {all_ms:.1f} ms with all 64" in DOCUMENT.read_text()
 
 
-def gflop_of(codec: Codec, window: Window) -> float:
-    with torch.inference_mode(), Peak(), FlopCounterMode(display=False) as counter:
-        codec.decode(window)
-    return counter.get_total_flops() / 1e9
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["mimi", *by_night("qwen3_12hz", "fish_s2", "xcodec", "espnet_dac", "higgs", "cosyvoice3")]
 )
-def test_codec_flop_counts_match_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codec_flop_counts_match_torch(name: str) -> None:
     (cost,) = [each for each in CODECS if each.name == name]
     codec = every_codec(name, is_narrow=False)
     assert isinstance(codec, nn.Module)
@@ -172,11 +165,11 @@ def test_codec_flop_counts_match_torch(name: str, monkeypatch: pytest.MonkeyPatc
         codes = torch.zeros(1, spec.num_codebooks, left + frames + right, dtype=torch.int64, device=device)
         window = Window(codes, left, right, torch.full((1,), left, device=device), codec.initial_state(1))
         seconds = frames / spec.frame_rate
-        assert gflop_of(codec, window) / seconds == pytest.approx(gflop, abs=0.05)
-        if frames == cost.steady_frames:
-            with convolutions_in("exact"):  # the counter knows torch's operators only
-                others = gflop_of(codec, window) / seconds
-            assert gflop - others == pytest.approx(cost.convolved, abs=0.08)
+        total, convolved = operations_of(codec, window)
+        assert total / seconds == pytest.approx(gflop, abs=0.05)
+        # CosyVoice 3, the one with a history, also has convolutions in groups, which tensor cores do not compute.
+        if frames == cost.steady_frames and cost.history is None:
+            assert convolved / seconds == pytest.approx(cost.convolved, abs=0.08)
 
 
 def test_codecs_are_counted_in_the_chunks_of_their_decoders() -> None:
