@@ -52,10 +52,10 @@ def gflop_per_s(name: str) -> float:
     device = torch.device("cpu") if spec.reads_on_host else META
     for _ in range(2):
         total = 0.0
-        for found in _windows(name, spec):
-            codes = torch.from_numpy(found.codes)[None].to(device)
-            first = torch.tensor([found.first], device=device)
-            total += operations_of(codec, Window(codes, found.left, found.right, first, state))[0]
+        for frames in _windows(name, spec):
+            codes = torch.from_numpy(frames.codes)[None].to(device)
+            first = torch.tensor([frames.first], device=device)
+            total += operations_of(codec, Window(codes, frames.left, frames.right, first, state))[0]
     return total / REPLY_S
 
 
@@ -76,11 +76,11 @@ def _windows(name: str, spec: CodecSpec) -> Iterator[FrameWindow]:
     size, steady = (1, 1) if spec.blocks else CHUNKS[name.removesuffix("_meanflow")]
     while done < num_frames:
         size = min(size, num_frames - done)
-        found = windower.push(np.zeros((spec.num_codebooks, size), np.int64), done + size == num_frames)
+        frames = windower.push(np.zeros((spec.num_codebooks, size), np.int64), done + size == num_frames)
         done = done + size
         size = steady
-        if found is not None:
-            yield found
+        if frames is not None:
+            yield frames
 
 
 def main(names: list[str]) -> None:
