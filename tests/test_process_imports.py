@@ -9,6 +9,7 @@ import pytest
 
 from stretto.engine.environment import is_cpu_build
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "model_repository" / "language_model" / "1" / "checkpoint"
 

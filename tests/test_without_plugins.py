@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiers import by_night
+
 # Importing `tests.without_plugins` would hide the plug-ins from this process too.
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -25,9 +27,9 @@ def test_core_lists_only_its_own_families() -> None:
     assert {name for group, name, *_ in lines if group == "family"} == FAMILIES
 
 
-def test_core_passes_tests_of_its_interface() -> None:
-    files = [f"tests/{name}" for name in ("families/tiny", "families/csm", "engine/test_bundled.py")]
-    said = run("-m", "pytest", "-p", "tests.without_plugins", "-p", "no:xdist", "-m", "not nightly", *files)
+@pytest.mark.parametrize("path", ["families/tiny", *by_night("families/csm", "engine/test_bundled.py")])
+def test_core_passes_tests_of_its_interface(path: str) -> None:
+    said = run("-m", "pytest", "-p", "tests.without_plugins", "-p", "no:xdist", "-m", "not nightly", f"tests/{path}")
     assert "[100%]" in said
 
 

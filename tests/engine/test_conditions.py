@@ -74,6 +74,7 @@ def test_vectors_are_not_among_the_parameters_that_vllm_logs(tmp_path: Path) -> 
         assert "condition" not in scheduled.anon_repr()
 
 
+@pytest.mark.nightly  # by day in float32, above, and in random histories
 def test_bfloat16_replies_do_not_depend_on_batching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights of conditions stay float32. The first hidden state equals that of float32 within bfloat16's precision."""
     hidden, sample = list[torch.Tensor](), SpeechSampler._row

@@ -38,8 +38,7 @@ def with_audio(prompt: Prompt, published: Published) -> Prompt:
     [
         ("bagpiper", BAGPIPER, "qwen3"),
         ("opuslm", OPUSLM, "olmo2"),
-        ("opuslm-dialogue", DIALOGUE, "llama"),
-        *by_night(("opuslm", OPUSLM, "llama")),
+        *by_night(("opuslm", OPUSLM, "llama"), ("opuslm-dialogue", DIALOGUE, "llama")),
     ],
 )
 def test_converted_releases_reply_unchanged(command: str, family: Family, backbone: str, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
 FAMILIES = {"small_csm": CSM, "small_qwen3_tts": QWEN3_TTS, "small_by_step": BY_STEP}
-NUM_FRAMES = 6
+NUM_FRAMES, NUM_PROMPTS = 3, 2  # a frame of interpreted kernels takes a second
 STEP_KERNELS = {"additional_config": {"step_kernels": True}}
 
 
@@ -49,7 +49,7 @@ def unpacked(folder: Path, family: Family) -> Any:
 def test_replies_equal_the_slow_reference(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family = FAMILIES[name]
     folder = write_checkpoint(tmp_path, family, name, layers=1)
-    prompts = {request: shortened(prompt) for request, prompt in make_prompts(family, 3).items()}
+    prompts = {request: shortened(prompt) for request, prompt in make_prompts(family, NUM_PROMPTS).items()}
     expected = answer(folder, family, prompts).expected.replies
     networks = list[Any]()
     for cpu_class, device_class in {"CpuDepth": DeviceDepth, "CpuSteppedDepth": DeviceSteppedDepth}.items():

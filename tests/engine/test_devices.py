@@ -207,7 +207,7 @@ def captured_at_start(state: SpeechModelState, sampler: StepSampler) -> None:
     assert len(recorded) == sampler._graphs.num_graphs == num_variants * len(padded_sizes(4))
 
 
-@pytest.mark.parametrize("uses_kernels", [True, False])
+@pytest.mark.parametrize("uses_kernels", [True, *by_night(False)])
 @pytest.mark.parametrize(
     "name", ["tiny", "small_csm", *by_night(*(name for name in FAMILIES if name not in ("tiny", "small_csm")))]
 )

@@ -29,6 +29,7 @@ from tests.engine.test_bundled import FOLDER, speak
 from tests.random_checkpoints import write_checkpoint
 from tests.small_vocabularies import BAGPIPER, CSM, QWEN3_TTS
 from tests.speech_families import LATENTS, THREE_ROWS
+from tests.tiers import ASYNC_BY_DAY
 
 ON: dict[str, Any] = {"additional_config": {"first_chunk": "float32"}}
 # 4 of 9 replies at once, and room for hardly two of the longest.
@@ -96,7 +97,7 @@ def decoded(folder: Path, family: Family, codes: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
 def test_samples_equal_the_decoders_bit_by_bit(checkpoint: Path, is_async: bool) -> None:
     """Alone; in a batch, products of other sizes may round differently."""
     with Engine(checkpoint, async_scheduling=is_async, max_model_len=LENGTH, **ON) as engine:

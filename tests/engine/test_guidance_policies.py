@@ -47,7 +47,7 @@ def test_timed_guidance_ends_at_its_row_under_any_scheduling(
     checkpoint: Checkpoint, tight: Engine, seconds: float
 ) -> None:
     changes = {"guidance_scale": 2.0, "policy": "until_s", "guided_until_s": seconds}
-    prompts = speaking(checkpoint, 8, **changes)
+    prompts = speaking(checkpoint, 4, **changes)
     answers = tight.run(prompts)
     for request_id, prompt in prompts.items():
         rows = answers[request_id].rows
@@ -155,7 +155,8 @@ def test_adaptive_replies_without_load_match_always_guided_ones(checkpoint: Chec
     assert answer.rows == checkpoint.reply(always, 192, guess=answer.rows)
 
 
-@pytest.mark.parametrize("wave", [20, *by_night(7, 33)])
+@pytest.mark.nightly  # by day in `test_histories.py`
+@pytest.mark.parametrize("wave", [20, 7, 33])
 def test_guidance_changes_survive_preemption_and_aborts(checkpoint: Checkpoint, tight: Engine, wave: int) -> None:
     """Guidance ends and returns in waves, with memory for little more than one CFG pair; some clients disconnect."""
     prompts = {f"r{i}": long_speech(checkpoint, i, policy="adaptive" if i % 3 else "always") for i in range(6)}

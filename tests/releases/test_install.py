@@ -454,7 +454,7 @@ EVENTS = {
     "published": ("os.remove", r"/voice--\w+/lock "),
 }
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
-BY_DAY = [("downloading", signal.SIGKILL), ("verifying", signal.SIGINT), ("converting", signal.SIGTERM)]
+BY_DAY = [("downloading", signal.SIGKILL), ("converting", signal.SIGTERM)]
 POINTS = [(point, number) for point in (*HELD, *EVENTS, "converting") for number in SIGNALS]
 
 
