@@ -103,6 +103,7 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
     if {"engine", "slow"} <= set(session.config.option.markexpr.split()) and "vllm" in sys.modules:
         raise pytest.UsageError("a collected file imports vllm: mark all its tests `slow`, or import it in the tests")
     heap.set_aside(collect=False)  # imports leave little garbage
+    gc.set_threshold(20_000)  # not 700: tests make many objects that they keep, and little garbage
     gc.enable()
     return collected
 

@@ -27,6 +27,7 @@ from stretto.streams.layout import Segment
 from tests.decoder import fake_cuda
 from tests.decoder.fake_cuda import LOOK_S, FakeCuda
 from tests.fakes import FakeCodec, RecordedReply
+from tests.tiers import by_night
 
 BATCH_S = 1.0
 
@@ -171,7 +172,7 @@ class Causal(FakeCodec):
 
 
 @pytest.mark.parametrize("graphs", [False, True])
-@pytest.mark.parametrize("num_last", range(1, 13))
+@pytest.mark.parametrize("num_last", [1, 5, 12, *by_night(2, 3, 4, *range(6, 12))])
 def test_last_window_has_a_captured_shape_and_its_own_samples(
     num_last: int, graphs: bool, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:

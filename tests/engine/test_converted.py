@@ -37,8 +37,8 @@ def with_audio(prompt: Prompt, published: Published) -> Prompt:
     ("command", "family", "backbone"),
     [
         ("bagpiper", BAGPIPER, "qwen3"),
-        ("opuslm", OPUSLM, "olmo2"),
-        *by_night(("opuslm", OPUSLM, "llama"), ("opuslm-dialogue", DIALOGUE, "llama")),
+        ("opuslm-dialogue", DIALOGUE, "llama"),
+        *by_night(("opuslm", OPUSLM, "olmo2"), ("opuslm", OPUSLM, "llama")),
     ],
 )
 def test_converted_releases_reply_unchanged(command: str, family: Family, backbone: str, tmp_path: Path) -> None:

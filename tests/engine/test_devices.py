@@ -208,9 +208,7 @@ def captured_at_start(state: SpeechModelState, sampler: StepSampler) -> None:
 
 
 @pytest.mark.parametrize("uses_kernels", [True, *by_night(False)])
-@pytest.mark.parametrize(
-    "name", ["tiny", "small_csm", *by_night(*(name for name in FAMILIES if name not in ("tiny", "small_csm")))]
-)
+@pytest.mark.parametrize("name", [*BY_DAY, *by_night(*(name for name in FAMILIES if name not in BY_DAY))])
 def test_steps_do_not_mix_devices(
     name: str, uses_kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

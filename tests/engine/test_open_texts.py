@@ -24,7 +24,7 @@ NUM_TEXTS = 9
 
 @pytest.fixture(
     scope="module",
-    params=[(TRACKED_CSM, True), (GROUPED, True), *by_night(((TRACKED_CSM, False),), ((GROUPED, False),))],
+    params=[(TRACKED_CSM, True), *by_night(((GROUPED, True),), ((TRACKED_CSM, False),), ((GROUPED, False),))],
     ids=lambda param: f"{param[0].name}-{'async' if param[1] else 'sync'}",
 )
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:

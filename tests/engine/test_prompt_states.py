@@ -21,6 +21,7 @@ from stretto_qwen3_omni.qwen3_omni.family import Talker
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint
 from tests.speech_families import SPOKEN
+from tests.tiers import ASYNC_BY_DAY
 
 pytestmark = pytest.mark.engine
 LENGTH, NUM_MELS = 160, 8
@@ -37,7 +38,6 @@ AUDIO_CONFIG = {
 }
 # Prompts in chunks, 4 of 8 replies at once, and room for hardly two of the longest.
 TIGHT: dict[str, Any] = {"max_num_batched_tokens": 24, "max_num_seqs": 4, "num_gpu_blocks_override": 7}
-SCHEDULES = [pytest.param(True, id="async"), pytest.param(False, id="sync")]
 
 
 def spoken_prompt(index: int, task: str = "answer", salt: int = 0) -> Prompt:
@@ -77,7 +77,7 @@ def expected(checkpoint: Path) -> Callable[[Prompt], np.ndarray]:
     return states
 
 
-@pytest.fixture(scope="module", params=SCHEDULES)
+@pytest.fixture(scope="module", params=ASYNC_BY_DAY)
 def tight(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
     with Engine(checkpoint, async_scheduling=request.param, max_model_len=LENGTH, **TIGHT) as engine:
         yield engine

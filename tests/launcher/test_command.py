@@ -243,7 +243,7 @@ def test_launcher_cleans_up_after_a_killed_launcher(launch: Launch) -> None:
     assert server.leftovers() == []  # removed by this launcher or by another test's
 
 
-@pytest.mark.parametrize("state", ["starting", "ready"])
+@pytest.mark.parametrize("state", ["ready", *by_night("starting")])
 def test_killed_launcher_leaves_no_processes_or_shared_memory(launch: Launch, tmp_path: Path, state: str) -> None:
     hang(tmp_path, int(state == "starting"), "waiting")
     server = launch()

@@ -12,6 +12,7 @@ from tritonclient.grpc import service_pb2
 
 from stretto.proxy.apis import MODEL_INFER
 from tests.launcher.launched import MAX_RESTARTS, PROOF, Launch, busy_table, hang
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
 
@@ -86,7 +87,7 @@ def test_once_ready_server_is_restarted_without_limit(launch: Launch, tmp_path: 
     assert server.process.poll() is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, *by_night(signal.SIGSTOP)])
 def test_only_the_model_of_a_lost_stub_is_restarted(launch: Launch, tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "reloads").touch()
     server = launch()
@@ -154,14 +155,6 @@ def test_permanently_stopped_stub_restarts_the_server(launch: Launch) -> None:
     server.until(lambda: f"{reason}: restarting the server" in server.said)
     server.until_ready(2)
     assert server.stub != first
-
-
-def test_a_clock_that_is_set_back_restarts_the_server(launch: Launch, tmp_path: Path) -> None:
-    server = launch()
-    server.until_ready()
-    (tmp_path / "set back by").write_text("3600")
-    server.until(lambda: "the clock was set back by 3600 s: restarting the server" in server.said)
-    server.until_ready(2)
 
 
 def test_requests_end_before_a_restart_because_of_the_clock(launch: Launch, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from stretto.launcher import background
 from stretto.launcher.background import STARTER
 from tests.launcher.launched import EARLY, STARTED, WAITS, Launch, Launched, busy_table, hang
 from tests.patience import PATIENCE_S
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +29,8 @@ def has_left_nothing(server: Launched, *numbers: signal.Signals) -> bool:
     return server.leftovers() == [] and server.processes() == [] and server.state is None
 
 
-@pytest.mark.parametrize("number", [TERM, INT, HUP])
+# By day each signal in one state or another.
+@pytest.mark.parametrize("number", [TERM, *by_night(INT, HUP)])
 def test_signal_before_the_server_starts_leaves_nothing(
     launch: Launch, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
@@ -72,7 +74,7 @@ def test_launcher_outlives_its_starter_once_the_server_is_ready(
     assert "stopped" in server.said
 
 
-@pytest.mark.parametrize("numbers", [(TERM, TERM), (INT,), (HUP,)])
+@pytest.mark.parametrize("numbers", [(HUP,), *by_night(((TERM, TERM),), ((INT,),))])
 def test_signals_during_startup_leave_no_leftovers(
     launch: Launch, tmp_path: Path, numbers: tuple[signal.Signals, ...]
 ) -> None:
@@ -82,7 +84,8 @@ def test_signals_during_startup_leave_no_leftovers(
     assert has_left_nothing(server, *numbers)
 
 
-@pytest.mark.parametrize("numbers", [(TERM, HUP), (INT, TERM)])  # two equal pending signals would be delivered once
+# Two equal pending signals would be delivered once.
+@pytest.mark.parametrize("numbers", [(INT, TERM), *by_night(((TERM, HUP),))])
 def test_signals_while_serving_leave_no_leftovers(launch: Launch, numbers: tuple[signal.Signals, ...]) -> None:
     server = launch(0, "--drain-seconds=600")
     server.until_ready()
@@ -91,7 +94,7 @@ def test_signals_while_serving_leave_no_leftovers(launch: Launch, numbers: tuple
     table.remove()
 
 
-@pytest.mark.parametrize("number", [TERM, INT, HUP])
+@pytest.mark.parametrize("number", [INT, *by_night(TERM, HUP)])
 def test_signals_during_a_model_restart_leave_no_leftovers(
     launch: Launch, tmp_path: Path, number: signal.Signals
 ) -> None:

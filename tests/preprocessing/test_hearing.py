@@ -142,7 +142,7 @@ def client(inside: Inside) -> Iterator[Client]:
     hearing.close()
 
 
-@pytest.mark.parametrize("seed", [0, 1, *by_night(2, 3)])
+@pytest.mark.parametrize("seed", [0, *by_night(1, 2, 3)])
 def test_live_encoding_is_independent_of_parts_and_other_sessions(
     client: Client, inside: Inside, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray, seed: int
 ) -> None:

@@ -39,6 +39,7 @@ def corpora() -> dict[str, Corpus]:
     }
 
 
+@pytest.mark.nightly
 def test_transcription_improves_and_speech_stays(network: Network) -> None:
     original = deepcopy(network)
     rows = {"own": 300, "speech": 300}

@@ -26,7 +26,7 @@ from tests.server.conftest import ServedCheckpoint, Server, serves
 from tests.server.listening import Answer
 from tests.server.openai_client import openai_client
 
-pytestmark = [pytest.mark.server, pytest.mark.nightly]  # by day tests/engine/test_spoken_llm.py
+pytestmark = [pytest.mark.server, pytest.mark.nightly]  # by day plugins/qwen3_omni/tests/engine/test_spoken_llm.py
 NUM_WORDS, NUM_FRAMES = 20, 28
 TEXT = "what is ass tant? hello user"
 GREEDY: dict[str, Any] = {
