@@ -73,7 +73,7 @@ class Config(MarkedSpeech):
     @model_validator(mode="after")
     def _check_pad(self) -> Self:
         if self.audio_pad_code not in (None, self.audio_vocab_size):
-            raise InvalidRequest("audio_pad_code", self.audio_vocab_size, self.audio_pad_code)
+            raise InvalidRequest("audio_pad_code", str(self.audio_vocab_size), self.audio_pad_code)
         return self
 
 

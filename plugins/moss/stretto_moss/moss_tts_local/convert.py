@@ -93,7 +93,7 @@ class Config(MarkedSpeech):
             expected = f"{self.n_vq} times {self.audio_vocab_size}"
             raise InvalidRequest("audio_codebook_sizes", expected, self.audio_codebook_sizes)
         if self.gpt2_config.n_embd != width:
-            raise InvalidRequest("gpt2_config.n_embd", width, self.gpt2_config.n_embd)
+            raise InvalidRequest("gpt2_config.n_embd", str(width), self.gpt2_config.n_embd)
         return self
 
     @property

@@ -99,7 +99,7 @@ class Config(Codebooks):
             ("local_config.hidden_size", self.language_config.hidden_size, local.hidden_size),
         ):
             if got not in (None, expected):
-                raise InvalidRequest(name, expected, got)
+                raise InvalidRequest(name, str(expected), got)
         return self
 
 

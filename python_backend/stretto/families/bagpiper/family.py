@@ -19,9 +19,9 @@ of the release.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-from stretto.family.base import Family, Task, UnconditionalContext, builder
+from stretto.family.base import Family, Task, UnconditionalContext, Vocabulary, builder
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, SAMPLED_WARM_UP, Segment, StreamLayout
 
@@ -33,7 +33,7 @@ FRAME_RATE = 50.0
 
 
 @dataclass(frozen=True)
-class BagpiperVocabulary:
+class BagpiperVocabulary(Vocabulary):
     """Id ranges of text and codes.
 
     Attributes:
@@ -49,7 +49,7 @@ class BagpiperVocabulary:
     codebook_size: int = 1024
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "BagpiperVocabulary":
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
         """Read the vocabulary from `speech_vocabulary` in a checkpoint's config.json."""
         text = range(*record["text"])
         return cls(record["vocab_size"], text, record["first_audio"], record["codebook_size"])
