@@ -42,13 +42,13 @@ def corpora() -> dict[str, Corpus]:
 @pytest.mark.nightly
 def test_transcription_improves_and_speech_stays(network: Network) -> None:
     original = deepcopy(network)
-    rows = {"own": 300, "speech": 300}
-    found = list(train_hearing.train(network, corpora(), rows, 60))
+    rows = {"own": 100, "speech": 100}
+    found = list(train_hearing.train(network, corpora(), rows, 40))
     assert found[-1]["own"] < 0.5 * found[0]["own"]
     assert found[0]["speech"] == pytest.approx(0, abs=1e-3)
     assert not torch.equal(network.lm_head.weight, original.lm_head.weight)
     free = deepcopy(original)
-    list(train_hearing.train(free, {"own": corpora()["own"]}, rows, 60))
+    list(train_hearing.train(free, {"own": corpora()["own"]}, rows, 40))
     batch = corpora()["speech"].batch(np.arange(8))
     kept, lost = (train_hearing.divergence(trained, original, batch).item() for trained in (network, free))
     assert kept < 0.5 * lost
