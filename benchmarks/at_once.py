@@ -124,7 +124,7 @@ class NecessarySteps:
                 ids = output.new_token_ids
                 rows = read_rows(split_trailer(ids)[0] if has_ended else ids, self._rules.num_row_words)
                 reply = pending.get(output.request_id)
-                if has_ended or (reply is not None and any(each.codes is not None for each in reply.push(rows))):
+                if has_ended or (reply is not None and any(chunk.codes is not None for chunk in reply.push(rows))):
                     pending.pop(output.request_id, None)
         scheduler.finish_requests(None, RequestStatus.FINISHED_ABORTED)
         self._engine.step()
@@ -156,9 +156,9 @@ class FirstWindows:
 
     def _push(self, number: int, index: int) -> None:
         reply = CountingReply(number)
-        for each in range(number):
+        for stream in range(number):
             chunk = Chunk(index, Segment.AUDIO, is_final=index == 1)
-            self._worker.push(f"{self._turn}.{each}", chunk, self._codes, reply)
+            self._worker.push(f"{self._turn}.{stream}", chunk, self._codes, reply)
         reply.wait()
 
     def stop(self) -> None:
@@ -203,7 +203,7 @@ async def first_audio(number: int, send: Send, used: Used) -> tuple[list[float],
 
     traces = [WatchedTrace(time.perf_counter(), on_first=count) for _ in range(number)]
     check(list(await asyncio.gather(*map(send, traces))))
-    return [each.first_s for each in traces], spent_s
+    return [trace.first_s for trace in traces], spent_s
 
 
 async def measure(
@@ -224,7 +224,7 @@ async def measure(
         alone = [await first_audio(1, send, used) for _ in range(ALONE)]
         together, spent_s = await first_audio(number, send, used)
         turn: dict[str, Any] = {"alone": [first[0] for first, _ in alone], "all": together}
-        turn["used"] = {"one": statistics.median(each for _, each in alone), "all": spent_s}
+        turn["used"] = {"one": statistics.median(seconds for _, seconds in alone), "all": spent_s}
         for name, run in (("engine", steps), ("decoder", windows)):
             turn[name] = {"one": run(1), "all": run(number)}
         turns.append(turn)
@@ -241,8 +241,8 @@ def figures(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
 
     def more(turn: dict[str, Any], clock: str) -> float:
-        spent = [turn[part] for part in ("engine", "decoder")]
-        return float(sum(getattr(each["all"], clock) - getattr(each["one"], clock) for each in spent))
+        spent = [turn[side] for side in ("engine", "decoder")]
+        return float(sum(getattr(of_side["all"], clock) - getattr(of_side["one"], clock) for of_side in spent))
 
     def last(turn: dict[str, Any]) -> float:
         return float(np.percentile(turn["all"], 95))
@@ -253,8 +253,8 @@ def figures(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
     alone = [statistics.median(turn["alone"]) for turn in turns]
     bounds = [one + more(turn, "wall_s") for one, turn in zip(alone, turns, strict=True)]
     return {
-        **percentiles("alone", [each for turn in turns for each in turn["alone"]]),
-        **percentiles("first_audio", [each for turn in turns for each in turn["all"]]),
+        **percentiles("alone", [seconds for turn in turns for seconds in turn["alone"]]),
+        **percentiles("first_audio", [seconds for turn in turns for seconds in turn["all"]]),
         "bound": median(iter(bounds)),
         "over_bound": median(last(turn) / bound for bound, turn in zip(bounds, turns, strict=True)),
         "over_alone": median(last(turn) / one for one, turn in zip(alone, turns, strict=True)),
@@ -263,9 +263,9 @@ def figures(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
         },
         "engine_used_cpu_s": {name: median(turn["used"][name] for turn in turns) for name in ("one", "all")},
         **{
-            f"{part}_{clock}": {name: median(getattr(turn[part][name], clock) for turn in turns) for name in turn[part]}
+            f"{side}_{clock}": {name: median(getattr(turn[side][name], clock) for turn in turns) for name in turn[side]}
             for turn in turns[:1]
-            for part in ("engine", "decoder")
+            for side in ("engine", "decoder")
             for clock in ("wall_s", "cpu_s")
         },
     }

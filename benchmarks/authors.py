@@ -123,8 +123,8 @@ def package_figures(arguments: argparse.Namespace, release: Path, port: str = ""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
     environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1"}
     out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-    found: dict[str, Any] = json.loads(next(line for line in out.splitlines() if line.startswith('{"cpu_s"')))
-    return found
+    figures: dict[str, Any] = json.loads(next(line for line in out.splitlines() if line.startswith('{"cpu_s"')))
+    return figures
 
 
 async def listen(client: SpeechClient, contender: Contender, seed: int, frames: int) -> float:
@@ -220,7 +220,7 @@ async def measure(
             for server in servers.values():
                 for streams in arguments.concurrency:
                     await server.turn(contender, number, streams, frames)
-    packages = {port: port_figures(found, frames) for port, found in theirs.items()}
+    packages = {port: port_figures(figures, frames) for port, figures in theirs.items()}
     return [
         {
             "quantize": None if name == STORED else name,
@@ -251,7 +251,7 @@ def beside_package(
     frames: int,
 ) -> dict[str, Any]:
     """Return the figures of the authors' code and of the ports, and the ratios of the server's `speeds` to theirs."""
-    ratios = {port: {"ratio": ratio(speeds, found, frames)} for port, found in theirs.items()}
+    ratios = {port: {"ratio": ratio(speeds, figures, frames)} for port, figures in theirs.items()}
     return {
         **ratios[""],
         **{f"package_{name}": value for name, value in packages[""].items()},
@@ -262,15 +262,15 @@ def beside_package(
 
 def ratio(speeds: Sequence[float], theirs: Iterable[Mapping[str, Any]], frames: int) -> float:
     """Return the median of the server's frames per processor second over theirs in the same round."""
-    return round(median_ratio(speeds, [frames / each["cpu_s"] for each in theirs]), 2)
+    return round(median_ratio(speeds, [frames / round_of_theirs["cpu_s"] for round_of_theirs in theirs]), 2)
 
 
-def port_figures(found: Sequence[Mapping[str, Any]], frames: int) -> dict[str, Any]:
+def port_figures(rounds: Sequence[Mapping[str, Any]], frames: int) -> dict[str, Any]:
     """Return the medians of the rounds of the authors' code, or of a port."""
     return {
-        "frames_per_cpu_s": round(statistics.median(frames / each["cpu_s"] for each in found), 2),
-        "first_audio_s": round(statistics.median(each["first_audio_s"] for each in found), 3),
-        "pss_mb": round(statistics.median(each["pss_mb"] for each in found)),
+        "frames_per_cpu_s": round(statistics.median(frames / figures["cpu_s"] for figures in rounds), 2),
+        "first_audio_s": round(statistics.median(figures["first_audio_s"] for figures in rounds), 3),
+        "pss_mb": round(statistics.median(figures["pss_mb"] for figures in rounds)),
     }
 
 
@@ -284,14 +284,14 @@ def main(arguments: argparse.Namespace) -> None:
         assert convert([*words, "--out", str(folder / "checkpoint")]) == 0
         engine.write_text(json.dumps(contender.engine))
         served = dict[str, tuple[str, Mapping[str, int]]]()
-        known = set[int]()
+        known_pids = set[int]()
         for quantize in arguments.quantize:
             words = ["--checkpoint", str(folder / "checkpoint"), "--engine-args", str(engine)]
             words += ["--quantize", quantize] if quantize != STORED else []
             assert make_repository([*words, "--out", str(folder / f"served-{quantize}")]) == 0
             address = stack.enter_context(serving(folder / f"served-{quantize}"))
-            pids = {name: pid for name, pid in served_processes().items() if pid not in known}
-            known |= set(pids.values())
+            pids = {name: pid for name, pid in served_processes().items() if pid not in known_pids}
+            known_pids |= set(pids.values())
             served[quantize] = (address, pids)
         for figures in asyncio.run(measure(served, folder / "release", arguments)):
             append_result(arguments.out, arguments.family, figures)
@@ -318,20 +318,20 @@ def parse() -> argparse.Namespace:
     contender = KNOWN[arguments.family]
     is_own = arguments.python == sys.executable
     arguments.has_package = contender.load is not None and not (arguments.package is None and is_own)
-    arguments.ports = [each for each in arguments.ports if each]
-    known = contender.ports
-    if unknown := set(arguments.ports) - known.keys():
-        parser.error(f"--ports: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
+    arguments.ports = [name for name in arguments.ports if name]
+    known_ports = contender.ports
+    if unknown := set(arguments.ports) - known_ports.keys():
+        parser.error(f"--ports: expected some of {', '.join(known_ports)}, got {', '.join(sorted(unknown))}")
     if arguments.ports and not arguments.has_package:
         parser.error("--ports: expected --package, too")
     return arguments
 
 
 if __name__ == "__main__":
-    given = parse()
-    if given.release:
-        found = KNOWN[given.family]
-        port = found.ports[given.ports[0]] if given.ports else None
-        print(json.dumps(speak_with_package(found, given.release, given.frames, port)))
+    parsed = parse()
+    if parsed.release:
+        chosen = KNOWN[parsed.family]
+        port = chosen.ports[parsed.ports[0]] if parsed.ports else None
+        print(json.dumps(speak_with_package(chosen, parsed.release, parsed.frames, port)))
     else:
-        main(given)
+        main(parsed)

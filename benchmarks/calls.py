@@ -90,7 +90,7 @@ class Echo(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelStreamInfer(self, messages: Any, context: Any) -> Any:
         async for message in messages:
-            inputs = dict(zip((each.name for each in message.inputs), message.raw_input_contents, strict=True))
+            inputs = dict(zip((tensor.name for tensor in message.inputs), message.raw_input_contents, strict=True))
             if "session" not in inputs:
                 self._num_sessions += 1
                 rate = json.loads(inputs["options"][LENGTH_BYTES:])["output"]["sample_rate"]
@@ -158,12 +158,12 @@ class Ear:
 
     def next_frame(self) -> Any:
         """Return the next frame to send, int16 [480]."""
-        place = self._number % PERIOD
+        frame = self._number % PERIOD
         self._number = self._number + 1
-        if place == PERIOD // 2:
+        if frame == PERIOD // 2:
             self._sent_s = time.monotonic()
-        place -= PERIOD // 2
-        return self._tones[place] if 0 <= place < TONE_FRAMES else np.zeros(FRAME, np.int16)
+        frame -= PERIOD // 2
+        return self._tones[frame] if 0 <= frame < TONE_FRAMES else np.zeros(FRAME, np.int16)
 
     def hear(self, pcm: Any) -> None:
         """Take received samples, int16 [n]."""

@@ -171,7 +171,7 @@ def seconds_of(work: Callable[[], object], repeats: int = 3) -> float:
 
 def table(rows: list[Streaming] | list[Dial] | list[Long]) -> str:
     """Return rows of one kind as a Markdown table."""
-    names = [each.name for each in fields(rows[0])]
+    names = [declared.name for declared in fields(rows[0])]
     lines = [names, ["---"] * len(names), *[[_cell(value) for value in asdict(row).values()] for row in rows]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -182,12 +182,12 @@ def _cell(value: object) -> str:
 
 def codecs(names: list[str], checkpoint: Path | None, is_wide: bool) -> Iterator[tuple[str, str, Codec]]:
     """For each name, yield the name, the kind of weights, and the codec."""
-    kind = "random, wide" if is_wide else "random, narrow"
+    weights = "random, wide" if is_wide else "random, narrow"
     for name in names:
         if checkpoint is not None:
             yield name, "published", load_codec(name, checkpoint)
         else:
-            yield name, "published" if name == "tiny" else kind, make_codec(name, "cpu", not is_wide)
+            yield name, "published" if name == "tiny" else weights, make_codec(name, "cpu", not is_wide)
 
 
 BlockCodec = Glm4VoiceCodec | S3GenCodec
@@ -223,12 +223,12 @@ def random_s3gen_codec(is_meanflow: bool, is_wide: bool) -> S3GenCodec:
     shape = random_s3gen.WIDE if is_wide else random_s3gen.NARROW
     shape = replace(shape, estimator=replace(shape.estimator, is_meanflow=is_meanflow))
     drawn = multiply_weight_norm_out(random_s3gen.tensors(shape))
-    plain = {name: each for name, each in drawn.items() if not name.startswith(("tokenizer.", "speaker_encoder."))}
-    config = S3GenConfig.from_shapes({name: tuple(each.shape) for name, each in plain.items()})
+    plain = {name: tensor for name, tensor in drawn.items() if not name.startswith(("tokenizer.", "speaker_encoder."))}
+    config = S3GenConfig.from_shapes({name: tuple(tensor.shape) for name, tensor in plain.items()})
     codec = S3GenCodec(replace(config, voices=(VOICE_TOKENS,)), S3GEN_BLOCKS)
     heard = random_s3gen.conditions(1, VOICE_TOKENS)
     parts = {"tokens": heard["prompt_token"][0], "mel": heard["prompt_feat"][0].T, "speaker": heard["embedding"][0]}
-    codec.load_state_dict(plain | {f"voices.0.{name}": each for name, each in parts.items()})
+    codec.load_state_dict(plain | {f"voices.0.{name}": tensor for name, tensor in parts.items()})
     return codec.eval().requires_grad_(False)
 
 
@@ -282,11 +282,11 @@ def decode(codec: BlockCodec, codes: Tensor) -> tuple[Tensor, Tensor]:
         make = codec.mel
 
         def making(
-            codes: Tensor, voice: FlowVoice, known: Tensor | None = None, start: int = 0, ahead: int = 0
+            codes: Tensor, voice: FlowVoice, known_mel: Tensor | None = None, start: int = 0, ahead: int = 0
         ) -> Tensor:
-            made = make(codes, voice, known, start, ahead)
-            mels.append(made[..., 0 if known is None else known.shape[2] :])
-            return made
+            mel = make(codes, voice, known_mel, start, ahead)
+            mels.append(mel[..., 0 if known_mel is None else known_mel.shape[2] :])
+            return mel
 
         codec.mel = making  # type: ignore[method-assign]
         pcm = stream(codec, codes, [codes.shape[2]])
@@ -329,8 +329,8 @@ def print_blocks(codec: BlockCodec, arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Run the measurement that the command line selects."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = ["tiny", *MODELS, *STATEFUL]
-    parser.add_argument("codecs", nargs="*", metavar="codec", help=f"of {', '.join(known)}; default: all")
+    every_name = ["tiny", *MODELS, *STATEFUL]
+    parser.add_argument("codecs", nargs="*", metavar="codec", help=f"of {', '.join(every_name)}; default: all")
     parser.add_argument("--checkpoint", type=Path, help=f"a published checkpoint of one of the codecs {names(CODECS)}")
     parser.add_argument("--wide", action="store_true", help="use random weights of the published width")
     parser.add_argument("--frames", type=int, default=60, help="frames per utterance")
@@ -343,16 +343,16 @@ def main() -> None:
     if arguments.blocks is not None:
         print_blocks(block_codec(arguments), arguments)
         return
-    measured = codecs(arguments.codecs or known, arguments.checkpoint, arguments.wide)
+    measured = codecs(arguments.codecs or every_name, arguments.checkpoint, arguments.wide)
     if arguments.long is not None:
         rows = [measure_long(name, codec, arguments.long) for name, _, codec in measured]
         print(table(rows), json.dumps({"long": [asdict(row) for row in rows]}), sep="\n\n")
         return
     streaming: list[Streaming] = []
     dials: list[Dial] = []
-    for name, kind, codec in measured:
+    for name, weights, codec in measured:
         codes = random_codes(codec, arguments.batch, arguments.frames)
-        streaming.append(measure_streaming(name, kind, codec, codes))
+        streaming.append(measure_streaming(name, weights, codec, codes))
         dials += measure_dial(name, codec, codes)
     print(table(streaming), table(dials), sep="\n\n", end="\n\n")
     print(json.dumps({"streaming": [asdict(row) for row in streaming], "dial": [asdict(row) for row in dials]}))

@@ -70,9 +70,9 @@ class Contender:
 POCKET_VOICE = next(iter(random_pocket.VOICES))
 
 
-def write_pocket_tts(folder: Path, kind: str = "published") -> list[str]:
+def write_pocket_tts(folder: Path, release_type: str = "published") -> list[str]:
     """Write a release of Pocket TTS."""
-    return ["pocket-tts", "--model", str(random_pocket.write_release(folder, kind))]
+    return ["pocket-tts", "--model", str(random_pocket.write_release(folder, release_type))]
 
 
 def pocket_tts_config(release: Path) -> Path:
@@ -120,7 +120,7 @@ def load_chatterbox(release: Path) -> Speak:
     infer = model.t3.inference
 
     def speak(frames: int) -> Iterator[int]:
-        model.t3.inference = lambda **given: infer(**given | {"max_new_tokens": frames})
+        model.t3.inference = lambda **options: infer(**options | {"max_new_tokens": frames})
         yield model.generate(TEXT).shape[-1]
 
     return speak
@@ -153,10 +153,10 @@ def load_cosyvoice3(release: Path) -> Speak:
     from cosyvoice.tokenizer.tokenizer import CosyVoice3Tokenizer
 
     tokenizer = CosyVoice3Tokenizer(str(release / random_cosyvoice3.BACKBONE))
-    known = random_cosyvoice3.PUBLISHED
+    vocabulary = random_cosyvoice3.PUBLISHED
     backbone = random_cosyvoice3.QWEN2
     sampling = import_module("cosyvoice.utils.common").ras_sampling
-    llm = cosyvoice3_replies.language_model_of(backbone, known, sampling)
+    llm = cosyvoice3_replies.language_model_of(backbone, vocabulary, sampling)
     model = CosyVoice3Model(llm, *authors.networks(random_cosyvoice3.WIDE))
     model.load(*(release / f"{name}.pt" for name in ("llm", "flow", "hift")))
     voice = torch.load(release / "spk2info.pt")[COSYVOICE_VOICE]
@@ -193,7 +193,7 @@ def load_orpheus(release: Path) -> Speak:
     codec = snac.SNAC.from_config(release / "snac" / "config.json")
     weights = torch.load(release / "snac" / "pytorch_model.bin")
     codec.load_state_dict(
-        {name: each for name, each in weights.items() if not name.startswith("encoder.")}, strict=False
+        {name: tensor for name, tensor in weights.items() if not name.startswith("encoder.")}, strict=False
     )
     codec.to = lambda device: codec
     snac.SNAC.from_pretrained = lambda name: codec
@@ -238,13 +238,13 @@ def load_kyutai_tts(release: Path) -> Speak:
     has_vectors = bool(config["conditioners"])
     model = kyutai_tts_replies.load(release, 1.0 if has_vectors else GUIDANCE_SCALE)
     model.mimi = mimi = loaders.get_mimi(release / config["mimi_name"], num_codebooks=config["n_q"])
-    given: dict[str, Any] = {"attributes": [], "prefixes": None}
+    conditions: dict[str, Any] = {"attributes": [], "prefixes": None}
     if has_vectors:
         (voice,) = release.glob(f"voices/{random_kyutai_tts.VOICES[0]}.*")
-        given["attributes"] = [model.make_condition_attributes([voice], cfg_coef=GUIDANCE_SCALE)]
+        conditions["attributes"] = [model.make_condition_attributes([voice], cfg_coef=GUIDANCE_SCALE)]
     else:
-        given["prefixes"] = [model.get_prefix(release / "voices" / f"{KYUTAI_VOICE}.wav")]
-    num_given = 0 if has_vectors else given["prefixes"][0].shape[1]
+        conditions["prefixes"] = [model.get_prefix(release / "voices" / f"{KYUTAI_VOICE}.wav")]
+    num_given = 0 if has_vectors else conditions["prefixes"][0].shape[1]
 
     def speak(frames: int) -> Iterator[int]:
         sizes, index = queue.SimpleQueue[int | None](), 0
@@ -261,7 +261,7 @@ def load_kyutai_tts(release: Path) -> Speak:
             model.max_gen_length = max(config["delays"]) + model.delay_steps + num_given + frames
             try:
                 with torch.no_grad(), mimi.streaming(1):
-                    model.generate([model.prepare_script([KYUTAI_TEXT])], on_frame=decode, **given)
+                    model.generate([model.prepare_script([KYUTAI_TEXT])], on_frame=decode, **conditions)
             finally:
                 sizes.put(None)
 
@@ -359,7 +359,7 @@ CONTENDERS = {
     ),
     **{
         f"pocket_tts_{size}": pocket_tts(
-            write=partial(write_pocket_tts, kind=f"published_{size}"),
+            write=partial(write_pocket_tts, release_type=f"published_{size}"),
             sizes=f"as published: language model {model} M parameters, codec {codec} M without its encoder; float32",
         )
         for size, model, codec in (("2m", 0.9, 1.0), ("7m", 4.3, 2.6), ("18m", 15.6, 2.6))

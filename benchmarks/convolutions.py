@@ -90,7 +90,7 @@ def as_on_a_gpu() -> Iterator[None]:
 
 def line_of(name: str, row: Row) -> str:
     """Return a row of the table in Markdown."""
-    cells = [f"{row.decibels[each]:.0f}" for each in PRECISIONS]
+    cells = [f"{row.decibels[precision]:.0f}" for precision in PRECISIONS]
     sizes = "narrow" if row.is_narrow else "published"
     return f"| `{name}` | {sizes} | " + " | ".join(cells) + " |"
 

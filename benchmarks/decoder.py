@@ -382,13 +382,13 @@ class Arm:
         start = spec.left_frames + frames + spec.right_frames
         codes = random_codes(self._codec, 1, start + 3 * frames)[0].numpy()
         parts = np.split(codes, [start, start + frames, start + 2 * frames], axis=1)
-        for index, part in enumerate(parts):
+        for index, part_of_codes in enumerate(parts):
             wall_s = time.perf_counter()
             cpu_s = time.process_time()
             reply = CountingReply(streams)
             for stream in range(streams):
                 chunk = Chunk(index, Segment.AUDIO, is_final=index == len(parts) - 1)
-                self._worker.push(f"{self._num_runs}.{stream}", chunk, part, reply)
+                self._worker.push(f"{self._num_runs}.{stream}", chunk, part_of_codes, reply)
             reply.wait()
             if index == 2:
                 self.wall_s.append(time.perf_counter() - wall_s)

@@ -73,9 +73,9 @@ class Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        aliases = [each.alias_info for each in func._schema.returns]
+        aliases = [returned.alias_info for returned in func._schema.returns]
         is_view = all(alias is not None and not alias.is_write for alias in aliases)
-        on_device = any(isinstance(each, torch.Tensor) and each.device == META for each in tree_leaves(result))
+        on_device = any(isinstance(leaf, torch.Tensor) and leaf.device == META for leaf in tree_leaves(result))
         name = func._overloadpacket.__name__
         if on_device and not is_view and "empty" not in name:
             self.names.append(name)
@@ -108,11 +108,11 @@ def row_of(name: str) -> Row:
     return Row(measure(codec, config), launches(codec, config))
 
 
-def table(found: dict[str, Row]) -> str:
+def table(measured: dict[str, Row]) -> str:
     """Return the table in Markdown, memory in GB."""
     head = "weights", "graphs", "activations", f"{MAX_UTTERANCES} streams", "decoder"
     lines = ["| codec | " + " | ".join(head) + " | launches |", "|---|" + "---|" * (len(head) + 1)]
-    for name, row in found.items():
+    for name, row in measured.items():
         memory = row.memory
         sizes = (memory.weights, memory.static, memory.activations, memory.utterances, memory.total)
         cells = (f"{size / 1e9:.2f}" for size in sizes)

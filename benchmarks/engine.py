@@ -127,20 +127,20 @@ def measure(number: int, arguments: argparse.Namespace, ours: SpeechArm, stock: 
     rounds = [{name: arm() for name, arm in arms.items()} for _ in range(arguments.rounds)]
 
     def median(figure: Callable[[dict[str, StepTime]], float]) -> float:
-        return round(statistics.median(figure(each) for each in rounds), 4)
+        return round(statistics.median(figure(times) for times in rounds), 4)
 
     def medians(arm: str, clock: str) -> float:
-        return median(lambda each: getattr(each[arm], clock))
+        return median(lambda times: getattr(times[arm], clock))
 
     return {
         "requests": number,
         "frames": frames,
         "guidance_scale": arguments.guidance,
-        "engine_efficiency": median(lambda each: each["stock_guided"].wall_ms / each["guided"].wall_ms),
-        "engine_efficiency_cpu": median(lambda each: each["stock_guided"].cpu_ms / each["guided"].cpu_ms),
-        "engine_efficiency_unguided": median(lambda each: each["stock_unguided"].wall_ms / each["unguided"].wall_ms),
-        "cfg_retention": median(lambda each: each["unguided"].wall_ms / each["guided"].wall_ms),
-        "cfg_retention_cpu": median(lambda each: each["unguided"].cpu_ms / each["guided"].cpu_ms),
+        "engine_efficiency": median(lambda times: times["stock_guided"].wall_ms / times["guided"].wall_ms),
+        "engine_efficiency_cpu": median(lambda times: times["stock_guided"].cpu_ms / times["guided"].cpu_ms),
+        "engine_efficiency_unguided": median(lambda times: times["stock_unguided"].wall_ms / times["unguided"].wall_ms),
+        "cfg_retention": median(lambda times: times["unguided"].wall_ms / times["guided"].wall_ms),
+        "cfg_retention_cpu": median(lambda times: times["unguided"].cpu_ms / times["guided"].cpu_ms),
         "front_end_cpu_ms_per_frame": round(ours.front_end_ms_per_frame(number, frames, arguments.guidance), 4),
         "ms_per_step": {name: medians(name, "wall_ms") for name in arms},
         "cpu_ms_per_step": {name: medians(name, "cpu_ms") for name in arms},
@@ -181,7 +181,7 @@ def measure_layout(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "frames": arguments.frames,
                 "guidance_scale": scale,
                 "sampling": asdict(forced_prompt(family, task, 0, arguments.frames).sampling.audio),
-                **sorted(runs, key=lambda each: each["frames_per_cpu_s"])[len(runs) // 2],
+                **sorted(runs, key=lambda figures: figures["frames_per_cpu_s"])[len(runs) // 2],
             }
 
 
@@ -227,7 +227,7 @@ class NoConnection:
     def listen(self, on_message: Callable[[bytes], None]) -> None:
         """Do nothing."""
 
-    def send(self, engine: bytes, kind: bytes, record: bytes) -> None:
+    def send(self, engine: bytes, message_type: bytes, record: bytes) -> None:
         """Drop a message."""
 
 
@@ -241,7 +241,7 @@ def cpu_ms_per_frame(steps: list[EngineCoreOutputs], prompts: Mapping[str, Promp
     """
     encoder = MsgpackEncoder()
     internal = {request_id: f"{request_id}-{index}" for index, request_id in enumerate(prompts)}  # ids from the client
-    for output in (each for step in steps for each in step.outputs):
+    for output in (output for step in steps for output in step.outputs):
         output.request_id = internal[output.request_id]
     messages = [encoder.encode(outputs)[0] for outputs in steps]
     shared = SharedStats.create(1)

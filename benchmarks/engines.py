@@ -84,7 +84,9 @@ class SteppedEngine:
     def requests(self, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[SamplingParams]]:
         """Return stream 0 of each prompt, and its parameters, as `add` takes them."""
         rules = self.scheduler.table.rules
-        return [prompt.rows[:, 0].tolist() for prompt in prompts], [sampling_params(each, rules) for each in prompts]
+        return [prompt.rows[:, 0].tolist() for prompt in prompts], [
+            sampling_params(prompt, rules) for prompt in prompts
+        ]
 
     def add_prompts(self, prompts: Sequence[Prompt]) -> list[str]:
         """Queue prompts; return their ids."""
@@ -223,8 +225,8 @@ class MethodWatch:
     def stop(self) -> None:
         """Restore all methods, so that the watch does not slow down later steps."""
         while self._replaced:
-            owner, method, own = self._replaced.pop()
-            delattr(owner, method) if own is None else setattr(owner, method, own)
+            owner, method, replaced = self._replaced.pop()
+            delattr(owner, method) if replaced is None else setattr(owner, method, replaced)
 
 
 class Watch(MethodWatch):
@@ -236,13 +238,13 @@ class Watch(MethodWatch):
         self._parts = ["rest"]
         self._since = time.thread_time()
 
-    def wrap(self, owner: Any, method: str, part: str) -> None:
-        """Count the time of `owner.method`, on this object only, as `part`."""
+    def wrap(self, owner: Any, method: str, name: str) -> None:
+        """Count the time of `owner.method`, on this object only, as `name`."""
 
         def make(inner: Callable[..., Any]) -> Callable[..., Any]:
             def timed(*args: Any, **kwargs: Any) -> Any:
                 self._turn()
-                self._parts.append(part)
+                self._parts.append(name)
                 try:
                     return inner(*args, **kwargs)
                 finally:
@@ -266,7 +268,7 @@ class Watch(MethodWatch):
     def ms_per(self, number: int) -> dict[str, float]:
         """Return the milliseconds of each part, divided by `number`."""
         self._turn()
-        return {part: round(1e3 * seconds / number, 4) for part, seconds in self.seconds.items()}
+        return {name: round(1e3 * seconds / number, 4) for name, seconds in self.seconds.items()}
 
 
 def watch(engine: SteppedEngine) -> Watch:
@@ -294,8 +296,8 @@ def watch(engine: SteppedEngine) -> Watch:
     else:
         watched += [(drawing, "draw", "draw"), (guided_heads, "guide", "guidance")]
         watched += [(sampler._draw.heads, head, "heads") for head in ("text", "first", "raw_codes")]
-    for owner, method, part in watched:
-        parts.wrap(owner, method, part)
+    for owner, method, name in watched:
+        parts.wrap(owner, method, name)
     parts.wrap(runner, "sample_tokens", "sample")
     parts.wrap(runner, "execute_model", "execute")
     return parts

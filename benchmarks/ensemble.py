@@ -165,8 +165,8 @@ async def measure(
 
 def costs(rounds: list[dict[str, float]]) -> dict[str, float]:
     """Return the median cost over the rounds for each process, for all outside the models, and in total."""
-    parts = [each | {"rim": sum(map(each.__getitem__, RIM)), "all": sum(each.values())} for each in rounds]
-    return {name: round(statistics.median(each[name] for each in parts), 2) for name in parts[0]}
+    parts = [seconds | {"rim": sum(map(seconds.__getitem__, RIM)), "all": sum(seconds.values())} for seconds in rounds]
+    return {name: round(statistics.median(seconds[name] for seconds in parts), 2) for name in parts[0]}
 
 
 def speech_inputs(model: SmallModel) -> Callable[[str, dict[str, Any]], list[Any]]:
@@ -346,14 +346,19 @@ def cpu_figures(used: list[dict[str, float]], num_frames: int) -> dict[str, Any]
     """Return medians over rounds of `num_frames` frames, given each round's processor seconds by process."""
 
     def per_s(seconds: Callable[[dict[str, float]], float]) -> float:
-        return round(statistics.median(num_frames / max(seconds(each), 1e-9) for each in used), 1)
+        return round(
+            statistics.median(num_frames / max(seconds(seconds_by_process), 1e-9) for seconds_by_process in used), 1
+        )
 
     if not all(used):
         return {}
-    parts = {name: statistics.median(1e3 * each[name] / num_frames for each in used) for name in used[0]}
+    parts = {
+        name: statistics.median(1e3 * seconds_by_process[name] / num_frames for seconds_by_process in used)
+        for name in used[0]
+    }
     return {
-        "frames_per_cpu_s": per_s(lambda each: sum(each.values())),
-        "frames_per_engine_cpu_s": per_s(lambda each: each[ENGINE]),
+        "frames_per_cpu_s": per_s(lambda seconds_by_process: sum(seconds_by_process.values())),
+        "frames_per_engine_cpu_s": per_s(lambda seconds_by_process: seconds_by_process[ENGINE]),
         "cpu_ms_per_frame": {name: round(ms, 3) for name, ms in parts.items()},
     }
 
@@ -427,8 +432,8 @@ async def main(arguments: argparse.Namespace) -> None:
         async for benchmark, record in measure_family(arguments):
             append_result(arguments.out, benchmark, record)
         return
-    own = contextlib.nullcontext(arguments.server) if arguments.server else serving(arguments.model_repository)
-    with own as server:
+    started = contextlib.nullcontext(arguments.server) if arguments.server else serving(arguments.model_repository)
+    with started as server:
         if arguments.rates:
             async for record in _fair_loads(server, arguments):
                 append_result(arguments.out, "speech_fair", record)

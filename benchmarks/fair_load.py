@@ -106,7 +106,7 @@ async def run_clients(
             loop.run_in_executor(pool, run_in_process, address, speaker, share, index) for index in range(num_clients)
         )
         parts = await asyncio.gather(*runs)
-    traces = [trace for part, _ in parts for trace in part]
+    traces = [trace for measured, _ in parts for trace in measured]
     return traces, [seconds for _, late_s in parts for seconds in late_s]
 
 

@@ -93,7 +93,7 @@ def measure(number: int, frames: int, num_rounds: int, arms: dict[str, Arm]) -> 
 
 
 if __name__ == "__main__":
-    given = command_line(
+    parsed = command_line(
         __doc__,
         "frames",
         requests=([1, 4, 16], "numbers of replies per step"),
@@ -107,9 +107,9 @@ if __name__ == "__main__":
             "parallel": (PARALLEL, "benchmark_parallel"),
             "by_step": (BY_STEP, "benchmark_by_step"),
         }
-        engines = {arm: Arm(Path(temporary), *each, max(given.requests)) for arm, each in families.items()}
-        for count in given.requests:
-            append_result(given.out, "frames", measure(count, given.frames, given.rounds, engines))
+        engines = {arm: Arm(Path(temporary), *specs, max(parsed.requests)) for arm, specs in families.items()}
+        for count in parsed.requests:
+            append_result(parsed.out, "frames", measure(count, parsed.frames, parsed.rounds, engines))
     gc.unfreeze()  # or Triton's bindings report objects that the plugin froze as leaked
     gc.collect()
 

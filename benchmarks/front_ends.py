@@ -87,9 +87,9 @@ def through_http(session: aiohttp.ClientSession, response_format: str) -> Speak:
             if answer.status != 200:
                 trace.error = await answer.text()
             left = HEADER if response_format == "wav" else 0
-            async for part in answer.content.iter_any():
-                samples = part[left:]
-                left = max(0, left - len(part))
+            async for received in answer.content.iter_any():
+                samples = received[left:]
+                left = max(0, left - len(received))
                 pcm = np.frombuffer(samples[: len(samples) // 2 * 2], "<i2")
                 if len(pcm):
                     trace.add(time.perf_counter(), pcm, DEFAULT_RATE)
@@ -129,7 +129,7 @@ async def crowd(server: str, num_connections: int, frames: int) -> dict[str, Any
         "connections": num_connections,
         "told_full": sum(num > 0 for num in num_retries),
         **percentiles("crowd_first_audio", first_s),
-        "gateway_rss_mib": [round(each, 1) for each in rss_mib],
+        "gateway_rss_mib": [round(size, 1) for size in rss_mib],
     }
 
 

@@ -55,16 +55,16 @@ def command_line(
     if serves:
         flags["model_repository"] = (ROOT / "model_repository", "folder to serve; default: the bundled model")
     for name, (default, *text) in flags.items():
-        given: dict[str, Any] = {"help": text[0]}
+        options: dict[str, Any] = {"help": text[0]}
         if not isinstance(default, type) and "default" not in text[0]:
-            given["help"] += "; default: %(default)s"
+            options["help"] += "; default: %(default)s"
         if isinstance(default, type):
-            given |= {"type": default}
+            options |= {"type": default}
         elif isinstance(default, list):
-            given |= {"type": type(default[0]), "nargs": "+", "default": default}
+            options |= {"type": type(default[0]), "nargs": "+", "default": default}
         else:
-            given |= {"type": type(default) if not isinstance(default, Path) else Path, "default": default}
-        parser.add_argument(f"--{name.replace('_', '-')}", **given)
+            options |= {"type": type(default) if not isinstance(default, Path) else Path, "default": default}
+        parser.add_argument(f"--{name.replace('_', '-')}", **options)
     return parser
 
 
@@ -175,11 +175,11 @@ def free_ports(count: int) -> list[int]:
     Raises:
         ConnectionError: There are not enough free ports.
     """
-    found: list[int] = []
+    ports: list[int] = []
     order = random.SystemRandom().sample(PORTS, len(PORTS))  # not `random`, because two processes may share a seed
-    while len(found) < count:
+    while len(ports) < count:
         if not order:
-            raise ConnectionError(f"{len(found)} of {count} free ports in {PORTS}")
+            raise ConnectionError(f"{len(ports)} of {count} free ports in {PORTS}")
         port = order.pop()
         claim = socket.socket(type=socket.SOCK_DGRAM)
         with socket.socket() as probe:
@@ -190,8 +190,8 @@ def free_ports(count: int) -> list[int]:
                 claim.close()
                 continue
         _claims.append(claim)
-        found.append(port)
-    return found
+        ports.append(port)
+    return ports
 
 
 @dataclass
@@ -359,15 +359,15 @@ def name_of(process: ProcessSnapshot) -> str:
 
 def served_processes(root: int | None = None) -> dict[str, int]:
     """Return the pids of all descendants of `root` (default: this process) by role; repeated roles get a number."""
-    found: dict[str, int] = {}
+    pids: dict[str, int] = {}
     for process in sorted(descendants(os.getpid() if root is None else root), key=lambda process: process.pid):
-        name = kind = name_of(process)
+        name = role = name_of(process)
         number = 1
-        while name in found:
+        while name in pids:
             number += 1
-            name = f"{kind} {number}"
-        found[name] = process.pid
-    return found
+            name = f"{role} {number}"
+        pids[name] = process.pid
+    return pids
 
 
 def cpu_s(pids: Mapping[str, int]) -> dict[str, float]:
@@ -388,15 +388,15 @@ def memory_mb(pids: Mapping[str, int]) -> float:
 
 def shared_files(pids: Iterable[int]) -> dict[str, int]:
     """Return the size in bytes of each shared-memory file that any of the processes has mapped."""
-    found = {}
+    sizes = {}
     for pid in pids:
         with suppress(*GONE):
             for line in (PROC / str(pid) / "maps").read_text().splitlines():
                 words = line.split(maxsplit=5)
                 if len(words) > 5 and words[5].startswith(SHARED):
                     path = Path(words[5])
-                    found[path.name] = path.stat().st_size if path.exists() else 0
-    return found
+                    sizes[path.name] = path.stat().st_size if path.exists() else 0
+    return sizes
 
 
 def slope_mb_per_min(usages: Sequence[Usage], column: str) -> float:

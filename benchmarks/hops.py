@@ -69,24 +69,24 @@ def walk(stamps: Stamps, sent_s: float, heard_s: float) -> Walk:
     the samples: chunks without audio may come before, and other chunks and rows follow while the first one is decoded.
     """
     inside = [(at_s, hop) for at_s, hop in stamps if sent_s <= at_s <= heard_s]
-    found = {Hop.CLIENT_SENDS: 0.0, Hop.CLIENT_HEARS: heard_s - sent_s}
+    times = {Hop.CLIENT_SENDS: 0.0, Hop.CLIENT_HEARS: heard_s - sent_s}
     hops = list(Hop)
     middle = hops.index(Hop.ENGINE_ACCEPTS) + 1
     for hop in hops[1:middle]:
-        found[hop] = next(at_s for at_s, other in inside if other is hop) - sent_s
+        times[hop] = next(at_s for at_s, other in inside if other is hop) - sent_s
     until_s = heard_s
     for hop in reversed(hops[middle:-1]):
         until_s = max(at_s for at_s, other in inside if other is hop and at_s <= until_s)
-        found[hop] = until_s - sent_s
-    return found
+        times[hop] = until_s - sent_s
+    return times
 
 
 def rows(walks: Sequence[Walk]) -> list[dict[str, Any]]:
     """Return a row per hop in milliseconds: the median time since the request, and times since the hop before."""
-    found = list[dict[str, Any]]()
+    table_rows = list[dict[str, Any]]()
     before = [0.0] * len(walks)
     for hop in Hop:
-        at = [each[hop] for each in walks]
+        at = [walked[hop] for walked in walks]
         took_ms = 1e3 * (np.asarray(at) - before)
         figures = {
             "at_ms": 1e3 * np.median(at),
@@ -94,15 +94,15 @@ def rows(walks: Sequence[Walk]) -> list[dict[str, Any]]:
             "p50_ms": np.median(took_ms),
             "p95_ms": np.percentile(took_ms, 95),
         }
-        found.append({"hop": str(hop), **{name: round(float(value), 2) for name, value in figures.items()}})
+        table_rows.append({"hop": str(hop), **{name: round(float(value), 2) for name, value in figures.items()}})
         before = at
-    return found
+    return table_rows
 
 
-def table(found: Sequence[dict[str, Any]]) -> str:
+def table(hops: Sequence[dict[str, Any]]) -> str:
     """Return the rows as a table in Markdown."""
     lines = ["| hand-over | at | after the one before: least | p50 | p95 |", "|---|---|---|---|---|"]
-    for row in found:
+    for row in hops:
         cells = (f"{row[name]:.2f}" for name in ("at_ms", "least_ms", "p50_ms", "p95_ms"))
         lines.append(f"| {row['hop']} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -136,10 +136,10 @@ def main(arguments: argparse.Namespace) -> None:
     """Start a server, write a line per hop, and print the table."""
     stop_on_sigterm()
     with tracing() as folder, serving(arguments.model_repository) as address:
-        found = asyncio.run(trace_server(address, folder, arguments.requests))
-    for row in found:
+        hops = asyncio.run(trace_server(address, folder, arguments.requests))
+    for row in hops:
         append_result(arguments.out, "hops", row | {"requests": arguments.requests})
-    print(table(found))
+    print(table(hops))
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ async def measure(launch: Launch, number: int, seconds: float, slowdown: float =
         ticks = metric(launch, "live_ticks_total")
         late = metric(launch, "live_late_frames_total")
         await asyncio.gather(*(session.talk(client) for session in sessions))
-        live = {name: each - before[name] for name, each in cpu_s(pids).items()}
+        live = {name: seconds_used - before[name] for name, seconds_used in cpu_s(pids).items()}
         await asyncio.sleep(METRICS_S)
         ticks = metric(launch, "live_ticks_total") - ticks
         late = metric(launch, "live_late_frames_total") - late
@@ -164,7 +164,7 @@ async def measure(launch: Launch, number: int, seconds: float, slowdown: float =
             assert (np.concatenate(codes, 1) == np.concatenate(session.codes, 1)).all(), "live codes differ"
 
         await asyncio.gather(*map(read, sessions))
-        recorded = {name: each - before[name] for name, each in cpu_s(pids).items()}
+        recorded = {name: seconds_used - before[name] for name, seconds_used in cpu_s(pids).items()}
     spent = np.concatenate([session.ticks_s() for session in sessions])
     rows = number * num_frames
     return {
@@ -175,7 +175,9 @@ async def measure(launch: Launch, number: int, seconds: float, slowdown: float =
         "live_cpu_ms_per_row": round(1e3 * sum(live.values()) / rows, 3),
         "recording_cpu_ms_per_row": round(1e3 * sum(recorded.values()) / rows, 3),
         "live_over_recording": round(sum(live.values()) / sum(recorded.values()), 3),
-        "live_cpu_ms_per_row_by_process": {name: round(1e3 * each / rows, 3) for name, each in sorted(live.items())},
+        "live_cpu_ms_per_row_by_process": {
+            name: round(1e3 * seconds_used / rows, 3) for name, seconds_used in sorted(live.items())
+        },
         "late_ticks": int((spent > FRAME_S).sum()),
         "tick_ms": {f"p{share}": round(1e3 * float(np.percentile(spent, share)), 1) for share in (50, 95, 99)},
         "engine_frames": ticks,
@@ -189,15 +191,15 @@ def expected(checkpoint: Path, pcm: np.ndarray) -> np.ndarray:
 
     codec = load_codec("mimi", checkpoint, num_codebooks=8)
     assert isinstance(codec, MimiCodec)
-    known = MoshiVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    vocabulary = MoshiVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     codes = MimiEncoder(codec).encode_all(pcm)
-    written = first_row(known, tuple(user_ids(known).push(codes).reshape(-1).tolist()))
+    written = first_row(vocabulary, tuple(user_ids(vocabulary).push(codes).reshape(-1).tolist()))
     sampling = replace(family_at(checkpoint).tasks[0].sampling, seed=SEED)
     prompt = Prompt("duplex", written.rows, sampling, delayed_tail=written.delayed_tail, track=written.track)
     engine = Engine(checkpoint, max_model_len=codes.shape[1] + 64, max_num_seqs=2)
     rows = engine.run({"r": prompt})["r"].rows
     engine.shutdown()
-    ids = np.array(rows[:-1]) - np.array([each.start for each in family_at(checkpoint).layout.audio])
+    ids = np.array(rows[:-1]) - np.array([ids_of_stream.start for ids_of_stream in family_at(checkpoint).layout.audio])
     return np.concatenate([ids[:-1, :2], ids[1:, 2:]], 1).T
 
 
@@ -222,22 +224,23 @@ async def measure_long(launch: Launch, checkpoint: Path, num_rows: int) -> dict[
         await session.talk(client)
         wall_s = time.monotonic() - begun_s
         watching.cancel()
-    made = np.concatenate(session.codes, 1)
+    codes = np.concatenate(session.codes, 1)
     wanted = await asyncio.to_thread(expected, checkpoint, session.pcm)
     quarter = max(1, len(rss_mb) // 4)
-    held = [max(part) for part in (shares[:quarter], shares[-quarter:])]
+    held = [max(shares_of_quarter) for shares_of_quarter in (shares[:quarter], shares[-quarter:])]
     warm, end = (
-        {name: max(each[name] for each in part) for name in pids} for part in (rss_mb[:quarter], rss_mb[-quarter:])
+        {name: max(sizes[name] for sizes in quarter_of_sizes) for name in pids}
+        for quarter_of_sizes in (rss_mb[:quarter], rss_mb[-quarter:])
     )
     return {
         "rows": num_rows,
         "wall_s": round(wall_s, 1),
-        "frames_that_differ": int((made != wanted).any(0).sum()) + abs(made.shape[1] - num_rows),
+        "frames_that_differ": int((codes != wanted).any(0).sum()) + abs(codes.shape[1] - num_rows),
         "kv_usage_first_quarter": round(held[0], 5),
         "kv_usage_last_quarter": round(held[1], 5),
         "rows_recomputed": metric(launch, "live_rows_recomputed_total"),
-        "rss_mb_first_quarter": {name: round(each) for name, each in sorted(warm.items())},
-        "rss_mb_last_quarter": {name: round(each) for name, each in sorted(end.items())},
+        "rss_mb_first_quarter": {name: round(size) for name, size in sorted(warm.items())},
+        "rss_mb_last_quarter": {name: round(size) for name, size in sorted(end.items())},
         "rss_growth_mb": round(sum(end.values()) - sum(warm.values()), 1),
     }
 

@@ -122,13 +122,13 @@ def knee(records: Sequence[Mapping[str, Any]]) -> float | None:
     Returns:
         Requests per second, or None if even the lowest rate fails.
     """
-    found = None
-    for record in sorted(records, key=lambda each: each["rate"]):
+    rate = None
+    for record in sorted(records, key=lambda line: line["rate"]):
         late = record.get("first_sound_p95", float("inf")) > record["target_s"]
         if late or record["refused"] > MAX_REFUSED:
             break
-        found = record["rate"]
-    return found
+        rate = record["rate"]
+    return rate
 
 
 async def measure(server: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:

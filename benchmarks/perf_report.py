@@ -114,8 +114,10 @@ def table(summary: dict[str, Any]) -> str:
     lines = [head, f"{'':18}" + "".join(f"{f'p{p}':>10}" for p in PERCENTILES) + "   ms"]
     for measure in MEASURES:
         if f"{measure}_s" in summary:
-            found = summary[f"{measure}_s"]
-            cells = "".join(f"{1000 * found[f'p{p}']:10.1f}" if f"p{p}" in found else f"{'-':>10}" for p in PERCENTILES)
+            shares = summary[f"{measure}_s"]
+            cells = "".join(
+                f"{1000 * shares[f'p{p}']:10.1f}" if f"p{p}" in shares else f"{'-':>10}" for p in PERCENTILES
+            )
             lines.append(f"  {measure.replace('_', ' '):16}{cells}")
     return "\n".join(lines)
 
@@ -128,18 +130,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("exports", nargs="+", type=Path)
     parser.add_argument("--count", action="store_true", help="print only the number of complete requests")
     arguments = parser.parse_args(argv)
-    found: dict[Load, list[Exchange]] = defaultdict(list)
+    exchanges_by_load: dict[Load, list[Exchange]] = defaultdict(list)
     try:
         for path in arguments.exports:
             for load, exchanges in read_export(path).items():
-                found[load] += exchanges
+                exchanges_by_load[load] += exchanges
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if arguments.count:
-        print(sum(map(len, found.values())))
+        print(sum(map(len, exchanges_by_load.values())))
         return 0
-    summaries = [summarise(load, exchanges) for load, exchanges in found.items()]
+    summaries = [summarise(load, exchanges) for load, exchanges in exchanges_by_load.items()]
     for summary in summaries:
         print(table(summary))
     print(json.dumps({"experiments": summaries}))

@@ -53,20 +53,20 @@ def measure(results: Path, rounds: int, package: Path | None) -> None:
         run("authors", "authors", POCKET, "--family", "pocket_tts", "--package", str(package.resolve()))
 
 
-def latest(records: Iterable[Record], place: str, places: Sequence[int], **wanted: Any) -> list[Record]:
+def latest(records: Iterable[Record], field: str, places: Sequence[int], **wanted: Any) -> list[Record]:
     """Return the latest record for each value of a field.
 
     Args:
         records: Result lines, oldest first.
-        place: Name of the field.
+        field: Name of the field.
         places: Wanted values of the field.
         **wanted: Values that other fields must have.
 
     Returns:
         One record for each of `places`; an empty list if any of them has no record.
     """
-    found = {each[place]: each for each in records if place in each and wanted.items() <= each.items()}
-    return [found[each] for each in places] if found.keys() >= set(places) else []
+    found = {record[field]: record for record in records if field in record and wanted.items() <= record.items()}
+    return [found[wanted_value] for wanted_value in places] if found.keys() >= set(places) else []
 
 
 def machine(record: Record) -> str:
@@ -92,24 +92,26 @@ def text(records: Sequence[Record]) -> str:
         "|---|---|---|---|---|",
     ]
     lines += [
-        f"| {each['concurrency']} | {each['audio_ttfp_p50']:.2f} / {each['audio_ttfp_p95']:.2f} s "
-        f"| {each['audio_rtf_p50']:.2f} | {each['audio_throughput']:.1f} | {each['cfg_retention']:.2f} |"
-        for each in bundled
+        f"| {record['concurrency']} | {record['audio_ttfp_p50']:.2f} / {record['audio_ttfp_p95']:.2f} s "
+        f"| {record['audio_rtf_p50']:.2f} | {record['audio_throughput']:.1f} | {record['cfg_retention']:.2f} |"
+        for record in bundled
     ]
     others = list[str]()
     measured = list[Record]()
     if family := latest(records, "concurrency", FAMILY, benchmark="families", family=SMALL_FAMILY):
         others.append(f"a small Qwen3-TTS {_speeds(family)}")
         measured.append(family[-1])
-    beside = [each for each in records if "package_frames_per_cpu_s" in each]  # others measured the server alone
-    plain, quantized = ([each for each in beside if each.get("quantize") == kind] for kind in (None, "int8"))
-    if found := latest(plain, "streams", POCKET, benchmark=AUTHORS):
-        theirs = found[0]["package_frames_per_cpu_s"]
-        speed = _speeds(found)
+    beside = [record for record in records if "package_frames_per_cpu_s" in record]  # others measured the server alone
+    plain, quantized = (
+        [record for record in beside if record.get("quantize") == quantization] for quantization in (None, "int8")
+    )
+    if pocket := latest(plain, "streams", POCKET, benchmark=AUTHORS):
+        theirs = pocket[0]["package_frames_per_cpu_s"]
+        speed = _speeds(pocket)
         if int8 := latest(quantized, "streams", POCKET, benchmark=AUTHORS):
             speed += f", in int8 {_speeds(int8)}"
         others.append(f"Pocket TTS {speed} (its authors' package: {theirs:.1f})")
-        measured.append(found[-1])
+        measured.append(pocket[-1])
     if others:
         where = _elsewhere(bundled, measured)
         lines += [
@@ -122,12 +124,12 @@ def text(records: Sequence[Record]) -> str:
 
 def _elsewhere(bundled: Sequence[Record], others: Iterable[Record]) -> str:
     """Return the processors of `others` as text, unless they are the one on which `bundled` was measured."""
-    processors = list(dict.fromkeys(each["hardware"]["cpu"] for each in others))
+    processors = list(dict.fromkeys(record["hardware"]["cpu"] for record in others))
     return "" if processors == [bundled[-1]["hardware"]["cpu"]] else f", on an {' or '.join(processors)}"
 
 
 def _speeds(records: Iterable[Record]) -> str:
-    speeds = (each["frames_per_cpu_s"] for each in records)
+    speeds = (record["frames_per_cpu_s"] for record in records)
     return " / ".join(f"{speed:.{0 if speed >= 10 else 1}f}" for speed in speeds)
 
 

@@ -118,7 +118,7 @@ class ReplayedSteps:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._scheduler.finish_requests(None, RequestStatus.FINISHED_ABORTED)
         self._engine.step()  # informs the worker
@@ -168,7 +168,7 @@ def _compare(gauge: Callable[[Call], float], ours: ReplayedSteps, stock: Replaye
 
 def median_parts(parts: list[dict[str, float]], digits: int) -> dict[str, float]:
     """Return the median of each part, rounded to `digits`."""
-    return {part: round(statistics.median(each[part] for each in parts), digits) for part in parts[0]}
+    return {name: round(statistics.median(step[name] for step in parts), digits) for name in parts[0]}
 
 
 SCALE = 1.5
@@ -229,8 +229,8 @@ def measure(pairs: int, arguments: argparse.Namespace, ours: SpeechArm, stock: S
         "pairs": pairs,
         "frames": frames,
         "rounds": arguments.rounds,
-        "scheduler_ratio": round(median_ratio(*([each[name]["all"] for each in rounds] for name in watches)), 4),
-        "cpu_ms_per_step": {name: median_parts([each[name] for each in rounds], 4) for name in watches},
+        "scheduler_ratio": round(median_ratio(*([times[name]["all"] for times in rounds] for name in watches)), 4),
+        "cpu_ms_per_step": {name: median_parts([times[name] for times in rounds], 4) for name in watches},
         "replayed": replayed,
     }
 
@@ -320,7 +320,7 @@ def measure_step(pairs: int, ours: SpeechArm, stock: StockArm) -> dict[str, floa
 
 
 if __name__ == "__main__":
-    given = command_line(
+    parsed = command_line(
         __doc__,
         "scheduler",
         pairs=([1, 8, 32], "numbers of guided replies per step"),
@@ -328,12 +328,12 @@ if __name__ == "__main__":
         rounds=(15, "number of turns for each arm"),
         checkpoint=(CHECKPOINT, "checkpoint to load"),
     ).parse_args()
-    config = EngineConfig.from_file(ENGINE_ARGS, given.checkpoint)
+    config = EngineConfig.from_file(ENGINE_ARGS, parsed.checkpoint)
     cpu_kernels.install()
     shared = SharedStats.create(1)  # our scheduler publishes its statistics, as in production
     observed = replace(config, engine_args={**config.engine_args, "additional_config": {STATS_KEY: str(shared.path)}})
     both = SpeechArm(observed), StockArm(config)
     shared.close()
-    for number in given.pairs:
-        figures = measure(number, given, *both) | {"step": measure_step(number, *both)}
-        append_result(given.out, "scheduler", figures)
+    for number in parsed.pairs:
+        figures = measure(number, parsed, *both) | {"step": measure_step(number, *both)}
+        append_result(parsed.out, "scheduler", figures)

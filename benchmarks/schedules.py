@@ -141,8 +141,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         engine = SteppedEngine.from_args(Path(folder), args)
         for _ in range(arguments.rounds):
             for streams, by_name in speeds.items():
-                for name, found in by_name.items():
-                    found.append(ids_per_second(engine, name, streams, arguments.ids))
+                for name, speeds_of_schedule in by_name.items():
+                    speeds_of_schedule.append(ids_per_second(engine, name, streams, arguments.ids))
     for streams, by_name in speeds.items():
         for name, mode in SCHEDULES.items():
             yield {
@@ -159,12 +159,12 @@ def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    given = command_line(
+    parsed = command_line(
         __doc__,
         "schedules",
         streams=([1, 4, 16], "numbers of simultaneous replies"),
         ids=(55, "ids per reply"),
         rounds=(3, "number of turns for each schedule"),
     ).parse_args()
-    for figures in measure(given):
-        append_result(given.out, "schedules", figures)
+    for figures in measure(parsed):
+        append_result(parsed.out, "schedules", figures)

@@ -110,10 +110,10 @@ def tables() -> str:
         f"| model | weights, GB | KV cache a row, KiB | 30 s, GB | {gpus} |",
         "|---|---|---|---|" + "---|" * len(GPUS),
     ]
-    for each in BACKBONES:
-        weights_gb = BYTES * each.weights / 1e9
-        sizes = f"{weights_gb:.1f} | {each.kv_bytes / 1024:.0f} | {each.stream_bytes / 1e9:.2f}"
-        lines.append(f"| {each.name} | {sizes} | " + " | ".join(_cell(each, gpu) for gpu in GPUS) + " |")
+    for backbone in BACKBONES:
+        weights_gb = BYTES * backbone.weights / 1e9
+        sizes = f"{weights_gb:.1f} | {backbone.kv_bytes / 1024:.0f} | {backbone.stream_bytes / 1e9:.2f}"
+        lines.append(f"| {backbone.name} | {sizes} | " + " | ".join(_cell(backbone, gpu) for gpu in GPUS) + " |")
     lines += ["", f"| codec | {gpus} |", "|---|" + "---|" * len(GPUS)]
     for codec in CODECS:
         cells = (" / ".join(map(str, _streams_by_convolutions(codec, gpu))) for gpu in GPUS)
@@ -123,7 +123,7 @@ def tables() -> str:
 
 def _streams_by_convolutions(codec: CodecCost, gpu: Gpu) -> list[int]:
     """Return the streams of a codec on its own GPU with `float32`, `exact` and `bfloat16`."""
-    others = (streams_with(each, codec, gpu) for each in ("exact", "bfloat16"))
+    others = (streams_with(convolutions, codec, gpu) for convolutions in ("exact", "bfloat16"))
     return [streams_of_codec(codec, gpu, codec.steady_frames), *others]
 
 
@@ -180,7 +180,7 @@ INSIDE_KBIT = 16 * 24.0 * 1.05  # server to gateway: 16-bit samples at 24 kHz, p
 OUTSIDE_KBIT = {"pcm, wav": 16 * 24.0, "mp3, aac": 64.0, "opus": 32.0}  # `stretto_gateway.encoding.CODECS`
 SIZES = (1, 8, 64, 1000)
 # Models that generate audio.
-COUNTED = tuple(each for each in BACKBONES if codec_of(each) is not None)
+COUNTED = tuple(backbone for backbone in BACKBONES if codec_of(backbone) is not None)
 
 
 @dataclass(frozen=True)

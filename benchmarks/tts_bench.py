@@ -22,7 +22,7 @@ LATE = "audio_stall"  # tts-bench's error kind for complete audio that was late 
 
 def write_texts(path: Path) -> None:
     """Write the texts in tts-bench's format."""
-    texts = [each["text"][0] for each in json.loads(Path("benchmarks/perf_inputs.json").read_text())["data"]]
+    texts = [request["text"][0] for request in json.loads(Path("benchmarks/perf_inputs.json").read_text())["data"]]
     path.write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(texts)))
 
 
@@ -35,7 +35,7 @@ def read_figures(folder: Path) -> dict[str, Any]:
         "scheduled": summary["scheduled_requests"],
         "complete": kinds[None] + kinds[LATE],
         "without_stall": kinds[None],
-        "errors": {kind: count for kind, count in kinds.items() if kind not in (None, LATE)},
+        "errors": {error_kind: count for error_kind, count in kinds.items() if error_kind not in (None, LATE)},
         "first_byte_ms_p50": summary["ttfb_ms"]["p50"],
         "first_sound_ms_p50": summary["audible_ttfa_ms"]["p50"],
         "seconds": summary["measurement_duration_s"],

@@ -129,7 +129,7 @@ class Soak:
         right_s = None if None in times_s else max(filter(None, times_s), default=0.0)
         await asyncio.sleep(AFTERWARDS_S)
         await streams.stop()
-        wrong = [f"{fault.name}: {each}" for each in checks.of_fault(streams.outcomes, right_s)]
+        wrong = [f"{fault.name}: {finding}" for finding in checks.of_fault(streams.outcomes, right_s)]
         self.wrong += wrong
         record = {
             "fault": fault.name,
@@ -176,7 +176,7 @@ def faults_of(kinds: Sequence[str], folder: Path, killed: Sequence[str] = ()) ->
     """
     # Only the launcher's descendants: this process has a resource tracker of its own, which nothing would replace.
     names = [*served_processes(served_processes().get(LAUNCHER)), LAUNCHER]
-    made: dict[str, list[Fault]] = {
+    faults: dict[str, list[Fault]] = {
         "stop": [Stop(name) for name in STOPPED if name not in FRONT_ENDS],
         "front-end": [Replaced(name) for name in FRONT_ENDS],
         "shared-memory": [Fill(Path("/dev/shm"))],
@@ -184,7 +184,7 @@ def faults_of(kinds: Sequence[str], folder: Path, killed: Sequence[str] = ()) ->
         "disk-kill": [FullDiskKill(folder, "language_model")],
         "kill": [Kill(name) for name in killed or names],
     }
-    return [fault for kind, each in made.items() if kind in kinds for fault in each]
+    return [fault for kind, of_kind in faults.items() if kind in kinds for fault in of_kind]
 
 
 def run(arguments: argparse.Namespace) -> int:

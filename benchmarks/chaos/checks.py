@@ -120,30 +120,30 @@ def look(metrics_port: int, root: int | None = None) -> Held:
 def read_gauges(page: str) -> dict[str, float]:
     """Return the metrics that must be zero; raise KeyError if one is missing."""
     lines = [line.rpartition(" ") for line in page.splitlines() if line.startswith("stretto_")]
-    found = {name.partition("{")[0].removeprefix("stretto_"): float(value) for name, _, value in lines}
-    return {name: found[name] for name in (*IDLE_GAUGES, *NEVER)}
+    values = {name.partition("{")[0].removeprefix("stretto_"): float(value) for name, _, value in lines}
+    return {name: values[name] for name in (*IDLE_GAUGES, *NEVER)}
 
 
 def left_over(before: Held, after: Held) -> list[str]:
     """Return a sentence for each resource that was not released."""
-    found = [f"{name} is {value:g}, not 0" for name, value in after.gauges.items() if value]
+    findings = [f"{name} is {value:g}, not 0" for name, value in after.gauges.items() if value]
     abandoned = max(0, after.abandoned - before.abandoned)
     for what, old, new, of_instance in (
         ("threads", before.threads, after.threads, ABANDONED_THREADS),
         ("descriptors", before.descriptors, after.descriptors, 1),
     ):
-        found += [
+        findings += [
             f"{name} has {new[name]} {what}, {old[name]} before"
             for name in sorted(old.keys() & new.keys())
             if new[name] > old[name] + SLACK[what] + of_instance * abandoned * (name == SERVER)
         ]
-    found += [f"{name} is missing" for name in sorted(before.threads.keys() - after.threads.keys())]
-    found += [f"there is a new process, {name}" for name in sorted(after.threads.keys() - before.threads.keys())]
+    findings += [f"{name} is missing" for name in sorted(before.threads.keys() - after.threads.keys())]
+    findings += [f"there is a new process, {name}" for name in sorted(after.threads.keys() - before.threads.keys())]
     if after.files > before.files + abandoned:
-        found.append(f"{after.files} files in shared memory, {before.files} before")
+        findings.append(f"{after.files} files in shared memory, {before.files} before")
     if after.abandoned > MAX_MODEL_RESTARTS:
-        found.append(f"Triton keeps {after.abandoned} models whose stubs have died")
-    return found
+        findings.append(f"Triton keeps {after.abandoned} models whose stubs have died")
+    return findings
 
 
 MAX_SLOPE = 1.0  # MB a minute
@@ -154,13 +154,13 @@ FULL = "ServerFull"  # the only error that is expected without faults
 
 def of_calm(outcomes: Outcomes) -> list[str]:
     """Return the findings about answers without faults."""
-    found = list(outcomes.bad)
-    found += [
+    findings = list(outcomes.bad)
+    findings += [
         f"{count} times: {message}" for message, count in outcomes.errors.items() if not message.startswith(f"{FULL}: ")
     ]
     if not outcomes.num(Verdict.RIGHT):
-        found.append("no answer was correct, so nothing has been tested")
-    return found
+        findings.append("no answer was correct, so nothing has been tested")
+    return findings
 
 
 def of_fault(outcomes: Outcomes, right_s: float | None) -> list[str]:
@@ -203,8 +203,8 @@ def lines(result: Result) -> Iterator[str]:
     flags = (
         f"--minutes {calm['minutes']:g} --seed {record['seed']} --load {record['load']}" + " --idle" * record["idle"]
     )
-    made = f"`scripts/soak.sh {flags}`"
-    yield f"{made}, {result.time}, revision {result.revision}, on {machine}."
+    command = f"`scripts/soak.sh {flags}`"
+    yield f"{command}, {result.time}, revision {result.revision}, on {machine}."
     yield f"At the end the load average was {result.load_average:g}."
     yield ""
     yield from verdict(record["wrong"])
@@ -239,7 +239,7 @@ def verdict(wrong: list[str]) -> Iterator[str]:
         return
     yield f"**{len(wrong)} findings:**"
     yield ""
-    yield from (f"- {each}" for each in wrong)
+    yield from (f"- {finding}" for finding in wrong)
 
 
 def row(fault: Mapping[str, Any]) -> str:

@@ -153,8 +153,8 @@ class Fill(Fault):
     async def strike(self, launch: Launch) -> None:
         """Keep the file system full, then free it; raise Ended if a process of the server ended meanwhile."""
         before = served_processes()
-        found = os.statvfs(self.folder)
-        size = found.f_blocks * found.f_frsize
+        usage = os.statvfs(self.folder)
+        size = usage.f_blocks * usage.f_frsize
         if size > MAX_FILLED:
             raise Skipped(f"{self.folder} has {size >> 20} MiB and may be shared: use scripts/soak.sh")
         until_s = time.monotonic() + self.seconds
@@ -189,10 +189,10 @@ class Jump(Fault):
 
 def find(name: str) -> int:
     """Return the pid of the server process called `name`; raise Skipped if there is none."""
-    found = served_processes()
-    if name not in found:
-        raise Skipped(f"no such process; there are {', '.join(sorted(found))}")
-    return found[name]
+    processes = served_processes()
+    if name not in processes:
+        raise Skipped(f"no such process; there are {', '.join(sorted(processes))}")
+    return processes[name]
 
 
 def fill(file: int, folder: Path) -> None:
@@ -216,6 +216,6 @@ def clock_environment(folder: Path) -> Mapping[str, str]:
 
 def set_clock(folder: Path, seconds: float) -> None:
     """Set a server's clock `seconds` ahead of the real time; the server must run in `clock_environment`."""
-    place = folder / "clock"
-    with open(place, "r+b" if place.exists() else "wb") as file:  # keep the file, which servers have mapped
+    path = folder / "clock"
+    with open(path, "r+b" if path.exists() else "wb") as file:  # keep the file, which servers have mapped
         file.write(struct.pack("q", round(seconds)))

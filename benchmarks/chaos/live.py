@@ -40,13 +40,13 @@ def make_asks(seed: int, sessions: int = 12, recordings: int = 4) -> list[Ask]:
     draw = random.Random(seed)
     asks: list[Ask] = []
     for number in range(sessions):
-        kind, options = ("resumed talk", {"resume_s": RESUME_S}) if number % 3 == 2 else ("talk", {})
-        asks.append(_talking(f"{kind} {number}", kind, number, draw, options))
+        request_type, options = ("resumed talk", {"resume_s": RESUME_S}) if number % 3 == 2 else ("talk", {})
+        asks.append(_talking(f"{request_type} {number}", request_type, number, draw, options))
     asks += [_recording(number, draw) for number in range(recordings)]
     return [*asks, GrpcAsk("malformed 0", "malformed", lambda client: client.talk(pieces(0, 4, 1, 0.0), 4000))]
 
 
-def _talking(name: str, kind: str, number: int, draw: random.Random, options: dict[str, Any]) -> Ask:
+def _talking(name: str, request_type: str, number: int, draw: random.Random, options: dict[str, Any]) -> Ask:
     num_frames = draw.randrange(5, MAX_FRAMES)
     seed = draw.randrange(1 << 30)
     size = draw.choice((333, FRAME, 5000))
@@ -55,7 +55,7 @@ def _talking(name: str, kind: str, number: int, draw: random.Random, options: di
     def send(client: SpeechClient) -> Speech:
         return client.talk(pieces(number, num_frames, size, pause_s), RATE, seed=seed, **options)
 
-    return GrpcAsk(name, kind, send, resumes="resume_s" in options)
+    return GrpcAsk(name, request_type, send, resumes="resume_s" in options)
 
 
 def _recording(number: int, draw: random.Random) -> Ask:

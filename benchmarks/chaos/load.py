@@ -98,8 +98,8 @@ class GatewayAsk:
         try:
             async with client.stream("POST", "/v1/audio/speech", json=self.body) as answer:
                 if answer.status_code != httpx.codes.OK:
-                    kind = REFUSALS.get(answer.status_code, ServerFailed)
-                    raise kind(f"{answer.status_code}: {(await answer.aread()).decode()}")
+                    error_type = REFUSALS.get(answer.status_code, ServerFailed)
+                    raise error_type(f"{answer.status_code}: {(await answer.aread()).decode()}")
                 left = b""
                 async for data in answer.aiter_bytes():
                     left += data
@@ -142,7 +142,7 @@ def make_asks(seed: int, speak: int = 24, transcribe: int = 8, through_gateway: 
     asks: list[Ask] = [_speaking(number, next(lines), draw) for number in range(speak)]
     asks += [_transcribing(number, draw) for number in range(transcribe)]
     asks += [_asking_the_gateway(number, next(lines), draw) for number in range(through_gateway)]
-    asks += [_uploading(kind) for kind in UPLOADS]
+    asks += [_uploading(file_format) for file_format in UPLOADS]
     return asks + [_malformed(number, inputs) for number, inputs in enumerate(MALFORMED)]
 
 
@@ -187,15 +187,17 @@ def _transcribing(number: int, draw: random.Random) -> Ask:
     return GrpcAsk(f"transcribe {number}", "transcribe", lambda client: client.transcribe((pcm, NOISE_RATE), seed=seed))
 
 
-def _uploading(kind: str) -> Ask:
+def _uploading(file_format: str) -> Ask:
     options: dict[str, Any] = {"seed": 1, "text": {"max_rows": 1}}
-    return GrpcAsk(f"upload {kind}", "upload", lambda client: client.transcribe(large_file(kind), **options))
+    return GrpcAsk(
+        f"upload {file_format}", "upload", lambda client: client.transcribe(large_file(file_format), **options)
+    )
 
 
 @cache
-def large_file(kind: str) -> bytes:
+def large_file(file_format: str) -> bytes:
     """Return a 19 MB file, which is built on first use."""
-    return FILES[kind]()
+    return FILES[file_format]()
 
 
 def _malformed(number: int, inputs: dict[str, str | bytes]) -> Ask:
@@ -461,7 +463,10 @@ class Streams:
 
     def start(self, number: int) -> None:
         """Start `number` loops."""
-        self._loops = [asyncio.create_task(self._loop(random.Random(f"{self._seed} {each}"))) for each in range(number)]
+        self._loops = [
+            asyncio.create_task(self._loop(random.Random(f"{self._seed} {number_of_loop}")))
+            for number_of_loop in range(number)
+        ]
 
     async def stop(self) -> None:
         """Let all requests in flight finish without starting new ones; re-raise the exception of a failed loop."""
@@ -475,8 +480,8 @@ class Streams:
 
     async def _loop(self, draw: random.Random) -> None:
         while not self._is_over:
-            (kind,) = draw.choices(list(self._kinds), list(self._kinds.values()))
-            ask = draw.choice(self._by_kind[kind])
+            (chosen,) = draw.choices(list(self._kinds), list(self._kinds.values()))
+            ask = draw.choice(self._by_kind[chosen])
             (reader,) = draw.choices(list(READERS), list(READERS.values()))
             answer = await read(ask, self._servers[ask.door], reader, draw, self._limit_s)
             verdict = judge(self._references[ask.name], answer)

@@ -135,9 +135,9 @@ def run(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
     """Yield result lines: without graphs, with graphs, for each batch size, and for other convolutions."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     parts = (_memory, _exactness, _speed, _convolutions)
-    for part in parts:
-        for figures in part(setup, name):
-            yield {"codec": name, "what": part.__name__.strip("_"), **figures}
+    for lines_of in parts:
+        for figures in lines_of(setup, name):
+            yield {"codec": name, "what": lines_of.__name__.strip("_"), **figures}
 
 
 def _memory(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
@@ -168,7 +168,7 @@ def _exactness(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
     codec = make_codec(name, setup.device, is_narrow=True)
     codes = random_codes(codec, 2 if setup.is_small else 12, 30 if setup.is_small else 250)
     both = codec, make_codec(name, "cpu", is_narrow=True)
-    whole, reference = (stream(each, codes, [codes.shape[2]]).float().cpu().numpy() for each in both)
+    whole, reference = (stream(either, codes, [codes.shape[2]]).float().cpu().numpy() for either in both)
     from_cpu = float(np.abs(whole - reference).max())
     for graphs in (False, True):
         config = DecoderConfig(device=setup.device, graphs=graphs, max_batch=16)
@@ -266,7 +266,7 @@ def run_blocks(setup: Setup) -> Iterator[dict[str, Any]]:
                 warm_up = 0 if setup.is_small else 1
                 times = [speak(worker, codec, batch, sizes) for _ in range(warm_up + rounds)][warm_up:]
                 for index, size in enumerate(sizes):
-                    wall_s = statistics.median(each[index] for each in times)
+                    wall_s = statistics.median(seconds[index] for seconds in times)
                     audio_s = size / codec.spec.frame_rate
                     about = {"graphs": graphs, "batch": batch, "block": index, "tokens": size}
                     yield {**about, "ms": round(1e3 * wall_s, 3), "rtf": round(wall_s / audio_s, 5)}

@@ -83,23 +83,23 @@ def _share_memory(setup: Setup) -> dict[str, Any]:
     """Check that a client can read this process's GPU memory, as in a ring, and that its death causes no CUDA error."""
     if setup.is_small:
         return {"left_out": "needs a GPU"}
-    here, there = multiprocessing.Pipe()
+    own_end, there = multiprocessing.Pipe()
     client = multiprocessing.get_context("fork").Process(target=_read_ring, args=(there,), daemon=True)
     client.start()  # before this process has used CUDA
     from stretto.triton_io.cuda_ring import CudaRings
 
     rings = CudaRings("cuda:0")
     word = np.frombuffer(WORD, np.uint8)
-    slots = rings.allocate(Path("/dev/shm") / str(_answer(here)), SHARED, "")
+    slots = rings.allocate(Path("/dev/shm") / str(_answer(own_end)), SHARED, "")
     slots.write(SHARED - len(WORD), word, None)
     size = rings.num_bytes
-    here.send("written")
-    found = _answer(here)
+    own_end.send("written")
+    answered = _answer(own_end)
     client.kill()
     client.join(5)
     slots.write(0, word, None)
     slots.close()
-    return {"bytes": size, "ok": found == WORD and rings.num_bytes == 0}
+    return {"bytes": size, "ok": answered == WORD and rings.num_bytes == 0}
 
 
 def _read_ring(connection: Connection) -> None:

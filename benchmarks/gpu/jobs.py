@@ -263,8 +263,8 @@ class Attempt:
 def groups(jobs: Mapping[str, Job]) -> Iterator[dict[str, Job]]:
     """Divide jobs into those that run at the same time: checks in a row, and every other job on its own."""
     for is_check, names in itertools.groupby(jobs, lambda name: jobs[name].is_check):
-        found = {name: jobs[name] for name in names}
-        yield from [found] if is_check else ({name: job} for name, job in found.items())
+        group = {name: jobs[name] for name in names}
+        yield from [group] if is_check else ({name: job} for name, job in group.items())
 
 
 def seconds_of(jobs: Mapping[str, Job]) -> float:
@@ -412,7 +412,10 @@ def _end_group(child: ForkProcess) -> None:
 def table(outcomes: list[Outcome]) -> str:
     """Return the outcomes as a table."""
     width = max(len(outcome.job) for outcome in outcomes)
-    rows = [f"{each.job:{width}}  {each.status:9}  {each.seconds:6.1f} s  {each.lines:3} lines" for each in outcomes]
+    rows = [
+        f"{outcome.job:{width}}  {outcome.status:9}  {outcome.seconds:6.1f} s  {outcome.lines:3} lines"
+        for outcome in outcomes
+    ]
     return "\n".join(rows)
 
 

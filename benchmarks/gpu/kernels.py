@@ -42,10 +42,10 @@ ROUNDED = 2e-3  # error bound for guided logits near 1: float32 products stay we
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
     """For each kernel and size, yield a result line."""
     rows = (1, 2) if setup.is_small else (1, 32, 64)
-    for kind, sampling in ((kind, sampling) for kind in DRAWS for sampling in SAMPLINGS):
+    for draw_name, sampling in ((draw_name, sampling) for draw_name in DRAWS for sampling in SAMPLINGS):
         for num_rows in rows:
-            figures = _attempt(partial(_draw, setup, kind, sampling, num_rows))
-            yield {"kernel": "draw", "of": kind, "sampling": sampling, "rows": num_rows, **figures}
+            figures = _attempt(partial(_draw, setup, draw_name, sampling, num_rows))
+            yield {"kernel": "draw", "of": draw_name, "sampling": sampling, "rows": num_rows, **figures}
     for num_rows in rows:
         yield {"kernel": "embed", "rows": num_rows, **_attempt(partial(_embed, setup, num_rows))}
     yield {"kernel": "noise", **_attempt(partial(_noise, setup))}
@@ -90,8 +90,8 @@ def draw_params(parameters: Iterable[torch.Tensor]) -> DrawParams:
     return DrawParams(temperature, top_k, top_p)
 
 
-def _draw(setup: Setup, kind: str, sampling: str, num_rows: int) -> dict[str, Any]:
-    num_streams, num_columns = DRAWS[kind]
+def _draw(setup: Setup, draw_name: str, sampling: str, num_rows: int) -> dict[str, Any]:
+    num_streams, num_columns = DRAWS[draw_name]
     random = np.random.default_rng(num_rows)
     logits = torch.from_numpy(3 * random.standard_normal((num_rows, num_streams, num_columns)).astype(np.float32))
     seeds, positions = (random.integers(0, 1 << 20, num_rows).astype(np.int32) for _ in range(2))
@@ -103,7 +103,9 @@ def _draw(setup: Setup, kind: str, sampling: str, num_rows: int) -> dict[str, An
     params = draw_params(map(torch.from_numpy, arrays))
     expected = draw(logits, ids, keys, params, plan)
     there = logits.to(setup.device), ids.to(setup.device), keys.to(setup.device)
-    params_there = draw_params(each.to(setup.device) for each in (params.temperature, params.top_k, params.top_p))
+    params_there = draw_params(
+        parameter.to(setup.device) for parameter in (params.temperature, params.top_k, params.top_p)
+    )
     drawn = draw(*there, params_there, plan).cpu()
     different = int((drawn != expected).sum())
     number = expected.numel()
@@ -126,8 +128,8 @@ def _embed(setup: Setup, num_rows: int) -> dict[str, Any]:
     expected = embed_rows(table, ids, PAD, True)
     table_there = table.to(setup.device)
     ids_there = ids.to(setup.device)
-    found = embed_rows(table_there, ids_there, PAD, True).cpu()
-    difference = float((found.float() - expected.float()).abs().max())
+    embedded = embed_rows(table_there, ids_there, PAD, True).cpu()
+    difference = float((embedded.float() - expected.float()).abs().max())
     ms = _ms(setup, lambda: embed_rows(table_there, ids_there, PAD, True))
     return {"max_difference": difference, "ms": ms, "ok": difference <= 2**-4}  # spacing of bfloat16 values above 8
 
@@ -138,8 +140,8 @@ def _noise(setup: Setup) -> dict[str, Any]:
     keys = np.random.default_rng(0).integers(-(1 << 31), 1 << 31, number).astype(np.int32)
     test = import_module("tests.engine.kernels.gpu.test_latent_noise")
     there = torch.from_numpy(keys).to(setup.device)
-    found = test.noise_of(there)
-    different = int((found.cpu().numpy() != gaussian(keys)).sum())
+    noise = test.noise_of(there)
+    different = int((noise.cpu().numpy() != gaussian(keys)).sum())
     ms = _ms(setup, lambda: test.noise_of(there))
     return {"different": different, "draws": number, "ms": ms, "ok": different <= max(2, number >> 19)}
 

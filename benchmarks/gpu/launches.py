@@ -59,7 +59,9 @@ def time_batch(launcher: Launcher, codec: Codec, num_windows: int, num_frames: i
     spec = codec.spec
     length = spec.left_frames + num_frames + spec.right_frames
     codes = np.random.default_rng(0).integers(0, spec.codebook_size, (num_windows, spec.num_codebooks, length))
-    windows = [FrameWindow(each, spec.left_frames, spec.left_frames, spec.right_frames) for each in codes]
+    windows = [
+        FrameWindow(codes_of_window, spec.left_frames, spec.left_frames, spec.right_frames) for codes_of_window in codes
+    ]
     states = [launcher.initial_state() for _ in windows]
     launcher.capture(windows)
     wall_s = list[float]()

@@ -191,12 +191,12 @@ class PromptMaker:
         """Return `number` prompts of `num_rows` rows, whose replies have a forced length."""
         family = self._family
         track = family.text_track
-        place: dict[str, Any] = {
+        options: dict[str, Any] = {
             "num_rows": num_rows,
             "ids": family.subwords,
             "stream": 0 if track is None else track.stream,
         }
         return [
-            forced_prompt(family, family.task(task), next(self._seeds), frames, text_rows, scale, **place)
+            forced_prompt(family, family.task(task), next(self._seeds), frames, text_rows, scale, **options)
             for _ in range(number)
         ]

@@ -114,8 +114,8 @@ def answer(
 
     def compute() -> Replies:
         module, reference_class = reference.split(":")
-        made = getattr(importlib.import_module(module), reference_class)
-        computed = made(folder, family, MAX_MODEL_LEN)
+        reference_model = getattr(importlib.import_module(module), reference_class)
+        computed = reference_model(folder, family, MAX_MODEL_LEN)
         width = family.layout.num_output_streams
         replies: Replies = {}
         for request_id, prompt in prompts.items():
@@ -254,11 +254,20 @@ def run_latents(setup: Setup) -> Iterator[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             case = make(Path(folder))
             together = replies(case.folder, args, case.prompts)
-            alone = {each: replies(case.folder, args, {each: case.prompts[each]})[each] for each in case.expected}
-        frames = {each: _latents(alone[each].rows) for each in alone}
-        wrong = [each for each, (latents, bound) in case.expected.items() if _exceeds(frames[each], latents, bound)]
-        different = [each for each in alone if alone[each].rows != together[each].rows]
-        preempted = sum(each.trailer.num_preemptions for each in together.values())
+            alone = {
+                name_of_reply: replies(case.folder, args, {name_of_reply: case.prompts[name_of_reply]})[name_of_reply]
+                for name_of_reply in case.expected
+            }
+        frames = {name_of_reply: _latents(alone[name_of_reply].rows) for name_of_reply in alone}
+        wrong = [
+            name_of_reply
+            for name_of_reply, (latents, bound) in case.expected.items()
+            if _exceeds(frames[name_of_reply], latents, bound)
+        ]
+        different = [
+            name_of_reply for name_of_reply in alone if alone[name_of_reply].rows != together[name_of_reply].rows
+        ]
+        preempted = sum(answered.trailer.num_preemptions for answered in together.values())
         figures = {"replies": len(together), "preemptions": preempted, "different": different, "wrong": wrong}
         yield {"checkpoint": name, "mode": mode, **figures, "ok": not wrong and not different}
 
@@ -269,10 +278,10 @@ def _latents(rows: list[list[int]]) -> np.ndarray:
     return np.ascontiguousarray(words[words.any(1)]).view(np.float32)
 
 
-def _exceeds(found: np.ndarray, latents: np.ndarray, bound: np.ndarray) -> bool:
+def _exceeds(actual: np.ndarray, latents: np.ndarray, bound: np.ndarray) -> bool:
     """Return True if a latent differs by more than its bound, or if there are too few latents."""
     number, size = latents.shape
-    return len(found) < number or bool((np.abs(found[:number, :size] - latents).max(1) > bound).any())
+    return len(actual) < number or bool((np.abs(actual[:number, :size] - latents).max(1) > bound).any())
 
 
 def _bound(latents: np.ndarray, nudged: np.ndarray) -> np.ndarray:
@@ -285,10 +294,10 @@ def _bound(latents: np.ndarray, nudged: np.ndarray) -> np.ndarray:
 def _pocket_tts(folder: Path) -> LatentCase:
     release, test = (importlib.import_module(f"tests.{name}") for name in ("pocket_release", "engine.test_pocket_tts"))
     checkpoint = release.convert_release(folder, "english")
-    own = release.reply("english")
-    texts = {"own": (own.text, own.seed), "r0": ("one more", 0), "r1": ("and a third", 1)}
+    reply = release.reply("english")
+    texts = {"own": (reply.text, reply.seed), "r0": ("one more", 0), "r1": ("and a third", 1)}
     prompts = {name: test.prompt_of(checkpoint, *text) for name, text in texts.items()}
-    return LatentCase(checkpoint, prompts, {"own": (own.latents, _bound(own.latents, own.nudged))})
+    return LatentCase(checkpoint, prompts, {"own": (reply.latents, _bound(reply.latents, reply.nudged))})
 
 
 def _voxcpm2(folder: Path) -> LatentCase:
@@ -297,7 +306,7 @@ def _voxcpm2(folder: Path) -> LatentCase:
     preprocessor = importlib.import_module("stretto.preprocessing.request").Preprocessor(checkpoint)
     prompts = {mode: preprocessor.prepare(release.request(mode)) for mode in release.MODES}
     replies = {mode: release.reply("plain", mode) for mode in prompts}
-    expected = {mode: (own.latents, _bound(own.latents, own.nudged)) for mode, own in replies.items()}
+    expected = {mode: (reply.latents, _bound(reply.latents, reply.nudged)) for mode, reply in replies.items()}
     return LatentCase(checkpoint, prompts, expected)
 
 
@@ -315,10 +324,10 @@ def _vibevoice(folder: Path) -> LatentCase:
             1e-6 * torch.randn(release.NUM_NUMBERS, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)
         ]
         rows = prompts[name].rows
-        own = prompts[name].sampling
-        given = rows, own.seed, own.guidance_scale, own.latents.steps, own.audio.max_rows
-        (_, latents, *_), *nudged = (release.Reference(model, nudge).reply(*given) for nudge in (None, *nudges))
-        spread = np.max([test.spread_of(each[1], latents) for each in nudged], 0)
+        sampling = prompts[name].sampling
+        arguments = rows, sampling.seed, sampling.guidance_scale, sampling.latents.steps, sampling.audio.max_rows
+        (_, latents, *_), *nudged = (release.Reference(model, nudge).reply(*arguments) for nudge in (None, *nudges))
+        spread = np.max([test.spread_of(nudged_reply[1], latents) for nudged_reply in nudged], 0)
         expected[name] = latents, _bound(latents, spread)
     return LatentCase(checkpoint, prompts, expected)
 
@@ -346,7 +355,7 @@ def compare(setup: Setup, case: Case, mode: str, watch: Watch = nullcontext) -> 
     answers = replies(case.folder, mode_arguments(setup, case, mode), case.prompts, watch)
     other = [request_id for request_id, (rows, _) in expected.items() if answers[request_id].rows != rows]
     wrong = [request_id for request_id in other if expected[request_id][1] >= LEAD]
-    preempted = sum(each.trailer.num_preemptions for each in answers.values())
+    preempted = sum(answered.trailer.num_preemptions for answered in answers.values())
     figures = {"replies": len(answers), "equal": len(answers) - len(other), "undecided": len(other) - len(wrong)}
     is_stored = case.expected.is_stored
     return {**figures, "preemptions": preempted, "wrong": wrong, "stored": is_stored, "ok": not wrong}

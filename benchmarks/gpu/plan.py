@@ -127,14 +127,14 @@ def calls(done: Iterable[str] | None = None, size: int | None = None) -> list[Ca
     done = set(JOBS) - set(IF_TIME_IS_LEFT) if done is None else set(done)
     parts = divided(name for name in JOBS if name not in done)
     others = [
-        Call(f"call 2, part {number}", "engine", "benchmarks.gpu", part, False, size)
-        for number, part in enumerate(parts, 1)
+        Call(f"call 2, part {number}", "engine", "benchmarks.gpu", group, False, size)
+        for number, group in enumerate(parts, 1)
     ]
     others += [
-        Call(f"the server, part {number}", "served", "benchmarks.gpu.served", part, False, size)
-        for number, part in enumerate(divided((name for name in SERVED if name not in done), SERVED), 1)
+        Call(f"the server, part {number}", "served", "benchmarks.gpu.served", group, False, size)
+        for number, group in enumerate(divided((name for name in SERVED if name not in done), SERVED), 1)
     ]
-    return [each for call in first + others for each in transfers(call)]
+    return [transfer for call in first + others for transfer in transfers(call)]
 
 
 def transfers(call: Call) -> list[Call]:
@@ -142,7 +142,10 @@ def transfers(call: Call) -> list[Call]:
     number = len(call.part_bytes)
     if number == 1:
         return [call]
-    return [replace(call, title=f"{call.title}, transfer {part}", part=part) for part in range(1, number + 1)]
+    return [
+        replace(call, title=f"{call.title}, transfer {number_of_part}", part=number_of_part)
+        for number_of_part in range(1, number + 1)
+    ]
 
 
 def divided(names: Iterable[str], jobs: Mapping[str, Job] = JOBS) -> list[dict[str, Job]]:
@@ -152,11 +155,11 @@ def divided(names: Iterable[str], jobs: Mapping[str, Job] = JOBS) -> list[dict[s
     """
     parts: list[dict[str, Job]] = [{}]
     for name in names:
-        wanted = {each: jobs[each] for each in (*jobs[name].reads, name)}
+        wanted = {wanted_name: jobs[wanted_name] for wanted_name in (*jobs[name].reads, name)}
         if seconds_of(parts[-1] | wanted) > LIMIT_S:
             parts.append({})
         parts[-1] |= wanted
-    return [part for part in parts if part]
+    return [group for group in parts if group]
 
 
 def passed(results: Path) -> set[str]:

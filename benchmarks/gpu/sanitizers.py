@@ -53,12 +53,12 @@ WITHOUT_POOL = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 def places() -> list[Path]:
     """Return the possible paths of compute-sanitizer: on PATH, in CUDA toolkits, and in NVIDIA's wheel."""
-    found = [Path(path) for path in [shutil.which(TOOL)] if path]
+    paths = [Path(path) for path in [shutil.which(TOOL)] if path]
     toolkits = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     toolkits += sorted(glob("/usr/local/cuda*") + glob("/opt/nvidia/cuda*"), reverse=True)
-    found += [Path(toolkit, folder, TOOL) for toolkit in toolkits for folder in ("bin", TOOL)]
+    paths += [Path(toolkit, folder, TOOL) for toolkit in toolkits for folder in ("bin", TOOL)]
     packages = [*site.getsitepackages(), *filter(None, sys.path)]
-    return found + [Path(path) for package in packages for path in sorted(glob(f"{package}/nvidia/*/bin/{TOOL}"))]
+    return paths + [Path(path) for package in packages for path in sorted(glob(f"{package}/nvidia/*/bin/{TOOL}"))]
 
 
 def find() -> Path | None:
@@ -73,8 +73,13 @@ def run_tool(setup: Setup, tool: str, limit_s: float) -> Iterator[dict[str, Any]
 
 def run_planted(setup: Setup, limit_s: float) -> Iterator[dict[str, Any]]:
     """Run a kernel that writes outside of its tensor under memcheck, which must find this error; yield a line."""
-    found = watch(setup, "memcheck", limit_s, "--planted")
-    yield {"tool": "memcheck", "planted": True, **found, **({"ok": found["errors"] > 0} if "errors" in found else {})}
+    figures = watch(setup, "memcheck", limit_s, "--planted")
+    yield {
+        "tool": "memcheck",
+        "planted": True,
+        **figures,
+        **({"ok": figures["errors"] > 0} if "errors" in figures else {}),
+    }
 
 
 def watch(setup: Setup, tool: str, limit_s: float, *options: str) -> dict[str, Any]:
@@ -101,14 +106,14 @@ def watch(setup: Setup, tool: str, limit_s: float, *options: str) -> dict[str, A
 
 def read(output: str) -> dict[str, Any]:
     """Return the number of errors in the output of compute-sanitizer, or the reason why there is no number."""
-    found = SUMMARY.search(output)
+    match = SUMMARY.search(output)
     lines = output.strip().splitlines() or ["no output"]
     if "not supported" in output and DONE not in lines:
         refusal = next(line for line in lines if "not supported" in line)
         return {"left_out": f"{TOOL} refuses this GPU: {refusal.strip('= ')}"}
-    if found is None:
+    if match is None:
         return {"error": f"no summary: {lines[-1]}", "ok": False}
-    errors = int(found.group(1))
+    errors = int(match.group(1))
     return {"errors": errors, "ok": errors == 0 and DONE in lines}
 
 

@@ -78,10 +78,10 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
 
 
 async def _ask(setup: Setup, repository: Path, address: str) -> AsyncIterator[dict[str, Any]]:
-    place = "KIND_CPU" if setup.is_small else "KIND_GPU"
+    instances = "KIND_CPU" if setup.is_small else "KIND_GPU"
     config = (repository / DECODER / "config.pbtxt").read_text()
     plain = await speak(SpeechClient(address))
-    yield {"part": "speaks", "samples": len(plain), "ok": place in config and float(np.abs(plain).max()) > 0.01}
+    yield {"part": "speaks", "samples": len(plain), "ok": instances in config and float(np.abs(plain).max()) > 0.01}
     memories: tuple[Memory, ...] = ("system",) if setup.is_small else ("system", "cuda")
     for memory in memories:
         try:
@@ -141,8 +141,8 @@ def run_shape(
             enlarge(checkpoint)
             share = 100 if mps_share is None else mps_share
             placement = Placement(0, None, convolutions, mps_share is not None, None, share)
-            given = {"load_format": "dummy"} | ({} if mode is None else GRAPHS[mode])
-            make(checkpoint, repository, given, placement, serving=serving)
+            engine_args = {"load_format": "dummy"} | ({} if mode is None else GRAPHS[mode])
+            make(checkpoint, repository, engine_args, placement, serving=serving)
         begun = time.perf_counter()
         with serving_at(repository) as address, asyncio.Runner() as runner:
             about = {"convolutions": convolutions, "mps_share": mps_share, "mode": mode, "profile": serving}
@@ -199,7 +199,7 @@ async def speak(client: SpeechClient) -> np.ndarray:
     """Request one utterance and return its samples."""
     async with client:
         parts = [event.pcm async for event in client.speak(TEXT, seed=SEED) if event.pcm is not None]
-    return np.concatenate([part for part in parts if part.size])
+    return np.concatenate([samples for samples in parts if samples.size])
 
 
 async def tax(setup: Setup, repository: Path, address: str) -> AsyncIterator[dict[str, Any]]:

@@ -223,12 +223,14 @@ class Process:
         environment: Environment variables of the process.
     """
 
-    def __init__(self, part: type[Decoder] | type[Engine], server: Server, environment: Mapping[str, str]) -> None:
-        self.name = part.__name__.lower()
+    def __init__(
+        self, served_class: type[Decoder] | type[Engine], server: Server, environment: Mapping[str, str]
+    ) -> None:
+        self.name = served_class.__name__.lower()
         self._begun = time.perf_counter()
         self._pipe, there = multiprocessing.Pipe()
         self._process = multiprocessing.get_context("fork").Process(
-            target=_serve, args=(there, part, server, environment)
+            target=_serve, args=(there, served_class, server, environment)
         )
         self._process.start()
         there.close()
@@ -262,15 +264,15 @@ class Process:
 
 
 def _serve(
-    pipe: Connection, part: type[Decoder] | type[Engine], server: Server, environment: Mapping[str, str]
+    pipe: Connection, served_class: type[Decoder] | type[Engine], server: Server, environment: Mapping[str, str]
 ) -> None:
     """Create a part of the server in this process, send its figures, and answer questions until an error."""
     os.environ.update(environment)
     try:
-        made = part(server)
-        pipe.send(made.figures)
+        created = served_class(server)
+        pipe.send(created.figures)
         while True:
-            pipe.send(getattr(made, pipe.recv())())
+            pipe.send(getattr(created, pipe.recv())())
     except EOFError:
         return
     except Exception as error:

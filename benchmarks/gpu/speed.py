@@ -178,8 +178,8 @@ def parts(arm: Arm, number: int, setup: Setup) -> dict[str, Any]:
             device.wrap(arm.engine.runner, "sample_tokens", "sample")
         host.restart()
         watched = arm.run(number, scale)
-        found = {"host_ms": host.ms_per(watched.steps), "device_ms": device.ms_per(watched.steps)}
-    return {"step_ms": round(step_ms, 4), "rows": number * arm.model.rows_per_request, **found}
+        watched_ms = {"host_ms": host.ms_per(watched.steps), "device_ms": device.ms_per(watched.steps)}
+    return {"step_ms": round(step_ms, 4), "rows": number * arm.model.rows_per_request, **watched_ms}
 
 
 def prompt(arm: Arm, num_rows: int) -> dict[str, float]:
@@ -196,17 +196,17 @@ def retention(arm: Arm, number: int, task: str | None = None) -> dict[str, Any]:
     scale = arm.model.scale
     frames = arm.load.frames
     arm.run(number, scale, task)
-    rounds = [{each: arm.run(number, each, task) for each in (1.0, scale)} for _ in range(arm.load.rounds)]
+    rounds = [{guidance: arm.run(number, guidance, task) for guidance in (1.0, scale)} for _ in range(arm.load.rounds)]
 
     def median(figure: Callable[[dict[float, Run]], float]) -> float:
         return round(statistics.median(map(figure, rounds)), 4)
 
     return {
-        "cfg_retention": median(lambda each: each[1.0].wall_s / each[scale].wall_s),
-        "frames_per_s_guided": median(lambda each: number * frames / each[scale].wall_s),
-        "frames_per_s_unguided": median(lambda each: number * frames / each[1.0].wall_s),
-        "step_ms_guided": median(lambda each: each[scale].step_ms),
-        "step_ms_unguided": median(lambda each: each[1.0].step_ms),
+        "cfg_retention": median(lambda runs: runs[1.0].wall_s / runs[scale].wall_s),
+        "frames_per_s_guided": median(lambda runs: number * frames / runs[scale].wall_s),
+        "frames_per_s_unguided": median(lambda runs: number * frames / runs[1.0].wall_s),
+        "step_ms_guided": median(lambda runs: runs[scale].step_ms),
+        "step_ms_unguided": median(lambda runs: runs[1.0].step_ms),
         "frames": frames,
         "text_rows": 0 if task is None else arm.load.text_rows,
     }
@@ -278,8 +278,8 @@ class DeviceWatch(MethodWatch):
         super().__init__()
         self._spans: defaultdict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = defaultdict(list)
 
-    def wrap(self, owner: Any, method: str, part: str) -> None:
-        """Count the device time of `owner.method` as `part`."""
+    def wrap(self, owner: Any, method: str, name: str) -> None:
+        """Count the device time of `owner.method` as `name`."""
 
         def make(inner: Callable[..., Any]) -> Callable[..., Any]:
             def timed(*args: Any, **kwargs: Any) -> Any:
@@ -287,7 +287,7 @@ class DeviceWatch(MethodWatch):
                 span[0].record()
                 result = inner(*args, **kwargs)
                 span[1].record()
-                self._spans[part].append(span)
+                self._spans[name].append(span)
                 return result
 
             return timed
@@ -298,8 +298,8 @@ class DeviceWatch(MethodWatch):
         """Wait for the device and return the milliseconds of each part, divided by `number`."""
         if self._spans:
             torch.cuda.synchronize()
-        totals = {part: sum(a.elapsed_time(b) for a, b in spans) for part, spans in self._spans.items()}
-        return {part: round(total / number, 4) for part, total in totals.items()}
+        totals = {name: sum(a.elapsed_time(b) for a, b in spans) for name, spans in self._spans.items()}
+        return {name: round(total / number, 4) for name, total in totals.items()}
 
 
 @dataclass(frozen=True)
@@ -342,7 +342,7 @@ def time_burst(engine: SteppedEngine, request_ids: list[str], num_rows: int, fir
         now = time.perf_counter()
         if before == engine.num_decoding() == num_rows:
             step_s.append(now - since)
-        for output in [output for each in outputs.values() for output in each.outputs]:
+        for output in [output for of_client in outputs.values() for output in of_client.outputs]:
             if output.request_id in rows:
                 rows[output.request_id] += len(output.new_token_ids) / (1 + scheduler.table.rules.num_row_words)
                 if rows[output.request_id] >= first:
@@ -363,17 +363,17 @@ def figures(bursts: list[Burst], arm: Arm, codec: Codec, number: int) -> dict[st
     family = arm.family
     rows = first_rows(family, codec)
     decode_s = time_decode(codec, arm.device, number, family.first_chunk_frames)
-    ttfp_s = median(lambda each: each.ttfp_s) + decode_s
-    floor_s = median(lambda each: each.prefill_s + rows * each.step_s) + decode_s
+    ttfp_s = median(lambda burst: burst.ttfp_s) + decode_s
+    floor_s = median(lambda burst: burst.prefill_s + rows * burst.step_s) + decode_s
     return {
-        "step_ms": round(1e3 * median(lambda each: each.step_s), 4),
-        "prefill_ms": round(1e3 * median(lambda each: each.prefill_s), 3),
+        "step_ms": round(1e3 * median(lambda burst: burst.step_s), 4),
+        "prefill_ms": round(1e3 * median(lambda burst: burst.prefill_s), 3),
         "decode_ms": round(1e3 * decode_s, 3),
         "first_rows": rows,
         "ttfp_s": round(ttfp_s, 5),
         "ttfp_floor_s": round(floor_s, 5),
         "ttfp_over_floor": round(ttfp_s / floor_s, 4),
-        "audio_s_per_s": round(number * audio_s(family, arm.load.frames) / median(lambda each: each.wall_s), 2),
+        "audio_s_per_s": round(number * audio_s(family, arm.load.frames) / median(lambda burst: burst.wall_s), 2),
     }
 
 
@@ -444,12 +444,12 @@ def run(setup: Setup, requests: tuple[int, ...]) -> Iterator[dict[str, Any]]:
 
 def one(engine: SteppedEngine, prompts: PromptMaker, number: int, name: str, num_ids: int, num_codes: int) -> Timed:
     """Run `number` replies of `num_ids` ids with one schedule and return their times."""
-    made = prompts.make(number, MODELS["vita"].task, 1.0, num_ids, num_ids)
-    made = [replace(prompt, sampling=replace(prompt.sampling, schedule=name)) for prompt in made]
+    made_prompts = prompts.make(number, MODELS["vita"].task, 1.0, num_ids, num_ids)
+    made_prompts = [replace(prompt, sampling=replace(prompt.sampling, schedule=name)) for prompt in made_prompts]
     begun = time.perf_counter()
     needed = ids_after(name, passes(name, num_codes))
     first_block_s = math.inf
-    engine.add_prompts(made)
+    engine.add_prompts(made_prompts)
     while engine.scheduler.has_requests() or engine.core.batch_queue:
         engine.step()
         lengths = [len(request.output_token_ids) for request in engine.scheduler.requests.values()]

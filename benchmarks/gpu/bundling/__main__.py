@@ -156,9 +156,9 @@ def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str
             copy_sources(tree / SOURCE, arguments.weights)
         contents = {"python": arguments.python, "architecture": arguments.architecture, "wheels": names}
         manifest = write_parts(tree, arguments.out, int(arguments.part_mb * 1e6), contents)
-    for part in manifest.parts:
-        print(f"{part.name} {part.size / 1e6:.1f} MB {part.sha256}")
-    size = sum(part.size for part in manifest.parts)
+    for stored in manifest.parts:
+        print(f"{stored.name} {stored.size / 1e6:.1f} MB {stored.sha256}")
+    size = sum(stored.size for stored in manifest.parts)
     print(f"{len(names)} wheels, {len(manifest.parts)} parts, {size / 1e6:.1f} MB ({size} bytes)")
     print(f"with the working tree {(size + tree_bytes()) / 2**20:.1f} MiB; a call takes {CALL_BYTES >> 20} MiB")
     return contents

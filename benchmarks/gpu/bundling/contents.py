@@ -175,9 +175,9 @@ def _useless(entries: list[Entry], architecture: int, with_ptx: bool) -> list[En
     Machine code runs on GPUs with the same major compute capability and an equal or higher minor one.
     """
     major = architecture // 10
-    cubins = [each for each in entries if each.kind == CUBIN and 10 * major <= each.architecture <= architecture]
-    best = max((each.architecture for each in cubins), default=None)
-    kept = [each for each in cubins if each.architecture == best]
+    cubins = [entry for entry in entries if entry.kind == CUBIN and 10 * major <= entry.architecture <= architecture]
+    best = max((cubin.architecture for cubin in cubins), default=None)
+    kept = [cubin for cubin in cubins if cubin.architecture == best]
     if with_ptx and not kept:
         kept = [entry for entry in entries if entry.kind == PTX]
     return [entry for entry in entries if entry not in kept]
@@ -214,11 +214,11 @@ def _containers(library: bytes, section: range) -> Iterator[list[Entry]]:
 def _entries(library: bytes, span: range) -> Iterator[Entry]:
     at = span.start
     while at < span.stop:
-        kind, _, header, size = struct.unpack_from(ENTRY, library, at)
+        entry_type, _, header, size = struct.unpack_from(ENTRY, library, at)
         if header < ENTRY_SIZE or at + header + size > span.stop:
             raise ValueError(f"an entry of a fat binary at {at} does not fit into its container")
         (architecture,) = struct.unpack_from("<I", library, at + ARCHITECTURE_AT)
-        yield Entry(kind, architecture, range(at + header, at + header + size))
+        yield Entry(entry_type, architecture, range(at + header, at + header + size))
         at += header + size
 
 

@@ -38,7 +38,7 @@ class Manifest:
     def read(cls, path: Path) -> "Manifest":
         """Read the JSON that `write` writes."""
         record = json.loads(path.read_text())
-        return cls([Part(**part) for part in record["parts"]], record["contents"])
+        return cls([Part(**record_of_part) for record_of_part in record["parts"]], record["contents"])
 
     def write(self, folder: Path) -> Path:
         """Write `manifest.json` to `folder`."""
@@ -115,7 +115,7 @@ class Installation:
     @property
     def environment(self) -> str:
         """Shell line that lets Python find the bundle, Triton its compiled kernels, and jobs its replies."""
-        site, source, libraries, kernels = (self.bundle / part for part in (SITE, SOURCE, LIBRARIES, KERNELS))
+        site, source, libraries, kernels = (self.bundle / folder for folder in (SITE, SOURCE, LIBRARIES, KERNELS))
         replies = self.bundle / REPLIES
         line = f"export PYTHONPATH={site}:{source}${{PYTHONPATH:+:$PYTHONPATH}} PATH={site / 'bin'}:$PATH"
         line += f" TRITON_CACHE_DIR={kernels}" if kernels.exists() else ""
@@ -130,9 +130,9 @@ class Installation:
         Args:
             packages: The interpreter's folder of site-packages.
         """
-        found = f"sys.path.insert(0, {str(self.bundle / SITE)!r})"
+        insertion = f"sys.path.insert(0, {str(self.bundle / SITE)!r})"
         hidden = "sys.modules.update(scipy=None, sklearn=None)"
-        (packages / "stretto_bundle.pth").write_text(f"import sys; {found}; {hidden}\n")
+        (packages / "stretto_bundle.pth").write_text(f"import sys; {insertion}; {hidden}\n")
 
     def take(self, files: list[Path]) -> list[str]:
         """Verify and store parts; return the names of missing parts.
@@ -146,7 +146,7 @@ class Installation:
         kept = self.root / PARTS
         kept.mkdir(parents=True, exist_ok=True)
         manifest = self._manifest(files)
-        expected = {part.name: part for part in manifest.parts}
+        expected = {stored.name: stored for stored in manifest.parts}
         for file in files:
             if file.name == MANIFEST:
                 continue
@@ -176,7 +176,7 @@ class Installation:
         if self.bundle.exists():
             return
         kept = self.root / PARTS
-        names = [part.name for part in Manifest.read(kept / MANIFEST).parts]
+        names = [stored.name for stored in Manifest.read(kept / MANIFEST).parts]
         unpack((kept / name for name in names), self.bundle)
         for name in names:
             (kept / name).unlink()

@@ -117,10 +117,10 @@ def extract(
         for info in archive.infolist():
             if info.is_dir() or not is_wanted(info.filename):
                 continue
-            head, _, rest = info.filename.partition(".data/")
-            if rest and "/" not in head:
-                kind, _, rest = rest.partition("/")
-                target = site / (rest if kind in ("purelib", "platlib") else f"bin/{rest}")
+            head, _, inner = info.filename.partition(".data/")
+            if inner and "/" not in head:
+                scheme, _, inner = inner.partition("/")
+                target = site / (inner if scheme in ("purelib", "platlib") else f"bin/{inner}")
             else:
                 target = site / info.filename
             target.parent.mkdir(parents=True, exist_ok=True)
