@@ -35,7 +35,7 @@ from vllm.model_executor.models.qwen2 import Qwen2DecoderLayer
 from vllm.platforms import current_platform
 
 from benchmarks.gpu.__main__ import preload
-from benchmarks.gpu.jobs import JOBS, Setup
+from benchmarks.gpu.jobs import JOBS, QUARTER, Setup
 from benchmarks.gpu.models import MODELS, engine_args, write_config
 from lab.releases.every_codec import every_codec
 from stretto.config import DecoderConfig, EngineConfig
@@ -133,7 +133,7 @@ def check_convolutions() -> None:
 def load_jobs() -> None:
     """Load all benchmark jobs from the installed packages, as their parent does before it forks."""
     preload(is_small=False)
-    for job in JOBS.values():
+    for job in (*JOBS.values(), *QUARTER.values()):
         job.load()
     for name in MODELS:
         with tempfile.TemporaryDirectory() as folder:
