@@ -14,6 +14,7 @@ process only do not count as tests of its lines.
 import argparse
 import ast
 import copy
+import glob
 import importlib
 import json
 import os
@@ -275,7 +276,9 @@ class Tree:
             os.dup2(log, stream)
         os.chdir(self.folder)
         project = tomllib.loads((self.folder / "pyproject.toml").read_text())
-        roots = [str((self.folder / name).resolve()) for name in project["tool"]["ruff"]["src"]]
+        sources = project["tool"]["ruff"]["src"]
+        roots = [path for source in sources for path in glob.glob(source, root_dir=self.folder)]
+        roots = [str((self.folder / path).resolve()) for path in roots]
         os.environ["PYTHONPATH"] = os.pathsep.join(roots)
         other = [path for path in sys.path if path and (".venv" in path or not Path(path).is_relative_to(ROOT))]
         sys.path[:] = [*roots, *other]
