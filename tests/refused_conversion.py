@@ -1,39 +1,15 @@
-"""Edits of a release's files, and checks that the converter refuses edited releases.
+"""Checks that the converter refuses edited releases (`stretto.testing.releases.edited`).
 
 plugins/conftest.py has these fixtures, and every run imports it, so torch and the converter are imported in functions.
 """
 
-import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-Edit = Callable[[Any], object]
 Refuses = Callable[..., None]
-
-
-@contextmanager
-def edited(path: Path) -> Iterator[Any]:
-    """Yield the content of a JSON, YAML, safetensors or torch file for editing, then write it to a new file."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    kinds: dict[str, tuple[Callable[[Path], Any], Edit]] = {
-        ".json": (lambda file: json.loads(file.read_text()), lambda content: path.write_text(json.dumps(content))),
-        ".yaml": (lambda file: yaml.safe_load(file.read_text()), lambda content: path.write_text(yaml.dump(content))),
-        ".safetensors": (load_file, lambda content: save_file(content, path)),
-        ".pth": (torch.load, lambda content: torch.save(content, path)),
-    }
-    read, write = kinds[path.suffix]
-    content = read(path)
-    yield content
-    path.unlink()  # which may be a link
-    write(content)
 
 
 def refused(words: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> str:

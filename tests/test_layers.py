@@ -87,7 +87,10 @@ ALLOWED = {
         "convert", "engine", "launcher", "family", "codecs", "config", "entry_points", "machine", "weights",
         "untrusted_files", "errors",
     },
-    "testing": {"engine", "family", "records", "streams", "config", "entry_points", "errors"},
+    "testing": {
+        "convert", "preprocessing", "engine", "family", "weights", "records", "streams", "config", "entry_points",
+        "errors",
+    },
     "__init__": {"engine"},
     "cli": {"convert", "launcher", "entry_points", "releases", "verification"},
     "__main__": {"cli"},

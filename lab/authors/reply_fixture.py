@@ -73,6 +73,13 @@ def digest(inputs: Mapping[str, Any]) -> str:
     return found.hexdigest()
 
 
+def stored_arrays(fixture: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arrays of an `.npz` fixture, whose `inputs` is the digest of the tensors that it was made from."""
+    arrays = dict(np.load(fixture))
+    assert arrays.pop("inputs") == digest(inputs), f"{fixture}: its releases have changed; write it again"
+    return arrays
+
+
 def compute_in_float64() -> None:
     """Make torch use float64 wherever the authors' code asks for float32, as in `Tensor.float`.
 

@@ -10,7 +10,8 @@ import pytest
 
 from plugins.kyutai.lab import random_kyutai_stt, random_kyutai_tts, random_moshi, random_personaplex
 from stretto.convert.command import main
-from tests.refused_conversion import Refuses, edited
+from stretto.testing.releases import edited
+from tests.refused_conversion import Refuses
 from tests.tiers import by_night
 
 Write = Callable[..., Path]

@@ -11,8 +11,9 @@ from lab.releases.random_qwen3_tts import small_config, write_release
 from stretto.convert.command import main
 from stretto.encoders.x_vector import load_speaker_encoder
 from stretto.family.plugin import family_at
+from stretto.testing.releases import Edit, edited
 from tests.published_qwen3_tts import command
-from tests.refused_conversion import Edit, Refuses, edited
+from tests.refused_conversion import Refuses
 
 DEPTH = "talker.code_predictor."
 

@@ -14,8 +14,9 @@ from plugins.pocket.tests.pocket_layouts import differing_files, write_phonon
 from stretto.codecs.pocket import GELU_FORMS, load
 from stretto.convert.command import main as convert
 from stretto.family.plugin import VOCABULARY, config_at
+from stretto.testing.releases import Edit, edited
 from stretto_pocket.phonon.family import PhononVocabulary
-from tests.refused_conversion import Edit, Refuses, edited
+from tests.refused_conversion import Refuses
 
 
 def words(release: Path) -> list[str]:

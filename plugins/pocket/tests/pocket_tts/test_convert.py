@@ -13,9 +13,10 @@ from stretto.convert.command import main as convert
 from stretto.errors import InvalidRequest
 from stretto.family.plugin import VOCABULARY, config_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.testing.releases import Edit, edited
 from stretto_pocket.pocket_tts.convert import CLONING
 from stretto_pocket.pocket_tts.family import PocketVocabulary
-from tests.refused_conversion import Edit, Refuses, edited
+from tests.refused_conversion import Refuses
 from tests.tiers import by_night
 
 

@@ -27,9 +27,10 @@ from stretto.convert.command import main as convert
 from stretto.errors import CheckpointError
 from stretto.family.plugin import NAME as FAMILY
 from stretto.family.plugin import VOCABULARY, config_at, read_family
+from stretto.testing.releases import Edit, edited
 from stretto_vibevoice.vibevoice.convert import authors_name
 from stretto_vibevoice.vibevoice.family import VibeVoiceVocabulary
-from tests.refused_conversion import Edit, Refuses, edited
+from tests.refused_conversion import Refuses
 
 MODEL = "model.safetensors"
 FACTOR, STEM = "model.latent_scaling_factor", "model.audio_tower.decoder.stem.conv.conv.weight"

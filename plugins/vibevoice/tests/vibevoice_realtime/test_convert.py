@@ -20,8 +20,9 @@ from plugins.vibevoice.lab.random_vibevoice_realtime import (
 )
 from plugins.vibevoice.tests.vibevoice_realtime_release import convert_release
 from stretto.family.plugin import VOCABULARY, config_at
+from stretto.testing.releases import Edit, edited
 from stretto_vibevoice.vibevoice_realtime.family import VibeVoiceRealtimeVocabulary
-from tests.refused_conversion import Edit, Refuses, edited
+from tests.refused_conversion import Refuses
 
 NUM_PUBLISHED = 1_018_000_000  # parameters, from the size of the published file
 

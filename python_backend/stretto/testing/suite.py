@@ -1,0 +1,393 @@
+"""Tests that every model family should pass, as a base class for pytest.
+
+    class TestMyFamily(FamilySuite):
+        case = FamilyCase(plugin=PLUGIN, write=write_release, …)
+
+The subclass inherits the tests; parts of the case that are left out have none. Its own tests can use the fixtures, too:
+`release` is a small release with its checkpoint, which all tests of the class share, and `copied` a copy for edits.
+Tests that start vLLM have the marker `engine`, and longer variants of others the marker `nightly`.
+"""
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from stretto.errors import InvalidRequest
+from stretto.family.base import Family
+from stretto.family.plugin import FamilyPlugin, config_at
+from stretto.family.sections import Section
+from stretto.preprocessing.request import RawRequest
+from stretto.records.prompt import Prompt
+from stretto.testing.limits import asked, inputs_beyond_limits
+from stretto.testing.ranges import assert_refused_outside_ranges
+from stretto.testing.releases import Edit, SmallRelease, edited, set_fields, split_weights
+from stretto.weights.loading import Plan, Shape, check
+
+if TYPE_CHECKING:
+    from stretto.testing.conformance import Engine
+
+SPREAD_BY_DAY = 3  # number of tensors that are left out, one by one; by night one of each layer's
+TIGHT = {"max_num_batched_tokens": 96, "max_num_seqs": 4}
+
+
+class ExpectedReply(NamedTuple):
+    """A prompt, and the ids of all rows of its reply as the authors' code or a slow reference generates them."""
+
+    prompt: Prompt
+    rows: list[list[int]]
+
+
+@dataclass(frozen=True)
+class PublishedSizes:
+    """Tensors of a published release, without their numbers.
+
+    Attributes:
+        shapes: Shapes of the published tensors by name.
+        plan: The family's plan for its config.
+        written: Expected shapes of some tensors of the checkpoint.
+        num_written: Number of tensors of the checkpoint.
+        unused: Names of published tensors that are left out.
+    """
+
+    shapes: Mapping[str, Shape]
+    plan: Plan
+    written: Mapping[str, Shape]
+    num_written: int
+    unused: Collection[str] = ()
+
+
+@dataclass(frozen=True)
+class FamilyCase:
+    """Data of a family that its tests depend on.
+
+    Attributes:
+        plugin: The family's plug-in.
+        write: Function that writes a small random release to a folder, given the name of its sizes, and returns the
+            arguments of `stretto convert`, without `--out`.
+        sizes: Names of small sizes. Most tests use the first.
+        other_sizes: Names of sizes that are only converted.
+        config: Path of the release's config in the folder.
+        weights: Path of the language model's tensors in the folder.
+        tokenizer: Path of tokenizer.json in the folder.
+        may_be_sharded: False if the files of the weights have fixed names.
+        tensors_in: Function that returns the tensors by name in the content of `weights`.
+        name_if_missing: Function that returns the name of a missing tensor in errors, if releases have several for it.
+        unneeded_tensors: Published names of tensors that a release may lack.
+        same_configs: Changes of the config, by dotted paths, after which the checkpoint is the same.
+        refused_configs: Changes of the config, and a part of the error.
+        refused_edits: File in the folder, edit of its content, and a part of the error.
+        needed_tokens: Tokens that the tokenizer must have.
+        published: Function that returns the sizes of a published release.
+        prompts: Function that returns inputs of requests, and the expected rows of their prompts, by name.
+        refused_inputs: Inputs of a request, and the beginning of the error.
+        has_usual_requests: False if the model cannot speak a text without more, such as a voice.
+        markers: Special tokens that are plain characters in a text.
+        refused_markers: Tokens that are refused in a text if the release does not mark them as special.
+        text_options: Options whose texts are in the prompt, such as `instruct`.
+        replies: Function that returns prompts with the expected rows of their replies by name.
+        engine: Arguments of the engine that generates them.
+        tight: Further arguments with which some replies are preempted.
+        conformance: Arguments of `assert_family_conforms` after the folder.
+        conforms_by_night: True if the conformance test takes long.
+    """
+
+    plugin: FamilyPlugin
+    write: Callable[[Path, str], Sequence[str | Path]]
+    sizes: Sequence[str] = ("small",)
+    other_sizes: Sequence[str] = ()
+    config: str = "release/config.json"
+    weights: str = "release/model.safetensors"
+    tokenizer: str = "release/tokenizer.json"
+    may_be_sharded: bool = True
+    tensors_in: Callable[[Any], dict[str, Tensor]] = lambda content: content
+    name_if_missing: Callable[[str], str] = str
+    unneeded_tensors: Collection[str] = ()
+    same_configs: Sequence[Mapping[str, object]] = ()
+    refused_configs: Sequence[tuple[Mapping[str, object], str]] = ()
+    refused_edits: Sequence[tuple[str, Edit, str]] = ()
+    needed_tokens: Sequence[str] = ()
+    published: Callable[[], PublishedSizes] | None = None
+    prompts: Callable[[SmallRelease], Mapping[str, tuple[Mapping[str, Any], np.ndarray]]] | None = None
+    refused_inputs: Sequence[tuple[Mapping[str, Any], str]] = ()
+    has_usual_requests: bool = True
+    markers: Sequence[str] = ()
+    refused_markers: Sequence[str] = ()
+    text_options: Sequence[str] = ()
+    replies: Callable[[SmallRelease], Mapping[str, ExpectedReply]] | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    tight: Mapping[str, Any] = field(default_factory=dict)
+    conformance: Mapping[str, Any] | None = None
+    conforms_by_night: bool = False
+
+
+def request_with(text_field: str, words: str) -> RawRequest:
+    """Return a request with words in its text, or in an option."""
+    option: dict[str, Any] = {text_field: words}
+    return RawRequest(**(asked(words) if text_field == "text" else asked("a", **option)))
+
+
+def one_of_each_layer(names: Iterable[str]) -> list[str]:
+    """Return the last of the names that differ in numbers only, such as those of layers."""
+    return list({re.sub(r"\d+", "*", name): name for name in names}.values())
+
+
+def spread(names: Sequence[str], number: int) -> list[str]:
+    """Return `number` of the names, evenly spaced, with the first and the last."""
+    return [names[round(index)] for index in np.linspace(0, len(names) - 1, min(number, len(names)))]
+
+
+def on_meta(shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+    """Return tensors of these shapes without numbers."""
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def text_ids(prompt: Prompt, family: Family) -> list[int]:
+    """Return the ids of the streams of a prompt that may have text, and those of the text beside the reply."""
+    streams = [0, *family.track_streams]
+    return [*prompt.rows[:, streams].flatten().tolist(), *prompt.track]
+
+
+def assert_same_checkpoints(one: SmallRelease, other: SmallRelease) -> None:
+    """Assert that two checkpoints have the same config and tensors."""
+    assert config_at(one.checkpoint) == config_at(other.checkpoint)
+    assert one.weights.keys() == other.weights.keys()
+    assert all(torch.equal(tensor, other.weights[name]) for name, tensor in one.weights.items())
+
+
+class FamilySuite:
+    """Base class of a family's tests; see the module."""
+
+    case: ClassVar[FamilyCase]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def releases(cls, tmp_path_factory: pytest.TempPathFactory) -> dict[str, SmallRelease]:
+        """Small releases by the name of their sizes."""
+        folder = tmp_path_factory.mktemp(cls.case.plugin.name)
+        return {size: SmallRelease.written(folder / size, size, cls.case.write) for size in cls.case.sizes}
+
+    @pytest.fixture
+    def release(self, releases: dict[str, SmallRelease]) -> SmallRelease:
+        """The release of the first sizes."""
+        return releases[self.case.sizes[0]]
+
+    @pytest.fixture
+    def copied(self, release: SmallRelease, tmp_path: Path) -> SmallRelease:
+        """A copy of the release, for edits."""
+        return release.copied(tmp_path / "published")
+
+    def start_engine(self, checkpoint: Path, **arguments: Any) -> "Engine":
+        """Return an engine for a checkpoint; a subclass may prepare the process first."""
+        from stretto.testing.conformance import Engine
+
+        return Engine(checkpoint, **arguments)
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Parametrise the tests by the parts of the case."""
+        case = self.case
+        by_day: dict[str, Sequence[Any]] = {
+            "same_config": case.same_configs,
+            "refused_config": [pytest.param(entry, id=entry[-1]) for entry in case.refused_configs],
+            "refused_edit": [pytest.param(entry, id=f"{entry[0]}: {entry[-1]}") for entry in case.refused_edits],
+            "refused_input": [pytest.param(entry, id=entry[-1]) for entry in case.refused_inputs],
+            "needed_token": case.needed_tokens,
+            "marker": case.markers,
+            "refused_marker": case.refused_markers,
+            "text_field": ["text", *case.text_options],
+            "other_size": case.other_sizes,
+            "published": [case.published] if case.published else [],
+            "prompts_of_size": case.sizes if case.prompts else [],
+            "conformance": [] if case.conformance is None else [_by_night(case.conformance, case.conforms_by_night)],
+            "scheduling": list(_schedulings(case)) if case.replies else [],
+            "num_tensors": [SPREAD_BY_DAY, _by_night(1 << 10)],
+        }
+        for name in {*by_day} & {*metafunc.fixturenames}:
+            values = by_day[name]
+            metafunc.parametrize(name, values)
+
+    def test_release_of_other_sizes_is_converted(self, tmp_path: Path, other_size: str) -> None:
+        release = SmallRelease.written(tmp_path / other_size, other_size, self.case.write)
+        assert release.family.name == self.case.plugin.name
+
+    def test_sharded_release_gives_the_same_checkpoint(self, release: SmallRelease, copied: SmallRelease) -> None:
+        weights = copied.folder / self.case.weights
+        if not self.case.may_be_sharded:
+            pytest.skip("the files of the weights have fixed names")
+        split_weights(weights)
+        assert_same_checkpoints(release, copied)
+
+    def test_config_of_other_versions_gives_the_same_checkpoint(
+        self, release: SmallRelease, copied: SmallRelease, same_config: Mapping[str, object]
+    ) -> None:
+        with edited(copied.folder / self.case.config) as record:
+            set_fields(record, same_config)
+        assert_same_checkpoints(release, copied)
+
+    def test_config_fields_out_of_range_are_refused(self) -> None:
+        """The fields are those of the classes that the conversion module defines or imports."""
+        assert self.case.plugin.convert is not None
+        module = import_module(self.case.plugin.convert)
+        for section in [value for value in vars(module).values() if isinstance(value, type)]:
+            if issubclass(section, Section) and section is not Section:
+                assert_refused_outside_ranges(section)
+
+    def test_other_configs_are_refused(
+        self, copied: SmallRelease, refused_config: tuple[Mapping[str, object], str]
+    ) -> None:
+        changes, message = refused_config
+        with edited(copied.folder / self.case.config) as record:
+            set_fields(record, changes)
+        copied.assert_refused(message)
+
+    def test_other_files_are_refused(self, copied: SmallRelease, refused_edit: tuple[str, Edit, str]) -> None:
+        file, edit, message = refused_edit
+        with edited(copied.folder / file) as content:
+            edit(content)
+        copied.assert_refused(message)
+
+    def test_tokenizer_without_a_needed_token_is_refused(self, copied: SmallRelease, needed_token: str) -> None:
+        with edited(copied.folder / self.case.tokenizer) as record:
+            tokens = record["added_tokens"]
+            record["added_tokens"] = [token for token in tokens if token["content"] != needed_token]
+            assert len(record["added_tokens"]) == len(tokens) - 1
+        copied.assert_refused(needed_token)
+
+    def test_unknown_tensor_is_refused(self, copied: SmallRelease) -> None:
+        with self._tensors(copied) as tensors:
+            tensors["extra.weight"] = torch.zeros(1)
+        copied.assert_refused("unknown: extra.weight")
+
+    def test_missing_and_misshaped_tensors_are_refused(
+        self, release: SmallRelease, tmp_path: Path, num_tensors: int
+    ) -> None:
+        with self._tensors(release.copied(tmp_path / "read")) as tensors:
+            names = [name for name in tensors if name not in self.case.unneeded_tensors]
+        for number, name in enumerate(spread(one_of_each_layer(names), num_tensors)):
+            copy = release.copied(tmp_path / f"missing-{number}")
+            with self._tensors(copy) as tensors:
+                shape = tensors.pop(name).shape
+            copy.assert_refused("missing: ", self.case.name_if_missing(name))
+            with self._tensors(copy) as tensors:
+                tensors[name] = torch.zeros(*shape, 2)
+            copy.assert_refused(name)
+
+    @contextmanager
+    def _tensors(self, release: SmallRelease) -> Iterator[dict[str, Tensor]]:
+        """Yield the language model's tensors for editing."""
+        with edited(release.folder / self.case.weights) as content:
+            yield self.case.tensors_in(content)
+
+    def test_published_sizes_fit_the_converter(self, published: Callable[[], PublishedSizes]) -> None:
+        sizes = published()
+        assert sorted(check(sizes.plan, on_meta(sizes.shapes), sizes.unused)) == sorted(sizes.unused)
+        written = {entry.name: entry.written for planned in sizes.plan.values() for entry in (planned, *planned.also)}
+        assert {name: written[name] for name in sizes.written} == dict(sizes.written)
+        assert len(written) == sizes.num_written
+
+    def test_prompts_have_the_expected_rows(self, releases: dict[str, SmallRelease], prompts_of_size: str) -> None:
+        assert self.case.prompts is not None
+        release = releases[prompts_of_size]
+        for name, (inputs, rows) in self.case.prompts(release).items():
+            prompt = release.preprocessor.prepare(RawRequest(**inputs))
+            assert prompt.rows.dtype == np.int32
+            assert prompt.rows.tolist() == rows.tolist(), f"{name}: expected {rows}, got {prompt.rows}"
+
+    def test_invalid_inputs_are_refused(
+        self, release: SmallRelease, refused_input: tuple[Mapping[str, Any], str]
+    ) -> None:
+        inputs, message = refused_input
+        with pytest.raises(InvalidRequest) as refusal:
+            release.preprocessor.prepare(RawRequest(**inputs))
+        assert str(refusal.value).startswith(message), str(refusal.value)
+
+    def test_inputs_beyond_the_limits_of_the_family_are_refused(self, release: SmallRelease) -> None:
+        if not self.case.has_usual_requests or "text" not in release.family.tasks[0].needs:
+            pytest.skip("a text alone is no request for this family")
+        for inputs, message in inputs_beyond_limits(release.family):
+            with pytest.raises(InvalidRequest) as refusal:
+                release.preprocessor.prepare(RawRequest(**inputs))
+            assert str(refusal.value).startswith(message), f"expected {message!r}, got {refusal.value}"
+
+    def test_special_tokens_in_a_text_are_characters(self, release: SmallRelease, marker: str, text_field: str) -> None:
+        tokenizer = json.loads((release.folder / self.case.tokenizer).read_text())
+        (marker_id,) = (token["id"] for token in tokenizer["added_tokens"] if token["content"] == marker)
+        plain = release.preprocessor.prepare(request_with(text_field, "a b"))
+        marked = release.preprocessor.prepare(request_with(text_field, f"a {marker} b"))
+        num_markers = [text_ids(prompt, release.family).count(marker_id) for prompt in (plain, marked)]
+        assert num_markers[0] == num_markers[1]
+
+    def test_markers_that_the_release_does_not_mark_are_refused(
+        self, copied: SmallRelease, refused_marker: str, text_field: str
+    ) -> None:
+        with edited(copied.folder / self.case.tokenizer) as record:
+            for token in record["added_tokens"]:
+                token["special"] = False
+        with pytest.raises(InvalidRequest) as refusal:
+            copied.preprocessor.prepare(request_with(text_field, f"a {refused_marker} b"))
+        field = text_field if text_field == "text" else f"options.{text_field}"
+        expected = f"{field}: expected none of the model's markers, got {refused_marker}"
+        assert str(refusal.value).startswith(expected), str(refusal.value)
+
+    @pytest.mark.engine
+    def test_rows_equal_the_expected_ones(self, releases: dict[str, SmallRelease], scheduling: "Scheduling") -> None:
+        """Alone, in a batch with cached prompts, and with little memory also preempted."""
+        assert self.case.replies is not None
+        release = releases[scheduling.size]
+        replies = self.case.replies(release)
+        prompts = {name: reply.prompt for name, reply in replies.items()}
+        expected = {name: reply.rows for name, reply in replies.items()}
+        arguments = {**self.case.engine, **scheduling.arguments}
+        engine = self.start_engine(release.checkpoint, async_scheduling=scheduling.is_async, **arguments)
+        try:
+            for name in list(prompts)[:2]:
+                assert engine.run({name: prompts[name]})[name].rows == expected[name], f"{name} alone"
+            answers = engine.run(prompts, {name: index for index, name in enumerate(prompts)})
+            for name, answer in answers.items():
+                assert answer.rows == expected[name], f"{name} in a batch"
+            num_preemptions = sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer)
+            assert (num_preemptions > 0) == scheduling.is_tight
+            assert engine.is_clean()
+        finally:
+            engine.shutdown()
+
+    @pytest.mark.engine
+    def test_family_conforms(self, tmp_path: Path, conformance: Mapping[str, Any]) -> None:
+        from stretto.testing import assert_family_conforms
+
+        assert_family_conforms(self.case.plugin, tmp_path, **conformance)
+
+
+class Scheduling(NamedTuple):
+    """How an engine schedules the replies of a release."""
+
+    size: str
+    is_async: bool
+    is_tight: bool
+    arguments: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.size}-{'async' if self.is_async else 'sync'}"
+
+
+def _schedulings(case: FamilyCase) -> Iterable[Any]:
+    """Yield by day the first sizes with much memory, and the last ones with little; by night also the other way."""
+    tight = {**TIGHT, **case.tight}
+    for is_night in (False, True):
+        for is_tight, size in ((False, case.sizes[0]), (True, case.sizes[-1])):
+            arguments = tight if is_tight else {}
+            scheduling = Scheduling(size, is_tight == is_night, is_tight, arguments)
+            yield pytest.param(scheduling, id=str(scheduling), marks=pytest.mark.nightly if is_night else ())
+
+
+def _by_night(value: Any, is_night: bool = True) -> Any:
+    return pytest.param(value, marks=pytest.mark.nightly if is_night else ())
