@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from lab.releases.random_tensors import split_weights
-from plugins.moss.lab.moss_tts_replies import STRIDE, random_codes, recording
+from plugins.moss.lab.moss_tts_replies import STRIDE, random_codes, recording, stored
 from plugins.moss.lab.random_moss import codec_config, codec_shapes, codec_tensors, write_codec
-from plugins.moss.tests.moss_release import stored
 from stretto.codecs import memory
 from stretto.codecs.base import load_codec
 from stretto.codecs.moss import MossCodec, MossConfig, plain_names

@@ -22,7 +22,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from lab.authors.reply_fixture import digest, run_arrays
+from lab.authors.reply_fixture import digest, run_arrays, stored_arrays
 from plugins.moss.lab.moss_tts_replies import draw
 from plugins.moss.lab.random_moss_local import IDS, KINDS, config, inputs, model_tensors, write_release
 from stretto.testing.noise import uniform
@@ -37,6 +37,12 @@ LANGUAGE = "French"
 TEXT_OPTIONS = 1.0, 50, 1.0  # temperature, top-k and top-p of the choice between a slot and the end
 CODE_OPTIONS = 1.7, 25, 0.8
 TOLERANCE = 0.0
+
+
+@cache
+def stored() -> dict[str, Any]:
+    """Return the arrays of the fixture."""
+    return stored_arrays(Path(__file__).parents[1] / "tests" / "data" / "moss_tts_local_replies.npz", inputs())
 
 
 def heard_codes(kind: str) -> np.ndarray:

@@ -11,6 +11,7 @@ engine's noise. Ids that the codec does not have are left out, except the end.
 import math
 import sys
 import tempfile
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 from transformers.masking_utils import create_causal_mask
 
-from lab.authors.reply_fixture import digest, run_arrays
+from lab.authors.reply_fixture import digest, run_arrays, stored_arrays
 from plugins.moss.lab.moss_tts_replies import draw
 from plugins.moss.lab.random_moss_realtime import IDS, KINDS, config, inputs, model_tensors, write_release
 from stretto.testing.noise import uniform
@@ -47,6 +48,12 @@ TEXTS = (
     "Two lines\nand a  third one: tomorrow, when the rain has stopped, we will walk along the river to the old mill.",
 )
 TOLERANCE = 0.0
+
+
+@cache
+def stored() -> dict[str, Any]:
+    """Return the arrays of the fixture."""
+    return stored_arrays(Path(__file__).parents[1] / "tests" / "data" / "moss_tts_realtime_replies.npz", inputs())
 
 
 def heard_codes(kind: str) -> np.ndarray:

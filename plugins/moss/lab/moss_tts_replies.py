@@ -26,7 +26,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from lab.authors.reply_fixture import digest, run_arrays
+from lab.authors.reply_fixture import digest, run_arrays, stored_arrays
 from plugins.moss.lab.random_moss import (
     IDS,
     KINDS,
@@ -77,6 +77,12 @@ def recording() -> np.ndarray:
     random = np.random.default_rng(1)
     at = np.arange(NUM_SAMPLES) / 24_000
     return (0.2 * np.sin(2 * np.pi * 220 * at) + 0.05 * random.standard_normal(NUM_SAMPLES)).astype(np.float32)
+
+
+@cache
+def stored() -> dict[str, Any]:
+    """Return the arrays of the fixture."""
+    return stored_arrays(Path(__file__).parents[1] / "tests" / "data" / "moss_tts_replies.npz", inputs())
 
 
 def heard_codes(kind: str) -> np.ndarray:

@@ -2,8 +2,8 @@
 
     python -m plugins.moss.lab.random_moss FOLDER [KIND]
 
-The codec is written next to the release, as `codec`. The kinds `small` and `deep` have few channels, `served` has the
-published codebooks and codes; a codec called `published` has the published sizes.
+The codec is written next to the release, as `codec`. The kinds `small`, `deep` and `odd` have few channels, `served`
+has the published codebooks and codes; a codec called `published` has the published sizes.
 """
 
 import json
@@ -36,11 +36,14 @@ TOKENS = {
 IDS = {key: at for at, key in enumerate(TOKENS, NUM_TOKENS) if key}
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 SMALL |= {"num_key_value_heads": 2, "head_dim": 32}
+# heads with a size of their own, which do not divide the width
+ODD = SMALL | {"hidden_size": 72, "num_attention_heads": 5, "num_key_value_heads": 1}
 DEEP = SMALL | {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3, "num_key_value_heads": 3}
 # Codebooks, codes of a codebook, and the backbone.
 KINDS: dict[str, tuple[int, int, dict[str, int]]] = {
     "small": (4, 16, SMALL),
     "deep": (6, 24, DEEP),
+    "odd": (4, 16, ODD),
     "served": (32, 1024, SMALL),
 }
 

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from lab.releases.random_tensors import random_tensors
-from plugins.moss.lab.random_moss import NUM_TEXT_IDS, NUM_TOKENS, TOKENS, qwen3_shapes, write_codec
+from plugins.moss.lab.random_moss import NUM_TEXT_IDS, NUM_TOKENS, ODD, TOKENS, qwen3_shapes, write_codec
 from plugins.moss.lab.random_moss import SMALL as BACKBONE
 
 KEYS = {"audio_assistant_gen_slot_token_id": "audio_assistant_slot_token_id"}  # named otherwise than in MOSS-TTS
@@ -26,6 +26,7 @@ DEEP = SMALL | {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads"
 KINDS: dict[str, tuple[int, int, dict[str, int], tuple[int, int, int, str]]] = {
     "small": (4, 16, SMALL, (4, 80, 1, "silu")),
     "deep": (6, 24, DEEP, (3, 128, 2, "gelu")),
+    "odd": (4, 16, ODD | {"tie_word_embeddings": True}, (4, 80, 1, "silu")),
     "served": (12, 1024, SMALL, (4, 80, 1, "silu")),
 }
 FAVOUR = 0.55  # of a slot

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from lab.releases.random_tensors import random_tensors
-from plugins.moss.lab.random_moss import NUM_TEXT_IDS, NUM_TOKENS, qwen3_shapes, write_codec
+from plugins.moss.lab.random_moss import NUM_TEXT_IDS, NUM_TOKENS, ODD, qwen3_shapes, write_codec
 
 # Tokens after those of the BPE; two are not used.
 TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|unused|>", "<|audio_pad|>", "<|text_pad|>")
@@ -27,6 +27,7 @@ DEEP = SMALL | {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads"
 KINDS: dict[str, tuple[int, int, dict[str, int], dict[str, int]]] = {
     "small": (3, 16, SMALL, SMALL | {"num_hidden_layers": 1, "head_dim": 16}),
     "deep": (5, 24, DEEP, DEEP | {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 80}),
+    "odd": (3, 16, ODD, SMALL | {"num_hidden_layers": 1, "head_dim": 16, "hidden_size": 72}),
     "served": (16, 1024, SMALL, SMALL),
 }
 END_SCALE = 0.7  # of the head of the end, so that replies have some frames

@@ -57,14 +57,11 @@ def recorded_codes(piece: Piece, family: Family, encoder: CachedEncoder) -> np.n
         encoder: Encoder of samples.
 
     Raises:
-        InvalidRequest: The recording is shorter than a frame, or has other codes than the model's.
+        InvalidRequest: The recording has other codes than the model's.
     """
     if piece.codes is None:
         assert piece.pcm is not None, piece.path
-        codes = encoder.encode(piece.pcm)
-        if codes.shape[1] == 0:
-            raise InvalidRequest(piece.path, "audio of at least one frame (0.08 s)", f"{len(piece.pcm)} samples")
-        return codes
+        return encoder.encode(piece.pcm)
     codes = piece.codes
     size = family.layout.codebook_size
     num_codebooks = family.num_codebooks

@@ -6,19 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugins.moss.lab.moss_tts_replies import INSTRUCTION, LANGUAGE, REPLIES, TEXT, heard_codes
+from plugins.moss.lab.moss_tts_replies import INSTRUCTION, LANGUAGE, REPLIES, TEXT, heard_codes, stored
 from plugins.moss.lab.random_moss import IDS, KINDS
-from plugins.moss.tests.moss_release import convert_release, stored
+from plugins.moss.tests.test_moss_tts import write
 from stretto.codecs.base import load_codec
+from stretto.testing.releases import SmallRelease
 from tests.server.conftest import ServedCheckpoint, serves
 from tests.server.published import check_sound
 
-# By night: tests/engine/test_moss_tts.py compares the same release with the authors' loop.
+# By night: test_moss_tts.py compares the same release with the authors' loop.
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
 NUM_CODEBOOKS = KINDS["small"][0]
 OPTIONS: dict[str, Any] = {"chunking": {"first_frames": 2, "steady_frames": 5}, "output": {"codes": True}}
-served = serves(convert_release)
+served = serves(lambda folder: SmallRelease.written(folder / "published", "small", write).checkpoint)
 
 
 def frames_of(rows: np.ndarray) -> np.ndarray:

@@ -6,21 +6,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugins.moss.lab.moss_tts_local_replies import INSTRUCTION, LANGUAGE, MAX_ROWS, REPLIES, TEXTS, heard_codes
+from plugins.moss.lab.moss_tts_local_replies import INSTRUCTION, LANGUAGE, MAX_ROWS, REPLIES, TEXTS, heard_codes, stored
 from plugins.moss.lab.random_moss_local import KINDS
-from plugins.moss.tests.moss_local_release import convert_release, stored
+from plugins.moss.tests.test_moss_tts_local import write
 from stretto.codecs.base import load_codec
+from stretto.testing.releases import SmallRelease
 from tests.server.conftest import ServedCheckpoint, serves
 from tests.server.published import check_sound
 
-# By night: tests/engine/test_moss_tts_local.py compares the same release with the authors' loop; its prompts and its
+# By night: test_moss_tts_local.py compares the same release with the authors' loop; its prompts and its
 # codec have tests of their own.
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
 OPTIONS: dict[str, Any] = {"chunking": {"first_frames": 2, "steady_frames": 5}, "output": {"codes": True}}
 GREEDY = {"audio": {"temperature": 0.0, "max_rows": MAX_ROWS}, "depth": {"temperature": 0.0}}
 SAMPLED = {"audio": {"max_rows": MAX_ROWS}}
-served = serves(convert_release)
+served = serves(lambda folder: SmallRelease.written(folder / "published", "small", write).checkpoint)
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["text", "voice, language and instruction"])

@@ -12,16 +12,17 @@ import pytest
 
 from plugins.moss.lab.moss_tts_realtime_replies import TEXTS, heard_codes
 from plugins.moss.lab.random_moss_realtime import KINDS
-from plugins.moss.tests.moss_realtime_release import convert_release
+from plugins.moss.tests.test_moss_tts_realtime import write
 from stretto.codecs.base import load_codec
 from stretto.family.plugin import family_at
 from stretto.preprocessing.request import Preprocessor
 from stretto.testing.reference import ReferenceModel
+from stretto.testing.releases import SmallRelease
 from tests.server.conftest import ServedCheckpoint, serves
 from tests.server.listening import Answer
 from tests.server.published import check_sound, prepared
 
-# By night: tests/engine/test_moss_tts_realtime.py compares the same release with the authors' loop; its prompts and its
+# By night: test_moss_tts_realtime.py compares the same release with the authors' loop; its prompts and its
 # codec have tests of their own.
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
@@ -35,7 +36,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def convert(folder: Path) -> Path:
-    checkpoint = convert_release(folder)
+    checkpoint = SmallRelease.written(folder / "published", "small", write).checkpoint
     (checkpoint / "model.safetensors").symlink_to(next(checkpoint.glob("model-*.safetensors")))  # the reference's
     return checkpoint
 
