@@ -1,4 +1,4 @@
-"""Small releases of Fish Audio S2, and a slow reference that reads their published layout.
+"""Slow reference of Fish Audio S2 that reads the published layout of small releases.
 
 The reference computes all positions again for each frame, in float64: neighbouring elements of a head are rotated, the
 embeddings of a frame are summed from the published tables and divided, and ids are sampled by a loop.
@@ -7,14 +7,12 @@ embeddings of a frame are summed from the published tables and divided, and ids 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from plugins.fish_s2.lab.random_fish_s2 import IDS, KINDS, command, config, model_tensors, write_release
-from stretto.convert.command import main as convert
+from plugins.fish_s2.lab.random_fish_s2 import IDS, KINDS, config, model_tensors
 from stretto.family.base import Family
 from stretto.records.sampling import SamplingConfig
 from stretto.testing.noise import uniform
@@ -23,16 +21,9 @@ WINDOW, AGAIN_TOP_P = 10, 0.9  # of repetition-aware sampling
 MIN_LEAD, MIN_DISTANCE = 3e-5, 1e-6  # of the best score, and of a sum of probabilities from top-p
 
 
-def convert_release(folder: Path, kind: str = "small") -> Path:
-    """Write a release of a kind and convert it; return the checkpoint's folder."""
-    release = write_release(folder / "release", kind)
-    assert convert([*command(release), "--out", str(folder / "checkpoint")]) == 0
-    return folder / "checkpoint"
-
-
-def prompt_rows(kind: str, number: int) -> np.ndarray:
+def reference_prompt(size: str, number: int) -> np.ndarray:
     """Return the rows of a prompt, [T, 1 + K]: text ids, and from the second prompt on also frames of a recording."""
-    num_codebooks, num_codes, *_ = KINDS[kind]
+    num_codebooks, num_codes, *_ = KINDS[size]
     random = np.random.default_rng(number)
     rows = np.zeros((30 + 7 * number, 1 + num_codebooks), np.int64)
     rows[:, 0] = random.integers(0, IDS["<|semantic:0|>"], len(rows))
@@ -66,9 +57,10 @@ class Reply:
 class FishReference:
     """Slow reference of a release of a kind."""
 
-    def __init__(self, kind: str, family: Family):
-        self._config, self._family = config(kind), family
-        self._tensors = {name: torch.from_numpy(each).double() for name, each in model_tensors(kind).items()}
+    def __init__(self, size: str, family: Family):
+        self._config = config(size)
+        self._family = family
+        self._tensors = {name: torch.from_numpy(tensor).double() for name, tensor in model_tensors(size).items()}
 
     def embed(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Return the embeddings of rows [T][1 + K], [T, W]."""

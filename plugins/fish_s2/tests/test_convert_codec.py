@@ -10,9 +10,9 @@ from plugins.fish_s2.lab.random_fish_s2_codec import FILE, KINDS, PUBLISHED, sha
 from stretto.codecs.fish_s2 import FishS2Config, codec_shapes
 from stretto.convert.conversion import ConvertedNetwork
 from stretto.errors import CheckpointError
+from stretto.testing.releases import Edit, edited
 from stretto.weights.loading import check
 from stretto_fish_s2.convert_codec import codec_network, plan, sizes
-from tests.refused_conversion import Edit, edited
 
 
 @pytest.mark.parametrize("kind", KINDS)

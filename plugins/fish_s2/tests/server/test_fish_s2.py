@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugins.fish_s2.tests.fish_s2_release import convert_release
+from plugins.fish_s2.tests.test_fish_s2 import write
 from stretto.codecs.base import load_codec
 from stretto.family.plugin import family_at
 from stretto.preprocessing.request import Preprocessor
 from stretto.testing.reference import ReferenceModel
+from stretto.testing.releases import SmallRelease
 from tests.server.conftest import ServedCheckpoint, serves
 from tests.server.listening import Answer
 from tests.server.published import check_sound, prepared
 
-# By night: tests/engine/test_fish_s2.py compares the rows of the same release with a reference that reads it; its
+# By night: test_fish_s2.py compares the rows of the same release with a reference that reads it; its
 # prompts and its codec have tests of their own.
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
@@ -34,7 +35,7 @@ VOICE = [{"role": "system", "text": "The words.", "codes": np.arange(60).reshape
 
 
 def convert(folder: Path) -> Path:
-    checkpoint = convert_release(folder, "deep")
+    checkpoint = SmallRelease.written(folder / "published", "deep", write).checkpoint
     (checkpoint / "model.safetensors").symlink_to(next(checkpoint.glob("model-*.safetensors")))  # the reference's
     return checkpoint
 
