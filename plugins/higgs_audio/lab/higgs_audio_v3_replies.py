@@ -13,12 +13,13 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lab.authors.reply_fixture import digest, run_arrays
+from lab.authors.reply_fixture import digest, run_arrays, stored_arrays
 from plugins.higgs_audio.lab.random_higgs_audio_v3 import KINDS, NUM_TEXT_IDS, config, language_model, write_release
 from stretto.engine.sampling.noise import gumbel, seed_key, stream_keys
 
@@ -36,6 +37,12 @@ CASES = {
     "sampled_cloned": (SAMPLED, True),
 }
 LEAST_LEAD = 1e-4  # of the best id over the second, far above rounding errors
+
+
+@cache
+def stored() -> dict[str, Any]:
+    """Return the arrays of the fixture."""
+    return stored_arrays(Path(__file__).parents[1] / "tests" / "data" / "higgs_audio_v3_replies.npz", inputs())
 
 
 def recording(kind: str) -> np.ndarray:

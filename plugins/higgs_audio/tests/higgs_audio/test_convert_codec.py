@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from plugins.higgs_audio.lab.random_higgs_audio import HiggsAudioRelease, make_model, write_release
 from stretto.codecs.base import load_codec
+from stretto.testing.releases import edited
 from stretto_higgs_audio.higgs_audio.convert import read_codec_config
-from tests.refused_conversion import Refuses, edited
+from tests.refused_conversion import Refuses
 
 pytestmark = pytest.mark.slow
 

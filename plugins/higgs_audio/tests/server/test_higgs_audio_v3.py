@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 
 from plugins.higgs_audio.lab.higgs_audio_v3_replies import CASES, NUM_ROWS, SEEDS, TEXTS, WORDS, recording
-from plugins.higgs_audio.tests.higgs_audio_v3_release import convert_release
+from plugins.higgs_audio.tests.test_higgs_audio_v3 import write
 from stretto.codecs.base import load_codec
+from stretto.testing.releases import SmallRelease
 from tests.server.conftest import ServedCheckpoint, serves
 from tests.server.published import check_sound
 
-# By night: tests/engine/test_higgs_audio_v3.py compares the rows of the same release with mlx-audio's.
+# By night: test_higgs_audio_v3.py compares the rows of the same release with mlx-audio's.
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
 OPTIONS: dict[str, Any] = {"chunking": {"first_frames": 2, "steady_frames": 5}, "output": {"codes": True}}
-served = serves(convert_release)
+served = serves(lambda folder: SmallRelease.written(folder / "published", "small", write).checkpoint)
 
 
 @pytest.mark.parametrize("case", CASES)
