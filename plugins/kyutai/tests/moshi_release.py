@@ -27,6 +27,11 @@ def make_checkpoint(folder: Path, **changed: Any) -> Path:
     return folder / "checkpoint"
 
 
+def name_if_missing(name: str) -> str:
+    """Return the name of a tensor that newer releases have for it."""
+    return name.replace(".in_proj_weight", ".in_projs.0.weight").replace(".out_proj.weight", ".out_projs.0.weight")
+
+
 def replies() -> dict[str, np.ndarray]:
     """Return the authors' replies: `user` [3, 8, T] and `frames` [3, T, 9], and `long_user`, `long_frames`."""
     with np.load(DATA / "moshi_replies.npz") as found:

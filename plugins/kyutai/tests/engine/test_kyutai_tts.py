@@ -13,12 +13,9 @@ from plugins.kyutai.tests.kyutai_tts_release import Reply, make_checkpoint, make
 from stretto.engine.reply_rules import ReplyState, TextUpdate
 from stretto.family.plugin import family_at
 from stretto.records.prompt import Prompt
-from stretto.testing import assert_family_conforms
-from stretto_kyutai.kyutai_tts import PLUGIN
 from stretto_kyutai.kyutai_tts.mechanism.script import WordScript, pack_word, unpack_words
 from stretto_kyutai.kyutai_tts.mechanism.track import WordTrack
 from tests.engine.harness import Answer, Engine, update_request
-from tests.small_vocabularies import SMALL_TTS
 from tests.tiers import ASYNC_BY_DAY, by_night
 
 pytestmark = pytest.mark.engine
@@ -164,9 +161,3 @@ def test_incremental_words_give_the_same_reply(checkpoint: Path, is_async: bool,
     if slowest > 10:
         assert sum(answer.trailer.held_us for answer in answers.values() if answer.trailer) > 0
         assert num_preempted > 0
-
-
-@pytest.mark.nightly
-def test_the_family_conforms(tmp_path: Path) -> None:
-    """A set of the depth transformer's weights is shared by two codebooks, and delays are 3, 4 and 5 rows."""
-    assert_family_conforms(PLUGIN, tmp_path, SMALL_TTS.to_record(), backbone="llama")

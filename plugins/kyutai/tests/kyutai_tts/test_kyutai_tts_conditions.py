@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from plugins.kyutai.lab.random_kyutai_tts import LARGE, NUM_VECTORS, VOICES, lm_shapes, write_release
-from plugins.kyutai.tests.kyutai_tts.test_kyutai_tts_convert import SMALL, words
 from plugins.kyutai.tests.kyutai_tts.word_replies import WordReplies
 from plugins.kyutai.tests.kyutai_tts_release import packed, replies, vocabulary
 from stretto.convert.command import main
@@ -27,6 +26,7 @@ from stretto.family.plugin import config_at, family_at
 from stretto.family.text import sentencepiece_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt, SourceWord
+from stretto.testing.releases import edited
 from stretto_client.model_profile import ModelProfile
 from stretto_kyutai.kyutai_tts.convert import DEFAULTS, guidance_scales, with_conditions
 from stretto_kyutai.kyutai_tts.convert import vocabulary as vocabulary_of
@@ -37,9 +37,10 @@ from stretto_kyutai.kyutai_tts.mechanism.track import WordTrack
 from stretto_kyutai.kyutai_tts.prompt import vectors_at
 from stretto_kyutai.kyutai_tts.words import WordStream, open_text_codec
 from stretto_kyutai.moshi import convert as moshi
-from tests.refused_conversion import Refuses, check_tensor_errors, edited
+from tests.refused_conversion import Refuses, check_tensor_errors
 from tests.tiers import by_night
 
+SMALL = {"num_layers": 1, "depformer_num_layers": 1}
 SUFFIX = ".1e68beda@240.safetensors"
 # Numbers of kyutai/tts-1.6b-en_fr.
 PUBLISHED = LARGE | {
@@ -65,6 +66,10 @@ PUBLISHED = LARGE | {
     },
 }
 PUBLISHED_BYTES = 3_683_719_712  # of its file
+
+
+def words(release: Path, out: Path) -> list[str]:
+    return ["kyutai-tts", "--model", str(release), "--out", str(out)]
 
 
 @pytest.fixture(scope="module")
