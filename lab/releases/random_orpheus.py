@@ -79,7 +79,7 @@ def write_snac(folder: Path, config: Mapping[str, Any] = SNAC) -> Path:
     return folder
 
 
-def write_release(folder: Path) -> Path:
+def write_release(folder: Path, num_shards: int = 4) -> Path:
     """Write a folder in the published Orpheus layout: Llama with a tied head, and codes as the last tokens."""
     write_tokenizer(folder, 300)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -110,7 +110,8 @@ def write_release(folder: Path) -> Path:
         if name != "lm_head.weight"
     }
     save_file(tensors, folder / "model.safetensors")
-    split_weights(folder, 4)
+    if num_shards > 1:
+        split_weights(folder, num_shards)
     (folder / "config.json").write_text(json.dumps({**config.to_dict(), "dtype": "float32"}))
     return folder
 

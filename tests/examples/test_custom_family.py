@@ -1,6 +1,7 @@
 """Orpheus with SNAC (`examples/custom_family`), a family and codec outside of the package, installed with pip."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -233,14 +234,18 @@ def test_a_tokenizer_without_a_marker_is_refused(
 
 
 @pytest.mark.engine
-def test_family_conforms(environment: Environment, tmp_path: Path) -> None:
-    """Replies equal the slow reference unbatched, batched, and preempted within frames."""
-    from stretto_orpheus import PLUGIN
-    from stretto_orpheus.family import OrpheusVocabulary
-
-    markers = {name: 64 + index for index, name in enumerate(OrpheusVocabulary().markers)}
-    small = OrpheusVocabulary(80 + 7 * 16, 64, 80, 16, markers, max_model_len=256)
-    assert_family_conforms(PLUGIN, tmp_path, small.to_record(), backbone="llama", hidden=64, layers=2)
+def test_example_passes_the_suite(environment: Environment) -> None:
+    """In a process of its own, as a third party runs it."""
+    command = [str(environment.python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not nightly"]
+    folder = PACKAGE / "tests"
+    done = subprocess.run(
+        [*command, "--noconftest", "-c", os.devnull, f"--rootdir={folder}", str(folder)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 def test_conformance_kit_refuses_an_uninstalled_family(environment: Environment, tmp_path: Path) -> None:
