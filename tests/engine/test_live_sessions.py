@@ -164,6 +164,7 @@ def step_ms(num_rows: int) -> float:
     return 5 + 0.5 * num_rows
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
 def test_64_live_sessions_meet_every_tick(checkpoint: Path, is_async: bool) -> None:
     """On a virtual clock, with frames at random phases. A step takes whichever session has a frame."""

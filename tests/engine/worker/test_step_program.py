@@ -53,8 +53,9 @@ pytestmark = pytest.mark.slow
 # penalty of recent codes, text in rows of its own, latents, also in stretches; then published families.
 FEW_ENTRIES = replace(TINY, name="few_entries", drawing=replace(POINTER, max_entries=2))  # which end the text
 PUBLISHED = [TRACKED_CSM, TURBO, FISH_S2, KYUTAI_STT, MOSHI, KYUTAI_TTS_AHEAD, MOSS_TTS_REALTIME]
-FAMILIES = [TINY, FEW_ENTRIES, PENALIZED, INTERLEAVED, THREE_ROWS, *PUBLISHED, GROUPED, LATENTS, MARKED_LATENTS]
+FAMILIES = [TINY, PENALIZED, INTERLEAVED, THREE_ROWS, *PUBLISHED, GROUPED, LATENTS, MARKED_LATENTS]
 BY_NIGHT = [
+    FEW_ENTRIES,
     KYUTAI_TTS,
     GUIDED_LATENTS,
     DIALOGUE,
