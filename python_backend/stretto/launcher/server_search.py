@@ -43,7 +43,7 @@ def find_installation(cache: Path) -> Installation:
 
 
 def server_version(executable: Path) -> tuple[int, int] | None:
-    """Return the version of an installed server, such as (2, 75); None if it is unknown, as that of the wheel's.
+    """Return the version of an installed server, such as (2, 75); None if it is unknown, as for the wheel's server.
 
     Args:
         executable: Path of tritonserver in the folder `bin` of the installation.

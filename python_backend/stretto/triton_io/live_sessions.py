@@ -247,7 +247,7 @@ class LiveSession:
         await asyncio.gather(self.task, return_exceptions=True)
 
     def check(self, audio_part: AudioPart) -> None:
-        """Raise InvalidRequest if the audio is complete, or its number is not 0 and none was accepted."""
+        """Raise InvalidRequest if the audio is complete, or if this is not part 0 and no part was accepted."""
         if self._is_complete:
             raise InvalidRequest("session", "no further part, as the audio is complete", f"part {audio_part.part}")
         if audio_part.part and not self._next_part:
