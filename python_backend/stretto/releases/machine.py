@@ -66,7 +66,7 @@ def _of_meminfo(proc: Path, name: str) -> int:
 
 
 def _cgroups(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
-    """Yield limit and use of memory of each cgroup of this process, in bytes. Page cache does not count: it can be freed."""
+    """Yield limit and use of memory of each cgroup of this process in bytes, without page cache, which can be freed."""
     for line in (proc / "self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if "memory" in controllers.split(","):
