@@ -14,7 +14,9 @@ from torch import Tensor
 
 from lab.releases.random_glm4_voice import as_published, random_vocoder, random_weights
 from stretto.codecs.cosyvoice.flow import EncoderShape, EstimatorShape
-from stretto.codecs.s3gen import EPSILON, FRAMES_PER_TOKEN, HEAD_WIDTH, S3GenCodec, S3GenConfig, vocoder_shape
+from stretto.codecs.cosyvoice.shapes import HEAD_WIDTH, vocoder_shape
+from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN
+from stretto.codecs.s3gen import EPSILON, S3GenCodec, S3GenConfig
 
 NUM_CODES = 6561
 MELS = 80

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stretto.codecs.s3gen import FRAMES_PER_TOKEN, LEAVES_OUT_LAST, LONGEST, MIXER, S3GenCodec, S3GenConfig
+from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN
+from stretto.codecs.s3gen import LEAVES_OUT_LAST, LONGEST, MIXER, S3GenCodec, S3GenConfig
 from stretto.errors import CheckpointError
 from stretto.family.conversion import BOUNDED, Network, is_bounded, unchanged
 from stretto.untrusted_files import released_file, released_folder

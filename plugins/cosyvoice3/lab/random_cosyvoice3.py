@@ -25,8 +25,9 @@ from lab.releases.random_qwen3_tts import write_tokenizer
 from lab.releases.random_s3gen import DIRECTION, MAGNITUDE
 from lab.releases.random_tensors import random_tensors
 from stretto.codecs.cosyvoice.dit import DitShape
+from stretto.codecs.cosyvoice.shapes import HEAD_WIDTH, vocoder_shape
 from stretto.codecs.cosyvoice3 import CHUNK, CosyVoice3Codec, CosyVoice3Config, prepared
-from stretto.codecs.s3gen import FRAMES_PER_TOKEN, HEAD_WIDTH, vocoder_shape
+from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN
 from stretto.convert.command import main
 from stretto.weights.loading import shapes_read
 from stretto_cosyvoice3.convert import (

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from plugins.cosyvoice3.lab.random_cosyvoice3 import KNOWN
-from stretto.codecs.s3gen import FRAMES_PER_TOKEN
+from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN
 from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.family.prompting import Manner, Piece, PromptRows
 from stretto.family.text import Subwords, TextTokenizer

@@ -23,7 +23,17 @@ from torch import Tensor, nn
 
 from stretto.codecs import streaming
 from stretto.codecs.base import CodecSpec, Stateful, Window
-from stretto.codecs.causal import DILATIONS, KERNEL, Convolution, Link, Upsampling, residual_links, run, run_links
+from stretto.codecs.causal import (
+    DILATIONS,
+    KERNEL,
+    Convolution,
+    Link,
+    Upsampling,
+    channel_snake,
+    residual_links,
+    run,
+    run_links,
+)
 from stretto.codecs.device import StatePart
 from stretto.codecs.kernels.operators import runs_kernels
 from stretto.codecs.memory import Memory, num_kept
@@ -32,7 +42,6 @@ from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
 
 MODEL_TYPE = "audiovae"
-EPS = 1e-9  # avoids a division by zero in Snake
 MEAN_KERNEL = 3
 # Settings for which only one value is supported, and the default values of all settings in the published code.
 SERVED = {"depthwise": True, "use_noise_block": False, "cond_type": "scale_bias", "cond_out_layer": False}
@@ -144,25 +153,13 @@ class WholeSignal:
         return F.pad(x if activation is None else activation(x), (steps, 0))
 
 
-class Snake(streaming.Snake):
-    """Snake activation x + sin²(a x) / a, with a learned factor a per channel."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.alpha = nn.Parameter(torch.ones(channels, 1))
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """Return the factors a and 1 / a in Snake, x + sin²(a x) / a."""
-        return self.alpha[:, 0], 1 / (self.alpha[:, 0] + EPS)
-
-
 class ResidualUnit(nn.Module):
     """Snake, dilated depthwise convolution, Snake, pointwise convolution, with a residual connection."""
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
-        self.act1 = Snake(channels)
-        self.act2 = Snake(channels)
+        self.act1 = channel_snake(channels)
+        self.act2 = channel_snake(channels)
         self.conv1 = Convolution(channels, channels, KERNEL, dilation, groups=channels)
         self.conv2 = Convolution(channels, channels, 1)
 
@@ -182,7 +179,7 @@ class EncoderBlock(nn.Module):
     def __init__(self, channels: int, rate: int) -> None:
         super().__init__()
         self.units = nn.ModuleList(ResidualUnit(channels, dilation) for dilation in DILATIONS)
-        self.act = Snake(channels)
+        self.act = channel_snake(channels)
         self.rate = rate
         self.down = nn.Conv1d(channels, 2 * channels, 2 * rate, rate)
 
@@ -219,7 +216,7 @@ class DecoderBlock(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(channels))
         self.offset = nn.Parameter(torch.zeros(channels))
-        self.act = Snake(channels)
+        self.act = channel_snake(channels)
         self.up = Upsampling(channels, channels // 2, 2 * rate, rate)
         self.units = nn.ModuleList(ResidualUnit(channels // 2, dilation) for dilation in DILATIONS)
 
@@ -244,7 +241,7 @@ class Decoder(nn.Module):
         self.enter = Convolution(words, words, KERNEL, groups=words)
         self.widen = Convolution(words, channels[0], 1)
         self.blocks = nn.ModuleList(DecoderBlock(*pair) for pair in zip(channels[:-1], rates, strict=True))
-        self.act = Snake(channels[-1])
+        self.act = channel_snake(channels[-1])
         self.leave = Convolution(channels[-1], 1, KERNEL)
 
     def forward(self, latents: Tensor, memory: Memory) -> Tensor:

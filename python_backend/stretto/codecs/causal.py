@@ -16,7 +16,7 @@ from stretto.codecs import device
 from stretto.codecs.device import Ending
 from stretto.codecs.kernels.operators import runs_kernels
 from stretto.codecs.memory import Memory
-from stretto.codecs.streaming import Elu, Snake, convolve, upsample
+from stretto.codecs.streaming import AlphaSnake, Elu, Snake, convolve, upsample
 
 KERNEL = 7
 DILATIONS = (1, 3, 9)
@@ -231,6 +231,11 @@ class SnakeBeta(Snake):
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return a and 1 / b."""
         return self.alpha.exp(), 1 / (self.beta.exp() + EPS)
+
+
+def channel_snake(channels: int) -> AlphaSnake:
+    """Return a Snake activation whose weight has the shape [C, 1]."""
+    return AlphaSnake(nn.Parameter(torch.ones(channels, 1)))
 
 
 class ResidualUnit(nn.Module):

@@ -35,21 +35,12 @@ from torch import Tensor, nn
 
 from stretto.codecs.base import Blocks, CodecSpec, Whole, Window
 from stretto.codecs.cosyvoice.dit import NUM_WAVES, Context, Dit, DitShape
-from stretto.codecs.cosyvoice.flow import STEPS, Matching, VocoderShape
+from stretto.codecs.cosyvoice.flow import AHEAD, GUIDANCE, STEPS, LookAhead, Matching, VocoderShape
+from stretto.codecs.cosyvoice.shapes import HEAD_WIDTH, Shapes, count, shape_of, vocoder_shape
 from stretto.codecs.cosyvoice.vocoder import MEL_AHEAD, PITCH_KERNEL, PITCH_LAYERS, POST_KERNEL, Vocoder
 from stretto.codecs.decoder_sizes import VOICES_BYTES
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN, FlowVoice, RecordedVoiceCodec, VoiceTable
-from stretto.codecs.s3gen import (
-    AHEAD,
-    GUIDANCE,
-    HEAD_WIDTH,
-    LookAhead,
-    Shapes,
-    count,
-    shape_of,
-    vocoder_shape,
-)
 from stretto.codecs.streaming import prepare_products
 from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import json_object

@@ -7,8 +7,9 @@ pcm ─► conv ─► 4 × (↓ 2, 4, 8, 8) ─► transformer ─► conv ─�
                                      511 back, 4 times                            127 back, 8 times
 
 All layers are causal and store their last inputs in the state. The first codebook (4096 entries) is semantic; the
-others (1024 entries) encode the rest. The layers are those of Qwen3-TTS's decoder, the codebooks those of MOSS's codec,
-and the activations those of DAC. Tensors have the names of these layers (`stretto_fish_s2/convert_codec.py`).
+others (1024 entries) encode the rest. The layers are those of Qwen3-TTS's decoder, the codebooks those of
+`residual_codebooks.py`, and the activations those of DAC. Tensors have the names of these layers
+(`stretto_fish_s2/convert_codec.py`).
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stretto.codecs.audiovae import Snake
 from stretto.codecs.base import CodecSpec, Stateful, Window
 from stretto.codecs.causal import (
     DILATIONS,
@@ -33,13 +33,14 @@ from stretto.codecs.causal import (
     Downsampling,
     ResidualUnit,
     Upsampling,
+    channel_snake,
     samples_of,
 )
 from stretto.codecs.device import JointCodebooks
 from stretto.codecs.kernels.operators import runs_kernels
 from stretto.codecs.memory import Memory, encoded_parts, num_kept
-from stretto.codecs.moss import Quantizer, QuantizerConfig, joined_codebooks
 from stretto.codecs.qwen3_12hz.decoder import Transformer, TransformerShape
+from stretto.codecs.residual_codebooks import Quantizer, QuantizerConfig, joined_codebooks
 from stretto.codecs.streaming import prepare, prepare_products
 from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import check_value, json_object
@@ -169,8 +170,8 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, channels: int, rate: int) -> None:
         super().__init__()
-        units = [ResidualUnit(channels, dilation, snake=Snake) for dilation in DILATIONS]
-        self.block = nn.ModuleList([*units, Snake(channels), Downsampling(channels, 2 * channels, rate)])
+        units = [ResidualUnit(channels, dilation, snake=channel_snake) for dilation in DILATIONS]
+        self.block = nn.ModuleList([*units, channel_snake(channels), Downsampling(channels, 2 * channels, rate)])
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         *units, snake, downsampling = self.block
@@ -187,7 +188,7 @@ class Encoder(nn.Module):
         width = config.width
         channels = config.encoder_dim
         blocks = [EncoderBlock(channels << index, rate) for index, rate in enumerate(config.encoder_rates)]
-        last = [Snake(width), Convolution(width, width, LAST_KERNEL)]
+        last = [channel_snake(width), Convolution(width, width, LAST_KERNEL)]
         self.block = nn.ModuleList([Convolution(1, channels, KERNEL), *blocks, *last])
         self.transformer = Transformer(config.encoder_transformer)
         self.downsample = nn.ModuleList(
@@ -226,9 +227,11 @@ class FishS2Codec(nn.Module):
             nn.ModuleList([Upsampling(width, width, factor, factor), ConvNext(width)])
             for factor in reversed(config.downsample_factor)
         )
-        blocks = [Block(channels >> index, rate, snake=Snake) for index, rate in enumerate(config.decoder_rates)]
+        blocks = [
+            Block(channels >> index, rate, snake=channel_snake) for index, rate in enumerate(config.decoder_rates)
+        ]
         left = channels >> len(blocks)
-        layers = [Convolution(width, channels, KERNEL), *blocks, Snake(left), Convolution(left, 1, KERNEL)]
+        layers = [Convolution(width, channels, KERNEL), *blocks, channel_snake(left), Convolution(left, 1, KERNEL)]
         self.decoder = nn.ModuleList(layers)
         self.spec = CodecSpec(
             name=MODEL_TYPE,

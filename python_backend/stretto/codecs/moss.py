@@ -11,7 +11,7 @@ the channels of several steps in the same way, in reverse order. Every transform
 and values are the state, which is therefore large (170 MB an utterance in float32), and chunks of any size are exact.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
@@ -19,22 +19,26 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codecs import device
 from stretto.codecs.base import CodecSpec, Stateful, Window
 from stretto.codecs.kernels.operators import runs_kernels
 from stretto.codecs.memory import Memory, encoded_parts, num_kept
-from stretto.codecs.pocket import Attention, TransformerConfig, frequencies_of, launch_layer, rotation_at, visible
-from stretto.codecs.qwen3_12hz.decoder import Scale
+from stretto.codecs.residual_codebooks import Quantizer, QuantizerConfig, projected
+from stretto.codecs.rotary_attention import (
+    Layer,
+    TransformerConfig,
+    frequencies_of,
+    rotation_at,
+    visible,
+)
 from stretto.codecs.streaming import prepare_products
 from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import CONFIG_FILE, codec_directory, in_float32, load_strictly, open_tensors
 
 MODEL_TYPES = ("speech_tokenizer", "moss-audio-tokenizer")  # in the published file, and of the authors' class
-NORM_EPS = 1e-5
 MAX_BATCH = 8  # windows; a decode copies the states, of 170 MB each
 MAX_SIZE = 1 << 16  # of every number of a network
 # No weight depends on the length of the attention window. The published state has 42,358,784 numbers.
@@ -62,18 +66,6 @@ class StageConfig:
     outputs: int
     rate: int
     has_scales: bool
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizerConfig:
-    """Hyperparameters of the quantiser, under their published names."""
-
-    input_dim: int
-    rvq_dim: int
-    output_dim: int
-    num_quantizers: int
-    codebook_size: int
-    codebook_dim: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +190,7 @@ def _halves(
             dim_feedforward=stage["dim_feedforward"],
             context=int(rate / hop * steps_per_frame * stage.get("context_duration", seconds)),
             max_period=stage.get("max_period", 10_000.0),
+            gelu="erf",
         )
         has_scales = stage.get("layer_scale") is not None
         built.append(
@@ -205,30 +198,6 @@ def _halves(
         )
         left = left if is_encoder else left // size
     return sizes, tuple(built)
-
-
-class Layer(nn.Module):
-    """Attention and a feed-forward layer with GELU, each with pre-norm, a scale and a residual connection."""
-
-    def __init__(self, config: TransformerConfig, has_scales: bool) -> None:
-        super().__init__()
-        width = config.d_model
-        self.self_attn = Attention(config)
-        self.norm1, self.norm2 = (nn.LayerNorm(width, NORM_EPS) for _ in range(2))
-        self.linear1 = nn.Linear(width, config.dim_feedforward, bias=False)
-        self.linear2 = nn.Linear(config.dim_feedforward, width, bias=False)
-        self.layer_scale_1, self.layer_scale_2 = (Scale(width) if has_scales else nn.Identity() for _ in range(2))
-
-    def forward(self, x: Tensor, rotation: Tensor, is_seen: Tensor, memory: Memory) -> Tensor:
-        """Return the output [B, n, C]."""
-        x = x + self.layer_scale_1(self.self_attn(self.norm1(x), rotation, is_seen, memory))
-        return x + self.layer_scale_2(self.linear2(F.gelu(self.linear1(self.norm2(x)))))
-
-    def launch(self, x: Tensor, window: device.Window, memory: Memory) -> Tensor:
-        """Return the output on a GPU, in five launches."""
-        scales = self.layer_scale_1, self.layer_scale_2
-        gains = [scale.scale if isinstance(scale, Scale) else None for scale in scales]
-        return launch_layer(self, x, window, memory, "gelu", (gains[0], gains[1]))
 
 
 class Stage(nn.Module):
@@ -255,11 +224,11 @@ class Stage(nn.Module):
         """Return the outputs [B, n, C] of n steps; `first` [B] is the index of the first frame."""
         first = first * self.rate
         if runs_kernels(x) and device.can_attend(self.layers[0].self_attn.sizes):
-            x = _projected(x, self.input_proj)
+            x = projected(x, self.input_proj)
             window = device.window_of(first, x.shape[1], self.frequencies)
             for layer in self.layers:
                 x = layer.launch(x, window, memory)
-            return _projected(x, self.output_proj)
+            return projected(x, self.output_proj)
         x = self.input_proj(x)
         rotation = rotation_at(first, x.shape[1], self.frequencies).to(x.dtype)
         is_seen = visible(first, x.shape[1], self._before)
@@ -270,69 +239,6 @@ class Stage(nn.Module):
 
 def _projection(inputs: int, outputs: int) -> nn.Module:
     return nn.Identity() if inputs == outputs else nn.Linear(inputs, outputs, bias=False)
-
-
-class Codebook(nn.Module):
-    """Codebook with projections from and to the quantiser's width."""
-
-    def __init__(self, config: QuantizerConfig) -> None:
-        super().__init__()
-        self.in_proj = nn.Linear(config.rvq_dim, config.codebook_dim)
-        self.out_proj = nn.Linear(config.codebook_dim, config.rvq_dim)
-        self.codebook = nn.Embedding(config.codebook_size, config.codebook_dim)
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Return the codes of x [B, T, D], the entries with the largest cosine similarity, [B, T]."""
-        return (F.normalize(self.in_proj(x), dim=-1) @ F.normalize(self.codebook.weight, dim=-1).T).argmax(-1)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Return the vectors [B, T, D] of codes [B, T]."""
-        return self.out_proj(self.codebook(codes))
-
-
-class Quantizer(nn.Module):
-    """Residual quantiser: each codebook encodes what the earlier ones leave."""
-
-    def __init__(self, config: QuantizerConfig) -> None:
-        super().__init__()
-        wide = config.input_dim
-        narrow = config.rvq_dim
-        out = config.output_dim
-        self.input_proj = nn.Identity() if wide == narrow else nn.Linear(wide, narrow)
-        self.output_proj = nn.Identity() if out == narrow else nn.Linear(narrow, out)
-        self._last_code = config.codebook_size - 1
-        self.quantizers: Any = nn.ModuleList(Codebook(config) for _ in range(config.num_quantizers))
-        self._joined: device.JointCodebooks | None = None  # of `joined_codebooks`
-
-    def encode(self, x: Tensor, num_codebooks: int) -> Tensor:
-        """Encode x [B, T, D] to codes [B, K, T]."""
-        rest = self.input_proj(x)
-        codes = []
-        for codebook in self.quantizers[:num_codebooks]:
-            codes.append(codebook.encode(rest))
-            rest = rest - codebook.decode(codes[-1])
-        return torch.stack(codes, 1)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Return the sum [B, T, D] of the vectors of codes [B, K, T]."""
-        if runs_kernels(self.quantizers[0].codebook.weight):
-            self._joined = joined_codebooks(self.quantizers, self._joined)
-            return _projected(self._joined.sum_of(codes, self._last_code), self.output_proj)
-        vectors = (codebook.decode(codes[:, k]) for k, codebook in enumerate(self.quantizers[: codes.shape[1]]))
-        return self.output_proj(sum(vectors, torch.zeros((), device=codes.device)))
-
-
-def joined_codebooks(books: Sequence[Codebook], joined: device.JointCodebooks | None) -> device.JointCodebooks:
-    """Return all codebooks as one table on their device; `joined` is the last result, or None."""
-    weight = books[0].codebook.weight
-    if joined is not None and joined.entries.device == weight.device:
-        return joined
-    return device.joint_codebooks([book.codebook.weight for book in books], [book.out_proj for book in books])
-
-
-def _projected(x: Tensor, layer: nn.Module) -> Tensor:
-    """Return the outputs of a projection on a GPU, which may be missing."""
-    return device.multiply(x, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else x
 
 
 class MossCodec(nn.Module):

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codecs import device
@@ -24,7 +23,14 @@ from stretto.codecs.base import CodecSpec, Stateful, Window
 from stretto.codecs.causal import Convolution, Downsampling, ResidualBlock, Upsampling, run
 from stretto.codecs.kernels.operators import runs_kernels
 from stretto.codecs.memory import Memory, encoded_parts, num_kept
-from stretto.codecs.qwen3_12hz.decoder import Scale
+from stretto.codecs.rotary_attention import (
+    GELU_FORMS,
+    Layer,
+    TransformerConfig,
+    frequencies_of,
+    rotation_at,
+    visible,
+)
 from stretto.codecs.streaming import Elu, prepare, prepare_products
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.untrusted_files import UNPARSABLE, json_object
@@ -32,9 +38,7 @@ from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly,
 
 MODEL_TYPE = "pocket"
 CONVTR = "convtr"  # published name of transposed convolutions
-NORM_EPS = 1e-5
 FADES_PER_S = 200  # 1 / duration of the fade-in in seconds
-GELU_FORMS = {"tanh": "tanh", "erf": "none"}  # and torch's names of the approximations
 UNSERVED = {"channels": 1, "pad_mode": "constant", "n_residual_layers": 1}
 
 
@@ -49,19 +53,6 @@ class SeanetConfig:
     residual_kernel_size: int
     last_kernel_size: int
     compress: int
-
-
-@dataclass(frozen=True, slots=True)
-class TransformerConfig:
-    """Hyperparameters of the transformer, under their published names; a step attends to `context` steps."""
-
-    d_model: int
-    num_heads: int
-    num_layers: int
-    dim_feedforward: int
-    context: int
-    max_period: float
-    gelu: str = "tanh"  # form of GELU: `tanh` or `erf`
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,112 +111,6 @@ def _half(mimi: Mapping[str, Any], prefix: str) -> tuple[SeanetConfig, Transform
 
 def _given(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
     return {field.name: record[field.name] for field in fields(kind)}
-
-
-class Attention(nn.Module):
-    """Sliding-window attention, with rotary embeddings for adjacent pairs of channels."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.heads = config.num_heads
-        self.before = config.context - 1
-        self.in_proj = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
-        self.out_proj = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.kept = 2 * self.before * config.d_model
-        width = config.d_model // config.num_heads
-        self.sizes = device.Heads(self.heads, self.heads, width, self.before, is_paired=True)
-
-    def forward(self, x: Tensor, rotation: Tensor, is_seen: Tensor, memory: Memory) -> Tensor:
-        """Return the output [B, n, C] for x [B, n, C] and the mask is_seen [B, 1, n, before + n]."""
-        query, key, value = self.in_proj(x).unflatten(2, (3, self.heads, -1)).unbind(2)
-        key = memory.recall(rotated(key, rotation).flatten(2), self.before, time=1)
-        value = memory.recall(value.flatten(2), self.before, time=1)
-        query = rotated(query, rotation).transpose(1, 2)
-        key, value = (each.unflatten(2, (self.heads, -1)).transpose(1, 2) for each in (key, value))
-        seen = F.scaled_dot_product_attention(query, key, value, is_seen)
-        return self.out_proj(seen.transpose(1, 2).flatten(2))
-
-
-def frequencies_of(config: TransformerConfig) -> Tensor:
-    """Return the rotary frequencies of a head, float32 [D / 2], in host memory."""
-    half = config.d_model // config.num_heads // 2
-    exponents = torch.arange(half, dtype=torch.float32, device="cpu") * -(np.log(config.max_period) / half)
-    return exponents.exp()
-
-
-def rotation_at(first: Tensor, num_steps: int, frequencies: Tensor) -> Tensor:
-    """Return the cosines and sines for n steps from position `first` [B], float32 [B, n, 1, D / 2, 2]."""
-    steps = first[:, None] + torch.arange(num_steps, device=first.device)
-    angles = (steps.float()[..., None] * frequencies.float())[:, :, None]
-    return torch.stack([angles.cos(), angles.sin()], -1)
-
-
-def visible(first: Tensor, num_steps: int, before: int) -> Tensor:
-    """Return the attention mask for n steps from position `first` [B]: bool [B, 1, n, before + n]."""
-    key = torch.arange(before + num_steps, device=first.device)
-    ahead = key - torch.arange(num_steps, device=first.device)[:, None]
-    is_there = key >= before - first[:, None]
-    return ((ahead >= 0) & (ahead <= before)) & is_there[:, None, None]
-
-
-def rotated(x: Tensor, rotation: Tensor) -> Tensor:
-    """Return x [B, n, heads, D] with adjacent pairs rotated by angles [B, n, 1, D / 2], given as cosine and sine."""
-    one, other = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cosines, sines = rotation.unbind(-1)
-    return torch.stack([one * cosines - other * sines, one * sines + other * cosines], -1).flatten(-2)
-
-
-class Layer(nn.Module):
-    """Attention and a feed-forward layer with GELU, each with pre-norm, LayerScale and a residual connection."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        width = config.d_model
-        self.self_attn = Attention(config)
-        self.norm1, self.norm2 = (nn.LayerNorm(width, NORM_EPS) for _ in range(2))
-        self.linear1 = nn.Linear(width, config.dim_feedforward, bias=False)
-        self.linear2 = nn.Linear(config.dim_feedforward, width, bias=False)
-        self.layer_scale_1 = Scale(width)
-        self.layer_scale_2 = Scale(width)
-        self.approximation = GELU_FORMS[config.gelu]
-
-    def forward(self, x: Tensor, rotation: Tensor, is_seen: Tensor, memory: Memory) -> Tensor:
-        """Return the output [B, n, C]."""
-        x = x + self.layer_scale_1(self.self_attn(self.norm1(x), rotation, is_seen, memory))
-        return x + self.layer_scale_2(self.linear2(F.gelu(self.linear1(self.norm2(x)), approximate=self.approximation)))
-
-    def launch(self, x: Tensor, window: device.Window, memory: Memory) -> Tensor:
-        """Return the output on a GPU, in five launches."""
-        gains = self.layer_scale_1.scale, self.layer_scale_2.scale
-        return launch_layer(self, x, window, memory, "gelu_tanh" if self.approximation == "tanh" else "gelu", gains)
-
-
-def launch_layer(
-    layer: Any,
-    x: Tensor,
-    window: device.Window,
-    memory: Memory,
-    activation: str,
-    gains: tuple[Tensor | None, Tensor | None],
-) -> Tensor:
-    """Return the output [B, n, C] of a layer with an `Attention`, two norms and two linear layers, in five launches.
-
-    Args:
-        layer: The layer.
-        x: Input, [B, n, C].
-        window: Positions of the steps.
-        memory: State before and after the window.
-        activation: `gelu` or `gelu_tanh`.
-        gains: Factors of the outputs of both halves, [C] each, or None.
-    """
-    attention = layer.self_attn
-    state = memory.part(attention.kept, x.shape[1])
-    last = attention.out_proj, gains[0]
-    norm = device.norm_of(layer.norm1)
-    x = device.attend(x, norm, attention.in_proj.weight, attention.sizes, window, state, last)
-    ending = device.Ending(activation=activation)
-    wide = device.multiply(x, layer.linear1.weight, None, device.norm_of(layer.norm2), ending)
-    return device.multiply(wide, layer.linear2.weight, ending=device.Ending(gain=gains[1], residual=x))
 
 
 class Stack(nn.Module):

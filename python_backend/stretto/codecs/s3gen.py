@@ -30,8 +30,7 @@ MIT, in parts Apache-2.0).
 import itertools
 import math
 import operator
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,17 +40,20 @@ from torch import Tensor, nn
 
 from stretto.codecs.base import Blocks, CodecSpec, Whole, Window
 from stretto.codecs.cosyvoice.flow import (
+    AHEAD,
+    GUIDANCE,
     EncoderLayer,
     EncoderShape,
     Estimator,
     EstimatorShape,
+    LookAhead,
     Matching,
-    SourceShape,
     TokenInput,
     VocoderShape,
     noise_tables,
     wave_of_distances,
 )
+from stretto.codecs.cosyvoice.shapes import HEAD_WIDTH, Shapes, count, shape_of, vocoder_shape
 from stretto.codecs.cosyvoice.vocoder import MEL_KERNEL, PITCH_KERNEL, PITCH_LAYERS, Vocoder
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN, FlowVoice, RecordedVoiceCodec, VoiceTable
@@ -60,28 +62,10 @@ from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import json_object
 from stretto.weights.loading import load_strictly, read_tensors
 
-SAMPLE_RATE = 24_000
-GUIDANCE = 0.7
 MIXER = "time_embed_mixer.weight"  # tensor that exists only in the estimator of a mean flow
-HEAD_WIDTH = 64  # head width of the estimator's attention
 EPSILON = 1e-12  # epsilon of the conformer norms
-HARMONICS = 8
-AMPLITUDE = 0.1
-SIGMA = 0.003
-THRESHOLD_HZ = 10
-RATES = (8, 5, 3)
-KERNELS = (16, 11, 7)
-RESIDUAL_KERNELS = (3, 7, 11)
-SOURCE_KERNELS = (7, 7, 11)
-DILATIONS = (1, 3, 5)
-FOURIER = 16
-HOP = 4
-SLOPE = 0.1
-LIMIT = 0.99
 
-Shapes = Mapping[str, tuple[int, ...]]
 # far above the published sizes of 6561 codes and 80 mels
-MAX_WIDTH = 1 << 15
 MAX_MELS = 512
 
 
@@ -148,64 +132,6 @@ def _estimator(shapes: Shapes) -> EstimatorShape:
         is_causal=True,
         is_meanflow=f"{root}.{MIXER}" in shapes,
     )
-
-
-def vocoder_shape(channels: int, pitch_channels: int, is_causal: bool = False) -> VocoderShape:
-    """Return the sizes of HiFT, given the channel counts of the vocoder and its pitch predictor."""
-    return VocoderShape(
-        channels=channels,
-        sample_rate=SAMPLE_RATE,
-        rates=RATES,
-        kernels=KERNELS,
-        residuals=tuple((kernel, DILATIONS) for kernel in RESIDUAL_KERNELS),
-        source_residuals=tuple((kernel, DILATIONS) for kernel in SOURCE_KERNELS),
-        fourier=FOURIER,
-        hop=HOP,
-        slope=SLOPE,
-        limit=LIMIT,
-        source=SourceShape(HARMONICS, AMPLITUDE, SIGMA, THRESHOLD_HZ, pitch_channels),
-        is_causal=is_causal,
-    )
-
-
-def count(names: Iterable[str], prefix: str) -> int:
-    """Return how many numbered modules below `prefix` occur in the tensor names."""
-    pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
-    return len({found[1] for name in names if (found := pattern.match(name))})
-
-
-def shape_of(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
-    """Return the shape of a tensor that defines sizes.
-
-    Raises:
-        CheckpointError: If the tensor is missing, does not have `rank` dimensions, or has a size outside
-            [1, MAX_WIDTH]. The bound is needed because a file can declare any size for an empty tensor, and noise of
-            that size would be generated.
-    """
-    shape = shapes.get(name)
-    if shape is None or len(shape) != rank:
-        got = "none" if shape is None else list(shape)
-        raise CheckpointError(f"{name}: expected a tensor of {rank} dimensions, got {got}")
-    if not all(1 <= size <= MAX_WIDTH for size in shape):
-        raise CheckpointError(f"{name}: expected sizes in [1, {MAX_WIDTH}], got {list(shape)}")
-    return shape
-
-
-AHEAD = 3  # tokens
-
-
-class LookAhead(nn.Module):
-    """Convolution over a token and the following ones, then a causal convolution, with a residual connection."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv1d(width, inner, AHEAD + 1)
-        self.conv2 = nn.Conv1d(inner, width, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the output for x [B, T, H]."""
-        ahead = F.leaky_relu(self.conv1(F.pad(x.transpose(1, 2), (0, AHEAD))))
-        return x + self.conv2(F.pad(ahead, (2, 0))).transpose(1, 2)
 
 
 class Doubling(nn.Module):

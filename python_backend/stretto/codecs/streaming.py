@@ -398,8 +398,8 @@ def tail_samples(layers: Sequence[Layer]) -> int:
     return frames * samples_per_frame(layers) - length
 
 
-class DacSnake(Snake):
-    """Replacement for the Snake activation in transformers' DAC, whose weight has the shape [1, C, 1]."""
+class AlphaSnake(Snake):
+    """Snake activation x + sin²(a x) / a, whose weight is a, C numbers of any shape."""
 
     def __init__(self, alpha: nn.Parameter) -> None:
         super().__init__()
@@ -418,7 +418,7 @@ def share_snake(decoder: nn.Module) -> None:
     for owner in decoder.modules():
         for name, layer in owner.named_children():
             if isinstance(layer, Snake1d):
-                setattr(owner, name, DacSnake(layer.alpha))
+                setattr(owner, name, AlphaSnake(layer.alpha))
 
 
 class WindowedCodec(nn.Module):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from stretto.codecs.device import Ending, Rotation, joined_weight, joint_codebooks, multiply
 from stretto.codecs.kernels.sizes import GATE
-from stretto.codecs.pocket import rotated as rotated_pairs
 from stretto.codecs.qwen3_12hz.decoder import rotated as rotated_halves
+from stretto.codecs.rotary_attention import rotated as rotated_pairs
 from tests.codecs.kernels.on_host import kernels_on_host
 
 HEADS = 4

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from lab.authors.reply_fixture import compute_in_float64
 from lab.releases.random_s3gen import MEANFLOW, NARROW, tensors
-from stretto.codecs.s3gen import FRAMES_PER_TOKEN, NUM_SILENT, SILENCE, S3GenCodec, S3GenConfig
+from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN
+from stretto.codecs.s3gen import NUM_SILENT, SILENCE, S3GenCodec, S3GenConfig
 from tests.codecs.s3gen.reference import EVERY, LENGTHS, REFERENCE, VOICES, inputs, mel, tokens
 from tests.codecs.stored_results import write_or_check
 

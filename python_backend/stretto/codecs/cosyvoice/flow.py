@@ -357,6 +357,7 @@ def _rising(shape: EstimatorShape) -> list[nn.Module]:
 
 STEPS = 10  # as in the authors' flow.py and flow_matching.py
 MEANFLOW_STEPS = 2
+GUIDANCE = 0.7  # of the decoders that follow CosyVoice 2
 
 
 class Matching(nn.Module):
@@ -537,3 +538,20 @@ def wave_of_distances(length: int, width: int, device: torch.device) -> Tensor:
     even = torch.arange(0, width, 2, device=device, dtype=torch.float64)
     angle = distance[:, None] * torch.exp(even * -(math.log(LONGEST_WAVE) / width))
     return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
+
+
+AHEAD = 3  # tokens
+
+
+class LookAhead(nn.Module):
+    """Convolution over a token and the following ones, then a causal convolution, with a residual connection."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(width, inner, AHEAD + 1)
+        self.conv2 = nn.Conv1d(inner, width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output for x [B, T, H]."""
+        ahead = F.leaky_relu(self.conv1(F.pad(x.transpose(1, 2), (0, AHEAD))))
+        return x + self.conv2(F.pad(ahead, (2, 0))).transpose(1, 2)

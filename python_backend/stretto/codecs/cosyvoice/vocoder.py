@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stretto.codecs import streaming
 from stretto.codecs.cosyvoice.flow import CausalConv, SourceShape, VocoderShape
+from stretto.codecs.streaming import AlphaSnake
 
 LOUDEST = 100.0  # largest magnitude of a frequency bin
 PITCH_LAYERS = 5
@@ -21,18 +21,6 @@ POST_KERNEL = 7
 # number of later frames that the first convolutions of the causal vocoder read
 PITCH_AHEAD = 3
 MEL_AHEAD = 4
-
-
-class Snake(streaming.Snake):
-    """Snake activation x + sin²(a x) / a, with a learned factor a per channel."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.alpha = nn.Parameter(torch.ones(channels))
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """Return the factors a and 1 / a in Snake, x + sin²(a x) / a."""
-        return self.alpha, 1 / (self.alpha + 1e-9)
 
 
 class AheadConv(nn.Conv1d):
@@ -76,8 +64,8 @@ class ResidualBlock(nn.Module):
             same_length(channels, channels, kernel, is_causal, dilation) for dilation in dilations
         )
         self.convs2 = nn.ModuleList(same_length(channels, channels, kernel, is_causal) for _ in dilations)
-        self.activations1 = nn.ModuleList(Snake(channels) for _ in dilations)
-        self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
+        self.activations1 = nn.ModuleList(AlphaSnake(nn.Parameter(torch.ones(channels))) for _ in dilations)
+        self.activations2 = nn.ModuleList(AlphaSnake(nn.Parameter(torch.ones(channels))) for _ in dilations)
 
     def forward(self, x: Tensor) -> Tensor:
         layers = zip(self.activations1, self.convs1, self.activations2, self.convs2, strict=True)
