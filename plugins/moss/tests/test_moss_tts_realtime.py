@@ -217,6 +217,7 @@ class TestMossTtsRealtime(FamilySuite):
     def test_open_prompt_has_no_text_beside_it(self, release: SmallRelease) -> None:
         prompt = release.preprocessor.prepare(RawRequest(**asked("the text so far ", text_mode="open")))
         assert prompt.is_open
+        assert prompt.track == ()
 
     def test_recording_is_encoded_with_the_first_codebooks(self, release: SmallRelease) -> None:
         """An incomplete last frame is left out, as in the authors' streaming programs."""

@@ -135,6 +135,11 @@ class TestQwen3Omni(FamilySuite):
         refused_edits=[
             (
                 "release/model-00002-of-00002.safetensors",
+                lambda tensors: tensors.update({"talker.stranger": torch.zeros(2)}),
+                "unknown: talker.stranger",
+            ),
+            (
+                "release/model-00002-of-00002.safetensors",
                 lambda tensors: tensors.pop("talker.model.layers.1.mlp.experts.5.down_proj.weight"),
                 "missing: talker.model.layers.1.mlp.experts.5.down_proj.weight",
             ),
