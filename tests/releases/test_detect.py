@@ -188,16 +188,19 @@ NEAR_MISSES: dict[str, tuple[dict[str, Any], str]] = {
     "CosyVoice 2": ({"cosyvoice2.yaml": "a: 1", "llm.pt": ""}, "of CosyVoice 3, got cosyvoice2.yaml"),
     "CosyVoice 3 without flow": ({"cosyvoice3.yaml": "a: 1", "llm.pt": ""}, "flow.pt is missing"),
     "Boson's Higgs Audio": ({"config.json": {"model_type": "higgs_audio"}, "model.safetensors": ""}, "transformers"),
-    "Higgs Audio shards": ({"config.json": {"model_type": "higgs_audio_v2"}}, "and model.safetensors"),
+    "Higgs Audio shards": (
+        {"config.json": {"model_type": "higgs_audio_v2"}},
+        "Higgs Audio v2: expected model.safetensors",
+    ),
     "Higgs Audio v3 for recognition": (
         {"config.json": HIGGS | {"audio_encoder_config": {"encoder_type": "whisper"}}, "model.safetensors": ""},
-        "has discrete audio codes, got 'whisper'",
+        "audio_encoder_config.encoder_type: expected 'discrete', got 'whisper'",
     ),
     "Fish Audio S2 without its codec": (
         {"config.json": {"model_type": "fish_qwen3_omni"}, "model.safetensors": "", "tokenizer.json": {}},
         "Fish Audio S2: expected model.safetensors or the files of its index, codec.pth and tokenizer.json",
     ),
-    "Higgs Audio v3 without a tokenizer": ({"config.json": HIGGS, "model.safetensors": ""}, "no tokenizer.json"),
+    "Higgs Audio v3 without a tokenizer": ({"config.json": HIGGS, "model.safetensors": ""}, "and tokenizer.json"),
     "Sesame's CSM": ({"config.json": {"model_type": "csm"}, "ckpt.pt": "", "model.safetensors": ""}, "Sesame's names"),
     "Kyutai STT without weights": (
         {"config.json": {"model_type": "kyutai_speech_to_text"}},
@@ -220,7 +223,10 @@ NEAR_MISSES: dict[str, tuple[dict[str, Any], str]] = {
         {"config.json": {"model_type": "moss_tts_local"}},
         "MOSS-TTS-Local: expected model.safetensors",
     ),
-    "MOSS-TTS-Local 1.0": ({"config.json": MOSS | {"local_num_layers": 4}}, "MOSS-TTS-Local-Transformer 1.0 is not"),
+    "MOSS-TTS-Local 1.0": (
+        {"config.json": MOSS | {"local_num_layers": 4}},
+        "local_num_layers: expected no value, got 4",
+    ),
     "MOSS-TTS-Nano": ({"config.json": {"model_type": "moss_tts_nano"}}, "MOSS-TTS-Nano is not supported"),
     "MOSS-TTS-Realtime without weights": (
         {"config.json": {"model_type": "moss_tts_realtime"}},

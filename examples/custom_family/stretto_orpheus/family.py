@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from stretto.family.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary, builder
+from stretto.family.base import DrawRules, Family, Task, Vocabulary, builder
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, FrameCodec, Segment, StreamLayout
 
@@ -104,9 +104,6 @@ def orpheus(vocabulary: OrpheusVocabulary) -> Family:
         end_of_reply=end,
         end_of_text=end,
         end_of_audio=end,
-        transition=(),
-        guided_streams=(),
-        unconditional=UnconditionalContext(null_id=vocabulary.markers["pad"], keep_first=1, keep_last=1),
         voices=vocabulary.voices,
         tags=TAGS,
         max_text_chars=300,

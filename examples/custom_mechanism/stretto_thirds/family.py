@@ -58,7 +58,6 @@ def build(vocabulary: Mapping[str, Any] | None) -> Family:
         end_of_reply=END_OF_REPLY,
         end_of_text=END_OF_TEXT,
         end_of_audio=END_OF_AUDIO,
-        transition=(),
         guided_streams=streams,
         unconditional=UnconditionalContext(null_id=NULL, keep_first=0, keep_last=1),
         max_model_len=512,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from stretto.errors import InvalidRequest, shown
-from stretto.family.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary, builder
+from stretto.family.base import DrawRules, Family, Task, Vocabulary, builder
 from stretto.family.input_tracks import TextRows, TextTrack
 from stretto.family.mechanism import FrameFilter, Mechanism
 from stretto.family.plugin import lazy
@@ -231,9 +231,6 @@ def cosyvoice3(vocabulary: CosyVoice3Vocabulary) -> Family:
         end_of_text=ends[EOS],
         end_of_audio=ends[EOS],
         drawn_ends=tuple(ends),
-        transition=(),
-        guided_streams=(),
-        unconditional=UnconditionalContext(null_id=vocabulary.layout.pad_id, keep_first=1, keep_last=1),
         options=("instruct",),
         tags=SOUNDS,
         voices=vocabulary.voices,

@@ -1,5 +1,7 @@
 """Fish Audio S2 Pro: Qwen3 over text and frames of ten codes, and a depth transformer for nine of them."""
 
 from stretto.family.plugin import family_plugin
+from stretto.family.recognition import OneRelease
 
-PLUGIN = family_plugin(__name__)
+RELEASE = OneRelease("fish_s2", "Fish Audio S2", "fish_qwen3_omni", needed=("codec.pth", "tokenizer.json"))
+PLUGIN = family_plugin(__name__, recognise=f"{__name__}:RELEASE")

@@ -14,7 +14,7 @@ from `fishaudio/s2-pro`; a checkpoint's config.json may override them (`speech_v
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from stretto.family.base import DepthSpec, DrawRules, Family, Task, UnconditionalContext, Vocabulary, builder
+from stretto.family.base import DepthSpec, DrawRules, Family, Task, Vocabulary, builder
 from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
@@ -113,9 +113,6 @@ def fish_s2(vocabulary: FishVocabulary) -> Family:
         end_of_reply=end,
         end_of_text=end,
         end_of_audio=end,
-        transition=(),
-        guided_streams=(),
-        unconditional=UnconditionalContext(null_id=layout.pad_id, keep_first=0, keep_last=1),
         tags=SPEAKERS,
         max_text_chars=4000,
         max_audio_s=60.0,

@@ -10,7 +10,7 @@ language models, and from its patch.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stretto.family.base import ROLES, DrawRules, Family, Task, UnconditionalContext, Vocabulary, builder
+from stretto.family.base import ROLES, DrawRules, Family, Task, Vocabulary, builder
 from stretto.family.plugin import lazy
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
@@ -113,9 +113,6 @@ def voxcpm2(vocabulary: VoxCpmVocabulary) -> Family:
         end_of_reply=vocabulary.end,
         end_of_text=vocabulary.end,
         end_of_audio=vocabulary.end,
-        transition=(),
-        guided_streams=(),
-        unconditional=UnconditionalContext(null_id=0, keep_first=0, keep_last=1),  # unused: the head applies guidance
         options=("instruct",),
         max_text_chars=MAX_TEXT_CHARS,
         max_audio_s=MAX_AUDIO_S,

@@ -155,6 +155,7 @@ class UnconditionalContext:
     pair: ClassVar[Callable[..., Any] | None] = None
 
 
+UNGUIDED = UnconditionalContext(null_id=0, keep_first=0, keep_last=1)  # of a family without CFG pairs, which reads none
 READ_ALOUD = ("tts", "speak")  # tasks whose replies speak a given text; others answer it
 WRITTEN_DOWN = ("asr", "translate")  # tasks whose replies are the text of a recording
 
@@ -399,9 +400,9 @@ class Family:
     end_of_reply: int
     end_of_text: int | None
     end_of_audio: int
-    transition: tuple[int, ...]
-    guided_streams: tuple[int, ...]
-    unconditional: UnconditionalContext
+    transition: tuple[int, ...] = ()
+    guided_streams: tuple[int, ...] = ()
+    unconditional: UnconditionalContext = UNGUIDED
     voices: tuple[str, ...] = ()
     voice_titles: tuple[str, ...] = ()
     languages: Languages = Languages()

@@ -6,12 +6,12 @@ no weights file, and imports neither torch nor vLLM.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 from stretto.errors import CheckpointError
-from stretto.untrusted_files import SAFE_LOADER, parsed_json, parsed_yaml
+from stretto.untrusted_files import SAFE_LOADER, optional_entry, parsed_json, parsed_yaml
 
 MAX_TEXT_BYTES = 1 << 20  # default limit of a file that is read to recognise a release
 MAX_INDEX_BYTES = 10 << 20  # the largest published index of shards
@@ -21,6 +21,13 @@ CONFIG = "config.json"
 SINGLE = "model.safetensors"
 QWEN_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 TOKENIZER = (*QWEN_TOKENIZER, "added_tokens.json", "special_tokens_map.json")
+
+
+# Arguments for the converter of a release with a codec in another repository.
+CODEC_FROM_COMPANION = (
+    *("--model", "{repo}", "--config", f"{{repo}}/{CONFIG}", "--tokenizer", "{repo}"),
+    *("--codec", "{companion1}"),
+)
 
 
 class _PlainLoader(SAFE_LOADER):
@@ -125,3 +132,55 @@ class Match:
     serves: bool = True
     needs: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OneRelease:
+    """Recognition of repositories that are one release each, by the fields of config.json: a `recognise` function.
+
+    Attributes:
+        family: Family of the releases.
+        title: Name of the model, for error messages.
+        model_type: Value of this field in config.json.
+        refused: Reasons to refuse other values of `model_type`.
+        expected: Supported values by dotted path; None stands for a missing field.
+        needed: Files that a release must have, beside config.json and the weights.
+        optional: Patterns of further files.
+        convert: Arguments for the converter.
+        companions: Further repositories.
+    """
+
+    family: str
+    title: str
+    model_type: str
+    refused: Mapping[str, str] = field(default_factory=dict)
+    expected: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    needed: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ("generation_config.json", *TOKENIZER)
+    convert: tuple[str, ...] = ("--model", "{repo}", "--config", f"{{repo}}/{CONFIG}", "--tokenizer", "{repo}")
+    companions: tuple[Needed, ...] = ()
+
+    def __call__(self, listing: Listing) -> list[Match]:
+        """Return the release in a listing, if there is one."""
+        config = listing.json(CONFIG)
+        model_type = config.get("model_type")
+        if model_type in self.refused:
+            return [Match(self.family, refusal=self.refused[model_type])]
+        if model_type != self.model_type:
+            return []
+        weights = listing.weights()
+        refusal = self._refusal(config, {*listing.names} if weights else set())
+        files = (*weights, CONFIG, *self.needed, *listing.present(*self.optional))
+        return [Match(self.family, files, self.convert, companions=self.companions, refusal=refusal)]
+
+    def _refusal(self, config: Mapping[str, Any], names: set[str]) -> str:
+        """Return the reason to refuse a release; `names` are those of its files, none without weights."""
+        for path, values in self.expected.items():
+            value = optional_entry(config, path)
+            if value not in values:
+                expected = " or ".join(repr(value) for value in values if value is not None) or "no value"
+                return f"{self.title}: config.json: {path}: expected {expected}, got {value!r}"
+        if names.issuperset(self.needed) and names:
+            return ""
+        *others, last = (f"{SINGLE} or the files of its index", *self.needed)
+        return f"{self.title}: expected {', '.join(others)}{' and ' if others else ''}{last}"

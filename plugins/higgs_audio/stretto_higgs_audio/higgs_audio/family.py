@@ -132,7 +132,6 @@ def higgs_audio(vocabulary: HiggsAudioVocabulary) -> Family:
         end_of_reply=vocabulary.end_of_reply,
         end_of_text=vocabulary.end_of_reply,
         end_of_audio=vocabulary.end_of_reply,
-        transition=(),
         guided_streams=tuple(range(layout.num_output_streams)),
         unconditional=UnconditionalContext(null_id=vocabulary.pad, keep_first=1, keep_last=2),
         options=("instruct",),

@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from stretto.family.base import Family, Task, UnconditionalContext, Vocabulary, builder
+from stretto.family.base import Family, Task, Vocabulary, builder
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import SAMPLED_TAIL, Segment, StreamLayout
 
@@ -98,9 +98,6 @@ def higgs_audio_v3(vocabulary: HiggsAudioV3Vocabulary) -> Family:
         end_of_reply=end,
         end_of_text=end,
         end_of_audio=vocabulary.marks[0][1],
-        transition=(),
-        guided_streams=(),
-        unconditional=UnconditionalContext(null_id=layout.pad_id, keep_first=0, keep_last=1),
         tags=vocabulary.tags,
         max_text_chars=4000,
         max_audio_s=30.0,

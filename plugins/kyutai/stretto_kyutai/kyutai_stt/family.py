@@ -10,7 +10,7 @@ and for 1 s of silence. Delayed streams modeling: https://arxiv.org/abs/2509.087
 from dataclasses import dataclass
 from typing import ClassVar
 
-from stretto.family.base import Family, Task, UnconditionalContext, Vocabulary, builder
+from stretto.family.base import Family, Task, Vocabulary, builder
 from stretto.family.input_tracks import CodeTrack
 from stretto.family.mechanism import Mechanism, PauseHeads
 from stretto.family.plugin import lazy
@@ -155,9 +155,6 @@ def kyutai_stt(vocabulary: SttVocabulary) -> Family:
         end_of_reply=vocabulary.end_of_reply,
         end_of_text=vocabulary.end_of_reply,
         end_of_audio=vocabulary.end_of_reply,
-        transition=(),
-        guided_streams=(),
-        unconditional=UnconditionalContext(null_id=vocabulary.nothing, keep_first=1, keep_last=0),
         max_audio_s=max(1.0, min(MAX_AUDIO_S, float(int(longest_s)))),
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,

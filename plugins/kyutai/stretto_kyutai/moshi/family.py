@@ -14,7 +14,7 @@ text tokens are PAD or END_PAD. Paper: https://arxiv.org/abs/2410.00037. The num
 
 from dataclasses import dataclass, field
 
-from stretto.family.base import DepthSpec, Family, Task, UnconditionalContext, builder
+from stretto.family.base import DepthSpec, Family, Task, builder
 from stretto.family.input_tracks import CodeTrack
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
@@ -161,9 +161,6 @@ def moshi(vocabulary: MoshiVocabulary) -> Family:
         end_of_reply=vocabulary.end_of_reply,
         end_of_text=vocabulary.end_of_reply,
         end_of_audio=vocabulary.end_of_reply,
-        transition=(),
-        guided_streams=(),
-        unconditional=UnconditionalContext(null_id=vocabulary.nothing, keep_first=1, keep_last=0),
         max_audio_s=max(1.0, min(MAX_AUDIO_S, float(int(longest_s)))),
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,

@@ -20,7 +20,6 @@ from stretto.family.sections import NumCodebooks, Section, Size
 from stretto.weights.backbones import dtype_of
 from stretto.weights.loading import Plan
 from stretto_moss.moss_tts.family import MAX_MODEL_LEN, MossVocabulary
-from stretto_moss.moss_tts.recognise import refusal_of
 
 BACKBONE = "language_model."
 EMBEDDINGS = f"{BACKBONE}embed_tokens.weight"
@@ -65,6 +64,7 @@ class Config(MarkedSpeech):
     model_type: Literal["moss_tts_delay"]
     n_vq: NumCodebooks = 32
     audio_pad_code: int | None = None
+    local_num_layers: None = None  # of MOSS-TTS-Local-Transformer 1.0, with the same model_type
     audio_start_token_id: int = 151652
     audio_end_token_id: int = 151653
     audio_assistant_gen_slot_token_id: int = 151656
@@ -103,8 +103,6 @@ def read_config(record: Mapping[str, Any]) -> tuple[Qwen3Backbone, MossVocabular
     Raises:
         CheckpointError: A value is missing, invalid or not supported, or belongs to another model.
     """
-    if refusal := refusal_of(record):
-        raise CheckpointError(f"config.json: {refusal}")
     config = Config.read(record)
     backbone = config.language_config
     vocabulary = MossVocabulary(

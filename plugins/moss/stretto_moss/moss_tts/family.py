@@ -15,7 +15,7 @@ them (`speech_vocabulary`).
 from dataclasses import dataclass
 from typing import ClassVar
 
-from stretto.family.base import DrawRules, Family, Languages, Task, UnconditionalContext, Vocabulary, builder
+from stretto.family.base import DrawRules, Family, Languages, Task, Vocabulary, builder
 from stretto.family.plugin import lazy
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, SAMPLED_WARM_UP, Segment, StreamLayout
@@ -130,9 +130,6 @@ def moss_tts(vocabulary: MossVocabulary) -> Family:
         end_of_reply=end,
         end_of_text=end,
         end_of_audio=end,
-        transition=(),
-        guided_streams=(),
-        unconditional=UnconditionalContext(null_id=layout.pad_id, keep_first=0, keep_last=1),
         languages=Languages(tuple(LANGUAGES)),
         options=("instruct",),
         max_text_chars=4000,

@@ -13,7 +13,7 @@ numbers come from `OpenMOSS-Team/MOSS-TTS-Local-Transformer-v1.5`; a checkpoint'
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from stretto.family.base import DepthSpec, Family, Languages, Task, UnconditionalContext, Vocabulary, builder
+from stretto.family.base import DepthSpec, Family, Languages, Task, Vocabulary, builder
 from stretto.family.plugin import lazy
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
@@ -113,9 +113,6 @@ def moss_tts_local(vocabulary: LocalVocabulary) -> Family:
         end_of_reply=end,
         end_of_text=end,
         end_of_audio=end,
-        transition=(),
-        guided_streams=(),
-        unconditional=UnconditionalContext(null_id=layout.pad_id, keep_first=0, keep_last=1),
         languages=Languages(tuple(LANGUAGES)),
         options=("instruct",),
         max_text_chars=4000,

@@ -2,4 +2,4 @@
 
 from stretto.family.plugin import family_plugin
 
-PLUGIN = family_plugin(__name__)
+PLUGIN = family_plugin(__name__, recognise="stretto_moss:REALTIME")

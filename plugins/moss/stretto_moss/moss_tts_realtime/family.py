@@ -14,7 +14,7 @@ checkpoint's config.json may override them (`speech_vocabulary`).
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from stretto.family.base import DepthSpec, DrawRules, Family, Task, UnconditionalContext, Vocabulary, builder
+from stretto.family.base import DepthSpec, DrawRules, Family, Task, Vocabulary, builder
 from stretto.family.input_tracks import TextTrack
 from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
@@ -126,9 +126,6 @@ def moss_tts_realtime(vocabulary: MossRealtimeVocabulary) -> Family:
         end_of_reply=end,
         end_of_text=end,
         end_of_audio=end,
-        transition=(),
-        guided_streams=(),
-        unconditional=UnconditionalContext(null_id=layout.pad_id, keep_first=0, keep_last=1),
         max_text_chars=4000,
         max_audio_s=60.0,
         max_model_len=vocabulary.max_model_len,

@@ -10,7 +10,7 @@ row. A recorded voice is that row, followed by rows that carry the latents of th
 
 from dataclasses import dataclass, field
 
-from stretto.family.base import Family, Task, UnconditionalContext, Vocabulary, builder
+from stretto.family.base import Family, Task, Vocabulary, builder
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
 
@@ -152,9 +152,6 @@ def pocket_tts(vocabulary: PocketVocabulary) -> Family:
         end_of_reply=vocabulary.end,
         end_of_text=vocabulary.end,
         end_of_audio=vocabulary.end,
-        transition=(),
-        guided_streams=(),
-        unconditional=UnconditionalContext(null_id=0, keep_first=0, keep_last=1),  # unused: there is no guidance
         voices=tuple(name for name, _ in vocabulary.voices),
         max_text_chars=MAX_TEXT_CHARS,
         options=("piece",),

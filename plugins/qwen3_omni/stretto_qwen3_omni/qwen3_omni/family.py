@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from stretto.family.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary, builder
+from stretto.family.base import DrawRules, Family, Task, Vocabulary, builder
 from stretto.family.mechanism import Mechanism, Speaker
 from stretto.family.plugin import lazy
 from stretto.family.served import SpokenTask
@@ -123,9 +123,6 @@ def qwen3_omni(vocabulary: ThinkerVocabulary) -> Family:
         end_of_reply=vocabulary.im_end,
         end_of_text=vocabulary.im_end,
         end_of_audio=vocabulary.im_end,
-        transition=(),
-        guided_streams=(),
-        unconditional=UnconditionalContext(null_id=vocabulary.im_end, keep_first=0, keep_last=1),
         voices=vocabulary.voices,
         max_text_chars=32_000,
         max_audio_s=120.0,

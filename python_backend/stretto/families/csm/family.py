@@ -120,7 +120,6 @@ def csm(vocabulary: CsmVocabulary) -> Family:
         end_of_reply=vocabulary.end_of_audio,
         end_of_text=vocabulary.end_of_audio,
         end_of_audio=vocabulary.end_of_audio,
-        transition=(),
         guided_streams=tuple(range(layout.num_output_streams)),
         unconditional=UnconditionalContext(null_id=vocabulary.pad, keep_first=1, keep_last=1),
         voices=VOICES,

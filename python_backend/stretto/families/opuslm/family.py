@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stretto.family.base import Family, Task, TextRate, UnconditionalContext, Vocabulary, builder
+from stretto.family.base import Family, Task, TextRate, Vocabulary, builder
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import SAMPLED_TAIL, SampledTail, Segment, StreamLayout
 
@@ -131,8 +131,6 @@ def _family(name: str, vocabulary: OpusVocabulary, tasks: tuple[Task, ...]) -> F
         end_of_audio=SOS_EOS,
         drawn_ends=(SOS_EOS,),
         transition=(*[PAD] * (NUM_STREAMS - 2), ASSISTANT_OUTPUT, vocabulary.modalities["codec_ssl"]),
-        guided_streams=(),
-        unconditional=UnconditionalContext(null_id=PAD, keep_first=0, keep_last=1),
         max_text_chars=4000,
         max_audio_s=30.0,
         max_model_len=8192,

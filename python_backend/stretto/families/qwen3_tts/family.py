@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from stretto.family.base import DepthSpec, DrawRules, Family, Languages, Task, UnconditionalContext, Vocabulary, builder
+from stretto.family.base import DepthSpec, DrawRules, Family, Languages, Task, Vocabulary, builder
 from stretto.family.input_tracks import TextTrack
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
@@ -159,9 +159,6 @@ def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
         end_of_reply=end,
         end_of_text=end,
         end_of_audio=end,
-        transition=(),
-        guided_streams=(),
-        unconditional=UnconditionalContext(null_id=layout.pad_id, keep_first=0, keep_last=1),
         voices=tuple(vocabulary.speakers),
         languages=Languages(tuple(name for name in vocabulary.languages if name not in DIALECTS)),
         options=() if clones else ("instruct",),

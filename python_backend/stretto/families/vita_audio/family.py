@@ -10,7 +10,7 @@ from typing import Any
 
 from stretto.families.vita_audio.bursts import BurstSchedule, ModuleSchedules
 from stretto.family.audio_format import AudioFormat
-from stretto.family.base import DrawRules, Family, Task, TextRate, UnconditionalContext, Vocabulary, builder
+from stretto.family.base import DrawRules, Family, Task, TextRate, Vocabulary, builder
 from stretto.family.mechanism import Mechanism
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
@@ -129,9 +129,6 @@ def vita_audio(vocabulary: VitaVocabulary) -> Family:
         end_of_text=None,
         end_of_audio=end,
         drawn_ends=(end, also_end),
-        transition=(),
-        guided_streams=(),
-        unconditional=UnconditionalContext(null_id=also_end, keep_first=0, keep_last=1),
         max_text_chars=8000,
         max_audio_s=30.0,
         max_model_len=32768,
