@@ -9,8 +9,7 @@ from typing import Any
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from stretto.errors import CheckpointError
-from stretto.family.conversion import AUDIO, Contents, Converted, Release, Tokenizer
-from stretto.family.plugin import NAME, VOCABULARY
+from stretto.family.conversion import AUDIO, Contents, Converted, Release, Tokenizer, common_record
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, read_numbers
 from stretto.weights.loading import Part, shapes_of
 from stretto_orpheus.family import MARKERS, ROWS_PER_FRAME, OrpheusVocabulary
@@ -41,17 +40,13 @@ def convert(release: Release, contents: Contents) -> Converted:
     config = read_numbers(LlamaConfig, contents.config)
     check_heads(config)
     codebook_size = published_shape(release.codec)[1] if release.codec else OrpheusVocabulary.codebook_size
-    known = vocabulary(config, contents.tokenizer, codebook_size)
+    vocab = vocabulary(config, contents.tokenizer, codebook_size)
     is_tied = bool(config.tie_word_embeddings)
     record = {
         "architectures": ["StrettoLlamaForCausalLM"],
         "model_type": "llama",
-        NAME: "orpheus",
-        VOCABULARY: known.to_record(),
-        "vocab_size": config.vocab_size,
         **{name: getattr(config, name) for name in LLAMA_NUMBERS},
-        "tie_word_embeddings": is_tied,
-        "dtype": contents.dtype,
+        **common_record("orpheus", vocab, config.vocab_size, contents, has_head=not is_tied),
     }
     shapes = shapes_of(LlamaForCausalLM, config)
     kept = {name: Part(name, shape) for name, shape in shapes.items() if not (is_tied and name == HEAD)}
@@ -60,11 +55,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 def vocabulary(config: Any, tokenizer: Tokenizer, codebook_size: int) -> OrpheusVocabulary:
     """Return the vocabulary; raise CheckpointError if a marker is missing or the table has too few rows."""
-    ids = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
-    missing = [name for name in (*SPELLED.values(), FIRST, CODE_0) if name not in ids]
-    if missing:
-        expected = "a tokenizer with the markers of Orpheus"
-        raise CheckpointError(f"{tokenizer.folder}: expected {expected}, got none called {', '.join(missing)}")
+    ids = tokenizer.ids_of((*SPELLED.values(), FIRST, CODE_0), config.vocab_size)
     least = ids[CODE_0] + ROWS_PER_FRAME * codebook_size
     if config.vocab_size < least:
         raise CheckpointError(f"config.json: vocab_size: expected at least {least}, got {config.vocab_size}")
