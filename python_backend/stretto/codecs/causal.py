@@ -362,6 +362,6 @@ def run_in_parts(layers: Sequence[Callable[[Tensor, Memory], Tensor]], x: Tensor
         size = max(1, CACHE_BYTES * len(x) // (x.numel() * x.element_size()))
         if size < len(x) and x.device.type == "cpu":
             parts = memory.split(len(x), size)
-            return torch.cat([run_in_parts(layers[index:], x[rows], part) for rows, part in parts])
+            return torch.cat([run_in_parts(layers[index:], x[rows], part_memory) for rows, part_memory in parts])
         x = layer(x, memory)
     return x

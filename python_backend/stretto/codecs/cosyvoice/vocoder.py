@@ -80,11 +80,11 @@ class PitchPredictor(nn.Module):
     def __init__(self, mels: int, channels: int, is_causal: bool = False) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for place in range(PITCH_LAYERS):
-            if is_causal and place == 0:
+        for number in range(PITCH_LAYERS):
+            if is_causal and number == 0:
                 layers.append(AheadConv(mels, channels, PITCH_AHEAD + 1))
             else:
-                layers.append(same_length(channels if place else mels, channels, PITCH_KERNEL, is_causal))
+                layers.append(same_length(channels if number else mels, channels, PITCH_KERNEL, is_causal))
             layers.append(nn.ELU())
         self.condnet = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels, 1)
@@ -224,14 +224,14 @@ class Vocoder(nn.Module):
             if is_causal
             else same_length(mels, shape.channels, MEL_KERNEL, is_causal=False)
         )
-        widths = [shape.channels >> place for place in range(len(shape.rates) + 1)]
+        widths = [shape.channels >> level for level in range(len(shape.rates) + 1)]
         self.ups = nn.ModuleList(
-            RepeatConv(widths[place], widths[place + 1], kernel, rate)
+            RepeatConv(widths[level], widths[level + 1], kernel, rate)
             if is_causal
-            else nn.ConvTranspose1d(widths[place], widths[place + 1], kernel, rate, padding=(kernel - rate) // 2)
-            for place, (rate, kernel) in enumerate(zip(shape.rates, shape.kernels, strict=True))
+            else nn.ConvTranspose1d(widths[level], widths[level + 1], kernel, rate, padding=(kernel - rate) // 2)
+            for level, (rate, kernel) in enumerate(zip(shape.rates, shape.kernels, strict=True))
         )
-        steps = [math.prod(shape.rates[place + 1 :]) for place in range(len(shape.rates))]
+        steps = [math.prod(shape.rates[level + 1 :]) for level in range(len(shape.rates))]
         self.source_downs = nn.ModuleList(
             source_down(bins, width, step, is_causal) for step, width in zip(steps, widths[1:], strict=True)
         )
@@ -253,15 +253,15 @@ class Vocoder(nn.Module):
         """Return the samples [B, n] for mel [B, M, T] and the excitation [B, 1, n]."""
         spectrum = self.fourier.transform(source)
         x = self.conv_pre(mel)
-        for place, (up, down, shape_source) in enumerate(
+        for level, (up, down, shape_source) in enumerate(
             zip(self.ups, self.source_downs, self.source_resblocks, strict=True)
         ):
             x = up(F.leaky_relu(x, self.shape.slope))
-            if place == len(self.ups) - 1:
+            if level == len(self.ups) - 1:
                 x = F.pad(x, (1, 0), "reflect")
             x = x + shape_source(down(spectrum))
             number = len(self.shape.residuals)
-            residuals = [block(x) for block in self.resblocks[place * number : (place + 1) * number]]
+            residuals = [block(x) for block in self.resblocks[level * number : (level + 1) * number]]
             x = torch.stack(residuals).sum(0) / number
         x = self.conv_post(F.leaky_relu(x))
         magnitude, phase = x.split(self.shape.fourier // 2 + 1, 1)
