@@ -13,7 +13,7 @@ them (`speech_vocabulary`).
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from stretto.family.base import DrawRules, Family, Languages, Task, Vocabulary, builder
 from stretto.family.plugin import lazy
@@ -118,31 +118,48 @@ SAMPLING = SamplingConfig(
 )
 
 
-def moss_tts(vocabulary: MossVocabulary) -> Family:
-    """Return the family of a checkpoint with this vocabulary."""
-    layout = vocabulary.layout
-    end = vocabulary.audio_end
+def moss_family(name: str, vocabulary: Any, end: int, sampling: SamplingConfig, **members: Any) -> Family:
+    """Return a family with what the MOSS-TTS models have in common.
+
+    Args:
+        name: Name of the family.
+        vocabulary: Vocabulary of a checkpoint.
+        end: Id of stream 0 that ends the audio and the reply.
+        sampling: Default sampling options.
+        members: Further members of the family.
+    """
     return Family(
-        name="moss_tts",
-        layout=layout,
-        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, system=("audio",)),),
+        name=name,
+        layout=vocabulary.layout,
+        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), sampling, system=("audio",)),),
         codec="moss",
         end_of_reply=end,
         end_of_text=end,
         end_of_audio=end,
-        languages=Languages(tuple(LANGUAGES)),
-        options=("instruct",),
         max_text_chars=4000,
         max_audio_s=60.0,
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
         first_chunk_frames=2,
         steady_chunk_frames=12,
-        warm_up=SAMPLED_WARM_UP,
         tail=NO_TAIL,
         subwords=range(vocabulary.num_text_ids),
+        **members,
+    )
+
+
+def moss_tts(vocabulary: MossVocabulary) -> Family:
+    """Return the family of a checkpoint with this vocabulary."""
+    return moss_family(
+        "moss_tts",
+        vocabulary,
+        vocabulary.audio_end,
+        SAMPLING,
+        languages=Languages(tuple(LANGUAGES)),
+        options=("instruct",),
+        warm_up=SAMPLED_WARM_UP,
         audio_head="plain",
-        drawing=DelaySlots(vocabulary.slot, vocabulary.delay, end, vocabulary.pads),
+        drawing=DelaySlots(vocabulary.slot, vocabulary.delay, vocabulary.audio_end, vocabulary.pads),
     )
 
 

@@ -13,11 +13,11 @@ numbers come from `OpenMOSS-Team/MOSS-TTS-Local-Transformer-v1.5`; a checkpoint'
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from stretto.family.base import DepthSpec, Family, Languages, Task, Vocabulary, builder
+from stretto.family.base import DepthSpec, Family, Languages, Vocabulary, builder
 from stretto.family.plugin import lazy
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
-from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
-from stretto_moss.moss_tts.family import FRAME_RATE, LANGUAGES, MAX_MODEL_LEN
+from stretto.streams.layout import StreamLayout
+from stretto_moss.moss_tts.family import LANGUAGES, MAX_MODEL_LEN, moss_family
 
 
 @dataclass(frozen=True)
@@ -103,26 +103,13 @@ SAMPLING = SamplingConfig(
 
 def moss_tts_local(vocabulary: LocalVocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary."""
-    layout = vocabulary.layout
-    end = vocabulary.audio_end
-    return Family(
-        name="moss_tts_local",
-        layout=layout,
-        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, system=("audio",)),),
-        codec="moss",
-        end_of_reply=end,
-        end_of_text=end,
-        end_of_audio=end,
+    return moss_family(
+        "moss_tts_local",
+        vocabulary,
+        vocabulary.audio_end,
+        SAMPLING,
         languages=Languages(tuple(LANGUAGES)),
         options=("instruct",),
-        max_text_chars=4000,
-        max_audio_s=60.0,
-        max_model_len=vocabulary.max_model_len,
-        frame_rate=FRAME_RATE,
-        first_chunk_frames=2,
-        steady_chunk_frames=12,
-        tail=NO_TAIL,
-        subwords=range(vocabulary.num_text_ids),
         depth=vocabulary.depth,
     )
 

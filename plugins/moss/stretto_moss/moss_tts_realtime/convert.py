@@ -52,14 +52,6 @@ class LinearRope(Section):
     factor: Annotated[float, Field(ge=1, le=1)] = 1.0
 
 
-class Codebooks(Section):
-    """Sizes that both the release's config.json and its `local_config` have."""
-
-    rvq: Annotated[int, Field(ge=2, le=64)] = 16
-    audio_pad_token: Size = 1024
-    audio_vocab_size: int | None = None
-
-
 class LocalLayers(Qwen3Layers):
     """`local_config`: the depth transformer, with the defaults of the authors' class."""
 
@@ -78,9 +70,12 @@ class LocalLayers(Qwen3Layers):
     audio_vocab_size: int | None = None
 
 
-class Config(Codebooks):
-    """config.json of a release."""
+class Config(Section):
+    """config.json of a release, of which `local_config` repeats the sizes of the codebooks."""
 
+    rvq: Annotated[int, Field(ge=2, le=64)] = 16
+    audio_pad_token: Size = 1024
+    audio_vocab_size: int | None = None
     model_type: Literal["moss_tts_realtime"]
     language_config: Qwen3Backbone
     local_config: LocalLayers

@@ -14,12 +14,12 @@ checkpoint's config.json may override them (`speech_vocabulary`).
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from stretto.family.base import DepthSpec, DrawRules, Family, Task, Vocabulary, builder
+from stretto.family.base import DepthSpec, DrawRules, Family, Vocabulary, builder
 from stretto.family.input_tracks import TextTrack
 from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
-from stretto_moss.moss_tts.family import FRAME_RATE, MAX_MODEL_LEN
+from stretto.streams.layout import StreamLayout
+from stretto_moss.moss_tts.family import MAX_MODEL_LEN, moss_family
 
 NUM_MARKERS = 3  # ids of a codebook after its codes: pad, begin and end
 NUM_PROMPT_IDS = 12  # ids of a text before the first frame
@@ -116,32 +116,15 @@ SAMPLING = SamplingConfig(
 
 def moss_tts_realtime(vocabulary: MossRealtimeVocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary."""
-    layout = vocabulary.layout
-    end = vocabulary.pads[0] + 2
-    return Family(
-        name="moss_tts_realtime",
-        layout=layout,
-        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, system=("audio",)),),
-        codec="moss",
-        end_of_reply=end,
-        end_of_text=end,
-        end_of_audio=end,
-        max_text_chars=4000,
-        max_audio_s=60.0,
-        max_model_len=vocabulary.max_model_len,
-        frame_rate=FRAME_RATE,
-        first_chunk_frames=2,
-        steady_chunk_frames=12,
-        tail=NO_TAIL,
-        subwords=range(vocabulary.num_text_ids),
+    pad = vocabulary.text_pad
+    return moss_family(
+        "moss_tts_realtime",
+        vocabulary,
+        vocabulary.pads[0] + 2,
+        SAMPLING,
         drawing=RecentPenalty(penalized="own"),
         depth=vocabulary.depth,
-        track=AheadText(
-            vocabulary.num_codebooks,
-            vocabulary.text_pad,
-            vocabulary.text_pad,
-            is_usual=True,
-        ),
+        track=AheadText(vocabulary.num_codebooks, pad, pad, is_usual=True),
     )
 
 
