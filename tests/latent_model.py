@@ -69,7 +69,7 @@ class LatentLlamaForCausalLM(LatentMixin, LlamaForCausalLM):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         width = vllm_config.model_config.get_hidden_size()
         self.connector = ReplicatedLinear(NUM_WORDS, width, bias=False, return_bias=False)
-        self.flow = (GuidedHead if self.family.drawing.guides_rows else FlowHead)(width)
+        self.flow = (GuidedHead if self.family.guides_rows else FlowHead)(width)
 
     def embed_latents(self, latents: torch.Tensor) -> torch.Tensor:
         return self.connector(latents)

@@ -89,7 +89,6 @@ class VoxCpmVocabulary(Vocabulary):
 class GuidedRows(DrawRules):
     """Latent predictor that applies guidance within a row, and reads the latent of the row before."""
 
-    guides_rows: ClassVar = True
     row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:GuidedDraw")
     step_program: ClassVar = lazy(f"{__package__}.mechanism.draw:GuidedProgram")
 

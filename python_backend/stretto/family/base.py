@@ -290,8 +290,6 @@ class DrawRules:
             `drawn` for generated ids of stream 0, `all` for ids of the prompt as well. `own` for those that the
             family's sampler counts. None if the family has no penalty.
         ends_audio: True if the family's sampler ends the audio, and no sampled id does.
-        guides_rows: True if latents are guided within a row, without a CFG pair; `LatentSampling.guidance_scale` is the
-            scale.
         word_column: Index, among the state columns, of the number of words that have begun: words of the track or,
             without one, spoken tokens of the generated text, which `TextCodec.matched` matches with words. None if the
             model reports no times of words.
@@ -308,7 +306,6 @@ class DrawRules:
     penalized: Literal["drawn", "all", "own"] | None = field(default=None, kw_only=True)
 
     ends_audio: ClassVar[bool] = False
-    guides_rows: ClassVar[bool] = False
     word_column: ClassVar[int | None] = None
     row_draw: ClassVar[Callable[..., Any] | None] = None
     step_program: ClassVar[Callable[..., Any] | None] = None
@@ -484,6 +481,12 @@ class Family:
         """Number of elements of a frame's latent; 0 if frames consist of codes."""
         latents = self.layout.latents
         return 0 if latents is None else latents.size
+
+    @property
+    def guides_rows(self) -> bool:
+        """True if latents are guided within a row, without a CFG pair, by default with a scale other than 1."""
+        latents = [task.sampling.latents for task in self.tasks if task.sampling.latents is not None]
+        return any(options.guidance_scale != 1.0 for options in latents)
 
     @property
     def pauses_s(self) -> tuple[float, ...]:

@@ -48,7 +48,7 @@ def _check_latents(sampling: SamplingConfig, spec: LatentSpec, family: Family) -
     if latents.steps not in spec.steps:
         expected = f"an integer in [{spec.steps.start}, {spec.steps.stop - 1}]"
         raise InvalidRequest("options.latents.steps", expected, latents.steps)
-    if latents.guidance_scale != 1.0 and not family.drawing.guides_rows:
+    if latents.guidance_scale != 1.0 and not family.guides_rows:
         raise _no_guidance(latents, family)
     if spec.has_unit_noise and audio.temperature != 1.0:
         expected = "1.0 (the noise of this model has a fixed variance)"

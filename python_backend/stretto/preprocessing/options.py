@@ -301,7 +301,7 @@ def _latents(
             raise InvalidRequest("options.latents", "no value (frames of this model are codes)", got)
         return None
     sampling = replace(sampling, **options.get("latents", {}))
-    if family.drawing.guides_rows and guidance:
+    if family.guides_rows and guidance:
         sampling = replace(sampling, guidance_scale=guidance.pop("guidance_scale", sampling.guidance_scale))
     return sampling
 

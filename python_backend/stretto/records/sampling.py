@@ -150,7 +150,7 @@ class LatentSampling:
     Attributes:
         steps: Number of solver steps.
         tail_rows: Number of frames to keep, beginning with the frame where the end of speech is detected.
-        guidance_scale: Scale of guidance within the predictor (`DrawRules.guides_rows`); 1 is unguided.
+        guidance_scale: Scale of guidance within the predictor (`Family.guides_rows`); 1 is unguided.
     """
 
     steps: Steps = 1

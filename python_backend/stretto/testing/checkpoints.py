@@ -287,7 +287,7 @@ def _latent_prompt(family: Family, latents: LatentSpec, index: int, task: str, c
     latent_sampling = LatentSampling(
         steps=steps[index % min(len(steps), 4)],
         tail_rows=1 + index % 3,
-        guidance_scale=scale if family.drawing.guides_rows else 1.0,
+        guidance_scale=scale if family.guides_rows else 1.0,
     )
     audio = replace(defaults.audio, min_rows=5, max_rows=20 + index % 9, temperature=temperature)
     sampling = replace(defaults, audio=audio, latents=latent_sampling, seed=1000 + index)

@@ -381,7 +381,7 @@ class GuidedLatentPredictor(Protocol):
         """Return the latents, float32 [N, D]; see `LatentPredictor` for the arguments that both have.
 
         Args:
-            other: With `DrawRules.guides_rows`, latents of the previous rows, float32 [N, D], or zeros if such a row
+            other: With `Family.guides_rows`, latents of the previous rows, float32 [N, D], or zeros if such a row
                 has none. With CFG pairs, hidden states of the unconditional requests, [N, H]; unused for unguided rows.
             guidance: Guidance scales, float32 [N]; 1 is unguided.
         """
@@ -394,7 +394,7 @@ class LatentReadout:
 
     Attributes:
         heads: Head of stream 0.
-        latents: Predictor, which is guided with `DrawRules.guides_rows` or CFG pairs.
+        latents: Predictor, which is guided with `Family.guides_rows` or CFG pairs.
         width: Width of the hidden states, H.
     """
 
