@@ -251,9 +251,7 @@ class RealtimeSession:
 
     def _expect_readable(self, item: client.ItemFields | client.ItemReference, path: str) -> None:
         """Raise ApiError if the client's item `path` has audio of another format."""
-        if isinstance(item, client.ItemFields) and any(
-            content_part.type == "input_audio" for content_part in item.content
-        ):
+        if isinstance(item, client.ItemFields) and any(content.type == "input_audio" for content in item.content):
             self._expect_format("input", path)
 
     def _conversing(self, event: client.ClientEvent) -> RealtimeSettings:
