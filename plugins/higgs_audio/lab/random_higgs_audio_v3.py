@@ -22,7 +22,7 @@ from lab.releases.random_espnet import write_tokenizer
 from lab.releases.random_qwen3_tts import layer_shapes
 from lab.releases.random_tensors import INDEX, random_tensors
 from stretto.codecs.higgs import HiggsModel
-from stretto_higgs_audio.higgs_audio_v3.convert import CODEC, CODES, KIND, RATIOS, TEXTS
+from stretto_higgs_audio.higgs_audio_v3.convert import CODEC, CODES, RATIOS, TEXTS
 from stretto_higgs_audio.higgs_audio_v3.family import MARKERS, NUM_MARKS
 
 # the tokenizer leaves the last four words unused
@@ -62,7 +62,7 @@ def config(kind: str = "small") -> dict[str, Any]:
     sizes = KINDS[kind]
     return {
         "architectures": ["HiggsMultimodalQwen3ForConditionalGeneration"],
-        "model_type": KIND,
+        "model_type": "higgs_multimodal_qwen3",
         "audio_token_id": -100,
         "ignore_index": -100,
         "mel_per_sample": 8,

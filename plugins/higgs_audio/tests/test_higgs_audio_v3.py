@@ -29,7 +29,7 @@ from stretto.family.plugin import VOCABULARY, config_at
 from stretto.preprocessing.request import RawRequest
 from stretto.records.prompt import Prompt
 from stretto.testing.limits import asked, talk
-from stretto.testing.releases import REMOVED, SmallRelease, edited
+from stretto.testing.releases import SmallRelease, edited
 from stretto.testing.suite import FamilyCase
 from stretto_higgs_audio.higgs_audio_v3 import PLUGIN
 from stretto_higgs_audio.higgs_audio_v3.convert import (
@@ -37,9 +37,9 @@ from stretto_higgs_audio.higgs_audio_v3.convert import (
     CODEC_CONFIG,
     CODES,
     DROPPED,
+    Config,
     codec_network,
     plan,
-    read_config,
     vocabulary,
 )
 from stretto_higgs_audio.higgs_audio_v3.convert import TEXTS as TEXT_TABLE
@@ -147,27 +147,11 @@ class TestHiggsAudioV3(FamilySuite):
         unneeded_tensors=[name for name in tensors() if name.startswith(DROPPED)],
         same_configs=[{f"{TEXT}.rope_parameters": None, f"{TEXT}.rope_theta": None}],
         refused_configs=[
-            ({"model_type": "qwen3"}, "model_type: expected 'higgs_multimodal_qwen3'"),
-            ({AUDIO: REMOVED}, "audio_encoder_config"),
-            ({f"{AUDIO}.encoder_type": "whisper"}, "encoder_type: expected 'discrete'"),
-            ({f"{AUDIO}.tie_word_embeddings": False}, "tie_word_embeddings: expected True"),
-            ({f"{AUDIO}.use_delay_pattern": False}, "use_delay_pattern: expected True"),
             ({f"{AUDIO}.out_dim": 32}, "out_dim: expected 64, got 32"),
-            ({f"{AUDIO}.num_codebooks": "8"}, "num_codebooks: expected an integer in [2, 64]"),
-            ({f"{AUDIO}.num_codebooks": 65}, "num_codebooks: expected an integer in [2, 64]"),
             ({"codec_config.acoustic_model_config.n_codebooks": 1 << 63}, "at most 1024"),
-            ({f"{AUDIO}.vocab_size": 1 << 17}, "vocab_size: expected an integer in [3, 65536]"),
             ({f"{AUDIO}.num_codebooks": 4}, "expected 4 codebooks of 1024 codes"),
-            ({f"{AUDIO}.vocab_size": 2}, "vocab_size: expected an integer in [3, 65536]"),
-            ({f"{TEXT}.max_position_embeddings": -5}, "max_position_embeddings: expected a positive finite number"),
             ({f"{TEXT}.max_position_embeddings": 19}, "max_position_embeddings: expected at least 20 rows, got 19"),
-            ({f"{TEXT}.rms_norm_eps": float("nan")}, "rms_norm_eps: expected a positive finite"),
-            ({f"{TEXT}.rms_norm_eps": 0.0}, "rms_norm_eps: expected a positive finite number"),
-            ({f"{TEXT}.model_type": "qwen2"}, "model_type: expected 'qwen3', got 'qwen2'"),
-            ({f"{TEXT}.attention_bias": True}, "attention_bias: expected False, got True"),
-            ({f"{TEXT}.hidden_act": "gelu"}, "hidden_act: expected 'silu', got 'gelu'"),
-            ({f"{TEXT}.use_sliding_window": True}, "use_sliding_window: expected False"),
-            ({f"{TEXT}.num_key_value_heads": 3}, "to be a multiple of num_key_value_heads"),
+            ({f"{TEXT}.num_key_value_heads": 3}, "num_attention_heads: expected a multiple of 3"),
             ({f"{TEXT}.intermediate_size": 32}, "tensors do not match: wrong shape"),
             ({"codec_config.codebook_dim": "a"}, "codec_config: invalid parameters"),
             ({"codec_config.semantic_sample_rate": 0}, "expected (24000, 16000), got (24000, 0)"),
@@ -212,11 +196,11 @@ class TestHiggsAudioV3(FamilySuite):
 
     def test_published_sizes_add_up(self) -> None:
         """The tensors of the plan, the copies of the tied tables and one tensor of the codec are the whole file."""
-        config = read_config(PUBLISHED)
+        config = Config.read(PUBLISHED)
         tokens = Tokenizer(Path(), 151_670, {token_id: name for name, token_id in MARKERS.items()})
-        published = vocabulary(config, 8, 1026, tokens)
+        published = vocabulary(config, tokens)
         assert published == HiggsAudioV3Vocabulary()
-        parts = plan(config, published) | codec_network(PUBLISHED, published).plan
+        parts = plan(config, published) | codec_network(config, published).plan
         assert len(parts) + 1 == 927  # names in the published index
         stored = {name: prod(part.stored) for name, part in parts.items()}
         assert sum(stored.values()) + stored[TEXT_TABLE] + stored[CODES] + 768 == NUM_PUBLISHED
@@ -234,14 +218,16 @@ class TestHiggsAudioV3(FamilySuite):
             *(name.replace("body.", "model.") for name in language_model() if name.startswith("body.")),
         }
         record = config_at(release.checkpoint)
-        assert HiggsAudioV3Vocabulary.from_record(record[VOCABULARY]).tags == release.family.tags == TAGS
+        vocab = HiggsAudioV3Vocabulary.from_record(record[VOCABULARY])
+        assert vocab.tags == release.family.tags == TAGS
+        assert [*vocab.markers][-len(TAGS) :] == [*TAGS], "a release converts to the same bytes each time"
         codec: Any = load_codec("higgs", release.checkpoint)
         assert codec.can_encode
         for name, tensor in codec.model.state_dict().items():
             assert tensor.equal(published[f"{CODEC}{name}"]), name
 
     def test_codec_is_that_of_the_earlier_release_without_a_config(self) -> None:
-        record = codec_network(PUBLISHED, HiggsAudioV3Vocabulary()).record
+        record = codec_network(Config.read(PUBLISHED), HiggsAudioV3Vocabulary()).record
         default = HiggsAudioV2TokenizerConfig.from_dict(CODEC_CONFIG).to_dict()
         assert record == default | {"architectures": ["HiggsAudioV2TokenizerModel"]}
         assert HiggsModel.config_class.from_dict(record).num_quantizers == 8

@@ -6,13 +6,14 @@ release: they are those of bosonai/higgs-audio-v2-tokenizer, unless config.json 
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import HiggsAudioV2TokenizerConfig, Qwen3Config, Qwen3Model
+from pydantic import Field, model_validator
+from transformers import HiggsAudioV2TokenizerConfig
 
 from stretto.codecs.higgs import HiggsModel
-from stretto.errors import CheckpointError, shown
+from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.family.conversion import (
     Contents,
     Converted,
@@ -23,9 +24,10 @@ from stretto.family.conversion import (
     concatenated,
     merged,
 )
-from stretto.family.layers import layers_plan
-from stretto.untrusted_files import UNPARSABLE, check_value, entry, without_keys
-from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
+from stretto.family.layers import Qwen3Backbone, layers_plan
+from stretto.family.sections import Section, Theta
+from stretto.untrusted_files import UNPARSABLE, entry, without_keys
+from stretto.weights.backbones import dtype_of
 from stretto.weights.loading import Part, Plan, shapes_of
 from stretto_higgs_audio.higgs_audio_v3.family import (
     MAX_ROWS,
@@ -36,11 +38,6 @@ from stretto_higgs_audio.higgs_audio_v3.family import (
     HiggsAudioV3Vocabulary,
 )
 
-KIND = "higgs_multimodal_qwen3"
-ROPE_THETA = 1_000_000  # Qwen3's; some files have null
-# and ids of a codebook: tables of their sizes are made
-MAX_CODEBOOKS = 64
-MAX_IDS = 1 << 16
 TEXTS = "tied.embedding.text_embedding.weight"
 CODES = "tied.embedding.modality_embeddings.0.embedding.weight"
 CODEC = "tied.embedding.modality_embeddings.0.model."
@@ -63,6 +60,51 @@ CODEC_CONFIG = {
 }
 
 
+class Codebooks(Section):
+    """`audio_encoder_config`: tables of these sizes are made."""
+
+    encoder_type: Literal["discrete"] = "discrete"
+    tie_word_embeddings: Literal[True] = True
+    use_delay_pattern: Literal[True] = True
+    out_dim: int | None = None
+    num_codebooks: Annotated[int, Field(ge=2, le=64)]
+    vocab_size: Annotated[int, Field(gt=NUM_MARKS, le=1 << 16)]  # with begin and end
+
+
+class TextModel(Qwen3Backbone):
+    """`text_config`; some files have null for what is missing."""
+
+    rope_theta: Theta = 1e6  # Qwen3's
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, record: Any) -> Any:
+        if not isinstance(record, Mapping):
+            return record
+        return {name: value for name, value in record.items() if value is not None}
+
+
+class Config(Section):
+    """config.json of a release."""
+
+    model_type: Literal["higgs_multimodal_qwen3"]
+    audio_encoder_config: Codebooks
+    text_config: TextModel
+    codec_config: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        audio = self.audio_encoder_config
+        width = self.text_config.hidden_size
+        num_rows = self.text_config.max_position_embeddings
+        least = MIN_PROMPT_ROWS + 2 * audio.num_codebooks  # rows of the shortest prompt and of its shortest reply
+        if audio.out_dim not in (None, width):
+            raise InvalidRequest("audio_encoder_config.out_dim", str(width), audio.out_dim)
+        if num_rows < least:
+            raise InvalidRequest("text_config.max_position_embeddings", f"at least {least} rows", num_rows)
+        return self
+
+
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
     """Return the dtype used in training, which is that of the text model if the config has no other."""
     return dtype_of(config) or dtype_of(entry(config, "text_config"))
@@ -70,96 +112,49 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written: the code embeddings appended to the text table, and as their head."""
-    config = read_config(contents.config)
-    size = contents.config["audio_encoder_config"]
-    vocab = vocabulary(config, size["num_codebooks"], size["vocab_size"], contents.tokenizer)
+    config = Config.read(contents.config)
+    vocab = vocabulary(config, contents.tokenizer)
     record = {
-        "architectures": ["StrettoQwen3ForCausalLM"],
-        "model_type": "qwen3",
-        **{name: getattr(config, name) for name in LLAMA_NUMBERS if name != "mlp_bias"},
+        **config.text_config.record,
         **common_record(NAME, vocab, vocab.layout.vocab_size, contents),
         "max_position_embeddings": vocab.max_model_len,
     }
-    codec = codec_network(contents.config, vocab)
+    codec = codec_network(config, vocab)
     return Converted(record, plan(config, vocab), DROPPED, networks=(codec,))
 
 
-def read_config(record: Mapping[str, Any]) -> Any:
-    """Parse the text model in config.json as a Qwen3Config.
-
-    Raises:
-        CheckpointError: If the config belongs to another model, or the model is not supported.
-    """
-    check_value("model_type", record.get("model_type"), KIND)
-    audio = entry(record, "audio_encoder_config")
-    text = dict(entry(record, "text_config"))
-    rope = text.get("rope_parameters") or {}
-    if text.get("rope_theta") is None and rope.get("rope_theta") is None:
-        text["rope_theta"] = ROPE_THETA
-    config = read_numbers(Qwen3Config, text)
-    check_heads(config)
-    for name, max_positions, expected in (
-        ("audio_encoder_config.encoder_type", audio.get("encoder_type", "discrete"), "discrete"),
-        ("audio_encoder_config.tie_word_embeddings", audio.get("tie_word_embeddings", True), True),
-        ("audio_encoder_config.use_delay_pattern", audio.get("use_delay_pattern", True), True),
-        ("audio_encoder_config.out_dim", audio.get("out_dim", config.hidden_size), config.hidden_size),
-        ("text_config.attention_bias", config.attention_bias, False),
-        ("text_config.hidden_act", config.hidden_act, "silu"),
-        ("text_config.use_sliding_window", config.use_sliding_window, False),
-    ):
-        check_value(name, max_positions, expected)
-    for name, least, most in (("num_codebooks", 2, MAX_CODEBOOKS), ("vocab_size", NUM_MARKS + 1, MAX_IDS)):
-        if not isinstance(number := entry(audio, name), int) or not least <= number <= most:
-            expected = f"an integer in [{least}, {most}]"
-            raise CheckpointError(f"config.json: audio_encoder_config.{name}: expected {expected}, got {shown(number)}")
-    least = MIN_PROMPT_ROWS + 2 * audio["num_codebooks"]  # rows of the shortest prompt and of its shortest reply
-    if (max_positions := config.max_position_embeddings) < least:
-        expected = f"at least {least} rows"
-        raise CheckpointError(
-            f"config.json: text_config.max_position_embeddings: expected {expected}, got {max_positions}"
-        )
-    return config
-
-
-def vocabulary(config: Any, num_codebooks: int, codebook_size: int, tokenizer: Tokenizer) -> HiggsAudioV3Vocabulary:
-    """Return the vocabulary: tokenizer ids, followed by the ids of the codebooks.
-
-    Args:
-        config: Parameters of the text model.
-        num_codebooks: Number of codebooks.
-        codebook_size: Number of ids of a codebook, including begin and end.
-        tokenizer: Text tokenizer.
-    """
-    ids = tokenizer.ids_of(NEEDED, config.vocab_size)
-    tags = {name: token_id for name, token_id in ids.items() if TAG.fullmatch(name)}
+def vocabulary(config: Config, tokenizer: Tokenizer) -> HiggsAudioV3Vocabulary:
+    """Return the vocabulary: tokenizer ids, followed by the ids of the codebooks."""
+    text = config.text_config
+    ids = tokenizer.ids_of(NEEDED, text.vocab_size)
+    tags = {name: ids[name] for name in sorted(ids, key=ids.__getitem__) if TAG.fullmatch(name)}  # the same in each run
     return HiggsAudioV3Vocabulary(
-        num_text_ids=config.vocab_size,
-        num_codebooks=num_codebooks,
-        codebook_size=codebook_size - NUM_MARKS,
+        num_text_ids=text.vocab_size,
+        num_codebooks=config.audio_encoder_config.num_codebooks,
+        codebook_size=config.audio_encoder_config.vocab_size - NUM_MARKS,
         markers={name: ids[name] for name in NEEDED} | tags,
-        max_model_len=min(MAX_ROWS, config.max_position_embeddings),
+        max_model_len=min(MAX_ROWS, text.max_position_embeddings),
     )
 
 
-def plan(config: Any, vocab: HiggsAudioV3Vocabulary) -> Plan:
+def plan(config: Config, vocab: HiggsAudioV3Vocabulary) -> Plan:
     """Return the plan of tensors to write, by published name."""
-    shapes = {f"body.{name}": shape for name, shape in shapes_of(Qwen3Model, config).items()}
-    codes = (vocab.num_codebooks * (vocab.codebook_size + NUM_MARKS), config.hidden_size)
-    table = merged("model.embed_tokens.weight", concatenated, {TEXTS: shapes["body.embed_tokens.weight"], CODES: codes})
-    return table | layers_plan(shapes, "body.") | {CODES: Part("audio_head.weight", codes)}
+    width = config.text_config.hidden_size
+    codes = (vocab.num_codebooks * (vocab.codebook_size + NUM_MARKS), width)
+    tables = {TEXTS: (vocab.num_text_ids, width), CODES: codes}
+    table = merged("model.embed_tokens.weight", concatenated, tables)
+    return table | layers_plan(config.text_config.shapes, "body.") | {CODES: Part("audio_head.weight", codes)}
 
 
-def codec_network(record: Mapping[str, Any], vocab: HiggsAudioV3Vocabulary) -> Network:
+def codec_network(release: Config, vocab: HiggsAudioV3Vocabulary) -> Network:
     """Return the codec among the tensors of the release.
 
     Raises:
         CheckpointError: If `codec_config` is invalid, or belongs to a codec with other codebooks.
     """
-    codec_config = record.get("codec_config")
+    numbers = CODEC_CONFIG if release.codec_config is None else release.codec_config
     try:
-        config = HiggsAudioV2TokenizerConfig.from_dict(
-            without_keys(dict(CODEC_CONFIG if codec_config is None else codec_config))
-        )
+        config = HiggsAudioV2TokenizerConfig.from_dict(without_keys(numbers))
         shapes = shapes_of(HiggsModel, config)
         sizes = (config.num_quantizers, config.codebook_size)
     except (*UNPARSABLE, RuntimeError, StrictDataclassError) as error:
