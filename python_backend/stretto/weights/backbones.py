@@ -65,7 +65,7 @@ def with_older_keys(record: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(rope := record.get("rope_parameters"), Mapping):
         scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
         older |= {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
-        older["rope_scaling"] = None if scaling == {"rope_type": "default"} else scaling
+        older["rope_scaling"] = None if scaling in ({}, {"rope_type": "default"}) else scaling
     if "num_local_experts" in record:
         older["num_experts"] = record["num_local_experts"]
     return {**older, **record}

@@ -9,14 +9,15 @@ is an id of the codes of codebook 21.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import MimiConfig, MimiModel
 
-from stretto.errors import CheckpointError, shown
+from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.family.conversion import (
     Contents,
     Converted,
@@ -24,42 +25,96 @@ from stretto.family.conversion import (
     Release,
     common_record,
     concatenated,
-    integer,
     merged,
 )
+from stretto.family.sections import Epsilon, Integer, NumLayers, Section, Size, Theta
 from stretto.untrusted_files import UNPARSABLE, entry, json_object, released_file, without_keys
+from stretto.weights.backbones import with_older_keys
 from stretto.weights.loading import Part, Plan, shapes_of
-from stretto_kyutai.kyutai_stt.convert import (
-    check_config,
-    check_tokenizer,
-    check_width,
-    durations,
-    llama_record,
-)
+from stretto_kyutai.kyutai_stt.convert import check_tokenizer, durations, llama_record
 from stretto_kyutai.kyutai_stt.family import NAME, SttVocabulary
 from stretto_kyutai.kyutai_stt.recognise import FEATURES, PROCESSOR
 
 IS_BARE = True  # the tokenizer need not be byte-level
 EMBEDDINGS = "model.embed_tokens.embed_tokens.weight"
-LAYERS_EXPECTED: dict[str, tuple[Any, ...]] = {  # supported values of config.json; shared with `moshi`
-    "hidden_act": ("silu",),
-    "tie_word_embeddings": (False, None),
-}
-EXPECTED = {"model_type": ("kyutai_speech_to_text",), **LAYERS_EXPECTED}
+
+
+class Layers(Section):
+    """Layers of Kyutai's models, with a gate in the feed-forward layers."""
+
+    hidden_act: Literal["silu"]
+    hidden_size: Size
+    num_hidden_layers: NumLayers
+    num_attention_heads: Size
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    ffn_dim: Annotated[int, Field(ge=2, le=1 << 17, multiple_of=2)]  # of gate and input together
+    rms_norm_eps: Epsilon
+    sliding_window: Integer
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        width = self.hidden_size
+        heads = self.num_attention_heads
+        if width % (2 * heads):
+            raise InvalidRequest("hidden_size", "heads of an even width", f"{width} for {heads} heads")
+        for name, expected in (("num_key_value_heads", heads), ("head_dim", width // heads)):
+            if getattr(self, name) not in (None, expected):
+                raise InvalidRequest(name, str(expected), getattr(self, name))
+        return self
+
+
+class Backbone(Layers):
+    """Fields of config.json for the backbone, under the names of either version of transformers."""
+
+    tie_word_embeddings: Literal[False] | None = None
+    rope_theta: Theta
+    rope_scaling: None = None
+    vocab_size: Integer
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_older_keys(cls, record: Any) -> Any:
+        return with_older_keys(record) if isinstance(record, Mapping) else record
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Backbone fields for the checkpoint's config.json."""
+        numbers = {
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.ffn_dim // 2,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+        }
+        return llama_record(numbers, self.rms_norm_eps, self.rope_theta, self.sliding_window)
+
+
+class Config(Backbone):
+    """config.json of a release."""
+
+    model_type: Literal["kyutai_speech_to_text"]
+    num_codebooks: Integer
+    codebook_vocab_size: Annotated[int, Field(ge=2, le=1 << 16)]  # with the initial id
+    audio_bos_token_id: int
+
+    @model_validator(mode="after")
+    def _check_initial_id(self) -> Self:
+        if self.audio_bos_token_id != self.codebook_vocab_size - 1:
+            raise InvalidRequest("audio_bos_token_id", str(self.codebook_vocab_size - 1), self.audio_bos_token_id)
+        return self
 
 
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written, including Mimi."""
-    config = contents.config
-    check_config(config, EXPECTED)
+    config = Config.read(contents.config)
     vocab = vocabulary(config, delays_of(release))
     check_tokenizer(contents.tokenizer, vocab.num_text_ids)
     record = {
-        **backbone_record(config),
+        **config.record,
         "max_position_embeddings": vocab.max_model_len,
         **common_record(NAME, vocab, vocab.vocab_size, contents, has_head=True),
     }
-    codec = codec_network(config, "codec_config", "codec_model.", vocab.num_codebooks, vocab.codebook_size)
+    codec = codec_network(contents.config, "codec_config", "codec_model.", vocab.num_codebooks, vocab.codebook_size)
     return Converted(record, backbone_plan(config, "model.") | plan(config, vocab), (), networks=(codec,))
 
 
@@ -74,75 +129,22 @@ def delays_of(release: Release) -> dict[str, Any]:
     return durations(json_object(released_file(folder, file_name)), file_name, section)
 
 
-def vocabulary(config: Mapping[str, Any], delays: Mapping[str, Any]) -> SttVocabulary:
+def vocabulary(config: Config, delays: Mapping[str, Any]) -> SttVocabulary:
     """Return a release's vocabulary; its tables also have the initial ids, which follow the others."""
-    num_codes = integer(config, "codebook_vocab_size") - 1
-    if (initial_id := config.get("audio_bos_token_id")) != num_codes:
-        raise CheckpointError(f"config.json: audio_bos_token_id: expected {num_codes}, got {shown(initial_id)}")
     return SttVocabulary(
-        num_text_ids=integer(config, "vocab_size") - 1,
-        num_codebooks=integer(config, "num_codebooks"),
-        codebook_size=num_codes,
+        num_text_ids=config.vocab_size - 1,
+        num_codebooks=config.num_codebooks,
+        codebook_size=config.codebook_vocab_size - 1,
         **delays,
     )
 
 
-def backbone_record(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the backbone fields for the checkpoint's config.json, given the release's config."""
-    width = integer(config, "hidden_size")
-    heads = integer(config, "num_attention_heads")
-    check_width("hidden_size", width, heads)
-    supported = {"num_key_value_heads": (heads, None), "head_dim": (width // heads, None)}
-    check_config(config, supported)
-    numbers = {
-        "hidden_size": width,
-        "intermediate_size": inner_width(config),
-        "num_hidden_layers": integer(config, "num_hidden_layers"),
-        "num_attention_heads": heads,
-    }
-    eps = positive(config, "rms_norm_eps")
-    window = integer(config, "sliding_window")
-    return llama_record(numbers, eps, rope_theta(config), window)
-
-
-def inner_width(config: Mapping[str, Any], path: str = "ffn_dim") -> int:
-    """Return the width of gated feed-forward layers, given the dotted path of that of gate and input together."""
-    both = integer(config, path)
-    if both % 2:
-        raise CheckpointError(f"config.json: {path}: expected an even integer, got {both}")
-    return both // 2
-
-
-def positive(config: Mapping[str, Any], path: str) -> float:
-    """Return the number at a dotted path; raise CheckpointError unless it is positive and at most 1e9."""
-    number = entry(config, path, "config.json")
-    if not isinstance(number, int | float) or isinstance(number, bool) or not 0 < number <= 1e9:
-        raise CheckpointError(f"config.json: {path}: expected a positive number, got {shown(number)}")
-    return float(number)
-
-
-def rope_theta(config: Mapping[str, Any]) -> float:
-    """Return the base of the rotary embedding, which versions 4 of transformers write as a field of its own."""
-    section = config.get("rope_parameters")
-    if not isinstance(section, Mapping):
-        check_config(config, {"rope_scaling": (None,)})
-        return positive(config, "rope_theta")
-    if (rope_type := section.get("rope_type", "default")) != "default":
-        raise CheckpointError(f"config.json: rope_parameters.rope_type: expected 'default', got {shown(rope_type)}")
-    return positive(config, "rope_parameters.rope_theta")
-
-
-def backbone_plan(config: Mapping[str, Any], prefix: str) -> Plan:
-    """Return the plan of the backbone's layers and final norm.
-
-    Args:
-        config: Contents of config.json.
-        prefix: Prefix of the backbone's tensors, with a dot at the end.
-    """
-    width = integer(config, "hidden_size")
-    inner = inner_width(config)
+def backbone_plan(layers: Layers, prefix: str) -> Plan:
+    """Return the plan of the backbone's layers and final norm; the prefix of its tensors has a dot at the end."""
+    width = layers.hidden_size
+    inner = layers.ffn_dim // 2
     parts: Plan = {f"{prefix}norm.weight": Part("model.norm.weight", (width,))}
-    for layer in range(integer(config, "num_hidden_layers")):
+    for layer in range(layers.num_hidden_layers):
         stored = f"{prefix}layers.{layer}"
         ours = f"model.layers.{layer}"
         fused = dict.fromkeys((f"{stored}.self_attn.{letter}_proj.linear.weight" for letter in "qkv"), (width, width))
@@ -158,9 +160,9 @@ def backbone_plan(config: Mapping[str, Any], prefix: str) -> Plan:
     return parts
 
 
-def plan(config: Mapping[str, Any], vocab: SttVocabulary) -> Plan:
+def plan(config: Config, vocab: SttVocabulary) -> Plan:
     """Return the plan of the embeddings and the head."""
-    width = integer(config, "hidden_size")
+    width = config.hidden_size
     num_text = vocab.num_text_ids
     num_ids = vocab.vocab_size
     num_rows = num_ids - 1  # without our own two ids, but with a row of zeros at the end

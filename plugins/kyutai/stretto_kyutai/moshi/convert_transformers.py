@@ -5,103 +5,90 @@ It supports https://huggingface.co/kmhf/hf-moshiko, kmhf/hf-moshika, and models 
 [K, out, in]. The delays are those of the class: none for the first codebook, and a row for each of the others.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from stretto.errors import CheckpointError
+from stretto.errors import InvalidRequest
 from stretto.family.base import DepthSpec
-from stretto.family.conversion import Contents, Converted, Release, common_record, integer, merged
-from stretto.untrusted_files import entry
+from stretto.family.conversion import Contents, Converted, Release, common_record, merged
+from stretto.family.sections import Integer
 from stretto.weights.loading import Part, Plan
-from stretto_kyutai.kyutai_stt.convert import (
-    check_config,
-    check_tokenizer,
-    check_width,
-)
-from stretto_kyutai.kyutai_stt.convert_transformers import (
-    LAYERS_EXPECTED,
-    backbone_plan,
-    backbone_record,
-    codec_network,
-    inner_width,
-    positive,
-)
+from stretto_kyutai.kyutai_stt.convert import check_tokenizer
+from stretto_kyutai.kyutai_stt.convert_transformers import Backbone, Layers, backbone_plan, codec_network
 from stretto_kyutai.moshi.family import NAME, MoshiVocabulary
 
 IS_BARE = True  # the tokenizer need not be byte-level
 BACKBONE = "decoder.model."
 DEPTH = "depth_decoder."
 EMBEDDINGS = f"{BACKBONE}embed_tokens.weight"
-DEPTH_CONFIG = "depth_decoder_config"
-EXPECTED = {"model_type": ("moshi",), **LAYERS_EXPECTED}
+
+
+class DepthLayers(Layers):
+    """`depth_decoder_config`: layers whose attention must reach all steps."""
+
+    num_codebooks: int | None = None
+
+
+class Config(Backbone):
+    """config.json of a release."""
+
+    model_type: Literal["moshi"]
+    num_codebooks: Annotated[int, Field(ge=1, le=255)]
+    audio_vocab_size: Integer
+    depth_decoder_config: DepthLayers
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        depth = self.depth_decoder_config
+        num_steps = self.num_codebooks
+        if depth.num_codebooks not in (None, num_steps):
+            raise InvalidRequest("depth_decoder_config.num_codebooks", str(num_steps), depth.num_codebooks)
+        if depth.sliding_window < num_steps:
+            expected = f"at least the {num_steps} steps of a frame"
+            raise InvalidRequest("depth_decoder_config.sliding_window", expected, depth.sliding_window)
+        return self
 
 
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written, including Mimi."""
-    config = contents.config
-    check_config(config, EXPECTED)
+    config = Config.read(contents.config)
     vocab = vocabulary(config)
     check_tokenizer(contents.tokenizer, vocab.num_text_ids)
     # text is sampled from `depth.first_head`
     record = {
-        **backbone_record(config),
+        **config.record,
         "max_position_embeddings": vocab.max_model_len,
         **common_record(NAME, vocab, vocab.vocab_size, contents),
     }
-    codec = codec_network(config, "audio_encoder_config", "audio_encoder.", vocab.num_codebooks, vocab.codebook_size)
-    parts = (
-        backbone_plan(config, BACKBONE) | depth_plan(vocab.depth) | table_plan(integer(config, "hidden_size"), vocab)
+    codec = codec_network(
+        contents.config, "audio_encoder_config", "audio_encoder.", vocab.num_codebooks, vocab.codebook_size
     )
+    parts = backbone_plan(config, BACKBONE) | depth_plan(vocab.depth) | table_plan(config.hidden_size, vocab)
     return Converted(record, parts, (), networks=(codec,))
 
 
-def vocabulary(config: Mapping[str, Any]) -> MoshiVocabulary:
+def vocabulary(config: Config) -> MoshiVocabulary:
     """Return the vocabulary of a release."""
-    num_codebooks = integer(config, "num_codebooks", 255)
+    depth = config.depth_decoder_config
+    num_codebooks = config.num_codebooks
     return MoshiVocabulary(
-        num_text_ids=integer(config, "vocab_size"),
+        num_text_ids=config.vocab_size,
         num_codebooks=num_codebooks,
-        codebook_size=integer(config, "audio_vocab_size"),
+        codebook_size=config.audio_vocab_size,
         delays=(0, *[1] * (num_codebooks - 1)),
-        depth=depth_spec(config, num_codebooks),
-    )
-
-
-def depth_spec(config: Mapping[str, Any], num_steps: int) -> DepthSpec:
-    """Return the hyperparameters of the depth transformer, whose attention must reach all of its steps."""
-
-    def size(name: str) -> int:
-        return integer(config, f"{DEPTH_CONFIG}.{name}")
-
-    width = size("hidden_size")
-    heads = size("num_attention_heads")
-    section = entry(config, DEPTH_CONFIG)
-    check_width(f"{DEPTH_CONFIG}.hidden_size", width, heads)
-    supported = {
-        "hidden_act": ("silu",),
-        "num_key_value_heads": (heads, None),
-        "head_dim": (width // heads, None),
-        "num_codebooks": (num_steps, None),
-    }
-    check_config(
-        {f"{DEPTH_CONFIG}.{name}": section.get(name) for name in supported},
-        {f"{DEPTH_CONFIG}.{name}": allowed for name, allowed in supported.items()},
-    )
-    if (window := size("sliding_window")) < num_steps:
-        expected = f"at least the {num_steps} steps of a frame"
-        raise CheckpointError(f"config.json: {DEPTH_CONFIG}.sliding_window: expected {expected}, got {window}")
-    return DepthSpec(
-        hidden=width,
-        intermediate=inner_width(config, f"{DEPTH_CONFIG}.ffn_dim"),
-        num_layers=size("num_hidden_layers"),
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=width // heads,
-        eps=positive(config, f"{DEPTH_CONFIG}.rms_norm_eps"),
-        schedule=tuple(range(num_steps)),
+        depth=DepthSpec(
+            hidden=depth.hidden_size,
+            intermediate=depth.ffn_dim // 2,
+            num_layers=depth.num_hidden_layers,
+            num_heads=depth.num_attention_heads,
+            num_kv_heads=depth.num_attention_heads,
+            head_dim=depth.hidden_size // depth.num_attention_heads,
+            eps=depth.rms_norm_eps,
+            schedule=tuple(range(num_codebooks)),
+        ),
     )
 
 

@@ -84,16 +84,9 @@ class TestMoshiOfTransformers(FamilySuite):
         write_saved,
         sizes=("shallow", "two layers"),
         refused_configs=[
-            ({"hidden_act": "gelu"}, "config.json: hidden_act: expected 'silu', got 'gelu'"),
             ({"num_codebooks": 4}, "depth_decoder_config.num_codebooks: expected 4, got 8"),
-            ({"num_codebooks": 300}, "config.json: num_codebooks: expected an integer in [1, 255], got 300"),
             ({"audio_vocab_size": 63}, "audio_encoder_config: expected 8 codebooks of 63 codes, got 32 of 64"),
             ({"vocab_size": 95}, "expected a tokenizer of 95 tokens, got 96"),
-            ({"depth_decoder_config": None}, "config.json: depth_decoder_config.hidden_size is missing"),
-            (
-                {"depth_decoder_config.hidden_act": "gelu"},
-                "depth_decoder_config.hidden_act: expected 'silu', got 'gelu'",
-            ),
             (
                 {"depth_decoder_config.num_key_value_heads": 2},
                 "depth_decoder_config.num_key_value_heads: expected 4, got 2",
@@ -105,10 +98,6 @@ class TestMoshiOfTransformers(FamilySuite):
             (
                 {"depth_decoder_config.sliding_window": 7},
                 "depth_decoder_config.sliding_window: expected at least the 8 steps of a frame",
-            ),
-            (
-                {"depth_decoder_config.ffn_dim": 175},
-                "config.json: depth_decoder_config.ffn_dim: expected an even integer, got 175",
             ),
         ],
     )
