@@ -37,7 +37,8 @@ from benchmarks.harness import (
 )
 from plugins.kyutai.lab.random_moshi import write_release
 from stretto.codecs.base import load_codec
-from stretto.codecs.mimi import MimiCodec, MimiEncoder
+from stretto.codecs.mimi import MimiCodec
+from stretto.codecs.mimi_encoder import MimiEncoder
 from stretto.convert.command import main as convert
 from stretto.convert.make_repository import make
 from stretto.family.plugin import VOCABULARY, config_at, family_at

@@ -6,7 +6,8 @@ import torch
 
 from plugins.kyutai.tests.kyutai_release import make_checkpoint, replies
 from stretto.codecs.encoded_stream import EncodedStream, encode_ready
-from stretto.codecs.mimi import MimiCodec, MimiEncoder, load
+from stretto.codecs.mimi import MimiCodec, load
+from stretto.codecs.mimi_encoder import MimiEncoder
 
 FRAME = 1920
 

@@ -205,8 +205,15 @@ def run_links(links: Sequence[Link], x: Tensor, memory: Any) -> Tensor:
     return x
 
 
-def run(layers: Sequence[nn.Module], x: Tensor, memory: Memory) -> Tensor:
-    """Apply layers one after another to x [B, C, n]; each activation is applied by the layer that follows it."""
+def run(layers: Sequence[nn.Module], x: Tensor, memory: Memory, in_parts: bool = True) -> Tensor:
+    """Apply layers one after another to x [B, C, n]; each activation is applied by the layer that follows it.
+
+    Args:
+        layers: The layers.
+        x: Their input.
+        memory: State before and after the window.
+        in_parts: False to process the whole batch in each layer on a CPU, too, for layers whose outputs become smaller.
+    """
     if runs_kernels(x):
         return run_links(list(links_of(layers)), x, memory)
     steps = list[Callable[[Tensor, Memory], Tensor]]()
@@ -217,7 +224,11 @@ def run(layers: Sequence[nn.Module], x: Tensor, memory: Memory) -> Tensor:
             continue
         steps.append(layer if activation is None else partial(layer, activation=activation))
         activation = None
-    return run_in_parts(steps, x, memory)
+    if in_parts:
+        return run_in_parts(steps, x, memory)
+    for step in steps:
+        x = step(x, memory)
+    return x
 
 
 class SnakeBeta(Snake):

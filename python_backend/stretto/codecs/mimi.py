@@ -3,13 +3,9 @@
 codes ─► codebooks ─► ×2 ─► transformer ─► conv ─► 4 × (↑ 8, 6, 5, 4, residual block) ─► conv ─► pcm
                   1 back   249 steps back  6 back  1 and 2 steps back each              2 back
 
-pcm ─► conv ─► 4 × (residual block, ↓ 4, 5, 6, 8) ─► conv ─► transformer ─► ÷2 ─► residual codebooks ─► codes
-
 All layers are causal, and store their last inputs in the state. They share their weights with transformers' classes,
-whose own `decode` with past keys and values is not exact, because its convolutions have no state. The streaming encoder
-encodes frames of several recordings as one batch; a frame consists of two steps, of which the first one of a recording
-also stands for the step before it. The authors' own streaming is not exact: once the transformer's window is full, its
-ring lacks a key in the first step of each frame.
+whose own `decode` with past keys and values is not exact, because its convolutions have no state. `encode` is
+transformers' own; `mimi_encoder` has a streaming encoder.
 """
 
 from math import prod
@@ -30,7 +26,6 @@ from transformers.models.mimi.modeling_mimi import (
 from stretto.codecs import device
 from stretto.codecs.base import Codec, CodecSpec, Stateful, Window
 from stretto.codecs.causal import Convolution, Downsampling, ResidualBlock, Upsampling, run
-from stretto.codecs.encoded_stream import EncodedStream, encode_ready
 from stretto.codecs.kernels.operators import runs_kernels
 from stretto.codecs.memory import Memory, num_kept
 from stretto.codecs.qwen3_12hz.decoder import Attention, TransformerShape, rotation_at, visible
@@ -250,57 +245,3 @@ def require_mimi(codec: Codec, family: str) -> MimiCodec:
     if not isinstance(codec, MimiCodec):
         raise CheckpointError(f"{family}: expected the codec mimi, got {codec.spec.name}")
     return codec
-
-
-class MimiEncoder:
-    """Streaming encoder; the caller owns the state of each recording.
-
-    Attributes:
-        samples_per_frame: Samples per frame.
-        num_codebooks: K, the number of codebooks.
-        state_size: D, the size of a recording's state.
-    """
-
-    def __init__(self, codec: MimiCodec) -> None:
-        model = codec.model
-        self._model = model
-        self._device = next(codec.parameters()).device
-        self.samples_per_frame = codec.spec.samples_per_frame
-        self.num_codebooks = codec.spec.num_codebooks
-        self._layers = [causal(layer) for layer in model.encoder.layers]
-        self._transformer = Transformer(model.encoder_transformer)
-        assert model.downsample is not None, "there are two steps a frame"
-        self._downsample = causal(model.downsample)
-        self.state_size = num_kept(*self._layers, self._downsample) + self._transformer.kept
-
-    def initial_state(self, batch: int) -> Tensor:
-        """Return zeros, float [batch, D]: silence before each recording."""
-        return next(self._model.parameters()).new_zeros(batch, self.state_size)
-
-    @torch.inference_mode()
-    def encode(self, pcm: Tensor, first: Tensor, state: Tensor) -> Tensor:
-        """Encode the next frames of B recordings.
-
-        Args:
-            pcm: Samples of n whole frames, float [B, n * samples_per_frame].
-            first: Number of frames already encoded, int64 [B].
-            state: States, [B, D], updated in place.
-
-        Returns:
-            Codes, int64 [B, K, n].
-        """
-        memory = Memory(state, first, pcm.shape[1] // self.samples_per_frame)
-        x = run(self._layers, pcm[:, None], memory)
-        x = self._transformer(x, first * STEPS, memory)
-        frames = self._downsample(x, memory)
-        assert memory.is_complete, "every layer has stored its state"
-        state.copy_(memory.after)
-        return self._model.quantizer.encode(frames, self.num_codebooks).transpose(0, 1)
-
-    def encode_all(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode mono samples, float32 [n], to codes, int64 [K, T]; the last frame is padded with silence."""
-        stream = EncodedStream(self)
-        stream.push(pcm)
-        stream.complete_frame()
-        encode_ready(self, [stream])
-        return stream.pop_codes()

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from stretto.codecs.base import Codec
-from stretto.codecs.mimi import MimiCodec, MimiEncoder, require_mimi
+from stretto.codecs.mimi import MimiCodec, require_mimi
+from stretto.codecs.mimi_encoder import MimiEncoder
 from stretto.errors import InvalidRequest
 from stretto.family.base import Family, Task
 from stretto.family.live_audio import FrameIds, LiveInput

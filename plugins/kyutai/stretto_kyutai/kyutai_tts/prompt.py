@@ -15,7 +15,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from stretto.codecs.base import Codec
-from stretto.codecs.mimi import MimiCodec, MimiEncoder, require_mimi
+from stretto.codecs.mimi import MimiCodec, require_mimi
+from stretto.codecs.mimi_encoder import MimiEncoder
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.family.base import Family, Task
 from stretto.family.conversion import BOUNDED, is_bounded

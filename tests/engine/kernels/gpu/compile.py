@@ -74,8 +74,8 @@ EMBED = {
     "width": "i32",
 }
 GATHER = {"rows": "*i32", "ids": "*i32", "slots": "*i64", "positions": "*i64", "codes": "*i32", "num_rows": "i32"}
-GATHERED = {"codes_stride": 8193 * 8, "given": None, "given_stride": 0, "pad_id": 0, "num_streams": 9, "block": 16}
-GIVEN = {name: value for name, value in (GATHERED | {"given_stride": 4096}).items() if name != "given"}
+GATHERED = {"codes_stride": 8193 * 8, "texts": None, "texts_stride": 0, "pad_id": 0, "num_streams": 9, "block": 16}
+WITH_TEXTS = {name: value for name, value in (GATHERED | {"texts_stride": 4096}).items() if name != "texts"}
 DEPTH = {
     **dict.fromkeys(("out", "qkv", "keys", "values", "query_weight", "key_weight", "cos_sin"), "*bf16"),
     "first": "i32",
@@ -207,7 +207,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (_draw_kernel, DRAW, {"block": 2048, "top_p_of_all": False}, 8),
     (_embed_kernel, EMBED, {"num_streams": 8, "pad_is_silent": True, "block": 1024}, 8),
     (_gather_kernel, GATHER, GATHERED, 1),
-    (_gather_kernel, GATHER, GIVEN, 1),
+    (_gather_kernel, GATHER, WITH_TEXTS, 1),
     *((depth_attention_kernel, DEPTH, QWEN3_TTS | {"num_new": new}, 4) for new in (1, 2)),
     *((depth_attention_kernel, DEPTH, CSM | {"num_new": new}, 8) for new in (1, 2)),
     (cross_attention_kernel, CROSS, SPEAKERS, 4),
