@@ -20,13 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.decoder_memory import CHUNKS
 from lab.releases.every_codec import every_codec
 from stretto.codecs.base import Codec, CodecSpec, Window
-from stretto.codecs.cosyvoice3 import CosyVoice3Codec
 from stretto.codecs.decoder_sizes import GFLOP_PER_S
 from stretto.codecs.kernels import operators
 from stretto.codecs.recorded_voices import FlowVoice
-from stretto.codecs.s3gen import S3GenCodec
 from stretto.decoder.memory import META, Peak, tensors_to_meta
 from stretto.decoder.streaming import FrameWindow, Windower
+from stretto_chatterbox.s3gen import S3GenCodec
+from stretto_cosyvoice3.codec import CosyVoice3Codec
 
 REPLY_S = 4
 VOICE_TOKENS = 75

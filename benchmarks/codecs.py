@@ -27,18 +27,19 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.decoder import chunks_of, random_codes, stream
-from lab.releases import random_s3gen
 from lab.releases.every_codec import make_codec
 from lab.releases.random_codecs import MODELS, STATEFUL
 from lab.releases.random_glm4_voice import write_glm4_voice
-from stretto.codecs import glm4_voice, s3gen
+from plugins.chatterbox.lab import random_s3gen
+from stretto.codecs import glm4_voice
 from stretto.codecs.base import Blocks, Codec, Window, load_codec
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.glm4_voice import Glm4VoiceCodec
 from stretto.codecs.recorded_voices import FlowVoice
-from stretto.codecs.s3gen import S3GenCodec, S3GenConfig
 from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.entry_points import CODECS, names
+from stretto_chatterbox import s3gen
+from stretto_chatterbox.s3gen import S3GenCodec, S3GenConfig
 
 CHUNK = 5  # frames per chunk
 OTHER_CHUNK = 7  # another chunk size, to compare with chunks of the steady size in a long stream

@@ -22,7 +22,7 @@ from plugins.cosyvoice3.lab import random_cosyvoice3
 from plugins.kyutai.lab import random_kyutai_stt, random_kyutai_tts
 from plugins.pocket.lab import random_pocket
 from plugins.vibevoice.lab import random_vibevoice_realtime
-from stretto.codecs.s3gen import NUM_SILENT
+from stretto_chatterbox.s3gen import NUM_SILENT
 from stretto_kyutai.kyutai_tts.family import GUIDANCE_SCALE
 
 TEXT = "The birch canoe slid on the smooth planks and the garden door is open at last."
@@ -141,7 +141,7 @@ def load_cosyvoice3(release: Path) -> Speak:
     """Load the authors' repository, with streaming as in their `inference_zero_shot`."""
     from plugins.cosyvoice3.lab import cosyvoice3_replies
 
-    authors = import_module("tests.codecs.cosyvoice3.authors")
+    authors = import_module("plugins.cosyvoice3.tests.codec.authors")
     cosyvoice3_replies.MISSING["cosyvoice.utils.file_utils"] = (
         "logging",
         "convert_onnx_to_trt",

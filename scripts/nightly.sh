@@ -79,7 +79,7 @@ check_cosyvoice3_replies() (
     uv pip install --quiet --target "$folder/packages" --no-deps x-transformers==2.11.24 einops einx frozendict loguru scipy
     export COSYVOICE_ROOT="$folder/source" PYTHONPATH="$folder/packages"
     python -m plugins.cosyvoice3.lab.cosyvoice3_replies --check plugins/cosyvoice3/tests/data/cosyvoice3_replies.json
-    python -m tests.codecs.cosyvoice3.authors --check
+    python -m plugins.cosyvoice3.tests.codec.authors --check
 )
 
 check_s3gen_results() (
@@ -88,7 +88,7 @@ check_s3gen_results() (
     trap 'rm -rf "$folder"' EXIT
     uv pip install --quiet --target "$folder" --no-deps diffusers==0.29.0 einops omegaconf scipy \
         antlr4-python3-runtime==4.9.3 chatterbox-tts==0.1.7
-    CHATTERBOX_SRC="$folder/chatterbox" PYTHONPATH="$folder" python -m tests.codecs.s3gen.authors --check
+    CHATTERBOX_SRC="$folder/chatterbox" PYTHONPATH="$folder" python -m plugins.chatterbox.tests.s3gen.authors --check
 )
 
 check_glm4_voice_results() (

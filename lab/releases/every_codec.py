@@ -11,25 +11,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from lab.releases import random_s3gen
 from lab.releases.random_codecs import STATEFUL, codec_of, make_stateful, write_checkpoint
 from lab.releases.random_glm4_voice import CONFIG, NARROW, WIDE
 from lab.releases.random_qwen3_codec import code2wav_record
+from plugins.chatterbox.lab import random_s3gen
 from plugins.cosyvoice3.lab import random_cosyvoice3
 from plugins.fish_s2.lab import random_fish_s2_codec
 from plugins.moss.lab.random_moss import codec_config
 from plugins.pocket.lab import random_pocket
 from plugins.voxcpm2.lab import random_voxcpm2
-from stretto.codecs.audiovae import AudioVae, AudioVaeConfig
 from stretto.codecs.base import Codec, load_codec
-from stretto.codecs.cosyvoice3 import CosyVoice3Codec, prepared
-from stretto.codecs.fish_s2 import FishS2Codec, FishS2Config
 from stretto.codecs.glm4_voice import Glm4VoiceCodec, read_config
-from stretto.codecs.moss import MossCodec, MossConfig
-from stretto.codecs.pocket import PocketCodec, PocketConfig
-from stretto.codecs.qwen3_12hz.code2wav import Code2Wav, read_shape
-from stretto.codecs.s3gen import S3GenCodec
-from stretto.codecs.vibevoice import LatentScale, TokenizerConfig, VibeVoiceCodec
+from stretto_chatterbox.s3gen import S3GenCodec
+from stretto_cosyvoice3.codec import CosyVoice3Codec, prepared
+from stretto_fish_s2.codec import FishS2Codec, FishS2Config
+from stretto_moss.codec import MossCodec, MossConfig
+from stretto_pocket.codec import PocketCodec, PocketConfig
+from stretto_qwen3_omni.code2wav import Code2Wav, read_shape
+from stretto_vibevoice.codec import LatentScale, TokenizerConfig, VibeVoiceCodec
+from stretto_voxcpm2.audiovae import AudioVae, AudioVaeConfig
 
 CHECKPOINT = Path(__file__).parents[2] / "model_repository/language_model/1/checkpoint"  # the bundled model
 VARIANTS = {"dac": "dac_24khz"}  # the one to build of several published models

@@ -27,10 +27,10 @@ from transformers import (
 from lab.releases.random_qwen3_codec import make_qwen3_codec
 from stretto.codecs.base import Codec
 from stretto.codecs.espnet_dac import EspnetDac, EspnetDacConfig
-from stretto.codecs.higgs import HiggsModel
 from stretto.codecs.mimi import MimiCodec
 from stretto.codecs.seanet import SeanetShape, SeanetWidths, keep_lengths_on_host
 from stretto.codecs.xcodec import ENCODING, TRAINING
+from stretto_higgs_audio.codec import HiggsModel
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 

@@ -19,6 +19,8 @@ from stretto.encoders.whisper_vq import CONFIG as CONFIG_FILE
 from stretto.encoders.whisper_vq import FEATURES, WhisperVq, WhisperVqConfig
 
 PITCH_HZ = 180.0
+# names of both factors of a normed weight, as later releases have them
+MAGNITUDE, DIRECTION = (f"parametrizations.weight.original{part}" for part in (0, 1))
 NARROW = {
     "flow": {"vocab_size": 64, "input_size": 24},
     "encoder": {"output_size": 16, "attention_heads": 2, "linear_units": 24, "num_blocks": 2, "input_size": 24},

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stretto.codecs.qwen3_12hz.code2wav import MODEL_TYPE, Code2Wav, read_shape
 from stretto.codecs.qwen3_12hz.codec import NOT_SERVED, Qwen3Codec
 from stretto.codecs.qwen3_12hz.decoder import Qwen3CodecConfig
 from stretto.codecs.streaming import prepare
 from stretto.encoders.x_vector import SpeakerConfig, SpeakerEncoder
+from stretto_qwen3_omni.code2wav import MODEL_TYPE, Code2Wav, read_shape
 
 CODEBOOKS = 16
 INPUT_CODEBOOKS = 32

@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks.decoder import random_codes
 from plugins.chatterbox.lab import random_chatterbox
-from stretto.codecs.s3gen import MAX_PROMPT_TOKENS, S3GenCodec, load
 from stretto.config import DecoderConfig
 from stretto.decoder.streaming import SoundTable
 from stretto.decoder.worker import DecoderWorker
@@ -17,6 +16,7 @@ from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk, Envelope, Sound
 from stretto.records.flow_address import FlowAddress
 from stretto.streams.layout import Segment
+from stretto_chatterbox.s3gen import MAX_PROMPT_TOKENS, S3GenCodec, load
 from tests.codecs.conftest import one_thread  # noqa: F401
 from tests.fakes import FakeCodec, RecordedReply
 from tests.patience import PATIENCE_S

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from plugins.pocket.tests.pocket_release import cloning, convert_release
-from stretto.codecs.pocket import PocketCodec
 from stretto.family.encoded_voices import (
     NONCE_BYTES,
     SUFFIX,
@@ -25,6 +24,7 @@ from stretto.launcher.config import launch_config, parser
 from stretto.launcher.server import encodings_environment
 from stretto.preprocessing.request import Preprocessor
 from stretto.triton_io.stub import ENCODINGS
+from stretto_pocket.codec import PocketCodec
 
 PCM = np.sin(np.arange(2_400, dtype=np.float32))
 OTHER = PCM * np.float32(0.5)

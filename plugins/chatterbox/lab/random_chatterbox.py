@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lab.releases import random_s3gen
 from lab.releases.random_tensors import drawn_by_name, random_tensors
+from plugins.chatterbox.lab import random_s3gen
 from stretto.convert.command import main
 from stretto.family.text import BYTE_OF
 from stretto_chatterbox.convert import (

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN
-from stretto.codecs.s3gen import LEAVES_OUT_LAST, LONGEST, MIXER, S3GenCodec, S3GenConfig
 from stretto.errors import CheckpointError
 from stretto.family.conversion import BOUNDED, Network, is_bounded, unchanged
 from stretto.untrusted_files import released_file, released_folder
 from stretto.weights.loading import Part, check, first, is_plain, open_tensors, read_pickled
+from stretto_chatterbox.s3gen import LEAVES_OUT_LAST, LONGEST, MIXER, S3GenCodec, S3GenConfig
 from stretto_chatterbox.voices import (
     COUNTERS,
     FOLDER,

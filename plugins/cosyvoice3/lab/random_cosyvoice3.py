@@ -20,16 +20,14 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lab.releases.random_glm4_voice import as_published, random_vocoder, random_weights
+from lab.releases.random_glm4_voice import DIRECTION, MAGNITUDE, as_published, random_vocoder, random_weights
 from lab.releases.random_qwen3_tts import write_tokenizer
-from lab.releases.random_s3gen import DIRECTION, MAGNITUDE
 from lab.releases.random_tensors import random_tensors
-from stretto.codecs.cosyvoice.dit import DitShape
 from stretto.codecs.cosyvoice.shapes import HEAD_WIDTH, vocoder_shape
-from stretto.codecs.cosyvoice3 import CHUNK, CosyVoice3Codec, CosyVoice3Config, prepared
 from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN
 from stretto.convert.command import main
 from stretto.weights.loading import shapes_read
+from stretto_cosyvoice3.codec import CHUNK, CosyVoice3Codec, CosyVoice3Config, prepared
 from stretto_cosyvoice3.convert import (
     BACKBONE,
     CONFIG,
@@ -39,6 +37,7 @@ from stretto_cosyvoice3.convert import (
     VOICES,
     plan,
 )
+from stretto_cosyvoice3.dit import DitShape
 from stretto_cosyvoice3.family import CosyVoice3Vocabulary
 from stretto_cosyvoice3.tokens import ADDED
 from stretto_cosyvoice3.voices import SPEAKER as SPEAKER_FILE

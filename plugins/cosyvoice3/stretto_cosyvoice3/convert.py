@@ -16,7 +16,6 @@ import torch
 from tokenizers import Tokenizer as FastTokenizer
 from torch import Tensor
 
-from stretto.codecs.cosyvoice3 import CHUNK, CosyVoice3Codec, CosyVoice3Config
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.glm4_voice import read_hyperpyyaml
 from stretto.errors import CheckpointError
@@ -37,6 +36,7 @@ from stretto.family.text import check_ids as check_token_ids
 from stretto.untrusted_files import check_value, entry, read_text, released_file, released_folder
 from stretto.weights.backbones import read_backbone, shapes
 from stretto.weights.loading import Part, Plan, check, open_tensors, read_pickled, require
+from stretto_cosyvoice3.codec import CHUNK, CosyVoice3Codec, CosyVoice3Config
 from stretto_cosyvoice3.family import FILL, CosyVoice3Vocabulary
 from stretto_cosyvoice3.tokens import ADDED, END_OF_PROMPT, with_added_tokens
 from stretto_cosyvoice3.voices import (

@@ -21,7 +21,6 @@ from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import uses_external_data
 from torch import Tensor
 
-from stretto.codecs.cosyvoice3 import CHUNK, MAX_VOICE_TOKENS
 from stretto.codecs.onnx_runtime import open_session
 from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN
 from stretto.encoders.s3gen import MEL_RATE, TOKEN_RATE_HZ, fbank, mel_spectrogram, resample_by_sinc, token_mel
@@ -30,6 +29,7 @@ from stretto.family.conversion import BOUNDED, is_bounded
 from stretto.records.chunk import Sound
 from stretto.untrusted_files import regular_file
 from stretto.weights.loading import read_tensors
+from stretto_cosyvoice3.codec import CHUNK, MAX_VOICE_TOKENS
 
 FOLDER = "hearing"  # folder in a checkpoint
 TOKENIZER = "speech_tokenizer_v3.onnx"

@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 
 from plugins.cosyvoice3.lab.random_cosyvoice3 import KNOWN, NARROW, convert, recording, voice, write_release
 from plugins.cosyvoice3.tests.cosyvoice3_release import REPLIES, written
-from stretto.codecs.cosyvoice3 import load
 from stretto.convert.command import main
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.family.plugin import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto_cosyvoice3.codec import load
 from stretto_cosyvoice3.family import FILL, SOS, TASK
 from stretto_cosyvoice3.voices import FOLDER, NAMED, SPEAKER, TOKENIZER, read_named_voices
 from tests.refused_conversion import refused

@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
-from stretto.codecs.fish_s2 import HEAD_DIM, FishS2Config, codec_shapes
 from stretto.errors import CheckpointError
 from stretto.family.conversion import Network, in_halves, weight_normed
 from stretto.untrusted_files import released_file
 from stretto.weights.loading import Part, Plan, Shape, check, in_float32, open_tensors
+from stretto_fish_s2.codec import HEAD_DIM, FishS2Config, codec_shapes
 
 FILE = "codec.pth"
 GENERATOR = "generator."  # prefix of the codec's tensors in a file that also has the networks used in training

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from plugins.fish_s2.lab.random_fish_s2_codec import FILE, KINDS, PUBLISHED, shapes_of, write_codec
-from stretto.codecs.fish_s2 import FishS2Config, codec_shapes
 from stretto.convert.conversion import ConvertedNetwork
 from stretto.errors import CheckpointError
 from stretto.testing.releases import Edit, edited
 from stretto.weights.loading import check
+from stretto_fish_s2.codec import FishS2Config, codec_shapes
 from stretto_fish_s2.convert_codec import codec_network, plan, sizes
 
 

@@ -21,7 +21,7 @@ from lab.releases.random_codecs import acoustic_config, hubert_config, randomize
 from lab.releases.random_espnet import write_tokenizer
 from lab.releases.random_qwen3_tts import layer_shapes
 from lab.releases.random_tensors import INDEX, random_tensors
-from stretto.codecs.higgs import HiggsModel
+from stretto_higgs_audio.codec import HiggsModel
 from stretto_higgs_audio.higgs_audio_v3.convert import CODEC, CODES, RATIOS, TEXTS
 from stretto_higgs_audio.higgs_audio_v3.family import MARKERS, NUM_MARKS
 

@@ -21,8 +21,8 @@ from plugins.higgs_audio.lab.random_higgs_audio_v3 import (
     tensors,
     write_release,
 )
+from plugins.higgs_audio.tests.test_codec import transformers_class
 from stretto.codecs.base import load_codec
-from stretto.codecs.higgs import HiggsModel
 from stretto.family.base import Family
 from stretto.family.conversion import Tokenizer
 from stretto.family.plugin import VOCABULARY, config_at
@@ -31,6 +31,7 @@ from stretto.records.prompt import Prompt
 from stretto.testing.limits import asked, talk
 from stretto.testing.releases import SmallRelease, edited
 from stretto.testing.suite import FamilyCase
+from stretto_higgs_audio.codec import HiggsModel
 from stretto_higgs_audio.higgs_audio_v3 import PLUGIN
 from stretto_higgs_audio.higgs_audio_v3.convert import (
     CODEC,
@@ -44,7 +45,6 @@ from stretto_higgs_audio.higgs_audio_v3.convert import (
 )
 from stretto_higgs_audio.higgs_audio_v3.convert import TEXTS as TEXT_TABLE
 from stretto_higgs_audio.higgs_audio_v3.family import MARKERS, NEEDED, HiggsAudioV3Vocabulary
-from tests.codecs.test_higgs import transformers_class
 from tests.family_suite import FamilySuite
 from tests.tiers import by_night
 

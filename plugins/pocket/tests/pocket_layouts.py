@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from plugins.pocket.lab import random_phonon, random_pocket
-from stretto.codecs.pocket import PocketConfig
+from stretto_pocket.codec import PocketConfig
 from stretto_pocket.phonon.convert_transformers import NAMES as PHONON_NAMES
 from stretto_pocket.pocket_tts.convert_layout import NAMES, renamed
 from stretto_pocket.pocket_tts.convert_transformers import NAMES as POCKET_NAMES

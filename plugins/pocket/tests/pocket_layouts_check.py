@@ -24,8 +24,8 @@ from plugins.pocket.lab.random_pocket import NUM_WORDS, recording
 from plugins.pocket.tests.pocket_layouts import differing_files, write_phonon, write_pocket
 from plugins.pocket.tests.pocket_release import Reply, reply
 from stretto.codecs.base import Window
-from stretto.codecs.pocket import load
 from stretto.convert.command import main as convert
+from stretto_pocket.codec import load
 from tests.engine.nudges import assert_latents_near
 
 UNUSED = ("loss_weighting.", "latent_stats_num_updates")  # tensors for training

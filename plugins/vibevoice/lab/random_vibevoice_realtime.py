@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from stretto.codecs.vibevoice import TokenizerConfig, codec_shapes, published_name
+from stretto_vibevoice.codec import TokenizerConfig, codec_shapes, published_name
 from stretto_vibevoice.vibevoice.convert import authors_name, network_from_authors
 
 NUM_IDS = 264

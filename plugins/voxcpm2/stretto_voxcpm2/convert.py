@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stretto.codecs.audiovae import DEFAULTS, MODEL_TYPE, AudioVaeConfig, codec_shapes, published_names
 from stretto.errors import CheckpointError, shown
 from stretto.family.conversion import Contents, Converted, Network, Release, common_record, weight_normed
 from stretto.untrusted_files import entry, released_file
 from stretto.weights.loading import Part, Plan, check_shapes, in_float32, open_tensors, shapes_read
+from stretto_voxcpm2.audiovae import DEFAULTS, MODEL_TYPE, AudioVaeConfig, codec_shapes, published_names
 from stretto_voxcpm2.family import NAME, VoxCpmVocabulary
 
 IS_BARE = True  # the tokenizer may be of any kind

@@ -17,9 +17,9 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from websockets.asyncio.client import connect
 
 from plugins.cosyvoice3.lab.random_cosyvoice3 import convert, recording
-from stretto.codecs.cosyvoice3 import load
 from stretto.decoder.sessions import faded_out
 from stretto_client import RecordedVoice, SpeechClient
+from stretto_cosyvoice3.codec import load
 from stretto_cosyvoice3.voices import FOLDER, RecordingEncoder, latest_chunks, sound_of
 from stretto_gateway.command import make_server
 from stretto_gateway.config import GatewayConfig

@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration, HiggsAudioV2TokenizerConfig
 
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
-from stretto.codecs.higgs import HiggsModel
 from stretto.errors import CheckpointError
 from stretto.family.conversion import (
     AUDIO,
@@ -35,6 +34,7 @@ from stretto.untrusted_files import UNPARSABLE, json_object, released_file
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_layers, read_numbers
 from stretto.weights.loading import CONFIG_FILE, Part, Plan, check, read_tensors, shapes_of
 from stretto.weights.pretrained import load_config
+from stretto_higgs_audio.codec import HiggsModel
 from stretto_higgs_audio.higgs_audio.family import NEEDED, NUM_MARKS, SCENE_END, SCENE_START, HiggsAudioVocabulary
 
 WEIGHTS = "model.pth"

@@ -12,7 +12,6 @@ from huggingface_hub.errors import StrictDataclassError
 from pydantic import Field, model_validator
 from transformers import HiggsAudioV2TokenizerConfig
 
-from stretto.codecs.higgs import HiggsModel
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.family.conversion import (
     Contents,
@@ -29,6 +28,7 @@ from stretto.family.sections import Section, Theta
 from stretto.untrusted_files import UNPARSABLE, entry, without_keys
 from stretto.weights.backbones import dtype_of
 from stretto.weights.loading import Part, Plan, shapes_of
+from stretto_higgs_audio.codec import HiggsModel
 from stretto_higgs_audio.higgs_audio_v3.family import (
     MAX_ROWS,
     NAME,

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer, DacFeatureExtractor, HiggsAudioV2Process
 from lab.releases.random_codecs import make_model as make_codec
 from plugins.higgs_audio.lab.random_higgs_audio import AUDIO_OUT, SPELLED, make_model
 from plugins.higgs_audio.tests.published_higgs_audio import convert
+from plugins.higgs_audio.tests.test_codec import transformers_class
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.request import Preprocessor, RawRequest
-from tests.codecs.test_higgs import transformers_class
 
 PCM = (np.sin(np.arange(9_000) ** 1.3 / 300) / 2).astype(np.float32)
 CODES = np.random.default_rng(0).integers(1024, size=(8, 3)).tolist()

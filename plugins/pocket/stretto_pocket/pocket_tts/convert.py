@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stretto.codecs.pocket import PocketConfig, codec_shapes
 from stretto.errors import CheckpointError, shown
 from stretto.family.conversion import Contents, Converted, Network, Release, check_folded, common_record
 from stretto.untrusted_files import entry, released_file, released_folder
 from stretto.weights.loading import Part, Plan, open_tensors
+from stretto_pocket.codec import PocketConfig, codec_shapes
 from stretto_pocket.pocket_tts.family import NAME, PocketVocabulary, TextRules
 from stretto_pocket.pocket_tts.recognise import packaged_config
 from stretto_pocket.pocket_tts.voices import VoiceBackbone, recover_rows

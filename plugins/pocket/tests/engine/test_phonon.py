@@ -14,13 +14,13 @@ from plugins.pocket.lab.phonon_replies import FRAME, NUM_SPOKEN_FRAMES, PREPARED
 from plugins.pocket.lab.random_phonon import KINDS, THRESHOLDS, config
 from plugins.pocket.tests.phonon_release import convert_release, stored
 from stretto.codecs.base import Window
-from stretto.codecs.pocket import load
 from stretto.family.base import Family
 from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import latents_of
 from stretto.testing import assert_family_conforms
+from stretto_pocket.codec import load
 from stretto_pocket.phonon import PLUGIN
 from stretto_pocket.phonon.model import StrettoPhononForCausalLM
 from stretto_pocket.pocket_tts.model import gelu_tanh

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from plugins.pocket.lab.random_phonon import CONDITIONERS, VOICES, config, tensors, voice_latents, write_release
 from plugins.pocket.tests.phonon_release import convert_release
 from plugins.pocket.tests.pocket_layouts import differing_files, write_phonon
-from stretto.codecs.pocket import load
 from stretto.codecs.rotary_attention import GELU_FORMS
 from stretto.convert.command import main as convert
 from stretto.family.plugin import VOCABULARY, config_at
 from stretto.testing.releases import Edit, edited
+from stretto_pocket.codec import load
 from stretto_pocket.phonon.family import PhononVocabulary
 from tests.refused_conversion import Refuses
 

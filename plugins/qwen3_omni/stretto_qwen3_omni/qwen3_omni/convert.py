@@ -11,7 +11,6 @@ from typing import Any
 
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeVisionEncoder
 
-from stretto.codecs.qwen3_12hz.code2wav import NO_DECODER
 from stretto.errors import CheckpointError, shown
 from stretto.family.audio_format import KEY
 from stretto.family.conversion import (
@@ -29,6 +28,7 @@ from stretto.family.log_mel_encoder import NUMBERS, check_windows, tower_plan
 from stretto.family.plugin import VOCABULARY
 from stretto.untrusted_files import check_value, entry
 from stretto.weights.loading import Part, Plan, shapes_of
+from stretto_qwen3_omni.code2wav import NO_DECODER
 from stretto_qwen3_omni.qwen3_omni.family import NAME, ThinkerVocabulary
 from stretto_qwen3_omni.qwen3_omni.model import LEVELS, tower_config
 from stretto_qwen3_omni.qwen3_omni.model import NUMBERS as NUMBERS_OF_IMAGES

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from stretto.codecs.qwen3_12hz.code2wav import MODEL_TYPE, Code2Wav, read_shape
 from stretto.errors import CheckpointError
 from stretto.families.qwen3_tts.convert import (
     DEPTH,
@@ -43,6 +42,7 @@ from stretto.family.sections import Integer, Section
 from stretto.untrusted_files import check_value
 from stretto.weights.backbones import with_older_keys
 from stretto.weights.loading import Part, Plan, Shape, shapes_of
+from stretto_qwen3_omni.code2wav import MODEL_TYPE, Code2Wav, read_shape
 from stretto_qwen3_omni.qwen3_omni_talker.family import NAME, TalkerVocabulary
 
 CODEC = "code2wav."

@@ -17,7 +17,12 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config
 
-from stretto.codecs.vibevoice import (
+from stretto.errors import CheckpointError, shown
+from stretto.family.conversion import Contents, Converted, Network, Release, Tokenizer, common_record
+from stretto.untrusted_files import check_value, entry
+from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, read_numbers
+from stretto.weights.loading import Part, Plan
+from stretto_vibevoice.codec import (
     MODEL_TYPE,
     PARTS,
     SAMPLE_RATE,
@@ -27,11 +32,6 @@ from stretto.codecs.vibevoice import (
     codec_shapes,
     published_name,
 )
-from stretto.errors import CheckpointError, shown
-from stretto.family.conversion import Contents, Converted, Network, Release, Tokenizer, common_record
-from stretto.untrusted_files import check_value, entry
-from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, read_numbers
-from stretto.weights.loading import Part, Plan
 from stretto_vibevoice.vibevoice.family import FRAME_RATE, NAME, VibeVoiceVocabulary
 
 IS_FLOAT32 = True

@@ -20,8 +20,8 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 
-from stretto.codecs.vibevoice import Decoder, Encoder, LatentScale, TokenizerConfig
 from stretto.engine.models.latents import LatentMixin, SolverPlan, SolverTable, silu
+from stretto_vibevoice.codec import Decoder, Encoder, LatentScale, TokenizerConfig
 from stretto_vibevoice.vibevoice.mechanism.draw import StretchReadout, readout_of
 
 NUM_TIMES = 1000  # in the training schedule

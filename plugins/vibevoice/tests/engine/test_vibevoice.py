@@ -27,7 +27,6 @@ from plugins.vibevoice.tests.vibevoice_release import (
     solve,
     tensor,
 )
-from stretto.codecs.vibevoice import LatentScale, TokenizerConfig
 from stretto.engine.frame_codes import FrameCodes
 from stretto.engine.prompt_checks import Capacity, check_prompt
 from stretto.engine.reply_rules import SegmentRules
@@ -39,6 +38,7 @@ from stretto.records.sampling import LatentSampling
 from stretto.streams.layout import latents_of, words_of
 from stretto.testing import assert_family_conforms
 from stretto.testing.conformance import Answer
+from stretto_vibevoice.codec import LatentScale, TokenizerConfig
 from stretto_vibevoice.vibevoice import PLUGIN
 from stretto_vibevoice.vibevoice.family import VibeVoiceVocabulary, vibevoice
 from tests.engine.forking import forked_processes

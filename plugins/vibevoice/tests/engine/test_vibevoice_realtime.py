@@ -14,7 +14,6 @@ from plugins.vibevoice.lab.random_vibevoice_realtime import NUM_NUMBERS
 from plugins.vibevoice.lab.vibevoice_realtime_replies import STRIDE
 from plugins.vibevoice.tests.vibevoice_realtime_release import convert_release, prompts_of, stored
 from stretto.codecs.base import Window
-from stretto.codecs.vibevoice import load
 from stretto.engine.reply_rules import TextUpdate
 from stretto.engine.tracks import ENDLESS
 from stretto.family.base import Family
@@ -22,6 +21,7 @@ from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import latents_of
 from stretto.testing import assert_family_conforms
+from stretto_vibevoice.codec import load
 from stretto_vibevoice.vibevoice_realtime import PLUGIN
 from stretto_vibevoice.vibevoice_realtime.family import TextWindows
 from tests.engine.harness import Answer, Engine, update_request

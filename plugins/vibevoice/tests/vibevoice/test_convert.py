@@ -22,12 +22,12 @@ from plugins.vibevoice.tests.vibevoice_release import (
     changed_config,
     write_release,
 )
-from stretto.codecs.vibevoice import Decoder, TokenizerConfig, published_name
 from stretto.convert.command import main as convert
 from stretto.errors import CheckpointError
 from stretto.family.plugin import NAME as FAMILY
 from stretto.family.plugin import VOCABULARY, config_at, read_family
 from stretto.testing.releases import Edit, edited
+from stretto_vibevoice.codec import Decoder, TokenizerConfig, published_name
 from stretto_vibevoice.vibevoice.convert import authors_name
 from stretto_vibevoice.vibevoice.family import VibeVoiceVocabulary
 from tests.refused_conversion import Refuses

@@ -2,7 +2,7 @@
 
     pip install torch scipy x-transformers==2.11.24
     export COSYVOICE_ROOT=CosyVoice PYTHONPATH=.:python_backend:contract:client
-    python -m tests.codecs.cosyvoice3.authors [--check]
+    python -m plugins.cosyvoice3.tests.codec.authors [--check]
 
 COSYVOICE_ROOT is their repository, https://github.com/FunAudioLLM/CosyVoice, at ace7c47. All in float64, because the
 phases of a source add up. Noise comes from tables: the codec's for HiFT, which they draw anew at each start, and one
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from lab.authors.reply_fixture import compute_in_float64
 from plugins.cosyvoice3.lab.random_cosyvoice3 import NARROW, SEEDS, random_codec, tensors
-from stretto.codecs.cosyvoice3 import AHEAD, CosyVoice3Config
-from tests.codecs.cosyvoice3.reference import EVERY, LENGTH, REFERENCE, STEPS, VOICES, inputs, mel, noise, tokens
+from plugins.cosyvoice3.tests.codec.reference import EVERY, LENGTH, REFERENCE, STEPS, VOICES, inputs, mel, noise, tokens
+from stretto_cosyvoice3.codec import AHEAD, CosyVoice3Config
 from tests.codecs.stored_results import write_or_check
 
 sys.path.insert(0, os.environ.get("COSYVOICE_ROOT", "CosyVoice"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.codecs.higgs import ROLLOFF, ZERO_CROSSINGS, resample
+from stretto_higgs_audio.codec import ROLLOFF, ZERO_CROSSINGS, resample
 
 
 def slow_resample(pcm: np.ndarray, source_hz: int, target_hz: int) -> np.ndarray:

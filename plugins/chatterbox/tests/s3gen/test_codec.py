@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from benchmarks.decoder import chunks_of, random_codes, stream
 from plugins.chatterbox.lab import random_chatterbox
 from stretto.codecs.base import Window
-from stretto.codecs.s3gen import LONGEST, S3GenCodec, load
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import HostLauncher, warm_up
 from stretto.decoder.streaming import Windower
@@ -20,6 +19,7 @@ from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
 from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.layout import Segment
+from stretto_chatterbox.s3gen import LONGEST, S3GenCodec, load
 from tests.fakes import RecordedReply
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

@@ -1,7 +1,7 @@
 """Write `reference.npz` for the tests: results of the authors' code with random weights.
 
     pip install torch einops omegaconf scipy diffusers==0.29.0
-    CHATTERBOX_SRC=chatterbox PYTHONPATH=.:python_backend python -m tests.codecs.s3gen.authors [--check]
+    CHATTERBOX_SRC=chatterbox PYTHONPATH=.:python_backend python -m plugins.chatterbox.tests.s3gen.authors [--check]
 
 CHATTERBOX_SRC is the folder chatterbox in the wheel chatterbox-tts 0.1.7. All runs in float64, because phases of a
 source add up. Noise is drawn from the codec's tables instead of torch's generator. Widths are those of the random
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from lab.authors.reply_fixture import compute_in_float64
-from lab.releases.random_s3gen import MEANFLOW, NARROW, tensors
+from plugins.chatterbox.lab.random_s3gen import MEANFLOW, NARROW, tensors
+from plugins.chatterbox.tests.s3gen.reference import EVERY, LENGTHS, REFERENCE, VOICES, inputs, mel, tokens
 from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN
-from stretto.codecs.s3gen import NUM_SILENT, SILENCE, S3GenCodec, S3GenConfig
-from tests.codecs.s3gen.reference import EVERY, LENGTHS, REFERENCE, VOICES, inputs, mel, tokens
+from stretto_chatterbox.s3gen import NUM_SILENT, SILENCE, S3GenCodec, S3GenConfig
 from tests.codecs.stored_results import write_or_check
 
 SOURCE = Path(os.environ.get("CHATTERBOX_SRC", "chatterbox"))

@@ -12,17 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.releases.random_glm4_voice import as_published, random_vocoder, random_weights
+from lab.releases.random_glm4_voice import DIRECTION, MAGNITUDE, as_published, random_vocoder, random_weights
 from stretto.codecs.cosyvoice.flow import EncoderShape, EstimatorShape
 from stretto.codecs.cosyvoice.shapes import HEAD_WIDTH, vocoder_shape
 from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN
-from stretto.codecs.s3gen import EPSILON, S3GenCodec, S3GenConfig
+from stretto_chatterbox.s3gen import EPSILON, S3GenCodec, S3GenConfig
 
 NUM_CODES = 6561
 MELS = 80
 SPEAKER = 192
 UP_LAYERS = 4
-MAGNITUDE, DIRECTION = (f"parametrizations.weight.original{part}" for part in (0, 1))
 NARROW = S3GenConfig(
     codebook_size=NUM_CODES,
     mels=MELS,

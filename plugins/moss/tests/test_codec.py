@@ -13,10 +13,10 @@ from plugins.moss.lab.moss_tts_replies import STRIDE, random_codes, recording, s
 from plugins.moss.lab.random_moss import codec_config, codec_shapes, codec_tensors, write_codec
 from stretto.codecs import memory
 from stretto.codecs.base import load_codec
-from stretto.codecs.moss import MossCodec, MossConfig, plain_names
 from stretto.config import DecoderConfig
 from stretto.convert.gpu_memory import state_bytes
 from stretto.errors import CheckpointError
+from stretto_moss.codec import MossCodec, MossConfig, plain_names
 from tests.codecs.streaming import check_chunks, check_places, stream
 from tests.codecs.streaming import random_codes as codes_of
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from plugins.fish_s2.lab.random_fish_s2_codec import KINDS, PUBLISHED, SMALL, tensors
+from plugins.fish_s2.tests.codec_reference import Reference
 from plugins.fish_s2.tests.fish_s2_codec_release import convert_codec
 from stretto.codecs import memory
 from stretto.codecs.base import load_codec
-from stretto.codecs.fish_s2 import FishS2Codec, FishS2Config
 from stretto.errors import CheckpointError
-from tests.codecs.fish_s2_reference import Reference
+from stretto_fish_s2.codec import FishS2Codec, FishS2Config
 from tests.codecs.streaming import check_chunks, check_places, largest, random_codes, stream
 from tests.tiers import by_night
 

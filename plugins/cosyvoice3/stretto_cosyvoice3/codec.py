@@ -34,7 +34,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codecs.base import Blocks, CodecSpec, Whole, Window
-from stretto.codecs.cosyvoice.dit import NUM_WAVES, Context, Dit, DitShape
 from stretto.codecs.cosyvoice.flow import AHEAD, GUIDANCE, STEPS, LookAhead, Matching, VocoderShape
 from stretto.codecs.cosyvoice.shapes import HEAD_WIDTH, Shapes, count, shape_of, vocoder_shape
 from stretto.codecs.cosyvoice.vocoder import MEL_AHEAD, PITCH_KERNEL, PITCH_LAYERS, POST_KERNEL, Vocoder
@@ -45,6 +44,7 @@ from stretto.codecs.streaming import prepare_products
 from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import json_object
 from stretto.weights.loading import load_strictly, read_tensors
+from stretto_cosyvoice3.dit import NUM_WAVES, Context, Dit, DitShape
 
 NAME = "cosyvoice3"
 CHUNK = 25  # tokens that attend to each other

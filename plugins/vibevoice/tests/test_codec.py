@@ -16,9 +16,9 @@ from transformers.models.vibevoice_acoustic_tokenizer.feature_extraction_vibevoi
 
 from plugins.vibevoice.tests.vibevoice_release import HOP, NUM_NUMBERS, OFFSET, SCALE, TOKENIZER, tensor
 from stretto.codecs.base import load_codec
-from stretto.codecs.vibevoice import LatentScale, TokenizerConfig, VibeVoiceCodec, published_name, stored_noise
 from stretto.errors import CheckpointError
 from stretto.streams.layout import latents_of, words_of
+from stretto_vibevoice.codec import LatentScale, TokenizerConfig, VibeVoiceCodec, published_name, stored_noise
 from tests.codecs.streaming import decode_words
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from plugins.voxcpm2.lab.random_voxcpm2 import VAE, recording
 from plugins.voxcpm2.tests.voxcpm2_release import KINDS, LATENT_TOLERANCE, MODES, convert_release, reply, stored
-from stretto.codecs.audiovae import AudioVae, AudioVaeConfig
 from stretto.codecs.base import load_codec
 from stretto.errors import CheckpointError
 from stretto.streams.layout import latents_of
+from stretto_voxcpm2.audiovae import AudioVae, AudioVaeConfig
 from tests.codecs.streaming import decode_latents
 
 FRAME, NUM_CONTEXT = 7680, 3

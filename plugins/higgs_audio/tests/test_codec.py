@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lab.releases.random_codecs import make_model
-from stretto.codecs import higgs
+from plugins.higgs_audio.tests.test_resampling import slow_resample
 from stretto.errors import CheckpointError
+from stretto_higgs_audio import codec as higgs
 from tests.codecs.streaming import chunks_of, random_codes, stream
-from tests.codecs.test_resampling import slow_resample
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from benchmarks.decoder import chunks_of, random_codes, stream
 from plugins.cosyvoice3.lab.random_cosyvoice3 import SEEDS, random_codec, tensors, voice, write_codec
+from plugins.cosyvoice3.tests.codec.reference import EVERY, LENGTH, REFERENCE, STEPS, VOICES, inputs, mel, noise, tokens
 from stretto.codecs.base import Window
-from stretto.codecs.cosyvoice3 import AHEAD, CHUNK, HISTORY, CosyVoice3Codec, CosyVoice3Config, Prefix, load, prepared
 from stretto.codecs.decoder_sizes import VOICES_BYTES
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.recorded_voices import FlowVoice
@@ -25,7 +25,7 @@ from stretto.records.chunk import Chunk, Sound
 from stretto.records.sampling import OutputForm
 from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.layout import Segment
-from tests.codecs.cosyvoice3.reference import EVERY, LENGTH, REFERENCE, STEPS, VOICES, inputs, mel, noise, tokens
+from stretto_cosyvoice3.codec import AHEAD, CHUNK, HISTORY, CosyVoice3Codec, CosyVoice3Config, Prefix, load, prepared
 from tests.codecs.stored_results import StoredResults
 from tests.fakes import RecordedReply
 from tests.tiers import by_night

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from lab.releases.random_s3gen import MEANFLOW, NARROW, NUM_CODES, tensors
+from plugins.chatterbox.lab.random_s3gen import MEANFLOW, NARROW, NUM_CODES, tensors
+from plugins.chatterbox.tests.s3gen.reference import EVERY, LENGTHS, REFERENCE, VOICES, inputs, mel, tokens
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
-from stretto.codecs.s3gen import NUM_SILENT, SILENCE, FlowVoice, S3GenCodec, S3GenConfig
 from stretto_chatterbox.release import HEARING, voice_tensors
-from tests.codecs.s3gen.reference import EVERY, LENGTHS, REFERENCE, VOICES, inputs, mel, tokens
+from stretto_chatterbox.s3gen import NUM_SILENT, SILENCE, FlowVoice, S3GenCodec, S3GenConfig
 from tests.codecs.stored_results import StoredResults
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

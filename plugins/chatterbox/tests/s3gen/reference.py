@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.releases import random_s3gen
-from stretto.codecs.s3gen import S3GenCodec
+from plugins.chatterbox.lab import random_s3gen
+from stretto_chatterbox.s3gen import S3GenCodec
 
 REFERENCE = Path(__file__).with_name("reference.npz")
 EVERY = 29

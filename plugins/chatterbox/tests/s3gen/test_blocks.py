@@ -12,7 +12,6 @@ from torch import Tensor
 
 from benchmarks.decoder import chunks_of, random_codes, stream
 from plugins.chatterbox.lab import random_chatterbox
-from stretto.codecs.s3gen import HISTORY, S3GenCodec, load, read_options
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import HostLauncher, warm_up
 from stretto.decoder.worker import DecoderWorker
@@ -22,6 +21,7 @@ from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
 from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.layout import Segment
+from stretto_chatterbox.s3gen import HISTORY, S3GenCodec, load, read_options
 from tests.fakes import RecordedReply
 from tests.tiers import by_night
 

@@ -13,8 +13,8 @@ from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen
 
 from lab.releases.random_qwen3_codec import code2wav_record, code2wav_tensors, write_code2wav
 from stretto.codecs.base import load_codec
-from stretto.codecs.qwen3_12hz.code2wav import Code2Wav
 from stretto.errors import CheckpointError, InvalidRequest
+from stretto_qwen3_omni.code2wav import Code2Wav
 from tests.codecs.streaming import check_places, chunks_of, random_codes, stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,9 +9,9 @@ from plugins.pocket.lab.random_pocket import recording
 from plugins.pocket.tests.pocket_release import convert_release, reply
 from stretto.codecs import memory, streaming
 from stretto.codecs.base import load_codec
-from stretto.codecs.pocket import PocketCodec
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.streams.layout import latents_of
+from stretto_pocket.codec import PocketCodec
 from stretto_pocket.pocket_tts.prompt import ended_on_pause
 from tests.codecs.streaming import decode_latents
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from plugins.cosyvoice3.lab import random_cosyvoice3
-from stretto.codecs.cosyvoice3 import NOISE_FRAMES
+from stretto_cosyvoice3.codec import NOISE_FRAMES
 
 REFERENCE = Path(__file__).with_name("reference.npz")
 EVERY = 61
