@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.decoder import chunks_of, random_codes, stream
 from lab.releases.every_codec import make_codec
-from lab.releases.random_codecs import MODELS, STATEFUL
+from lab.releases.random_codecs import STATEFUL, models
 from lab.releases.random_glm4_voice import write_glm4_voice
 from plugins.chatterbox.lab import random_s3gen
 from stretto.codecs import glm4_voice
@@ -330,7 +330,7 @@ def print_blocks(codec: BlockCodec, arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Run the measurement that the command line selects."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    every_name = ["tiny", *MODELS, *STATEFUL]
+    every_name = ["tiny", *models(), *STATEFUL]
     parser.add_argument("codecs", nargs="*", metavar="codec", help=f"of {', '.join(every_name)}; default: all")
     parser.add_argument("--checkpoint", type=Path, help=f"a published checkpoint of one of the codecs {names(CODECS)}")
     parser.add_argument("--wide", action="store_true", help="use random weights of the published width")

@@ -15,36 +15,20 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lab.releases.every_codec import every_codec
+from lab.releases.every_codec import codec_cases, every_codec
 from stretto.codecs.base import Codec
 from stretto.codecs.streaming import join_constants
 from stretto.config import DecoderConfig
 from stretto.decoder.memory import META, DecoderMemory, Peak, in_rows, largest_batches, measure
 from stretto.decoding.states import decode_in_rows
+from stretto.family.plugin import decoder_size
 
-# First and steady chunk size in frames of the family that uses the codec.
-CHUNKS = {
-    "audiovae": (1, 6),
-    "cosyvoice3": (4, 25),
-    "dac": (4, 25),
-    "espnet_dac": (8, 25),
-    "fish_s2": (2, 21),
-    "glm4_voice": (10, 25),
-    "higgs": (4, 25),
-    "mimi": (2, 12),
-    "moss": (2, 12),
-    "pocket": (1, 12),
-    "qwen3_12hz": (2, 12),
-    "qwen3_omni": (2, 12),
-    "s3gen": (4, 25),
-    "tiny": (4, 25),
-    "vibevoice": (1, 8),
-    "xcodec": (8, 25),
-}
+# First and steady chunk size in frames of a family that uses the codec.
+CHUNKS = {name: case.chunks for name, case in codec_cases().items()}
 # written by `make-repository --gpu`
 MAX_BATCH = 64
 MAX_UTTERANCES = 320
-FEWER_UTTERANCES = {"moss": 40}  # of codecs whose states limit the number of batch slots (`decoder_sizes.STATES_BYTES`)
+FEWER_UTTERANCES = 40  # with a codec whose states limit the number of batch slots (`DecoderSize.state_bytes`)
 
 
 @dataclass(frozen=True)
@@ -99,7 +83,7 @@ def row_of(name: str) -> Row:
     config = DecoderConfig(
         device="cuda",
         max_batch=MAX_BATCH,
-        max_utterances=FEWER_UTTERANCES.get(name, MAX_UTTERANCES),
+        max_utterances=FEWER_UTTERANCES if decoder_size(name).state_bytes else MAX_UTTERANCES,
         first_frames=first,
         steady_frames=steady,
     )

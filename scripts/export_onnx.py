@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from benchmarks.codecs import STEADY, seconds_of, seconds_of_a_window
 from benchmarks.decoder import random_codes, stream
 from benchmarks.harness import CHECKPOINT
-from lab.releases.random_codecs import MODELS, codec_of, write_checkpoint
+from lab.releases.random_codecs import codec_of, models, write_checkpoint
 from scripts.onnx_graphs.graphs import LogMel
 from scripts.onnx_graphs.tiny_graph import TinyGraph
 from stretto.codecs import onnx_runtime
@@ -152,7 +152,7 @@ def export_named(name: str, checkpoint: Path, out: Path | None) -> dict[str, obj
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ["mel", "tiny", "dac", *MODELS]
+    names = ["mel", "tiny", "dac", *models()]
     parser.add_argument("name", choices=names, metavar="name", help=f"one of {', '.join(names)}")
     parser.add_argument("--checkpoint", type=Path, help="the codec's folder; default: random weights")
     parser.add_argument("--wide", action="store_true", help="use random weights of the published width")

@@ -113,7 +113,7 @@ ROLES = {
         "engine/worker", "engine/scheduling", "engine/kernels", "engine/rules", "engine/sampling", "engine", "family",
         "records", "streams", "config", "errors",
     },
-    "__init__.py": {"family"},
+    "__init__.py": {"family", "codecs"},
     "family.py": {"family", "records", "streams", "errors"},
     "model.py": {"family", "engine/models", "codecs"},  # networks that model and codec share
     "recognise.py": {"family", "untrusted_files"},

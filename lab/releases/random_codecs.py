@@ -15,7 +15,6 @@ from torch import nn
 from transformers import (
     DacConfig,
     DacModel,
-    HiggsAudioV2TokenizerConfig,
     HubertConfig,
     MimiConfig,
     MimiModel,
@@ -24,13 +23,13 @@ from transformers import (
     XcodecModel,
 )
 
+from lab.releases.codec_cases import of_plugins
 from lab.releases.random_qwen3_codec import make_qwen3_codec
 from stretto.codecs.base import Codec
 from stretto.codecs.espnet_dac import EspnetDac, EspnetDacConfig
 from stretto.codecs.mimi import MimiCodec
 from stretto.codecs.seanet import SeanetShape, SeanetWidths, keep_lengths_on_host
 from stretto.codecs.xcodec import ENCODING, TRAINING
-from stretto_higgs_audio.codec import HiggsModel
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -75,17 +74,6 @@ def xcodec(is_narrow: bool, codebook_size: int = 1024) -> XcodecModel:
     return XcodecModel(config)
 
 
-def higgs(is_narrow: bool) -> HiggsModel:
-    """Return the Higgs Audio codec: 8 codebooks at 24 kHz."""
-    config = HiggsAudioV2TokenizerConfig(
-        acoustic_model_config=acoustic_config([8, 5, 4, 2, 3], is_narrow),
-        semantic_model_config=hubert_config(is_narrow),
-        target_bandwidths=[0.5, 1, 1.5, 2],
-        codebook_dim=8 if is_narrow else 64,
-    )
-    return HiggsModel(config)
-
-
 def dac(sampling_rate: int, is_narrow: bool) -> DacModel:
     """Return DAC for 16, 24 or 44.1 kHz, which has 12, 32 or 9 codebooks as published."""
     config = DacConfig(
@@ -100,25 +88,29 @@ def dac(sampling_rate: int, is_narrow: bool) -> DacModel:
 
 MODELS: dict[str, Callable[[bool], PreTrainedModel]] = {
     "xcodec": xcodec,
-    "higgs": higgs,
     "dac_16khz": lambda is_narrow: dac(16_000, is_narrow),
     "dac_24khz": lambda is_narrow: dac(24_000, is_narrow),
     "dac_44khz": lambda is_narrow: dac(44_100, is_narrow),
 }
 
 
+def models() -> dict[str, Callable[[bool], PreTrainedModel]]:
+    """Return MODELS and those of the plug-ins."""
+    return MODELS | of_plugins("MODELS")
+
+
 def codec_of(model: str) -> str:
-    """Return the `codecs.registry` name for a key of MODELS."""
+    """Return the codec's name for a key of `models()`."""
     return model.split("_")[0]
 
 
 def make_model(name: str, is_narrow: bool = True, seed: int = 0) -> PreTrainedModel:
-    """Return one of MODELS with random weights whose layers roughly preserve the magnitude of their input.
+    """Return one of `models()` with random weights whose layers roughly preserve the magnitude of their input.
 
     With the default initialisation of transformers, the signal fades before it reaches the waveform.
     """
     torch.manual_seed(seed)  # for weights that `randomize` does not set
-    model = randomize(MODELS[name](is_narrow), seed)
+    model = randomize(models()[name](is_narrow), seed)
     if isinstance(model, DacModel):
         model.decoder.conv2.weight.mul_(0.2)  # about as loud as speech, because rounding errors grow with the level
     return model
@@ -141,7 +133,7 @@ def randomize(model: Model, seed: int) -> Model:
 
 
 def write_checkpoint(name: str, directory: Path, is_narrow: bool = True) -> Path:
-    """Write one of MODELS in the published layout, excluding X-codec parts that only encoding and training use."""
+    """Write one of `models()` in the published layout, excluding X-codec parts that only encoding and training use."""
     model = make_model(name, is_narrow)
     model.save_pretrained(directory)
     if codec_of(name) != "dac":
@@ -154,7 +146,7 @@ def write_checkpoint(name: str, directory: Path, is_narrow: bool = True) -> Path
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def mimi(is_narrow: bool) -> Codec:
+def mimi(is_narrow: bool) -> MimiCodec:
     """Return kyutai/mimi."""
     narrow = {"num_filters": 4, "num_hidden_layers": 2, "intermediate_size": 64} if is_narrow else {}
     model = loud(MimiModel(MimiConfig.from_dict({"layer_scale_initial_scale": 0.5} | narrow)))

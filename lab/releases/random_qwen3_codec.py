@@ -19,7 +19,6 @@ from stretto.codecs.qwen3_12hz.codec import NOT_SERVED, Qwen3Codec
 from stretto.codecs.qwen3_12hz.decoder import Qwen3CodecConfig
 from stretto.codecs.streaming import prepare
 from stretto.encoders.x_vector import SpeakerConfig, SpeakerEncoder
-from stretto_qwen3_omni.code2wav import MODEL_TYPE, Code2Wav, read_shape
 
 CODEBOOKS = 16
 INPUT_CODEBOOKS = 32
@@ -104,7 +103,7 @@ def random_weights(config: Qwen3CodecConfig, seed: int = 0) -> dict[str, Tensor]
     shapes |= dict.fromkeys(NOT_SERVED, (width // 2, width, 1))
     for name, shape in sorted(shapes.items()):
         values = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
-        drawn[name] = _scaled(name, values)
+        drawn[name] = scaled(name, values)
     drawn[_last(drawn)] *= LEVEL
     return drawn
 
@@ -115,7 +114,8 @@ def _last(names: Mapping[str, Tensor]) -> str:
     return f"decoder.decoder.{max(numbers)}.conv.weight"
 
 
-def _scaled(name: str, values: Tensor) -> Tensor:
+def scaled(name: str, values: Tensor) -> Tensor:
+    """Return drawn values with the scale of a tensor, given by its name."""
     if name.endswith("initialized"):
         return torch.ones_like(values)
     if name.endswith("cluster_usage"):
@@ -151,47 +151,6 @@ def make_qwen3_codec(width: str, seed: int = 0) -> Qwen3Codec:
     return codec.eval().requires_grad_(False)
 
 
-def code2wav_record(hidden: int = 32, codebooks: int = 16, codes: int = 64) -> dict[str, Any]:
-    """Return `code2wav_config` for a small Qwen3-Omni release; strides, kernels and windows are as published."""
-    return {
-        "attention_bias": False,
-        "codebook_size": codes,
-        "decoder_dim": 32,
-        "hidden_act": "silu",
-        "hidden_size": hidden,
-        "intermediate_size": 48,
-        "layer_scale_initial_scale": 0.01,
-        "max_position_embeddings": 8000,
-        "num_attention_heads": 4,
-        "num_hidden_layers": 8,
-        "num_key_value_heads": 4,
-        "num_quantizers": codebooks,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10_000,
-        "sliding_window": 72,
-        "upsample_rates": [8, 5, 4, 3],
-        "upsampling_ratios": [2, 2],
-    }
-
-
-def code2wav_tensors(record: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
-    """Return random code2wav tensors by name, drawn in the same way as the codec's tensors."""
-    rng = np.random.default_rng(seed)
-    return {
-        name: _scaled(name, torch.from_numpy(rng.standard_normal(tuple(tensor.shape), dtype=np.float32)))
-        for name, tensor in sorted(Code2Wav(read_shape(record)).state_dict().items())
-    }
-
-
-def write_code2wav(folder: Path) -> Path:
-    """Write code2wav's `config.json` and `model.safetensors` to a new folder, as `stretto convert` does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {"model_type": MODEL_TYPE, "decoder_config": code2wav_record()}
-    (folder / "config.json").write_text(json.dumps(record))
-    save_file(code2wav_tensors(code2wav_record()), folder / "model.safetensors")
-    return folder
-
-
 def write_speaker_encoder(folder: Path, record: Mapping[str, Any]) -> Path:
     """Write a speaker encoder's `config.json` and `model.safetensors` to a new folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -205,6 +164,6 @@ def speaker_tensors(record: Mapping[str, Any]) -> dict[str, Tensor]:
     network = SpeakerEncoder(SpeakerConfig.from_record(record)).network
     rng = np.random.default_rng(5)
     return {
-        name: _scaled(name, torch.from_numpy(rng.standard_normal(tuple(tensor.shape), dtype=np.float32)))
+        name: scaled(name, torch.from_numpy(rng.standard_normal(tuple(tensor.shape), dtype=np.float32)))
         for name, tensor in sorted(network.state_dict().items())
     }

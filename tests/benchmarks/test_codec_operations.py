@@ -2,18 +2,15 @@
 
 import pytest
 
-from benchmarks.codec_operations import MEANFLOW, gflop_per_s
-from benchmarks.decoder_memory import CHUNKS
-from stretto.codecs.decoder_sizes import GFLOP_PER_S
+from benchmarks.codec_operations import COUNTED, gflop_per_s
+from stretto.family.plugin import decoder_size
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", ["tiny", *by_night(*sorted({*CHUNKS, MEANFLOW} - {"tiny"}))])
+@pytest.mark.parametrize("name", ["tiny", *by_night(*sorted(COUNTED.keys() - {"tiny"}))])
 def test_operations_are_counted(name: str) -> None:
-    assert GFLOP_PER_S[name] == round(gflop_per_s(name), 1), f"python -m benchmarks.codec_operations {name}"
-
-
-def test_every_codec_has_operations() -> None:
-    assert GFLOP_PER_S.keys() == {*CHUNKS, MEANFLOW}
+    assert decoder_size(name).gflop_per_s == round(gflop_per_s(name), 1), (
+        f"python -m benchmarks.codec_operations {name}"
+    )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DacFeatureExtractor, PreTrainedModel
 
-from lab.releases.random_codecs import MODELS, codec_of, make_model
+from lab.releases.random_codecs import codec_of, make_model, models
 from stretto.codecs.base import Window, load_codec
 from stretto.codecs.streaming import WindowedCodec
 from tests.codecs.streaming import chunks_of, random_codes, stream
@@ -32,11 +32,11 @@ class Pair:
             return self.model.decode(audio_codes=codes).audio_values.reshape(len(codes), -1).clamp(-1, 1)
 
 
-FIRST, *OTHERS = [(name, torch.float32) for name in MODELS]
+FIRST, *OTHERS = [(name, torch.float32) for name in models()]
 HALF_AS_WIDE = [pytest.param(FIRST), *(pytest.param(each, marks=pytest.mark.nightly) for each in OTHERS)]
 
 
-@pytest.fixture(scope="module", params=[(name, torch.float64) for name in MODELS] + HALF_AS_WIDE)
+@pytest.fixture(scope="module", params=[(name, torch.float64) for name in models()] + HALF_AS_WIDE)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     name, dtype = request.param
     model, directory = make_model(name), tmp_path_factory.mktemp(name)

@@ -7,16 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.decoder_memory import CHUNKS, FEWER_UTTERANCES, row_of, table
+from benchmarks.decoder_memory import CHUNKS, row_of, table
 from stretto.codecs.base import CodecSpec, Stateful, Window
-from stretto.codecs.decoder_sizes import DECODERS_GB
 from stretto.config import DecoderConfig
 from stretto.convert.gpu_memory import SERVER_BYTES, Needs
 from stretto.decoder.memory import META, Peak, measure
 from stretto.decoding.graphs import MAX_BATCH_S
 from stretto.entry_points import CODECS, names
 from stretto.errors import CheckpointError
-from stretto.family.plugin import plugins
+from stretto.family.plugin import decoder_size, plugins
 from stretto.streams.layout import Segment
 from tests.test_docs import ROOT
 from tests.tiers import by_night
@@ -79,11 +78,11 @@ def test_decoder_fits_beside_a_language_model(name: str) -> None:
     """Two thirds of the smallest GPU are enough for most codecs of published size, with 320 utterances open."""
     found = row_of(name)
     memory = found.memory
-    assert DECODERS_GB[name] == round(memory.total / 1e9, 2)
+    assert decoder_size(name).gpu_gb == round(memory.total / 1e9, 2)
     needs = Needs(memory.total, None, weights=4 * 10**9, tables=0, cache=GIB)
-    for gib in (48, 80) if name in FEWER_UTTERANCES else (24, 48, 80):
+    for gib in (48, 80) if decoder_size(name).state_bytes else (24, 48, 80):
         needs.check(gib * GIB)
-    assert memory.total < (32 if name in FEWER_UTTERANCES else 16) * GIB
+    assert memory.total < (32 if decoder_size(name).state_bytes else 16) * GIB
     with pytest.raises(CheckpointError, match="expected a GPU with at least"):
         needs.check(needs.total - 1)
     assert needs.reserved == memory.total + SERVER_BYTES
@@ -94,7 +93,7 @@ def test_decoder_fits_beside_a_language_model(name: str) -> None:
 
 
 def test_every_codec_has_chunk_sizes() -> None:
-    assert set(names(CODECS).split(", ")) == set(CHUNKS) == DECODERS_GB.keys()
+    assert set(names(CODECS).split(", ")) == set(CHUNKS)
 
 
 def test_chunk_sizes_are_those_of_a_family_with_audio() -> None:

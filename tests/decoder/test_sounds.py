@@ -34,7 +34,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> S3GenCodec:
 def codec(loaded: S3GenCodec) -> Iterator[S3GenCodec]:
     """Yield the codec without recorded voices."""
     yield loaded
-    loaded._recorded.voices.clear()
+    loaded.recorded.voices.clear()
 
 
 def sound_of(codec: S3GenCodec, voice: int) -> Sound:
@@ -84,17 +84,17 @@ def test_voices_in_use_are_kept_and_the_oldest_evicted_first(codec: S3GenCodec) 
     table.release(key)
     table.release(other)
     assert table.acquire(third)[0] == 4  # the second voice, which nothing uses, is removed
-    assert set(codec._recorded.voices) == {one, 4}
+    assert set(codec.recorded.voices) == {one, 4}
     assert table.acquire(second)[0] == two  # its number is free again
     assert table.num_bytes > first.num_bytes + second.num_bytes  # all three are in use
     for each in (first, second, third):
         table.release(each.digest)
-    assert set(codec._recorded.voices) == {two, 4}
+    assert set(codec.recorded.voices) == {two, 4}
     for _ in range(2):
         table._max_bytes = 0
         table.acquire(first)
         table.release(first.digest)
-    assert (table.num_bytes, codec._recorded.voices) == (0, {})
+    assert (table.num_bytes, codec.recorded.voices) == (0, {})
 
 
 ONE = Sound.from_arrays(np.zeros(1, np.int32), np.zeros((2, 80), np.float32), np.zeros(192, np.float32))
@@ -119,7 +119,7 @@ def test_mismatched_voice_recordings_are_refused(codec: S3GenCodec, sound: Sound
     with pytest.raises(InvalidRequest, match=message):
         table.acquire(sound)
     assert table.num_bytes == 0
-    assert not codec._recorded.voices
+    assert not codec.recorded.voices
 
 
 def test_voice_recordings_are_allowed_only_in_the_first_chunk(codec: S3GenCodec, worker: DecoderWorker) -> None:

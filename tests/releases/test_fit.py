@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from stretto.codecs.decoder_sizes import DECODERS_GB, GFLOP_PER_S
-from stretto.convert.gpu_memory import ENGINE_BYTES, SERVER_BYTES, UNKNOWN_DECODER_GB, Needs, latent_bytes
+from stretto.codecs.decoder_sizes import UNKNOWN
+from stretto.convert.gpu_memory import ENGINE_BYTES, SERVER_BYTES, Needs, latent_bytes
 from stretto.convert.make_repository import engine_arguments
 from stretto.engine.prompt_checks import Capacity
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError
 from stretto.families.tiny.family import TINY
+from stretto.family.plugin import decoder_size
 from stretto.machine.gpus import MIB
 from stretto.machine.kv_blocks import blocks_in_window
 from stretto.machine.sizing import Backbone, cpu_cache_bytes
@@ -69,7 +70,7 @@ def test_need_on_a_gpu_is_that_of_an_installed_model() -> None:
 
 def test_unknown_family_has_an_unknown_codec() -> None:
     gone = replace(BARE, family="gone")
-    assert need(gone, 4 * GB, is_on_gpu=True).codec == round(UNKNOWN_DECODER_GB * GB)
+    assert need(gone, 4 * GB, is_on_gpu=True).codec == UNKNOWN.gpu_bytes
 
 
 def test_need_counts_weights_in_two_bytes_on_a_gpu_and_as_stored_on_a_cpu() -> None:
@@ -110,7 +111,7 @@ def test_need_includes_a_speaker_with_an_engine_and_the_codec() -> None:
         assert found.weights - alone.weights == (2 * shape.weights if is_on_gpu else 7 * GB)
         assert found.processes - alone.processes == (ENGINE_BYTES if is_on_gpu else 0)
     found, alone = need(whole, 70 * GB, is_on_gpu=True), need(text_only, 63 * GB, is_on_gpu=True)
-    assert found.codec == round(DECODERS_GB["qwen3_omni"] * GB)
+    assert found.codec == decoder_size("qwen3_omni").gpu_bytes
     assert alone.codec < found.codec, "it has no codec"
     assert 90 * GB < found.total < 100 * GB
     assert alone.total < 80 * GB
@@ -346,7 +347,11 @@ def test_folders_of_two_file_systems_are_checked_apart(monkeypatch: pytest.Monke
 def test_speed_is_told_if_it_is_below_real_time() -> None:
     backbone = fit.backbone(SHAPED)
     assert backbone is not None
-    size, needed, rate = 2 * backbone.weights, 25 * backbone.frame_bytes, 1e9 * GFLOP_PER_S["tiny"]  # in 16 bits
+    size, needed, rate = (
+        2 * backbone.weights,
+        25 * backbone.frame_bytes,
+        1e9 * decoder_size("tiny").gflop_per_s,
+    )  # in 16 bits
     assert speed_line(SHAPED, size, needed, rate) is None
     assert speed_line(SHAPED, size, needed / 1.25, 4 * rate) == (
         "about 1.2 times slower than real time (estimate for a second of audio: language model 1.2 s, codec 0.2 s)"
@@ -367,13 +372,13 @@ def test_speed_counts_the_codec_of_a_release() -> None:
         assert entry is not None
         return str(speed_line(entry, 0, 1e10, 1e11)).split("audio: ")[1]
 
-    assert GFLOP_PER_S.keys() >= {each.codec for each in (fit._family(entry) for entry in entries())}
-    assert f"codec {GFLOP_PER_S['s3gen'] / 100:.1f} s" in seconds("chatterbox")
-    assert f"codec {GFLOP_PER_S['s3gen_meanflow'] / 100:.1f} s" in seconds("chatterbox-turbo")
+    assert all(decoder_size(fit._family(entry).codec).gflop_per_s for entry in entries())
+    assert f"codec {decoder_size('s3gen').gflop_per_s / 100:.1f} s" in seconds("chatterbox")
+    assert f"codec {decoder_size('s3gen_meanflow').gflop_per_s / 100:.1f} s" in seconds("chatterbox-turbo")
     assert "codec" not in seconds("kyutai-stt")
     assert "codec" not in seconds("qwen3-omni-thinking")
     assert "codec" in seconds("qwen3-omni")
-    whole, bandwidth, rate = find("chatterbox"), 5e10, 1e9 * GFLOP_PER_S["s3gen"]
+    whole, bandwidth, rate = find("chatterbox"), 5e10, 1e9 * decoder_size("s3gen").gflop_per_s
     assert whole is not None
     assert str(speed_line(whole, 0, bandwidth, rate)).startswith("about 1.6 times"), "0.6 s and then 1 s"
 

@@ -1,5 +1,6 @@
 """Chatterbox T3, a language model over text followed by codes. Turbo and Nano use GPT-2 without guidance."""
 
+from stretto.codecs.decoder_sizes import DecoderSize
 from stretto.family.plugin import AudioEncoder, family_plugin, lazy
 
 PLUGIN = family_plugin(
@@ -9,5 +10,9 @@ PLUGIN = family_plugin(
         "chatterbox_voice": AudioEncoder(
             lazy("stretto.family.audio_format:VectorFormat.from_record"), f"{__name__}.model"
         )
+    },
+    decoders={
+        "s3gen": DecoderSize(8.55, 337.8, is_whole=True),
+        "s3gen_meanflow": DecoderSize(8.55, 68.1, is_whole=True),
     },
 )

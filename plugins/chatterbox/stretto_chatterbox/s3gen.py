@@ -280,7 +280,7 @@ class S3GenCodec(RecordedVoiceCodec):
         self.flow = Flow(config)
         self.mel2wav = Vocoder(config.mels, shape)
         self.voices = nn.ModuleList(FlowVoice(size, config.mels, config.speaker) for size in config.voices)
-        self._recorded = VoiceTable(
+        self.recorded = VoiceTable(
             len(config.voices), config.codebook_size, config.mels, config.speaker, most=MAX_PROMPT_TOKENS
         )
         self.around = frames_around(shape)
@@ -314,7 +314,7 @@ class S3GenCodec(RecordedVoiceCodec):
         return torch.zeros(batch, 1)
 
     def _voice(self, number: int) -> FlowVoice:
-        voice = self.voices[number] if number < len(self.voices) else self._recorded.voices[number]
+        voice = self.voices[number] if number < len(self.voices) else self.recorded.voices[number]
         assert isinstance(voice, FlowVoice)
         return voice
 

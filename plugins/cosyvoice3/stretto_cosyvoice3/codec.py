@@ -37,13 +37,13 @@ from stretto.codecs.base import Blocks, CodecSpec, Whole, Window
 from stretto.codecs.cosyvoice.flow import AHEAD, GUIDANCE, STEPS, LookAhead, Matching, VocoderShape
 from stretto.codecs.cosyvoice.shapes import HEAD_WIDTH, Shapes, count, shape_of, vocoder_shape
 from stretto.codecs.cosyvoice.vocoder import MEL_AHEAD, PITCH_KERNEL, PITCH_LAYERS, POST_KERNEL, Vocoder
-from stretto.codecs.decoder_sizes import VOICES_BYTES
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN, FlowVoice, RecordedVoiceCodec, VoiceTable
 from stretto.codecs.streaming import prepare_products
 from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import json_object
 from stretto.weights.loading import load_strictly, read_tensors
+from stretto_cosyvoice3 import VOICES_BYTES
 from stretto_cosyvoice3.dit import NUM_WAVES, Context, Dit, DitShape
 
 NAME = "cosyvoice3"
@@ -225,7 +225,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         self.hift = Vocoder(config.mels, shape)
         self.receptive_frames = receptive_frames(shape)
         self._prefixes = OrderedDict[int, Prefix]()  # by number of the voice; the least recently used one is the first
-        self._recorded = VoiceTable(1, config.codebook_size, config.mels, config.speaker, MAX_VOICE_TOKENS, CHUNK)
+        self.recorded = VoiceTable(1, config.codebook_size, config.mels, config.speaker, MAX_VOICE_TOKENS, CHUNK)
         self.spec = CodecSpec(
             name=NAME,
             sample_rate=shape.sample_rate,
@@ -278,7 +278,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
     def _voice(self, number: int) -> FlowVoice:
         """Return the voice with this number; number 0 is a voice without tokens."""
         if number:
-            return self._recorded.voices[number]
+            return self.recorded.voices[number]
         return FlowVoice(0, self.config.mels, self.config.speaker).to(self.noise.device)
 
     def remove_voice(self, number: int) -> None:
@@ -291,12 +291,12 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         shape = self.config.estimator
         size = self.noise.element_size()
         frame_bytes = 2 * STEPS * shape.layers * 2 * shape.heads * shape.head_width * size  # guided: of two estimates
-        most = min(voice.mel.shape[1] - shape.chunk, VOICES_BYTES[NAME] // frame_bytes)
+        most = min(voice.mel.shape[1] - shape.chunk, VOICES_BYTES // frame_bytes)
         num_frames = most // shape.chunk * shape.chunk
         if self.noise.is_cuda or num_frames <= 0:
             return None
         if number not in self._prefixes:
-            while self._num_kept_bytes() + num_frames * frame_bytes > VOICES_BYTES[NAME] and self._prefixes:
+            while self._num_kept_bytes() + num_frames * frame_bytes > VOICES_BYTES and self._prefixes:
                 self._prefixes.popitem(last=False)
             noise = self.noise[:, : voice.mel.shape[1]].to(voice.mel.dtype)
             inputs = voice.tokens[None], noise, voice.mel[None], voice.speaker[None]

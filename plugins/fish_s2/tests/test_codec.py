@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from plugins.fish_s2.lab.codecs import convert_codec
 from plugins.fish_s2.lab.random_fish_s2_codec import KINDS, PUBLISHED, SMALL, tensors
 from plugins.fish_s2.tests.codec_reference import Reference
-from plugins.fish_s2.tests.fish_s2_codec_release import convert_codec
 from stretto.codecs import memory
 from stretto.codecs.base import load_codec
 from stretto.errors import CheckpointError

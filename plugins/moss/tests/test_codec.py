@@ -14,8 +14,8 @@ from plugins.moss.lab.random_moss import codec_config, codec_shapes, codec_tenso
 from stretto.codecs import memory
 from stretto.codecs.base import load_codec
 from stretto.config import DecoderConfig
-from stretto.convert.gpu_memory import state_bytes
 from stretto.errors import CheckpointError
+from stretto.family.plugin import decoder_size
 from stretto_moss.codec import MossCodec, MossConfig, plain_names
 from tests.codecs.streaming import check_chunks, check_places, stream
 from tests.codecs.streaming import random_codes as codes_of
@@ -82,7 +82,7 @@ def test_published_sizes_fit_the_codec() -> None:
         name: each.shape for name, each in tensors.items()
     }
     assert sum(each.numel() for each in codec.parameters()) == 1_774_548_480
-    assert codec.initial_state(1).shape[1] * 4 == state_bytes("moss")
+    assert codec.initial_state(1).shape[1] * 4 == decoder_size("moss").state_bytes
 
 
 def changed(path: str, value: object) -> dict[str, Any]:

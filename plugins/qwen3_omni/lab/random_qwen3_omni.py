@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from lab.releases.random_qwen3_codec import code2wav_record, code2wav_tensors
 from lab.releases.random_qwen3_tts import (
     MARKERS,
     NUM_MARKERS,
@@ -18,6 +17,7 @@ from lab.releases.random_qwen3_tts import (
     write_tokenizer,
 )
 from lab.releases.random_tensors import random_tensors
+from plugins.qwen3_omni.lab.random_code2wav import code2wav_record, code2wav_tensors
 
 NAMES = ("pad_id", "bos_id", "eos_token_id", "nothink_id", "think_bos_id", "think_eos_id")
 # placeholders for the thinker's audio, image and video input

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as theirs
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeCode2WavConfig
 
-from lab.releases.random_qwen3_codec import code2wav_record, code2wav_tensors, write_code2wav
+from plugins.qwen3_omni.lab.random_code2wav import code2wav_record, code2wav_tensors, write_code2wav
 from stretto.codecs.base import load_codec
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto_qwen3_omni.code2wav import Code2Wav

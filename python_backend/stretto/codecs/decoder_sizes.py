@@ -4,45 +4,41 @@
 module imports no torch.
 """
 
-DECODERS_GB = {  # GB
-    "audiovae": 8.66,
-    "cosyvoice3": 8.30,
-    "dac": 8.29,
-    "espnet_dac": 7.07,
-    "fish_s2": 14.80,
-    "glm4_voice": 8.62,
-    "higgs": 7.23,
-    "mimi": 11.55,
-    "moss": 24.02,
-    "pocket": 8.36,
-    "qwen3_12hz": 11.13,
-    "qwen3_omni": 11.28,
-    "s3gen": 8.55,
-    "tiny": 6.95,
-    "vibevoice": 10.46,
-    "xcodec": 7.44,
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DecoderSize:
+    """Memory and operations of the decoder with a codec of published size.
+
+    Attributes:
+        gpu_gb: Memory on a GPU, in GB.
+        gflop_per_s: Operations for a second of audio, in 10⁹, in a reply of 4 s; 0 if unknown. A codec for recorded
+            voices reads a voice of 3 s.
+        state_bytes: Size of an utterance's state, if it limits the number of batch slots, else 0.
+        voices_bytes: Maximum size of what the codec keeps of voices on a CPU.
+        is_whole: True for a codec that decodes a reply after its last code.
+    """
+
+    gpu_gb: float
+    gflop_per_s: float
+    state_bytes: int = 0
+    voices_bytes: int = 0
+    is_whole: bool = False
+
+    @property
+    def gpu_bytes(self) -> int:
+        """Memory on a GPU, in bytes."""
+        return round(1e9 * self.gpu_gb)
+
+
+UNKNOWN = DecoderSize(gpu_gb=9.0, gflop_per_s=0.0)  # of a codec for which no package states its size
+BUILT_IN = {
+    "dac": DecoderSize(8.29, 144.6),
+    "espnet_dac": DecoderSize(7.07, 6.2),
+    "glm4_voice": DecoderSize(8.62, 308.5),
+    "mimi": DecoderSize(11.55, 5.5),
+    "qwen3_12hz": DecoderSize(11.13, 62.1),
+    "tiny": DecoderSize(6.95, 0.5),
+    "xcodec": DecoderSize(7.44, 41.6),
 }
-STATES_BYTES = {"moss": 169_435_136}  # of an utterance, for codecs whose states limit the number of batch slots
-# Maximum size of what a codec keeps of voices on a CPU. CosyVoice 3 keeps 180 MB for a second, except for the last one.
-VOICES_BYTES = {"cosyvoice3": 2 << 30}
-# Operations for a second of audio, in 10⁹, in a reply of 4 s. Codecs for recorded voices read a voice of 3 s.
-GFLOP_PER_S = {
-    "audiovae": 18.1,
-    "cosyvoice3": 1167.9,
-    "dac": 144.6,
-    "espnet_dac": 6.2,
-    "fish_s2": 145.6,
-    "glm4_voice": 308.5,
-    "higgs": 21.8,
-    "mimi": 5.5,
-    "moss": 51.2,
-    "pocket": 6.9,
-    "qwen3_12hz": 62.1,
-    "qwen3_omni": 69.1,
-    "s3gen": 337.8,
-    "s3gen_meanflow": 68.1,
-    "tiny": 0.5,
-    "vibevoice": 27.3,
-    "xcodec": 41.6,
-}
-WHOLE = frozenset({"s3gen", "s3gen_meanflow"})  # codecs that decode a reply after its last code

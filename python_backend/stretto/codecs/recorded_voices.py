@@ -92,11 +92,12 @@ class RecordedVoiceCodec(nn.Module):
     Attributes:
         spec: Constants of the codec.
         noise: Noise of the flow, on the codec's device.
+        recorded: Recorded voices, by number.
     """
 
     spec: CodecSpec
     noise: Tensor
-    _recorded: VoiceTable
+    recorded: VoiceTable
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Raise InvalidRequest, because this codec only decodes."""
@@ -104,8 +105,8 @@ class RecordedVoiceCodec(nn.Module):
 
     def add_voice(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray) -> int:
         """Add the voice of a recording, and return its number; see `VoiceTable.add`."""
-        return self._recorded.add(tokens, mel, x_vector, self.noise.device)
+        return self.recorded.add(tokens, mel, x_vector, self.noise.device)
 
     def remove_voice(self, number: int) -> None:
         """Remove a voice that was added."""
-        del self._recorded.voices[number]
+        del self.recorded.voices[number]

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stretto.codecs.decoder_sizes import DECODERS_GB, STATES_BYTES
 from stretto.errors import CheckpointError
 from stretto.family.base import Family
 from stretto.machine.gpus import MIB, gpus
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 SERVER_BYTES = 1 << 30  # context of the server process, clients' rings, and memory lost to fragmentation
 ENGINE_BYTES = 2 << 30  # context, activations and CUDA graphs of the language model
-UNKNOWN_DECODER_GB = 9.0  # with a codec of another package
 NVIDIA_SMI_S = 30.0
 
 
@@ -103,24 +101,6 @@ class Needs:
 def engine_bytes(weights: int, cache: int) -> int:
     """Return the memory of an engine with these weights and this cache."""
     return weights + cache + ENGINE_BYTES
-
-
-def decoder_bytes(codec: str) -> int:
-    """Return the memory of the decoder with a codec of published size, without opening it.
-
-    Args:
-        codec: Name of the codec.
-    """
-    return round(1e9 * DECODERS_GB.get(codec, UNKNOWN_DECODER_GB))
-
-
-def state_bytes(codec: str) -> int:
-    """Return the memory of an utterance's state, if it limits the number of batch slots (`sizing.num_slots`), else 0.
-
-    Args:
-        codec: Name of the codec.
-    """
-    return STATES_BYTES.get(codec, 0)
 
 
 def latent_bytes(family: Family, num_slots: int, num_rows: int) -> int:

@@ -23,14 +23,13 @@ from stretto.convert.gpu_memory import (
     engine_bytes,
     file_bytes,
     latent_bytes,
-    state_bytes,
 )
 from stretto.convert.profiles import BALANCED, PROFILES, ServingProfile, add_profile
 from stretto.decoder.memory import measure
 from stretto.errors import CheckpointError, CommandParser, argument_path, shown
 from stretto.family.base import Family, Task
 from stretto.family.conversion import AUDIO_TOKENIZER
-from stretto.family.plugin import all_layers_slide, config_at, family_at, plugin
+from stretto.family.plugin import all_layers_slide, config_at, decoder_size, family_at, plugin
 from stretto.family.pronunciations import alphabets
 from stretto.family.served import speaking_folder
 from stretto.launcher.installation import bundled_repository
@@ -250,7 +249,8 @@ def engine_arguments(
     if dtype not in tuple(NUM_BYTES):
         raise CheckpointError(f"{GIVEN}: dtype: expected {', '.join(NUM_BYTES)}, got {shown(dtype)}")
     shape = longest, window(record), bytes_per_row(record, dtype)
-    slots = serving.num_slots(num_slots(condition_bytes(record, family, dtype) + state_bytes(family.codec), is_on_gpu))
+    slot_bytes = condition_bytes(record, family, dtype) + decoder_size(family.codec).state_bytes
+    slots = serving.num_slots(num_slots(slot_bytes, is_on_gpu))
     is_cache_computed = not is_on_gpu and "kv_cache_memory_bytes" not in overrides
     chosen.setdefault("max_num_seqs", cpu_slots(family, *shape, slots) if is_cache_computed else slots)
     slots = count(chosen, "max_num_seqs", GIVEN)

@@ -22,6 +22,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from stretto.codecs.decoder_sizes import BUILT_IN, UNKNOWN, DecoderSize
 from stretto.entry_points import FAMILIES, Installed, find, installed, names
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.family.base import VOCABULARY, Family
@@ -90,6 +91,8 @@ class FamilyPlugin:
             value of `stretto_contract.pronunciation.ALPHABETS`). Its argument has symbols of the alphabet, separated by
             single spaces. It raises ValueError for those that the model cannot read. Empty for a model that reads
             letters only.
+        decoders: Sizes of the decoder with the package's codecs, keyed by the codec, or by a variant of a codec that
+            `shape` of a release names. A codec that several families of a package use is stated by one of them.
     """
 
     name: str
@@ -105,6 +108,7 @@ class FamilyPlugin:
     recognise: str | None = None
     notes: str | None = None
     phonemes: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
+    decoders: Mapping[str, DecoderSize] = field(default_factory=dict)
 
 
 def family_plugin(package: str, **members: Any) -> FamilyPlugin:
@@ -207,6 +211,12 @@ def plugins() -> Iterator[FamilyPlugin]:
             yield _loaded(registered)
         except CheckpointError as error:
             logger.warning("%s", error)
+
+
+def decoder_size(codec: str) -> DecoderSize:
+    """Return the size of the decoder with a codec or a variant of one; `UNKNOWN` if no package states it."""
+    stated = {name: size for family in plugins() for name, size in family.decoders.items()}
+    return (stated | BUILT_IN).get(codec, UNKNOWN)
 
 
 def _loaded(registered: Installed) -> FamilyPlugin:

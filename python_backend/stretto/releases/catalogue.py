@@ -115,7 +115,7 @@ class ReleaseEntry:
             companions that have a `to`.
         shape: Numbers for estimates of memory and speed, those of a `Backbone` in `stretto.machine.sizing`, or None.
             `speaker` has the family and the numbers of a second model, which speaks the text of the first one. `codec`
-            is a name in `stretto.codecs.decoder_sizes.GFLOP_PER_S`, if it is not the family's codec.
+            is a name in `FamilyPlugin.decoders`, if it is not the family's codec.
         smaller: Name of a smaller release that may replace this one, or None.
         default_voice: Voice for requests without one, or None.
         languages: Languages of the text, as in a request.

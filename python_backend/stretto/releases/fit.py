@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stretto.codecs.decoder_sizes import GFLOP_PER_S, VOICES_BYTES, WHOLE
-from stretto.convert.gpu_memory import Needs, decoder_bytes, engine_bytes, latent_bytes, state_bytes
+from stretto.codecs.decoder_sizes import UNKNOWN, DecoderSize
+from stretto.convert.gpu_memory import Needs, engine_bytes, latent_bytes
 from stretto.family.base import Family
-from stretto.family.plugin import plugin
+from stretto.family.plugin import decoder_size, plugin
 from stretto.machine.gpus import MIB
 from stretto.machine.sizing import (
     BYTES,
@@ -110,7 +110,7 @@ def need(entry: ReleaseEntry, num_weight_bytes: int, is_on_gpu: bool) -> Need:
         for served_entry in (entry, speaker)
         if served_entry is not None
     )
-    caches += VOICES_BYTES.get(_family(entry).codec, 0)
+    caches += decoder_size(_family(entry).codec).voices_bytes
     return Need(num_weight_bytes * served // stored, caches, 0, PROCESS_BYTES)
 
 
@@ -142,7 +142,7 @@ def _decoder_bytes(entry: ReleaseEntry) -> int:
     family = None if family_plugin is None else family_plugin.build(None)
     if family is not None and _writes_only(entry, family):
         return DECODER_LIBRARY_BYTES + WORKSPACE_BYTES
-    return decoder_bytes("" if family is None else family.codec)
+    return (UNKNOWN if family is None else decoder_size(family.codec)).gpu_bytes
 
 
 def _writes_only(entry: ReleaseEntry, family: Family) -> bool:
@@ -150,18 +150,18 @@ def _writes_only(entry: ReleaseEntry, family: Family) -> bool:
     return family.mechanism.speaker is not None and entry.shape is not None and SPEAKER not in entry.shape
 
 
-def _codec(entry: ReleaseEntry) -> str | None:
-    """Return the name in GFLOP_PER_S of the codec that decodes a release's speech; None if it generates none."""
+def _spoken_size(entry: ReleaseEntry) -> DecoderSize:
+    """Return the size of the decoder of a release's speech; UNKNOWN if the release generates none."""
     family = _family(entry)
     if _writes_only(entry, family) or not any(task.speaks for task in family.tasks):
-        return None
-    return (entry.shape or {}).get(CODEC, family.codec)
+        return UNKNOWN
+    return decoder_size((entry.shape or {}).get(CODEC, family.codec))
 
 
 def _stream_bytes(entry: ReleaseEntry, shape: Backbone) -> tuple[int, int]:
     """Return the size of a GPU's KV cache with one stream of the greatest length, and of all tables."""
     family = _family(entry)
-    slots = num_slots(shape.table_bytes + state_bytes(family.codec), is_on_gpu=True)
+    slots = num_slots(shape.table_bytes + decoder_size(family.codec).state_bytes, is_on_gpu=True)
     rows = longest_rows(family, family.max_model_len, shape.kv_window, is_on_gpu=True)
     tables = slots * shape.table_bytes + latent_bytes(family, slots, family.max_model_len)
     return rows * shape.kv_bytes * _served_bytes(entry, BYTES) // BYTES, tables
@@ -182,7 +182,7 @@ def _batch_cache_bytes(entry: ReleaseEntry, number_bytes: int, is_on_gpu: bool) 
     assert shape is not None
     longest = family.max_model_len
     row_bytes = shape.kv_bytes * number_bytes // BYTES
-    slots = num_slots(shape.table_bytes * number_bytes // BYTES + state_bytes(family.codec), is_on_gpu)
+    slots = num_slots(shape.table_bytes * number_bytes // BYTES + decoder_size(family.codec).state_bytes, is_on_gpu)
     if not is_on_gpu:
         slots = cpu_slots(family, longest, shape.kv_window, row_bytes, slots)
     tables = slots * shape.table_bytes * number_bytes // BYTES + latent_bytes(family, slots, longest)
@@ -385,10 +385,10 @@ def speed_line(entry: ReleaseEntry, num_weight_bytes: int, bandwidth: float, rat
         return None
     scale = _served_bytes(entry, _stored_bytes(shape, num_weight_bytes)) // BYTES
     seconds = {"language model": shape.frame_rate * scale * shape.frame_bytes / bandwidth}
-    codec = _codec(entry)
-    if codec in GFLOP_PER_S:
-        seconds["codec"] = 1e9 * GFLOP_PER_S[codec] / rate
-    ratio = sum(seconds.values()) if codec in WHOLE else max(seconds.values())
+    size = _spoken_size(entry)
+    if size.gflop_per_s:
+        seconds["codec"] = 1e9 * size.gflop_per_s / rate
+    ratio = sum(seconds.values()) if size.is_whole else max(seconds.values())
     if ratio <= 1:
         return None
     times = f"{ratio:.0f}" if ratio >= 2 else f"{ratio:.1f}"

@@ -14,7 +14,6 @@ from benchmarks.decoder import chunks_of, random_codes, stream
 from plugins.cosyvoice3.lab.random_cosyvoice3 import SEEDS, random_codec, tensors, voice, write_codec
 from plugins.cosyvoice3.tests.codec.reference import EVERY, LENGTH, REFERENCE, STEPS, VOICES, inputs, mel, noise, tokens
 from stretto.codecs.base import Window
-from stretto.codecs.decoder_sizes import VOICES_BYTES
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.recorded_voices import FlowVoice
 from stretto.config import DecoderConfig
@@ -25,6 +24,7 @@ from stretto.records.chunk import Chunk, Sound
 from stretto.records.sampling import OutputForm
 from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.layout import Segment
+from stretto_cosyvoice3 import codec as ours
 from stretto_cosyvoice3.codec import AHEAD, CHUNK, HISTORY, CosyVoice3Codec, CosyVoice3Config, Prefix, load, prepared
 from tests.codecs.stored_results import StoredResults
 from tests.fakes import RecordedReply
@@ -38,7 +38,7 @@ def in_float64(codec: CosyVoice3Codec, *voices: tuple[np.ndarray, ...]) -> CosyV
     """Return the codec in float64, with voices 1, 2, …."""
     for each in voices:
         codec.add_voice(*each)  # type: ignore[call-arg]
-    for recorded in codec._recorded.voices.values():
+    for recorded in codec.recorded.voices.values():
         recorded.double()
     return codec.double()
 
@@ -70,7 +70,7 @@ def published_codec(seed: int, name: str, has_mask: bool = True) -> tuple[CosyVo
     codec.noise = noise()
     published = {part: each.double() for part, each in tensors(seed=seed)["hift"].items()}
     codec.hift.load_state_dict(multiply_weight_norm_out(published))
-    return codec, codec._recorded.voices[1]
+    return codec, codec.recorded.voices[1]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -118,7 +118,7 @@ def test_samples_of_any_chunking_equal_one_decode(size: int) -> None:
     codec = in_float64(random_codec(), VOICES["short"], VOICES["long"])
     codes = random_codes(codec, 2, FRAMES)
     alone = [
-        codec.speak(codec.mel(row[0], codec._recorded.voices[number]), 0, 0, 2 * FRAMES, 0.0)[0]
+        codec.speak(codec.mel(row[0], codec.recorded.voices[number]), 0, 0, 2 * FRAMES, 0.0)[0]
         for row, number in zip(codes, (1, 2), strict=True)
     ]
     torch.testing.assert_close(
@@ -135,7 +135,7 @@ def test_samples_do_not_depend_on_which_voices_are_kept(monkeypatch: pytest.Monk
         2 * 10 * 2 * 2 * 128 * 50 * 4
     )  # bytes: estimates, steps, layers, keys and values, their width, frames, float32
     convolved = 10 * 2 * 2 * 64 * 30 * 4
-    monkeypatch.setitem(VOICES_BYTES, "cosyvoice3", 6 * chunk)
+    monkeypatch.setattr(ours, "VOICES_BYTES", 6 * chunk)
 
     def said(number: int) -> Tensor:
         return spoken(codec, codes, chunks_of(25, FRAMES), [number])
@@ -153,7 +153,7 @@ def test_samples_do_not_depend_on_which_voices_are_kept(monkeypatch: pytest.Monk
     assert (other - first[0]).abs().max() > 1e-2
     codec._prefixes.clear()
     assert torch.equal(said(1), other)
-    monkeypatch.setitem(VOICES_BYTES, "cosyvoice3", 2 * chunk)
+    monkeypatch.setattr(ours, "VOICES_BYTES", 2 * chunk)
     codec._prefixes.clear()
     assert (said(3) - first[2]).abs().max() < 5e-4, "frames beyond the limit are decoded with the reply"
     assert codec._prefixes[3].num_frames == 100
@@ -164,7 +164,7 @@ def test_batch_with_more_voices_than_are_kept_holds_one_at_a_time(monkeypatch: p
     codec, held = random_codec(), list[weakref.ref[Tensor]]()
     for seed in range(3):
         codec.add_voice(*voice(seed, 50))
-    monkeypatch.setitem(VOICES_BYTES, "cosyvoice3", 2 * 10 * 2 * 2 * 128 * 50 * 4)  # one chunk, as in the test above
+    monkeypatch.setattr(ours, "VOICES_BYTES", 2 * 10 * 2 * 2 * 128 * 50 * 4)  # one chunk, as in the test above
     compute = codec.flow.prefix
 
     def computed(*inputs: Any) -> Prefix:
@@ -199,7 +199,7 @@ def test_cosyvoice3_history_is_dropped_in_whole_chunks() -> None:
     codes = random_codes(small, 1, 5 * CHUNK + 2)
     first = spoken(small, codes, chunks_of(9, 5 * CHUNK + 2), [1])
     torch.testing.assert_close(spoken(small, codes, [60, 80], [1]), first, atol=1e-9, rtol=0)
-    whole = small.speak(small.mel(codes[0, 0], small._recorded.voices[1]), 0, 0, 10 * CHUNK + 4, 0.0)[0]
+    whole = small.speak(small.mel(codes[0, 0], small.recorded.voices[1]), 0, 0, 10 * CHUNK + 4, 0.0)[0]
     exact = (3 * CHUNK - AHEAD) * 960
     torch.testing.assert_close(first[0, :exact], whole[:exact], atol=1e-9, rtol=0)
     assert (first[0, exact:] - whole[exact:]).abs().max() > 1e-4

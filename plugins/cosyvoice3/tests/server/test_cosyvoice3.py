@@ -65,7 +65,7 @@ def test_served_cosyvoice3_streams_in_a_recorded_voice(served: ServedCheckpoint,
     codec = load(served.checkpoint)
     encoded = RecordingEncoder(served.checkpoint / FOLDER, NUM_CODES).encode(recording())
     number = codec.add_voice(*latest_chunks(sound_of(encoded)).arrays())
-    mel = codec.mel(torch.from_numpy(codes[0]), codec._recorded.voices[number])
+    mel = codec.mel(torch.from_numpy(codes[0]), codec.recorded.voices[number])
     spoken, _ = codec.speak(mel, 0, 0, 2 * codes.shape[1], 0.0)
     is_cut = answer.events[-1]["report"]["finish_reason"] == "length"
     whole = faded_out(spoken.numpy(), 24_000) if is_cut else spoken.numpy()

@@ -1,5 +1,6 @@
 """Higgs Audio v2: Llama with separate feed-forward layers for text rows and for rows of eight codes."""
 
+from stretto.codecs.decoder_sizes import DecoderSize
 from stretto.family.plugin import family_plugin
 from stretto.family.recognition import CODEC_FROM_COMPANION, Needed, OneRelease
 
@@ -16,4 +17,5 @@ PLUGIN = family_plugin(
     recognise=f"{__name__}:RELEASE",
     name="higgs_audio_v2",
     architectures={"StrettoHiggsAudioForCausalLM": f"{__name__}.model:StrettoHiggsAudioForCausalLM"},
+    decoders={"higgs": DecoderSize(7.23, 21.8)},
 )

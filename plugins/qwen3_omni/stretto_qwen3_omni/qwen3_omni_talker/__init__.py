@@ -3,6 +3,7 @@
 It speaks the output of a separate thinker.
 """
 
+from stretto.codecs.decoder_sizes import DecoderSize
 from stretto.family.plugin import AudioEncoder, FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
@@ -14,4 +15,5 @@ PLUGIN = FamilyPlugin(
         )
     },
     image_encoders={"thinker_image_states": "stretto_qwen3_omni.qwen3_omni_talker.model"},
+    decoders={"qwen3_omni": DecoderSize(11.28, 69.1)},
 )
