@@ -23,12 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.encoders.loudness import normalised
-from stretto.encoders.s3gen import (
+from stretto.encoders.voice_spectra import (
     MEL_RATE,
-    NUM_TOKENS,
     TOKEN_RATE_HZ,
-    CamPlusPlus,
-    S3Tokenizer,
     mel_filters,
     mel_spectrogram,
     power_spectrum,
@@ -37,6 +34,7 @@ from stretto.encoders.s3gen import (
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.records.chunk import Sound
 from stretto.weights.loading import load_strictly, read_tensors
+from stretto_chatterbox.hearing import NUM_TOKENS, CamPlusPlus, S3Tokenizer
 
 FOLDER = "hearing"  # folder in a checkpoint
 SPEECH = "speech_emb.weight"

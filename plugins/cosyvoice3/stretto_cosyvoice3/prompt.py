@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from stretto.codecs.base import Codec
-from stretto.encoders.s3gen import MEL_RATE
+from stretto.encoders.voice_spectra import MEL_RATE
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.family.base import Family, Task
 from stretto.family.encoded_voices import CachedEncoder

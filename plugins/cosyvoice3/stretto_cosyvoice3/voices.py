@@ -23,7 +23,7 @@ from torch import Tensor
 
 from stretto.codecs.onnx_runtime import open_session
 from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN
-from stretto.encoders.s3gen import MEL_RATE, TOKEN_RATE_HZ, fbank, mel_spectrogram, resample_by_sinc, token_mel
+from stretto.encoders.voice_spectra import MEL_RATE, TOKEN_RATE_HZ, fbank, mel_spectrogram, resample_by_sinc, token_mel
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.family.conversion import BOUNDED, is_bounded
 from stretto.records.chunk import Sound

@@ -1,7 +1,7 @@
 """Conversion of the codec of a Fish Audio S2 release, `codec.pth`, as published by Fish Audio.
 
 The file has tensors only, so the sizes of the codec come from their shapes. Weight norms are folded. The rows of
-queries and keys are reordered, because the authors rotate adjacent pairs of channels, and `codecs.fish_s2` rotates
+queries and keys are reordered, because the authors rotate adjacent pairs of channels, and `codec.py` rotates
 channels of two halves.
 """
 

@@ -1,4 +1,4 @@
-"""Slow, plain reference for `codecs.fish_s2`: the codec of Fish Audio S2 from its published tensors.
+"""Slow, plain reference for `stretto_fish_s2.codec`: the codec of Fish Audio S2 from its published tensors.
 
 Layers run one after the other on the whole signal, with attention step by step. None of our classes is used.
 """

@@ -1,4 +1,4 @@
-"""Recorded voices in the Chatterbox and CosyVoice 3 codecs."""
+"""Recorded voices in codecs whose decoder is a flow."""
 
 import itertools
 from dataclasses import dataclass, field

@@ -361,7 +361,7 @@ def dac_layers(upsampling_ratios: Iterable[int], output_padding: bool) -> list[L
     Args:
         upsampling_ratios: Strides of the blocks, in order.
         output_padding: True if transposed convolutions of odd stride use output padding, so that each frame yields
-            `stride` samples, as in the X-codec and Higgs Audio decoders.
+            `stride` samples, as in decoders of the X-codec class.
     """
     layers: list[Layer] = [same(7)]
     for stride in upsampling_ratios:

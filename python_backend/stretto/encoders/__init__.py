@@ -1,1 +1,1 @@
-"""Audio encoders for prompts: XEUS with k-means, GLM-4-Voice tokenizer, S3Gen, x-vectors."""
+"""Audio encoders for prompts: XEUS with k-means, GLM-4-Voice tokenizer, x-vectors, and spectra of voices."""

@@ -79,7 +79,7 @@ class VocoderShape:
     The transform has `fourier` samples per window and a hop of `hop` samples.
 
     Attributes:
-        is_causal: True for the CosyVoice 3 vocoder. Its convolutions are padded on the left, except the first one in
+        is_causal: True for a causal vocoder. Its convolutions are padded on the left, except the first one in
             the vocoder and the first one in the pitch predictor. It repeats samples instead of using transposed
             convolutions.
     """
