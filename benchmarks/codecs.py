@@ -283,10 +283,10 @@ def decode(codec: BlockCodec, codes: Tensor) -> tuple[Tensor, Tensor]:
         make = codec.mel
 
         def making(
-            codes: Tensor, voice: FlowVoice, known: Tensor | None = None, start: int = 0, ahead: int = 0
+            codes: Tensor, voice: FlowVoice, known_mel: Tensor | None = None, start: int = 0, ahead: int = 0
         ) -> Tensor:
-            mel = make(codes, voice, known, start, ahead)
-            mels.append(mel[..., 0 if known is None else known.shape[2] :])
+            mel = make(codes, voice, known_mel, start, ahead)
+            mels.append(mel[..., 0 if known_mel is None else known_mel.shape[2] :])
             return mel
 
         codec.mel = making  # type: ignore[method-assign]

@@ -200,9 +200,9 @@ class Flow(nn.Module):
             speaker: x-vectors, [B, E].
         """
         goal = self.goal(tokens)[..., : noise.shape[1]]
-        known = F.pad(prompt, (0, goal.shape[2] - prompt.shape[2]))
+        known_mel = F.pad(prompt, (0, goal.shape[2] - prompt.shape[2]))
         sound = self.spk_embed_affine_layer(F.normalize(speaker, dim=1))[..., None].expand_as(goal)
-        return self.decoder(noise.expand_as(goal), goal, sound, known)
+        return self.decoder(noise.expand_as(goal), goal, sound, known_mel)
 
 
 LONGEST = 1000  # tokens, 40 s, the limit of the authors' `generate`
@@ -228,13 +228,13 @@ def frames_around(shape: VocoderShape) -> int:
 
     rates = list(itertools.accumulate(shape.rates, operator.mul))
     # the last convolution and the windows of the Fourier transform
-    rest = 0.5
+    reach_in_frames = 0.5
     furthest = 0.0
     for rate, kernel, residual in reversed(list(zip(rates, shape.kernels, shape.source_residuals, strict=True))):
-        rest += max(map(reach, shape.residuals)) / rate
-        furthest = max(furthest, PITCH_REACH + reach(residual) / rate + rest)  # through the source
-        rest += kernel / (2 * rate)
-    return 2 * math.ceil(max(furthest, MEL_KERNEL // 2 + rest) / 2)
+        reach_in_frames += max(map(reach, shape.residuals)) / rate
+        furthest = max(furthest, PITCH_REACH + reach(residual) / rate + reach_in_frames)  # through the source
+        reach_in_frames += kernel / (2 * rate)
+    return 2 * math.ceil(max(furthest, MEL_KERNEL // 2 + reach_in_frames) / 2)
 
 
 PITCH_REACH = PITCH_LAYERS * (PITCH_KERNEL // 2)  # frames on either side that the pitch of a frame depends on
@@ -327,7 +327,7 @@ class S3GenCodec(RecordedVoiceCodec):
         """Decode tokens [first, last); return the samples [B, n] and the next state."""
         device = self.noise.device
         numbers = window.state[:, 0].tolist()
-        codes, states = (each.to(device, non_blocking=True) for each in (window.codes[:, 0], window.state[:, 1:]))
+        codes, states = (tensor.to(device, non_blocking=True) for tensor in (window.codes[:, 0], window.state[:, 1:]))
         spoken = list[Tensor]()
         after = list[Tensor]()
         for row, first, number, state in zip(codes, window.first.tolist(), numbers, states, strict=True):
@@ -393,8 +393,8 @@ class S3GenCodec(RecordedVoiceCodec):
         assert isinstance(blocks, Blocks)
         start = blocks.first_needed(done)
         num_known = FRAMES_PER_TOKEN * max(0, done - AHEAD - start)
-        known = mel[..., mel.shape[2] - num_known :]
-        return torch.cat([mel, self.mel(codes[start:], voice, known, begin + start, ahead)[..., num_known:]], 2)
+        known_mel = mel[..., mel.shape[2] - num_known :]
+        return torch.cat([mel, self.mel(codes[start:], voice, known_mel, begin + start, ahead)[..., num_known:]], 2)
 
     def speak(self, codes: Tensor, voice: nn.Module) -> Tensor:
         """Decode the tokens [T] of a whole utterance, followed by silence, to samples [n]."""
@@ -403,14 +403,14 @@ class S3GenCodec(RecordedVoiceCodec):
         return self._vocode(mel, mel.shape[2], 0, mel.shape[2], mel.new_zeros((), dtype=torch.float64))[0]
 
     def mel(
-        self, codes: Tensor, voice: FlowVoice, known: Tensor | None = None, start: int = 0, ahead: int = 0
+        self, codes: Tensor, voice: FlowVoice, known_mel: Tensor | None = None, start: int = 0, ahead: int = 0
     ) -> Tensor:
         """Return the mel spectrogram [1, M, 2 (T - ahead)] of tokens [T].
 
         Args:
             codes: Tokens `start` to `start` + T - 1 of an utterance.
             voice: Voice of the utterance.
-            known: Mel of the first tokens, [1, M, k], or None if unknown.
+            known_mel: Mel of the first tokens, [1, M, k], or None if unknown.
             start: Index of the first token.
             ahead: Number of tokens at the end that serve only as look-ahead.
         """
@@ -421,7 +421,7 @@ class S3GenCodec(RecordedVoiceCodec):
         noise = torch.cat([self.noise[:, :prompt_frames], self.noise[:, places % self.noise.shape[1]]], 1).to(
             voice.mel.dtype
         )
-        prompt = voice.mel[None] if known is None else torch.cat([voice.mel[None], known], 2)
+        prompt = voice.mel[None] if known_mel is None else torch.cat([voice.mel[None], known_mel], 2)
         return self.flow(tokens[None], noise, prompt, voice.speaker[None])[..., prompt_frames:]
 
     def _vocode(self, mel: Tensor, end: int, first: int, last: int, phase: Tensor) -> tuple[Tensor, Tensor]:
@@ -437,8 +437,8 @@ class S3GenCodec(RecordedVoiceCodec):
         hop = self.config.vocoder.samples_per_mel
         start = end - mel.shape[2]
         begin = max(0, first - self.around)
-        known = max(0, begin - PITCH_REACH)
-        pitch = self.mel2wav.f0_predictor(mel[..., known - start :])[:, begin - known :]
+        pitch_start = max(0, begin - PITCH_REACH)
+        pitch = self.mel2wav.f0_predictor(mel[..., pitch_start - start :])[:, begin - pitch_start :]
         source = self.source(pitch, begin, phase)
         pcm = self.mel2wav(mel[..., begin - start :], source)[0, (first - begin) * hop : (last - begin) * hop]
         if first == 0:

@@ -110,7 +110,7 @@ class Prefix:
     @property
     def num_bytes(self) -> int:
         """Size of all rows."""
-        return sum(each.nbytes for step in self.rows for each in step)
+        return sum(tensor.nbytes for step in self.rows for tensor in step)
 
 
 class Flow(nn.Module):
@@ -146,7 +146,7 @@ class Flow(nn.Module):
         if prefix is None:
             return self.decoder(*inputs)
         contexts = [Context(prefix.num_frames, rows) for rows in prefix.rows]
-        return self.decoder(*(each[..., prefix.num_frames :] for each in inputs), contexts)
+        return self.decoder(*(tensor[..., prefix.num_frames :] for tensor in inputs), contexts)
 
     def prefix(self, tokens: Tensor, noise: Tensor, prompt: Tensor, speaker: Tensor, num_frames: int) -> Prefix:
         """Return the first frames of tokens for `forward`.
@@ -160,7 +160,7 @@ class Flow(nn.Module):
         """
         contexts = [Context(is_kept=True) for _ in self.decoder.strides]
         inputs = self._inputs(tokens, noise, prompt, speaker, 0)
-        self.decoder(*(each[..., :num_frames] for each in inputs), contexts)
+        self.decoder(*(tensor[..., :num_frames] for tensor in inputs), contexts)
         return Prefix(num_frames, [context.kept for context in contexts])
 
     def _inputs(
@@ -169,9 +169,9 @@ class Flow(nn.Module):
         """Return the arguments of the solver for all frames, [B, M, 2 (T - ahead)] each."""
         goal = self.pre_lookahead_layer(self.input_embedding(tokens))[:, : tokens.shape[1] - ahead]
         goal = goal.transpose(1, 2).repeat_interleave(FRAMES_PER_TOKEN, 2)
-        known = F.pad(prompt, (0, goal.shape[2] - prompt.shape[2]))
+        known_mel = F.pad(prompt, (0, goal.shape[2] - prompt.shape[2]))
         sound = self.spk_embed_affine_layer(F.normalize(speaker, dim=1))[..., None].expand_as(goal)
-        return noise.expand_as(goal), goal, sound, known
+        return noise.expand_as(goal), goal, sound, known_mel
 
 
 def receptive_frames(shape: VocoderShape) -> int:
@@ -319,17 +319,17 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         if not isinstance(blocks, Blocks):
             return [(first, end, end)]
         done = first + RIGHT if left else 0
-        found = list[tuple[int, int, int]]()
+        passes = list[tuple[int, int, int]]()
         while done + blocks.size_after(done) <= end and (right or done + blocks.size_after(done) < end):
             border = done + blocks.size_after(done)
-            found.append((blocks.first_needed(done), border, border - RIGHT))
+            passes.append((blocks.first_needed(done), border, border - RIGHT))
             done = border
         if not right:
-            found.append((blocks.first_needed(done), end, end))
+            passes.append((blocks.first_needed(done), end, end))
         return [
-            each
-            for each, following in zip(found, [*found[1:], None], strict=True)
-            if not following or following[0] != each[0]
+            span
+            for span, following in zip(passes, [*passes[1:], None], strict=True)
+            if not following or following[0] != span[0]
         ]
 
     def mel(
@@ -367,8 +367,8 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         """
         begin = max(start, first - self.receptive_frames)
         hop = self.config.vocoder.samples_per_mel
-        known = max(start, begin - PITCH_CONTEXT)
-        pitch = self.hift.f0_predictor(mel[..., known - start :].double())[:, begin - known :]
+        pitch_start = max(start, begin - PITCH_CONTEXT)
+        pitch = self.hift.f0_predictor(mel[..., pitch_start - start :].double())[:, begin - pitch_start :]
         cycles = self.hift.m_source.cycles(pitch, pitch.new_zeros(1) + phase, hop)
         frames = torch.arange(begin, start + mel.shape[2], device=mel.device) % NOISE_PERIOD
         noise = self.source_noise.unflatten(1, (NOISE_PERIOD, hop))[:, frames].flatten(1).to(mel.dtype)
@@ -386,7 +386,7 @@ def load(directory: Path, device: str = "cpu") -> CosyVoice3Codec:
     """
     path = directory / "codec" / "model.safetensors"
     tensors = multiply_weight_norm_out(read_tensors(path))
-    config = CosyVoice3Config.from_shapes({name: tuple(each.shape) for name, each in tensors.items()})
+    config = CosyVoice3Config.from_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     codec = CosyVoice3Codec(config, is_whole=is_whole(path.parent / "config.json"))
     load_strictly(codec, tensors, path)
     return prepared(codec, device)

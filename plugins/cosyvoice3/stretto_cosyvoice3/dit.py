@@ -45,8 +45,8 @@ class DitShape:
 
 def chunk_mask(frames: int, chunk: int, device: torch.device) -> Tensor:
     """Return a mask that is True where a frame attends to another one, bool [frames, frames]."""
-    place = torch.arange(frames, device=device)
-    return place < (place[:, None] // chunk + 1) * chunk
+    positions = torch.arange(frames, device=device)
+    return positions < (positions[:, None] // chunk + 1) * chunk
 
 
 class _TimeInput(nn.Module):
@@ -116,8 +116,8 @@ class _Input(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Return [B, T, H] for x [B, 4 M, T]: state, condition, speaker and known mel, stacked."""
-        state, goal, speaker, known = x.transpose(1, 2).chunk(4, 2)
-        x = self.proj(torch.cat([state, known, goal, speaker], 2))
+        state, goal, speaker, known_mel = x.transpose(1, 2).chunk(4, 2)
+        x = self.proj(torch.cat([state, known_mel, goal, speaker], 2))
         return x + self.conv_pos_embed(x, context)
 
 
@@ -128,13 +128,13 @@ class _Rotation(nn.Module):
 
     def __init__(self, head_width: int) -> None:
         super().__init__()
-        place = torch.arange(0, head_width, 2, dtype=torch.float64)
-        self.register_buffer("inv_freq", (THETA ** -(place / head_width)).float())
+        channels = torch.arange(0, head_width, 2, dtype=torch.float64)
+        self.register_buffer("inv_freq", (THETA ** -(channels / head_width)).float())
 
     def angles(self, frames: int) -> Tensor:
         """Return the angles of all frames, [frames, head_width / 2]."""
-        place = torch.arange(frames, device=self.inv_freq.device)
-        return place[:, None].to(self.inv_freq.dtype) * self.inv_freq
+        positions = torch.arange(frames, device=self.inv_freq.device)
+        return positions[:, None].to(self.inv_freq.dtype) * self.inv_freq
 
 
 def _rotated(x: Tensor, angles: Tensor) -> Tensor:

@@ -254,8 +254,8 @@ class FishS2Codec(nn.Module):
         samples = F.pad(torch.from_numpy(np.ascontiguousarray(pcm)), (0, -len(pcm) % hop)).to(like)
         state = like.new_zeros(1, num_kept(self.encoder))
         parts = [np.zeros((self.spec.num_codebooks, 0), np.int64)]
-        for part, first, memory in encoded_parts(samples, hop, state):
-            codes = self.codes_of(self.encoder(part[None, None], first, memory))
+        for block, first, memory in encoded_parts(samples, hop, state):
+            codes = self.codes_of(self.encoder(block[None, None], first, memory))
             parts.append(codes[0].cpu().numpy())
         return np.concatenate(parts, 1)
 
@@ -265,8 +265,8 @@ class FishS2Codec(nn.Module):
         num_residual = self.spec.num_codebooks - 1
         if not num_residual:
             return codes
-        rest = latents - self.semantic.decode(codes)
-        return torch.cat([codes, self.residual.encode(rest, num_residual)], 1)
+        residual = latents - self.semantic.decode(codes)
+        return torch.cat([codes, self.residual.encode(residual, num_residual)], 1)
 
     def initial_state(self, batch: int) -> Tensor:
         """Return zeros, the state before any frame has been decoded."""
@@ -279,7 +279,7 @@ class FishS2Codec(nn.Module):
         A residual code above the last one counts as the last one, as in the authors' code: their language model has as
         many codes for each codebook as for the semantic one.
         """
-        codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
+        codes, first = (tensor.to(window.state.device) for tensor in (window.codes[:, :, window.left :], window.first))
         memory = Memory(window.state, first, codes.shape[2], rows=window.rows)
         x = self.post_transformer(self._latents(codes), first, memory).transpose(1, 2)
         pcm = samples_of(x, memory, self.upsample, self.decoder).tanh()
@@ -305,19 +305,19 @@ def codec_shapes(config: FishS2Config) -> dict[str, tuple[int, ...]]:
 def load(directory: Path, device: str = "cpu") -> FishS2Codec:
     """Load the codec from a checkpoint; raise CheckpointError if a file is missing or does not fit the codec."""
     directory = codec_directory(directory)
-    place = directory / CONFIG_FILE
-    record = json_object(place)
-    check_value("model_type", record.get("model_type"), MODEL_TYPE, file=str(place))
+    config_path = directory / CONFIG_FILE
+    record = json_object(config_path)
+    check_value("model_type", record.get("model_type"), MODEL_TYPE, file=str(config_path))
     try:
         config = FishS2Config.from_record(record)
     except CheckpointError as error:
-        raise CheckpointError(f"{place}: {error}") from error
+        raise CheckpointError(f"{config_path}: {error}") from error
     with torch.device("meta"):
         codec = FishS2Codec(config)
     path = directory / "model.safetensors"
     load_strictly(codec, read_tensors(path), path, assign=True)
     codec.eval().requires_grad_(False).to(device)
     prepare_products(codec)
-    for part in (codec.upsample, codec.decoder):
-        prepare(part)
+    for network in (codec.upsample, codec.decoder):
+        prepare(network)
     return codec

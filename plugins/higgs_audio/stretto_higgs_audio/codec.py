@@ -86,9 +86,9 @@ class HiggsModel(XcodecModel):
 
     def __init__(self, config: HiggsAudioV2TokenizerConfig) -> None:
         # The size of the resampler's filters depends on the rates.
-        found = (config.sample_rate, config.semantic_sample_rate)
-        if found != RATES:
-            raise ValueError(f"sample_rate and semantic_sample_rate: expected {RATES}, got {found}")
+        rates = (config.sample_rate, config.semantic_sample_rate)
+        if rates != RATES:
+            raise ValueError(f"sample_rate and semantic_sample_rate: expected {RATES}, got {rates}")
         if (step := config.semantic_downsample_factor) < 1:
             raise ValueError(f"semantic_downsample_factor: expected at least 1, got {step}")
         super().__init__(config)

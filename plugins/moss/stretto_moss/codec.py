@@ -101,11 +101,16 @@ class MossConfig:
             if record["model_type"] not in MODEL_TYPES:
                 raise ValueError(f"model_type: expected {' or '.join(MODEL_TYPES)}, got {shown(record['model_type'])}")
             numbers = record["quantizer_kwargs"]
-            kind = numbers.get("quantizer_type", record.get("quantizer_type", "rvq"))
+            quantizer_type = numbers.get("quantizer_type", record.get("quantizer_type", "rvq"))
             num_channels = record.get("number_channels", 1)
             alternate = record.get("enable_channel_interleave", True)
-            if kind not in RLFQ or type(num_channels) is not int or num_channels not in (1, 2) or alternate is not True:
-                got = f"{shown(num_channels)}, {shown(alternate)} and {shown(kind)}"
+            if (
+                quantizer_type not in RLFQ
+                or type(num_channels) is not int
+                or num_channels not in (1, 2)
+                or alternate is not True
+            ):
+                got = f"{shown(num_channels)}, {shown(alternate)} and {shown(quantizer_type)}"
                 expected = "number_channels 1 or 2, enable_channel_interleave true and quantizer_type rlfq"
                 raise ValueError(f"expected {expected}, got {got}")
             quantizer = QuantizerConfig(**{name: numbers[name] for name in QuantizerConfig.__slots__})
@@ -142,19 +147,19 @@ class MossConfig:
 
 def _check_numbers(*parts: QuantizerConfig | TransformerConfig) -> None:
     """Raise ValueError if a size is no integer from 1 to MAX_SIZE, or heads do not divide the width into even parts."""
-    for part in parts:
-        for field in fields(part):
-            value = getattr(part, field.name)
+    for numbers in parts:
+        for field in fields(numbers):
+            value = getattr(numbers, field.name)
             if field.type is int and not (isinstance(value, int) and 1 <= value <= MAX_SIZE):
                 raise ValueError(f"{field.name}: expected an integer in [1, {MAX_SIZE}], got {shown(value)}")
-        if isinstance(part, TransformerConfig) and part.d_model % (2 * part.num_heads):
-            raise ValueError(f"d_model: expected a multiple of 2 * {part.num_heads}, got {part.d_model}")
+        if isinstance(numbers, TransformerConfig) and numbers.d_model % (2 * numbers.num_heads):
+            raise ValueError(f"d_model: expected a multiple of 2 * {numbers.num_heads}, got {numbers.d_model}")
 
 
 def _check_state(name: str, stages: tuple[StageConfig, ...]) -> None:
     """Raise ValueError if the keys and values of the attention windows exceed MAX_STATE."""
     parts = [stage.transformer for stage in stages]
-    size = sum(2 * (part.context - 1) * part.d_model * part.num_layers for part in parts)
+    size = sum(2 * (transformer.context - 1) * transformer.d_model * transformer.num_layers for transformer in parts)
     if size > MAX_STATE:
         expected = f"windows whose keys and values are at most {MAX_STATE} numbers (the published 10 s have 42358784)"
         raise ValueError(f"causal_transformer_context_duration, {name}: expected {expected}, got {size}")
@@ -166,7 +171,7 @@ def _halves(
     """Return the patch sizes and the transformers of the encoder, or of the decoder, which alternate."""
     kinds = ("PatchedPretransform", "Transformer") if is_encoder else ("Transformer", "PatchedPretransform")
     parts = record[name]
-    if not parts or len(parts) % 2 or [part["module_type"] for part in parts] != [*kinds] * (len(parts) // 2):
+    if not parts or len(parts) % 2 or [section["module_type"] for section in parts] != [*kinds] * (len(parts) // 2):
         raise ValueError(f"{name}: expected {kinds[0]} and {kinds[1]} alternately")
     first = parts[::2]
     second = parts[1::2]
@@ -271,8 +276,8 @@ class MossCodec(nn.Module):
         hop = hop * channels
         state = self._zeros(self.encoder, 1)
         parts = [np.zeros((self.spec.num_codebooks, 0), np.int64)]
-        for part, first, memory in encoded_parts(samples, hop, state):
-            x = part[None, :, None]
+        for block, first, memory in encoded_parts(samples, hop, state):
+            x = block[None, :, None]
             for patch, stage in zip(self.config.patches, self.encoder, strict=True):
                 x = stage(x.unflatten(1, (-1, patch)).transpose(2, 3).flatten(2), first, memory)
             parts.append(self.quantizer.encode(x, self.spec.num_codebooks)[0].cpu().numpy())
@@ -288,7 +293,7 @@ class MossCodec(nn.Module):
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
-        codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
+        codes, first = (tensor.to(window.state.device) for tensor in (window.codes[:, :, window.left :], window.first))
         memory = Memory(window.state, first, codes.shape[2], rows=window.rows)
         x = self.quantizer.decode(codes)
         for patch, stage in zip(self.config.decoder_patches, self.decoder, strict=True):

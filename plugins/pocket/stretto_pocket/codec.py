@@ -109,8 +109,8 @@ def _half(mimi: Mapping[str, Any], prefix: str) -> tuple[SeanetConfig, Transform
     )
 
 
-def _given(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
-    return {field.name: record[field.name] for field in fields(kind)}
+def _given(config_class: type, record: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: record[field.name] for field in fields(config_class)}
 
 
 class Stack(nn.Module):
@@ -246,10 +246,10 @@ class PocketCodec(nn.Module):
         self._num_kept = num_kept(self.upsample, self.decoder_transformer, self.decoder)
         self._has_encoder = config.encoder is not None
         if config.encoder is not None:
-            own, transformer = config.encoder
-            self.encoder = SeanetEncoder(own)
-            self.encoder_transformer = Transformer(transformer, own.dimension)
-            self.downsample = Downsample(own.dimension, config.num_words, config.stride)
+            seanet_encoder, transformer = config.encoder
+            self.encoder = SeanetEncoder(seanet_encoder)
+            self.encoder_transformer = Transformer(transformer, seanet_encoder.dimension)
+            self.downsample = Downsample(seanet_encoder.dimension, config.num_words, config.stride)
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
@@ -280,7 +280,7 @@ class PocketCodec(nn.Module):
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Decode the window's latents; return the waveform [B, n] in [-1, 1] and the next state."""
-        words, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
+        words, first = (tensor.to(window.state.device) for tensor in (window.codes[:, :, window.left :], window.first))
         latents = words.to(torch.int32).contiguous().view(torch.float32).to(self.emb_mean.dtype)
         memory = Memory(window.state, first, words.shape[2], rows=window.rows)
         x = self.quantizer.output_proj(latents * self.emb_std[:, None] + self.emb_mean[:, None])

@@ -80,7 +80,7 @@ class Code2Wav(nn.Module):
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
-        codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
+        codes, first = (tensor.to(window.state.device) for tensor in (window.codes[:, :, window.left :], window.first))
         frames = codes.shape[2]
         memory = Memory(window.state, first, frames, window.right, window.rows)
         pcm = self(codes, first, memory)

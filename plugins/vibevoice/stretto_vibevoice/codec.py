@@ -100,8 +100,8 @@ class TokenizerConfig:
             raise CheckpointError(
                 f"{name}: downsampling_ratios and depths must be lists, got {shown(ratios)} and {shown(depths)}"
             )
-        limits = [*((each, MAX_SIZE) for each in (*sizes, *ratios)), *((depth, MAX_BLOCKS) for depth in depths)]
-        if not all(type(each) is int and 1 <= each <= most for each, most in limits):
+        limits = [*((size, MAX_SIZE) for size in (*sizes, *ratios)), *((depth, MAX_BLOCKS) for depth in depths)]
+        if not all(type(number) is int and 1 <= number <= most for number, most in limits):
             raise CheckpointError(
                 f"{name}: sizes and ratios must be integers in [1, {MAX_SIZE}], and depths in [1, {MAX_BLOCKS}], got "
                 f"{shown([sizes, ratios, depths], 200)}"
@@ -363,8 +363,8 @@ def published_name(name: str) -> str:
     """Return the published name of an encoder or decoder tensor."""
     if ".conv_layers." not in f".{name}" or ".stage." in name:
         return name
-    kind = "convtr.convtr" if name.startswith("decoder.") else "conv.conv"
-    return name.replace("conv.conv", kind)
+    layer = "convtr.convtr" if name.startswith("decoder.") else "conv.conv"
+    return name.replace("conv.conv", layer)
 
 
 def load(directory: Path, device: str = "cpu") -> VibeVoiceCodec:

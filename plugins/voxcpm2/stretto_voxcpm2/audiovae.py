@@ -100,7 +100,7 @@ class AudioVaeConfig:
             expected = {name: SERVED[name] for name in odd}
             raise CheckpointError(f"audio_vae_config: expected {expected}, got {odd}")
         try:
-            found = cls(
+            config = cls(
                 num_latents=num_latents,
                 num_numbers=vae["latent_dim"],
                 encoder_channels=vae["encoder_dim"],
@@ -111,15 +111,15 @@ class AudioVaeConfig:
                 sample_rate=vae["out_sample_rate"],
                 boundaries=tuple(vae["sr_bin_boundaries"]),
             )
-            channels = found.decoder_channels
-            factor = 1 << len(found.decoder_rates)
-            if channels % factor or min(found.encoder_rates + found.decoder_rates) < 2:
+            channels = config.decoder_channels
+            factor = 1 << len(config.decoder_rates)
+            if channels % factor or min(config.encoder_rates + config.decoder_rates) < 2:
                 raise ValueError(f"expected rates >= 2 and channels in multiples of {factor}, got {channels} channels")
-            if found.input_rate * found.samples_per_patch != found.sample_rate * found.input_samples_per_patch:
+            if config.input_rate * config.samples_per_patch != config.sample_rate * config.input_samples_per_patch:
                 raise ValueError("encoder and decoder must have the same number of latents per second")
         except (*UNPARSABLE, TypeError) as error:
             raise CheckpointError(f"audio_vae_config: cannot be read as an AudioVAE: {error!r}") from error
-        return found
+        return config
 
     @property
     def num_words(self) -> int:
@@ -289,7 +289,7 @@ class AudioVae(nn.Module):
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Decode the window's latents; return the waveform [B, n] in [-1, 1] and the next state."""
-        words, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
+        words, first = (tensor.to(window.state.device) for tensor in (window.codes[:, :, window.left :], window.first))
         latents = words.to(torch.int32).contiguous().view(torch.float32).to(window.state.dtype)
         patches = latents.transpose(1, 2).unflatten(2, (self.config.num_latents, self.config.num_numbers))
         memory = Memory(window.state, first, words.shape[2], rows=window.rows)
@@ -300,29 +300,29 @@ class AudioVae(nn.Module):
 
 def published_names(config: AudioVaeConfig) -> dict[str, str]:
     """Map our layer names to the published ones."""
-    found = {"encoder.enter.conv": "encoder.block.0", "encoder.mean.conv": "encoder.fc_mu"}
+    names = {"encoder.enter.conv": "encoder.block.0", "encoder.mean.conv": "encoder.fc_mu"}
 
-    def add_units(own: str, published: str, first: int) -> None:
+    def add_units(module: str, published: str, first: int) -> None:
         for index in range(len(DILATIONS)):
-            ours = f"{own}.units.{index}"
+            ours = f"{module}.units.{index}"
             theirs = f"{published}.{first + index}.block"
             layers: Sequence[str] = ("act1", "conv1.conv", "act2", "conv2.conv")
-            found.update({f"{ours}.{layer}": f"{theirs}.{at}" for at, layer in enumerate(layers)})
+            names.update({f"{ours}.{layer}": f"{theirs}.{at}" for at, layer in enumerate(layers)})
 
     for index in range(len(config.encoder_rates)):
-        own = f"encoder.blocks.{index}"
+        module = f"encoder.blocks.{index}"
         published = f"encoder.block.{index + 1}.block"
-        add_units(own, published, 0)
-        found |= {f"{own}.act": f"{published}.3", f"{own}.down": f"{published}.4"}
-    found |= {"decoder.enter.conv": "decoder.model.0", "decoder.widen.conv": "decoder.model.1"}
+        add_units(module, published, 0)
+        names |= {f"{module}.act": f"{published}.3", f"{module}.down": f"{published}.4"}
+    names |= {"decoder.enter.conv": "decoder.model.0", "decoder.widen.conv": "decoder.model.1"}
     for index in range(len(config.decoder_rates)):
-        own = f"decoder.blocks.{index}"
+        module = f"decoder.blocks.{index}"
         published = f"decoder.model.{index + 2}.block"
-        found |= {f"{own}.act": f"{published}.0", f"{own}.up.conv": f"{published}.1"}
-        found |= {f"{own}": f"decoder.sr_cond_model.{index + 2}"}
-        add_units(own, published, 2)
+        names |= {f"{module}.act": f"{published}.0", f"{module}.up.conv": f"{published}.1"}
+        names |= {f"{module}": f"decoder.sr_cond_model.{index + 2}"}
+        add_units(module, published, 2)
     last = 2 + len(config.decoder_rates)
-    return found | {"decoder.act": f"decoder.model.{last}", "decoder.leave.conv": f"decoder.model.{last + 1}"}
+    return names | {"decoder.act": f"decoder.model.{last}", "decoder.leave.conv": f"decoder.model.{last + 1}"}
 
 
 def codec_shapes(config: AudioVaeConfig) -> dict[str, tuple[int, ...]]:

@@ -81,7 +81,7 @@ class VoiceTable:
         voice.tokens.copy_(torch.from_numpy(tokens.astype(np.int64)))
         voice.mel.copy_(torch.from_numpy(mel.T.copy()))
         voice.speaker.copy_(torch.from_numpy(x_vector.copy()))
-        number = next(each for each in itertools.count(self.first) if each not in self.voices)
+        number = next(free for free in itertools.count(self.first) if free not in self.voices)
         self.voices[number] = voice.to(device)
         return number
 

@@ -52,8 +52,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         and torch.backends.mkldnn.is_available()
         and not torch.compiler.is_compiling()
     ):
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return found
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return product
     return F.linear(x, weight, bias)
 
 
@@ -138,8 +138,8 @@ def joined(before: Tensor, x: Tensor, activation: "Snake | Elu | None" = None) -
     if is_time_major(x) and before.dtype == x.dtype:
         both = x.new_empty(x.shape[0], before.shape[2] + x.shape[2], x.shape[1]).transpose(1, 2)
         both[:, :, : before.shape[2]] = before
-        place = both[:, :, before.shape[2] :]
-        _ = place.copy_(x) if activation is None else activation(x, place)
+        new = both[:, :, before.shape[2] :]
+        _ = new.copy_(x) if activation is None else activation(x, new)
         return both
     return torch.cat([before, x if activation is None else activation(x)], 2)
 
@@ -181,8 +181,8 @@ def upsample(x: Tensor, conv: nn.ConvTranspose1d) -> Tensor:
     inputs = [rows[:, at : at + steps].reshape(batch * steps, -1) for at in range(before, -1, -1)]
     weights = conv.weight.permute(2, 1, 0).flatten(0, 1).chunk(before + 1)  # [rate · O, C] each
     out = linear(inputs[0], weights[0], None if conv.bias is None else conv.bias.repeat(rate))
-    for each, weight in zip(inputs[1:], weights[1:], strict=True):
-        out.add_(linear(each.to(out.dtype), weight.to(out.dtype)))
+    for shifted, weight in zip(inputs[1:], weights[1:], strict=True):
+        out.add_(linear(shifted.to(out.dtype), weight.to(out.dtype)))
     return out.view(batch, steps * rate, -1).transpose(1, 2)
 
 
@@ -193,8 +193,8 @@ class Elu(nn.ELU):
         """Return the activations of x, stored in `out` if that is given; it must not share memory with x."""
         is_plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
         if not is_plain or torch.is_grad_enabled() or torch.compiler.is_compiling():  # `out` has no gradients
-            made = super().forward(x)
-            return made if out is None else out.copy_(made)
+            activated = super().forward(x)
+            return activated if out is None else out.copy_(activated)
         # F.elu may round an element differently in another chunk or layout; this rounds it equally in all of them, and
         # differs by at most 1.4e-7 in float32. On an AMD processor with AVX-512, NumPy's exponential takes 0.35 ns per
         # element, and torch's 0.67.
@@ -260,7 +260,7 @@ class Snake(WithConstants):
         joint = min(x.shape[2] & -x.shape[2], _max_joint(x.shape[1]))  # number of steps per row
         rate, height = self.repeated(joint, x.shape[1])
         out = torch.empty_like(x) if out is None else out
-        rows, places = (each.transpose(1, 2).unflatten(1, (-1, joint)).flatten(2) for each in (x, out))
+        rows, places = (tensor.transpose(1, 2).unflatten(1, (-1, joint)).flatten(2) for tensor in (x, out))
         _snake(rows, rate, height, places)
         return out
 
@@ -293,8 +293,8 @@ def _max_joint(channels: int) -> int:
 def _snake(x: Tensor, rate: Tensor, height: Tensor, out: Tensor | None = None) -> Tensor:
     """Return x + height · sin²(rate · x), with broadcast factors."""
     if x.dtype != rate.dtype or rate.requires_grad:
-        made = sine_(x * rate).square_().mul_(height).add_(x)
-        return made if out is None else out.copy_(made)
+        activated = sine_(x * rate).square_().mul_(height).add_(x)
+        return activated if out is None else out.copy_(activated)
     y = sine_(torch.mul(x, rate, out=out)).square_()
     return torch.addcmul(x, y, height, out=y)
 

@@ -163,7 +163,7 @@ class OneRelease:
     def __call__(self, listing: Listing) -> list[Match]:
         """Return the release in a listing, if there is one."""
         config = listing.json(CONFIG)
-        model_type = config.get("model_type")
+        model_type = str(config.get("model_type"))
         if model_type in self.refused:
             return [Match(self.family, refusal=self.refused[model_type])]
         if model_type != self.model_type:

@@ -298,8 +298,8 @@ class Estimator(nn.Module):
         self.time_mlp = TimeInput(channels, 4 * widths[0])
         self.time_embed_mixer = nn.Linear(8 * widths[0], 4 * widths[0], bias=False) if shape.is_meanflow else None
         down: list[nn.Module] = []
-        for place, width in enumerate(widths):
-            is_last = place == len(widths) - 1
+        for level, width in enumerate(widths):
+            is_last = level == len(widths) - 1
             shrink = convolution(width, width, shape) if is_last else Resample(nn.Conv1d(width, width, 3, 2, padding=1))
             down.append(Stage(channels, width, shape, shrink))
             channels = width
@@ -344,8 +344,8 @@ def _rising(shape: EstimatorShape) -> list[nn.Module]:
     """Return the up-sampling stages; the input of each includes the output of its down-sampling counterpart."""
     widths = [*reversed(shape.channels), shape.channels[0]]
     stages = list[nn.Module]()
-    for place, (width, next_width) in enumerate(itertools.pairwise(widths)):
-        is_last = place == len(widths) - 2
+    for level, (width, next_width) in enumerate(itertools.pairwise(widths)):
+        is_last = level == len(widths) - 2
         grow = (
             convolution(next_width, next_width, shape)
             if is_last
@@ -436,8 +436,8 @@ def waves_of_time(times: Tensor, width: int) -> Tensor:
 
     The frequencies have the precision of `times`, because those in float32 would depend on the processor.
     """
-    place = torch.arange(width // 2, device=times.device, dtype=times.dtype)
-    frequencies = torch.exp(place * -(math.log(10_000) / (width // 2 - 1)))
+    waves = torch.arange(width // 2, device=times.device, dtype=times.dtype)
+    frequencies = torch.exp(waves * -(math.log(10_000) / (width // 2 - 1)))
     angle = 1000 * times[:, None] * frequencies
     return torch.cat([angle.sin(), angle.cos()], 1)
 
@@ -469,11 +469,11 @@ class RelativeAttention(nn.Module):
         places = self.linear_pos(distances).unflatten(1, (self.heads, -1))
         by_distance = torch.einsum("bthd,phd->bhtp", query + self.pos_bias_v, places)
         length = x.shape[1]
-        here = torch.arange(length, device=x.device)
-        index = length - 1 - here[:, None] + here
+        steps = torch.arange(length, device=x.device)
+        index = length - 1 - steps[:, None] + steps
         bias = by_distance.gather(3, index.expand(*by_distance.shape[:3], -1)) / math.sqrt(query.shape[-1])
         if self.block is not None:
-            is_later = here // self.block > (here // self.block)[:, None]
+            is_later = steps // self.block > (steps // self.block)[:, None]
             bias = bias.masked_fill(is_later, -math.inf)
         attended = F.scaled_dot_product_attention(
             (query + self.pos_bias_u).transpose(1, 2),
