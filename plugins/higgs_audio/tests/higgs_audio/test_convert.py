@@ -36,6 +36,7 @@ class TestHiggsAudio(FamilySuite):
             ),
         ],
         needed_tokens=["<|end_header_id|>"],
+        has_usual_requests=False,  # without a codec
     )
 
     def test_training_only_tensors_are_omitted(self, release: SmallRelease, copied: SmallRelease) -> None:
