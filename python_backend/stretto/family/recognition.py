@@ -143,7 +143,7 @@ class OneRelease:
         title: Name of the model, for error messages.
         model_type: Value of this field in config.json.
         refused: Reasons to refuse other values of `model_type`.
-        expected: Supported values by dotted path; None stands for a missing field.
+        expected: Supported values by dotted path; None means a missing field.
         needed: Files that a release must have, beside config.json and the weights.
         optional: Patterns of further files.
         convert: Arguments for the converter.
