@@ -220,7 +220,7 @@ def import_directory(installation: Installation) -> dict[str, Any]:
 class TritonServer:
     """A tritonserver process.
 
-    It has its own process group, so that Ctrl-C reaches only the launcher.
+    The process has its own process group, so that Ctrl-C reaches only the launcher.
     """
 
     def __init__(
