@@ -13,6 +13,7 @@ ROOT, VLLM = Path(__file__).parents[1], Path(importlib.util.find_spec("vllm").or
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
 NAMED = re.compile(r"`([\w./-]+\.(?:py|sh|md|pbtxt))`|`(deploy/[\w./-]+)`")
 MODULES = re.compile(r'"(stretto\w*(?:\.\w+)+):(\w+)"')  # as in registries, which import a module by its name
+IMPORTED = re.compile(r'import_module\("((?:tests|plugins|benchmarks|lab)\.[\w.]+)"\)')
 TEXTS = (".md", ".py", ".pbtxt", ".sh", ".yaml")
 FILES = [*TRACKED, *(f"vllm/{path.relative_to(VLLM)}" for path in (VLLM / "v1").rglob("*.py"))]
 OTHERS = {  # of other projects
@@ -50,6 +51,19 @@ def test_referenced_files_exist(path: str) -> None:
         name for name in named(path) - OTHERS if not any(f"/{file}".endswith(f"/{name.lstrip('./')}") for file in FILES)
     ]
     assert not missing
+
+
+def test_modules_that_tools_import_by_name_exist() -> None:
+    """Jobs for a GPU import modules of tests when they begin, so a name that is wrong would end them there."""
+    names = {
+        name
+        for path in TRACKED
+        if path.startswith(("benchmarks/", "lab/", "scripts/", "plugins/")) and path.endswith(".py")
+        for name in IMPORTED.findall((ROOT / path).read_text())
+    }
+    assert len(names) > 10
+    files = [name.replace(".", "/") for name in names]
+    assert not [file for file in files if not {f"{file}.py", f"{file}/__init__.py"} & {*TRACKED}]
 
 
 def test_registry_module_attributes_exist() -> None:

@@ -292,7 +292,8 @@ def _bound(latents: np.ndarray, nudged: np.ndarray) -> np.ndarray:
 
 
 def _pocket_tts(folder: Path) -> LatentCase:
-    release, test = (importlib.import_module(f"tests.{name}") for name in ("pocket_release", "engine.test_pocket_tts"))
+    release = importlib.import_module("plugins.pocket.tests.pocket_release")
+    test = importlib.import_module("plugins.pocket.tests.engine.test_pocket_tts")
     checkpoint = release.convert_release(folder, "english")
     reply = release.reply("english")
     texts = {"own": (reply.text, reply.seed), "r0": ("one more", 0), "r1": ("and a third", 1)}
@@ -311,9 +312,8 @@ def _voxcpm2(folder: Path) -> LatentCase:
 
 
 def _vibevoice(folder: Path) -> LatentCase:
-    release, test = (
-        importlib.import_module(f"tests.{name}") for name in ("vibevoice_release", "engine.test_vibevoice")
-    )
+    release = importlib.import_module("plugins.vibevoice.tests.vibevoice_release")
+    test = importlib.import_module("plugins.vibevoice.tests.engine.test_vibevoice")
     checkpoint = release.convert_release(folder, "long")
     model = release.model_of("long")
     expected = {}

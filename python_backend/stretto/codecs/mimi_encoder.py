@@ -1,6 +1,6 @@
 """Mimi's streaming encoder, which encodes frames of several recordings as one batch.
 
-Its codes are the same as if each recording were encoded on its own in one pass.
+Its codes are the same as if each recording were encoded alone in one pass.
 
 pcm ─► conv ─► 4 × (residual block, ↓ 4, 5, 6, 8) ─► conv ─► transformer ─► ÷2 ─► residual codebooks ─► codes
 
