@@ -114,7 +114,7 @@ def test_encoding_yields_whole_frames_of_codes(pair: Pair) -> None:
 
 
 def test_last_encoded_frame_is_padded_like_the_feature_extractor(pair: Pair) -> None:
-    """The Higgs Audio processor does not do this (`test_higgs.py`)."""
+    """The Higgs Audio processor does not do this (`higgs_audio/tests/test_codec.py`)."""
     if pair.codec.spec.name == "higgs":
         return
     hop, rate = pair.codec.spec.samples_per_frame, pair.codec.spec.sample_rate

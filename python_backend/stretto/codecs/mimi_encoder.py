@@ -5,8 +5,8 @@ Its codes are the same as if each recording were encoded alone in one pass.
 pcm ─► conv ─► 4 × (residual block, ↓ 4, 5, 6, 8) ─► conv ─► transformer ─► ÷2 ─► residual codebooks ─► codes
 
 The convolutions keep their last inputs in the state, and the transformer its keys and values, in rings that are updated
-in place, because the recordings of live sessions are encoded frame by frame. The first step of a recording also stands
-for the step before it. The authors' own streaming is not exact: once the transformer's window is full, its ring lacks a
+in place, because the recordings of live sessions are encoded frame by frame. Before the first step of a recording, that
+step is repeated once. The authors' own streaming is not exact: once the transformer's window is full, its ring lacks a
 key in the first step of each frame.
 """
 
