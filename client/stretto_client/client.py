@@ -115,7 +115,6 @@ def for_text(options: SpeakOptions, pronunciations: Entries | None, transliterat
     return options
 
 
-# Keep gRPC's windows from growing to megabytes (minutes of unread speech). Other options are tritonclient's defaults.
 def output_of(output: OutputOptions, encoding: Encoding | None, sample_rate: int | None) -> OutputOptions:
     """Return the output options with an encoding and a sample rate, unless they are None."""
     output = {**output}
@@ -126,6 +125,7 @@ def output_of(output: OutputOptions, encoding: Encoding | None, sample_rate: int
     return output
 
 
+# Keep gRPC's windows from growing to megabytes (minutes of unread speech). Other options are tritonclient's defaults.
 CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),

@@ -1,4 +1,4 @@
-"""Threads for work on callers' audio and files. Texts are read in `stretto_client.markup.READING`."""
+"""Threads for work on callers' audio and files; those for texts are in `stretto_client.markup.READING`."""
 
 import errno
 import logging

@@ -273,7 +273,7 @@ class Peer:
                 self._receiver._RTCRtpReceiver__rtcp_exited.set()  # for which the receiver's `stop` waits
 
         async def ignore(_: Any) -> None:
-            """Ignore a report: it can ask for thousands of packets again, and nothing here uses the rest."""
+            """Ignore a report: it can ask for thousands of packets again, and its other fields are not used."""
 
         transport._handle_rtp_data = handle_rtp
         transport._handle_rtcp_data = handle_rtcp

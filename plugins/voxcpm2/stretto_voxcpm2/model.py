@@ -3,7 +3,8 @@
     row ─► base model ─► (patches: bottleneck) ─► h ─► fusion with the row's patch ─► residual model ─► r
                                                └► speech ends?          head(h, r, patch of the row) ─► next patch
 
-Both models are layers of a single vLLM model, so that their keys and values share one group of KV blocks.
+h is the hidden state of the base model, and r that of the residual model. Both models are layers of a single vLLM
+model, so that their keys and values share one group of KV blocks.
 """
 
 from collections.abc import Iterable

@@ -54,7 +54,7 @@ class DecoderMemory:
 
     @property
     def activations(self) -> int:
-        """Activations of all lanes; graphs and batches without a graph have activations and workspaces of their own."""
+        """Activations of all lanes, twice: batches with a graph and batches without one share no memory."""
         return 2 * (self.peak + self.first_peak)
 
     @property

@@ -138,7 +138,7 @@ def end_audio(token, is_end, frame, audio_max, position, in_audio, family):
 
 
 def end_at_frame(token, is_end_frame, in_audio, may_end, family):
-    """Return stream 0, with the end of audio if the row is the end frame and the audio may end."""
+    """Return stream 0: the end-of-audio id if the row is the end frame and the audio may end, otherwise `token`."""
     return where(in_audio & may_end & is_end_frame, family.end_of_audio, token)
 
 

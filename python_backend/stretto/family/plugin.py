@@ -35,8 +35,8 @@ UNNAMED = ""  # `model_type` of an encoder whose `audio_config` may have none
 def lazy(reference: str, *first: Any) -> Callable[..., Any]:
     """Return a function that imports `module:name` when called.
 
-    It calls the imported object with `first`, followed by its own arguments. As an attribute of a class it is a method:
-    the instance is the first of them.
+    The function passes `first` and then its own arguments to the imported object. As an attribute of a class, it is a
+    method, whose own first argument is the instance.
 
     Processes without torch or vLLM import a plug-in's module, so it refers to other modules only by name.
     """

@@ -211,9 +211,9 @@ class FamilySuite:
             "scheduling": list(_schedulings(case)) if case.replies else [],
             "num_tensors": [SPREAD_BY_DAY, _by_night(1 << 10)],
         }
-        for name in {*by_day} & {*metafunc.fixturenames}:
-            values = by_day[name]
-            metafunc.parametrize(name, values)
+        for name, values in by_day.items():  # in the same order in all processes, as pytest-xdist requires
+            if name in metafunc.fixturenames:
+                metafunc.parametrize(name, values)
 
     def test_release_of_other_sizes_is_converted(self, tmp_path: Path, other_size: str) -> None:
         release = SmallRelease.written(tmp_path / other_size, other_size, self.case.write)

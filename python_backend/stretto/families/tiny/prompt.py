@@ -129,7 +129,7 @@ def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> s
 
 @lru_cache(maxsize=4096)
 def _spoken(word: str) -> tuple[str, ...]:
-    """Return the words that a word of a text becomes by itself."""
+    """Return what a word of a text is read as, regardless of the words around it."""
     return words_of(normalise(word, CHARACTERS))
 
 

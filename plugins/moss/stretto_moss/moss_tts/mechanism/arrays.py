@@ -48,11 +48,11 @@ class SlotDraw(RowDraw):
 
 
 class SlotProgram(StepProgram):
-    """Kernel launches that do what `SlotDraw` does.
+    """Kernel launches that do on a GPU what `SlotDraw` does on a CPU.
 
     Args:
         slots: Ids.
-        given: Arguments of `StepProgram`.
+        arguments: Arguments of `StepProgram`.
     """
 
     def __init__(self, slots: DelaySlots, *arguments: Any):

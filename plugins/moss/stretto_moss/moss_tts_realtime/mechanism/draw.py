@@ -1,7 +1,7 @@
 """Repetition penalty on the ids that each stream has in the last rows of a reply's audio.
 
 In other families, the penalty applies to one stream and counts the ids of the whole reply, in a table. Here it needs
-none, because the codes of the last rows are in the slot tables.
+no such table, because the codes of the last rows are in the slot tables.
 """
 
 from typing import Any, ClassVar, NamedTuple

@@ -1,7 +1,7 @@
 """Rules of the alignment pointer: functions of a row's state, which numpy, torch and Triton execute (`engine.rules`).
 
-`num_entries` and `pointer` are the columns of `AlignmentPointer`, before the row; `script` has its constants
-(`PointerConstants`).
+The arguments `num_entries` and `pointer` are the columns of `AlignmentPointer` before the row, and `script` has its
+constants (`PointerConstants`).
 """
 # mypy: allow-untyped-defs
 
