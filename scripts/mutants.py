@@ -27,6 +27,7 @@ import tempfile
 import threading
 import time
 import tomllib
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -256,6 +257,8 @@ class Tree:
                 os.setsid()
                 self._enter()
                 self.result.write_text(json.dumps(run_tests()))
+            except BaseException:
+                traceback.print_exc()  # into the log, because the process ends without a word
             finally:
                 os._exit(0)
         end = time.monotonic() + seconds

@@ -151,7 +151,7 @@ class ReferenceModel:
             if self.audio_config.get("model_type") == "x_vector":
                 rows_by_position[audio.first_row] = torch.from_numpy(audio.features[0]) + self.hearing["adaptor.pad"]
                 continue
-            if self.audio_config.get("model_type") == "chatterbox_voice":
+            if audio.features.shape[-1] == self.model.config.hidden_size:  # the preprocessor has computed the rows
                 rows_by_position |= {
                     audio.first_row + at: torch.from_numpy(row) for at, row in enumerate(audio.features)
                 }
