@@ -8,6 +8,7 @@ The subclass inherits the tests; parts of the case that are left out have none. 
 Tests that start vLLM have the marker `engine`, and longer variants of others the marker `nightly`.
 """
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -164,6 +165,26 @@ def assert_same_checkpoints(one: SmallRelease, other: SmallRelease) -> None:
     assert all(torch.equal(tensor, other.weights[name]) for name, tensor in one.weights.items())
 
 
+def parts_of(case: FamilyCase) -> dict[str, Sequence[Any]]:
+    """Return the values of the tests' arguments, by name; none for parts that the case does not have."""
+    return {
+        "same_config": case.same_configs,
+        "refused_config": [pytest.param(entry, id=entry[-1]) for entry in case.refused_configs],
+        "refused_edit": [pytest.param(entry, id=f"{entry[0]}: {entry[-1]}") for entry in case.refused_edits],
+        "refused_input": [pytest.param(entry, id=entry[-1]) for entry in case.refused_inputs],
+        "needed_token": case.needed_tokens,
+        "marker": case.markers,
+        "refused_marker": case.refused_markers,
+        "text_field": ["text", *case.text_options],
+        "other_size": case.other_sizes,
+        "published": [case.published] if case.published else [],
+        "prompts_of_size": case.sizes if case.prompts else [],
+        "conformance": [] if case.conformance is None else [_by_night(case.conformance, case.conforms_by_night)],
+        "scheduling": list(_schedulings(case)) if case.replies else [],
+        "num_tensors": [SPREAD_BY_DAY, _by_night(1 << 10)],
+    }
+
+
 class FamilySuite:
     """Base class of a family's tests; see the module."""
 
@@ -192,26 +213,19 @@ class FamilySuite:
 
         return Engine(checkpoint, **arguments)
 
+    def __init_subclass__(cls) -> None:
+        """Leave out the inherited tests of parts that the case does not have."""
+        super().__init_subclass__()
+        if not hasattr(cls, "case"):
+            return
+        absent = {name for name, values in parts_of(cls.case).items() if not values}
+        for name, test in vars(FamilySuite).items():
+            if name.startswith("test_") and name not in vars(cls) and absent & {*inspect.signature(test).parameters}:
+                setattr(cls, name, None)
+
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Parametrise the tests by the parts of the case."""
-        case = self.case
-        by_day: dict[str, Sequence[Any]] = {
-            "same_config": case.same_configs,
-            "refused_config": [pytest.param(entry, id=entry[-1]) for entry in case.refused_configs],
-            "refused_edit": [pytest.param(entry, id=f"{entry[0]}: {entry[-1]}") for entry in case.refused_edits],
-            "refused_input": [pytest.param(entry, id=entry[-1]) for entry in case.refused_inputs],
-            "needed_token": case.needed_tokens,
-            "marker": case.markers,
-            "refused_marker": case.refused_markers,
-            "text_field": ["text", *case.text_options],
-            "other_size": case.other_sizes,
-            "published": [case.published] if case.published else [],
-            "prompts_of_size": case.sizes if case.prompts else [],
-            "conformance": [] if case.conformance is None else [_by_night(case.conformance, case.conforms_by_night)],
-            "scheduling": list(_schedulings(case)) if case.replies else [],
-            "num_tensors": [SPREAD_BY_DAY, _by_night(1 << 10)],
-        }
-        for name, values in by_day.items():  # in the same order in all processes, as pytest-xdist requires
+        for name, values in parts_of(self.case).items():  # in the same order in all processes, for pytest-xdist
             if name in metafunc.fixturenames:
                 metafunc.parametrize(name, values)
 

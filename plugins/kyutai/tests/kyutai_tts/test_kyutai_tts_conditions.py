@@ -232,7 +232,7 @@ CFG_OF_ANOTHER_TYPE = {"conditioners": LARGE["conditioners"] | {"cfg": {"type": 
         (conditioner("cfg", "lut", n_bins=6), "conditioners.cfg.lut.possible_values: expected 1 to 6 texts, got"),
         (conditioner("cfg", "lut", possible_values=["1", "2.0"]), "expected different numbers from 0 to 100 with"),
         (conditioner("cfg", "lut", possible_values=["2.0", "2.0"]), "expected different numbers from 0 to 100"),
-        (conditioner("cfg", "lut", dim=9), "wrong shape: condition_provider.conditioners.cfg.output_proj.weight"),
+        (conditioner("cfg", "lut", dim=9), "conditioners.cfg.output_proj.weight [64, 8] instead of [64, 9]"),
         (conditioner("speaker_wavs", "tensor", dim=17), "expected speaker_wavs [1, 17, 1 to 1024] of F32 or BF16"),
         (conditioner("speaker_wavs", "tensor", dim=None), "conditioners.speaker_wavs.tensor.dim: expected an integer"),
         ({"fuser": None}, "config.json: fuser.cross_attention_pos_emb is missing"),
