@@ -259,7 +259,6 @@ async def test_recordings_are_read_from_pipes(shell: Shell, tmp_path: Path, line
         ("transcribe .", "expected a file, got the folder ."),
         (f"transcribe {'a' * 300}", f"{'a' * 300}: File name too long"),
         ("speak - --clone -", "--clone -: expected a file, because standard input is already read"),
-        ("speak a --out /dev/fd/99", "/dev/fd/99: Bad file descriptor"),
         ("speak a --out nowhere/a.wav", "there is no folder nowhere"),
         ("speak a --clone .", "expected a file, got the folder ."),
         ("talk - --clone -", "--clone -: expected a file, because standard input is already read"),
@@ -269,6 +268,13 @@ async def test_an_unreadable_file_is_one_error(run: CommandLine, line: str, mess
     status, _, errors = await run(UTTERANCE, *line.split())
     assert (status, errors.count("\n"), run.requests) == (2, 1, [])
     assert message in errors
+
+
+async def test_a_descriptor_that_is_not_open_is_one_error(shell: Shell) -> None:
+    """In a process of its own, because this one may have opened the descriptor."""
+    ended = await shell("client speak a --out /dev/fd/99")
+    assert (ended.status, ended.errors.count("\n"), ended.requests) == (2, 1, [])
+    assert "/dev/fd/99: Bad file descriptor" in ended.errors
 
 
 LOCALES = [
