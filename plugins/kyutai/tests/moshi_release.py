@@ -17,6 +17,17 @@ if TYPE_CHECKING:  # imports vLLM
     from stretto.testing.conformance import Answer
 
 DATA = Path(__file__).parent / "data"
+# Fields of config.json that Kyutai's models have in common, and what is said of a value that is not served.
+REFUSED_CONFIGS: list[tuple[dict[str, object], str]] = [
+    ({"norm": "layer_norm"}, "config.json: norm: expected 'rms_norm_f32', got 'layer_norm'"),
+    ({"kv_repeat": 2}, "config.json: kv_repeat: expected 1, got 2"),
+    ({"quantize": True}, "config.json: quantize: expected False, got True"),
+    ({"text_card": 95}, "expected a tokenizer of 95 tokens, got 96"),
+]
+# The same for a config.json that names the other files.
+REFUSED_NAMES: list[tuple[dict[str, object], str]] = [
+    ({"tokenizer_name": "../tokenizer.model"}, "expected a file name without a folder, got '../tokenizer.model'"),
+]
 SEEDS = (0, 1001, 1002)  # of the stored replies; the first is greedy
 
 
