@@ -227,6 +227,10 @@ NEAR_MISSES: dict[str, tuple[dict[str, Any], str]] = {
         {"config.json": MOSS | {"local_num_layers": 4}},
         "local_num_layers: expected no value, got 4",
     ),
+    "MOSS-TTS-Local with a long value": (
+        {"config.json": MOSS | {"local_num_layers": "a" * 1000}},
+        "local_num_layers: expected no value, got 'a{59}…$",
+    ),
     "MOSS-TTS-Nano": ({"config.json": {"model_type": "moss_tts_nano"}}, "MOSS-TTS-Nano is not supported"),
     "MOSS-TTS-Realtime without weights": (
         {"config.json": {"model_type": "moss_tts_realtime"}},

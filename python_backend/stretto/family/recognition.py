@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import SAFE_LOADER, optional_entry, parsed_json, parsed_yaml
 
 MAX_TEXT_BYTES = 1 << 20  # default limit of a file that is read to recognise a release
@@ -179,8 +179,9 @@ class OneRelease:
             value = optional_entry(config, path)
             if value not in values:
                 expected = " or ".join(repr(value) for value in values if value is not None) or "no value"
-                return f"{self.title}: config.json: {path}: expected {expected}, got {value!r}"
+                return f"{self.title}: config.json: {path}: expected {expected}, got {shown(value)}"
         if names.issuperset(self.needed) and names:
             return ""
-        *others, last = (f"{SINGLE} or the files of its index", *self.needed)
+        others = [f"{SINGLE} or the files of its index", *self.needed]
+        last = others.pop()
         return f"{self.title}: expected {', '.join(others)}{' and ' if others else ''}{last}"
