@@ -124,9 +124,11 @@ def test_every_part_of_the_state_affects_the_output(codec: MimiCodec) -> None:
     codes = random_codes(codec, 1, 12)
     whole = one_shot(codec.model, codes)[:, 8 * HOP :]
     _, state = codec.decode(Window(codes[:, :, :8], 0, 0, torch.tensor([0]), codec.initial_state(1)))
-    last_step, keys, inputs = state.clone(), state.clone(), state.clone()
+    last_step = state.clone()
     last_step[:, :32] = 0
+    keys = state.clone()
     keys[:, 32 : 32 + NUM_KEYS] = 0
+    inputs = state.clone()
     inputs[:, 32 + NUM_KEYS :] = 0
     for changed, is_exact in ((state, True), (last_step, False), (keys, False), (inputs, False)):
         pcm, _ = codec.decode(Window(codes[:, :, 8:], 0, 0, torch.tensor([8]), changed))
@@ -162,7 +164,13 @@ def test_empty_pcm_encodes_to_zero_frames(codec: MimiCodec) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"pad_mode": "replicate"}, {"use_causal_conv": False}, {"use_conv_shortcut": True}, {"hidden_act": "relu"}],
+    [
+        {"pad_mode": "replicate"},
+        {"use_causal_conv": False},
+        {"use_conv_shortcut": True},
+        {"hidden_act": "relu"},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+    ],
     ids=str,
 )
 def test_other_layers_are_refused(tmp_path: Path, values: dict) -> None:

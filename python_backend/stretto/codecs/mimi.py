@@ -28,10 +28,11 @@ from stretto.codecs.base import Codec, CodecSpec, Stateful, Window
 from stretto.codecs.causal import Convolution, Downsampling, ResidualBlock, Upsampling, run
 from stretto.codecs.kernels.operators import runs_kernels
 from stretto.codecs.memory import Memory, num_kept
-from stretto.codecs.qwen3_12hz.decoder import Attention, TransformerShape, rotation_at, visible
+from stretto.codecs.qwen3_12hz.decoder import Attention, TransformerShape, rotation_at
+from stretto.codecs.rotary_attention import visible
 from stretto.codecs.seanet import keep_lengths_on_host
 from stretto.codecs.streaming import Elu, prepare, prepare_products
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, shown
 from stretto.weights.loading import codec_directory
 from stretto.weights.pretrained import load_config, load_model
 
@@ -209,10 +210,13 @@ class MimiCodec(nn.Module):
 
 
 def check(config: MimiConfig) -> None:
-    """Raise CheckpointError if Mimi has look-ahead, other layers, or an upsampling factor other than 2."""
+    """Raise CheckpointError if Mimi has look-ahead, other layers or rotations, or an upsampling factor other than 2."""
     odd = {name: getattr(config, name) for name, value in SERVED.items() if getattr(config, name) != value}
     if odd:
-        raise CheckpointError(f"mimi: expected { {name: SERVED[name] for name in odd} }, got {odd}")
+        raise CheckpointError(f"mimi: expected { {name: SERVED[name] for name in odd} }, got {shown(odd)}")
+    rotation = (config.rope_parameters or {}).get("rope_type")
+    if rotation != "default":
+        raise CheckpointError(f"mimi: rope_parameters.rope_type: expected 'default', got {shown(rotation)}")
     if config.encodec_frame_rate != STEPS * config.frame_rate:
         raise CheckpointError(
             f"mimi: encodec_frame_rate must be twice {config.frame_rate}, got {config.encodec_frame_rate}"

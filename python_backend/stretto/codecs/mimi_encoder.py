@@ -120,16 +120,7 @@ class MimiEncoder:
 
     @torch.inference_mode()
     def encode(self, pcm: Tensor, first: Tensor, state: Tensor) -> Tensor:
-        """Encode the next frames of B recordings.
-
-        Args:
-            pcm: Samples of n whole frames, float [B, n * samples_per_frame].
-            first: Number of frames already encoded, int64 [B].
-            state: States, [B, D], updated in place.
-
-        Returns:
-            Codes, int64 [B, K, n].
-        """
+        """Encode the next frames of B recordings, as `FrameEncoder.encode` says."""
         rings, inputs = state.split([self._ring_size, self.state_size - self._ring_size], 1)
         memory = Memory(inputs, first, pcm.shape[1] // self.samples_per_frame)
         steps = run(self._layers, pcm[:, None], memory, in_parts=False).transpose(1, 2)

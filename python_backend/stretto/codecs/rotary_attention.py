@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from stretto.codecs import device
 from stretto.codecs.memory import Memory
-from stretto.codecs.qwen3_12hz.decoder import Scale
 
 NORM_EPS = 1e-5
 GELU_FORMS = {"tanh": "tanh", "erf": "none"}  # and torch's names of the approximations
@@ -69,9 +68,10 @@ def rotation_at(first: Tensor, num_steps: int, frequencies: Tensor) -> Tensor:
 def visible(first: Tensor, num_steps: int, before: int) -> Tensor:
     """Return the attention mask for n steps from position `first` [B]: bool [B, 1, n, before + n]."""
     key = torch.arange(before + num_steps, device=first.device)
-    ahead = key - torch.arange(num_steps, device=first.device)[:, None]
+    ahead = key - torch.arange(num_steps, device=first.device)[:, None]  # relative to the first visible step
+    is_near = (ahead >= 0) & (ahead <= before)
     is_there = key >= before - first[:, None]
-    return ((ahead >= 0) & (ahead <= before)) & is_there[:, None, None]
+    return is_near & is_there[:, None, None]
 
 
 def rotated(x: Tensor, rotation: Tensor) -> Tensor:
@@ -79,6 +79,17 @@ def rotated(x: Tensor, rotation: Tensor) -> Tensor:
     one, other = x.unflatten(-1, (-1, 2)).unbind(-1)
     cosines, sines = rotation.unbind(-1)
     return torch.stack([one * cosines - other * sines, one * sines + other * cosines], -1).flatten(-2)
+
+
+class Scale(nn.Module):
+    """Per-channel scale of a residual branch (LayerScale; Touvron et al., arXiv 2103.17239)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x
 
 
 class Layer(nn.Module):

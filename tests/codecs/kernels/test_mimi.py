@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from transformers import MimiConfig, MimiModel
+from transformers.models.mimi.modeling_mimi import MimiEuclideanCodebook
 
 from benchmarks.decoder_memory import Launches
 from stretto.codecs.base import Window
@@ -40,7 +41,7 @@ def small_codec() -> MimiCodec:
         elif name.endswith("bias"):
             parameter.normal_(0, 0.1)
     for module in model.modules():
-        if hasattr(module, "embed_sum"):
+        if isinstance(module, MimiEuclideanCodebook):
             module.embed_sum.normal_()
     model.decoder.layers[-1].conv.weight *= 0.1
     return MimiCodec(model)

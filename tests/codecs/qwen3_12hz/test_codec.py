@@ -14,7 +14,8 @@ from lab.releases.random_qwen3_codec import make_qwen3_codec, record_of, write_q
 from stretto.codecs.base import Window, load_codec
 from stretto.codecs.memory import num_kept
 from stretto.codecs.qwen3_12hz.codec import Qwen3Codec, load
-from stretto.codecs.qwen3_12hz.decoder import Decoder, Qwen3CodecConfig, visible
+from stretto.codecs.qwen3_12hz.decoder import Decoder, Qwen3CodecConfig
+from stretto.codecs.rotary_attention import visible
 from stretto.errors import CheckpointError
 from tests.codecs.streaming import (
     check_codes,

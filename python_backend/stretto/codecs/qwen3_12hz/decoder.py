@@ -27,6 +27,7 @@ from stretto.codecs.device import Ending
 from stretto.codecs.kernels.operators import runs_kernels
 from stretto.codecs.kernels.sizes import GATE
 from stretto.codecs.memory import Memory
+from stretto.codecs.rotary_attention import Scale, visible
 from stretto.codecs.streaming import WithConstants
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, json_object
@@ -179,17 +180,6 @@ def _is_positive(value: Any, kinds: tuple[type, ...]) -> bool:
 Rotation = tuple[Tensor, Tensor]
 
 
-class Scale(nn.Module):
-    """Per-channel scale of a residual branch (LayerScale; Touvron et al., arXiv 2103.17239)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * x
-
-
 class Attention(nn.Module):
     """Sliding-window attention. Its part of the state has `kept` elements: keys, then values."""
 
@@ -318,15 +308,6 @@ class Transformer(nn.Module):
         if isinstance(self.output_proj, nn.Linear):
             return device.multiply(x, self.output_proj.weight, self.output_proj.bias, device.norm_of(self.norm))
         return self.norm(x)
-
-
-def visible(first: Tensor, num_steps: int, before: int) -> Tensor:
-    """Return the attention mask for steps from positions `first` [B]: bool [B, 1, num_steps, before + num_steps]."""
-    key = torch.arange(before + num_steps, device=first.device)
-    ahead = key - torch.arange(num_steps, device=first.device)[:, None]  # relative to the first visible step
-    is_near = (ahead >= 0) & (ahead <= before)
-    is_there = key >= before - first[:, None]
-    return is_near & is_there[:, None, None]
 
 
 def rotation_at(first: Tensor, num_steps: int, frequencies: Tensor, dtype: torch.dtype) -> Rotation:
