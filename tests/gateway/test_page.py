@@ -157,7 +157,8 @@ process.exit(0);
 @pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
 def test_call_audio_is_released_after_playback(tmp_path: Path) -> None:
     """Five minutes of a conversation are played in the player with a simulated sound device and clock."""
-    script, num_frames = tmp_path / "play.mjs", 4_000
+    script = tmp_path / "play.mjs"
+    num_frames = 4_000
     player = tmp_path / "player.mjs"
     player.write_text((FOLDER / "player.js").read_text())
     script.write_text(PLAYER % {"player": json.dumps(player.as_uri()), "frames": num_frames})

@@ -1,4 +1,4 @@
-"""Search for a Triton server on this machine, and for what it can do."""
+"""Search for a Triton server on this machine, and for its features."""
 
 import os
 import re

@@ -72,7 +72,7 @@ class Codebooks(Section):
 
 
 class TextModel(Qwen3Backbone):
-    """`text_config`; some files have null for what is missing."""
+    """Section `text_config`; in some files, null stands for a missing field."""
 
     rope_theta: Theta = 1e6  # Qwen3's
 
