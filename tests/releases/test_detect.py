@@ -231,6 +231,10 @@ NEAR_MISSES: dict[str, tuple[dict[str, Any], str]] = {
         {"config.json": MOSS | {"local_num_layers": "a" * 1000}},
         "local_num_layers: expected no value, got 'a{59}…$",
     ),
+    "Qwen3-TTS with a list as its kind": (
+        {"config.json": QWEN | {"tts_model_type": []}, "model.safetensors": ""},
+        r"tts_model_type: expected custom_voice, voice_design, base, got \[\]",
+    ),
     "MOSS-TTS-Nano": ({"config.json": {"model_type": "moss_tts_nano"}}, "MOSS-TTS-Nano is not supported"),
     "MOSS-TTS-Realtime without weights": (
         {"config.json": {"model_type": "moss_tts_realtime"}},

@@ -1,7 +1,6 @@
 """Recognises VoxCPM2 releases."""
 
-from stretto.errors import shown
-from stretto.family.recognition import CONFIG, SINGLE, TOKENIZER, Listing, Match
+from stretto.family.recognition import CONFIG, SINGLE, TOKENIZER, Listing, Match, unexpected
 
 SECTIONS = {"lm_config", "encoder_config", "dit_config"}
 ARCHITECTURE = "voxcpm2"
@@ -18,10 +17,7 @@ def recognise(listing: Listing) -> list[Match]:
     head = config["dit_config"]
     has_mean_head = isinstance(head, dict) and bool(head.get("dit_mean_mode"))
     for refused, refusal in (
-        (
-            architecture != ARCHITECTURE,
-            f"config.json: architecture: expected {ARCHITECTURE}, got {shown(architecture)}",
-        ),
+        (architecture != ARCHITECTURE, unexpected("architecture", ARCHITECTURE, architecture)),
         (has_mean_head, "config.json: dit_config.dit_mean_mode: expected false"),
         (not codecs or SINGLE not in listing.names, f"VoxCPM2: expected {SINGLE} and {' or '.join(CODECS)}"),
     ):

@@ -134,6 +134,11 @@ class Match:
     requires: tuple[str, ...] = ()
 
 
+def unexpected(path: str, expected: str, value: object) -> str:
+    """Return the reason to refuse a release because of a value in config.json, at a dotted path."""
+    return f"{CONFIG}: {path}: expected {expected}, got {shown(value)}"
+
+
 @dataclass(frozen=True)
 class OneRelease:
     """Recognition of repositories that are one release each, by the fields of config.json: a `recognise` function.
@@ -179,7 +184,7 @@ class OneRelease:
             value = optional_entry(config, path)
             if value not in values:
                 expected = " or ".join(repr(value) for value in values if value is not None) or "no value"
-                return f"{self.title}: config.json: {path}: expected {expected}, got {shown(value)}"
+                return f"{self.title}: {unexpected(path, expected, value)}"
         if names.issuperset(self.needed) and names:
             return ""
         others = [f"{SINGLE} or the files of its index", *self.needed]

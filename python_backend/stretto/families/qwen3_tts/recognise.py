@@ -1,6 +1,6 @@
 """Recognises Qwen3-TTS releases at 12.5 frames per second."""
 
-from stretto.family.recognition import CONFIG, TOKENIZER, Listing, Match, Needed
+from stretto.family.recognition import CONFIG, TOKENIZER, Listing, Match, Needed, unexpected
 
 CODEC = "speech_tokenizer"
 CODEC_TYPE = "qwen3_tts_tokenizer_12hz"
@@ -17,8 +17,8 @@ def recognise(listing: Listing) -> list[Match]:
     codec = config.get("tokenizer_type")
     weights = listing.weights()
     for refused, refusal in (
-        (codec != CODEC_TYPE, f"config.json: tokenizer_type: expected {CODEC_TYPE}, got {codec!r}"),
-        (model_type not in NEEDS, f"config.json: tts_model_type: expected {', '.join(NEEDS)}, got {model_type!r}"),
+        (codec != CODEC_TYPE, unexpected("tokenizer_type", CODEC_TYPE, codec)),
+        (str(model_type) not in NEEDS, unexpected("tts_model_type", ", ".join(NEEDS), model_type)),
         (not weights, "expected model.safetensors, or the files of model.safetensors.index.json"),
     ):
         if refused:
