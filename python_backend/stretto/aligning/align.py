@@ -96,7 +96,6 @@ def spans(path: NDArray[np.int32], log_p: NDArray[np.float32], blank: int = 0) -
     Args:
         path: Label of each frame, int32 [T].
         log_p: Log probabilities of C labels in T frames, float32 [T, C].
-        blank: Label of the blank.
     """
     borders = [0, *(np.flatnonzero(path[1:] != path[:-1]) + 1).tolist(), len(path)]
     chosen = np.exp(log_p[np.arange(len(path)), path])
@@ -111,9 +110,6 @@ def word_spans(text: str) -> list[tuple[int, int]]:
     """Return the places of the words of a text, omitting units that contain neither a letter nor a digit.
 
     Words are separated by spaces; in Chinese, Japanese and Thai, each character is a word.
-
-    Args:
-        text: The text.
 
     Returns:
         For each word, the index of its first character and of the character after it.
@@ -139,7 +135,6 @@ class Alphabet:
 
     Attributes:
         labels: Id of each label; only labels of one character are used.
-        blank: Id of the blank.
     """
 
     labels: dict[str, int]
@@ -171,9 +166,6 @@ def times(log_p: NDArray[np.float32], words: Sequence[str], alphabet: Alphabet, 
 
     Args:
         log_p: Log probabilities of the model's C labels in T frames, float32 [T, C].
-        words: Words in order.
-        alphabet: Labels of the model.
-        duration_s: Duration of the audio in seconds.
 
     Raises:
         CannotAlign: If the words do not fit the audio, or there are none.

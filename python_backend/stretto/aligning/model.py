@@ -92,10 +92,6 @@ def check_config(folder: Path) -> bool:
 class Aligner:
     """CTC model that computes word times.
 
-    Args:
-        folder: Folder that contains FILES.
-        device: torch device.
-
     Raises:
         CheckpointError: If a file is missing, or does not have the wav2vec2 layout.
     """
@@ -136,7 +132,6 @@ class Aligner:
 
         Args:
             pcm: Samples at RATE, float32 [n].
-            words: Words in order.
 
         Raises:
             CannotAlign: If the words do not fit the recording, or there are none.

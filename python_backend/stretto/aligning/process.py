@@ -26,12 +26,7 @@ class ProcessFailed(Exception):
 
 
 class AlignerProcess:
-    """Process that aligns one recording at a time, and is restarted after a crash.
-
-    Args:
-        folder: Folder of the CTC model.
-        device: torch device of the model.
-    """
+    """Process that aligns one recording at a time, and is restarted after a crash."""
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         self._process = WorkerProcess("stretto.aligning.worker", str(folder), device, niceness=NICENESS)
@@ -47,8 +42,6 @@ class AlignerProcess:
 
         Args:
             pcm: Parts of the samples, int16 [n] each.
-            rate: Sample rate in Hz.
-            text: Text that is spoken in the recording.
 
         Raises:
             ProcessFailed: If the process reported an error, ended, or did not answer within MAX_WAIT_S. In the last two
@@ -112,8 +105,6 @@ class AlignmentJob:
 
     Attributes:
         pcm: Parts of the samples, int16 [n] each.
-        rate: Sample rate in Hz.
-        text: Text that is spoken in the recording.
     """
 
     pcm: list[NDArray[np.int16]]
@@ -163,7 +154,6 @@ class AlignmentQueue:
     """Queue of jobs for one process; a separate thread runs them in order of arrival.
 
     Args:
-        process: The alignment process.
         limit_s: Time after which a job is answered without words, in seconds.
         timers: Function that creates a job's timer from `limit_s` and a callback.
     """
@@ -189,8 +179,6 @@ class AlignmentQueue:
 
         Args:
             pcm: Parts of the samples, int16 [n] each.
-            rate: Sample rate in Hz.
-            text: Text that is spoken in the recording.
             answer: Function that is called with the word times, or with None if they are not available in time.
         """
         timer: Timer | None = None

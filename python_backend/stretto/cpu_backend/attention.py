@@ -30,13 +30,7 @@ MAX_HEAD_SIZE = 512
 
 
 def rows_of_a_pass(kernel: str, num_heads: int, num_kv_heads: int) -> int:
-    """Return the largest number of rows of a request that vLLM's kernel computes in one pass.
-
-    Args:
-        kernel: vLLM's name of the kernel, such as "vec".
-        num_heads: Number of query heads.
-        num_kv_heads: Number of key and value heads.
-    """
+    """Return the largest number of rows of a request that vLLM's kernel computes in one pass."""
     most = HEADS_OF_A_PASS.get(kernel, 1)
     heads_per_key = num_heads // num_kv_heads
     return most if most % heads_per_key else most // heads_per_key  # as in the kernel, which otherwise repeats the keys

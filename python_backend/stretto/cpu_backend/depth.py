@@ -187,7 +187,6 @@ class _Buffers:
     """Buffers that all layers of a pass share, for R = M * T rows: T consecutive positions of M rows of a batch.
 
     Args:
-        spec: Sizes of the layers.
         kv: Keys and values of the frame, [layers, M, 2, heads, positions, D].
         num_rows: Number N of rows of the batch that are not padding.
         count: Number of positions, T.
@@ -233,12 +232,7 @@ class _Buffers:
         self._views = dict[tuple[int, int], KeysAndValues]()
 
     def store(self, layer: int, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the new keys and values of a layer; return all keys and values up to then, [M, KV heads, n, D].
-
-        Args:
-            layer: Index of the layer.
-            first: First position of the pass.
-        """
+        """Store the new keys and values of a layer; return all keys and values up to then, [M, KV heads, n, D]."""
         views = self._views.get((layer, first))
         if views is None:
             stop = first + self._count
@@ -262,7 +256,6 @@ class _DepthLayer:
 
     Args:
         layer: Projections, and norms of the heads if there are any.
-        index: Index of the layer.
         rotary: Rotary embedding, or None.
         is_first: True for the first layer, whose input is the residual.
         norms: Module with the norms before attention and MLP; None for `layer` itself.

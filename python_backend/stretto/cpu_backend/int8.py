@@ -73,11 +73,7 @@ class Int8Linear(UnquantizedLinearMethod):
 
 @cache
 def has_int8(dtype: torch.dtype) -> bool:
-    """Return True if int8 products are fast and exact here: if the processor has VNNI and a test product is exact.
-
-    Args:
-        dtype: dtype of the inputs and results.
-    """
+    """Return True if int8 products are fast and exact here: if the processor has VNNI and a test product is exact."""
     capabilities = torch.cpu.get_capabilities()
     if not ops._supports_onednn or not (capabilities.get("avx512_vnni") or capabilities.get("avx_vnni")):
         return False

@@ -130,7 +130,6 @@ def pad_products(model: nn.Module, is_traced: bool) -> None:
     """Pad the batches of vLLM's linear layers to a few sizes, so that oneDNN prepares products once.
 
     Args:
-        model: Model whose linear layers are changed.
         is_traced: True if the model may be traced by torch.compile.
     """
     padded = _multiply_unless_traced if is_traced else _multiply_padded

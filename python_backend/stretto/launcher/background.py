@@ -44,14 +44,9 @@ def write(
     """Replace the pid file atomically; do nothing if `path` is None.
 
     Args:
-        path: Path of the file.
-        state: One of STATES.
-        ports: Port of each protocol.
-        log: Path of the log.
         reason: Why the server is not ready; empty if nothing is wrong.
         stop_seconds: Maximum time that stopping the launcher takes, in seconds.
         serves: True if the server answers gRPC requests although the state is not `ready`, because of the gateway.
-        model: The model that is served.
     """
     assert state in STATES, state
     if path is None:
@@ -189,11 +184,8 @@ class BackgroundServer:
 
     Attributes:
         port: HTTP port; gRPC, metrics and the gateway use the next three.
-        folder: Folder of the pid file and the logs.
-        launcher: Command that starts the launcher.
         repository: Model repository. None for the bundled one; a running server of any model is then used.
         has_gateway: True to start the gateway, too. A running server is used also without one.
-        arguments: Further arguments for the launcher.
     """
 
     port: int

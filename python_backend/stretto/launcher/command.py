@@ -26,11 +26,7 @@ ENVIRONMENTS = Path("/tmp")  # the Python backend makes python_env_… there, wh
 
 
 def main(arguments: list[str]) -> int:
-    """Run `stretto serve` and return its exit code.
-
-    Args:
-        arguments: Command-line arguments after `stretto serve`.
-    """
+    """Run `stretto serve` and return its exit code."""
     try:
         flag_parser = parser()
         flags, passed = flag_parser.parse_known_args(arguments)
@@ -94,10 +90,6 @@ def check_environments_folder(folder: Path) -> None:
 def with_plain_paths(config: LaunchConfig, launch: Launch) -> tuple[LaunchConfig, Installation]:
     """Return the config and the installation, with links in place of paths that Triton does not accept.
 
-    Args:
-        config: Launcher configuration.
-        launch: Launcher instance, whose runtime directory contains the links.
-
     Raises:
         LaunchError: If a folder cannot be written, or no server is installed.
     """
@@ -119,9 +111,7 @@ def cannot_write(error: OSError, config: LaunchConfig, choice: str) -> LaunchErr
     """Return the error for a file or folder that cannot be written.
 
     Args:
-        error: Cause.
         config: Launcher configuration; the message mentions its cache folder if `error` has no file name.
-        choice: Alternative to suggest, for example another folder.
     """
     return LaunchError(f"cannot write {error.filename or config.cache} ({error.strerror or error}): choose {choice}")
 

@@ -38,23 +38,13 @@ class LaunchConfig:
     """Launcher configuration. A port of 0 is replaced by a free port once the proxy listens (`listening_at`).
 
     Attributes:
-        model_repository: Triton model repository.
-        model: Model of the repository, for the pid file.
-        address: IP address to listen on.
         allowed: APIs in `CLOSED` that the user has opened to all clients.
         max_request_bytes: Maximum size of a gRPC message, in bytes.
-        http_port: HTTP port.
-        grpc_port: gRPC port.
-        metrics_port: Metrics port.
         gateway_port: Gateway port; None to run no gateway.
-        pid_file: Path of the pid file.
         log_file: Path of the log; None for standard output.
-        cache: Folder for the launcher's private files.
         start_seconds: Time limit of a start, scaled by the machine's load, in seconds.
         start_attempts: Maximum number of aborted starts before the server has been ready for the first time.
         drain_seconds: Time limit for streams in progress when stopping, in seconds.
-        passed: Flags that are passed to tritonserver.
-        gateway_args: Arguments for the gateway.
         marker: Marker of generated speech; empty for the one that the model repository names.
         pronunciations: File of the pronunciation dictionary for all requests; None for no dictionary.
     """
@@ -215,13 +205,7 @@ def message_mb(text: str) -> int:
 
 
 def whole_number(text: str, last: float, expected: str) -> int:
-    """Parse a whole number from 1 to `last`.
-
-    Args:
-        text: Text to parse.
-        last: Largest accepted number.
-        expected: Description of accepted values, for the error message.
-    """
+    """Parse a whole number from 1 to `last`."""
     if not text.isdecimal() or not 0 < int(text) <= last:
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
     return int(text)
@@ -253,10 +237,6 @@ def number(text: str) -> float:
 
 def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
     """Return the configuration from parsed flags.
-
-    Args:
-        flags: Parsed flags of the launcher.
-        passed: All other flags, for tritonserver.
 
     Raises:
         LaunchError: If `passed` has a flag that only the launcher may set, flags contradict each other, or the options
@@ -299,12 +279,7 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
 
 
 def with_absolute_paths(arguments: Iterable[str], path_flags: Container[str]) -> list[str]:
-    """Return the arguments of a process with absolute paths, because its current folder is not the user's.
-
-    Args:
-        arguments: Arguments for tritonserver or for the gateway.
-        path_flags: Flags whose value is a path.
-    """
+    """Return the arguments of a process with absolute paths, because its current folder is not the user's."""
     words = list[str]()
     for word in arguments:
         flag, equals, path = word.partition("=")

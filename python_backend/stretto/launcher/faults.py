@@ -14,7 +14,6 @@ class Fault:
 
     Attributes:
         processes: Faulty processes; empty if the fault concerns the whole server.
-        description: Predicate of a sentence about these processes, such as "is stopped".
         spares_requests: True if requests in flight can end before the restart.
     """
 
@@ -27,11 +26,7 @@ class Fault:
 
 
 class PendingFault:
-    """Suspected fault that may still clear.
-
-    Attributes:
-        reason: Description of the fault; empty if there is none.
-    """
+    """Suspected fault that may still clear."""
 
     def __init__(self) -> None:
         self.reason = ""

@@ -42,9 +42,6 @@ def first_requests(repository: Path) -> list[dict[str, Any]]:
 
     A request has values of the ensemble's inputs, by name. The list is empty for a repository without a model profile,
     such as one of the user's own models.
-
-    Args:
-        repository: Triton model repository.
     """
     profile = model_profile(repository)
     if not profile.get("tasks"):
@@ -109,11 +106,6 @@ class FirstRequest:
     """Sends the first requests of a server and receives their replies without blocking the caller.
 
     An invalid request is followed by the next one. A server that is full works on requests of others, which suffices.
-
-    Args:
-        requests: Requests in the order in which to try them, at least one.
-        connect: Opens a connection to Triton's HTTP service.
-
     """
 
     def __init__(self, requests: list[dict[str, Any]], connect: Connect) -> None:

@@ -49,9 +49,6 @@ class ProxyProcess:
     """Proxy process. It is restarted on the same ports if it exits or hangs.
 
     It exits when its standard input is closed, and therefore when the launcher exits.
-
-    Attributes:
-        ports: Ports on which it listens.
     """
 
     def __init__(self, config: LaunchConfig, launch: Launch, log: LaunchLog) -> None:
@@ -193,11 +190,6 @@ def write_key(launch: Launch, grpc_port: int, key: str) -> None:
     """Write the access key to a file, named after the gRPC port, in the runtime directory.
 
     Clients of the same user find the key there.
-
-    Args:
-        launch: Launcher instance.
-        grpc_port: gRPC port of the proxy.
-        key: Secret whose holders may use all APIs.
     """
     descriptor = os.open(launch.folder / f"key-{grpc_port}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
@@ -216,10 +208,6 @@ class SpareProcess:
         """Start the process.
 
         Args:
-            command: Command line.
-            environment: Environment variables.
-            path: Path of the Unix socket on which the process listens.
-            log: Log for the output of this process and of those that it forks.
             num_words: Number of words at the end of the command line that follow the descriptor of the socket.
         """
         self._command = list(command)

@@ -21,13 +21,7 @@ PLAIN = re.compile(r"[A-Za-z0-9_./+@%=:,-]+")
 
 
 def plain_path(path: Path, folder: Path, name: str) -> Path:
-    """Return `path` if a shell reads it as one word of plain ASCII; otherwise return a new link to it.
-
-    Args:
-        path: Folder.
-        folder: Folder of the link.
-        name: Name of the link.
-    """
+    """Return `path` if a shell reads it as one word of plain ASCII; otherwise return a new link to it."""
     if PLAIN.fullmatch(str(path)):
         return path
     link = folder / name
@@ -75,7 +69,6 @@ def _user_folder(variable: str, default: str) -> Path:
     """Return this project's folder in a folder of the XDG specification, which ignores relative paths.
 
     Args:
-        variable: Environment variable that may name the folder.
         default: The folder relative to the user's home.
     """
     named = os.environ.get(variable, "")
@@ -127,10 +120,6 @@ class Installation:
 
 def wait_for_ports(ports: dict[str, int], timeout_s: float = 2.0) -> None:
     """Wait until all ports are free.
-
-    Args:
-        ports: Port of each protocol.
-        timeout_s: Time limit in seconds.
 
     Raises:
         LaunchError: If a port is still in use after the time limit.
@@ -202,11 +191,6 @@ def server_environment(
     The interpreter's folder is first in PATH, because the stub derives the virtual environment from PATH, not
     PYTHONPATH. SPT_NOENV keeps vLLM's process titles from overwriting the launcher id in /proc. vLLM puts its sockets
     into the runtime directory, so that the sockets of a killed engine are removed as well.
-
-    Args:
-        installation: The Triton server.
-        launch: Launcher instance.
-        base: Environment to extend.
     """
     environment = MALLOC | OFFLINE | bytecode_folder() | dict(base)
     environment |= {

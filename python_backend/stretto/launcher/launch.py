@@ -46,9 +46,7 @@ class Launch:
     """Launcher instance: its id, lock, runtime directory and shared memory.
 
     Attributes:
-        id: Unique id.
         lock: Descriptor of the locked file, which shows that the launcher is alive.
-        directory: Shared-memory directory.
     """
 
     id: str

@@ -112,12 +112,7 @@ def rotate(path: Path) -> None:
 
 
 class ChildOutput:
-    """Pipe for the output of a process and its children, which is copied to the log line by line.
-
-    Attributes:
-        reading: Descriptor of the read end.
-        writing: Descriptor of the write end, for the process.
-    """
+    """Pipe for the output of a process and its children, which is copied to the log line by line."""
 
     def __init__(self, log: LogFile) -> None:
         self._log = log
@@ -200,11 +195,6 @@ class LaunchLog:
         self, command: Sequence[str], starter: Callable[..., Any] = subprocess.Popen, **options: Any
     ) -> tuple[Any, ChildOutput]:
         """Start a process in its own session, with standard output and standard error redirected to the log.
-
-        Args:
-            command: Command line.
-            starter: Function with Popen's arguments that starts the process.
-            options: Keyword arguments of Popen, which override the redirections and the current folder.
 
         Returns:
             The process and its output.

@@ -109,7 +109,6 @@ def configuration_digest(repository: Path, arguments: tuple[str, ...] = ()) -> s
     weights and the versions of other packages.
 
     Args:
-        repository: Triton model repository.
         arguments: Arguments of the launcher that determine replies.
 
     Raises:

@@ -24,9 +24,7 @@ class ProcessSnapshot:
     """Snapshot of a process.
 
     Attributes:
-        pid: Process id.
         parent: Pid of the parent; for an engine host, the pid of the stub for which it was started.
-        group: Process group id.
         name: Name of the executable, at most 15 characters.
         command: Command line, each argument followed by a space.
     """
@@ -168,9 +166,6 @@ def end_all(is_meant: Callable[[ProcessSnapshot], bool]) -> None:
 
     Resource trackers exit by themselves after the processes whose resources they track, so they are killed only after
     TRACKERS_S. The same applies to processes without a command line, which may be about to become trackers.
-
-    Args:
-        is_meant: Predicate that selects processes.
     """
     begun = time.monotonic()
     while left := [process for process in all_processes() if is_meant(process)]:
@@ -185,11 +180,7 @@ def end_all(is_meant: Callable[[ProcessSnapshot], bool]) -> None:
 
 
 class Watch:
-    """Watches several processes, and detects immediately when one exits, even if it is not reaped.
-
-    Attributes:
-        ended: Processes that are known to have ended.
-    """
+    """Watches several processes, and detects immediately when one exits, even if it is not reaped."""
 
     def __init__(self, processes: list[ProcessSnapshot]) -> None:
         self._watched: dict[int, ProcessSnapshot] = {}
@@ -266,10 +257,8 @@ class LoadPriority:
         """Find the stubs that are already running; their priority stays unchanged.
 
         Args:
-            server_pid: Pid of the server.
             is_new_server: True if the server has just been started. Its own priority is then also raised, and its stubs
                 inherit it.
-            raise_by: Number of nice levels.
         """
         self._server = server_pid
         self._is_new_server = is_new_server

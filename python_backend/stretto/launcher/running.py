@@ -22,13 +22,9 @@ class RunningServer:
     """A launcher that is running, with its server.
 
     Attributes:
-        pid: Pid of the launcher.
         state: State of the server: one of `background.STATES`.
         reason: Why the server is not ready; empty if nothing is wrong.
         model: The model; None if a launcher of an earlier version runs it.
-        ports: Port of each protocol.
-        pid_file: Path of the pid file.
-        log: Path of the log.
     """
 
     pid: int
@@ -81,11 +77,6 @@ def memory_bytes(pids: Iterable[int]) -> int:
 
 
 def num_requests(processes: Iterable[ProcessSnapshot], directory: Path = SHARED_MEMORY) -> int:
-    """Return the number of utterances in progress on the servers among these processes.
-
-    Args:
-        processes: Processes of a launcher.
-        directory: Shared-memory directory of the launchers.
-    """
+    """Return the number of utterances in progress on the servers among these processes."""
     pids = [process.pid for process in processes if process.name == SERVER_NAME]
     return sum(table.num_active() for pid in pids for table in tables_of(pid, directory))

@@ -65,13 +65,6 @@ class ModelRestart:
     """Restarts some models of a running server without blocking the caller.
 
     All of them are unloaded before any is loaded again.
-
-    Args:
-        models: Names of the models.
-        connect: Opens a connection to Triton's HTTP service.
-
-    Attributes:
-        models: Names of the models.
     """
 
     def __init__(self, models: Sequence[str], connect: Connect) -> None:
@@ -141,11 +134,6 @@ def command_line(config: LaunchConfig, installation: Installation, launch: Launc
     Auto-completion of model configs is off, because ours do not need it and each stub would be started twice. The
     allocation pool is off, because Triton would keep the last request of each ended stream, with its content, for
     reuse.
-
-    Args:
-        config: Launcher configuration.
-        installation: The Triton server.
-        launch: Launcher instance.
     """
     return [
         str(installation.executable),
@@ -234,10 +222,6 @@ class TritonServer:
         """Start the server.
 
         Args:
-            config: Launcher configuration.
-            installation: The Triton server to start.
-            launch: Launcher instance.
-            log: Log for the server's output.
             was_ready_before: True if this launcher has already had a ready server. Models are then loaded with raised
                 priority.
         """

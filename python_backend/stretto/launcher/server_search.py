@@ -23,9 +23,6 @@ VERSION_FILE = "TRITON_VERSION"  # in the folder of an installed server
 def find_installation(cache: Path) -> Installation:
     """Return the server of a Triton container or, if there is none, the one inside the nvidia-pytriton wheel.
 
-    Args:
-        cache: Folder for the modified copy of the wheel's Python backend.
-
     Raises:
         LaunchError: If no usable server was found.
     """

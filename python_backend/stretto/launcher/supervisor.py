@@ -25,12 +25,7 @@ POLL_S = 0.1
 
 
 class Waits:
-    """Interruptible waits.
-
-    Attributes:
-        on_poll: Called at every poll of a wait.
-        num_signals: Number of signals received that request a stop.
-    """
+    """Interruptible waits."""
 
     def __init__(self) -> None:
         self.on_poll: Callable[[], None] = lambda: None
@@ -49,7 +44,6 @@ class Waits:
         """Yield every POLL_S seconds, until a time limit or a signal.
 
         Args:
-            seconds: Time limit.
             num_signals: Number of signals received earlier; one more signal ends the iteration.
         """
         deadline = time.monotonic() + seconds
@@ -74,7 +68,6 @@ class StatePublisher:
     """Publishes the launcher's state to the proxy, the pid file and the log.
 
     Attributes:
-        log: Path of the log, for messages.
         is_announced: True once the log contains that the server, and the gateway if there is one, are ready.
     """
 
@@ -105,7 +98,6 @@ class StatePublisher:
 
         Args:
             age_s: Time from the server's start until now, in seconds.
-            pid: Pid of the server.
         """
         self.record(READY)
         if self.is_announced:
@@ -127,7 +119,6 @@ class StatePublisher:
         """Announce that models are being restarted; the proxy refuses new requests and ends those in flight.
 
         Args:
-            reason: Why the models are being restarted.
             spares_answered: True if requests that have received a first response may continue.
         """
         self._proxy.close_gate(spares_answered)
@@ -145,7 +136,6 @@ class FrontEndProcesses:
     """The proxy, the optional gateway and the spare processes; they outlive restarts of Triton.
 
     Attributes:
-        proxy: The proxy.
         config: Launcher configuration with the ports on which the proxy listens.
     """
 
@@ -209,13 +199,7 @@ def num_active_utterances(server_pid: int, directory: Path = DIRECTORY) -> int:
 
 
 def has_drained(server_pid: int, drain_file: Path, polls: Iterable[None]) -> bool:
-    """Wait until all requests of a draining server have ended; return False if `polls` ends first.
-
-    Args:
-        server_pid: Pid of the server.
-        drain_file: File that makes the preprocessor refuse new requests.
-        polls: Iterator that paces the polls.
-    """
+    """Wait until all requests of a draining server have ended; return False if `polls` ends first."""
     quiet = 0
     for _ in polls:
         is_busy = is_passing(drain_file) or num_active_utterances(server_pid) > 0

@@ -15,10 +15,7 @@ class ServerFault:
     """Fault of Triton.
 
     Attributes:
-        name: The fault, as a noun phrase.
         fixed: First version without it; None if no release is known to be without it.
-        source: How that is known.
-        detection: How the launcher detects the fault.
         module: Module of `triton_24_10` that works around it.
     """
 

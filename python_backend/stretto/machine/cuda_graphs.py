@@ -19,7 +19,6 @@ def record(work: Callable[[], object], pool: Any, stream: torch.cuda.Stream | No
     are undone before the error is raised.
 
     Args:
-        work: Function to capture.
         pool: Memory pool of the graph, from `torch.cuda.graph_pool_handle`.
         stream: Stream on which the graph is captured; None for torch's own.
 

@@ -17,12 +17,7 @@ from typing import Any, Union
 
 
 class DeferredObject:
-    """Stand-in for an object of a deferred module.
-
-    Args:
-        module: Name of the module.
-        name: Name of the object in it.
-    """
+    """Stand-in for an object of a deferred module."""
 
     def __init__(self, module: str, name: str) -> None:
         self._module = module
@@ -66,11 +61,7 @@ class _DeferredModule(ModuleType):
 
 @contextmanager
 def deferred(names: Iterable[str]) -> Iterator[None]:
-    """Defer modules while others are imported in the `with` block; a module that is already imported stays.
-
-    Args:
-        names: Full names of the modules.
-    """
+    """Defer modules while others are imported in the `with` block; a module that is already imported stays."""
     stand_ins = {name: _DeferredModule(name) for name in names if name not in sys.modules}
     sys.modules.update(stand_ins)
     try:
@@ -83,11 +74,7 @@ def deferred(names: Iterable[str]) -> Iterator[None]:
 
 @contextmanager
 def hidden(name: str) -> Iterator[None]:
-    """Let imports of a module fail in the `with` block, as if it was not installed; it must not have been imported.
-
-    Args:
-        name: Full name of the module.
-    """
+    """Let imports of a module fail in the `with` block, as if it was not installed; it must not have been imported."""
     if name in sys.modules:
         raise RuntimeError(f"{name} was imported before it could be hidden")
     sys.modules[name] = None  # type: ignore[assignment]  # Python's mark of a module that cannot be imported
@@ -104,7 +91,6 @@ def deferred_decorators(
     """Defer decorators: a function that is decorated in the `with` block is decorated when it is first called.
 
     Args:
-        owner: Module of the decorators.
         names: Their names in it. They may be called with a function, or with options only.
         prepare: Called before a decorator is applied.
     """

@@ -21,9 +21,6 @@ class Gpu:
 
     Attributes:
         number: Its index in nvidia-smi.
-        name: Name of the product.
-        total_bytes: Its memory.
-        free_bytes: Memory that no process uses.
         capability: Compute capability, such as (8, 9).
     """
 

@@ -75,8 +75,6 @@ class Depth(Shape):
     """A depth transformer, whose `passes` passes sample codes of a frame from `columns` logits each.
 
     Attributes:
-        passes: Number of passes.
-        columns: Number of logits.
         sets: Number of sets of layer weights; a pass reads one of them.
     """
 
@@ -236,7 +234,6 @@ def cpu_slots(family: Family, longest: int, window: int, row_bytes: int, slots: 
     CPU_CACHE_BYTES, unless a single one needs more. One slot is for a reply beside them.
 
     Args:
-        family: The family.
         longest: Number of rows of the longest request: its prompt and its reply.
         window: Number of rows in the attention window, if all layers have one; 0 otherwise.
         row_bytes: Size of a row in the KV cache in bytes.
@@ -256,7 +253,6 @@ def longest_rows(family: Family, longest: int, window: int, is_on_gpu: bool) -> 
     """Return the number of rows in the KV cache of the longest reply, with both requests if it is guided by a pair.
 
     Args:
-        family: The family.
         longest: Number of rows of the longest request: its prompt and its reply.
         window: Number of rows in the attention window, if all layers have one; 0 otherwise.
         is_on_gpu: True for a server on a GPU.
@@ -276,7 +272,6 @@ def cpu_cache_bytes(family: Family, longest: int, window: int, row_bytes: int, s
     (`LatentSpec.cache_bytes`).
 
     Args:
-        family: The family.
         longest: Number of rows of the longest request: its prompt and its reply.
         window: Number of rows in the attention window, if all layers have one; 0 otherwise.
         row_bytes: Size of a row in bytes.
@@ -329,8 +324,6 @@ def streams_with(convolutions: str, codec: CodecCost, gpu: Gpu) -> int:
 
     Args:
         convolutions: One of `DecoderConfig.CONVOLUTIONS`, but `float32`.
-        codec: Cost of the codec.
-        gpu: The GPU.
     """
     tflops = {"exact": gpu.tf32_tflops / 3, "tf32": gpu.tf32_tflops, "bfloat16": gpu.tflops}[convolutions]
     others = (codec.gflop[codec.steady_frames] - codec.convolved) / gpu.float32_tflops

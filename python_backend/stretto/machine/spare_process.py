@@ -247,9 +247,6 @@ def fork(
     """Let the spare process at a Unix socket fork a process; return None if there is no spare.
 
     Args:
-        path: Path of the socket.
-        module: Module that the process runs as the main program.
-        arguments: Its command-line arguments.
         environment: Its environment variables; None for those of the spare.
         descriptors: Descriptors of this process by the number that they have in the new one; other streams are the
             spare's.

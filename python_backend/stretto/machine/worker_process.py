@@ -33,11 +33,7 @@ def die_with_parent() -> None:
 
 
 def end_after_parent(parent: int) -> None:
-    """Make the kernel send SIGTERM to this process when its parent dies, or at once if it has died.
-
-    Args:
-        parent: Pid of the parent.
-    """
+    """Make the kernel send SIGTERM to this process when its parent dies, or at once if it has died."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -55,7 +51,6 @@ class WorkerProcess:
     are the descriptor of that memory and a nice level.
 
     Attributes:
-        memory: Descriptor of the shared memory.
         exit_code: Exit code of the last process that has ended, negative for a signal; None if none has.
     """
 
@@ -63,8 +58,6 @@ class WorkerProcess:
         """Start the process.
 
         Args:
-            module: Module that the process runs.
-            *arguments: First arguments of the module.
             niceness: Nice level of the process, 0 to 19.
         """
         self.memory = os.memfd_create(module, os.MFD_CLOEXEC)
@@ -95,7 +88,6 @@ class WorkerProcess:
         """Run a job.
 
         Args:
-            job: JSON object.
             max_wait_s: Time in seconds after which a process that has not answered is replaced. The first answer of a
                 process may take START_S longer.
             is_cancelled: Returns True once the answer is not needed, so that the process is replaced.

@@ -8,11 +8,7 @@ from stretto import entry_points
 
 
 class MarkerStream(Protocol):
-    """State of a marker for one utterance.
-
-    Attributes:
-        name: Name of the marker.
-    """
+    """State of a marker for one utterance."""
 
     name: str
 
@@ -26,7 +22,6 @@ class MarkerStream(Protocol):
 
         Args:
             pcm: float32 samples [n] at the codec's sample rate.
-            is_final: True for the last call.
 
         Returns:
             float32 samples [m]. A marker that looks ahead holds samples back, and returns them after later calls; in
@@ -42,7 +37,6 @@ class Marker(Protocol):
         """Begin an utterance.
 
         Args:
-            sample_rate: Sample rate of the codec in Hz.
             samples_per_frame: Number of samples in a frame of the codec. Chunks usually consist of whole frames.
         """
         ...

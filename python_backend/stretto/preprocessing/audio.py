@@ -33,9 +33,7 @@ class Recording:
     """Audio input of a request, or an image.
 
     Attributes:
-        field: Name of the input in error messages.
         data: Contents of an audio or image file; if `is_file` is False, mono samples, float32 [n].
-        is_file: True if `data` is the contents of a file.
         sample_rate: Sample rate in Hz; None for a file.
         is_image: True for an image file. It is read as colours, uint8 [height, width, 3] (`images.read_image`).
     """
@@ -53,11 +51,6 @@ AudioReader = Callable[[Recording, float, int], np.ndarray]
 
 def read_recording(recording: Recording, max_s: float, target_rate: int) -> np.ndarray:
     """Decode, check and resample a recording in this process (an `AudioReader`).
-
-    Args:
-        recording: The recording.
-        max_s: Maximum duration in seconds.
-        target_rate: Sample rate of the result in Hz.
 
     Returns:
         Mono samples, float32 [n].
@@ -79,9 +72,6 @@ def read_samples(pcm: np.ndarray, sample_rate: int | None, max_s: float, target_
 
     Args:
         pcm: Mono samples, float32 [n].
-        sample_rate: Sample rate of `pcm` in Hz.
-        max_s: Maximum duration in seconds.
-        target_rate: Sample rate of the result in Hz.
 
     Returns:
         Mono samples at `target_rate`, float32 [n'].
@@ -97,8 +87,6 @@ def read_file(data: bytes, max_s: float, field: str = "audio") -> tuple[np.ndarr
 
     Args:
         data: Contents of a file in one of the formats of READABLE. The size is checked before decoding.
-        max_s: Maximum duration in seconds.
-        field: Name of the file in error messages.
 
     Returns:
         Mono samples, float32 [n] in [-MAX_PEAK, MAX_PEAK], and their sample rate in Hz.
@@ -119,8 +107,6 @@ def check_pcm(pcm: np.ndarray, sample_rate: int | None, max_s: float) -> int:
 
     Args:
         pcm: Mono samples, float32 [n].
-        sample_rate: Sample rate in Hz.
-        max_s: Maximum duration in seconds.
 
     Raises:
         InvalidRequest: The rate, the shape, the dtype, the duration or a value is invalid.
@@ -142,8 +128,6 @@ def resample(pcm: np.ndarray, sample_rate: int, target_rate: int) -> np.ndarray:
 
     Args:
         pcm: Mono samples, float32 [n].
-        sample_rate: Sample rate of `pcm` in Hz.
-        target_rate: Sample rate of the result in Hz.
 
     Returns:
         Samples, float32 [ceil(n * target_rate / sample_rate)]; a zero is appended if soxr returns one sample fewer.
@@ -179,8 +163,6 @@ def check_voice(pcm: np.ndarray, sample_rate: int, field: str) -> None:
 
     Args:
         pcm: Mono samples, float32 [n >= 1].
-        sample_rate: Sample rate in Hz.
-        field: Name of the recording in error messages.
     """
     size = min(len(pcm), int(FRAME_S * sample_rate))
     frames = pcm[: len(pcm) // size * size].reshape(-1, size)
@@ -249,12 +231,7 @@ class ReaderProcess(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Amount of work in the lanes, or its limit.
-
-    Attributes:
-        num_bytes: Size of the audio in bytes.
-        num_requests: Number of requests.
-    """
+    """Amount of work in the lanes, or its limit."""
 
     num_bytes: int
     num_requests: int
@@ -265,11 +242,7 @@ class AudioJob:
     """Queued request.
 
     Attributes:
-        host: Host of the client.
-        num_bytes: Size of the audio in bytes.
-        run: Function that processes the request with the lane's audio reader.
         refuse: Function that is called with an error if the job will not be run.
-        is_cancelled: Function that returns True once the client has disconnected.
     """
 
     host: str
@@ -286,8 +259,6 @@ class AudioLanes:
         """Start the lanes.
 
         Args:
-            open_process: Function that starts an audio process at a given nice level.
-            num_long: Number of lanes for long recordings.
             limit: Maximum total bytes of audio and number of requests in all lanes, whether waiting or running.
         """
         self._bytes = FairLimit(limit.num_bytes)
@@ -316,7 +287,6 @@ class AudioLanes:
             num_bytes: Size in bytes of the audio that `run` keeps in memory.
             run: Function that is called in a lane with the lane's audio reader.
             refuse: Function that is called with an error if the job will not be run.
-            host: Host of the client.
             is_cancelled: Function that returns True once the client has disconnected; the job's process then ends.
             has_images: True if the request has images, whose decoding delays no request with audio alone.
 

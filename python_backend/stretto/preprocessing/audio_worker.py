@@ -173,9 +173,6 @@ class AudioProcess:
         """Read a recording like `audio.read_recording`, with the same arguments and exceptions.
 
         Args:
-            recording: The recording.
-            max_s: Maximum duration in seconds.
-            target_rate: Sample rate of the result in Hz.
             is_cancelled: Returns True once the recording is not needed. The process then ends, and is replaced.
 
         Raises:

@@ -38,7 +38,6 @@ class CloningRequest:
         reference_wav: Mono samples of the voice at REFERENCE_RATE, float32 [1, n]; absent for the default voice.
         reference_wav_len: Number of samples at the beginning of `reference_wav` that are the recording.
         reference_text: Words of the recording; empty if unknown.
-        target_text: Text to speak.
     """
 
     reference_wav: np.ndarray | None = None
@@ -55,9 +54,6 @@ class CloningRequest:
         """Return the inputs of our form, which the preprocessor checks further.
 
         A family that makes no use of the words of a recording does not get them.
-
-        Args:
-            family: Family of the model.
 
         Raises:
             InvalidRequest: An input is missing or invalid, or the family does not clone voices.

@@ -52,11 +52,6 @@ def decode(data: bytes, max_s: float, field: str) -> tuple[np.ndarray, int]:
     Zero bytes and ID3 tags before the file are skipped. A file that is cut short is read up to the cut. If one decoder
     fails or finds no samples, the other one is tried.
 
-    Args:
-        data: Contents of a file in one of the formats of READABLE.
-        max_s: Maximum duration in seconds.
-        field: Name of the file in error messages.
-
     Returns:
         Mono samples, float32 [n], and their sample rate in Hz.
 
@@ -289,7 +284,6 @@ def read_tag(data: bytes, name: str) -> str | None:
     """Return a tag of an audio file, without unprintable characters and cut to MAX_TAG_CHARS.
 
     Args:
-        data: Contents of the file.
         name: Name of the tag, in lower case.
 
     Returns:

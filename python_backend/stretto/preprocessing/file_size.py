@@ -6,13 +6,7 @@ MAX_FILE_BYTES = 20_000_000
 
 
 def check_file_size(num_bytes: int, field: str, readable: str) -> None:
-    """Raise InvalidRequest if a file is empty or too large.
-
-    Args:
-        num_bytes: Size of the file in bytes.
-        field: Name of the file in the error message.
-        readable: Names of the formats of such files.
-    """
+    """Raise InvalidRequest if a file is empty or too large."""
     if not num_bytes:
         raise InvalidRequest(field, f"the bytes of a {readable} file", "0 bytes")
     if num_bytes > MAX_FILE_BYTES:

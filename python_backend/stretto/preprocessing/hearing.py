@@ -78,8 +78,6 @@ class _Stream:
 
     Attributes:
         is_open: Returns False once the session has ended.
-        next_part: Number of the next part.
-        num_samples: Number of samples received.
         is_begun: True if the first waiting part has been sent to the process.
     """
 
@@ -95,10 +93,6 @@ class _Stream:
 
 class Hearing:
     """Live-audio streams, keyed by session name. A separate thread runs the encoding process.
-
-    Args:
-        process: The hearing process.
-        num_codebooks: Number of ids per frame.
 
     Attributes:
         num_jobs: Number of jobs that encoded frames.
@@ -132,12 +126,10 @@ class Hearing:
         """Accept the next part of a session's audio, entirely or not at all.
 
         Args:
-            session: Name of the session.
             number: Number of the part, from 0.
             pcm: Samples, float32 [n]; the queue keeps a reference to them.
             rate: Sample rate in Hz; may be None if the part has no samples and is the last part or not the first.
             is_last: True if the audio ends with this part.
-            host: Host of the client.
             answer: Called once, on another thread, with the part's frames or with the reason for losing the session.
             is_open: Returns False once the session has ended; its audio is then dropped.
 
@@ -315,13 +307,7 @@ class Hearing:
 
 
 def open_hearing(family: Family, checkpoint: Path, device: str) -> Hearing | None:
-    """Start the hearing process for a checkpoint; return None if its family has no live audio input.
-
-    Args:
-        family: Family of the checkpoint.
-        checkpoint: Folder of the checkpoint.
-        device: torch device of the encoder.
-    """
+    """Start the hearing process for a checkpoint; return None if its family has no live audio input."""
     family_plugin = plugin(family.name)
     if family_plugin is None or family_plugin.open_live_input is None:
         return None
@@ -331,12 +317,6 @@ def open_hearing(family: Family, checkpoint: Path, device: str) -> Hearing | Non
 
 def begin_session(template: Template, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
     """Return the prompt of a session whose audio follows in parts.
-
-    Args:
-        template: Template of the checkpoint.
-        task: Task of the session.
-        pieces: Conversation before the audio.
-        voice: Name of the voice, or None.
 
     Raises:
         InvalidRequest: The family does not accept live audio, or cannot use a piece.
@@ -371,7 +351,6 @@ def check_part(pcm: np.ndarray, rate: int | None, begun_rate: int | None) -> Non
     """Raise InvalidRequest if the samples of a part, or their rate, are invalid.
 
     Args:
-        pcm: Samples.
         rate: Sample rate of the samples in Hz; None if there are none.
         begun_rate: Sample rate of the session's first part; None if this is the first part.
     """

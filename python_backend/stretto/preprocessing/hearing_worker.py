@@ -27,12 +27,7 @@ FRAMES_AT_ONCE = 4
 
 
 class Resampler:
-    """Streaming sample-rate conversion that gives the same output as converting the whole stream in one call.
-
-    Args:
-        rate: Sample rate of the input in Hz.
-        target_rate: Sample rate of the output in Hz.
-    """
+    """Streaming sample-rate conversion that gives the same output as converting the whole stream in one call."""
 
     def __init__(self, rate: int, target_rate: int):
         self._rate = rate
@@ -68,7 +63,6 @@ class Streams:
         """Append samples to a stream; start a new stream if there is none with this name.
 
         Args:
-            name: Name of the stream.
             pcm: Samples, float32 [n].
             rate: Sample rate of `pcm` in Hz, which does not change within a stream.
             is_last: True if the stream ends with these samples.

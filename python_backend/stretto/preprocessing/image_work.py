@@ -28,10 +28,6 @@ WEBP_CHUNK_BYTES = 8  # name and length
 def count_scans(data: bytes, field: str) -> int:
     """Return the number of scans of an image file.
 
-    Args:
-        data: Contents of a JPEG, PNG or WebP file.
-        field: Name of the file in error messages.
-
     Returns:
         Number of passes over the pixels; 0 for PNG and WebP, which have one.
 
@@ -64,8 +60,6 @@ def _num_chunks(data: bytes, start: int, length_at: int, order: Literal["big", "
     """Return the number of chunks of a file, or MAX_SEGMENTS + 1 if there are more.
 
     Args:
-        data: Contents of the file.
-        start: Place of the first chunk.
         length_at: Place of the length in a chunk, a number of 4 bytes.
         order: Order of the bytes of the length.
         head_bytes: Number of bytes of a chunk beside its data.

@@ -26,10 +26,6 @@ TOO_LARGE = f"at most {MAX_PIXELS} pixels, and at most {MAX_SIDE} in a side"
 def read_image(data: bytes, field: str) -> np.ndarray:
     """Decode an image file as transformers does: with the rotation in its EXIF data, and without transparency.
 
-    Args:
-        data: Contents of a file in one of the formats of READABLE.
-        field: Name of the file in error messages.
-
     Returns:
         Colours, uint8 [height, width, 3].
 

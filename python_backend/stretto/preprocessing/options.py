@@ -48,7 +48,6 @@ def read_delivery(
     """Return the output format and the chunk sizes in a request's options.
 
     Args:
-        options: The request's options.
         family: The model's family, which provides the default chunk sizes.
         frame_rate: The codec's frames per second.
         held_frames: The codec's right context in frames.
@@ -90,10 +89,7 @@ class Options:
     """Parsed options of a request.
 
     Attributes:
-        sampling: Sampling parameters of the reply.
         voice: Name of the voice; None if the task generates no speech or the family has no named voices.
-        delivery: Output format and chunk sizes.
-        manner: Speaking options except the voice.
         adapter: Name of the LoRA adapter, or None.
         names_voice: True if the request names a voice.
         spellings: Text that the model reads in place of words of the text.
@@ -126,8 +122,6 @@ def read_options(
 
     Args:
         text: JSON, or None.
-        family: The model's family.
-        task: The task.
         frame_rate: The codec's frames per second.
         held_frames: The codec's right context in frames.
         blocks: Block sizes in frames if the codec decodes whole blocks, where the last size repeats; otherwise empty.
@@ -286,9 +280,6 @@ def _latents(
     """Return the sampling parameters of latent frames, or None if frames consist of codes.
 
     Args:
-        options: Options of the request.
-        family: The model's family.
-        defaults: Defaults of the task.
         guidance: Result of `_guidance`. If the latent predictor applies guidance itself, the scale is removed from it.
 
     Raises:

@@ -58,7 +58,6 @@ class RawRequest:
         pcm_in: Mono samples at `sample_rate`, float32 [n].
         sample_rate: Sample rate of `pcm_in` in Hz.
         messages: Conversation as JSON.
-        task: Name of the task.
         options: Options as JSON.
         image: Contents of one image file per turn of `messages` with "image".
         session: Session and part number as JSON, for a request that continues the streamed text of an earlier one.
@@ -116,8 +115,6 @@ class Preprocessor:
 
     Attributes:
         family: The checkpoint's family, with the frames of its speaker, if it has one.
-        codec: The checkpoint's codec.
-        template: The family's prompt template.
     """
 
     def __init__(
@@ -163,10 +160,6 @@ class Preprocessor:
         """Convert a request to a prompt, with a random seed if the request has none.
 
         This method is thread-safe. Audio is encoded by one thread at a time; text-only requests do not wait for it.
-
-        Args:
-            raw: The request.
-            read: Function that decodes the request's audio.
 
         Raises:
             InvalidRequest: An input is invalid; the message names the field, the limit and the value.

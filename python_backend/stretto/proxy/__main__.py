@@ -32,7 +32,6 @@ class LauncherConnection:
 
     Attributes:
         stopped: Set when standard input is closed or a signal requests a stop.
-        gate: Gate that the launcher opens and closes.
         has_died: True if standard input was closed without the message STOPPING.
     """
 
@@ -132,15 +131,7 @@ def grpc_proxy(
     uploads: Uploads,
     connections: Connections,
 ) -> GrpcProxy:
-    """Return the handler for gRPC calls.
-
-    Args:
-        config: Configuration of the proxy.
-        triton: Channel to Triton.
-        launcher: Server state as reported by the launcher.
-        uploads: Registry of calls whose client is still sending.
-        connections: Connections of the server.
-    """
+    """Return the handler for gRPC calls."""
     allowed = Access(config.key, frozenset(config.allowed))
     disconnects = Disconnects(Path(config.disconnects))
     ours = OurModels(frozenset(config.cloning_models))

@@ -42,10 +42,6 @@ class Access:
         """Return the client's identity for the models' fair-share limits: its host and any named caller.
 
         Only a holder of the key, such as a gateway on the server's host, can name callers.
-
-        Args:
-            peer: Peer of the call, as reported by gRPC.
-            metadata: Metadata of the call.
         """
         host = host_of_call(peer)
         caller = next((value for name, value in metadata if name == CALLER_HEADER), "")
@@ -97,8 +93,6 @@ class ServedModels:
         """Create the check.
 
         Args:
-            allowed: Access rules.
-            ours: Names of our models.
             ask: Sends a serialised ModelReadyRequest to Triton, and returns the serialised response.
         """
         self._access = allowed
@@ -110,7 +104,6 @@ class ServedModels:
 
         Args:
             head: The request, without tensor contents.
-            metadata: Metadata of the call.
         """
         name = head.model_name
         version = head.model_version

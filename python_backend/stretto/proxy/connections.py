@@ -27,9 +27,7 @@ class ConnectionLimits:
     """Maximum numbers of connections.
 
     Attributes:
-        grpc: Connections of the gRPC port.
         page: Connections of each of the two HTTP ports.
-        num_files: Limit on open files.
     """
 
     grpc: int = MAX_CONNECTIONS
@@ -77,7 +75,6 @@ class Connections:
     Further connections wait in the kernel until a file is closed.
 
     Args:
-        limits: Maximum numbers of connections.
         host: Address on which the server listens.
     """
 
@@ -92,11 +89,7 @@ class Connections:
 
     @contextmanager
     def call(self, peer: str) -> Iterator[bool]:
-        """Count a call during the `with` block; yield False if its host has too many busy connections.
-
-        Args:
-            peer: gRPC's name of the connection.
-        """
+        """Count a call during the `with` block; yield False if its host has too many busy connections."""
         address = peer_address(peer)
         host = host_of(address[0])
         if not self._num_calls[address]:
@@ -127,10 +120,6 @@ class Connections:
         """Close idle connections to a port beyond three quarters of the limit; return the number of closed ones.
 
         Those that are found for the first time stay, because a new connection may be about to send its first call.
-
-        Args:
-            port: Number of the listening port.
-            files: Descriptors of this process.
         """
         self._num_checks += 1
         file_by_address = {address: file for file in files if (address := client_of(file, port)) is not None}
@@ -161,7 +150,6 @@ def client_of(descriptor: int, port: int, ended: Address | None = None) -> Addre
 
     Args:
         descriptor: Descriptor of any kind, or one that is not open.
-        port: Number of the listening port.
         ended: Address of a client; if it is this one, the connection is shut down.
     """
     try:

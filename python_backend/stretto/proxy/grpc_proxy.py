@@ -49,8 +49,6 @@ def check_other_call(method: str, request: bytes, is_key_holder: bool) -> None:
     Triton would answer a malformed message with an internal error.
 
     Args:
-        method: Full method name.
-        request: Serialised message.
         is_key_holder: True if the client has sent the key, in which case its messages may be large.
     """
     if not is_key_holder and len(request) > MAX_SMALL_BYTES:
@@ -87,9 +85,6 @@ class UnaryCalls:
         """Return Triton's serialised response.
 
         Args:
-            method: Full method name.
-            request: Serialised message.
-            metadata: Metadata of the client's call.
             slot: Slot of the client's host, held until the response has arrived, even if the client disconnects.
             is_ours: False for third-party models, which ask Triton whether a request was cancelled.
         """
@@ -169,11 +164,7 @@ CROWDED = f"{FULL}: this host has reached its share of open calls and connection
 
 
 class LauncherState(Protocol):
-    """Server state as reported by the launcher.
-
-    Attributes:
-        gate: Gate that the launcher opens and closes.
-    """
+    """Server state as reported by the launcher."""
 
     gate: CallGate
 
@@ -195,17 +186,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         connections: Connections,
         ours: OurModels,
     ) -> None:
-        """Create the handler.
-
-        Args:
-            triton: Channel to Triton.
-            allowed: Access rules.
-            launcher: Server state as reported by the launcher.
-            uploads: Registry of calls whose client is still sending.
-            disconnects: Client-disconnect flags, which the models read.
-            connections: Connections of the server.
-            ours: Names of our models.
-        """
+        """Create the handler."""
         self._access = allowed
         self._ours = ours
         self._is_ready = launcher.is_ready
@@ -301,8 +282,6 @@ class GrpcProxy(grpc.GenericRpcHandler):
         """Return the one-shot reply of a model that clones voices, for a client without gRPC.
 
         Args:
-            request: Serialised ModelInferRequest.
-            host: Host of the client.
             slot: Slot of the client's host, held until the reply has ended, even if the client disconnects.
 
         Raises:

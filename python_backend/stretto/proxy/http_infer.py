@@ -75,8 +75,6 @@ class HttpInfer:
 
     Args:
         infer: Returns the reply to a serialised request of a host; see `GrpcProxy.infer`.
-        uploads: Registry of calls whose client is still sending.
-        report_dead_stub: Reports to the launcher a model whose stub Triton considers dead.
     """
 
     def __init__(self, infer: Infer, uploads: Uploads, report_dead_stub: Callable[[str], None]) -> None:
@@ -91,10 +89,7 @@ class HttpInfer:
         """Return the response to a request.
 
         Args:
-            path: Path of the request.
             head: Header lines, up to the empty line.
-            reader: Stream with the body.
-            host: Host of the client.
 
         Raises:
             OSError: The client has disconnected or is too slow.
@@ -184,10 +179,6 @@ def num_bytes(head: bytes) -> int:
 
 def message(model: str, body: bytes) -> bytes:
     """Return a request as a serialised ModelInferRequest.
-
-    Args:
-        model: Name of the model.
-        body: JSON of the request.
 
     Raises:
         BadRequest: The JSON or an input is invalid.

@@ -122,7 +122,6 @@ def with_origin(data: bytes, host: str, stream: int = 0) -> bytes:
 
     Args:
         data: Serialised ModelInferRequest.
-        host: Host of the client.
         stream: Number of the stream; 0 for none.
     """
     last = ModelInferRequest()

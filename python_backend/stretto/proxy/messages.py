@@ -23,8 +23,6 @@ class Ports:
     """Ports on which the proxy listens. A configured port of 0 is replaced by the chosen free port.
 
     Attributes:
-        grpc: gRPC port.
-        metrics: Metrics port.
         http: HTTP port; None if Triton serves HTTP itself.
     """
 
@@ -47,13 +45,8 @@ class ProxyConfig:
     """Configuration of the proxy. A port of 0 selects a free port.
 
     Attributes:
-        address: IP address to listen on.
-        grpc_port: gRPC port.
-        metrics_port: Metrics port.
         http_port: HTTP port; None if Triton serves HTTP itself.
         triton_grpc: Path of Triton's gRPC socket, without the colon and port that Triton appends.
-        triton_metrics: Path of Triton's metrics socket.
-        disconnects: Path of the client-disconnect flags.
         key: Secret whose holders may use all APIs.
         allowed: APIs in `CLOSED` that the user has opened to all clients.
         max_request_bytes: Maximum size of a gRPC message, in bytes.

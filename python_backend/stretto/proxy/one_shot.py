@@ -30,7 +30,6 @@ class OneShotReply:
     Args:
         request: The request, without tensor contents.
         held: Fair limit of the bytes of all unfinished replies.
-        host: Host of the client.
         place: Releases the bytes of this reply when it is closed.
     """
 

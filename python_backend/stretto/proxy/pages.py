@@ -49,10 +49,6 @@ class Readiness:
     """Readiness of the server and its models, at the same paths as in Triton's HTTP service.
 
     If the launcher does not report the server as ready, it is not ready. Otherwise Triton is queried over gRPC.
-
-    Args:
-        triton: Channel to Triton.
-        is_ready: Returns True if the launcher reports the server as ready.
     """
 
     def __init__(self, triton: grpc.aio.Channel, is_ready: Callable[[], bool] = lambda: True) -> None:
@@ -117,8 +113,6 @@ class _Connection:
     """Open connection.
 
     Attributes:
-        writer: Stream to the client.
-        serving: Task that serves the connection.
         number: Sequence number assigned when the connection is opened, and replaced once its request is answered.
         is_idle: True if no complete request has been received, or the request has been answered.
     """
@@ -148,8 +142,6 @@ class PageServer:
     idle, the oldest one.
 
     Args:
-        pages: Returns the page for a path.
-        limit: Maximum number of connections.
         posts: Handler of POST requests, which limits the time of the body itself; None to accept only GET.
     """
 

@@ -28,7 +28,6 @@ class Refusal:
     """A host's last refusal by the models.
 
     Attributes:
-        message: The models' message.
         since_s: Monotonic time of the refusal, in seconds.
         tried_s: Monotonic time of the last request that was sent to the models nevertheless, in seconds.
         num_tries: Number of requests that may be sent to the models, because as many replies have ended.
@@ -50,7 +49,6 @@ class RefusedHosts:
 
     Args:
         ensembles: Names of the ensembles, whose requests begin replies.
-        now: Returns the monotonic time in seconds.
     """
 
     def __init__(self, ensembles: Set[str], now: Callable[[], float] = time.monotonic) -> None:
@@ -63,7 +61,6 @@ class RefusedHosts:
 
         Args:
             head: The request, without tensor contents.
-            host: Host of the client.
         """
         refusal = self._refusals.get(host)
         now = self._now()
@@ -82,7 +79,6 @@ class RefusedHosts:
         """Record a host's refusal, or the end of a reply.
 
         Args:
-            host: Host of the client.
             response: Serialised ModelStreamInferResponse of the ensemble.
         """
         if IN_FLIGHT.encode() in response:

@@ -36,12 +36,7 @@ class Restarting(Exception):
 
 
 class CallGate:
-    """Gate for calls; closing it refuses new calls and ends those in flight.
-
-    Attributes:
-        report_dead_stub: Reports to the launcher a model whose stub Triton considers dead.
-        is_closed: True while the gate is closed.
-    """
+    """Gate for calls; closing it refuses new calls and ends those in flight."""
 
     def __init__(self, report_dead_stub: Callable[[str], None] = lambda _: None) -> None:
         self.report_dead_stub = report_dead_stub
@@ -53,7 +48,6 @@ class CallGate:
         """Await a call; cancel it if the gate closes.
 
         Args:
-            call: The call.
             is_answered: Returns True if Triton has begun to answer all requests of the call.
 
         Raises:
@@ -110,7 +104,6 @@ def reworded(response: bytes, report_dead_stub: Report) -> bytes:
 
     Args:
         response: Serialised ModelStreamInferResponse.
-        report_dead_stub: Reports the model to the launcher.
     """
     if STUB_HAS_ENDED.encode() not in response:
         return response
@@ -127,12 +120,7 @@ def _reworded_message(message: str, report_dead_stub: Report) -> str:
 
 
 def client_status(error: grpc.aio.AioRpcError, report_dead_stub: Report) -> tuple[grpc.StatusCode, str]:
-    """Return the status code and message with which the client's call ends.
-
-    Args:
-        error: Error of the call to Triton.
-        report_dead_stub: Reports to the launcher a model whose stub Triton considers dead.
-    """
+    """Return the status code and message with which the client's call ends."""
     code = error.code()
     details = _reworded_message(error.details() or "", report_dead_stub)
     is_gone = code is grpc.StatusCode.UNAVAILABLE and any(words in details for words in GONE)
@@ -164,7 +152,6 @@ class TritonStream:
     """ModelStreamInfer call to Triton.
 
     Args:
-        call: The call.
         number: Number that the models use to look up whether the client has disconnected.
         note: Called with each serialised response.
 
@@ -256,11 +243,7 @@ Check = Callable[[bytes], Awaitable[None]]
 
 
 class ClientStream:
-    """Forwards the requests of a client's stream to Triton, and the responses back.
-
-    Attributes:
-        stream: The stream to Triton.
-    """
+    """Forwards the requests of a client's stream to Triton, and the responses back."""
 
     def __init__(self, stream: TritonStream, context: Context, report_dead_stub: Report) -> None:
         self.stream = stream
@@ -324,7 +307,6 @@ class Pace:
 
     Args:
         bytes_per_s: Forwarding rate; None for BYTES_PER_CORE_S per core.
-        max_waiting_bytes: Maximum total size of waiting messages.
         small_bytes: Messages of at most this size never wait.
     """
 
@@ -343,9 +325,6 @@ class Pace:
 
     async def wait(self, num_bytes: int) -> None:
         """Wait until a message of this size may be forwarded; small messages never wait.
-
-        Args:
-            num_bytes: Size of the message.
 
         Raises:
             BadRequest: If too many bytes are already waiting.
@@ -382,8 +361,6 @@ class Upload:
     """Call whose client may still be sending.
 
     Attributes:
-        end: Ends the call.
-        host: Host of the client.
         num_sent: Number of complete messages received.
         since: Monotonic time of the last complete message, or of the start of the call, in seconds.
         is_ended: True if the call was ended because of a limit.
@@ -418,11 +395,6 @@ class Uploads:
     If there are too many, a call of the host with the most calls is ended. A host's calls without a complete message
     are ended before its other calls, and older calls before newer ones. If they use too much memory, a quarter of the
     calls without a complete message are ended in the same order.
-
-    Args:
-        max_calls: Maximum number of calls.
-        max_resident_bytes: Limit on the resident memory of this process.
-        resident: Returns the resident memory in bytes.
     """
 
     def __init__(

@@ -158,11 +158,6 @@ STRING_OR_BRACKET = re.compile(r'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?|[\[\]{}]', re.DOT
 def read_json(field: str, text: str, max_bytes: int = MAX_BYTES) -> Any:
     """Parse JSON from a request.
 
-    Args:
-        field: Name of the input in error messages.
-        text: JSON.
-        max_bytes: Maximum size in bytes.
-
     Raises:
         InvalidRequest: If the text is too long or too deeply nested, has too many parts, is malformed, repeats a key,
             or contains NaN or infinity.
@@ -234,7 +229,6 @@ class PackedRecord(Generic[T]):
         """Return the record in MessagePack `data`.
 
         Args:
-            field: Name of the input in error messages.
             data: Output of `write`.
 
         Raises:
@@ -270,7 +264,6 @@ class Packed:
         """Return the record in MessagePack `data`.
 
         Args:
-            field: Name of the input in error messages.
             data: Result of `to_bytes`.
 
         Raises:

@@ -25,7 +25,6 @@ def failed_response(error: BaseException, subject: str) -> Any:
     with the header `triton_grpc_error`, which crashes server 2.51.
 
     Args:
-        error: The error.
         subject: Name of the model or utterance, for messages about internal errors.
     """
     code, category = _code_and_kind(error)
@@ -74,11 +73,9 @@ class Caller:
     """Client of a request.
 
     Args:
-        request: Triton's request.
         disconnects: Client-disconnect flags set by the proxy; None if there is no proxy.
 
     Attributes:
-        sender: Triton's response sender.
         host: Client's host as reported by the proxy; '' if there is no proxy.
     """
 

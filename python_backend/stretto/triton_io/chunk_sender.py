@@ -50,11 +50,6 @@ class ResponseThread:
 class Responses:
     """Responses to one request of the language model.
 
-    Args:
-        caller: Client of the request.
-        thread: Thread that sends the responses.
-        seal: MAC for records.
-
     Attributes:
         failure: Error raised while a response was sent.
         client_disconnected: True if `check_client` has found that the client disconnected.
@@ -147,18 +142,7 @@ ENDED_BY_DECODER = {
 
 
 class ChunkSender:
-    """Sender of one utterance's chunks. All of its waits end when the utterance is over.
-
-    Args:
-        responses: Responses of the request.
-        slot: Flow-control slot of the utterance.
-        utterance: Id of the utterance.
-        limits: Limits and timeouts.
-        delivery: Output format and chunk sizes.
-
-    Attributes:
-        pacer: Decides when frames are sent.
-    """
+    """Sender of one utterance's chunks. All of its waits end when the utterance is over."""
 
     def __init__(
         self, responses: Responses, slot: FlowSlot, utterance: str, limits: SenderLimits, delivery: Delivery = DEFAULT

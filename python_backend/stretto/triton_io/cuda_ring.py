@@ -48,8 +48,6 @@ class CudaRings:
 
         Args:
             path: Path of the ring's header; the client's socket is beside it.
-            num_bytes: Size of the slots.
-            host: Client host.
 
         Raises:
             InvalidRequest: The decoder has no GPU memory that can be shared, or the client has no socket.
@@ -94,12 +92,6 @@ class CudaPayload:
 
     The client maps the same memory. If it ends, CUDA removes that mapping, and this one remains valid. After `close`,
     the memory exists until the client closes it, too, so the client can still read the last samples.
-
-    Args:
-        memory: The memory.
-        rings: Allocator that counts it.
-        host: Client host.
-        num_bytes: Size of the memory.
     """
 
     is_on_device = True
@@ -128,7 +120,6 @@ def send_descriptor(memory: CudaMemory, path: Path) -> None:
     This never blocks. The kernel closes a descriptor that has not been received when the client ends.
 
     Args:
-        memory: The memory.
         path: Path of the socket (AF_UNIX, SOCK_DGRAM).
 
     Raises:

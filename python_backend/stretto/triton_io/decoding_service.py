@@ -41,8 +41,6 @@ class ChunkReply:
     """Answer to one chunk. Exactly one call to `send`, `fail` or `close` ends the request.
 
     Attributes:
-        host: Client host that receives the answer.
-        slot: Flow-control slot of the utterance.
         writer: Writer of the client's ring, if it has one.
         wanted_s: See `ChunkAnswer`.
     """
@@ -68,7 +66,6 @@ class ChunkReply:
 
         Args:
             pcm: Samples [n], float32 or int16, or None.
-            event: Event of the chunk.
         """
         if self.writer is not None:
             self.writer.offer(self, pcm, event, self._address)
@@ -174,11 +171,7 @@ class DecodingWorker(Protocol):
         """Queue a chunk for decoding; `reply` gets the answer, in order within the utterance.
 
         Args:
-            utterance: Id of the utterance.
-            chunk: Record of the chunk.
             codes: Integers [K, T], or None for a chunk without audio.
-            reply: Receiver of the answer.
-            form: Output format.
             on_device: Called before the answer with the GPU address of the samples, if they are on a GPU.
             on_progress: Called during long operations to signal progress.
             is_kept: Function that returns True while the session can be resumed; None for other utterances.
@@ -214,8 +207,6 @@ class DecodingService:
     The model has a single instance, so requests arrive in the order of an utterance's chunks.
 
     Args:
-        worker: The decoder worker.
-        seal: Key of this server's records.
         device: Device of the decoder (`cpu`, `cuda:0`, …).
     """
 

@@ -84,7 +84,6 @@ class FlowTable:
     The language model creates the table and owns its file; the decoder opens it and writes to the slots.
 
     Attributes:
-        path: Path of the file.
         clock: Monotonic clock in seconds, the same in all processes of a host.
     """
 
@@ -105,13 +104,7 @@ class FlowTable:
 
     @classmethod
     def create(cls, server_pid: int, num_slots: int = 1024, directory: Path = DIRECTORY) -> "FlowTable":
-        """Create a table, after removing the tables of dead owners.
-
-        Args:
-            server_pid: Pid of the Triton server.
-            num_slots: Maximum number of utterances in flight.
-            directory: Directory of the file.
-        """
+        """Create a table, after removing the tables of dead owners."""
         remove_stale_tables(directory)
         path = directory / f"{PREFIX}{server_pid}_{secrets.token_hex(16)}"
         unlocked = path.with_name(f".{path.name}")  # hidden name, so that it is not mistaken for a stale table
@@ -230,8 +223,6 @@ class FlowTable:
         """Set the outcome of an utterance, unless it already has one.
 
         Args:
-            address: Address of the slot.
-            outcome: The outcome.
             reason: Message for the client, truncated to MAX_REASON_BYTES.
         """
         at = address.slot * WORDS
@@ -347,14 +338,7 @@ class FlowSlot:
 
 
 def conclude_all(server_pid: int, outcome: Outcome, reason: str, directory: Path = DIRECTORY) -> None:
-    """End every utterance of a server after its decoder has died.
-
-    Args:
-        server_pid: Pid of the Triton server.
-        outcome: Outcome of the utterances.
-        reason: Message for the clients.
-        directory: Directory of the tables.
-    """
+    """End every utterance of a server after its decoder has died."""
     for table in tables_of(server_pid, directory):
         table.conclude_all(outcome, reason)
 
@@ -363,10 +347,6 @@ def tables_of(server_pid: int, directory: Path = DIRECTORY) -> Iterator[FlowTabl
     """Yield the tables of a server; skip files of other users.
 
     Each table is closed before the next one is opened.
-
-    Args:
-        server_pid: Pid of the Triton server.
-        directory: Directory of the tables.
     """
     for path in directory.glob(f"{PREFIX}{server_pid}_*"):
         with suppress(OSError, ValueError), closing(FlowTable.open(path.name, directory)) as table:
@@ -413,12 +393,7 @@ class FlowTables:
 
 
 class HeldSlots:
-    """Looks up utterances in progress by slot and generation in the language model's table.
-
-    Args:
-        server_pid: Pid of the Triton server.
-        directory: Directory of the tables.
-    """
+    """Looks up utterances in progress by slot and generation in the language model's table."""
 
     def __init__(self, server_pid: int, directory: Path = DIRECTORY) -> None:
         self._pattern = f"{PREFIX}{server_pid}_*"

@@ -77,11 +77,8 @@ class LiveSession:
     """Live session: the parts of its audio, and its reply, which one connection at a time reads.
 
     Args:
-        request_id: Id of the reply in the engine.
-        segment: Segment of the reply.
         resume_s: Time in seconds for which the session can be resumed after its connection has ended.
         speaks: True if the decoder decodes the reply. It then keeps its state if the session can be resumed.
-        host: Host of the client.
 
     Attributes:
         name: Name of the session, which the client needs to send audio; empty until the session is open.
@@ -89,7 +86,6 @@ class LiveSession:
         utterance: Id of the utterance of the current connection, or of the whole reply if the decoder keeps its state.
         flow: Address of the connection's flow-control slot; None before the first connection.
         is_connected: True while a connection reads the reply.
-        task: Task that generates the reply.
     """
 
     def __init__(
@@ -174,8 +170,6 @@ class LiveSession:
         error of the reply has been raised. Otherwise it ends `resume_s` later, unless another connection continues it.
 
         Args:
-            utterance: Id of the connection's utterance.
-            flow: Address of that utterance's flow-control slot.
             first: Number of the first chunk of a resumed session; None for the session's first connection.
 
         Raises:
@@ -275,13 +269,7 @@ class LiveSession:
 
 
 class LiveSessions:
-    """Open live sessions, keyed by name.
-
-    Args:
-        model: The engine.
-        seal: MAC for the sessions' names.
-        table: Table with a slot for each session.
-    """
+    """Open live sessions, keyed by name."""
 
     def __init__(self, model: LiveModel, seal: Seal, table: FlowTable) -> None:
         self._model = model
@@ -326,13 +314,6 @@ class LiveSessions:
 
         The first chunk contains only the session's name, which the client needs to send audio.
 
-        Args:
-            prompt: Prompt with open audio.
-            utterance: Id of the utterance.
-            flow: Address of the utterance's flow-control slot.
-            pacer: Decides when frames are sent.
-            host: Host of the client.
-
         Raises:
             NoCapacity: If too many sessions are open, in total or from `host`.
         """
@@ -354,11 +335,6 @@ class LiveSessions:
         """Yield a chunk with a session's name, then the chunks that the client has not received.
 
         If `resumption.ends` is True, the session is ended, and nothing is yielded.
-
-        Args:
-            resumption: Name of the session, and number of chunks that the client has received.
-            utterance: Id of the new connection's utterance.
-            flow: Address of that utterance's flow-control slot.
 
         Raises:
             InvalidRequest: The session has ended, cannot be resumed, or no longer has these chunks.

@@ -13,10 +13,6 @@ class Gauges:
     """Metrics of one model, named `stretto_` + field.
 
     Fields whose names end in `_total` are counters; all other fields are gauges.
-
-    Args:
-        model: Name of the model, used as a label.
-        descriptions: Description of each field.
     """
 
     def __init__(self, model: str, descriptions: Mapping[str, str]) -> None:

@@ -63,7 +63,6 @@ class Lanes(Protocol):
             num_bytes: Total size of the request's audio in bytes.
             run: Called with a reader of the audio when it is the request's turn.
             refuse: Called with an error instead of `run`.
-            host: Host of the client.
             is_cancelled: Returns True once the client has disconnected.
             has_images: True if the request has images.
 
@@ -103,10 +102,6 @@ class PreparingService:
     Args:
         prepare: Returns the prompt for a request's inputs. Its second argument, an audio reader, is passed only if the
             inputs contain audio.
-        read_part: Returns the part of a streamed text in a request's inputs.
-        lanes: Queues for requests with audio.
-        seal: MAC for prompts and parts.
-        gate: Gate that refuses requests while the server drains.
         hearing: Live-audio encoder; None if the family does not accept live audio.
         slots: Utterances in progress; None without `hearing`.
     """
@@ -131,12 +126,7 @@ class PreparingService:
         self._disconnects = Disconnects.from_environment()
 
     def answer(self, request: Any, read: Callable[[Any], Any]) -> Any | None:
-        """Return the response to a request, or None if it will be sent later.
-
-        Args:
-            request: Triton's request.
-            read: Returns the inputs of a request.
-        """
+        """Return the response to a request, or None if it will be sent later."""
         stamp(Hop.PREPROCESSOR_BEGINS)
         try:
             raw = read(request)

@@ -61,9 +61,7 @@ class PcmRing:
     within them. Slots in GPU memory belong to this process.
 
     Args:
-        header: Descriptor of the file with the header.
         shape: Number of slots, and bytes per slot.
-        payload: Memory of the slots.
     """
 
     def __init__(self, header: int, shape: tuple[int, int], payload: Payload):
@@ -75,12 +73,6 @@ class PcmRing:
     @classmethod
     def open(cls, address: RingAddress, cuda: CudaRings, host: str = "", directory: Path = DIRECTORY) -> "PcmRing":
         """Open the ring at `address`.
-
-        Args:
-            address: Address of the ring.
-            cuda: Allocator of slots in GPU memory.
-            host: Client host, among which GPU memory is shared.
-            directory: Directory of shared memory.
 
         Raises:
             InvalidRequest: The ring does not exist, its header is invalid, or there can be no GPU memory.
@@ -265,9 +257,7 @@ class RingWriter:
         """Send the response for a chunk if slots are free and no earlier response is queued; otherwise queue it.
 
         Args:
-            reply: Answer to the chunk.
             pcm: Samples [n], or None.
-            event: Event of the chunk.
             address: GPU address of the samples, valid until this method returns, or None. Later copies are made from
                 host memory.
         """

@@ -33,7 +33,6 @@ class Seal:
 
         Args:
             name: Name of the tensor or purpose; the record is valid only under this name.
-            record: Serialised record.
             arrays: Arrays sent with the record, which the MAC covers.
         """
         return self._tag(name, record, arrays) + record
@@ -44,7 +43,6 @@ class Seal:
         Args:
             name: Name passed to `close`.
             sealed: Result of `close`.
-            arrays: Arrays received with the record.
 
         Raises:
             InvalidRequest: If the MAC does not match.
@@ -71,7 +69,6 @@ class SealKey:
     Each process that uses the key holds a shared lock on the file until it ends; an unlocked file is removed.
 
     Args:
-        server_pid: Pid of the Triton server.
         folder: Folder of the key files, accessible only to the user who runs the server.
     """
 

@@ -73,7 +73,6 @@ class ReadPart(NamedTuple):
         ids: Token ids that have become final.
         words: Tokenizer for the rest of the text.
         pronouncer: Replacement of words in the rest of the text.
-        changes: Words that were replaced.
     """
 
     ids: list[int]
@@ -88,15 +87,9 @@ class TextSession:
     A rejected part has no effect, so the client may send a corrected one.
 
     Args:
-        model: The engine.
-        utterance: Id of the utterance.
-        flow: Address of the utterance's flow-control slot.
-        prompt: Prompt whose text continues.
         first_word_s: Maximum wait for the first complete word, in seconds.
-        dictionary: The server's pronunciation dictionary.
 
     Attributes:
-        id: Random name of the session, which the client needs to send text.
         is_complete: True once the last part has been accepted.
         text: If word times were requested, the text so far, at most MAX_ALIGNED_CHARS characters.
         sources: Words of the text so far for which the model itself reports times.
@@ -216,13 +209,7 @@ class TextSession:
 
 
 class TextSessions:
-    """Open streamed texts, keyed by session id.
-
-    Args:
-        model: The engine.
-        limit: Maximum number of sessions, shared fairly among hosts.
-        dictionary: The server's pronunciation dictionary.
-    """
+    """Open streamed texts, keyed by session id."""
 
     def __init__(self, model: SpeechModel, limit: int = MAX_SESSIONS, dictionary: Dictionary = NO_WORDS) -> None:
         self._model = model
@@ -264,13 +251,6 @@ class TextSessions:
 
         The first chunk contains no frames. It contains the session id, which the client needs to send text, and the
         voice.
-
-        Args:
-            prompt: Prompt with open text.
-            utterance: Id of the utterance.
-            flow: Address of the utterance's flow-control slot.
-            pacer: Decides when frames are sent.
-            host: Host of the client.
 
         Raises:
             InvalidRequest: If no first word arrives in time.
@@ -370,11 +350,6 @@ class SpeechService:
     """Service of the language model: runs all utterances on one event loop.
 
     Args:
-        model: The engine.
-        loop: Event loop on its own thread.
-        table: Flow-control table, owned by this service.
-        limits: Limits and timeouts of the utterances.
-        seal: MAC for prompts and chunks.
         pronunciations: File of the server's pronunciation dictionary; None for no dictionary.
     """
 

@@ -115,9 +115,6 @@ def is_passing(path: Path) -> bool:
     """Return True if a stub has admitted a request that the language model does not yet have.
 
     See `DrainGate`.
-
-    Args:
-        path: Drain file of the launcher instance.
     """
     if not _lock_file(path).exists():
         return False
@@ -268,7 +265,6 @@ class HangWatch:
         has_work: Returns True while the threads should make progress.
         threads: Threads to watch, as (pid, tid).
         others: Pids of other processes that the threads may wait for.
-        proc: Root of the proc file system.
     """
 
     def __init__(

@@ -48,8 +48,6 @@ class ModelSchema:
     """Inputs and outputs of a model in the model repository.
 
     Attributes:
-        inputs: Input tensors.
-        outputs: Output tensors.
         is_decoupled: True if a request may have any number of responses.
     """
 

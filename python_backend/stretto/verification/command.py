@@ -53,7 +53,6 @@ def windows(pcm: np.ndarray, detector: "Detector") -> Iterator[dict[str, Any]]:
 
     Args:
         pcm: Mono samples at RATE, float32 [n].
-        detector: The detector.
     """
     last = max(0, len(pcm) - WINDOW_S * RATE)
     for begin in dict.fromkeys([*range(0, last, HOP_S * RATE), last]):
@@ -87,8 +86,6 @@ def verify(data: bytes, audio: AudioProcess, detector: "Detector | None") -> dic
     """Return the findings about a file.
 
     Args:
-        data: Contents of the file.
-        audio: Process that decodes it.
         detector: The detector; None if it is not installed.
 
     Raises:

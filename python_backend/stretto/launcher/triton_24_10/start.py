@@ -13,7 +13,6 @@ class StartWatch:
     """Detects when the models of a server will never be loaded.
 
     Args:
-        pid: Pid of the server.
         may_wait: True if the server may wait for a stub to end, without having asked it to.
         may_miss: True if the server may wait for the first message of a stub that has died.
     """

@@ -47,10 +47,6 @@ def place_backend(server: Path, cache: Path) -> Path:
     Its libraries look for `nvidia_pytriton.libs` at a fixed depth, which the copy preserves. A finished copy is
     renamed, so that concurrent launchers never see a partial one; its name depends on the wheel and the Python version.
 
-    Args:
-        server: Folder of the wheel's server.
-        cache: Folder of the copy.
-
     Returns:
         Backend folder for tritonserver.
 
