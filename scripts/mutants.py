@@ -203,6 +203,7 @@ class Recorder:
             "seconds": self.seconds,
             "failed": sorted(self.failed),
             "installed": installed,
+            "environment": dict(os.environ),  # with what the tests' conftest.py has set, before it imports anything
         }
 
 
@@ -330,6 +331,7 @@ class Trial:
         self.durations: dict[str, float] = recorded["seconds"]
         self.failed = set(recorded["failed"])
         self.lines = {key: {(path, line) for path, line in lines} for key, lines in recorded["lines"].items()}
+        os.environ.update(recorded["environment"])
         for name in recorded["installed"]:
             with suppress(Exception):
                 importlib.import_module(name)
@@ -382,8 +384,9 @@ class Trial:
 
     def _first_failure(self, files: list[str], tests: list[str]) -> dict[str, Any]:
         chosen = Chosen(tests)
-        pytest.main(["-x", *pytest_options(files, self.marks)], [chosen])
-        return {"killer": chosen.killer}
+        code = pytest.main(["-x", *pytest_options(files, self.marks)], [chosen])
+        could_run = code in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+        return {"killer": chosen.killer if could_run else "import"}
 
 
 def main(words: list[str]) -> int:

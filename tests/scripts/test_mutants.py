@@ -45,13 +45,23 @@ def judged(root: Path, out: str, *words: str) -> tuple[int, dict[str, Any]]:
     }
 
 
+def write_repository(root: Path, product: str, tests: str) -> None:
+    (root / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/mutants.py", root / "scripts")
+    (root / "pyproject.toml").write_text('[tool.ruff]\nsrc = ["."]\n')
+    (root / "product.py").write_text(product)
+    (root / "test_product.py").write_text(tests)
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+
+
+def test_mutant_with_which_no_test_can_run_is_killed(tmp_path: Path) -> None:
+    write_repository(tmp_path, "LIMIT = 3\n", "from product import LIMIT\n\ndef test_limit():\n    assert LIMIT\n")
+    (tmp_path / "conftest.py").write_text("from product import LIMIT\n\nassert LIMIT == 3\n")
+    assert judged(tmp_path, "out.json", "product.py") == (0, {"constant LIMIT = 4": "killed"})
+
+
 def test_mutants_are_killed_by_tests_and_survive_weaker_ones(tmp_path: Path) -> None:
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts/mutants.py", tmp_path / "scripts")
-    (tmp_path / "pyproject.toml").write_text('[tool.ruff]\nsrc = ["."]\n')
-    (tmp_path / "product.py").write_text(PRODUCT)
-    (tmp_path / "test_product.py").write_text(TESTS)
-    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    write_repository(tmp_path, PRODUCT, TESTS)
     code, before = judged(tmp_path, "before.json", "product.py")
     assert code == 0
     assert before == {
