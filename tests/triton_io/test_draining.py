@@ -33,17 +33,6 @@ def test_requests_in_progress_are_visible_to_other_processes(tmp_path: Path) -> 
     assert not is_passing(path), "who is refused is not on the way"
 
 
-def test_gate_is_passing_until_the_last_request_is_released(tmp_path: Path) -> None:
-    path = tmp_path / "draining"
-    gate = DrainGate(path)
-    gate.enter()
-    gate.enter()
-    gate.release()
-    assert is_passing(path)
-    gate.release()
-    assert not is_passing(path)
-
-
 def test_gate_is_open_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(DRAIN_FILE, raising=False)
     DrainGate.from_environment().enter()

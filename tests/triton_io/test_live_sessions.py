@@ -23,17 +23,17 @@ from stretto.triton_io.live_sessions import MAX_AHEAD_S, LiveSession, LiveSessio
 from stretto.triton_io.seal import Seal
 from stretto.triton_io.tensors import session_slot
 from tests.patience import until_async
-from tests.small_vocabularies import KYUTAI_STT
+from tests.triton_io.live_families import LISTENS
 
 SEAL = Seal(bytes(32))
 FLOW = FlowAddress("stretto_flow_1_" + "0" * 32, 1, 1)
-WIDTH = len(KYUTAI_STT.track_streams)
+WIDTH = len(LISTENS.track_streams)
 
 
 class Model:
     """Fake model whose reply ends with the audio."""
 
-    family = KYUTAI_STT
+    family = LISTENS
 
     def __init__(self) -> None:
         self.frames: list[list[int]] = []
@@ -92,7 +92,7 @@ class Session:
         self.chunks: list[Chunk] = []
 
     async def begin(self, resume_s: float = 0.0) -> None:
-        prompt = replace(make_prompt(KYUTAI_STT, 1, "asr"), delivery=Delivery(resume_s=resume_s))
+        prompt = replace(make_prompt(LISTENS, 1, "asr"), delivery=Delivery(resume_s=resume_s))
         self.stream = self.sessions.follow(prompt, "u", FLOW, Pacer(ChunkPolicy()), "host")
         self.chunks = [(await anext(self.stream)).chunk, (await anext(self.stream)).chunk]
         self.name = self.chunks[0].session
@@ -124,7 +124,7 @@ async def test_session_parts_are_ordered_and_acknowledged(session: Session) -> N
     assert session.table.holds(FlowAddress(session.table.path.name, slot, generation))
     receipt = await session.sessions.write(session.part(0, 2))
     assert (receipt.receipt, receipt.frames, receipt.lag_frames) == (0, 2, 3)
-    assert session.model.max_ahead == MAX_AHEAD_S * KYUTAI_STT.frame_rate
+    assert session.model.max_ahead == MAX_AHEAD_S * LISTENS.frame_rate
     early = asyncio.ensure_future(session.sessions.write(session.part(2, 1, is_last=True)))
     await asyncio.sleep(0)
     assert not early.done(), "a part that overtook another one waits"
@@ -166,7 +166,7 @@ async def test_session_with_lost_audio_ends(session: Session, is_first: bool) ->
 
 async def test_host_over_its_session_limit_is_refused(session: Session) -> None:
     """The slot is free again once the session has ended."""
-    prompt = make_prompt(KYUTAI_STT, 1, "asr")
+    prompt = make_prompt(LISTENS, 1, "asr")
     with pytest.raises(NoCapacity, match="host has a session"):
         await anext(session.sessions.follow(prompt, "v", FLOW, Pacer(ChunkPolicy()), "host"))
     assert list(session.sessions._open) == [session.name]

@@ -150,15 +150,6 @@ def test_requests_exceeding_the_lanes_are_refused_immediately(rim: Rim) -> None:
     assert not is_passing(rim.path)
 
 
-def test_audio_of_a_cancelled_request_is_not_read(rim: Rim) -> None:
-    _, sender = rim.ask(Inputs(num_bytes=5))
-    sender.client_is_gone = True
-    rim.lanes.jobs[0][1]("there")
-    assert rim.readers == []
-    assert sender.responses[0].error.code() == TritonError.CANCELLED
-    assert sender.is_final
-
-
 def test_audio_of_disconnected_clients_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Disconnects.create(tmp_path / "disconnects")
     monkeypatch.setenv(DISCONNECTS_FILE, str(tmp_path / "disconnects"))

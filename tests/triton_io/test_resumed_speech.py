@@ -31,7 +31,7 @@ from stretto.triton_io.tensors import write_part
 from tests.fakes import FakeCodec
 from tests.fakes_triton import InferenceResponse, Request, ResponseSender
 from tests.patience import PATIENCE_S, until
-from tests.small_vocabularies import MOSHI
+from tests.triton_io.live_families import SPEAKS
 from tests.triton_io.sealing import SEAL, prompt_inputs
 
 NUM_FRAMES = 60
@@ -41,7 +41,7 @@ LIMITS = SenderLimits(max_chunks=5, probe_s=0.02, poll_s=0.002, stall_s=PATIENCE
 class Model:
     """Fake model whose replies have random codes and chunk sizes, determined by the seed of the prompt."""
 
-    family = MOSHI
+    family = SPEAKS
 
     def __init__(self) -> None:
         self.may_go_on = asyncio.Event()
@@ -128,7 +128,7 @@ class Server:
         self.service = SpeechService(self.model, EventLoop("test"), self.table, LIMITS, SEAL)
 
     def begin(self, seed: int, resume_s: float = 60.0, form: OutputForm | None = None, host: str = "") -> Connection:
-        prompt = make_prompt(MOSHI, 1, "duplex")
+        prompt = make_prompt(SPEAKS, 1, "tts")
         delivery = Delivery(form or OutputForm(), resume_s=resume_s)
         sampling = replace(prompt.sampling, seed=seed)
         return self._ask(prompt_inputs(replace(prompt, is_open=True, delivery=delivery, sampling=sampling)), host)

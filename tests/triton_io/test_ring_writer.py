@@ -1,6 +1,5 @@
 """Samples enter the ring in order; a full ring blocks only replies of its own utterance."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -247,10 +246,3 @@ def test_utterance_has_a_single_ring_writer(
     assert all_writers.get("v") is None
     with pytest.raises(InvalidRequest):
         all_writers.open("v", RingAddress("stretto_ring_0000000000000000"), slot)
-
-
-def test_truncated_ring_is_refused(writer: RingWriter, ring: Ring) -> None:
-    os.truncate(Path("/dev/shm") / ring.option()["name"], 0)
-    with pytest.raises(InvalidRequest, match="got 0 bytes"):
-        writer.offer(Reply(), samples(0), told())
-    assert not writer.is_waiting

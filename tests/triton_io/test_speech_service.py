@@ -4,7 +4,6 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from stretto.triton_io.stub import EventLoop
 from tests.fakes_triton import Logger, MetricFamily, Request, ResponseSender, TritonError
 from tests.families.test_text_stream import QWEN, tokenizer
 from tests.patience import PATIENCE_S, until
-from tests.small_vocabularies import KYUTAI_STT, TRACKED_CSM
+from tests.small_vocabularies import TRACKED_CSM
 from tests.triton_io.answering import AnsweringSender
 from tests.triton_io.sealing import SEAL, envelope_in, part_inputs, prompt_inputs
 
@@ -341,16 +340,6 @@ def test_disconnect_while_waiting_for_text_frees_the_session(service: SpeechServ
     assert MetricFamily.made["stretto_cancelled_total"].value == 1
 
 
-def test_unauthenticated_text_part_is_refused(service: SpeechService, table: FlowTable) -> None:
-    asked = open_request(table)
-    service.accept(asked)
-    honest = part_inputs(TextPart(session_of(asked), 0, "Hello", True))
-    forged = Request({"prompt": honest["prompt"][TAG:]})
-    service.accept(forged)
-    assert "a record authenticated by this server" in forged.sender.responses[0].error.message()
-    table.slot_at(envelope_in(asked.sender.responses[0]).flow).conclude(Outcome.CANCELLED)
-
-
 def test_too_many_open_streamed_texts_are_refused(
     service: SpeechService, table: FlowTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,43 +356,3 @@ def test_too_many_open_streamed_texts_are_refused(
     session_of(other)
     for each in (first, other):
         table.slot_at(envelope_in(each.sender.responses[0]).flow).conclude(Outcome.CANCELLED)
-
-
-class LiveModel(Model):
-    """Fake language model for live audio, with one session per host."""
-
-    family = KYUTAI_STT
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hosts: list[str] = []
-
-    @contextmanager
-    def session_place(self, host: str) -> Iterator[None]:
-        if host in self.hosts:
-            raise NoCapacity(f"{host} has a session; try again")
-        self.hosts.append(host)
-        try:
-            yield
-        finally:
-            self.hosts.remove(host)
-
-
-def test_live_sessions_are_limited_per_client(table: FlowTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = SpeechService(LiveModel(), EventLoop("test"), table, SenderLimits(poll_s=0.005, stall_s=PATIENCE_S), SEAL)
-    monkeypatch.setattr(service._texts._shares, "limit", 0)
-    sampling = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0), seed=1)
-    inputs = prompt_inputs(Prompt("asr", np.zeros((3, 2), np.int32), sampling, is_open=True))
-    first, second, other = (Request(inputs, AnsweringSender(table), {HOST: host}) for host in "aab")
-    service.accept(first)
-    session_of(first)
-    service.accept(second)
-    until(lambda: second.sender.is_final)
-    assert second.sender.responses[0].error.message() == "full: a has a session; try again"
-    assert MetricFamily.made["stretto_rejected_total"].value == 1
-    service.accept(other)
-    session_of(other)
-    for each in (first, other):
-        table.slot_at(envelope_in(each.sender.responses[0]).flow).conclude(Outcome.CANCELLED)
-    until(lambda: service._model.hosts == [])
-    service.close()

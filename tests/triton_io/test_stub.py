@@ -5,6 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -141,20 +143,18 @@ os.read(0, 1)
         process.stdin.close()
 
 
-@pytest.mark.parametrize(("given", "used"), [({}, "1"), ({MPS_PRIORITY: "0"}, "0")])
-def test_priority_under_mps_is_low_unless_given(
-    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], used: str
+@pytest.mark.parametrize(
+    ("choose", "name", "value"),
+    [(let_others_first, MPS_PRIORITY, "1"), (partial(limit_gpu_share, 25), MPS_SHARE, "25")],
+    ids=["low priority", "share"],
+)
+def test_settings_of_mps_are_made_unless_given(
+    monkeypatch: pytest.MonkeyPatch, choose: Callable[[], None], name: str, value: str
 ) -> None:
-    monkeypatch.setattr(os, "environ", dict(given))
-    let_others_first()
-    assert os.environ[MPS_PRIORITY] == used
-
-
-@pytest.mark.parametrize(("given", "used"), [({}, "25"), ({MPS_SHARE: "50"}, "50")])
-def test_share_under_mps_is_set_unless_given(given: dict[str, str], used: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", given)
-    limit_gpu_share(25)
-    assert os.environ[MPS_SHARE] == used
+    for given, used in (({}, value), ({name: "0"}, "0")):
+        monkeypatch.setattr(os, "environ", dict(given))
+        choose()
+        assert os.environ[name] == used
 
 
 def test_waiting_threads_get_the_interpreter_soon() -> None:

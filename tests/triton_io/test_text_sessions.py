@@ -3,7 +3,6 @@
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stretto.errors import InvalidRequest, Overloaded
+from stretto.errors import InvalidRequest
 from stretto.family.input_tracks import TextTrack
 from stretto.family.text import MAX_PENDING_CHARS, SubwordStream
 from stretto.records.chunk import Alignment, Chunk, LMChunk, Report, Sound, WordMark
@@ -349,15 +348,6 @@ def test_repeated_and_trailing_text_parts_are_refused() -> None:
     asyncio.run(run())
 
 
-def test_text_session_without_a_first_word_times_out() -> None:
-    async def run() -> None:
-        session = TextSession(Model(), "u", FLOW, prompt("wor"), first_word_s=0.01)
-        with pytest.raises(InvalidRequest, match=r"text: expected a first word within 0\.01 s, got none"):
-            await session.begin()
-
-    asyncio.run(run())
-
-
 class ThreeAhead(TextTrack):
     num_prompt_ids = 3
 
@@ -404,10 +394,17 @@ async def _all(chunks: AsyncGenerator[LMChunk, None]) -> list[LMChunk]:
     return [chunk async for chunk in chunks]
 
 
-def test_text_without_enough_ids_times_out() -> None:
+@pytest.mark.parametrize(
+    ("model", "opening", "message"),
+    [
+        (Model, "wor", r"text: expected a first word within 0\.01 s, got none"),
+        (ThreeFirst, "a b ", r"expected 3 tokens or the end of the text within 0\.01 s"),
+    ],
+)
+def test_text_without_enough_tokens_times_out(model: type[Model], opening: str, message: str) -> None:
     async def run() -> None:
-        session = TextSession(ThreeFirst(), "u", FLOW, prompt("a b "), first_word_s=0.01)
-        with pytest.raises(InvalidRequest, match=r"expected 3 tokens or the end of the text within 0\.01 s"):
+        session = TextSession(model(), "u", FLOW, prompt(opening), first_word_s=0.01)
+        with pytest.raises(InvalidRequest, match=message):
             await session.begin()
 
     asyncio.run(run())
@@ -424,21 +421,6 @@ def test_closed_reply_removes_its_text_session() -> None:
             await sessions.write(TextPart(name, 0, "a", True))
 
     asyncio.run(run())
-
-
-def test_text_sessions_per_host_are_fairly_limited() -> None:
-    sessions = TextSessions(Model(), limit=8)
-    with ExitStack() as crowd:
-        for _ in range(4):
-            crowd.enter_context(sessions.place("crowd"))
-        with pytest.raises(Overloaded, match="4 streamed texts are open already, 4 of them from this host; try again"):
-            crowd.enter_context(sessions.place("crowd"))
-        with sessions.place("other"), sessions.place("other"):
-            pass
-        crowd.enter_context(sessions.place("other"))
-    with ExitStack() as again:
-        for _ in range(4):
-            again.enter_context(sessions.place("crowd"))
 
 
 def test_session_ids_are_unpredictable() -> None:
