@@ -67,38 +67,22 @@ def test_first_chunk_is_no_larger_than_the_steady_size() -> None:
         ({"resume_s": 61}, r"options.resume_s: expected seconds in \[0, 60\], got 61"),
         ({"resume_s": 5}, r"options.resume_s: expected no value \(only live sessions can be resumed\), got 5"),
         ({"resume_s": 5, "live": True, "words": "aligned"}, r"options.resume_s: expected no value with words \(word"),
-        ({"output": "wav"}, r"options.output: expected a JSON object, got 'wav'"),
         (
             {"output": {"format": "wav"}},
             r"options.output.format: expected one of codes, encoding, ring, sample_rate, got an",
         ),
-        ({"output": {"encoding": "mp3"}}, r"options.output.encoding: expected one of pcm_f32le, pcm_s16le, got 'mp3'"),
-        ({"output": {"encoding": ["pcm_s16le"]}}, r"options.output.encoding: expected one of"),
-        ({"output": {"sample_rate": 24_000.0}}, r"options.output.sample_rate: expected an integer in \[4000, 192000\]"),
-        ({"output": {"sample_rate": 10**9}}, r"got 1000000000"),
-        ({"output": {"codes": 1}}, r"options.output.codes: expected true or false, got 1"),
-        (
-            {"output": {"ring": "stretto_ring_0011223344556677"}},
-            r"ring: expected an object of name and memory",
-        ),
         ({"output": {"ring": {}}}, r"options.output.ring.name: expected a name like stretto_ring_.*, got none"),
-        ({"output": {"ring": {"name": "../etc/passwd"}}}, r"ring.name: expected a name like stretto_ring_"),
-        ({"output": {"ring": {"name": "stretto_flow_0011223344556677"}}}, r"ring.name: expected a name like"),
         ({"output": {"ring": {"name": "stretto_ring_0011223344556677\n"}}}, r"ring.name: expected a name like"),
         (
             {"output": {"ring": RING | {"key": 1}}},
             r"ring.key: expected one of memory, name",
         ),
-        ({"output": {"ring": RING | {"memory": "disk"}}}, r"ring.memory: expected one of system, cuda, got 'disk'"),
         ({"chunking": {"first_frames": 0}}, r"options.chunking.first_frames: expected an integer in \[1, 25\], got 0"),
         (
             {"chunking": {"first_frames": 3, "steady_frames": 2}},
             r"first_frames: expected an integer in \[1, 2\], got 3",
         ),
         ({"chunking": {"steady_frames": 251}}, r"options.chunking.steady_frames: expected an integer in \[1, 250\]"),
-        ({"chunking": {"playout_s": True}}, r"options.chunking.playout_s: expected a number in \[0, 10\], got True"),
-        ({"chunking": {"playout_s": -0.1}}, r"got -0.1"),
-        ({"chunking": {"deterministic": 1}}, r"options.chunking.deterministic: expected true or false, got 1"),
     ],
 )
 def test_inconsistent_delivery_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,53 +10,48 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugins.kyutai.tests.kyutai_release import make_checkpoint, replies
-from stretto.codecs.mimi import MimiCodec, load
+from stretto.codecs.mimi import load
+from stretto.codecs.mimi_encoder import MimiEncoder
 from stretto.errors import Closing, InvalidRequest, Overloaded
-from stretto.family.live_audio import LiveInput
-from stretto.family.plugin import family_at
-from stretto.family.prompting import Piece
+from stretto.families.tiny.family import TINY
+from stretto.family.live_audio import FrameIds, LiveInput
 from stretto.preprocessing import hearing as hearing_module
 from stretto.preprocessing.audio import resample
 from stretto.preprocessing.hearing import LOST, MAX_WAITING, Hearing, open_hearing
 from stretto.preprocessing.hearing_worker import Resampler, Streams, answer
 from stretto.records.prompt import AudioPart
-from stretto_kyutai.kyutai_stt.prompt import open_live_input, open_template
+from tests.codecs.test_mimi import make_model
 from tests.patience import PATIENCE_S, until
-from tests.small_vocabularies import CHATTERBOX
+from tests.recordings import speech
 from tests.tiers import by_night
 
 RATE = 24_000
+BEFORE_S = 1.0
+AFTER_S = 1.5
+FIRST_IDS = (0, 100, 200, 300)  # of the small codec's four codebooks
 STOPPED = 1 << 10
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    silence = {"audio_delay_seconds": 0.5, "audio_silence_prefix_seconds": 1.0}
-    return make_checkpoint(tmp_path_factory.mktemp("hearing"), stt_config=silence)
-
-
-@pytest.fixture(scope="module")
-def codec(checkpoint: Path) -> MimiCodec:
-    return load(checkpoint / "codec")
-
-
-@pytest.fixture(scope="module")
-def live(checkpoint: Path, codec: MimiCodec) -> LiveInput:
-    return open_live_input(checkpoint, codec)
+def live(tmp_path_factory: pytest.TempPathFactory) -> LiveInput:
+    folder = tmp_path_factory.mktemp("hearing")
+    make_model().save_pretrained(folder)
+    codec = load(folder)
+    return LiveInput(MimiEncoder(codec), RATE, BEFORE_S, AFTER_S, lambda: FrameIds(FIRST_IDS))
 
 
 @pytest.fixture(scope="module")
 def pcm() -> np.ndarray:
     """Return 42 frames, which is more than four windows of the encoder's transformer."""
-    return replies()["pcm"].astype(np.float32)
+    return speech(42 * 1920, RATE)
 
 
-def frames_of(checkpoint: Path, codec: MimiCodec, pcm: np.ndarray) -> list[int]:
-    """Return the ids of a whole recording as in a prompt."""
-    family = family_at(checkpoint)
-    template = open_template(family, checkpoint, codec, "cpu")
-    return list(template.write(family.tasks[0], (Piece("user", "audio", pcm=pcm),), None).track)
+def frames_of(live: LiveInput, pcm: np.ndarray) -> list[int]:
+    """Return the ids of a whole recording."""
+    assert isinstance(live.encoder, MimiEncoder)
+    codes = live.encoder.encode_all(np.pad(pcm, (int(BEFORE_S * RATE), int(AFTER_S * RATE))))
+    ids: list[int] = (codes.T + np.array(FIRST_IDS)).reshape(-1).tolist()
+    return ids
 
 
 class Inside:
@@ -144,7 +138,7 @@ def client(inside: Inside) -> Iterator[Client]:
 
 @pytest.mark.parametrize("seed", [0, *by_night(1, 2, 3)])
 def test_live_encoding_is_independent_of_parts_and_other_sessions(
-    client: Client, inside: Inside, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray, seed: int
+    client: Client, inside: Inside, live: LiveInput, pcm: np.ndarray, seed: int
 ) -> None:
     """There are random histories of five sessions, and some parts are empty."""
     random = np.random.default_rng(seed)
@@ -164,7 +158,7 @@ def test_live_encoding_is_independent_of_parts_and_other_sessions(
         if not len(rest):
             del left[name]
     for name, recording in recordings.items():
-        assert client.ids(name, numbers[name]) == frames_of(checkpoint, codec, recording), name
+        assert client.ids(name, numbers[name]) == frames_of(live, recording), name
     assert client.hearing.num_encoded >= client.hearing.num_jobs > 0
     assert client.hearing.num_streams == len(inside.streams) == 0
 
@@ -194,7 +188,7 @@ def test_long_audio_part_does_not_delay_other_sessions(client: Client, inside: I
 
 
 def test_encoder_process_death_loses_sessions_but_new_ones_start(
-    client: Client, inside: Inside, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray
+    client: Client, inside: Inside, live: LiveInput, pcm: np.ndarray
 ) -> None:
     client.send("old", 0, pcm[:9000])
     client.until("old", 1)
@@ -204,12 +198,10 @@ def test_encoder_process_death_loses_sessions_but_new_ones_start(
     client.send("old", 2, pcm[:9000])
     assert client.until("old", 3)[-1].lost == LOST, "the state of the earlier parts is gone"
     client.send("new", 0, pcm, is_last=True)
-    assert client.ids("new", 1) == frames_of(checkpoint, codec, pcm)
+    assert client.ids("new", 1) == frames_of(live, pcm)
 
 
-def test_failed_encoder_process_is_replaced(
-    client: Client, inside: Inside, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray
-) -> None:
+def test_failed_encoder_process_is_replaced(client: Client, inside: Inside, live: LiveInput, pcm: np.ndarray) -> None:
     """The process would keep the streams of lost sessions, whose names could not be used again."""
     client.send("old", 0, pcm[:9000])
     client.until("old", 1)
@@ -217,13 +209,13 @@ def test_failed_encoder_process_is_replaced(
     client.send("old", 1, pcm[:9000])
     assert client.until("old", 2)[-1].lost == LOST
     client.send("new", 0, pcm, is_last=True)
-    assert client.ids("new", 1) == frames_of(checkpoint, codec, pcm)
+    assert client.ids("new", 1) == frames_of(live, pcm)
     assert inside.num_starts == 2
     assert len(inside.streams) == 0
 
 
 def test_encoder_recovers_after_a_failed_process_restart(
-    client: Client, inside: Inside, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    client: Client, inside: Inside, live: LiveInput, pcm: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse() -> None:
         raise OSError("no memory")
@@ -234,12 +226,10 @@ def test_encoder_recovers_after_a_failed_process_restart(
         client.send("old", 0, pcm[:9000])
         assert client.until("old", 1)[-1].lost == LOST
         client.send("new", 0, pcm, is_last=True)
-        assert client.ids("new", 1) == frames_of(checkpoint, codec, pcm)
+        assert client.ids("new", 1) == frames_of(live, pcm)
 
 
-def test_invalid_audio_parts_have_no_effect(
-    client: Client, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray
-) -> None:
+def test_invalid_audio_parts_have_no_effect(client: Client, live: LiveInput, pcm: np.ndarray) -> None:
     with pytest.raises(InvalidRequest, match="sample_rate: expected the rate of the session's audio in Hz, got none"):
         client.send("s", 0, pcm[:0], rate=None)
     client.send("s", 0, pcm[:1000])
@@ -259,7 +249,7 @@ def test_invalid_audio_parts_have_no_effect(
         with pytest.raises(InvalidRequest, match=message):
             client.send("s", number, part, rate=rate)
     client.send("s", 1, pcm[1000:], is_last=True)
-    assert client.ids("s", 2) == frames_of(checkpoint, codec, pcm)
+    assert client.ids("s", 2) == frames_of(live, pcm)
 
 
 def test_waiting_parts_and_sessions_are_limited(client: Client, inside: Inside, pcm: np.ndarray) -> None:
@@ -318,24 +308,5 @@ def test_resampled_parts_join_to_the_resampled_recording(rate: int, sizes: list[
     np.testing.assert_allclose(np.concatenate(made), wanted, atol=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.slow
-def test_audio_encoder_process_encodes_and_is_replaced(checkpoint: Path, codec: MimiCodec, pcm: np.ndarray) -> None:
-    hearing = open_hearing(family_at(checkpoint), checkpoint, "cpu")
-    assert hearing is not None
-    client, process = Client(hearing), hearing._process
-    client.send("one", 0, pcm[:5000])
-    client.send("one", 1, pcm[5000:], is_last=True)
-    assert client.ids("one", 2) == frames_of(checkpoint, codec, pcm)
-    client.send("two", 0, pcm[:5000])
-    client.until("two", 1)
-    os.kill(process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
-    client.send("two", 1, pcm[:5000])
-    assert client.until("two", 2)[-1].lost == LOST
-    client.send("three", 0, pcm, is_last=True)
-    assert client.ids("three", 1) == frames_of(checkpoint, codec, pcm)
-    hearing.close()
-
-
-def test_families_without_live_audio_have_no_encoder_process(checkpoint: Path) -> None:
-    assert open_hearing(CHATTERBOX, checkpoint, "cpu") is None
+def test_families_without_live_audio_have_no_encoder_process(tmp_path: Path) -> None:
+    assert open_hearing(TINY, tmp_path, "cpu") is None

@@ -40,14 +40,6 @@ def test_maximum_turns_and_streams_are_read() -> None:
     assert turns[-1].codes is not None
 
 
-def test_too_many_unknown_keys_are_refused_with_a_single_error() -> None:
-    unknown = ",".join(f'"{number:x}":1' for number in range(90_000))
-    with pytest.raises(
-        InvalidRequest, match=r"^messages: expected at most 8192 strings and brackets of JSON, got more$"
-    ):
-        read_messages(f'[{{"role":"user","text":"a",{unknown}}}]')
-
-
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
@@ -57,7 +49,6 @@ def test_too_many_unknown_keys_are_refused_with_a_single_error() -> None:
         (["hello"], "messages[0]: expected a JSON object with role and text, image or audio, got 'hello'"),
         ([{"text": "hello"}], "messages[0].role: expected one of system, user, assistant, got none"),
         ([{"role": "tool", "text": "hello"}], "messages[0].role: expected one of system, user, assistant, got 'tool'"),
-        ([{"role": ["user"], "text": "hello"}], "messages[0].role: expected one of system, user, assistant, got"),
         (
             [{"role": "user"}],
             "messages[0]: expected role, and at least one of text, image and audio (or codes or latents), got ['role']",
@@ -71,11 +62,8 @@ def test_too_many_unknown_keys_are_refused_with_a_single_error() -> None:
         ([{"role": "user", "latents": [[1.0]]}], "messages[0].latents: expected base64 of float32 [D, T], got [[1.0]]"),
         ([{"role": "user", "latents": "AAA"}], "messages[0].latents: expected base64 of float32 [D, T], got 'AAA'"),
         ([{"role": "user", "latents": "AAAA"}], "messages[0].latents: expected base64 of float32 [D, T], got 3 bytes"),
-        ([{"role": "user", "latents": ""}], "messages[0].latents: expected base64 of float32 [D, T], got 0 bytes"),
         ([{"role": "user", "text": 5}], "messages[0].text: expected a string, got 5"),
-        ([{"role": "user", "text": None}], "messages[0].text: expected a string, got None"),
         ([{"role": "user", "audio": "a.wav"}], "messages[0].audio: expected one of audio, pcm_in, got 'a.wav'"),
-        ([{"role": "user", "audio": ["audio"]}], "messages[0].audio: expected one of audio, pcm_in, got ['audio']"),
         (
             [{"role": "user", "audio": "pcm_in"}] * 2,
             "messages[1].audio: expected 'pcm_in' in one turn only, and 'audio' in the others, got a second 'pcm_in'",
@@ -84,7 +72,6 @@ def test_too_many_unknown_keys_are_refused_with_a_single_error() -> None:
             [{"role": "user", "text": "a"}, {"role": "system", "text": "b"}],
             "messages[1].role: expected user or assistant (only the first turn can be a system turn), got 'system'",
         ),
-        ([{"role": "user", "codes": 5}], "messages[0].codes: expected 1 to 32 lists of codes, one"),
         ([{"role": "user", "codes": [1, 2]}], "messages[0].codes[0]: expected a list of at least one code, got 1"),
         ([{"role": "user", "codes": []}], "messages[0].codes: expected 1 to 32 lists of codes"),
         (
@@ -101,17 +88,8 @@ def test_too_many_unknown_keys_are_refused_with_a_single_error() -> None:
             "messages[0].codes[1][0]: expected an integer in [0, 1048576]",
         ),
         ([{"role": "user", "codes": [[1.0]]}], "messages[0].codes[0][0]: expected an integer in [0, 1048576], got 1.0"),
-        (
-            [{"role": "user", "codes": [[True]]}],
-            "messages[0].codes[0][0]: expected an integer in [0, 1048576]",
-        ),
-        (
-            [{"role": "user", "codes": [[10**30]]}],
-            "messages[0].codes[0][0]: expected an integer in [0, 1048576]",
-        ),
         ([{"role": "user", "text": "\ud800"}], "messages: expected valid JSON, got an error: unexpected end of hex"),
         ([{"role": "user", "text": "a" * MAX_BYTES}], "messages: expected at most 1048576 bytes of JSON"),
-        ([[[[[[[[[0]]]]]]]]], "messages: expected JSON nested at most 8 deep, got 9 levels"),
     ],
 )
 def test_invalid_messages_error_names_the_field(messages: object, message: str) -> None:

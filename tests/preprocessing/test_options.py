@@ -171,17 +171,11 @@ def test_max_rows_overrides_family_but_not_requested_min_rows() -> None:
         ({"sede": 1}, "options.sede: expected one of seed, "),
         ({"x" * 500: 1}, "options.x"),
         ({"language": "German"}, "options.language: expected one of auto, english, en, got 'German'"),
-        ({"seed": "1"}, "options.seed: expected an integer, got '1'"),
-        ({"guidance_scale": 10**400}, "options.guidance_scale: expected a number, got 1000000000"),
         (
             {"guidance": {"policy": "until_s"}},
             "options.guidance.until_s: expected a number of seconds, because policy is 'until_s'",
         ),
         ({"guidance": {"until_s": 2}}, "options.guidance.until_s: expected no value under policy 'always', got 2"),
-        (
-            {"guidance": {"policy": "adaptive", "until_s": 2}},
-            "options.guidance.until_s: expected no value under policy",
-        ),
         ({"guidance": {"size": 2}}, "options.guidance.size: expected one of policy, scale, until_s"),
         ({"guidance": {}, "guidance_scale": 2}, "options.guidance: expected either"),
         ({"voice": "bob"}, "options.voice: expected one of heart, got 'bob'"),
@@ -190,21 +184,13 @@ def test_max_rows_overrides_family_but_not_requested_min_rows() -> None:
         ({"max_audio_s": 0}, "options.max_audio_s: expected a number of seconds in [0.04, 32], got 0"),
         ({"audio": {"min_rows": 900}}, "options.audio.min_rows: expected an integer in [0, 800], got 900"),
         ({"audio": {"max_rows": 2049}}, "options.audio.max_rows: expected at most 2048 rows, got 2049"),
-        ({"text": {"ras_window": 7}}, "options.text.ras_window: expected one of max_rows, min_rows, temperature"),
-        (
-            {"audio": {"voice": "heart"}},
-            "options.audio.voice: expected one of max_rows, min_p, min_rows, ras_max_repeats, ras_window, temperature",
-        ),
-        ({"latents": {"tail_rows": 1}}, "options.latents.tail_rows: expected one of steps"),
         ({"adapter": "\ud800"}, r"options.adapter: expected text without lone surrogates, got '\ud800'"),
         ({"temperature": 1, "audio": {"temperature": 1}}, "options.temperature: expected either"),
         ({"pronunciations": 3}, "options.pronunciations: expected an object of words and their spellings, got 3"),
-        ({"pronunciations": {"a": "<b>"}}, "options.pronunciations.a: expected text without characters of markup"),
         (
             {"pronunciations": {"a b": {"phonemes": "S", "alphabet": "cmu"}}},
             "options.pronunciations.a b: expected a spelling (this model reads no phonemes), got cmu",
         ),
-        ({"pronunciations": {"a": {}}}, "options.pronunciations.a: expected a spelling, or an object of phonemes"),
     ],
 )
 def test_invalid_option_error_names_the_option(options: object, message: str) -> None:
@@ -212,12 +198,6 @@ def test_invalid_option_error_names_the_option(options: object, message: str) ->
         read(options)
     assert str(caught.value).startswith(message)
     assert len(str(caught.value)) < 400
-
-
-@pytest.mark.parametrize("text", ['{"guidance_scale": NaN}', '{"guidance_scale": 1e999}', '{"temperature": -1e999}'])
-def test_non_finite_options_are_refused(text: str) -> None:
-    with pytest.raises(InvalidRequest, match="options"):
-        read_options(text, TINY, TTS, FRAME_RATE)
 
 
 @pytest.mark.parametrize("key", ["voice", "guidance_scale", "max_audio_s", "audio", "script_temperature"])
@@ -267,19 +247,12 @@ def test_silence_is_dropped_from_usual_replies(options: dict, is_dropped: bool) 
     assert read_options(json.dumps(options), family, family.task("tts"), 12.5).drops_silence is is_dropped
 
 
-def test_piece_requires_family_support() -> None:
-    family = replace(TINY, options=("piece", *TINY.options))
-    assert read_options('{"piece": 2}', family, TTS, FRAME_RATE).manner == Manner(piece=2)
-    with pytest.raises(InvalidRequest, match=r"options\.piece: expected no value \(this model speaks"):
-        read_options('{"piece": 0}', TINY, TTS, FRAME_RATE)
-
-
-def test_exaggeration_requires_family_support() -> None:
-    family = replace(TINY, options=("exaggeration", *TINY.options))
-    manner = read_options('{"exaggeration": 1.5}', family, TTS, FRAME_RATE).manner
-    assert manner == Manner(exaggeration=1.5)
-    with pytest.raises(InvalidRequest, match=r"options\.exaggeration: expected no value \(this model does not support"):
-        read({"exaggeration": 0.5})
+@pytest.mark.parametrize(("name", "value"), [("piece", 2), ("exaggeration", 1.5)])
+def test_manner_of_speaking_requires_family_support(name: str, value: float) -> None:
+    family = replace(TINY, options=(name, *TINY.options))
+    assert read_options(json.dumps({name: value}), family, TTS, FRAME_RATE).manner == Manner(**{name: value})
+    with pytest.raises(InvalidRequest, match=rf"options\.{name}: expected no value \(this model "):
+        read({name: value})
 
 
 def test_schedule_option_is_a_name_or_numbers() -> None:
