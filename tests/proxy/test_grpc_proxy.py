@@ -18,6 +18,7 @@ from stretto_client import RequestRefused, ServerUnavailable, SpeechClient
 from tests.client.fake_server import Abort, Chunk, ErrorText, FakeServer, Until
 from tests.patience import PATIENCE_S, until_async
 from tests.proxy.conftest import KEY, Proxied, grpc_server, proxied, proxy_config
+from tests.tiers import by_night
 
 TEXT = b"\x02\0\0\0hi"
 
@@ -208,11 +209,8 @@ async def test_grpc_stream_is_bound_to_one_model(proxy: Proxied, first: str, sec
     [
         ("none", "", "model_name: expected a model that the server has, got 'none', version ''"),
         ("somebody_elses", "7", "model_name: expected a model that the server has, got 'somebody_elses', version '7'"),
-        ("", "", "model_name: expected a model that the server has, got '', version ''"),
         ("speech", "2", "model_version: expected '1' or none, got '2'"),
-        ("speech", "x", "model_version: expected '1' or none, got 'x'"),
         ("speech\0", "", "model_name: expected text without NUL, got 'speech\\x00'"),
-        ("preprocessor\0x", "", "model_name: expected text without NUL, got 'preprocessor\\x00x'"),
     ],
 )
 async def test_missing_models_are_never_requested(proxy: Proxied, model: str, version: str, told: str) -> None:
@@ -298,7 +296,9 @@ async def test_ensemble_step_models_require_the_key(proxy: Proxied, model: str) 
     assert [each["model"] for each in proxy.triton.requests] == [model]
 
 
-@pytest.mark.parametrize("method", ["SystemSharedMemoryRegister", "RepositoryModelLoad", "TraceSetting", "LogSettings"])
+@pytest.mark.parametrize(
+    "method", ["RepositoryModelLoad", *by_night("SystemSharedMemoryRegister", "TraceSetting", "LogSettings")]
+)
 async def test_restricted_grpc_method_requires_the_key(proxy: Proxied, method: str) -> None:
     kind = "TraceSettingRequest" if method == "TraceSetting" else f"{method}Request"
     message = getattr(service_pb2, kind)()
@@ -316,9 +316,8 @@ async def test_allowed_api_needs_no_key(open_proxy: Proxied) -> None:
     assert len(await answers(open_proxy.address, request("preprocessor"))) == 2
 
 
-@pytest.mark.parametrize("name", ["/stretto_flow_7_x", "//stretto_launch_7_x", "triton_python_backend_shm_region_1"])
-async def test_server_memory_cannot_be_registered(open_proxy: Proxied, name: str) -> None:
-    message = service_pb2.SystemSharedMemoryRegisterRequest(name="a", key=name, byte_size=8)
+async def test_server_memory_cannot_be_registered(open_proxy: Proxied) -> None:
+    message = service_pb2.SystemSharedMemoryRegisterRequest(name="a", key="/stretto_flow_7_x", byte_size=8)
     for metadata in (None, [(KEY_HEADER, KEY)]):
         with pytest.raises(grpc.aio.AioRpcError, match="key: expected a name without the server's own prefix"):
             await call(open_proxy.address, "SystemSharedMemoryRegister", message, metadata)
@@ -330,12 +329,9 @@ async def test_oversized_grpc_message_is_refused_and_others_are_served(proxy: Pr
         with pytest.raises(RequestRefused, match=r"larger than max \(\d+ vs\. 1000000\)"):
             [event async for event in client.transcribe(b"x" * 2_000_000)]
         assert [event async for event in client.speak("hello")][-1].is_final
-    name = service_pb2.ModelReadyRequest(name="x" * 70_000)
-    with pytest.raises(grpc.aio.AioRpcError, match="at most 65536 bytes, got 7000"):
-        await call(proxy.address, "ModelReady", name)
 
 
-@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, *by_night(grpc.Compression.Deflate)])
 async def test_compressed_messages_are_refused_without_decompression(
     proxy: Proxied, compression: grpc.Compression
 ) -> None:

@@ -35,8 +35,10 @@ def test_requests_without_the_key_are_limited_to_small_bodies() -> None:
 
 
 def test_server_owned_shared_memory_cannot_be_registered() -> None:
-    own = service_pb2.SystemSharedMemoryRegisterRequest(name="mine", key="//stretto_flow_1")
-    with pytest.raises(BadRequest, match=r"^key: expected a name without the server's own prefix"):
-        check_other_call(REGISTER, own.SerializeToString(), False)
+    own = service_pb2.SystemSharedMemoryRegisterRequest(name="mine")
+    for key in ("/stretto_flow_7_x", "//stretto_launch_7_x", "triton_python_backend_shm_region_1"):
+        own.key = key
+        with pytest.raises(BadRequest, match=r"^key: expected a name without the server's own prefix"):
+            check_other_call(REGISTER, own.SerializeToString(), False)
     own.key = "/stretto_in_1"
     check_other_call(REGISTER, own.SerializeToString(), False)
