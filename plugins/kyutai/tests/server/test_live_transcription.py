@@ -16,7 +16,7 @@ from stretto_client.live_speech import PartStream
 from tests.server.conftest import ServedCheckpoint, Server, served_checkpoint
 from tests.server.listening import Relay
 
-# By night: tests/preprocessing/test_hearing.py and tests/engine/test_live_sessions.py test the two processes.
+# By night: test_hearing_process.py and tests/engine/test_live_sessions.py test the two processes.
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 RATE = 24_000
 PCM = (np.sin(np.arange(90_000) ** 1.3 / 300) / 2).astype(np.float32)
