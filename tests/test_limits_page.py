@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from setup import PLUGINS, entry_points
 from stretto.errors import FULL
 from stretto_gateway.config import Limits
 from tests import fakes_triton
@@ -18,11 +19,15 @@ PAGE = ROOT / "docs" / "limits.md"
 SERVER = ROOT / "python_backend"
 GATEWAY = ROOT / "gateway"
 CONTRACT = ROOT / "contract"
+ROOTS = (SERVER, GATEWAY, CONTRACT, *(ROOT / folder for folder in PLUGINS.values()))
+ROUTES = [point.partition(":")[0].split(".") for point in entry_points()["stretto_gateway.routes"].values()]
+ROUTES_OF_PLUGINS = [ROOT.joinpath(PLUGINS[name[0]], *name[:-1]) for name in ROUTES if name[0] in PLUGINS]
 # Code that refuses what clients send. Limits of families are on their pages; limits of files are in docs/security.md.
 CLIENT_FACING = [
     *(SERVER / "stretto" / name for name in ("proxy", "preprocessing", "records", "triton_io", "verification")),
     *(SERVER / "stretto" / "engine" / name for name in ("utterance.py", "permits.py")),
     GATEWAY / "stretto_gateway",
+    *ROUTES_OF_PLUGINS,
     *(CONTRACT / "stretto_contract" / f"{name}.py" for name in ("schema", "pronunciation", "lexicon_files")),
 ]
 KINDS = ("MAX_", "MIN_", "LONGEST_", "LOWEST_", "HIGHEST_", "LEAST_", "GREATEST_")
@@ -57,7 +62,6 @@ NOT_MET = {
         "stretto_gateway.fields.MAX_SHOWN_CHARS",
         "stretto_gateway.catalogue.MAX_NAME_CHARS",
         "stretto_gateway.catalogue.MAX_NAMED",
-        "stretto_gateway.kyutai.messages.MAX_SHOWN",
         "stretto_gateway.realtime.settings.MAX_ERRORS",
         "stretto_gateway.realtime.settings.MAX_IGNORED",
     },
@@ -129,7 +133,7 @@ def spellings(value: float) -> set[str]:
 def defined_limits() -> set[str]:
     """Return the dotted names of all limits that client-facing code defines."""
     found = {f"stretto_gateway.config.Limits.{field.name}" for field in fields(Limits)}
-    for root in (SERVER, GATEWAY, CONTRACT):
+    for root in ROOTS:
         for path in [each for top in CLIENT_FACING for each in ([top] if top.is_file() else top.rglob("*.py"))]:
             if path.is_relative_to(root):
                 module = ".".join(path.relative_to(root).with_suffix("").parts)
@@ -140,8 +144,7 @@ def defined_limits() -> set[str]:
 
 @cache
 def code() -> str:
-    folders = (SERVER, GATEWAY, CONTRACT)
-    text = "\n".join(path.read_text() for folder in folders for path in sorted(folder.rglob("*.py")))
+    text = "\n".join(path.read_text() for folder in ROOTS for path in sorted(folder.rglob("*.py")))
     return text.replace("{FULL}", FULL)
 
 

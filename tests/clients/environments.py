@@ -82,17 +82,17 @@ class Environment:
 
 @dataclass(frozen=True)
 class Client:
-    """A client script in this folder, with its environment and the steps that it must report."""
+    """A client script (its path, from this folder), with its environment and the steps that it must report."""
 
     environment: Environment
-    script: str
+    script: str | Path
     steps: tuple[str, ...]
     name: str = ""
 
     def command(self, url: str, recording: Path, folder: Path) -> list[str]:
         """Return the command that runs the script against a gateway's URL."""
         made = self.environment.make()
-        script = str(Path(__file__).with_name(self.script))
+        script = str(Path(__file__).parent / self.script)
         if script.endswith(".mjs"):
             return ["node", script, url, str(recording), str(folder), str(made)]
         return [str(made / "env" / "bin" / "python"), script, url, str(recording), str(folder)]

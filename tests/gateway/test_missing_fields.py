@@ -151,16 +151,6 @@ async def test_blank_form_fields_count_as_missing(
     assert first == second
 
 
-async def test_blank_query_fields_count_as_missing(start: Start) -> None:
-    running = await start(SPOKEN, strict=True)
-    query = "format=PCM&voice=&seed=&temperature=&top_k=&cfg_alpha="
-    async with open_socket(running, f"/api/tts_streaming?{query}") as opened:
-        await opened.send("A cat.")
-        await opened.send(b"\0")
-        assert isinstance(await opened.recv(), bytes)
-    assert set(json.loads(running.behind.requests[0]["options"])) == {"output", "seed"}  # a seed of its own
-
-
 @pytest.mark.parametrize(
     ("name", "media_type"),
     [

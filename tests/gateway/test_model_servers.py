@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import AsyncMock, Mock
 
-import msgpack
 import openai
 import pytest
 
@@ -31,7 +30,7 @@ KINDS = {
     "piper-en": (VOICES, SPOKEN),
     "scribe": (STREAMS, HEARD),
     "talker": (TALKS | {"tasks": TALKS["tasks"][2:]}, answer()),
-    "moshi": (DUPLEX, SPOKEN),
+    "duplex": (DUPLEX, SPOKEN),
     "second-voice": (TTS | {"family": "other"}, SPOKEN),
 }
 
@@ -138,7 +137,7 @@ async def test_unknown_name_is_refused_with_the_list(several: Begin, model: str)
         response = await http.post("/v1/audio/speech", json={"input": "A cat.", "model": model})
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
-    assert "expected one of 'piper-en', 'scribe', 'talker', 'moshi', 'second-voice', got" in error["message"]
+    assert "expected one of 'piper-en', 'scribe', 'talker', 'duplex', 'second-voice', got" in error["message"]
 
 
 async def test_named_model_that_cannot_do_the_request_refuses_it(several: Begin) -> None:
@@ -153,7 +152,7 @@ async def test_named_model_that_cannot_do_the_request_refuses_it(several: Begin)
 
 
 async def test_realtime_sessions_select_by_name_and_kind(several: Begin) -> None:
-    gateway = await several("piper-en", "scribe", "talker", "moshi")
+    gateway = await several("piper-en", "scribe", "talker", "duplex")
     running = gateway.running
     async with call(running, "gpt-realtime") as caller:
         await caller.say("Well?")
@@ -162,16 +161,16 @@ async def test_realtime_sessions_select_by_name_and_kind(several: Begin) -> None
         wrong = await caller.ask("session.update", session={"type": "realtime", "audio": {"output": {"voice": "no"}}})
         assert "expected one of slt, rms" in wrong.error.message
     assert gateway.asked() == {"talker": 1}
-    async with call(running, "moshi") as caller:
+    async with call(running, "duplex") as caller:
         assert caller.seen[0].session.audio.input.turn_detection is None, "it takes turns by itself"
     async with call(running, "gpt-4o-transcribe", extra_query={"intent": "transcription"}) as caller:
         assert caller.seen[0].session.type == "transcription"
     session = {"type": "realtime", "model": "none"}
     with pytest.raises(openai.NotFoundError):
         await running.openai().realtime.client_secrets.create(session=session)  # type: ignore[arg-type]
-    session = {"type": "realtime", "model": "moshi"}
+    session = {"type": "realtime", "model": "duplex"}
     secret = await running.openai().realtime.client_secrets.create(session=session)  # type: ignore[arg-type]
-    assert secret.session.model == "moshi"  # type: ignore[union-attr]
+    assert secret.session.model == "duplex"  # type: ignore[union-attr]
 
 
 async def test_conversation_is_transcribed_by_another_server(several: Begin) -> None:
@@ -203,23 +202,6 @@ async def test_streamed_text_selects_a_server_for_each_utterance(several: Begin)
             ):
                 assert isinstance(message, bytes) or json.loads(message)["type"] != "error", message
     assert gateway.asked() == {"piper-en": 1, "second-voice": 1}
-
-
-async def test_kyutai_clients_find_both_servers_at_one_gateway(several: Begin) -> None:
-    gateway = await several("talker", "scribe", "piper-en", "second-voice")
-    query = "?format=PcmMessagePack&voice=unmute-prod-website/default_voice.wav"
-    for path, server in ((f"/api/tts_streaming{query}", "piper-en"), (f"/api/tts_streaming{query}&model=other", "")):
-        async with open_socket(gateway.running, path) as opened:
-            for message in (msgpack.packb({"type": "Text", "text": "cat"}), msgpack.packb({"type": "Eos"})):
-                await opened.send(message)
-            kinds = {msgpack.unpackb(message)["type"] async for message in opened}
-        assert kinds == {"Ready", "Text", "Audio"}
-        assert len(gateway.servers[server or "second-voice"].requests) == 1
-    async with open_socket(gateway.running, "/api/asr-streaming") as opened:
-        await opened.send(msgpack.packb({"type": "Audio", "pcm": [0.0] * 1920}))
-        await until_async(lambda: gateway.servers["scribe"].requests != [])
-    async with gateway.running.http() as http:
-        assert (await http.get("/api/build_info")).status_code == 200
 
 
 async def test_call_is_heard_by_one_server_and_answered_by_another(several: Begin) -> None:

@@ -8,7 +8,6 @@ import os
 import unicodedata
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 import pytest
@@ -179,20 +178,17 @@ async def test_uploaded_voice_is_used_by_its_name(start: Start, tmp_path: Path) 
             answer = await http.post("/v1/audio/speech/batch", json=batch)
             assert (answer.status_code, answer.json()["succeeded"]) == (200, 2), answer.text
             assert [request.get("audio") for request in running.behind.requests].count(RECORDING) == 3, name
-    for path, begin in (
-        ("/v1/audio/speech/stream", json.dumps({"type": "session.config", "voice": names[1]})),
-        (f"/api/tts_streaming?format=Pcm&voice={quote(names[0])}", None),
-    ):
-        del running.behind.requests[:]
-        async with open_socket(running, path) as opened:
-            if begin is not None:
-                await opened.send(begin)
-            await opened.send(json.dumps({"type": "input.text", "text": "A cat."}) if begin else "A cat.")
-            await opened.send(json.dumps({"type": "input.done"}) if begin else b"\0")
-            async with asyncio.timeout(PATIENCE_S):
-                while not isinstance(await opened.recv(), bytes):
-                    pass
-        assert told(running.behind.requests[0])[1] == RECORDING
+    del running.behind.requests[:]
+    async with open_socket(running, "/v1/audio/speech/stream") as opened, asyncio.timeout(PATIENCE_S):
+        for event in (
+            {"type": "session.config", "voice": names[1]},
+            {"type": "input.text", "text": "A cat."},
+            {"type": "input.done"},
+        ):
+            await opened.send(json.dumps(event))
+        while not isinstance(await opened.recv(), bytes):
+            pass
+    assert told(running.behind.requests[0])[1] == RECORDING
 
 
 async def test_ambiguous_voice_name_is_refused_with_the_ids(start: Start, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Uploaded voices in chats and realtime sessions, by their ids and by their names."""
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,9 @@ from stretto_gateway.config import Limits
 from tests.client.fake_server import Request, Step
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.caller import call, call_by, spoken, task
-from tests.gateway.realtime.test_bounds import open_socket
 from tests.gateway.realtime.test_duplex import PERSONA, Partner
 from tests.gateway.test_chat import QUESTION, REPLY
 from tests.gateway.test_voices import CLONES, KEYS, RECORDING, added_voice
-from tests.patience import PATIENCE_S
 
 TTS = CLONES["tasks"][0]
 TALKS = CLONES | {
@@ -176,16 +173,3 @@ async def test_duplex_session_is_in_an_uploaded_voice(start: Start, tmp_path: Pa
         (opening,) = [request for request in running.behind.requests if request.get("task") == b"duplex"]
         assert opening["audio"] == RECORDING
         assert "voice" not in partner.options
-
-
-async def test_kyutai_chat_is_in_an_uploaded_voice(start: Start, tmp_path: Path) -> None:
-    running, partner = await start_duplex(start, tmp_path)
-    async with open_socket(running, "/api/chat?voice_prompt=Mine&text_prompt=Be%20kind.") as opened:
-        async with asyncio.timeout(PATIENCE_S):
-            assert await opened.recv() == b"\x00"
-        assert partner.turns == [{"role": "system", "text": "Be kind.", "audio": "audio"}]
-        assert running.app.state.gateway.sessions.held.num_bytes == len(RECORDING)
-    await running.until(gateway_sessions=0)
-    assert running.app.state.gateway.sessions.held.num_bytes == 0
-    (opening,) = [request for request in running.behind.requests if request.get("task") == b"duplex"]
-    assert opening["audio"] == RECORDING

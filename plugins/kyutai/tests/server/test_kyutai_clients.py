@@ -24,6 +24,7 @@ from tests.server.conftest import ServedCheckpoint, Server, served_checkpoint
 from tests.server.openai_client import gateway_port
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
+FOLDER = Path(__file__).parents[1] / "clients"
 RATE = 24_000
 PCM = (np.sin(np.arange(60_000) ** 1.3 / 300) * 16_000).astype(np.int16)
 MOSHI = Environment(
@@ -90,7 +91,7 @@ def listener(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCheckpo
 
 async def test_moshi_client_completes_a_conversation(tmp_path_factory: pytest.TempPathFactory, recording: Path) -> None:
     """It sends Opus from a simulated microphone, and plays a frame for each."""
-    command = Client(MOSHI, "kyutai_moshi.py", ()).command
+    command = Client(MOSHI, FOLDER / "kyutai_moshi.py", ()).command
     await asyncio.to_thread(MOSHI.make)
     folder = tmp_path_factory.mktemp("moshi")
     checkpoint = moshi_release.make_checkpoint(folder)
@@ -120,7 +121,7 @@ async def test_unmute_stt_client_receives_words_and_pauses(
     unmute = await asyncio.to_thread(source, "unmute")
     (tmp_path / "task").write_text("asr")
     async with gateway_port(server.grpc, stt=listener.server.grpc) as port:
-        command = Client(SERVICES, "kyutai_unmute.py", ()).command
+        command = Client(SERVICES, FOLDER / "kyutai_unmute.py", ()).command
         line = await asyncio.to_thread(command, f"ws://127.0.0.1:{port}", recording, tmp_path)
         (result,) = await run(line, PYTHONPATH=str(unmute))
     expected = await words_of(listener, np.concatenate([PCM, np.zeros(2 * RATE, np.int16)]))
@@ -158,7 +159,7 @@ async def test_unmute_tts_client_receives_speech_and_word_times(
     unmute = await asyncio.to_thread(source, "unmute")
     (tmp_path / "task").write_text("tts")
     async with gateway_port(listener.server.grpc, tts=server.grpc) as port:
-        command = Client(SERVICES, "kyutai_unmute.py", ()).command
+        command = Client(SERVICES, FOLDER / "kyutai_unmute.py", ()).command
         line = await asyncio.to_thread(command, f"ws://127.0.0.1:{port}", recording, tmp_path)
         (result,) = await run(line, PYTHONPATH=str(unmute))
     spoken = [word for word, *_ in result["words"]]

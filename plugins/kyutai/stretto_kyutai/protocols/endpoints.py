@@ -22,14 +22,14 @@ from stretto_gateway.answers import ApiError, refused
 from stretto_gateway.catalogue import DUPLEX, VoiceFile, find_task, find_voice, is_full_duplex, speaks, transcribes
 from stretto_gateway.encoding import DEFAULT_RATE, FULL_SCALE, make_encoder
 from stretto_gateway.fields import Ignored, Text, TextFields, validated
-from stretto_gateway.kyutai.messages import bytes_in, field_of, packed, packed_error, samples_in, unpacked
-from stretto_gateway.kyutai.sessions import KyutaiSession, ListeningSession, open_session
 from stretto_gateway.metrics import SpeechTrace, Trace
 from stretto_gateway.socket_session import DONE, SessionEnd
 from stretto_gateway.speech import encoded, spoken, voice_options, wants_alignment
 from stretto_gateway.speech_request import SpeechFields
 from stretto_gateway.speech_stream import IncomingText, asking
 from stretto_gateway.voice_store import StoredVoice
+from stretto_kyutai.protocols.messages import bytes_in, field_of, packed, packed_error, samples_in, unpacked
+from stretto_kyutai.protocols.sessions import KyutaiSession, ListeningSession, open_session
 
 router = APIRouter()
 # first byte of a message on /api/chat

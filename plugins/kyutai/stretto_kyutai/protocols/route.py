@@ -6,8 +6,8 @@ from urllib.parse import parse_qs
 from starlette.types import Scope
 
 from stretto_gateway.guard import only
-from stretto_gateway.kyutai.endpoints import router
 from stretto_gateway.routes import Route
+from stretto_kyutai.protocols.endpoints import router
 
 PATHS = "/api/"
 KEY_HEADER = b"kyutai-api-key"

@@ -11,7 +11,7 @@ from stretto_gateway.socket_session import SessionEnd
 
 MALFORMED = 1007  # close code for a message that cannot be read (RFC 6455, section 7.4.1)
 MAX_CONTAINERS = 8  # maximum number of lists and objects in a message
-MAX_SHOWN = 8  # number of elements of a list that an error message shows
+SHOWN = 8  # number of elements of a list that an error message shows
 
 
 def malformed(error: ApiError) -> SessionEnd:
@@ -53,7 +53,7 @@ def unpacked(message: bytes) -> dict[str, Any]:
 
 
 def field_of(record: dict[str, Any], name: str, expected_type: type, what: str) -> Any:
-    """Return a field of a message; raise SessionEnd if its type is not `kind`."""
+    """Return a field of a message; raise SessionEnd if its type is another."""
     value = record.get(name)
     if not isinstance(value, expected_type) or isinstance(value, bool):
         raise malformed(mismatch(name, what, shown(value)))
@@ -65,7 +65,7 @@ def samples_in(record: dict[str, Any]) -> NDArray[np.float32]:
     values = field_of(record, "pcm", list, "a list of samples")
     # Types are checked first: an array of strings would take the length of the longest one for each element.
     if not set(map(type, values)) <= {int, float}:
-        raise malformed(mismatch("pcm", "a list of samples", shown(values[:MAX_SHOWN])))
+        raise malformed(mismatch("pcm", "a list of samples", shown(values[:SHOWN])))
     return np.fromiter(values, np.float32, len(values))
 
 
@@ -81,4 +81,4 @@ def bytes_in(record: dict[str, Any]) -> bytes:
             return bytes(data)
     except (ValueError, TypeError):  # not a list of bytes
         pass
-    raise malformed(mismatch("data", "bytes", shown(data[:MAX_SHOWN] if isinstance(data, list) else data)))
+    raise malformed(mismatch("data", "bytes", shown(data[:SHOWN] if isinstance(data, list) else data)))

@@ -17,13 +17,13 @@ from stretto_gateway.answers import ApiError
 from stretto_gateway.catalogue import find_voice
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import make_encoder
-from stretto_gateway.kyutai.endpoints import SpeakQuery
-from stretto_gateway.kyutai.sessions import ReceivedAudio
 from stretto_gateway.speech_stream import IncomingText
+from stretto_kyutai.protocols.endpoints import SpeakQuery
+from stretto_kyutai.protocols.sessions import ReceivedAudio
 from tests.client.fake_server import PROFILE, Chunk, EmptyFinal, ErrorText, Request, Step, Taken, Until
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.caller import task
-from tests.gateway.realtime.test_bounds import KEY, closed, open_socket, status
+from tests.gateway.realtime.test_bounds import closed, open_socket, status
 from tests.gateway.test_ogg import HEADER, TAGS, decode, opus, page
 from tests.patience import PATIENCE_S, until_async
 
@@ -466,20 +466,6 @@ async def test_voice_embedding_message_is_refused(start: Start) -> None:
 
 
 # Limits that are shared with the other WebSockets
-
-
-async def test_kyutai_api_key_is_accepted_in_header_or_query(start: Start) -> None:
-    running = await start(Partner([]), DUPLEX, keys=(KEY,))
-    for path in (CHAT, ASR, TTS):
-        assert await status(running, path) == 401
-        assert await status(running, path, additional_headers={"kyutai-api-key": KEY[:-1]}) == 401
-        assert await status(running, path, additional_headers={"kyutai-api-key": KEY}) == 101
-        assert await status(running, f"{path}?auth_id={KEY}") == 101
-        assert await status(running, path, additional_headers={"authorization": f"Bearer {KEY}"}) == 101
-    assert await status(running, f"/v1/realtime?auth_id={KEY}") == 401, "only Kyutai's clients have keys there"
-    async with running.http() as http:
-        assert (await http.get("/api/build_info")).status_code == 200
-        assert (await http.get(f"/v1/models?auth_id={KEY}")).status_code == 401
 
 
 async def test_sessions_of_all_kinds_share_a_limit(start: Start) -> None:

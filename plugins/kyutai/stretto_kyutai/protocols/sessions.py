@@ -16,12 +16,12 @@ from stretto_gateway.answers import ApiError, mismatch
 from stretto_gateway.catalogue import CallersVoices
 from stretto_gateway.events import reply_events
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.kyutai.messages import malformed
 from stretto_gateway.metrics import Trace
 from stretto_gateway.model_server import Can
 from stretto_gateway.ogg import OggError, OggOpusDecoder
 from stretto_gateway.socket_session import DONE, SessionEnd, SocketChannel, attend, session_tasks
 from stretto_gateway.voice_store import EVERYBODY
+from stretto_kyutai.protocols.messages import malformed
 
 ITEM_BYTES = 192  # memory of a waiting item without its content
 MAX_MARKERS = 1024
