@@ -174,7 +174,8 @@ class Recorder:
         name = self.names.get(frame.f_code.co_filename)
         if name is None:
             return None
-        self.lines[self.key].add((name, frame.f_lineno))
+        if frame.f_lineno is not None:  # code that the compiler adds, such as the end of a `with`, has none
+            self.lines[self.key].add((name, frame.f_lineno))
         return self.trace
 
     def pytest_sessionstart(self) -> None:

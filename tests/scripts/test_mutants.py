@@ -5,7 +5,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+from scripts.mutants import Recorder
 
 ROOT = Path(__file__).parents[2]
 PRODUCT = """
@@ -58,6 +61,14 @@ def test_mutant_with_which_no_test_can_run_is_killed(tmp_path: Path) -> None:
     write_repository(tmp_path, "LIMIT = 3\n", "from product import LIMIT\n\ndef test_limit():\n    assert LIMIT\n")
     (tmp_path / "conftest.py").write_text("from product import LIMIT\n\nassert LIMIT == 3\n")
     assert judged(tmp_path, "out.json", "product.py") == (0, {"constant LIMIT = 4": "killed"})
+
+
+def test_frame_without_a_line_is_not_recorded(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, ["product.py"])
+    code = SimpleNamespace(co_filename=str(tmp_path / "product.py"))
+    for line in (3, None, 1):
+        recorder.trace(SimpleNamespace(f_code=code, f_lineno=line), "line", None)  # type: ignore[arg-type]
+    assert recorder.found()["lines"] == {"import": [("product.py", 1), ("product.py", 3)]}
 
 
 def test_mutants_are_killed_by_tests_and_survive_weaker_ones(tmp_path: Path) -> None:
