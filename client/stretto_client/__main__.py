@@ -425,7 +425,6 @@ def main(
     Args:
         argv: Arguments; None for the arguments of the process.
         default_server: Function that returns the server's address if the command does not contain one.
-        prog: Program name in messages.
 
     Raises:
         OSError: Standard output failed (see `console.run`).

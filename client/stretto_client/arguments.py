@@ -120,12 +120,7 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Exit with status 2 if options of a command contradict each other, or a file is missing.
-
-    Args:
-        parser: Parser that reports the error.
-        args: Options of the command `args.command`.
-    """
+    """Exit with status 2 if options of a command contradict each other, or a file is missing."""
     if not args.timeout > 0:  # also rejects nan
         parser.error(f"--timeout must be > 0 s, got {args.timeout:g}")
     if "file" in args and args.file != STANDARD_INPUT:

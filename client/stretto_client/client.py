@@ -57,10 +57,6 @@ def key_headers(server: str, directory: Path = DIRECTORY) -> dict[str, str]:
     """Return the header that grants access to the server's shared-memory API; empty if no key is found.
 
     The key is sent only to loopback addresses, because another program may listen on the same port of another host.
-
-    Args:
-        server: Address of the server (host:port).
-        directory: Folder with the server's key file.
     """
     host, _, port = server.rpartition(":")
     if not is_loopback(host.strip("[]")) or not port.isdigit():
@@ -77,7 +73,6 @@ def caller_headers(server: str, caller: Callable[[], str] | None) -> dict[str, s
     """Return the headers that name the caller; None if none is known or the server is remote.
 
     Args:
-        server: Address of the server (host:port).
         caller: Function that identifies the caller.
     """
     key = key_headers(server) if caller is not None else {}

@@ -91,7 +91,6 @@ class TextDecoder:
         """Return the characters that are complete.
 
         Args:
-            data: Next bytes.
             is_last: True if no more bytes follow.
 
         Raises:

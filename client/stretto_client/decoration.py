@@ -81,7 +81,6 @@ def direction(text: str, before: str, tags: Collection[str] | None) -> str | Non
 
     Args:
         text: Text in asterisks, underscores or brackets, and punctuation.
-        before: Beginning of the line.
         tags: Tags that the model renders; None if unknown. Then text in square brackets may be one.
     """
     marked = MARKED.fullmatch(text.strip())

@@ -262,8 +262,6 @@ def formula_at(text: str, at: int, before: str, is_last: bool) -> Formula | None
     """Return the end and the words of what begins at a dollar sign or a backslash; None if more text is needed.
 
     Args:
-        text: The text.
-        at: Index of the sign.
         before: Character before it; empty at the beginning.
         is_last: True if no text follows.
     """

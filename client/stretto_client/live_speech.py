@@ -84,11 +84,6 @@ async def speak_written(
     """Put the events of streamed text into `items`, as soon as the model can generate them.
 
     Args:
-        client: The client.
-        task: Name of the model's task.
-        options: Server options, and the voice.
-        pieces: The text, split anywhere.
-        items: Queue for the events.
         markup: Markup of the text. An SSML break becomes silence if the model reads whole sentences, and ends a
             sentence if it reads word by word. There, phonemes and rates of SSML have no effect.
         rates: True if the caller applies changes of the speaking rate.
@@ -150,13 +145,7 @@ class EventReceiver(Protocol):
 
 
 class WholeText:
-    """Receiver that sets the place in the source text of each word of a streamed text, and passes its events on.
-
-    Args:
-        items: Queue for the events.
-        places: Places in the source text.
-        reader: Reader of the text.
-    """
+    """Receiver that sets the place in the source text of each word of a streamed text, and passes its events on."""
 
     def __init__(self, items: Items, places: Places, reader: MarkupReader):
         self._items = items
@@ -182,9 +171,6 @@ async def speak_live(speak: Speak, write: Write, pieces: AsyncIterable[str], ite
 
     Args:
         speak: Function that starts the utterance with the beginning of the text.
-        write: Function that sends a part.
-        pieces: The text, split anywhere.
-        items: Queue for the events.
     """
     async with UnreadText(pieces) as unread:
         opening = await unread.pop(MAX_PART_CHARS)
@@ -220,14 +206,7 @@ async def speak_clauses(
     A clause is spoken before it is known whether another one follows, so the end is a separate event.
 
     Args:
-        speak: Function that speaks one clause.
         tries: Tries of each clause after the first one, while the server is full.
-        pieces: The text, split anywhere.
-        max_chars: Maximum length of a clause in characters.
-        items: Queue for the events.
-        places: Places in the source text.
-        joint: Joint of the clauses' events.
-        reader: Reader of the text.
     """
     last = None
     speak = partial(with_phonemes, speak, reader)
@@ -295,12 +274,9 @@ class LiveSession:
     """Session of live audio on a server, over one or more connections.
 
     Args:
-        begin: Function that starts the session.
         resume: Function that continues a session, given its name and the number of events received, or ends the session
             if its third argument is True.
         parts: Function that returns a gRPC stream for the parts.
-        unread: The audio.
-        items: Queue for the events.
     """
 
     def __init__(
@@ -416,10 +392,8 @@ async def _follow(
     """Put the events of `stream` into `items`, while `write` sends the parts of its session.
 
     Args:
-        stream: Events of the session.
         write: Function that sends all parts, given the session's name.
         ended: Beginning of the server's error for a part after the reply has ended.
-        items: Queue for the events.
     """
     failures: list[Exception] = []
 

@@ -40,10 +40,6 @@ def split(text: str, max_chars: int) -> list[str]:
     """Split a text into pieces, each with as many whole sentences as fit.
 
     Nothing is dropped except whitespace and punctuation that belongs to no word and does not fit.
-
-    Args:
-        text: Text of any length.
-        max_chars: Maximum length of a piece in characters.
     """
     sentences = (sentence.strip() for block in _blocks(text) for sentence in segment(RULES, block))
     short = (piece for sentence in sentences if sentence for piece in _cut(sentence, max_chars, PLACES))
@@ -136,10 +132,6 @@ class Joint:
     Args:
         reader: Reader of the text; None if its events are only joined.
         transliteration: Words of other scripts; None if the model reads other scripts, too.
-
-    Attributes:
-        report: Combined report of the utterances that have ended.
-        rate: Speaking rate of the next utterances.
     """
 
     def __init__(self, reader: MarkupReader | None = None, transliteration: Transliteration | None = None) -> None:
@@ -376,9 +368,6 @@ async def cut(
     The text is a single piece if the model's limit is unknown.
 
     Args:
-        text: Text of any length.
-        profile: Function that returns the model profile.
-        markup: Markup of the text.
         check: Function that speaks a piece. If the model reads only Latin letters and most of the text is in another
             script, it is called with the first such piece, so that the server rejects the text before any of it is
             spoken. Its events are not used.
@@ -424,9 +413,6 @@ class Clauses(NamedTuple):
     """Pieces of a text, and pauses in seconds and changes of the rate between them.
 
     Attributes:
-        pieces: The pieces, pauses and changes.
-        places: Places in the text.
-        reader: Reader of the text's markup.
         transliteration: Words of other scripts; None if the model reads other scripts, too.
     """
 

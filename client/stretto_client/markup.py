@@ -57,7 +57,6 @@ def open_reader(
     """Create a reader.
 
     Args:
-        markup: Markup of the text.
         tags: Tags that the model renders (`ModelProfile.tags`); None if unknown.
         alphabets: Phonetic alphabets that the model reads (`ModelProfile.phonemes`).
         has_rates: True if changes of the speaking rate have an effect.
@@ -141,8 +140,6 @@ async def read_text(text: str, markup: Markup, tags: Collection[str] | None = No
     """Return the parts of the text to speak and, between them, silence in seconds and changes of the rate.
 
     Args:
-        text: The text.
-        markup: Its markup.
         tags: Tags that the model renders; None if unknown.
 
     Raises:

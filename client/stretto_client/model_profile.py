@@ -150,8 +150,6 @@ def _read(
     """Create a dataclass from the fields of a JSON object.
 
     Args:
-        profile_class: The dataclass.
-        record: JSON value.
         path: Path of the object in error messages.
         readers: Functions that read fields that are not plain values, keyed by field name.
     """
@@ -214,8 +212,6 @@ async def fetch_profile(client: InferenceServerClient, model: str, server: str, 
     """Fetch the model profile from a server.
 
     Args:
-        client: Client for the server.
-        model: Name of the ensemble.
         server: Address of the server (host:port), for error messages.
         timeout_s: Timeout in seconds.
 
@@ -234,7 +230,6 @@ async def fetch_name(client: InferenceServerClient, server: str, timeout_s: floa
     """Fetch the server's name in its metadata; `stretto serve` sets it to JSON with the model and its revision.
 
     Args:
-        client: Client for the server.
         server: Address of the server (host:port), for error messages.
         timeout_s: Timeout in seconds.
 

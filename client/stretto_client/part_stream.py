@@ -18,8 +18,6 @@ class PartStream:
     """gRPC stream for parts of streamed text or live audio; `async with` closes it.
 
     Args:
-        client: Client for the server.
-        model: Name of the ensemble.
         server: Address of the server (host:port), for error messages.
         timeout_s: Maximum time to wait for the acknowledgement of a part, in seconds.
         headers: gRPC headers; None to send none.
@@ -45,9 +43,7 @@ class PartStream:
         """Send the next part of a text, and wait until the server has accepted it.
 
         Args:
-            session: Session id of the utterance.
             number: Number of the part, from 0.
-            text: Text of the part.
             is_last: True if the text ends with this part.
 
         Raises:
@@ -61,7 +57,6 @@ class PartStream:
         The server acknowledges the part once at most 2 s of the audio are still unread by the model.
 
         Args:
-            session: Session id of the utterance.
             number: Number of the part, from 0.
             audio: Samples [n], where n may be 0, and their rate in Hz.
             is_last: True if the audio ends with this part.

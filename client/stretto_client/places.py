@@ -63,8 +63,6 @@ class ClausePlaces:
     """Places of the words of one clause.
 
     Args:
-        clause: The clause.
-        source: The source text.
         runs: Place in the source of each run of letters and digits, keyed by its place in the clause.
     """
 

@@ -16,9 +16,6 @@ class PlainReader:
     """Reader that leaves out the tags of language models, and adds a full stop to lines without final punctuation.
 
     These lines are the same as for `MarkdownReader`. All other text is returned immediately.
-
-    Args:
-        tags: Filter for the tags.
     """
 
     def __init__(self, tags: TagFilter) -> None:

@@ -106,7 +106,6 @@ class ServerMemory:
     The decoder sends its descriptor to a socket in /dev/shm before it sends the first event.
 
     Args:
-        name: Name of the ring.
         byte_size: Size of the slots in bytes.
 
     Raises:
@@ -238,7 +237,6 @@ class Sharing:
 
     Args:
         memory: Memory of the ring's slots, `system` or `cuda`.
-        ring_size: Size of the ring.
         headers: Headers that grant access to the server's shared-memory API.
     """
 

@@ -104,8 +104,6 @@ async def follow(stream: Speech, handle: Callable[[SpeechEvent], None], shows_pr
     """Pass every event of an utterance to `handle` as it arrives, and return the statistics.
 
     Args:
-        stream: Events of the utterance.
-        handle: Function that processes an event.
         shows_progress: True to show a progress line on a terminal.
     """
     tally = Tally(shows_progress)
@@ -461,12 +459,7 @@ class FilePlayer:
 
 
 def report_player(command: str, status: int) -> None:
-    """Print a line if a player has failed, because otherwise a user without a sound device gets nothing.
-
-    Args:
-        command: Command line of the player.
-        status: Exit status of the player.
-    """
+    """Print a line if a player has failed, because otherwise a user without a sound device gets nothing."""
     if status != 0:
         about = "--out FILE writes the speech to a file"
         print(f"{command.split()[0]} could not play the speech (status {status}): {about}", file=sys.stderr)

@@ -130,7 +130,6 @@ def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | N
     """Return the event of a response; None if the response has only the final flag.
 
     Args:
-        result: The response.
         ring: Ring with the samples, if the request has one.
     """
     contents = _contents(result)
@@ -415,9 +414,6 @@ def speech_inputs(text: str, task: str, options: SpeakOptions, sharing: Sharing 
     """Return the input tensors of a speech request.
 
     Args:
-        text: The text.
-        task: Name of the model's task.
-        options: Server options, and the voice.
         sharing: Shared memory for audio; None to send it in the request.
     """
     voice = options.get("voice")

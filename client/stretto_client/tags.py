@@ -67,7 +67,6 @@ class Tag(NamedTuple):
 
     Attributes:
         text: The tag as written.
-        name: Its name.
         is_closing: True if it begins with a slash.
     """
 

@@ -38,7 +38,6 @@ async def events_in_turn(begin: Begin, tries: Tries) -> AsyncGenerator[SpeechEve
     This way, a long text that has been started is not cut off because other requests have arrived.
 
     Args:
-        begin: Function that sends the request.
         tries: Function that returns the generator of tries. It is closed as soon as the first event has arrived.
     """
     refusal: ServerFull | None = None

@@ -33,7 +33,6 @@ class Turns:
 
     Args:
         num_threads: Number of threads. Python code runs in one at a time.
-        name: Name of the threads.
         clock_s: Function that returns the time that the current thread has used, in seconds.
     """
 

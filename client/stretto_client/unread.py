@@ -79,7 +79,6 @@ class UnreadText(Unread[str]):
         """Remove and return buffered text.
 
         Args:
-            max_chars: Maximum number of characters.
             patience_s: Maximum time to wait for text, in seconds; None for no limit.
 
         Returns:

@@ -28,7 +28,6 @@ class CudaMemory:
     other one accesses it.
 
     Args:
-        device: Number of the GPU.
         num_bytes: Size in bytes, which is rounded up to the GPU's granularity (2 MiB).
         descriptor: Descriptor of memory that another process has allocated; None to allocate memory.
 

@@ -108,10 +108,6 @@ class _PlsReader:
 def read_lexicon(data: bytes, max_entries: int = MAX_ENTRIES) -> tuple[DictionaryEntry, ...]:
     """Return the entries of a dictionary in JSON or PLS, which begins with `<`.
 
-    Args:
-        data: Contents of the file.
-        max_entries: Maximum number of entries.
-
     Raises:
         InvalidEntry: The file or an entry is invalid.
     """

@@ -65,8 +65,6 @@ class InvalidEntry(ValueError):
 
     Attributes:
         path: Path of the entry in its dictionary; empty for the dictionary itself.
-        expected: Description of valid values.
-        got: Description of the value.
     """
 
     def __init__(self, path: str, expected: str, got: str):
@@ -152,10 +150,6 @@ def _check(path: str, text: str, max_chars: int) -> None:
 def read_entries(record: Any, max_entries: int = MAX_ENTRIES) -> tuple[DictionaryEntry, ...]:
     """Return the entries of a dictionary in its JSON form: an object from words to spellings or phonemes.
 
-    Args:
-        record: The object.
-        max_entries: Maximum number of entries.
-
     Raises:
         InvalidEntry: The dictionary or an entry is invalid.
     """
@@ -220,7 +214,6 @@ class Dictionary:
         the first one.
 
         Args:
-            text: The text.
             folded_text: The text with its characters folded.
             start: Place of a possible word.
             is_last: True if nothing follows the text.
@@ -356,7 +349,6 @@ class Pronouncer:
         """Append text without changing this object.
 
         Args:
-            text: Next part of the text.
             is_last: True if the text ends with this part.
 
         Returns:

@@ -84,9 +84,7 @@ def expected_voices(voices: Sequence[str], max_voices: int = 1, *aliases: str) -
     """Return a description of the valid voice names for an error message, with the first MAX_LISTED names only.
 
     Args:
-        voices: Names of the voices.
         max_voices: Maximum number of voices of a reply.
-        *aliases: Further names.
     """
     number = "one of" if max_voices == 1 else f"one to {max_voices} of these, separated by commas:"
     others = [f"{len(voices) - MAX_LISTED} others"] if len(voices) > MAX_LISTED else []

@@ -48,10 +48,6 @@ class CallerDisconnected(ApiError):
 async def unless_disconnected(receive: Receive, work: Awaitable[Result]) -> Result:
     """Return the result of `work`; cancel it if the client disconnects first.
 
-    Args:
-        receive: The request's ASGI `receive`.
-        work: Work for the request.
-
     Raises:
         CallerDisconnected: The client disconnected.
     """
@@ -87,8 +83,6 @@ class Admission:
     Callers share both limits fairly (`FairLimit`).
 
     Args:
-        max_active: Maximum number of concurrent utterances.
-        max_waiting: Maximum number of queued requests.
         waited: Callback that receives the queueing time of each admitted request, in seconds.
     """
 
@@ -188,7 +182,6 @@ class OpenSessions:
     """Open sessions of all callers, who share them fairly (`FairLimit`).
 
     Attributes:
-        held: Memory account of the sessions.
         windows: Queue of audio windows for voice activity detection.
         draining: Event that is set when the gateway begins to shut down.
     """

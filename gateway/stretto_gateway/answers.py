@@ -59,13 +59,7 @@ class ApiError(HTTPException):
 
 
 def refused(param: str, expected: str, got: object) -> ApiError:
-    """Return the error for a request field with an invalid value.
-
-    Args:
-        param: Path of the field.
-        expected: Description of valid values.
-        got: Value in the request.
-    """
+    """Return the error for a request field with an invalid value."""
     return mismatch(param, expected, shown(got))
 
 
@@ -73,8 +67,6 @@ def mismatch(param: str, expected: str, actual: str) -> ApiError:
     """Return the error for an invalid field, with a message that describes the value.
 
     Args:
-        param: Path of the field.
-        expected: Description of valid values.
         actual: Description of the value in the request, for example its size with the unit.
     """
     return ApiError(400, f"{param}: expected {expected}, got {actual}", param, "invalid_value")
@@ -103,7 +95,6 @@ def from_client_error(error: ClientError, fields: dict[str, str]) -> ApiError:
     """Return the API error for an exception of the client library.
 
     Args:
-        error: The client library's exception.
         fields: Request fields, keyed by the server's field names. Fields in the server's `options` are top-level fields
             of the request, unless `options` itself is a key.
     """
@@ -480,9 +471,7 @@ def described(what: str, *media_types: str, model: Any = None, schema: dict[str,
 
     Args:
         what: Description of the response.
-        media_types: Media types of the response, other than JSON.
         model: Schema of the JSON response; None if the response is never JSON.
-        schema: Schema of other responses.
     """
     description: dict[str, Any] = {"description": what, "content": dict.fromkeys(media_types, schema)}
     return {200: description if model is None else description | {"model": model}}

@@ -59,7 +59,6 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
     """Create the FastAPI application, which connects to the server at startup.
 
     Args:
-        config: Settings.
         make_client: Function that creates a client for several servers at startup; None to use the configured server.
     """
     accept_extended_names()

@@ -25,7 +25,6 @@ class AudioHosts:
     Args:
         names: `HOST` for the standard ports of a host, `HOST:PORT` for another port, or `*` for the standard ports of
             all hosts whose addresses are public. None: no recording is fetched.
-        limits: Limits of the gateway.
     """
 
     def __init__(self, names: Sequence[str], limits: Limits):
@@ -44,7 +43,6 @@ class AudioHosts:
 
         Args:
             param: Name of the field, for error messages.
-            text: The URL.
             keep: Function that accounts for each number of bytes in memory.
 
         Raises:

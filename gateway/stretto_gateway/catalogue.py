@@ -48,7 +48,6 @@ class Catalogue:
     """Cached profile of the served model, refreshed in the background.
 
     Args:
-        client: Client for one or several servers.
         aliases: Additional model names, each mapped to the family to which it refers, or to the name of a server.
         name: Name of the model in requests; empty for that of its family.
     """
@@ -201,7 +200,6 @@ def find_voice(profile: ModelProfile, name: str | None, others: Sequence[str] = 
     """Return the family's name of a voice, or None for the default voice.
 
     Args:
-        profile: The served model.
         name: Name or alias in any letter case, or None; several, separated by commas, if `profile.max_voices` allows.
         others: Further names that the error message lists.
 
@@ -221,8 +219,6 @@ def find_task(profile: ModelProfile, names: tuple[str, ...], what: str) -> TaskP
     """Return the first of the tasks `names` that the model has.
 
     Args:
-        profile: The served model.
-        names: Names of tasks.
         what: Description of the tasks for the error message.
 
     Raises:
@@ -256,7 +252,6 @@ class CallersVoices:
 
     Args:
         store: Stored voices; None if the gateway stores none.
-        owner: Owner of the caller's voices.
     """
 
     def __init__(self, store: VoiceStore | None, owner: str):
@@ -275,8 +270,6 @@ class CallersVoices:
         """Return the caller's voice, the model's name of a voice, or None for the default voice.
 
         Args:
-            profile: The served model.
-            task: Task of the request.
             name: Id, name or alias of the voice; None for the default.
 
         Raises:
@@ -349,8 +342,6 @@ def no_cloning(profile: ModelProfile, param: str, where: str = "") -> ApiError:
     """Return the error for the field `param` of a request that a model without cloned voices cannot serve.
 
     Args:
-        profile: The served model.
-        param: Name of the field.
         where: Kind of requests in which the model does not clone voices; empty for all.
     """
     return ApiError(400, f"{param}: {profile.family!r} does not clone voices{where}", param, "unsupported")

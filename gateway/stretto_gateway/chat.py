@@ -190,7 +190,6 @@ def conversing_task(profile: ModelProfile, kinds: set[str], speaks: bool) -> Tas
     """Return the first task that answers a turn with this content.
 
     Args:
-        profile: The served model.
         kinds: Content of the turn: `text`, `audio`, `image`.
         speaks: True for a spoken reply, False for text.
 
@@ -295,8 +294,6 @@ async def stream_parts(
     """Yield the reply as `chat.completion.chunk` events; the text of a spoken reply is its transcript.
 
     Args:
-        events: Events of the reply.
-        head: First fields of each chunk.
         encoder: Encoder of a spoken reply; None for a reply of text.
     """
     head = head | {"object": "chat.completion.chunk"}

@@ -144,8 +144,6 @@ def make_server(
     """Create a server that serves until a signal arrives, and then completes running responses.
 
     Args:
-        config: Settings of the gateway.
-        listener: Listening socket.
         certificate: Path of the TLS certificate; None for plain HTTP.
         private_key: Path of the certificate's private key; None if the certificate file contains it.
     """

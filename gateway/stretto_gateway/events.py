@@ -28,8 +28,6 @@ class Streamed(Response):
     `stall_s` seconds.
 
     Args:
-        parts: Parts of the body.
-        media_type: Media type of the body.
         stall_s: Maximum time for which the client may read nothing, in seconds.
         last_words: Function that formats an error as a final part.
         first_headers: Function that returns further headers once the first part is ready.
@@ -83,7 +81,6 @@ async def client_events(
     """Yield the events of a response, and close the response at the end.
 
     Args:
-        begin: Function that sends the request to the server.
         fields: Request fields, keyed by the server's field names.
         queue: Queue in which the request waits if the server is full; None for a request that cannot be sent again.
 

@@ -218,9 +218,7 @@ class Ignored:
         """Record a field that has no effect; if the gateway is strict, raise ApiError instead.
 
         Args:
-            name: Name of the field in the request.
             expected: Value that would have an effect, for the error message.
-            got: Value in the request.
         """
         if self._is_strict:
             raise refused(name, expected, got)

@@ -31,7 +31,6 @@ class Gateway:
     must be created and closed inside the event loop.
 
     Args:
-        config: Settings.
         client: Client for several servers; None to use the configured server.
     """
 

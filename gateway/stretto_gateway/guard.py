@@ -334,11 +334,8 @@ class LimitedBody:
     """Request body with limits on size, memory and duration.
 
     Args:
-        receive: The server's `receive`.
-        max_bytes: Maximum size of the body.
         max_other: Maximum number of bytes outside the base64 alphabet; None for no limit. Files in base64 need about
             as much memory as their size. 32 MiB of empty lists would need 1 GB and block the event loop for seconds.
-        held: Memory account of all requests.
         is_json: True to also count the memory of parsed values. This is an overestimate, because `[`, `{` and `,` may
             also occur in texts.
     """

@@ -95,9 +95,6 @@ class SpanExporter:
         """Add the spans of a finished response, as children of the request's `traceparent` if it has one.
 
         Args:
-            request: Identifiers of the request.
-            labels: Family and task.
-            times: Times of the response.
             is_complete: False if the response failed or was cancelled.
         """
         from opentelemetry import trace
@@ -179,7 +176,6 @@ class Metrics:
         family: Function that returns the name of the served family.
         spans: Exporter of traces; None if tracing is off.
         owners: Digests of the API keys.
-        ceilings: Ceilings on the use of each key.
     """
 
     def __init__(
@@ -250,11 +246,7 @@ class Metrics:
         self._queue.observe(seconds, REQUEST.get().exemplar)
 
     def labelled(self, family: Callable[[], str]) -> Self:
-        """Return the same metrics for a model of another server.
-
-        Args:
-            family: Function that returns the name of that model.
-        """
+        """Return the same metrics for a model of another server."""
         other = copy(self)
         other.family = family
         return other

@@ -25,8 +25,6 @@ class ModelServer:
 
     Args:
         name: Name of its model in requests; empty for the only server, which serves all of them.
-        client: Client of the server.
-        config: Settings of the gateway.
         waited: Callback that receives the queueing time of each admitted request, in seconds.
 
     Attributes:

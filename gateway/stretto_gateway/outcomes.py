@@ -32,9 +32,6 @@ class Outcomes:
         """Yield the parts of a response, and record how it ends.
 
         Args:
-            owner: Owner of the caller's key.
-            request_id: Id of the request.
-            parts: Parts of the response.
             report: The server's report, once the parts are complete.
         """
         outcome: SpeechOutcome = {"id": request_id, "status": "in_progress", "bytes": 0, "error": None}

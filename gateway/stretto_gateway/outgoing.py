@@ -111,7 +111,6 @@ async def sent(
     Args:
         url: Address of the resource, from `web_url`.
         body: JSON for a POST request; None for GET.
-        headers: Further headers.
         stall_s: Maximum time for the connection, and until further bytes arrive, in seconds.
         total_s: Maximum time for the whole response, in seconds; None for no limit.
         resolver: Resolver of the host's name; None for the system's.

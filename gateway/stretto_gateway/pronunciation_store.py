@@ -27,7 +27,6 @@ class PronunciationStore:
 
     Args:
         folder: The folder, which is shared with the voices.
-        max_entries: Maximum number of entries of a dictionary.
         max_bytes: Maximum size of a dictionary as JSON.
     """
 
@@ -58,10 +57,6 @@ class PronunciationStore:
 
     def replace(self, owner: str, entries: Sequence[DictionaryEntry]) -> None:
         """Store a dictionary in place of the owner's earlier one.
-
-        Args:
-            owner: Digest of the caller's key.
-            entries: The entries.
 
         Raises:
             InvalidEntry: The dictionary is too large.

@@ -29,11 +29,7 @@ FORMS: dict[str, Any] = {
 
 
 class StoredDictionary(TypedDict):
-    """Confirmation that a dictionary is stored.
-
-    Attributes:
-        num_entries: Number of its entries.
-    """
+    """Confirmation that a dictionary is stored."""
 
     object: Literal["audio.pronunciations"]
     num_entries: int
@@ -120,10 +116,7 @@ async def add_dictionary(
     """Add the entries of the caller's dictionary to the options of a request, whose own entries precede.
 
     Args:
-        gateway: The gateway.
-        profile: The served model.
         options: Arguments of `SpeechClient.speak`; changed.
-        owner: Owner of the dictionary.
         ignored: Receives entries of the request whose phonemes the model does not read.
 
     Raises:

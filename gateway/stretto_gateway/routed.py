@@ -57,9 +57,6 @@ class RoutedClient:
     If a server is unavailable, an utterance is retried on another server, unless some of its output has been received.
     In that case, the utterance raises ServerUnavailable.
 
-    Args:
-        choose: Callback that selects a server.
-
     Attributes:
         tries: Tries of the clauses of a long text after the first one, while the server is full.
     """

@@ -59,7 +59,6 @@ class Route:
         position: Position among all routes in the API reference and in --help; the last state closes first.
         about: Paths and purpose of the WebSockets, which OpenAPI cannot describe; empty for none.
         key_headers: Names of headers in which clients send a key. A request has each of them at most once.
-        router: The endpoints.
     """
 
     position = 100

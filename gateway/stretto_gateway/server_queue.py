@@ -17,7 +17,6 @@ class QueuedRequest:
     """Queued request.
 
     Attributes:
-        caller: Its caller.
         is_later: True for a later clause of a text that has been started.
         may_try: Event that is set when the request may be sent again.
     """

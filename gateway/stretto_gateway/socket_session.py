@@ -37,7 +37,6 @@ class SessionEnd(Exception):
 
     Args:
         code: Close code of the WebSocket; None if the client has disconnected.
-        reason: Reason for the client.
         error: Error to send to the client instead of the reason.
     """
 
@@ -106,7 +105,6 @@ class SocketChannel:
         """Send an error event.
 
         Args:
-            error: The error.
             event_id: The client's id for the event that caused the error.
 
         Raises:
@@ -185,10 +183,6 @@ async def attend(
     """Pass events to the session until it ends.
 
     Args:
-        gateway: The gateway.
-        socket: Connection to the client.
-        session: Handler of the events.
-        tasks: Tasks of the session.
         patience_s: Function that returns how many seconds to wait for the next event.
 
     Raises:

@@ -137,8 +137,6 @@ async def prepare_text(gateway: Gateway, text: str, options: SpeakArguments, ign
     """Read a complete text for a request that has a slot, because the time grows with the text.
 
     Args:
-        gateway: The gateway.
-        text: The text.
         options: Other arguments of `SpeechClient.speak`. Entries of the dictionary that do not occur are removed.
         ignored: Receives the tags in the text that are not spoken.
     """
@@ -169,8 +167,6 @@ async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, igno
     """Return the arguments of `SpeechClient.speak` except the text.
 
     Args:
-        gateway: The gateway.
-        item: Fields of the request.
         asked: Request state that the guard has set: the owner, and `keep`, which accounts for memory.
         ignored: Receives the fields that this model does not support.
 
@@ -196,8 +192,6 @@ async def audio_parts(
     """Yield the audio file for a text, in parts, as they become ready.
 
     Args:
-        gateway: The gateway.
-        item: Fields of the request.
         text: The text, or an async iterable of pieces of streamed text.
         options: Other arguments of `SpeechClient.speak`.
         ignored: Receives the tags in the text that are not spoken: before the first part if the text is complete.
@@ -259,7 +253,6 @@ def timed_word(word: Word, playing_time: Callable[[float], float] = float) -> di
     """Return a word for an event: `start` and, if known, `end` in seconds of the file, and its place.
 
     Args:
-        word: The word.
         playing_time: Function from seconds of the model's audio to seconds of the file; by default they are the same.
     """
     end = {} if word.end_s is None else {"end": playing_time(word.end_s)}
@@ -271,10 +264,6 @@ class PacedEncoder:
     """Encoder of one file, whose speed is that of the request times that of each event (`SpeechEvent.speed`).
 
     Audio is stretched from one change of the speed to the next, so the file does not depend on the sizes of the events.
-
-    Args:
-        item: Fields of the request.
-        tags: Tags of the file.
     """
 
     def __init__(self, item: SpeechFields, tags: Mapping[str, str]):
@@ -370,7 +359,6 @@ async def spoken(
     """Yield the event stream of a spoken text; raise ApiError if it fails or has no audio.
 
     Args:
-        gateway: The gateway.
         text: The text, or an async iterable of pieces of streamed text.
         options: Other arguments of `SpeechClient.speak`.
         ignored: Receives the tags in a complete text that are not spoken.
@@ -477,11 +465,6 @@ async def result(
     """Generate the audio of one text of a batch.
 
     Args:
-        gateway: The gateway.
-        index: Position of the text in the batch.
-        item: The text with its fields.
-        room: Byte budget of the batch.
-        asked: State of the request.
         ignored: Receives the fields that this model does not support.
 
     Returns:

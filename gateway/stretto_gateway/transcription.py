@@ -180,11 +180,7 @@ async def read_form(
     """Return the file's contents and the server's options.
 
     Args:
-        gateway: The gateway.
-        form: Fields of the request.
-        task: Name of the model's task.
         what: Description of the task, for the error message.
-        ignored: Receives the fields without effect.
 
     Raises:
         ApiError: The model has no such task, or fields contradict each other.
@@ -201,7 +197,6 @@ def readable(content: bytes, content_type: str) -> bytes:
     """Return a file that the server reads: `content`, with a header if it is G.711 without one.
 
     Args:
-        content: Contents of the uploaded file.
         content_type: Media type of the file, which may have the parameters `rate` and `channels`.
 
     Raises:
@@ -235,9 +230,6 @@ async def sse_parts(
     """Yield `transcript.text.delta` events and a final `transcript.text.done`.
 
     Args:
-        gateway: The gateway.
-        content: Contents of the file.
-        options: Options for the server.
         is_vllms: True to add vLLM's fields for text and usage to each event.
     """
     text = ""
@@ -279,8 +271,6 @@ def transcript_response(
     Formats with times have a single segment for the whole recording, or none if the recording has no words.
 
     Args:
-        response_format: One of OpenAI's formats.
-        text: The transcript.
         report: The server's report, with the duration of the recording.
         head: Additional fields for `verbose_json`.
         temperature: Temperature of the request; None for the model's own.

@@ -50,10 +50,6 @@ class Use:
     """Use of the gateway by one key since the start of the gateway.
 
     Args:
-        name: Name of the key in metrics.
-        ceilings: Ceilings of each key.
-        counters: Counter of each measure.
-        refusals: Counter of refused requests.
         clock: Function that returns the time in seconds since 1970 (UTC).
     """
 
@@ -142,8 +138,6 @@ class Usage:
 
     Args:
         owners: Digests of the keys.
-        ceilings: Ceilings of each key.
-        registry: Registry of the metrics.
         clock: Function that returns the time in seconds since 1970 (UTC).
     """
 

@@ -123,9 +123,7 @@ def read_file(path: Path, flag: str, max_bytes: int) -> bytes:
     """Read a file, or a pipe that has a writer, such as `<(command)`; `-` is standard input.
 
     Args:
-        path: Path of the file.
         flag: Flag for error messages.
-        max_bytes: Maximum size.
 
     Raises:
         ValueError: The file is empty, too large, a folder, a device, or a pipe without a writer.

@@ -34,8 +34,6 @@ class StoredVoice:
     """Metadata of a stored voice.
 
     Attributes:
-        id: Id of the voice.
-        name: Name chosen by the caller.
         text: Transcript of the recording; empty if unknown.
         consent: Statement about the speaker's consent.
         created_at: Unix time in seconds.
@@ -69,11 +67,7 @@ class VoiceStore:
         """Store a voice.
 
         Args:
-            owner: Digest of the caller's key.
-            name: Name chosen by the caller.
             text: Transcript of the recording; empty if unknown.
-            consent: Statement about the speaker's consent.
-            recording: Contents of the audio file.
 
         Raises:
             TooManyVoices: The owner has the maximum number of voices.
@@ -167,9 +161,7 @@ def write_whole(path: Path, unfinished: Path, data: bytes) -> None:
     """Write a file that has its name only once its data is on the disk.
 
     Args:
-        path: The file, which may exist.
         unfinished: Path until then, in the same folder; removed afterwards, and by `VoiceStore` after a crash.
-        data: Contents.
 
     Raises:
         OSError: The disk is full.

@@ -124,8 +124,6 @@ async def choose_voice(
     """Return the recorded voice that a request selects, the model's name of a voice, or None for the default.
 
     Args:
-        gateway: The gateway, with the stored voices.
-        profile: The served model.
         item: Fields of the request; `ref_audio` takes precedence over `voice`.
         asked: State of the request, set by the guard.
         ignored: Receives the fields that have no effect.

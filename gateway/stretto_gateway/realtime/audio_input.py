@@ -79,7 +79,6 @@ class Edge:
     """Start or end of a turn.
 
     Attributes:
-        is_start: True for the start.
         sample: Position of the start or end in the received samples.
         processed: Number of samples that had been processed when the start or end was detected.
     """
@@ -113,9 +112,7 @@ class TurnDetector:
     """Turn detection for one user.
 
     Args:
-        vad: Rules of turn detection.
         begin: Number of samples received before the first sample that is added.
-        max_samples: Maximum length of a turn.
         detector: Voice activity detector; None for the Silero detector.
         longest_ms: Longest silence in a turn that an end-of-turn model considers incomplete; None if there is no model.
     """
@@ -279,8 +276,6 @@ class InputBuffer:
     With turn detection, silence outside turns is dropped.
 
     Args:
-        max_samples: Maximum length of a turn.
-        held: Memory account of the samples.
         model: End-of-turn model; None if there is none.
     """
 
@@ -316,7 +311,6 @@ class InputBuffer:
 
         Args:
             vad: Rules of turn detection; None to switch it off.
-            max_samples: Maximum length of a turn.
             rules: Rules of `semantic_vad`; None for other turn detection.
         """
         if (vad, max_samples, rules) == (self.vad, self.max_samples, self._rules):

@@ -44,9 +44,7 @@ class ClientSecret:
 
     Attributes:
         owner: Owner of the API key that created the secret; this owner also owns the sessions.
-        settings: Settings of the sessions.
         expires_s: Expiry, in seconds of the monotonic clock.
-        num_bytes: Memory of the secret.
     """
 
     owner: str
@@ -74,8 +72,6 @@ class ClientSecrets:
         """Create a client secret.
 
         Args:
-            owner: Owner of the API key.
-            settings: Settings of the sessions.
             lifetime_s: Lifetime in seconds.
 
         Returns:

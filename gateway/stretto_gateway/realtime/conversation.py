@@ -29,8 +29,6 @@ class ItemPart:
     Attributes:
         kind: OpenAI's type of the part.
         text: The text, or the transcript.
-        pcm: The samples.
-        image: Contents of the image's file.
         url_head: What precedes the base64 in the image's `data:` URL.
     """
 
@@ -60,13 +58,7 @@ class Item:
     """Message in a conversation (OpenAI's `conversation.item`).
 
     Attributes:
-        role: Role of the author.
-        parts: Texts, recordings and images of the message.
-        item_id: Id of the item.
-        status: OpenAI's status.
         codes: Codes [S, T] of a spoken reply, in pieces.
-        words: Words of a spoken reply with their times.
-        num_samples: Number of samples sent to the client.
         played_samples: Number of samples that were played to the user; None for all.
         num_bytes: Accounted memory, once the item is in a conversation.
     """
@@ -127,13 +119,7 @@ class Item:
 
 
 class Conversation:
-    """Ordered items of a conversation.
-
-    Args:
-        max_items: Maximum number of items.
-        max_bytes: Maximum memory of all items.
-        held: Memory account of all sessions.
-    """
+    """Ordered items of a conversation."""
 
     def __init__(self, max_items: int, max_bytes: int, held: Held):
         self.items: list[Item] = []

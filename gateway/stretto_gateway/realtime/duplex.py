@@ -33,8 +33,6 @@ class Persona:
         role: Role of the model; empty for none.
         voice: The model's name for the voice, or a recording of it; None for its default voice.
         voice_name: Name of the voice in the settings.
-        form: Format of the model's speech.
-        ignored: Settings without effect.
     """
 
     role: str
@@ -50,9 +48,6 @@ class Persona:
         """Return the persona of a session.
 
         Args:
-            settings: Settings of the session.
-            profile: The served model.
-            voices: Voices that the caller may name.
             is_strict: True to reject a role that the model cannot have; False to ignore it.
 
         Raises:
@@ -74,14 +69,7 @@ class Persona:
 
 
 class DuplexReply(Reply):
-    """Reply that lasts as long as the user's audio.
-
-    Args:
-        gateway: The gateway.
-        channel: Channel to the client.
-        audio: The user's audio.
-        persona: Role and voice.
-    """
+    """Reply that lasts as long as the user's audio."""
 
     _fields = (
         FIELDS

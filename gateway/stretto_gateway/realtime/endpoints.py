@@ -81,7 +81,6 @@ async def settled(first: Gateway, change: SettingsChange, model: str, owner: str
         first: The gateway, for any server.
         change: The settings; changed.
         model: Name of the model, if the settings have none.
-        owner: Owner of the caller's voices.
 
     Returns:
         The gateway for the server of the session.
@@ -146,12 +145,6 @@ async def run(
     """Run the session until it ends.
 
     Args:
-        gateway: The gateway.
-        socket: Connection to the client.
-        channel: Channel over this connection.
-        settings: Settings with which the session begins.
-        model: Name of the model.
-        owner: Owner of the caller's voices.
         handler: Function that returns the handler of the client's messages for a session and its tasks.
     """
     voices = CallersVoices(gateway.voices, owner)

@@ -35,7 +35,6 @@ class ClientEvent(Body):
         """Return the event in `record`.
 
         Args:
-            record: JSON object of the event.
             is_strict: True to reject fields without effect; False to drop them.
 
         Raises:
@@ -186,7 +185,6 @@ def read_event(record: dict[str, Any], is_strict: bool) -> ClientEvent:
     """Return the event in `record`.
 
     Args:
-        record: JSON object of the event.
         is_strict: True to reject unknown fields and fields without effect.
 
     Raises:
@@ -211,8 +209,6 @@ def read_pcm(data: str | None, path: str, form: Format) -> bytes:
 
     Args:
         data: The recording in base64.
-        path: Path of the field.
-        form: Format of the recording.
 
     Raises:
         ApiError: The recording is missing or invalid.

@@ -43,15 +43,8 @@ class Order:
     """Prepared request for a reply.
 
     Attributes:
-        turns: Turns for the server.
-        files: Files of the turns' audio.
-        options: Options for the server.
-        record: OpenAI's response object.
-        ignored: Names of fields without effect.
         is_kept: True if the reply becomes an item of the conversation.
         speed: Speed of the audio; 1 is the model's own.
-        form: Format of the audio.
-        images: Files of the turns' images.
     """
 
     turns: list[dict[str, Any]]
@@ -89,11 +82,6 @@ async def make_order(
     """Prepare the request for a reply to `conversation`.
 
     Args:
-        profile: The served model.
-        settings: Settings of the session.
-        event: The client's request.
-        conversation: Conversation to answer.
-        voices: Voices that the caller may name.
         is_strict: True to raise ApiError for instructions that the family does not support; False to ignore them.
 
     Raises:

@@ -264,8 +264,6 @@ class SettingsChange:
         """Merge an update into settings.
 
         Args:
-            settings: Current settings.
-            update: JSON object with the fields to change.
             model: Model name for a session that changes to type realtime.
             can_change_type: True if the update may change the type of the session.
         """
@@ -294,9 +292,7 @@ class SettingsChange:
         """Restore the previous value of a field that has no effect, and record the field.
 
         Args:
-            name: Path of the field.
             expected: Value that would have an effect.
-            got: Value in the update.
         """
         self.ignored.append(refused(f"session.{name}", expected, got))
         undo(self._record, self._before, name.split("."))
@@ -338,11 +334,7 @@ async def restrict_to_model(
     """Return the profile of a session's model, and undo fields of `change` that the model does not support.
 
     Args:
-        change: Update of the settings.
-        catalogue: The served model.
-        listener: The model that transcribes.
         model: Model name of a session that only transcribes.
-        voices: Voices that the caller may name.
     """
     while True:
         settings = change.settings
@@ -451,10 +443,6 @@ def known_value(annotation: Any, old: Any, value: Any, path: str, ignored: list[
     """Merge a field's value, without unsupported fields, into the old value; return the result.
 
     Args:
-        annotation: Type of the field.
-        old: Current value.
-        value: Value sent by a client.
-        path: Path of the field.
         ignored: Receives, for each field without effect, the error that a strict gateway raises.
     """
     if isinstance(value, list):
@@ -491,10 +479,7 @@ def add_ignored(ignored: list[ApiError], param: str, only: Only | None, value: A
     """Append the error for a field without effect to `ignored`, up to MAX_IGNORED.
 
     Args:
-        ignored: List of errors.
-        param: Path of the field.
         only: Values that are always accepted; None if there are none.
-        value: Value sent by a client.
     """
     if len(ignored) < MAX_IGNORED:
         values = " or ".join(repr(allowed) for allowed in only.values[1:]) if only else ""
@@ -516,11 +501,6 @@ def undo(record: dict[str, Any], before: dict[str, Any], names: list[str]) -> bo
     """Reset a field to its value in `before`; return False if it already has that value.
 
     An invalid `type` resets its whole object, because the other fields belong to that type.
-
-    Args:
-        record: Object to change.
-        before: Object before the update.
-        names: Path of the field.
     """
     if names[-1:] == ["type"] and len(names) > 1:
         names = names[:-1]

@@ -108,9 +108,7 @@ class Transcriber:
         """Transcribe the next samples of the turn in progress, which will be item `item_id`.
 
         Args:
-            item_id: Id of the item.
             pcm: Samples, pcm16 at 24 kHz.
-            tasks: Tasks of the session.
 
         Raises:
             ApiError: The memory limit is exceeded.
@@ -256,7 +254,6 @@ class Talk:
         """Send the events of a new item, and delete old items that exceed the limits.
 
         Args:
-            item: The item.
             before: Id of the item before it; None if there is none.
             ignored: Errors of fields without effect in the client's event.
         """
@@ -325,7 +322,6 @@ class Talk:
         """Yield the conversation to answer: the session's, or a new one with the items in `input`.
 
         Args:
-            fields: Fields of the request.
             form: Format of the audio in `input`.
         """
         if fields.input is None:
@@ -373,13 +369,7 @@ class Talk:
 
 
 def read_item(fields: client.ItemFields, name: str, form: Format) -> Item:
-    """Return the item in `fields`, whose path is `name`; raise ApiError if a part is invalid.
-
-    Args:
-        fields: Item as sent by the client.
-        name: Path of the item.
-        form: Format of its audio.
-    """
+    """Return the item in `fields`, whose path is `name`; raise ApiError if a part is invalid."""
     parts = []
     for index, content_part in enumerate(fields.content):
         path = f"{name}.content.{index}"

@@ -50,9 +50,6 @@ class WireReader:
 
     Clients cut their audio anywhere. The first byte of an incomplete sample, and the state of the resampler, are kept
     for the next piece.
-
-    Args:
-        form: Format of the audio.
     """
 
     def __init__(self, form: Format):

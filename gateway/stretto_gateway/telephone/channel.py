@@ -24,7 +24,6 @@ class CallChannel(Channel):
     """Channel of one call. Twilio buffers audio, plays it in order, and returns marks once they are reached.
 
     Attributes:
-        stream_sid: Twilio's id of the stream, from its start message.
         listener: Function that receives the session's events; None for none.
     """
 

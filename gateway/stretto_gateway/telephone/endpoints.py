@@ -73,7 +73,6 @@ class CallAccess:
     """Result of the authentication of a call.
 
     Attributes:
-        owner: Owner of the caller's voices.
         settings: Settings of the client secret that the caller has sent; None for other callers.
     """
 
@@ -135,15 +134,7 @@ def is_signed(token: str, socket: WebSocket) -> bool:
 
 
 async def run(gateway: Gateway, socket: WebSocket, channel: CallChannel, start: Start, access: CallAccess) -> None:
-    """Hold the call until it ends.
-
-    Args:
-        gateway: The gateway.
-        socket: Twilio's WebSocket.
-        channel: Channel to Twilio.
-        start: Description of the call.
-        access: Access of the caller.
-    """
+    """Hold the call until it ends."""
     channel.stream_sid = start.stream_sid
     if socket.state.keys:
         CALLER.set(access.owner)
@@ -197,10 +188,6 @@ async def make_session(
 
     Args:
         first: The gateway, for any server.
-        channel: Channel to Twilio.
-        tasks: Tasks of the session.
-        start: Description of the call.
-        access: Access of the caller.
 
     Raises:
         ApiError: A parameter is invalid, or neither the model nor a webhook can hold the call.

@@ -31,12 +31,9 @@ class GivenReply(Reply):
     """Reply whose text is given.
 
     Args:
-        gateway: The gateway.
-        channel: Channel to the caller.
         conversation: Conversation to which the reply is added.
         text: The text, which may still be incomplete.
         options: Other arguments of `SpeechClient.speak`.
-        speed: Speed of the audio.
     """
 
     _fields = FIELDS | WRITTEN_FIELDS
@@ -73,11 +70,6 @@ class WebhookAnswers:
     A later event replaces the answer to an earlier one.
 
     Args:
-        gateway: The gateway.
-        channel: Channel to the caller.
-        tasks: Tasks of the session.
-        talk: Conversation of the session.
-        webhook: The operator's webhook.
         fields: Voice and language of the answers; None if nothing is spoken.
     """
 
@@ -101,11 +93,7 @@ class WebhookAnswers:
         self._held = ExitStack()
 
     async def begin(self, owner: str) -> None:
-        """Prepare the voice of the answers; raise ApiError if they cannot be spoken.
-
-        Args:
-            owner: Owner of the caller's voices.
-        """
+        """Prepare the voice of the answers; raise ApiError if they cannot be spoken."""
         if self._fields is not None:
             state = self._held.enter_context(asking(owner, self._gateway.sessions.held))
             ignored = Ignored(self._fields, self._gateway.strict)
@@ -174,11 +162,7 @@ class WebhookSession(RealtimeSession):
     Args:
         gateway: The gateway, for the server that transcribes.
         speaker: The gateway, for the server that speaks.
-        channel: Channel to the caller.
-        tasks: Tasks of the session.
-        webhook: The operator's webhook.
         fields: Voice and language of the answers; None if nothing is spoken.
-        owner: Owner of the caller's voices.
     """
 
     def __init__(
@@ -229,8 +213,6 @@ class TelephoneCall:
     """Handler of Twilio's messages after the start of a stream.
 
     Args:
-        session: Session of the call.
-        channel: Channel to Twilio.
         stall_s: Maximum time for the session to finish after the end of the call, in seconds.
     """
 

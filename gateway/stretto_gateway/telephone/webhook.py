@@ -16,8 +16,6 @@ class Webhook:
     """Webhook for one call.
 
     Args:
-        url: Address of the webhook.
-        limits: Limits on its answers.
         call: Fields that describe the call, sent with each event.
     """
 
@@ -28,10 +26,6 @@ class Webhook:
 
     async def ask(self, event: str, **fields: Any) -> AsyncGenerator[str, None]:
         """Send an event, and yield the text of the answer as it arrives.
-
-        Args:
-            event: Kind of the event.
-            fields: Its further fields.
 
         Raises:
             ApiError: The webhook fails, or its answer is too long or no text.

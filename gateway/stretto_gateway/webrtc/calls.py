@@ -27,9 +27,6 @@ class Opening:
     Attributes:
         gateway: The gateway, for the server of the session.
         offer: Session description that `read_offer` has returned.
-        settings: Settings with which the session begins.
-        model: Name of the model.
-        owner: Owner of the call and of the caller's voices.
     """
 
     gateway: Gateway
@@ -40,12 +37,7 @@ class Opening:
 
 
 class WebRtcCall:
-    """One call.
-
-    Args:
-        network: Network of the calls.
-        opening: Request for the call.
-    """
+    """One call."""
 
     def __init__(self, network: CallNetwork, opening: Opening):
         self.call_id = new_id("rtc")
@@ -113,9 +105,6 @@ class Calls:
 
     async def open(self, opening: Opening) -> tuple[str, str]:
         """Begin a call.
-
-        Args:
-            opening: Request for the call.
 
         Returns:
             The id of the call, and the session description that answers the caller's.

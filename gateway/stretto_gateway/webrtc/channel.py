@@ -29,7 +29,6 @@ class TrackChannel(Channel):
     """Channel of one call. The gateway itself plays the speech, reports its end, and stops it.
 
     Args:
-        peer: Connection to the caller.
         stall_s: Maximum time for the caller to read an event, in seconds.
     """
 
@@ -78,12 +77,7 @@ class TrackChannel(Channel):
 
 
 class TrackSession:
-    """Handler of a caller's messages: events of the data channel, and samples of the audio track.
-
-    Args:
-        session: Session of the call.
-        channel: Channel to the caller.
-    """
+    """Handler of a caller's messages: events of the data channel, and samples of the audio track."""
 
     def __init__(self, session: RealtimeSession, channel: TrackChannel):
         self._session = session

@@ -47,7 +47,6 @@ class CallNetwork:
     """Network of the calls. Without addresses there are none.
 
     Attributes:
-        addresses: Addresses at which calls are received.
         ports: UDP ports, of which each call has one at each address.
     """
 

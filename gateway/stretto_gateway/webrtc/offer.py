@@ -20,9 +20,6 @@ def read_offer(text: str) -> str:
     The gateway never sends to an address that a session description names. It learns the caller's addresses from the
     caller's own connectivity checks (RFC 8445, section 7.3.1.3), which must have the password of the answer.
 
-    Args:
-        text: Session description.
-
     Raises:
         ApiError: 413 if the description is too long; 400 if it is not an offer that the gateway can answer.
     """

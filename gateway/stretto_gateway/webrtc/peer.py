@@ -58,11 +58,7 @@ class Peer:
     """Connection to one caller.
 
     Args:
-        network: Network of the calls.
         max_event_bytes: Maximum size of the caller's events that wait to be handled, with EVENT_BYTES for each.
-
-    Attributes:
-        playout: Speech to the caller.
     """
 
     def __init__(self, network: CallNetwork, max_event_bytes: int):
@@ -426,11 +422,6 @@ class CallSocket(StunProtocol):
 
 async def gather(ice: Connection, network: CallNetwork, sockets: list[asyncio.DatagramTransport]) -> None:
     """Open a socket at each address of the network, in place of aioice's at all addresses of the host.
-
-    Args:
-        ice: The connection.
-        network: Network of the calls.
-        sockets: List to which the sockets are added.
 
     Raises:
         ApiError: 503 if no port is free.

@@ -71,7 +71,6 @@ class ChatQuery(TextFields):
         Values that the model cannot use have no effect.
 
         Args:
-            profile: The served model.
             voice_file: The caller's own voice that `voice_prompt` selects; None if it selects none.
         """
         text = {"temperature": self.text_temperature, "top_k": self.text_topk}
@@ -237,7 +236,6 @@ class SpeakQuery(TextFields):
         names of Kyutai's own voice files. `cfg_alpha` is ignored unless it is one of the model's guidance scales.
 
         Args:
-            profile: The served model.
             is_strict: True to reject an unknown voice.
             stored_voice: The caller's own voice that `voice` selects; None if it selects none.
 
@@ -375,7 +373,6 @@ def estimated_words(words: list[str], duration_s: float) -> Iterator[Word]:
     """Yield words with times estimated from their lengths, for a model without word times.
 
     Args:
-        words: The words of an utterance.
         duration_s: Duration of the utterance in seconds.
     """
     ends = np.cumsum([len(word) for word in words])

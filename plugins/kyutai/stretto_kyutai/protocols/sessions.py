@@ -32,9 +32,6 @@ class ReceivedAudio:
 
     Ogg Opus is decoded only when it is read, because a small message may contain hours of audio.
 
-    Args:
-        held: Memory account of the waiting audio.
-
     Attributes:
         num_samples: Number of samples that have been read.
         markers: Ids of the markers that were reached, with the number of samples before them.
@@ -128,14 +125,7 @@ class BinaryChannel(SocketChannel):
 
 
 class KyutaiSession(ABC):
-    """Session of one connection.
-
-    Args:
-        gateway: The gateway.
-        channel: Channel to the client.
-        socket: The client's WebSocket.
-        tasks: Tasks of the session.
-    """
+    """Session of one connection."""
 
     def __init__(self, gateway: Gateway, channel: SocketChannel, socket: WebSocket, tasks: asyncio.TaskGroup):
         self._gateway = gateway
@@ -187,7 +177,6 @@ class ListeningSession(KyutaiSession):
         """Send messages for all events of the model's output, and end the session.
 
         Args:
-            trace: Metrics of the output.
             start: Function that opens the session at the server. It is called once the session has a slot.
         """
         async with self._gateway.slot(), aclosing(reply_events(start, {}, trace)) as events:
@@ -216,8 +205,6 @@ async def open_session(socket: WebSocket, make: Make, write_error: Callable[[str
     A rejection is sent as an error message, because these clients do not read HTTP errors.
 
     Args:
-        socket: The client's WebSocket.
-        make: Function that creates the session.
         write_error: Function that returns the message for an error text.
     """
     gateway: Gateway = socket.app.state.gateway
