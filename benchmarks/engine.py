@@ -8,31 +8,24 @@ over the rounds. `engine_efficiency` is the step time of stock vLLM divided by S
 `engine_efficiency_unguided` is the same without guidance. `cfg_retention` is the unguided step time divided by the
 guided step time. Both steps yield a frame for each reply, so this is the share of throughput left with guidance. The
 `_cpu` figures are the same ratios in processor time, which is less sensitive to other load.
-`front_end_cpu_ms_per_frame` is the callers' processor time per guided frame. To measure it, vLLM's output processor
-plays recorded steps to `SpeechLLM`. The benchmark writes one line of JSON for each number of requests.
+The benchmark writes one line of JSON for each number of requests.
 
     python -m benchmarks.engine --layout bagpiper-small --requests 16 --frames 64 --guidance 3.0
 
 This form measures only Stretto, with a published model's streams and vocabulary and random weights. Every reply is
 audio from its first row. The whole run is timed: prompts, frames, and the last rows of the delay pattern. `ms_per_step`
 is the time of the run's steps, by part.
-
-    python -m benchmarks.engine --layout bagpiper-long --prompt-rows 50 500 2000
-
-This form measures the step that reads a prompt, in processor time: with prompts divided as `cpu_backend/attention.py`
-does, and in turns with undivided ones, as vLLM reads them.
 """
 
 import argparse
-import asyncio
 import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from benchmarks.engines import SteppedEngine, StepTime, Watch, forced_prompt, layout_engine, stock_config, watch
 from benchmarks.harness import CHECKPOINT, ENGINE_ARGS, append_result, command_line
@@ -44,14 +37,9 @@ from stretto.records.prompt import Prompt
 prepare_environment()
 
 from vllm import SamplingParams  # noqa: E402
-from vllm.v1.engine import EngineCoreOutputs  # noqa: E402
-from vllm.v1.serial_utils import MsgpackEncoder  # noqa: E402
 
 from stretto import cpu_backend as cpu_kernels  # noqa: E402
-from stretto.engine.client import EngineClient, EngineReady  # noqa: E402
-from stretto.engine.host import StartedEngines, vllm_config  # noqa: E402
-from stretto.engine.llm import SpeechLLM  # noqa: E402
-from stretto.engine.protocol import SharedStats  # noqa: E402
+from stretto.engine.host import vllm_config  # noqa: E402
 from stretto.preprocessing.request import Preprocessor, RawRequest  # noqa: E402
 
 PROMPT_ROWS = 40
@@ -70,7 +58,6 @@ class SpeechArm:
     """Replies from Stretto's engine."""
 
     def __init__(self, engine_args: EngineConfig):
-        self._config = engine_args
         self.engine = SteppedEngine(vllm_config(engine_args))
         self._preprocessor = Preprocessor(engine_args.checkpoint)
 
@@ -86,15 +73,6 @@ class SpeechArm:
     def requests(self, number: int, frames: int, scale: float) -> tuple[list[list[int]], list[SamplingParams]]:
         """Return stream 0 of `number` prompts, and their sampling parameters."""
         return self.engine.requests(self._prompts(number, frames, scale))
-
-    def front_end_ms_per_frame(self, number: int, frames: int, scale: float) -> float:
-        """Return the milliseconds of processor time per frame from engine outputs to chunks, for `number` replies."""
-        prompts = self._prompts(number, frames, scale)
-        ids = self.engine.add_prompts(prompts)
-        steps = []
-        while self.engine.scheduler.has_requests():
-            steps += self.engine.step().values()
-        return cpu_ms_per_frame(steps, dict(zip(ids, prompts, strict=True)), self._config)
 
 
 class StockArm:
@@ -141,7 +119,6 @@ def measure(number: int, arguments: argparse.Namespace, ours: SpeechArm, stock: 
         "engine_efficiency_unguided": median(lambda times: times["stock_unguided"].wall_ms / times["unguided"].wall_ms),
         "cfg_retention": median(lambda times: times["unguided"].wall_ms / times["guided"].wall_ms),
         "cfg_retention_cpu": median(lambda times: times["unguided"].cpu_ms / times["guided"].cpu_ms),
-        "front_end_cpu_ms_per_frame": round(ours.front_end_ms_per_frame(number, frames, arguments.guidance), 4),
         "ms_per_step": {name: medians(name, "wall_ms") for name in arms},
         "cpu_ms_per_step": {name: medians(name, "cpu_ms") for name in arms},
     }
@@ -185,95 +162,11 @@ def measure_layout(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             }
 
 
-def measure_prompts(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """For each length of a prompt, yield the median milliseconds of the step that reads it, divided and undivided."""
-    with tempfile.TemporaryDirectory() as folder:
-        family, engine = layout_engine(Path(folder), arguments.layout, 1)
-        groups = [group for cache_groups in engine.runner.attn_groups for group in cache_groups]
-        builders = [builder for group in groups for builder in group.metadata_builders]
-        limits = {"divided": builders[0].max_rows, "undivided": family.max_model_len}
-
-        def step_ms(num_rows: int, max_rows: int) -> float:
-            for builder in builders:
-                builder.max_rows = max_rows
-            assert engine.scheduler.reset_prefix_cache()
-            engine.add_prompts([forced_prompt(family, family.tasks[0], 0, 2, scale=1.0, num_rows=num_rows)])
-            start = time.process_time()
-            engine.step()
-            elapsed = time.process_time() - start
-            engine.finish()
-            return 1e3 * elapsed
-
-        for num_rows in arguments.prompt_rows:
-            turns = [
-                {name: step_ms(num_rows, max_rows) for name, max_rows in limits.items()}
-                for _ in range(arguments.rounds + 1)
-            ]
-            medians = {name: round(statistics.median(turn[name] for turn in turns[1:]), 3) for name in limits}
-            yield {"layout": arguments.layout, "prompt_rows": num_rows, "prompt_step_cpu_ms": medians}
-
-
-class NoConnection:
-    """Connection to an engine that sends nothing.
-
-    Args:
-        ready: Sizes of the engine.
-    """
-
-    def __init__(self, ready: EngineReady) -> None:
-        self.readies = {b"": ready}
-        self.started = StartedEngines([])
-
-    def listen(self, on_message: Callable[[bytes], None]) -> None:
-        """Do nothing."""
-
-    def send(self, engine: bytes, message_type: bytes, record: bytes) -> None:
-        """Drop a message."""
-
-
-def cpu_ms_per_frame(steps: list[EngineCoreOutputs], prompts: Mapping[str, Prompt], config: EngineConfig) -> float:
-    """Return the milliseconds of processor time per frame from the engine's messages to chunks.
-
-    Args:
-        steps: Outputs of each step.
-        prompts: Prompts by request id.
-        config: Configuration of the engine.
-    """
-    encoder = MsgpackEncoder()
-    internal = {request_id: f"{request_id}-{index}" for index, request_id in enumerate(prompts)}  # ids from the client
-    for output in (output for step in steps for output in step.outputs):
-        output.request_id = internal[output.request_id]
-    messages = [encoder.encode(outputs)[0] for outputs in steps]
-    shared = SharedStats.create(1)
-    shared.close()
-    arguments = config.engine_args
-    engine = EngineClient(cast(Any, NoConnection(EngineReady(arguments["max_model_len"], 1 << 20, 32, 1 << 20))))
-    llm = SpeechLLM(engine, config, shared)
-
-    async def consume(request_id: str) -> int:
-        chunks = [chunk async for chunk in llm.generate(prompts[request_id], request_id)]
-        assert chunks[-1].chunk.report is not None
-        return chunks[-1].chunk.report.num_frames
-
-    async def consume_all() -> float:
-        tasks = [asyncio.create_task(consume(request_id)) for request_id in prompts]
-        await asyncio.sleep(0)
-        start = time.thread_time()
-        for message in messages:
-            engine.receive(cast(bytes, message))
-            for _ in range(3):  # lets a task wake up, and then the tasks that it wakes
-                await asyncio.sleep(0)
-        num_frames = sum(await asyncio.gather(*tasks))
-        return 1e3 * (time.thread_time() - start) / num_frames
-
-    return asyncio.run(consume_all())
-
-
 def main(arguments: argparse.Namespace) -> None:
     """Measure each number of requests and write a line for each."""
     out = arguments.out or Path(f"benchmarks/results/{'engine' if arguments.layout is None else 'layout'}.jsonl")
     if arguments.layout is not None:
-        for figures in measure_prompts(arguments) if arguments.prompt_rows else measure_layout(arguments):
+        for figures in measure_layout(arguments):
             append_result(out, "layout", figures)
         return
     config = EngineConfig.from_file(ENGINE_ARGS, arguments.checkpoint)
@@ -300,12 +193,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--layout", choices=LAYOUTS, help="model whose streams and vocabulary to use, with random weights"
     )
-    parser.add_argument("--prompt-rows", type=int, nargs="+", help="with --layout: lengths of prompts to measure")
     parser.set_defaults(out=None)
-    arguments = parser.parse_args()
-    if arguments.prompt_rows and arguments.layout is None:
-        parser.error("--prompt-rows needs --layout")
-    return arguments
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

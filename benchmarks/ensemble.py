@@ -13,13 +13,10 @@ each concurrency.
 
     python -m benchmarks.ensemble --family bagpiper-small --concurrency 1 4 8
 
-This form measures a small version of a published family. It writes a randomly initialised checkpoint, converts it
-(`small_models.py`) and serves it. Replies have forced numbers of text rows and frames. The arms take turns: `speaking`;
-`unguided`, if the family supports guidance; and `mixed`, if the family understands audio. In `mixed`, an equal number
-of closed loops with audio input run alongside the streams. Processor time is counted for `speaking`. With
-`--open-loop`, requests then arrive at random times, at shares of the rate that the last closed loop reached. For a
-family with a depth transformer, the cost of each part of a frame is measured last, in this process (`frames.py`). A
-family that the server does not include has only this last measurement.
+This form serves a small, randomly initialised version of a published family (`small_models.py`). Replies have forced
+numbers of text rows and frames. The arm `speaking` takes turns with `unguided`, if the family supports guidance.
+Processor time is counted for `speaking`. With `--open-loop`, requests then arrive at random times, at shares of the
+rate that the last closed loop reached.
 
     python -m benchmarks.ensemble --rates 0.2 0.5 --warm-up-s 10 --open-s 60
 
@@ -36,11 +33,9 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from benchmarks.fair_load import FairLoad, measure_fair
 from benchmarks.harness import (
@@ -59,7 +54,6 @@ from benchmarks.loads import (
     Trace,
     check,
     follow,
-    percentiles,
     ratio,
     run,
     run_open,
@@ -71,28 +65,19 @@ from lab.texts import texts
 from stretto.config import EngineConfig
 from stretto.convert.make_repository import make
 from stretto.engine.environment import prepare_environment
-from stretto.families.opuslm.family import NUM_STREAMS, OpusVocabulary
 from stretto.families.tiny.family import TINY
-from stretto.family.plugin import family_at, plugin_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto_client import SpeechClient
-from stretto_client.speech_stream import audio_inputs, options_json, strings
+from stretto_client.speech_stream import options_json, strings
 
 MAX_ROWS = 64  # per engine step
 TEXT_ROWS = 8  # before the audio
-INPUT_S = 5
-INPUT_RATE = 16_000
-FRAME_RATE = 50
 LEAST_REQUESTS = 16  # least number of requests in an open loop
 # names of two processes
 ENGINE = "engine"
 CLIENT = "client"
 RIM = ("proxy", "tritonserver", "language_model", CLIENT)
-ANSWER = {"text": {"min_rows": 32, "max_rows": 32}}
-QUESTION = "what do you hear?"
 
-# sends the request of a seed; returns the seconds until its answer was complete
-Listen = Callable[[int], Awaitable[float]]
 Run = tuple[list[Trace], float]
 Count = Callable[[], dict[str, float]]
 
@@ -189,115 +174,35 @@ def speaker(client: SpeechClient, model: SmallModel) -> Speak:
     return speak
 
 
-def listener(client: SpeechClient, model: SmallModel) -> Listen:
-    """Return a function that sends five seconds of audio.
-
-    Bagpiper gets samples and a question, OpusLM gets codes.
-    """
-    task = model.listen
-    assert task is not None
-
-    async def listen(seed: int) -> float:
-        random = np.random.default_rng(seed)
-        turn: dict[str, Any] = {"role": "user"}
-        if task == "understand":
-            pcm = 0.1 * random.standard_normal(INPUT_S * INPUT_RATE).astype(np.float32)
-            inputs = audio_inputs((pcm, INPUT_RATE))
-            turn = turn | {"audio": "pcm_in", "text": QUESTION}
-        else:
-            inputs = []
-            turn = turn | {"codes": input_codes(random)}
-        begun = time.perf_counter()
-        options = options_json(ANSWER | {"seed": seed})
-        inputs += strings(messages=json.dumps([turn]), task=task, options=options)
-        async for _ in client.send(inputs):
-            pass
-        return time.perf_counter() - begun
-
-    return listen
-
-
-def input_codes(random: np.random.Generator) -> list[list[int]]:
-    """Return random codes for OpusLM's nine streams, with semantic tokens first."""
-    vocabulary = OpusVocabulary()
-    sizes = [vocabulary.ssl[1] - vocabulary.ssl[0], *[vocabulary.codebook_size] * (NUM_STREAMS - 1)]
-    return [random.integers(0, size, INPUT_S * FRAME_RATE).tolist() for size in sizes]
-
-
-async def beside(
-    listen: Listen, number: int, seeds: Iterator[int], speaking: Awaitable[Any]
-) -> tuple[Any, list[float]]:
-    """Await `speaking` while `number` closed loops of `listen` run.
-
-    Returns:
-        The result of `speaking`, and the seconds that each answer of `listen` took.
-
-    Raises:
-        ClientError: A request with audio input was refused or failed.
-    """
-    is_over = asyncio.Event()
-    answers = list[float]()
-
-    async def loop() -> None:
-        while not is_over.is_set():
-            answers.append(await listen(next(seeds)))
-
-    loops = [asyncio.create_task(loop()) for _ in range(number)]
-    try:
-        spoken = await speaking
-    finally:
-        is_over.set()
-        failed = [error for error in await asyncio.gather(*loops, return_exceptions=True) if error]
-    for error in failed:
-        assert isinstance(error, BaseException)
-        raise error
-    return spoken, answers
-
-
 class FamilyLoad:
     """Runner of the arms of a family.
 
     Args:
         model: Model to measure.
         speak: Sends a request for speech.
-        listen: Sends a request with audio input; None if the model does not understand audio.
         arguments: Command line.
         count: Returns the seconds of processor time so far by process.
     """
 
-    def __init__(
-        self, model: SmallModel, speak: Speak, listen: Listen | None, arguments: argparse.Namespace, count: Count = dict
-    ):
+    def __init__(self, model: SmallModel, speak: Speak, arguments: argparse.Namespace, count: Count = dict):
         self._model = model
         self._speak = speak
-        self._listen = listen
         self._count = count
         self._arguments = arguments
         self._lines = texts()
-        self._seeds = iter(range(1, 1 << 30))
         self._scale = arguments.guidance or model.guidance_scale if model.guidance_scale is not None else None
 
     async def measure(self, concurrency: int) -> dict[str, Any]:
         """Run all arms at one concurrency and return the record."""
-        listeners = concurrency if self._arguments.listeners is None else self._arguments.listeners
         rounds: defaultdict[str, list[Run]] = defaultdict(list)
-        answers: list[float] = []
         used: list[dict[str, float]] = []
-        for number in range(self._arguments.rounds + 1):  # the first round warms up
+        for _ in range(self._arguments.rounds + 1):  # the first round warms up
             before = self._count()
             rounds["speaking"].append(await self._run(concurrency, self._scale))
             used.append({name: seconds - before[name] for name, seconds in self._count().items()})
             if self._scale is not None:
                 rounds["unguided"].append(await self._run(concurrency, 1.0))
-            if self._listen is not None:
-                mixed, seconds = await beside(self._listen, listeners, self._seeds, self._run(concurrency, self._scale))
-                rounds["mixed"].append(mixed)
-                answers += seconds if number else []
-        record = self._record(concurrency, {arm: runs[1:] for arm, runs in rounds.items()}, used[1:])
-        if self._listen is not None:
-            record["mixed"] = {"listeners": listeners, "answers": len(answers), **percentiles("answer_s", answers)}
-            record["mixed"] |= mixed_figures(rounds["mixed"][1:], rounds["speaking"][1:])
-        return record
+        return self._record(concurrency, {arm: runs[1:] for arm, runs in rounds.items()}, used[1:])
 
     async def measure_open(self, share: float, full_rate: float) -> dict[str, Any]:
         """Run an open loop of `--open-s` seconds at `share` of `full_rate` and return the record."""
@@ -310,7 +215,7 @@ class FamilyLoad:
 
     def _load(self, concurrency: int, requests: int, scale: float | None) -> Load:
         text_rows = TEXT_ROWS if self._model.has_text else None
-        return Load(concurrency, requests, self._arguments.frames + self._model.tail_rows, scale, text_rows)
+        return Load(concurrency, requests, self._arguments.frames, scale, text_rows)
 
     async def _run(self, concurrency: int, scale: float | None) -> Run:
         load = self._load(concurrency, self._arguments.requests, scale)
@@ -327,17 +232,9 @@ class FamilyLoad:
             "text_rows": TEXT_ROWS if self._model.has_text else 0,
             "guidance_scale": self._scale,
         }
-        left_out = {}
         if "unguided" in rounds:
             record["cfg_retention"] = ratio(*(list(map(throughput, rounds[arm])) for arm in ("speaking", "unguided")))
-            guided = [trace for run in speaking + rounds.get("mixed", []) for trace in run[0]]
-            record["unguided_total"] = sum(trace.unguided_frames for trace in guided)
-        else:
-            left_out["cfg_retention"] = f"{self._model.family} is not guided by its authors"
-        if self._listen is None:
-            left_out["mixed"] = f"{self._model.family} does not understand audio"
-        if left_out:
-            record["left_out"] = left_out
+            record["unguided_total"] = sum(trace.unguided_frames for traces, _ in speaking for trace in traces)
         record |= cpu_figures(used, concurrency * self._arguments.requests * self._arguments.frames)
         return record | summarise([trace for run in speaking for trace in run[0]], sum(run[1] for run in speaking))
 
@@ -363,67 +260,28 @@ def cpu_figures(used: list[dict[str, float]], num_frames: int) -> dict[str, Any]
     }
 
 
-def mixed_figures(mixed: list[Run], speaking: list[Run]) -> dict[str, Any]:
-    """Return the figures of streams with concurrent audio input, and their ratios to streams without it."""
-    figures = summarise([trace for run in mixed for trace in run[0]], sum(run[1] for run in mixed))
-    return {
-        "ttfp_ratio": ratio(list(map(ttfp, mixed)), list(map(ttfp, speaking))),
-        "rtf_ratio": ratio(list(map(rtf, mixed)), list(map(rtf, speaking))),
-        "throughput_ratio": ratio(list(map(throughput, mixed)), list(map(throughput, speaking))),
-        **{name: value for name, value in figures.items() if name.startswith(("audio_", "success"))},
-    }
-
-
 def throughput(run: Run) -> float:
     """Return seconds of audio per second of wall time."""
     return sum(trace.audio_s for trace in run[0]) / run[1]
 
 
-def ttfp(run: Run) -> float:
-    """Return the median `audio_ttfp` of a run."""
-    return statistics.median(trace.first_s for trace in run[0])
-
-
-def rtf(run: Run) -> float:
-    """Return the median `audio_rtf` of a run."""
-    return statistics.median(((trace.finished or 0.0) - trace.sent) / trace.audio_s for trace in run[0])
-
-
 async def measure_family(arguments: argparse.Namespace) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """Measure a family; for each measurement, yield the benchmark's name and the record.
-
-    The measurements are closed loops at each concurrency, open loops, and the parts of a frame.
-    """
+    """Serve a small model; for each closed loop, then each open loop, yield the benchmark's name and the record."""
     model = SMALL_MODELS[arguments.family]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(model.family, Path(folder) / "checkpoint")
-        family = family_at(checkpoint)
-        if plugin_at(checkpoint).open_template is not None:
-            make(checkpoint, Path(folder) / "repository", {"max_num_seqs": MAX_ROWS})
-            async for named in _measure_served(Path(folder) / "repository", model, arguments):
-                yield named
-        if family.depth is not None:
-            from benchmarks.frames import measure_parts  # vllm reads the environment when it is imported
-
-            for record in measure_parts(checkpoint, model, arguments):
-                yield "frame_parts", record
-
-
-async def _measure_served(
-    repository: Path, model: SmallModel, arguments: argparse.Namespace
-) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    with serving(repository) as address:
-        async with SpeechClient(address) as client:
-            pids = served_processes() | {CLIENT: os.getpid()}
-            listen = None if model.listen is None else listener(client, model)
-            load = FamilyLoad(model, speaker(client, model), listen, arguments, lambda: cpu_s(pids))
-            full_rate = 0.0
-            for concurrency in arguments.concurrency:
-                record = await load.measure(concurrency)
-                full_rate = record["requests_per_s"]
-                yield "families", record
-            for share in arguments.open_loop:
-                yield "families_open", await load.measure_open(share, full_rate)
+        make(checkpoint, Path(folder) / "repository", {"max_num_seqs": MAX_ROWS})
+        with serving(Path(folder) / "repository") as address:
+            async with SpeechClient(address) as client:
+                pids = served_processes() | {CLIENT: os.getpid()}
+                load = FamilyLoad(model, speaker(client, model), arguments, lambda: cpu_s(pids))
+                full_rate = 0.0
+                for concurrency in arguments.concurrency:
+                    record = await load.measure(concurrency)
+                    full_rate = record["requests_per_s"]
+                    yield "families", record
+                for share in arguments.open_loop:
+                    yield "families_open", await load.measure_open(share, full_rate)
 
 
 async def main(arguments: argparse.Namespace) -> None:
@@ -478,7 +336,6 @@ def parse() -> argparse.Namespace:
         rounds=(3, "number of turns for each arm"),
         frames=(75, "frames per utterance in arms with forced lengths"),
         guidance=(float, "guidance scale of the guided arms; default: 1.5, or the default of the family"),
-        listeners=(int, "concurrent requests with audio input; default: as many as streams"),
         open_s=(20.0, "seconds per open loop; those at shares of a rate have at least 16 requests"),
         warm_up_s=(30.0, "seconds before each open loop of `--rates`, at its rate"),
     )

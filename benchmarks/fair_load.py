@@ -44,7 +44,6 @@ class FairLoad:
         number: Number of measured requests.
         warm_up_s: Seconds of requests at the same rate before them.
         frame_rate: Frames per second of the model's codec.
-        tail_rows: Number of rows after a reply's last frame that count towards a length limit.
         guidance_scale: Guidance scale; None for a model that is not guided.
         text_rows: Forced number of text rows before the audio; None if they are not forced.
     """
@@ -53,13 +52,12 @@ class FairLoad:
     number: int
     warm_up_s: float = 30.0
     frame_rate: float = 12.5
-    tail_rows: int = 0
     guidance_scale: float | None = None
     text_rows: int | None = None
 
     def load(self) -> Load:
         """Return the measured requests."""
-        lengths = tuple(round(seconds * self.frame_rate) + self.tail_rows for seconds in SENTENCE_S)
+        lengths = tuple(round(seconds * self.frame_rate) for seconds in SENTENCE_S)
         return Load(1, self.number, None, self.guidance_scale, self.text_rows, lengths)
 
     def of_one(self, num_clients: int) -> "FairLoad":

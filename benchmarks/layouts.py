@@ -3,9 +3,6 @@
 Entry points in `lab/releases/registered` register them with the engine. Only values that affect speed are as published.
 """
 
-from dataclasses import replace
-
-from stretto.families.csm.family import DEPTH, CsmVocabulary, csm
 from stretto.family.base import Family, Task, UnconditionalContext
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
@@ -49,33 +46,6 @@ BAGPIPER_SMALL = Family(
     max_model_len=1024,
     frame_rate=50.0,
 )
-LONG = replace(BAGPIPER_SMALL, name="bagpiper-long", max_model_len=32_768)
-
-# `sesame/csm-1b` at an eighth of its width, the same streams without a depth transformer, and the same with a set of
-# depth weights for each code.
-NUM_TEXT_IDS = 2048
-CSM = csm(
-    CsmVocabulary(
-        NUM_TEXT_IDS,
-        begin=1,
-        end=2,
-        pad=3,
-        end_of_audio=4,
-        max_model_len=512,
-        depth=replace(DEPTH, hidden=128, intermediate=1024, head_dim=16),
-    )
-)
-PARALLEL = replace(CSM, name="csm_in_parallel", depth=None, end_frame=())
-
-
-def by_step(family: Family, name: str) -> Family:
-    """Return a family with another set of depth weights for each code, as Moshi has."""
-    assert family.depth is not None
-    schedule = tuple(range(family.layout.num_output_streams - 1))
-    return replace(family, name=name, depth=replace(family.depth, rope={}, has_head_norms=False, schedule=schedule))
-
-
-BY_STEP = by_step(CSM, "csm_by_step")
 
 # Layouts by command-line name: the family's name in config.json, and the family.
-LAYOUTS = {BAGPIPER_SMALL.name: ("benchmark_bagpiper", BAGPIPER_SMALL), LONG.name: ("benchmark_long", LONG)}
+LAYOUTS = {BAGPIPER_SMALL.name: ("benchmark_bagpiper", BAGPIPER_SMALL)}

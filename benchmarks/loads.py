@@ -5,22 +5,17 @@ random times, whether or not earlier ones have ended. Texts do not repeat. Metri
 """
 
 import asyncio
-import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.harness import median_ratio
-from lab.texts import texts
 from stretto_client import ClientError, ServerFull
 
 if TYPE_CHECKING:  # a GPU host lacks sentencex, which splits long texts
-    import psutil
-
     from stretto_client import Speech, SpeechClient
 
 NOISE_RATE = 16_000  # Hz
@@ -244,54 +239,3 @@ def check(traces: list[Trace]) -> None:
 def ratio(numerators: list[float], denominators: list[float]) -> float:
     """Return `median_ratio`, rounded to four decimal places."""
     return round(median_ratio(numerators, denominators), 4)
-
-
-async def compare(
-    name: str, load: Load, rounds: int, process: "psutil.Process", through: Speak, past: Speak
-) -> dict[str, Any]:
-    """Alternate one load with and without a process in front of the server; return what the process costs.
-
-    A small load first warms up both paths. Within a round, both paths get the same texts and seeds. The order of the
-    paths changes from round to round.
-
-    Args:
-        name: Prefix for the figures of the process.
-        load: Load of one turn.
-        rounds: Number of turns for each path.
-        process: Process whose processor time is counted.
-        through: Sends a request through the process.
-        past: Sends a request directly to the server.
-    """
-    lines = texts()
-    ways = {"through": through, "past": past}
-    throughput: dict[str, list[float]] = {way: [] for way in ways}
-    first_s: dict[str, list[float]] = {way: [] for way in ways}
-    used_s = audio_s = 0.0
-
-    def cpu_s() -> float:
-        times = process.cpu_times()
-        return times.user + times.system
-
-    for speak in ways.values():
-        warm_up = Load(min(load.concurrency, 4), 1, load.frames, load.guidance_scale)
-        check((await run(warm_up, speak, lines))[0])
-    for number in range(rounds):
-        spoken = list(islice(lines, load.concurrency * load.requests))
-        for way in sorted(ways, reverse=number % 2 == 1):
-            before_s = cpu_s()
-            traces, wall_s = await run(load, ways[way], iter(spoken))
-            check(traces)
-            throughput[way].append(sum(trace.audio_s for trace in traces) / wall_s)
-            first_s[way] += [trace.first_s for trace in traces]
-            if way == "through":
-                used_s += cpu_s() - before_s
-                audio_s += sum(trace.audio_s for trace in traces)
-    medians = {way: statistics.median(values) for way, values in first_s.items()}
-    return {
-        "concurrency": load.concurrency,
-        f"{name}_throughput_ratio": ratio(throughput["through"], throughput["past"]),
-        f"{name}_first_audio_ms": round(1000 * (medians["through"] - medians["past"]), 2),
-        f"{name}_cpu_ms_per_audio_s": round(1000 * used_s / audio_s, 3),
-        "audio_throughput": round(statistics.median(throughput["through"]), 3),
-        "audio_ttfp_p50": round(medians["through"], 5),
-    }

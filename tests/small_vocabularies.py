@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from benchmarks.layouts import by_step
 from stretto.families.bagpiper.family import BagpiperVocabulary, bagpiper
 from stretto.families.csm.family import CsmVocabulary, csm, llama3_rope
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
@@ -142,7 +141,12 @@ TRACKED_CSM = replace(
     track=TextTrack(CSM.layout.num_output_streams, pad_id=54, end_id=55),
 )
 PARALLEL = replace(CSM, name="in_parallel", depth=None, end_frame=())  # all codebooks at once
-BY_STEP = by_step(CSM, "small_by_step")  # a set of depth weights for each code
+# A set of depth weights for each code, as Moshi has.
+BY_STEP = replace(
+    CSM,
+    name="small_by_step",
+    depth=replace(SMALL_DEPTH, rope={}, has_head_norms=False, schedule=tuple(range(CSM.layout.num_output_streams - 1))),
+)
 BAGPIPER, OPUSLM, DIALOGUE = bagpiper(SMALL_BAGPIPER), opuslm(SMALL_OPUSLM), opuslm_dialogue(SMALL_OPUSLM)
 # By the name that a checkpoint's config.json gives.
 FAMILIES = {

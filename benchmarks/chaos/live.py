@@ -13,16 +13,24 @@ from typing import Any
 import numpy as np
 
 from benchmarks.chaos.load import Ask, GrpcAsk
-from benchmarks.live_sessions import FRAME, RATE, audio
 from plugins.kyutai.lab.random_moshi import write_release
 from stretto.convert.command import main as convert
 from stretto.convert.make_repository import make
 from stretto_client import SpeechClient
 from stretto_client.long_speech import Speech
 
+RATE = 24_000
+FRAME = 1920
 RESUME_S = 60.0
 MAX_FRAMES = 60  # of a recording, of 80 ms each
 KINDS = {"talk": 8.0, "resumed talk": 4.0, "recording": 3.0, "malformed": 1.0}  # relative frequencies
+
+
+def audio(number: int, num_frames: int) -> np.ndarray:
+    """Return recording `number`: noise whose loudness changes, float32 [n]."""
+    random = np.random.default_rng([1, number])
+    levels = np.repeat(random.uniform(0, 0.3, num_frames).astype(np.float32), FRAME)
+    return random.standard_normal(FRAME * num_frames, np.float32).clip(-3, 3) * levels
 
 
 def write_repository(folder: Path) -> Path:

@@ -165,7 +165,7 @@ JOBS = {
     "racecheck": _sanitizer("racecheck"),
     "decoder_mimi": _decoder("mimi", 3),
     "decoder_xcodec": _decoder("xcodec", 5),
-    "schedules_vita": Job("benchmarks.gpu.speed:run", 120, {"requests": (1, 16)}),
+    "schedules_vita": Job("benchmarks.gpu.schedules:run", 120, {"requests": (1, 16)}),
     "ours_1b7": _ours("1b7", 70, requests=(1, 16)),
     "stock_1b7": _stock("1b7", 60, requests=(1, 16)),
     "decoder_tiny": _decoder("tiny", 1),

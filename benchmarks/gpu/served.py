@@ -169,7 +169,7 @@ async def _load(setup: Setup, address: str, hops: Path, loads: ShapeLoads) -> As
 
     model = SMALL_MODELS[SHAPE]
     streamed = replace(model, options={**model.options, "text_mode": "streaming"})
-    asked = argparse.Namespace(family=SHAPE, guidance=None, listeners=None, rounds=2, requests=2)
+    asked = argparse.Namespace(family=SHAPE, guidance=None, rounds=2, requests=2)
     open_s = OPEN_S
     if setup.is_small:
         asked.rounds = 1
@@ -182,12 +182,12 @@ async def _load(setup: Setup, address: str, hops: Path, loads: ShapeLoads) -> As
         for row in await trace(lambda text: client.send(inputs(text, forced)), hops, 2 if setup.is_small else 20):
             yield {"part": "hop", **row}
         for asked.frames in loads.frames:
-            load = FamilyLoad(model, speaker(client, model), None, asked)
+            load = FamilyLoad(model, speaker(client, model), asked)
             for number in loads.streams:
                 yield {"part": "closed", **await load.measure(number)}
     for rate in loads.rates:
         num_requests = math.ceil(rate * open_s) if setup.is_small else max(LEAST_REQUESTS, math.ceil(rate * open_s))
-        requests = FairLoad(rate, num_requests, loads.warm_up_s, tail_rows=model.tail_rows)
+        requests = FairLoad(rate, num_requests, loads.warm_up_s)
         num_clients = 2 if setup.is_small else math.ceil(rate / CLIENT_RATE)  # a repetition would take too long
         yield {
             "part": "open",

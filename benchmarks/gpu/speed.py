@@ -7,22 +7,16 @@ and a figure is the median over them.
 `ttfp_floor` is prefill + (longest delay + first chunk + right context of the codec) x median step + one decode of the
 first chunk. `ttfp` is the time from queueing a reply to the last row of its first chunk, measured at the engine, plus
 the same decode. `prefill` lasts until every reply has its first row. Replies start together.
-
-The schedules of VITA-Audio alternate with the schedule Vanilla. `over_vanilla` is ids per second divided by the ids per
-second of Vanilla. `allowed` is the same ratio computed from the weights that are read per id. `first_block_s` is the
-time from queueing until every reply is long enough for the decoder's first block of 31 codes. It assumes that words and
-codes alternate as in training, because random weights generate ids of any kind.
 """
 
 import itertools
 import json
-import math
 import statistics
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +37,12 @@ from benchmarks.gpu.models import (
     write_config,
 )
 from benchmarks.layouts import PROMPT_ROWS
-from benchmarks.schedules import FIRST_BLOCK, allowed, ids_after, passes
 from lab.releases import random_codecs as random_weights
 from lab.releases import random_espnet
 from lab.releases.random_qwen3_codec import write_qwen3_codec
 from stretto.codecs.base import Codec, load_codec
 from stretto.config import DecoderConfig
 from stretto.engine.environment import prepare_environment
-from stretto.families.vita_audio.family import SCHEDULES, VANILLA
 from stretto.family.base import Family
 
 prepare_environment()
@@ -399,60 +391,3 @@ def time_decode(codec: Codec, device: str, number: int, num_frames: int) -> floa
     config = DecoderConfig(device=device, max_batch=number)
     with launcher_of(codec, config) as launcher:
         return time_batch(launcher, codec, number, num_frames).wall_s
-
-
-@dataclass(frozen=True)
-class Timed:
-    """Seconds from queueing until all replies have ended, and until all have the ids for their first block."""
-
-    wall_s: float
-    first_block_s: float
-
-
-def run(setup: Setup, requests: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """Yield a line with the start-up time, then a line for each schedule at each number of requests."""
-    begun = time.perf_counter()
-    requests = requests[:1] if setup.is_small else requests
-    num_ids, rounds = (22, 1) if setup.is_small else (110, 3)
-    names = (VANILLA, "turbo") if setup.is_small else tuple(SCHEDULES)
-    arm = Arm("vita", setup, requests, GRAPHS[PIECES])
-    yield {"part": "start", "start_s": round(time.perf_counter() - begun, 1)}
-    prompts = PromptMaker(arm.family)
-    config = arm.engine.core.vllm_config.model_config.hf_config.to_dict()
-    for number in requests:
-        turns = [
-            {
-                name: one(arm.engine, prompts, number, name, num_ids, 1 if setup.is_small else FIRST_BLOCK)
-                for name in names
-            }
-            for _ in range(rounds + (not setup.is_small))
-        ][-rounds:]
-        for name in names:
-            wall_s = statistics.median(turn[name].wall_s for turn in turns)
-            over = statistics.median(turn[VANILLA].wall_s / turn[name].wall_s for turn in turns)
-            first_block_s = statistics.median(turn[name].first_block_s for turn in turns)
-            yield {
-                "part": "schedule",
-                "schedule": name,
-                "requests": number,
-                "ids_per_s": round(number * num_ids / wall_s, 1),
-                "over_vanilla": round(over, 3),
-                "allowed": round(allowed(SCHEDULES[name], config), 3),
-                "first_block_s": round(first_block_s, 5),
-            }
-
-
-def one(engine: SteppedEngine, prompts: PromptMaker, number: int, name: str, num_ids: int, num_codes: int) -> Timed:
-    """Run `number` replies of `num_ids` ids with one schedule and return their times."""
-    made_prompts = prompts.make(number, MODELS["vita"].task, 1.0, num_ids, num_ids)
-    made_prompts = [replace(prompt, sampling=replace(prompt.sampling, schedule=name)) for prompt in made_prompts]
-    begun = time.perf_counter()
-    needed = ids_after(name, passes(name, num_codes))
-    first_block_s = math.inf
-    engine.add_prompts(made_prompts)
-    while engine.scheduler.has_requests() or engine.core.batch_queue:
-        engine.step()
-        lengths = [len(request.output_token_ids) for request in engine.scheduler.requests.values()]
-        if first_block_s == math.inf and min(lengths, default=num_ids) >= needed:
-            first_block_s = time.perf_counter() - begun
-    return Timed(time.perf_counter() - begun, first_block_s)

@@ -3,26 +3,22 @@
 They serve benchmarks and first experiments. Everything that affects speed, except the backbone, is as published:
 vocabulary, streams, delays, codec strides and chunks. The backbone has four layers of width 256. The codec and the
 audio encoder have few channels. In Qwen3-TTS, the depth transformer is as wide as the backbone, the codec is an eighth
-as wide as published, and there are few text ids, because text is only looked up. The same holds for the Qwen3-Omni
-talker, which has as many experts as published. Higgs Audio also has few text ids.
+as wide as published, and there are few text ids, because text is only looked up.
 """
 
 import argparse
 import contextlib
 import itertools
 import re
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab.releases import random_espnet, random_qwen3_codec, random_qwen3_tts
 from lab.releases.random_espnet import Published, Size, write_codec
 from lab.texts import ANIMALS, CITIES, texts
-from plugins.higgs_audio.lab import random_higgs_audio
-from plugins.qwen3_omni.lab import random_qwen3_omni
 from stretto.convert import command as convert_checkpoint
 from stretto.families.bagpiper.family import BagpiperVocabulary
 from stretto.families.opuslm.family import OpusVocabulary
@@ -37,30 +33,23 @@ class SmallModel:
     Attributes:
         family: Family name for the converter.
         speak: Task that generates speech.
-        listen: Task with audio input, or None.
         has_text: True if the model generates text before speech.
         guidance_scale: Guidance scale of the authors; None if the model is not guided.
         options: Options that every request for speech gets.
-        tail_rows: Number of rows after a reply's last frame that count towards a length limit.
     """
 
     family: str
     speak: str
-    listen: str | None
     has_text: bool
     guidance_scale: float | None
     options: Mapping[str, str] = field(default_factory=dict, hash=False)
-    tail_rows: int = 0
 
 
-TALKER = "qwen3-omni-talker"  # converted as a part of its release
 SMALL_MODELS = {
-    "bagpiper-small": SmallModel("bagpiper", "tts", "understand", True, 3.0),
-    "opuslm-small": SmallModel("opuslm", "tts", "asr", False, None),
-    "dialogue-small": SmallModel("opuslm-dialogue", "dialogue", "asr", True, None),
-    "qwen3-tts-small": SmallModel("qwen3-tts", "tts", None, False, None, {"voice": "ryan", "language": "english"}),
-    "higgs-audio-small": SmallModel("higgs-audio-v2", "tts", None, False, None, tail_rows=7),
-    "qwen3-omni-talker-small": SmallModel(TALKER, "speak", None, False, None),
+    "bagpiper-small": SmallModel("bagpiper", "tts", True, 3.0),
+    "opuslm-small": SmallModel("opuslm", "tts", False, None),
+    "dialogue-small": SmallModel("opuslm-dialogue", "dialogue", True, None),
+    "qwen3-tts-small": SmallModel("qwen3-tts", "tts", False, None, {"voice": "ryan", "language": "english"}),
 }
 
 
@@ -92,20 +81,16 @@ def write_checkpoint(
     The converter's output goes to stderr.
     """
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        if family in WRITERS:
-            words = WRITERS[family](Path(folder))
+        if family == "qwen3-tts":
+            words = _write_qwen3_tts(Path(folder))
         else:
             published, codec = write_release(family, Path(folder), vocabulary, size)
             words = ["--model", published.model, "--config", published.config, "--tokenizer", published.tokenizer]
             words += ["--backbone", published.backbone, "--codec", codec]
             words += ["--audio-config", published.audio] if published.audio else []
-        is_talker = family == TALKER
-        made = Path(folder) / "converted" if is_talker else out
-        words = ["qwen3-omni" if is_talker else family, *words, "--out", made]
+        words = [family, *words, "--out", out]
         if convert_checkpoint.main([str(word) for word in words]) != 0:
             raise RuntimeError(f"the converter refused the random release of {family}")
-        if is_talker:
-            shutil.copytree(made / "talker", out)
     return out
 
 
@@ -118,27 +103,6 @@ def _write_qwen3_tts(folder: Path) -> list[str | Path]:
     codec = random_qwen3_codec.write_qwen3_codec(release / "speech_tokenizer", "small")
     files = "--model", release, "--config", release / "config.json", "--tokenizer", release
     return [*files, "--codec", codec]
-
-
-def _write_higgs_audio(folder: Path) -> list[str | Path]:
-    """Write a Higgs Audio release with the published codebooks and codes; return the converter's arguments."""
-    model = random_higgs_audio.make_model(width=SIZE.hidden, layers=SIZE.layers, max_rows=1024)
-    return [*random_higgs_audio.write_release(folder / "release", model).command[1:]]
-
-
-def _write_qwen3_omni(folder: Path) -> list[str | Path]:
-    """Write a Qwen3-Omni release with a talker of the published proportions; return the converter's arguments."""
-    release = random_qwen3_omni.write_release(folder, random_qwen3_omni.proportioned_config())
-    files = "--model", release / "model.safetensors.index.json", "--config", release / "config.json"
-    return [*files, "--tokenizer", release]
-
-
-# Families whose small release has one fixed size.
-WRITERS: dict[str, Callable[[Path], list[str | Path]]] = {
-    "qwen3-tts": _write_qwen3_tts,
-    "higgs-audio-v2": _write_higgs_audio,
-    TALKER: _write_qwen3_omni,
-}
 
 
 def main(arguments: argparse.Namespace) -> None:

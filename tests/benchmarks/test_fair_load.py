@@ -13,12 +13,12 @@ from tests.patience import PATIENCE_S
 
 def test_replies_last_as_long_as_read_sentences() -> None:
     """A request's seed determines its length, and the lengths are those of the list."""
-    load = FairLoad(1.0, 4, frame_rate=12.5, tail_rows=3).load()
+    load = FairLoad(1.0, 4, frame_rate=12.5).load()
     rows = [load.options(seed)["audio"]["max_rows"] for seed in range(400)]
     assert rows == [load.options(seed)["audio"]["min_rows"] for seed in range(400)]
-    assert set(rows) == {round(12.5 * seconds) + 3 for seconds in SENTENCE_S}
+    assert set(rows) == {round(12.5 * seconds) for seconds in SENTENCE_S}
     assert mean(SENTENCE_S) == pytest.approx(4.4, abs=0.03)
-    assert mean(rows) == pytest.approx(55 + 3, abs=3)
+    assert mean(rows) == pytest.approx(55, abs=3)
 
 
 @pytest.mark.parametrize("client", [0, 1])

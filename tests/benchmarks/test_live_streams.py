@@ -8,11 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.decoder import LiveLoad, LiveStreams, ProcessorTime
+from benchmarks.decoder import LiveLoad, LiveStreams
 from benchmarks.loads import Trace, underrun_s
 from stretto.codecs.base import CodecSpec, Stateful, Window, Windowed
 from stretto.config import DecoderConfig
-from stretto.streams.chunking import ChunkPolicy
+from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk
+from stretto.decoder.launching import make_launcher
+from stretto.decoder.loop import DecodingLoop
+from stretto.decoder.sessions import Sessions
+from stretto.records.chunk import Chunk
+from stretto.streams.chunking import ChunkPolicy, DecodingTime
 from stretto.triton_io.flow import FlowTable
 
 
@@ -38,6 +43,43 @@ class TimedCodec:
         return torch.full((batch, samples), 0.1), window.state
 
 
+class TimedStage:
+    """Decoder with a clock that advances by the time of its codec."""
+
+    has_graphs = False
+
+    def __init__(self, codec: TimedCodec) -> None:
+        config = DecoderConfig(max_utterances=1024)
+        self._codec = codec
+        self._queue = ChunkQueue()
+        sessions = Sessions(codec, config.max_utterances, config.idle_timeout_s, self.now)
+        self._loop = DecodingLoop(codec, config, self._queue, Counts(), sessions, make_launcher(codec, config))
+        self._loop.clock = lambda: codec.now_s
+        self._loop.enter()
+        self._now = 0.0
+        self._free_at = 0.0
+        self._turn_s: float | None = None  # the codec's time at the start of the current turn
+
+    def now(self) -> float:
+        return self._now if self._turn_s is None else self._free_at + self._codec.now_s - self._turn_s
+
+    def time(self) -> DecodingTime:
+        return self._loop.stopwatch.measured
+
+    def push(self, utterance: str, chunk: Chunk, codes: np.ndarray, reply: ChunkAnswer) -> None:
+        self._queue.put(PendingChunk(utterance, chunk, codes, reply))
+
+    def until(self, at: float) -> None:
+        """Advance to `at`; chunks that arrive during a turn, which may end later, wait for the next one."""
+        self._free_at = max(self._free_at, self._now)
+        while self._free_at < at and len(self._queue) + self._loop.num_jobs:
+            self._turn_s = self._codec.now_s
+            self._loop.turn()
+            self._free_at = self.now()
+            self._turn_s = None
+        self._now = at
+
+
 Kind = tuple[CodecSpec, float, float]  # the first fields of a `TimedCodec`
 # Processor time of the bundled codec, and of a DAC with few channels: on one core of 2.5 GHz, about.
 BUNDLED = CodecSpec("bundled", 16_000, 640, 7, 256, Windowed(8, 1)), 0.00022, 0.002
@@ -52,12 +94,12 @@ def play(
     codec = TimedCodec(*kind)
     rate, held = codec.spec.frame_rate, codec.spec.right_frames
     policy = ChunkPolicy(first_frames, steady_frames, frame_rate=rate, held_frames=held)
-    stage = ProcessorTime(codec, DecoderConfig(max_utterances=1024), lambda: codec.now_s)
+    stage = TimedStage(codec)
     table = FlowTable.create(0, directory=folder)
     table.clock = stage.now
     live = LiveStreams(stage, codec.spec, np.zeros((codec.spec.num_codebooks, 1000), np.int32), table)
-    for each in (LiveLoad(2, 2.0, 2 * codec.spec.frame_rate), *before):
-        live.run(each, policy)
+    for earlier in (LiveLoad(2, 2.0, 2 * codec.spec.frame_rate), *before):
+        live.run(earlier, policy)
     traces, _, _ = live.run(load, policy)
     table.remove()
     return traces

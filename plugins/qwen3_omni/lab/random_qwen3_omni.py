@@ -1,7 +1,7 @@
 """Small random weights of Qwen3-Omni in the published layout: thinker, talker and code2wav."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,6 @@ PLACEHOLDERS = {
     "<|vision_end|>": 323,
 }
 ROLES = {"system": 321, "user": 266, "assistant": 263}
-# ids below PLAIN_IDS are words; one is a line break
-PLAIN_IDS = 200
-NEWLINE = 198
 
 
 def small_config() -> dict[str, Any]:
@@ -56,31 +53,6 @@ def small_config() -> dict[str, Any]:
         "talker_config": _talker(),
         "code2wav_config": code2wav_record(codebooks=4, codes=32),
     }
-
-
-def question(words: Sequence[int]) -> list[int]:
-    """Return the thinker's ids for a user turn of `words` and the beginning of the answer."""
-    start = SPECIAL["<|im_start|>"]
-    asked = [start, ROLES["user"], NEWLINE, *words, SPECIAL["<|im_end|>"], NEWLINE]
-    return [*asked, start, ROLES["assistant"], NEWLINE]
-
-
-def proportioned_config() -> dict[str, Any]:
-    """Return config.json of a release with the published proportions.
-
-    The talker is a quarter as wide as published. It has 4 of 20 layers, and its depth transformer has 1 of 5. code2wav
-    is an eighth as wide. Experts, codes, codebooks and head width are as published.
-    """
-    config = small_config()
-    talker = config["talker_config"] = _talker(256, layers=4, depth_layers=1, codebooks=16, codes=2048, experts=128)
-    wide = {"head_dim": 128, "max_position_embeddings": 2048}
-    experts = {"moe_intermediate_size": 96, "shared_expert_intermediate_size": 192, "num_experts_per_tok": 6}
-    talker["text_config"] |= wide | experts
-    talker["text_config"]["rope_scaling"]["mrope_section"] = [24, 20, 20]
-    talker["code_predictor_config"] |= wide | {"intermediate_size": 768}
-    widths = {"decoder_dim": 192, "intermediate_size": 384, "num_attention_heads": 16, "num_key_value_heads": 16}
-    config["code2wav_config"] = code2wav_record(hidden=128, codebooks=16, codes=2048) | widths
-    return config
 
 
 def text_only_config(thinker: dict[str, Any] | None = None) -> dict[str, Any]:
