@@ -166,7 +166,6 @@ class Server:
     """Server with one weight format, and its figures so far.
 
     Attributes:
-        pids: Its processes.
         speeds: Frames per processor second of each round, by number of streams.
         wall_s: Wall time of each round in seconds, by number of streams.
         first: First audio of each reply in seconds, by number of streams.
@@ -266,7 +265,6 @@ def ratio(speeds: Sequence[float], theirs: Iterable[Mapping[str, Any]], frames: 
 
 
 def port_figures(rounds: Sequence[Mapping[str, Any]], frames: int) -> dict[str, Any]:
-    """Return the medians of the rounds of the authors' code, or of a port."""
     return {
         "frames_per_cpu_s": round(statistics.median(frames / figures["cpu_s"] for figures in rounds), 2),
         "first_audio_s": round(statistics.median(figures["first_audio_s"] for figures in rounds), 3),
@@ -298,7 +296,6 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def parse() -> argparse.Namespace:
-    """Parse the command line."""
     parser = command_line(
         __doc__,
         "authors",

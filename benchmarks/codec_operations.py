@@ -33,11 +33,7 @@ COUNTED = {
 
 
 def gflop_per_s(counted: str) -> float:
-    """Return the operations per second of audio in units of 10⁹.
-
-    Args:
-        counted: Name of a decoder's size (`stretto.family.plugin.decoder_size`).
-    """
+    """Return the operations of `decoder_size(counted)` per second of audio, in units of 10⁹."""
     case, make = COUNTED[counted]
     codec: Any = make()
     list(tensors_to_meta(codec))
@@ -65,7 +61,6 @@ def operations_of(codec: Codec, window: Window) -> tuple[float, float]:
 
 
 def _windows(spec: CodecSpec, chunks: tuple[int, int]) -> Iterator[FrameWindow]:
-    """Yield the windows of a reply."""
     windower = Windower(spec)
     done = 0
     num_frames = round(REPLY_S * spec.frame_rate)
@@ -80,7 +75,6 @@ def _windows(spec: CodecSpec, chunks: tuple[int, int]) -> Iterator[FrameWindow]:
 
 
 def main(names: list[str]) -> None:
-    """Print the operations of the named codecs, or of all."""
     for name in names or COUNTED:
         print(f"{name}: {gflop_per_s(name):.1f}", flush=True)
 

@@ -84,7 +84,6 @@ class Long:
     """One row of the third table: the largest differences between samples of one long utterance.
 
     Attributes:
-        level: Root mean square of the samples.
         chunkings: Chunks of STEADY frames against chunks of OTHER_CHUNK frames.
         streamed: Chunks of STEADY frames against a one-shot decode.
         streamed_from_float64: Chunks of STEADY frames against a one-shot decode in float64.
@@ -171,7 +170,6 @@ def seconds_of(work: Callable[[], object], repeats: int = 3) -> float:
 
 
 def table(rows: list[Streaming] | list[Dial] | list[Long]) -> str:
-    """Return rows of one kind as a Markdown table."""
     names = [declared.name for declared in fields(rows[0])]
     lines = [names, ["---"] * len(names), *[[_cell(value) for value in asdict(row).values()] for row in rows]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -328,7 +326,6 @@ def print_blocks(codec: BlockCodec, arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run the measurement that the command line selects."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     every_name = ["tiny", *models(), *STATEFUL]
     parser.add_argument("codecs", nargs="*", metavar="codec", help=f"of {', '.join(every_name)}; default: all")

@@ -44,7 +44,6 @@ class Contender:
         engine: Engine arguments that replace the default ones, for models whose cache would be larger than needed.
         rows: Rows of the language model for a frame.
         unsent: Frames of a reply that the authors' code does not return.
-        text: Text that is spoken.
         rows_before: Rows of a reply that start no frame.
         silent: Frames at the end of a reply that the codec adds.
         ports: Further contenders for the same release, as `load`, by name.
@@ -65,14 +64,14 @@ class Contender:
     ports: Mapping[str, Callable[[Path], Speak]] = field(default_factory=dict, hash=False)
 
 
+def written(family: str, write: Callable[..., Path], folder: Path, **options: Any) -> list[str]:
+    """Write a release to a folder; return the converter's arguments."""
+    return [family, "--model", str(write(folder, **options))]
+
+
 # ----- Pocket TTS
 
 POCKET_VOICE = next(iter(random_pocket.VOICES))
-
-
-def write_pocket_tts(folder: Path, release_type: str = "published") -> list[str]:
-    """Write a release of Pocket TTS."""
-    return ["pocket-tts", "--model", str(random_pocket.write_release(folder, release_type))]
 
 
 def pocket_tts_config(release: Path) -> Path:
@@ -105,7 +104,6 @@ def load_pocket_tts(release: Path, quantize: bool = False) -> Speak:
 
 
 def write_chatterbox(folder: Path) -> list[str]:
-    """Write the English release of Chatterbox."""
     release = str(random_chatterbox.write_published(folder))
     file = str(folder / random_chatterbox.T3_FILE)
     return ["chatterbox", "--model", file, "--tokenizer", release, "--codec", release]
@@ -132,7 +130,6 @@ COSYVOICE_VOICE = "anna"
 
 
 def write_cosyvoice3(folder: Path) -> list[str]:
-    """Write a release of CosyVoice 3."""
     words = re.findall(r" ?\w+", TEXT)
     return ["cosyvoice3", "--model", str(random_cosyvoice3.write_published(folder, words))]
 
@@ -275,34 +272,18 @@ def load_kyutai_tts(release: Path) -> Speak:
 # ----- families whose authors' code is not measured
 
 
-def write_chatterbox_turbo(folder: Path, sizes: random_chatterbox.Gpt2Sizes) -> list[str]:
-    """Write a release of Chatterbox Turbo or Nano."""
-    return ["chatterbox", "--model", str(random_chatterbox.write_published_turbo(folder, sizes))]
-
-
-def write_kyutai_stt(folder: Path) -> list[str]:
-    """Write a release of Kyutai STT."""
-    return ["kyutai-stt", "--model", str(random_kyutai_stt.write_published(folder))]
-
-
 def write_qwen3_tts(folder: Path) -> list[str]:
-    """Write a release of Qwen3-TTS with its codec."""
     release = str(random_qwen3_tts.write_release(folder, random_qwen3_tts.published_config()))
     codec = str(random_qwen3_codec.write_qwen3_codec(folder / "speech_tokenizer", "wide"))
     parts = ["--config", f"{release}/config.json", "--tokenizer", release, "--codec", codec]
     return ["qwen3-tts", "--model", release, *parts]
 
 
-def write_vibevoice_realtime(folder: Path) -> list[str]:
-    """Write a release of VibeVoice Realtime."""
-    return ["vibevoice-realtime", "--model", str(random_vibevoice_realtime.write_release(folder, "published"))]
-
-
 def chatterbox_turbo(sizes: random_chatterbox.Gpt2Sizes) -> Contender:
     """Return Chatterbox Turbo or Nano."""
     layers = f"{sizes.num_layers} layers of {sizes.width}"
     return Contender(
-        write=partial(write_chatterbox_turbo, sizes=sizes),
+        write=partial(written, "chatterbox", random_chatterbox.write_published_turbo, sizes=sizes),
         samples=960,
         voice="default",
         sizes=f"as published: GPT-2 {layers}; S3Gen with 2 steps, voice of 15 s for GPT-2 and of 3 s for S3Gen",
@@ -315,7 +296,7 @@ ALONE = {
     "chatterbox_nano": chatterbox_turbo(random_chatterbox.PUBLISHED_NANO),
     "chatterbox_turbo": chatterbox_turbo(random_chatterbox.PUBLISHED_TURBO),
     "kyutai_stt": Contender(
-        write=write_kyutai_stt,
+        write=partial(written, "kyutai-stt", random_kyutai_stt.write_published),
         samples=1920,
         voice="",
         sizes="1B, as published: 16 layers of 2048, 32 codebooks; Mimi as published",
@@ -329,7 +310,7 @@ ALONE = {
         engine={"max_model_len": 1024, "kv_cache_memory_bytes": 1 << 30},
     ),
     "vibevoice_realtime": Contender(
-        write=write_vibevoice_realtime,
+        write=partial(written, "vibevoice-realtime", random_vibevoice_realtime.write_release, kind="published"),
         samples=3200,
         voice="en-ann_woman",
         sizes="0.5B, as published: Qwen2 24 layers of 896, diffusion head 4 layers; codec as published",
@@ -354,12 +335,12 @@ pocket_tts = partial(
 
 CONTENDERS = {
     "pocket_tts": pocket_tts(
-        write=write_pocket_tts,
+        write=partial(written, "pocket-tts", random_pocket.write_release, kind="published"),
         sizes="as published: language model 89.4 M parameters, codec 20.1 M; float32",
     ),
     **{
         f"pocket_tts_{size}": pocket_tts(
-            write=partial(write_pocket_tts, release_type=f"published_{size}"),
+            write=partial(written, "pocket-tts", random_pocket.write_release, kind=f"published_{size}"),
             sizes=f"as published: language model {model} M parameters, codec {codec} M without its encoder; float32",
         )
         for size, model, codec in (("2m", 0.9, 1.0), ("7m", 4.3, 2.6), ("18m", 15.6, 2.6))

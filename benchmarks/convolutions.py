@@ -60,7 +60,6 @@ def row_of(name: str) -> Row:
 
 
 def decoded(codec: Codec, window: Window, precision: str) -> Tensor:
-    """Return the samples [B, n] of a window."""
     with convolutions_in(precision):
         return codec.decode(window)[0]
 
@@ -89,14 +88,12 @@ def as_on_a_gpu() -> Iterator[None]:
 
 
 def line_of(name: str, row: Row) -> str:
-    """Return a row of the table in Markdown."""
     cells = [f"{row.decibels[precision]:.0f}" for precision in PRECISIONS]
     sizes = "narrow" if row.is_narrow else "published"
     return f"| `{name}` | {sizes} | " + " | ".join(cells) + " |"
 
 
 def main(names: list[str]) -> None:
-    """Print the table of the named codecs, or of all."""
     print(
         "| codec | sizes | " + " | ".join(PRECISIONS) + " |",
         "|---|---|" + "---|" * len(PRECISIONS),

@@ -30,21 +30,15 @@ class Stage(Protocol):
         """True if chunks of usual sizes are decoded by CUDA graphs."""
         ...
 
-    def now(self) -> float:
-        """Return the time in seconds."""
-        ...
+    def now(self) -> float: ...
 
-    def until(self, at: float) -> None:
-        """Decode until the time `at`."""
-        ...
+    def until(self, at: float) -> None: ...
 
     def time(self) -> DecodingTime:
         """Return the decoding time, as the decoder has measured it."""
         ...
 
-    def push(self, utterance: str, chunk: Chunk, codes: np.ndarray, reply: ChunkAnswer) -> None:
-        """Queue a chunk."""
-        ...
+    def push(self, utterance: str, chunk: Chunk, codes: np.ndarray, reply: ChunkAnswer) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -281,9 +275,7 @@ class Arm:
                 self.cpu_s.append(time.process_time() - cpu_s)
 
     def wait_until_warm(self) -> None:
-        """Wait until the decoder has started; raise the error if it failed."""
         self._worker.wait_until_warm()
 
     def stop(self) -> None:
-        """Stop the decoder's thread."""
         self._worker.stop()

@@ -36,7 +36,6 @@ class Row:
     """Memory of a decoder.
 
     Attributes:
-        memory: Memory in bytes.
         launches: Number of operators that compute on the GPU for the longest usual window of an utterance.
     """
 
@@ -45,11 +44,7 @@ class Row:
 
 
 class Launches(TorchDispatchMode):
-    """Recorder of operators that compute on META; a library may launch several kernels for one.
-
-    Attributes:
-        names: Names of the operators.
-    """
+    """Recorder of operators that compute on META; a library may launch several kernels for one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +100,6 @@ def table(measured: dict[str, Row]) -> str:
 
 
 def main(names: list[str]) -> None:
-    """Print the table of the named codecs, or of all."""
     print(table({name: row_of(name) for name in names or CHUNKS}))
 
 

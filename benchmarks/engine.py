@@ -163,7 +163,6 @@ def measure_layout(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Measure each number of requests and write a line for each."""
     out = arguments.out or Path(f"benchmarks/results/{'engine' if arguments.layout is None else 'layout'}.jsonl")
     if arguments.layout is not None:
         for figures in measure_layout(arguments):
@@ -180,7 +179,6 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def parse() -> argparse.Namespace:
-    """Parse the command line."""
     parser = command_line(
         __doc__,
         "engine",

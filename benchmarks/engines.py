@@ -29,7 +29,6 @@ from vllm.v1.executor import Executor  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
 
 from stretto.engine.host import vllm_config  # noqa: E402
-from stretto.engine.protocol import Trailer  # noqa: E402
 from stretto.engine.worker import guided_heads  # noqa: E402
 from stretto.engine.worker import sampler as drawing  # noqa: E402
 from stretto.engine.worker.step_program import StepSampler  # noqa: E402
@@ -66,7 +65,6 @@ class SteppedEngine:
 
     @property
     def runner(self) -> Any:
-        """Model runner of the worker."""
         executor: Any = self.core.model_executor
         return executor.driver_worker.worker.model_runner
 
@@ -89,7 +87,6 @@ class SteppedEngine:
         ]
 
     def add_prompts(self, prompts: Sequence[Prompt]) -> list[str]:
-        """Queue prompts; return their ids."""
         return self.add(*self.requests(prompts))
 
     def step(self) -> Any:
@@ -177,13 +174,10 @@ def forced_prompt(
     """Return a random prompt whose reply has a forced length.
 
     Args:
-        family: Family of the model.
         task: Task of the prompt. Its sampling defaults apply, except for the values given here.
-        seed: Seed of the prompt and of the reply.
         audio: Number of audio frames in the reply.
         text: Number of text rows before the audio; None leaves it to the model.
         scale: Guidance scale; None for the task's default.
-        num_rows: Number of rows in the prompt.
         ids: Ids from which the prompt's text is drawn; default: TEXT.
         stream: Input stream that carries the text.
     """
@@ -197,12 +191,6 @@ def forced_prompt(
     if scale is not None:
         sampling = replace(sampling, guidance_scale=scale)
     return Prompt(task.name, rows, sampling)
-
-
-def split_trailer(ids: Sequence[int]) -> tuple[list[int], Trailer]:
-    """Split the ids of a complete reply into the ids of its rows and the statistics in its trailer."""
-    size = len(Trailer._fields)
-    return list(ids[:-size]), Trailer(*ids[-size:])
 
 
 class MethodWatch:
@@ -223,7 +211,6 @@ class MethodWatch:
         self.stop()
 
     def stop(self) -> None:
-        """Restore all methods, so that the watch does not slow down later steps."""
         while self._replaced:
             owner, method, replaced = self._replaced.pop()
             delattr(owner, method) if replaced is None else setattr(owner, method, replaced)
@@ -261,7 +248,6 @@ class Watch(MethodWatch):
         self._since = now
 
     def restart(self) -> None:
-        """Reset all times."""
         self._turn()
         self.seconds.clear()
 

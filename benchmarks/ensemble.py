@@ -17,15 +17,10 @@ This form serves a small, randomly initialised version of a published family (`s
 numbers of text rows and frames. The arm `speaking` takes turns with `unguided`, if the family supports guidance.
 Processor time is counted for `speaking`. With `--open-loop`, requests then arrive at random times, at shares of the
 rate that the last closed loop reached.
-
-    python -m benchmarks.ensemble --rates 0.2 0.5 --warm-up-s 10 --open-s 60
-
-This form measures nothing but `fair_load.py`, at each rate.
 """
 
 import argparse
 import asyncio
-import contextlib
 import json
 import math
 import os
@@ -37,7 +32,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fair_load import FairLoad, measure_fair
 from benchmarks.harness import (
     CHECKPOINT,
     ENGINE_ARGS,
@@ -65,7 +59,6 @@ from lab.texts import texts
 from stretto.config import EngineConfig
 from stretto.convert.make_repository import make
 from stretto.engine.environment import prepare_environment
-from stretto.families.tiny.family import TINY
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto_client import SpeechClient
 from stretto_client.speech_stream import options_json, strings
@@ -104,10 +97,6 @@ async def measure(
     """Run all arms at one concurrency and return the record.
 
     Args:
-        concurrency: Number of simultaneous streams.
-        arguments: Command line.
-        server: Sends a request to the server.
-        engine: Sends a request directly to the engine.
         count: Returns the seconds of processor time so far by process. The default counts nothing.
     """
     lines = texts()
@@ -178,9 +167,6 @@ class FamilyLoad:
     """Runner of the arms of a family.
 
     Args:
-        model: Model to measure.
-        speak: Sends a request for speech.
-        arguments: Command line.
         count: Returns the seconds of processor time so far by process.
     """
 
@@ -285,32 +271,19 @@ async def measure_family(arguments: argparse.Namespace) -> AsyncIterator[tuple[s
 
 
 async def main(arguments: argparse.Namespace) -> None:
-    """Measure each concurrency and write a line for each."""
     if arguments.family is not None:
         async for benchmark, record in measure_family(arguments):
             append_result(arguments.out, benchmark, record)
         return
-    started = contextlib.nullcontext(arguments.server) if arguments.server else serving(arguments.model_repository)
-    with started as server:
-        if arguments.rates:
-            async for record in _fair_loads(server, arguments):
-                append_result(arguments.out, "speech_fair", record)
-        else:
-            await _measure_bundled(server, arguments)
-
-
-async def _fair_loads(server: str, arguments: argparse.Namespace) -> AsyncIterator[dict[str, Any]]:
-    for rate in arguments.rates:
-        number = math.ceil(rate * arguments.open_s)
-        load = FairLoad(rate, number, arguments.warm_up_s, TINY.frame_rate, guidance_scale=arguments.guidance)
-        yield await measure_fair(server, through_triton, load)
+    with serving(arguments.model_repository) as server:
+        await _measure_bundled(server, arguments)
 
 
 async def _measure_bundled(server: str, arguments: argparse.Namespace) -> None:
     prepare_environment()
     from stretto.engine.llm import SpeechLLM  # vllm reads the environment when it is imported
 
-    pids = {} if arguments.server else served_processes() | {CLIENT: os.getpid()}  # without the engine in this process
+    pids = served_processes() | {CLIENT: os.getpid()}  # without the engine in this process
     preprocessor = Preprocessor(CHECKPOINT)
     engine = await SpeechLLM.start(EngineConfig.from_file(ENGINE_ARGS, CHECKPOINT))
     try:
@@ -325,19 +298,16 @@ async def _measure_bundled(server: str, arguments: argparse.Namespace) -> None:
 
 
 def parse() -> argparse.Namespace:
-    """Parse the command line."""
     parser = command_line(
         __doc__,
         "speech",
         serves=True,
-        server=(str, "gRPC address of a running server; default: start one"),
         concurrency=([1, 4, 8, 16], "numbers of simultaneous streams"),
         requests=(4, "utterances per stream in each run"),
         rounds=(3, "number of turns for each arm"),
         frames=(75, "frames per utterance in arms with forced lengths"),
         guidance=(float, "guidance scale of the guided arms; default: 1.5, or the default of the family"),
         open_s=(20.0, "seconds per open loop; those at shares of a rate have at least 16 requests"),
-        warm_up_s=(30.0, "seconds before each open loop of `--rates`, at its rate"),
     )
     parser.add_argument(
         "--family", choices=SMALL_MODELS, help="small version of a published family to measure on its own server"
@@ -349,9 +319,6 @@ def parse() -> argparse.Namespace:
         default=[],
         metavar="SHARE",
         help="request rates of open loops, as shares of the last closed loop's rate",
-    )
-    parser.add_argument(
-        "--rates", type=float, nargs="+", default=[], help="measure only open loops with these requests per second"
     )
     parser.set_defaults(out=None)
     arguments = parser.parse_args()

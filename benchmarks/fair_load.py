@@ -41,9 +41,7 @@ class FairLoad:
 
     Attributes:
         rate: Mean number of requests per second, of all clients.
-        number: Number of measured requests.
         warm_up_s: Seconds of requests at the same rate before them.
-        frame_rate: Frames per second of the model's codec.
         guidance_scale: Guidance scale; None for a model that is not guided.
         text_rows: Forced number of text rows before the audio; None if they are not forced.
     """
@@ -56,7 +54,6 @@ class FairLoad:
     text_rows: int | None = None
 
     def load(self) -> Load:
-        """Return the measured requests."""
         lengths = tuple(round(seconds * self.frame_rate) for seconds in SENTENCE_S)
         return Load(1, self.number, None, self.guidance_scale, self.text_rows, lengths)
 
@@ -71,9 +68,7 @@ async def measure_fair(
     """Run a load and return the record, of as many client processes as keep up.
 
     Args:
-        address: gRPC address of the server.
         speaker: Function that other processes can import.
-        load: The load.
         num_clients: Number of client processes to begin with.
         most_clients: Number of client processes beyond which the load is not repeated.
     """
@@ -117,9 +112,6 @@ async def run_client(address: str, speaker: Speaker, load: FairLoad, index: int)
     """Run one client; return its measured traces, and how late its event loop was, in seconds.
 
     Args:
-        address: gRPC address of the server.
-        speaker: Function that returns the sender of requests.
-        load: Load of this client.
         index: Number of the client, from which its arrival times and the seeds of its requests follow.
     """
     async with SpeechClient(address) as client, lag() as late_s:

@@ -43,8 +43,6 @@ def command_line(
     """Return a benchmark's argument parser with `--out` and its own flags.
 
     Args:
-        description: Help text, usually the module's docstring.
-        benchmark: Name of the benchmark and of its result file.
         serves: True to add `--model-repository`, for benchmarks that start a server.
         **flags: Pairs (default, help) by flag name. The default determines the type; a list accepts one or more
             values. If a type is given instead of a default, the flag has no default.
@@ -201,7 +199,6 @@ class Launch:
     Attributes:
         environment: Variables added to the environment of the launcher and of all its processes.
         gateway: Port of the gateway, or None for no gateway.
-        flags: Further arguments of the launcher.
     """
 
     repository: Path
@@ -219,12 +216,10 @@ class Launch:
 
     @property
     def address(self) -> str:
-        """Address of the gRPC service."""
         return f"localhost:{self.grpc}"
 
     @property
     def pid(self) -> int:
-        """Process id of the launcher."""
         return self._launcher.pid
 
     def start(self) -> None:
@@ -250,7 +245,6 @@ class Launch:
         self.wait()
 
     def wait(self) -> None:
-        """Wait until the launcher has ended."""
         self._launcher.wait(STOP_S)
 
     def _await_ready(self) -> None:
@@ -305,7 +299,6 @@ class Usage:
         rss_mb: Resident memory, in MB of 2^20 bytes.
         pss_mb: Resident memory, with each shared page divided among the processes that share it.
         uss_mb: Resident memory excluding shared pages.
-        cpu_s: Processor seconds since the process started.
     """
 
     at_s: float
@@ -318,7 +311,6 @@ class Usage:
 
 
 def read_usage(pid: int, at_s: float = 0.0) -> Usage | None:
-    """Return the current usage of a process, or None if it has ended."""
     with suppress(*GONE):
         kb = dict.fromkeys(("Rss", "Pss", "Private_Clean", "Private_Dirty"), 0)
         for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines()[1:]:

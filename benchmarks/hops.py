@@ -100,7 +100,6 @@ def rows(walks: Sequence[Walk]) -> list[dict[str, Any]]:
 
 
 def table(hops: Sequence[dict[str, Any]]) -> str:
-    """Return the rows as a table in Markdown."""
     lines = ["| hand-over | at | after the one before: least | p50 | p95 |", "|---|---|---|---|---|"]
     for row in hops:
         cells = (f"{row[name]:.2f}" for name in ("at_ms", "least_ms", "p50_ms", "p95_ms"))
@@ -113,7 +112,6 @@ async def trace(speak: Callable[[str], Speech], folder: Path, num_requests: int)
 
     Args:
         speak: Returns the stream of a request for a text, which is sent when the stream is read.
-        folder: Folder of the server's files.
         num_requests: Number of requests, after a few that are not counted.
     """
     spans = await ask(speak(text) for text in islice(texts(), WARM_UPS + num_requests))
@@ -121,22 +119,19 @@ async def trace(speak: Callable[[str], Speech], folder: Path, num_requests: int)
     return rows([walk(stamps, *span) for span in spans[WARM_UPS:]])
 
 
-async def trace_server(address: str, folder: Path, num_requests: int) -> list[dict[str, Any]]:
-    """Return the rows of plain requests for speech to the server at `address`."""
-    async with SpeechClient(address) as client:
-        return await trace(client.speak, folder, num_requests)
-
-
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
     return command_line(__doc__, "hops", serves=True, requests=(20, "number of requests")).parse_args(argv)
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Start a server, write a line per hop, and print the table."""
     stop_on_sigterm()
+
+    async def hops_of(address: str, folder: Path) -> list[dict[str, Any]]:
+        async with SpeechClient(address) as client:
+            return await trace(client.speak, folder, arguments.requests)
+
     with tracing() as folder, serving(arguments.model_repository) as address:
-        hops = asyncio.run(trace_server(address, folder, arguments.requests))
+        hops = asyncio.run(hops_of(address, folder))
     for row in hops:
         append_result(arguments.out, "hops", row | {"requests": arguments.requests})
     print(table(hops))

@@ -46,7 +46,6 @@ class Trace:
 
     @property
     def audio_s(self) -> float:
-        """Seconds of audio received."""
         return sum(self.durations)
 
     @property
@@ -124,7 +123,6 @@ class Load:
     lengths: tuple[int, ...] = ()
 
     def options(self, seed: int) -> dict[str, Any]:
-        """Return the options of one request."""
         options: dict[str, Any] = {"seed": seed}
         if self.guidance_scale is not None:
             options["guidance_scale"] = self.guidance_scale
@@ -159,11 +157,6 @@ async def run(load: Load, speak: Speak, lines: Iterator[str]) -> tuple[list[Trac
 def arrivals(rate: float, number: int, seed: int = 0) -> np.ndarray:
     """Return the times at which a Poisson process sends requests.
 
-    Args:
-        rate: Mean number of requests per second.
-        number: Number of requests.
-        seed: Seed of the gaps between them.
-
     Returns:
         Seconds after the first request [number].
     """
@@ -180,10 +173,6 @@ async def run_open(
     """Run an open loop with the same number of requests as `load`, at `rate` per second.
 
     Args:
-        load: Requests to measure.
-        rate: Mean number of requests per second.
-        speak: Sends a request.
-        lines: Texts of the requests.
         warm_up_s: Seconds for which further requests arrive at the same rate before the measured ones.
         client: Number of the client, from which its arrival times and the seeds of its requests follow.
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.open_loop                          # starts a server; results/open_loop.jsonl
     python -m benchmarks.open_loop --shares 0.5 1 --seconds 30
-    python -m benchmarks.open_loop --first-frame-target-s 1 --closed-loop-rate 3.7    # at the rates of another run
+    python -m benchmarks.open_loop --model-repository DIR --closed-loop-rate 3.7    # at the rates of another run
 
 First, a closed loop of `--concurrency` streams measures how many requests per second the server completes. Then
 requests are sent at shares of that rate, at random times (Poisson). They have three lengths. Two in three are guided,
@@ -14,13 +14,9 @@ refused. The benchmark writes one line of JSON for each rate.
 
 import argparse
 import asyncio
-import json
 import random
-import shutil
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -151,28 +147,12 @@ async def measure(server: str, arguments: argparse.Namespace) -> list[dict[str, 
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Start a server, measure, and write the lines."""
-    target_s = arguments.first_frame_target_s
-    about = {"first_frame_target": f"{target_s:g} s" if target_s else "none"}
-    with tempfile.TemporaryDirectory() as folder, serving(with_target(arguments, Path(folder))) as server:
+    with serving(arguments.model_repository) as server:
         for record in asyncio.run(measure(server, arguments)):
-            append_result(arguments.out, "open_loop", about | record)
-
-
-def with_target(arguments: argparse.Namespace, folder: Path) -> Path:
-    """Return the model repository to serve; if a first-frame target is given, it is a changed copy in `folder`."""
-    repository: Path = arguments.model_repository
-    if arguments.first_frame_target_s is None:
-        return repository
-    copy = shutil.copytree(repository, folder / "repository")
-    path = copy / "language_model" / "1" / "engine.json"
-    record = json.loads(path.read_text()) | {"first_frame_target_s": arguments.first_frame_target_s}
-    path.write_text(json.dumps(record))
-    return copy
+            append_result(arguments.out, "open_loop", record)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
     return command_line(
         __doc__,
         "open_loop",
@@ -180,10 +160,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         shares=([*SHARES], "shares of the closed loop's requests per second"),
         concurrency=(16, "number of streams in the closed loop"),
         closed_loop_rate=(float, "requests per second of another run's closed loop, to use the same rates"),
-        first_frame_target_s=(
-            float,
-            "value for `engine.json`; the server admits fewer requests while it misses this target",
-        ),
         seconds=(60.0, "duration of the closed loop and of each open loop"),
         least=(120, "minimum number of requests per rate; a p99 needs 100 requests for speech"),
         target_s=(1.5, "latest time of a first sound that counts as good"),

@@ -105,7 +105,6 @@ def parse(export: str) -> Any:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """Return a summary as a text table in milliseconds."""
     load = next(iter(summary))
     head = (
         f"{load} {summary[load]}: {summary['answered']} of {summary['requests']} requests answered, "

@@ -58,8 +58,6 @@ def latest(records: Iterable[Record], field: str, places: Sequence[int], **wante
 
     Args:
         records: Result lines, oldest first.
-        field: Name of the field.
-        places: Wanted values of the field.
         **wanted: Values that other fields must have.
 
     Returns:
@@ -142,7 +140,6 @@ def replaced(page: str, figures: str) -> str:
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--package", type=Path, help="folder with the package pocket-tts and its requirements")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder with result files; default: %(default)s")
@@ -152,7 +149,6 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure, and write the README."""
     arguments = parse(words)
     if not arguments.only_write:
         measure(arguments.results, arguments.rounds, arguments.package)

@@ -257,7 +257,6 @@ def _cost_cell(streams: int, prices: Prices) -> str:
 
 
 def main(words: list[str] | None = None) -> None:
-    """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu-price", type=float, default=Prices.gpu, help="price per hour; default: %(default)s")
     parser.add_argument("--core-price", type=float, default=Prices.core, help="price per hour; default: %(default)s")

@@ -218,10 +218,10 @@ test_nightly_tier() { python -m pytest -m nightly; }
 # Comparisons must hold on processors that round differently.
 test_margins() { python -m tests.margins -q -m "not nightly" -k "not bfloat16 and not quantization" tests/codecs tests/encoders tests/aligning tests/families tests/engine plugins; }
 test_histories() { python -m pytest tests/engine/test_histories.py "$@"; }
-soak() { scripts/soak.sh --minutes "$2" --out .stretto/chaos.jsonl --report ".stretto/chaos_$1.md" "${@:3}"; }
-inject_faults() { soak bundled 5; }
-inject_faults_into_live_sessions() { soak live 2 --load live --streams 16 --faults stop front-end kill; }
-inject_faults_at_idle() { soak idle 0.5 --idle --streams 16; }
+soak() { scripts/soak.sh --minutes "$1" --out .stretto/chaos.jsonl "${@:2}"; }
+inject_faults() { soak 5; }
+inject_faults_into_live_sessions() { soak 2 --load live --streams 16 --faults stop front-end kill; }
+inject_faults_at_idle() { soak 0.5 --idle --streams 16; }
 check_image() (
     . scripts/uv_sources.sh
     for tool in buildah crun debootstrap ip; do

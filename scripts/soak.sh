@@ -2,7 +2,7 @@
 # scripts/soak.sh --minutes 60 [flags of benchmarks.chaos]
 # Send all kinds of requests from many clients for the given number of minutes. Then inject faults under the same load:
 # kill and stop each process of the server, fill memory and disk, and move the clock. Check that every answer is correct
-# or an error, and write a report to benchmarks/results/chaos.md, which git ignores.
+# or an error, print what is wrong, and append a line to benchmarks/results/chaos.jsonl.
 # To fill memory and disk safely, this run needs a small /dev/shm and disk of its own, and therefore a user namespace.
 # Without one, both faults are skipped with a message. The clock moves only for the server, and only if there is a C
 # compiler (benchmarks/chaos/clock.c).

@@ -8,8 +8,8 @@ First, every request of the load (`load.py`) is sent on its own, and its answer 
 clients send randomly chosen requests and read the answers in several ways. Every answer must equal its reference or be
 an error, and must not be late (`--limit-s`). Memory is monitored. Afterwards, threads, descriptors, shared memory and
 the server's own metrics must return to the values of an idle server. Then each fault in `faults.py` is injected while
-clients send requests. One line of JSON is appended to `--out`, and a report is written next to it. The exit status is 1
-if there are findings.
+clients send requests. One line of JSON is appended to `--out`. If there are findings, they are printed, and the exit
+status is 1.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos import checks, live, load
-from benchmarks.chaos.checks import IDLE_S, Follower, describe, write_report
+from benchmarks.chaos.checks import IDLE_S, Follower, describe
 from benchmarks.chaos.faults import (
     LAUNCHER,
     Ended,
@@ -162,7 +162,6 @@ class Soak:
 
 
 def outcomes_record(outcomes: Outcomes) -> dict[str, Any]:
-    """Return the outcomes as part of the JSON record."""
     return {"verdicts": dict(sorted(outcomes.verdicts.items())), "errors": dict(outcomes.errors.most_common())}
 
 
@@ -170,8 +169,6 @@ def faults_of(kinds: Sequence[str], folder: Path, killed: Sequence[str] = ()) ->
     """Return the faults of the given kinds, except clock faults; the launcher is killed last.
 
     Args:
-        kinds: Kinds of faults.
-        folder: Folder of logs.
         killed: Names of the processes to kill, in this order; empty for all.
     """
     # Only the launcher's descendants: this process has a resource tracker of its own, which nothing would replace.
@@ -209,7 +206,8 @@ def run(arguments: argparse.Namespace) -> int:
         if "clock" in arguments.faults:
             record["faults"] += jump(Path(folder), arguments, wrong)
     record["wrong"] = wrong
-    write_report(arguments.report, append_result(arguments.out, "chaos", record))
+    append_result(arguments.out, "chaos", record)
+    print(f"chaos: {len(wrong)} findings", *wrong, sep="\n- ", file=sys.stderr)
     return len(wrong)
 
 
@@ -230,7 +228,6 @@ def jump(folder: Path, arguments: argparse.Namespace, wrong: list[str]) -> list[
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
     parser = command_line(
         __doc__,
         "chaos",
@@ -242,7 +239,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         interval_s=(5.0, "seconds between two readings of the processes"),
         seed=(0, "seed of requests and readers"),
         folder=(Path, "folder for logs, which the fault `disk` fills; used only by this run"),
-        report=(Path("benchmarks/results/chaos.md"), "Markdown report"),
     )
     add = parser.add_argument
     add("--load", choices=("bundled", "live"), default="bundled", help="the bundled model's tasks, or live sessions")

@@ -1,14 +1,14 @@
-"""Findings of a soak test and its report: memory, resources left over, and wrong answers."""
+"""Findings of a soak test: growing memory, resources left over, and wrong answers."""
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos.load import Outcomes, Verdict
-from benchmarks.harness import OPENER, Result, Usage, read_usage, served_processes, shared_files, slope_mb_per_min
+from benchmarks.harness import OPENER, Usage, read_usage, served_processes, shared_files, slope_mb_per_min
 from stretto.launcher.server import MAX_MODEL_RESTARTS
 
 IDLE_S = 20.0  # until resources that outlast a request are released
@@ -84,8 +84,6 @@ class Held:
     """Resources of an idle server.
 
     Attributes:
-        threads: Number of threads in each process.
-        descriptors: Number of open descriptors in each process.
         files: Number of files in shared memory.
         gauges: Metrics that are zero on an idle server, and counters of events that must never occur.
         abandoned: Model instances that Triton keeps although their stubs died with requests in flight. The launcher
@@ -167,7 +165,6 @@ def of_fault(outcomes: Outcomes, right_s: float | None) -> list[str]:
     """Return the findings about answers during a fault.
 
     Args:
-        outcomes: Answers during the fault.
         right_s: Seconds until a correct answer, or None if there was none in time.
     """
     return outcomes.bad + (["the server did not answer correctly again"] if right_s is None else [])
@@ -182,73 +179,3 @@ def of_memory(processes: Mapping[str, Mapping[str, Any]], steady_min: float) -> 
         for name, figures in processes.items()
         if name != CLIENT and figures["slope_rss_mb_per_min"] >= MAX_SLOPE
     ]
-
-
-def write_report(path: Path, result: Result) -> None:
-    """Write the report."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines(result)) + "\n")
-
-
-def lines(result: Result) -> Iterator[str]:
-    """Yield the lines of the report."""
-    record = result.figures
-    calm = record["calm"]
-    hardware = result.hardware
-    live = " of live sessions" * (record["load"] == "live")
-    idle = " at idle" * record["idle"]
-    yield f"# {record['streams']} streams{live} for {calm['minutes']:g} minutes, then faults{idle}"
-    yield ""
-    machine = f"{hardware['cores']} cores ({hardware['cpu']}), {hardware['memory_gib']:g} GiB"
-    flags = (
-        f"--minutes {calm['minutes']:g} --seed {record['seed']} --load {record['load']}" + " --idle" * record["idle"]
-    )
-    command = f"`scripts/soak.sh {flags}`"
-    yield f"{command}, {result.time}, revision {result.revision}, on {machine}."
-    yield f"At the end the load average was {result.load_average:g}."
-    yield ""
-    yield from verdict(record["wrong"])
-    yield ""
-    yield f"## The load alone: {sum(calm['outcomes']['verdicts'].values())} answers"
-    yield ""
-    yield "| requests | of them |"
-    yield "|---|---|"
-    yield from (f"| {name} | {count} |" for name, count in calm["outcomes"]["verdicts"].items())
-    yield from (f"| {message.replace('|', '/')} | {count} |" for message, count in calm["outcomes"]["errors"].items())
-    yield ""
-    yield f"Memory in MB; the slope is that after {calm['warm_up_minutes']:.3g} minutes."
-    yield ""
-    yield "| process | start | warm | end | slope, MB / min | threads | descriptors |"
-    yield "|---|---|---|---|---|---|---|"
-    for name, figures in calm["processes"].items():
-        memory = " | ".join(f"{figures[f'rss_mb_{when}']:.0f}" for when in ("start", "warm", "end"))
-        held = " | ".join("{}, {}".format(*figures[what]) for what in ("threads", "descriptors"))
-        yield f"| {name} | {memory} | {figures['slope_rss_mb_per_min']:.2f} | {held} |"
-    yield ""
-    yield "## Faults without requests" if record["idle"] else "## Faults under that load"
-    yield ""
-    yield "| fault | right again after, s | right | left | errors | wrong, incomplete or hung |"
-    yield "|---|---|---|---|---|---|"
-    yield from (row(fault) for fault in record["faults"])
-
-
-def verdict(wrong: list[str]) -> Iterator[str]:
-    """Yield the summary: findings, or that there are none."""
-    if not wrong:
-        yield "No findings: every answer was complete and equal to its reference, or an explicit error."
-        return
-    yield f"**{len(wrong)} findings:**"
-    yield ""
-    yield from (f"- {finding}" for finding in wrong)
-
-
-def row(fault: Mapping[str, Any]) -> str:
-    """Return the table row of one fault."""
-    if "skipped" in fault:
-        return f"| {fault['fault']} | not done: {fault['skipped']} | | | | |"
-    counts = dict.fromkeys(("right", "left", "error", "bad"), 0)
-    for name, count in fault["outcomes"]["verdicts"].items():
-        worth = name.rpartition(": ")[2]
-        counts[worth if worth in counts else "bad"] += count
-    right_s = "never" if fault["right_s"] is None else f"{fault['right_s']:.1f}"
-    return f"| {fault['fault']} | {right_s} | " + " | ".join(map(str, counts.values())) + " |"

@@ -42,11 +42,9 @@ class Fault:
 
     @property
     def name(self) -> str:
-        """Name in the report."""
         return self.label.format(self)
 
     async def strike(self, launch: Launch) -> None:
-        """Inject the fault."""
         raise NotImplementedError
 
 
@@ -58,7 +56,6 @@ class Kill(Fault):
     process: str
 
     async def strike(self, launch: Launch) -> None:
-        """Kill the process."""
         os.kill(find(self.process), signal.SIGKILL)
         if self.process == LAUNCHER:
             await asyncio.to_thread(launch.wait)
@@ -147,7 +144,6 @@ class Fill(Fault):
 
     @property
     def name(self) -> str:
-        """Name in the report."""
         return f"no room in {'shared memory' if self.folder == SHARED_MEMORY else 'the folder of logs'}"
 
     async def strike(self, launch: Launch) -> None:
@@ -179,7 +175,6 @@ class Jump(Fault):
     lasting_s: float = JUMPED_S
 
     async def strike(self, launch: Launch) -> None:
-        """Move the clock, and move it back."""
         if "LD_PRELOAD" not in launch.environment:
             raise Skipped("no C compiler to give the server its own clock")
         set_clock(launch.folder, self.seconds)

@@ -10,7 +10,6 @@ NUM_BYTES = 19_000_000
 
 
 def wave(seconds: float, rate: int, channels: int, subtype: str) -> bytes:
-    """Return a wav file that contains noise."""
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, (int(seconds * rate), channels)).astype(np.float32)
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format="WAV", subtype=subtype)
@@ -18,7 +17,6 @@ def wave(seconds: float, rate: int, channels: int, subtype: str) -> bytes:
 
 
 def corrupt_flac() -> bytes:
-    """Return a flac file whose second half is zeros."""
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, (NUM_BYTES // 4, 1)).astype(np.float32)
     file = io.BytesIO()
     soundfile.write(file, samples, 384_000, format="FLAC", subtype="PCM_24")

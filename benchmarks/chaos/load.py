@@ -43,7 +43,6 @@ class GrpcAsk:
     """A request over gRPC.
 
     Attributes:
-        name: Unique name.
         kind: Kind of request, under which its answers are counted.
         send: Sends the request through a client and returns the stream of events.
         is_near: True if samples arrive through shared memory when the server's address is local.
@@ -233,10 +232,7 @@ class Answer:
 
     Attributes:
         pcm: Samples of each event with samples.
-        error: Class of the error that ended the answer, or None.
-        message: Message of the error.
         is_final: True if the last event has arrived.
-        has_left: True if the reader disconnected.
         is_overdue: True if the answer did not end in time.
     """
 
@@ -254,7 +250,6 @@ class Answer:
 
 
 def judge(reference: Answer, answer: Answer) -> Verdict:
-    """Return the verdict on `answer`."""
     if answer.is_overdue:
         return Verdict.HUNG
     if reference.error is not None:
@@ -329,13 +324,11 @@ Reader = Callable[[Ask, str, random.Random, Answer, Timeouts], Awaitable[None]]
 
 
 async def listen(ask: Ask, server: str, draw: random.Random, answer: Answer, timeouts: Timeouts) -> None:
-    """Read everything as it arrives."""
     async with ask.open(server, timeouts) as stream:
         await take(stream, answer)
 
 
 async def crawl(ask: Ask, server: str, draw: random.Random, answer: Answer, timeouts: Timeouts) -> None:
-    """Read everything slowly."""
     async with ask.open(server, timeouts) as stream:
         await take(stream, answer, pause_s=CRAWL_S)
 
@@ -416,7 +409,6 @@ class Outcomes:
 
     Attributes:
         verdicts: Number of answers by kind of request and verdict.
-        errors: Number of errors by message.
         bad: Descriptions of the first answers with a verdict that must never occur.
     """
 
@@ -425,7 +417,6 @@ class Outcomes:
     bad: list[str] = field(default_factory=list)
 
     def add(self, ask: Ask, reader: str, answer: Answer, verdict: Verdict) -> None:
-        """Count one answer."""
         self.verdicts[f"{ask.kind}: {verdict}"] += 1
         if verdict is Verdict.ERROR:
             self.errors[f"{answer.error}: {answer.message}"[:160]] += 1
@@ -462,7 +453,6 @@ class Streams:
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self, number: int) -> None:
-        """Start `number` loops."""
         self._loops = [
             asyncio.create_task(self._loop(random.Random(f"{self._seed} {number_of_loop}")))
             for number_of_loop in range(number)

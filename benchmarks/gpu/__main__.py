@@ -81,7 +81,6 @@ def parse(
 
 
 def main(arguments: argparse.Namespace, jobs: Mapping[str, Job] = JOBS) -> int:
-    """Run the chosen jobs; return 0 if all passed."""
     os.environ.update(ENVIRONMENT)
     prepare_environment()
     setup = Setup(arguments.device, arguments.out.resolve())

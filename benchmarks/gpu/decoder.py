@@ -75,7 +75,6 @@ class Listener:
         return False
 
     def pcm(self) -> np.ndarray:
-        """Return all samples [n], after waiting for the last."""
         if not self.over.wait(PATIENCE_S):
             raise TimeoutError(f"an utterance has not ended after {PATIENCE_S:.0f} s")
         if self.error is not None:
@@ -91,7 +90,6 @@ class CaptureErrors(logging.Handler):
         self.errors: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Store the error's message."""
         error = record.exc_info[1] if record.exc_info else None
         self.errors.append(f"{record.getMessage()}: {type(error).__name__}: {error}"[:500])
 
@@ -132,9 +130,9 @@ def _stream(worker: DecoderWorker, codes: np.ndarray, size: int) -> np.ndarray:
 
 
 def run(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
-    """Yield result lines: without graphs, with graphs, for each batch size, and for other convolutions."""
+    """Yield result lines: its memory, its exactness without and with graphs, and its speed."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    parts = (_memory, _exactness, _speed, _convolutions)
+    parts = (_memory, _exactness, run_speed)
     for lines_of in parts:
         for figures in lines_of(setup, name):
             yield {"codec": name, "what": lines_of.__name__.strip("_"), **figures}
@@ -229,22 +227,6 @@ def run_speed(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
                 }
         if errors:
             yield {"codec": name, "what": "speed", "convolutions": convolutions, "capture_errors": errors, "ok": False}
-
-
-def _speed(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
-    yield from run_speed(setup, name)
-
-
-def _convolutions(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
-    """Measure the error of other convolutions, relative to the rms of the exact samples."""
-    codec = make_codec(name, setup.device, is_narrow=True)
-    codes = random_codes(codec, 2, 50).numpy()
-    config = DecoderConfig(device=setup.device, graphs=False, max_batch=16)
-    (exact,) = streamed(codec, config, codes, 25)
-    for convolutions in modes_of(codec)[1:]:
-        (near,) = streamed(codec, replace(config, convolutions=convolutions), codes, 25)
-        error = float(np.sqrt(np.mean((near - exact) ** 2) / np.mean(exact**2)))
-        yield {"convolutions": convolutions, "relative_error": error, "ok": bool(np.isfinite(near).all())}
 
 
 BLOCK_BATCHES = (1, 8)

@@ -62,9 +62,6 @@ class Frame:
     """A depth transformer with buffers for a number of rows, whose frame can be captured.
 
     Args:
-        setup: The job's setup.
-        depth: Weights.
-        family: The family.
         hidden: Hidden states of the backbone, [N, W].
         way: One of `WAYS`.
     """

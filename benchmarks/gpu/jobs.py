@@ -38,17 +38,14 @@ class Setup:
 
     @property
     def is_small(self) -> bool:
-        """True for a dry run."""
         return self.device == "cpu"
 
     @property
     def results(self) -> Path:
-        """File with the JSON lines of all jobs."""
         return self.out / "all.jsonl"
 
     @property
     def logs(self) -> Path:
-        """File with the output of all jobs."""
         return self.out / "logs.txt"
 
 
@@ -58,8 +55,6 @@ class Job:
 
     Attributes:
         run: Generator function of a Setup and `arguments`, as `module:function`.
-        limit_s: Time limit in seconds.
-        arguments: Keyword arguments of the function.
         environment: Environment variables that a library reads on import. If there are any, the job runs in a new
             interpreter on a GPU.
         reads: Jobs whose results this job compares with. A call without those results runs these jobs first.
@@ -74,7 +69,6 @@ class Job:
     is_check: bool = False
 
     def load(self) -> Callable[..., Iterator[Mapping[str, Any]]]:
-        """Return the function."""
         module, function = self.run.split(":")
         return getattr(importlib.import_module(module), function)
 
@@ -91,7 +85,6 @@ def _decoder(codec: str, decoding_s: float) -> Job:
     """Return the job of a codec.
 
     Args:
-        codec: Name of the codec.
         decoding_s: Seconds of decoding in a pass in float32: measured for Qwen3-TTS, estimated from the operations of
             the others.
     """
@@ -99,7 +92,7 @@ def _decoder(codec: str, decoding_s: float) -> Job:
 
 
 def _parity(mode: str) -> Job:
-    return _check("parity:run", CHECK_S, arguments={"mode": mode})
+    return _check("parity:run", CHECK_S, {"mode": mode})
 
 
 def _check(
@@ -141,12 +134,12 @@ LONG_CHECK_S = 210.0
 JOBS = {
     "host": Job("benchmarks.gpu.host:run", 12),
     "parity_graphs": _parity("FULL_DECODE_ONLY, async"),
-    "parity_frames": _check("parity:run_frames", CHECK_S),
+    "parity_frames": _check("parity:run_others", CHECK_S, {"name": "frames"}),
     "parity_compiled": _parity("FULL_AND_PIECEWISE, async"),
     "parity_bf16": _check("parity:run_half", CHECK_S),
     "waits": _check("parity:run_waits", CHECK_S, environment={"VLLM_GPU_SYNC_CHECK": "error"}),
-    "parity_modules": _check("parity:run_modules", CHECK_S),
-    "parity_higgs_audio": _check("parity:run_higgs_audio", CHECK_S),
+    "parity_modules": _check("parity:run_others", CHECK_S, {"name": "modules"}),
+    "parity_higgs_audio": _check("parity:run_others", CHECK_S, {"name": "higgs_audio"}),
     "parity_preempted": _parity("FULL_DECODE_ONLY, async, chunked, preempted"),
     "parity_eager": _parity("eager"),
     "decoder_streams": _check(
@@ -228,7 +221,6 @@ def failure(error: Exception) -> dict[str, Any]:
 
 
 def append(setup: Setup, figures: Mapping[str, Any]) -> None:
-    """Append a line to the results file."""
     with setup.results.open("a") as file:
         file.write(Result("gpu_check", {"device": setup.device, **figures}).to_line() + "\n")
 
@@ -346,7 +338,6 @@ class Children:
         return attempts
 
     def _num_lines(self, name: str) -> int:
-        """Return the number of lines of a job in the results."""
         lines = self.setup.results.read_text().splitlines() if self.setup.results.exists() else []
         return sum(json.loads(line)["job"] == name for line in lines)
 
@@ -410,7 +401,6 @@ def _end_group(child: ForkProcess) -> None:
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """Return the outcomes as a table."""
     width = max(len(outcome.job) for outcome in outcomes)
     rows = [
         f"{outcome.job:{width}}  {outcome.status:9}  {outcome.seconds:6.1f} s  {outcome.lines:3} lines"
@@ -420,5 +410,4 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, Any]:
-    """Return the outcomes as one record."""
     return {outcome.job: outcome.status for outcome in outcomes}

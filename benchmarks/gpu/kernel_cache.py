@@ -137,7 +137,6 @@ def compile_depth() -> None:
 
 
 def main(capability: int) -> None:
-    """Fill the cache."""
     triton.runtime.driver.set_active(CompilingDriver(capability))
     compile_kernels()
     with torch.inference_mode():

@@ -147,7 +147,6 @@ def _noise(setup: Setup) -> dict[str, Any]:
 
 
 def family_of(name: str) -> Family:
-    """Return the family of one of SAMPLERS."""
     module = "tests.speech_families" if name in SPEECH else "tests.small_vocabularies"
     family: Family = TINY if name == "TINY" else getattr(import_module(module), name)
     return family

@@ -50,11 +50,7 @@ def time_batch(launcher: Launcher, codec: Codec, num_windows: int, num_frames: i
     """Return the times of a batch of windows with random codes and all their context, after a few warm-up rounds.
 
     Args:
-        launcher: Launcher for the codec's device.
-        codec: The codec.
-        num_windows: Number of windows.
         num_frames: Number of frames in each window, without its context.
-        rounds: Number of timed rounds.
     """
     spec = codec.spec
     length = spec.left_frames + num_frames + spec.right_frames

@@ -127,13 +127,7 @@ def write_config(folder: Path, model: Model, setup: Setup) -> Path:
 
 
 def needs_of(checkpoint: Path, family: Family, arguments: dict[str, Any]) -> Needs:
-    """Return the memory that `make-repository --gpu` computes for a model with its published codec.
-
-    Args:
-        checkpoint: Folder of the model (`write_config`).
-        family: The model's family.
-        arguments: vLLM engine arguments.
-    """
+    """Return the memory that `make-repository --gpu` computes for a model with its published codec."""
     return gpu_needs(checkpoint, every_codec(family.codec, is_narrow=False), family, Placement(ENGINE_GPU), arguments)
 
 

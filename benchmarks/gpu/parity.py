@@ -35,6 +35,7 @@ from stretto.family.plugin import config_at
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import write_checkpoint
 
+MODE = "FULL_DECODE_ONLY, async"
 LEAD = 3e-4  # difference of logits; fp32 sums in another order differ by about 1e-5
 MAX_MODEL_LEN = 160
 CHUNKED = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "num_gpu_blocks_override": 9}
@@ -100,7 +101,6 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Name of the family."""
         return self.family.name
 
 
@@ -172,15 +172,6 @@ def run(setup: Setup, mode: str) -> Iterator[dict[str, Any]]:
             yield {"checkpoint": case.name, "mode": mode, **compare(setup, case, mode)}
 
 
-def run_modules(setup: Setup) -> Iterator[dict[str, Any]]:
-    """Yield the result line for the checkpoint with modules; their graph is replayed in steps without prompts."""
-    be_exact()
-    mode = "FULL_DECODE_ONLY, async"
-    with tempfile.TemporaryDirectory() as folder:
-        for case in modules(setup, Path(folder)):
-            yield {"checkpoint": case.name, "mode": mode, **compare(setup, case, mode)}
-
-
 def frames(setup: Setup, folder: Path) -> Iterator[Case]:
     """Yield random checkpoints of families whose depth transformer runs inside the graph of a step."""
     small = importlib.import_module("tests.small_vocabularies")
@@ -189,15 +180,6 @@ def frames(setup: Setup, folder: Path) -> Iterator[Case]:
         checkpoint = write_checkpoint(folder / attribute, family, f"small_{attribute.lower()}", backbone=backbone)
         few = dict(itertools.islice(prompts_of(setup, family).items(), 1 if setup.is_small else 6))
         yield answer(checkpoint, family, few)  # the reference is slow
-
-
-def run_frames(setup: Setup) -> Iterator[dict[str, Any]]:
-    """For each of the checkpoints of `frames`, yield a result line."""
-    be_exact()
-    mode = "FULL_DECODE_ONLY, async"
-    with tempfile.TemporaryDirectory() as folder:
-        for case in frames(setup, Path(folder)):
-            yield {"checkpoint": case.name, "mode": mode, **compare(setup, case, mode)}
 
 
 def higgs_audio(setup: Setup, folder: Path) -> Iterator[Case]:
@@ -220,16 +202,20 @@ def higgs_audio(setup: Setup, folder: Path) -> Iterator[Case]:
     yield Case(family, checkpoint, prompts, recall(family.name, checkpoint, prompts, compute))
 
 
-def run_higgs_audio(setup: Setup) -> Iterator[dict[str, Any]]:
-    """Yield the result line for a randomly initialised Higgs Audio release."""
+CASES: dict[str, Callable[[Setup, Path], Iterator[Case]]] = {
+    "cases": cases,
+    "modules": modules,
+    "frames": frames,
+    "higgs_audio": higgs_audio,
+}
+
+
+def run_others(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
+    """Yield a line for each case of `CASES[name]`; a graph is replayed in steps without prompts."""
     be_exact()
-    mode = "FULL_DECODE_ONLY, async"
     with tempfile.TemporaryDirectory() as folder:
-        for case in higgs_audio(setup, Path(folder)):
-            yield {"checkpoint": case.name, "mode": mode, **compare(setup, case, mode)}
-
-
-CASES: tuple[Callable[[Setup, Path], Iterator[Case]], ...] = (cases, modules, frames, higgs_audio)
+        for case in CASES[name](setup, Path(folder)):
+            yield {"checkpoint": case.name, "mode": MODE, **compare(setup, case, MODE)}
 
 
 @dataclass(frozen=True)
@@ -398,7 +384,6 @@ def _first_difference(one: list[list[int]], other: list[list[int]]) -> int | Non
 
 
 OURS = "stretto."
-MODE = "FULL_DECODE_ONLY, async"
 
 
 @contextmanager
@@ -437,15 +422,10 @@ def run_waits(setup: Setup) -> Iterator[dict[str, Any]]:
 
 
 def store_all(folder: Path, is_small: bool = False) -> Iterator[str]:
-    """Store the replies of the slow references of all jobs in `folder`; yield the names of the cases.
-
-    Args:
-        folder: Folder of the replies.
-        is_small: True for the cases of a dry run.
-    """
+    """Store the replies of the slow references of all jobs in `folder`; yield the names of the cases."""
     os.environ[FOLDER] = str(folder)
     setup = Setup("cpu" if is_small else "cuda", folder)
-    for make in CASES:
+    for make in CASES.values():
         with tempfile.TemporaryDirectory() as scratch:
             yield from (case.name for case in make(setup, Path(scratch)))
 

@@ -34,7 +34,6 @@ Speak = Callable[[int], Iterator[np.ndarray]]
 
 
 def load_qwen_tts(release: Path, setup: Setup) -> Speak:
-    """Load a release with the authors' package."""
     model = import_module("qwen_tts").Qwen3TTSModel.from_pretrained(
         str(release), device_map=setup.device, dtype=torch.float32 if setup.is_small else torch.bfloat16
     )

@@ -31,14 +31,10 @@ class Call:
     """One call on the GPU host.
 
     Attributes:
-        title: Heading of the call.
         bundle: Name of the bundle in `BUNDLES`.
-        module: Module that runs the jobs.
         jobs: Jobs by name, in order.
         is_whole: True if these are all jobs of the module, so that the command need not list them.
-        tree_bytes: Size of the working tree.
         part: Number of the bundle part that is sent, counted from 1.
-        limit_s: Time limit of all jobs together, in seconds.
     """
 
     title: str
@@ -52,7 +48,6 @@ class Call:
 
     @property
     def folder(self) -> str:
-        """Folder of the bundle's parts."""
         return f"{HERE}/{self.bundle}"
 
     @property
@@ -62,7 +57,6 @@ class Call:
 
     @property
     def part_bytes(self) -> list[int]:
-        """Bytes of each part of the bundle."""
         return BUNDLES[self.bundle].part_bytes(self.tree_bytes)
 
     @property
@@ -163,13 +157,11 @@ def divided(names: Iterable[str], jobs: Mapping[str, Job] = JOBS) -> list[dict[s
 
 
 def passed(results: Path) -> set[str]:
-    """Return the jobs that have passed according to a call's result file."""
     lines = [json.loads(line) for line in results.read_text().splitlines()]
     return {line["job"] for line in lines if line.get("status") == "passed"}
 
 
 def parse(line: Iterable[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -178,7 +170,6 @@ def parse(line: Iterable[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Print the calls; return 0."""
     done = None if arguments.out is None else passed(Setup("cuda", arguments.out).results)
     for call in calls(done):
         print("\n".join(call.lines), end="\n\n")

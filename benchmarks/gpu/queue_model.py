@@ -41,12 +41,7 @@ SHORTEST_S = 1e-9  # left of a batch that has ended, after rounding
 
 @dataclass(frozen=True)
 class Gpu:
-    """Times of a codec on a GPU; the defaults are a fit of the lines measured on an H100, in float32.
-
-    Attributes:
-        batch_ms: Time of a batch, besides its frames.
-        frame_ms: Time of each frame of its windows.
-    """
+    """Times of a codec on a GPU; the defaults are a fit of the lines measured on an H100, in float32."""
 
     batch_ms: float = 4.4
     frame_ms: float = 0.26
@@ -76,7 +71,6 @@ class VirtualBatch:
 
     Attributes:
         left_s: Device time that it still needs if it has the GPU to itself.
-        took_s: Time between its begin and its end.
     """
 
     left_s: float
@@ -84,11 +78,7 @@ class VirtualBatch:
 
 
 class VirtualLauncher:
-    """Launcher of batches that take no time but the virtual one; batches of a stream run in order.
-
-    Attributes:
-        now: The virtual time, in seconds.
-    """
+    """Launcher of batches that take no time but the virtual one; batches of a stream run in order."""
 
     has_graphs = True
     has_first_lane = True
@@ -105,7 +95,6 @@ class VirtualLauncher:
         """Do nothing."""
 
     def initial_state(self) -> State:
-        """Return an empty state."""
         return Tensor()
 
     def capture(self, windows: Sequence[FrameWindow], is_first: bool = False) -> bool:
@@ -113,7 +102,6 @@ class VirtualLauncher:
         return True
 
     def launch(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> Flight:
-        """Append a batch to one of the two streams."""
         num_frames = windows[0].num_frames
         num_computed = padded_batch(len(windows)) * num_frames
         batch = VirtualBatch((self._gpu.batch_ms + num_computed * self._gpu.frame_ms) / 1e3)
@@ -123,7 +111,6 @@ class VirtualLauncher:
 
     @property
     def is_idle(self) -> bool:
-        """True if no batch is left."""
         return not any(self._queues)
 
     def advance(self, until: float) -> None:
@@ -214,7 +201,6 @@ class Played:
     """Reply of a load on a virtual GPU.
 
     Attributes:
-        trace: What its client sees.
         wait_s: Time between its first chunk and the samples, in seconds.
     """
 
@@ -223,7 +209,6 @@ class Played:
 
     @property
     def first_frames(self) -> int:
-        """Number of frames in the first chunk."""
         return round(self.trace.durations[0] * SPEC.frame_rate)
 
 
@@ -262,7 +247,6 @@ def measure(gpu: Gpu, load: RandomLoad, policy: ChunkPolicy) -> dict[str, float]
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
     return command_line(
         __doc__,
         "gpu_queue_model",
@@ -276,7 +260,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write a line for each load."""
     gpu = Gpu(arguments.batch_ms, arguments.frame_ms)
     policy = ChunkPolicy(arguments.first, arguments.steady, frame_rate=SPEC.frame_rate)
     for rate, reply_s, step_ms in LOADS:

@@ -219,8 +219,6 @@ def run_decoder(setup: Setup, name: str, report: Report | None = None) -> Iterat
     CUDA graphs are off, because the sanitizer cannot inspect them.
 
     Args:
-        setup: Device and output folder.
-        name: Codec.
         report: Runs an operator and checks it. None selects torch's sanitizer, which the job enables through
             TORCH_CUDA_SANITIZER. In a dry run, None means no check.
     """
@@ -249,7 +247,6 @@ def run_decoder(setup: Setup, name: str, report: Report | None = None) -> Iterat
 
 
 def run_operator(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-    """Run an operator without checking it."""
     return func(*args, **kwargs)
 
 

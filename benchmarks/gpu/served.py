@@ -101,8 +101,6 @@ class ShapeLoads:
     """Loads of a server: one line for each.
 
     Attributes:
-        streams: Numbers of streams in closed loops.
-        frames: Frames of their replies.
         rates: Requests per second of open loops, whose replies last as long as read sentences.
         warm_up_s: Seconds before each open loop, at its rate.
     """
@@ -124,12 +122,10 @@ def run_shape(
     """Serve Qwen3-TTS 1.7B's shape (a dry run: its small version); yield a line for each hop, then for each load.
 
     Args:
-        setup: Device and output folder.
         convolutions: How the decoder computes convolutions on a GPU, one of `DecoderConfig.CONVOLUTIONS`.
         mps_share: Multiprocessors that the decoder may use under NVIDIA's MPS, in percent; None without MPS.
         mode: Graphs of the engine, a key of `GRAPHS`; None for those of the profile.
         serving: Profile of `make-repository`.
-        loads: Fields of `ShapeLoads`.
     """
     with tempfile.TemporaryDirectory() as folder, tracing() as hops:
         checkpoint = Path(folder) / "checkpoint"
@@ -196,7 +192,6 @@ async def _load(setup: Setup, address: str, hops: Path, loads: ShapeLoads) -> As
 
 
 async def speak(client: SpeechClient) -> np.ndarray:
-    """Request one utterance and return its samples."""
     async with client:
         parts = [event.pcm async for event in client.speak(TEXT, seed=SEED) if event.pcm is not None]
     return np.concatenate([samples for samples in parts if samples.size])

@@ -56,7 +56,6 @@ class Server:
 
     Attributes:
         checkpoint: Folder with config.json and the codec.
-        engine: Path of engine.json.
         needs: Memory of the processes on the GPU (`stretto.convert.gpu_memory.Needs`).
     """
 
@@ -67,7 +66,6 @@ class Server:
 
     @property
     def streams(self) -> int:
-        """Number of streams that step and are decoded."""
         return STREAMS_ON_CPU if self.setup.is_small else STREAMS
 
 
@@ -195,7 +193,6 @@ class Messages(logging.Handler):
         self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Store the message."""
         self.texts.append(record.getMessage())
 
 
@@ -215,13 +212,7 @@ def starts() -> Iterator[list[str]]:
 
 
 class Process:
-    """A decoder or an engine in its own process, which answers one question at a time.
-
-    Args:
-        part: Class to create in the process, `Decoder` or `Engine`.
-        server: Files and settings.
-        environment: Environment variables of the process.
-    """
+    """A decoder or an engine in its own process, which answers one question at a time."""
 
     def __init__(
         self, served_class: type[Decoder] | type[Engine], server: Server, environment: Mapping[str, str]

@@ -127,9 +127,7 @@ def run_ours(setup: Setup, model: str, requests: tuple[int, ...], mode: str = PI
     Unless `mode` is PLAIN, further lines have the cost of guidance and the first audio at each number of requests.
 
     Args:
-        setup: Device and output folder.
         model: Key of MODELS.
-        requests: Numbers of replies at once.
         mode: Key of GRAPHS.
     """
     requests = requests[: 2 if setup.is_small else None]

@@ -46,14 +46,7 @@ def digest_of(checkpoint: Path, prompts: Mapping[str, Prompt]) -> str:
 def recall(
     name: str, checkpoint: Path, prompts: Mapping[str, Prompt], compute: Callable[[], Replies]
 ) -> Recalled:  # fmt: skip
-    """Return the stored replies; compute them if there are none, and store them if there is a folder.
-
-    Args:
-        name: Name of the case.
-        checkpoint: Folder of the checkpoint.
-        prompts: Prompts by request id.
-        compute: Function that computes the replies with the slow reference.
-    """
+    """Return the stored replies; compute them if there are none, and store them if there is a folder."""
     folder = os.environ.get(FOLDER)
     if folder is None:
         return Recalled(compute(), False)

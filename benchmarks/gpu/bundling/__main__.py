@@ -116,7 +116,6 @@ def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str
     """Write the parts and return the contents of the manifest.
 
     Args:
-        arguments: Command line.
         package: Wheel of this package; None builds one from the current tree.
     """
     from benchmarks.gpu.bundling.wheels import Wheelhouse, extract, name_of, read_have
@@ -184,7 +183,6 @@ def install(arguments: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(dest="command", required=True)
     packing = commands.add_parser("pack", help="make the parts (needs a network)")
@@ -236,7 +234,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Run the command; return the exit status."""
     if arguments.command == "install":
         return install(arguments)
     pack(arguments)

@@ -104,9 +104,6 @@ class Bundle:
     def part_bytes(self, tree_bytes: int) -> list[int]:
         """Return the bytes of each part: the fewest parts of about equal size that fit into a call with the tree.
 
-        Args:
-            tree_bytes: Size of the working tree.
-
         Raises:
             ValueError: If the working tree leaves no room.
         """
@@ -154,7 +151,6 @@ def trim(library: bytes, architecture: int, with_ptx: bool = False) -> bytes:
     """Return an extension without the payloads that a GPU of `architecture` does not run.
 
     Args:
-        library: Contents of the file.
         architecture: Compute capability of the GPU, 90 for 9.0.
         with_ptx: True to keep the PTX of kernels that have no machine code for the GPU.
 

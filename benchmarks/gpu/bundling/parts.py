@@ -71,7 +71,6 @@ def write_parts(tree: Path, folder: Path, part_bytes: int, contents: dict[str, A
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 checksum of a file."""
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
 
@@ -109,7 +108,6 @@ class Installation:
 
     @property
     def bundle(self) -> Path:
-        """Folder of the unpacked tree."""
         return self.root / "bundle"
 
     @property
@@ -126,9 +124,6 @@ class Installation:
         """Let all processes of an interpreter find the bundle, which has NumPy 1.
 
         SciPy and scikit-learn of the host may need NumPy 2, so they are hidden. Transformers does without them.
-
-        Args:
-            packages: The interpreter's folder of site-packages.
         """
         insertion = f"sys.path.insert(0, {str(self.bundle / SITE)!r})"
         hidden = "sys.modules.update(scipy=None, sklearn=None)"

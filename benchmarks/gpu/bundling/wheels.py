@@ -19,10 +19,8 @@ class Wheelhouse:
     """A folder of wheels for one Python version on x86-64 Linux, filled from the package index unless `is_offline`.
 
     Args:
-        folder: Folder of the wheels.
         python: Python version, such as "3.12".
         lock: File with preferred versions, which are used if they are compatible.
-        is_offline: True to use only wheels that are already in the folder.
     """
 
     def __init__(self, folder: Path, python: str, lock: Path | None = None, is_offline: bool = False):
@@ -107,9 +105,7 @@ def extract(
     """Unpack files of a wheel as an installer would (`.data/purelib`, `.data/scripts`, …); return their number.
 
     Args:
-        wheel: File of the wheel.
         site: Folder of packages.
-        is_wanted: Returns True for the name of a file to unpack.
         change: Maps a file's name and contents to the contents to write.
     """
     count = 0
