@@ -8,6 +8,7 @@ published models gets a section on each family, which is not stored.
 import posixpath
 import re
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -120,9 +121,12 @@ def option_rows(record: type, prefix: str = "") -> list[tuple[str, str, str]]:
 
 
 def option_table() -> str:
-    """Return the Markdown table of all options."""
+    """Return the Markdown table of all options; those with the same description share a row, that of the first."""
+    names = defaultdict[tuple[str, str], list[str]](list)
+    for name, expected, doc in option_rows(OptionsRecord):
+        names[expected, doc].append(f"`{name}`")
     rows = [("option", "expected", "meaning"), ("---", "---", "---")]
-    rows += [(f"`{name}`", expected, doc) for name, expected, doc in option_rows(OptionsRecord)]
+    rows += [(", ".join(same), *described_by) for described_by, same in names.items()]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows) + "\n"
 
 
