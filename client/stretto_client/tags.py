@@ -268,7 +268,7 @@ class TagFilter:
             self._last, self._is_blank = text[-1], self._is_blank and text.isspace()
 
     def _follow(self, token: str) -> None:
-        """Follow code in Markdown: between runs of equally many backticks, in one line unless there are at least 3."""
+        """Track whether text is Markdown code: between equal runs of backticks, within a line if they are below 3."""
         if not token:
             return
         if token[0] == "`":

@@ -56,7 +56,7 @@ class Turns:
         return result
 
     def close(self) -> None:
-        """End the threads, without the jobs that have not begun."""
+        """Stop the threads; jobs that have not begun are dropped."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _enter(self, caller: str) -> deque[Job]:

@@ -54,7 +54,7 @@ def other_script(text: str) -> tuple[str, str] | None:
 
 
 def latin_surplus(text: str) -> int:
-    """Return the number of words in Latin letters less those in other letters, of which two dense ones are a word."""
+    """Return the number of Latin words minus that of words in other scripts (two dense letters are a word)."""
     if text.isascii():
         return len(text.split())
     surplus = 0

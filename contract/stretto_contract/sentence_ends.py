@@ -93,7 +93,7 @@ class LineEnds:
         return True
 
     def _learn(self, length: int, with_next: int) -> None:
-        """Note a line that went on; lines that contradict earlier ones replace them."""
+        """Adjust the estimated line length to a line that did not end a sentence; a contradiction resets it."""
         overflow = min(self._overflow or with_next, with_next)
         longest = max(self._longest, length)
         is_consistent = longest < overflow

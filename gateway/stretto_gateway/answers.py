@@ -113,7 +113,7 @@ def from_client_error(error: ClientError, fields: dict[str, str]) -> ApiError:
 
 
 def _refusal(message: str, fields: dict[str, str]) -> ApiError:
-    """Return the server's error, in which the request's field name replaces the server's."""
+    """Return the server's error with the field's name in the request instead of its name in the server."""
     match = FIELD.match(message)
     if match is None:
         return ApiError(400, message, code="invalid_value")

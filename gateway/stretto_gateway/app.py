@@ -127,7 +127,7 @@ def all_routes() -> list[BaseRoute]:
 
 
 def refuse_twice(routes: list[BaseRoute]) -> None:
-    """Raise ValueError if a path and method has two endpoints, of which one would never be called."""
+    """Raise ValueError if two endpoints have the same path and method, because one would never be called."""
     taken = set[tuple[str, str]]()
     for route in routes:
         path = getattr(route, "path", "")

@@ -339,7 +339,7 @@ def expect_store(store: VoiceStore | None, param: str | None = None) -> VoiceSto
 
 
 def no_cloning(profile: ModelProfile, param: str, where: str = "") -> ApiError:
-    """Return the error for the field `param` of a request that a model without cloned voices cannot serve.
+    """Return the error for the field `param` if the model does not clone voices.
 
     Args:
         where: Kind of requests in which the model does not clone voices; empty for all.

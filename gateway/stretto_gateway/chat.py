@@ -79,7 +79,7 @@ class AudioForm(Voiced):
         return default_rate(self.format)
 
     def encoder(self, tags: Mapping[str, str]) -> Encoder:
-        """Create an encoder for one reply; `tags` are those of the file."""
+        """Create an encoder for one reply, which writes `tags` to the file."""
         return make_encoder("pcm" if self.format == "pcm16" else self.format, self.rate, tags)
 
 
@@ -269,7 +269,7 @@ async def decoded(file: bytes | EncodedFile) -> bytes:
 async def completion(
     events: AsyncGenerator[SpeechEvent, None], body: ChatRequest, tags: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return the complete reply; `tags` are those of the audio file."""
+    """Return the complete reply; `tags` are written to the audio file."""
     encoder = body.audio.encoder(tags)
     audio = bytearray()
     text = ""

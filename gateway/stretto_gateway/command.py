@@ -130,7 +130,7 @@ def with_fewer_connections(config: GatewayConfig) -> GatewayConfig:
 
 
 def raise_file_limit(num_files: int) -> int:
-    """Raise the limit on open files to `num_files`, or as far as permitted; return the smaller of both."""
+    """Raise the limit on open files to `num_files`, or as far as permitted; return the smaller number."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -167,7 +167,7 @@ def _followed(path: Path) -> Iterator[Path]:
 
 
 def _is_in_cache(root: Path, places: list[Path]) -> bool:
-    """Return True if the places outside `root` that a link leads to are those of a blob in the Hugging Face cache.
+    """Return True if a link that leaves `root` leads to a blob in the Hugging Face cache.
 
     A file `CACHE/models--A--B/snapshots/REVISION/FILE` is a link to `CACHE/models--A--B/blobs/ETAG`. The blob is a file
     or a link to `CACHE/blobs/XX/HASH` in the store that repositories share (`huggingface_hub`, `utils/_shared_blobs`).

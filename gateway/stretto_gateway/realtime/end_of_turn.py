@@ -214,7 +214,7 @@ class EndOfTurn:
         return self._run(log_mel(last_samples(pcm, rate)))
 
     def close(self) -> None:
-        """End the threads, without the decisions that have not begun."""
+        """Stop the threads; decisions that have not begun are dropped."""
         self._turns.close()
 
 

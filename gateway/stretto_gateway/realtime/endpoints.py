@@ -75,7 +75,7 @@ async def create_client_secret(body: SecretRequest, request: Request) -> ClientS
 
 
 async def settled(first: Gateway, change: SettingsChange, model: str, owner: str) -> Gateway:
-    """Restrict the settings of a session to be opened to what its model has.
+    """Restrict the settings of a new session to what its model supports.
 
     Args:
         first: The gateway, for any server.
@@ -107,7 +107,7 @@ def model_of(settings: Settings) -> str:
 
 
 def abilities(settings: Settings) -> tuple[Can, ...]:
-    """Return functions that are true for a model with which a session of these settings is possible."""
+    """Return conditions, of which a model must meet one to serve a session with these settings."""
     return (answers_turns, is_full_duplex) if isinstance(settings, RealtimeSettings) else (transcribes,)
 
 

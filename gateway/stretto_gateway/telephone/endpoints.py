@@ -240,7 +240,7 @@ def heard_as(parameters: dict[str, str]) -> dict[str, Any]:
 async def realtime_settings(
     gateway: Gateway, parameters: dict[str, str], model: str, access: CallAccess, voices: CallersVoices
 ) -> Settings:
-    """Return the settings of a conversation, with the parameters of the call and those of its client secret.
+    """Return the settings of a conversation from the call's parameters and its client secret.
 
     Raises:
         ApiError: A parameter is invalid.

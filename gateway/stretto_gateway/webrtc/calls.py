@@ -129,7 +129,7 @@ class Calls:
         call.hang_up()
 
     async def close(self) -> None:
-        """Wait for the calls to end, for which the gateway's shutdown has asked, and then end the remaining ones."""
+        """Wait for the calls that the gateway's shutdown is ending, then end those that remain."""
         tasks = [call.task for call in self._calls.values()]
         if tasks:
             await asyncio.wait(tasks, timeout=self._gateway.limits.drain_s)

@@ -137,7 +137,7 @@ def read_session(text: str) -> dict[str, Any]:
 
 
 async def settings_of(request: Request, update: dict[str, Any]) -> tuple[Gateway, str, Settings]:
-    """Return the settings of a call: those of the query or the client secret, with an update.
+    """Return the settings of a call from its query or client secret, with an update applied.
 
     Returns:
         The gateway for the server of the call, the name of the model, and the settings.

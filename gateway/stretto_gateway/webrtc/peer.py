@@ -229,7 +229,7 @@ class Peer:
         self._listening = asyncio.ensure_future(self._read(track))
 
     async def _read(self, track: Any) -> None:
-        """Pass on the caller's audio, which is dropped while too much waits."""
+        """Pass on the caller's audio; it is dropped while too much waits."""
         resampler = Resampler(RTP_RATE, DEFAULT_RATE)
         with suppress(MediaStreamError):
             while True:
@@ -399,7 +399,7 @@ def is_well_formed(message: bytes) -> bool:
 
 
 class CallSocket(StunProtocol):
-    """Socket of a call, which drops invalid datagrams and those of strangers before it reads them."""
+    """Socket of a call. It drops datagrams that are invalid or from unknown senders before it parses them."""
 
     def datagram_received(self, data: bytes | str, addr: tuple[Any, ...]) -> None:
         """Handle a datagram: a connectivity check of this call, the rest only from addresses that have passed one."""

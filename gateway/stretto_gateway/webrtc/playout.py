@@ -154,7 +154,7 @@ class FramePacer:
         self._next = 0
 
     async def turn(self) -> int:
-        """Wait for the time of the next frame; return its number, which skips those that are far too late."""
+        """Wait for the time of the next frame and return its number; frames that are far too late are skipped."""
         now_s = self._clock_s()
         if self._begun_s is None:
             self._begun_s = now_s

@@ -164,7 +164,7 @@ class Link:
 
 
 def links_of(layers: Iterable[nn.Module]) -> Iterator[Link]:
-    """Yield the links of layers, of which those that consist of others have a method `links`."""
+    """Yield the links of layers; a layer that consists of others has a method `links`."""
     activation: Snake | Elu | None = None
     for layer in layers:
         if isinstance(layer, Snake | Elu):

@@ -122,7 +122,7 @@ def rows_of(x: Tensor) -> Tensor:
 def convolve(
     x: Tensor, conv: Convolving, state: StatePart | None = None, ending: Ending = PLAIN
 ) -> tuple[Tensor, Tensor]:
-    """Return the outputs of a convolution and their activations, [B, O, n] each; one of them may be empty.
+    """Return the outputs of a convolution and their activations, [B, O, n] each; a result nobody needs is empty.
 
     Args:
         x: Inputs, [B, C, n].
@@ -226,7 +226,7 @@ class JointCodebooks:
 
 
 def joint_codebooks(tables: Sequence[Tensor], projections: Sequence[nn.Linear]) -> JointCodebooks:
-    """Return codebooks with entries [size, C], of which some may have fewer, and the projection of each."""
+    """Join codebooks, each with its projection; smaller ones are padded to the size of the largest."""
     size = max(len(table) for table in tables)
     with torch.inference_mode(False), torch.no_grad():
         entries = torch.stack([F.pad(table, (0, 0, 0, size - len(table))) for table in tables])
@@ -314,7 +314,7 @@ def transposed_sizes(num_inputs: int, kernel: int, rate: int, padding: int, outp
 def taps_of(conv: Convolving) -> Tensor:
     """Return the weight of a layer in the order of the kernel, [k, rate · O, C].
 
-    At first use, the layer's weight is stored as `streaming.prepare` stores it, so that it needs no copy.
+    The first call stores the layer's weight in this order, as `streaming.prepare` does; later ones copy nothing.
     """
     is_transposed = isinstance(conv, nn.ConvTranspose1d)
     order = (2, 1, 0) if is_transposed else (0, 2, 1)  # both are their own inverse

@@ -241,7 +241,7 @@ class Snake(WithConstants):
         self.register_buffer("joined_factors", None, persistent=False)
 
     def join(self) -> None:
-        """Repeat the factors for rows of several steps."""
+        """Store the factors in `joined_factors`, repeated for rows that hold several steps."""
         super().join()
         factors = torch.stack(self.factors()).detach()
         self.register_buffer("joined_factors", factors.repeat(1, _max_joint(factors.shape[1])), persistent=False)

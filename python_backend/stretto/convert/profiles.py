@@ -81,7 +81,7 @@ class ServingProfile:
     def with_first_audio(
         self, arguments: dict[str, Any], config: dict[str, Any], family: Family, spec: "CodecSpec", mode: str | None
     ) -> dict[str, Any]:
-        """Return engine arguments with those that shorten the first audio on a GPU, as far as the model permits them.
+        """Add the engine arguments that shorten the first audio on a GPU, as far as the model permits them.
 
         Args:
             arguments: Other engine arguments, which take precedence.

@@ -110,7 +110,7 @@ class BatchesInFlight:
         return len(self._batches)
 
     def add(self, batch: LaunchedBatch, begun: float) -> None:
-        """Add a batch; those of the other lane may now take longer, and so may this one."""
+        """Add a batch. It and the batches of the other lane may now take longer, because they share the GPU."""
         for other in (other for other, _ in self._batches if other.is_first != batch.is_first):
             other.has_company = True
             batch.has_company = True
@@ -165,7 +165,7 @@ class HostTurns:
 
 
 def next_group(jobs: Sequence[ChunkJob], limit: Callable[[FrameWindow], int], turns: HostTurns) -> list[ChunkJob]:
-    """Return the jobs of the next batch: those of clients that have no audio yet first, then by deadline.
+    """Return the jobs of the next batch: first of clients that have no audio yet, then by deadline.
 
     These are the first job of the next host and others of the same shape. If that job may not share a batch, it is
     returned on its own.

@@ -45,7 +45,7 @@ class Flight:
 
 
 class Launcher(Protocol):
-    """Executor that decodes batches in launch order; those of first chunks may have an order of their own.
+    """Executor that decodes batches in launch order; batches of first chunks may have a separate order.
 
     Attributes:
         depth: Maximum number of batches in flight while another is being prepared.

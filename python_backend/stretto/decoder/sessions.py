@@ -379,7 +379,7 @@ class Sessions:
         session.state[:, 0] = number
 
     def early_samples(self, session: DecoderSession, chunk: Chunk, codes: np.ndarray | None) -> np.ndarray | None:
-        """Return the samples to send that came with a chunk, float32 [n], or None to decode it first.
+        """Return the samples that arrived with a chunk, float32 [n]; None if it must be decoded first.
 
         Args:
             session: Session of the utterance, before the chunk's frames.
@@ -387,7 +387,7 @@ class Sessions:
             codes: Codes of the chunk, integers [K, T], or None.
 
         Raises:
-            InvalidRequest: If they are not the samples of the chunk's frames.
+            InvalidRequest: If their number is not that of the chunk's frames.
         """
         spec = self._codec.spec
         has_context = not session.windower.is_empty or session.reference.num_frames > 0 or chunk.sound is not None

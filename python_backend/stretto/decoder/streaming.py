@@ -39,7 +39,7 @@ class FrameWindow:
         return self.codes.shape[1] - self.left - self.right
 
     def without_padding(self, pcm: np.ndarray, samples_per_frame: int) -> np.ndarray:
-        """Return the samples [n] of the window without those of its padding; `pcm` itself if it has none."""
+        """Return the samples [n] of the window without its padding; `pcm` itself if it has none."""
         return pcm[: -self.num_padding * samples_per_frame] if self.num_padding else pcm
 
     @property

@@ -64,7 +64,7 @@ class StateTable:
         return len(self._free)
 
     def take(self, number: int) -> list[StateRow]:
-        """Return rows that nothing refers to; their contents are those of earlier states.
+        """Return rows that nothing refers to; they still contain earlier states.
 
         Raises:
             Overloaded: If fewer are free.

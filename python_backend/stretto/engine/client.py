@@ -37,7 +37,7 @@ APPEND_S = 0.002  # interval between messages with further ids, each of which co
 
 
 class EngineOutput(msgspec.Struct, array_like=True):
-    """Leading fields of vLLM's `EngineCoreOutput`."""
+    """Output of one request in a step: the leading fields of vLLM's `EngineCoreOutput`."""
 
     request_id: str
     new_token_ids: list[int]

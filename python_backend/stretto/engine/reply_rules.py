@@ -122,7 +122,7 @@ class SegmentRules:
 
     @cached_property
     def written_ends_of_audio(self) -> Sequence[int]:
-        """Ids of `drawn_ends_of_audio` that end the audio after `RowDraw.replace_first`: not those of text rows."""
+        """Ids in `drawn_ends_of_audio` that end the audio after `RowDraw.replace_first`: all but those of text rows."""
         kept = () if self.text_rows is None else self.text_rows.ids
         return [token for token in self.drawn_ends_of_audio if token not in kept]
 
@@ -134,7 +134,7 @@ class SegmentRules:
 
     @cached_property
     def ends_streams(self) -> bool:
-        """True if each output stream has an end id, the last of its extra ids, and a frame of these ends the audio."""
+        """True if each output stream has an end id (its last extra id), and a frame of end ids ends the audio."""
         ends = self.family.end_frame
         return bool(ends) and ends == tuple(ids[-1] for ids in self.family.layout.extra if ids)
 
@@ -317,7 +317,7 @@ class SegmentRules:
 
     @cached_property
     def sent_common_state(self) -> tuple[str, ...]:
-        """Names of `sent_state` that are among `engine.rules.STATE`, which precede those of the family."""
+        """Names in `sent_state` that all families have (`engine.rules.STATE`); they precede the family's own."""
         return changed_state(self)
 
     @cached_property
@@ -442,7 +442,7 @@ class ReplyState:
 
     @property
     def num_frames(self) -> int:
-        """Number of frames begun, except those that would remain incomplete if the audio ended here."""
+        """Number of frames that would be complete if the audio ended here."""
         if self.audio_start == UNKNOWN:
             return self.num_codes
         return self._frames_before(self.position if self.audio_end == UNKNOWN else self.audio_end)

@@ -163,7 +163,7 @@ def is_after_end(in_audio, position, first_end, tail_rows):
 
 
 def rows_after_audio(position, audio_start, audio_end, audio_max, family):
-    """Return the distance of a row from the end of audio, with the rows that are left out if a limit ended it."""
+    """Return the number of rows since the end of the audio; if a limit ended it, rows that were cut count, too."""
     distance = position - audio_end
     if family.cut_rows > 0:
         is_cut = (audio_end - audio_start >= audio_max) | (audio_end >= family.audio_limit)
@@ -186,7 +186,7 @@ def first_stream(audio, position, audio_start, audio_end, since_end, transition,
 
 
 def rows_after_last(since_end, audio_end, ends_audio):
-    """Return the distance of a row from the end of audio, which is very negative before the row that ends it."""
+    """Return the number of rows since the row that ends the audio; very negative before it."""
     return where(ends_audio, 0, where(audio_end < 0, -(1 << 30), since_end))
 
 

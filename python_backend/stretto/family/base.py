@@ -331,7 +331,7 @@ class DrawRules:
         return None
 
     def sampled_ids(self, ids: Sequence[int]) -> list[int]:
-        """Return those of the sorted `ids` of stream 0 in audio that the model may sample."""
+        """Return the ids that the model may sample, of the sorted `ids` of stream 0 in audio."""
         return list(ids)
 
     def num_text_entries(self, max_rows: int) -> int:

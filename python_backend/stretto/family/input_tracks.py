@@ -76,7 +76,7 @@ class TextTrack:
 
     @property
     def second_ids(self) -> range:
-        """Ids of a second text stream, of which each row has one as well; empty if there is none."""
+        """Ids of a second text stream, one for each row; empty if there is none."""
         return range(0)
 
     def num_recorded(self, ids: Sequence[int]) -> int:

@@ -100,7 +100,7 @@ class CollectedStates(Protocol):
     """Hidden states of a prompt's rows, which the scheduler collects from the steps that compute it."""
 
     def put(self, rows: np.ndarray) -> None:
-        """Add states, float32 [n, 1 + H], whose column 0 has their positions. Known ones do not change."""
+        """Add states, float32 [n, 1 + H], with positions in column 0. States of known positions do not change."""
 
     @property
     def first_unknown(self) -> int | None:

@@ -112,7 +112,7 @@ class FamilyPlugin:
 
 
 def family_plugin(package: str, **members: Any) -> FamilyPlugin:
-    """Return the plug-in of a package with these files, each of which a member may replace.
+    """Return the plug-in of a package with the files below; `members` replace what a file would define.
 
         family.py      build            convert.py     the conversion module
         prompt.py      open_template    recognise.py   recognise

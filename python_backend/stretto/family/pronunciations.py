@@ -1,4 +1,4 @@
-"""Pronunciation dictionaries of a family: how it writes phonemes, and words of the text in place of spoken ones."""
+"""Pronunciation dictionaries of a family: how it writes phonemes, and the text's words for replaced ones."""
 
 from collections import deque
 from collections.abc import Iterable

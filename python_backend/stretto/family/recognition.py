@@ -179,7 +179,7 @@ class OneRelease:
         return [Match(self.family, files, self.convert, companions=self.companions, refusal=refusal)]
 
     def _refusal(self, config: Mapping[str, Any], names: set[str]) -> str:
-        """Return the reason to refuse a release; `names` are those of its files, none without weights."""
+        """Return the reason to refuse a release with the files `names`, which are empty if it has no weights."""
         for path, values in self.expected.items():
             value = optional_entry(config, path)
             if value not in values:

@@ -15,7 +15,7 @@ FRAME_FIELDS = (
 
 
 class SpokenTask(Task):
-    """Task whose text the speaker of the family's mechanism speaks. The segments are those of the writer."""
+    """Task whose text the speaker of the family's mechanism speaks. It has the writer's segments."""
 
     @property
     def has_audio_segment(self) -> bool:

@@ -138,7 +138,7 @@ class Connections:
 
 
 def open_files(num_files: int) -> Sequence[int]:
-    """Return the descriptors of this process; if none is left to read them, all possible ones."""
+    """Return the descriptors of this process; all possible ones if no descriptor is left to list them."""
     try:
         return [int(name) for name in os.listdir("/proc/self/fd")]
     except OSError:

@@ -40,7 +40,7 @@ class Refusal:
 
 
 class RefusedHosts:
-    """Hosts of which the models have just refused a request.
+    """Hosts with a request that the models have just refused.
 
     Of the further requests of such a host, the proxy sends the models one for each reply that ends, of any host, and
     one every PROBE_S seconds. It refuses the others. The models would refuse these as well, after more work: a refusal

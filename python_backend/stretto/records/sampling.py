@@ -245,7 +245,7 @@ class SamplingConfig:
 
     @property
     def _draws(self) -> "SamplingConfig":
-        """The same parameters with a fixed seed and fixed lengths, and those of all streams."""
+        """These parameters without seed and lengths, with the values of all streams spelled out."""
         lengths = {"min_rows": 0, "max_rows": 1}
         codes = CodeSampling(self.codes.temperature, self.codes.top_k, self.codes.top_p)
         text = replace(self.text, **lengths)

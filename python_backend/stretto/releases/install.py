@@ -223,7 +223,7 @@ class Installer:
             return self._models.publish(staging, replace(manifest, checkpoint=str(target.folder)))
 
     def _resolve(self, target: Target) -> tuple[ReleaseEntry, list[ReleaseFiles]]:
-        """Return the entry of a target, and its files and those of its companions."""
+        """Return the entry of a target, and the files of its repository and of others that it needs (`companions`)."""
         choices = self._choices
         entry = target.entry
         if (listing := target.listing) is not None:
@@ -324,7 +324,7 @@ class Installer:
             return self._models.publish(staging, manifest)
 
     def _check_shapes(self, view: View, repos: list[ReleaseFiles], request: Request) -> None:
-        """Compare the names and shapes of published tensors with those that the converter expects.
+        """Check that published tensors have the names and shapes that the converter expects.
 
         Only the headers of large files are read, before the download. Formats other than safetensors have none, so
         their releases are not checked.
@@ -398,7 +398,7 @@ def prefers_gpu(gpu: int | None, is_for_cpu: bool) -> bool:
 
 
 def device_of(model: InstalledModel, gpu: int | None, is_for_cpu: bool) -> int | None:
-    """Return the GPU for an installed model, or None for the CPU. The arguments are those of `prefers_gpu`."""
+    """Return the GPU for an installed model, or None for the CPU; for the arguments, see `prefers_gpu`."""
     if not prefers_gpu(gpu, is_for_cpu):
         return None
     manifest = model.manifest
@@ -556,7 +556,7 @@ def pull(words: list[str]) -> int:
 
 
 def _drop_sources(model: InstalledModel, models: InstalledModels, hub: Hub) -> None:
-    """Remove the files that a model was made from from the hub's cache, except those of other installed models."""
+    """Remove a model's source files from the hub's cache, unless another installed model was made from them."""
     unused = models.cached_for([model])
     line("removed", f"{gigabytes(hub.remove(unused))} of the hub's cache")
     if kept := model.manifest.cached - unused:

@@ -56,7 +56,7 @@ class ChunkPolicy:
 
     @property
     def unplayed_frames(self) -> int:
-        """Number of frames of the first chunk that are not played when it arrives: silent ones and right context."""
+        """Number of frames of the first chunk that are not played at its arrival: silent frames and right context."""
         return self.silent_frames + self.held_frames
 
     @property

@@ -50,7 +50,7 @@ class CachedRows:
         self.newest_hidden: Any = None  # hidden state of the newest row
 
     def read_ahead(self, guess: list[Row]) -> None:
-        """Compute the hidden states of all rows in one forward pass, for use as long as the rows are as guessed."""
+        """Compute the hidden states of guessed rows in one forward pass; they are used while the guess is right."""
         hidden = self.hidden(guess)
         self.guess = guess
         self.guessed_hidden = hidden

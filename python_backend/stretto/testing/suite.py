@@ -148,12 +148,12 @@ def spread(names: Sequence[str], number: int) -> list[str]:
 
 
 def on_meta(shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
-    """Return tensors of these shapes without numbers."""
+    """Return tensors of these shapes on torch's device `meta`."""
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def text_ids(prompt: Prompt, family: Family) -> list[int]:
-    """Return the ids of the streams of a prompt that may have text, and those of the text beside the reply."""
+    """Return all ids of a prompt that may be text: of its text streams, and of the text beside the reply."""
     streams = [0, *family.track_streams]
     return [*prompt.rows[:, streams].flatten().tolist(), *prompt.track]
 
@@ -394,7 +394,7 @@ class Scheduling(NamedTuple):
 
 
 def _schedulings(case: FamilyCase) -> Iterable[Any]:
-    """Yield by day the first sizes with much memory, and the last ones with little; by night also the other way."""
+    """Yield the first size with much memory and the last one with little, each asynchronous or not; half by night."""
     tight = {**TIGHT, **case.tight}
     for is_night in (False, True):
         for is_tight, size in ((False, case.sizes[0]), (True, case.sizes[-1])):

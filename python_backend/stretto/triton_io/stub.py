@@ -226,7 +226,7 @@ MPS_SHARE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 
 
 def let_others_first() -> None:
-    """Give this process's kernels a lower priority than those of others that share the GPU by NVIDIA's MPS.
+    """Lower the priority of this process's kernels, if other processes share the GPU by NVIDIA's MPS.
 
     CUDA reads the variable when it is initialised. Without MPS it has no effect.
     """

@@ -56,7 +56,7 @@ def read_numbers(config_class: Any, record: Mapping[str, Any]) -> Any:
 
 
 def with_older_keys(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a part of a config.json with the keys that transformers 4 wrote, even if version 5 wrote the file.
+    """Return a part of a config.json with transformers 4's keys, even if version 5 wrote the file.
 
     Version 5 writes `rope_theta` and `rope_scaling` as `rope_parameters`, and may write `num_experts` as
     `num_local_experts`.

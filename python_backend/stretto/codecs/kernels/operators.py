@@ -39,7 +39,7 @@ def runs_kernels(x: Tensor) -> bool:
 
 
 def memory_for(x: Tensor, num_outputs: int, sizes: Sizes, activation: str, keeps_sums: bool) -> tuple[Tensor, Tensor]:
-    """Return memory for the sums of a launch, and for their activations; without one of these, [0]."""
+    """Return memory for the sums of a launch and for their activations; a result that is not needed has shape [0]."""
     width = num_outputs // 2 if activation == GATE else num_outputs
     sums = x.new_empty(len(x), sizes.length, num_outputs) if keeps_sums else x.new_empty(0)
     return sums, x.new_empty(len(x), sizes.length, width) if activation else x.new_empty(0)

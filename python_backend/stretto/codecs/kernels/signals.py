@@ -36,7 +36,7 @@ def input_at(
     num_before: tl.tensor,
     late: tl.tensor,  # number of new inputs that count as zeros, or None
 ) -> tl.tensor:
-    """Return the inputs of a layer at the given steps; those without one, and late ones, are 0."""
+    """Return a layer's inputs at the given steps; 0 where there is no input, and for the first `late` new ones."""
     is_step = step < num_inputs
     if late is not None:
         is_step = is_step & ((step < 0) | (step >= late))

@@ -153,7 +153,7 @@ class LatentMixin(MultiStreamMixin):
         return out
 
     def _embed_latents(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """Replace the embeddings of `rows` that have a latent in `out` [N, H], and return it."""
+        """Replace the embeddings in `out` [N, H] of those `rows` that have a latent; return `out`."""
         latents = rows[:, 1 : 1 + self.num_words].contiguous().view(torch.float32)
         latents = latents.nan_to_num(0.0, 0.0, 0.0).clamp(-LARGEST, LARGEST)
         kinds = [(self.family.layout.audio[0], self.embed_latents)]

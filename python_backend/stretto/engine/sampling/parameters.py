@@ -128,7 +128,7 @@ class DrawParams:
     _rows: dict[tuple[int, int], list[PairRows]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rows(self, num_streams: int, num_columns: int) -> list[PairRows]:
-        """Return the parameters for logits of S streams and C columns."""
+        """Return the parameters of each row and stream, for logits of S streams and C columns."""
         shape = num_streams, num_columns
         if shape not in self._rows:
             self._rows[shape] = PairRows.from_parameters(self, *shape)

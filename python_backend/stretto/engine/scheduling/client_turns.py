@@ -206,7 +206,7 @@ class ClientTurns:
         return skipping
 
     def resting(self, waiting: Iterable[Request]) -> list[Request]:
-        """Return the queued requests that may not be admitted in this step, so that those of a host keep their order.
+        """Return the queued requests that may not be admitted in this step, so that a host's requests keep their order.
 
         Their host has no rows left, or the output of a preempted request before them is still in flight. vLLM skips
         that request, and would admit the later ones.

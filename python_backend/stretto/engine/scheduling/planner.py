@@ -206,7 +206,7 @@ class KvShares:
         self._limits = {name: int(share * num_blocks) for name, share in shares.items()}
 
     def full(self, waiting: Iterable[Request], running: list[Request]) -> list[Request]:
-        """Return all queued requests of the classes whose first queued request would exceed the limit."""
+        """Return all queued requests of each class whose first queued request would exceed the class's limit."""
         if not self._limits:
             return []
         has_room: dict[str, bool] = {}

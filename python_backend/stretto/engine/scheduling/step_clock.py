@@ -1,4 +1,4 @@
-"""Times of the engine's steps, of which one is scheduled while another runs."""
+"""Times of the engine's steps; one step is scheduled while another one runs."""
 
 import time
 from collections import deque

@@ -8,7 +8,7 @@ from stretto.family.base import Family
 
 
 class GuidedHeads:
-    """Logits of a batch's audio rows, guided by those of their CFG partners."""
+    """Logits of a batch's audio rows, guided by the logits of their CFG partners."""
 
     def __init__(self, heads: StreamHeads, family: Family):
         self._heads = heads

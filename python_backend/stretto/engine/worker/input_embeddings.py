@@ -94,7 +94,7 @@ class InputEmbeddings:
         return self._arrays.tensor(self._arrays.upload(values))
 
     def _encode(self, model_input: InputAudio | InputImage) -> torch.Tensor:
-        """Return the rows of an input [1, n, H], for an image those of all levels [1 + L, n, H]."""
+        """Return the rows of an input, [1, n, H]; of an image, the rows of all levels, [1 + L, n, H]."""
         # Copied because the received buffer is read-only, which torch warns about.
         features = self._upload(model_input.features.copy())
         if isinstance(model_input, InputImage):

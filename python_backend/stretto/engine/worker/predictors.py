@@ -36,7 +36,7 @@ def exact_product(rows: torch.Tensor) -> Product:
 
 
 def depth_product(rows: torch.Tensor) -> Product:
-    """Return the same as `exact_product` for a head of a depth transformer, whose bits depend on no other row."""
+    """Return `exact_product` for a depth transformer's head; on a GPU, a row's bits do not depend on others."""
     if rows.device.type == "cpu" or rows.dtype not in BLOCK_INNER:
         return exact_product(rows)
     return RowProduct(rows, dtype=torch.float32)

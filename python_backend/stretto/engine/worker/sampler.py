@@ -132,7 +132,7 @@ class RepetitionGuard:
         return torch.where(again, draw(values, ids, redraw_keys(keys), params, EVERYTHING), drawn)
 
     def is_guarded(self, drawn: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
-        """Return True for the ids `drawn` [A, k] to sample again if they repeat; `codebooks` are ranges [k, 2]."""
+        """Return True for the ids in `drawn` [A, k] that are codes: inside `codebooks`, ranges of ids [k, 2]."""
         return (drawn >= codebooks[:, 0]) & (drawn < codebooks[:, 1])
 
 

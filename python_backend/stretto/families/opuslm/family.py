@@ -44,7 +44,7 @@ VOICE_FRAMES = 500
 
 @dataclass(frozen=True)
 class PaddedTail(SampledTail):
-    """Tail as long as SampledTail, in which each stream is padded from the second row after its last frame.
+    """Tail as long as SampledTail; each stream is padded from the second row after its last frame.
 
     In the example of `streams/layout.py`:
 

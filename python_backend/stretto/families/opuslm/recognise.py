@@ -1,4 +1,4 @@
-"""Recognises OpusLM releases and those of its dialogue model."""
+"""Recognises releases of OpusLM and of its dialogue model."""
 
 from stretto.family.recognition import QWEN_TOKENIZER, REPOSITORY, Listing, Match, Needed
 from stretto.untrusted_files import MAX_YAML_BYTES, optional_entry

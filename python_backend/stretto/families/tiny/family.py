@@ -114,7 +114,7 @@ class AlignmentPointer(DrawRules):
         )
 
     def num_text_entries(self, max_rows: int) -> int:
-        """Return the size of a slot's table: the entries, of which the first is unused."""
+        """Return the size of a slot's table: the entries, and an unused one before them."""
         return self.max_entries + 1
 
     def written_entries(self, ids: Sequence[int]) -> Sequence[int]:

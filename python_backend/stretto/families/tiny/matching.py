@@ -59,7 +59,7 @@ def _weight(phoneme: str) -> int:
 
 
 def matched(spoken: Sequence[Sequence[str]], words: Sequence[str]) -> list[int | None]:
-    """Return the index of the word that each spoken word is, in ascending order; None if it is none of them.
+    """Match spoken words with words of the text: return an index for each, in ascending order, or None.
 
     Args:
         spoken: Phonemes of each spoken word.
