@@ -150,7 +150,7 @@ class Joint:
         self.rate = 1.0
 
     def add(self, change: float | RateChange) -> None:
-        """Insert silence in seconds between the last utterance and the next one, or change the rate."""
+        """Insert silence (a number of seconds) before the next utterance, or change the rate."""
         if isinstance(change, RateChange):
             self.rate = change.value
         else:

@@ -149,7 +149,7 @@ async def read_text(text: str, markup: Markup, tags: Collection[str] | None = No
 
 
 async def read_parts(text: str, reader: MarkupReader) -> Parts:
-    """Return the parts of a text as in `read_text`, using a new `reader`."""
+    """Return the parts of a text, as `read_text` does; `reader` must be new."""
     spoken = "".join([token async for token in read_slices(text, reader)]) + reader.end()
     parts: Parts = []
     for token in re.split(f"({PAUSE})", spoken):

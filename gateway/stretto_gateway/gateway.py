@@ -84,7 +84,7 @@ class Gateway:
         self._server = server
 
     def _with(self, server: ModelServer) -> Self:
-        """Return the same state for another server."""
+        """Return a copy of this gateway's state that uses another server."""
         other = copy(self)
         other._use(server)
         other.metrics = self.metrics.labelled(lambda: server.catalogue.label)

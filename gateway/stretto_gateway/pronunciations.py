@@ -113,7 +113,7 @@ def no_phonemes(profile: ModelProfile) -> str:
 async def add_dictionary(
     gateway: Gateway, profile: ModelProfile, options: SpeakArguments, owner: str, ignored: Ignored
 ) -> None:
-    """Add the entries of the caller's dictionary to the options of a request, whose own entries precede.
+    """Add the entries of the caller's dictionary to the options of a request, unless the request has the word.
 
     Args:
         options: Arguments of `SpeechClient.speak`; changed.

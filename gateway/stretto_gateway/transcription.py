@@ -296,7 +296,7 @@ def transcript_response(
 
 
 def limit_header(report: dict[str, Any]) -> dict[str, str]:
-    """Return the header of a transcript that a limit ended; empty if the model ended it."""
+    """Return the response header that reports that a limit ended the transcript; empty if none did."""
     return {FINISH_REASON: LENGTH} if limit_reason(report) else {}
 
 

@@ -42,7 +42,7 @@ def read_offer(text: str) -> str:
 
 
 def check_receives(offer: str) -> None:
-    """Raise ApiError if the caller of an offer receives no audio, so that the speech of a conversation would wait.
+    """Raise ApiError if the offer does not receive audio, because a conversation's speech could not be played.
 
     Args:
         offer: Session description that `read_offer` has returned.

@@ -52,7 +52,7 @@ class Convolution(nn.Module):
         return convolve(x, self.conv)
 
     def launch(self, x: Tensor, memory: Memory, ending: Ending = device.PLAIN) -> tuple[Tensor, Tensor]:
-        """Return the outputs on a GPU and their activations, as `ending` asks for them."""
+        """Launch the layer on a GPU; return its outputs and their activations, those that `ending` requests."""
         return device.convolve(x, self.conv, memory.part(self.kept, x.shape[2], self.late), ending)
 
 
@@ -94,7 +94,7 @@ class Upsampling(nn.Module):
         return upsample(x, getattr(self, self._name))
 
     def launch(self, x: Tensor, memory: Memory, ending: Ending = device.PLAIN) -> tuple[Tensor, Tensor]:
-        """Return the outputs on a GPU and their activations, as `ending` asks for them."""
+        """Launch the layer on a GPU; return its outputs and their activations, those that `ending` requests."""
         return device.convolve(x, getattr(self, self._name), memory.part(self.kept, x.shape[2], self.late), ending)
 
 
@@ -128,7 +128,7 @@ class Downsampling(nn.Module):
         return self.conv(both)
 
     def launch(self, x: Tensor, memory: Memory, ending: Ending = device.PLAIN) -> tuple[Tensor, Tensor]:
-        """Return the outputs on a GPU and their activations, as `ending` asks for them."""
+        """Launch the layer on a GPU; return its outputs and their activations, those that `ending` requests."""
         return device.convolve(x, self.conv, memory.part(self.kept, x.shape[2]), ending)
 
 
@@ -139,7 +139,7 @@ class Padded:
         self._conv = conv
 
     def launch(self, x: Tensor, memory: Memory | None, ending: Ending = device.PLAIN) -> tuple[Tensor, Tensor]:
-        """Return the outputs on a GPU and their activations, as `ending` asks for them."""
+        """Launch the layer on a GPU; return its outputs and their activations, those that `ending` requests."""
         return device.convolve(x, self._conv, None, ending)
 
 
@@ -178,7 +178,7 @@ def links_of(layers: Iterable[nn.Module]) -> Iterator[Link]:
 
 
 def residual_links(layers: Iterable[nn.Module]) -> Iterator[Link]:
-    """Yield the links of layers to whose output their input is added."""
+    """Yield the links of layers with a residual connection around all of them."""
     links = list(links_of(layers))
     links[0] = replace(links[0], begins_residual=True)
     links[-1] = replace(links[-1], ends_residual=True)

@@ -399,7 +399,7 @@ class Heads:
 
 
 def can_attend(heads: Heads) -> bool:
-    """Return True if the kernels have heads of this size."""
+    """Return True if the attention kernels support heads of this width."""
     return heads.width in (4, 8, 16, 32, 64, 128)
 
 

@@ -106,7 +106,7 @@ class Memory:
             self._at = memory._at
 
     def masked_start(self, x: Tensor, late: int) -> Tensor:
-        """Return x [B, C, n] with the first `late` steps of each utterance, which precede its start, set to zero."""
+        """Return x [B, C, n] with the first `late` steps of each utterance set to zero: they are before its start."""
         if not late:
             return x
         is_before = torch.arange(x.shape[2], device=x.device) < late

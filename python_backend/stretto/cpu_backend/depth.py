@@ -148,7 +148,7 @@ class CpuSteppedDepth:
 
 
 class _DepthRows:
-    """Buffers of a depth transformer, which are made again when the number of rows of a frame changes.
+    """Buffers of a depth transformer, allocated again when the number of rows of a frame changes.
 
     Rows that pad the batch are computed like all others, and their results are ignored.
     """

@@ -401,7 +401,7 @@ class Sessions:
         return pcm[session.num_silent * spec.samples_per_frame :]
 
     def note_failure(self, utterance: str, error: Exception) -> None:
-        """Make the next chunk of an utterance fail, because one that has been answered could not be decoded."""
+        """Make the next chunk of an utterance fail: an earlier one was answered before its decoding failed."""
         session = self._open.get(utterance)
         if session is not None:
             session.failure = error

@@ -201,7 +201,7 @@ class Utterance:
             yield from self._due_chunks(segment)
 
     def _states_in(self, rows: np.ndarray) -> list[list[int]]:
-        """Return the state columns of each row, [n][C]."""
+        """Return the values of the state columns in each row, [n][C]."""
         return rows[:, 1 + self._family.num_row_words :].tolist()
 
     def _mark_words(self, reply: ReplyState, before: Sequence[int]) -> None:

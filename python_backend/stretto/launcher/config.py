@@ -309,7 +309,7 @@ def dictionary_text(path: Path) -> str:
 
 
 def own_log(http_port: int, pid_file: Path) -> Path:
-    """Return the default path of the log: named by the HTTP port or, if that is 0, like the pid file."""
+    """Return the default path of the log, named after the HTTP port or, if that is 0, the pid file."""
     return state_folder() / f"server-{http_port}.log" if http_port else pid_file.with_suffix(".log")
 
 

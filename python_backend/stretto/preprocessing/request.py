@@ -260,7 +260,7 @@ class Preprocessor:
 
         Args:
             turns: The conversation. Earlier texts are those of recordings, which are not spoken.
-            spellings: Spellings of the request, which precede those of the server's dictionary.
+            spellings: Spellings in the request, used instead of those in the server's dictionary.
         """
         dictionaries = tuple(filter(None, (Dictionary(spellings), self._dictionary)))
         text = turns[-1].text
@@ -341,7 +341,7 @@ class Preprocessor:
 
 
 def within_rate(sampling: SamplingConfig, task: Task, seconds: float) -> SamplingConfig:
-    """Return `sampling` with the text limited to the longest one for a recording of this length."""
+    """Return `sampling` with the text limited to what a recording of `seconds` can contain (`Task.text_rate`)."""
     most = min(sampling.text.max_rows, task.text_rate.max_rows(seconds))
     least = min(sampling.text.min_rows, most)
     return replace(sampling, text=replace(sampling.text, min_rows=least, max_rows=most))

@@ -160,7 +160,7 @@ class LatentSpec:
         return self.num_words - self.num_other_words
 
     def cache_bytes(self, num_slots: int, num_rows: int) -> int:
-        """Return the smallest KV cache that is permitted beside a table of latents.
+        """Return the minimum size in bytes of a KV cache, so that the table of latents is small beside it.
 
         Args:
             num_slots: Number of batch slots.

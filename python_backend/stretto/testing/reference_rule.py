@@ -100,7 +100,7 @@ class ReferenceRule:
         return is_code
 
     def counted(self, ids: Sequence[int], window: int) -> Sequence[int]:
-        """Return the ids among which repeats of an id of stream 0 are counted.
+        """Return the previous ids of stream 0 that the repetition rules count.
 
         Args:
             ids: Stream 0 of all audio rows so far.

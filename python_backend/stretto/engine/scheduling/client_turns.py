@@ -189,7 +189,7 @@ class ClientTurns:
         return {**grants, **dict.fromkeys(skipping, 0)} if skipping else grants
 
     def _skipping(self, replies: dict[str, list[str]], grants: Mapping[str, int], num_left: int) -> list[str]:
-        """Return the requests of a host that skip the step; the replies that last ran longest ago do not.
+        """Return the requests of a host that skip the step: all but those of the replies that have waited longest.
 
         Args:
             replies: Ids of the host's running requests, keyed by reply.

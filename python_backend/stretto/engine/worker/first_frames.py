@@ -122,7 +122,7 @@ class CudaLane:
         self._graphs = GraphCache(decode, CudaGraphs(self._stream), codec.spec, MAX_BATCH, longest_s)
 
     def capture(self) -> None:
-        """Capture graphs for each number of frames and of replies, the largest first, whose memory the others use."""
+        """Capture graphs for each number of frames and of replies, the largest first: the others use its memory."""
         torch.cuda.synchronize(self._device)
         with torch.cuda.stream(self._stream), torch.inference_mode():
             for num_frames in range(MAX_FIRST_FRAMES, 0, -1):

@@ -13,7 +13,7 @@ from stretto.records.prompt import InputAudio, InputImage, Prompt
 class InputEmbeddings:
     """Encoded audio and images of all slots, which are copied to the rows of each step.
 
-    Those of a slot are dropped once its last step with such rows has begun. A preempted request encodes them again.
+    A slot's rows are dropped once its last step with such rows has begun. A preempted request encodes them again.
 
     The tensors returned by `inputs` have fixed addresses, as CUDA graphs require.
 

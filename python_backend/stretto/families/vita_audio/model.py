@@ -138,7 +138,7 @@ def audio_tower(config: Mapping[str, Any]) -> SenseVoice:
 
 
 def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> Adaptor:
-    """Create the projection of the encoder's output to the backbone's width; its weights are loaded later."""
+    """Create the projection from the encoder's output to the backbone's width, without weights."""
     return Adaptor(config["output_size"], hidden_size)
 
 
