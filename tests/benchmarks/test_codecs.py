@@ -1,11 +1,7 @@
-import json
-import sys
-
 import pytest
 import torch
 
-from benchmarks import codecs as measure_codecs
-from benchmarks.codecs import Streaming, codecs, measure_long, measure_streaming
+from benchmarks.codecs import codecs, measure_long, measure_streaming
 from lab.releases.random_codecs import STATEFUL
 from tests.fakes import FakeCodec
 from tests.tiers import by_night
@@ -29,16 +25,3 @@ def test_codecs_do_not_drift_over_long_utterances(name: str) -> None:
     row = measure_long(name, codec, 300 / codec.spec.frame_rate)
     assert 0.02 < row.level < 0.6
     assert max(row.chunkings, row.streamed, row.streamed_from_float64, row.whole_from_float64) <= 1e-5
-
-
-def test_last_output_line_contains_all_tables(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["measure_codecs", "dac_44khz", "--frames", "12", "--batch", "1"])
-    measure_codecs.main()
-    lines = capsys.readouterr().out.splitlines()
-    record = json.loads(lines[-1])
-    [row] = record["streaming"]
-    assert set(row) == set(Streaming.__slots__)
-    assert lines[2].split(" | ")[:3] == ["| dac_44khz", "random, narrow", "44100"]
-    assert [each["right_frames"] for each in record["dial"]] == list(range(11))

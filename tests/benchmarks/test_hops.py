@@ -5,9 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from benchmarks.hops import rows, table, walk
+from benchmarks.hops import walk
 from stretto.hops import FOLDER, Hop, ignore, read_stamps, stamp, stamps_in
 
 ORDER = list(Hop)
@@ -39,17 +37,3 @@ def test_a_walk_follows_the_chunk_with_the_first_audio() -> None:
     stamps += [(99.0, hop) for hop in ORDER]
     found = walk(stamps, 9.0, 45.0)
     assert [found[hop] for hop in ORDER] == [0, *range(1, 8), *range(21, 27), 33, 34, 35, 36]
-
-
-def test_the_table_has_a_row_for_each_hop() -> None:
-    walks = [{hop: index * 1e-3 * factor for index, hop in enumerate(ORDER)} for factor in (1, 1, 3)]
-    found = rows(walks)
-    assert [row["hop"] for row in found] == [str(hop) for hop in ORDER]
-    assert found[2] == {
-        "hop": str(ORDER[2]),
-        "at_ms": 2.0,
-        "least_ms": 1.0,
-        "p50_ms": 1.0,
-        "p95_ms": pytest.approx(2.8),
-    }
-    assert len(table(found).splitlines()) == 2 + len(ORDER)

@@ -3,18 +3,11 @@ import math
 
 import pytest
 
-from benchmarks.layouts import BAGPIPER_SMALL, LAYOUTS
+from benchmarks.layouts import LAYOUTS
 from stretto.engine.environment import prepare_environment
 from tests.speech_families import EIGHT_STREAMS
 
 pytestmark = pytest.mark.engine
-
-
-def test_bagpiper_layout_matches_the_published_one() -> None:
-    layout = BAGPIPER_SMALL.layout
-    assert layout.vocab_size == 160_392 == 152_192 + 8 * 1025
-    assert layout.num_output_streams == layout.num_codebooks == 8
-    assert layout.audio[-1] == range(159_367, 160_392)
 
 
 @pytest.mark.nightly

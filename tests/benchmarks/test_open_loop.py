@@ -7,25 +7,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.loads import Trace
-from benchmarks.open_loop import Mix, closed, figures, knee, opened
+from benchmarks.open_loop import Mix, closed, figures, opened
 from stretto_client import SpeechClient
 from tests.client.fake_server import Chunk, ErrorText, FakeServer, Request, Step
 
 SPOKEN: list[Step] = [Chunk(0, 640), Chunk(1, 640, is_final=True, is_last=True)]
 FULL: list[Step] = [ErrorText("full: 80 sequences are already in flight; try again")]
-
-
-def record(rate: float, p95: float = 0.5, refused: float = 0.0) -> dict[str, float]:
-    return {"rate": rate, "first_sound_p95": p95, "refused": refused, "target_s": 1.0}
-
-
-def test_knee_is_the_last_rate_before_lateness_or_refusals() -> None:
-    rates = [record(1), record(2), record(4, p95=1.5), record(8)]
-    assert knee(rates) == knee(rates[::-1]) == 2
-    assert knee([record(1), record(2, refused=0.02)]) == 1
-    assert knee([record(1), record(2, refused=0.01, p95=1.0)]) == 2
-    assert knee([record(1, p95=2.0), record(2)]) is None
-    assert knee([{"rate": 1, "refused": 1.0, "target_s": 1.0}]) is None, "nobody was heard"
 
 
 def run(script: Callable[[Request], list[Step]], ask: Callable[[SpeechClient], Any]) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from benchmarks.chaos.load import READERS, Ask, GrpcAsk, Reader, Servers, Streams, Verdict, judge, read, take_references
+from benchmarks.chaos.load import READERS, Ask, GrpcAsk, Reader, Verdict, judge, read, take_references
 from tests.client.fake_server import Chunk, ErrorText, FakeServer, Request, Step
 
 LIMIT_S = 60.0
@@ -55,55 +55,3 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
 def test_every_reader_detects_a_changed_beginning(reader: Reader) -> None:
     assert run(lambda _: spoken(changed=0), reader) == [Verdict.WRONG]
-
-
-def test_non_reproducible_reference_is_rejected() -> None:
-    async def ask(script: Callable[[int], list[Step]], asks: list[Ask]) -> None:
-        server = FakeServer(lambda _: script(len(server.requests)))
-        address = await server.start()
-        try:
-            await take_references({"grpc": address}, asks, LIMIT_S)
-        finally:
-            await server.stop()
-
-    asyncio.run(ask(lambda _: spoken(), [SPEAK]))
-    asyncio.run(ask(lambda _: list(REFUSED), [MALFORMED]))
-    for script, one in (
-        (lambda number: spoken(changed=number), SPEAK),
-        (lambda _: list(REFUSED), SPEAK),
-        (lambda _: spoken(), MALFORMED),
-    ):
-        with pytest.raises(RuntimeError, match=f"{one.name}: no reference"):
-            asyncio.run(ask(script, [one]))
-
-
-@pytest.mark.nightly
-@pytest.mark.slow
-def test_chaos_streams_count_responses_and_report_wrong_ones() -> None:
-    async def press(wrong_from: int) -> Streams:
-        def script(request: Request) -> list[Step]:
-            if "voice" in str(request.get("options")):
-                return list(REFUSED)
-            return spoken(changed=0 if len(server.requests) > wrong_from else None)
-
-        server = FakeServer(script)
-        address = await server.start()
-        try:
-            asks = [SPEAK, *(GrpcAsk(f"{kind} 0", kind, SPEAK.send) for kind in ("transcribe", "gateway", "upload"))]
-            servers: Servers = {"grpc": address}
-            asks.append(MALFORMED)
-            streams = Streams(servers, asks, await take_references(servers, asks, LIMIT_S), 0, LIMIT_S)
-            streams.start(4)
-            while streams.outcomes.verdicts.total() < 30:
-                await asyncio.sleep(0)
-            await streams.stop()
-            return streams
-        finally:
-            await server.stop()
-
-    good = asyncio.run(press(1 << 30)).outcomes
-    assert good.num(Verdict.RIGHT, Verdict.LEFT) == good.verdicts.total() >= 30
-    assert not good.bad
-    bad = asyncio.run(press(8)).outcomes
-    assert bad.num(Verdict.WRONG) >= 1
-    assert "wrong" in bad.bad[0]

@@ -58,11 +58,7 @@ def test_first_call_runs_jobs_in_table_order() -> None:
 
 @pytest.mark.parametrize("call", plan.calls(), ids=lambda call: call.title)
 def test_planned_call_fits_the_host_limits(call: plan.Call) -> None:
-    assert call.num_bytes <= HOST_BYTES
+    assert call.num_bytes <= CALL_BYTES <= HOST_BYTES
     assert len(call.command) <= LONGEST_COMMAND
     if not call.is_whole:
         assert seconds_of(call.jobs) <= plan.LIMIT_S
-
-
-def test_planned_calls_stay_below_the_transfer_limit() -> None:
-    assert max(call.num_bytes for call in plan.calls()) <= CALL_BYTES

@@ -6,7 +6,7 @@ import pytest
 from stretto.families.tiny import family as tiny
 from training.tiny import builders
 from training.tiny.encoded import Spoken, Transcript
-from training.tiny.sequences import CHARACTER_ID, NO_TARGET, SPACE, Head
+from training.tiny.sequences import CHARACTER_ID, SPACE, Head
 from training.tiny.teacher import PHONEME_ID
 
 
@@ -42,15 +42,6 @@ def test_tts_rows_are_characters_then_phonemes_then_delayed_frames(spoken: Spoke
     assert (rows.audio, rows.frames, rows.speaks) == (len(TEXT) + 1, 7, True)
 
 
-def test_tts_predicts_only_text_frames_and_codes(spoken: Spoken) -> None:
-    rows = builders.tts(spoken)
-    audio = len(TEXT) + 1
-    predicted = [*range(8, len(TEXT)), *range(audio, audio + 8)]
-    following = np.append(rows.stream_0[1:], NO_TARGET)
-    expected = [following[row] if row + 1 in predicted else NO_TARGET for row in range(len(rows.stream_0))]
-    assert rows.target.tolist() == expected
-
-
 def test_frames_attend_to_their_phoneme_and_the_next(spoken: Spoken) -> None:
     rows = builders.tts(spoken)
     audio, this, following = len(TEXT) + 1, [8, 8, 9, 10, 12, 13, 14], [9, 9, 10, 12, 13, 14, None]
@@ -68,9 +59,3 @@ def test_asr_rows_are_audio_then_phonemes_then_characters(spoken: Spoken) -> Non
     assert rows.index[2 : 2 + audio].tolist() == [tiny.FRAME_INDEX_BASE + row + 1 for row in range(audio)]
     assert rows.target[len(head) - 1 : -1].tolist() == rows.stream_0[len(head) :].tolist()
     assert (rows.audio, rows.frames, rows.speaks) == (2, 7, False)
-
-
-def test_asr_predicts_each_frame_token_when_the_frame_is_complete(spoken: Spoken) -> None:
-    rows = builders.asr(spoken)
-    assert (rows.target[:11] == NO_TARGET).all()
-    assert rows.target[11:18].tolist() == builders.frame_tokens(spoken).tolist()

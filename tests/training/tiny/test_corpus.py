@@ -5,7 +5,6 @@ import torch
 
 from stretto.families.tiny import family as tiny
 from training.tiny import builders
-from training.tiny.builders import KEPT_FIRST
 from training.tiny.corpus import Corpus, pack
 from training.tiny.encoded import Spoken, Transcript
 from training.tiny.sequences import NO_TARGET, Rows
@@ -37,21 +36,3 @@ def test_codes_are_delayed_and_are_targets_of_the_row_before() -> None:
     assert (batch.ids[0, :size, 8].numpy() == rows.index).all()
     assert (batch.target[0, :size].numpy() == rows.target).all()
     assert (batch.ids[0, size:] == tiny.PAD).all()
-
-
-def test_unconditional_sequences_hide_text_and_predict_only_codes() -> None:
-    corpus, rows = speech(6), spoken(6)
-    plain = corpus.batch(np.zeros(2, dtype=int))
-    batch = corpus.batch(np.zeros(2, dtype=int), np.asarray([True, False]))
-    for name in ("ids", "target", "codes", "look"):
-        assert torch.equal(getattr(batch, name)[1], getattr(plain, name)[1])
-    null, audio = batch.ids[0], rows.audio
-    assert (null[KEPT_FIRST : audio - 1, 0] == tiny.NULL).all()
-    assert null[audio - 1, 0] == tiny.BEGIN_AUDIO
-    assert (null[audio : audio + 6, 0] == tiny.NULL).all()
-    assert null[audio + 6, 0] == tiny.END_OF_AUDIO
-    assert (null[:, 8] == tiny.PAD).all()
-    assert torch.equal(null[:, 1:8], plain.ids[0, :, 1:8])
-    assert (batch.target[0] == NO_TARGET).all()
-    assert torch.equal(batch.codes[0], plain.codes[0])
-    assert not batch.look[0].any()

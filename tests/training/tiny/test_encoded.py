@@ -8,12 +8,6 @@ import pytest
 from training.tiny.encoded import frame_starts, phoneme_of_frames
 
 
-def test_phonemes_shorter_than_a_frame_get_their_own_frame() -> None:
-    starts = frame_starts([5.0, 5.25, 5.5, 5.75, 15.0], 15)
-    assert starts == sorted(set(starts))
-    assert abs(starts[2] - 5) <= 1
-
-
 @pytest.mark.parametrize("seed", range(50))
 def test_every_phoneme_has_frames_in_order(seed: int) -> None:
     rng = random.Random(seed)

@@ -8,8 +8,8 @@ from stretto.families.tiny import family as tiny
 from training.tiny import builders
 from training.tiny.corpus import Corpus, pack
 from training.tiny.encoded import Spoken, Transcript
-from training.tiny.generate import Scripts, Speaking, speak, text_prompt, with_text, without_text
-from training.tiny.network import NUM_TEXT_IDS, Network, NetworkConfig
+from training.tiny.generate import Speaking, speak, text_prompt, with_text, without_text
+from training.tiny.network import Network, NetworkConfig
 from training.tiny.sequences import phoneme_text
 
 SMALL = NetworkConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=32,
@@ -41,14 +41,3 @@ def test_generated_replies_end_after_every_script_entry(network: Network, scale:
     assert ended == [True, True]
     assert [len(each) >= 6 - 3 * index for index, each in enumerate(codes)] == [True, True]
     assert all(each.min() >= 0 and each.max() < 256 for each in codes)
-
-
-def test_alignment_pointer_stays_or_advances_by_its_logits() -> None:
-    pointer, generator = Scripts([[tiny.FIRST_PHONEME + 2, tiny.FIRST_PHONEME + 7]]), torch.Generator().manual_seed(0)
-    stay, leave = torch.full((1, NUM_TEXT_IDS), -50.0), torch.full((1, NUM_TEXT_IDS), -50.0)
-    stay[0, tiny.FIRST_FRAME_TOKEN + 5] = 50.0
-    leave[0, tiny.FIRST_FRAME_TOKEN + 14] = 50.0
-    logits = [leave, stay, leave, leave, leave]
-    rows = [int(pointer.advance(each, row, 0.6, generator)) for row, each in enumerate(logits)]
-    start = tiny.FIRST_FRAME_TOKEN
-    assert rows == [start + 4, start + 5, start + 14, tiny.END_OF_AUDIO, tiny.PAD]

@@ -10,7 +10,6 @@ from transformers import AutoConfig, Qwen3Model
 from stretto.families.tiny import family as tiny
 from training.tiny.export import checkpoint_config, export, load_exported
 from training.tiny.network import Network, NetworkConfig
-from training.tiny.session import Session
 
 SMALL = NetworkConfig(hidden_size=64, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, head_dim=32,
                       intermediate_size=96)  # fmt: skip
@@ -52,16 +51,6 @@ def test_hidden_states_match_hugging_face_qwen3(tmp_path: Path, network: Network
     model.load_state_dict(trunk)
     expected = model(inputs_embeds=network.model.embed(rows)).last_hidden_state
     torch.testing.assert_close(network(rows), expected, atol=1e-4, rtol=0)
-
-
-@torch.inference_mode()
-def test_padded_row_by_row_reading_equals_one_pass(network: Network, rows: torch.Tensor) -> None:
-    prompts = [rows[0, :6].numpy(), rows[1, :3].numpy()]
-    session = Session(network, prompts)
-    for step in range(4):
-        session.step(torch.stack([rows[0, 6 + step], rows[1, 3 + step]]))
-    torch.testing.assert_close(session.hidden[0], network(rows[:1, :10])[0, -1], atol=1e-4, rtol=0)
-    torch.testing.assert_close(session.hidden[1], network(rows[1:, :7])[0, -1], atol=1e-4, rtol=0)
 
 
 def test_an_exported_checkpoint_loads_with_float16_weights(tmp_path: Path, network: Network) -> None:

@@ -27,17 +27,7 @@ def test_a_script_has_words_pauses_and_an_owner_for_each_symbol(reader: Reader) 
     assert {owner for owners in script.owners for owner in owners} == set(range(len(script.phonemes)))
 
 
-def test_name_of_the_letter_a_is_read_as_the_family_means_it(reader: Reader) -> None:
-    script = reader.script(["Plan ay, bee."])
-    assert script.text == "plan ay, bee."
-    assert phonemes(script) == "pau p l ae1 n ey1 pau b iy1 pau"
-
-
 @pytest.mark.parametrize("sentence", ["It costs $5", "an e-mail: now"])
 def test_sentences_that_cannot_be_aligned_are_refused(reader: Reader, sentence: str) -> None:
     with pytest.raises(Unreadable):
         reader.script([sentence])
-
-
-def test_words_are_pronounced_without_pauses(reader: Reader) -> None:
-    assert [PHONEMES[index] for index in reader.pronounce("testing")] == "t eh1 s t ih ng".split()

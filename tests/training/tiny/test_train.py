@@ -10,7 +10,6 @@ from stretto.families.tiny import family as tiny
 from training.tiny import builders, train
 from training.tiny.corpus import Corpus, pack
 from training.tiny.encoded import Spoken, Transcript
-from training.tiny.export import export
 from training.tiny.network import NetworkConfig
 
 SMALL = NetworkConfig(32, 3, 4, 2, 8, 48)
@@ -46,14 +45,3 @@ def test_training_resumes_from_its_checkpoint(tmp_path: Path, corpora: dict[str,
     assert (resumed.step, resumed.spent_s) == (saved["step"], saved["spent_s"])
     resumed.run(corpora)
     assert resumed.step == saved["step"]
-
-
-def test_training_may_start_from_an_exported_checkpoint(tmp_path: Path) -> None:
-    first = train.Trainer(settings(tmp_path, 0.0))
-    torch.nn.init.normal_(first.network.lm_head.weight)
-    first.save()
-    export(first.config.checkpoint, tmp_path / "exported")
-    first.config.checkpoint.unlink()
-    second = train.Trainer(settings(tmp_path, 0.0, tmp_path / "exported"))
-    for weight, given in zip(second.network.parameters(), first.network.parameters(), strict=True):
-        assert torch.equal(weight, given.half().float())

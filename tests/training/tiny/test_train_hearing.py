@@ -6,12 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.codecs.tiny.codec import SAMPLE_RATE
 from stretto.families.tiny import family as tiny
-from stretto.families.tiny.recording import MARGIN_S
 from training.tiny import builders, train_hearing
 from training.tiny.corpus import Corpus
-from training.tiny.encode import FRAME
 from training.tiny.encoded import Spoken, Transcript
 from training.tiny.network import Network, NetworkConfig
 from training.tiny.teacher import Script
@@ -40,18 +37,13 @@ def corpora() -> dict[str, Corpus]:
 
 
 @pytest.mark.nightly
-def test_transcription_improves_and_speech_stays(network: Network) -> None:
+def test_transcription_improves(network: Network) -> None:
     original = deepcopy(network)
     rows = {"own": 100, "speech": 100}
     found = list(train_hearing.train(network, corpora(), rows, 40))
     assert found[-1]["own"] < 0.5 * found[0]["own"]
     assert found[0]["speech"] == pytest.approx(0, abs=1e-3)
     assert not torch.equal(network.lm_head.weight, original.lm_head.weight)
-    free = deepcopy(original)
-    list(train_hearing.train(free, {"own": corpora()["own"]}, rows, 40))
-    batch = corpora()["speech"].batch(np.arange(8))
-    kept, lost = (train_hearing.divergence(trained, original, batch).item() for trained in (network, free))
-    assert kept < 0.5 * lost
 
 
 def test_own_speech_has_the_phoneme_of_each_frame(network: Network) -> None:
@@ -63,20 +55,3 @@ def test_own_speech_has_the_phoneme_of_each_frame(network: Network) -> None:
         assert len(codes) == len(spoken.phoneme_of_frame)
         assert set(np.diff(spoken.phoneme_of_frame)) <= {0, 1}
         assert (spoken.phoneme_of_frame[0], spoken.phoneme_of_frame[-1]) == (0, len(PHONEMES) - 1)
-
-
-def test_alignment_moves_with_the_silence_that_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The recording loses what precedes its speech, apart from a margin."""
-
-    class Counted:
-        @staticmethod
-        def encode(pcm: np.ndarray) -> np.ndarray:
-            return np.zeros((7, len(pcm) // FRAME), dtype=np.int64)
-
-    monkeypatch.setattr(train_hearing, "extract_speech", lambda pcm, _: pcm[4 * FRAME :])
-    monkeypatch.setattr(train_hearing, "speech_bounds", lambda pcm, _: (margin + 4 * FRAME, len(pcm)))
-    margin = int(MARGIN_S * SAMPLE_RATE)
-    spoken = Spoken(TRANSCRIPT, "heart", np.repeat(np.arange(6), 6))
-    heard = train_hearing.heard(spoken, np.zeros(36 * FRAME, np.float32), Counted())  # type: ignore[arg-type]
-    assert heard is not None
-    assert heard[0].phoneme_of_frame.tolist() == [0] * 2 + np.repeat(np.arange(1, 6), 6).tolist()

@@ -56,7 +56,7 @@ def test_sums_of_shifted_products_are_the_trunks_convolutions() -> None:
     torch.testing.assert_close(trunk_values(trunk, frames), expected, rtol=0, atol=1e-12)
 
 
-def test_training_lowers_the_distances_changes_only_the_trunk_and_resumes(
+def test_training_lowers_the_distances_and_changes_only_the_trunk(
     head: Head, shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_voice, "PEAK_RATE", 2e-3)
@@ -72,10 +72,3 @@ def test_training_lowers_the_distances_changes_only_the_trunk_and_resumes(
     assert last < 0.9 * first
     changed = {name for name, weight in training.averaged().items() if not torch.equal(weight, before[name])}
     assert changed == {name for name in before if name.startswith("decoder.trunk.")}
-    training.save()
-    resumed = VoiceTraining(small_codec(), head, tmp_path, seconds=1000)
-    assert resumed.step == 12
-    for name, weight in training.averaged().items():
-        assert torch.equal(weight, resumed.averaged()[name]), name
-    for name, weight in codec.state_dict().items():
-        assert torch.equal(weight, resumed.codec.state_dict()[name]), name

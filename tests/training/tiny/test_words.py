@@ -1,22 +1,14 @@
 """Words used in training, and held-out words."""
 
-import random
-
 from training.tiny.test_sets import open_sentences, open_vocabulary
 from training.tiny.text import domain_vocabulary
-from training.tiny.words import HELD_OUT, load_words, spelled_words, word_string
+from training.tiny.words import HELD_OUT, load_words
 
 
 def test_held_out_words_are_absent_from_training_lists_and_domain() -> None:
     words = load_words()
     assert len(words.held_out) == HELD_OUT
     assert not set(words.held_out) & {*words.spoken, *words.read, *domain_vocabulary()}
-
-
-def test_word_strings_contain_no_held_out_words() -> None:
-    rng, words = random.Random(3), load_words()
-    for _ in range(1000):
-        assert not set(words.held_out) & set(spelled_words(word_string(words.spoken, rng, 3, 10)))
 
 
 def test_open_test_is_mostly_held_out_words_known_to_its_vocabulary() -> None:

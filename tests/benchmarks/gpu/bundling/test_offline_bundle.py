@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu.bundling.__main__ import pack, parser
-from benchmarks.gpu.bundling.contents import CUBIN, trim
-from tests.benchmarks.gpu.bundling.test_trimming import container, library, noise
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[4]
@@ -91,20 +89,3 @@ def test_packed_bundle_is_importable_after_installation(tmp_path: Path, house: P
     shell = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
     assert "stretto" in shell.stdout.split(), shell.stderr
     assert shell.returncode == 0, "the tool cannot be run"
-
-
-def test_bundled_libraries_are_trimmed_and_libpython_is_found(tmp_path: Path, house: Path, package: Path) -> None:
-    made = library(container([(CUBIN, 80, noise(1)), (CUBIN, 90, noise(2))]))
-    with zipfile.ZipFile(next(house.glob("vllm-*")), "a") as archive:
-        archive.writestr("vllm/extension.so", made)
-        archive.writestr("vllm/extension.txt", made)
-    (tmp_path / "libpython3.12.so.1.0").write_text("python")
-    pack(arguments(tmp_path, house, "--libpython", str(tmp_path / "libpython3.12.so.1.0")), package)
-    done = run_install(tmp_path, "manifest.json", "part-01")
-    folder = tmp_path / "there" / "bundle"
-    assert (folder / "site/vllm/extension.so").read_bytes() == trim(made, 90) != made
-    assert (folder / "site/vllm/extension.txt").read_bytes() == made
-    shell = subprocess.run(
-        ["bash", "-c", f"{done.stdout.strip()}; cat $STRETTO_LIBPYTHON/libpython3.12.so.1.0"], capture_output=True
-    )
-    assert shell.stdout == b"python"
