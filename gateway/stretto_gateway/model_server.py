@@ -102,11 +102,7 @@ class Servers:
         await asyncio.gather(*(server.close() for server in self.all))
 
     async def up(self) -> list[ModelServer]:
-        """Return the servers that accept requests.
-
-        Raises:
-            ApiError: 503 if there is none.
-        """
+        """Return the servers that accept requests; raise ApiError 503 if there is none."""
         await self._checked()
         servers = [server for server in self.all if server.is_up]
         if not servers:

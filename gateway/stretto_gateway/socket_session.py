@@ -84,11 +84,7 @@ class SocketChannel:
         await self._taken(self._socket.send_text(json.dumps(record)))
 
     async def send_bytes(self, data: bytes) -> None:
-        """Send part of a file as a binary message.
-
-        Raises:
-            SessionEnd: The client has disconnected or does not read.
-        """
+        """Send part of a file as a binary message; raise SessionEnd if the client has disconnected or does not read."""
         await self._taken(self._socket.send_bytes(data))
 
     async def _taken(self, sending: Awaitable[None]) -> None:

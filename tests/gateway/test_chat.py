@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import numpy as np
-import openai
 import pytest
 
 from stretto_gateway.config import Limits
@@ -72,18 +71,6 @@ async def test_user_turn_is_answered_in_text(start: Start) -> None:
     assert await running.metric("audio_skipped_total") == 0
 
 
-async def test_length_of_a_text_reply_is_limited(start: Start) -> None:
-    running = await start(REPLY, TALKS)
-    body = {"messages": QUESTION, "max_completion_tokens": 30}
-    async with running.http() as http:
-        written = await http.post("/v1/chat/completions", json=body)
-        spoken = await http.post("/v1/chat/completions", json=body | SPOKEN)
-    assert [json.loads(each["options"]).get("text") for each in running.behind.requests] == [{"max_rows": 30}, None]
-    assert (written.status_code, spoken.status_code) == (200, 200), spoken.text
-    assert "stretto-ignored" not in written.headers
-    assert spoken.headers["stretto-ignored"] == "max_completion_tokens"
-
-
 SEES = {**TALKS, "tasks": [task | {"also": [*task["also"], "image"]} for task in TALKS["tasks"]]}
 
 
@@ -105,25 +92,6 @@ async def test_images_are_sent_as_files(start: Start) -> None:
     assert request["image"] == b"a file"
 
 
-async def test_detail_of_images_is_listed_as_ignored_or_refused(start: Start) -> None:
-    request, name = shown("data:image/png;base64,AAAA"), "messages.0.content.0.image_url.detail"
-    request["messages"][0]["content"][0]["image_url"]["detail"] = "low"
-    async with (await start(REPLY, SEES)).http() as http:
-        answer = await http.post("/v1/chat/completions", json=request)
-    assert answer.headers["stretto-ignored"] == name
-    async with (await start(REPLY, SEES, strict=True)).http() as http:
-        error = (await http.post("/v1/chat/completions", json=request)).json()["error"]
-    assert (error["param"], error["message"]) == (name, f"{name}: expected auto or no value, got 'low'")
-
-
-async def test_model_without_images_refuses_them_by_name(start: Start) -> None:
-    image = shown("data:image/png;base64,AAAA")
-    image["messages"][0]["content"].pop()
-    async with (await start(REPLY, TALKS)).http() as http:
-        answer = await http.post("/v1/chat/completions", json=image)
-    assert "'talker' does not support conversations with image as input" in answer.json()["error"]["message"]
-
-
 @pytest.mark.parametrize("name", ["pcm16", "wav", "mulaw", "flac"])
 async def test_chat_audio_and_transcript_are_streamed(start: Start, name: str) -> None:
     client = (await start(REPLY, TALKS)).openai()
@@ -139,30 +107,6 @@ async def test_chat_audio_and_transcript_are_streamed(start: Start, name: str) -
     whole = np.full(960, 8192, np.int16)
     assert data == encoder.encode(whole) + encoder.close()
     assert chunks[-1].choices[0].finish_reason == "stop"
-
-
-@pytest.mark.parametrize(
-    ("contents", "param"),
-    [
-        (["A" * 11], "messages.0.content"),
-        (["A" * 6, "A" * 5], "messages.1.content"),
-        ([[{"type": "text", "text": "A" * 10}, {"type": "text", "text": "A"}]], "messages.0.content.1.text"),
-    ],
-)
-async def test_chat_texts_have_a_total_length_limit(start: Start, contents: list[Any], param: str) -> None:
-    running = await start(REPLY, TALKS, limits=Limits(max_input_chars=10, drain_s=1))
-    body = {"messages": [{"role": "user", "content": content} for content in contents]}
-    async with running.http() as http:
-        answer = await http.post("/v1/chat/completions", json=body | SPOKEN)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-    assert "at most 10 characters in all texts, got 11 characters" in answer.json()["error"]["message"]
-    assert not running.behind.requests
-
-
-async def test_model_without_conversation_support_refuses_it(start: Start) -> None:
-    client = (await start()).openai()
-    with pytest.raises(openai.BadRequestError, match="'tiny' does not support conversations"):
-        await client.chat.completions.create(model="gpt-audio", messages=QUESTION, **SPOKEN)
 
 
 async def test_json_limit_excludes_audio_but_applies_to_the_rest(start: Start) -> None:

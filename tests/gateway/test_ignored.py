@@ -4,7 +4,6 @@ import base64
 import json
 from typing import Any
 
-import httpx
 import pytest
 from pydantic import BaseModel
 
@@ -12,47 +11,12 @@ from stretto_gateway.fields import HEADER, MAX_NAMES, MAX_SHOWN_CHARS, Ignored
 from stretto_gateway.speech import BatchRequest
 from stretto_gateway.speech_request import SpeechRequest
 from tests.client.fake_server import PROFILE
-from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
-from tests.gateway.test_chat import QUESTION, REPLY, TALKS
-from tests.gateway.test_transcription import FILE, TRANSLATES, WRITTEN
+from tests.gateway.conftest import SPOKEN, Start
+from tests.gateway.test_transcription import FILE, WRITTEN
 from tests.gateway.test_voices import CLONES, RECORDING
 
 SPEECH = {"model": "tts-1", "voice": "alloy", "input": "A cat.", "response_format": "pcm"}
 PLAIN = PROFILE | {"options": ["language"], "languages": ["english"]}
-UNHONOURED = {
-    "instructions": "Whisper.",
-    "depth": {"temperature": 0.5},
-    "repetition_penalty": 1.1,
-    "schedule": "turbo",
-    "text_mode": "streaming",
-    "task_type": "VoiceDesign",
-    "non_streaming_mode": False,
-    "ref_audio": "https://example.com/me.wav",
-    "ref_text": "It is me.",
-}
-
-
-@pytest.mark.parametrize("field", UNHONOURED)
-async def test_unsupported_speech_field_is_ignored_and_reported(start: Start, field: str) -> None:
-    running = await start(SPOKEN, PLAIN)
-    async with running.http() as http:
-        answer = await http.post("/v1/audio/speech", json=SPEECH | {field: UNHONOURED[field]})
-    assert (answer.status_code, answer.headers[HEADER], len(answer.content)) == (200, field, 2 * NUM_SAMPLES)
-    assert set(json.loads(running.behind.requests[0]["options"])) == {"voice", "output"}
-    strict = await start(SPOKEN, PLAIN, strict=True)
-    async with strict.http() as http:
-        answer = await http.post("/v1/audio/speech", json=SPEECH | {field: UNHONOURED[field]})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
-    assert not strict.behind.requests
-
-
-async def test_no_ignored_fields_are_reported_if_all_are_honoured(start: Start) -> None:
-    known = {"language": "en", "non_streaming_mode": True, "task_type": "CustomVoice", "stream": True, "seed": 3}
-    running = await start(SPOKEN, PLAIN, strict=True)
-    async with running.http() as http:
-        answer = await http.post("/v1/audio/speech", json=SPEECH | known)
-    assert answer.status_code == 200, answer.text
-    assert HEADER not in answer.headers
 
 
 async def test_names_of_other_engines_have_the_same_effect(start: Start) -> None:
@@ -81,62 +45,6 @@ async def test_names_of_other_engines_have_the_same_effect(start: Start) -> None
         for more in ({"speaker": "rms"}, {"speaker": "rms", "voice": " "}, {"speaker": "slt", "voice": "rms"}):
             assert (await http.post("/v1/audio/speech", json=plain | more)).status_code == 200
     assert [json.loads(each["options"])["voice"] for each in named.behind.requests] == ["rms"] * 3
-
-
-MULTIPART = ("/v1/audio/transcriptions", "/v1/audio/translations")
-FORM = {
-    "include[]": "logprobs",
-    "chunking_strategy": "auto",
-    "keywords[]": "Ada",
-    "languages[]": "de",
-    "user": "me",
-    "vad_filter": "true",
-    "hotwords": "Ada",
-    "prompt": "Names: Ada.",
-}
-WORDS = {"timestamp_granularities[]": "word", "response_format": "verbose_json"}
-
-
-async def posted(http: httpx.AsyncClient, path: str, more: dict[str, Any]) -> httpx.Response:
-    """Send a valid request with additional fields and return the response."""
-    if path in MULTIPART:
-        return await http.post(path, files={"file": FILE}, data={"model": "whisper-1"} | more)
-    body = {"messages": QUESTION} if "chat" in path else {"items": [SPEECH]} if "batch" in path else SPEECH
-    return await http.post(path, json=body | more)
-
-
-@pytest.mark.parametrize(
-    ("path", "more", "names"),
-    [
-        ("/v1/audio/speech", {"volume": 11, "lang_code": "a"}, ["lang_code", "volume"]),
-        ("/v1/audio/speech", {"voice": {"id": "alloy", "more": []}}, ["voice.more"]),
-        (
-            "/v1/audio/speech",  # fields of vLLM-Omni
-            {"speaker_embedding": [0.5] * 2048, "duration_seconds": 3.5, "extra_params": {"a": 1}},
-            ["duration_seconds", "extra_params", "speaker_embedding"],
-        ),
-        ("/v1/audio/speech/batch", {"volume": 11}, ["volume"]),
-        ("/v1/audio/speech/batch", {"items": [SPEECH | {"volume": 11}]}, ["items.0.volume"]),
-        ("/v1/chat/completions", {"tools": [], "max_tokens": 9}, ["max_tokens", "tools"]),
-        ("/v1/audio/transcriptions", FORM, sorted(FORM)),
-        ("/v1/audio/transcriptions", WORDS, ["timestamp_granularities"]),
-        ("/v1/audio/transcriptions", {"language": "de"}, ["language"]),
-        ("/v1/audio/translations", FORM | {"stream": "true"}, sorted([*FORM, "stream"])),
-    ],
-)
-async def test_unknown_fields_are_reported_as_ignored(
-    start: Start, path: str, more: dict[str, Any], names: list[str]
-) -> None:
-    profile, script = TRANSLATES, SPOKEN
-    if "chat" in path:
-        profile, script = TALKS, REPLY
-    elif path in MULTIPART:
-        script = WRITTEN
-    async with (await start(script, profile)).http() as http:
-        answer = await posted(http, path, more)
-        assert answer.status_code == 200, answer.text
-        assert HEADER not in (await posted(http, path, {})).headers
-    assert sorted(answer.headers[HEADER].split(", ")) == names
 
 
 def many(count: int, name: str = "x") -> dict[str, int]:

@@ -194,14 +194,6 @@ async def test_chat_and_transcript_choices_have_any_letter_case(start: Start) ->
             assert "stretto-ignored" not in answer.headers
 
 
-async def test_blank_voice_is_the_default_voice(start: Start) -> None:
-    running = await start(SPOKEN, strict=True)
-    async with running.http() as http:
-        for voice in ("", " ", {"id": ""}):
-            assert (await http.post("/v1/audio/speech", json=TEXT | {"voice": voice})).status_code == 200
-    assert all("voice" not in json.loads(request["options"]) for request in running.behind.requests)
-
-
 async def test_own_errors_have_no_prefix_of_pydantic(start: Start) -> None:
     running = await start()
     async with open_socket(running, "/v1/audio/speech/stream") as opened:

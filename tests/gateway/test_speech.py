@@ -23,7 +23,7 @@ from stretto_gateway.config import Limits
 from stretto_gateway.encoding import CODECS, MEDIA_TYPES, RAW, SYNTHETIC, TAGGED, default_rate, make_encoder, wav_header
 from stretto_gateway.fields import HEADER
 from stretto_gateway.speech import encoded_parts
-from tests.client.fake_server import PROFILE, Abort, Chunk, EmptyFinal, ErrorText, Until
+from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start, sse_events
 from tests.gateway.realtime.test_bounds import open_socket
 from tests.gateway.test_speech_stream import begin
@@ -124,15 +124,6 @@ async def test_pcm_is_passed_through_and_wav_adds_a_header(start: Start) -> None
     wav = (await client.audio.speech.create(response_format="wav", **REQUEST)).content
     assert pcm == b"\x00\x20" * NUM_SAMPLES
     assert wav == wav_header(24_000) + pcm
-
-
-async def test_extra_body_options_are_forwarded_to_the_ensemble(start: Start) -> None:
-    running = await start()
-    options = {"seed": 3, "chunking": {"deterministic": True}}
-    request = REQUEST | {"voice": "rms", "response_format": "pcm", "extra_body": options | {"sample_rate": 8000}}
-    await running.openai().audio.speech.create(**request)
-    form = {"encoding": "pcm_s16le", "sample_rate": 8000}
-    assert json.loads(running.behind.requests[0]["options"]) == options | {"voice": "rms", "output": form}
 
 
 @pytest.mark.parametrize(
@@ -242,19 +233,6 @@ async def test_rate_multiplies_the_speed_within_its_limits(start: Start) -> None
     assert sizes == [4 * whole + whole // 4, 4 * whole + whole // 2, 2 * whole + whole // 4]
 
 
-@pytest.mark.parametrize("strict", [False, True])
-async def test_elements_of_ssml_without_effect_are_listed_or_refused(start: Start, strict: bool) -> None:
-    running = await start(SPOKEN, strict=strict)
-    text = '<speak><phoneme alphabet="ipa" ph="a">A</phoneme> <prosody pitch="high" rate="fast">cat</prosody>.</speak>'
-    async with running.http() as http:
-        answer = await http.post("/v1/audio/speech", json={"input": text})
-    if strict:
-        message = "input.phoneme: expected SSML without it ('tiny' does not render it), got 'phoneme'"
-        assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
-    else:
-        assert answer.headers[HEADER] == "input.phoneme, input.prosody.pitch"
-
-
 NOTED = {
     "*Sighs* Hello (clears throat), [laughs] there. **Bold**": "input.Sighs, input.clears?throat",
     "Ask 李明 and Ελένη.": "input.transliterated.%E6%9D%8E%E6%98%8E, "
@@ -312,42 +290,12 @@ async def test_speech_response_skips_chunks_without_samples(start: Start, name: 
     assert num_samples(answer.content, name) == pytest.approx(NUM_SAMPLES, abs=2500)
 
 
-@pytest.mark.parametrize(
-    ("step", "kind", "told"),
-    [
-        (ErrorText("invalid request: text: expected words, got '!'"), openai.BadRequestError, "input: expected words"),
-        (ErrorText("invalid request: options.seed: expected an integer"), openai.BadRequestError, "seed: expected an"),
-        (
-            ErrorText("invalid request: options.instruct: expected no value (this model does not accept instructions"),
-            *(openai.BadRequestError, r"instructions: expected no value \(this model does not accept"),
-        ),
-        (ErrorText("unavailable: server is draining"), openai.InternalServerError, "accepts no requests now"),
-        (Abort(grpc.StatusCode.INTERNAL, "secret path"), openai.InternalServerError, "failed on this request"),
-        (EmptyFinal(), openai.InternalServerError, "failed on this request"),
-        (Chunk(0, None, is_final=True, is_last=True), openai.InternalServerError, "generated no audio"),
-    ],
-)
-async def test_failed_speech_starts_raise(
-    start: Start, step: Any, kind: type[openai.APIStatusError], told: str
-) -> None:
-    client = (await start([step])).openai()
-    with pytest.raises(kind, match=told) as raised:
-        await client.audio.speech.create(**REQUEST)
-    assert raised.value.request_id is not None
-    assert raised.value.status_code != 500
-
-
 def test_client_library_errors_map_to_http_statuses() -> None:
     """A server message without a field name is unchanged."""
     late = from_client_error(TimedOut("the utterance was not complete after 60 s"), {})
     assert (late.status_code, late.code) == (504, "timeout")
     plain = from_client_error(RequestRefused("Nothing can be said."), {})
     assert (plain.status_code, plain.param, plain.message) == (400, None, "Nothing can be said.")
-
-
-async def test_an_unknown_model_is_not_found(start: Start) -> None:
-    with pytest.raises(openai.NotFoundError, match="expected 'tiny', got 'parrot'"):
-        await (await start()).openai().audio.speech.create(**REQUEST | {"model": "parrot"})
 
 
 async def read_into(parts: list[bytes], asked: AbstractAsyncContextManager[httpx.Response]) -> None:

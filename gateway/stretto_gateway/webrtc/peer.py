@@ -445,11 +445,7 @@ async def gather(ice: Connection, network: CallNetwork, sockets: list[asyncio.Da
 
 
 async def open_socket(ice: Connection, address: str, network: CallNetwork) -> StunProtocol:
-    """Bind a socket to the first free port.
-
-    Raises:
-        ApiError: 503 if no port is free.
-    """
+    """Bind a socket to the first free port; raise ApiError 503 if no port is free."""
     loop = asyncio.get_running_loop()
     for port in network.shuffled_ports():
         try:
