@@ -257,7 +257,10 @@ class SpeechOptions(TypedDict, total=False):
             " being written."
         ),
     ]
-    max_audio_s: Annotated[Number, Doc("Maximum duration of the reply in seconds.")]
+    max_audio_s: Annotated[
+        Number,
+        Doc("Maximum duration of the reply in seconds; by default that of the text ([ceiling](using.md#ceiling))."),
+    ]
     leading_silence: Annotated[
         Boolean,
         Doc("Keeps the silence with which the replies of some models begin, which is dropped by default."),

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from stretto_client import ClientError, RequestCancelled, RequestRefused, ServerFull, ServerUnavailable, TimedOut
+from stretto_contract.finish_reasons import Limit
 
 # Name of the server that the current task uses, for messages; empty if the gateway has only one.
 SERVER: ContextVar[str] = ContextVar("SERVER", default="")
@@ -265,7 +266,7 @@ class SpokenItem(TypedDict):
     audio_data: str
     media_type: str
     untimed_words: NotRequired[list[str]]
-    finish_reason: NotRequired[Literal["length"]]
+    finish_reason: NotRequired[Limit]
 
 
 class FailedItem(TypedDict):
@@ -293,12 +294,14 @@ class SpeechOutcome(TypedDict):
         status: `incomplete` if a limit ended the audio.
         bytes: Size of the audio or events that were sent.
         error: Message if it failed.
+        finish_reason: What ended the audio, if `incomplete`.
     """
 
     id: str
     status: Literal["in_progress", "completed", "incomplete", "failed", "cancelled"]
     bytes: int
     error: str | None
+    finish_reason: NotRequired[Limit]
 
 
 Measure = Literal["requests", "characters", "input_audio_s", "output_audio_s"]
@@ -356,7 +359,7 @@ class PlainText(TypedDict):
 
     text: str
     usage: NotRequired[TokenUsage]
-    finish_reason: NotRequired[Literal["length"]]
+    finish_reason: NotRequired[Limit]
 
 
 class TextSegment(TypedDict):
@@ -398,7 +401,7 @@ class TimedText(TypedDict):
     text: str
     segments: list[TextSegment]
     words: NotRequired[list[TranscribedWord]]
-    finish_reason: NotRequired[Literal["length"]]
+    finish_reason: NotRequired[Limit]
 
 
 class SpokenReply(TypedDict):

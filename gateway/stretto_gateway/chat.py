@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
+from stretto_contract.finish_reasons import limit_of
 from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import ApiError, Completion, described, mismatch
 from stretto_gateway.base64_data import DATA_URL, EncodedFile
@@ -206,7 +207,6 @@ def conversing_task(profile: ModelProfile, kinds: set[str], speaks: bool) -> Tas
 
 router = APIRouter()
 AUDIO_KEPT_S = 3600  # only for `expires_at`: the audio is in the response and is not stored
-FINISH = {"length": "length"}  # maps the server's finish reasons to OpenAI's; others become `stop`
 
 ANSWERS = described("The reply, or events with its chunks", "text/event-stream", model=Completion)
 
@@ -330,7 +330,7 @@ def audio_head() -> dict[str, Any]:
 
 def finish(report: dict[str, Any]) -> str:
     """Return OpenAI's finish reason."""
-    return FINISH.get(report.get("finish_reason", ""), "stop")
+    return "length" if limit_of(report) else "stop"
 
 
 def chat_usage(report: dict[str, Any]) -> dict[str, int]:

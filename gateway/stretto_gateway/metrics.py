@@ -29,6 +29,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
 from stretto_client import SpeechEvent
+from stretto_contract.finish_reasons import LIMITS, limit_of
 from stretto_gateway.admission import REQUEST, OpenSessions, RequestHead
 from stretto_gateway.model_server import Servers
 from stretto_gateway.usage import Ceiling, Usage
@@ -213,7 +214,7 @@ class Metrics:
             "audio_continuity_ok", "Utterances without such a wait", LABELS, registry=self.registry
         )
         self.silent = Counter("audio_skipped", "Utterances without audible audio", LABELS, registry=self.registry)
-        self.cut = Counter("audio_cut", "Utterances ended by a limit", LABELS, registry=self.registry)
+        self.cut = Counter("audio_cut", "Utterances ended by a limit", [*LABELS, "reason"], registry=self.registry)
         self.left = Counter("audio_left", "Utterances that did not complete", LABELS, registry=self.registry)
         self.interrupted = Counter(
             "audio_interrupted", "Replies interrupted by the user's speech", registry=self.registry
@@ -221,7 +222,9 @@ class Metrics:
         self.text_seconds = Histogram(
             "text_seconds", "Seconds to the end of a text response", LABELS, buckets=SECONDS, registry=self.registry
         )
-        self.text_cut = Counter("text_cut", "Text responses ended by a limit", LABELS, registry=self.registry)
+        self.text_cut = Counter(
+            "text_cut", "Text responses ended by a limit", [*LABELS, "reason"], registry=self.registry
+        )
         self.text_left = Counter("text_left", "Text responses that did not complete", LABELS, registry=self.registry)
         self._turns = Histogram(
             "gateway_turn_decision_seconds",
@@ -288,6 +291,8 @@ class Trace:
         for counter in self._counters:
             # create the counter at zero, so that Prometheus rates include the first increment
             counter.labels(*self._labels)
+        for limit in LIMITS:
+            self._cut.labels(*self._labels, limit)
         self._begun_s = time.monotonic()
         self._started_s: float | None = None
         self._first_s: float | None = None  # time of the first audio or text
@@ -296,7 +301,11 @@ class Trace:
 
     @property
     def _counters(self) -> tuple[Counter, ...]:
-        return self._metrics.text_left, self._metrics.text_cut
+        return (self._metrics.text_left,)
+
+    @property
+    def _cut(self) -> Counter:
+        return self._metrics.text_cut
 
     def start(self) -> None:
         """Record the admission of the request, which is then sent to the server."""
@@ -321,11 +330,11 @@ class Trace:
         self._tell_times()
 
     def _count_end(self) -> None:
-        left, cut, *_ = self._counters
+        left, *_ = self._counters
         if not self._is_complete:
             left.labels(*self._labels).inc()
-        elif self._report.get("finish_reason") == "length":
-            cut.labels(*self._labels).inc()
+        elif limit := limit_of(self._report):
+            self._cut.labels(*self._labels, limit).inc()
 
     def _tell_times(self) -> None:
         self._use.add("input_audio_s", self._report.get("input_audio_s", 0.0))
@@ -347,7 +356,11 @@ class SpeechTrace(Trace):
 
     @property
     def _counters(self) -> tuple[Counter, ...]:
-        return self._metrics.left, self._metrics.cut, self._metrics.silent, self._metrics.continuous
+        return self._metrics.left, self._metrics.silent, self._metrics.continuous
+
+    @property
+    def _cut(self) -> Counter:
+        return self._metrics.cut
 
     @property
     def has_sound(self) -> bool:

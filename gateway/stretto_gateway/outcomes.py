@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from stretto_contract.finish_reasons import limit_of
 from stretto_gateway.answers import ApiError, SpeechOutcome
 
 MAX_OUTCOMES = 4096  # of all callers; the oldest one of the caller with most outcomes is forgotten
@@ -48,7 +49,10 @@ class Outcomes:
         except BaseException:  # the client has disconnected, or the gateway fails
             outcome["status"] = "cancelled"
             raise
-        outcome["status"] = "incomplete" if report.get("finish_reason") == "length" else "completed"
+        limit = limit_of(report)
+        outcome["status"] = "completed" if limit is None else "incomplete"
+        if limit is not None:
+            outcome["finish_reason"] = limit
 
     def _add(self, owner: str, outcome: SpeechOutcome) -> None:
         if sum(map(len, self._outcomes.values())) >= self._max_outcomes:

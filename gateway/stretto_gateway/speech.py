@@ -7,7 +7,7 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from stretto_client import ModelProfile, SpeakArguments, SpeechEvent, Word
 from stretto_client.markup import find_transliterated, find_unspoken
+from stretto_contract.finish_reasons import Limit, limit_of
 from stretto_gateway.admission import Result, unless_disconnected
 from stretto_gateway.answers import (
     FILE,
@@ -58,7 +59,6 @@ from stretto_gateway.voices import choose_voice
 
 router = APIRouter()
 MARKER = "stretto-marker"  # header of marked audio
-LENGTH: Literal["length"] = "length"  # finish reason of replies that a limit ends
 TRANSLITERATED = "input.transliterated"
 LISTED_LETTERS = 12  # of a transliterated word, each of which may have three codes
 MARKS = "*_[]().,:;!?…"  # around a stage direction
@@ -239,9 +239,10 @@ def untimed_words(report: dict[str, Any]) -> dict[str, list[str]]:
     return {"untimed_words": words} if (words := report.get("untimed_words")) else {}
 
 
-def limit_reason(report: Mapping[str, Any]) -> dict[str, str]:
+def limit_reason(report: Mapping[str, Any]) -> dict[str, Limit]:
     """Return `finish_reason` if a limit ended the text or the audio; empty if the model ended it."""
-    return {"finish_reason": LENGTH} if report.get("finish_reason") == LENGTH else {}
+    limit = limit_of(report)
+    return {} if limit is None else {"finish_reason": limit}
 
 
 def wants_alignment(profile: ModelProfile) -> bool:
@@ -493,6 +494,6 @@ async def result(
     }
     if words := report.get("untimed_words"):
         spoken["untimed_words"] = words
-    if limit_reason(report):
-        spoken["finish_reason"] = LENGTH
+    if limit := limit_of(report):
+        spoken["finish_reason"] = limit
     return spoken

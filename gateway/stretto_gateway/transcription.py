@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
+from stretto_contract.finish_reasons import limit_of
 from stretto_gateway import g711
 from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import PlainText, TextSegment, TimedText, described, mismatch, refused
@@ -20,7 +21,7 @@ from stretto_gateway.events import Streamed, text_events
 from stretto_gateway.fields import MAX_SHOWN_CHARS, Ignored, Text, TextFields
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import Trace
-from stretto_gateway.speech import LENGTH, limit_reason, sse, sse_error, timed_word, usage
+from stretto_gateway.speech import limit_reason, sse, sse_error, timed_word, usage
 from stretto_gateway.speech_request import AUTO, WITH_FILE, File, code_name
 
 router = APIRouter()
@@ -297,7 +298,8 @@ def transcript_response(
 
 def limit_header(report: dict[str, Any]) -> dict[str, str]:
     """Return the response header that reports that a limit ended the transcript; empty if none did."""
-    return {FINISH_REASON: LENGTH} if limit_reason(report) else {}
+    limit = limit_of(report)
+    return {} if limit is None else {FINISH_REASON: limit}
 
 
 def text_segment(text: str, end_s: float, temperature: float | None) -> TextSegment:

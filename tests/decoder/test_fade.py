@@ -1,4 +1,4 @@
-"""A reply that a limit ends is faded out, alike for every division into chunks; others are not changed."""
+"""A reply that a limit ends is faded out in a pause, alike for every division into chunks; others are not changed."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from benchmarks.decoder import chunks_of, random_codes, stream
 from lab.releases.random_qwen3_codec import make_qwen3_codec
 from stretto.codecs.base import Codec, CodecSpec, Stateful
 from stretto.config import DecoderConfig
-from stretto.decoder.sessions import FADE_S, faded_out
+from stretto.decoder.reply_end import FADE_S, ended_in_pause, faded_out
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk, LMChunk, Report, last_chunks
 from stretto.records.sampling import OutputForm
@@ -32,7 +32,7 @@ def spoken(
     worker = DecoderWorker(codec, DecoderConfig(max_batch=4, marker=marker))
     parts = np.split(codes, np.cumsum(sizes)[:-1], axis=1)
     chunks = [LMChunk(Chunk(index, Segment.AUDIO), part) for index, part in enumerate(parts)]
-    last = LMChunk(Chunk(len(parts) - 1, Segment.TAIL, is_final=True, report=REPORT, is_cut=is_cut), parts[-1])
+    last = LMChunk(Chunk(len(parts) - 1, Segment.TAIL, is_final=True, report=REPORT, num_cut_frames=is_cut), parts[-1])
     replies = list[RecordedReply]()
     for item in [*chunks[:-1], *(last_chunks(last) if is_aligned else [last])]:
         replies.append(RecordedReply())
@@ -115,3 +115,34 @@ def test_fade_removes_the_click() -> None:
         for pcm in (tone, faded_out(tone, 16_000))
     ]
     assert energy[1] < energy[0] / 100
+
+
+RATE = 16_000
+WORD = np.sin(np.arange(RATE) / 3).astype(np.float32)
+PAUSE = np.full(1_600, 0.01, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("parts", "num_kept"),
+    [
+        ([WORD], RATE),  # no pause
+        ([WORD, PAUSE, WORD[:1_600]], RATE + 1_600 - 240),  # in the middle of the pause's last block
+        ([WORD, PAUSE, WORD[:1_600], PAUSE, WORD[:800]], RATE + 4_800 - 240),  # the last of two pauses
+        ([WORD, PAUSE, WORD[:4_800]], RATE + 6_400),  # the pause is too early
+        ([WORD, PAUSE], RATE + 1_600 - 240),
+        ([0 * WORD], RATE - 240),
+    ],
+    ids=["word", "pause", "two pauses", "early pause", "pause at the end", "silence"],
+)
+def test_reply_ends_in_the_last_pause_before_the_limit(parts: list[np.ndarray], num_kept: int) -> None:
+    pcm = np.concatenate(parts)
+    kept = ended_in_pause(pcm, 4_800, RATE)
+    assert abs(len(kept) - num_kept) <= 480
+    np.testing.assert_array_equal(kept[:-80], pcm[: len(kept) - 80])
+    assert kept[-1] == 0
+
+
+def test_pause_is_only_looked_for_in_the_last_samples() -> None:
+    pcm = np.concatenate([WORD, PAUSE, WORD[:1_600]])
+    np.testing.assert_array_equal(ended_in_pause(pcm, 1_500, RATE), faded_out(pcm, RATE))
+    assert len(ended_in_pause(pcm[:0], 1_500, RATE)) == 0

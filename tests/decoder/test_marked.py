@@ -6,7 +6,7 @@ import pytest
 from benchmarks.decoder import random_codes
 from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig
-from stretto.decoder.sessions import FADE_S
+from stretto.decoder.reply_end import FADE_S
 from stretto.decoder.worker import DecoderWorker
 from stretto.marking.perth import MARKER
 from stretto.records.chunk import Chunk

@@ -1,5 +1,6 @@
 """Rows become chunks with all codes once and in order, and with words at the frames where they begin."""
 
+import math
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
@@ -27,7 +28,7 @@ from stretto.families.tiny.family import (
 from stretto.families.tiny.prompt import TEXT_CODEC
 from stretto.family.base import Family
 from stretto.family.text import SILENT, TextTokenizer, load_text_codec
-from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Report, WordMark, last_chunks
+from stretto.records.chunk import CUT_S, Alignment, Chunk, GuidanceChange, LMChunk, Report, WordMark, last_chunks
 from stretto.records.prompt import Prompt, SourceWord
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment, StreamLayout, delay_codes, words_of
@@ -378,11 +379,8 @@ def test_incomplete_trailing_frames_are_dropped(together: int, num_left_over: in
     "policy", [ChunkPolicy(1, 1), ChunkPolicy(2, 4, deterministic=True), ChunkPolicy(1, 1, held_frames=1)]
 )
 @pytest.mark.parametrize("limit", [11, 12, None])
-def test_last_frame_that_fits_is_in_the_last_chunk(family: Family, policy: ChunkPolicy, limit: int | None) -> None:
-    """The decoder fades it out if the limit ended the reply, which it does not if the model ended it in that row.
-
-    A codec with look-ahead has samples left anyway, so its frames are not held back.
-    """
+def test_last_frames_that_fit_are_in_the_last_chunk(family: Family, policy: ChunkPolicy, limit: int | None) -> None:
+    """The decoder looks for a pause in them if the limit ended the reply, not if the model ended it in that row."""
     layout, num_frames, num_tail = family.layout, 11, family.tail.num_rows(family.layout.max_delay)
     places = layout.frame_codec.places
     codes = np.array(
@@ -400,13 +398,14 @@ def test_last_frame_that_fits_is_in_the_last_chunk(family: Family, policy: Chunk
     last = speaker.finish(replace(REPORT, finish_reason="stop" if limit is None else "length"))
     sizes = [0 if chunk.codes is None else chunk.codes.shape[1] for chunk in [*chunks, last]]
     assert (sum(sizes), reply_state.num_frames) == (num_frames, num_frames)
-    assert last.chunk.is_cut == (limit == num_frames)
-    assert not any(chunk.chunk.is_cut for chunk in chunks)
-    if limit == num_frames and not policy.held_frames:
-        assert sizes[-1] >= 1
-    if limit != num_frames and policy.steady_frames == 1:
+    num_near = math.ceil(CUT_S * family.frame_rate)
+    assert last.chunk.num_cut_frames == (num_near if limit == num_frames else 0)
+    assert not any(chunk.chunk.num_cut_frames for chunk in chunks)
+    if limit == num_frames:
+        assert sizes[-1] >= min(num_near, num_frames)
+    if limit is None and policy.steady_frames == 1:
         assert sizes[-1] <= policy.held_frames
-    assert [each.chunk.is_cut for each in last_chunks(last)] == [last.chunk.is_cut, False]
+    assert [each.chunk.num_cut_frames for each in last_chunks(last)] == [last.chunk.num_cut_frames, 0]
 
 
 def test_reference_latents_are_sent_as_int32_words() -> None:

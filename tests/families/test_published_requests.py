@@ -78,7 +78,7 @@ def test_published_family_request_becomes_a_prompt(
     system = len(preprocessor_system(preprocessor)) if family == "bagpiper" and task != "tts" else 0
     assert (prompt.task, len(prompt.rows)) == (task, num_rows + system)
     assert prompt.rows.shape[1] == preprocessor.family.layout.num_input_streams
-    assert prompt.sampling.audio == preprocessor.family.task(task).sampling.audio
+    assert prompt.sampling.draws_as(preprocessor.family.task(task).sampling)
 
 
 def preprocessor_system(preprocessor: Preprocessor) -> list[int]:

@@ -14,18 +14,23 @@ from tests.gateway.test_speech_stream import PATH, begin
 from tests.gateway.test_transcription import FILE, TRANSLATES
 from tests.patience import until_async
 
-LENGTH = {"report": REPORT | {"finish_reason": "length"}}
 REASONS = pytest.mark.parametrize("reason", ["length", None])
+SPEECH_REASONS = pytest.mark.parametrize("reason", ["length", "ceiling", None])
+
+
+def report_of(reason: str | None) -> dict[str, Any]:
+    """Return the report of a reply that ends for a reason; None for its own end."""
+    return {} if reason is None else {"report": REPORT | {"finish_reason": reason}}
 
 
 def written(reason: str | None) -> list[Chunk]:
     """Return the events of a transcript that ends for a reason; None for its own end."""
-    return [Chunk(0, None, text="a cat"), Chunk(1, None, is_final=True, is_last=True, more=LENGTH if reason else {})]
+    return [Chunk(0, None, text="a cat"), Chunk(1, None, is_final=True, is_last=True, more=report_of(reason))]
 
 
 def speech(reason: str | None) -> list[Chunk]:
     """Return the events of speech that ends for a reason; None for its own end."""
-    return [*SPOKEN[:2], Chunk(2, 1920, is_16_bit=True, is_final=True, is_last=True, more=LENGTH if reason else {})]
+    return [*SPOKEN[:2], Chunk(2, 1920, is_16_bit=True, is_final=True, is_last=True, more=report_of(reason))]
 
 
 @REASONS
@@ -76,7 +81,7 @@ async def test_chat_reply_has_a_finish_reason(start: Start, streams: bool) -> No
     assert record["choices"][0]["finish_reason"] == "length"
 
 
-@REASONS
+@SPEECH_REASONS
 async def test_speech_events_and_batches_have_a_finish_reason(start: Start, reason: str | None) -> None:
     running = await start(speech(reason))
     body = {"model": "tts-1", "voice": "rms", "input": "A cat.", "response_format": "pcm"}
@@ -91,7 +96,7 @@ async def test_speech_events_and_batches_have_a_finish_reason(start: Start, reas
     assert base64.b64decode(result["audio_data"])
 
 
-@REASONS
+@SPEECH_REASONS
 @pytest.mark.parametrize("stream_format", ["audio", "sse"])
 async def test_outcome_of_speech_that_a_limit_ended_is_incomplete(
     start: Start, stream_format: str, reason: str | None
@@ -102,10 +107,10 @@ async def test_outcome_of_speech_that_a_limit_ended_is_incomplete(
         answer = await http.post("/v1/audio/speech", json=body)
         await until_async(lambda: "in_progress" not in str(running.app.state.gateway.outcomes._outcomes))
         outcome = (await http.get(f"/v1/audio/speech/{answer.headers['x-request-id']}")).json()
-    assert outcome["status"] == ("incomplete" if reason else "completed")
+    assert (outcome["status"], outcome.get("finish_reason")) == ("incomplete" if reason else "completed", reason)
 
 
-@REASONS
+@SPEECH_REASONS
 async def test_speech_for_streamed_text_has_a_finish_reason(start: Start, reason: str | None) -> None:
     running = await start(speech(reason))
     async with open_socket(running, PATH) as opened:

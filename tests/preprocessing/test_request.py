@@ -47,7 +47,7 @@ PCM = speech(8_000, 8_000)
 def test_text_becomes_a_prompt_with_tts_defaults(preprocessor: Preprocessor) -> None:
     prompt = preprocessor.prepare(RawRequest(text="It is 9:20."))
     assert (prompt.task, prompt.words) == ("tts", ("it", "is", "nine", "twenty"))
-    assert prompt.sampling.audio == TINY.task("tts").sampling.audio
+    assert prompt.sampling.draws_as(TINY.task("tts").sampling)
     assert prompt.sampling.seed is not None
     assert Prompt.from_bytes("prompt", prompt.to_bytes(), prompt.rows) == prompt
 

@@ -19,6 +19,7 @@ from stretto.records.prompt import Condition, InputAudio, Prompt, TextPart
 from stretto.records.sampling import OPTIONS, Delivery, OutputForm, RingAddress, SamplingConfig, SegmentSampling
 from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.layout import Segment
+from stretto_contract.finish_reasons import LIMITS, STOP
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +44,7 @@ FORMS = st.builds(
 CHANGES = st.lists(st.builds(GuidanceChange, COUNTS, st.booleans()), max_size=3).map(tuple)
 REPORTS = st.builds(
     Report,
-    *[TEXTS, COUNTS, COUNTS, COUNTS, COUNTS, FLOATS, st.integers(0, MAX_GENERATION)],
+    *[st.sampled_from([STOP, *LIMITS]), COUNTS, COUNTS, COUNTS, COUNTS, FLOATS, st.integers(0, MAX_GENERATION)],
     *[FLOATS, st.none() | FLOATS, FLOATS, st.sampled_from(["always", "adaptive"]), CHANGES],
 )
 CHUNKS = st.builds(

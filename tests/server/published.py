@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +13,13 @@ import torch
 
 from benchmarks.decoder import stream
 from lab.releases.random_espnet import Published
-from stretto.codecs.base import Codec, load_codec
-from stretto.decoder.sessions import faded_out
+from stretto.codecs.base import Codec, CodecSpec, load_codec
+from stretto.decoder.reply_end import ended_in_pause
 from stretto.family.base import Family
 from stretto.family.plugin import family_at
 from stretto.family.text import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.records.chunk import CUT_S
 from stretto.records.prompt import Prompt
 from tests.reference.published import PublishedReference
 
@@ -28,17 +30,24 @@ def prepared(preprocessor: Preprocessor, options: dict[str, Any], inputs: dict[s
     return preprocessor.prepare(RawRequest(**given, options=json.dumps(options)))
 
 
+def cut(pcm: np.ndarray, spec: CodecSpec) -> np.ndarray:
+    """Return the samples of a reply that a limit has ended, from all samples [n] up to the limit."""
+    num_frames = math.ceil(CUT_S * spec.frame_rate)
+    return ended_in_pause(pcm, num_frames * spec.samples_per_frame, spec.sample_rate)
+
+
 def one_shot(codec: Codec, codes: np.ndarray, is_cut: bool) -> np.ndarray:
-    """Return the samples [n] of codes [K, T], decoded in one pass, and faded out if a limit ended the reply."""
+    """Return the samples [n] of codes [K, T], decoded in one pass, and ended in a pause if a limit ended the reply."""
     pcm = stream(codec, torch.from_numpy(codes)[None], [codes.shape[1]])[0].numpy()
-    return faded_out(pcm, codec.spec.sample_rate) if is_cut else pcm
+    return cut(pcm, codec.spec) if is_cut else pcm
 
 
 def check_sound(pcm: np.ndarray, codes: np.ndarray, codec: Codec, first: int = 0, finish_reason: str = "stop") -> None:
     """Check that samples [n] are audible and equal a one-shot decode of codes [K, T] from frame `first` on."""
     num_samples = codec.spec.samples_per_frame
     whole = one_shot(codec, codes, finish_reason == "length")
-    assert len(whole) == codes.shape[1] * num_samples
+    num_cut = codes.shape[1] * num_samples - len(whole)
+    assert 0 <= num_cut <= (CUT_S * codec.spec.sample_rate if finish_reason == "length" else 0)
     np.testing.assert_allclose(pcm, whole[first * num_samples :], atol=1e-4)
     assert np.abs(pcm).max() > 0.01
 
@@ -47,7 +56,7 @@ def check_sound(pcm: np.ndarray, codes: np.ndarray, codec: Codec, first: int = 0
 class Expected:
     """Expected reply to a task: its text, codes [S, T] of all streams, and samples of a one-shot decode.
 
-    The samples are faded out if a limit ends the reply.
+    The samples end in a pause if a limit ends the reply.
     `lead` is the smallest margin of a reference decision.
     """
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 from numpy.typing import NDArray
 
 from stretto_client import ModelProfile, Speech, SpeechEvent, TaskOptions
+from stretto_contract.finish_reasons import limit_of
 from stretto_gateway.answers import ApiError, error_path, refused
 from stretto_gateway.catalogue import CallersVoices, VoiceFile
 from stretto_gateway.chat import conversing_task, set_voice
@@ -246,7 +247,7 @@ class Reply:
         except ApiError as error:
             record = error.record()["error"]
             return "failed", {"error": {name: record[name] for name in ("type", "code", "message")}}
-        if self._report.get("finish_reason") == "length":
+        if limit_of(self._report):
             return "incomplete", {"reason": "max_output_tokens"}
         return "completed", {}
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stretto_client.tries import Begin
+from stretto_contract.finish_reasons import limit_of
 from stretto_gateway.admission import Held
 from stretto_gateway.answers import ApiError, error_path, mismatch, refused
 from stretto_gateway.base64_data import DATA_URL, read_base64
@@ -27,7 +28,7 @@ from stretto_gateway.realtime.conversation import Conversation, Item, ItemPart
 from stretto_gateway.realtime.reply import Reply, make_order
 from stretto_gateway.realtime.settings import FINISH_REASON, Format, RealtimeSettings, ignoring
 from stretto_gateway.realtime.wire_audio import written_recording
-from stretto_gateway.speech import LENGTH, limit_reason, usage
+from stretto_gateway.speech import usage
 
 MAX_WAITING = 16  # recordings per session
 NAME = "conversation.item.input_audio_transcription"
@@ -196,7 +197,8 @@ class Transcriber:
                         await self._send_event(item, "delta", delta=event.text)
         item.parts[0].text = text.strip()
         counts = {"type": "tokens"} | usage(report)
-        reason = {FINISH_REASON: LENGTH} if limit_reason(report) else {}
+        limit = limit_of(report)
+        reason = {} if limit is None else {FINISH_REASON: limit}
         await self._send_event(item, "completed", transcript=text.strip(), usage=counts, **reason)
 
     def _transcription(self, pcm: bytes, live: LiveTurn | None) -> Begin:

@@ -63,7 +63,7 @@ class TranscribePanel {
     for await (const event of events(answer)) {
       if (event.type === "transcript.text.delta") text.textContent += event.delta;
       if (event.type === "transcript.text.done") [text.textContent, isWhole] = [event.text, true];
-      if (event.finish_reason === "length") isCut = true;
+      if (event.finish_reason) isCut = true;
       text.hidden = text.textContent === "";
     }
     if (!isWhole) throw new Error("The response was interrupted.");

@@ -323,7 +323,7 @@ class DecodingLoop:
             collected.add(chunk, pcm)
         if chunk.is_final:
             self._sessions.end(pending.utterance)
-        samples = session.render(pcm, chunk.flushes, chunk.is_cut)
+        samples = session.render(pcm, chunk.flushes, chunk.num_cut_frames * self._codec.spec.samples_per_frame)
         if pending.on_device is not None and at is not None and samples is pcm:  # unchanged since decoding
             pending.on_device(at)
         num_samples = 0 if samples is None else len(samples)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stretto.codecs.base import Codec, CodecSpec
 from stretto.decoder.alignment import Collected, StoredBytes
+from stretto.decoder.reply_end import ended_in_pause
 from stretto.decoder.streaming import (
     FrameWindow,
     References,
@@ -28,16 +29,6 @@ from stretto.records.chunk import MAX_KEPT_BYTES, Chunk, Kept
 from stretto.records.sampling import OutputForm
 
 FULL_SCALE = 32_767
-FADE_S = 0.005
-
-
-def faded_out(pcm: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Return samples [n] whose last 5 ms fade to zero. An abrupt end at a loud sample is an audible click."""
-    size = min(len(pcm), round(FADE_S * sample_rate))
-    left = np.arange(size - 1, -1, -1) / size  # 1 to 0; a polynomial, so that every processor computes the same
-    return np.concatenate(
-        [pcm[: len(pcm) - size], pcm[len(pcm) - size :] * (left * left * (3 - 2 * left)).astype(pcm.dtype)]
-    )
 
 
 class Renderer:
@@ -197,20 +188,20 @@ class DecoderSession:
             return pcm
         return pcm[num_unplayed:] if num_unplayed < len(pcm) else None
 
-    def render(self, pcm: np.ndarray | None, is_final: bool, is_cut: bool = False) -> np.ndarray | None:
+    def render(self, pcm: np.ndarray | None, is_final: bool, num_cut: int = 0) -> np.ndarray | None:
         """Return newly decoded samples in the client's format, or None if there are none yet.
 
         Args:
             pcm: float32 samples [n] at the codec's sample rate, or None.
             is_final: True for the utterance's last chunk that has frames.
-            is_cut: True if a limit ended the audio, which is then faded out.
+            num_cut: If a limit ended the audio, number of its last samples in which it may end.
         """
         if self.has_ended:
             return None
         self.has_ended = is_final
         pcm = self._marked(pcm, is_final)
-        if is_cut and pcm is not None:
-            pcm = faded_out(pcm, self.renderer.codec_rate)
+        if num_cut and pcm is not None:
+            pcm = ended_in_pause(pcm, num_cut, self.renderer.codec_rate)
         samples = self.renderer.resample(pcm, is_final)
         if samples is not None:
             self._count_samples(samples)

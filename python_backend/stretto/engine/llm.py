@@ -11,6 +11,7 @@ import numpy as np
 
 from stretto.config import EngineConfig
 from stretto.engine.client import EngineClient, EngineConnection, Output
+from stretto.engine.code_loops import CodeLoops
 from stretto.engine.feeds import NO_TEXT, FrameFeed, TextFeed
 from stretto.engine.permits import Permit, Permits
 from stretto.engine.prompt_checks import (
@@ -21,8 +22,8 @@ from stretto.engine.prompt_checks import (
     max_words,
     num_text_ids,
 )
-from stretto.engine.protocol import Adapters, SharedStats, Trailer, read_rows, sampling_fields
-from stretto.engine.reply_rules import ReplyState, SegmentRules
+from stretto.engine.protocol import Adapters, SharedStats, Trailer, num_guided, read_rows, sampling_fields
+from stretto.engine.reply_rules import UNKNOWN, ReplyState, SegmentRules
 from stretto.engine.reply_stats import FrameStats, Stats
 from stretto.engine.utterance import Utterance, first_chunk, num_first_frames
 from stretto.errors import InvalidRequest, NoCapacity, StrettoError
@@ -34,6 +35,7 @@ from stretto.family.text import StreamedText, load_text_codec
 from stretto.records.chunk import LMChunk, Report, last_chunks
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer
+from stretto_contract.finish_reasons import FinishReason, Limit
 from stretto_contract.limits import FairLimit
 
 # Receives hidden states of a prompt [n, H] or None, and new ids of stream 0.
@@ -296,6 +298,7 @@ class SpeechLLM:
             feed = self._texts.get(request_id)
             utterance.track = feed.track if feed else self._rules.track(len(prompt.rows), prompt.track)
         utterance.voice = prompt.voice
+        utterance.loops = loops_of(prompt, self.family)
         frame_stats = FrameStats(self._stats, prompt.sampling)
         if self._decodes_first:
             prompt = replace(prompt, num_first_frames=num_first_frames(prompt))
@@ -337,6 +340,8 @@ class SpeechLLM:
                     clock.record(chunk)
                     frame_stats.record(reply.num_frames, utterance.guidance_changes)
                     yield chunk
+                if utterance.is_looping:
+                    break
         frame_stats.record(reply.num_frames, utterance.guidance_changes)
         self._stats.finished_total += 1
         last = utterance.finish(_report(prompt, utterance, trailer, clock, session))
@@ -380,12 +385,20 @@ class StartingLLM:
 def _report(
     prompt: Prompt, utterance: Utterance, trailer: Trailer | None, clock: "_Clock", session: FrameFeed | None
 ) -> Report:
-    assert trailer is not None, "the engine ended a reply without its trailer"
     reply = utterance.reply
     sampling = prompt.sampling
+    reason: FinishReason = "stop"
+    if trailer is None:
+        assert utterance.is_looping, "the engine ended a reply without its trailer"
+        switches = [change.frame for change in utterance.guidance_changes]
+        num_guided_frames = num_guided(switches, reply.num_frames) if sampling.has_pair else 0
+        trailer = Trailer(num_guided_frames, num_preemptions=0, was_cut=1, queue_us=0, held_us=0)
+        reason = "repetition"
+    elif trailer.was_cut:
+        reason = _limit(prompt, reply)
     assert sampling.seed is not None
     return Report(
-        finish_reason="length" if trailer.was_cut else "stop",
+        finish_reason=reason,
         num_prompt_rows=len(prompt.rows),
         num_text_tokens=reply.num_text_tokens - reply.num_codes,
         num_frames=reply.num_frames,
@@ -402,6 +415,26 @@ def _report(
         num_pieces=prompt.num_pieces,
         untimed_words=utterance.words.untimed,
     )
+
+
+def loops_of(prompt: Prompt, family: Family) -> CodeLoops | None:
+    """Return the search for repetitions that end the reply; None if it does not read a complete text aloud."""
+    task = family.task(prompt.task)
+    if prompt.is_open or not task.reads_aloud or not task.has_audio_segment or family.layout.latents is not None:
+        return None
+    limits = task.speech_limits
+    codes = family.layout.audio[family.layout.codebook_streams[0]]
+    rate = family.frame_rate * family.rows_per_frame
+    return CodeLoops(codes, round(limits.period_s * rate), round(limits.loop_s * rate))
+
+
+def _limit(prompt: Prompt, reply: ReplyState) -> Limit:
+    """Return the limit of rows that has ended the reply."""
+    limits = prompt.sampling
+    has_all_rows = reply.num_text_tokens >= limits.text.max_rows
+    if reply.audio_end != UNKNOWN:
+        has_all_rows = reply.audio_end - reply.audio_start >= limits.audio.max_rows
+    return "ceiling" if prompt.has_ceiling and has_all_rows else "length"
 
 
 def free_id(request_id: str | None, active: Collection[str]) -> str:

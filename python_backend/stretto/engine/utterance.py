@@ -4,9 +4,11 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import ceil
 
 import numpy as np
 
+from stretto.engine.code_loops import CodeLoops
 from stretto.engine.frame_codes import FrameCodes
 from stretto.engine.protocol import GUIDANCE_ON
 from stretto.engine.reply_rules import ReplyState
@@ -14,10 +16,11 @@ from stretto.engine.tracks import Track
 from stretto.engine.word_times import WordTimes
 from stretto.family.base import Family
 from stretto.family.text import TextCodec, TimedReader
-from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Report, Sound, WordMark
+from stretto.records.chunk import CUT_S, Alignment, Chunk, GuidanceChange, LMChunk, Report, Sound, WordMark
 from stretto.records.prompt import MAX_FIRST_FRAMES, Prompt, SourceWord
 from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment, StreamLayout, latents_of
+from stretto_contract.finish_reasons import STOP
 
 # Cached because they are used per row, and enum member access is slow.
 TEXT = Segment.TEXT
@@ -98,6 +101,8 @@ class Utterance:
         sound: Recording of the voice, sent with the first chunk; None if the decoder needs none.
         track: Track of the reply, if the model reports when words of the track begin.
         early: Codes and samples of the reply's first frames, if the engine has decoded them.
+        loops: Repetitions of codes that end the reply; None if they do not.
+        is_looping: True if such a repetition has ended the reply. Further rows are ignored.
     """
 
     def __init__(
@@ -142,6 +147,8 @@ class Utterance:
         self.sound: Sound | None = None
         self.track: Track | None = None
         self.early: np.ndarray | None = None
+        self.loops: CodeLoops | None = None
+        self.is_looping = False
 
     @property
     def num_sent_frames(self) -> int:
@@ -161,6 +168,7 @@ class Utterance:
         With a deterministic chunk policy, rows are processed one at a time, so that chunks do not depend on how rows
         arrive.
         """
+        rows = self._before_loop(rows)
         for step_rows in np.split(rows, len(rows)) if self._pacer.policy.deterministic else [rows]:
             yield from self._push(step_rows)
 
@@ -199,6 +207,17 @@ class Utterance:
                 audio = audio[~np.isin(audio[:, 0], self._text_rows.ids)]
             self._frames.push(audio)
             yield from self._due_chunks(segment)
+
+    def _before_loop(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows up to the one with which a repetition of codes is too long."""
+        if self.loops is None:
+            return rows
+        first = self._family.layout.codebook_streams[0]
+        end = self.loops.find(rows[:, 1 + first].tolist())
+        if end is None:
+            return rows
+        self.is_looping = True
+        return rows[: end + 1]
 
     def _states_in(self, rows: np.ndarray) -> list[list[int]]:
         """Return the values of the state columns in each row, [n][C]."""
@@ -261,9 +280,20 @@ class Utterance:
 
     @property
     def _num_held(self) -> int:
-        """1 if the last frame that fits is ready. It belongs to the last chunk, so that the decoder can fade it out."""
-        is_last = self.num_sent_frames + self._num_ready >= self.reply.max_frames
-        return int(is_last and self._num_ready > 0 and not self._pacer.policy.has_rest)
+        """Number of ready frames near the limit. They belong to the last chunk, which the decoder may shorten."""
+        num_left = self.reply.max_frames - self.num_sent_frames - self._num_ready
+        if self.loops is not None:
+            num_left = min(num_left, self.loops.num_left // self._family.rows_per_frame)
+        return max(0, min(self._num_ready, self._max_cut_frames - num_left))
+
+    @property
+    def _max_cut_frames(self) -> int:
+        """Number of frames before the limit in which the decoder may end the audio.
+
+        The limit of an interleaved reply is not known before the last frame.
+        """
+        is_interleaved = self.reply.task.segments[0] is INTERLEAVED
+        return 1 if is_interleaved else ceil(CUT_S * self._family.frame_rate)
 
     def _sent(self, chunk: Chunk, codes: np.ndarray | None) -> LMChunk:
         """Return `chunk` with codes [K, T] for the decoder and, if requested, the codes of all streams.
@@ -325,8 +355,11 @@ class Utterance:
         codes = self._frames.pop_frames(self._num_ready) if self._num_ready > 0 else None
         changes = self._changes_before(sys.maxsize)
         marks = (*self._timed_words(), *self._spoken_words())
-        is_cut = report.finish_reason == "length" and self.reply.num_frames >= self.reply.max_frames
-        last = Chunk(self.num_chunks, segment, text, marks, True, report, changes, voice=self.voice, is_cut=is_cut)
+        is_full = self.reply.num_frames >= self.reply.max_frames
+        is_cut = report.finish_reason != STOP and (is_full or self.is_looping)
+        num_cut = self._max_cut_frames if is_cut else 0
+        last = Chunk(self.num_chunks, segment, text, marks, True, report, changes, voice=self.voice)
+        last = replace(last, num_cut_frames=num_cut)
         return self._sent(self._with_head(last), codes)
 
     def _with_head(self, chunk: Chunk) -> Chunk:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar, cast, get_args, get_ty
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.family.input_tracks import CodeTrack, InputTrack, TextTrack
 from stretto.family.mechanism import NO_MECHANISM, Mechanism
+from stretto.family.speech_limits import USUAL_LIMITS, SpeechLimits
 from stretto.records.json_record import JsonRecord
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import FORCED_TAIL, PADDED_WARM_UP, Segment, StreamLayout, Tail, WarmUp
@@ -195,6 +196,7 @@ class Task:
         system: Content that a leading system turn may have; empty if none is allowed.
         voice_roles: Roles of the turns whose recordings are of voices to clone. Silence in them is refused.
         text_rate: Longest text for the last turn's recording, in tasks that write it down.
+        speech_limits: Longest speech for the last turn's text, in tasks that read it aloud.
     """
 
     name: str
@@ -208,6 +210,7 @@ class Task:
     system: tuple[str, ...] = ()
     voice_roles: tuple[Role, ...] = ("system",)
     text_rate: TextRate = TextRate()
+    speech_limits: SpeechLimits = USUAL_LIMITS
 
     def __post_init__(self) -> None:
         self.sampling.check()
@@ -502,6 +505,10 @@ class Family:
     def rows_per_frame(self) -> int:
         """Number of audio rows per frame."""
         return self.layout.frame_codec.rows_per_frame
+
+    def num_audio_rows(self, num_frames: int) -> int:
+        """Return the number of rows of an audio segment of `num_frames` frames."""
+        return num_frames * self.rows_per_frame + self.tail.num_closing_rows(self.layout.max_delay)
 
     @property
     def track_streams(self) -> range:

@@ -96,6 +96,7 @@ class Options:
         aligns_words: True if word times are requested from the aligner.
         drops_silence: True if silent frames at the start of the reply are not sent. A template knows them only for
             replies without an adapter and with the task's default sampling.
+        has_length: True if the request sets a minimum or maximum length of the reply.
     """
 
     sampling: SamplingConfig
@@ -107,6 +108,7 @@ class Options:
     names_voice: bool = False
     spellings: Mapping[str, str] = field(default_factory=dict)
     drops_silence: bool = False
+    has_length: bool = False
 
 
 def read_options(
@@ -159,13 +161,26 @@ def read_options(
     if not task.speaks:
         return Options(sampling, None, delivery, adapter=adapter, aligns_words="words" in options)
     manner = replace(read_manner(options, family), guidance_scale=scale)
-    aligns_words = "words" in options
-    names_voice = "voice" in options
     spellings = read_spellings(options["pronunciations"], family) if "pronunciations" in options else {}
     voice = read_voice(options, family)
     is_usual = adapter is None and sampling.draws_as(defaults)
-    drops_silence = is_usual and not options.get("leading_silence", False)
-    return Options(sampling, voice, delivery, manner, adapter, aligns_words, names_voice, spellings, drops_silence)
+    return Options(
+        sampling,
+        voice,
+        delivery,
+        manner,
+        adapter,
+        aligns_words="words" in options,
+        names_voice="voice" in options,
+        spellings=spellings,
+        drops_silence=is_usual and not options.get("leading_silence", False),
+        has_length=_sets_length(options),
+    )
+
+
+def _sets_length(options: OptionsRecord) -> bool:
+    segments = {*options.get("text", {}), *options.get("audio", {})}
+    return "max_audio_s" in options or not segments.isdisjoint(("min_rows", "max_rows"))
 
 
 def _read(field: str, text: str | None, task: Task) -> OptionsRecord:
@@ -262,7 +277,7 @@ def _max_audio(options: OptionsRecord, audio: SegmentSampling, family: Family, f
     if not low <= seconds <= high:
         raise InvalidRequest("options.max_audio_s", f"a number of seconds in [{low:g}, {high:g}]", seconds)
     # The small term makes 0.28 s at 25 Hz exactly 7 frames; floating point yields 7.000000000000001.
-    rows = max(1, int(seconds * frame_rate + 1e-6)) * family.rows_per_frame + num_closing_rows
+    rows = family.num_audio_rows(max(1, int(seconds * frame_rate + 1e-6)))
     return _within_max_rows(replace(audio, max_rows=rows), options.get("audio", {}))
 
 

@@ -15,6 +15,7 @@ from stretto.family.encoded_voices import EncodedFiles, stored_in
 from stretto.family.plugin import family_at
 from stretto.family.prompting import (
     Piece,
+    PromptRows,
     Turn,
     choose_task,
     given_codes,
@@ -214,6 +215,10 @@ class Preprocessor:
                 alignment = replace(alignment, is_piece=True)
         num_silent = written.num_silent_frames if options.drops_silence else 0
         chunking = replace(options.delivery.chunking, silent_frames=num_silent)
+        limited = self._within_rate(written.limited(sampling), task, pieces)
+        if not options.has_length and not options.manner.is_open and written.max_rows is None:
+            spoken_text = written.spoken or turns[-1].text or ""
+            limited = self._within_ceiling(limited, task, spoken_text, written)
         longest = self.family.max_model_len - 1
         if len(written.rows) > longest:
             path = "messages" if raw.messages is not None else pieces[0].path
@@ -221,7 +226,7 @@ class Preprocessor:
         return Prompt(
             task.name,
             written.rows,
-            self._within_rate(written.limited(sampling), task, pieces),
+            limited,
             written.words,
             replace(options.delivery, chunking=chunking),
             written.audios,
@@ -241,6 +246,7 @@ class Preprocessor:
             spellings=dict(options.spellings) if options.manner.is_open else {},
             has_empty_reply=written.has_empty_reply,
             images=written.images,
+            has_ceiling=task.reads_aloud and limited.max_rows != sampling.max_rows,
         )
 
     def _within_rate(self, sampling: SamplingConfig, task: Task, pieces: tuple[Piece, ...]) -> SamplingConfig:
@@ -252,6 +258,16 @@ class Preprocessor:
             return within_rate(sampling, task, recording.codes.shape[1] / self.codec.spec.frame_rate)
         assert recording.pcm is not None
         return within_rate(sampling, task, len(recording.pcm) / self._encoder_rate)
+
+    def _within_ceiling(self, sampling: SamplingConfig, task: Task, text: str, written: PromptRows) -> SamplingConfig:
+        """Limit a reply that reads a text aloud to the longest speech for this text."""
+        if not task.reads_aloud:
+            return sampling
+        num_frames = task.speech_limits.max_frames(text, self.codec.spec.frame_rate)
+        num_rows = self.family.num_audio_rows(num_frames) + len(written.track)  # which may have rows of its own
+        if not task.has_audio_segment:  # text and codes take turns
+            return replace(sampling, text=sampling.text.within(num_rows + len(text)))
+        return replace(sampling, audio=sampling.audio.within(num_rows))
 
     def _pronounced(
         self, turns: tuple[Turn, ...], spellings: Mapping[str, str]
@@ -342,9 +358,7 @@ class Preprocessor:
 
 def within_rate(sampling: SamplingConfig, task: Task, seconds: float) -> SamplingConfig:
     """Return `sampling` with the text limited to what a recording of `seconds` can contain (`Task.text_rate`)."""
-    most = min(sampling.text.max_rows, task.text_rate.max_rows(seconds))
-    least = min(sampling.text.min_rows, most)
-    return replace(sampling, text=replace(sampling.text, min_rows=least, max_rows=most))
+    return replace(sampling, text=sampling.text.within(task.text_rate.max_rows(seconds)))
 
 
 def _is_live(raw: RawRequest) -> bool:

@@ -17,6 +17,7 @@ from stretto.records.flow_address import FlowAddress
 from stretto.records.json_record import JsonRecord, Packed
 from stretto.records.sampling import OutputForm
 from stretto.streams.layout import Segment
+from stretto_contract.finish_reasons import FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,7 @@ class Report:
     """Summary of the whole utterance, sent with its last chunk.
 
     Attributes:
-        finish_reason: `stop` if the model ended the reply, `length` if `max_rows` or the model's maximum length ended a
-            segment.
+        finish_reason: What ended the reply.
         num_frames: Number of generated frames.
         guided_frames: Number of frames sampled with guidance; `num_frames` under policy `always`.
         guidance_changes: All guidance changes, for policies other than `always`. Frames are numbered over the whole
@@ -69,7 +69,7 @@ class Report:
             skipped these words.
     """
 
-    finish_reason: str
+    finish_reason: FinishReason
     num_prompt_rows: int
     num_text_tokens: int
     num_frames: int
@@ -162,6 +162,7 @@ class Sound:
 
 
 MAX_EARLY_BYTES = 1 << 18  # samples of a few frames
+CUT_S = 0.3  # of the audio before a limit, where the decoder looks for a pause
 MAX_KEPT_BYTES = 1 << 21  # per session: of events in the language model, and of answers in the decoder
 
 
@@ -198,7 +199,7 @@ class Chunk:
         sound: In the first chunk, the voice recording, if one is used instead of `voice`.
         alignment: In the first chunk, the request for word times; None if they were not requested.
         ends_audio: True if no frames follow, although this chunk is not final. The final chunk then has no samples.
-        is_cut: True if no frames follow because a length limit ended the audio. The decoder then fades it out.
+        num_cut_frames: If a limit ended the audio, number of the chunk's last frames in which the decoder may end it.
         written: In the last chunk, the whole streamed text, if word times were requested.
         session: In the first chunk of a reply to streamed text or live audio, the session name that the client needs to
             send more.
@@ -224,7 +225,7 @@ class Chunk:
     sound: Sound | None = None
     alignment: Alignment | None = None
     ends_audio: bool = False
-    is_cut: bool = False
+    num_cut_frames: Annotated[int, Meta(ge=0)] = 0
     written: Annotated[str, Meta(max_length=MAX_ALIGNED_CHARS)] = ""
     pauses: tuple[tuple[float, ...], ...] = ()
     begun: tuple[WordMark, ...] = ()

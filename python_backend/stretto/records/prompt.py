@@ -128,6 +128,7 @@ class Prompt:
             transcribe contains no speech.
         spellings: Text that the model reads in place of words of the streamed text. In a complete text, the
             preprocessor has replaced them.
+        has_ceiling: True if the text, not the request or the model, sets the maximum number of audio rows.
     """
 
     task: str
@@ -153,6 +154,7 @@ class Prompt:
     spellings: dict[str, str] = field(default_factory=dict)
     images: tuple[InputImage, ...] = ()
     num_first_frames: Annotated[int, Meta(ge=0, le=MAX_FIRST_FRAMES)] = 0
+    has_ceiling: bool = False
 
     @property
     def features(self) -> NDArray[np.float32] | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Self, Union, get_args, get_origin, get_type_hints
 
 from stretto.errors import InvalidRequest
 from stretto.records.json_record import JsonRecord, limits_of
@@ -140,6 +140,11 @@ class SegmentSampling(CodeSampling):
     min_rows: MinRows = 0
     max_rows: MaxRows = 2048
 
+    def within(self, num_rows: int) -> Self:
+        """Return these parameters with at most `num_rows` rows."""
+        most = min(self.max_rows, num_rows)
+        return replace(self, min_rows=min(self.min_rows, most), max_rows=most)
+
 
 @dataclass(frozen=True, slots=True)
 class LatentSampling:
@@ -250,6 +255,11 @@ class SamplingConfig:
         codes = CodeSampling(self.codes.temperature, self.codes.top_k, self.codes.top_p)
         text = replace(self.text, **lengths)
         return replace(self, seed=None, text=text, audio=replace(self.audio, **lengths), depth=codes)
+
+    @property
+    def max_rows(self) -> tuple[int, int]:
+        """Maximum number of rows of text and of audio."""
+        return self.text.max_rows, self.audio.max_rows
 
     @property
     def codes(self) -> CodeSampling:

@@ -50,11 +50,6 @@ class ChunkPolicy:
             raise ValueError(f"expected frame_rate > 0, finite playout_s >= 0, got {self}")
 
     @property
-    def has_rest(self) -> bool:
-        """True if the decoder still has samples once all frames have been sent."""
-        return self.held_frames > 0 or bool(self.blocks)
-
-    @property
     def unplayed_frames(self) -> int:
         """Number of frames of the first chunk that are not played at its arrival: silent frames and right context."""
         return self.silent_frames + self.held_frames

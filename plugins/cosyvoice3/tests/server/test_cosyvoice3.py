@@ -17,7 +17,6 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from websockets.asyncio.client import connect
 
 from plugins.cosyvoice3.lab.random_cosyvoice3 import convert, recording
-from stretto.decoder.sessions import faded_out
 from stretto_client import RecordedVoice, SpeechClient
 from stretto_cosyvoice3.codec import load
 from stretto_cosyvoice3.voices import FOLDER, RecordingEncoder, latest_chunks, sound_of
@@ -28,6 +27,7 @@ from tests.patience import PATIENCE_S
 from tests.recordings import speech
 from tests.server.conftest import ServedCheckpoint, Server, served_checkpoint
 from tests.server.listening import Response
+from tests.server.published import cut
 from tests.server.test_qwen3_tts import wav
 
 # By night: tests/engine/test_cosyvoice3.py holds the same release to the authors' replies; its prompts and its codec
@@ -68,7 +68,7 @@ def test_served_cosyvoice3_streams_in_a_recorded_voice(served: ServedCheckpoint,
     mel = codec.mel(torch.from_numpy(codes[0]), codec.recorded.voices[number])
     spoken, _ = codec.speak(mel, 0, 0, 2 * codes.shape[1], 0.0)
     is_cut = answer.events[-1]["report"]["finish_reason"] == "length"
-    whole = faded_out(spoken.numpy(), 24_000) if is_cut else spoken.numpy()
+    whole = cut(spoken.numpy(), codec.spec) if is_cut else spoken.numpy()
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-3)
     assert np.abs(whole).max() > 0.01
 

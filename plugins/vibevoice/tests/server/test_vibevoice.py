@@ -10,7 +10,7 @@ import torch
 from transformers import VibeVoiceForConditionalGeneration
 
 from plugins.vibevoice.tests.vibevoice_release import FRAME, HOP, OFFSET, SCALE, Reference, convert_release, model_of
-from stretto.decoder.sessions import faded_out
+from stretto.decoder.reply_end import ended_in_pause
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.server.conftest import ServedCheckpoint, serves
 
@@ -55,7 +55,7 @@ def test_served_dialogue_matches_the_reference(served: ServedCheckpoint) -> None
             parts.append(decoded(model, np.stack(stretch)))
             stretch = []
     whole = np.concatenate(parts)
-    expected = faded_out(whole, 24_000) if ids[-2] == FRAME else whole  # the last id ends the reply
+    expected = ended_in_pause(whole, 3 * HOP, 24_000) if ids[-2] == FRAME else whole  # the last id ends the reply
     np.testing.assert_allclose(pcm, expected, atol=5e-3)
     assert answer.report["finish_reason"] == "length"
 

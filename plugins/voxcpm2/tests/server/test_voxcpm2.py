@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from plugins.voxcpm2.tests.voxcpm2_release import MODES, convert_release, reply, request
-from stretto.decoder.sessions import faded_out
+from stretto.decoder.reply_end import ended_in_pause
 from tests.server.conftest import ServedCheckpoint, serves
 
 # By night: tests/engine/test_voxcpm2.py compares the same replies; prompts and codec have tests of their own.
@@ -25,7 +25,9 @@ def test_served_speech_matches_the_published_code(served: ServedCheckpoint, mode
     answer = served.server.ask(asked.options, **inputs)
     assert answer.error is None
     pcm = answer.pcm
-    last = expected.pcm_last if expected.has_ended else faded_out(expected.pcm_last, 48_000)
+    last = (
+        expected.pcm_last if expected.has_ended else ended_in_pause(expected.pcm_last, len(expected.pcm_last), 48_000)
+    )
     assert len(pcm) == expected.num_samples
     np.testing.assert_allclose(pcm[: len(expected.pcm)], expected.pcm, atol=TOLERANCE)
     np.testing.assert_allclose(pcm[-len(last) :], last, atol=TOLERANCE)

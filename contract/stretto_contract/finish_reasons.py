@@ -1,0 +1,17 @@
+"""Reasons for which a reply ends, as `finish_reason` in reports, headers and events."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+# What ended the reply other than the model: a maximum length of the request or of the model, the longest speech for the
+# text, or codes that repeated themselves.
+Limit = Literal["length", "ceiling", "repetition"]
+LIMITS: tuple[Limit, ...] = get_args(Limit)
+FinishReason = Literal["stop"] | Limit
+STOP: FinishReason = "stop"
+
+
+def limit_of(report: Mapping[str, Any]) -> Limit | None:
+    """Return what ended the reply of a report; None if the model did."""
+    reason = report.get("finish_reason", STOP)
+    return None if reason == STOP else reason

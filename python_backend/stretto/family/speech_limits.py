@@ -1,0 +1,42 @@
+"""Limits of speech that reads a text aloud."""
+
+import unicodedata
+from dataclasses import dataclass
+from math import ceil
+
+# Time to speak a character in units of a small letter's, by the first letters of its Unicode category. Capitals may be
+# spelled, and letters without case include those of Chinese, Japanese and Korean.
+UNITS = {"Lu": 4, "Lt": 4, "Lo": 4, "N": 8, "S": 8, "P": 4}
+
+
+def spoken_units(text: str) -> int:
+    """Return about how long a text takes to speak, in units of a small letter (70 ms in usual speech)."""
+    categories = map(unicodedata.category, text)
+    return sum(UNITS.get(category, UNITS.get(category[0], 1)) for category in categories)
+
+
+@dataclass(frozen=True)
+class SpeechLimits:
+    """Limits of speech that reads a text aloud, at which a reply stops even if the model misses its end.
+
+    The defaults are for any voice and style: a third of the usual speed, some seconds for breaths and pauses, and no
+    sound that is held for seconds.
+
+    Attributes:
+        base_s: Longest speech for any text, in seconds.
+        unit_s: Further seconds for each unit of the text (`spoken_units`).
+        loop_s: Longest repetition of the same codes of the first codebook, in seconds.
+        period_s: Longest sequence of codes of which a repetition consists, in seconds.
+    """
+
+    base_s: float = 5.0
+    unit_s: float = 0.21
+    loop_s: float = 5.0
+    period_s: float = 1.0
+
+    def max_frames(self, text: str, frame_rate: float) -> int:
+        """Return the largest number of frames for a text."""
+        return ceil((self.base_s + self.unit_s * spoken_units(text)) * frame_rate)
+
+
+USUAL_LIMITS = SpeechLimits()
