@@ -90,11 +90,7 @@ def check_config(folder: Path) -> bool:
 
 
 class Aligner:
-    """CTC model that computes word times.
-
-    Raises:
-        CheckpointError: If a file is missing, or does not have the wav2vec2 layout.
-    """
+    """CTC model that computes word times."""
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         self._normalizes = check_config(folder)
@@ -128,12 +124,5 @@ class Aligner:
         return log_p
 
     def times(self, pcm: NDArray[np.float32], words: Sequence[str]) -> list[TimedWord]:
-        """Return the start and end times of words in a recording.
-
-        Args:
-            pcm: Samples at RATE, float32 [n].
-
-        Raises:
-            CannotAlign: If the words do not fit the recording, or there are none.
-        """
+        """Return the start and end times of words in a recording, float32 [n] at RATE; see `align.times`."""
         return times(self.log_p(pcm), words, self.alphabet, len(pcm) / RATE)

@@ -71,9 +71,7 @@ class CpuDepth:
         return self._read(buffers, 0)
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Process one position of a frame; return the states [N, H] that predict the next stream's codes.
-
-        The next stream is stream `position`.
+        """Process one position of a frame; return the states [N, H] that predict the codes of stream `position`.
 
         Args:
             code: Codes of stream `position` - 1, as rows of `embed`, [N].
@@ -126,9 +124,7 @@ class CpuSteppedDepth:
         return self._read(embeds, 0)
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Process one position of a frame; return the states [N, H] that predict the next stream's codes.
-
-        The next stream is stream `position`.
+        """Process one position of a frame; return the states [N, H] that predict the codes of stream `position`.
 
         Args:
             code: Ids of stream `position` - 1, as rows of `embed`, [N].

@@ -185,10 +185,7 @@ def _multiply_padded(multiply: Callable[..., torch.Tensor], x: torch.Tensor, *we
 def _multiply_unless_traced(
     multiply: Callable[..., torch.Tensor], x: torch.Tensor, *weight_and_bias: object
 ) -> torch.Tensor:
-    """Do the same as `_multiply_padded`, but without padding in a traced graph.
-
-    Such a graph must accept any number of rows.
-    """
+    """Do the same as `_multiply_padded`, but without padding in a traced graph, which accepts any number of rows."""
     if torch.compiler.is_compiling():
         return multiply(x, *weight_and_bias)
     return _multiply_padded(multiply, x, *weight_and_bias)

@@ -92,10 +92,7 @@ def _is_record(record: dict[str, Any]) -> bool:
 
 
 def _is_alive(record: dict[str, Any]) -> bool:
-    """Return True if the process that wrote the record is still running.
-
-    Another process that has reused its pid does not count.
-    """
+    """Return True if the process that wrote the record still runs, and none has reused its pid."""
     return read_process(record["pid"]) is not None and birth(record["pid"]) == record.get("born")
 
 

@@ -44,11 +44,7 @@ def main(arguments: list[str]) -> int:
 
 
 def serve(config: LaunchConfig) -> int:
-    """Run the launcher until a signal stops it, and return its exit code.
-
-    Raises:
-        LaunchError: If the configuration is unusable, or the server did not start.
-    """
+    """Run the launcher until a signal stops it, and return its exit code."""
     if not config.model_repository.is_dir():
         raise LaunchError(f"--model-repository: there is no folder {config.model_repository}")
     if not any(config.model_repository.glob("*/config.pbtxt")):
@@ -108,11 +104,7 @@ def with_plain_paths(config: LaunchConfig, launch: Launch) -> tuple[LaunchConfig
 
 
 def cannot_write(error: OSError, config: LaunchConfig, choice: str) -> LaunchError:
-    """Return the error for a file or folder that cannot be written.
-
-    Args:
-        config: Launcher configuration; the message mentions its cache folder if `error` has no file name.
-    """
+    """Return the error for a file, or for the cache folder if `error` names none, that cannot be written."""
     return LaunchError(f"cannot write {error.filename or config.cache} ({error.strerror or error}): choose {choice}")
 
 

@@ -100,11 +100,7 @@ class LaunchConfig:
 
 
 def default_port() -> int:
-    """Return the default HTTP port: STRETTO_PORT, or 8000 as in Triton. gRPC and metrics use the next two.
-
-    Raises:
-        LaunchError: If STRETTO_PORT is not a valid port.
-    """
+    """Return the default HTTP port: STRETTO_PORT, or 8000 as in Triton. gRPC and metrics use the next two."""
     text = os.environ.get("STRETTO_PORT") or "8000"
     if not text.isdecimal() or not 0 < int(text) <= 65_532:
         raise LaunchError(f"STRETTO_PORT: expected a port from 1 to 65532, got {text!r}")
@@ -322,11 +318,7 @@ def described_state_folder() -> str:
 
 
 def pid_file_of(flags: argparse.Namespace) -> Path:
-    """Return the path of the pid file: the given one, or the default for the HTTP port.
-
-    Raises:
-        LaunchError: If no pid file is given and the HTTP port is 0.
-    """
+    """Return the path of the pid file: the given one, or the default for the HTTP port."""
     if not flags.http_port and flags.pid_file is None:
         raise LaunchError("--http-port 0: requires --pid-file, the file to which the port is written")
     return flags.pid_file or default_pid_file(flags.http_port, state_folder())

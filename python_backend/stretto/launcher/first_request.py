@@ -60,11 +60,7 @@ def first_requests(repository: Path) -> list[dict[str, Any]]:
 
 
 def model_profile(repository: Path) -> dict[str, Any]:
-    """Return the model profile of a repository; empty if it has none.
-
-    Raises:
-        LaunchError: If the profile is not a JSON object.
-    """
+    """Return the model profile of a repository; empty if it has none."""
     config = repository / ENSEMBLE / "config.pbtxt"
     match = PROFILE.search(config.read_text(errors="replace")) if config.exists() else None
     if match is None:

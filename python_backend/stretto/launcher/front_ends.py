@@ -150,10 +150,7 @@ class ProxyProcess:
         return not output.closed and bool(select.select([output], [], [], wait_s)[0])
 
     def _lines(self) -> list[str]:
-        """Return the lines that the proxy has written since the last call.
-
-        The proxy writes each line in a single call.
-        """
+        """Return the lines, each written in a single call, that the proxy has written since the last call."""
         assert self._process.stdout is not None
         return os.read(self._process.stdout.fileno(), select.PIPE_BUF).decode().splitlines()
 
@@ -187,10 +184,7 @@ class ProxyProcess:
 
 
 def write_key(launch: Launch, grpc_port: int, key: str) -> None:
-    """Write the access key to a file, named after the gRPC port, in the runtime directory.
-
-    Clients of the same user find the key there.
-    """
+    """Write the access key to the runtime directory, where clients of the same user find it by the gRPC port."""
     descriptor = os.open(launch.folder / f"key-{grpc_port}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(key)
@@ -290,11 +284,7 @@ BAD_USAGE = 2  # the gateway's exit status for invalid arguments, or for an inva
 
 
 class GatewayProcess:
-    """Gateway process, restarted if it ends or hangs.
-
-    Raises:
-        LaunchError: If the gateway is not installed.
-    """
+    """Gateway process, restarted if it ends or hangs."""
 
     def __init__(self, config: LaunchConfig, port: int, launch: Launch, log: LaunchLog) -> None:
         missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]

@@ -119,11 +119,7 @@ class Installation:
 
 
 def wait_for_ports(ports: dict[str, int], timeout_s: float = 2.0) -> None:
-    """Wait until all ports are free.
-
-    Raises:
-        LaunchError: If a port is still in use after the time limit.
-    """
+    """Wait until all ports are free."""
     deadline = time.monotonic() + timeout_s
     while taken := next(((name, port) for name, port in ports.items() if _is_taken(port)), None):
         if time.monotonic() > deadline:

@@ -194,14 +194,7 @@ class LaunchLog:
     def start(
         self, command: Sequence[str], starter: Callable[..., Any] = subprocess.Popen, **options: Any
     ) -> tuple[Any, ChildOutput]:
-        """Start a process in its own session, with standard output and standard error redirected to the log.
-
-        Returns:
-            The process and its output.
-
-        Raises:
-            OSError: If the process cannot be started.
-        """
+        """Start a process in its own session, with standard output and standard error redirected to the log."""
         output = ChildOutput(self._log)
         self._outputs[output.reading] = output
         self._poll.register(output.reading, select.EPOLLIN)

@@ -92,11 +92,7 @@ def _is_word(value: object) -> bool:
 
 
 def served_model(repository: Path) -> ServedModel:
-    """Return the model of a repository: the installed one, or one that is named by the repository's path.
-
-    Raises:
-        LaunchError: If the options of the repository cannot be read.
-    """
+    """Return the model of a repository: the installed one, or one that is named by the repository's path."""
     path = str(repository.resolve())
     return replace(read_options(repository).model or ServedModel(path), repository=path)
 
@@ -110,9 +106,6 @@ def configuration_digest(repository: Path, arguments: tuple[str, ...] = ()) -> s
 
     Args:
         arguments: Arguments of the launcher that determine replies.
-
-    Raises:
-        LaunchError: If a file cannot be read.
     """
     plugins = (installed_plugin for group in (FAMILIES, CODECS, MARKERS) for installed_plugin in installed(group))
     versions = sorted(

@@ -226,11 +226,7 @@ class Supervisor:
         self._back_off = BackOff()
 
     def run(self) -> int:
-        """Serve until a signal requests a stop; return 0.
-
-        Raises:
-            LaunchError: If a port is in use, or no server could be started.
-        """
+        """Serve until a signal requests a stop; return 0."""
         wait_for_ports(self._config.ports)
         self._log = LaunchLog(self._config.log_file, self._launch.work_folder)
         try:

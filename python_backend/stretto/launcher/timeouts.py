@@ -26,10 +26,7 @@ class BackOff:
         self._has_waited = False
 
     def note_waited(self) -> None:
-        """Record that the delay for the current failure has passed.
-
-        The next call to `next_delay_s` returns 0.
-        """
+        """Record that the delay for the current failure has passed; the next call to `next_delay_s` returns 0."""
         self._has_waited = True
 
     def note_ready(self) -> None:

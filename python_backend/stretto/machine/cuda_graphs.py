@@ -21,12 +21,6 @@ def record(work: Callable[[], object], pool: Any, stream: torch.cuda.Stream | No
     Args:
         pool: Memory pool of the graph, from `torch.cuda.graph_pool_handle`.
         stream: Stream on which the graph is captured; None for torch's own.
-
-    Returns:
-        The graph.
-
-    Raises:
-        Exception: Any error raised by `work` or the capture.
     """
     graph = torch.cuda.CUDAGraph()
     current = torch.cuda.current_stream()

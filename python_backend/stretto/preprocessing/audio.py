@@ -50,14 +50,7 @@ AudioReader = Callable[[Recording, float, int], np.ndarray]
 
 
 def read_recording(recording: Recording, max_s: float, target_rate: int) -> np.ndarray:
-    """Decode, check and resample a recording in this process (an `AudioReader`).
-
-    Returns:
-        Mono samples, float32 [n].
-
-    Raises:
-        InvalidRequest: The recording is too large, too long or unreadable.
-    """
+    """Decode, check and resample a recording in this process: mono samples, float32 [n] (an `AudioReader`)."""
     if recording.is_image:
         return read_image(bytes(recording.data), recording.field)
     if recording.is_file:
@@ -68,17 +61,7 @@ def read_recording(recording: Recording, max_s: float, target_rate: int) -> np.n
 
 
 def read_samples(pcm: np.ndarray, sample_rate: int | None, max_s: float, target_rate: int) -> np.ndarray:
-    """Check and resample samples.
-
-    Args:
-        pcm: Mono samples, float32 [n].
-
-    Returns:
-        Mono samples at `target_rate`, float32 [n'].
-
-    Raises:
-        InvalidRequest: The samples are too long, or have an invalid rate, shape, dtype or value.
-    """
+    """Check mono samples, float32 [n], and resample them to `target_rate`."""
     return resample(pcm, check_pcm(pcm, sample_rate, max_s), target_rate)
 
 
@@ -107,9 +90,6 @@ def check_pcm(pcm: np.ndarray, sample_rate: int | None, max_s: float) -> int:
 
     Args:
         pcm: Mono samples, float32 [n].
-
-    Raises:
-        InvalidRequest: The rate, the shape, the dtype, the duration or a value is invalid.
     """
     if sample_rate is None:
         raise InvalidRequest("sample_rate", "the rate of pcm_in in Hz", "none")
@@ -198,11 +178,7 @@ class FairQueue(Generic[Item]):
             self._changed.notify()
 
     def get(self) -> Item | None:
-        """Remove and return the next item, waiting for one if necessary.
-
-        Returns:
-            The item; None once the queue is closed and empty.
-        """
+        """Remove and return the next item once there is one; return None once the queue is closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
             return self._waiting.pop()

@@ -203,11 +203,7 @@ class AudioProcess:
             return pixels
 
     def tag(self, data: bytes, name: str) -> str | None:
-        """Return a tag of an audio file like `decoders.read_tag`, with the same arguments.
-
-        Raises:
-            AudioProcessEnded: As in `read`.
-        """
+        """Return a tag of an audio file like `decoders.read_tag`, with the same arguments."""
         with self._given(np.frombuffer(data, np.uint8).data):
             tag: str | None = self._ask({"tag": name})["tag"]
             return tag

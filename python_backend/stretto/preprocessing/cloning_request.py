@@ -54,9 +54,6 @@ class CloningRequest:
         """Return the inputs of our form, which the preprocessor checks further.
 
         A family that makes no use of the words of a recording does not get them.
-
-        Raises:
-            InvalidRequest: An input is missing or invalid, or the family does not clone voices.
         """
         task = family.cloning_task
         if task is None:

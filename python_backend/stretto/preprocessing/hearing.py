@@ -218,13 +218,10 @@ class Hearing:
         return [(name, waiting) for name in ended for waiting in self._remove(name)]
 
     def _replace_process(self) -> None:
-        """Restart the process, because the state of its streams is unknown.
-
-        If the restart fails, the next job handles the failure.
-        """
+        """Restart the process, because the state of its streams is unknown."""
         try:
             self._process.restart()
-        except OSError:
+        except OSError:  # the next job tries again
             logger.exception("the hearing process could not be started")
 
     def _encode(self, begun: list[tuple[str, _Waiting]], closed: list[str]) -> None:
@@ -316,22 +313,14 @@ def open_hearing(family: Family, checkpoint: Path, device: str) -> Hearing | Non
 
 
 def begin_session(template: Template, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
-    """Return the prompt of a session whose audio follows in parts.
-
-    Raises:
-        InvalidRequest: The family does not accept live audio, or cannot use a piece.
-    """
+    """Return the prompt of a session whose audio follows in parts."""
     if not isinstance(template, LiveTemplate):
         raise InvalidRequest("options.live", "no value (this model reads whole recordings)", "true")
     return template.write_live(task, pieces, voice)
 
 
 def read_session_options(options: OptionsRecord, family: Family) -> tuple[float, bool, bool]:
-    """Return `resume_s`, `with_pauses` and `with_progress` of `Delivery`.
-
-    Raises:
-        InvalidRequest: If the request has one of these options but must not.
-    """
+    """Return `resume_s`, `with_pauses` and `with_progress` of `Delivery`."""
     resume_s = options.get("resume_s", 0.0)
     if resume_s and not options.get("live"):
         raise InvalidRequest("options.resume_s", "no value (only live sessions can be resumed)", resume_s)

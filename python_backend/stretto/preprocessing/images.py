@@ -28,9 +28,6 @@ def read_image(data: bytes, field: str) -> np.ndarray:
 
     Returns:
         Colours, uint8 [height, width, 3].
-
-    Raises:
-        InvalidRequest: The file is too large, animated, or cannot be decoded.
     """
     from PIL import Image  # only processes that decode images need it
 

@@ -53,9 +53,6 @@ def read_delivery(
         held_frames: The codec's right context in frames.
         blocks: Block sizes in frames if the codec decodes whole blocks, where the last size repeats; otherwise empty.
         chunking: Default chunk sizes of this server; None for the family's.
-
-    Raises:
-        InvalidRequest: An option is outside its limits.
     """
     first = family.first_chunk_frames
     steady = family.steady_chunk_frames
@@ -128,9 +125,6 @@ def read_options(
         held_frames: The codec's right context in frames.
         blocks: Block sizes in frames if the codec decodes whole blocks, where the last size repeats; otherwise empty.
         chunking: Default chunk sizes of this server; None for the family's.
-
-    Raises:
-        InvalidRequest: An option is unknown, unsupported or outside its limits.
     """
     options = _read("options", text, task)
     defaults = task.sampling
@@ -296,9 +290,6 @@ def _latents(
 
     Args:
         guidance: Result of `_guidance`. If the latent predictor applies guidance itself, the scale is removed from it.
-
-    Raises:
-        InvalidRequest: If the family does not have a requested parameter.
     """
     sampling = defaults.latents
     if family.layout.latents is None or sampling is None:

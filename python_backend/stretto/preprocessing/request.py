@@ -161,9 +161,6 @@ class Preprocessor:
         """Convert a request to a prompt, with a random seed if the request has none.
 
         This method is thread-safe. Audio is encoded by one thread at a time; text-only requests do not wait for it.
-
-        Raises:
-            InvalidRequest: An input is invalid; the message names the field, the limit and the value.
         """
         try:
             return self._prepare(raw, read)
@@ -290,9 +287,6 @@ class Preprocessor:
         """Return the alignment to request; None if the family itself provides word times.
 
         `text` is the text that the reply speaks.
-
-        Raises:
-            InvalidRequest: There is no aligner, or nothing to align.
         """
         field = "options.words"
         got = "'aligned'"
@@ -372,9 +366,6 @@ def read_turns(raw: RawRequest, is_live: bool = False) -> tuple[Turn, ...]:
     """Return the turns in `messages`, or else a single user turn with the other inputs.
 
     In a live session, the last turn represents the audio that follows in parts.
-
-    Raises:
-        InvalidRequest: An input is invalid.
     """
     live = (Turn(audio_input="pcm_in"),) if is_live else ()
     inputs = [name for name in ("text", "audio", "image", "pcm_in", "messages") if getattr(raw, name) is not None]

@@ -76,11 +76,7 @@ class LauncherConnection:
 
 
 async def serve(config: ProxyConfig, launcher: LauncherConnection, limits: ConnectionLimits) -> None:
-    """Listen on all ports until the launcher exits or a stop is requested.
-
-    Raises:
-        OSError: If a port is not available.
-    """
+    """Listen on all ports until the launcher exits or a stop is requested."""
     server, grpc_port = grpc_listener(config)
     connections = Connections(limits, config.address)
     async with grpc.aio.insecure_channel(f"unix:{config.triton_grpc}:{grpc_port}", TRITON_OPTIONS) as triton:

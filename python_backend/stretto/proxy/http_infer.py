@@ -157,9 +157,6 @@ def num_bytes(head: bytes) -> int:
 
     Args:
         head: Header lines, up to the empty line.
-
-    Raises:
-        BadRequest: A header is missing or invalid.
     """
     try:
         headers = http.client.parse_headers(io.BytesIO(head))
@@ -178,11 +175,7 @@ def num_bytes(head: bytes) -> int:
 
 
 def message(model: str, body: bytes) -> bytes:
-    """Return a request as a serialised ModelInferRequest.
-
-    Raises:
-        BadRequest: The JSON or an input is invalid.
-    """
+    """Return a request as a serialised ModelInferRequest."""
     for limit, what, signs in ((MAX_PARTS, "brackets and quotes", b'[{"'), (MAX_ELEMENTS, "elements", b",")):
         if sum(body.count(signs[at : at + 1]) for at in range(len(signs))) > limit:
             raise BadRequest(f"request: expected JSON with at most {limit} {what}, got more")

@@ -43,14 +43,7 @@ class OneShotReply:
         self._output = ""
 
     def add(self, response: bytes) -> None:
-        """Add the samples of a response.
-
-        Args:
-            response: Serialised ModelStreamInferResponse, with at most one tensor.
-
-        Raises:
-            BadRequest: The response is an error, or the reply is too long.
-        """
+        """Add the samples of a serialised ModelStreamInferResponse with at most one tensor."""
         came = ModelStreamInferResponse.FromString(response)
         if came.error_message:
             raise self._failure(came.error_message)
@@ -79,11 +72,7 @@ class OneShotReply:
         self._slot.callback(self._held.release, self._host, num_bytes)
 
     def joined(self) -> ModelInferResponse:
-        """Return the complete reply: one tensor, float32 [1, n].
-
-        Raises:
-            BadRequest: The reply has no samples.
-        """
+        """Return the complete reply: one tensor, float32 [1, n]."""
         if not self._output:
             raise BadRequest("the reply has no samples", self._request.id, FAILED)
         content = b"".join(self._parts)

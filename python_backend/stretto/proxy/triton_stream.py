@@ -176,10 +176,7 @@ class TritonStream:
 
     @property
     def is_answered(self) -> bool:
-        """True if Triton has begun to answer all requests of the stream.
-
-        This is known only for a stream of one request.
-        """
+        """True if Triton has begun to answer the request of a stream; unknown, and False, if there are several."""
         return self._has_answered and self._num_asked == 1
 
     def record_model(self, head: ModelInferRequest) -> None:
@@ -210,11 +207,7 @@ class TritonStream:
         await asyncio.shield(self._writing)
 
     async def read(self) -> bytes | None:
-        """Return the next serialised response, or None at the end.
-
-        Raises:
-            AioRpcError: If the stream ends with an error.
-        """
+        """Return the next serialised response, or None at the end."""
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._call.read())
         response = await asyncio.shield(self._reading)

@@ -261,14 +261,7 @@ class Packed:
 
     @classmethod
     def from_bytes(cls, field: str, data: bytes) -> Self:
-        """Return the record in MessagePack `data`.
-
-        Args:
-            data: Result of `to_bytes`.
-
-        Raises:
-            InvalidRequest: If the data is invalid.
-        """
+        """Return the record in MessagePack `data`, the result of `to_bytes`."""
         record: Self = _packed(cls).read(field, data)
         return record
 

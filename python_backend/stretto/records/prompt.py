@@ -380,9 +380,6 @@ def read_session(raw: Any, excluded: Sequence[str], can_resume: bool = False) ->
         raw: Object that has the request's inputs as attributes.
         excluded: Names of the inputs that only the first request of a session may have.
         can_resume: True if the session can be resumed.
-
-    Raises:
-        InvalidRequest: If `session` is invalid, or an excluded input has a value.
     """
     for name in excluded:
         if getattr(raw, name) is not None:

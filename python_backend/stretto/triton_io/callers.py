@@ -33,18 +33,12 @@ def failed_response(error: BaseException, subject: str) -> Any:
 
 
 def client_message(error: BaseException, subject: str) -> str:
-    """Return the error message for the client.
-
-    Internal errors expose only the incident id under which they are logged.
-    """
+    """Return the error message for the client; of an internal error, only the id under which it is logged."""
     return str(error) if isinstance(error, CLIENT_ERRORS) else f"{subject}: {incident(error)}"
 
 
 def log_failure(error: BaseException, subject: str) -> None:
-    """Log an internal error with its traceback.
-
-    Client errors, rejections and errors that have already been logged are skipped.
-    """
+    """Log an error with its traceback, unless it is an expected one."""
     if not isinstance(error, EXPECTED_ERRORS):
         incident(error)
         pb_utils.Logger.log_error(f"{subject}: " + "".join(traceback.format_exception(error)))

@@ -200,10 +200,7 @@ class ChunkSender:
         await self._wait_for_decoder(self._has_room)
 
     def _is_ahead(self) -> bool:
-        """Return True if more than `max_ahead_s` of audio is unplayed.
-
-        Playback is assumed to have begun with the first chunk.
-        """
+        """Return True if more than `max_ahead_s` of audio is unplayed, when the first chunk began to play at once."""
         if self._limits.max_ahead_s <= 0 or self._first_sent_s is None:
             return False
         played_s = time.monotonic() - self._first_sent_s

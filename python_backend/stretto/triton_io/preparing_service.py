@@ -65,9 +65,6 @@ class Lanes(Protocol):
             refuse: Called with an error instead of `run`.
             is_cancelled: Returns True once the client has disconnected.
             has_images: True if the request has images.
-
-        Raises:
-            Overloaded: If too much is queued in total or for `host`.
         """
         ...
 
@@ -148,11 +145,7 @@ class PreparingService:
         return None
 
     def _hear(self, hearing: Hearing, raw: Raw, request: Any) -> Any | None:
-        """Queue a part of live audio, or return the response to a request that resumes a session.
-
-        Raises:
-            InvalidRequest: The session has ended, or an input is invalid.
-        """
+        """Queue a part of live audio, or return the response to a request that resumes a session."""
         assert self._slots is not None, "live audio needs the sessions in progress"
         session = read_session(raw, ("text", "audio", "messages", "task", "options"), can_resume=True)
         is_open = partial(self._slots.has, *session_slot(session["id"], self._seal))

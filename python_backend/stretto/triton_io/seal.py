@@ -38,15 +38,7 @@ class Seal:
         return self._tag(name, record, arrays) + record
 
     def open(self, name: str, sealed: bytes, *arrays: np.ndarray | None) -> bytes:
-        """Return the record in `sealed`.
-
-        Args:
-            name: Name passed to `close`.
-            sealed: Result of `close`.
-
-        Raises:
-            InvalidRequest: If the MAC does not match.
-        """
+        """Return the record in `sealed`, the result of `close` with the same name and arrays."""
         tag = sealed[:TAG]
         record = sealed[TAG:]
         if not hmac.compare_digest(tag, self._tag(name, record, arrays)):

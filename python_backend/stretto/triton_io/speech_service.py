@@ -191,9 +191,6 @@ class TextSession:
         """Wait for the ids before the first frame, and return those that the reply begins with.
 
         Later ids are sent to the model as they become known.
-
-        Raises:
-            InvalidRequest: If no word arrives in time.
         """
         try:
             async with asyncio.timeout(self._first_word_s):
@@ -233,11 +230,7 @@ class TextSessions:
             yield
 
     async def write(self, text_part: TextPart) -> Envelope:
-        """Append a part and return its receipt.
-
-        Raises:
-            InvalidRequest: The session does not exist or rejects the part.
-        """
+        """Append a part and return its receipt."""
         session = self._open.get(text_part.session)
         if session is None:
             raise InvalidRequest("session.id", "the id of an open streamed text", shown(text_part.session))
@@ -251,9 +244,6 @@ class TextSessions:
 
         The first chunk contains no frames. It contains the session id, which the client needs to send text, and the
         voice.
-
-        Raises:
-            InvalidRequest: If no first word arrives in time.
         """
         session = TextSession(self._model, utterance, flow, prompt, dictionary=self._dictionary)
         self._open[session.id] = session

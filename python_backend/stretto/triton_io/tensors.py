@@ -146,9 +146,6 @@ def read_array(request: Any, spec: TensorSpec) -> np.ndarray | None:
     """Return a numeric tensor as an array, or None if an optional tensor is missing.
 
     The array is valid only as long as the request exists.
-
-    Raises:
-        InvalidRequest: If the dtype or shape is wrong, or a required tensor is missing.
     """
     tensor = _find(request, spec)
     if tensor is None:
@@ -176,11 +173,7 @@ def read_scalar(request: Any, spec: TensorSpec) -> int | None:
 
 
 def read_bytes(request: Any, spec: TensorSpec) -> bytes | None:
-    """Return the element of a STRING tensor of one element, or None if the optional tensor is missing.
-
-    Raises:
-        InvalidRequest: If the element is too long.
-    """
+    """Return the element of a STRING tensor of one element, or None if the optional tensor is missing."""
     tensor = _find(request, spec)
     if tensor is None:
         return None
@@ -356,11 +349,7 @@ def session_name(flow: FlowAddress, seal: Seal) -> str:
 
 
 def session_slot(name: str, seal: Seal) -> tuple[int, int]:
-    """Return the slot and generation in a live session's name.
-
-    Raises:
-        InvalidRequest: This server did not create the name.
-    """
+    """Return the slot and generation in a live session's name; refuse a name that this server has not created."""
     try:
         slot, generation = SLOT.unpack(seal.open(SESSION_NAME, b64decode(name, b"-_", validate=True)))
     except (InvalidRequest, ValueError, struct.error):

@@ -87,10 +87,6 @@ def verify(data: bytes, audio: AudioProcess, detector: "Detector | None") -> dic
 
     Args:
         detector: The detector; None if it is not installed.
-
-    Raises:
-        InvalidRequest: The file cannot be decoded, or is too long.
-        AudioProcessEnded: The file crashed its decoder.
     """
     pcm = audio.read(Recording("file", data), MAX_S, RATE)
     record: dict[str, Any] = {"metadata": {"digital_source_type": audio.tag(data, TAG)}}
@@ -111,12 +107,7 @@ def described(record: dict[str, Any]) -> str:
 
 
 def contents(name: str) -> bytes:
-    """Return the contents of a file, or of standard input for `-`.
-
-    Raises:
-        InvalidRequest: It has more than MAX_FILE_BYTES.
-        OSError: It cannot be read.
-    """
+    """Return the contents of a file, or of standard input for `-`."""
     if name == "-":
         data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
     else:

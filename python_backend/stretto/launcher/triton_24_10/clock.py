@@ -28,8 +28,5 @@ class ClockWatch:
 
 
 def _ahead_s() -> float:
-    """Return wall-clock time minus monotonic time, in seconds; only steps of the clock change it.
-
-    Corrections of the clock rate affect both clocks equally.
-    """
-    return time.time() - time.monotonic()
+    """Return wall-clock time minus monotonic time, in seconds; only steps of the clock change it."""
+    return time.time() - time.monotonic()  # corrections of the clock rate affect both

@@ -21,17 +21,7 @@ PIECE = 1 << 22
 
 
 def free_dead_locks(region: Path) -> int:
-    """Release the robust mutexes of dead owners in a shared-memory file.
-
-    Args:
-        region: Path of the file; files of other users are left unchanged.
-
-    Returns:
-        Number of mutexes released.
-
-    Raises:
-        OSError: If the file does not exist.
-    """
+    """Release the robust mutexes of dead owners in a file of this user, and return their number."""
     with own_region(region) as descriptor:
         if descriptor is None:
             return 0

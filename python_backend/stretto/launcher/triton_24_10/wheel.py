@@ -47,9 +47,6 @@ def place_backend(server: Path, cache: Path) -> Path:
     Its libraries look for `nvidia_pytriton.libs` at a fixed depth, which the copy preserves. A finished copy is
     renamed, so that concurrent launchers never see a partial one; its name depends on the wheel and the Python version.
 
-    Returns:
-        Backend folder for tritonserver.
-
     Raises:
         LaunchError: If the wheel has no stub for this Python version.
     """
@@ -87,9 +84,6 @@ def python_library() -> Path:
 
     If this Python has no shared library, STRETTO_LIBPYTHON may name the folder with the library of another Python of
     the same version.
-
-    Raises:
-        LaunchError: If no shared library is found.
     """
     folder_named = os.path.expanduser(os.environ.get("STRETTO_LIBPYTHON", ""))
     version = ".".join(platform.python_version_tuple()[:2])
