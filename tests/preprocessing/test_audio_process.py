@@ -35,7 +35,7 @@ def encoded(container: str) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def process() -> Iterator[AudioProcess]:
     opened = AudioProcess()
     yield opened
