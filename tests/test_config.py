@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -52,12 +53,6 @@ def test_engine_arguments_are_read_verbatim_from_the_file(tmp_path: Path) -> Non
     assert EngineConfig.from_file(tmp_path / "engine.json", tmp_path) == EngineConfig(tmp_path, arguments)
 
 
-@pytest.mark.parametrize("name", ["model", "scheduler_cls", "skip_tokenizer_init"])
-def test_plugin_controlled_engine_arguments_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=name):
-        EngineConfig(tmp_path, {name: "mine"})
-
-
 def test_kv_cache_shares_are_read_from_the_config_file(tmp_path: Path) -> None:
     share = {"understanding": 0.4, "generation": 1}
     record = {"max_num_seqs": 4, "kv_share": share, "batch_invariant": True}
@@ -72,12 +67,9 @@ def test_max_waiting_is_read_from_the_config_file(tmp_path: Path) -> None:
     assert (config.engine_args, config.max_waiting) == ({"max_num_seqs": 4}, 0)
 
 
-def test_latent_steps_option_must_be_integers(tmp_path: Path) -> None:
+def test_latent_steps_are_read_from_the_config_file(tmp_path: Path) -> None:
     (tmp_path / "engine.json").write_text('{"latent_steps": [5, 10]}')
     assert EngineConfig.from_file(tmp_path / "engine.json", tmp_path).latent_steps == [5, 10]
-    for value in (5, [1.5], [True], "5"):
-        with pytest.raises(ValueError, match="latent_steps: expected a list of integers, got"):
-            EngineConfig(tmp_path, latent_steps=value)  # type: ignore[arg-type]
 
 
 def test_first_frame_target_is_read_from_engine_json(tmp_path: Path) -> None:
@@ -104,26 +96,41 @@ def test_engine_of_a_speaker_has_the_same_arguments_unless_its_own_are_given(tmp
         EngineConfig(tmp_path, speaker={"scheduler_cls": "mine"}).speaker_config(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "least"), [("reserved_mb", 0), ("memory_mb", 1)])
-@pytest.mark.parametrize("value", [-1, 1.5, "all", True])
-def test_out_of_range_memory_is_refused(name: str, least: int, value: object, tmp_path: Path) -> None:
-    message = f"{name} must be an integer >= {least}, or null for vLLM's default, got {value!r}"
-    with pytest.raises(ValueError, match=message):
-        EngineConfig(tmp_path, **{name: value})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("value", [0, -1.5, "soon", True, float("inf"), float("nan")])
-@pytest.mark.parametrize("name", ["first_frame_target_s", "submit_early_ms"])
-def test_out_of_range_durations_are_refused(name: str, value: object, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be > 0, or null for none, got {value!r}"):
-        EngineConfig(tmp_path, **{name: value})  # type: ignore[arg-type]
-
-
 def test_adapter_paths_are_absolute_or_relative_to_the_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "engine.json").write_text('{"adapters": {"near": "adapters/near", "far": "/srv/far"}}')
     config = EngineConfig.from_file(tmp_path / "engine.json", tmp_path / "checkpoint")
     assert config.engine_args == {}
     assert config.adapter_folders == {"near": tmp_path / "checkpoint/adapters/near", "far": Path("/srv/far")}
+
+
+@pytest.mark.parametrize("name", ["model", "scheduler_cls", "skip_tokenizer_init"])
+def test_plugin_controlled_engine_arguments_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=name):
+        EngineConfig(tmp_path, {name: "mine"})
+
+
+NO_INTEGERS = (-1, 1.5, "all", True)
+NO_DURATIONS = (0, -1.5, "soon", True, float("inf"), float("nan"))
+# For each option, what its error expects, and values that are refused.
+REFUSED: dict[str, tuple[str, tuple[object, ...]]] = {
+    "reserved_mb": (" must be an integer >= 0, or null for vLLM's default", NO_INTEGERS),
+    "memory_mb": (" must be an integer >= 1, or null for vLLM's default", (*NO_INTEGERS, 0)),
+    "first_frame_target_s": (" must be > 0, or null for none", NO_DURATIONS),
+    "submit_early_ms": (" must be > 0, or null for none", NO_DURATIONS),
+    "max_waiting": (" must be >= 0, or null for no bound", NO_INTEGERS),
+    "batch_invariant": (" must be true, false or null", ("yes",)),
+    "live_reserve": (" must be true or false", ("yes",)),
+    "latent_steps": (": expected a list of integers", (5, [1.5], [True], "5")),
+    "first_chunk": (" must be one of float32, exact", ("int8",)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_invalid_engine_option_is_named(name: str, tmp_path: Path) -> None:
+    expected, values = REFUSED[name]
+    for value in values:
+        with pytest.raises(ValueError, match=f"^{name}{re.escape(expected)}.*, got {re.escape(repr(value))}$"):
+            EngineConfig(tmp_path, **{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("adapters", [["narrator"], {"narrator": ""}, {"": "narrator"}, {"narrator": 3}, None])
@@ -133,37 +140,13 @@ def test_invalid_adapters_option_is_refused(adapters: object, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("batch_invariant", "true, false or null"), ("live_reserve", "true or false")]
-)
-def test_boolean_options_must_be_booleans(name: str, expected: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be {expected}, got 'yes'"):
-        EngineConfig(tmp_path, **{name: "yes"})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("value", [-1, 1.5, "many", True])
-def test_out_of_range_max_waiting_is_refused(value: object, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"max_waiting must be >= 0, or null for no bound, got {value!r}"):
-        EngineConfig(tmp_path, max_waiting=value)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
     ("share", "message"),
     [
-        ([0.5], r"kv_share: expected an object that maps names to shares, got \[0.5\]"),
+        ([0.5], "kv_share: expected an object that maps names to shares, got [0.5]"),
         ({"singing": 0.5}, "kv_share: expected understanding or generation, got 'singing'"),
-        ({"generation": 0}, r"kv_share.generation must be in \(0, 1\], got 0"),
-        ({"generation": 1.5}, r"kv_share.generation must be in \(0, 1\], got 1.5"),
-        ({"understanding": "half"}, r"kv_share.understanding must be in \(0, 1\], got 'half'"),
-        ({"understanding": True}, r"kv_share.understanding must be in \(0, 1\], got True"),
+        *(({"generation": value}, f"kv_share.generation must be in (0, 1], got {value!r}") for value in (0, 1.5, True)),
     ],
 )
 def test_out_of_range_kv_share_is_refused(share: dict, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         EngineConfig(tmp_path, kv_share=share)
-
-
-@pytest.mark.parametrize("mode", ["exact", "float32", None])
-def test_first_chunk_is_a_mode_of_convolutions(tmp_path: Path, mode: str | None) -> None:
-    assert EngineConfig(tmp_path, first_chunk=mode).first_chunk == mode
-    with pytest.raises(ValueError, match=r"first_chunk must be one of float32, .*, or null for none, got 'int8'"):
-        EngineConfig(tmp_path, first_chunk="int8")

@@ -53,9 +53,7 @@ def test_model_that_generates_frames_is_the_checkpoint_or_its_speaker(tmp_path: 
     assert parameters(tmp_path, checkpoint=".").speaking_checkpoint() == tmp_path / "talker"
 
 
-@pytest.mark.parametrize("text", [None, "{", "{}", '{"speech_family": "nobody"}'])
-def test_model_parameters_refuse_a_checkpoint_of_unknown_family(tmp_path: Path, text: str | None) -> None:
-    if text is not None:
-        (tmp_path / "config.json").write_text(text)
+def test_model_parameters_refuse_a_checkpoint_of_unknown_family(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"speech_family": "nobody"}')
     with pytest.raises(CheckpointError, match=r"config\.json: "):
         parameters(tmp_path, checkpoint=".").speaking_checkpoint()
