@@ -168,14 +168,7 @@ class DecodingWorker(Protocol):
         on_progress: Callable[[], None],
         is_kept: Callable[[], bool] | None,
     ) -> None:
-        """Queue a chunk for decoding; `reply` gets the answer, in order within the utterance.
-
-        Args:
-            codes: Integers [K, T], or None for a chunk without audio.
-            on_device: Called before the answer with the GPU address of the samples, if they are on a GPU.
-            on_progress: Called during long operations to signal progress.
-            is_kept: Function that returns True while the session can be resumed; None for other utterances.
-        """
+        """Queue a chunk for decoding; `reply` gets the answer, in order within the utterance."""
         ...
 
     def keep_alive(self, utterance: str) -> None:

@@ -46,7 +46,7 @@ class Raw(Protocol):
 
 
 class Lanes(Protocol):
-    """Interface of the queues that decode audio in other processes."""
+    """Interface of the queues that decode audio in other processes (`preprocessing.audio.AudioLanes`)."""
 
     def submit(
         self,
@@ -57,15 +57,7 @@ class Lanes(Protocol):
         is_cancelled: Callable[[], bool],
         has_images: bool,
     ) -> None:
-        """Queue a request with audio.
-
-        Args:
-            num_bytes: Total size of the request's audio in bytes.
-            run: Called with a reader of the audio when it is the request's turn.
-            refuse: Called with an error instead of `run`.
-            is_cancelled: Returns True once the client has disconnected.
-            has_images: True if the request has images.
-        """
+        """Queue a request with audio; raise Overloaded if too much is queued in total or for `host`."""
         ...
 
 
