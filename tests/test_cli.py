@@ -77,7 +77,11 @@ def test_usage_errors_are_one_line_with_status_2(
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["speak", "--help"], ["chat", "--help"], ["serve", "--status"], ["ps"], ["families"]]
+    "words",
+    [
+        *(["speak", "--help"], ["serve", "--status"]),
+        *by_night(["--help"], ["chat", "--help"], ["ps"], ["families"]),
+    ],
 )
 def test_light_commands_import_neither_torch_nor_vllm(words: list[str]) -> None:
     imported = imported_by(*words)
@@ -166,7 +170,7 @@ def shell(line: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.mark.parametrize("words", ["--help", "families", "chat --help", *by_night("serve --status", "convert --help")])
+@pytest.mark.parametrize("words", ["families", *by_night("--help", "chat --help", "serve --status", "convert --help")])
 @pytest.mark.parametrize("unbuffered", ["", *by_night("1")])
 def test_command_ends_silently_once_the_reader_has_left(words: str, unbuffered: str) -> None:
     buffering = {"PYTHONUNBUFFERED": unbuffered} if unbuffered else {}
@@ -176,7 +180,7 @@ def test_command_ends_silently_once_the_reader_has_left(words: str, unbuffered: 
     assert (done.stdout, done.stderr) == ("", "")
 
 
-@pytest.mark.parametrize("words", ["--version", "families", *by_night("serve --status", "chat --help")])
+@pytest.mark.parametrize("words", ["families", *by_night("--version", "serve --status", "chat --help")])
 def test_output_to_a_full_disk_is_one_error(words: str) -> None:
     done = shell(f"stretto {words} > /dev/full")
     assert (done.returncode, done.stderr) == (1, "error: standard output: No space left on device\n")

@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import time
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import pytest
 
 from stretto.launcher import command as serve
 from stretto.launcher import installation, launch
-from stretto.launcher.installation import LaunchError
 from stretto.launcher.launch import LAUNCH_ID
 from tests.launcher.launched import Launch, Launched, busy_table, hang
 from tests.patience import PATIENCE_S
@@ -192,13 +190,6 @@ def test_a_repository_without_a_model_is_reported(tmp_path: Path, capsys: pytest
     assert f"no folder in {tmp_path} contains a config.pbtxt" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("flag", "port"), [("grpc", "99999"), ("grpc", "-1"), ("grpc", "http"), ("gateway", "0")])
-def test_an_invalid_port_is_reported(flag: str, port: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises((SystemExit, LaunchError)):
-        serve.parser().parse_args([f"--{flag}-port={port}"])
-    assert f"expected a port from 1 to 65535, got '{port}'" in capsys.readouterr().err
-
-
 def test_launcher_names_a_port_in_use(launch: Launch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -218,29 +209,6 @@ def test_endless_streams_delay_the_stop_by_drain_seconds(launch: Launch) -> None
     assert server.process.wait(PATIENCE_S) == 0
     assert "stopping with 1 streams still open" in server.said
     table.remove()
-
-
-def test_second_signal_stops_immediately(launch: Launch, tmp_path: Path) -> None:
-    server = launch(0, "--drain-seconds=600")
-    server.until_ready()
-    table = busy_table(server.server_pid)
-    server.process.terminate()
-    server.until(lambda: json.loads((tmp_path / "serve.json").read_text())["state"] == "draining")
-    time.sleep(0.4)
-    assert server.process.poll() is None
-    server.process.terminate()
-    assert server.process.wait(PATIENCE_S) == 0
-    table.remove()
-
-
-def test_launcher_cleans_up_after_a_killed_launcher(launch: Launch) -> None:
-    server = launch()
-    server.until_ready()
-    server.process.kill()
-    server.process.wait()
-    following = launch()
-    following.until_ready()
-    assert server.leftovers() == []  # removed by this launcher or by another test's
 
 
 @pytest.mark.parametrize("state", ["ready", *by_night("starting")])

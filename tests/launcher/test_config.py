@@ -164,6 +164,8 @@ def test_unknown_address_or_api_flag_is_refused(flags: list[str], capsys: pytest
 @pytest.mark.parametrize(
     ("flag", "least", "refused", "expected"),
     [
+        ("--grpc-port", "0", ["99999", "-1", "http"], "a port from 1 to 65535"),
+        ("--gateway-port", "1", ["0"], "a port from 1 to 65535"),
         ("--max-request-mb", "1", ["-5", "0", "1.5", "nan", "2148"], "MB from 1 to 2147"),
         ("--start-attempts", "1", ["-1", "0", "1.5", "inf"], "a whole number from 1"),
         ("--start-seconds", "0.1", ["-1", "0", "nan", "inf", "soon"], "more than 0 seconds"),

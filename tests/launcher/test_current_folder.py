@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from plugins.pocket.lab.random_pocket import write_release
 from stretto import cli
 from tests.hostile_folder import executed, without_current_folder, write_hostile_folder, write_module
-from tests.hub import Hub
 from tests.patience import PATIENCE_S, until
 from tests.ports import free_ports
 from tests.recordings import SENTENCE
@@ -22,7 +20,7 @@ STRETTO = str(Path(sys.executable).with_name("stretto"))
 # Commands that end by themselves; those of the day import the most.
 COMMANDS = [
     ["run", "--help"],
-    ["show", "pocket-tts"],
+    ["show", "csm"],
     ["serve", "--model", "acme/nothing", "--offline"],
     ["verify", str(SENTENCE)],
     ["speak", "Hello.", "--server", "localhost:1"],
@@ -47,11 +45,11 @@ def hostile(tmp_path: Path) -> Path:
     return write_hostile_folder(tmp_path / "hostile")
 
 
-def environment(tmp_path: Path, **others: str) -> dict[str, str]:
+def environment(tmp_path: Path) -> dict[str, str]:
     """Return the environment of a user with folders of their own, in which Python has no settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("STRETTO_", "PYTHON", "HF_"))}
     own = {"STRETTO_MODELS": str(tmp_path / "models"), "STRETTO_PORT": str(free_ports(1)[0])}
-    return without_current_folder(kept | own | others)
+    return without_current_folder(kept | own)
 
 
 def run(command: list[str], folder: Path, variables: dict[str, str]) -> "subprocess.CompletedProcess[str]":
@@ -86,24 +84,6 @@ def test_removed_current_folder_is_an_error(tmp_path: Path) -> None:
     assert done.stderr == "stretto: the current folder was removed: change to another one\n"
 
 
-@pytest.mark.nightly
-def test_installing_executes_no_file_of_the_current_folder(hostile: Path, tmp_path: Path) -> None:
-    """Download, conversion, and the paths on the command line, which belong to the current folder."""
-    write_release(hostile / "release")
-    with Hub() as hub:
-        hub.add("acme/voice", hostile / "release", card={"license": "mit"})
-        variables = hub.environment(tmp_path / "hub", **environment(tmp_path))
-        for words in (
-            ["pull", "acme/voice", "--cpu"],
-            ["convert", "pocket-tts", "--model", "release", "--out", "checkpoint"],
-            ["make-repository", "--checkpoint", "checkpoint", "--out", "repository"],
-        ):
-            done = run([STRETTO, *words], hostile, variables)
-            assert executed(hostile) == ""
-            assert done.returncode == 0, done.stderr
-    assert (hostile / "repository" / "speech" / "config.pbtxt").exists()
-
-
 def test_gateway_executes_no_file_of_the_current_folder(hostile: Path, tmp_path: Path) -> None:
     (hostile / "keys").write_text("a key of the user\n")
     (port,) = free_ports(1)
@@ -119,7 +99,7 @@ def test_gateway_executes_no_file_of_the_current_folder(hostile: Path, tmp_path:
     assert (hostile / "own_voices").is_dir(), "a path on the command line belongs to the current folder"
 
 
-@pytest.mark.parametrize("python_path", [None, "{other}::{other}", *by_night("", ":", "{other}:")])
+@pytest.mark.parametrize("python_path", ["{other}::{other}", *by_night(None, "", ":", "{other}:")])
 def test_empty_entries_of_the_search_path_name_no_folder(python_path: str | None, tmp_path: Path) -> None:
     """Python itself imports some modules before any of ours, so not all names are tried."""
     other, folder = tmp_path / "other", tmp_path / "hostile"

@@ -68,14 +68,6 @@ def test_start_is_retried_if_a_stub_ends_at_the_first_request(launch: Launch, tm
     assert ") ended at the first request" in server.said
 
 
-@pytest.mark.slow
-def test_server_of_a_model_that_refuses_the_request_is_ready(launch: Launch, tmp_path: Path) -> None:
-    write_replies(tmp_path, failure(f"{INVALID}: options.seed: expected no value"))
-    launch().until_ready()
-    server_said = (tmp_path / "output").read_text()
-    assert "ready without a reply, because the model has refused the first request: in ensemble" in server_said
-
-
 def repository(folder: Path, **profile: Any) -> Path:
     (folder / "speech").mkdir()
     text = json.dumps(profile)

@@ -167,6 +167,7 @@ def end_of(proxy: ProxyProcess) -> int:
     return process.pid
 
 
+@pytest.mark.nightly  # by day a stopped proxy, and a killed gateway
 @pytest.mark.usefixtures("served")
 def test_stopped_gateway_makes_the_server_unready_until_replaced(launch: Launch) -> None:
     (port,) = free_ports(1)

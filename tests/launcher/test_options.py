@@ -35,6 +35,7 @@ def test_written_options_are_read_back(tmp_path: Path, options: RepositoryOption
     ("text", "message"),
     [
         ('{"model": "voice"}', "model: expected an object with name and key, got 'voice'"),
+        ('{"shares_by_mps": "yes"}', "shares_by_mps: expected true or false, got 'yes'"),
         ('{"model": {"name": "voice"}}', "model: expected an object with name and key"),
         ('{"model": {"name": "voice", "key": ""}}', "model: expected an object with name and key"),
         ('{"model": {"name": "voice\\n", "key": "1"}}', "model: expected an object with name and key"),
@@ -44,6 +45,10 @@ def test_written_options_are_read_back(tmp_path: Path, options: RepositoryOption
 def test_invalid_options_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / OPTIONS_FILE).write_text(text)
     with pytest.raises(LaunchError, match=message):
+        read_options(tmp_path)
+    (tmp_path / OPTIONS_FILE).unlink()
+    (tmp_path / OPTIONS_FILE).symlink_to("/dev/null")
+    with pytest.raises(LaunchError, match="expected a regular file, got a FIFO, socket or device"):
         read_options(tmp_path)
 
 

@@ -42,6 +42,7 @@ def test_full_log_disk_does_not_prevent_restarts(launch: Launch) -> None:
     assert "lines are dropped until it can: No space left on device\n" in server.said
 
 
+@pytest.mark.nightly  # by day test_once_ready_server_is_restarted_without_limit
 def test_failed_start_reason_comes_from_that_start(launch: Launch, tmp_path: Path) -> None:
     server = launch(1)  # logs an error
     server.until(lambda: server.state == "ready")
@@ -147,6 +148,7 @@ def test_failed_model_reload_restarts_the_server(launch: Launch, tmp_path: Path)
     assert server.num_starts == 2
 
 
+@pytest.mark.nightly  # by day test_a_dead_stub_restarts_the_server and test_resumed_stub_restores_readiness
 def test_permanently_stopped_stub_restarts_the_server(launch: Launch) -> None:
     server = launch()
     server.until_ready()

@@ -80,12 +80,3 @@ def test_running_server_is_found_with_its_model_memory_and_requests(launch: Laun
     server.process.terminate()
     server.process.wait(PATIENCE_S)
     assert found(server) is None
-
-
-@pytest.mark.slow
-def test_killed_launcher_is_not_listed(launch: Launch) -> None:
-    server = launch()
-    server.until_ready()
-    server.process.kill()
-    server.process.wait()
-    assert found(server) is None

@@ -40,6 +40,7 @@ def test_language_model_stops_when_the_client_disconnects(server: Server, num_re
     assert server.metric("cancelled_total") <= before + num_left
 
 
+@pytest.mark.nightly  # by day one stream after another
 def test_cancelling_many_streams_frees_all_slots(server: Server) -> None:
     table = server.table()
     for _ in range(3):
@@ -54,6 +55,7 @@ def test_cancelling_many_streams_frees_all_slots(server: Server) -> None:
     server.until(lambda: server.metric("pairs") == 0)
 
 
+@pytest.mark.nightly  # by day test_bad_input.py, beside a running stream
 def test_client_disconnect_does_not_disturb_other_clients(server: Server) -> None:
     alone = server.ask({"seed": 5, "max_audio_s": 2.0}, text="two green windows")
     staying = server.stream({"seed": 5, "max_audio_s": 2.0}, text="two green windows")

@@ -36,11 +36,3 @@ def test_sixteen_concurrent_streams_match_single_streams(server: Server) -> None
     server.until(lambda: server.metric("engine_steps_total") > 500)
     assert server.metric("engine_rows_total") > server.metric("frames_total") > 0
     server.until(lambda: server.metric("running_requests") == server.metric("kv_usage") == 0)
-
-
-def test_no_utterances_are_left_after_concurrent_requests(server: Server) -> None:
-    server.ask(options(1), text=TEXTS[0])
-    table = server.table()
-    server.until(lambda: table.num_active() == 0)
-    table.close()
-    server.until(lambda: server.metric("pairs") == 0)

@@ -80,16 +80,3 @@ def test_served_model_streams_the_reference_codes(served: ServedCsm, case: str) 
     assert len(answer.pcm) == NUM_FRAMES * 1920  # 24 kHz
     assert answer.report["guided_frames"] == (NUM_FRAMES if "guided" in case else 0)
     assert not any(event["text"] for event in answer.events)
-
-
-def test_invalid_input_error_names_its_field(served: ServedCsm) -> None:
-    unspoken = [{"role": "user", "codes": CODES}, {"role": "assistant", "text": "a"}]
-    for inputs, message in (
-        (
-            {"messages": json.dumps(unspoken), "task": "speak"},
-            "messages[0].codes: expected audio together with its transcript",
-        ),
-        ({"text": "a", "options": '{"voice": "2"}'}, "options.voice: expected one of 0, 1"),
-        ({"pcm_in": PCM, "sample_rate": np.array([24_000], np.int32)}, "text: expected text for task 'tts'"),
-    ):
-        served.server.refuses(inputs, message)

@@ -153,50 +153,6 @@ def test_served_task_streams_the_reference_reply(served: ServedRelease, case: tu
     assert served.server.metric("unguided_total") == 0
 
 
-BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
-    "bagpiper": [
-        ({"text": ""}, "text: expected text of at least one character"),
-        ({"text": "a", "audio": wav(np.zeros(31 * 24_000, np.float32))}, "audio: expected at most 30 s"),
-        ({"text": "a", "task": "tts", **SAMPLES}, "pcm_in: expected only text for task 'tts'"),
-        (messages(turn("user", codes=SAID)), "messages[0].codes: expected audio samples"),
-        (
-            messages(turn("user", text="a"), turn("assistant", text="b")),
-            "messages[1].role: expected 'user' in the last",
-        ),
-        ({"text": "a", "options": '{"voice": "rms"}'}, "options.voice: expected no value"),
-        (
-            {"text": "o " * 3000},
-            "text, audio or messages: expected a prompt of at most 2036 rows for task tts, got 3007 rows",
-        ),
-    ],
-    "opuslm": [
-        (FILE | {"audio": wav(np.zeros(590, np.float32))}, "audio: expected audio of at least one frame (0.025 s)"),
-        (messages(turn("user", codes=HEARD[:8])), "messages[0].codes: expected 9 streams, got 8 streams"),
-        (messages(turn("user", codes=[*HEARD[:8], [12] * 7])), "messages[0].codes[8]: expected codes in [0, 12)"),
-        ({"text": "a", "options": '{"guidance_scale": 2}'}, "options.guidance_scale: expected 1.0"),
-    ],
-    "opuslm-dialogue": [
-        (messages(turn("assistant", text="a")) | {"task": "dialogue"}, "messages[0].role: expected 'user'"),
-        (
-            {"text": "a", "task": "speak"},
-            "messages: expected 'assistant' in the last turn for task 'speak', got 'user'",
-        ),
-        (messages(turn("user", audio="audio")), "messages: expected the inputs audio and messages"),
-        (FILE, "audio: expected codes [9][T] in messages, because the checkpoint has no ssl_tokenizer/"),
-        (
-            {"text": "a", "task": "text_dialogue", "options": '{"max_audio_s": 1}'},
-            "options.max_audio_s: expected no value",
-        ),
-    ],
-}
-
-
-@pytest.mark.parametrize("served", list(BAD), indirect=True)
-def test_invalid_input_error_names_its_field(served: ServedRelease) -> None:
-    for inputs, message in BAD[served.name]:
-        served.server.refuses(inputs, message)
-
-
 @pytest.mark.parametrize("served", ["opuslm-dialogue"], indirect=True)
 async def test_conversation_continues_with_its_own_reply_codes(served: ServedRelease) -> None:
     """Our client sends two turns, and the model receives the codes of its own first reply."""

@@ -49,6 +49,7 @@ async def answered(short: Callable[[], Awaitable[bool]]) -> list[bool]:
     return [await short() for _ in range(NUM_SHORT)] + await asyncio.gather(*(short() for _ in range(NUM_SHORT)))
 
 
+@pytest.mark.nightly  # by day through the gateway, which uses gRPC
 async def test_flood_over_grpc_excludes_nobody(server: Server) -> None:
     address = f"localhost:{server.grpc}"
 

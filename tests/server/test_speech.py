@@ -19,6 +19,7 @@ from stretto_client import SpeechClient
 from tests.server.conftest import Server
 from tests.server.listening import Answer, Stream
 from tests.server.published import one_shot
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.server
 
@@ -92,18 +93,18 @@ def test_dictionary_of_a_request_changes_the_speech_but_not_the_words(server: Se
     assert refused.error.endswith("options.pronunciations.a: expected text without characters of markup, got '<'")
 
 
-def test_reply_at_its_limit_fades_out(server: Server) -> None:
+@pytest.mark.parametrize("seconds", [0.6, *by_night(0.4, 0.8)])
+def test_reply_at_its_limit_fades_out(server: Server, seconds: float) -> None:
     """The samples equal a one-shot decode of the reply's codes whose last 5 ms fade to zero, for any chunk sizes."""
     codec = load_codec("tiny", CHECKPOINT)
-    for seconds in (0.4, 0.6, 0.8):
-        options = {"seed": 3, "max_audio_s": seconds, "output": {"codes": True}}
-        for chunking in ({"first_frames": 1, "steady_frames": 1}, {"first_frames": 25}):
-            answer = server.ask(options | {"chunking": chunking}, text="the garden door is open")
-            assert answer.report["finish_reason"] == "length"
-            codes = answer.codes[list(TINY.layout.codebook_streams)]
-            np.testing.assert_allclose(answer.pcm, one_shot(codec, codes, is_cut=True), atol=1e-4)
-            assert answer.pcm[-1] == 0
-            assert np.abs(one_shot(codec, codes, is_cut=False)[-1]) > 0.001
+    options = {"seed": 3, "max_audio_s": seconds, "output": {"codes": True}}
+    for chunking in ({"first_frames": 1, "steady_frames": 1}, {"first_frames": 25}):
+        answer = server.ask(options | {"chunking": chunking}, text="the garden door is open")
+        assert answer.report["finish_reason"] == "length"
+        codes = answer.codes[list(TINY.layout.codebook_streams)]
+        np.testing.assert_allclose(answer.pcm, one_shot(codec, codes, is_cut=True), atol=1e-4)
+        assert answer.pcm[-1] == 0
+        assert np.abs(one_shot(codec, codes, is_cut=False)[-1]) > 0.001
 
 
 def test_event_times_match_the_audio(spoken: Answer) -> None:
@@ -149,7 +150,7 @@ def test_random_seed_is_reported(server: Server) -> None:
     np.testing.assert_allclose(again.pcm, first.pcm, atol=1e-4)
 
 
-@pytest.mark.parametrize("form", ["file", "samples", "quiet samples"])
+@pytest.mark.parametrize("form", ["file", *by_night("samples", "quiet samples")])
 def test_transcription_returns_text_without_audio(spoken: Answer, server: Server, form: str) -> None:
     pcm = spoken.pcm.astype(np.float32)
     if form == "file":
