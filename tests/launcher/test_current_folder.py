@@ -20,14 +20,14 @@ STRETTO = str(Path(sys.executable).with_name("stretto"))
 # Commands that end by themselves; those of the day import the most.
 COMMANDS = [
     ["run", "--help"],
-    ["show", "csm"],
-    ["serve", "--model", "acme/nothing", "--offline"],
     ["verify", str(SENTENCE)],
     ["speak", "Hello.", "--server", "localhost:1"],
 ]
 COMMANDS_BY_NIGHT = [
     *([command, "--help"] for command in ("talk", "chat", "gateway", "pronunciations", "rm", "make-repository")),
     ["families"],
+    ["show", "csm"],
+    ["serve", "--model", "acme/nothing", "--offline"],
     ["list"],
     ["list", "--all"],
     ["ps"],
