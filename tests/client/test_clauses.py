@@ -70,7 +70,11 @@ def test_text_is_split_at_sentences_then_clauses_then_words(text: str, max_chars
 PARAGRAPH = "Dr. Smith came. He left; we stayed, “as it does”.\n\n"
 
 
-@pytest.mark.parametrize("text", [PARAGRAPH * 300, PARAGRAPH.strip() * 300, "«a. " * 3000, "猫。" * 6000, "a" * 9000])
+@pytest.mark.parametrize(
+    "text",
+    [PARAGRAPH * 300, PARAGRAPH.strip() * 300, "«a. " * 3000, "猫。" * 6000, "a" * 9000],
+    ids=["paragraphs", "one paragraph", "open quotation marks", "Chinese", "one word"],
+)
 def test_sentences_found_in_blocks_match_those_of_the_whole_text(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     looked_at: list[str] = []
 

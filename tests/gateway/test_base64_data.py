@@ -13,6 +13,7 @@ from tests.gateway.conftest import SPOKEN, Start
 from tests.gateway.realtime.caller import TALKS, call
 from tests.gateway.test_chat import REPLY
 from tests.gateway.test_voices import CLONES
+from tests.tiers import by_night
 
 AUDIO = bytes(range(256)) * 40 + b"\xff\xfb\xbf\xfe"  # has all characters of both alphabets, and needs padding
 
@@ -39,7 +40,10 @@ FORMS: dict[str, Callable[[], str]] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+BY_DAY = ("lines of Windows", "URL-safe without padding", "data URL with escapes")
+
+
+@pytest.mark.parametrize("form", [*BY_DAY, *by_night(*(form for form in FORMS if form not in BY_DAY))])
 async def test_every_field_with_audio_takes_all_forms_of_base64(start: Start, form: str) -> None:
     text = FORMS[form]()
     clones = await start(SPOKEN, CLONES)
@@ -67,6 +71,11 @@ async def test_every_field_with_audio_takes_all_forms_of_base64(start: Start, fo
         for item_id in (committed.item_id, added.item.id):
             event = await caller.ask("conversation.item.retrieve", item_id=item_id)
             assert base64.b64decode(event.item.content[0].audio) == AUDIO
+
+
+def test_all_forms_of_base64_are_read() -> None:
+    for form, write in FORMS.items():
+        assert read_base64("x", write()) == AUDIO, form
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start, sse_even
 from tests.gateway.realtime.test_bounds import open_socket
 from tests.gateway.test_speech_stream import begin
 from tests.patience import PATIENCE_S, until_async
+from tests.tiers import by_night
 
 REQUEST: dict[str, Any] = {"model": "tts-1", "voice": "alloy", "input": "A cat."}
 SLOWLY = REQUEST | {"response_format": "pcm"}
@@ -244,7 +245,7 @@ NOTED = {
 
 
 @pytest.mark.parametrize("text", NOTED)
-@pytest.mark.parametrize("stream_format", ["audio", "sse"])
+@pytest.mark.parametrize("stream_format", ["audio", *by_night("sse")])
 async def test_directions_and_transliterated_words_are_listed(start: Start, text: str, stream_format: str) -> None:
     running = await start(SPOKEN, profile=PROFILE | {"options": ["transliterate"], "tags": ["[laughs]"]})
     async with running.http() as http:

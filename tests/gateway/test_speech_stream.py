@@ -89,7 +89,7 @@ def packets(data: bytes, name: str) -> list[bytes]:
         return [bytes(packet) for packet in container.demux(audio=0)]
 
 
-@pytest.mark.parametrize("name", MEDIA_TYPES)
+@pytest.mark.parametrize("name", ["opus", *by_night(*(name for name in MEDIA_TYPES if name != "opus"))])
 async def test_streamed_text_audio_matches_whole_text_in_every_format(start: Start, name: str) -> None:
     running = await start()
     request = {"model": "tts-1", "voice": "rms", "response_format": name, "seed": 3}

@@ -358,17 +358,18 @@ async def test_no_op_session_fields_are_not_reported_as_ignored(start: Start) ->
         assert updated.session.audio.input.format.rate == 24_000
 
 
-@pytest.mark.parametrize(("eagerness", "silence_ms"), [("low", 1000), ("medium", 500), ("auto", 500), ("high", 300)])
-async def test_eagerness_of_semantic_vad_sets_the_silence(start: Start, eagerness: str, silence_ms: int) -> None:
-    asked = {"type": "semantic_vad", "eagerness": eagerness, "interrupt_response": False}
+async def test_eagerness_of_semantic_vad_sets_the_silence(start: Start) -> None:
+    asked = {"type": "semantic_vad", "eagerness": "low", "interrupt_response": False}
     async with call(await start(answer(), TALKS)) as caller:
         await caller.update(VAD | {"threshold": 0.9})
         detection = (await caller.update(asked)).session.audio.input.turn_detection
-        assert (detection.type, detection.eagerness, detection.interrupt_response) == ("semantic_vad", eagerness, False)
+        assert (detection.type, detection.eagerness, detection.interrupt_response) == ("semantic_vad", "low", False)
         again = await caller.update(VAD)
         assert again.session.audio.input.turn_detection.threshold == 0.5, "settings of another type do not stay"
-    change = SettingsChange(RealtimeSettings(model="tiny"), {"audio": {"input": {"turn_detection": asked}}}, "tiny")
-    assert change.settings.audio.input.vad == ServerVad(silence_duration_ms=silence_ms, interrupt_response=False)
+    for eagerness, silence_ms in (("low", 1000), ("medium", 500), ("auto", 500), ("high", 300)):
+        update = {"audio": {"input": {"turn_detection": asked | {"eagerness": eagerness}}}}
+        change = SettingsChange(RealtimeSettings(model="tiny"), update, "tiny")
+        assert change.settings.audio.input.vad == ServerVad(silence_duration_ms=silence_ms, interrupt_response=False)
 
 
 async def test_beta_api_fields_are_accepted(start: Start) -> None:
@@ -429,12 +430,11 @@ async def test_unknown_item_and_response_fields_are_reported_as_ignored(start: S
         assert (await caller.ask("response.create", response=reply)).error.param == "response.temperature"
 
 
-@pytest.mark.parametrize(
-    "name", ["gpt-transcribe", "gpt-live-transcribe", "gpt-4o-mini-transcribe-2025-12-15", "whisper-1"]
-)
-async def test_openai_transcription_model_names_open_transcriptions(start: Start, name: str) -> None:
-    async with call(await start(), name) as caller:
-        heard = caller.seen[0].session.audio.input
+async def test_openai_transcription_model_names_open_transcriptions(start: Start) -> None:
+    running = await start()
+    for name in ("gpt-transcribe", "gpt-live-transcribe", "gpt-4o-mini-transcribe-2025-12-15", "whisper-1"):
+        async with call(running, name) as caller:
+            heard = caller.seen[0].session.audio.input
         assert (caller.seen[0].session.type, heard.transcription.model) == ("transcription", name)
         assert (heard.turn_detection is None) == (name == "gpt-live-transcribe")
 
