@@ -37,7 +37,7 @@ from tests.client.fake_server import (
     Taken,
     Until,
 )
-from tests.client.reading import cut, written
+from tests.client.reading import written
 from tests.patience import PATIENCE_S, until_async
 
 LIVE = PROFILE | {"reads_live_text": True}
@@ -216,15 +216,6 @@ async def test_prematurely_ended_part_stream_is_a_server_failure(live: Live) -> 
             await parts.write("s", 0, "a", False)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-async def test_streamed_sentences_keep_all_text_for_any_chunking(size: int) -> None:
-    text = "It is Dr. Smith. He is here!  Is he?\n\nYes, " + "very " * 30 + "much so. And 3.5 more... ok"
-    async with UnreadText(written(*cut(text, [size]))) as unread:
-        clauses = [clause async for clause in clauses_of(unread, 40)]
-    assert max(map(len, clauses)) <= 40
-    assert "".join(clauses).replace(" ", "") == "".join(text.split())
-
-
 @given(st.lists(st.text(alphabet="ab .,;!?\n", max_size=60) | st.just(" " * 200), max_size=8))
 async def test_live_clauses_keep_all_words_despite_whitespace(pieces: list[str]) -> None:
     async with UnreadText(written(*pieces)) as unread:
@@ -271,19 +262,11 @@ async def test_waiting_for_text_times_out_with_an_empty_result() -> None:
         assert not unread.is_complete
 
 
-async def test_server_without_a_profile_gets_the_whole_text() -> None:
-    server = FakeServer(lambda _: [END], profile=None)
+@pytest.mark.parametrize(("profile", "task"), [(None, "tts"), (PROFILE, "dialogue")], ids=["no profile", "text first"])
+async def test_server_that_reads_no_sentences_gets_the_whole_text(profile: dict[str, Any] | None, task: str) -> None:
+    server = FakeServer(lambda _: [END], profile=profile)
     async with SpeechClient(await server.start()) as client:
-        events = [event async for event in client.speak(written("Hello. ", "World. ", "Bye."))]
-    assert [request["text"] for request in server.requests] == [b"Hello. World. Bye."]
-    assert len(events) == 1
-    await server.stop()
-
-
-async def test_text_first_tasks_receive_the_complete_text() -> None:
-    server = FakeServer(lambda _: [END])
-    async with SpeechClient(await server.start()) as client:
-        events = [event async for event in client.speak(written("Hello. ", "World. ", "Bye."), task="dialogue")]
+        events = [event async for event in client.speak(written("Hello. ", "World. ", "Bye."), task=task)]
     assert [request["text"] for request in server.requests] == [b"Hello. World. Bye."]
     assert [event.is_final for event in events] == [True]
     await server.stop()

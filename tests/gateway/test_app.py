@@ -230,28 +230,6 @@ async def test_cross_origin_request_requires_a_key(
         assert (await http.post("/v1/audio/speech", json=REQUEST, headers=headers)).status_code == status
 
 
-async def test_dns_rebinding_requires_a_key(start: Start) -> None:
-    browser, fetch = {"accept-language": "en"}, {"accept-language": "*", "sec-fetch-mode": "cors"}
-    running, closed = await start(), await start(keys=(KEY,))
-    async with running.http() as http:
-        for host, headers, status in (
-            ("example.com:8003", browser, 403),
-            ("localhost.example.com", browser, 403),
-            ("[::1", browser, 403),
-            ("example.com:8003", {}, 200),  # a program's, by whatever name it knows the gateway
-            ("example.com:8003", fetch, 200),  # and one in JavaScript
-            ("127.0.0.1:8003", browser, 200),
-            ("[::1]:8003", browser, 200),
-            ("localhost:8003", browser, 200),
-        ):
-            for path in ("/v1/audio/voices", "/metrics"):
-                assert (await http.get(path, headers=headers | {"host": host})).status_code == status, (host, headers)
-        assert (await http.get("/health/live", headers=browser | {"host": "example.com"})).status_code == 200
-    async with closed.http() as http:
-        headers = browser | {"host": "example.com", "authorization": f"Bearer {KEY}"}
-        assert (await http.get("/v1/audio/voices", headers=headers)).status_code == 200
-
-
 @pytest.mark.parametrize(
     ("place", "expected"),
     [

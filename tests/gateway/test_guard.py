@@ -75,6 +75,9 @@ async def test_browser_pages_at_a_name_are_refused(start: Start, agent: str, hos
     for more in ([], ["Upgrade-Insecure-Requests: 1"], [f"Referer: http://{host}/"], ["X-Requested-With: fetch"]):
         assert await raw(running, *page, *more) == 403
         assert await raw(running, *page, *more, method="HEAD") == 403
+    assert await raw(running, *page, path="/metrics") == 403
+    assert await raw(running, "Host: [::1", *page[1:]) == 403
+    assert await raw(running, *page, path="/health/live") == 200
     assert await raw(running, *page, path="/") == 200, "the page itself contains no caller's data"
     assert await raw(running, *page, "Sec-Fetch-Mode: cors") == 200, "the name has a certificate"
     for address in ("127.0.0.1:8003", "localhost:8003", "[::1]:8003"):
