@@ -27,7 +27,13 @@ REMOVED = object()  # value of a field to be removed
 
 @contextmanager
 def edited(path: Path) -> Iterator[Any]:
-    """Yield the content of a JSON, YAML, safetensors or torch file for editing, then write it to a new file."""
+    """Yield the content of a JSON, YAML, safetensors or torch file for editing, then write it to a new file.
+
+    For a folder, yield its path; the edit writes to new files, because the folder may share files with others.
+    """
+    if path.is_dir():
+        yield path
+        return
     formats: dict[str, tuple[Callable[[Path], Any], Edit]] = {
         ".json": (lambda file: json.loads(file.read_text()), lambda content: path.write_text(json.dumps(content))),
         ".yaml": (lambda file: yaml.safe_load(file.read_text()), lambda content: path.write_text(yaml.dump(content))),

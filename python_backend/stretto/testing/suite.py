@@ -11,6 +11,7 @@ Tests that start vLLM have the marker `engine`, and longer variants of others th
 import inspect
 import json
 import re
+import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from stretto.errors import InvalidRequest
 from stretto.family.base import Family
-from stretto.family.plugin import FamilyPlugin, config_at
+from stretto.family.plugin import VOCABULARY, FamilyPlugin, config_at
 from stretto.family.sections import Section
 from stretto.preprocessing.request import RawRequest
 from stretto.records.prompt import Prompt
@@ -42,10 +43,15 @@ TIGHT = {"max_num_batched_tokens": 96, "max_num_seqs": 4}
 
 
 class ExpectedReply(NamedTuple):
-    """A prompt, and the ids of all rows of its reply as the authors' code or a slow reference generates them."""
+    """A prompt, and what its reply is compared with.
+
+    Attributes:
+        rows: Ids of all rows as the authors' code or a slow reference generates them, or a function that asserts that
+            generated rows, int64 [T, 1 + N], are near those; then replies in batches equal the reply alone.
+    """
 
     prompt: Prompt
-    rows: list[list[int]]
+    rows: list[list[int]] | Callable[[np.ndarray], None]
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,9 @@ class FamilyCase:
         unneeded_tensors: Published names of tensors that a release may lack.
         same_configs: Changes of the config, by dotted paths, after which the checkpoint is the same.
         refused_configs: Changes of the config, and a part of the error.
-        refused_edits: File in the folder, edit of its content, and a part of the error.
+        refused_edits: File in the folder, edit of its content, and a part of the error; for a folder, the edit gets its
+            path.
+        edits_by_night: Further ones, for long lists.
         needed_tokens: Tokens that the tokenizer must have.
         published: Function that returns the sizes of a published release.
         prompts: Function that returns inputs of requests, and the expected rows of their prompts, by name.
@@ -99,6 +107,8 @@ class FamilyCase:
         engine: Arguments of the engine that generates them.
         tight: Further arguments with which some replies are preempted.
         conformance: Arguments of `assert_family_conforms` after the folder.
+        conforming_size: Name of the sizes of the release whose checkpoint conforms, instead of a random one; then
+            `conformance` has neither a vocabulary nor a function that writes checkpoints.
         conforms_by_night: True if the conformance test takes long.
     """
 
@@ -116,6 +126,7 @@ class FamilyCase:
     same_configs: Sequence[Mapping[str, object]] = ()
     refused_configs: Sequence[tuple[Mapping[str, object], str]] = ()
     refused_edits: Sequence[tuple[str, Edit, str]] = ()
+    edits_by_night: Sequence[tuple[str, Edit, str]] = ()
     needed_tokens: Sequence[str] = ()
     published: Callable[[], PublishedSizes] | None = None
     prompts: Callable[[SmallRelease], Mapping[str, tuple[Mapping[str, Any], np.ndarray]]] | None = None
@@ -128,6 +139,7 @@ class FamilyCase:
     engine: Mapping[str, Any] = field(default_factory=dict)
     tight: Mapping[str, Any] = field(default_factory=dict)
     conformance: Mapping[str, Any] | None = None
+    conforming_size: str = ""
     conforms_by_night: bool = False
 
 
@@ -170,7 +182,11 @@ def parts_of(case: FamilyCase) -> dict[str, Sequence[Any]]:
     return {
         "same_config": case.same_configs,
         "refused_config": [pytest.param(entry, id=entry[-1]) for entry in case.refused_configs],
-        "refused_edit": [pytest.param(entry, id=f"{entry[0]}: {entry[-1]}") for entry in case.refused_edits],
+        "refused_edit": [
+            pytest.param(entry, id=f"{entry[0]}: {entry[-1]}", marks=pytest.mark.nightly if is_night else ())
+            for is_night, entries in ((False, case.refused_edits), (True, case.edits_by_night))
+            for entry in entries
+        ],
         "refused_input": [pytest.param(entry, id=entry[-1]) for entry in case.refused_inputs],
         "needed_token": case.needed_tokens,
         "marker": case.markers,
@@ -292,7 +308,7 @@ class FamilySuite:
                 shape = tensors.pop(name).shape
             copy.assert_refused("missing: ", self.case.name_if_missing(name))
             with self._tensors(copy) as tensors:
-                tensors[name] = torch.zeros(*shape, 2)
+                tensors[name] = torch.ones(*shape, 2)
             copy.assert_refused(name)
 
     @contextmanager
@@ -359,12 +375,18 @@ class FamilySuite:
         release = releases[scheduling.size]
         replies = self.case.replies(release)
         prompts = {name: reply.prompt for name, reply in replies.items()}
-        expected = {name: reply.rows for name, reply in replies.items()}
+        expected = dict[str, list[list[int]]]()
         arguments = {**self.case.engine, **scheduling.arguments}
         engine = self.start_engine(release.checkpoint, async_scheduling=scheduling.is_async, **arguments)
         try:
-            for name in list(prompts)[:2]:
-                assert engine.run({name: prompts[name]})[name].rows == expected[name], f"{name} alone"
+            for number, (name, reply) in enumerate(replies.items()):
+                if isinstance(reply.rows, list):
+                    expected[name] = reply.rows
+                    if number < 2:
+                        assert engine.run({name: reply.prompt})[name].rows == reply.rows, f"{name} alone"
+                else:
+                    expected[name] = engine.run({name: reply.prompt})[name].rows
+                    reply.rows(np.array(expected[name], np.int64))
             answers = engine.run(prompts, {name: index for index, name in enumerate(prompts)})
             for name, answer in answers.items():
                 assert answer.rows == expected[name], f"{name} in a batch"
@@ -375,10 +397,21 @@ class FamilySuite:
             engine.shutdown()
 
     @pytest.mark.engine
-    def test_family_conforms(self, tmp_path: Path, conformance: Mapping[str, Any]) -> None:
+    def test_family_conforms(
+        self, tmp_path: Path, releases: dict[str, SmallRelease], conformance: Mapping[str, Any]
+    ) -> None:
         from stretto.testing import assert_family_conforms
 
-        assert_family_conforms(self.case.plugin, tmp_path, **conformance)
+        if not self.case.conforming_size:
+            assert_family_conforms(self.case.plugin, tmp_path, **conformance)
+            return
+        checkpoint = releases[self.case.conforming_size].checkpoint
+
+        def write(folder: Path, *_: Any) -> Path:
+            return Path(shutil.copytree(checkpoint, folder))
+
+        vocabulary = config_at(checkpoint)[VOCABULARY]
+        assert_family_conforms(self.case.plugin, tmp_path, vocabulary, write, **conformance)
 
 
 class Scheduling(NamedTuple):
