@@ -186,17 +186,16 @@ def higgs_audio(setup: Setup, folder: Path) -> Iterator[Case]:
     """Yield a randomly initialised Higgs Audio release, whose audio rows have their own layers."""
     random_models = importlib.import_module("plugins.higgs_audio.lab.random_higgs_audio")
     published = importlib.import_module("plugins.higgs_audio.tests.published_higgs_audio")
-    replies = importlib.import_module("plugins.higgs_audio.tests.engine.test_higgs_audio")
     scales = (1.0, 2.0, 1.0, 1.5)
     model = random_models.make_model(num_codebooks=4, num_codes=16, seed=7)
     checkpoint, family, reference = published.convert(folder, model)
-    prompts = {f"r{index}": replies.make_prompt(family, index, scale) for index, scale in enumerate(scales)}
+    prompts = {f"r{index}": published.make_prompt(family, index, scale) for index, scale in enumerate(scales)}
 
     def compute() -> Replies:
         expected: Replies = {}
         for request_id, prompt in prompts.items():
             rows, lead = reference.naive(prompt)
-            expected[request_id] = replies.said(family, rows), lead
+            expected[request_id] = published.said(family, rows), lead
         return expected
 
     yield Case(family, checkpoint, prompts, recall(family.name, checkpoint, prompts, compute))
@@ -279,11 +278,14 @@ def _bound(latents: np.ndarray, nudged: np.ndarray) -> np.ndarray:
 
 def _pocket_tts(folder: Path) -> LatentCase:
     release = importlib.import_module("plugins.pocket.tests.pocket_release")
-    test = importlib.import_module("plugins.pocket.tests.engine.test_pocket_tts")
+    raw_request = importlib.import_module("stretto.preprocessing.request").RawRequest
     checkpoint = release.convert_release(folder, "english")
+    preprocessor = importlib.import_module("stretto.preprocessing.request").Preprocessor(checkpoint)
     reply = release.reply("english")
     texts = {"own": (reply.text, reply.seed), "r0": ("one more", 0), "r1": ("and a third", 1)}
-    prompts = {name: test.prompt_of(checkpoint, *text) for name, text in texts.items()}
+    prompts = {
+        name: release.seeded(preprocessor.prepare(raw_request(text=text)), seed) for name, (text, seed) in texts.items()
+    }
     return LatentCase(checkpoint, prompts, {"own": (reply.latents, _bound(reply.latents, reply.nudged))})
 
 
@@ -299,12 +301,10 @@ def _voxcpm2(folder: Path) -> LatentCase:
 
 def _vibevoice(folder: Path) -> LatentCase:
     release = importlib.import_module("plugins.vibevoice.tests.vibevoice_release")
-    test = importlib.import_module("plugins.vibevoice.tests.engine.test_vibevoice")
     checkpoint = release.convert_release(folder, "long")
     model = release.model_of("long")
     expected = {}
-    family = importlib.import_module("stretto.family.plugin").family_at(checkpoint)
-    prompts = {f"r{index}": test.make_prompt(family, index) for index in range(3)}
+    prompts = {f"r{index}": release.make_prompt(index) for index in range(3)}
     for name in ("r0", "r1"):
         nudges = [
             1e-6 * torch.randn(release.NUM_NUMBERS, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)
@@ -313,7 +313,7 @@ def _vibevoice(folder: Path) -> LatentCase:
         sampling = prompts[name].sampling
         arguments = rows, sampling.seed, sampling.guidance_scale, sampling.latents.steps, sampling.audio.max_rows
         (_, latents, *_), *nudged = (release.Reference(model, nudge).reply(*arguments) for nudge in (None, *nudges))
-        spread = np.max([test.spread_of(nudged_reply[1], latents) for nudged_reply in nudged], 0)
+        spread = np.max([release.spread_of(nudged_reply[1], latents) for nudged_reply in nudged], 0)
         expected[name] = latents, _bound(latents, spread)
     return LatentCase(checkpoint, prompts, expected)
 

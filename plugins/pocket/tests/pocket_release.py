@@ -8,7 +8,8 @@ those of the first frames of the same text in that voice.
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lab.authors.reply_fixture import digest
 from plugins.pocket.lab.random_pocket import inputs, recording, write_release
 from stretto.convert.command import main as convert
 from stretto.preprocessing.request import RawRequest
+from stretto.records.prompt import Prompt
 
 DATA = Path(__file__).parent / "data" / "pocket_tts_replies.npz"
 KINDS = ("english", "english_2m", "english_18m")
@@ -73,3 +75,18 @@ def cloning(text: str, pcm: np.ndarray | None = None, sample_rate: int = 24_000,
     turns = [{"role": "system", "audio": "pcm_in"}, {"role": "user", "text": text}]
     pcm = recording() if pcm is None else pcm
     return RawRequest(messages=json.dumps(turns), pcm_in=pcm, sample_rate=sample_rate, options=options)
+
+
+def seeded(prompt: Prompt, seed: int) -> Prompt:
+    """Return a prompt with another seed."""
+    return replace(prompt, sampling=replace(prompt.sampling, seed=seed))
+
+
+def growing(prompt_of: Callable[[str], Prompt]) -> Prompt:
+    """Return a prompt of almost two KV blocks, whose reply needs a third block, which other requests have by then."""
+    text = "one more"
+    while len((prompt := prompt_of(text)).rows) < 54:
+        text += " so"
+    assert len(prompt.rows) < 60
+    audio_sampling = replace(prompt.sampling.audio, min_rows=30)
+    return replace(prompt, sampling=replace(prompt.sampling, audio=audio_sampling))

@@ -17,10 +17,12 @@ from stretto_pocket.phonon.convert import (
     SEANET,
     STACK,
     TEXT,
+    folded_shapes,
     pocket_config,
 )
 from stretto_pocket.phonon.convert import convert as convert_authors
 from stretto_pocket.pocket_tts import convert_layout
+from stretto_pocket.pocket_tts.convert import Shape
 from stretto_pocket.pocket_tts.convert_layout import TABLE, TransformersRelease, check_values
 
 __all__ = ["EMBEDDINGS", "GENERATION", "IS_BARE", "IS_FLOAT32", "convert"]
@@ -44,7 +46,8 @@ def convert(release: Release, contents: Contents) -> Converted:
         return convert_authors(release, contents)
     layout = TransformersRelease(release, contents, "gelu", NAMES, {})
     config = authors_config(layout)
-    layout.check_language_model(pocket_config(config, layout.tensors))
+    pocket = pocket_config(config, layout.tensors)
+    layout.check_language_model(pocket, folded_shapes(Shape(pocket), config, layout.tensors))
     converted = convert_authors(release, replace(contents, config=config, tensors=layout.tensors))
     return layout.renamed(converted, (*DROPPED, "mimi."))
 

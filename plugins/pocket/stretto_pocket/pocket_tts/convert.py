@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
-from stretto.family.conversion import Contents, Converted, Network, Release, check_folded, common_record
+from stretto.family.conversion import Contents, Converted, Network, Release, common_record
 from stretto.untrusted_files import entry, released_file, released_folder
-from stretto.weights.loading import Part, Plan, open_tensors
+from stretto.weights.loading import Part, Plan, open_tensors, require
 from stretto_pocket.codec import PocketConfig, codec_shapes
 from stretto_pocket.pocket_tts.family import NAME, PocketVocabulary, TextRules
 from stretto_pocket.pocket_tts.recognise import packaged_config
@@ -77,6 +77,9 @@ def convert(release: Release, contents: Contents) -> Converted:
         )
     contents.check_latent_model(shape.num_tokens)
     clones = can_clone(shape, contents.tensors)
+    folded = shape.folded
+    needed = {name: planned.stored for name, planned in plan(shape, contents.tensors, {}, clones).items()}
+    require(contents.tensors, folded | needed)  # because the rows of voices are computed with them
     voices = read_voices(release.folder, shape, contents.tensors, clones)
     vocabulary = PocketVocabulary(
         num_text_ids=shape.num_tokens + 1,
@@ -98,8 +101,6 @@ def convert(release: Release, contents: Contents) -> Converted:
         **common_record(NAME, vocabulary, vocabulary.vocab_size, contents),
     }
     networks = (codec_network(contents, clones),)
-    folded = shape.folded
-    check_folded(contents.tensors, folded)
     dropped = () if clones else CLONING
     return Converted(record, plan(shape, contents.tensors, voices, clones), dropped, tuple(folded), networks)
 

@@ -193,7 +193,6 @@ class TransformersRelease:
         head_dim: Width of a head of the language model.
         theta: Base of its rotary frequencies.
         end_threshold: Logit above which speech ends.
-        num_steps: Default number of solver steps.
         tensors: Tensors of both under the authors' names.
 
     Raises:
@@ -270,11 +269,12 @@ class TransformersRelease:
             "quantizer": {"dimension": num_words, "output_dimension": width},
         }
 
-    def check_language_model(self, config: Mapping[str, Any]) -> None:
+    def check_language_model(self, config: Mapping[str, Any], folded: Mapping[str, tuple[int, ...]]) -> None:
         """Check the tensors that the authors' converter reads, so that errors have transformers' names.
 
         Args:
             config: Contents of the YAML file that a Pocket TTS release of the same sizes has.
+            folded: Shapes of tensors that are merged into others, by the authors' names.
 
         Raises:
             CheckpointError: If a tensor is missing or of another shape.
@@ -284,7 +284,8 @@ class TransformersRelease:
         del parts[EMBEDDINGS]  # the name of Pocket TTS, not of Phonon
         plan, merged = self._renamed(parts)
         shapes = {name: tensor.stored for name, tensor in plan.items()} | merged
-        check_folded(self._stored, shapes | {self.tensors.source("flow_lm.bos_emb"): (shape.num_words,)})
+        others = {"flow_lm.bos_emb": (shape.num_words,), **folded}
+        check_folded(self._stored, shapes | {self.tensors.source(name): size for name, size in others.items()})
 
     def renamed(self, converted: Converted, dropped: tuple[str, ...]) -> Converted:
         """Return what the authors' converter has made, with transformers' names for the tensors to be read.
@@ -344,7 +345,6 @@ def read_codec_config(folder: Path, num_words: int) -> dict[str, Any]:
     """Return the contents of the codec's config.json.
 
     Args:
-        folder: Folder of the codec.
         num_words: Number of elements in a latent of the language model.
 
     Raises:

@@ -55,12 +55,10 @@ class PocketVocabulary(Vocabulary):
 
     Attributes:
         num_text_ids: Number of rows in the text table.
-        num_words: Number of elements in a latent.
         voices: Name and number of rows of each voice.
         flow: Kind of flow head, a key of `DEFAULT_STEPS`.
         temperature: Default variance of the noise.
         tail_rows: Number of frames from the detected end of speech; None to choose it based on the number of words.
-        max_model_len: Maximum number of rows.
         text: Changes to the text before it is tokenized.
         clones: True if the checkpoint can encode voice recordings.
         has_voice_begin: True if a separate row precedes the latents of a recorded voice.

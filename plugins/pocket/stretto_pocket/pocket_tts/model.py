@@ -36,8 +36,6 @@ class PocketLayer(nn.Module):
     """Attention with rotary embeddings for adjacent pairs, and an MLP, each preceded by a LayerNorm.
 
     Args:
-        vllm_config: Configuration of the engine.
-        prefix: Name of the layer.
         activate: Activation of the MLP, whose result for a row is bit-identical in every batch.
     """
 
@@ -146,7 +144,6 @@ class FlowHead(nn.Module):
     time. The output of `drifting` is the latent itself.
 
     Args:
-        config: Hyperparameters of the checkpoint.
         num_words: Number of elements in a latent, D.
         is_centred: See `FlowTime`.
     """

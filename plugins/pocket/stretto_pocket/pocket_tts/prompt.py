@@ -89,7 +89,6 @@ class TextPieces:
     spaces, and in characters that the tokenizer lacks.
 
     Args:
-        tokenizer: Tokenizer of the release.
         prepare: Function that changes a text as in training.
     """
 

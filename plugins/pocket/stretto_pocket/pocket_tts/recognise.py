@@ -38,11 +38,6 @@ def transformers_match(listing: Listing, family: str, *voices: str) -> Match:
     """Return the match for a release in transformers' layout.
 
     The codec is in the repository that the processor's config names. If it names none, the user must give a folder.
-
-    Args:
-        listing: Files of the release.
-        family: Family of the release.
-        voices: Patterns of the files of voices.
     """
     weights = listing.weights()
     missing = ([] if weights else [WEIGHTS]) + [name for name in TOKENIZERS[:1] if name not in listing.names]

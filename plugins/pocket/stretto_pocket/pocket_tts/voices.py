@@ -27,11 +27,7 @@ class VoiceBackbone:
     """Transformer of a release in float64, which processes the rows of one voice without a KV cache.
 
     Args:
-        tensors: Published tensors.
-        num_layers: Number of layers.
-        head_dim: Width of a head.
         num_kv_heads: Number of key and value heads.
-        theta: Base of the rotary frequencies.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], num_layers: int, head_dim: int, num_kv_heads: int, theta: float):
@@ -93,7 +89,6 @@ def recover_rows(backbone: VoiceBackbone, stored: Mapping[str, Tensor], path: Pa
     mean, which every LayerNorm removes, and its scale, which is chosen so that the keys and values of layer 1 match.
 
     Args:
-        backbone: Transformer of the release.
         stored: `transformer.layers.<i>.self_attn/cache` [2, 1, n, heads, D] and `…/offset` [1] or `…/current_end` [n].
         path: File of the voice, for error messages.
 

@@ -13,7 +13,7 @@ from stretto.streams.layout import words_of
 from stretto_client import SpeechClient
 from tests.server.conftest import ServedCheckpoint, serves
 
-# By night: tests/engine/test_pocket_tts.py holds the same release to the same reply; its prompts and its codec have
+# By night: test_pocket_tts.py of this plug-in holds the same release to the same reply; its prompts and its codec have
 # tests of their own.
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
