@@ -59,13 +59,11 @@ class TokenizerConfig:
     """Hyperparameters of a tokenizer.
 
     Attributes:
-        size: Number of elements in a latent.
         kernel: Kernel size of convolutions that keep the rate.
         filters: Channels at the sample rate, doubled by each downsampling.
         ratios: Downsampling ratios, in the encoder's order.
         depths: Number of encoder blocks at each rate, in the encoder's order.
         expansion: Width of a block's inner layer, relative to its channels.
-        eps: Epsilon of the norms.
         deviation: Standard deviation of the random factor that scales the noise added to the latents of a recording.
     """
 

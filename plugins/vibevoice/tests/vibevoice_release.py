@@ -4,8 +4,8 @@ Channel 0 of all rows is nearly constant, so that it acts as a bias of the head:
 audio end after several frames, often followed by another stretch.
 """
 
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -18,6 +18,10 @@ from transformers import VibeVoiceConfig, VibeVoiceForConditionalGeneration
 
 from stretto.convert.command import main as convert
 from stretto.engine.sampling.noise import gaussian, seed_key, stream_keys
+from stretto.records.prompt import Prompt
+from stretto.records.sampling import LatentSampling
+from stretto.streams.layout import words_of
+from stretto_vibevoice.vibevoice.family import VibeVoiceVocabulary, vibevoice
 
 END_OF_REPLY, BEGIN, END, FRAME, NUM_IDS = 256, 257, 258, 259, 264
 SPECIAL = ("<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
@@ -32,6 +36,16 @@ TOKENIZER = {
 }
 SCALE, OFFSET = 0.1962, -0.0493
 CONSTANT = 3.0
+MAX_ROWS = 34  # of the reply to the first prompt
+LENGTH = 2 + NUM_NUMBERS + NUM_FEATURES
+VOCABULARY = VibeVoiceVocabulary(NUM_IDS, BEGIN, END, FRAME, END_OF_REPLY, NUM_NUMBERS, NUM_FEATURES, max_model_len=512)
+# Prompts in chunks, and memory for little more than two replies: others are preempted.
+TIGHT: dict[str, Any] = {
+    "max_num_batched_tokens": 24,
+    "max_num_seqs": 6,
+    "num_gpu_blocks_override": 7,
+    "max_model_len": 128,
+}
 # In channel 0, by kind: rows of the head for begin, end, frame and end of reply.
 BIASES = {
     "tied": (0.5, 1.42, 1.25, 0.0),
@@ -139,11 +153,35 @@ def convert_release(folder: Path, kind: str = "tied") -> Path:
     return folder / "checkpoint"
 
 
-def changed_config(release: Path, **values: Any) -> None:
-    """Change keys of a release's config.json; None removes one."""
-    path = release / "config.json"
-    record = json.loads(path.read_text()) | values
-    path.write_text(json.dumps({name: value for name, value in record.items() if value is not None}))
+def make_prompt(index: int) -> Prompt:
+    """Return a prompt, which contains a voice if `index` is odd; lengths, steps and scales depend on index."""
+    random = np.random.default_rng(index)
+    rows = np.zeros((9 + 7 * index, LENGTH), np.int32)
+    rows[:, 0] = random.integers(0, 250, len(rows))
+    rows[-1, 0] = BEGIN
+    if index % 2:
+        rows[2:5, 0] = NUM_IDS
+        rows[2:5, 1 : 1 + NUM_NUMBERS] = words_of(random.standard_normal((3, NUM_NUMBERS)))
+    sampling = vibevoice(VOCABULARY).tasks[0].sampling
+    return Prompt(
+        "tts",
+        rows,
+        replace(
+            sampling,
+            audio=replace(sampling.audio, max_rows=MAX_ROWS - index),
+            latents=LatentSampling(2 + index % 3 * 3),
+            guidance_scale=(1.5, 2.0, 1.0)[index % 3],
+            seed=index,
+        ),
+    )
+
+
+def spread_of(nudged: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Return the largest difference in each row, or infinity for rows after a different id."""
+    number = min(len(nudged), len(expected))
+    found = np.full(len(expected), np.inf)
+    found[:number] = np.abs(nudged[:number] - expected[:number]).max(1)
+    return found
 
 
 def solve(velocity: Any, x: Tensor, number: int) -> Tensor:

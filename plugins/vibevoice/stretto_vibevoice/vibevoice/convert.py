@@ -11,16 +11,19 @@ tokenizer, because it uses the Qwen2.5 tokenizer.
 import re
 from collections.abc import Callable, Mapping
 from math import isfinite
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from transformers import Qwen2Config
 
 from stretto.errors import CheckpointError, shown
 from stretto.family.conversion import Contents, Converted, Network, Release, Tokenizer, common_record
+from stretto.family.layers import layers_plan
+from stretto.family.sections import Epsilon, NumLayers, Section, Size
 from stretto.untrusted_files import check_value, entry
-from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, read_numbers
+from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, read_numbers, shapes
 from stretto.weights.loading import Part, Plan
 from stretto_vibevoice.codec import (
     MODEL_TYPE,
@@ -64,8 +67,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     sections = {name: dict(entry(config, name)) for name in (PARTS, SEMANTIC)}
     record = {
         "architectures": ["StrettoVibeVoiceForCausalLM"],
-        "model_type": "qwen2",
-        **shape.numbers,
+        **shape.llama,
         "max_position_embeddings": vocabulary.max_model_len,
         "diffusion_head": shape.head,
         "tokenizers": {"acoustic": sections[PARTS], "semantic": sections[SEMANTIC], **scales},
@@ -105,7 +107,6 @@ IDS = {  # tokens in the authors' tokenizer, by key in the transformers config.j
     "audio_token_id": "<|vision_pad|>",
     "eos_token_id": "<|endoftext|>",
 }
-AUTHORS_HEAD = {"prediction_type": "v_prediction", "ddpm_beta_schedule": "cosine", "ddpm_num_steps": 1000}
 AUTHORS_NETWORK: dict[str, Any] = {
     "causal": True,
     "conv_bias": True,
@@ -150,6 +151,34 @@ AUTHORS_NAMES = (
 )
 
 
+class AuthorsHead(Section):
+    """Section `diffusion_head_config` in the authors' format."""
+
+    hidden_size: Size
+    latent_size: Size
+    head_layers: NumLayers
+    head_ffn_ratio: Annotated[float, Field(gt=0, le=64)]
+    rms_norm_eps: Epsilon
+    prediction_type: Literal["v_prediction"] = "v_prediction"
+    ddpm_beta_schedule: Literal["cosine"] = "cosine"
+    ddpm_num_steps: Literal[1000] = 1000
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Sizes in transformers format."""
+        return {
+            "intermediate_size": int(self.hidden_size * self.head_ffn_ratio),
+            "num_hidden_layers": self.head_layers,
+            "rms_norm_eps": self.rms_norm_eps,
+        }
+
+
+class AuthorsConfig(Section):
+    """Sections of config.json in the authors' format that are read as classes."""
+
+    diffusion_head_config: AuthorsHead
+
+
 def authors_name(name: str) -> str:
     """Convert a tensor name in transformers format to the authors' name."""
     for pattern, replacement in AUTHORS_NAMES:
@@ -166,7 +195,6 @@ def from_authors(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, A
     """Convert a config.json from the authors' format to transformers format.
 
     Args:
-        config: Contents of the file.
         tokenizer: Text tokenizer, some of whose tokens mark audio.
 
     Raises:
@@ -177,28 +205,16 @@ def from_authors(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, A
     if missing:
         raise CheckpointError(f"{tokenizer.folder}: expected the tokenizer of Qwen2.5, got none of {missing}")
     text = dict(entry(config, "decoder_config"))
-    head = dict(entry(config, "diffusion_head_config"))
-    require(head, "diffusion_head_config", AUTHORS_HEAD)
-    width = head.get("hidden_size")
-    ratio = head.get("head_ffn_ratio")
-    if type(width) is not int or not isinstance(ratio, int | float):
-        raise CheckpointError(
-            f"diffusion_head_config: expected hidden_size and head_ffn_ratio, got {shown([width, ratio])}"
-        )
-    for name, value in (("hidden_size", width), ("head_ffn_ratio", ratio)):
-        if not 0 < value < MAX_SIZE:  # also rejects NaN and Infinity, which JSON may contain
-            expected = f"a number above 0 and below {MAX_SIZE}"
-            raise CheckpointError(f"diffusion_head_config.{name}: expected {expected}, got {shown(value)}")
-    names = "hidden_size", "latent_size", "rms_norm_eps"
+    head = AuthorsConfig.read(config).diffusion_head_config
     return {
         "text_config": text,
         "tie_word_embeddings": bool(text.get("tie_word_embeddings", False)),
         PARTS: network_from_authors(config, AUTHORS),
         SEMANTIC: network_from_authors(config, AUTHORS_SEMANTIC),
         "diffusion_head_config": {
-            **{name: entry(head, name) for name in names},
-            "num_hidden_layers": entry(head, "head_layers"),
-            "intermediate_size": int(width * ratio),
+            "hidden_size": head.hidden_size,
+            "latent_size": head.latent_size,
+            **head.record,
         },
         **{key: ids[token] for key, token in IDS.items()},
     }
@@ -237,6 +253,12 @@ def scale(tensors: Mapping[str, Tensor], name: str) -> float:
     return value
 
 
+def llama_numbers(backbone: Qwen2Config) -> dict[str, Any]:
+    """Return the fields of a config that vLLM's class and ours read."""
+    numbers = {name: value for name in LLAMA_NUMBERS if (value := getattr(backbone, name, None)) is not None}
+    return {"model_type": "qwen2", **numbers}
+
+
 class Shape:
     """Model hyperparameters, read from a release's config.json.
 
@@ -268,7 +290,7 @@ class Shape:
         self.head = {name: head[name] for name in ("intermediate_size", "num_hidden_layers", "rms_norm_eps")}
         if not all(type(head[name]) is int and 0 < head[name] < MAX_SIZE for name in list(self.head)[:2]):
             raise CheckpointError(f"diffusion_head_config: expected sizes, got {shown(self.head)}")
-        self.numbers = {name: value for name in LLAMA_NUMBERS if (value := getattr(backbone, name, None)) is not None}
+        self.llama = llama_numbers(backbone)
         self.vocabulary = VibeVoiceVocabulary.from_record(
             {
                 "num_text_ids": self.num_tokens,
@@ -287,7 +309,6 @@ class Shape:
 def plan(shape: Shape) -> Plan:
     """Return the language-model tensors to write, keyed by published name."""
     parts: Plan = {}
-    config = shape.backbone
     width = shape.backbone.hidden_size
     ids = shape.vocabulary.ids
 
@@ -305,21 +326,8 @@ def plan(shape: Shape) -> Plan:
     add(EMBEDDINGS, "model.embed_tokens.weight", shape.num_tokens, width, edit=embeddings)
     if not shape.is_tied:
         add("lm_head.weight", "audio_head.weight", shape.num_tokens, width, edit=lambda stored: stored[list(ids)])
-    heads = config.num_attention_heads
-    kv_heads = config.num_key_value_heads
-    head_dim = getattr(config, "head_dim", None) or width // heads
-    inner = config.intermediate_size
-    for number in range(config.num_hidden_layers):
-        name = f"model.language_model.layers.{number}."
-        ours = f"model.layers.{number}."
-        for norm, rows in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
-            layer(f"{name}self_attn.{norm}_proj", f"{ours}self_attn.{norm}_proj", rows * head_dim, width, bias=True)
-        layer(f"{name}self_attn.o_proj", f"{ours}self_attn.o_proj", width, heads * head_dim)
-        for norm, rows, columns in (("gate", inner, width), ("up", inner, width), ("down", width, inner)):
-            layer(f"{name}mlp.{norm}_proj", f"{ours}mlp.{norm}_proj", rows, columns)
-        for norm in ("input", "post_attention"):
-            add(f"{name}{norm}_layernorm.weight", f"{ours}{norm}_layernorm.weight", width)
-    add("model.language_model.norm.weight", "model.norm.weight", width)
+    stored_layers = {name.removeprefix("model."): stored for name, stored in shapes(shape.llama).items()}
+    parts |= layers_plan(stored_layers, "model.language_model.")
     for name, ours, size in (
         ("multi_modal_projector", "acoustic_connector", shape.acoustic.size),
         ("semantic_connector", "semantic_connector", shape.semantic.size),
@@ -344,13 +352,7 @@ def plan(shape: Shape) -> Plan:
 
 
 def head_layers(head: Mapping[str, Any], size: int, width: int) -> list[tuple[str, int, int]]:
-    """Return the name, rows and columns of each linear layer in the diffusion head.
-
-    Args:
-        head: Sizes of the head.
-        size: Number of elements in a latent.
-        width: Width of the language model.
-    """
+    """Return the name, rows and columns of each linear layer in the diffusion head."""
     inner = head["intermediate_size"]
     layers = [
         ("noisy_images_proj", width, size),

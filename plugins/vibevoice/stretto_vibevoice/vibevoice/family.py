@@ -36,13 +36,8 @@ class VibeVoiceVocabulary(Vocabulary):
 
     Attributes:
         num_text_ids: Number of ids in the embedding table.
-        begin: Id that begins audio.
-        end: Id that ends audio.
-        frame: Id of a frame.
-        end_of_reply: Id that ends the reply.
         num_numbers: Number of elements in an acoustic latent.
         num_features: Number of semantic features per frame.
-        max_model_len: Maximum number of rows.
         is_tied: True if the head uses the rows of the embedding table.
     """
 
@@ -122,8 +117,6 @@ class Stretches(DrawRules):
     Attributes:
         begin: Id of the mark that begins a stretch.
         end: Id of the mark that ends a stretch.
-        frame: Id of a frame.
-        num_features: Number of features of a frame.
     """
 
     begin: int

@@ -15,7 +15,7 @@ from transformers import Qwen2Config
 from stretto.errors import CheckpointError, shown
 from stretto.family.conversion import Contents, Converted, Network, Release, common_record
 from stretto.untrusted_files import check_value, entry
-from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, read_numbers
+from stretto.weights.backbones import check_heads, read_numbers, shapes
 from stretto.weights.loading import Part, Plan
 from stretto_vibevoice.codec import (
     MODEL_TYPE,
@@ -27,13 +27,12 @@ from stretto_vibevoice.codec import (
 )
 from stretto_vibevoice.vibevoice.convert import (
     AUTHORS,
-    AUTHORS_HEAD,
-    MAX_SIZE,
     SCALES,
+    AuthorsConfig,
     authors_name,
     head_layers,
+    llama_numbers,
     network_from_authors,
-    require,
     scale,
 )
 from stretto_vibevoice.vibevoice_realtime.family import (
@@ -47,6 +46,7 @@ from stretto_vibevoice.vibevoice_realtime.voices import Sizes, VoiceStates, read
 
 IS_FLOAT32 = True
 EMBEDDINGS = "model.language_model.embed_tokens.weight"
+LAYERS = "model.layers."
 KIND = "vibevoice_streaming"
 NUM_SPEECH_LAYERS = "tts_backbone_num_hidden_layers"
 MARKS = {"tts_eos_classifier.fc1.weight": "VibeVoice Realtime", "model.tts_input_types.weight": "VibeVoice Realtime"}
@@ -75,8 +75,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     )
     record = {
         "architectures": ["StrettoVibeVoiceRealtimeForCausalLM"],
-        "model_type": "qwen2",
-        **shape.numbers,
+        **shape.llama,
         "num_hidden_layers": shape.sizes.num_layers,
         "num_text_layers": shape.sizes.num_text_layers,
         "max_position_embeddings": vocabulary.max_model_len,
@@ -107,7 +106,7 @@ class Shape:
     def __init__(self, config: Mapping[str, Any]):
         check_value("model_type", config.get("model_type"), KIND)
         text = dict(entry(config, "decoder_config"))
-        head = dict(entry(config, "diffusion_head_config"))
+        head = AuthorsConfig.read(config).diffusion_head_config
         backbone = read_numbers(Qwen2Config, {"model_type": "qwen2", **text})
         check_heads(backbone)
         if backbone.use_sliding_window or backbone.hidden_act != "silu":
@@ -127,18 +126,10 @@ class Shape:
         if self.acoustic.hop * FRAME_RATE != SAMPLE_RATE:
             expected = f"{SAMPLE_RATE / FRAME_RATE:g} samples per frame"
             raise CheckpointError(f"{AUTHORS}.encoder_ratios: expected {expected}, got {self.acoustic.hop}")
-        require(head, "diffusion_head_config", AUTHORS_HEAD | {"hidden_size": width, "latent_size": self.acoustic.size})
-        ratio, eps, depth = (entry(head, name) for name in ("head_ffn_ratio", "rms_norm_eps", "head_layers"))
-        is_number = all(
-            isinstance(number_read, int | float) and 0 < number_read < MAX_SIZE for number_read in (ratio, eps)
-        )
-        if not is_number or type(depth) is not int or not 0 < depth < MAX_SIZE or ratio * width >= MAX_SIZE:
-            got = shown([ratio, eps, depth])
-            raise CheckpointError(
-                f"diffusion_head_config: expected head_ffn_ratio, rms_norm_eps, head_layers, got {got}"
-            )
-        self.head = {"intermediate_size": int(width * ratio), "num_hidden_layers": depth, "rms_norm_eps": eps}
-        self.numbers = {name: value for name in LLAMA_NUMBERS if (value := getattr(backbone, name, None)) is not None}
+        check_value("diffusion_head_config.hidden_size", head.hidden_size, width)
+        check_value("diffusion_head_config.latent_size", head.latent_size, self.acoustic.size)
+        self.head = head.record
+        self.llama = llama_numbers(backbone)
 
 
 def plan(shape: Shape, vocabulary: VibeVoiceRealtimeVocabulary, voices: list[VoiceStates]) -> Plan:
@@ -147,7 +138,6 @@ def plan(shape: Shape, vocabulary: VibeVoiceRealtimeVocabulary, voices: list[Voi
     The voices have no published tensors of their own, so they are written beside the embeddings.
     """
     parts: Plan = {}
-    config = shape.backbone
     width = shape.sizes.width
     sizes = shape.sizes
 
@@ -168,23 +158,15 @@ def plan(shape: Shape, vocabulary: VibeVoiceRealtimeVocabulary, voices: list[Voi
         for name, values in voice_tensors(voices).items()
     )
     parts[EMBEDDINGS] = Part("model.embed_tokens.weight", (shape.num_tokens, width), embeddings, also=also)
-    inner = config.intermediate_size
-    kv_width = sizes.num_kv_heads * sizes.size
     stacks = (
-        ("model.language_model.layers", "text.layers", sizes.num_text_layers, ""),
-        ("model.tts_language_model.layers", "model.layers", sizes.num_layers, "self_attn."),
+        ("model.language_model.layers.", "text.layers.", sizes.num_text_layers, ""),
+        ("model.tts_language_model.layers.", "model.layers.", sizes.num_layers, "self_attn."),
     )
-    for published, stack, number, attention in stacks:
-        for index in range(number):
-            name = f"{published}.{index}."
-            ours = f"{stack}.{index}."
-            for norm, rows in (("q", width), ("k", kv_width), ("v", kv_width)):
-                layer(f"{name}self_attn.{norm}_proj", f"{ours}{attention}{norm}_proj", rows, width, bias=True)
-            layer(f"{name}self_attn.o_proj", f"{ours}{attention}o_proj", width, width)
-            for norm, rows, columns in (("gate", inner, width), ("up", inner, width), ("down", width, inner)):
-                layer(f"{name}mlp.{norm}_proj", f"{ours}mlp.{norm}_proj", rows, columns)
-            for norm in ("input", "post_attention"):
-                add(f"{name}{norm}_layernorm.weight", f"{ours}{norm}_layernorm.weight", width)
+    for published, ours, number, attention in stacks:
+        for name, stored in shapes({**shape.llama, "num_hidden_layers": number}).items():
+            if name.startswith(LAYERS):
+                within = name.removeprefix(LAYERS)
+                add(published + within, ours + within.replace("self_attn.", attention), *stored)
     add("model.tts_language_model.norm.weight", "model.norm.weight", width)
     add("model.tts_input_types.weight", "types", 2, width)
     layer("model.acoustic_connector.fc1", "acoustic_connector.linear_1", width, shape.acoustic.size, bias=True)

@@ -45,8 +45,6 @@ class VoiceRows:
 
     Attributes:
         name: Name in lower case.
-        num_text_rows: Rows of the text model.
-        num_rows: Rows of the speech model.
     """
 
     name: str
@@ -64,10 +62,7 @@ class VibeVoiceRealtimeVocabulary(Vocabulary):
     """Ids of text, of three kinds of rows, and of the rows of each voice.
 
     Attributes:
-        num_text_ids: Number of text ids.
-        num_numbers: Number of elements in a latent.
         voices: The voices; the first one is the default.
-        max_model_len: Maximum number of rows.
     """
 
     num_text_ids: int = 151936
@@ -145,9 +140,7 @@ class TextWindows(TextTrack):
 
     Attributes:
         word: Id of a row with a text token.
-        frame: Id of a frame.
         first_rows: Id of the first row of each voice, and the end of these ids.
-        num_text_ids: Number of text ids.
         num_words: Number of tokens in a window.
         num_frames: Number of frames after a window.
     """

@@ -147,8 +147,6 @@ class TextModel(nn.Module):
     """Layers that read the text of a reply alone, after the text of its voice.
 
     Args:
-        vllm_config: vLLM's configuration.
-        known: Vocabulary of the checkpoint.
         windows: Rule of the reply's rows.
     """
 

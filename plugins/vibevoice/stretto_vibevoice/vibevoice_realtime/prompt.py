@@ -39,7 +39,6 @@ class IncrementalTokens:
         """Append text without changing this stream.
 
         Args:
-            text: Next part of the text.
             is_last: True if the text ends with this part.
 
         Returns:

@@ -56,7 +56,6 @@ class Sizes:
     """Sizes of a release.
 
     Attributes:
-        num_text_layers: Number of layers of the text model.
         num_layers: Number of layers of the speech model.
         num_kv_heads: Number of key and value heads, K.
         size: Width of a head, D.

@@ -14,7 +14,7 @@ from stretto.decoder.reply_end import ended_in_pause
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.server.conftest import ServedCheckpoint, serves
 
-# By night: tests/engine/test_vibevoice.py compares frames; prompts and codec have tests of their own.
+# By night: test_vibevoice.py of this plug-in compares frames; prompts and codec have tests of their own.
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 MESSAGES = json.dumps(
     [

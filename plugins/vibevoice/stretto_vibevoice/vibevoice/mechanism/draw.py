@@ -56,7 +56,6 @@ class StretchDraw(RowDraw):
 
     Args:
         stretches: Ids of the marks and of frames.
-        readout: Heads and networks of the model.
         given: Further arguments of `RowDraw`.
 
     Attributes:
@@ -116,8 +115,6 @@ class StretchProgram(LatentStepProgram):
 
     Args:
         stretches: Ids of the marks and of frames.
-        readout: Heads and networks of the model.
-        rules: Rules of the family's replies.
         given: Further arguments of `LatentStepProgram`.
 
     Attributes:

@@ -70,10 +70,7 @@ class FeedbackMemory:
     the latents, one latent at a time. The result is bit-identical.
 
     Args:
-        network: The network.
         stretches: Ids of the marks and of frames.
-        size: Number of elements of a latent.
-        num_slots: Number of slots.
         device: Device on which the memories are stored.
 
     Attributes:

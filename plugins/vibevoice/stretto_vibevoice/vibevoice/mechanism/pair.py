@@ -19,7 +19,6 @@ class StretchPair(GuidancePair):
 
     Args:
         context: Rules for unconditional requests.
-        conditional: Id of the conditional request.
     """
 
     follows_rows: ClassVar[bool] = True

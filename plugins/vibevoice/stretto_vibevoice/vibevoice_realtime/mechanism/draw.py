@@ -33,8 +33,6 @@ class EndHead(FirstHead):
 
     Args:
         logit: Function of hidden states [N, H] that returns the logit of the end, [N, 1].
-        rules: Rules of the family's replies.
-        device: Device of the hidden states.
     """
 
     def __init__(self, logit: Callable[[torch.Tensor], torch.Tensor], rules: SegmentRules, device: torch.device):
@@ -53,7 +51,6 @@ def predicted(
     """Return latents, float32 [A, D]; those of rows that are not needed are undefined.
 
     Args:
-        predict: The latent predictor.
         is_needed: Rows to predict, bool [A]; None for all, because launches on a GPU must not depend on values.
         inputs: Hidden states, noise, solver steps, unconditional states and guidance scales of the rows, [A, ...] each.
         solver: Solver steps and guidance of the batch.
@@ -77,7 +74,6 @@ class WindowDraw(RowDraw):
 
     Args:
         rules: Rules by which the rows are sampled.
-        readout: Heads and networks of the model.
         given: Further arguments of `RowDraw`.
     """
 

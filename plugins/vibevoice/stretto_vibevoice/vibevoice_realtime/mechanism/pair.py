@@ -19,7 +19,6 @@ class WindowPair(GuidancePair):
 
     Args:
         context: Rules for unconditional requests.
-        conditional: Id of the conditional request.
     """
 
     follows_rows: ClassVar[bool] = True

@@ -26,9 +26,6 @@ class WindowTrack(Track):
         """Return the track of a reply that begins with row `first_row`.
 
         Args:
-            windows: Rules of the windows.
-            rules: Rules of the family's replies.
-            first_row: First row of the reply.
             ids: Tokens, with the end id if the text is complete.
             is_open: True if more text follows.
         """
