@@ -88,8 +88,6 @@ def recording_encoder(folder: Path, vocab: ChatterboxVocabulary, t3: Mapping[str
     """Return the networks that encode voice recordings, including the tensors that convert their results to rows.
 
     Args:
-        folder: Folder of the release.
-        vocab: Vocabulary.
         t3: Tensors of the language model by published name.
 
     Raises:
@@ -242,7 +240,6 @@ def plan(
     """Return the plan of tensors to write. Layers keep their names except for the prefix.
 
     Args:
-        vocab: Vocabulary.
         stored: Shapes of the published tensors by name.
         voices: T3 tensors of each voice.
     """
@@ -315,7 +312,6 @@ def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer:
     """Return the tokenizer of a release, changed so that no text can spell a marker.
 
     Args:
-        release: The release.
         tensors: Tensors of the language model by published name.
 
     Raises:

@@ -47,7 +47,6 @@ class ChatterboxVocabulary(Vocabulary):
     Speech ids are in the published order, except for the end, which is last: codes, start, unused ids, end.
 
     Attributes:
-        num_voice_rows: Number of rows of each voice in `voices`.
         clones: True if the checkpoint can encode voice recordings.
         languages: Language codes of a multilingual release; empty for the English release.
         has_cangjie: True if the checkpoint has a Cangjie table, which Chinese needs.
@@ -194,9 +193,7 @@ class TurboVocabulary(Vocabulary):
 
     Attributes:
         num_text_ids: Number of ids in the tokenizer, including tags.
-        num_codes: Number of codes.
         voices: Codes of each voice's recording, by voice name.
-        max_model_len: Maximum number of rows.
         clones: True if the checkpoint can encode voice recordings.
         tags: Tokens that stand for sounds or a manner of speaking, such as `[laugh]`.
         release: Marks a vocabulary record as belonging to a Turbo or Nano release.

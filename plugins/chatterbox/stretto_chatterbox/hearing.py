@@ -71,7 +71,6 @@ class S3Tokenizer(nn.Module):
 
     Args:
         width: Width of the encoder, a multiple of 64.
-        num_layers: Number of layers in the encoder.
     """
 
     def __init__(self, width: int, num_layers: int):
@@ -112,7 +111,6 @@ class _Norm(nn.Module):
     """Batch normalisation with stored statistics, for [B, C, ...].
 
     Args:
-        channels: Number of channels.
         is_affine: True if the norm has a weight and a bias.
     """
 

@@ -247,7 +247,6 @@ def open_languages(folder: Path, tokens: Mapping[str, int]) -> LanguageTokenizer
     """Return the languages of a checkpoint that the installed packages support.
 
     Args:
-        folder: Folder of the Cangjie table.
         tokens: Ids of the tokenizer's tokens by name.
 
     Raises:

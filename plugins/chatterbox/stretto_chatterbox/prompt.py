@@ -66,7 +66,6 @@ def normalised(text: str, unchanged: tuple[str, ...] = (), ends: tuple[str, ...]
     Args:
         text: Text with at least one character that is not a space.
         unchanged: Punctuation that is not replaced.
-        ends: Final marks.
     """
     if text[0].islower():
         text = text[0].upper() + text[1:]
@@ -79,11 +78,7 @@ def normalised(text: str, unchanged: tuple[str, ...] = (), ends: tuple[str, ...]
 
 
 class Recordings:
-    """Recorded voices, cached by the samples of the recordings.
-
-    Args:
-        recording_encoder: Networks that encode recordings.
-    """
+    """Recorded voices, cached by the samples of the recordings."""
 
     def __init__(self, recording_encoder: RecordingEncoder):
         self.recording_encoder = recording_encoder
@@ -119,9 +114,6 @@ class ChatterboxTemplate:
         """Create the template.
 
         Args:
-            family: Family of the model.
-            vocabulary: Vocabulary of the model.
-            tokenizer: Tokenizer of the model.
             recording_encoder: Networks that encode recordings; None if the checkpoint has none.
             languages: Language-specific text rules; None for the English release.
         """
@@ -196,9 +188,6 @@ class TurboTemplate:
     """Prompt template of Chatterbox Turbo and Nano.
 
     Args:
-        family: Family of the model.
-        vocabulary: Vocabulary of the model.
-        tokenizer: Tokenizer of the model.
         recording_encoder: Networks that encode recordings; None if the checkpoint has none.
     """
 

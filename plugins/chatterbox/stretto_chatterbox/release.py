@@ -50,10 +50,8 @@ def s3gen(
     """Return the codec to be written, with its voices.
 
     Args:
-        folder: Folder of the release.
         voices: Contents of the voice files by voice name.
         num_codes: Number of codes in the language model's vocabulary.
-        file: Name of the codec's file.
         leaves_out_last: True if the samples of an utterance's last token are not played.
 
     Raises:
@@ -86,10 +84,8 @@ def recording_encoder_network(
     """Return the networks that encode voice recordings.
 
     Args:
-        folder: Folder of the release.
         file: Name of the codec's file, which contains the tokenizer and the x-vector network.
         condition: Tensors that compute rows, by published name.
-        network_class: Class of the networks.
         recording_encoder: Name of the voice encoder's file.
 
     Raises:
@@ -149,9 +145,7 @@ def read_voice_part(name: str, voice: Mapping[str, Any], model: str, names: tupl
 
     Args:
         name: Name of the voice, for error messages.
-        voice: Contents of the file.
         model: Model that the tensors are for, `t3` or `gen`.
-        names: Names of the tensors.
 
     Raises:
         CheckpointError: If a tensor is missing, is not finite, or has a dtype other than a float type, int32 or int64.
@@ -182,7 +176,6 @@ def voice_tensors(name: str, voice: Mapping[str, Any], num_codes: int) -> dict[s
 
     Args:
         name: Name of the voice, for error messages.
-        voice: Contents of the voice file.
         num_codes: Number of codes in the language model's vocabulary.
 
     Raises:

@@ -75,7 +75,6 @@ class S3GenConfig:
 
     Attributes:
         up_layers: Number of conformer layers after the doubling.
-        voices: Number of tokens of each voice.
     """
 
     codebook_size: int
@@ -263,7 +262,6 @@ class S3GenCodec(RecordedVoiceCodec):
         """Create the codec.
 
         Args:
-            config: Sizes in the checkpoint.
             blocks: Number of tokens in each block; the last size repeats. Empty to decode whole utterances.
             history: Maximum number of previous tokens that a block depends on.
             leaves_out_last: True if the samples of an utterance's last token are not played.
@@ -344,8 +342,6 @@ class S3GenCodec(RecordedVoiceCodec):
         Args:
             codes: Tokens of the window, [T].
             begin: Index of the first token of `codes` in the utterance.
-            window: The window.
-            voice: Voice of the utterance.
             state: State of the utterance without the number of its voice, [D - 1], on the codec's device.
         """
         blocks = self.spec.streaming
@@ -384,7 +380,6 @@ class S3GenCodec(RecordedVoiceCodec):
         Args:
             mel: Mel of the tokens before `done` - AHEAD; its beginning may be missing.
             codes: Tokens, [T].
-            voice: Voice of the utterance.
             done: End of the last block in `codes`; 0 before the first block.
             begin: Index of the first token of `codes` in the utterance.
             ahead: Number of tokens at the end that serve only as look-ahead.
@@ -409,7 +404,6 @@ class S3GenCodec(RecordedVoiceCodec):
 
         Args:
             codes: Tokens `start` to `start` + T - 1 of an utterance.
-            voice: Voice of the utterance.
             known_mel: Mel of the first tokens, [1, M, k], or None if unknown.
             start: Index of the first token.
             ahead: Number of tokens at the end that serve only as look-ahead.

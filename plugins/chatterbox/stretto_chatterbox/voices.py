@@ -181,9 +181,6 @@ class EncodedVoice:
         """Create the voice from a result of `to_array`.
 
         Args:
-            array: Result of `to_array`.
-            rows_shape: Shape of the rows.
-            num_mels: Number of mel bins.
             speaker: Width of the x-vector.
             has_codes: True if T3 reads codes.
         """
@@ -205,8 +202,6 @@ class RecordingEncoder(nn.Module):
     """Networks that encode recordings, and the tensors that convert their results to rows.
 
     Args:
-        width: Width of the tokenizer.
-        num_layers: Number of layers in the tokenizer.
         speaker: Width of the S3Gen x-vector.
         num_mels: Number of bins in the S3Gen mel spectrogram.
 
@@ -266,7 +261,6 @@ class RecordingEncoder(nn.Module):
         """Raise CheckpointError if tensors that compute rows are missing or do not fit T3.
 
         Args:
-            num_rows: Number of rows of a voice.
             hidden_size: Width of T3.
             path: File that contains the tensors, for error messages.
         """
@@ -372,11 +366,7 @@ def load_recording_encoder(
     """Load the networks from `hearing/` in a checkpoint.
 
     Args:
-        checkpoint: Folder of the checkpoint.
-        num_rows: Number of rows of a voice.
         hidden_size: Width of T3.
-        device: torch device.
-        network_class: Class of the networks.
 
     Raises:
         CheckpointError: If a file or tensor is missing, or does not have the expected shape.

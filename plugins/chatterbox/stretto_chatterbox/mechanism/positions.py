@@ -16,9 +16,6 @@ def begin_track(
     """Return the positions of all rows that a reply may have.
 
     Args:
-        positions: The stream and its ids.
-        rules: Rules of the family's replies.
-        first_row: First row of the reply.
         ids: Unused, because the positions do not depend on the request.
         is_open: Unused.
     """
@@ -33,7 +30,6 @@ class PositionPair(GuidancePair):
 
     Args:
         context: Rules for unconditional requests, which have no constants of their own.
-        conditional: Id of the conditional request.
     """
 
     def __init__(self, context: PositionContext, conditional: str):

@@ -26,7 +26,7 @@ from tests.server.openai_client import gateway_port
 from tests.server.published import cut
 from tests.server.test_supervision import kill, stub_of
 
-# By night: tests/engine/test_chatterbox.py holds the same releases to the same replies; prompts and the codec have
+# By night: test_chatterbox.py of this plug-in holds the same releases to the same replies; prompts and the codec have
 # tests of their own.
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
