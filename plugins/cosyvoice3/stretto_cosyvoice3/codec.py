@@ -211,7 +211,6 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         """Create the codec.
 
         Args:
-            config: Sizes in the checkpoint.
             sizes: Numbers of tokens per block. The first size minus `AHEAD`, and all others, are multiples of `CHUNK`.
             history: Maximum number of preceding tokens that a block depends on, a multiple of `CHUNK`.
             is_whole: True to decode complete utterances of at most `history` tokens, without the mask.
@@ -339,7 +338,6 @@ class CosyVoice3Codec(RecordedVoiceCodec):
 
         Args:
             codes: Tokens `start` to `start` + T - 1.
-            voice: Voice of the utterance.
             start: Index of the first token, a multiple of 25.
             ahead: Number of tokens at the end that serve only as look-ahead; 0 at the end of the utterance.
             prefix: First frames of the voice; None to evaluate all of them.

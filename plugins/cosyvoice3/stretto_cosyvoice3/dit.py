@@ -32,7 +32,6 @@ class DitShape:
 
     Attributes:
         inner: Width of the feed-forward layers.
-        chunk: Number of frames in a chunk.
     """
 
     width: int
@@ -64,7 +63,6 @@ class Context:
     """Rows of earlier frames that the layers of an evaluation read before their own: inputs, keys and values.
 
     Attributes:
-        num_frames: Number of earlier frames.
         kept: With `is_kept`, the rows that evaluations of later frames read, in the order of the layers.
 
     Args:
@@ -226,7 +224,6 @@ class Dit(nn.Module):
         """Return the flow [B, M, T] for x [B, 4 M, T].
 
         Args:
-            x: State and conditions.
             waves: Row of `waves_of_time`, [NUM_WAVES].
             context: Earlier frames; None if there are none.
         """

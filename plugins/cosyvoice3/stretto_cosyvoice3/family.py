@@ -78,7 +78,6 @@ class CodeRules(DrawRules):
     earlier.
 
     Attributes:
-        codes: Ids of the codes.
         groups: Layout of text and codes.
     """
 
@@ -116,7 +115,6 @@ class GroupedText(TextTrack):
     """Text in groups between the codes.
 
     Attributes:
-        codes: Ids of the codes.
         groups: Layout of text and codes.
     """
 
@@ -155,9 +153,7 @@ class CosyVoice3Vocabulary(Vocabulary):
 
     Attributes:
         num_text_ids: Number of rows in the text table.
-        num_codes: Number of codes.
         num_speech_ids: Number of codes, markers and spare ids.
-        end_of_prompt: Id of `<|endofprompt|>`.
         quiet: Codes of silence and breath (`Quiet`), numbered from 0.
         voices: Names of the release's voices, in lower case.
     """

@@ -103,7 +103,6 @@ class CosyVoice3Template:
             words: Ids of the recording's words.
             codes: Codes of the recording, as ids.
             text: Ids of the text, including the end id if it is complete.
-            sound: Recording for the decoder.
         """
         rows = list(head)
         num_groups = min(len(words) // NUM_WORDS, len(codes) // NUM_GROUP_CODES)

@@ -76,8 +76,6 @@ def check_voice(path: Path, name: Any, voice: Any) -> dict[str, Tensor]:
 
     Args:
         path: The file, for error messages.
-        name: Name of the voice.
-        voice: Contents of the voice.
 
     Returns:
         Ids of instruction and words [n], codes [n], mel frames [2 n, M] and the x-vector [192], by the names of
@@ -128,7 +126,6 @@ class NamedVoice:
     """Voice of a release.
 
     Attributes:
-        sound: Recording of the voice.
         style: Ids of the instruction, including `<|endofprompt|>`.
         words: Ids of the recording's words.
     """
@@ -167,7 +164,6 @@ class RecordingEncoder:
 
     Args:
         folder: Folder that contains both ONNX files.
-        num_codes: Number of codes in the tokenizer.
 
     Raises:
         CheckpointError: If a file is missing or is not such a network.

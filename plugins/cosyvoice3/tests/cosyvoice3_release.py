@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import load_file, save_file
 
 from plugins.cosyvoice3.lab.random_cosyvoice3 import KNOWN
 from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN
+from stretto.family.base import Family
 from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.family.prompting import Manner, Piece, PromptRows
 from stretto.family.text import Subwords, TextTokenizer
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.testing.checkpoints import write_checkpoint
 from stretto_cosyvoice3.prompt import CosyVoice3Template
 from stretto_cosyvoice3.voices import NUM_MELS, X_VECTOR
 
@@ -62,3 +65,12 @@ def prompt_of(checkpoint: Path, reply: dict[str, Any]) -> Prompt:
 def codes_of(rows: list[list[int]]) -> list[int]:
     """Return the codes in the engine's rows, excluding the id that ends a reply."""
     return [row[0] - KNOWN.num_text_ids for row in rows if row[0] in KNOWN.codes]
+
+
+def write_with_head(folder: Path, family: Family, name: str, **shape: Any) -> Path:
+    """Write a random checkpoint whose head for codes and ends is part of the head for all ids."""
+    path = write_checkpoint(folder, family, name, **shape) / "model.safetensors"
+    weights = load_file(path)
+    weights["audio_head.weight"] = weights["lm_head.weight"][family.layout.audio[0].start :].clone()
+    save_file(weights, path)
+    return folder

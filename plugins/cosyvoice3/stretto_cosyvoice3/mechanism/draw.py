@@ -56,10 +56,6 @@ class CodeDraw(RowDraw):
 
     Args:
         code_rules: How codes are sampled.
-        readout: Heads and frame predictor.
-        segments: Segment state of the rows.
-        tables: Slot tables.
-        arrays: Array factory.
         tokens: Stream 0 of every slot by position, int32 [R, T].
     """
 

@@ -16,9 +16,6 @@ class GroupStates:
 
     Args:
         groups: Layout of text and codes.
-        rules: Rules of the family's replies.
-        tables: Slot tables.
-        arrays: Array factory.
     """
 
     def __init__(self, groups: TextGroups, rules: SegmentRules, tables: SlotTables, arrays: Arrays):
@@ -38,7 +35,6 @@ class GroupStates:
 
         Args:
             token: Ids that the model sampled, [B].
-            rows: State of the rows.
         """
         limits = rows.limits
         slots = rows.slots
@@ -60,9 +56,6 @@ class GroupLaunch:
 
     Args:
         groups: Layout of text and codes.
-        rules: Rules of the family's replies.
-        tables: Slot tables.
-        num_rows: Maximum number of rows in a step.
     """
 
     def __init__(self, groups: TextGroups, rules: SegmentRules, tables: SlotTables, num_rows: int):
@@ -84,7 +77,6 @@ class GroupLaunch:
             drawn: Sampled ids, int32 [N, 1], written.
             plan: Step table (`step_draw.py`).
             lengths: Positions of the rows, int32 [N].
-            num_rows: Number of rows of the step.
         """
         tables = self._tables
         groups_kernel[num_rows,](drawn, tables.codes, tables.state, plan, lengths, self._rules, num_warps=1)

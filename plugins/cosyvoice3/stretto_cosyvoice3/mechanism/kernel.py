@@ -32,7 +32,6 @@ class GroupRules(NamedTuple):
     Attributes:
         groups: The mechanism's `TextGroups`.
         family: Constants of the family that `engine/rules.py` needs.
-        num_rows: Maximum number of rows in a step.
         lane: Index of the text stream among streams 1 to S - 1.
     """
 

@@ -46,7 +46,6 @@ class Codes(ReferenceRule):
 
     Args:
         rules: How codes are sampled.
-        prompt: Prompt of the reply.
     """
 
     def __init__(self, rules: CodeRules, prompt: Prompt):

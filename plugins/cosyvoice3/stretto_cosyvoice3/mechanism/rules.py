@@ -22,7 +22,6 @@ def lay_row(token, goes_on, num_given, num_in_group, num_first, track_total, end
     """Return stream 0 of a row, True if it is a given row, and `num_given` and `num_in_group` after it.
 
     Args:
-        token: Sampled id.
         goes_on: True in an audio row in which no limit ends the audio.
         track_total: Number of given rows of the reply.
     """

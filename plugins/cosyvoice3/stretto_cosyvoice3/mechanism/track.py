@@ -19,7 +19,6 @@ class GroupTrack(Track):
     A given row of the reply has -1 - i on the text stream until `fill` replaces it with id number i.
 
     Attributes:
-        groups: Layout of the groups.
         codes: Codes of a recording that are not in `ids` yet.
         num_words: Number of text ids in `ids`, not counting the end id.
         num_first: Number of given rows before the first sampled row, unless the text ends earlier.
@@ -37,9 +36,6 @@ class GroupTrack(Track):
         """Return the track of a reply that begins with row `first_row`.
 
         Args:
-            text: Rules of the text.
-            rules: Rules of the family's replies.
-            first_row: First row of the reply.
             ids: Codes of a recording, then ids of the text, with its end id if the text is complete.
             is_open: True if more text follows.
         """

@@ -30,8 +30,8 @@ from tests.server.listening import Response
 from tests.server.published import cut
 from tests.server.test_qwen3_tts import wav
 
-# By night: tests/engine/test_cosyvoice3.py holds the same release to the authors' replies; its prompts and its codec
-# have tests of their own.
+# By night: test_cosyvoice3.py of this plug-in compares the same release with the authors' replies, and its codec has
+# tests of its own.
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 NUM_CODES = 6561
 
