@@ -3,19 +3,51 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import HiggsAudioV2ForConditionalGeneration
 
-from plugins.higgs_audio.lab.random_higgs_audio import AUDIO_OUT, write_release
+from plugins.higgs_audio.lab.random_higgs_audio import AUDIO_OUT, MARKERS, write_release
 from stretto.family.base import Family
 from stretto.family.plugin import family_at
 from stretto.records.prompt import Prompt
 from stretto.testing.noise import uniform
+from stretto_higgs_audio.higgs_audio.prompt import audio_rows
 from tests.reference.draw import draw
+
+NUM_CODEBOOKS = 4
+
+
+def make_prompt(family: Family, index: int, scale: float = 1.0, **changes: object) -> Prompt:
+    """Return a prompt of words that ends with the row that begins audio; every second prompt also contains audio."""
+    random = np.random.default_rng(index)
+    layout = family.layout
+
+    def words(number: int) -> np.ndarray:
+        rows = np.full((number, layout.num_input_streams), layout.pad_id, np.int32)
+        rows[:, 0] = [*random.integers(5, 300, number - 1), MARKERS["<|audio_out_bos|>"]]
+        return rows
+
+    codes = random.integers(layout.codebook_size, size=(layout.num_codebooks, 2 + 7 * (index % 3)))
+    heard = [audio_rows(layout, codes)] * (index % 2)
+    begins = np.array([[begin for begin, _ in layout.extra]], np.int32)
+    # The longest window into which no code of what was heard reaches, once its stream has begun; a longer one where
+    # nothing was.
+    window = 3 * NUM_CODEBOOKS if index == 4 else NUM_CODEBOOKS + 1
+    sampling = replace(family.tasks[0].sampling, ras_window=window, ras_max_repeats=1)
+    audio = replace(sampling.audio, **{"temperature": 0.0, "max_rows": 16 + index} | changes)
+    rows = np.concatenate([words(3 + 5 * index), *heard, words(9), begins])
+    return Prompt("tts", rows, replace(sampling, audio=audio, guidance_scale=scale, seed=index))
+
+
+def said(family: Family, rows: list[list[int]]) -> list[list[int]]:
+    """Return the rows of a reply, including the row that ends it."""
+    return [*rows, [family.end_of_audio, *[family.layout.pad_id] * (NUM_CODEBOOKS - 1)]]
 
 
 class HiggsAudioReference:

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer as BpeTokenizer
 from transformers import HiggsAudioV2TokenizerConfig
 
-from plugins.cosyvoice3.tests.engine.test_cosyvoice3 import write_with_head
+from plugins.cosyvoice3.tests.cosyvoice3_release import write_with_head
 from plugins.higgs_audio.lab.higgs_audio_v3_replies import CASES, NUM_ROWS, SEEDS, TEXTS, WORDS, recording, stored
 from plugins.higgs_audio.lab.random_higgs_audio_v3 import (
     KINDS,

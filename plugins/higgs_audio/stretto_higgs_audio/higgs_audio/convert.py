@@ -53,8 +53,6 @@ def boson_codec(folder: Path, num_codebooks: int, codebook_size: int) -> Network
     """Return the codec in Boson's `model.pth`, or None if there is no such file or `folder` is in transformers format.
 
     Args:
-        folder: Folder of the codec release.
-        num_codebooks: Expected number of codebooks.
         codebook_size: Expected number of codes per codebook.
 
     Raises:

@@ -85,10 +85,6 @@ class Staircase(DrawRules):
 
     The ids are in `StreamLayout.extra`, with a stream's end id last. `Family.end_frame` consists of the end ids, and
     these ids count as sampled (SAMPLED_WARM_UP, NO_TAIL).
-
-    Attributes:
-        begin: Begin id of each stream.
-        end: End id of each stream.
     """
 
     begin: tuple[int, ...]

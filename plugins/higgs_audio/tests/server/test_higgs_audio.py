@@ -18,8 +18,8 @@ from stretto.preprocessing.request import Preprocessor
 from tests.server.conftest import ServedCheckpoint, served_checkpoint
 from tests.server.published import check_sound, prepared
 
-# By night: tests/engine/test_higgs_audio.py holds the same release, converted as here, to the same class; its prompts
-# and its codec have tests of their own.
+# By night: test_higgs_audio.py of this plug-in compares the same release with the same class; its prompts and its codec
+# have tests of their own.
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
 NUM_ROWS = 26

@@ -23,7 +23,6 @@ class StairDraw(RowDraw):
 
     Args:
         staircase: Begin and end ids.
-        given: Arguments of `RowDraw`.
     """
 
     def __init__(self, staircase: Staircase, *arguments: Any):
@@ -55,8 +54,6 @@ class StairProgram(StepProgram):
 
     Args:
         staircase: Begin and end ids.
-        readout: Heads and frame predictor.
-        rules: Rules of the family's replies.
         given: Further arguments of `StepProgram`.
     """
 

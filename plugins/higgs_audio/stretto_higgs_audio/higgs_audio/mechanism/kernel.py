@@ -18,9 +18,7 @@ class StairRules(NamedTuple):
     """Compile-time constants of `stairs_kernel`.
 
     Attributes:
-        num_rows: Maximum number of rows in a step.
         num_others: Number of streams other than stream 0.
-        state_stride: Number of columns of the state.
     """
 
     num_rows: int
