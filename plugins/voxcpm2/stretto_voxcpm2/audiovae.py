@@ -62,8 +62,6 @@ class AudioVaeConfig:
     """Codec hyperparameters of a release.
 
     Attributes:
-        num_latents: Number of latents in a patch.
-        num_numbers: Number of elements in a latent.
         encoder_channels: Channels of the encoder's first layer, doubled by each block.
         encoder_rates: Strides of the encoder's blocks.
         decoder_channels: Channels of the decoder's first block, halved by each block.
@@ -88,7 +86,6 @@ class AudioVaeConfig:
         """Return the hyperparameters from the section `audio_vae_config` of a release's config.json.
 
         Args:
-            vae: Contents of the section.
             num_latents: Number of latents in a patch, `patch_size`.
 
         Raises:

@@ -34,14 +34,7 @@ REFERENCE_END = 104
 
 @dataclass(frozen=True)
 class VoxCpmVocabulary(Vocabulary):
-    """Ids and sizes of a release.
-
-    Attributes:
-        num_text_ids: Number of ids in the tokenizer.
-        num_latents: Number of latents in a patch.
-        num_numbers: Number of elements in a latent.
-        max_model_len: Maximum number of rows.
-    """
+    """Ids and sizes of a release."""
 
     num_text_ids: int = 73448
     num_latents: int = 4

@@ -41,9 +41,6 @@ UNKNOWN = "<unk>"
 class VoxCpmTokenizer:
     """Tokenizer that splits multi-character Chinese tokens into single characters.
 
-    Args:
-        tokenizer: The checkpoint's tokenizer.
-
     Raises:
         CheckpointError: If a character has no token, and there is no token for unknown characters.
     """

@@ -3,9 +3,9 @@
 import base64
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from plugins.voxcpm2.lab.random_voxcpm2 import NUM_TOKENS, RECORDINGS, config, write_release
 from plugins.voxcpm2.tests.voxcpm2_release import LATENT_TOLERANCE, MODES, PROMPT_TEXT, TEXT, reply, request, wave_file
 from stretto.errors import CheckpointError
-from stretto.family.base import Family
 from stretto.family.plugin import NAME as FAMILY
 from stretto.family.plugin import VOCABULARY, config_at, read_family
 from stretto.family.text import TextTokenizer
@@ -27,13 +26,12 @@ from stretto.records.prompt import Prompt
 from stretto.streams.layout import latents_of
 from stretto.testing.limits import asked, talk
 from stretto.testing.releases import SmallRelease, assert_refused
-from stretto.testing.suite import FamilyCase
+from stretto.testing.suite import ExpectedReply, FamilyCase
 from stretto_voxcpm2 import PLUGIN
 from stretto_voxcpm2.family import AUDIO_START, REFERENCE_END, REFERENCE_START, VoxCpmVocabulary
 from stretto_voxcpm2.prompt import VoxCpmTokenizer
 from tests.engine.nudges import assert_latents_near
 from tests.family_suite import FamilySuite
-from tests.tiers import by_night
 
 if TYPE_CHECKING:
     from stretto.testing.conformance import Answer
@@ -67,13 +65,7 @@ def heard(*turns: dict[str, Any], **options: Any) -> dict[str, Any]:
     return talk(*turns, **options) | {"audio": files or None}
 
 
-def write_converted(folder: Path, family: Family, name: str, vocabulary: Mapping[str, Any]) -> Path:
-    release = SmallRelease.written(folder.with_name("published"), "plain", write)
-    assert vocabulary == config_at(release.checkpoint)[VOCABULARY]
-    return Path(shutil.copytree(release.checkpoint, folder))
-
-
-def replies(checkpoint: Path, prompts: dict[str, Prompt], **options: Any) -> "dict[str, Answer]":
+def same_in_batches(checkpoint: Path, prompts: dict[str, Prompt], **options: Any) -> "dict[str, Answer]":
     """Return unbatched replies; assert that they are bit-identical batched, preempted and cached."""
     from tests.engine.harness import Engine
 
@@ -88,6 +80,22 @@ def replies(checkpoint: Path, prompts: dict[str, Prompt], **options: Any) -> "di
             assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
         assert engine.is_clean()
     return alone
+
+
+def assert_near_authors(release: SmallRelease, mode: str, rows: np.ndarray) -> None:
+    """Assert that the patches and the end of a reply are those of the authors' code."""
+    expected = reply(release.size, mode)
+    frame, last = release.family.layout.audio[0]
+    ids = [frame] * (len(expected.latents) - expected.has_ended) + [last] * expected.has_ended
+    assert rows[:, 0].tolist() == [*ids, release.family.end_of_reply], mode
+    assert_latents_near(latents_of(rows[:-1, 1:].astype(np.int32)), expected.latents, expected.nudged)
+
+
+def replies(release: SmallRelease) -> Mapping[str, ExpectedReply]:
+    return {
+        mode: ExpectedReply(release.preprocessor.prepare(request(mode)), partial(assert_near_authors, release, mode))
+        for mode in MODES
+    }
 
 
 class TestVoxCpm2(FamilySuite):
@@ -155,10 +163,11 @@ class TestVoxCpm2(FamilySuite):
             (heard(USER, guidance={"policy": "adaptive"}), "options.guidance.policy: expected 'always'"),
             (heard(USER, output={"codes": True}), "options.output.codes: expected false"),
         ],
-        conformance={
-            "vocabulary": {"num_text_ids": 160, "num_latents": 4, "num_numbers": 8, "max_model_len": 256},
-            "write": write_converted,
-        },
+        replies=replies,
+        engine={"max_model_len": 128},
+        tight=TIGHT,
+        conformance={},
+        conforming_size="plain",
         conforms_by_night=True,
     )
 
@@ -277,25 +286,6 @@ class TestVoxCpm2(FamilySuite):
         assert ids[: number + 2] == [REFERENCE_START, *[FRAME] * number, REFERENCE_END]
 
     @pytest.mark.engine
-    @pytest.mark.parametrize(
-        ("size", "is_async"), [("plain", True), *by_night(("plain", False), ("scaled", False), ("scaled", True))]
-    )
-    def test_patches_and_reply_ends_match_the_authors(
-        self, releases: dict[str, SmallRelease], size: str, is_async: bool
-    ) -> None:
-        release = releases[size]
-        family = release.family
-        prompts = {mode: release.preprocessor.prepare(request(mode)) for mode in MODES}
-        frame, last = family.layout.audio[0]
-        for mode, answer in replies(release.checkpoint, prompts, async_scheduling=is_async).items():
-            expected = reply(size, mode)
-            rows = np.array(answer.rows, np.int64)
-            number = len(expected.latents)
-            ids = [frame] * (number - expected.has_ended) + [last] * expected.has_ended
-            assert rows[:, 0].tolist() == [*ids, family.end_of_reply], mode
-            assert_latents_near(latents_of(rows[:-1, 1:].astype(np.int32)), expected.latents, expected.nudged)
-
-    @pytest.mark.engine
     @pytest.mark.nightly
     def test_two_ranks_are_close_to_the_authors(self, release: SmallRelease) -> None:
         """Sums over ranks differ in the last bits from those of a single rank, but are bit-identical in every batch."""
@@ -309,9 +299,7 @@ class TestVoxCpm2(FamilySuite):
             for mode, prompt in prompts.items():
                 rows = engine.run({mode: prompt})[mode].rows
                 assert together[mode].rows == rows
-                expected = reply("plain", mode)
-                latents = latents_of(np.array(rows[:-1], np.int32)[:, 1:])
-                assert_latents_near(latents, expected.latents, expected.nudged)
+                assert_near_authors(release, mode, np.array(rows, np.int64))
 
     @pytest.mark.engine
     @pytest.mark.nightly
@@ -324,7 +312,7 @@ class TestVoxCpm2(FamilySuite):
             inputs = asked("a b " * (1 + index), latents={"steps": steps}, guidance_scale=scale, audio={"max_rows": 14})
             prompt = release.preprocessor.prepare(RawRequest(**inputs))
             prompts[f"{steps} steps"] = replace(prompt, sampling=replace(prompt.sampling, seed=index))
-        alone = replies(release.checkpoint, prompts, **options)
+        alone = same_in_batches(release.checkpoint, prompts, **options)
         firsts = {tuple(answer.rows[0]) for answer in alone.values()}
         assert len(firsts) == len(prompts)
 

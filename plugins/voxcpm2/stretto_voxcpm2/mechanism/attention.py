@@ -23,8 +23,6 @@ def local_attention(
     Args:
         query: Queries, [T, heads * head_dim].
         key: Keys, [T, kv_heads * head_dim].
-        value: Values of the same shape.
-        head_dim: Size of a head.
         length: Number of tokens of a row, of which T is a multiple.
     """
     if query.device.type != "cpu" and query.dtype == torch.float32:
@@ -47,7 +45,6 @@ def local_attention_on_device(
         query: Queries, float32 [T, heads * head_dim], contiguous.
         key: Keys, float32 [T, kv_heads * head_dim], contiguous.
         value: Values of the same shape, with consecutive columns.
-        head_dim: Size of a head.
         length: Number of tokens of a row, of which T is a multiple.
     """
     assert query.is_contiguous(), query.stride()

@@ -20,7 +20,6 @@ class GuidedDraw(LatentDraw):
 
     Args:
         rules: Rules of the family, which have no constants.
-        given: Arguments of `LatentDraw`.
     """
 
     def __init__(self, rules: DrawRules, *arguments: Any):
@@ -48,7 +47,6 @@ class GuidedProgram(LatentStepProgram):
 
     Args:
         rules: Rules of the family, which have no constants.
-        given: Arguments of `LatentStepProgram`.
     """
 
     may_guide: ClassVar[bool] = True
