@@ -126,8 +126,6 @@ def llama_record(numbers: Mapping[str, int], eps: float, theta: float, window: i
 
     Args:
         numbers: Widths and numbers of layers and heads, by the key of a Llama config.
-        eps: Epsilon of the norms.
-        theta: Base of the rotary embedding.
         window: Number of rows to which a row attends.
     """
     heads = numbers["num_attention_heads"]
@@ -167,7 +165,6 @@ def durations(config: Mapping[str, Any], file: str = "config.json", section: str
     """Return the fields of a vocabulary that depend on the model's delay, and on the silence before a recording.
 
     Args:
-        config: Contents of a file.
         file: Name of the file, for error messages.
         section: Dotted path of the section with both durations; empty for the file itself.
 

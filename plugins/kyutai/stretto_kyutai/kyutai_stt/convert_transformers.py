@@ -187,11 +187,9 @@ def codec_network(
     """Return Mimi from the release's own tensors.
 
     Args:
-        config: Contents of config.json.
         section: Key of Mimi's config in it.
         prefix: Prefix of Mimi's tensors, with a dot at the end.
         num_codebooks: Number of codebooks that the model reads.
-        codebook_size: Number of codes of each.
 
     Raises:
         CheckpointError: If it is another codec, or does not have these codebooks.

@@ -29,13 +29,7 @@ PAUSES_S = (0.5, 1.0, 2.0, 3.0)  # predicted by the heads
 
 @dataclass(frozen=True)
 class KyutaiVocabulary(Vocabulary):
-    """Ids that Kyutai STT and Moshi have in common: text, initial text, and two ids of our own.
-
-    Attributes:
-        num_text_ids: Number of text ids that the model generates.
-        num_codebooks: Number of codebooks.
-        codebook_size: Number of codes per codebook.
-    """
+    """Ids that Kyutai STT and Moshi have in common: text, initial text, and two ids of our own."""
 
     num_text_ids: int
     num_codebooks: int
@@ -81,15 +75,11 @@ class SttVocabulary(KyutaiVocabulary):
     """Ids of text, initial text, two ids of our own, and each codebook's codes and initial id.
 
     Attributes:
-        num_text_ids: Number of text ids that the model generates.
         num_codebooks: Number of codebooks, K.
-        codebook_size: Number of codes per codebook.
         delay_rows: Number of rows by which the text follows the sound.
         delay_s: The published delay in seconds, which determines the length of the silence after the recording.
         prefix_s: Silence before the recording, in seconds.
-        max_model_len: Maximum number of rows.
         num_pauses: Number of heads that predict pauses, at most 4.
-        num_pause_classes: Number of classes of each head.
     """
 
     num_text_ids: int = 8000

@@ -15,7 +15,6 @@ class PauseSampler:
     """Sampler that appends pause probabilities, as words, to the rows of another sampler.
 
     Args:
-        pauses: Pauses that the heads predict.
         sampler: The other sampler; its attributes are also available as attributes of this sampler.
         model: Model with the heads, whose class 0 is the pause.
     """

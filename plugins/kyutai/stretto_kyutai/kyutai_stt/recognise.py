@@ -31,8 +31,6 @@ def match_of_named_files(family: str, listing: Listing, config: Mapping[str, Any
     """Return the match for a release whose config.json names its files, or a refusal if one is missing.
 
     Args:
-        family: Family of the release.
-        listing: Files of the release.
         config: Contents of config.json, or of those that releases without this file have.
         others: Further files that the release must have.
     """
@@ -51,8 +49,6 @@ def match_of_transformers(family: str, listing: Listing, *others: str) -> Match:
     """Return the match for a release in transformers format, or a refusal if a file is missing.
 
     Args:
-        family: Family of the release.
-        listing: Files of the release.
         others: Further files that the release must have.
     """
     files = (*listing.weights(), CONFIG, TRANSFORMERS_TOKENIZER, *others)

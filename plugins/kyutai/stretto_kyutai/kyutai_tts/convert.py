@@ -194,9 +194,6 @@ def with_conditions(
 
     Args:
         converted: The conversion without these tensors.
-        config: Hyperparameters of the release.
-        vocab: Vocabulary of the checkpoint.
-        tensors: Tensors of the release.
     """
     width = integer(config, "dim")
     voices = f"{CONDITIONER}.{SPEAKERS}"

@@ -71,10 +71,7 @@ class TtsVocabulary(FrameVocabulary):
     Attributes:
         num_text_ids: Number of text ids that the model samples.
         num_codebooks: Number of codebooks of the speech, K.
-        codebook_size: Number of codes per codebook.
         delays: Delay of each codebook in rows; that of the first is 0.
-        max_model_len: Maximum number of rows.
-        depth: Depth transformer.
         delay_rows: Rows by which the speech follows the text, D.
         voices: Names of the voices, of which the checkpoint has recordings or vectors.
         num_sampled: Number of text ids, from 0 on, that the text head predicts; 0 for all.

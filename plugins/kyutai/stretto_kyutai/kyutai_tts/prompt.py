@@ -153,7 +153,6 @@ def voice_rows(vocabulary: TtsVocabulary, codes: np.ndarray) -> tuple[np.ndarray
     """Return the prompt of a recording, and the rows of the reply that its delayed codes reach.
 
     Args:
-        vocabulary: Vocabulary of the checkpoint.
         codes: Codes of the recording, [K, n].
 
     Returns:

@@ -41,7 +41,6 @@ class WordStream:
     speaks the words before the first such line.
 
     Args:
-        tokenizer: Tokenizer of the checkpoint.
         path: Name of the text in error messages.
         has_turns: True if the text has turns, so that the first word of a turn begins with the id of its speaker.
 
@@ -66,7 +65,6 @@ class WordStream:
         """Append text without changing this stream.
 
         Args:
-            text: Next part of the text.
             is_last: True if the text ends with this part.
 
         Returns:

@@ -130,11 +130,6 @@ def converted(
     Steps of the depth transformer beyond the codebooks that the model generates are omitted.
 
     Args:
-        release: The release.
-        contents: Contents of the release.
-        config: Hyperparameters of the release.
-        vocab: Vocabulary of the checkpoint.
-        family: Name of the family.
         rows: Additional embeddings, [n, H] each, for the ids that follow all codebooks.
         repeated: Text ids whose embeddings are copied to the ids from `num_text_ids` on, which are never sampled.
         num_steps: Number of steps of the release's depth transformer; None for `dep_q`.
@@ -305,7 +300,6 @@ def depth_plan(depth: DepthSpec, num_stored: int) -> Plan:
     """Return the tensors of the depth transformer's layers, by published name.
 
     Args:
-        depth: Hyperparameters.
         num_stored: Number of sets of weights in the release, of which those of unused steps are left out.
     """
     parts: Plan = {}

@@ -154,8 +154,6 @@ def of_each_step(layer: str, name: str, shape: tuple[int, int, int]) -> Part:
     """Return the part that splits the weights of all steps into a tensor for each step.
 
     Args:
-        layer: Name of the layer in the checkpoint.
-        name: Name of the weights in it.
         shape: Shape of the published tensor, [K, out, in].
     """
 

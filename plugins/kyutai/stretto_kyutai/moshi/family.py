@@ -43,12 +43,8 @@ class FrameVocabulary(KyutaiVocabulary):
     It has the text ids, our own ids, and for each codebook its codes and then its initial id.
 
     Attributes:
-        num_text_ids: Number of text ids that the model generates.
         num_codebooks: Number of codebooks of the model's speech, K.
-        codebook_size: Number of codes per codebook.
         delays: Delay of each of these codebooks in rows; the first delay is 0.
-        max_model_len: Maximum number of rows.
-        depth: Depth transformer.
     """
 
     delays: tuple[int, ...]
@@ -108,12 +104,8 @@ class MoshiVocabulary(FrameVocabulary):
     """Vocabulary of Moshi, in which the codebooks of the user's speech follow those of the model's speech.
 
     Attributes:
-        num_text_ids: Number of text ids that the model generates.
         num_codebooks: Number of codebooks of the model's speech, which is also that of the user's speech.
-        codebook_size: Number of codes per codebook.
         delays: Delay of each of these codebooks in rows; the first delay is 0.
-        max_model_len: Maximum number of rows.
-        depth: Depth transformer.
     """
 
     num_text_ids: int = 32_000

@@ -21,12 +21,7 @@ from stretto_kyutai.moshi.family import NAME, FrameVocabulary, MoshiVocabulary
 
 
 class MoshiTemplate:
-    """Moshi prompt template.
-
-    Attributes:
-        vocabulary: Vocabulary.
-        encoder: Encoder of recordings.
-    """
+    """Moshi prompt template."""
 
     def __init__(self, vocabulary: MoshiVocabulary, codec: MimiCodec):
         self.vocabulary = vocabulary

@@ -18,9 +18,6 @@ class PieceReader:
     """Reader that returns the text of each piece immediately, as the authors' server does.
 
     Pads and control ids have no text.
-
-    Args:
-        tokens: Token string of each id.
     """
 
     def __init__(self, tokens: Mapping[int, str]):

@@ -46,12 +46,8 @@ class PersonaPlexVocabulary(MoshiVocabulary):
     """Moshi ids, followed by one id for each vector of the voices.
 
     Attributes:
-        num_text_ids: Number of text ids that the model generates.
         num_codebooks: Number of codebooks of the model's speech, which is also that of the user's speech.
-        codebook_size: Number of codes per codebook.
         delays: Delay of each of these codebooks in rows; the first delay is 0.
-        max_model_len: Maximum number of rows.
-        depth: Depth transformer.
         voices: Published voices; the first one is the default.
     """
 

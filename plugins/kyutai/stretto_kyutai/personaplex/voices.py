@@ -43,8 +43,6 @@ def read_voices(path: Path, vocabulary: MoshiVocabulary, width: int) -> list[tup
     No file is ever written under its stored name, because the archive is not trusted.
 
     Args:
-        path: The archive.
-        vocabulary: Vocabulary of the release.
         width: Width of the model, H.
 
     Raises:

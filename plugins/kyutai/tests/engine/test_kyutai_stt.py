@@ -15,13 +15,10 @@ from stretto.family.base import Family
 from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import latents_of
-from stretto.testing import assert_family_conforms
 from stretto.weights.loading import WHOLE, open_tensors
-from stretto_kyutai.kyutai_stt import PLUGIN
 from stretto_kyutai.kyutai_stt.family import SttVocabulary
 from stretto_kyutai.kyutai_stt.prompt import initial_row, track_of
 from tests.engine.harness import Engine
-from tests.small_vocabularies import SMALL_STT
 from tests.transformers_releases import stt_model
 
 pytestmark = pytest.mark.engine
@@ -121,8 +118,3 @@ def test_preempted_transcriptions_are_recomputed_exactly(checkpoint: Path) -> No
         answers = engine.run(prompts, {"r1": 5, "r2": 9, "r3": 30})
     assert all(text_of(answer.rows)[:-1] == text for answer in answers.values())
     assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
-
-
-@pytest.mark.nightly
-def test_family_conforms(tmp_path: Path) -> None:
-    assert_family_conforms(PLUGIN, tmp_path, SMALL_STT.to_record(), backbone="llama")

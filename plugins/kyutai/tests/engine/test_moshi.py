@@ -11,11 +11,8 @@ from plugins.kyutai.lab.moshi_replies import LONG
 from plugins.kyutai.lab.random_moshi import CONFIG
 from plugins.kyutai.tests.moshi_release import SEEDS, check_frames, frames_of, make_checkpoint, make_prompt, replies
 from stretto.records.prompt import Prompt
-from stretto.testing import assert_family_conforms
-from stretto_kyutai.moshi import PLUGIN
 from tests.engine.harness import Engine
 from tests.engine.live_play import play
-from tests.small_vocabularies import SMALL_MOSHI
 from tests.tiers import ASYNC_BY_DAY, by_night
 
 pytestmark = pytest.mark.engine
@@ -128,9 +125,3 @@ def test_published_3000_row_window_is_exact(tmp_path: Path) -> None:
     with Engine(checkpoint, max_model_len=3200, max_num_seqs=2) as engine:
         answer = engine.run({"r": make_prompt(checkpoint, found["long_user"], 7)})["r"]
     check_frames(answer, found["long_frames"], checkpoint)
-
-
-@pytest.mark.nightly
-def test_family_conforms(tmp_path: Path) -> None:
-    """A set of the depth transformer's weights is shared by two codebooks, and delays are 0, 1 and 2 rows."""
-    assert_family_conforms(PLUGIN, tmp_path, SMALL_MOSHI.to_record(), backbone="llama")

@@ -13,11 +13,8 @@ from plugins.kyutai.tests.moshi_release import check_frames
 from plugins.kyutai.tests.personaplex_release import conversation, make_checkpoint, replies, request_of
 from stretto.preprocessing.request import Preprocessor
 from stretto.records.prompt import Prompt
-from stretto.testing import assert_family_conforms
-from stretto_kyutai.personaplex import PLUGIN
 from tests.engine.harness import Engine
 from tests.engine.live_play import play
-from tests.small_vocabularies import SMALL_PERSONAPLEX
 from tests.tiers import ASYNC_BY_DAY, by_night
 
 pytestmark = pytest.mark.engine
@@ -120,8 +117,3 @@ def test_published_2999_row_window_is_exact(tmp_path: Path) -> None:
     prompt = Preprocessor(checkpoint).prepare(conversation(LONG_REPLY[0], *LONG_REPLY[1:], user))
     with Engine(checkpoint, max_model_len=3200, max_num_seqs=2) as engine:
         check_frames(engine.run({"r": prompt})["r"], wanted, checkpoint)
-
-
-@pytest.mark.nightly
-def test_family_conforms(tmp_path: Path) -> None:
-    assert_family_conforms(PLUGIN, tmp_path, SMALL_PERSONAPLEX.to_record(), backbone="llama")

@@ -1,13 +1,17 @@
-"""Conversion of Kyutai STT."""
+"""Conversion of Kyutai STT, and inputs that it refuses."""
 
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from plugins.kyutai.lab.random_kyutai_stt import CONFIG, write_release
 from plugins.kyutai.tests.moshi_release import REFUSED_CONFIGS, REFUSED_NAMES, name_if_missing
 from stretto.family.plugin import VOCABULARY, config_at
 from stretto.family.text import plain_tokenizer
+from stretto.testing.limits import asked, talk
 from stretto.testing.releases import SmallRelease, edited
 from stretto.testing.suite import FamilyCase, assert_same_checkpoints
 from stretto_kyutai.kyutai_stt import PLUGIN
@@ -15,8 +19,10 @@ from stretto_kyutai.kyutai_stt.family import END_PAD, PAD, SttVocabulary
 from stretto_kyutai.kyutai_stt.reader import open_text_codec
 from stretto_kyutai.kyutai_stt.recognise import FEATURES, PROCESSOR
 from tests.family_suite import FamilySuite
+from tests.small_vocabularies import SMALL_STT
 from tests.transformers_releases import assert_equal_checkpoints, write_stt
 
+PCM = (np.sin(np.arange(20_001) ** 1.3 / 300) / 2).astype(np.float32)
 DELAYS = {"audio_delay_seconds": 2.5, "audio_silence_prefix_seconds": 1.0}
 MIMI = f"release/{CONFIG['mimi_name']}"
 # of releases that both formats can express
@@ -30,6 +36,11 @@ def write(folder: Path, size: str) -> list[str]:
 
 def write_saved(folder: Path, size: str) -> list[str]:
     return ["kyutai-stt", "--model", str(write_stt(folder / "release", num_layers=1))]
+
+
+def heard(pcm: np.ndarray, sample_rate: int = 24_000, **options: object) -> dict[str, Any]:
+    """Return the inputs of a request with a recording."""
+    return {"pcm_in": pcm, "sample_rate": sample_rate, "options": json.dumps(options)}
 
 
 class TestKyutaiStt(FamilySuite):
@@ -64,6 +75,21 @@ class TestKyutaiStt(FamilySuite):
             (MIMI, lambda t: t.pop("downsample.conv.conv.conv.weight"), "missing: downsample.conv.weight"),
             (MIMI, lambda t: t.update(extra=t["downsample.conv.conv.conv.weight"].clone()), "unknown: extra"),
         ],
+        refused_inputs=[
+            (asked("o"), "audio: expected audio for task 'asr', got text"),
+            (heard(PCM[:100]), "pcm_in: expected at least 0.08 s"),
+            (heard(np.full(9000, np.nan, np.float32)), "pcm_in: expected"),
+            (heard(PCM, 100), "sample_rate: expected"),
+            (heard(np.zeros(301 * 8000, np.float32), 8_000), "pcm_in: expected at most 300"),
+            (talk({"role": "user", "codes": [[1] * 3] * 32}), "messages[0].codes: expected audio samples"),
+            (heard(PCM, voice="alba"), "options.voice: expected"),
+            (heard(PCM, live=True), "pcm_in: expected no value with"),
+            ({"task": "tts", "options": '{"live": true}'}, "task: expected one of asr, got 'tts'"),
+            ({"options": '{"live": true, "voice": "alba"}'}, "options.voice: expected"),
+            (heard(PCM, live=1), "options.live: expected true or false"),
+        ],
+        conformance={"vocabulary": SMALL_STT.to_record(), "backbone": "llama"},
+        conforms_by_night=True,
     )
 
     def test_converted_config_matches_the_release(self, release: SmallRelease) -> None:

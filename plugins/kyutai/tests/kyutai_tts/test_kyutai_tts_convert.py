@@ -1,4 +1,4 @@
-"""Conversion of Kyutai TTS."""
+"""Conversion of Kyutai TTS, and texts that it refuses."""
 
 import wave
 from pathlib import Path
@@ -13,6 +13,7 @@ from plugins.kyutai.lab.kyutai_tts_replies import REDUCED
 from plugins.kyutai.lab.random_kyutai_tts import CONFIG, write_release
 from plugins.kyutai.tests.moshi_release import REFUSED_CONFIGS, REFUSED_NAMES, name_if_missing
 from stretto.family.plugin import VOCABULARY, config_at
+from stretto.testing.limits import asked
 from stretto.testing.releases import SmallRelease
 from stretto.testing.suite import FamilyCase
 from stretto_kyutai.kyutai_tts import PLUGIN
@@ -21,6 +22,7 @@ from stretto_kyutai.kyutai_tts.mechanism.script import WordScript
 from tests.family_suite import FamilySuite
 from tests.small_vocabularies import SMALL_TTS
 
+PCM = (np.sin(np.arange(24_001) ** 1.3 / 300) / 2).astype(np.float32)
 SIZES = {"shallow": CONFIG, "reduced": REDUCED}
 
 
@@ -80,6 +82,18 @@ class TestKyutaiTts(FamilySuite):
                 "tts_config.multistream: expected False, got True",
             ),
             ({"card": 63}, "expected 8 codebooks of 63 codes, got 32 of 64"),
+        ],
+        has_usual_requests=False,  # no voices
+        refused_inputs=[
+            (asked(text, pcm=PCM), f"messages[1].text: expected {expected}")
+            for text, expected in (
+                (" ", "text with a word that can be spoken, got ' '"),
+                ('<break time="1s"/>', "text with a word that can be spoken"),
+                ('one <break time="61s"/>', "breaks of at most 60 s, got '61' s"),
+                ("door" * 100, "words of at most 64 tokens, got"),
+                ("\u200b", "text with a word that can be spoken"),
+                ("a" * 5001, "at most 5000 characters, got 5001 characters"),
+            )
         ],
         conformance={"vocabulary": SMALL_TTS.to_record(), "backbone": "llama"},
         conforms_by_night=True,

@@ -87,23 +87,6 @@ def test_prompt_has_the_words_of_the_text(preprocessor: Preprocessor) -> None:
     assert Prompt.from_bytes("prompt", prompt.to_bytes(), prompt.rows).sources == prompt.sources
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (" ", "text: expected text with a word that can be spoken, got ' '"),
-        ('<break time="1s"/>', "text: expected text with a word that can be spoken"),
-        ('one <break time="61s"/>', "text: expected breaks of at most 60 s, got '61' s"),
-        ("door" * 100, "text: expected words of at most 64 tokens, got"),
-        ("\u200b", "text: expected text with a word that can be spoken"),
-        ("a" * 5001, "text: expected at most 5000 characters, got 5001 characters"),
-    ],
-)
-def test_unspeakable_tts_text_is_refused(preprocessor: Preprocessor, text: str, message: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
-        preprocessor.prepare(RawRequest(text=text))
-    assert message in str(refused.value)
-
-
 def check_voice(prompt: Prompt, checkpoint: Path, codes: np.ndarray) -> None:
     """Assert that the prompt has the codes [K, n] of a recording behind the delays, and the initial ids before."""
     known, num_frames = vocabulary(checkpoint), codes.shape[1]

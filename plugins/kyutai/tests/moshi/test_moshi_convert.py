@@ -1,6 +1,8 @@
-"""Conversion of Moshi."""
+"""Conversion of Moshi, and inputs that it refuses."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ from plugins.kyutai.lab.random_moshi import CONFIG, lm_shapes, write_release
 from plugins.kyutai.tests.moshi_release import REFUSED_CONFIGS, REFUSED_NAMES, name_if_missing, replies
 from stretto.family.plugin import VOCABULARY, config_at
 from stretto.family.text import plain_tokenizer
+from stretto.testing.limits import asked, talk
 from stretto.testing.releases import SmallRelease
 from stretto.testing.suite import FamilyCase
 from stretto_kyutai.kyutai_stt.family import PAD
@@ -17,8 +20,10 @@ from stretto_kyutai.moshi.convert import FIRST, vocabulary
 from stretto_kyutai.moshi.family import DEPTH, MoshiVocabulary
 from stretto_kyutai.moshi.reader import open_text_codec
 from tests.family_suite import FamilySuite
+from tests.small_vocabularies import SMALL_MOSHI
 from tests.transformers_releases import assert_equal_checkpoints, moshi_model, write_moshi
 
+PCM = (np.sin(np.arange(20_001) ** 1.3 / 300) / 2).astype(np.float32)
 NUM_LAYERS = {"shallow": 1, "two layers": 2}
 
 
@@ -30,6 +35,11 @@ def write(folder: Path, size: str) -> list[str]:
 def write_saved(folder: Path, size: str) -> list[str]:
     number = NUM_LAYERS[size]
     return ["moshi", "--model", str(write_moshi(folder / "release", num_layers=number, depformer_num_layers=number))]
+
+
+def heard(pcm: np.ndarray, sample_rate: int = 24_000, **options: object) -> dict[str, Any]:
+    """Return the inputs of a request with a recording of the user."""
+    return {"pcm_in": pcm, "sample_rate": sample_rate, "options": json.dumps(options)}
 
 
 class TestMoshi(FamilySuite):
@@ -56,6 +66,18 @@ class TestMoshi(FamilySuite):
             ({"card": 63}, "expected 8 codebooks of 63 codes, got 32 of 64"),
             ({"mimi_name": "/etc/passwd"}, "expected a file name without a folder, got '/etc/passwd'"),
         ],
+        refused_inputs=[
+            (asked("o"), "audio: expected audio for task 'duplex', got text"),
+            (heard(PCM[:100]), "pcm_in: expected at least 0.08 s"),
+            (heard(np.full(9000, np.nan, np.float32)), "pcm_in: expected"),
+            (heard(np.zeros(301 * 8000, np.float32), 8_000), "pcm_in: expected at most 300"),
+            (talk({"role": "user", "codes": [[1] * 3] * 7}), "messages[0].codes: expected codes [8, n]"),
+            (talk({"role": "user", "codes": [[64] * 3] * 8}), "messages[0].codes: expected codes [8, n] in [0, 64)"),
+            (heard(PCM, voice="alba"), "options.voice: expected"),
+            (heard(PCM, live=True), "pcm_in: expected no value with"),
+        ],
+        conformance={"vocabulary": SMALL_MOSHI.to_record(), "backbone": "llama"},
+        conforms_by_night=True,
     )
 
     def test_converted_config_matches_the_release(self, release: SmallRelease) -> None:

@@ -1,11 +1,11 @@
-"""Conversion of PersonaPlex: its numbers, its voices, and refused archives."""
+"""Conversion of PersonaPlex: its numbers, its voices, refused archives, and inputs that it refuses."""
 
 import io
 import json
 import math
 import re
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,10 @@ from stretto_kyutai.personaplex.convert import PUBLISHED
 from stretto_kyutai.personaplex.family import PersonaPlexVocabulary
 from stretto_kyutai.personaplex.voices import read_voices
 from tests.family_suite import FamilySuite
+from tests.small_vocabularies import SMALL_PERSONAPLEX
 
+PCM = (np.sin(np.arange(30_000) ** 1.3 / 300) / 2).astype(np.float32)
+RECORDED = {"role": "system", "audio": "pcm_in"}
 WIDTH = CONFIG["dim"]
 FILE = "voices/NATF0.pt"
 ARCHIVE = "release/voices.tgz"
@@ -57,6 +60,15 @@ class Executes:
         return Path.touch, (self.path,)
 
 
+def live(
+    turns: Sequence[Mapping[str, object]] = (), pcm: np.ndarray | None = None, **options: object
+) -> dict[str, Any]:
+    """Return the inputs that begin a live session."""
+    inputs: dict[str, Any] = {"options": json.dumps({"live": True, **options})}
+    inputs |= {"messages": json.dumps(turns)} if turns else {}
+    return inputs if pcm is None else inputs | {"pcm_in": pcm, "sample_rate": 24_000}
+
+
 class TestPersonaPlex(FamilySuite):
     case = FamilyCase(
         PLUGIN,
@@ -81,6 +93,41 @@ class TestPersonaPlex(FamilySuite):
             ({"lora": True}, "config.json: lora: expected False, got True"),
             ({"dim": 32}, f"voices.tgz: {FILE}: expected embeddings [n, 1, 1, 32]"),
         ],
+        refused_inputs=[
+            (live([{"role": "system", "text": "one two " * 1300}]), "messages[0].text: expected at most 2472 tokens"),
+            *(
+                (live([RECORDED], pcm), f"messages[0].audio: expected the recording of a voice of 1 to 30 s, got {got}")
+                for pcm, got in ((PCM[:21_600], "0.90"), (np.tile(PCM, 25), "31.25 s"))
+            ),
+            (
+                live([RECORDED], PCM * 0),
+                "messages[0].audio: expected a recording of a voice, got silence: -120 dBFS",
+            ),
+            (live([RECORDED], PCM * np.nan), "pcm_in: expected"),
+            *(
+                (live([{"role": "system", "codes": codes}]), f"messages[0].codes: expected {expected}")
+                for codes, expected in (
+                    ([[1] * 13] * 7, "codes [8, n] in [0, 2048)"),
+                    ([[2048] * 13] * 8, "codes [8, n] in [0, 2048)"),
+                    ([[1] * 12] * 8, "the recording of a voice of"),
+                )
+            ),
+            (live([{"role": "user", "text": "hello"}]), "text: expected only audio for task 'duplex'"),
+            (live([{"role": "assistant", "text": "hello"}]), "messages[0].role: expected"),
+            (live() | {"text": "You teach."}, "text: expected no value with options.live"),
+            (live(pcm=PCM), "pcm_in: expected no value with options.live"),
+            (live() | {"sample_rate": 24_000}, "sample_rate: expected no value without pcm_in"),
+            (live(voice="alba"), "options.voice: expected one of natf0, natm1, varm4"),
+            (live(guidance_scale="no"), "options.guidance_scale: expected"),
+            (live(instruct="slowly"), "options.instruct: expected no value"),
+            (live(resume_s=61), "options.resume_s: expected"),
+            (
+                live([{"role": "system", "codes": [[1] * 13] * 8}], voice="natm1"),
+                "options.voice: expected no value, because",
+            ),
+        ],
+        conformance={"vocabulary": SMALL_PERSONAPLEX.to_record(), "backbone": "llama"},
+        conforms_by_night=True,
     )
 
     def test_checkpoint_keeps_release_parameters_and_voices(self, release: SmallRelease) -> None:

@@ -12,7 +12,6 @@ from plugins.kyutai.lab.personaplex_replies import ROLE
 from plugins.kyutai.lab.random_personaplex import VOICES, voice_codes
 from plugins.kyutai.tests.personaplex_release import conversation, make_checkpoint, replies
 from stretto.encoders.loudness import loudness
-from stretto.errors import InvalidRequest
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from stretto_kyutai.personaplex.family import SILENCE, SINE
@@ -131,63 +130,6 @@ def test_system_tags_are_added_unless_both_are_present(text: str, wanted: str) -
 def test_blank_role_equals_no_role(preprocessor: Preprocessor) -> None:
     none = preprocessor.prepare(conversation(1, "NATF0", "", USER))
     assert (preprocessor.prepare(conversation(1, "NATF0", " \n", USER)).rows == none.rows).all()
-
-
-def live(messages: Any = None, **inputs: Any) -> RawRequest:
-    return RawRequest(messages=None if messages is None else json.dumps(messages), options='{"live": true}', **inputs)
-
-
-RECORDED = {"role": "system", "audio": "pcm_in"}
-
-
-@pytest.mark.parametrize(
-    ("raw", "message"),
-    [
-        (live([{"role": "system", "text": "one two " * 1300}]), "messages[0].text: expected at most 2472 tokens"),
-        (
-            live([RECORDED], pcm_in=PCM[: RATE * 9 // 10], sample_rate=RATE),
-            "the recording of a voice of 1 to 30 s, got 0.90",
-        ),
-        (
-            live([RECORDED], pcm_in=np.tile(PCM, 25), sample_rate=RATE),
-            "the recording of a voice of 1 to 30 s, got 31.25 s",
-        ),
-        (
-            live([RECORDED], pcm_in=PCM * 0, sample_rate=RATE),
-            "messages[0].audio: expected a recording of a voice, got silence: -120 dBFS",
-        ),
-        (live([RECORDED], pcm_in=PCM * np.nan, sample_rate=RATE), "pcm_in: expected"),
-        (live([{"role": "system", "codes": [[1] * 13] * 7}]), "messages[0].codes: expected codes [8, n] in [0, 2048)"),
-        (
-            live([{"role": "system", "codes": [[2048] * 13] * 8}]),
-            "messages[0].codes: expected codes [8, n] in [0, 2048)",
-        ),
-        (
-            live([{"role": "system", "codes": [[1] * 12] * 8}]),
-            "messages[0].codes: expected the recording of a voice of",
-        ),
-        (live([{"role": "user", "text": "hello"}]), "text: expected only audio for task 'duplex'"),
-        (live([{"role": "assistant", "text": "hello"}]), "messages[0].role: expected"),
-        (live(text="You teach."), "text: expected no value with options.live"),
-        (live(pcm_in=PCM, sample_rate=RATE), "pcm_in: expected no value with options.live"),
-        (live(sample_rate=RATE), "sample_rate: expected no value without pcm_in"),
-        (RawRequest(options='{"live": true, "voice": "alba"}'), "options.voice: expected one of natf0, natm1, varm4"),
-        (RawRequest(options='{"live": true, "guidance_scale": "no"}'), "options.guidance_scale"),
-        (RawRequest(options='{"live": true, "instruct": "slowly"}'), "options.instruct: expected no value"),
-        (RawRequest(options='{"live": true, "resume_s": 61}'), "options.resume_s: expected"),
-        (
-            RawRequest(
-                messages=json.dumps([{"role": "system", "codes": [[1] * 13] * 8}]),
-                options='{"live": true, "voice": "natm1"}',
-            ),
-            "options.voice: expected no value, because",
-        ),
-    ],
-)
-def test_bad_input_is_refused_by_its_field(preprocessor: Preprocessor, raw: RawRequest, message: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
-        preprocessor.prepare(raw)
-    assert message in str(refused.value)
 
 
 def test_preprocessor_uses_personaplex_template(preprocessor: Preprocessor) -> None:

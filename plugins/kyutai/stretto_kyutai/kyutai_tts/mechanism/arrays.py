@@ -15,10 +15,7 @@ class WordStates:
     """State of the words in all slots, advanced by one row per call.
 
     Args:
-        script: Rules of the words.
-        rules: Rules of the family's replies.
         tables: Slot tables with the words, the state of the replies and the second stream.
-        arrays: Array factory.
     """
 
     def __init__(self, script: WordScript, rules: SegmentRules, tables: SlotTables, arrays: Arrays):
@@ -40,7 +37,6 @@ class WordStates:
 
         Args:
             token: Ids that the model sampled, [B].
-            rows: State of the rows.
         """
         script = self._script
         slots = rows.slots
@@ -75,10 +71,7 @@ class WordLaunch:
     """Launch of `words_kernel`, which does for the rows of a step what `WordStates` does.
 
     Args:
-        script: Rules of the words.
-        rules: Rules of the family's replies.
         tables: Slot tables with the words, their state and the second stream.
-        num_rows: Maximum number of rows in a step.
     """
 
     def __init__(self, script: WordScript, rules: SegmentRules, tables: SlotTables, num_rows: int):
@@ -111,7 +104,6 @@ class WordLaunch:
             drawn: Sampled ids, int32 [N, 1], written.
             plan: Step table (`step_draw.py`).
             lengths: Positions of the rows, int32 [N].
-            num_rows: Number of rows of the step.
             seconds: Ids of the second stream, int32 [N], written; None if nothing reads them in the step.
         """
         tables = self._tables

@@ -13,12 +13,7 @@ from stretto_kyutai.kyutai_tts.mechanism.script import WordScript
 
 
 class WordDraw(RowDraw):
-    """Sampler of rows in numpy or torch, which writes the tokens of words to stream 0.
-
-    Args:
-        script: Rules of the words.
-        given: Arguments of `RowDraw`.
-    """
+    """Sampler of rows in numpy or torch, which writes the tokens of words to stream 0."""
 
     def __init__(self, script: WordScript, *arguments: Any):
         super().__init__(*arguments)
@@ -33,9 +28,6 @@ class WordProgram(StepProgram):
     """Kernel launches that do what `WordDraw` does.
 
     Args:
-        script: Rules of the words.
-        readout: Heads and frame predictor.
-        rules: Rules of the family's replies.
         given: Further arguments of `StepProgram`.
     """
 

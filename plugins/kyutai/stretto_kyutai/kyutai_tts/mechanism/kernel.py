@@ -19,7 +19,6 @@ class WordRules(NamedTuple):
 
     Attributes:
         script: The family's `WordScript`.
-        num_rows: Maximum number of rows in a step.
         capacity: Number of tokens for which a slot's table has room; the words are stored after the tokens.
         lane: Index of the second stream among streams 1 to S - 1.
         nothing: Id of an empty second stream.

@@ -42,7 +42,6 @@ class Conditions(nn.Module):
     """Float32 weights that turn a request's condition into vectors, and the tables that hold these by slot.
 
     Args:
-        spec: Sizes of the conditions.
         width: Width of the backbone, H.
 
     Attributes:
@@ -67,9 +66,7 @@ class Conditions(nn.Module):
         """Allocate the tables, and compute the keys and values of absent speaker vectors.
 
         Args:
-            layers: The backbone's layers.
             num_slots: Number of run slots, R.
-            max_rows: Maximum number of rows in a step.
             dtype: Data type of the backbone.
         """
         device = self.absent.device
@@ -107,7 +104,6 @@ class Conditions(nn.Module):
         """Store the vectors of the request in `slot`.
 
         Args:
-            slot: Run slot.
             ids: Rows of the table of vectors that are added, int64 [k].
             vectors: Speaker vectors, float32 [n, vector_width]; the remaining rows are absent.
         """
@@ -158,7 +154,6 @@ class CrossAttention(nn.Module):
     """Attention of a layer to the speaker vectors of each row's request, present or absent, without positions.
 
     Attributes:
-        num_heads: Number of heads.
         keys: Keys by slot, [R + 1, heads, rows, D]; the last entry contains only absent vectors.
         values: Values, like `keys`.
         slots: See `Conditions`.

@@ -113,7 +113,6 @@ class ScriptedText(TextTrack):
     """Text whose words the model asks for.
 
     Attributes:
-        script: Rules of the words.
         num_second_ids: Number of ids of the second stream; 0 if it is empty.
     """
 

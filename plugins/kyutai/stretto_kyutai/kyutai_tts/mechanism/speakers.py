@@ -20,7 +20,6 @@ class SpeakerConditions(RequestConditions):
     Attributes:
         num_ids: Number of vectors in the table from which those that are added are chosen.
         vector_rows: Number of rows that cross-attention reads. Rows without a speaker vector have a learnt vector.
-        vector_width: Width of a speaker vector.
         guidance_scales: Guidance scales that the model accepts as an input.
         max_voices: Maximum number of named voices of a reply.
     """

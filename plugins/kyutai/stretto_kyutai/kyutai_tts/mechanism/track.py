@@ -36,7 +36,6 @@ class WordTrack(Track):
     A word becomes known once the word that the second stream shows in advance is known, or the text is complete.
 
     Attributes:
-        script: Rules of the words.
         tokens: Tokens of all words, one after the other.
         words: Known words, in order.
         num_rows: Minimum number of rows for the first n known words, by n: from each row that takes a word to the row
@@ -57,9 +56,6 @@ class WordTrack(Track):
         """Return the track of a reply that begins with row `first_row`.
 
         Args:
-            text: The text of the family.
-            rules: Rules of the family's replies.
-            first_row: First row of the reply.
             ids: Packed words, with the end id if the text is complete.
             is_open: True if more text follows.
         """
