@@ -64,9 +64,7 @@ class FishS2Config:
     Attributes:
         sample_rate: In Hz.
         n_codebooks: Number of residual codebooks, without the semantic one.
-        semantic_codebook_size: Number of entries of the semantic codebook.
         codebook_size: Number of entries of a residual codebook.
-        codebook_dim: Width of an entry.
         encoder_dim: Channels of the encoder's first layer, doubled by each block.
         encoder_rates: Strides of the encoder's blocks.
         downsample_factor: Strides from the rate of the encoder's transformer to frames.
@@ -75,7 +73,6 @@ class FishS2Config:
         n_layer: Layers of the two transformers at the rate of frames.
         intermediate_size: Width of their feed-forward layers.
         window_size: Number of frames that a frame attends to, including itself.
-        encoder_n_layer: Layers of the transformer in the encoder.
         encoder_intermediate_size: Width of its feed-forward layers.
         encoder_window_size: Number of its steps that a step attends to, including itself.
     """

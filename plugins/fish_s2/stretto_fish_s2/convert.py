@@ -134,10 +134,6 @@ def convert(release: Release, contents: Contents) -> Converted:
 def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[DepthSpec, FishVocabulary]:
     """Return the hyperparameters of the backbone's layers, and the vocabulary.
 
-    Args:
-        record: config.json of a release.
-        tokenizer: Tokenizer of the release.
-
     Raises:
         CheckpointError: A value is missing, invalid or not supported, or belongs to another model.
     """
@@ -176,9 +172,6 @@ def layer_parts(prefix: str, spec: DepthSpec, ours_prefix: str, attention: str =
     """Return the tensors of a stack of layers and its final norm, by published name.
 
     Args:
-        prefix: Prefix of the published names.
-        spec: Hyperparameters.
-        ours_prefix: Prefix of the names in the checkpoint.
         attention, mlp: Prefixes of the names of a layer's parts in the checkpoint.
     """
     width = spec.hidden
@@ -222,7 +215,6 @@ def plan(layers: DepthSpec, vocabulary: FishVocabulary) -> Plan:
 
     Args:
         layers: Hyperparameters of the backbone's layers.
-        vocabulary: Vocabulary.
     """
     size = vocabulary.codebook_size
     num_others = vocabulary.num_codebooks - 1

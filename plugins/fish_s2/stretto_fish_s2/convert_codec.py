@@ -59,9 +59,6 @@ RENAMED = (
 def codec_network(folder: Path) -> Network:
     """Return the codec of a release, to be written to `codec/`.
 
-    Args:
-        folder: Folder of the release.
-
     Raises:
         CheckpointError: If the file is missing, or a tensor is missing, unknown, or does not fit the others.
     """

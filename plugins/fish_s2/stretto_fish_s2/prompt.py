@@ -49,7 +49,6 @@ def in_lines(text: str, path: str) -> str:
     """Return a text with each speaker's part on a line of its own; a text without tags is unchanged.
 
     Args:
-        text: The text.
         path: Name of the text in error messages.
 
     Raises:

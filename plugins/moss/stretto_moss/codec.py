@@ -73,7 +73,6 @@ class MossConfig:
     """Hyperparameters of a release.
 
     Attributes:
-        samples_per_frame: Number of samples of a frame in each channel.
         num_channels: Number of channels, whose samples alternate in the input and output of the network.
         patches: Number of steps, or samples, that become one step before each transformer of the encoder.
         encoder: Transformers of the encoder, in order.

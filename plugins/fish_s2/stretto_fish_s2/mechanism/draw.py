@@ -68,11 +68,6 @@ class LateTemperatureDraw(RowDraw):
     """Sampler of rows.
 
     Args:
-        rules: How the family samples.
-        readout: Heads and frame predictor.
-        segments: Segment state of the rows.
-        tables: Slot tables.
-        arrays: Array factory.
         tokens: Stream 0 of every slot by position, int32 [R, T].
     """
 

@@ -9,12 +9,7 @@ from stretto.testing import ReferenceRule
 
 
 class LateTemperatureRule(ReferenceRule):
-    """Rule by which the codes of a reply are sampled.
-
-    Args:
-        rules: How the family samples.
-        prompt: Prompt of the reply.
-    """
+    """Rule by which the codes of a reply are sampled."""
 
     again: Sequence[int] = ()  # ids from which stream 0 of the row is sampled again
 

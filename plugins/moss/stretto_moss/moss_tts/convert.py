@@ -97,9 +97,6 @@ def convert(release: Release, contents: Contents) -> Converted:
 def read_config(record: Mapping[str, Any]) -> tuple[Qwen3Backbone, MossVocabulary]:
     """Return the hyperparameters of the backbone, and the vocabulary.
 
-    Args:
-        record: config.json of a release.
-
     Raises:
         CheckpointError: A value is missing, invalid or not supported, or belongs to another model.
     """

@@ -95,7 +95,6 @@ class DelaySlots(DrawRules):
 
     Attributes:
         slot, delay, end: Ids of the text stream.
-        pads: Pad id of each codebook.
     """
 
     slot: int
@@ -122,10 +121,7 @@ def moss_family(name: str, vocabulary: Any, end: int, sampling: SamplingConfig, 
     """Return a family with what the MOSS-TTS models have in common.
 
     Args:
-        name: Name of the family.
-        vocabulary: Vocabulary of a checkpoint.
         end: Id of stream 0 that ends the audio and the reply.
-        sampling: Default sampling options.
         members: Further members of the family.
     """
     return Family(

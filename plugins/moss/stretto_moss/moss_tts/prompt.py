@@ -53,8 +53,6 @@ def recorded_codes(piece: Piece, family: Family, encoder: CachedEncoder) -> np.n
 
     Args:
         piece: The recording, as samples or codes.
-        family: The model's family.
-        encoder: Encoder of samples.
 
     Raises:
         InvalidRequest: The recording has other codes than the model's.

@@ -212,13 +212,7 @@ def plan(config: Config, vocab: LocalVocabulary) -> Plan:
 
 
 def depth_part(name: str, shape: tuple[int, ...], num_heads: int) -> Part:
-    """Return how a tensor of the depth transformer's layers and final norm is written.
-
-    Args:
-        name: Published name.
-        shape: Its shape.
-        num_heads: Number of attention heads.
-    """
+    """Return how a tensor of the depth transformer's layers and final norm is written."""
     words = name.removeprefix(LOCAL).split(".")
     if words[0] == "ln_f":
         return Part(f"depth.norm.{words[1]}", shape)

@@ -22,11 +22,7 @@ from stretto_moss.moss_tts.family import LANGUAGES, MAX_MODEL_LEN, moss_family
 
 @dataclass(frozen=True)
 class Gpt2Spec(DepthSpec):
-    """Hyperparameters of a depth transformer with layers as in GPT-2: LayerNorm, biases, and an MLP without a gate.
-
-    Attributes:
-        gpt2_activation: Activation of the MLP.
-    """
+    """Hyperparameters of a depth transformer with layers as in GPT-2: LayerNorm, biases, and an MLP without a gate."""
 
     gpt2_activation: Literal["silu", "gelu"] = "silu"
 

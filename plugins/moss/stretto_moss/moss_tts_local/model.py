@@ -73,7 +73,6 @@ class Gpt2Depth(DepthWeights):
 
         Args:
             code: Codes of stream `position` - 1, as rows of `embed`, [N].
-            position: Number of the stream.
         """
         return self._read(F.embedding(code, self.embed), position - 1)
 

@@ -44,7 +44,6 @@ class MossRealtimeVocabulary(Vocabulary):
     """Text ids, followed by the ids of each codebook in turn: codes, pad, begin and end.
 
     Attributes:
-        codebook_size: Number of codes per codebook.
         turn_start, turn_end: Text ids around a turn.
         recorded: Text id of the rows of a recording.
         text_pad: Text id of rows after the text.
@@ -93,11 +92,7 @@ class AheadText(TextTrack):
 
 @dataclass(frozen=True)
 class RecentPenalty(DrawRules):
-    """Penalty on the ids that a stream has in the last rows.
-
-    Attributes:
-        num_recent_rows: Number of the last rows.
-    """
+    """Penalty on the ids that a stream has in the last rows."""
 
     num_recent_rows: int = NUM_RECENT_ROWS
 

@@ -89,8 +89,6 @@ def vocabulary(thinker: Thinker, tokenizer: Tokenizer, voices: Sequence[str]) ->
     """Return the ids of the thinker; raise CheckpointError if the tokenizer has other ids than config.json.
 
     Args:
-        thinker: `thinker_config` of the release.
-        tokenizer: Text tokenizer.
         voices: Names of the talker's voices; none without a talker.
     """
     text = thinker.text_config

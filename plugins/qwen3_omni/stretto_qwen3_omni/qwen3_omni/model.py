@@ -50,7 +50,6 @@ def embed_image(
     """Encode one image.
 
     Args:
-        tower: Image encoder.
         adaptor: Unused: the encoder's output already has the backbone's width.
         features: Patches, [F, M].
         height: Number of lines of rows.

@@ -94,7 +94,6 @@ class ExpertLayers(Qwen3Layers):
         """Return the plan of all layers and the final norm.
 
         Args:
-            published: Prefix of the published names.
             num_shared: Width of the expert that all rows share; 0 for none.
         """
         width = self.hidden_size

@@ -72,7 +72,6 @@ class TalkerPrompts:
         Args:
             conversation: Ids of the thinker's prompt.
             words: Ids of the thinker's reply, or of its beginning if `is_open`.
-            voice: Name of the voice.
             states: Hidden states, float32 [n, W], of the thinker layer given by `accept_hidden_layer` in config.json,
                 for the ids of audio and images in user turns, in order; None if there are none.
             sampling: Sampling options; None for the defaults.

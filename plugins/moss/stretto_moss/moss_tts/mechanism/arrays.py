@@ -17,12 +17,7 @@ from stretto_moss.moss_tts.mechanism.kernel import SlotRules, slots_kernel
 
 
 class SlotDraw(RowDraw):
-    """Sampler of rows, which replaces text ids after the first delay id, and codes outside each codebook's frames.
-
-    Args:
-        slots: Ids.
-        given: Arguments of `RowDraw`.
-    """
+    """Sampler of rows, which replaces text ids after the first delay id, and codes outside each codebook's frames."""
 
     def __init__(self, slots: DelaySlots, *arguments: Any):
         super().__init__(*arguments)
@@ -48,12 +43,7 @@ class SlotDraw(RowDraw):
 
 
 class SlotProgram(StepProgram):
-    """Kernel launches that do on a GPU what `SlotDraw` does on a CPU.
-
-    Args:
-        slots: Ids.
-        arguments: Arguments of `StepProgram`.
-    """
+    """Kernel launches that do on a GPU what `SlotDraw` does on a CPU."""
 
     def __init__(self, slots: DelaySlots, *arguments: Any):
         super().__init__(*arguments)

@@ -18,9 +18,6 @@ class SlotRules(NamedTuple):
     """Compile-time constants of `slots_kernel`.
 
     Attributes:
-        num_rows: Maximum number of rows in a step.
-        num_codebooks: Number of codebooks.
-        state_stride: Number of columns of the state.
         slot, delay, end: Ids of the text stream.
     """
 

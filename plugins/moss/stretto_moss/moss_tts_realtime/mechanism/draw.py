@@ -24,12 +24,7 @@ from stretto_moss.moss_tts_realtime.family import RecentPenalty
 
 
 class RecentDraw(RowDraw):
-    """Sampler of rows in numpy or torch.
-
-    Args:
-        penalty: The penalty.
-        given: Arguments of `RowDraw`.
-    """
+    """Sampler of rows in numpy or torch."""
 
     _recent: RecentRows  # of the rows that are being sampled
     _penalty: torch.Tensor

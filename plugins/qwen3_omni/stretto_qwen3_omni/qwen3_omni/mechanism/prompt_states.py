@@ -26,8 +26,6 @@ def keep_states(talker: Talker, model: Any, vllm_config: VllmConfig) -> None:
 
     Args:
         talker: Talker, with the index of the layer.
-        model: The writer's model.
-        vllm_config: vLLM's configuration.
 
     Raises:
         CheckpointError: If there is no such layer, or the backbone cannot return its input.
@@ -61,7 +59,6 @@ class PromptStates(PromptLogprobsWorker):
     after a preemption sends the same states again.
 
     Args:
-        talker: Talker.
         model: The writer's model (`keep_states`).
     """
 
@@ -102,7 +99,6 @@ class PromptStates(PromptLogprobsWorker):
         Args:
             logits_fn: Unused.
             hidden_states: Unused: the output of the last layer.
-            input_batch: Batch of the step.
             prompt_lens: Unused.
         """
         states_by_request: dict[str, torch.Tensor] = {}

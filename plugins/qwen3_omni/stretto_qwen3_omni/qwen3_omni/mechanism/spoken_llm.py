@@ -37,13 +37,9 @@ class SpokenLLM:
     """A writer and its speaker, with the interface of `SpeechLLM`.
 
     Args:
-        writer: Model that generates text.
-        speaker: Model that speaks it.
-        prompts: Prompt writer of the speaker.
         width: Width of the hidden states that the speaker reads.
 
     Attributes:
-        family: Family of the writer.
         parts: Both models, each with engines of its own.
     """
 
@@ -92,7 +88,6 @@ class SpokenLLM:
             prompt: Prompt of the writer. `Prompt.voice` is an index in `Family.voices`.
             request_id: See `SpeechLLM.generate`.
             pacer: Pacer that decides when frames are sent.
-            host: Client host.
 
         Raises:
             InvalidRequest: If the request can never run in one of the models. It is not queued.
@@ -129,7 +124,6 @@ class SpokenLLM:
         """Return the speaker's part of a request.
 
         Args:
-            prompt: The request.
             words: First ids of the writer's reply.
             states: Hidden states of the writer in the rows of audio input and images, float32 [n, W]; None if there are
                 none.
@@ -154,9 +148,6 @@ class SpokenLLM:
         The speaker's prompt needs the first word and hidden states of the writer. This one is complete before the
         writer begins, so that a request that the speaker cannot take is refused at once. In place of the word it has an
         id of the conversation, and in place of the states zeros, which take no memory.
-
-        Args:
-            prompt: The request.
         """
         num_states = sum(model_input.num_rows for model_input in prompt.inputs)
         zeros = np.broadcast_to(np.zeros((), np.float32), (num_states, self._width))
@@ -228,10 +219,6 @@ def _begun(configs: Iterable[EngineConfig], failed: ExitStack) -> Iterator[Start
 
 def states_width(writer: Path, speaker: Path) -> int:
     """Return the width of the hidden states that a speaker reads.
-
-    Args:
-        writer: Checkpoint folder of the writer.
-        speaker: Checkpoint folder of the speaker.
 
     Raises:
         CheckpointError: If the speaker does not read states, or the writer is not as wide.

@@ -24,9 +24,6 @@ class SpokenReply:
     """One reply of a writer and its speaker: two requests, whose chunks form one stream.
 
     Args:
-        writer: Model that generates the text.
-        speaker: Model that speaks it.
-        prompt: The request.
         writing: The writer's part of it, a result of `SpeechLLM.prepare`.
         speaking: Function that returns the speaker's part of it for the first words of the text, and for the writer's
             hidden states or None.
@@ -62,7 +59,6 @@ class SpokenReply:
         """Yield all chunks. Frames are requested from the speaker only after the previous ones have been taken.
 
         Args:
-            permit: The writer's permit.
             speaking: The speaker's permit.
         """
         writer = asyncio.create_task(self._write(permit))
