@@ -26,7 +26,6 @@ from benchmarks.codecs import spans_of
 from benchmarks.decoder import Arm, CountingReply, random_codes, stream
 from benchmarks.decoder_memory import CHUNKS as CHUNKS_OF
 from benchmarks.decoder_memory import MAX_BATCH, MAX_UTTERANCES
-from benchmarks.gpu.device_memory import free_mib, torch_mib
 from benchmarks.gpu.jobs import Setup, failure
 from benchmarks.gpu.launches import launcher_of, time_batch
 from lab.releases.every_codec import every_codec, make_codec
@@ -151,15 +150,15 @@ def _memory(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
     )
     computed = measure(every_codec(codec_name, is_narrow=setup.is_small), config)
     limit = 0 if setup.is_small else 1 + (computed.tensors >> 20)
-    before = free_mib(setup)
+    before = setup.free_mib()
     arm = Arm(make_codec(name, setup.device, setup.is_small), replace(config, memory_mb=limit))
     arm.wait_until_warm()
     for frames in (first, steady):
         arm.run(2 if setup.is_small else 32, frames)
-    used = before - free_mib(setup)
+    used = before - setup.free_mib()
     arm.stop()
     figures = {"used_mib": used, "computed_mib": computed.total >> 20, "limit_mib": limit}
-    yield figures | {"tensors_mib": torch_mib(setup), "ok": used <= computed.total >> 20}
+    yield figures | {"tensors_mib": setup.torch_mib(), "ok": used <= computed.total >> 20}
 
 
 def _exactness(setup: Setup, name: str) -> Iterator[dict[str, Any]]:

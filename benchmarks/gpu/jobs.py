@@ -44,6 +44,14 @@ class Setup:
     def results(self) -> Path:
         return self.out / "all.jsonl"
 
+    def free_mib(self) -> int:
+        """Return the free memory of the GPU in MiB; 0 in a dry run."""
+        return 0 if self.is_small else torch.cuda.mem_get_info()[0] >> 20
+
+    def torch_mib(self) -> int:
+        """Return how much memory this process has reserved on the GPU for tensors, in MiB; 0 in a dry run."""
+        return 0 if self.is_small else torch.cuda.max_memory_reserved() >> 20
+
     @property
     def logs(self) -> Path:
         return self.out / "logs.txt"

@@ -32,7 +32,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.device_memory import free_mib, torch_mib
 from benchmarks.gpu.jobs import Setup, failure
 from stretto.launcher import mps
 from stretto.launcher.installation import LaunchError
@@ -108,12 +107,12 @@ class Decoder:
         config = decoder_config(family, json.loads(server.engine.read_text()))
         limit = 0 if setup.is_small else server.needs.tensors >> 20
         config = replace(config, device=setup.device, graphs=not setup.is_small, memory_mb=limit)
-        before = free_mib(setup)
+        before = setup.free_mib()
         with capture_errors() as errors, starts() as messages:
             codec = open_codec(config, server.checkpoint)
             self._arm = Arm(codec, config)
             self._arm.wait_until_warm()
-        after = free_mib(setup)
+        after = setup.free_mib()
         self._server = server
         self._frames = family.steady_chunk_frames
         self._rate = codec.spec.frame_rate
@@ -139,7 +138,7 @@ class Decoder:
             return failure(self._error[0])
         wall_s = statistics.median(self._arm.wall_s)
         real_time = round(self._server.streams * self._frames / self._rate / wall_s, 1)
-        return {"streams_real_time": real_time, "torch_mib": torch_mib(self._server.setup)}
+        return {"streams_real_time": real_time, "torch_mib": self._server.setup.torch_mib()}
 
     def _decode(self) -> None:
         try:
@@ -153,7 +152,7 @@ class Engine:
     """The engine, with the memory that the other processes leave."""
 
     def __init__(self, server: Server) -> None:
-        before = free_mib(server.setup)
+        before = server.setup.free_mib()
         from benchmarks.engines import SteppedEngine
         from benchmarks.gpu.models import MODELS, PromptMaker
         from stretto.config import EngineConfig
@@ -167,7 +166,7 @@ class Engine:
         cache = self._engine.core.vllm_config.cache_config
         self.figures = {
             "free_before_mib": before,
-            "free_after_mib": free_mib(server.setup),
+            "free_after_mib": server.setup.free_mib(),
             "reserved_mb": config.reserved_mb,
             "share": cache.gpu_memory_utilization,
             "kv_blocks": cache.num_gpu_blocks,

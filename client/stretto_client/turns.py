@@ -18,7 +18,7 @@ CALLER: ContextVar[str] = ContextVar("CALLER", default="")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """Waiting call, whose result or exception is that of `done`."""
+    """Call that waits for its turn; `done` gets its result or exception."""
 
     call: Callable[[], Any]
     done: Future[Any]

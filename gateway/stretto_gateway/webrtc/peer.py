@@ -402,7 +402,7 @@ class CallSocket(StunProtocol):
     """Socket of a call. It drops datagrams that are invalid or from unknown senders before it parses them."""
 
     def datagram_received(self, data: bytes | str, addr: tuple[Any, ...]) -> None:
-        """Handle a datagram: a connectivity check of this call, the rest only from addresses that have passed one."""
+        """Handle a datagram. Except connectivity checks, it must be from an address that has passed one."""
         message = cast(bytes, data)
         is_stun = not message or message[0] < 4  # RFC 7983
         if self._is_expected(message) if is_stun else is_known(self.receiver, addr[:2]):

@@ -122,7 +122,7 @@ class BatchesInFlight:
         return num_batches > (0 if is_first else self._depth)
 
     def take_done(self) -> list[tuple[LaunchedBatch, float]]:
-        """Remove and return the batches that are done; a lane is looked at up to the first that is not."""
+        """Remove and return the batches that are done; in a lane, those after an unfinished one are not checked."""
         done = list[tuple[LaunchedBatch, float]]()
         left = list[tuple[LaunchedBatch, float]]()
         busy = set[bool]()

@@ -132,7 +132,7 @@ class DecodingLoop:
         return self._launcher.has_first_lane and job.session.dry_s is None
 
     def _whole_graph(self, group: list[ChunkJob]) -> list[ChunkJob]:
-        """Return the jobs of a batch that needs no padding, if the others are faster in a batch of their own."""
+        """Return the first jobs of `group` that need no padding, if a second batch costs less than padding; else all."""
         num_windows = len(group)
         num_added = padded_batch(num_windows) - num_windows
         if not num_added or not self._launcher.has_graphs:

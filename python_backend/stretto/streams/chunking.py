@@ -221,7 +221,7 @@ class Pacer:
         return size
 
     def _rest(self, num_ready: int, now: float, load: DecoderLoad) -> int:
-        """Return the size of the next chunk if no frame can follow without external input, or 0 if none is left.
+        """Return the size of the chunk to send before a wait for external input; 0 if there are no frames to send.
 
         The wait that follows is excluded from the inter-arrival estimate.
         """

@@ -362,7 +362,7 @@ class ModuleRows:
                     sample_row(of_batch, k + 1)
 
     def _run_uniform(self, program: ModuleProgram, step: BurstBatch, runs: Runs, sample_row: SampleRow) -> None:
-        """Do the same as `_run` for a batch without prompts, using the launches of `program`."""
+        """Compute a batch without prompts as `_run` does, but with the launches of `program`."""
         first = step.num_read.copy()
         first[runs.index] = runs.first
         program.prepare(step, first)
