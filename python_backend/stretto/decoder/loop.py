@@ -132,7 +132,7 @@ class DecodingLoop:
         return self._launcher.has_first_lane and job.session.dry_s is None
 
     def _whole_graph(self, group: list[ChunkJob]) -> list[ChunkJob]:
-        """Return the first jobs of `group` that need no padding, if a second batch costs less than padding; else all."""
+        """Return the first jobs of `group` that need no padding, if a second batch costs less than it; else all."""
         num_windows = len(group)
         num_added = padded_batch(num_windows) - num_windows
         if not num_added or not self._launcher.has_graphs:
