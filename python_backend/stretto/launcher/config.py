@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from stretto import entry_points
@@ -127,7 +128,10 @@ def parser() -> argparse.ArgumentParser:
         "--allow", action="append", default=[], choices=CLOSED, help="open an API to all clients; repeatable"
     )
     flags.add_argument(
-        "--max-request-mb", type=message_mb, default=64, help="maximum request size; default: %(default)s"
+        "--max-request-mb",
+        type=partial(whole_number, last=MAX_MESSAGE_MB, expected=f"MB from 1 to {MAX_MESSAGE_MB}"),
+        default=64,
+        help="maximum request size; default: %(default)s",
     )
     for number, name in enumerate(("http", "grpc", "metrics")):
         default = f"STRETTO_PORT + {number}" if number else "STRETTO_PORT"
@@ -166,11 +170,16 @@ def add_time_limits(flags: argparse.ArgumentParser) -> None:
     """Add the flags for time limits and the number of start attempts."""
     default = "; default: %(default)s"
     about = f"time limit of a start{default}"
-    flags.add_argument("--start-seconds", type=positive_seconds, default=600, help=about)
+    flags.add_argument("--start-seconds", type=partial(seconds, may_be_zero=False), default=600, help=about)
     about = f"number of start attempts if the server aborts{default}"
-    flags.add_argument("--start-attempts", type=positive, default=10, help=about)
+    flags.add_argument(
+        "--start-attempts",
+        type=partial(whole_number, last=math.inf, expected="a whole number from 1"),
+        default=10,
+        help=about,
+    )
     about = f"maximum wait for active streams on SIGTERM; a gateway gets as much time before that{default}"
-    flags.add_argument("--drain-seconds", type=non_negative_seconds, default=30, help=about)
+    flags.add_argument("--drain-seconds", type=partial(seconds, may_be_zero=True), default=30, help=about)
 
 
 def marker_name(text: str) -> str:
@@ -190,16 +199,6 @@ def port_or_any(text: str) -> int:
     return 0 if text == "0" else port_number(text)
 
 
-def positive(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    return whole_number(text, math.inf, "a whole number from 1")
-
-
-def message_mb(text: str) -> int:
-    """Parse a maximum gRPC message size, in MB."""
-    return whole_number(text, MAX_MESSAGE_MB, f"MB from 1 to {MAX_MESSAGE_MB}")
-
-
 def whole_number(text: str, last: float, expected: str) -> int:
     """Parse a whole number from 1 to `last`."""
     if not text.isdecimal() or not 0 < int(text) <= last:
@@ -207,28 +206,16 @@ def whole_number(text: str, last: float, expected: str) -> int:
     return int(text)
 
 
-def positive_seconds(text: str) -> float:
-    """Parse a finite time in seconds greater than 0."""
-    seconds = number(text)
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"expected more than 0 seconds, got {text!r}")
-    return seconds
-
-
-def non_negative_seconds(text: str) -> float:
-    """Parse a finite time in seconds of at least 0."""
-    seconds = number(text)
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"expected at least 0 seconds, got {text!r}")
-    return seconds
-
-
-def number(text: str) -> float:
-    """Parse a number; return NaN, which is outside every range, if `text` is not one."""
+def seconds(text: str, may_be_zero: bool) -> float:
+    """Parse a finite time in seconds of at least 0, or greater than 0."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        return math.nan
+        value = math.nan
+    if not (0 < value < math.inf or (may_be_zero and value == 0)):
+        expected = "at least 0 seconds" if may_be_zero else "more than 0 seconds"
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    return value
 
 
 def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
