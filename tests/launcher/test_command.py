@@ -44,6 +44,7 @@ def test_aborted_starts_are_retried(launch: Launch) -> None:
     assert "start 2 of 10 aborted: the server ended with signal SIGABRT: boost" in server.said
 
 
+@pytest.mark.nightly  # by day a server that aborts twice, and one that hangs at each start
 def test_repeatedly_aborting_server_ends_the_launcher(launch: Launch) -> None:
     server = launch(9, "--start-attempts=2")
     assert server.process.wait(PATIENCE_S) == 1
@@ -54,7 +55,8 @@ def test_repeatedly_aborting_server_ends_the_launcher(launch: Launch) -> None:
 HANGS = {"waiting": "waited for a stub to end", "lost": "not noticed the end of a stub"}
 
 
-@pytest.mark.parametrize("way", ["lost", *by_night("waiting")])
+@pytest.mark.nightly  # by day test_repeatedly_hanging_server_ends_the_launcher
+@pytest.mark.parametrize("way", ["lost", "waiting"])
 def test_hanging_start_is_retried(launch: Launch, tmp_path: Path, way: str) -> None:
     hang(tmp_path, 1, way)
     server = launch()
@@ -174,6 +176,7 @@ def test_a_second_launcher_does_not_change_the_pid_file_of_the_first(launch: Lau
     assert (tmp_path / "serve.json").read_text() == record
 
 
+@pytest.mark.nightly  # by day a model that does not load
 def test_an_unknown_flag_is_named(launch: Launch) -> None:
     server = launch(0, "--sing=a song")
     assert server.process.wait(PATIENCE_S) == 1
@@ -190,6 +193,7 @@ def test_a_repository_without_a_model_is_reported(tmp_path: Path, capsys: pytest
     assert f"no folder in {tmp_path} contains a config.pbtxt" in capsys.readouterr().err
 
 
+@pytest.mark.nightly  # by day test_ports.py
 def test_launcher_names_a_port_in_use(launch: Launch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
