@@ -60,7 +60,6 @@ class Collected:
     """Samples and text of one utterance, collected until it ends.
 
     Attributes:
-        stored: Byte count for all utterances.
         rate: Sample rate of the samples in Hz.
         text: Text of the reply so far, or the text that is read aloud.
         is_of_client: True if it is the text that the client has sent, in which its words have their places.
@@ -82,9 +81,7 @@ class Collected:
         """Return a new collection, already filled with any text and recording that the request supplies.
 
         Args:
-            request: The utterance's request for word times.
             rate: Sample rate of the codec in Hz.
-            stored: Byte count for all utterances.
         """
         is_of_client = bool(request.text) and not request.is_piece
         collected = cls(stored, rate, request.text, is_of_client, _collects_text=not request.text)
@@ -144,11 +141,8 @@ def send_aligned(
     """Answer an utterance's last chunk with the word times. Any thread may call this function.
 
     Args:
-        pending: The chunk.
         event: The chunk's event, without words.
-        collected: Text of the utterance.
         words: Words and their times; None if they were not aligned.
-        counts: The decoder's counters.
     """
     event["report"]["aligned"] = words is not None
     event["report"]["untimed_words"] = split_words(collected.text) if words is None else []

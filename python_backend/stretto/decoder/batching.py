@@ -25,9 +25,6 @@ class ChunkJob:
     """Work for one chunk: a window to decode.
 
     Attributes:
-        pending: The chunk.
-        session: Decoder state of its utterance.
-        window: The window.
         due_s: Time at which the client will have played everything sent so far; if nothing has been sent yet, the time
             at which the job was created.
         is_last: True for the chunk's last window; False for earlier windows and for windows of a voice reference.
@@ -171,9 +168,7 @@ def next_group(jobs: Sequence[ChunkJob], limit: Callable[[FrameWindow], int], tu
     returned on its own.
 
     Args:
-        jobs: All jobs.
         limit: Function that returns the maximum number of jobs per batch, given the window of one of them.
-        turns: Turns of the hosts.
     """
     ordered = sorted(jobs, key=lambda job: (job.session.dry_s is not None, job.due_s))
     host = turns.next(dict.fromkeys(job.pending.reply.host for job in ordered))
@@ -188,7 +183,6 @@ def still_connected(jobs: Sequence[ChunkJob], fail: Callable[[PendingChunk, Exce
     """Return the jobs whose clients are still connected, and those of sessions that can be resumed.
 
     Args:
-        jobs: Jobs to check.
         fail: Called with the chunk and the error for each job whose client has disconnected or cancelled.
     """
     connected = list[ChunkJob]()

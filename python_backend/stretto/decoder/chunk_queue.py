@@ -36,8 +36,6 @@ class Counts:
         """Count a decoded batch.
 
         Args:
-            num_windows: Number of windows.
-            num_frames: Number of frames per window.
             spent_s: Decoding time in seconds.
         """
         with self._counting:
@@ -123,10 +121,7 @@ class PendingChunk:
     """Chunk that has been received but not answered yet.
 
     Attributes:
-        utterance: Id of the utterance.
-        chunk: Record of the chunk.
         codes: Integers [K, T], or None for a chunk without audio.
-        reply: Receiver of the answer.
         form: Output format requested by the client; the format of the first chunk applies to the whole utterance.
         on_device: Called before the answer with the GPU address of the samples, which is valid until the answer is
             sent.
@@ -209,7 +204,6 @@ class ChunkQueue:
 
         Args:
             timeout_s: Maximum wait in seconds while the queue is open and has no such chunk.
-            busy: Utterances with a chunk in progress.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._free(busy) or self._abandoned or self._is_closed, timeout_s)

@@ -15,11 +15,8 @@ def make_event(pending: PendingChunk, session: DecoderSession, num_samples: int,
     Times in the event are in seconds from the start of the utterance. `codes` is present if the client requested it.
 
     Args:
-        pending: The chunk.
         session: Decoder state of its utterance, with the chunk's samples already counted.
-        num_samples: Number of samples sent with the event.
         end: Position in the utterance, in samples, at which these samples end.
-        spec: Codec constants.
     """
     chunk = pending.chunk
     sample_rate = session.renderer.sample_rate

@@ -115,7 +115,6 @@ class HostLauncher:
     """Launcher that decodes synchronously on the host.
 
     Args:
-        codec: The codec.
         convolutions: One of `DecoderConfig.CONVOLUTIONS`; results are rounded as on a GPU.
     """
 
@@ -156,12 +155,9 @@ class Lane:
 
     Args:
         decode: Function that decodes a window without a graph.
-        codec: The codec.
-        config: Decoder configuration.
         is_first: True if the lane is for first chunks, whose kernels come first.
 
     Attributes:
-        stream: The stream.
         decode: Function that decodes a window, with a graph if its shape has one.
         graphs: The graphs; None if the codec or the configuration has none.
     """
@@ -308,8 +304,6 @@ def capture_shapes(launcher: Launcher, codec: Codec, policy: ChunkPolicy, max_ba
     Batches with many frames are captured first, so that later graphs reuse their memory.
 
     Args:
-        launcher: Launcher for the codec's device.
-        codec: The codec.
         policy: Chunk sizes of requests without sizes of their own.
         max_batch: Maximum batch size.
     """
@@ -340,8 +334,6 @@ def warm_up(
     Libraries take about 15 ms on a CPU to prepare a shape, enough to make a client underrun.
 
     Args:
-        launcher: Launcher for the codec's device.
-        codec: The codec.
         policy: Chunk sizes of requests without sizes of their own.
         max_batch: Maximum batch size.
         seconds: Time after which no further batch is started.

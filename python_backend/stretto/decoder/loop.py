@@ -42,8 +42,6 @@ class DecodingLoop:
     """Decoding loop over a queue. Other threads may use only `fails_pending`, `unanswered` and the metrics.
 
     Attributes:
-        unanswered: Chunks in progress.
-        stopwatch: Measured decoding times.
         clock: Clock for decoding times on the host, in seconds.
         fails_pending: Set to True to fail everything that has not been decoded yet.
     """
@@ -312,8 +310,6 @@ class DecodingLoop:
         """Send the response for a chunk.
 
         Args:
-            pending: The chunk.
-            session: Decoder state of its utterance.
             pcm: Decoded samples that are to be played, float32 [n], or None.
             at: GPU address of these samples, or None.
         """

@@ -37,9 +37,7 @@ class DecoderMemory:
     Attributes:
         weights: Weights of the codec, its encoder included, and those converted for other convolutions.
         static: Codec states after the batches in flight (`CudaLauncher`).
-        peak: Largest activations of a batch.
         first_peak: The same for a batch of first chunks, which have a lane of their own if there are graphs.
-        utterance: Codec state of an utterance.
         utterances: Codec states of `max_utterances` utterances.
         references: Limit of the cache of states after voice references.
     """

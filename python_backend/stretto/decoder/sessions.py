@@ -132,11 +132,9 @@ class DecoderSession:
     Attributes:
         windower: Frames that have not been decoded yet, with their left context.
         state: Codec state before frame `windower.next_frame`: [1, D], or a row of the launcher's table.
-        renderer: Converter to the client's output format.
         last_used_s: Time of the last chunk, in seconds.
         reference: Frames of a voice reference, which are decoded but not sent.
         num_silent: Number of silent frames after the reference, which are decoded but not sent.
-        next_index: Index of the next chunk.
         num_samples: Number of samples sent, at `renderer.sample_rate`.
         decode_s: Decoding time, in seconds.
         first_sound: Index of the first sample that is not silence; None until one has been sent.
@@ -178,9 +176,7 @@ class DecoderSession:
         """Return the samples to send after a chunk's last window, or None if there are none.
 
         Args:
-            window: The decoded window.
             pcm: Its samples, float32 [n].
-            spec: Codec constants.
         """
         num_frames = self.reference.num_frames + self.num_silent
         num_unplayed = max(0, num_frames - window.first) * spec.samples_per_frame
@@ -267,8 +263,6 @@ class Sessions:
         """Return the session for an utterance's next chunk; a chunk with index 0 opens a session.
 
         Args:
-            utterance: Id of the utterance.
-            index: Index of the chunk.
             form: Output format, used if the session is opened.
 
         Raises:
@@ -294,7 +288,6 @@ class Sessions:
         """Return a session that can be resumed; the first chunk of the session's first connection opens it.
 
         Args:
-            kept: The session, and the number of the chunk.
             form: Output format, used if the session is opened.
             is_kept: Function that returns True while the session can be resumed.
 
@@ -374,7 +367,6 @@ class Sessions:
 
         Args:
             session: Session of the utterance, before the chunk's frames.
-            chunk: The utterance's newest chunk.
             codes: Codes of the chunk, integers [K, T], or None.
 
         Raises:
@@ -405,8 +397,6 @@ class Sessions:
         The result is (None, True) if the chunk's frames can be decoded only together with later ones.
 
         Args:
-            session: Session of the utterance.
-            chunk: The utterance's newest chunk.
             codes: Codes of the chunk, integers [K, T], or None.
 
         Raises:

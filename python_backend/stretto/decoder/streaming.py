@@ -21,9 +21,6 @@ class FrameWindow:
 
     Attributes:
         codes: Frames `first` - `left` to `first` + `num_frames` + `right` - 1, [K, left + num_frames + right].
-        first: Index of the first frame to decode.
-        left: Number of left-context frames.
-        right: Number of right-context frames.
         num_padding: Number of frames after the utterance's last one, which give the window a usual shape. Their
             samples are not played.
     """
@@ -65,7 +62,6 @@ class Windower:
     """Divides the frames of one utterance into windows.
 
     Args:
-        spec: Codec constants.
         last_sizes: Sizes to which the last window is padded, in ascending order; it is not padded beyond the largest
             one, and not at all if there are none. In a codec that may pad its last window (`CodecSpec.can_pad`), later
             frames do not change the samples of earlier ones.
@@ -146,7 +142,6 @@ class VoiceReference:
     """Voice reference of an utterance.
 
     Attributes:
-        num_frames: Number of reference frames.
         parts: Parts [K, n] that have not been decoded yet.
         key: Cache key of the decoder state after the reference; None if there is no reference or its state is cached.
     """
@@ -204,9 +199,7 @@ def read_reference(
     """Return the voice reference at the start of the utterance's first chunk with frames.
 
     Args:
-        chunk: Record of the chunk.
         codes: Codes of the chunk, [K, T].
-        spec: Codec constants.
         is_alone: True if the utterance is decoded in its own batches; it then shares cached states only with other such
             utterances.
         is_first: True if no earlier chunk had frames.

@@ -63,8 +63,6 @@ class DecoderWorker:
     """Decoder on a separate thread. Every chunk gets exactly one answer, in order within its utterance.
 
     Args:
-        codec: The codec.
-        config: Decoder configuration.
         clock: Monotonic clock in seconds.
         aligner: Queue of alignment jobs for word times, closed by `stop`; None if there is no aligner.
     """
@@ -109,10 +107,7 @@ class DecoderWorker:
         """Queue a chunk for decoding and return immediately. Any thread may call this method.
 
         Args:
-            utterance: Id of the utterance.
-            chunk: Record of the chunk.
             codes: Integers [K, T], or None for a chunk without audio.
-            reply: Receiver of the answer.
             form: Output format requested by the client; the format of the first chunk applies to the whole utterance.
             on_device: Called before the answer with the GPU address of the samples, which is valid until the answer is
                 sent.

@@ -47,7 +47,6 @@ def batch_limit(spec: CodecSpec, num_frames: int, max_batch: int, longest_s: flo
     a batch has at most `max_batch` windows and `longest_s` of audio, but at least one window.
 
     Args:
-        spec: Codec constants.
         num_frames: Number of frames in each window, including context.
         max_batch: Maximum batch size.
         longest_s: Maximum audio in a batch, in seconds.
@@ -125,7 +124,6 @@ class GraphCache:
     Args:
         decode: Function that decodes a window without a graph.
         backend: Backend that records graphs.
-        spec: Codec constants.
         max_batch: Maximum batch size.
         longest_s: Maximum audio in a batch, in seconds.
     """

@@ -24,7 +24,6 @@ class StateRow:
     """Row of a table, which is free once nothing refers to this object.
 
     Attributes:
-        number: Number of the row.
         nbytes: Memory of the row in bytes.
     """
 
@@ -45,7 +44,6 @@ class StateTable:
 
     Args:
         initial: State before any frame, [1, D].
-        num_rows: Number of rows for utterances.
 
     Attributes:
         states: The table, [NUM_RESERVED + num_rows, D].
