@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.decoder import chunks_of, random_codes, stream
 from lab.releases.every_codec import make_codec
 from lab.releases.random_codecs import STATEFUL, models
 from lab.releases.random_glm4_voice import write_glm4_voice
@@ -38,6 +37,7 @@ from stretto.codecs.glm4_voice import Glm4VoiceCodec
 from stretto.codecs.recorded_voices import FlowVoice
 from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.entry_points import CODECS, names
+from stretto.testing.codec_streams import chunks_of, random_codes, stream
 from stretto_chatterbox import s3gen
 from stretto_chatterbox.s3gen import S3GenCodec, S3GenConfig
 

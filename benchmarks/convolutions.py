@@ -10,8 +10,6 @@ ones, except for the codecs in NARROW.
 
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,11 +17,11 @@ from torch import Tensor
 
 from benchmarks.decoder_memory import CHUNKS
 from lab.releases.every_codec import every_codec
-from stretto.codecs import streaming
 from stretto.codecs.base import Codec, Window
 from stretto.config import DecoderConfig
 from stretto.decoding.convolutions import convolutions_in
 from stretto.streams.layout import words_of
+from stretto.testing.fake_gpu import layout_of_a_gpu
 
 PRECISIONS = [*DecoderConfig.CONVOLUTIONS][1:]
 # The others would take minutes.
@@ -49,7 +47,7 @@ def row_of(name: str) -> Row:
     torch.manual_seed(0)
     codec = every_codec(name, name in NARROW)
     window = first_window(codec, CHUNKS[name][1])
-    with as_on_a_gpu(), torch.inference_mode():
+    with layout_of_a_gpu(), torch.inference_mode():
         exact = decoded(codec, window, "float32")
         decibels = dict[str, float]()
         for precision in PRECISIONS:
@@ -74,17 +72,6 @@ def first_window(codec: Codec, num_frames: int) -> Window:
     else:
         codes = torch.randint(spec.codebook_size, (1, spec.num_codebooks, num_frames))
     return Window(codes.long(), 0, right, torch.zeros(1, dtype=torch.int64), codec.initial_state(1))
-
-
-@contextmanager
-def as_on_a_gpu() -> Iterator[None]:
-    """Keep signals in the layout of a GPU, in which each layer is a convolution of torch."""
-    on_host = streaming.is_time_major
-    streaming.is_time_major = lambda x: False
-    try:
-        yield
-    finally:
-        streaming.is_time_major = on_host
 
 
 def line_of(name: str, row: Row) -> str:

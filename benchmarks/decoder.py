@@ -2,23 +2,20 @@
 
 import threading
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from benchmarks.loads import Trace
-from stretto.codecs.base import Codec, CodecSpec, Window
+from stretto.codecs.base import Codec, CodecSpec
 from stretto.config import DecoderConfig
 from stretto.decoder.chunk_queue import ChunkAnswer
-from stretto.decoder.streaming import Windower
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk, Event
 from stretto.streams.chunking import ChunkPolicy, DecodingTime, Pacer
 from stretto.streams.layout import Segment
+from stretto.testing.codec_streams import random_codes
 from stretto.triton_io.flow import FlowSlot, FlowTable
 
 
@@ -164,50 +161,6 @@ class LiveStreams:
         codes = np.roll(self._codes, index, axis=1)
         codes = np.tile(codes, -(-num_frames // codes.shape[1]))[:, :num_frames]
         return Stream(f"{self._num_runs}.{index}", codes, self._table.claim(), policy, self._stage)
-
-
-def random_codes(codec: Codec, batch: int, frames: int, seed: int = 0) -> Tensor:
-    """Return random codes [B, K, T]."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(codec.spec.codebook_size or 1, (batch, codec.spec.num_codebooks, frames), generator=generator)
-
-
-def stream(codec: Codec, codes: Tensor, sizes: Iterable[int]) -> Tensor:
-    """Decode codes [B, K, T] that arrive in chunks of the given sizes; return the samples [B, n].
-
-    The rows of the batch arrive together and are decoded as one batch. The last chunk is cut at the end of `codes`.
-    """
-    batch, _, total = codes.shape
-    windowers = [Windower(codec.spec) for _ in range(batch)]
-    state = codec.initial_state(batch)
-    parts = []
-    start = 0
-    for size in sizes:
-        stop = min(start + size, total)
-        pushed = [w.push(row[:, start:stop].numpy(), stop == total) for w, row in zip(windowers, codes, strict=True)]
-        windows = [window for window in pushed if window is not None]
-        if windows:
-            assert len(windows) == batch
-            stacked = Window(
-                codes=torch.stack([torch.from_numpy(window.codes) for window in windows]),
-                left=windows[0].left,
-                right=windows[0].right,
-                first=torch.tensor([window.first for window in windows]),
-                state=state,
-            )
-            pcm, state = codec.decode(stacked)
-            assert pcm.shape == (batch, codec.spec.num_samples(windows[0].num_frames, windows[0].right))
-            parts.append(pcm)
-        start = stop
-        if start == total:
-            break
-    assert start == total
-    return torch.cat(parts, dim=1)
-
-
-def chunks_of(size: int, total: int) -> list[int]:
-    """Return equal chunk sizes for at least `total` frames; the last chunk may be shorter than its size."""
-    return [size] * -(-total // size)
 
 
 class CountingReply:

@@ -12,16 +12,15 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from lab.releases.every_codec import codec_cases, every_codec
 from stretto.codecs.base import Codec
 from stretto.codecs.streaming import join_constants
 from stretto.config import DecoderConfig
-from stretto.decoder.memory import META, DecoderMemory, Peak, in_rows, largest_batches, measure
+from stretto.decoder.memory import DecoderMemory, Peak, in_rows, largest_batches, measure
 from stretto.decoding.states import decode_in_rows
 from stretto.family.plugin import decoder_size
+from stretto.testing.fake_gpu import Launches
 
 # First and steady chunk size in frames of a family that uses the codec.
 CHUNKS = {name: case.chunks for name, case in codec_cases().items()}
@@ -41,24 +40,6 @@ class Row:
 
     memory: DecoderMemory
     launches: int
-
-
-class Launches(TorchDispatchMode):
-    """Recorder of operators that compute on META; a library may launch several kernels for one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names = list[str]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        aliases = [returned.alias_info for returned in func._schema.returns]
-        is_view = all(alias is not None and not alias.is_write for alias in aliases)
-        on_device = any(isinstance(leaf, torch.Tensor) and leaf.device == META for leaf in tree_leaves(result))
-        name = func._overloadpacket.__name__
-        if on_device and not is_view and "empty" not in name:
-            self.names.append(name)
-        return result
 
 
 def launches(codec: Codec, config: DecoderConfig) -> int:

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.codecs import STEADY, seconds_of, seconds_of_a_window
-from benchmarks.decoder import random_codes, stream
 from benchmarks.harness import CHECKPOINT
 from lab.releases.random_codecs import codec_of, models, write_checkpoint
 from scripts.onnx_graphs.graphs import LogMel
@@ -31,6 +30,7 @@ from stretto.codecs.streaming import WindowedCodec
 from stretto.codecs.tiny.codec import HOP, SAMPLE_RATE, TinyCodec, log_mel
 from stretto.errors import CheckpointError
 from stretto.family.plugin import family_at
+from stretto.testing.codec_streams import random_codes, stream
 
 TOLERANCE = 1e-4
 SHAPES = ((1, 1), (2, 13), (3, 40))  # numbers of utterances and frames in each comparison

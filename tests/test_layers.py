@@ -88,8 +88,8 @@ ALLOWED = {
         "untrusted_files", "errors",
     },
     "testing": {
-        "convert", "preprocessing", "engine", "family", "weights", "records", "streams", "config", "entry_points",
-        "errors",
+        "convert", "preprocessing", "engine", "family", "decoder", "codecs", "weights", "records", "streams", "config",
+        "entry_points", "errors",
     },
     "__init__": {"engine"},
     "cli": {"convert", "launcher", "entry_points", "releases", "verification"},

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.codecs import spans_of
-from benchmarks.decoder import Arm, CountingReply, random_codes, stream
+from benchmarks.decoder import Arm, CountingReply
 from benchmarks.decoder_memory import CHUNKS as CHUNKS_OF
 from benchmarks.decoder_memory import MAX_BATCH, MAX_UTTERANCES
 from benchmarks.gpu.jobs import Setup, failure
@@ -39,6 +39,7 @@ from stretto.decoding.convolutions import check_mode
 from stretto.errors import CheckpointError
 from stretto.records.chunk import Chunk, Event
 from stretto.streams.layout import Segment
+from stretto.testing.codec_streams import random_codes, stream
 
 CHUNKS = (2, 5, 25)
 # tolerances: streamed against one-shot decode on the device; device against CPU

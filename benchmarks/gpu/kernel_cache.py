@@ -110,11 +110,11 @@ def compile_kernels() -> None:
 
 def compile_codec() -> None:
     """Launch the kernels of Qwen3-TTS's codec in each mode; one window is enough for all (`specialise_codec`)."""
-    on_host = import_module("tests.codecs.kernels.on_host")
+    fake_gpu = import_module("stretto.testing.fake_gpu")
     codec = every_codec("qwen3_12hz", is_narrow=False)
     codes = torch.zeros(1, codec.spec.num_codebooks, 1, dtype=torch.int64)
     window = Window(codes, 0, 0, torch.zeros(1, dtype=torch.int64), codec.initial_state(1))
-    with on_host.kernels_on_host():
+    with fake_gpu.kernels_on_host():
         for mode in modes_of(codec):
             with convolutions_in(mode):
                 codec.decode(window)

@@ -28,13 +28,13 @@ import triton
 import triton.language as tl
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.decoder import random_codes
 from benchmarks.gpu.decoder import CHUNKS, streamed
 from benchmarks.gpu.jobs import Setup
 from lab.releases.every_codec import make_codec
 from stretto.config import DecoderConfig
 from stretto.decoder.worker import DecoderWorker
 from stretto.engine.environment import prepare_environment
+from stretto.testing.codec_streams import random_codes
 
 TOOL = "compute-sanitizer"
 WHEEL = "nvidia-cuda-sanitizer-api"

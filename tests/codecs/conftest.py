@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from stretto.codecs.tiny.codec import TinyCodec, TinyConfig
-from tests.tiers import by_night
 
 SMALL = TinyConfig(
     num_codebooks=3, codebook_size=16, latent=8, encoder_channels=8, encoder_blocks=1, channels=16, blocks=2,
@@ -23,17 +22,6 @@ def make_codec(config: TinyConfig = SMALL, seed: int = 0) -> TinyCodec:
     codec.decoder.pitch_trunk.double()
     codec.decoder.pitch_trunk.leave.weight *= 4
     return codec
-
-
-@pytest.fixture(params=[*by_night(torch.float32, ids=["fp32"]), pytest.param(torch.float64, id="fp64")])
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    found: torch.dtype = request.param
-    return found
-
-
-@pytest.fixture(scope="session")
-def codec() -> TinyCodec:
-    return make_codec()
 
 
 @pytest.fixture(scope="module")

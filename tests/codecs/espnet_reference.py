@@ -21,7 +21,7 @@ class Reference:
 
     def decode(self, codes: Tensor) -> Tensor:
         """Decode codes [B, K, T] to pcm [B, T * 320]."""
-        tables = [self._get(f"quantizer.vq.layers.{codebook}._codebook.embed") for codebook in range(CODEBOOKS)]
+        tables = [self._get(f"quantizer.vq.layers.{codebook}._codebook.embed") for codebook in range(codes.shape[1])]
         x = sum(table[codes[:, codebook]] for codebook, table in enumerate(tables)).transpose(1, 2)
         x, number = self._lstm("decoder.model.1", self._convolution("decoder.model.0", x)), 2
         for ratio in RATIOS:

@@ -20,7 +20,7 @@ from stretto.codecs.streaming import (
     prepare_products,
     upsample,
 )
-from tests.codecs.streaming import random_codes
+from stretto.testing.codec_streams import random_codes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,28 +1,19 @@
-from functools import partial
+"""Mimi against transformers, whose own decode with past keys and values is not exact."""
+
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
+from torch import Tensor
 from transformers import MimiConfig, MimiModel
+from transformers.models.mimi.modeling_mimi import MimiEuclideanCodebook, MimiTransformerModel
 
-from stretto.codecs.base import Window, load_codec
 from stretto.codecs.mimi import MimiCodec
-from stretto.errors import CheckpointError
-from tests.codecs.streaming import (
-    check_chunks,
-    check_codes,
-    check_fewer_codebooks,
-    check_places,
-    heard,
-    largest,
-    random_codes,
-)
-from tests.tiers import by_night
+from stretto.codecs.mimi_encoder import MimiEncoder, RingTransformer
+from stretto.testing.codec_streams import largest, random_pcm, stream
+from stretto.testing.codec_suite import CodecCase, CodecSuite, OnGpu
+from stretto.testing.fake_gpu import kernels_on_host
 
-pytestmark = pytest.mark.slow
-
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 # The strides, kernels and paddings of kyutai/mimi; a window that the tests can outlast.
 SMALL = {
     "hidden_size": 32,
@@ -40,140 +31,153 @@ SMALL = {
     "layer_scale_initial_scale": 0.5,
     "sliding_window": 20,
 }
-HOP = 1920
-NUM_KEYS = 3 * 2 * 2 * 19 * 8  # numbers of the keys and values of three layers, of two heads each
+
+# Every kind of layer of Mimi's, and as little arithmetic as possible: 12 samples a frame.
+SMALLEST = {
+    "frame_rate": 4,
+    "sampling_rate": 48,
+    "upsampling_ratios": [3, 2],
+    "hidden_size": 16,
+    "num_filters": 8,
+    "codebook_size": 16,
+    "codebook_dim": 8,
+    "vector_quantization_hidden_dimension": 8,
+    "num_quantizers": 3,
+    "num_hidden_layers": 2,
+    "intermediate_size": 16,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "upsample_groups": 16,
+    "layer_scale_initial_scale": 0.5,
+    "sliding_window": 3,
+}
 
 
-def make_model(seed: int = 0, **values: object) -> MimiModel:
-    """Return a model with random weights that is loud enough for errors to show."""
-    torch.manual_seed(seed)
-    model = MimiModel(MimiConfig(**(SMALL | values))).eval().requires_grad_(False)
+def random_model(sizes: dict[str, object], gain: float) -> MimiModel:
+    """Return a model with random weights; with a gain, it is loud enough for errors to show, and not clipped."""
+    torch.manual_seed(0)
+    model = MimiModel(MimiConfig(**sizes)).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if parameter.dim() >= 2:
             parameter.normal_(0, 1.5 / parameter[0].numel() ** 0.5)
         elif name.endswith("bias"):
             parameter.normal_(0, 0.1)
     for module in model.modules():
-        if type(module).__name__ == "MimiEuclideanCodebook":
+        if isinstance(module, MimiEuclideanCodebook):
             module.embed_sum.normal_()
-    codes = torch.randint(32, (1, 4, 25))
     last = model.decoder.layers[-1].conv
     last.bias.zero_()
-    last.weight *= 0.3 / model.decode(codes).audio_values.abs().mean()
+    last.weight *= gain
     return model
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("mimi")
-    make_model().save_pretrained(path)
-    return path
-
-
-@pytest.fixture
-def codec(directory: Path, dtype: torch.dtype) -> MimiCodec:
-    codec = load_codec("mimi", directory)
-    assert isinstance(codec, MimiCodec)
-    return codec.to(dtype)
+def write(folder: Path) -> Path:
+    random_model(SMALL, 0.0366).save_pretrained(folder)
+    return folder
 
 
 @torch.inference_mode()
-def one_shot(model: MimiModel, codes: torch.Tensor) -> torch.Tensor:
-    """Decode complete utterances with transformers; check that samples are within [-1, 1]."""
-    return model.decode(codes).audio_values[:, 0].clamp(-1, 1)
+def decoded(codec: MimiCodec, codes: Tensor) -> Tensor:
+    return codec.model.decode(codes).audio_values[:, 0].clamp(-1, 1)
 
 
-def test_codec_spec_is_read_from_the_checkpoint(directory: Path) -> None:
-    spec = load_codec("mimi", directory).spec
-    assert (spec.sample_rate, spec.samples_per_frame, spec.frame_rate) == (24000, HOP, 12.5)
-    assert (spec.num_codebooks, spec.codebook_size) == (4, 32)
-    assert (spec.left_frames, spec.right_frames, spec.start_frames) == (0, 0, 0)
+@torch.inference_mode()
+def encoded(codec: MimiCodec, pcm: np.ndarray) -> np.ndarray:
+    published = random_model(SMALL, 0.0366).to(next(codec.parameters()).dtype)
+    samples = torch.from_numpy(pcm).to(next(codec.parameters()))
+    return published.encode(samples[None, None], num_quantizers=codec.spec.num_codebooks).audio_codes[0].numpy()
 
 
-@pytest.mark.parametrize("total", [1, 2, 3, 5, 9, 40])
-def test_streamed_decode_equals_one_shot_decode(codec: MimiCodec, dtype: torch.dtype, total: int) -> None:
-    codes = random_codes(codec, 2, total, seed=total)
-    whole = one_shot(codec.model, codes)
-    assert whole.shape == (2, total * HOP)
-    assert total < 9 or whole.abs().mean() > 0.05
-    check_chunks(codec, codes, whole, TOLERANCE[dtype], 1, 2, 5, 25, total)
+def smallest_codec() -> MimiCodec:
+    return MimiCodec(random_model(SMALLEST, 0.1))
 
 
-def test_utterances_at_different_positions_decode_in_one_batch(codec: MimiCodec, dtype: torch.dtype) -> None:
-    """Row 0 has not filled its attention window yet, row 1 has exceeded it."""
-    codes = random_codes(codec, 2, 40)
-    check_places(codec, codes, one_shot(codec.model, codes), TOLERANCE[dtype], (5, 25))
+class TestMimi(CodecSuite):
+    case = CodecCase(
+        name="mimi",
+        write=write,
+        spec={
+            "sample_rate": 24_000,
+            "samples_per_frame": 1920,
+            "frame_rate": 12.5,
+            "num_codebooks": 4,
+            "codebook_size": 32,
+            "left_frames": 0,
+            "right_frames": 0,
+            "start_frames": 0,
+        },
+        decoded=decoded,
+        encoded=encoded,
+        refused_configs=(
+            ({"pad_mode": "replicate"}, "pad_mode"),
+            ({"use_causal_conv": False}, "use_causal_conv"),
+            ({"use_conv_shortcut": True}, "use_conv_shortcut"),
+            ({"hidden_act": "relu"}, "hidden_act"),
+            ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "rope_parameters"),
+        ),
+        on_gpu=OnGpu(smallest_codec, {"product": 1 + 2 * 4 + 8, "depthwise": 1, "attend": 2}, num_others=4),
+        stream_encoder=MimiEncoder,
+    )
+
+    def test_kernels_use_fewer_codebooks(self) -> None:
+        for num_codebooks in (2, 1):
+            codes = torch.randint(16, (2, num_codebooks, 4), generator=torch.Generator().manual_seed(1))
+            expected = decoded(smallest_codec(), codes)
+            codec = smallest_codec()
+            codec.spec = codec.spec.with_codebooks(num_codebooks)
+            with kernels_on_host():
+                assert largest(stream(codec, codes, [4]) - expected) <= 1e-5
+
+    def test_state_has_the_keys_of_the_window_and_the_last_inputs(self, exact: MimiCodec) -> None:
+        """Keys and values of 19 steps in three layers of two heads."""
+        convolutions = 32 * 6 + (32 + 16 + 8 + 4) + (16 + 8 + 4 + 2) * 2 + 2 * 2
+        assert exact.initial_state(1).shape == (1, 32 + 3 * 2 * 2 * 19 * 8 + convolutions)
+
+    def test_whole_recordings_are_padded_with_silence(self, exact: MimiCodec) -> None:
+        pcm = random_pcm(5000)
+        padded = np.pad(pcm, (0, 3 * 1920 - 5000))
+        assert (MimiEncoder(exact).encode_all(pcm) == exact.encode(padded)).all()
+        assert MimiEncoder(exact).encode_all(pcm[:0]).shape == (4, 0)
 
 
-def test_decoding_does_not_modify_the_input_state(codec: MimiCodec) -> None:
-    codes, state = random_codes(codec, 1, 6), codec.initial_state(1)
-    for _ in range(2):
-        codec.decode(Window(codes, 0, 0, torch.tensor([0]), state))
-        assert not state.any()
+WINDOW = 6
 
 
-@pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
-def test_mimi_is_causal(codec: MimiCodec) -> None:
-    frames = heard(partial(one_shot, codec.model), random_codes(codec, 1, 30), 12, 32)
-    assert frames.nonzero()[0].item() == 12
+def make_transformer() -> MimiTransformerModel:
+    torch.manual_seed(0)
+    config = MimiConfig(
+        hidden_size=16,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        sliding_window=WINDOW,
+        layer_scale_initial_scale=0.5,
+    )
+    config._attn_implementation = "sdpa"
+    return MimiTransformerModel(config).double().eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
-def test_every_part_of_the_state_affects_the_output(codec: MimiCodec) -> None:
-    """Keys and values of the transformer come first after the upsampling, then the inputs of the convolutions."""
-    codes = random_codes(codec, 1, 12)
-    whole = one_shot(codec.model, codes)[:, 8 * HOP :]
-    _, state = codec.decode(Window(codes[:, :, :8], 0, 0, torch.tensor([0]), codec.initial_state(1)))
-    last_step = state.clone()
-    last_step[:, :32] = 0
-    keys = state.clone()
-    keys[:, 32 : 32 + NUM_KEYS] = 0
-    inputs = state.clone()
-    inputs[:, 32 + NUM_KEYS :] = 0
-    for changed, is_exact in ((state, True), (last_step, False), (keys, False), (inputs, False)):
-        pcm, _ = codec.decode(Window(codes[:, :, 8:], 0, 0, torch.tensor([8]), changed))
-        assert (largest(pcm - whole) <= 1e-12) == is_exact
+def test_ring_cache_queries_see_their_attention_window() -> None:
+    """Compare with a list of the written steps."""
+    transformer = RingTransformer(make_transformer(), block=3)
+    held = [-1] * transformer.size
+    for start, size in ((0, 3), (3, 1), (4, 3), (7, 2), (9, 3), (12, 3), (15, 1)):
+        positions = list(range(start, start + size))
+        for position in positions:
+            held[position % transformer.size] = position
+        expected = [[position >= 0 and query - WINDOW < position <= query for position in held] for query in positions]
+        assert transformer.visible(torch.tensor([positions]))[0, 0].tolist() == expected
 
 
-def test_state_is_bounded_and_exact_beyond_the_attention_window(codec: MimiCodec, dtype: torch.dtype) -> None:
-    codes = random_codes(codec, 1, 250)  # 500 steps, 25 windows
-    state = codec.decode(Window(codes, 0, 0, torch.tensor([0]), codec.initial_state(1)))[1]
-    convolutions = 32 * 6 + (32 + 16 + 8 + 4) + (16 + 8 + 4 + 2) * 2 + 2 * 2
-    assert state.shape == codec.initial_state(1).shape == (1, 32 + NUM_KEYS + convolutions)
-    check_chunks(codec, codes, one_shot(codec.model, codes), TOLERANCE[dtype], 3, 25, 250)
-
-
-@pytest.mark.parametrize("samples", [1, 959, 1921, 9000, *by_night(2, 961, 1919, 1920, 48_017)])
-def test_encoding_matches_transformers(directory: Path, samples: int) -> None:
-    codec = load_codec("mimi", directory)
-    published = MimiModel.from_pretrained(directory).eval()
-    pcm = torch.randn(1, 1, samples, generator=torch.Generator().manual_seed(1)) / 4
-    with torch.inference_mode():
-        expected = published.encode(pcm).audio_codes
-    check_codes(codec, pcm[0, 0].numpy(), expected[0])
-
-
-def test_fewer_codebooks_use_the_first_ones() -> None:
-    codec, full = MimiCodec(make_model()), MimiCodec(make_model())
-    check_fewer_codebooks(codec, full, partial(one_shot, codec.model))
-
-
-def test_empty_pcm_encodes_to_zero_frames(codec: MimiCodec) -> None:
-    assert codec.encode(np.zeros(0, np.float32)).shape == (4, 0)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"pad_mode": "replicate"},
-        {"use_causal_conv": False},
-        {"use_conv_shortcut": True},
-        {"hidden_act": "relu"},
-        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
-    ],
-    ids=str,
-)
-def test_other_layers_are_refused(tmp_path: Path, values: dict) -> None:
-    make_model(**values).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=next(iter(values))):
-        load_codec("mimi", tmp_path)
+def test_mimi_transformer_blocks_match_one_pass_of_transformers() -> None:
+    model = make_transformer()
+    steps = torch.randn(2, 40, 16, dtype=torch.float64)
+    whole = model(steps, use_cache=False).last_hidden_state
+    for sizes in ([1] * 40, [7, 1, 13, 19], [40]):
+        transformer = RingTransformer(model, block=4)
+        rings, outputs, at = torch.zeros(2, *transformer.shape, dtype=torch.float64), [], 0
+        for size in sizes:
+            outputs.append(transformer.advance(steps[:, at : at + size], torch.full((2,), at), rings))
+            at += size
+        assert (torch.cat(outputs, 1) - whole).abs().max() < 1e-12

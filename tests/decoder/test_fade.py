@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from benchmarks.decoder import chunks_of, random_codes, stream
 from lab.releases.random_qwen3_codec import make_qwen3_codec
 from stretto.codecs.base import Codec, CodecSpec, Stateful
 from stretto.config import DecoderConfig
@@ -12,6 +11,7 @@ from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk, LMChunk, Report, last_chunks
 from stretto.records.sampling import OutputForm
 from stretto.streams.layout import Segment
+from stretto.testing.codec_streams import chunks_of, random_codes, stream
 from tests.codecs.conftest import make_codec
 from tests.fakes import FakeCodec, RecordedReply
 

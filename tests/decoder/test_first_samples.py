@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.decoder import random_codes, stream
 from lab.releases.random_qwen3_codec import make_qwen3_codec
 from stretto.codecs.base import Codec, CodecSpec, Stateful, Window
 from stretto.config import DecoderConfig
@@ -17,6 +16,7 @@ from stretto.decoder.worker import DecoderWorker
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk
 from stretto.streams.layout import Segment
+from stretto.testing.codec_streams import random_codes, stream
 from tests.fakes import RecordedReply
 from tests.patience import PATIENCE_S
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from benchmarks.decoder import random_codes
 from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig
 from stretto.decoder.reply_end import FADE_S
@@ -12,6 +11,7 @@ from stretto.marking.perth import MARKER
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
 from stretto.streams.layout import Segment
+from stretto.testing.codec_streams import random_codes
 from tests.codecs.conftest import make_codec
 from tests.decoder.test_fade import NUM_FRAMES, SIZES, spoken
 from tests.fakes import RecordedReply

@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import DacModel
 
-from benchmarks.decoder import random_codes, stream
 from lab.releases.random_codecs import write_checkpoint
 from stretto.config import DecoderConfig
 from stretto.decoder.streaming import Windower
@@ -14,6 +13,7 @@ from stretto.decoder.worker import DecoderWorker, open_codec
 from stretto.errors import CheckpointError
 from stretto.records.chunk import Chunk
 from stretto.streams.layout import Segment
+from stretto.testing.codec_streams import random_codes, stream
 from tests.codecs.test_onnx_runtime import SPEC, save
 from tests.fakes import RecordedReply
 

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.decoder import random_codes, stream
 from lab.releases.random_qwen3_codec import make_qwen3_codec
 from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig
@@ -20,6 +19,7 @@ from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
 from stretto.streams.layout import Segment
+from stretto.testing.codec_streams import random_codes, stream
 from tests.decoder.test_worker import expected_pcm, joined
 from tests.fakes import FakeCodec, RecordedReply
 from tests.patience import PATIENCE_S

@@ -5,8 +5,12 @@ import numpy as np
 import pytest
 
 from stretto.codecs.base import CodecSpec, Stateful, Windowed
-from stretto.decoder.streaming import FrameWindow, Windower
+from stretto.decoder.streaming import FrameWindow, SoundTable, Windower
 from stretto.errors import InvalidRequest
+from stretto.records.chunk import Chunk, Envelope, Sound
+from stretto.records.flow_address import FlowAddress
+from stretto.streams.layout import Segment
+from tests.fakes import FakeCodec
 
 SPEC = CodecSpec("any", 100, 4, num_codebooks=2, codebook_size=8, streaming=Windowed(left=3, right=2))
 
@@ -91,3 +95,24 @@ def test_windower_keeps_only_the_context_frames() -> None:
 def test_windower_refuses_invalid_codes(codes: np.ndarray, expected: str) -> None:
     with pytest.raises(InvalidRequest, match=expected):
         Windower(SPEC).push(codes, False)
+
+
+ONE = Sound.from_arrays(np.zeros(1, np.int32), np.zeros((2, 80), np.float32), np.zeros(192, np.float32))
+
+
+def test_a_codec_without_recorded_voices_refuses_them() -> None:
+    with pytest.raises(InvalidRequest, match="fake has no recorded voices"):
+        SoundTable(FakeCodec(), 1).acquire(ONE)
+
+
+def test_recorded_sound_round_trips_and_stays_out_of_logs() -> None:
+    flow = FlowAddress("stretto_flow_1_" + "0" * 32, 1, 1)
+    envelope = Envelope("a", flow, Chunk(0, Segment.AUDIO, sound=replace(ONE, tokens=b"\x01\x02\x00\x00")))
+    read = Envelope.from_bytes("chunk", envelope.to_bytes())
+    assert read == envelope
+    assert "x01" not in repr(read)
+    assert "tokens" not in repr(read)
+    assert replace(ONE, tokens=bytes([0, 0, 0, 1])).digest != ONE.digest
+    changed = replace(envelope, chunk=Chunk(0, Segment.AUDIO, sound=replace(ONE, tokens=bytes(4100))))
+    with pytest.raises(InvalidRequest, match=r"chunk.*sound.tokens: expected.*length <= 4096"):
+        Envelope.from_bytes("chunk", changed.to_bytes())

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Whole, Window
 from stretto.config import DecoderConfig
 from stretto.decoder.batching import next_group
@@ -27,6 +26,7 @@ from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
 from stretto.streams.chunking import DecodingTime
 from stretto.streams.layout import Segment
+from stretto.testing.codec_streams import chunks_of, random_codes, stream
 from tests.codecs.conftest import make_codec
 from tests.fakes import FakeCodec, RecordedReply
 from tests.patience import PATIENCE_S, until

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.convolutions import as_on_a_gpu, row_of
-from benchmarks.decoder_memory import CHUNKS, Launches
+from benchmarks.convolutions import row_of
+from benchmarks.decoder_memory import CHUNKS
 from lab.releases.every_codec import every_codec, make_codec
 from stretto.config import DecoderConfig
 from stretto.decoder.memory import measure
@@ -23,7 +23,8 @@ from stretto.decoding.convolutions import (
     to_tf32,
 )
 from stretto.errors import CheckpointError
-from tests.codecs.streaming import chunks_of, random_codes, stream
+from stretto.testing.codec_streams import chunks_of, random_codes, stream
+from stretto.testing.fake_gpu import Launches, layout_of_a_gpu
 from tests.test_docs import ROOT
 from tests.tiers import by_night
 
@@ -164,7 +165,7 @@ def test_chunks_join(precision: str) -> None:
     """
     codec = make_codec("qwen3_12hz_small", "cpu", is_narrow=True)
     codes = random_codes(codec, 2, NUM_FRAMES)
-    with convolutions_in(precision), as_on_a_gpu():
+    with convolutions_in(precision), layout_of_a_gpu():
         whole = stream(codec, codes, [NUM_FRAMES])
         parts = [stream(codec, codes, chunks_of(size, NUM_FRAMES)) for size in (1, 5)]
         alone = torch.cat([stream(codec, codes[row : row + 1], [NUM_FRAMES]) for row in range(2)])

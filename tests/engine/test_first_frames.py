@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.decoder import stream
 from lab.releases.random_qwen3_codec import write_qwen3_codec
 from stretto.codecs.base import CodecSpec, Stateful, Windowed, load_codec
 from stretto.config import EngineConfig
@@ -22,6 +21,7 @@ from stretto.records.chunk import Sound
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
 from stretto.testing.checkpoints import make_prompt
+from stretto.testing.codec_streams import stream
 from stretto.testing.conformance import num_preemptions
 from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS, Engine

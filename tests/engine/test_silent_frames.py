@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.decoder import stream
 from lab.releases.random_qwen3_codec import write_qwen3_codec
 from stretto.codecs.base import Codec, load_codec
 from stretto.config import DecoderConfig, EngineConfig
@@ -19,6 +18,7 @@ from stretto.records.prompt import Prompt
 from stretto.records.sampling import OutputForm
 from stretto.streams.chunking import ChunkPolicy
 from stretto.testing.checkpoints import make_prompt
+from stretto.testing.codec_streams import stream
 from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS
 from tests.fakes import RecordedReply

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.decoder import chunks_of, random_codes, stream
 from lab.releases.random_orpheus import CODES, SNAC, write_release, write_snac
 from setup import PLUGINS
 from stretto.codecs.base import Codec, Window, load_codec
@@ -27,6 +26,7 @@ from stretto.errors import CheckpointError, InvalidRequest
 from stretto.family.plugin import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.testing import assert_family_conforms
+from stretto.testing.codec_streams import chunks_of, random_codes, stream
 from stretto.testing.reference import ReferenceModel
 from stretto_client.markup import read_text
 from tests.server.conftest import Server

@@ -12,7 +12,6 @@ import onnx
 import pytest
 import torch
 
-from benchmarks.decoder import chunks_of, random_codes, stream
 from lab.releases.random_codecs import codec_of, make_model
 from scripts import export_onnx
 from scripts.export_onnx import export_codec, export_mel
@@ -21,6 +20,7 @@ from stretto.codecs.base import Codec, load_codec
 from stretto.codecs.tiny.codec import HOP, NUM_MELS, log_mel
 from stretto.config import DecoderConfig
 from stretto.decoder.worker import open_codec
+from stretto.testing.codec_streams import chunks_of, random_codes, stream
 from tests.fakes import FakeCodec
 
 FRAMES = 29

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.decoder import stream
 from lab.releases.random_espnet import Published
 from stretto.codecs.base import Codec, CodecSpec, load_codec
 from stretto.decoder.reply_end import ended_in_pause
@@ -21,6 +20,7 @@ from stretto.family.text import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.chunk import CUT_S
 from stretto.records.prompt import Prompt
+from stretto.testing.codec_streams import stream
 from tests.reference.published import PublishedReference
 
 

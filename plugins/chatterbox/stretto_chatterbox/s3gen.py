@@ -405,7 +405,6 @@ class S3GenCodec(RecordedVoiceCodec):
         Args:
             codes: Tokens `start` to `start` + T - 1 of an utterance.
             known_mel: Mel of the first tokens, [1, M, k], or None if unknown.
-            start: Index of the first token.
             ahead: Number of tokens at the end that serve only as look-ahead.
         """
         tokens = torch.cat([voice.tokens, codes])
@@ -424,7 +423,6 @@ class S3GenCodec(RecordedVoiceCodec):
         Args:
             mel: Last mel frames before frame `end` of an utterance, [1, M, T].
             end: Number of mel frames of the utterance so far.
-            first: Index of the first frame to decode.
             last: Index after the last frame to decode.
             phase: Phase of the fundamental in cycles before frame max(0, `first` - `around`), float64 [].
         """
@@ -445,7 +443,6 @@ class S3GenCodec(RecordedVoiceCodec):
 
         Args:
             pitch: Pitch of each frame in Hz, [1, T].
-            begin: Index of the first frame in the utterance.
             phase: Phase of the fundamental before that frame, in cycles.
         """
         hop = self.config.vocoder.samples_per_mel

@@ -288,7 +288,7 @@ class RecordingEncoder(nn.Module):
         """
         at24 = self._tensor(pcm[: SOUND_S * MEL_RATE])
         mel = mel_spectrogram(at24, self.num_mels)
-        at16 = resample_by_sinc(at24, MEL_RATE, TOKEN_RATE_HZ)
+        at16 = resample_by_sinc(at24[None], MEL_RATE, TOKEN_RATE_HZ)[0]
         tokens = self.tokenizer.encode(at16)[: len(mel) // FRAMES_PER_TOKEN]
         x_vector = self.speaker_encoder.encode(at16)
         mel = mel[: FRAMES_PER_TOKEN * len(tokens)]

@@ -359,7 +359,6 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         Args:
             mel: Mel frames of an utterance from frame `start`, [1, M, T].
             start: Index of the first frame in `mel`.
-            first: Index of the first frame to decode.
             last: Index after the last frame to decode.
             phase: Phase in cycles before frame max(`first` - `receptive_frames`, `start`).
         """

@@ -198,7 +198,7 @@ class RecordingEncoder:
             InvalidRequest: If the networks' output has an unexpected shape or value.
         """
         at24 = torch.from_numpy(np.ascontiguousarray(pcm, np.float32))
-        at16 = resample_by_sinc(at24, MEL_RATE, TOKEN_RATE_HZ)
+        at16 = resample_by_sinc(at24[None], MEL_RATE, TOKEN_RATE_HZ)[0]
         mel = mel_spectrogram(at24, NUM_MELS, HIGHEST_HZ)
         heard = token_mel(at16)[None]
         bands = fbank(at16)

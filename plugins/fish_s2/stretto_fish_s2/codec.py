@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stretto.codecs.base import CodecSpec, Stateful, Window
+from stretto.codecs.base import CodecSpec, Stateful
 from stretto.codecs.causal import (
     DILATIONS,
     KERNEL,
@@ -38,7 +38,7 @@ from stretto.codecs.causal import (
 )
 from stretto.codecs.device import JointCodebooks
 from stretto.codecs.kernels.operators import runs_kernels
-from stretto.codecs.memory import Memory, encoded_parts, num_kept
+from stretto.codecs.memory import CausalCodec, Memory, encoded_parts, num_kept
 from stretto.codecs.qwen3_12hz.decoder import Transformer, TransformerShape
 from stretto.codecs.residual_codebooks import Quantizer, QuantizerConfig, joined_codebooks
 from stretto.codecs.streaming import prepare, prepare_products
@@ -71,7 +71,6 @@ class FishS2Config:
         decoder_dim: Channels of the decoder's first layer, halved by each block.
         decoder_rates: Upsampling rates of the decoder's blocks.
         n_layer: Layers of the two transformers at the rate of frames.
-        intermediate_size: Width of their feed-forward layers.
         window_size: Number of frames that a frame attends to, including itself.
         encoder_intermediate_size: Width of its feed-forward layers.
         encoder_window_size: Number of its steps that a step attends to, including itself.
@@ -209,7 +208,7 @@ class Encoder(nn.Module):
         return self.pre_transformer(x.transpose(1, 2), first, memory)
 
 
-class FishS2Codec(nn.Module):
+class FishS2Codec(CausalCodec):
     """Codec of Fish Audio S2 Pro. Its state is the decoder's memory; windows need no neighbouring frames."""
 
     def __init__(self, config: FishS2Config) -> None:
@@ -241,7 +240,7 @@ class FishS2Codec(nn.Module):
         )
         self._last_code = config.codebook_size - 1
         self._joined: JointCodebooks | None = None  # of `joined_codebooks`
-        self._num_kept = num_kept(self.post_transformer, self.upsample, self.decoder)
+        self.state_size = num_kept(self.post_transformer, self.upsample, self.decoder)
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
@@ -265,23 +264,14 @@ class FishS2Codec(nn.Module):
         residual = latents - self.semantic.decode(codes)
         return torch.cat([codes, self.residual.encode(residual, num_residual)], 1)
 
-    def initial_state(self, batch: int) -> Tensor:
-        """Return zeros, the state before any frame has been decoded."""
-        return next(self.parameters()).new_zeros(batch, self._num_kept)
-
-    @torch.inference_mode()
-    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state.
+    def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
+        """Decode frames (see `CausalCodec`).
 
         A residual code above the last one counts as the last one, as in the authors' code: their language model has as
         many codes for each codebook as for the semantic one.
         """
-        codes, first = (tensor.to(window.state.device) for tensor in (window.codes[:, :, window.left :], window.first))
-        memory = Memory(window.state, first, codes.shape[2], rows=window.rows)
         x = self.post_transformer(self._latents(codes), first, memory).transpose(1, 2)
-        pcm = samples_of(x, memory, self.upsample, self.decoder).tanh()
-        assert memory.is_complete, "every layer has stored its state"
-        return pcm, memory.after
+        return samples_of(x, memory, self.upsample, self.decoder).tanh()
 
     def _latents(self, codes: Tensor) -> Tensor:
         """Return the latents [B, n, C] of codes [B, K, n], the sums of their entries."""

@@ -4,7 +4,6 @@ The class in transformers requires torchaudio even for decoding. The class here 
 configuration class, and is derived from transformers' X-codec.
 """
 
-import math
 from pathlib import Path
 
 import torch
@@ -14,50 +13,10 @@ from transformers import HiggsAudioV2TokenizerConfig, XcodecModel
 from transformers.models.xcodec.modeling_xcodec import XcodecVectorQuantization
 
 from stretto.codecs.xcodec import SemanticCodec, load_semantic
+from stretto.encoders.voice_spectra import resample_by_sinc
 from stretto.weights.pretrained import load_config
 
-ZERO_CROSSINGS = 6  # zero crossings of the sinc on either side
-ROLLOFF = 0.99  # cut-off relative to the lower Nyquist frequency
 RATES = (24_000, 16_000)  # of the audio and of the semantic model's input, in Hz
-
-
-def sinc_kernels(source_hz: int, target_hz: int) -> tuple[Tensor, int]:
-    """Return the filters of a sinc resampler.
-
-    The filter is a Hann-windowed sinc (Smith, Digital Audio Resampling): h(t) = b sinc(b t) cos(pi b t / 2N)^2 for
-    |b t| < N, in input samples, with b = ROLLOFF * min(1, target / source) and N = ZERO_CROSSINGS.
-
-    Args:
-        source_hz: Input sample rate, divided by the greatest common divisor of both rates.
-        target_hz: Output sample rate, divided by the same divisor.
-
-    Returns:
-        One filter per output phase, float64 [target_hz, width], and the number of preceding input samples that
-        each filter covers.
-    """
-    cutoff = ROLLOFF * min(source_hz, target_hz) / source_hz
-    back = math.ceil(ZERO_CROSSINGS / cutoff)
-    taps = torch.arange(-back, back + source_hz, dtype=torch.float64)
-    phase = torch.arange(target_hz, dtype=torch.float64) * source_hz / target_hz
-    time = ((taps - phase[:, None]) * cutoff).clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)  # the window is zero beyond
-    window = (time * math.pi / (2 * ZERO_CROSSINGS)).cos().square()
-    return cutoff * torch.sinc(time) * window, back
-
-
-def resample(pcm: Tensor, source_hz: int, target_hz: int) -> Tensor:
-    """Resample pcm [B, n] to [B, ceil(n * target_hz / source_hz)], assuming silence before and after it."""
-    divisor = math.gcd(source_hz, target_hz)
-    source_hz = source_hz // divisor
-    target_hz = target_hz // divisor
-    if source_hz == target_hz:
-        return pcm
-    kernels, back = sinc_kernels(source_hz, target_hz)
-    kernels = kernels.to(pcm)[:, None]
-    padded = F.pad(pcm[:, None], (back, back + source_hz))
-    phases = F.conv1d(padded, kernels, stride=source_hz)
-    return phases.transpose(1, 2).flatten(1)[:, : -(-pcm.shape[1] * target_hz // source_hz)]
-
-
 MARGIN = 160  # samples of silence on each side of HuBERT's input
 
 
@@ -95,7 +54,7 @@ class HiggsModel(XcodecModel):
         self.quantizer.quantizers = nn.ModuleList(ProjectedQuantization(config) for _ in self.quantizer.quantizers)
 
     def _extract_semantic_features(self, input_values: Tensor) -> Tensor:
-        resampled = resample(input_values[:, 0], self.config.sample_rate, self.config.semantic_sample_rate)
+        resampled = resample_by_sinc(input_values[:, 0], self.config.sample_rate, self.config.semantic_sample_rate)
         hidden = self.semantic_model(F.pad(resampled, (MARGIN, MARGIN)), output_hidden_states=True).hidden_states
         return torch.stack(hidden, dim=1).mean(dim=1)[:, :: self.config.semantic_downsample_factor]
 

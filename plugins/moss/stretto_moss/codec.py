@@ -21,17 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stretto.codecs import device
-from stretto.codecs.base import CodecSpec, Stateful, Window
-from stretto.codecs.kernels.operators import runs_kernels
-from stretto.codecs.memory import Memory, encoded_parts, num_kept
+from stretto.codecs.base import CodecSpec, Stateful
+from stretto.codecs.memory import CausalCodec, Memory, encoded_parts, num_kept
 from stretto.codecs.residual_codebooks import Quantizer, QuantizerConfig, projected
 from stretto.codecs.rotary_attention import (
     Layer,
     TransformerConfig,
+    can_launch,
     frequencies_of,
-    rotation_at,
-    visible,
+    run_layers,
 )
 from stretto.codecs.streaming import prepare_products
 from stretto.errors import CheckpointError, shown
@@ -205,11 +203,7 @@ def _halves(
 
 
 class Stage(nn.Module):
-    """Transformer with its projections.
-
-    Attributes:
-        rate: Number of steps of one frame.
-    """
+    """Transformer with its projections."""
 
     frequencies: Tensor
 
@@ -218,7 +212,6 @@ class Stage(nn.Module):
         transformer = config.transformer
         width = config.transformer.d_model
         self.rate = config.rate
-        self._before = transformer.context - 1
         self.input_proj = _projection(config.inputs, width)
         self.layers: Any = nn.ModuleList(Layer(transformer, config.has_scales) for _ in range(transformer.num_layers))
         self.output_proj = _projection(width, config.outputs)
@@ -227,25 +220,17 @@ class Stage(nn.Module):
     def forward(self, x: Tensor, first: Tensor, memory: Memory) -> Tensor:
         """Return the outputs [B, n, C] of n steps; `first` [B] is the index of the first frame."""
         first = first * self.rate
-        if runs_kernels(x) and device.can_attend(self.layers[0].self_attn.sizes):
-            x = projected(x, self.input_proj)
-            window = device.window_of(first, x.shape[1], self.frequencies)
-            for layer in self.layers:
-                x = layer.launch(x, window, memory)
-            return projected(x, self.output_proj)
-        x = self.input_proj(x)
-        rotation = rotation_at(first, x.shape[1], self.frequencies).to(x.dtype)
-        is_seen = visible(first, x.shape[1], self._before)
-        for layer in self.layers:
-            x = layer(x, rotation, is_seen, memory)
-        return self.output_proj(x)
+        has_kernels = can_launch(self.layers, x)
+        x = projected(x, self.input_proj) if has_kernels else self.input_proj(x)
+        x = run_layers(self.layers, x, first, self.frequencies, memory)
+        return projected(x, self.output_proj) if has_kernels else self.output_proj(x)
 
 
 def _projection(inputs: int, outputs: int) -> nn.Module:
     return nn.Identity() if inputs == outputs else nn.Linear(inputs, outputs, bias=False)
 
 
-class MossCodec(nn.Module):
+class MossCodec(CausalCodec):
     """MOSS-Audio-Tokenizer. The state consists of the decoder's keys and values; windows need no context frames."""
 
     def __init__(self, config: MossConfig) -> None:
@@ -254,6 +239,7 @@ class MossCodec(nn.Module):
         self.encoder = nn.ModuleList(map(Stage, config.encoder))
         self.quantizer = Quantizer(config.quantizer)
         self.decoder = nn.ModuleList(map(Stage, config.decoder))
+        self.state_size = num_kept(self.decoder)
         self.spec = CodecSpec(
             name="moss",
             sample_rate=config.sample_rate,
@@ -273,7 +259,7 @@ class MossCodec(nn.Module):
         samples = torch.from_numpy(pcm[: len(pcm) // hop * hop]).to(next(self.parameters()))
         samples = samples.repeat_interleave(channels)
         hop = hop * channels
-        state = self._zeros(self.encoder, 1)
+        state = samples.new_zeros(1, num_kept(self.encoder))
         parts = [np.zeros((self.spec.num_codebooks, 0), np.int64)]
         for block, first, memory in encoded_parts(samples, hop, state):
             x = block[None, :, None]
@@ -282,23 +268,12 @@ class MossCodec(nn.Module):
             parts.append(self.quantizer.encode(x, self.spec.num_codebooks)[0].cpu().numpy())
         return np.concatenate(parts, 1)
 
-    def _zeros(self, stages: nn.ModuleList, batch: int) -> Tensor:
-        return next(self.parameters()).new_zeros(batch, num_kept(stages))
-
-    def initial_state(self, batch: int) -> Tensor:
-        """Return zeros, the state before any frame has been decoded."""
-        return self._zeros(self.decoder, batch)
-
-    @torch.inference_mode()
-    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
-        codes, first = (tensor.to(window.state.device) for tensor in (window.codes[:, :, window.left :], window.first))
-        memory = Memory(window.state, first, codes.shape[2], rows=window.rows)
+    def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
+        """Decode frames (see `CausalCodec`)."""
         x = self.quantizer.decode(codes)
         for patch, stage in zip(self.config.decoder_patches, self.decoder, strict=True):
             x = stage(x, first, memory).unflatten(2, (-1, patch)).transpose(2, 3).flatten(1, 2)
-        assert memory.is_complete, "every layer has stored its state"
-        return x[..., 0].unflatten(1, (-1, self.config.num_channels)).mean(2).clamp(-1, 1), memory.after
+        return x[..., 0].unflatten(1, (-1, self.config.num_channels)).mean(2).clamp(-1, 1)
 
 
 def plain_names(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:

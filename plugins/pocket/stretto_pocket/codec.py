@@ -18,18 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stretto.codecs import device
-from stretto.codecs.base import CodecSpec, Stateful, Window
+from stretto.codecs.base import CodecSpec, Stateful
 from stretto.codecs.causal import Convolution, Downsampling, ResidualBlock, Upsampling, run
-from stretto.codecs.kernels.operators import runs_kernels
-from stretto.codecs.memory import Memory, encoded_parts, num_kept
+from stretto.codecs.memory import CausalCodec, Memory, encoded_parts, num_kept
 from stretto.codecs.rotary_attention import (
     GELU_FORMS,
     Layer,
     TransformerConfig,
+    can_launch,
     frequencies_of,
-    rotation_at,
-    visible,
+    run_layers,
 )
 from stretto.codecs.streaming import Elu, prepare, prepare_products
 from stretto.errors import CheckpointError, InvalidRequest
@@ -129,7 +127,6 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig, dimension: int) -> None:
         super().__init__()
         width = config.d_model
-        self.before = config.context - 1
         self.transformer = Stack(config)
         is_projected = width != dimension
         self.input_proj = nn.Linear(dimension, width, bias=False) if is_projected else nn.Identity()
@@ -139,20 +136,10 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, first: Tensor, memory: Memory) -> Tensor:
         """Return outputs [B, C, n] for x [B, C, n]; `first` [B] is the position of x's first step."""
-        if runs_kernels(x) and device.can_attend(self.transformer.layers[0].self_attn.sizes):
-            return self._launch(x, first, memory)
-        x = self.input_proj(x.transpose(1, 2))
-        rotation = rotation_at(first, x.shape[1], self.frequencies).to(x.dtype)
-        is_seen = visible(first, x.shape[1], self.before)
-        for layer in self.transformer.layers:
-            x = layer(x, rotation, is_seen, memory)
-        return self.output_projs[0](x).transpose(1, 2)
-
-    def _launch(self, x: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        x = self.input_proj(device.rows_of(x))
-        window = device.window_of(first, x.shape[1], self.frequencies)
-        for layer in self.transformer.layers:
-            x = layer.launch(x, window, memory)
+        steps = x.transpose(1, 2)
+        if can_launch(self.transformer.layers, x):
+            steps = steps.contiguous()
+        x = run_layers(self.transformer.layers, self.input_proj(steps), first, self.frequencies, memory)
         return self.output_projs[0](x).transpose(1, 2)
 
 
@@ -216,7 +203,7 @@ class Downsample(nn.Module):
         self.conv = Downsampling(channels, out_channels, stride, bias=False, repeats_first=True)
 
 
-class PocketCodec(nn.Module):
+class PocketCodec(CausalCodec):
     """Pocket TTS codec. Its state is the decoder's memory; windows need no neighbouring frames."""
 
     emb_mean: Tensor
@@ -243,7 +230,7 @@ class PocketCodec(nn.Module):
             reads_rows=True,
             are_latents=True,
         )
-        self._num_kept = num_kept(self.upsample, self.decoder_transformer, self.decoder)
+        self.state_size = num_kept(self.upsample, self.decoder_transformer, self.decoder)
         self._has_encoder = config.encoder is not None
         if config.encoder is not None:
             seanet_encoder, transformer = config.encoder
@@ -273,24 +260,16 @@ class PocketCodec(nn.Module):
             parts.append(self.downsample.conv(x, memory))
         return torch.cat(parts, 2)[0].float().cpu().view(torch.int32).numpy()
 
-    def initial_state(self, batch: int) -> Tensor:
-        """Return zeros, the state before any frame has been decoded."""
-        return self.emb_mean.new_zeros(batch, self._num_kept)
-
-    @torch.inference_mode()
-    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode the window's latents; return the waveform [B, n] in [-1, 1] and the next state."""
-        words, first = (tensor.to(window.state.device) for tensor in (window.codes[:, :, window.left :], window.first))
-        latents = words.to(torch.int32).contiguous().view(torch.float32).to(self.emb_mean.dtype)
-        memory = Memory(window.state, first, words.shape[2], rows=window.rows)
+    def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
+        """Decode frames (see `CausalCodec`)."""
+        latents = codes.to(torch.int32).contiguous().view(torch.float32).to(self.emb_mean.dtype)
         x = self.quantizer.output_proj(latents * self.emb_std[:, None] + self.emb_mean[:, None])
         x = self.decoder_transformer(self.upsample.convtr(x, memory), first * self._stride, memory)
         pcm = run(list(self.decoder.model), x, memory)[:, 0]
-        assert memory.is_complete, "every layer has stored its state"
         ramp = torch.linspace(0, 1, self._num_faded, device=pcm.device, dtype=pcm.dtype)
         begins = (first == 0)[:, None]
         pcm[:, : self._num_faded] = torch.where(begins, pcm[:, : self._num_faded] * ramp, pcm[:, : self._num_faded])
-        return pcm.clamp(-1, 1), memory.after
+        return pcm.clamp(-1, 1)
 
 
 def codec_shapes(config: PocketConfig) -> dict[str, tuple[int, ...]]:

@@ -21,7 +21,7 @@ from transformers import PretrainedConfig
 from stretto.codecs.base import CodecSpec, Stateful, Window, Windowed
 from stretto.codecs.causal import KERNEL, Block, ConvNext, Convolution, SnakeBeta, Upsampling, samples_of
 from stretto.codecs.kernels.operators import runs_kernels
-from stretto.codecs.memory import Memory, num_kept
+from stretto.codecs.memory import CausalCodec, Memory, num_kept
 from stretto.codecs.qwen3_12hz.decoder import DecoderShape, Transformer
 from stretto.codecs.streaming import prepare
 from stretto.errors import CheckpointError, InvalidRequest
@@ -34,7 +34,7 @@ SAMPLE_RATE = 24_000  # not in config.json; used by the model card's examples
 INPUT_RATE = 16_000  # of the thinker's audio encoder
 
 
-class Code2Wav(nn.Module):
+class Code2Wav(CausalCodec):
     """Code2wav, a codec without an encoder. The state consists of the last inputs of every layer."""
 
     def __init__(self, shape: DecoderShape) -> None:
@@ -67,27 +67,18 @@ class Code2Wav(nn.Module):
             tail_samples=late,
             input_rate=INPUT_RATE,
         )
-        self._num_kept = num_kept(self)
+        self.state_size = num_kept(self)
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Raise InvalidRequest, because the encoder is not published."""
         raise InvalidRequest("audio", f"no audio ({self.spec.name} can only decode)", "audio")
 
-    def initial_state(self, batch: int) -> Tensor:
-        """Return zeros, the state before any frame has been decoded."""
-        return next(self.parameters()).new_zeros(batch, self._num_kept)
-
-    @torch.inference_mode()
-    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
-        codes, first = (tensor.to(window.state.device) for tensor in (window.codes[:, :, window.left :], window.first))
-        frames = codes.shape[2]
-        memory = Memory(window.state, first, frames, window.right, window.rows)
-        pcm = self(codes, first, memory)
+    def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
+        """Decode frames (see `CausalCodec`)."""
+        pcm: Tensor = self(codes, first, memory)
         begin = self.spec.tail_samples
-        assert memory.is_complete, "every layer has stored its state"
-        stop = begin + self.spec.num_samples(frames - window.right, window.right)
-        return pcm[:, begin:stop].clamp(-1, 1), memory.after
+        stop = begin + self.spec.num_samples(codes.shape[2] - memory.right, memory.right)
+        return pcm[:, begin:stop].clamp(-1, 1)
 
     def forward(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
         """Decode codes to samples [B, n · hop].

@@ -82,7 +82,6 @@ class TokenizerConfig:
 
         Args:
             record: Section `audio_config` or `semantic_model_config`.
-            name: Name of the section, for error messages.
 
         Raises:
             CheckpointError: If the section describes a different kind of tokenizer.

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codecs import streaming
-from stretto.codecs.base import CodecSpec, Stateful, Window
+from stretto.codecs.base import CodecSpec, Stateful
 from stretto.codecs.causal import (
     DILATIONS,
     KERNEL,
@@ -36,7 +36,7 @@ from stretto.codecs.causal import (
 )
 from stretto.codecs.device import StatePart
 from stretto.codecs.kernels.operators import runs_kernels
-from stretto.codecs.memory import Memory, num_kept
+from stretto.codecs.memory import CausalCodec, Memory, num_kept
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
@@ -249,7 +249,7 @@ class Decoder(nn.Module):
         return self.leave(self.act(x), memory)[:, 0].tanh()
 
 
-class AudioVae(nn.Module):
+class AudioVae(CausalCodec):
     """VoxCPM2 codec. Its state is the decoder's memory; windows need no neighbouring frames."""
 
     def __init__(self, config: AudioVaeConfig) -> None:
@@ -268,7 +268,7 @@ class AudioVae(nn.Module):
             input_rate=config.input_rate,
             are_latents=True,
         )
-        self._num_kept = num_kept(self.decoder)
+        self.state_size = num_kept(self.decoder)
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
@@ -279,20 +279,12 @@ class AudioVae(nn.Module):
         latents = self.encoder(samples[None, None])[0].T.float().contiguous().cpu().numpy()
         return latents.reshape(-1, self.config.num_words).view(np.int32).T.astype(np.int64)
 
-    def initial_state(self, batch: int) -> Tensor:
-        """Return zeros, the state before any frame has been decoded."""
-        return self.decoder.leave.conv.weight.new_zeros(batch, self._num_kept)
-
-    @torch.inference_mode()
-    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode the window's latents; return the waveform [B, n] in [-1, 1] and the next state."""
-        words, first = (tensor.to(window.state.device) for tensor in (window.codes[:, :, window.left :], window.first))
-        latents = words.to(torch.int32).contiguous().view(torch.float32).to(window.state.dtype)
+    def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
+        """Decode frames (see `CausalCodec`)."""
+        latents = codes.to(torch.int32).contiguous().view(torch.float32).to(self.decoder.leave.conv.weight.dtype)
         patches = latents.transpose(1, 2).unflatten(2, (self.config.num_latents, self.config.num_numbers))
-        memory = Memory(window.state, first, words.shape[2], rows=window.rows)
-        pcm = self.decoder(patches.flatten(1, 2).transpose(1, 2).contiguous(), memory)
-        assert memory.is_complete, "every layer has stored its state"
-        return pcm, memory.after
+        pcm: Tensor = self.decoder(patches.flatten(1, 2).transpose(1, 2).contiguous(), memory)
+        return pcm
 
 
 def published_names(config: AudioVaeConfig) -> dict[str, str]:

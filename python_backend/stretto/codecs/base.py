@@ -449,9 +449,6 @@ def load_codec(name: str, directory: Path, device: str = "cpu", num_codebooks: i
     """Load the codec called `name`.
 
     Args:
-        name: Name of the codec.
-        directory: Folder with the weights.
-        device: torch device.
         num_codebooks: Number of codebooks to use, counted from the first; None for all.
 
     Raises:

@@ -151,8 +151,6 @@ class Link:
     """Layer with a launch of its own, and what connects it to the layers before it.
 
     Attributes:
-        layer: The layer.
-        activation: Activation of its input.
         begins_residual: True if its input, before the activation, is a residual.
         ends_residual: True if the last residual is added to its output.
     """
@@ -209,8 +207,6 @@ def run(layers: Sequence[nn.Module], x: Tensor, memory: Memory, in_parts: bool =
     """Apply layers one after another to x [B, C, n]; each activation is applied by the layer that follows it.
 
     Args:
-        layers: The layers.
-        x: Their input.
         memory: State before and after the window.
         in_parts: False to process the whole batch in each layer on a CPU, too, for layers whose outputs become smaller.
     """
@@ -293,7 +289,6 @@ class Block(nn.Module):
 
     Args:
         late: Numbers of steps at an utterance's start to set to zero, in the block's input and in its output.
-        snake: Class of the activations.
     """
 
     def __init__(
@@ -352,7 +347,6 @@ def samples_of(x: Tensor, memory: Memory, upsample: nn.ModuleList, decoder: nn.M
     Args:
         x: Latents, [B, C, n].
         memory: State before and after the window.
-        upsample: Upsampling stages.
         decoder: Layers after the upsampling stages.
 
     Returns:

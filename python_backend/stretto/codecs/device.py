@@ -52,7 +52,6 @@ class Rotation:
 
     Attributes:
         cosines: Cosines of n steps, [B, n, head_dim / 2].
-        sines: Sines of these steps.
         num_rotated: Number of columns of queries and keys, before those of the values.
         is_paired: True if a coordinate is paired with the next one, otherwise with that of the other half.
     """
@@ -128,7 +127,6 @@ def convolve(
         x: Inputs, [B, C, n].
         conv: Convolution or, without a dilation, transposed one that `is_supported`.
         state: Part of a causal layer in the state, which replaces its padding; None for the padding of torch.
-        ending: What is done with the sums.
     """
     sizes = sizes_of(x.shape[2], conv) if state is None else causal_sizes(x, conv, state)
     tensors = NO_STATE if state is None else state.tensors()
@@ -217,7 +215,6 @@ class JointCodebooks:
         """Return the sums [B, n, O] of the projected entries of codes [B, K, n], in two launches.
 
         Args:
-            codes: Codes of the first K codebooks.
             last_code: Code for which higher ones count, in codebooks after the first.
         """
         num_books = codes.shape[1]
@@ -248,12 +245,7 @@ class SplitCodebooks:
     weight: Tensor
 
     def sum_of(self, codes: Tensor, num_first: int) -> Tensor:
-        """Return the projected sums [B, O, n] of codes [B, K, n], in two launches.
-
-        Args:
-            codes: Codes of the first K codebooks.
-            num_first: Number of codebooks of the first group.
-        """
+        """Return the projected sums [B, O, n] of codes [B, K, n], in two launches."""
         num_books = codes.shape[1]
         num_others = max(1, num_books - num_first)
         last_code = self.entries.shape[1] - 1
@@ -338,7 +330,6 @@ def joined_weight(layers: Sequence[nn.Linear], is_interleaved: bool = False) -> 
     """Return the weights of linear layers with the same inputs as one weight, which at first use becomes their memory.
 
     Args:
-        layers: The layers.
         is_interleaved: True if their outputs alternate.
     """
     weights = [layer.weight for layer in layers]
@@ -365,7 +356,6 @@ class Window:
     Attributes:
         first: Position of the first step, [B].
         cosines: Cosines of the rotary embedding, [B, n, head_dim / 2].
-        sines: Sines of it.
     """
 
     first: Tensor
@@ -384,8 +374,6 @@ class Heads:
     """Sizes of an attention layer.
 
     Attributes:
-        number: Number of heads of the queries.
-        num_kv: Number of heads of the keys and values.
         width: Size of a head, a power of two.
         before: Number of earlier steps that a step attends to.
         is_paired: As in `Rotation`.
@@ -416,10 +404,7 @@ def attend(
 
     Args:
         x: Steps, [B, n, C].
-        norm: Norm of the steps.
         weight: Weight of queries, keys and values, [(number + 2 · num_kv) · width, C].
-        heads: Sizes of the layer.
-        window: Positions of the steps.
         state: The last keys and values, [B, before · 2 · num_kv · width].
         last: Layer of the outputs, without a bias, and its gain, [C] or None.
     """

@@ -15,10 +15,6 @@ class FrameEncoder(Protocol):
     """Encoder with a fixed-size state per recording.
 
     Encoding a recording in parts of whole frames gives the same codes as encoding it in one pass.
-
-    Attributes:
-        samples_per_frame: Samples per frame.
-        num_codebooks: K, the number of codebooks.
     """
 
     samples_per_frame: int
@@ -44,11 +40,7 @@ class FrameEncoder(Protocol):
 
 @dataclass
 class EncodedStream:
-    """One recording: samples that are not encoded yet, the encoder state, and codes.
-
-    Attributes:
-        num_frames: Number of frames encoded so far.
-    """
+    """One recording: samples that are not encoded yet, the encoder state, and codes."""
 
     encoder: FrameEncoder
     num_frames: int = 0
@@ -96,7 +88,6 @@ def encode_ready(encoder: FrameEncoder, streams: Sequence[EncodedStream], max_ba
     """Encode all complete frames of `streams`, batching frames of several recordings.
 
     Args:
-        encoder: Encoder of all streams.
         streams: Recordings, which may be at different positions.
         max_batch: Maximum number of recordings in a batch.
     """
@@ -110,7 +101,6 @@ def encode_round(
     """Encode at least one frame of every stream that has a complete frame.
 
     Args:
-        encoder: Encoder of all streams.
         streams: Recordings, which may be at different positions.
         max_batch: Maximum number of recordings in a batch.
         max_frames: Maximum number of frames to encode per recording.

@@ -60,7 +60,6 @@ def read_part(directory: Path, file_name: str) -> dict[str, Tensor]:
     """Return the tensors of one part of the release in float32, with weight norms multiplied out.
 
     Args:
-        directory: Folder of the release.
         file_name: `flow` or `hift`, the name of a `.pt` file without its suffix.
 
     Raises:
@@ -482,7 +481,6 @@ class Glm4VoiceCodec(nn.Module):
 
         Args:
             memory: State after the previous block.
-            mel: Mel frames of the block.
             goes_on: True unless this is the first block.
         """
         spoken = mel[..., : -self.overlap]

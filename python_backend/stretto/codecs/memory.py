@@ -6,6 +6,7 @@ from copy import copy
 import torch
 from torch import Tensor, nn
 
+from stretto.codecs.base import Window
 from stretto.codecs.device import StatePart
 from stretto.codecs.streaming import Elu, Snake, joined
 
@@ -30,7 +31,7 @@ class Memory:
         self._before = state
         self._first = first
         self._frames = frames
-        self._right = right
+        self.right = right
         self._rows = rows
         self.after = torch.empty_like(state) if rows is None else state
         self._at = 0
@@ -59,7 +60,7 @@ class Memory:
         begin = self._at
         stop = begin + x[0].numel() // x.shape[time] * steps
         self._at = stop
-        again = x.shape[time] * self._right // self._frames
+        again = x.shape[time] * self.right // self._frames
         shape = [*x.shape[:time], steps, *x.shape[time + 1 :]]
         before = self._read(begin, stop).view(shape)
         both = joined(before, x, activation) if time == 2 else torch.cat([before, x], time)
@@ -80,12 +81,11 @@ class Memory:
 
         Args:
             size: Number of elements; 0 for a layer without earlier inputs.
-            num_new: Number of new inputs.
             late: Number of inputs at an utterance's start that count as zeros.
         """
         begin = self._at
         self._at = begin + size
-        again = num_new * self._right // self._frames
+        again = num_new * self.right // self._frames
         if not size:
             return StatePart(None, None, again, self._first, late)
         before = self._before[:, begin : self._at]
@@ -113,6 +113,33 @@ class Memory:
         return x.masked_fill((is_before & self.is_start[:, None])[:, None], 0)
 
 
+class CausalCodec(nn.Module):
+    """Base class of codecs of causal layers. Their state is the memory of these layers.
+
+    Subclasses define `samples`, and set `state_size` to the number of elements in the state of an utterance.
+    """
+
+    state_size: int
+
+    def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
+        """Decode codes [B, K, n], frames from `first` [B] on with right context, to samples [B, m] in [-1, 1]."""
+        raise NotImplementedError
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return zeros, the state before any frame has been decoded."""
+        return next(self.parameters()).new_zeros(batch, self.state_size)
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Decode a window (see `base.Codec.decode`)."""
+        codes = window.codes[:, :, window.left :].to(window.state.device)
+        first = window.first.to(window.state.device)
+        memory = Memory(window.state, first, codes.shape[2], window.right, window.rows)
+        pcm = self.samples(codes, first, memory)
+        assert memory.is_complete, "every layer has stored its state"
+        return pcm, memory.after
+
+
 def num_kept(*parts: nn.Module) -> int:
     """Return the number of elements in the state of one utterance that the layers of these modules store."""
     return sum(getattr(layer, "kept", 0) for module in parts for layer in module.modules())
@@ -126,7 +153,6 @@ def encoded_parts(samples: Tensor, hop: int, state: Tensor) -> Iterator[tuple[Te
 
     Args:
         samples: Samples of whole frames, [n].
-        hop: Number of samples per frame.
         state: State before the first part, [1, D].
 
     Yields:

@@ -20,16 +20,15 @@ from transformers.models.mimi.modeling_mimi import (
     MimiConvTranspose1d,
     MimiResnetBlock,
     MimiTransformerLayer,
-    MimiTransformerModel,
 )
 
 from stretto.codecs import device
-from stretto.codecs.base import Codec, CodecSpec, Stateful, Window
+from stretto.codecs.base import Codec, CodecSpec, Stateful
 from stretto.codecs.causal import Convolution, Downsampling, ResidualBlock, Upsampling, run
 from stretto.codecs.kernels.operators import runs_kernels
-from stretto.codecs.memory import Memory, num_kept
-from stretto.codecs.qwen3_12hz.decoder import Attention, TransformerShape, rotation_at
-from stretto.codecs.rotary_attention import visible
+from stretto.codecs.memory import CausalCodec, Memory, num_kept
+from stretto.codecs.qwen3_12hz.decoder import Attention, TransformerShape
+from stretto.codecs.rotary_attention import run_layers
 from stretto.codecs.seanet import keep_lengths_on_host
 from stretto.codecs.streaming import Elu, prepare, prepare_products
 from stretto.errors import CheckpointError, shown
@@ -97,52 +96,35 @@ def attention_of(layer: MimiTransformerLayer) -> Attention:
     return attention
 
 
-class Transformer:
-    """Transformer between the codebooks and the convolutions, with transformers' weights.
+class Layer:
+    """Layer of the transformer, with transformers' weights."""
 
-    Attributes:
-        kept: Number of elements in the state of an utterance.
-    """
+    def __init__(self, published: MimiTransformerLayer) -> None:
+        self._published = published
+        self.self_attn = attention_of(published)
 
-    def __init__(self, model: MimiTransformerModel) -> None:
-        self._published = model
-        self._attention = [attention_of(layer) for layer in model.layers]
-        self.kept = sum(attention.kept for attention in self._attention)
+    def __call__(self, x: Tensor, rotation: tuple[Tensor, Tensor], is_seen: Tensor, memory: Memory) -> Tensor:
+        """Return the outputs [B, n, C]."""
+        layer = self._published
+        attended = self.self_attn(layer.input_layernorm(x), rotation, is_seen, memory)
+        x = x + layer.self_attn_layer_scale(attended)
+        return x + layer.mlp_layer_scale(layer.mlp(layer.post_attention_layernorm(x)))
 
-    def __call__(self, x: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Return the outputs [B, C, n] for x [B, C, n]; `first` [B] is the position of x's first step."""
-        frequencies = self._published.rotary_emb.inv_freq
-        steps = x.transpose(1, 2)
-        if runs_kernels(x) and device.can_attend(self._attention[0].sizes):
-            window = device.window_of(first, x.shape[2], frequencies)
-            steps = steps.contiguous()
-            for layer, attention in zip(self._published.layers, self._attention, strict=True):
-                steps = launch_layer(layer, attention, steps, window, memory)
-            return steps.transpose(1, 2)
-        rotation = rotation_at(first, x.shape[2], frequencies, x.dtype)
-        is_seen = visible(first, x.shape[2], self._attention[0].before)
-        for layer, attention in zip(self._published.layers, self._attention, strict=True):
-            attended = attention(layer.input_layernorm(steps), rotation, is_seen, memory)
-            steps = steps + layer.self_attn_layer_scale(attended)
-            steps = steps + layer.mlp_layer_scale(layer.mlp(layer.post_attention_layernorm(steps)))
-        return steps.transpose(1, 2)
+    def launch(self, x: Tensor, window: device.Window, memory: Memory) -> Tensor:
+        """Return the outputs [B, n, C] on a GPU, in five launches."""
+        layer = self._published
+        attention = self.self_attn
+        weight = device.joined_weight([attention.q_proj, attention.k_proj, attention.v_proj])
+        state = memory.part(attention.kept, x.shape[1])
+        last = attention.o_proj, layer.self_attn_layer_scale.scale
+        x = device.attend(x, device.norm_of(layer.input_layernorm), weight, attention.sizes, window, state, last)
+        norm = device.norm_of(layer.post_attention_layernorm)
+        wide = device.multiply(x, layer.mlp.fc1.weight, None, norm, device.Ending(activation="gelu"))
+        ending = device.Ending(gain=layer.mlp_layer_scale.scale, residual=x)
+        return device.multiply(wide, layer.mlp.fc2.weight, ending=ending)
 
 
-def launch_layer(
-    layer: MimiTransformerLayer, attention: Attention, x: Tensor, window: device.Window, memory: Memory
-) -> Tensor:
-    """Return the outputs [B, n, C] of a layer on a GPU, in five launches."""
-    weight = device.joined_weight([attention.q_proj, attention.k_proj, attention.v_proj])
-    state = memory.part(attention.kept, x.shape[1])
-    last = attention.o_proj, layer.self_attn_layer_scale.scale
-    x = device.attend(x, device.norm_of(layer.input_layernorm), weight, attention.sizes, window, state, last)
-    norm = device.norm_of(layer.post_attention_layernorm)
-    wide = device.multiply(x, layer.mlp.fc1.weight, None, norm, device.Ending(activation="gelu"))
-    ending = device.Ending(gain=layer.mlp_layer_scale.scale, residual=x)
-    return device.multiply(wide, layer.mlp.fc2.weight, ending=ending)
-
-
-class MimiCodec(nn.Module):
+class MimiCodec(CausalCodec):
     """Mimi with an exact streaming decoder, whose state [B, D] has the last inputs of all its layers."""
 
     def __init__(self, model: MimiModel) -> None:
@@ -152,9 +134,9 @@ class MimiCodec(nn.Module):
         self.model = model
         # In lists, because the model has registered their weights.
         self._upsample = [causal(model.upsample)]
-        self._transformer = Transformer(model.decoder_transformer)
+        self._layers = [Layer(layer) for layer in model.decoder_transformer.layers]
         self._decoder = [causal(layer) for layer in model.decoder.layers]
-        self._num_kept = num_kept(*self._upsample, *self._decoder) + self._transformer.kept
+        self.state_size = num_kept(*self._upsample, *self._decoder, *(layer.self_attn for layer in self._layers))
         self._codebooks: device.SplitCodebooks | None = None
         self.spec = CodecSpec(
             name="mimi",
@@ -178,21 +160,12 @@ class MimiCodec(nn.Module):
         codes = self.model.encode(samples[None, None], num_quantizers=self.spec.num_codebooks)[0]
         return codes[0].cpu().numpy()
 
-    def initial_state(self, batch: int) -> Tensor:
-        """Return zeros, the state before any frame has been decoded."""
-        return next(self.parameters()).new_zeros(batch, self._num_kept)
-
-    @torch.inference_mode()
-    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode the window's codes; return the waveform [B, n] in [-1, 1] and the next state."""
-        codes = window.codes[:, :, window.left :].to(window.state.device)
-        first = window.first.to(window.state.device)
-        memory = Memory(window.state, first, codes.shape[2], rows=window.rows)
+    def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
+        """Decode frames (see `CausalCodec`)."""
         x = self._upsample[0](self._latents(codes), memory)
-        x = self._transformer(x, first * STEPS, memory)
-        pcm = run(self._decoder, x, memory)[:, 0]
-        assert memory.is_complete, "every layer has stored its state"
-        return pcm.clamp(-1, 1), memory.after
+        frequencies = self.model.decoder_transformer.rotary_emb.inv_freq
+        x = run_layers(self._layers, x.transpose(1, 2), first * STEPS, frequencies, memory)
+        return run(self._decoder, x.transpose(1, 2), memory)[:, 0].clamp(-1, 1)
 
     def _latents(self, codes: Tensor) -> Tensor:
         """Return the sums [B, C, n] of the entries of codes [B, K, n]."""

@@ -93,13 +93,7 @@ class RingTransformer:
 
 
 class MimiEncoder:
-    """Streaming encoder; the caller owns the state of each recording.
-
-    Attributes:
-        samples_per_frame: Samples per frame.
-        num_codebooks: K, the number of codebooks.
-        state_size: D, the size of a recording's state.
-    """
+    """Streaming encoder; the caller owns the state of each recording."""
 
     def __init__(self, codec: MimiCodec) -> None:
         model = codec.model

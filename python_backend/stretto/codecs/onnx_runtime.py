@@ -87,7 +87,6 @@ def load(name: str, directory: Path, device: str = "cpu", threads: int = 1) -> O
     """Return the exported codec called `name`.
 
     Args:
-        name: Name of the codec.
         directory: Checkpoint folder. The file is in it or in its subfolder `codec/`.
         device: `cpu` or `cuda:<n>`.
         threads: Number of onnxruntime threads on the CPU.

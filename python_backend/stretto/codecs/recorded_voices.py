@@ -32,13 +32,8 @@ class VoiceTable:
     """Recorded voices by number.
 
     Attributes:
-        first: Smallest number of a recorded voice.
-        num_codes: Number of different codes.
-        num_mels: Number of mel bins.
-        speaker: Width of an x-vector.
         most: Maximum number of tokens in a voice.
         step: The number of tokens in every voice is a multiple of `step`.
-        voices: The voices.
     """
 
     first: int
@@ -56,7 +51,6 @@ class VoiceTable:
             tokens: Tokens of the recording, int32 [n].
             mel: Its mel spectrogram, float32 [2 n, M].
             x_vector: x-vector of the speaker, float32 [E].
-            device: Device of the codec.
 
         Raises:
             InvalidRequest: If an array has a size or values that the codec does not accept.
@@ -90,9 +84,7 @@ class RecordedVoiceCodec(nn.Module):
     """Base class of decode-only codecs that support recorded voices in addition to their own.
 
     Attributes:
-        spec: Constants of the codec.
         noise: Noise of the flow, on the codec's device.
-        recorded: Recorded voices, by number.
     """
 
     spec: CodecSpec

@@ -1,6 +1,8 @@
 """Transformer layers with sliding-window attention and rotary embeddings, which keep keys and values in the state."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codecs import device
+from stretto.codecs.kernels.operators import runs_kernels
 from stretto.codecs.memory import Memory
 
 NORM_EPS = 1e-5
@@ -39,6 +42,7 @@ class Attention(nn.Module):
         self.kept = 2 * self.before * config.d_model
         width = config.d_model // config.num_heads
         self.sizes = device.Heads(self.heads, self.heads, width, self.before, is_paired=True)
+        self.rotation_at = rotation_at
 
     def forward(self, x: Tensor, rotation: Tensor, is_seen: Tensor, memory: Memory) -> Tensor:
         """Return the output [B, n, C] for x [B, n, C] and the mask is_seen [B, 1, n, before + n]."""
@@ -58,11 +62,11 @@ def frequencies_of(config: TransformerConfig) -> Tensor:
     return exponents.exp()
 
 
-def rotation_at(first: Tensor, num_steps: int, frequencies: Tensor) -> Tensor:
-    """Return the cosines and sines for n steps from position `first` [B], float32 [B, n, 1, D / 2, 2]."""
+def rotation_at(first: Tensor, num_steps: int, frequencies: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the cosines and sines for n steps from position `first` [B], [B, n, 1, D / 2, 2]."""
     steps = first[:, None] + torch.arange(num_steps, device=first.device)
     angles = (steps.float()[..., None] * frequencies.float())[:, :, None]
-    return torch.stack([angles.cos(), angles.sin()], -1)
+    return torch.stack([angles.cos(), angles.sin()], -1).to(dtype)
 
 
 def visible(first: Tensor, num_steps: int, before: int) -> Tensor:
@@ -124,3 +128,31 @@ class Layer(nn.Module):
 
 def _gain(scale: nn.Module) -> Tensor | None:
     return scale.scale if isinstance(scale, Scale) else None
+
+
+def can_launch(layers: Sequence[Any], x: Tensor) -> bool:
+    """Return True if the layers have kernels for x."""
+    return runs_kernels(x) and device.can_attend(layers[0].self_attn.sizes)
+
+
+def run_layers(layers: Sequence[Any], x: Tensor, first: Tensor, frequencies: Tensor, memory: Memory) -> Tensor:
+    """Return the outputs [B, n, C] of layers, here or of the Qwen3-TTS codec, for n steps.
+
+    Args:
+        x: Steps, [B, n, C].
+        first: Position of the first step of each utterance, [B].
+        frequencies: Rotary frequencies of a head, [D / 2].
+        memory: State before and after the window.
+    """
+    if can_launch(layers, x):
+        x = x.contiguous()
+        window = device.window_of(first, x.shape[1], frequencies)
+        for layer in layers:
+            x = layer.launch(x, window, memory)
+        return x
+    attention = layers[0].self_attn
+    rotation = attention.rotation_at(first, x.shape[1], frequencies, x.dtype)
+    is_seen = visible(first, x.shape[1], attention.before)
+    for layer in layers:
+        x = layer(x, rotation, is_seen, memory)
+    return x

@@ -57,10 +57,8 @@ def load_semantic(
     The checkpoint may lack tensors that are used only for encoding and training; the codec then cannot encode.
 
     Args:
-        name: Name of the codec.
         model_class: transformers model class for the checkpoint.
         directory: Folder of the checkpoint.
-        codec_class: Class of the codec.
 
     Raises:
         CheckpointError: If any other tensor is missing, or a tensor is unknown, not finite or of the wrong shape.

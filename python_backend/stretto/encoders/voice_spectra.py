@@ -39,34 +39,36 @@ ROLL_OFF = 0.99
 
 @cache
 def _sinc_kernel(source: int, target: int) -> tuple[Tensor, int]:
-    """Return windowed sinc filters, float32 [target, 1, m], and how many samples each extends to the left."""
-    cutoff = min(source, target) * ROLL_OFF
-    before = math.ceil(SINC_ZEROS * source / cutoff)
-    offsets = torch.arange(-before, before + source, dtype=torch.float64) / source
-    times = (offsets - torch.arange(target, dtype=torch.float64)[:, None] / target) * cutoff
-    times = times.clamp(-SINC_ZEROS, SINC_ZEROS)
-    window = torch.cos(times * math.pi / (2 * SINC_ZEROS)).square()
-    return (torch.sinc(times) * window * (cutoff / source)).float()[:, None], before
+    """Return windowed sinc filters, float64 [target, 1, m], and how many samples each extends to the left."""
+    cutoff = ROLL_OFF * min(source, target) / source
+    before = math.ceil(SINC_ZEROS / cutoff)
+    offsets = torch.arange(-before, before + source, dtype=torch.float64)
+    phase = torch.arange(target, dtype=torch.float64) * source / target
+    times = ((offsets - phase[:, None]) * cutoff).clamp(-SINC_ZEROS, SINC_ZEROS)
+    window = (times * math.pi / (2 * SINC_ZEROS)).cos().square()
+    return (cutoff * torch.sinc(times) * window)[:, None], before
 
 
 def resample_by_sinc(pcm: Tensor, sample_rate: int, target_rate: int) -> Tensor:
     """Resample with a Hann-windowed sinc of width 6 and a rolloff of 0.99, as torchaudio does by default.
 
     Args:
-        pcm: Samples, float32 [n].
+        pcm: Samples, [B, n]; silence is assumed before and after them.
         sample_rate: Sample rate of `pcm` in Hz.
         target_rate: Sample rate of the result in Hz.
 
     Returns:
-        Samples, float32 [ceil(n * target_rate / sample_rate)].
+        Samples, [B, ceil(n * target_rate / sample_rate)].
     """
     shared = math.gcd(sample_rate, target_rate)
     source = sample_rate // shared
     target = target_rate // shared
+    if source == target:
+        return pcm
     kernel, before = _sinc_kernel(source, target)
-    padded = F.pad(pcm, (before, before + source))
-    samples = F.conv1d(padded[None, None], kernel.to(pcm.device), stride=source)[0]
-    return samples.T.reshape(-1)[: -(-len(pcm) * target // source)]
+    padded = F.pad(pcm[:, None], (before, before + source))
+    phases = F.conv1d(padded, kernel.to(pcm), stride=source)
+    return phases.transpose(1, 2).flatten(1)[:, : -(-pcm.shape[1] * target // source)]
 
 
 MEL_FOURIER = 1920

@@ -216,7 +216,6 @@ def load_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") -> Spe
     Args:
         checkpoint: Folder of the checkpoint.
         num_codes: Number of speech tokens in the language model's vocabulary.
-        device: torch device.
 
     Returns:
         The tokenizer, or None if the checkpoint has none.

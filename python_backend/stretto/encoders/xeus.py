@@ -401,7 +401,6 @@ def load_ssl_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") ->
     Args:
         checkpoint: Folder of the checkpoint.
         num_codes: Number of semantic codes in the language model's vocabulary.
-        device: torch device.
 
     Returns:
         The tokenizer, or None if the checkpoint has none.

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.decoder import stream
 from lab.releases.random_glm4_voice import write_glm4_voice
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.glm4_voice import PARTS, Glm4VoiceCodec, read_config
+from stretto.testing.codec_streams import stream
 from tests.codecs.glm4_voice.reference import EVERY, LENGTHS, PART, PROMPT, REFERENCE, SIZES, inputs, mel, tokens
 from tests.codecs.stored_results import StoredResults, thinned
 

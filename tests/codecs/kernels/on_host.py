@@ -1,16 +1,12 @@
-"""Runs the kernels of codecs in Triton's interpreter, on signals in host memory, in the layout of a GPU."""
+"""A small decoder for Triton's interpreter, and activations as the kernels document them."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from unittest.mock import patch
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.convolutions import as_on_a_gpu
 from stretto.codecs.causal import SnakeBeta
-from stretto.codecs.kernels import operators
 from stretto.codecs.memory import Memory, num_kept
 from stretto.codecs.qwen3_12hz.decoder import Decoder, DecoderShape
 from stretto.codecs.streaming import prepare_products
@@ -34,19 +30,6 @@ SHAPE = DecoderShape(
     upsampling_ratios=(2,),
     upsample_rates=(3, 2),
 )
-
-
-@contextmanager
-def kernels_on_host() -> Iterator[None]:
-    """Let codecs use their kernels in the `with` block."""
-    library = torch.library.Library("stretto", "FRAGMENT")
-    for name, kernel in operators.KERNELS.items():
-        library.impl(name, kernel, "CPU")
-    try:
-        with as_on_a_gpu(), patch.object(operators, "DEVICES", {"cpu"}), torch.inference_mode():
-            yield
-    finally:
-        library._destroy()
 
 
 def small_decoder() -> Decoder:

@@ -6,11 +6,10 @@ from torch import Tensor, nn
 from transformers import DacConfig
 from transformers.models.dac.modeling_dac import DacDecoder
 
-from benchmarks.decoder_memory import Launches
 from stretto.codecs.dac import share_layers
 from stretto.codecs.streaming import context, dac_layers, join_constants, samples_per_frame
-from tests.codecs.kernels.on_host import kernels_on_host
-from tests.codecs.streaming import largest
+from stretto.testing.codec_streams import largest
+from stretto.testing.fake_gpu import Launches, kernels_on_host
 from tests.tiers import by_night
 
 RATIOS = (3,)

@@ -1,4 +1,4 @@
-"""Layers of codecs on a GPU, in Triton's interpreter: filters, activations and states, and whole decoders."""
+"""Layers of codecs on a GPU, in Triton's interpreter: filters, activations and states."""
 
 import numpy as np
 import pytest
@@ -6,22 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.decoder_memory import Launches
 from stretto.codecs.causal import Convolution, Link, run_links
 from stretto.codecs.device import Convolving, Ending, StatePart, convolve
 from stretto.codecs.memory import Memory, num_kept
-from stretto.codecs.qwen3_12hz.decoder import Decoder
 from stretto.codecs.streaming import Elu, Snake, activated_on_device
-from tests.codecs.kernels.on_host import (
-    SHAPE,
-    activations_of,
-    decoded,
-    factors,
-    kernels_on_host,
-    random_codes,
-    small_decoder,
-)
-from tests.codecs.streaming import largest
+from stretto.testing.codec_streams import largest
+from stretto.testing.fake_gpu import kernels_on_host
+from tests.codecs.kernels.on_host import activations_of, factors
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -127,41 +118,6 @@ def test_linked_layers_give_the_same_as_on_the_host(activation: Snake | Elu | No
         begin += size
 
 
-def test_decoder_gives_the_same_in_any_chunk_and_batch() -> None:
-    """Torch rounds differently on a CPU; the kernels round each number in the same way."""
-    decoder = small_decoder()
-    codes = random_codes(2, 3)
-    expected, _ = decoded(decoder, codes, [3])
-    with kernels_on_host():
-        whole, last = decoded(decoder, codes, [3])
-        samples, state = decoded(decoder, codes[1:], [1, 2])
-    assert largest(whole - expected) <= 1e-5
-    assert torch.equal(samples, whole[1:])
-    assert torch.equal(state, last[1:])
-
-
-def test_states_are_read_and_written_in_rows_of_a_table() -> None:
-    """The second window reads the rows that the first one wrote; no other row changes."""
-    decoder = small_decoder()
-    codes = random_codes(2, 3)
-    windows = [(0, 1, [[0, 0], [4, 2]]), (1, 3, [[4, 2], [1, 3]])]  # first and last frame, rows
-    table = numbers(6, num_kept(decoder), seed=1)
-    table[0] = 0
-    untouched = table[[0, 5]].clone()
-    parts = list[Tensor]()
-    with kernels_on_host():
-        samples, state = decoded(decoder, codes, [1, 2])
-        for begin, end, rows in windows:
-            first = torch.full((2,), begin)
-            memory = Memory(table, first, end - begin, rows=torch.tensor(rows))
-            parts.append(decoder(codes[:, :, begin:end], first, memory))
-            assert memory.is_complete
-            assert memory.after is table
-    assert torch.equal(torch.cat(parts, 1), samples)
-    assert torch.equal(table[[1, 3]], state)
-    assert torch.equal(table[[0, 5]], untouched)
-
-
 def test_layers_of_torch_read_and_write_rows() -> None:
     """Layers without a kernel copy their parts of the states."""
     memory = Memory(numbers(4, 6), torch.zeros(2), 5, rows=torch.tensor([[0, 3], [2, 1]]))
@@ -171,29 +127,3 @@ def test_layers_of_torch_read_and_write_rows() -> None:
     assert torch.equal(both[:, :, :2], before[[0, 3]].view(2, 3, 2))
     assert torch.equal(memory.after[[2, 1]].view(2, 3, 2), x[:, :, 3:])
     assert torch.equal(memory.after[[0, 3]], before[[0, 3]])
-
-
-def test_launches_on_a_gpu() -> None:
-    """A layer is one launch with activations, residuals and states around it; one of the transformer is five."""
-    decoder = small_decoder()
-    num_blocks = len(decoder.upsample)
-    layers = decoder.decoder.modules()
-    num_layers = sum(isinstance(layer, nn.Conv1d | nn.ConvTranspose1d) for layer in layers)
-    names = launched(decoder.to("meta"), "meta")
-    num_products = 1 + 1 + (2 + 4 * SHAPE.num_hidden_layers) + 3 * num_blocks + num_layers
-    assert names.count("product") == num_products
-    assert names.count("depthwise") == num_blocks
-    assert names.count("attend") == SHAPE.num_hidden_layers
-    assert len(names) == num_products + num_blocks + SHAPE.num_hidden_layers + 2, "sums of entries, and rotations"
-
-
-def launched(decoder: Decoder, device: str) -> list[str]:
-    """Return the operators that compute on a device while two frames are decoded for a second time."""
-    with torch.device(device), torch.inference_mode():
-        codes = torch.zeros(1, SHAPE.num_quantizers, 2, dtype=torch.int64)
-        first = torch.zeros(1)
-        for _ in range(2):
-            memory = Memory(torch.zeros(1, num_kept(decoder)), first, 2)
-            with Launches() as launches:
-                decoder(codes, first, memory)
-    return launches.names

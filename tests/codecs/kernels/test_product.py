@@ -18,8 +18,9 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _ir
 from stretto.codecs.device import Convolving, Ending, Norm, StatePart, convolve, multiply
 from stretto.config import DecoderConfig
 from stretto.decoding.convolutions import convolutions_in, split, to_tf32
-from tests.codecs.kernels.on_host import activations_of, decoded, factors, kernels_on_host, random_codes, small_decoder
-from tests.codecs.streaming import largest
+from stretto.testing.codec_streams import largest
+from stretto.testing.fake_gpu import kernels_on_host
+from tests.codecs.kernels.on_host import activations_of, decoded, factors, random_codes, small_decoder
 from tests.tensor_cores import as_float, round_to_nearest
 from tests.tiers import by_night
 

@@ -11,7 +11,7 @@ from stretto.codecs.device import Ending, Rotation, joined_weight, joint_codeboo
 from stretto.codecs.kernels.sizes import GATE
 from stretto.codecs.qwen3_12hz.decoder import rotated as rotated_halves
 from stretto.codecs.rotary_attention import rotated as rotated_pairs
-from tests.codecs.kernels.on_host import kernels_on_host
+from stretto.testing.fake_gpu import kernels_on_host
 
 HEADS = 4
 KV_HEADS = 2

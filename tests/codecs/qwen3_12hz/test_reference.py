@@ -11,8 +11,8 @@ from lab.releases.random_qwen3_codec import write_qwen3_codec, write_speaker_enc
 from stretto.codecs.base import load_codec
 from stretto.encoders.x_vector import read_speaker_encoder
 from stretto.preprocessing.audio import resample
+from stretto.testing.codec_streams import chunks_of, stream
 from tests.codecs.qwen3_12hz.reference import EVERY, FRAMES, HEARD_S, REFERENCE, SPEAKER, codes, speech
-from tests.codecs.streaming import chunks_of, stream
 from tests.tiers import by_night
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

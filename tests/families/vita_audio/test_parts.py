@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.decoder import random_codes
 from lab.releases.random_glm4_voice import write_glm4_tokenizer, write_glm4_voice
 from stretto.config import DecoderConfig
 from stretto.convert.command import main
@@ -17,6 +16,7 @@ from stretto.records.chunk import Chunk
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment
+from stretto.testing.codec_streams import random_codes
 from tests.encoders.recordings import HEARD, speech
 from tests.fakes import RecordedReply
 from tests.vita_release import command, random_vita

@@ -1,8 +1,8 @@
 import pytest
 
-from benchmarks.decoder import chunks_of, random_codes, stream
 from lab.releases.random_codecs import STATEFUL, make_stateful
 from stretto.codecs.base import Stateful
+from stretto.testing.codec_streams import chunks_of, random_codes, stream
 
 LOOKAHEAD = {"espnet_dac": 7, "mimi": 0, "qwen3_12hz": 0, "qwen3_12hz_small": 0}
 

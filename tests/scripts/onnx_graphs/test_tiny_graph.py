@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from benchmarks.decoder import random_codes
 from scripts.onnx_graphs.tiny_graph import TinyGraph, erf
 from stretto.codecs.base import Window
+from stretto.testing.codec_streams import random_codes
 from tests.codecs.conftest import make_codec
 
 

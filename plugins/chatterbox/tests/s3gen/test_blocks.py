@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.decoder import chunks_of, random_codes, stream
 from plugins.chatterbox.lab import random_chatterbox
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import HostLauncher, warm_up
@@ -21,6 +20,7 @@ from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
 from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.layout import Segment
+from stretto.testing.codec_streams import chunks_of, random_codes, stream
 from stretto_chatterbox.s3gen import HISTORY, S3GenCodec, load, read_options
 from tests.fakes import RecordedReply
 from tests.tiers import by_night

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.decoder import chunks_of, random_codes, stream
 from plugins.cosyvoice3.lab.random_cosyvoice3 import SEEDS, random_codec, tensors, voice, write_codec
 from plugins.cosyvoice3.tests.codec.reference import EVERY, LENGTH, REFERENCE, STEPS, VOICES, inputs, mel, noise, tokens
 from stretto.codecs.base import Window
@@ -19,11 +18,13 @@ from stretto.codecs.recorded_voices import FlowVoice
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import HostLauncher, warm_up
 from stretto.decoder.worker import DecoderWorker
-from stretto.errors import CheckpointError, InvalidRequest
+from stretto.errors import CheckpointError
 from stretto.records.chunk import Chunk, Sound
 from stretto.records.sampling import OutputForm
 from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.layout import Segment
+from stretto.testing.codec_streams import chunks_of, random_codes, stream
+from stretto.testing.codec_suite import CodecCase, CodecSuite
 from stretto_cosyvoice3 import codec as ours
 from stretto_cosyvoice3.codec import AHEAD, CHUNK, HISTORY, CosyVoice3Codec, CosyVoice3Config, Prefix, load, prepared
 from tests.codecs.stored_results import StoredResults
@@ -32,6 +33,7 @@ from tests.tiers import by_night
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 FRAMES = 90
+QUERIES = "flow.decoder.estimator.transformer_blocks.0.attn.to_q.weight"
 
 
 def in_float64(codec: CosyVoice3Codec, *voices: tuple[np.ndarray, ...]) -> CosyVoice3Codec:
@@ -56,6 +58,66 @@ def spoken(codec: CosyVoice3Codec, codes: Tensor, sizes: list[int], voices: list
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codec, "initial_state", lambda batch: begin)
         return stream(codec, codes, sizes)
+
+
+def with_voice(codec: CosyVoice3Codec) -> CosyVoice3Codec:
+    """Return the codec, in which utterances have the voice 1."""
+    codec.add_voice(*VOICES["short"])
+    codec.recorded.voices[1].to(next(codec.parameters()).dtype)
+    begun = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    codec.initial_state = lambda batch: begun.repeat(batch, 1)  # type: ignore[method-assign]
+    return codec
+
+
+@torch.inference_mode()
+def decoded(codec: CosyVoice3Codec, codes: Tensor) -> Tensor:
+    """Decode complete utterances, whose samples blocks do not change."""
+    voice = codec.recorded.voices[1]
+    return torch.stack([codec.speak(codec.mel(row[0], voice), 0, 0, 2 * codes.shape[2], 0.0)[0] for row in codes])
+
+
+class TestCosyVoice3(CodecSuite):
+    case = CodecCase(
+        name="cosyvoice3",
+        write=write_codec,
+        spec={
+            "sample_rate": 24_000,
+            "samples_per_frame": 960,
+            "num_codebooks": 1,
+            "frame_rate": 25,
+            "blocks": (28, 50, 100),
+            "right_frames": 6,
+            "start_frames": 28,
+            "codebook_size": 6561,
+            "num_voices": 0,
+        },
+        prepare=with_voice,
+        decoded=decoded,
+        can_encode=False,
+        num_frames=FRAMES,
+        tolerance=1e-9,
+        float32_tolerance=5e-4,
+        weights="codec/model.safetensors",
+        config="codec/model.safetensors",
+        name_if_missing=lambda name: name.split(".")[0],
+        refused_edits=(
+            (
+                "codec/model.safetensors",
+                lambda tensors: tensors.pop("flow.input_embedding.weight"),
+                "expected a tensor of 2 dimensions, got none",
+            ),
+            (
+                "codec/model.safetensors",
+                lambda tensors: tensors.update({"hift.conv_pre.bias": torch.ones(2, 2)}),
+                "expected a tensor of 1 dimensions, got [2, 2]",
+            ),
+            (
+                "codec/model.safetensors",
+                lambda tensors: tensors.update({QUERIES: torch.ones(100, 64)}),
+                "expected a multiple of 64 rows, got 100",
+            ),
+        ),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -111,19 +173,6 @@ def test_mel_and_samples_match_the_authors(made: StoredResults, seed: int, name:
 
 def test_initial_noise_of_the_flow_is_the_authors(made: StoredResults) -> None:
     assert made.error("noise", random_codec().noise[:, : 2 * LENGTH]) < 1e-4  # torch's differs by 2e-6
-
-
-@pytest.mark.parametrize("size", [25, *by_night(1, 7, 28, 60, 78, 79)])
-def test_samples_of_any_chunking_equal_one_decode(size: int) -> None:
-    codec = in_float64(random_codec(), VOICES["short"], VOICES["long"])
-    codes = random_codes(codec, 2, FRAMES)
-    alone = [
-        codec.speak(codec.mel(row[0], codec.recorded.voices[number]), 0, 0, 2 * FRAMES, 0.0)[0]
-        for row, number in zip(codes, (1, 2), strict=True)
-    ]
-    torch.testing.assert_close(
-        spoken(codec, codes, chunks_of(size, FRAMES), [1, 2]), torch.stack(alone), atol=1e-9, rtol=0
-    )
 
 
 def test_samples_do_not_depend_on_which_voices_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,13 +254,6 @@ def test_cosyvoice3_history_is_dropped_in_whole_chunks() -> None:
     assert (first[0, exact:] - whole[exact:]).abs().max() > 1e-4
 
 
-def test_codec_spec_matches_the_published_one() -> None:
-    spec = random_codec().spec
-    assert (spec.sample_rate, spec.samples_per_frame, spec.num_codebooks, spec.frame_rate) == (24_000, 960, 1, 25)
-    assert (spec.blocks, spec.right_frames, spec.start_frames) == ((28, 50, 100), 6, 28)
-    assert (spec.codebook_size, spec.num_voices, HISTORY) == (6561, 0, 1500)
-
-
 def test_decoder_uses_the_voice_of_a_recording() -> None:
     codec = random_codec()
     codes = random_codes(codec, 1, 40)
@@ -248,21 +290,8 @@ def test_decoder_warm_up_needs_no_voice() -> None:
     )
 
 
-def test_encode_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="cosyvoice3 can only decode"):
-        random_codec().encode(np.zeros(100, np.float32))
-
-
-def write(folder: Path, **changed: Any) -> Path:
-    """Write a converted codec with some tensors changed, or removed if None."""
-    path = write_codec(folder) / "codec" / "model.safetensors"
-    parts = load_file(path) | {name.replace("__", "."): each for name, each in changed.items()}
-    save_file({name: each for name, each in parts.items() if each is not None}, path)
-    return folder
-
-
 def test_written_cosyvoice3_codec_loads(tmp_path: Path) -> None:
-    loaded, made = load(write(tmp_path)), random_codec()
+    loaded, made = load(write_codec(tmp_path)), random_codec()
     assert loaded.config == made.config
     stored = multiply_weight_norm_out(load_file(tmp_path / "codec" / "model.safetensors"))
     assert CosyVoice3Config.from_shapes({name: tuple(each.shape) for name, each in stored.items()}) == made.config
@@ -277,7 +306,7 @@ def test_written_cosyvoice3_codec_loads(tmp_path: Path) -> None:
 
 
 def test_chunk_mask_can_be_disabled(tmp_path: Path) -> None:
-    path = write(tmp_path) / "codec" / "config.json"
+    path = write_codec(tmp_path) / "codec" / "config.json"
     path.write_text('{"model_type": "cosyvoice3", "whole": true}')
     loaded = load(tmp_path)
     assert (loaded.spec.max_frames, loaded.spec.blocks, loaded.spec.right_frames) == (HISTORY, (), 0)
@@ -290,22 +319,3 @@ def test_chunk_mask_can_be_disabled(tmp_path: Path) -> None:
     path.write_text('{"whole": 1}')
     with pytest.raises(CheckpointError, match="whole: expected true or false, got 1"):
         load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("name", "changed", "message"),
-    [
-        ("flow__input_embedding__weight", None, "expected a tensor of 2 dimensions, got none"),
-        ("hift__conv_pre__bias", torch.ones(2, 2), r"expected a tensor of 1 dimensions, got \[2, 2\]"),
-        ("flow__pre_lookahead_layer__conv2__bias", None, r"missing: flow.pre_lookahead_layer.conv2.bias"),
-        ("more", torch.ones(1), r"unknown: more"),
-        (
-            "flow__decoder__estimator__transformer_blocks__0__attn__to_q__weight",
-            torch.ones(100, 64),
-            "expected a multiple of 64 rows, got 100",
-        ),
-    ],
-)
-def test_error_names_mismatched_tensors(tmp_path: Path, name: str, changed: Tensor | None, message: str) -> None:
-    with pytest.raises(CheckpointError, match=message):
-        load(write(tmp_path, **{name: changed}))

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.decoder import stream
 from plugins.qwen3_omni.tests.published_qwen3_omni_thinker import Processor, convert, sights, speech
 from plugins.qwen3_omni.tests.published_qwen3_omni_whole import Whole
 from plugins.qwen3_omni.tests.server.test_qwen3_omni import png, wav
@@ -20,6 +19,7 @@ from stretto.codecs.base import load_codec
 from stretto.family.prompting import Piece
 from stretto.family.served import speaking_folder
 from stretto.launcher.processes import descendants, read_process
+from stretto.testing.codec_streams import stream
 from stretto_gateway.encoding import wav_header
 from tests.gateway.realtime.caller import RATE, call_by
 from tests.server.conftest import ServedCheckpoint, Server, serves

@@ -24,7 +24,6 @@ class EncoderShape:
     Attributes:
         block: Number of tokens per block; attention is limited to the same and previous blocks. None for full
             attention.
-        epsilon: Epsilon of the layer norms.
     """
 
     width: int
@@ -60,7 +59,6 @@ class SourceShape:
     """Parameters of the excitation: sines at the pitch and its harmonics, and noise.
 
     Attributes:
-        amplitude: Amplitude of the sines.
         threshold: Pitch above which a frame is voiced, in Hz.
         sigma: Noise level in voiced frames; in unvoiced frames, the level is a third of the amplitude.
     """
@@ -126,8 +124,6 @@ def noise_tables(mels: int, shape: VocoderShape, flow_frames: int, vocoder_frame
     """Return the noise tables of the flow and the vocoder.
 
     Args:
-        mels: Number of mel bins, M.
-        shape: Sizes of the vocoder.
         flow_frames: Maximum number of mel frames in the flow, including the prompt.
         vocoder_frames: Maximum number of mel frames in the vocoder.
 
@@ -380,7 +376,6 @@ class Matching(nn.Module):
             estimator: Network that returns the flow [2 B, M, T] for the stacked state and conditions [2 B, 4 M, T] and
                 a row of `waves_of_time`.
             num_waves: Width of `waves_of_time`.
-            guidance: Guidance strength.
             is_meanflow: True if the estimator also reads the row for the time at which a step ends, and returns the
                 mean flow over the step.
         """
@@ -527,9 +522,7 @@ def wave_of_distances(length: int, width: int, device: torch.device) -> Tensor:
     """Return the sinusoidal encoding of the distances length - 1 down to 1 - length.
 
     Args:
-        length: Number of tokens.
         width: Width of the encoding; sines and cosines alternate.
-        device: Device of the result.
 
     Returns:
         float64 [2 length - 1, width], because angles in float32 would depend on the processor.

@@ -122,7 +122,6 @@ class Source(nn.Module):
         Args:
             pitch: Pitch of each frame in Hz, [B, T].
             cycles: Phase of the fundamental in each frame, in cycles, [B, T], from the method `cycles`.
-            samples_per_mel: Number of samples per frame.
             noise: Noise in [0, 1), [harmonics + 1, n].
         """
         phases = (cycles[:, None] * self.multiples) % 1
@@ -136,7 +135,6 @@ class Source(nn.Module):
         Args:
             pitch: Pitch of each frame in Hz, float64 [B, T].
             before: Phase in the preceding frame, float64 [B].
-            samples_per_mel: Number of samples per frame.
         """
         return (before[:, None] + (pitch * (samples_per_mel / self.sample_rate)).cumsum(1)) % 1
 
@@ -193,8 +191,6 @@ def source_down(bins: int, width: int, step: int, is_causal: bool) -> nn.Module:
     """Return the layer that brings the spectrum of the excitation to the rate of a stage.
 
     Args:
-        bins: Channels of the spectrum.
-        width: Channels of the stage.
         step: Number of frames of the spectrum in a frame of the stage.
         is_causal: True if no frame depends on later ones.
     """

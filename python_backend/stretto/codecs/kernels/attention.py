@@ -37,8 +37,6 @@ def attend_on_device(
         first: Position of the first step, [B].
         rows: As in `multiply_on_device`.
         num_before: Number of earlier steps that a step attends to.
-        num_heads: Number of heads of the queries.
-        num_kv_heads: Number of heads of the keys and values.
     """
     num_batch, num_inputs, width = x.shape
     head_dim = width // (num_heads + 2 * num_kv_heads)

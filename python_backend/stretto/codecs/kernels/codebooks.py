@@ -16,8 +16,6 @@ def sum_on_device(
         out: Sums, float32 [B, n, groups · C]; written.
         codes: Codes, int64 [B, K, n], with any strides.
         entries: Entries of all codebooks, float32 [books, size, C].
-        num_first: Number of codebooks of the first group.
-        num_others: Number of codebooks of each other group.
         last_code: Code for which higher ones count, in groups after the first.
         scale: Factor of each sum.
     """

@@ -80,7 +80,6 @@ def multiply_on_device(
         activation: `snake`, `elu`, `gelu`, `gelu_tanh`, `gate` (even columns with SiLU times odd ones), `halves` and
             `pairs` (rotated heads whose coordinates are paired with those of the other half or with the next), or none.
         one: Rates of Snake, [O], or cosines of the rotation, [B, length, head_dim / 2].
-        other: Its heights, or sines.
         keeps_sums: True if the outputs before the activation are needed.
         precision: `ieee`, `tf32x3`, `tf32` or `bf16`.
     """

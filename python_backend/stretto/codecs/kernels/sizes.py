@@ -10,7 +10,6 @@ class Sizes(NamedTuple):
     """Sizes of a layer and of its window that tensors do not have.
 
     Attributes:
-        length: Number of outputs of a channel.
         before: Number of inputs before the first new one: the last ones of the state, or zeros.
         again: Number of new inputs at the end that the next window contains again; the state does not keep them.
         late: Number of inputs at an utterance's start that count as zeros.
@@ -20,7 +19,6 @@ class Sizes(NamedTuple):
         trim: Number of outputs cut off at the start.
         stride: Distance of the inputs of two steps.
         num_rotated: Number of columns that are rotated, in heads of `head_dim`.
-        head_dim: Number of columns of a head.
     """
 
     length: int

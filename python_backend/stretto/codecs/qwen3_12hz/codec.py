@@ -16,8 +16,8 @@ from transformers.models.mimi.modeling_mimi import (
     MimiTransformerModel,
 )
 
-from stretto.codecs.base import CodecSpec, Stateful, Window
-from stretto.codecs.memory import Memory, num_kept
+from stretto.codecs.base import CodecSpec, Stateful
+from stretto.codecs.memory import CausalCodec, Memory, num_kept
 from stretto.codecs.qwen3_12hz.decoder import Decoder, Qwen3CodecConfig, read_config
 from stretto.codecs.seanet import keep_lengths_on_host
 from stretto.codecs.streaming import prepare
@@ -50,7 +50,7 @@ class Encoder(nn.Module):
 NOT_SERVED = {f"decoder.quantizer.{quantiser}.input_proj.weight" for quantiser in ("rvq_first", "rvq_rest")}
 
 
-class Qwen3Codec(nn.Module):
+class Qwen3Codec(CausalCodec):
     """Qwen3-TTS codec. The state consists of the last inputs of every layer, so windows need no context frames."""
 
     def __init__(self, config: Qwen3CodecConfig) -> None:
@@ -66,7 +66,7 @@ class Qwen3Codec(nn.Module):
             streaming=Stateful(),
             reads_rows=True,
         )
-        self._num_kept = num_kept(self.decoder)
+        self.state_size = num_kept(self.decoder)
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
@@ -76,18 +76,10 @@ class Qwen3Codec(nn.Module):
         samples = torch.from_numpy(np.asarray(pcm)).to(next(self.parameters()))
         return self.encoder(samples, self.spec.num_codebooks).cpu().numpy()
 
-    def initial_state(self, batch: int) -> Tensor:
-        """Return zeros, the state before any frame has been decoded."""
-        return next(self.parameters()).new_zeros(batch, self._num_kept)
-
-    @torch.inference_mode()
-    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
-        codes, first = (tensor.to(window.state.device) for tensor in (window.codes[:, :, window.left :], window.first))
-        memory = Memory(window.state, first, codes.shape[2], rows=window.rows)
-        pcm = self.decoder(codes, first, memory)
-        assert memory.is_complete, "every layer has stored its state"
-        return pcm.clamp(-1, 1), memory.after
+    def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
+        """Decode frames (see `CausalCodec`)."""
+        pcm: Tensor = self.decoder(codes, first, memory)
+        return pcm.clamp(-1, 1)
 
 
 def load(directory: Path, device: str = "cpu") -> Qwen3Codec:

@@ -27,7 +27,7 @@ from stretto.codecs.device import Ending
 from stretto.codecs.kernels.operators import runs_kernels
 from stretto.codecs.kernels.sizes import GATE
 from stretto.codecs.memory import Memory
-from stretto.codecs.rotary_attention import Scale, visible
+from stretto.codecs.rotary_attention import Scale, can_launch, run_layers
 from stretto.codecs.streaming import WithConstants
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, json_object
@@ -197,13 +197,13 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(queried, shape.hidden_size, bias=False)
         self.kept = 2 * self.before * held
         self.sizes = device.Heads(self.heads, shape.num_key_value_heads, self.width, self.before, is_paired=False)
+        self.rotation_at = rotation_at
 
     def forward(self, x: Tensor, rotation: Rotation, is_seen: Tensor, memory: Memory) -> Tensor:
         """Return the attention outputs, [B, n, H].
 
         Args:
             x: Inputs, [B, n, H].
-            rotation: Cosines and sines of the rotary embedding.
             is_seen: Attention mask, bool [B, 1, n, before + n].
             memory: State before and after the window.
         """
@@ -270,7 +270,6 @@ class Transformer(nn.Module):
     """Transformer over latents [B, n, C] at positions `first` to `first + n - 1` of each utterance.
 
     Args:
-        shape: Sizes of the transformer.
         channels: Number of channels of the latents, which are projected to the transformer's width and back; None if
             they are as wide as the transformer.
     """
@@ -279,7 +278,6 @@ class Transformer(nn.Module):
 
     def __init__(self, shape: TransformerShape, channels: int | None = None) -> None:
         super().__init__()
-        self.before = shape.sliding_window - 1
         self.input_proj = nn.Identity() if channels is None else nn.Linear(channels, shape.hidden_size)
         self.layers: Any = nn.ModuleList(Layer(shape) for _ in range(shape.num_hidden_layers))
         self.norm = nn.RMSNorm(shape.hidden_size, shape.rms_norm_eps)
@@ -288,23 +286,18 @@ class Transformer(nn.Module):
         self.register_buffer("frequencies", 1 / shape.rope_theta**exponents, persistent=False)
 
     def forward(self, latents: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        if runs_kernels(latents) and device.can_attend(self.layers[0].self_attn.sizes):
+        if can_launch(self.layers, latents):
             return self._launch(latents, first, memory)
         # the residual stream has the dtype of the weights, in half precision as well
         x = self.input_proj(latents).to(self.norm.weight.dtype)
-        rotation = rotation_at(first, x.shape[1], self.frequencies, x.dtype)
-        is_seen = visible(first, x.shape[1], self.before)
-        for layer in self.layers:
-            x = layer(x, rotation, is_seen, memory)
+        x = run_layers(self.layers, x, first, self.frequencies, memory)
         return self.output_proj(self.norm(x))
 
     def _launch(self, latents: Tensor, first: Tensor, memory: Memory) -> Tensor:
         x = latents.contiguous()
         if isinstance(self.input_proj, nn.Linear):
             x = device.multiply(x, self.input_proj.weight, self.input_proj.bias)
-        window = device.window_of(first, x.shape[1], self.frequencies)
-        for layer in self.layers:
-            x = layer.launch(x, window, memory)
+        x = run_layers(self.layers, x, first, self.frequencies, memory)
         if isinstance(self.output_proj, nn.Linear):
             return device.multiply(x, self.output_proj.weight, self.output_proj.bias, device.norm_of(self.norm))
         return self.norm(x)

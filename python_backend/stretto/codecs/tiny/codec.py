@@ -90,7 +90,6 @@ def upsample(values: Tensor, neighbours: Tensor) -> Tensor:
     rounds later positions less precisely.
 
     Args:
-        values: Values per hop.
         neighbours: `neighbour_weights()` on the device of the values.
     """
     return (values.unfold(1, 3, 1) @ neighbours.to(values.dtype)).flatten(1)
@@ -410,7 +409,8 @@ class TinyCodec(torch.nn.Module):
         frames = -(-len(samples) // frame)
         mel = log_mel(F.pad(samples, (MARGIN, frames * frame - len(samples) + MARGIN)))
         vectors = self.encoder(mel.to(self.encoder.enter.weight.dtype)[None])[0]
-        return self.quantiser.encode(vectors[MARGIN // frame :][:frames]).T.cpu().numpy()
+        codes = self.quantiser.encode(vectors[MARGIN // frame :][:frames])
+        return codes.T[: self.spec.num_codebooks].cpu().numpy()
 
     def initial_state(self, batch: int) -> Tensor:
         return torch.zeros(batch, self.decoder.state_size, dtype=torch.float64, device=self.device)

@@ -7,18 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.decoder import random_codes
 from plugins.chatterbox.lab import random_chatterbox
 from stretto.config import DecoderConfig
 from stretto.decoder.streaming import SoundTable
 from stretto.decoder.worker import DecoderWorker
 from stretto.errors import InvalidRequest
-from stretto.records.chunk import Chunk, Envelope, Sound
-from stretto.records.flow_address import FlowAddress
+from stretto.records.chunk import Chunk, Sound
 from stretto.streams.layout import Segment
+from stretto.testing.codec_streams import random_codes
 from stretto_chatterbox.s3gen import MAX_PROMPT_TOKENS, S3GenCodec, load
-from tests.codecs.conftest import one_thread  # noqa: F401
-from tests.fakes import FakeCodec, RecordedReply
+from tests.fakes import RecordedReply
 from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -130,21 +128,3 @@ def test_voice_recordings_are_allowed_only_in_the_first_chunk(codec: S3GenCodec,
     assert replies[0].wait().error is None
     assert "chunk.sound: expected none after the first chunk, got one" in str(replies[1].wait().error)
     assert "chunk.voice: expected 0 with a recorded voice, got 1" in str(replies[2].wait().error)
-
-
-def test_a_codec_without_recorded_voices_refuses_them() -> None:
-    with pytest.raises(InvalidRequest, match="fake has no recorded voices"):
-        SoundTable(FakeCodec(), 1).acquire(ONE)
-
-
-def test_recorded_sound_round_trips_and_stays_out_of_logs() -> None:
-    flow = FlowAddress("stretto_flow_1_" + "0" * 32, 1, 1)
-    envelope = Envelope("a", flow, Chunk(0, Segment.AUDIO, sound=replace(ONE, tokens=b"\x01\x02\x00\x00")))
-    read = Envelope.from_bytes("chunk", envelope.to_bytes())
-    assert read == envelope
-    assert "x01" not in repr(read)
-    assert "tokens" not in repr(read)
-    assert replace(ONE, tokens=bytes([0, 0, 0, 1])).digest != ONE.digest
-    changed = replace(envelope, chunk=Chunk(0, Segment.AUDIO, sound=replace(ONE, tokens=bytes(4100))))
-    with pytest.raises(InvalidRequest, match=r"chunk.*sound.tokens: expected.*length <= 4096"):
-        Envelope.from_bytes("chunk", changed.to_bytes())
