@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from stretto.family.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.mechanism import FrameFilter, Mechanism
 from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
@@ -180,7 +181,7 @@ def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
         drawing=DrawRules(penalized="all"),
         track=PositionTrack(1, vocabulary.speech_positions[1:]),
         audio_head="plain",
-        leaves_out_extra=True,
+        mechanism=Mechanism(frames=FrameFilter()),
     )
 
 
@@ -288,7 +289,7 @@ def chatterbox_turbo(vocabulary: TurboVocabulary) -> Family:
         tail=NO_TAIL,
         drawing=LatePenalty(penalized="drawn"),
         audio_head="biased",
-        leaves_out_extra=True,
+        mechanism=Mechanism(frames=FrameFilter()),
     )
 
 

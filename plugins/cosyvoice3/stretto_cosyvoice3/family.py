@@ -118,7 +118,6 @@ class GroupedText(TextTrack):
         groups: Layout of text and codes.
     """
 
-    codes: range
     groups: TextGroups
 
     open: ClassVar = lazy(f"{__package__}.mechanism.track:GroupTrack.begin")
@@ -128,10 +127,6 @@ class GroupedText(TextTrack):
     def text_rows(self) -> TextRows:
         """Given rows, whose number is in the first state column."""
         return TextRows((self.groups.fill_id, self.groups.given_id), 0)
-
-    def num_recorded(self, ids: Sequence[int]) -> int:
-        """Return the number of codes at the start of a track."""
-        return next((index for index, token_id in enumerate(ids) if token_id not in self.codes), len(ids))
 
     def max_text_ids(self, num_rows: int) -> int:
         """Return the maximum number of text ids; see `TextTrack.max_text_ids`."""
@@ -143,7 +138,7 @@ class GroupedText(TextTrack):
 
     def check_text(self, ids: Sequence[int], tokens: range) -> None:
         """Raise InvalidRequest if an id of a text is a code; see `TextTrack.check_text`."""
-        if any(token in self.codes for token in ids):
+        if any(token in tokens for token in ids):
             raise InvalidRequest("text", "token ids of text", shown(list(ids)))
 
 
@@ -235,7 +230,7 @@ def cosyvoice3(vocabulary: CosyVoice3Vocabulary) -> Family:
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
         tail=NO_TAIL,
-        track=GroupedText(1, vocabulary.layout.pad_id, ends[TASK], codes=vocabulary.codes, groups=groups),
+        track=GroupedText(1, vocabulary.layout.pad_id, ends[TASK], groups=groups),
         subwords=range(vocabulary.num_text_ids),
         audio_head="plain",
         drawing=CodeRules(vocabulary.codes, groups),

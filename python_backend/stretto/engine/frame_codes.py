@@ -24,7 +24,6 @@ class FrameCodes:
     def __init__(self, family: Family, streams: Sequence[int]):
         layout = family.layout
         self._streams = np.asarray(streams)
-        self._leaves_out = family.leaves_out_extra
         self._rows_per_frame = family.rows_per_frame
         places = layout.frame_codec.places
         self._are_latents = layout.latents is not None
@@ -42,7 +41,7 @@ class FrameCodes:
     def push(self, rows: np.ndarray) -> None:
         """Append rows of all output streams, [n, S]."""
         self._undelayer.push(rows[:, self._streams])
-        if self._are_latents and self._leaves_out:
+        if self._are_latents and self._filter is not None:
             self._is_frame = np.append(self._is_frame, rows[:, 0] == self._frame)
 
     @property
@@ -53,9 +52,8 @@ class FrameCodes:
     def pop_frames(self, num_frames: int) -> np.ndarray | None:
         """Return the codes of the next `num_frames` frames, or their latents as words (`words_of`): int32 [K, n].
 
-        An id that is not a code, such as a pad, is replaced by the nearest code. Families with `leaves_out_extra` omit
-        frames with such ids instead, families with latents omit rows with marks, and some have a
-        `FrameFilter`. If frames are omitted, n is less than `num_frames`; if none remains, the result is None.
+        An id that is not a code, such as a pad, is replaced by the nearest code. A family may omit frames
+        (`FrameFilter`). If frames are omitted, n is less than `num_frames`; if none remains, the result is None.
 
         Raises:
             StrettoError: If a latent is not finite.
@@ -68,10 +66,8 @@ class FrameCodes:
                 raise StrettoError(
                     f"frames {first} to {first + num_frames - 1}: expected finite latents, got NaN or infinity"
                 )
-            if not self._leaves_out:
-                return ids.astype(np.int32)
-            is_kept, self._is_frame = np.split(self._is_frame, [num_frames])
-            return self._kept(ids.astype(np.int32), is_kept, first)
+            is_frame, self._is_frame = np.split(self._is_frame, [num_frames])
+            return self._kept(ids.astype(np.int32), is_frame[None], first)
         if self._rows_per_frame > 1:
             ids = ids.reshape(num_frames, -1).T
         codes = ids - self._first_ids[:, None]
@@ -82,13 +78,13 @@ class FrameCodes:
                 f"frame {first + frame}: id {token_id} of stream {stream} is not a code"
             )
         codes = codes.clip(0, self._num_ids[:, None] - 1).astype(np.int32)
-        if not self._leaves_out and self._filter is None:
-            return codes
-        is_kept = is_code.all(0) if self._leaves_out else np.ones(codes.shape[1], np.bool_)
-        return self._kept(codes, is_kept if self._filter is None else is_kept & self._filter(codes), first)
+        return self._kept(codes, is_code, first)
 
-    def _kept(self, codes: np.ndarray, is_kept: np.ndarray, first: int) -> np.ndarray | None:
+    def _kept(self, codes: np.ndarray, is_code: np.ndarray, first: int) -> np.ndarray | None:
         """Return the kept codes [K, n], or None; `first` is the index of the first frame."""
+        if self._filter is None:
+            return codes
+        is_kept = self._filter(codes, is_code)
         self._left_out += (first + np.flatnonzero(~is_kept)).tolist()
         return codes[:, is_kept] if is_kept.any() else None
 

@@ -164,7 +164,7 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
         )
     if text is None:
         return
-    ids = prompt.track[text.num_recorded(prompt.track) : None if prompt.is_open else -1]
+    ids = prompt.track[rules.num_recorded(prompt.track) : None if prompt.is_open else -1]
     text.check_text(ids, rules.family.layout.audio[0])
     takes_rows = rules.text_rows is not None
     last = rules.max_model_len - len(prompt.rows)
@@ -238,9 +238,8 @@ def max_words(prompt: Prompt, rules: SegmentRules) -> int:
 
 
 def num_text_ids(prompt: Prompt, rules: SegmentRules) -> int:
-    """Return the number of text ids in a prompt's track, excluding codes of a recording (`TextTrack.num_recorded`)."""
-    text = rules.family.text_track
-    return len(prompt.track) - (0 if text is None else text.num_recorded(prompt.track))
+    """Return the number of text ids in a prompt's track, excluding codes of a recording."""
+    return len(prompt.track) - rules.num_recorded(prompt.track)
 
 
 def _check_reference(prompt: Prompt, task: Task, rules: SegmentRules) -> None:

@@ -261,7 +261,14 @@ class SegmentRules:
             num_rows: Maximum number of rows of the reply, not counting its last row.
         """
         text = self.family.text_track
-        return 0 if text is None else text.max_text_ids(num_rows - text.num_recorded(ids))
+        return 0 if text is None else text.max_text_ids(num_rows - self.num_recorded(ids))
+
+    def num_recorded(self, ids: Sequence[int]) -> int:
+        """Return how many ids at the start of a request's text are codes of a recording (`TextRows`)."""
+        if self.text_rows is None:
+            return 0
+        codes = self.family.layout.audio[0]
+        return next((index for index, token_id in enumerate(ids) if token_id not in codes), len(ids))
 
     @cached_property
     def constants(self) -> ReplyConstants:

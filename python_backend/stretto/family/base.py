@@ -388,8 +388,6 @@ class Family:
         audio_head: Head of the checkpoint in place of one over the vocabulary: `audio_head.weight` [n, H], alone
             (`plain`) or with `audio_head.bias` [n] (`biased`). It contains the heads of all output streams in audio
             segments, one after the other. The rows for the ids that end stream 0 follow the rows for its codes.
-        leaves_out_extra: True if frames with an id of `StreamLayout.extra` are neither decoded nor reported; False if
-            such an id represents a code.
         mechanism: Parts that most families lack.
     """
 
@@ -426,7 +424,6 @@ class Family:
     track: InputTrack | None = None
     has_text_beside_codes: bool = False
     audio_head: Literal["plain", "biased"] | None = None
-    leaves_out_extra: bool = False
     mechanism: Mechanism = NO_MECHANISM
 
     @property
@@ -454,7 +451,7 @@ class Family:
         has_text_rows = text is not None and text.text_rows is not None
         has_others = mechanism.frames or has_text_rows or mechanism.steps or mechanism.pauses or mechanism.speaker
         has_codes = self.layout.latents is None and bool(self.layout.codebook_streams)
-        return has_codes and self.rows_per_frame == 1 and not (self.leaves_out_extra or has_others)
+        return has_codes and self.rows_per_frame == 1 and not has_others
 
     def check_plain_frames(self, first_chunk: str) -> None:
         """Raise CheckpointError unless the engine can decode first chunks, in the mode `first_chunk`."""
@@ -522,8 +519,9 @@ class Family:
 
     @property
     def second_ids(self) -> range:
-        """Ids of a second text stream that position 0 of the depth transformer reads; empty for most families."""
-        return range(0) if self.text_track is None else self.text_track.second_ids
+        """Last ids, of a second text stream that position 0 of the depth transformer reads; empty for most families."""
+        num_ids = 0 if self.depth is None else self.depth.num_second_ids
+        return range(self.layout.vocab_size)[self.layout.vocab_size - num_ids :]
 
     def times_words(self, task: Task) -> bool:
         """Return True if the model reports word times itself, without an aligner."""

@@ -23,7 +23,7 @@ class InputTrack(Protocol):
 
 
 class TextRows(NamedTuple):
-    """Audio rows that have text instead of a frame.
+    """Audio rows that have text instead of a frame. Codes of stream 0 at the start of such a text are of a recording.
 
     The text stream of such a row has -1 - i, which refers to entry i of the slot's table
     (`DrawRules.num_text_entries`), because this entry may arrive after the row was sampled.
@@ -73,15 +73,6 @@ class TextTrack:
     def text_rows(self) -> TextRows | None:
         """Rows with text instead of a frame; None if all audio rows have frames."""
         return None
-
-    @property
-    def second_ids(self) -> range:
-        """Ids of a second text stream, one for each row; empty if there is none."""
-        return range(0)
-
-    def num_recorded(self, ids: Sequence[int]) -> int:
-        """Return how many ids at the start of a request's text are codes of a recording."""
-        return 0
 
     def max_text_ids(self, num_rows: int) -> int:
         """Return the maximum number of text ids, excluding the end id, in a reply of `num_rows` rows before its last.

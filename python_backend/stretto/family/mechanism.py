@@ -158,17 +158,23 @@ class PauseHeads:
     sampler: ClassVar[Callable[..., Any]]
 
 
+def _of_codes(_: object) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    return lambda codes, is_code: is_code.all(0)
+
+
 class FrameFilter:
     """Choice of the frames of a reply that are decoded and reported.
 
-    A family's filter is a frozen dataclass with its constants.
+    A filter with constants is a frozen dataclass.
 
     Attributes:
-        open: Function of (filter) that returns the filter of a reply: a function of the codes [K, n] of its next frames
-            that returns True for each frame to keep, bool [n]. It is a reference (`plugin.lazy`).
+        open: Function of (filter) that returns the filter of a reply: a function of the codes [K, n] of its next
+            frames, and of which ids are codes, bool [K, n] (others are of `StreamLayout.extra`). It returns True for
+            each frame to keep, bool [n]. Latents are words [K, n] and bool [1, n]. A family may override it with a
+            reference (`plugin.lazy`); this one keeps frames of codes.
     """
 
-    open: ClassVar[Callable[..., Any]]
+    open: ClassVar[Callable[..., Any]] = _of_codes
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from stretto.family.plugin import family_at
 # Fields of a family that describe its frames and how they are sampled.
 FRAME_FIELDS = (
     *("layout", "codec", "frame_rate", "first_chunk_frames", "steady_chunk_frames", "warm_up", "tail", "drawing"),
-    *("depth", "end_frame", "guided_streams", "leaves_out_extra", "mechanism"),
+    *("depth", "end_frame", "guided_streams", "mechanism"),
 )
 
 

@@ -41,7 +41,7 @@ class GroupTrack(Track):
         """
         groups = text.groups
         streams = rules.family.track_streams
-        num_codes = text.num_recorded(ids)
+        num_codes = rules.num_recorded(ids)
         num_groups = 1 + num_codes // groups.num_frames
         num_before = num_codes % groups.num_frames
         lanes = slice(streams.start - 1, streams.stop - 1)

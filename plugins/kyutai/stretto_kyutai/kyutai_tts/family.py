@@ -178,7 +178,6 @@ def kyutai_tts(vocabulary: TtsVocabulary) -> Family:
         guidance_scale=1.0 if vocabulary.conditions else GUIDANCE_SCALE,
     )
     second = 1 + vocabulary.num_codebooks
-    num_second_ids = vocabulary.num_text_ids if vocabulary.ahead else 0
     system = () if vocabulary.conditions else ("audio",)
     return Family(
         name=NAME,
@@ -199,14 +198,13 @@ def kyutai_tts(vocabulary: TtsVocabulary) -> Family:
         first_chunk_frames=2,
         steady_chunk_frames=12,
         tail=NO_TAIL,
-        depth=replace(vocabulary.depth, num_second_ids=num_second_ids),
+        depth=replace(vocabulary.depth, num_second_ids=vocabulary.num_text_ids if vocabulary.ahead else 0),
         track=ScriptedText(
             second,
             vocabulary.nothing,
             END_OF_WORDS,
             is_usual=True,
             script=vocabulary.script,
-            num_second_ids=num_second_ids,
         ),
         drawing=vocabulary.script,
         mechanism=Mechanism(conditions=vocabulary.conditions),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from stretto.family.base import ROLES, DrawRules, Family, Task, UnconditionalContext, Vocabulary, builder
+from stretto.family.mechanism import FrameFilter, Mechanism
 from stretto.family.plugin import lazy
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
@@ -174,7 +175,7 @@ def vibevoice(vocabulary: VibeVoiceVocabulary) -> Family:
         steady_chunk_frames=8,
         tail=NO_TAIL,
         audio_head=None if vocabulary.is_tied else "plain",
-        leaves_out_extra=True,
+        mechanism=Mechanism(frames=FrameFilter()),
         drawing=stretches,
     )
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from stretto.family.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary, builder
 from stretto.family.input_tracks import TextTrack
+from stretto.family.mechanism import FrameFilter, Mechanism
 from stretto.family.plugin import lazy
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
@@ -248,7 +249,7 @@ def vibevoice_realtime(vocabulary: VibeVoiceRealtimeVocabulary) -> Family:
         steady_chunk_frames=6,
         tail=NO_TAIL,
         track=windows,
-        leaves_out_extra=True,
+        mechanism=Mechanism(frames=FrameFilter()),
         drawing=WindowRules(windows),
     )
 

@@ -110,22 +110,12 @@ class WordScript(DrawRules):
 
 @dataclass(frozen=True, kw_only=True)
 class ScriptedText(TextTrack):
-    """Text whose words the model asks for.
-
-    Attributes:
-        num_second_ids: Number of ids of the second stream; 0 if it is empty.
-    """
+    """Text whose words the model asks for."""
 
     script: WordScript
-    num_second_ids: int = 0
 
     open: ClassVar = lazy(f"{HERE}.track:WordTrack.begin")
     random_text: ClassVar = lazy(f"{HERE}.reference:random_words")
-
-    @property
-    def second_ids(self) -> range:
-        """Ids of the second stream."""
-        return range(self.script.second_base, self.script.second_base + self.num_second_ids)
 
     def check_text(self, ids: Sequence[int], tokens: range) -> None:
         """Raise InvalidRequest if packed words are invalid; see `TextTrack.check_text`."""
