@@ -20,8 +20,8 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.sampling.guidance import guide
 from stretto.engine.sampling.noise import gaussian, stream_keys
 from stretto.engine.sampling.parameters import DrawParams, DrawPlan
-from stretto.families.tiny.family import TINY
 from stretto.family.base import Family
+from stretto.family.plugin import plugin
 from stretto.machine.cuda_graphs import CudaRecorder
 
 # (streams, columns) of the published 8B model: codes of its streams, stream 0 in audio, and text.
@@ -33,9 +33,10 @@ PAD = 0
 SCALE = 3.0
 # Small families with parallel heads, with a depth transformer, with separate heads, with functions of their own in the
 # kernels, and with latents.
-SPEECH = "GROUPED", "LATENTS", "GUIDED_LATENTS", "MARKED_LATENTS"  # of tests/speech_families.py
-OWN = "TURBO", "FISH_S2", "MOSS_TTS", "MOSS_TTS_REALTIME", "KYUTAI_TTS_AHEAD"
-SAMPLERS = "BAGPIPER", "OPUSLM", "TRACKED_CSM", "QWEN3_TTS", "HIGGS_AUDIO", *OWN, *SPEECH, "TINY"
+SPEECH = "grouped", "latents", "guided_latents", "marked_latents"
+OWN = "small_turbo", "small_fish_s2", "small_moss_tts", "small_moss_tts_realtime", "small_kyutai_tts_ahead"
+CORE = "small_bagpiper", "small_opuslm", "small_tracked_csm", "small_qwen3_tts"
+SAMPLERS = *CORE, "small_higgs_audio", *OWN, *SPEECH, "tiny"
 ROUNDED = 2e-3  # error bound for guided logits near 1: float32 products stay well below it, bfloat16 products exceed it
 
 
@@ -147,9 +148,9 @@ def _noise(setup: Setup) -> dict[str, Any]:
 
 
 def family_of(name: str) -> Family:
-    module = "tests.speech_families" if name in SPEECH else "tests.small_vocabularies"
-    family: Family = TINY if name == "TINY" else getattr(import_module(module), name)
-    return family
+    registered = plugin(name)
+    assert registered is not None, name
+    return registered.build(None)
 
 
 def _sampler(setup: Setup, name: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from stretto.families.opuslm.convert import ConvertedSslTokenizer
 from stretto.families.tiny.family import TINY
 from stretto.family.base import Family
 from stretto.family.input_tracks import CodeTrack
-from stretto.family.mechanism import Mechanism
+from stretto.family.mechanism import FrameFilter, Mechanism
 from stretto.family.plugin import config_at, family_at, plugins
 from stretto.launcher.front_ends import cloning_models
 from stretto.launcher.options import OPTIONS_FILE, read_options
@@ -314,7 +314,7 @@ def test_engine_with_a_copy_of_the_codec_needs_its_memory(
 @pytest.mark.parametrize(("is_plain", "decodes_first"), [(False, True), (True, False)])
 def test_first_frames_need_a_family_and_a_codec_that_permit_them(is_plain: bool, decodes_first: bool) -> None:
     spec = CodecSpec("any", 16_000, 640, 7, 256, Stateful() if decodes_first else Windowed(1, 1))
-    family = TINY if is_plain else replace(TINY, leaves_out_extra=True)
+    family = TINY if is_plain else replace(TINY, mechanism=Mechanism(frames=FrameFilter()))
     check_first_chunk("float32", "float32", TINY, replace(spec, streaming=Stateful()))
     reason = "the codec any needs more" if is_plain else "tiny does not generate one frame of codes with each row"
     with pytest.raises(CheckpointError, match=f"first_chunk: expected null, because {reason}.*, got float32"):
@@ -473,7 +473,7 @@ def test_latency_on_a_gpu_uses_all_that_shortens_the_first_audio(checkpoint: Pat
     assert chosen({}, TINY, replace(spec, streaming=Windowed(1, 1))) == without
     heard = {"audio_config": {"num_mel_bins": 80, "n_window": 50}}
     assert chosen(heard, TINY, spec).keys() == {"submit_early_ms", "first_chunk"}
-    assert chosen({}, replace(TINY, leaves_out_extra=True), spec).keys() == {"submit_early_ms"}
+    assert chosen({}, replace(TINY, mechanism=Mechanism(frames=FrameFilter())), spec).keys() == {"submit_early_ms"}
     assert chosen({}, TINY, spec, "balanced") == {}
     words = "--profile", "latency"
     assert made(checkpoint, tmp_path / "gpu", "--gpu", "0", *words).items() >= without.items()

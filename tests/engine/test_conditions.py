@@ -10,14 +10,16 @@ import torch
 
 from stretto.engine.worker.sampler import SpeechSampler
 from stretto.errors import CheckpointError
+from stretto.family.plugin import plugin
 from stretto.records.prompt import MAX_MAGNITUDE, Condition
 from stretto.testing import assert_family_conforms
 from stretto.testing.checkpoints import make_prompt, make_prompts, write_checkpoint
 from stretto.testing.conformance import TIGHT, expected_rows, num_preemptions
 from tests.engine.harness import Engine
-from tests.small_vocabularies import CONDITIONED
 
 pytestmark = pytest.mark.engine
+CONDITIONED = plugin("conditioned")
+assert CONDITIONED is not None
 FAMILY = CONDITIONED.build(None)
 
 

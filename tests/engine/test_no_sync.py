@@ -16,8 +16,9 @@ from tests.engine.harness import Answer, Engine
 from tests.engine.plain_depth import PlainDepth
 from tests.engine.syncs import counted
 from tests.random_checkpoints import write_checkpoint, write_modules
-from tests.small_vocabularies import CONDITIONED, FISH_S2, MOSS_TTS_REALTIME, TRACKED_CSM
+from tests.small_vocabularies import TRACKED_CSM, families_of_plugins
 from tests.speech_families import EIGHT_STREAMS, MODULES
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
 FAMILIES = {
@@ -25,10 +26,9 @@ FAMILIES = {
     "eight_streams": EIGHT_STREAMS,
     "modules": MODULES,
     "small_tracked_csm": TRACKED_CSM,
-    "small_fish_s2": FISH_S2,
-    "small_moss_tts_realtime": MOSS_TTS_REALTIME,
-    "conditioned": CONDITIONED.build(None),
+    **families_of_plugins(),
 }
+BY_NIGHT = [name for name in FAMILIES if name not in ("tiny", "eight_streams")]
 NARROW = {"max_num_seqs": 5, "max_num_batched_tokens": 64}
 
 
@@ -60,12 +60,7 @@ def shortened(prompt: Prompt) -> Prompt:
     ("name", "is_async"),
     [
         pytest.param("tiny", True, id="tiny"),
-        pytest.param("eight_streams", False, id="eight_streams", marks=pytest.mark.nightly),
-        pytest.param("modules", True, id="modules", marks=pytest.mark.nightly),
-        pytest.param("small_tracked_csm", True, id="depth", marks=pytest.mark.nightly),
-        pytest.param("small_fish_s2", True, id="late temperature", marks=pytest.mark.nightly),
-        pytest.param("small_moss_tts_realtime", True, id="penalty of each stream", marks=pytest.mark.nightly),
-        pytest.param("conditioned", True, id="conditions", marks=pytest.mark.nightly),
+        *by_night(("eight_streams", False), *((name, True) for name in BY_NIGHT), ids=["eight_streams", *BY_NIGHT]),
     ],
 )
 def test_steps_never_block_the_host(name: str, is_async: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

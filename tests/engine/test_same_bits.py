@@ -23,7 +23,7 @@ from stretto.testing.conformance import num_preemptions
 from tests.engine.attention_cache import SMALL
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint, write_modules
-from tests.small_vocabularies import CONDITIONED, CSM
+from tests.small_vocabularies import CSM, families_of_plugins
 from tests.speech_families import EIGHT_STREAMS, MODULES
 from tests.tiers import by_night
 
@@ -42,9 +42,9 @@ RELEASES: dict[str, tuple[Family, Callable[[Path], Path]]] = {
         lambda folder: write_checkpoint(folder, CSM, "small_csm", hidden=2048, layers=1),
     ),
     "conditioned": (
-        CONDITIONED.build(None),
+        families_of_plugins()["conditioned"],
         lambda folder: write_checkpoint(
-            folder, CONDITIONED.build(None), "conditioned", hidden=2048, layers=1, backbone="llama"
+            folder, families_of_plugins()["conditioned"], "conditioned", hidden=2048, layers=1, backbone="llama"
         ),
     ),
     "modules": (MODULES, lambda folder: write_modules(folder, MODULES, "modules")),

@@ -18,7 +18,7 @@ from stretto.testing.checkpoints import make_prompt, make_prompts
 from tests.engine.forking import forked_processes
 from tests.engine.harness import Answer, Engine
 from tests.random_checkpoints import write_checkpoint, write_modules
-from tests.small_vocabularies import CONDITIONED, CSM, OPUSLM
+from tests.small_vocabularies import CSM, OPUSLM, families_of_plugins
 from tests.speech_families import MODULES, WIDE_TEXT
 from tests.tiers import by_night
 
@@ -33,7 +33,7 @@ CASES = {
     "tiny": (TINY, "tiny", True),
     "csm": (CSM, "small_csm", True),
     "modules": (MODULES, "modules", True),
-    "conditioned": (CONDITIONED.build(None), "conditioned", True),
+    "conditioned": (families_of_plugins()["conditioned"], "conditioned", True),
 }
 BACKBONES = {"opuslm": "olmo2", "csm": "llama", "conditioned": "llama"}
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +32,8 @@ from stretto.records.chunk import CUT_S, Alignment, Chunk, GuidanceChange, LMChu
 from stretto.records.prompt import Prompt, SourceWord
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment, StreamLayout, delay_codes, words_of
-from stretto_chatterbox.family import ChatterboxVocabulary, chatterbox
-from stretto_kyutai.kyutai_stt.family import SttVocabulary, kyutai_stt
-from stretto_kyutai.kyutai_tts.mechanism.script import pack_word
 from tests.reply_rows import chunks_in
-from tests.small_vocabularies import BAGPIPER, CSM, KYUTAI_TTS
+from tests.small_vocabularies import BAGPIPER, CSM
 from tests.speech_families import EIGHT_STREAMS, LATENTS, THREE_ROWS
 
 REPORT = Report("stop", 3, 1, 1, 1, 1.5, 0, 0.0, None, 1.0)
@@ -60,22 +57,6 @@ def utterance(
     return Utterance(reply_state, words, TEXT_CODEC, pacer, with_codes, sources=sources)
 
 
-@pytest.mark.parametrize("sizes", [[1, 1, 1, 1, 1], [3, 2], [5]])
-def test_pauses_are_reported_for_each_frame(sizes: list[int]) -> None:
-    """The first row precedes the first frame, and the last one is the end; without the option, none are sent."""
-    family = kyutai_stt(SttVocabulary(num_pauses=2))
-    task, rules, end = family.task("asr"), SegmentRules(family, 512), family.end_of_reply
-    pauses = words_of(np.array([[0.9, 0.9], [0.25, 0.5], [0.12349, 0.0], [1.0, 0.75], [0.9, 0.9]]))
-    rows = np.column_stack([np.full(5, NO_CHANGE), [3, 3, 7, 0, end], pauses]).astype(np.int32)
-    for with_pauses in (True, False):
-        reply_state = ReplyState.begin(rules, task, 1)
-        listener = Utterance(reply_state, (), SILENT, Pacer(ChunkPolicy()), with_pauses=with_pauses)
-        chunks = [item.chunk for part in np.split(rows, np.cumsum(sizes)[:-1]) for item in chunks_in(listener, part)]
-        found = [row for chunk in chunks for row in chunk.pauses]
-        assert found == ([(0.25, 0.5), (0.1235, 0.0), (1.0, 0.75)] if with_pauses else [])
-        assert not listener.finish(REPORT).chunk.pauses
-
-
 def test_every_chunk_has_the_codec_voice_number() -> None:
     task, rules = CSM.task("tts"), SegmentRules(CSM, 512)
     speaker = Utterance(ReplyState.begin(rules, task, 9), (), SILENT, Pacer(ChunkPolicy(1, 1)))
@@ -83,32 +64,6 @@ def test_every_chunk_has_the_codec_voice_number() -> None:
     rows = np.array([[NO_CHANGE, *(ids.start for ids in CSM.layout.audio)]], np.int32)
     assert [item.chunk.voice for item in chunks_in(speaker, rows)] == [3]
     assert speaker.finish(REPORT).chunk.voice == 3
-
-
-@pytest.mark.parametrize("size", [1, 2, 5])
-def test_non_code_frames_are_omitted_if_the_family_omits_them(size: int) -> None:
-    """Chatterbox replies come in chunks of any size, including the last.
-
-    A change of guidance is reported at its audible frame.
-    """
-    family = chatterbox(ChatterboxVocabulary())
-    start, speech = ChatterboxVocabulary().start, family.layout.audio[0]
-    ids = [5, start, 6, 6560, start, start + 2, start, start + 2, 7, start]
-    kept = [code for code in ids if code < len(speech)]
-    reply_state = ReplyState.begin(SegmentRules(family, 1024), family.task("tts"), 9)
-    speaker = Utterance(reply_state, (), SILENT, Pacer(ChunkPolicy(size, size)), with_codes=True)
-    ids = [speech.start + code if code < len(speech) else code for code in ids]
-    marks = [NO_CHANGE] * 8 + [GUIDANCE_OFF] + [NO_CHANGE]
-    told = [*chunks_in(speaker, np.array([marks, ids], np.int32).T), speaker.finish(REPORT)]
-    heard = [item.codes for item in told if item.codes is not None]
-    assert np.concatenate(heard, 1).tolist() == [kept]
-    assert [code for item in told for (codes,) in [item.chunk.output_codes or ((),)] for code in codes] == kept
-    changes = [change for item in told for change in item.chunk.guidance_changes]
-    assert changes == [GuidanceChange(kept.index(7), is_guided=False)]
-    assert speaker.guidance_changes == [GuidanceChange(8, is_guided=False)], "among all that were drawn"
-    assert all(item.codes is not None for item in told[:-1]), "of what is left out nothing is told"
-    assert [item.chunk.index for item in told] == list(range(len(told)))
-    assert speaker.num_sent_frames == len(ids)
 
 
 def test_reference_frames_are_sent_before_the_continuation() -> None:
@@ -452,22 +407,3 @@ def test_last_chunk_is_split_into_samples_and_end() -> None:
     assert sound.chunk == replace(last, is_final=False, report=None, ends_audio=True)
     assert end == LMChunk(Chunk(8, Segment.TAIL, is_final=True, report=REPORT, voice=2), None)
     assert (sound.chunk.flushes, end.chunk.flushes, Chunk(0, Segment.AUDIO).flushes) == (True, True, False)
-
-
-def test_words_that_the_model_takes_are_marked_at_their_rows() -> None:
-    """A break has no mark, and neither has a word that begins in the row that ends the audio."""
-    rules, layout = SegmentRules(KYUTAI_TTS, 512), KYUTAI_TTS.layout
-    words = pack_word([5, 6], 2), pack_word([], 3), pack_word([7], 0), pack_word([8], 0)
-    track = rules.track(9, [*chain(*words), 0])
-    state = ReplyState.begin(rules, KYUTAI_TTS.tasks[0], 9, track)
-    speaker = Utterance(replace(state), ("one", "two", "three"), SILENT, Pacer(ChunkPolicy(1, 1)))
-    speaker.track, marks = track, list[WordMark]()
-    codes = [ids.start for ids in layout.audio]
-    for row, taken in enumerate([0, 1, 1, 2, 3, 4]):
-        state.own_values = [taken if name == "taken" else 0 for name in KYUTAI_TTS.drawing.state]
-        state.audio_end = 9 + row if row == 5 else -1
-        sent = [NO_CHANGE, *codes[: KYUTAI_TTS.num_row_words], *state.values(rules.sent_state)]
-        marks += [mark for item in speaker.push(np.array([sent])) for mark in item.chunk.marks]
-    marks += speaker.finish(REPORT).chunk.marks
-    assert marks == [WordMark("one", 1), WordMark("two", 4)]
-    assert speaker.words.untimed == ("three",)

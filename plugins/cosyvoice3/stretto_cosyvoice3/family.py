@@ -115,9 +115,11 @@ class GroupedText(TextTrack):
     """Text in groups between the codes.
 
     Attributes:
+        codes: Ids of the codes.
         groups: Layout of text and codes.
     """
 
+    codes: range
     groups: TextGroups
 
     open: ClassVar = lazy(f"{__package__}.mechanism.track:GroupTrack.begin")
@@ -138,7 +140,7 @@ class GroupedText(TextTrack):
 
     def check_text(self, ids: Sequence[int], tokens: range) -> None:
         """Raise InvalidRequest if an id of a text is a code; see `TextTrack.check_text`."""
-        if any(token in tokens for token in ids):
+        if any(token in self.codes for token in ids):
             raise InvalidRequest("text", "token ids of text", shown(list(ids)))
 
 
@@ -230,7 +232,7 @@ def cosyvoice3(vocabulary: CosyVoice3Vocabulary) -> Family:
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
         tail=NO_TAIL,
-        track=GroupedText(1, vocabulary.layout.pad_id, ends[TASK], groups=groups),
+        track=GroupedText(1, vocabulary.layout.pad_id, ends[TASK], codes=vocabulary.codes, groups=groups),
         subwords=range(vocabulary.num_text_ids),
         audio_head="plain",
         drawing=CodeRules(vocabulary.codes, groups),

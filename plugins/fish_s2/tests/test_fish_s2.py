@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as BpeTokenizer
 from plugins.fish_s2.lab.random_fish_s2 import IDS, KINDS, command, config, model_shapes, model_tensors, write_release
 from plugins.fish_s2.lab.random_fish_s2_codec import write_codec
 from plugins.fish_s2.tests.fish_s2_release import FishReference, absolute, reference_prompt
+from plugins.fish_s2.tests.small_families import SMALL_FISH_S2
 from stretto.cpu_backend import int8
 from stretto.cpu_backend.int8 import has_int8
 from stretto.family.conversion import Tokenizer
@@ -29,7 +30,6 @@ from stretto_fish_s2 import PLUGIN
 from stretto_fish_s2.convert import CODES, plan, read_config
 from stretto_fish_s2.family import FishVocabulary, fish_s2
 from tests.family_suite import FamilySuite
-from tests.small_vocabularies import SMALL_FISH_S2
 from tests.tiers import by_night
 
 LAYERS = {"intermediate_size": 9728, "n_head": 32, "n_local_heads": 8, "head_dim": 128, "dim": 2560}

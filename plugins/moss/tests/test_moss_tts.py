@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from plugins.moss.lab.moss_tts_replies import INSTRUCTION, LANGUAGE, REPLIES, TEXT, heard_codes, recording, stored
 from plugins.moss.lab.random_moss import IDS, command, config, model_shapes, model_tensors, write_release
+from plugins.moss.tests.small_families import SMALL_MOSS_TTS
 from stretto.engine.reply_rules import SegmentRules
 from stretto.family.base import Family
 from stretto.family.plugin import config_at
@@ -25,7 +26,6 @@ from stretto.testing.suite import ExpectedReply, FamilyCase, PublishedSizes
 from stretto_moss.moss_tts import PLUGIN
 from stretto_moss.moss_tts.convert import plan, read_config
 from tests.family_suite import FamilySuite
-from tests.small_vocabularies import SMALL_MOSS_TTS
 
 QWEN3_8B = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32}
 QWEN3_8B |= {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 155648, "max_position_embeddings": 40960}

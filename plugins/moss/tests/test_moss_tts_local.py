@@ -19,6 +19,7 @@ from plugins.moss.lab.moss_tts_local_replies import (
     stored,
 )
 from plugins.moss.lab.random_moss_local import IDS, command, config, model_shapes, model_tensors, write_release
+from plugins.moss.tests.small_families import SMALL_MOSS_TTS_LOCAL
 from stretto.family.base import Family
 from stretto.preprocessing.request import RawRequest
 from stretto.records.prompt import Prompt
@@ -31,7 +32,6 @@ from stretto_moss.moss_tts.prompt import levelled
 from stretto_moss.moss_tts_local import PLUGIN
 from stretto_moss.moss_tts_local.convert import COPIES, TEXT_HEAD, Config, plan, vocabulary
 from tests.family_suite import FamilySuite
-from tests.small_vocabularies import SMALL_MOSS_TTS_LOCAL
 
 QWEN3_4B = {"model_type": "qwen3", "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36}
 QWEN3_4B |= {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}

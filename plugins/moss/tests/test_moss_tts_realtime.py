@@ -19,6 +19,7 @@ from plugins.moss.lab.moss_tts_realtime_replies import (
     stored,
 )
 from plugins.moss.lab.random_moss_realtime import IDS, command, config, model_shapes, model_tensors, write_release
+from plugins.moss.tests.small_families import SMALL_MOSS_TTS_REALTIME
 from stretto.engine.reply_rules import TextUpdate
 from stretto.family.base import Family
 from stretto.family.conversion import Tokenizer
@@ -33,7 +34,6 @@ from stretto_moss.moss_tts_realtime import PLUGIN
 from stretto_moss.moss_tts_realtime.convert import UNUSED, Config, plan, vocabulary
 from stretto_moss.moss_tts_realtime.family import NUM_PROMPT_IDS
 from tests.family_suite import FamilySuite
-from tests.small_vocabularies import SMALL_MOSS_TTS_REALTIME
 from tests.tiers import by_night
 
 QWEN3_1_7B = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16}

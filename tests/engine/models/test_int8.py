@@ -20,7 +20,7 @@ from tests import latent_model
 from tests.engine.harness import DEFAULTS, Engine
 from tests.engine.test_latents import make_prompt as latent_prompt
 from tests.random_checkpoints import write_checkpoint, write_modules
-from tests.small_vocabularies import CONDITIONED, CSM
+from tests.small_vocabularies import CSM, families_of_plugins
 from tests.speech_families import EIGHT_STREAMS, MODULES
 from tests.tiers import by_night
 
@@ -98,8 +98,8 @@ RELEASES: dict[str, tuple[Callable[[Path], Path], Callable[[], dict[str, Prompt]
         lambda: {f"r{index}": latent_prompt(index) for index in range(5)},
     ),
     "conditions": (
-        lambda folder: write_checkpoint(folder, CONDITIONED.build(None), "conditioned", backbone="llama"),
-        lambda: codes(CONDITIONED.build(None)),
+        lambda folder: write_checkpoint(folder, families_of_plugins()["conditioned"], "conditioned", backbone="llama"),
+        lambda: codes(families_of_plugins()["conditioned"]),
     ),
     "modules": (lambda folder: write_modules(folder, MODULES, "modules"), lambda: codes(MODULES)),
 }

@@ -23,7 +23,7 @@ from stretto.families.vita_audio.mechanism.module_rows import (
     ModuleProgram,
     RowSpans,
 )
-from tests.engine.test_devices import GPU, OneDevice
+from tests.engine.devices import GPU, OneDevice
 from tests.engine.worker.test_step_graphs import FakeRecorder
 
 BURSTS = ModuleSchedules(3, (BurstSchedule("turbo", (1, 3)),))

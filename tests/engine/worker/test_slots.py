@@ -18,7 +18,7 @@ from stretto.family.base import DrawRules, Family
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
 from tests.reply_rows import states_of
-from tests.small_vocabularies import HIGGS_AUDIO, KYUTAI_TTS_AHEAD
+from tests.small_vocabularies import families_of_plugins
 from tests.speech_families import GROUPED, INTERLEAVED, TRACKED
 
 
@@ -48,7 +48,7 @@ def test_slots_staged_together_hold_the_state_of_each_reply(arrays: Arrays) -> N
 
 
 @pytest.mark.parametrize(
-    "family", [TINY, HIGGS_AUDIO, GROUPED, KYUTAI_TTS_AHEAD, INTERLEAVED], ids=lambda family: family.name
+    "family", [TINY, GROUPED, INTERLEAVED, *families_of_plugins().values()], ids=lambda family: family.name
 )
 def test_preempted_reply_continues_from_the_state_of_its_last_row(family: Family) -> None:
     """A new request begins with the state before a reply; entries of a pointer are the spoken tokens of the text."""

@@ -14,27 +14,10 @@ from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.slots import DeviceArrays, SlotTables
 from stretto.engine.worker.step_program import StepProgram
 from stretto.families.tiny.family import POINTER, TINY
+from stretto.families.tiny.mechanism.draw import ScriptProgram
 from stretto.family.base import DrawRules, Family
-from stretto_cosyvoice3.mechanism.draw import CodeProgram
 from tests.engine.worker.walks import CPU, LENGTH, WIDTH, Walk, captured, make_readout, reference
-from tests.small_vocabularies import (
-    BAGPIPER,
-    CHATTERBOX,
-    DIALOGUE,
-    FISH_S2,
-    HIGGS_AUDIO,
-    KYUTAI_STT,
-    KYUTAI_TTS,
-    KYUTAI_TTS_AHEAD,
-    MOSHI,
-    MOSS_TTS,
-    MOSS_TTS_LOCAL,
-    MOSS_TTS_REALTIME,
-    OPUSLM,
-    QWEN3_TTS,
-    TRACKED_CSM,
-    TURBO,
-)
+from tests.small_vocabularies import BAGPIPER, DIALOGUE, OPUSLM, QWEN3_TTS, TRACKED_CSM, families_of_plugins
 from tests.speech_families import (
     EIGHT_STREAMS,
     GROUPED,
@@ -48,26 +31,12 @@ from tests.speech_families import (
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
-# Pairs and scripts, penalties, interleaved text, depth and a text track, several rows a frame, a penalty that follows
-# top-k and top-p, a temperature that does, given codes, also beside generated ones, words that the model asks for, a
-# penalty of recent codes, text in rows of its own, latents, also in stretches; then published families.
+# Pairs and scripts, penalties, interleaved text, depth and a text track, several rows a frame, text in rows of its own,
+# latents, also in stretches.
 FEW_ENTRIES = replace(TINY, name="few_entries", drawing=replace(POINTER, max_entries=2))  # which end the text
-PUBLISHED = [TRACKED_CSM, TURBO, FISH_S2, KYUTAI_STT, MOSHI, KYUTAI_TTS_AHEAD, MOSS_TTS_REALTIME]
-FAMILIES = [TINY, PENALIZED, INTERLEAVED, THREE_ROWS, *PUBLISHED, GROUPED, LATENTS, MARKED_LATENTS]
-BY_NIGHT = [
-    FEW_ENTRIES,
-    KYUTAI_TTS,
-    GUIDED_LATENTS,
-    DIALOGUE,
-    QWEN3_TTS,
-    HIGGS_AUDIO,
-    MOSS_TTS,
-    MOSS_TTS_LOCAL,
-    CHATTERBOX,
-    BAGPIPER,
-    OPUSLM,
-    EIGHT_STREAMS,
-]
+FAMILIES = [TINY, PENALIZED, INTERLEAVED, THREE_ROWS, TRACKED_CSM, GROUPED, LATENTS, MARKED_LATENTS]
+CORE = [FEW_ENTRIES, GUIDED_LATENTS, DIALOGUE, QWEN3_TTS, BAGPIPER, OPUSLM, EIGHT_STREAMS]
+BY_NIGHT = [*CORE, *families_of_plugins().values()]
 NUM_SLOTS, NUM_STEPS = 4, 60
 DRAWN = 4  # steps after others have followed in every slot
 
@@ -109,15 +78,15 @@ def test_profiling_run_reads_only_heads_that_the_family_has(family: Family) -> N
 class WithoutKernels(DrawRules):
     """Rules by which rows are sampled in torch only."""
 
-    row_draw: ClassVar = type(TURBO.drawing).row_draw
+    row_draw: ClassVar = type(POINTER).row_draw
 
 
 @pytest.mark.parametrize(
     ("drawing", "expected"),
-    [(DrawRules(), StepProgram), (GROUPED.drawing, CodeProgram), (WithoutKernels(), None)],
+    [(DrawRules(), StepProgram), (POINTER, ScriptProgram), (WithoutKernels(), None)],
 )
 def test_worker_samples_codes_by_the_rules_of_the_family(drawing: DrawRules, expected: type | None) -> None:
-    rules = SegmentRules(replace(GROUPED, drawing=drawing), LENGTH)
+    rules = SegmentRules(replace(TINY, drawing=drawing), LENGTH)
     side = captured(rules, NUM_SLOTS)
     sampled: dict[str, Any] = {"_array_sampler": lambda sampler: None, "_kernel_sampler": lambda sampler: side.sampler}
     state: Any = SimpleNamespace(

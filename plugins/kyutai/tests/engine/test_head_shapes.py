@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from plugins.kyutai.tests.small_families import SMALL_MOSHI, SMALL_PERSONAPLEX, SMALL_STT, SMALL_TTS
 from stretto.family.plugin import plugin
 from stretto.testing.checkpoints import write_checkpoint
 from tests.engine.head_shapes import SHAPES, Shape, assert_replies_match_reference
-from tests.small_vocabularies import SMALL_MOSHI, SMALL_PERSONAPLEX, SMALL_STT, SMALL_TTS
 
 pytestmark = pytest.mark.engine
 VOCABULARIES = {

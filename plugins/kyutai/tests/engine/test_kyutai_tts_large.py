@@ -10,10 +10,10 @@ import pytest
 from plugins.kyutai.lab.random_kyutai_tts import LARGE
 from plugins.kyutai.tests.engine.test_kyutai_tts import check, speak_word_by_word, timed
 from plugins.kyutai.tests.kyutai_tts_release import Reply, make_checkpoint, make_prompt, replies
+from plugins.kyutai.tests.small_families import SMALL_TTS
 from stretto.testing import assert_family_conforms
 from stretto_kyutai.kyutai_tts import PLUGIN
 from tests.engine.harness import Engine
-from tests.small_vocabularies import SMALL_TTS
 from tests.tiers import ASYNC_BY_DAY
 
 pytestmark = pytest.mark.engine

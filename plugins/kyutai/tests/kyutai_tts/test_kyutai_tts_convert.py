@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from plugins.kyutai.lab.kyutai_tts_replies import REDUCED
 from plugins.kyutai.lab.random_kyutai_tts import CONFIG, write_release
 from plugins.kyutai.tests.moshi_release import REFUSED_CONFIGS, REFUSED_NAMES, name_if_missing
+from plugins.kyutai.tests.small_families import SMALL_TTS
 from stretto.family.plugin import VOCABULARY, config_at
 from stretto.testing.limits import asked
 from stretto.testing.releases import SmallRelease
@@ -20,7 +21,6 @@ from stretto_kyutai.kyutai_tts import PLUGIN
 from stretto_kyutai.kyutai_tts.family import TtsVocabulary
 from stretto_kyutai.kyutai_tts.mechanism.script import WordScript
 from tests.family_suite import FamilySuite
-from tests.small_vocabularies import SMALL_TTS
 
 PCM = (np.sin(np.arange(24_001) ** 1.3 / 300) / 2).astype(np.float32)
 SIZES = {"shallow": CONFIG, "reduced": REDUCED}

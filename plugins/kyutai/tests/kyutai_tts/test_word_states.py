@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from plugins.kyutai.tests.kyutai_tts.word_replies import WordReplies
+from plugins.kyutai.tests.small_families import KYUTAI_TTS, SMALL_TTS
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.worker.slots import DeviceArrays
 from stretto.family.base import Family
 from stretto_kyutai.kyutai_tts.mechanism.script import WordScript, pack_word
 from stretto_kyutai.kyutai_tts.mechanism.track import WordTrack
-from tests.small_vocabularies import KYUTAI_TTS, SMALL_TTS
 from tests.tiers import by_night
 
 NUM_REPLIES, LENGTH, FIRST = 40, 160, 3
