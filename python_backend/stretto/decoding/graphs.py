@@ -34,7 +34,6 @@ def limits_of(max_batch: int, is_first: bool) -> tuple[int, float]:
     """Return the maximum number of windows, and of seconds of audio, in a batch.
 
     Args:
-        max_batch: Configured maximum number of windows.
         is_first: True for a batch of first chunks that has a lane of its own.
     """
     return (max(1, max_batch // FIRST_SHARE), FIRST_BATCH_S) if is_first else (max_batch, MAX_BATCH_S)
@@ -48,7 +47,6 @@ def batch_limit(spec: CodecSpec, num_frames: int, max_batch: int, longest_s: flo
 
     Args:
         num_frames: Number of frames in each window, including context.
-        max_batch: Maximum batch size.
         longest_s: Maximum audio in a batch, in seconds.
     """
     if spec.max_frames is not None:
@@ -122,9 +120,6 @@ class GraphCache:
     All windows have the same table of states, and `Window.rows` for a batch that is padded to `padded_batch`.
 
     Args:
-        decode: Function that decodes a window without a graph.
-        backend: Backend that records graphs.
-        max_batch: Maximum batch size.
         longest_s: Maximum audio in a batch, in seconds.
     """
 

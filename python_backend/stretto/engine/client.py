@@ -58,10 +58,7 @@ class EngineReady(msgspec.Struct):
     """Fields of vLLM's `EngineCoreReadyResponse` that admission needs.
 
     Attributes:
-        max_model_len: Maximum number of rows of a request.
-        num_gpu_blocks: Number of KV blocks of this engine.
         block_size: Rows per block.
-        max_num_seqs: Maximum number of requests in a step.
     """
 
     max_model_len: int
@@ -74,7 +71,6 @@ class Output(NamedTuple):
     """New ids of a request.
 
     Attributes:
-        ids: All ids since the last output.
         finish_reason: vLLM's finish reason if the request has ended, else None.
         states: Hidden states of the prompt that a speaker reads, float32 [n, H], or codes and samples of the reply's
             first frames, float32 [n], if they have arrived since the last output, else None.
@@ -90,7 +86,6 @@ def read_tensor(record: Any, frames: Sequence[bytes]) -> np.ndarray:
 
     Args:
         record: Its dtype, its shape, and its bytes or the index of the frame that contains them.
-        frames: All frames of the message.
     """
     dtype, shape, data = record
     return np.frombuffer(frames[data] if isinstance(data, int) else data.data, dtype).reshape(shape)
@@ -202,7 +197,6 @@ class EngineConnection:
         """Send a message to an engine, without waiting.
 
         Args:
-            engine: ZMQ identity of the engine.
             message_type: ADD or ABORT.
             record: Content in MessagePack.
         """
@@ -251,7 +245,6 @@ class EngineClient:
 
     Attributes:
         ready: Sizes reported by an engine; they are the same for all engines.
-        num_engines: Number of engines.
         started: Pids of the engine processes, and their limits.
     """
 
@@ -287,8 +280,6 @@ class EngineClient:
         """Yield the output of a request; closing the iterator aborts it.
 
         Args:
-            ids: Token ids of the prompt.
-            fields: Fields of vLLM's `SamplingParams`.
             request_id: Id that is unique among the requests in flight.
             adapter: Leading fields of vLLM's `LoRARequest`, or None.
 
@@ -322,7 +313,6 @@ class EngineClient:
         Ids that are appended within APPEND_S, for any requests, are sent to an engine in one message.
 
         Args:
-            request_id: Id of the request.
             ids: Token ids, row by row, int32 [n].
             is_last: True if these ids complete the track.
         """
@@ -364,8 +354,7 @@ class EngineClient:
         """Distribute the outputs in a message from an engine.
 
         Args:
-            message: First frame of the message.
-            tensors: Further frames, with the tensors to which the first one refers.
+            tensors: Further frames, with the tensors to which `message` refers.
         """
         if message == DEAD:
             for request in list(self._requests.values()):

@@ -57,7 +57,6 @@ class SlotScales:
 
     Attributes:
         depth_temperature: Temperature of streams 1 to S - 1 in audio rows, also without a depth transformer.
-        depth_top_p: Top-p of these streams.
         guidance: Guidance scale of a CFG pair, or of guidance within the latent predictor; 1 for none.
         options: Columns of the options in `NUMBERS` (`Option.to_column`), keyed by the name of the field.
     """

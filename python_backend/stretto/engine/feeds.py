@@ -24,12 +24,8 @@ class TextFeed:
 
     Attributes:
         track: Text so far; None for live audio.
-        field: Name of the input in error messages.
-        what: Description of the input in error messages.
 
     Args:
-        engine: Client of the engine.
-        request_id: Id of the request.
         track: Text sent with the prompt; further ids are appended to it. None for live audio.
         room: Maximum number of further ids, not counting the end id.
         patience_s: Maximum time between two writes, in seconds; infinity for no limit.
@@ -158,16 +154,12 @@ class FrameFeed(TextFeed):
     not late. The session is aborted if the reply lags by more than MAX_LAG_S.
 
     Args:
-        engine: Client of the engine.
-        request_id: Id of the request.
-        width: Number of ids per frame.
         room: Maximum number of frames. The reply ends after the last one.
         frame_s: Duration of a frame in seconds.
         note_tick: Function that is called for each frame that is read, with its lateness and `frame_s`, in seconds.
         clock: Function that returns the time in seconds.
 
     Attributes:
-        num_frames: Number of frames that have arrived.
         seconds: Duration of the input in seconds.
     """
 

@@ -13,10 +13,6 @@ from stretto.streams.layout import Undelayer, latents_of
 class FrameCodes:
     """Converts a reply's rows to frames: undoes the delay pattern and subtracts each codebook's first id.
 
-    Args:
-        family: Family of the model.
-        streams: Streams whose codes are returned.
-
     Attributes:
         num_taken: Number of frames requested from `pop_frames` so far.
     """

@@ -189,7 +189,6 @@ def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None
     The table has one entry per slot and position.
 
     Args:
-        config: vLLM's configuration.
         latents: Latents of the family; None if its frames are codes.
 
     Raises:
@@ -262,11 +261,9 @@ class StartRequest:
     """Request to a host process to start engines.
 
     Attributes:
-        config: Configuration of the engines.
         stats: Path of the shared statistics (`protocol.SharedStats`).
         inputs: ZMQ address from which engines read requests.
         outputs: ZMQ address to which engines write outputs.
-        environment: Environment variables of the engines.
         owner: Pid of the process that sent the request.
     """
 
@@ -283,7 +280,6 @@ class StartedEngines:
     """Reply of a host whose engines are ready.
 
     Attributes:
-        pids: Pids of the engine processes.
         window: Number of rows that each row attends to, if all layers have a sliding window; else None.
         num_in_flight: Maximum number of rows of a request that are being computed; set only if there is a window.
     """

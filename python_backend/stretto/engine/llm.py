@@ -43,11 +43,7 @@ Listener = Callable[[np.ndarray | None, list[int]], None]
 
 
 class SpeechLLM:
-    """Speech language model that generates text and frames of codes with vLLM.
-
-    Attributes:
-        active: Ids of the replies in progress.
-    """
+    """Speech language model that generates text and frames of codes with vLLM."""
 
     def __init__(self, engine: EngineClient, config: EngineConfig, shared: SharedStats):
         record = config_at(config.checkpoint)
@@ -128,7 +124,6 @@ class SpeechLLM:
 
         Args:
             request_id: Id of a request whose prompt has `is_open` set.
-            ids: Token ids.
             is_last: True if these ids complete the text.
 
         Raises:
@@ -197,7 +192,6 @@ class SpeechLLM:
         Closing the iterator aborts the reply.
 
         Args:
-            prompt: Prompt from the preprocessor.
             request_id: Unique id; if None, a random id is used.
             pacer: Pacer that decides when frames are sent; None assumes an infinitely fast decoder.
             host: Client host. Hosts share the engine fairly.
@@ -222,13 +216,7 @@ class SpeechLLM:
 
     @contextmanager
     def place(self, prompt: Prompt, request_id: str, host: str) -> Iterator[Permit]:
-        """Hold the permit of a reply during the `with` block; raise NoCapacity if none is free.
-
-        Args:
-            prompt: Result of `prepare`.
-            request_id: Free id.
-            host: Client host.
-        """
+        """Hold the permit of a reply during the `with` block; raise NoCapacity if none is free."""
         is_guided = prompt.sampling.has_pair
         self.active.add(request_id)
         self._stats.active += 1
@@ -248,8 +236,6 @@ class SpeechLLM:
         """Accept further text for a request, and return its feed.
 
         Args:
-            prompt: Result of `prepare`.
-            request_id: Id of a request that has a place.
             limits_s: Times of a `TextFeed` that differ from the defaults.
         """
         text = self._rules.track(len(prompt.rows), prompt.track, is_open=True)
@@ -278,8 +264,6 @@ class SpeechLLM:
         """Yield the chunks of a reply that has a place (`place`).
 
         Args:
-            prompt: Result of `prepare`.
-            permit: Permit of the reply.
             pacer: Pacer that decides when frames are sent; None assumes an infinitely fast decoder.
             listener: Function that is called with the hidden states of the prompt when they arrive, and with the ids of
                 stream 0 in each group of new rows, before their chunks are yielded.

@@ -85,9 +85,7 @@ class Permit:
     """Permission for one reply to be in flight.
 
     Attributes:
-        request_id: Id of the request.
         num_sequences: Number of vLLM requests of the reply: 2 if guided, else 1.
-        host: Client host.
         record_first_frame: Callback for the time from admission to the first frame, in seconds.
         has_begun: True once the engine has sent output for the request.
     """
@@ -160,8 +158,6 @@ class Permits:
         """Hold a permit during a `with` block.
 
         Args:
-            request_id: Id of the request.
-            num_sequences: Number of vLLM requests of the reply.
             is_timed: True if the reply's time to first frame adjusts the limit.
             host: Client host; '' if unknown.
 

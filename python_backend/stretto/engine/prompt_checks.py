@@ -21,13 +21,10 @@ class Capacity:
     """KV cache and batch size of one engine (with data parallelism, of each engine).
 
     Attributes:
-        num_blocks: Number of KV blocks.
         block_size: Rows per block.
-        max_num_seqs: Maximum number of requests in a step.
         window: Number of rows that each row attends to, if all layers have a sliding window. Blocks before the window
             are freed.
         num_in_flight: Maximum number of rows that are being computed; needed only if there is a window.
-        num_engines: Number of engines.
     """
 
     num_blocks: int

@@ -44,7 +44,6 @@ def num_guided(switches: Sequence[int], num_frames: int) -> int:
 
     Args:
         switches: Frames at which guidance stops, resumes, stops, and so on; guidance is on at frame 0.
-        num_frames: Number of frames.
     """
     edges = [0, *(min(frame, num_frames) for frame in switches), num_frames]
     return sum(goes - comes for comes, goes in zip(edges[::2], edges[1::2], strict=False))
@@ -104,8 +103,6 @@ def sampling_fields(prompt: Prompt, rules: SegmentRules, host: str = "") -> dict
     """Return fields of vLLM's `SamplingParams`: the stop condition, and the prompt as `extra_args`.
 
     Args:
-        prompt: Admitted prompt with a seed.
-        rules: Rules of the family's replies.
         host: Client host, which has a fair share of the engine.
     """
     return {
@@ -123,9 +120,7 @@ class Adapter(NamedTuple):
     """Leading fields of vLLM's `LoRARequest`.
 
     Attributes:
-        name: Adapter name used in requests.
         number: Positive id of the adapter.
-        path: Folder of the adapter.
     """
 
     name: str
@@ -162,8 +157,6 @@ class Trailer(NamedTuple):
     """Statistics of a finished reply, sent as ids after its last row.
 
     Attributes:
-        num_guided_frames: Number of guided frames.
-        num_preemptions: Number of preemptions.
         was_cut: 1 if a length limit ended a segment before the model did, else 0.
         queue_us: Time in the queue, in microseconds.
         held_us: Time spent waiting for streamed text or live audio, in microseconds.

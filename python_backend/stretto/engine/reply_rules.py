@@ -25,7 +25,6 @@ class TextUpdate(NamedTuple):
     """Further ids of a request's open track (streamed text or live audio).
 
     Attributes:
-        request_id: Id of the request in the engine.
         ids: Token ids, row by row, int32 [n].
         is_last: True if these ids complete the track.
     """
@@ -202,7 +201,6 @@ class SegmentRules:
 
         Args:
             schedule: Schedule of the reply, or None.
-            num_prompt_rows: Number of prompt rows.
             num_rows: Total number of rows computed by the end of the step, including the prompt.
         """
         if schedule is None:
@@ -225,8 +223,6 @@ class SegmentRules:
         """Return the reply's track, or None if the family has none.
 
         Args:
-            first_row: First row of the reply.
-            ids: Ids in the request, row by row.
             is_open: True if more text or audio follows.
         """
         spec = self.family.track
@@ -378,7 +374,6 @@ class ReplyState:
     """State of one reply after its newest row, as the step that generated the row computed it (`SlotState`).
 
     Attributes:
-        position: Index of the next row.
         audio_start: Position of the first audio row, or UNKNOWN.
         audio_end: Position of `end_of_audio`, or UNKNOWN.
         num_text_tokens: Number of text tokens, including codes if the reply is interleaved.
@@ -386,7 +381,6 @@ class ReplyState:
         first_end: Position at which the end of speech was detected, for families with latents.
         own_values: State of the family's sampler (`DrawRules.state`).
         max_audio_rows: Maximum number of rows in the audio segment that the request allows.
-        segment: Segment of the next row.
     """
 
     rules: SegmentRules
@@ -420,7 +414,6 @@ class ReplyState:
         """Take over the state after a row.
 
         Args:
-            position: Position of the next row.
             values: Values of `SegmentRules.sent_state`.
         """
         self.position = position

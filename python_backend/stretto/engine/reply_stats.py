@@ -13,18 +13,12 @@ class Stats:
     """Counters since start-up, published as metrics.
 
     Attributes:
-        active: Replies in progress.
-        pairs: Number of these replies that are guided.
-        finished_total: Finished replies.
-        frames_total: Generated frames.
+        pairs: Number of active replies that are guided.
         unguided_total: Frames sampled without guidance in requests with policy `always`. Any value but 0 is a bug.
         frames_unguided_by_policy_total: Frames sampled without guidance in guided requests with another policy.
-        live_sessions: Open live sessions.
         live_refused_total: Live sessions that were refused because too many were open.
-        live_frames_total: Frames of audio that live sessions have received.
         live_late_frames_total: Frames that were read later than one frame duration after they were due.
         live_lag_frames: Largest number of unread frames in any open session.
-        live_ticks_total: Frames that were read.
         live_tick_seconds_total: Sum of the times from when a frame was due until it was read.
         live_ticks_20ms_total: Frames that were read at most 20 ms after they were due. The counters for 40 and 80 ms
             are analogous.

@@ -19,9 +19,7 @@ class Track:
     Attributes:
         ends_reply: True if the reply ends one row after the last ids.
         lanes: Indices of the streams among streams 1 to S - 1.
-        first_row: First row of the reply.
         ids: Ids that have arrived, int32 [n, K].
-        pad_id: Id in all later rows.
         is_live: True if the text or audio was still being streamed when the request arrived.
         is_open: True if more ids may arrive, in which case later rows are not known yet.
     """
@@ -69,9 +67,6 @@ class Track:
         """Return the limits of the reply (`SlotLimits`) that the track determines, keyed by name.
 
         A reply reads all streamed text, so it has at least one frame for each id.
-
-        Args:
-            sampling: Sampling options of the request.
         """
         if not self.is_live:
             return {}
@@ -105,11 +100,7 @@ class Track:
         return self.first_row + len(self.ids)
 
     def num_known(self, reply: Any) -> int:
-        """Return the number of rows that the model may read, given the state of the reply; ENDLESS for a whole track.
-
-        Args:
-            reply: State of the reply (`ReplyState`).
-        """
+        """Return the number of rows that the model may read in this state; ENDLESS for a whole track."""
         return self.end if self.is_open else ENDLESS
 
     def word_tokens(self, number: int) -> Sequence[int]:
@@ -147,7 +138,6 @@ def placed(first: int, ids: np.ndarray) -> np.ndarray:
     """Return consecutive entries of a slot's tables, int32 [n, 1 + K].
 
     Args:
-        first: Place of the first entry.
         ids: Ids, int32 [n, K].
     """
     num_entries = len(ids)

@@ -32,10 +32,6 @@ def reference_chunk(prompt: Prompt, layout: StreamLayout) -> LMChunk:
     """Return a chunk with the reference frames at the end of a prompt, as codes or, for latents, as words.
 
     The frames are the decoder's left context for the reply.
-
-    Args:
-        prompt: Prompt that ends with the reference frames.
-        layout: Stream layout of the family.
     """
     streams = layout.codebook_streams
     codes = np.stack([prompt.reference_ids(stream, layout.delays[stream]) for stream in streams])
@@ -62,7 +58,6 @@ def samples_of(numbers: np.ndarray, codes: np.ndarray) -> bytes:
 
     Args:
         numbers: Codes and samples from the engine, float32 [K * T + n].
-        codes: Codes of the chunk.
     """
     size = codes.size
     is_same = size < len(numbers) and np.array_equal(numbers[:size], codes.ravel())
@@ -83,10 +78,7 @@ class Utterance:
     """Converts a reply's rows to chunks. Text is sent at the end of a word, frames when the pacer permits.
 
     Args:
-        reply: State of the reply.
         words: Words of the prompt, for word timestamps.
-        codec: Text codec of the family.
-        pacer: Pacer that decides when frames are sent.
         with_codes: True to include the codes of all output streams in the chunks.
         with_pauses: True to send a chunk with pause probabilities for each frame.
         with_progress: True to send a chunk for each row of a transcript, with the words that are complete.
@@ -94,7 +86,6 @@ class Utterance:
 
     Attributes:
         guidance_changes: All guidance changes so far, in order of their frames.
-        words: Times of the words to speak.
         num_chunks: Number of chunks so far, including a chunk sent before the reply's own (see `first_chunk`).
         voice: Index of the codec's voice, sent with each chunk.
         alignment: Request for word times, sent with the first chunk; None if not requested.

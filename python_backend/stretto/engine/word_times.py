@@ -12,10 +12,7 @@ class WordTimes:
     """Queue of the words of a reply that have begun and were not sent yet.
 
     Args:
-        words: Words to speak.
         sources: For each of `words`, the word of the request's text; empty if unknown.
-        codec: Text codec of the family.
-        task: Name of the task.
     """
 
     def __init__(self, words: tuple[str, ...], sources: tuple[SourceWord, ...], codec: TextCodec, task: str):
@@ -33,8 +30,6 @@ class WordTimes:
 
         Args:
             number: Index of the token among the spoken ones (`DrawRules.word_column`).
-            token_ids: Ids of the text segment.
-            frame: Frame at which the token begins.
         """
         if self._word_of is None:
             self._word_of = self._codec.matched(token_ids, self._words)

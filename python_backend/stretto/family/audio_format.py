@@ -66,7 +66,6 @@ def check_audios(prompt: Prompt, audio_format: AudioFormat | None) -> None:
     """Check the audio inputs of a prompt.
 
     Args:
-        prompt: The prompt.
         audio_format: Input format of the model's audio encoder; None if the model has none.
 
     Raises:

@@ -62,7 +62,6 @@ class DepthSpec:
     norm.
 
     Attributes:
-        hidden: Width.
         rope: `rope_parameters` of a published config.json, including `rope_theta`; empty with a schedule.
         projection: Linear layer from the backbone's width to `hidden`, without bias (`plain`) or with one (`biased`);
             None if the widths are equal.
@@ -185,13 +184,10 @@ class Task:
     """Task of a family: the segments of its reply, and the input that it accepts.
 
     Attributes:
-        name: Name of the task in requests.
         segments: Segments of the reply, in order.
         text: Ids that a text segment may contain, including codes if the segment is interleaved.
         needs: Content that the last turn must have: `text`, `audio`.
-        sampling: Default sampling options.
         also: Content that the last turn may have in addition.
-        answers: Role of the last turn.
         has_history: True if user and assistant turns may precede the last turn.
         system: Content that a leading system turn may have; empty if none is allowed.
         voice_roles: Roles of the turns whose recordings are of voices to clone. Silence in them is refused.
@@ -249,11 +245,7 @@ AUTO = "auto"  # lets the model choose the language
 
 @dataclass(frozen=True)
 class Languages:
-    """Languages that a request may name; a family with other rules has a subclass.
-
-    Attributes:
-        names: Names in lower case.
-    """
+    """Languages that a request may name; a family with other rules has a subclass."""
 
     names: tuple[str, ...] = ()
 
@@ -364,10 +356,8 @@ class Family:
         end_of_audio: Id of stream 0 in the row that ends the audio.
         transition: Ids forced on stream 0, one per row, between the text and the audio segment.
         guided_streams: Output streams with classifier-free guidance in the audio segment.
-        voices: Names of the voices in lower case.
         voice_titles: Display names of the voices, such as "Female", in the order of `voices`; empty if `voices`
             suffices.
-        languages: Languages that a request may name.
         tags: Tags in a text, such as `[laugh]`, that the model renders as a sound or a manner of speaking.
         options: Speaking options that not every family takes (`SpeakingOption`).
         frame_rate: Frames per second of the codec; 0 if the engine cannot convert seconds to frames.
@@ -388,7 +378,6 @@ class Family:
         audio_head: Head of the checkpoint in place of one over the vocabulary: `audio_head.weight` [n, H], alone
             (`plain`) or with `audio_head.bias` [n] (`biased`). It contains the heads of all output streams in audio
             segments, one after the other. The rows for the ids that end stream 0 follow the rows for its codes.
-        mechanism: Parts that most families lack.
     """
 
     name: str

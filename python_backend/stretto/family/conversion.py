@@ -27,16 +27,11 @@ class Release:
     """Release to convert, as given on the command line.
 
     Attributes:
-        family: Name of the family on the command line.
         model: Weights: a file, a folder or an index.
         config: config.yaml or config.json; None for a family whose releases have none.
-        tokenizer: Folder of the text tokenizer.
-        codec: Folder of the codec release.
-        ssl_tokenizer: Folder of the audio tokenizer release.
         keeps_codec: True to take the codec weights from the model file; `codec` then only provides the codec config.
         backbone: config.json of the backbone, if the release specifies the backbone only by name.
         audio_config: config.json of the audio encoder, if the release specifies the encoder only by name.
-        audio: Options of the audio encoder.
         dtype: dtype of the written tensors; None to keep the dtype used in training.
         keeps_recording_encoder: False to omit the additional networks that encode voice recordings.
     """
@@ -76,11 +71,8 @@ class Tokenizer:
     """Files of a published tokenizer, to be copied to the checkpoint.
 
     Attributes:
-        folder: Folder of the tokenizer.
         size: Largest id plus one.
-        tokens: Token string of each id.
         built: Contents for tokenizer.json, if it is not among the published files.
-        files: Files to copy.
     """
 
     folder: Path
@@ -93,7 +85,6 @@ class Tokenizer:
         """Return the ids of all tokens by their strings.
 
         Args:
-            names: Tokens that are required.
             num_ids: Number of ids for which the model has embeddings.
 
         Raises:
@@ -110,15 +101,7 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Contents:
-    """Contents of the files of a release; tensors are read on access.
-
-    Attributes:
-        config: Contents of config.yaml or config.json.
-        tensors: Published tensors by name.
-        tokenizer: Text tokenizer.
-        backbone: Hyperparameters of the backbone.
-        dtype: dtype of the tensors to write.
-    """
+    """Contents of the files of a release; tensors are read on access."""
 
     config: dict[str, Any]
     tensors: Mapping[str, Tensor]
@@ -138,8 +121,6 @@ class Network:
     """Additional network in a release, written to a separate folder in the checkpoint.
 
     Attributes:
-        folder: Name of the folder.
-        record: Contents of the network's config.json.
         plan: Tensors to write, by published name.
         tensors: Published tensors by name; None to use the tensors of the release.
     """
@@ -155,14 +136,11 @@ class Converted:
     """Checkpoint to be written.
 
     Attributes:
-        record: Contents of config.json.
         plan: Tensors to write, by published name.
         dropped: Names, or prefixes of names, of unused tensors.
         folded: Names of tensors that are merged into others.
-        networks: Networks that are written to separate folders.
         tokenizer: Tokenizer to write; None to use the tokenizer of the release.
         copies: Files to copy unchanged, by path in the checkpoint (`folder/name`).
-        nested: Further language models.
     """
 
     record: dict[str, Any]
@@ -180,7 +158,6 @@ class Nested:
     """Further language model in a release, written as a checkpoint without a tokenizer to a separate folder.
 
     Attributes:
-        folder: Name of the folder.
         converted: The checkpoint. Its unused tensors are those that the whole release leaves out.
         generation: Fields of its `speech_sampling` by generation_config.json key, as `Published.GENERATION`.
     """
@@ -196,10 +173,6 @@ def common_record(
     """Return the fields of a checkpoint's config.json that do not depend on its backbone.
 
     Args:
-        family: Name of the family.
-        vocabulary: Vocabulary of the checkpoint.
-        vocab_size: Number of its ids.
-        contents: Contents of the release.
         has_head: True if the checkpoint has a head over the whole vocabulary; False if ids are sampled from other
             heads, such as `audio_head` or `depth.first_head`.
     """
@@ -223,8 +196,6 @@ def integer(
 
     Args:
         record: Contents of the config, or of a part of it.
-        path: The path.
-        most: Largest supported value.
         file: Name of the config's file, for the error message.
 
     Raises:
@@ -245,7 +216,6 @@ def merged(name: str, edit: Callable[..., Tensor], shapes: Mapping[str, Shape]) 
     """Return the plan of a tensor that is made from several published ones.
 
     Args:
-        name: Name in the checkpoint.
         edit: Function of the published tensors, in order.
         shapes: Their shapes by name. The tensor is planned under the first name.
     """
@@ -298,7 +268,6 @@ class AudioTokenizer(Protocol):
     """Audio tokenizer to be written to `ssl_tokenizer/` of the checkpoint.
 
     Attributes:
-        entries: Tensors to convert.
         dropped: Shapes of unused published tensors by name.
     """
 
@@ -355,9 +324,7 @@ class Published(Protocol):
         """Return remarks about the release for the operator.
 
         Args:
-            config: Contents of config.yaml or config.json.
             embeddings: Published embedding table, [V, H].
-            family: Name of the family on the command line.
         """
         return []
 
@@ -380,7 +347,6 @@ class Published(Protocol):
 
         Args:
             release: Files and options given on the command line.
-            contents: Contents of these files.
 
         Raises:
             CheckpointError: If parts of the release are missing or contradict each other; the message lists them.

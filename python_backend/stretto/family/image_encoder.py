@@ -17,12 +17,9 @@ class ImageEncoder(nn.Module):
     """Image encoder inside a model (`FamilyPlugin.image_encoders`).
 
     Args:
-        tower: Network of the encoder.
         embed: Function of (tower, adaptor of audio, features, height, width) that returns the rows of an image.
-        image_format: Input format.
         backbone: vLLM's model, without its head. Its rows get three positions each (`RowRotation`), and its first
             layers rows of the encoder.
-        vllm_config: vLLM's configuration.
 
     Attributes:
         levels: Rows that are added to the output of the first L layers in the next step, [L, max rows, H].
@@ -53,10 +50,7 @@ class ImageEncoder(nn.Module):
         """Return the embedding rows [N, H] of one image, and beside them those for L layers, [N, (1 + L) * H].
 
         Args:
-            adaptor: Adaptor of the model's audio encoder.
             features: Encoder input, [F, M].
-            height: Number of lines of rows.
-            width: Number of rows in a line.
         """
         return self._embed(self.tower, adaptor, features, height, width)
 
@@ -74,7 +68,6 @@ def positions_of(images: Sequence[InputImage], first: int, last: int) -> NDArray
 
     Args:
         images: Images of the prompt, in order.
-        first: Index of the first row.
         last: Index of the row after the last one.
     """
     rows = np.arange(first, last)
@@ -98,7 +91,6 @@ class RowRotation:
     Args:
         backbone: vLLM's model, whose layers get the table.
         sections: Number of angles of a head that follow time, line and column of a row (`ImageFormat`).
-        max_rows: Number of rows in the largest step.
     """
 
     def __init__(self, backbone: Any, sections: Sequence[int], max_rows: int):
@@ -131,7 +123,6 @@ class RowRotation:
         """Write the table for the rows of a step.
 
         Args:
-            batch: vLLM's `InputBatch` of the step.
             upload: Function that copies an array to the device.
         """
         positions = self._positions[:, : batch.num_tokens_after_padding]

@@ -21,7 +21,6 @@ class ImageFormat:
     Attributes:
         network: Name of the module with the encoder's network (`FamilyPlugin.image_encoders`).
         feature_size: Numbers in each frame of the encoder's input.
-        frames_per_row: Frames from which the encoder computes a row.
         sections: Pairs of numbers of a head that time, line and column of a row rotate (`RowRotation`), interleaved.
         num_levels: Number of the backbone's first layers to whose output the encoder adds rows of its own.
     """
@@ -61,7 +60,6 @@ def check_images(prompt: Prompt, image_format: ImageFormat | None) -> None:
     """Check the images of a prompt.
 
     Args:
-        prompt: The prompt.
         image_format: Input format of the model's image encoder; None if the model has none.
 
     Raises:

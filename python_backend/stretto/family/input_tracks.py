@@ -44,13 +44,10 @@ class TextTrack:
     A family whose rows read the text in another way has a subclass with an `open`.
 
     Attributes:
-        stream: Index of the stream.
         pad_id: Id of the stream in rows after the end of the text; no silent id of the layout if rows read an id each.
-        end_id: Last id of a text.
         is_usual: True if by default the text is read during the reply; False if it is part of the prompt.
         num_prompt_ids: Number of ids of a streamed text that precede the first frame, if later rows read an id each.
             The prompt of an open text ends with as many rows; a text with fewer ids has only the last of them.
-        open: See `InputTrack`.
         random_text: Function of (track, number) that returns the ids of a text for a test prompt, without its end id.
             None for ordinary ids.
     """
@@ -100,9 +97,6 @@ class CodeTrack:
     Such a reply (text or audio) runs in step with the recording and ends with it. The row after the last frame is the
     last one before `Family.end_of_reply`, which the model itself never samples. The engine needs to know the codes, so
     they are encoded before the reply (`Prompt.track`).
-
-    Attributes:
-        streams: Indices of the streams, which are consecutive.
     """
 
     open: ClassVar[Callable[..., Any] | None] = None

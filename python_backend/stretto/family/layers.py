@@ -102,8 +102,6 @@ def depth_spec(layers: Any, rope: Mapping[str, Any], **others: Any) -> DepthSpec
 
     Args:
         layers: Its layers: a section, or a config of transformers.
-        rope: Parameters of its rotary embedding.
-        others: Further fields of the specification.
     """
     return DepthSpec(
         hidden=layers.hidden_size,

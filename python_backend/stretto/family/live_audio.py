@@ -41,8 +41,6 @@ class LiveInput:
     """Live-audio input of a checkpoint.
 
     Attributes:
-        encoder: Frame encoder.
-        sample_rate: Sample rate of the encoder in Hz.
         before_s: Silence before the audio, in seconds.
         after_s: Silence after the audio, in seconds, in addition to the silence that completes the last frame.
         open_ids: Function that creates the converter of a session's codes to ids.
@@ -63,7 +61,6 @@ class LiveTemplate(Protocol):
         """Return a session's prompt, without its audio.
 
         Args:
-            task: Task of the session.
             pieces: Conversation before the audio; empty unless `Task.system` permits a system turn.
             voice: Name of the voice, or None.
 

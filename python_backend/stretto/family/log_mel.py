@@ -64,7 +64,6 @@ def log_mel(pcm: np.ndarray, audio_format: MelFormat) -> np.ndarray:
 
     Args:
         pcm: Mono samples, float32 [n >= SHORTEST] at 16 kHz.
-        audio_format: Input format of the audio encoder.
 
     Returns:
         Log-mel frames, float32 [F, M], F = n // 160.
@@ -86,7 +85,6 @@ def input_audio(pcm: np.ndarray, path: str, first_row: int, audio_format: MelFor
     Args:
         pcm: Mono samples, float32 [n] at 16 kHz.
         path: Name of the recording in error messages.
-        first_row: First prompt row of the recording.
         audio_format: Input format of the audio encoder; None if the checkpoint has no audio encoder.
 
     Raises:

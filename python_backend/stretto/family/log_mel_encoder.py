@@ -41,8 +41,6 @@ def embed_audio(tower: Qwen3OmniMoeAudioEncoder, adaptor: nn.Module, features: t
     Lengths, which determine how the audio is split, stay on the host, so that there is no GPU synchronisation.
 
     Args:
-        tower: Audio encoder.
-        adaptor: Projection to the backbone's width.
         features: Log-mel frames, [F, M].
 
     Returns:

@@ -19,7 +19,6 @@ class RequestConditions:
     Attributes:
         vector_rows: Number of keys and values of the backbone's width that each layer keeps for each batch slot.
         guidance_scales: Guidance scales that the model accepts as an input, instead of CFG pairs; empty for none.
-        max_voices: Maximum number of named voices of a reply.
         network: Function of (conditions, width of the backbone) that returns a
             `engine.worker.predictors.ConditionNetwork`, whose weights are the tensors `conditions.…` of the checkpoint.
         layer: Function of (conditions) that returns the class of the backbone's layers, derived from vLLM's
@@ -148,7 +147,6 @@ class PauseHeads:
 
     Attributes:
         lengths_s: Lengths of the pauses in seconds.
-        num_classes: Number of classes of each head.
         sampler: Function of (heads, sampler of the family, model) that returns a sampler around it, which appends a
             word for each length to each row: a reference (`plugin.lazy`).
     """

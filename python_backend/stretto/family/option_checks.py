@@ -12,11 +12,6 @@ def check_sampling(sampling: SamplingConfig, family: Family, task: Task) -> None
     The preprocessor calls this function for the options of a request, and `SpeechLLM` again for every prompt, because a
     Python program has no preprocessor.
 
-    Args:
-        sampling: Sampling parameters of a reply.
-        family: The model's family.
-        task: Task of the reply.
-
     Raises:
         InvalidRequest: If a value is outside its range, values contradict each other, or the family does not support a
             value.

@@ -120,7 +120,6 @@ def family_plugin(package: str, **members: Any) -> FamilyPlugin:
 
     Args:
         package: Name of the package; the family's name is its last part, without `stretto_`.
-        members: Members of the plug-in.
     """
     usual: dict[str, Any] = {
         "name": package.rpartition(".")[2].removeprefix("stretto_"),

@@ -64,9 +64,7 @@ class Turn:
     """One turn of a conversation: text, audio, an image, or several of them.
 
     Attributes:
-        role: Role of the speaker.
         text: Text, or None.
-        audio_input: Name of the input tensor with the audio, or None.
         codes: Audio as codes, int64 [S, T], or None.
         latents: Audio as the elements of latents [D, T], float32 [D · T], or None.
         has_image: True if the turn has an image, in the input tensor `image`.
@@ -158,7 +156,6 @@ def given_codes(turn: Turn, family: Family) -> np.ndarray:
     """Return the codes of a turn, [S, T], or the words of its latents, int32 [D, T].
 
     Args:
-        turn: A turn with codes or latents.
         family: Family of the model, which checks the values of codes later.
 
     Raises:
@@ -189,7 +186,6 @@ class Piece:
     """One text or recording in a conversation.
 
     Attributes:
-        role: Role of the speaker.
         path: Name of the piece in error messages.
         text: The text, or None.
         pcm: Mono samples, float32 [n] at the sample rate of the audio encoder, or None.
@@ -210,8 +206,6 @@ def choose_task(name: str | None, turns: tuple[Turn, ...], family: Family) -> Ta
 
     Args:
         name: Name of a task, or None.
-        turns: The conversation.
-        family: The model's family.
 
     Raises:
         InvalidRequest: If no such task accepts the turns. The message is about the first task that accepts turns with
@@ -309,10 +303,6 @@ PLAIN = Manner()
 def read_manner(options: OptionsRecord, family: Family) -> Manner:
     """Return the speaking options of a request.
 
-    Args:
-        options: Options of the request.
-        family: The model's family.
-
     Raises:
         InvalidRequest: If the family does not support an option or its value.
     """
@@ -369,7 +359,6 @@ def read_guidance_scale(guidance: dict[str, Any], family: Family) -> float | Non
 
     Args:
         guidance: Guidance options as fields of SamplingConfig; changed.
-        family: The model's family.
 
     Raises:
         InvalidRequest: If the family does not have the scale.
@@ -404,10 +393,6 @@ def read_voice(options: OptionsRecord, family: Family) -> str | None:
 def stream0_rows(layout: StreamLayout, ids: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return rows with `ids` on stream 0 and pads on the other streams.
 
-    Args:
-        layout: The family's streams.
-        ids: N absolute token ids.
-
     Returns:
         int32 [N, S].
     """
@@ -424,7 +409,6 @@ def code_rows(layout: StreamLayout, codes: np.ndarray) -> np.ndarray:
     stream 2 pad  pad  c1,0 c1,1     delay 2
 
     Args:
-        layout: The family's streams.
         codes: Codes, int [K, T].
 
     Returns:
@@ -451,7 +435,6 @@ def frame_rows(layout: StreamLayout, codes: np.ndarray, fill: tuple[int, ...]) -
     stream 1 f1   c1,0 c1,1 f1       delay 1; fill f1 without a frame
 
     Args:
-        layout: The family's streams.
         codes: Codes, int [S, T], one row per output stream.
         fill: Id of each output stream for rows without a frame.
 
@@ -471,7 +454,6 @@ def check_codes(codes: np.ndarray, family: Family, path: str) -> None:
 
     Args:
         codes: Codes, int [S, T].
-        family: The model's family.
         path: Name of the codes in error messages.
 
     Raises:
@@ -497,21 +479,13 @@ class PromptRows:
     Attributes:
         rows: Absolute token ids of every input stream, with delays applied, int32 [P, S].
         words: Words to speak, for word timestamps; empty if timestamps are not supported.
-        sources: See `Prompt`.
         audios: Audio inputs for the encoder, which replace placeholder rows, in order.
         images: Images for the encoder, which replace placeholder rows, in order.
-        delayed_tail: See `Prompt`.
-        track: See `Prompt`.
-        num_reference_rows: See `Prompt`.
-        voice: See `Prompt`.
-        sound: See `Prompt`.
-        condition: See `Prompt`.
         max_rows: Maximum number of audio rows for this text; None if only the options limit the number.
         min_rows: Minimum number of audio rows for this text, which applies if it exceeds the minimum in the options.
         tail_rows: Number of frames from the detected end of speech, for frames that are latents; None for the default.
         num_pieces: Number of pieces of the text, of which this prompt speaks one.
         spoken: Text of this piece; None for the whole text.
-        has_empty_reply: See `Prompt`.
         num_silent_frames: Number of frames at the start of the reply that are always silence, if it uses no adapter and
             the task's default sampling.
     """
@@ -553,10 +527,7 @@ class Template(Protocol):
         """Return the prompt for a conversation.
 
         Args:
-            task: Task that answers the conversation.
-            pieces: The conversation.
             voice: Name of the voice, or None.
-            manner: Other speaking options.
 
         Raises:
             InvalidRequest: If a piece is too long or cannot be spoken.

@@ -98,8 +98,7 @@ class Needed:
 
     Attributes:
         repository: OWNER/NAME.
-        files: Patterns of its files.
-        to: Folder for its files in the view, see `Companion` of `stretto.releases.catalogue`.
+        to: Folder for the repository's files in the view, see `Companion` of `stretto.releases.catalogue`.
     """
 
     repository: str
@@ -112,11 +111,8 @@ class Match:
     """A release in a listing.
 
     Attributes:
-        family: Family of the release.
-        files: Patterns of its files.
         convert: Arguments for the converter, see `ReleaseEntry` of `stretto.releases.catalogue`.
         part: Name that distinguishes the releases of one listing; empty if there can be only one.
-        companions: Further repositories.
         refusal: Reason why the release is not accepted; the empty string if it is accepted.
         serves: False if the release can be converted but not served.
         needs: Inputs without which a request fails.
@@ -144,15 +140,10 @@ class OneRelease:
     """Recognition of repositories that are one release each, by the fields of config.json: a `recognise` function.
 
     Attributes:
-        family: Family of the releases.
-        title: Name of the model, for error messages.
-        model_type: Value of this field in config.json.
         refused: Reasons to refuse other values of `model_type`.
         expected: Supported values by dotted path; None means a missing field.
         needed: Files that a release must have, beside config.json and the weights.
-        optional: Patterns of further files.
         convert: Arguments for the converter.
-        companions: Further repositories.
     """
 
     family: str

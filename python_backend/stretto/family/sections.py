@@ -36,7 +36,6 @@ class Section(BaseModel):
         """Return the section in a parsed config.
 
         Args:
-            record: The config.
             file: Name of its file, for error messages.
 
         Raises:

@@ -29,7 +29,6 @@ class TextTokenizer:
     A family adds the offset of its text ids.
 
     Args:
-        tokenizer: Tokenizer from the `tokenizers` library.
         spells_bytes: True if every token must be convertible to bytes, which requires a byte-level tokenizer. False for
             a model that generates no text, which may have any kind of tokenizer.
     """
@@ -153,9 +152,6 @@ class SentencePieceTokenizer:
 
     Args:
         model: Contents of `tokenizer.model`.
-
-    Attributes:
-        tokens: Token string of each id.
     """
 
     def __init__(self, model: bytes):
@@ -221,9 +217,7 @@ def check_text(text: str, path: str, max_chars: int) -> None:
     """Check a text's length and encoding.
 
     Args:
-        text: The text.
         path: Name of the text in error messages.
-        max_chars: Maximum number of characters.
 
     Raises:
         InvalidRequest: If the text is too long or contains lone surrogates.
@@ -238,8 +232,6 @@ def check_no_markers(ids: Sequence[int], markers: Mapping[int, str], path: str) 
     """Check that a text has no marker. A tokenizer finds a marker in a text if the release does not call it special.
 
     Args:
-        ids: Token ids of the text.
-        markers: Names of the model's markers, by id.
         path: Name of the text in error messages.
 
     Raises:
@@ -263,7 +255,6 @@ class Subwords:
         """Return the token ids of a text in the family's vocabulary.
 
         Args:
-            text: The text.
             path: Name of the text in error messages.
 
         Raises:
@@ -349,7 +340,6 @@ class SubwordStream:
 
     Args:
         tokenizer: The checkpoint's tokenizer.
-        subwords: The family's ids for the tokenizer's tokens.
     """
 
     def __init__(self, tokenizer: TextTokenizer, subwords: range):

@@ -18,9 +18,7 @@ class ChunkPolicy:
     Attributes:
         first_frames: Minimum number of frames in the first chunk, of which at least one is played; it has more if the
             decoder is slow.
-        steady_frames: Maximum number of frames in a chunk.
         playout_s: Time in seconds for which the player buffers audio before it starts.
-        frame_rate: Frame rate of the codec, in Hz.
         held_frames: Right context of the codec: number of frames that the decoder withholds until later frames arrive.
         deterministic: True for chunk sizes that do not depend on timing, so that every run splits the same frames in
             the same way. The first chunk then has its minimum size. Each later chunk is twice as large as the previous
@@ -107,8 +105,6 @@ class DecoderLoad:
 
     Attributes:
         latency_s: Recent upper bound on the time from sending an urgent chunk to its audio, in seconds.
-        time: Time for batches, windows and frames.
-        num_speaking: Number of utterances that send chunks.
         has_graphs: True if chunks of permitted sizes (`ChunkPolicy.sizes`) are decoded faster than others.
         frame_gap_s: Recent upper bound on the time between two frames of an utterance, in seconds; 0 if it is unknown.
     """

@@ -32,8 +32,6 @@ def delay_codes(codes: np.ndarray, delays: tuple[int, ...], pad: int) -> np.ndar
 
     Args:
         codes: Codes, [K, T].
-        delays: Delay of each codebook in rows.
-        pad: Id for empty positions.
 
     Returns:
         Rows, [T + max(delays), K].
@@ -139,8 +137,6 @@ class LatentSpec:
     are decoded.
 
     Attributes:
-        num_words: Number of words in a row.
-        steps: Permitted numbers of solver steps.
         voice_ids: Ids of rows with latents of a recording, for which the model has a separate embedding network.
         has_unit_noise: True if the solver's initial noise has a variance of 1 and every frame is guided; False if the
             audio temperature is the variance.
@@ -160,12 +156,7 @@ class LatentSpec:
         return self.num_words - self.num_other_words
 
     def cache_bytes(self, num_slots: int, num_rows: int) -> int:
-        """Return the minimum size in bytes of a KV cache, so that the table of latents is small beside it.
-
-        Args:
-            num_slots: Number of batch slots.
-            num_rows: Number of rows of the longest request.
-        """
+        """Return the smallest KV cache that is permitted beside a table of latents."""
         return TABLE_PART * (num_rows + 1) * num_slots * self.num_words * 4  # float32
 
     def max_rows(self, num_slots: int, cache_bytes: int) -> int:

@@ -39,7 +39,6 @@ class DepthWeights(nn.Module):
     sets (at least 1).
 
     Args:
-        spec: Sizes of the layers.
         num_ids: Number of ids of each stream: C0, then C for each of the S - 1 other streams.
         num_ends: Number of end ids of stream 0, E.
         width: Width of the backbone, W.

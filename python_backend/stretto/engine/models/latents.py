@@ -38,7 +38,6 @@ class SolverTable:
 
     Args:
         values: Function that returns the per-step values of a solver with n steps, [n, ...].
-        steps: Permitted numbers of steps.
         embed: Function applied once to the rows of all solvers together, or None.
     """
 
@@ -141,8 +140,6 @@ class LatentMixin(MultiStreamMixin):
         positions of a block by 0, which does not remove a NaN.
 
         Args:
-            rows: Ids and words of all rows.
-            out: Output buffer.
             latent_rows: Indices of all rows that may have a latent, int64 [n]; None if any row may have one.
         """
         super().embed_rows(rows[:, :1], out)

@@ -92,8 +92,6 @@ def load_strictly(model: "MultiStreamMixin", load: Callable[[Weights], set[str]]
     """Call `load` with `weights`, and return the names of the loaded parameters.
 
     Args:
-        model: Model whose parameters are loaded.
-        load: vLLM's loading function.
         weights: Tensors with their checkpoint names.
 
     Raises:

@@ -28,7 +28,6 @@ def draw(
         logits: float32 [B, S, C] on the CPU, -inf for forbidden tokens.
         token_ids: Token id of each column, [S, C].
         keys: Noise keys from `stream_keys`, int32 [B, S].
-        params: Sampling parameters of the rows.
         plan: Properties of the batch (see `DrawPlan`).
 
     Returns:
@@ -83,9 +82,6 @@ def _draw_single(
         logits: Logits, [C].
         ids: Token ids, [C].
         key: Noise key, [1].
-        rows: Sampling parameters of the pair.
-        width: Number of columns of a group.
-        groups: Number of groups.
 
     Returns:
         The id [1], or None if no logit is finite.

@@ -107,7 +107,6 @@ def gaussian(keys: Words, step: int = 0) -> Words:
     in the last bit between NumPy and torch, or between devices.
 
     Args:
-        keys: Noise keys.
         step: Index of the draw, for several draws from the same keys.
     """
     if isinstance(keys, torch.Tensor):

@@ -46,7 +46,6 @@ class PairRows:
         is_greedy: True for pairs at temperature 0; None if there are none.
         keeps_all: True if no pair uses top-k or top-p.
         has_top_p: True if any pair uses top-p.
-        of_all: See `DrawParams`.
         grouping: Width and number of column groups (`group_width`) for a single pair with top-k, but without top-p;
             None for other pairs.
     """

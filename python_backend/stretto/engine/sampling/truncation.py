@@ -33,7 +33,6 @@ def _floor(values: np.ndarray, rows: PairRows, total: np.ndarray | None) -> tupl
 
     Args:
         values: Largest logits of each row, [N, M].
-        rows: Sampling parameters.
         total: Sum of `exp((logit - largest) / temperature)` over all logits for rows where top-p applies to all, 0 for
             others, [N, 1]; None if there is no such row.
 

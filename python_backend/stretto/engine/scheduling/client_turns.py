@@ -34,8 +34,6 @@ class ClientTurns:
     Varghese, Efficient fair queuing using deficit round robin, 1995). Rows of live sessions are never delayed.
 
     Args:
-        table: Request table.
-        planner: Planner of the steps.
         quantum: Rows per step of a host.
     """
 
@@ -136,7 +134,6 @@ class ClientTurns:
         Args:
             first: The first queued request that could run.
             running: Running requests, oldest first.
-            num_slots: Number of run slots.
         """
         if first is None or not self.are_needed or self._planner.has_room(first, running, num_slots):
             return ()
@@ -159,7 +156,6 @@ class ClientTurns:
 
         Args:
             grants: Planned number of rows for each running request.
-            running: Running requests.
             joining: Queued requests that are about to be admitted.
         """
         if not self.are_needed:

@@ -97,9 +97,6 @@ class AdaptiveGuidance:
     """Policy that decides, before each step, which unconditional requests are removed or re-created.
 
     Args:
-        table: Request table.
-        blocks: KV block counts.
-        load: Measured step time.
         lag: Number of steps for which the worker may still compute a removed request, whose id must not be reused
             sooner.
 
@@ -163,7 +160,6 @@ class AdaptiveGuidance:
 
         Args:
             running: Running requests, oldest first.
-            step: Number of the step.
         """
         self.load.begin_step(is_counted=not self.returning)
         if not self.adaptive:

@@ -192,7 +192,6 @@ class HeldReplies:
         Args:
             waiting: Queued requests in order.
             running: Running requests, oldest first.
-            num_slots: Number of run slots.
         """
         held = [request for request in self.held(running) if request.request_id not in self._blocks.sessions]
         first = next((request for request in waiting if not self.is_held(request)), None) if held else None

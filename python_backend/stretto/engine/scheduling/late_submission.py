@@ -26,7 +26,6 @@ class LateSubmission:
         Args:
             early_s: Time before the expected end of the running step, in seconds, to which each request adds
                 HOST_MS_A_ROW. It must cover the host's work for a step; otherwise the GPU waits for the host.
-            clock: Times of the steps.
             sleep: Function that waits for a number of seconds.
         """
         self._early_s = early_s
@@ -44,9 +43,6 @@ class LateSubmission:
         """Wait until the next step is due; return at once unless exactly one step is in flight.
 
         The shortest of the last durations is expected, so a step that follows longer ones is not submitted too late.
-
-        Args:
-            num_requests: Number of requests in the batch.
         """
         clock = self._clock
         if clock.num_in_flight != 1 or len(clock.durations) < NUM_DURATIONS:

@@ -21,8 +21,6 @@ class RunningRow(NamedTuple):
     """Properties of a running request that determine its grant.
 
     Attributes:
-        request_id: vLLM's request id.
-        remaining: Number of rows still to compute.
         partner: If the next sample is guided, the id of the other request in the CFG pair, which may or may not be
             running; else None.
         may_finish: False if the last row may not be computed yet, as for an unconditional request before guidance
@@ -38,12 +36,7 @@ class RunningRow(NamedTuple):
 
 
 def plan_grants(rows: Iterable[RunningRow], budget: int) -> dict[str, int]:
-    """Map each request id to the number of rows that the request may compute in a step.
-
-    Args:
-        rows: Running requests in scheduling order.
-        budget: Maximum number of rows in the step.
-    """
+    """Map each request id to the number of rows that the request may compute in a step."""
     by_id = {row.request_id: row for row in rows}
     grants: dict[str, int] = {}
     for row in by_id.values():
@@ -71,12 +64,10 @@ class KvBlocks:
     """Wrapper around vLLM's KV cache manager for block counts and the prefix cache.
 
     Args:
-        manager: vLLM's cache manager.
         block_size: Rows per block.
         num_open: Number of newest rows that may be recomputed, whose blocks are not added to the prefix cache yet.
         max_held: Maximum number of blocks that a request holds at any time if a sliding window frees older blocks; else
             None.
-        session: Blocks that a live session needs.
 
     Attributes:
         sessions: Ids of live sessions. From admission to its end, each one keeps as many blocks as it can ever need.
@@ -132,8 +123,6 @@ class KvBlocks:
 
         Args:
             request: Request whose output from the last step has been processed.
-            num_known: Number of computed rows.
-            num_new: Number of newly computed rows.
         """
         if self._num_open or num_known % self._block_size < num_new:
             self._manager.cache_blocks(request, num_known)
@@ -260,7 +249,6 @@ class StepPlan(NamedTuple):
     """Plan of the next step.
 
     Attributes:
-        running: Running requests in scheduling order.
         grants: Number of rows that each running request may compute, keyed by request id.
         awaited: Queued requests whose CFG partner is running, oldest pair first.
         to_preempt: Requests to preempt (a pair or a single request), in the order that they will have at the head of
@@ -302,7 +290,6 @@ class PairPlanner:
 
         Args:
             running: Running requests, oldest first.
-            budget: Maximum number of rows in the step.
         """
         if self._is_steady(running) and (not self._has_bursts or self._grant_again(running, budget)):
             return StepPlan(running, self._grants)
@@ -402,8 +389,6 @@ class PairPlanner:
         is checked first and suffices in most steps.
 
         Args:
-            running: Running requests.
-            tail: Running members of the youngest pair.
             awaited: Queued requests whose CFG partner is running.
         """
         free = self._blocks.num_free()
@@ -472,11 +457,6 @@ class PairPlanner:
 
         Slots are reserved for partners of running requests. A guided request needs two slots, unless its partner is
         running.
-
-        Args:
-            request_id: Id of the queued request.
-            running: Running requests.
-            num_slots: Number of run slots.
         """
         self._count(running)
         pair = self._table[request_id].pair
@@ -506,7 +486,6 @@ class PairPlanner:
 
         Args:
             scheduled: Number of scheduled rows, keyed by request id.
-            num_rows: Total number of rows in the step.
             running: Requests that are running after scheduling.
         """
         is_steady = self._steady is not None and len(self._steady) == len(running) == len(scheduled)
@@ -523,7 +502,6 @@ def check_pairs(table: RequestTable, scheduled: Mapping[str, int]) -> None:
     """Assert that every guided row is sampled for both requests of its CFG pair.
 
     Args:
-        table: Request table.
         scheduled: Number of scheduled rows, keyed by request id.
     """
     for request_id in scheduled:

@@ -50,7 +50,6 @@ class GuidancePair:
 
     Attributes:
         follows_rows: True if `follow` begins and ends the unconditional request after each row.
-        conditional: Id of the conditional request.
         first_output: Index in the reply of the first guided row; `NOT_YET` while unknown.
         unconditional: Id of the unconditional request; None while there is none.
         awaits_unconditional: True if the conditional request may not sample until an unconditional request exists.
@@ -83,7 +82,6 @@ class GuidancePair:
         """Begin or end the unconditional request after an audio row, and return the row's guidance mark.
 
         Args:
-            state: State of the conditional request.
             token_id: Id of the row on stream 0.
             is_guided: True if the unconditional request was in the same step.
             scheduler: Scheduler that begins or ends the unconditional request.
@@ -111,7 +109,6 @@ class RequestState:
     """State of one vLLM request, conditional or unconditional.
 
     Attributes:
-        request: vLLM's request.
         prompt: The request's prompt, without what only the front end needs.
         host: Client host, which has a fair share of the engine.
         history: Ids of streams 1 to S - 1 in all rows.
@@ -262,8 +259,6 @@ def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: 
 
     Args:
         rows: Rows of the conditional request before its audio, [n, S].
-        context: Definition of the rows that stay visible.
-        pad_id: Id of empty streams.
     """
     hidden = rows.copy()
     middle = slice(context.keep_first, max(context.keep_first, len(rows) - context.keep_last))

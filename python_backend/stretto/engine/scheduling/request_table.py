@@ -31,7 +31,6 @@ class RequestTable(dict[str, RequestState]):
     An entry exists exactly as long as the request exists in vLLM.
 
     Attributes:
-        followers: Observers of added and removed requests.
         revision: Counter that increases whenever plans of earlier steps may become void, because a CFG pair gains or
             loses its unconditional request or starts to wait for one, or a streamed text becomes complete.
     """
@@ -111,7 +110,6 @@ class RequestTable(dict[str, RequestState]):
         differ from the ids of the cached request.
 
         Args:
-            request: The request.
             num_rows: Number of rows left to compute after the hit.
         """
         state = self[request.request_id]

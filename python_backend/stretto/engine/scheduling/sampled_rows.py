@@ -73,8 +73,6 @@ class SampledRows:
         """Add a request's sampled rows; return those to send to the front end now, as parsed by `read_rows`.
 
         Args:
-            state: State of the request.
-            marks: Guidance mark of each sampled row.
             token_ids: Id on stream 0 of each sampled row.
             is_last: True to send all buffered rows, because no row will follow soon.
         """

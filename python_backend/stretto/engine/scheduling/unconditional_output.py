@@ -19,8 +19,6 @@ class UnconditionalOutput:
     and has no client output. vLLM's loop handles such a request only if it was preempted while the row was in flight.
 
     Args:
-        table: Request table.
-        blocks: KV block counts.
         num_in_advance: Number of sampled tokens per step that are counted before they are known (async scheduling).
     """
 
@@ -35,7 +33,6 @@ class UnconditionalOutput:
         """Record the sampled rows of unconditional requests.
 
         Args:
-            output: Output of the step.
             codes: Ids of streams 1 to S - 1 of the requests that sampled, keyed by request id.
             scheduled: Number of scheduled rows, keyed by request id.
 

@@ -73,7 +73,6 @@ class BatchPlan:
         ras_window: Maximum window of repetition-aware sampling among the rows.
         used: Names of the options in `NUMBERS` that have an effect on any row.
         has_delayed_tail: True if any reply continues audio in its prompt.
-        solver: Solver steps and guidance of latents.
     """
 
     num_rows: int
@@ -103,10 +102,8 @@ def plan_batch(rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray
     """Return the plan of a step.
 
     Args:
-        rows: Rows of the step.
         partner: Slot of the CFG partner by slot, int64 [R]; negative for none.
         is_unconditional: True for slots of unconditional requests, bool [R].
-        tables: Slot tables with the request parameters.
     """
     row_of = np.full(len(partner) + 1, NO_ROW)  # the last entry is for slots without a partner
     row_of[rows.slots[rows.samples]] = np.flatnonzero(rows.samples)
@@ -161,9 +158,7 @@ class PlanArrays:
         speaking: Indices into `drawing` of rows that may be after the text segment, [A].
         text_rows: Rows of the batch whose hidden states the text head needs, [W].
         audio_rows: Rows of the batch whose hidden states the audio heads need, [A + P]; unconditional rows are last.
-        text: Sampling parameters of text ids.
         audio: Sampling parameters of stream 0 in audio.
-        depth: Sampling parameters of the other streams.
         guidance: Guidance scales, float32 [P].
         num_sampled: 1 for each row of the batch that is sampled, else 0, int32 [B].
     """

@@ -35,8 +35,6 @@ class BurstSampler:
 
         Args:
             hidden: Last hidden states of the requests, [B, H].
-            batch: vLLM's batch.
-            draw_row: Function that samples one row for each request.
         """
         slots = self._slots
         arrays = self._slots.arrays

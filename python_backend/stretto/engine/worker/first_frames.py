@@ -72,12 +72,7 @@ def packed(codes: torch.Tensor, pcm: torch.Tensor) -> torch.Tensor:
 
 
 class HostLane:
-    """Lane on the host.
-
-    Args:
-        codec: The codec.
-        convolutions: Mode of convolutions.
-    """
+    """Lane on the host."""
 
     def __init__(self, codec: Codec, convolutions: str) -> None:
         self._codec = codec
@@ -94,13 +89,7 @@ class HostLane:
 
 
 class CudaLane:
-    """Lane on a CUDA stream of its own, for which the engine's stream never waits.
-
-    Args:
-        codec: The codec.
-        convolutions: Mode of convolutions.
-        device: The engine's GPU.
-    """
+    """Lane on a CUDA stream of its own, for which the engine's stream never waits."""
 
     def __init__(self, codec: Codec, convolutions: str, device: torch.device) -> None:
         use_whole_float32()
@@ -155,8 +144,6 @@ class FirstFrames(PromptLogprobsWorker):
     A reply that was preempted before its frames were complete is left to the decoder alone.
 
     Args:
-        lane: Executor of the codec.
-        slots: Run slots.
         drawn: Function that returns the ids of stream 0 that the step has sampled, [B, 1].
     """
 
@@ -186,8 +173,6 @@ class FirstFrames(PromptLogprobsWorker):
 
         Args:
             config: vLLM's configuration, with the mode of convolutions in `additional_config`.
-            slots: Run slots.
-            device: The engine's device.
             drawn: Function that returns the ids of stream 0 that the step has sampled, [B, 1].
 
         Raises:
@@ -238,12 +223,7 @@ class FirstFrames(PromptLogprobsWorker):
         """Return the samples of replies whose first frames this step completes, by request id (vLLM's hook).
 
         Args:
-            logits_fn: Unused.
-            hidden_states: Unused.
-            input_batch: Batch of the step.
             all_token_ids: Ids of stream 0 by slot and position, without those that this step has sampled.
-            num_computed_tokens: Unused.
-            prompt_lens: Unused.
         """
         samples = dict[str, Any]()
         for num_frames, rows in self._due(input_batch).items():

@@ -33,7 +33,6 @@ class GuidedHeads:
 
         Args:
             logits: Logits without offsets of A rows, followed by P unconditional rows, [A + P, k, C].
-            streams: The streams.
             num_rows: Number of conditional rows, A.
             scale: Guidance scales of the first P rows, [P].
         """

@@ -19,7 +19,6 @@ class InputEmbeddings:
 
     Args:
         model: Model with `embed_audio`, `adaptor` and `image_encoder`, which is None without images.
-        arrays: Array factory.
         embeds: Embedding buffer of the largest batch, [N, H]; only its shape, dtype and device are used.
     """
 

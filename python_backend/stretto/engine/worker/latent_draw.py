@@ -21,11 +21,7 @@ from stretto.engine.worker.step_program import EXACT, StepProgram, Variant
 
 
 class LatentDraw(RowDraw):
-    """Samples audio rows with latents: the most probable id on stream 0, and a latent from the predictor.
-
-    Attributes:
-        predict: The predictor.
-    """
+    """Samples audio rows with latents: the most probable id on stream 0, and a latent from the predictor."""
 
     def __init__(self, readout: LatentReadout, *arguments: Any):
         super().__init__(readout, *arguments)
@@ -66,16 +62,11 @@ class LatentStepProgram(StepProgram):
     count in `captured_steps`, one variant is captured without guidance and one with it.
 
     Args:
-        readout: Heads and networks of the model.
-        rules: Rules of the family's replies.
-        tables: Slot tables.
         tokens: Stream 0 of every slot by position, int32 [R, T].
-        num_rows: Maximum number of rows in a step.
         captured_steps: Solver step counts for which graphs are captured.
 
     Attributes:
         may_guide: True if the predictor may be guided.
-        predict: The predictor.
         noise: Noise of the rows, float32 [N, D].
         guidance: Guidance scales of the rows, float32 [N].
     """

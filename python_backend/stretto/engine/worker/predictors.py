@@ -133,7 +133,6 @@ class FirstHead(StreamHeads):
 
     Args:
         rows: Weight, [C0 + E, H], replicated on every rank.
-        rules: Rules of the family's replies.
     """
 
     def __init__(self, rows: torch.Tensor, rules: SegmentRules):
@@ -152,7 +151,6 @@ class DepthFirstHead(FirstHead):
 
     Args:
         rows: Weight, [C0 + E, H of the depth transformer], replicated on every rank.
-        rules: Rules of the family's replies.
         start: Function that reads position 0 of hidden states [N, W] and returns the output [N, H]. The depth
             transformer keeps it until `DepthFrames` reads the following positions.
     """
@@ -172,7 +170,6 @@ class AudioHeads(FirstHead):
 
     Args:
         rows: Weights of all streams, [n, H], replicated on every rank. The end ids of stream 0 follow its codes.
-        rules: Rules of the family's replies.
         bias: Biases of the logits, [n], or None.
     """
 
@@ -191,7 +188,6 @@ class StopHead(FirstHead):
     Args:
         weight: Weight of the end-of-speech logit, [H], complete on each rank. The logit for continuing is 0.
         bias: Bias of the end-of-speech logit, [1].
-        rules: Rules of the family.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, rules: SegmentRules):
@@ -266,7 +262,6 @@ class FramePredictor(Protocol):
         Args:
             hidden: Hidden states, [N, H].
             token: Ids of stream 0, [N]; with `Family.second_ids`, those of the second text stream as well, [N, 2].
-            draw: Function that samples ids from logits.
         """
         ...
 
@@ -304,9 +299,6 @@ class DepthFrames:
     """Predictor that samples one stream after another with a depth transformer.
 
     Args:
-        depth: Depth transformer.
-        layout: Streams of the family.
-        max_rows: Maximum number of rows in a step.
         second: Ids of the second text stream that position 0 reads; empty if it reads stream 0 only.
     """
 
@@ -423,14 +415,7 @@ class ConditionNetwork(Protocol):
     """
 
     def prepare(self, layers: Sequence[nn.Module], num_slots: int, max_rows: int, dtype: torch.dtype) -> None:
-        """Allocate the tables.
-
-        Args:
-            layers: The backbone's layers.
-            num_slots: Number of run slots.
-            max_rows: Maximum number of rows in a step.
-            dtype: Data type of the backbone.
-        """
+        """Allocate the tables."""
 
     def fill_slot(self, slot: int, condition: Condition | None, arrays: Arrays) -> None:
         """Store the condition of the request in `slot`."""
@@ -451,7 +436,6 @@ class BurstBatch:
     """Batch of a step that may generate several rows per request.
 
     Attributes:
-        batch: vLLM's batch.
         num_read: Number of rows of each request computed by the end of this step, which is also the index of the first
             row that the step generates, int64 [B].
         num_extra: Number of rows that the modules generate after this first row, int64 [B].
@@ -486,7 +470,6 @@ class RowPredictor(Protocol):
 
         Args:
             hidden: Hidden states from which the first row was sampled, [B, H].
-            step: Batch of the step.
             sample_row: Function that samples and records the next row.
         """
         ...
@@ -496,11 +479,8 @@ class GeneratedRows:
     """Rows generated so far, embedded on request.
 
     Args:
-        model: Model with `embed_rows`.
         tokens: Stream 0 of every slot by position, int32 [R, T].
         codes: The other streams by slot and position, int32 [R, T + 1, S - 1].
-        arrays: Array factory.
-        pad_id: Id of empty streams.
     """
 
     def __init__(self, model: Any, tokens: torch.Tensor, codes: torch.Tensor, arrays: Arrays, pad_id: int):

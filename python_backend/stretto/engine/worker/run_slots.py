@@ -101,7 +101,6 @@ class RunSlots:
         is_exact: True if the host reads the state of the replies from the tables, because steps run on the CPU.
         partner: Slot of the CFG partner by slot, int64 [R]; `NO_SLOT` for none.
         is_unconditional: True for unconditional requests, bool [R].
-        slot_of: Slots, keyed by request id.
         version: Number that changes whenever a slot gets a new request or new parameters.
         is_read_by_modules: True if the predictor of further rows processes the request's rows, bool [R].
     """
@@ -202,7 +201,6 @@ class RunSlots:
         """Return the plan and its arrays for the rows of a step.
 
         Args:
-            rows: Rows to sample.
             row_index: Index of these rows among the rows that the step generates.
         """
         return self._planners[row_index].plan(rows, self.partner, self.is_unconditional)
@@ -213,7 +211,6 @@ class RunSlots:
         An unconditional request generates as many rows as its partner.
 
         Args:
-            rows: First rows of the step.
             num_read: Number of computed rows of each request, [B].
         """
         slots = np.where(self.is_unconditional[rows.slots], self.partner[rows.slots], rows.slots)
@@ -228,7 +225,6 @@ class RunSlots:
         """Return the properties of the rows one position later in the same step.
 
         Args:
-            rows: Rows of this position.
             samples: True for requests that sample the next row, bool [B].
         """
         if not self.is_exact:

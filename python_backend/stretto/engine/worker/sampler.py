@@ -45,7 +45,6 @@ class RecentRows:
         slots: Run slots, [A, 1].
         positions: Positions of the previous rows, the latest first, [A, W].
         counts: True for audio rows of the reply, [A, W].
-        rule: Repetition rule of each reply.
     """
 
     slots: torch.Tensor
@@ -61,9 +60,6 @@ class RepetitionGuard:
 
     Args:
         tokens: vLLM's copy of stream 0 by slot and position, int32 [R, T]; also an attribute.
-        tables: Slot tables with the other streams.
-        family: The model's family.
-        arrays: Array factory.
     """
 
     def __init__(self, tokens: torch.Tensor, tables: SlotTables, family: Family, arrays: Arrays):
@@ -78,7 +74,6 @@ class RepetitionGuard:
         """Return the `window` rows before each row.
 
         Args:
-            rows: Rows to sample.
             index: Indices of the rows to select, [A]; None for all.
             window: Number of previous rows, W.
         """
@@ -103,7 +98,6 @@ class RepetitionGuard:
         Args:
             drawn: Sampled ids, [A, 1].
             logits: Logits from which they are sampled again, with token ids and noise keys.
-            recent: Previous rows.
         """
         history = self.tokens[recent.slots, recent.positions]
         return self._redraw(drawn, history[..., None], self._codebooks[:1], logits, recent)
@@ -114,7 +108,6 @@ class RepetitionGuard:
         Args:
             drawn: Sampled ids, [A, k].
             logits: Guided and masked logits with token ids and noise keys.
-            recent: Previous rows.
             streams: Slice of streams 1 to S - 1.
         """
         codebooks = self._codebooks[1:]
@@ -144,14 +137,10 @@ class RowDraw:
 
     Args:
         readout: Heads, and frame predictor or networks, of the model.
-        segments: Segment state of the rows.
-        tables: Slot tables.
-        arrays: Array factory.
         tokens: vLLM's copy of stream 0 by slot and position, int32 [R, T].
 
     Attributes:
         codes: The other streams by slot and position, an array over `SlotTables.codes`.
-        guard: Repetition-aware sampling.
         memory: Memories of the requests; None if the family has none.
     """
 
@@ -192,8 +181,6 @@ class RowDraw:
         Args:
             hidden: Hidden states of all rows, [B, H].
             keys: Noise keys, int32 [M, S].
-            plan: Plan of the step.
-            step: Arrays of the plan.
             rows: State of the sampled rows, updated in place.
         """
         text = audio = codes = None
@@ -216,8 +203,6 @@ class RowDraw:
         Args:
             token: Stream 0, [M].
             laid: The other streams, [M, S - 1].
-            plan: Plan of the step.
-            rows: State of the rows.
         """
         return laid
 
@@ -316,9 +301,6 @@ class RowDraw:
         Args:
             logits: Logits with guidance, [A, C0 + E].
             keys: Noise keys, int32 [A, 1].
-            plan: Plan of the step.
-            step: Arrays of the plan.
-            rows: State of the sampled rows.
             recent: Rows among which repeats are counted; None without repetition-aware sampling.
         """
         index = step.speaking
@@ -340,7 +322,6 @@ class RowDraw:
 
         Args:
             logits: Logits with guidance, [A, C0 + E].
-            rows: State of the sampled rows.
             index: Rows whose logits are passed, [A]; None for all.
         """
         if self._seen is not None and not self.segments.rules.num_text_ids:
@@ -391,10 +372,7 @@ class SpeechSampler:
     """Sampler of the rows (all streams) of a step, with the interface that vLLM's model runner expects.
 
     Args:
-        stock: vLLM's own sampler.
-        slots: Run slots.
         draw: Sampler of one row per request.
-        segments: Segment state of the replies.
         bursts: Steps of several rows; None if each step has one row per request.
 
     Attributes:
@@ -461,8 +439,6 @@ class SpeechSampler:
 
         Args:
             hidden: Hidden states, [B, H].
-            batch: vLLM's batch.
-            rows: Rows to sample.
             row_index: Index of these rows among the rows that the step generates.
         """
         plan, step = self._slots.plan(rows, row_index)

@@ -102,7 +102,6 @@ class SegmentState:
 
         Args:
             logits: Logits of stream 0 in audio, [A, C0 + E]; the last E columns are end ids.
-            rows: State of all sampled rows.
             index: Rows whose logits are passed, [A].
             is_hidden: True for end ids to mask instead, [B, E].
         """
@@ -177,7 +176,6 @@ class SegmentState:
         Args:
             text: Sampled text ids, [B]; None if no row is in a text segment.
             audio: Sampled audio ids, [B]; None if all rows are in a text segment.
-            rows: State of the rows.
         """
         if audio is None:
             assert text is not None
@@ -204,7 +202,6 @@ class SegmentState:
         Args:
             drawn: Sampled ids, [B, K], or None.
             token: Stream 0, [B].
-            rows: State of the rows.
             forced: Ids of streams that continue audio in the prompt, [B, S - 1], or None.
         """
         layout = self.family.layout
@@ -233,7 +230,6 @@ class SegmentState:
 
         Args:
             token: Stream 0, [B].
-            rows: State of the rows, updated.
             may_write: True if any row may be in a text segment.
         """
         state = rows.state

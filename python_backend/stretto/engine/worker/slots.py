@@ -207,9 +207,6 @@ class SlotTables:
         """Prepare the tables for a request in `slot`; `apply_staged` uploads them.
 
         Args:
-            slot: Run slot.
-            prompt: The request's prompt.
-            reply: State of the reply.
             codes: Streams 1 to S - 1 of the rows so far, [n, S - 1].
             seen: Ids of stream 0 that the repetition penalty counts.
             track: Ids of the input-only streams that are known, or None.
@@ -238,7 +235,6 @@ class SlotTables:
         Args:
             new_text: New ids, keyed by run slot; if a track is complete, also the resulting limits of the reply.
             lanes: Indices of the track's streams among streams 1 to S - 1.
-            arrays: Array factory.
         """
         for slot, new in new_text.items():
             self._limit(slot, new.limits)

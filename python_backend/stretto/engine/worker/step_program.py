@@ -85,9 +85,6 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
     """Return the compile-time constants of the kernels.
 
     Args:
-        rules: Rules of the family's replies.
-        tables: Slot tables, for their sizes.
-        num_rows: Maximum number of rows in a step.
         num_ids: Number of columns of the tables from `end_tables`.
     """
     family = rules.family
@@ -126,7 +123,6 @@ class Variant:
     Attributes:
         writes: True if a row may be in a text segment.
         speaks: True if a row may be after the text segment.
-        solver: Solver steps and guidance of latents.
     """
 
     writes: bool
@@ -140,10 +136,8 @@ def columns_of(
     """Return the step table of a batch, int32 [C, N]; see `kernels/gpu/step_draw.py`.
 
     Args:
-        rows: Properties of the rows that the host knows.
         partner: Slot of each slot's CFG partner, [R]; negative for none.
         is_unconditional: True for slots of unconditional requests, [R].
-        tables: Slot tables with the request parameters.
         num_rows: Maximum number of rows, N.
     """
     slots = rows.slots
@@ -188,7 +182,6 @@ class StepTable:
         """Update the table if the batch has changed; return the heads that the step needs.
 
         Args:
-            rows: Properties of the rows that the host knows.
             partner: Slot of each slot's CFG partner, [R]; negative for none.
             is_unconditional: True for slots of unconditional requests, [R].
             version: Number that changes whenever a slot gets a new request or new parameters.
@@ -244,18 +237,12 @@ class StepProgram:
     functions; those of its CPU sampler have the same names (`RowDraw`).
 
     Args:
-        readout: Heads and frame predictor.
-        rules: Rules of the family's replies.
-        tables: Slot tables.
         tokens: vLLM's copy of stream 0 by slot and position, int32 [R, T]; multi-token steps also write it.
         hidden: Buffer for hidden states, [N, H].
 
     Attributes:
-        tables: Slot tables.
-        heads: Heads of the model.
         frames: Frame predictor; None with latents.
         first: Sampled ids of stream 0 in audio.
-        others: Sampled ids of the other streams.
         seconds: Ids of the second text stream, int32 [N]; None if the family has none.
         memory: Memories of the requests; None if the family has none.
         sampling_functions: Triton functions by which ids of stream 0 in audio are sampled.
@@ -369,7 +356,6 @@ class StepProgram:
         """Sample some streams.
 
         Args:
-            streams: Set that contains the streams.
             logits: Logits of these streams, [N, k * C].
             lanes: Slice of the k streams in the set.
         """
@@ -416,10 +402,7 @@ class StepSampler:
     """Sampler of the rows (all streams) of a step, like `SpeechSampler`, but in a few launches for each row.
 
     Args:
-        stock: vLLM's own sampler.
-        slots: Run slots.
         program: Launches that sample one row per request.
-        graphs: Graphs of the program.
         bursts: Steps of several rows, for each of which the program runs; None if each step has one row per request.
 
     Attributes:
@@ -477,7 +460,6 @@ class StepSampler:
         Args:
             hidden: Hidden states, [B, H].
             lengths: Position of each row, [B].
-            rows: Properties of the rows that the host knows.
         """
         slots = self._slots
         program = self._program

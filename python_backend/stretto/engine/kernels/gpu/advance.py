@@ -85,7 +85,6 @@ def gather_rows(
         slots: Run slot of each row, [N].
         positions: Position of each row, [N].
         codes: The other streams by slot and position, int32 [R, T, S - 1].
-        pad_id: Id of padding.
         texts: Ids to which negative entries of `codes` refer, int32 [R, G] (`SlotTables.texts`); None for none.
 
     Arguments of shape [N] are numpy arrays if the tables are in host memory, otherwise tensors.
@@ -206,8 +205,6 @@ def text_is_full(at: tl.tensor, position: tl.tensor, constants: tl.constexpr) ->
     """Return True if a text ends with its next row, besides texts at a limit; the default never does.
 
     Args:
-        at: State of the reply.
-        position: Position of the row.
         constants: Constants of the family (`StepProgram.rule_constants`).
     """
     return position < 0
@@ -222,7 +219,6 @@ def finish_row(
 
     Args:
         laid: Streams 1 to S - 1.
-        lanes: Indices of these streams.
         token: Stream 0.
         in_text: True if the row is in the text segment.
         in_audio: True if the row is in the audio segment.

@@ -175,7 +175,6 @@ class DeviceDepth:
 
         Args:
             x: Inputs at the positions of each row, [N * T, H], grouped by row.
-            first: First position.
         """
         num_new = self._num_first if first == 0 else 1
         for layer in self._layers:
@@ -258,8 +257,6 @@ class _Layer:
     """Depth transformer layer with its keys and values for one frame, [max N, G, positions, D] each.
 
     Args:
-        layer: Linear layers and head norms.
-        num_positions: Number of positions of a frame.
         cos_sin: Cosines and sines of each position's angles, [positions, D].
         norms: Module with the norms before attention and MLP; None for `layer` itself.
     """
@@ -295,7 +292,6 @@ class _Layer:
 
         Args:
             x: Inputs at the positions of each row, grouped by row.
-            first: First position.
             num_new: Number of positions, T.
         """
         qkv = self._qkv(x)

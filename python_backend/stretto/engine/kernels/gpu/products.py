@@ -35,7 +35,6 @@ def embed_rows(
     Args:
         table: Embeddings of the whole vocabulary, [V, H].
         ids: Ids of all streams, [N, S].
-        pad_id: Id of empty streams.
         pad_is_silent: True if `pad_id` contributes nothing except on stream 0.
         out: Output buffer, or None.
     """

@@ -106,7 +106,6 @@ def product_of(layer: Any, norm: RMSNorm | None = None, is_gated: bool = False) 
     """Return the product of a linear layer: ours if it has a plain weight in a dtype that ours supports.
 
     Args:
-        layer: Linear layer of vLLM.
         norm: Norm before the layer, or None.
         is_gated: True if SiLU and a product of both halves follow.
     """

@@ -72,7 +72,6 @@ class StepRules(NamedTuple):
         num_ids: Number of columns of the tables from `end_tables`; the last is for all other ids.
         num_end_frame: Number of ids in the frame that ends the audio; 0 for none.
         num_seen_columns: Number of columns of the repetition penalty's table; 0 without a penalty.
-        first_seen_id: Id of the first column of that table.
         track_start: Index, among streams 1 to S - 1, of the first input-only stream whose ids are already in the table.
         track_stop: Index after the last such stream; equal to `track_start` if there is none.
     """
@@ -192,10 +191,6 @@ def chosen(
     """Return the column of the sampled id.
 
     Args:
-        values: Logits with the penalty and masks.
-        ids: Token ids.
-        key: Noise key.
-        num_columns: Number of columns.
         temperature: Temperature; 0 is greedy.
         top_k: Number of logits to keep; 0 is off.
         top_p: Probability mass to keep; 1 is off.
@@ -214,10 +209,7 @@ def redrawn_from(
     """Return the logits from which an id is sampled again.
 
     Args:
-        values: Logits with the penalty and masks.
-        columns: Their columns.
         repeated: Column of the id that is not taken.
-        num_columns: Number of columns.
         top_k: Number of logits to keep; 0 is off.
         constants: Constants of the family (`StepProgram.rule_constants`).
     """
@@ -232,11 +224,7 @@ def hidden_ends(
     """Return True for end ids that a row may not have.
 
     Args:
-        ids: Token ids.
         is_short: True before the minimum length.
-        at: State of the reply.
-        mine: Column of the row in the step table.
-        plan_stride: Length of a line of the step table.
         constants: Constants of the family (`StepProgram.rule_constants`).
     """
     return is_short
@@ -250,14 +238,8 @@ def repeated(
     """Return True if a code occurs too often in the last audio rows.
 
     Args:
-        token: Sampled id.
         is_code: True if it is a code.
-        history: Ids of the stream by position.
-        mine: Column of the row in the step table.
-        position: Position of the row.
-        audio_start: Position of the first audio row.
         row_stride: Distance between the ids of two positions in `history`.
-        plan_stride: Length of a line of the step table.
         constants: Constants of the family (`StepProgram.rule_constants`).
     """
     count = tl.full((), 0, tl.int32)
