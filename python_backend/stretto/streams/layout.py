@@ -156,7 +156,7 @@ class LatentSpec:
         return self.num_words - self.num_other_words
 
     def cache_bytes(self, num_slots: int, num_rows: int) -> int:
-        """Return the smallest KV cache that is permitted beside a table of latents."""
+        """Return the minimum size in bytes of a KV cache, so that the table of latents is small beside it."""
         return TABLE_PART * (num_rows + 1) * num_slots * self.num_words * 4  # float32
 
     def max_rows(self, num_slots: int, cache_bytes: int) -> int:

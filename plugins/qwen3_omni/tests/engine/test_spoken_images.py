@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from plugins.qwen3_omni.lab.random_qwen3_omni import small_config, thinker_config
+from plugins.qwen3_omni.tests.engine.test_prompt_states import run
 from plugins.qwen3_omni.tests.engine.test_spoken_llm import Maker, answer, assert_idle
 from plugins.qwen3_omni.tests.published_qwen3_omni_thinker import Processor, convert, sights
 from plugins.qwen3_omni.tests.published_qwen3_omni_whole import Whole
@@ -25,7 +26,6 @@ from stretto_qwen3_omni.qwen3_omni.mechanism.spoken_llm import SpokenLLM
 from stretto_qwen3_omni.qwen3_omni_talker.prompt import TalkerPrompts
 from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS, Engine
-from tests.engine.test_prompt_states import run
 from tests.patience import until_async
 from tests.tiers import by_night
 

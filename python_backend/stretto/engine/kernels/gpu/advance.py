@@ -307,8 +307,10 @@ def advance_kernel(
     slot = tl.load(mine + SLOT * rules.num_rows).to(tl.int64)
     position = tl.load(lengths + row).to(tl.int64)
     token, laid, is_cut = _row(
-        slot, position, row, mine, state, texts, codes, text, first, drawn, tasks, ends, ends_of_audio, end_frame,
-        transition, streams, lanes, rules, constants, text_is_full, finish_row,
+        slot, position, row, mine, lanes, rules,
+        state=state, texts=texts, codes=codes, text=text, first=first, drawn=drawn,
+        tasks=tasks, ends=ends, ends_of_audio=ends_of_audio, end_frame=end_frame, transition=transition,
+        streams=streams, constants=constants, text_is_full=text_is_full, finish_row=finish_row,
     )  # fmt: skip
     tl.store(
         codes + slot * rules.codes_stride + position * rules.num_others + lanes, laid, mask=lanes < rules.num_others
@@ -330,10 +332,10 @@ def advance_kernel(
 
 @triton.jit
 def _row(
-    slot: tl.tensor, position: tl.tensor, row: tl.tensor, mine: tl.tensor, state: tl.tensor, texts: tl.tensor,
-    codes: tl.tensor, text: tl.tensor, first: tl.tensor, drawn: tl.tensor, tasks: tl.tensor, ends: tl.tensor,
-    ends_of_audio: tl.tensor, end_frame: tl.tensor, transition: tl.tensor, streams: tl.tensor, lanes: tl.tensor,
-    rules: tl.constexpr, constants: tl.constexpr, text_is_full: tl.constexpr, finish_row: tl.constexpr,
+    slot: tl.tensor, position: tl.tensor, row: tl.tensor, mine: tl.tensor, lanes: tl.tensor, rules: tl.constexpr,
+    state: tl.tensor, texts: tl.tensor, codes: tl.tensor, text: tl.tensor, first: tl.tensor, drawn: tl.tensor,
+    tasks: tl.tensor, ends: tl.tensor, ends_of_audio: tl.tensor, end_frame: tl.tensor, transition: tl.tensor,
+    streams: tl.tensor, constants: tl.constexpr, text_is_full: tl.constexpr, finish_row: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Return a row's ids on stream 0 and the other streams, and True if a limit ends a segment; update the state."""
     family: tl.constexpr = rules.family
