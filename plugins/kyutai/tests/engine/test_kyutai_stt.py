@@ -11,7 +11,6 @@ import torch
 
 from plugins.kyutai.lab.random_kyutai_stt import CONFIG
 from plugins.kyutai.tests.kyutai_release import make_checkpoint, replies
-from plugins.kyutai.tests.small_families import SMALL_STT
 from stretto.family.base import Family
 from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt

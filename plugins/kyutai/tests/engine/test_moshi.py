@@ -10,7 +10,6 @@ import pytest
 from plugins.kyutai.lab.moshi_replies import LONG
 from plugins.kyutai.lab.random_moshi import CONFIG
 from plugins.kyutai.tests.moshi_release import SEEDS, check_frames, frames_of, make_checkpoint, make_prompt, replies
-from plugins.kyutai.tests.small_families import SMALL_MOSHI
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine
 from tests.engine.live_play import play

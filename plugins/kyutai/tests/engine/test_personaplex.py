@@ -11,7 +11,6 @@ from plugins.kyutai.lab.personaplex_replies import LONG, LONG_REPLY, REPLIES, us
 from plugins.kyutai.lab.random_personaplex import CONFIG
 from plugins.kyutai.tests.moshi_release import check_frames
 from plugins.kyutai.tests.personaplex_release import conversation, make_checkpoint, replies, request_of
-from plugins.kyutai.tests.small_families import SMALL_PERSONAPLEX
 from stretto.preprocessing.request import Preprocessor
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine
