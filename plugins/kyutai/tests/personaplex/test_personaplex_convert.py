@@ -17,6 +17,7 @@ import torch
 from plugins.kyutai.lab.random_moshi import lm_shapes
 from plugins.kyutai.lab.random_personaplex import CONFIG, VOICES, write_archive, write_release
 from plugins.kyutai.tests.moshi_release import REFUSED_CONFIGS, name_if_missing
+from plugins.kyutai.tests.small_families import SMALL_PERSONAPLEX
 from stretto.family.plugin import VOCABULARY, config_at
 from stretto.testing.releases import REMOVED, SmallRelease
 from stretto.testing.suite import FamilyCase
@@ -26,7 +27,6 @@ from stretto_kyutai.personaplex.convert import PUBLISHED
 from stretto_kyutai.personaplex.family import PersonaPlexVocabulary
 from stretto_kyutai.personaplex.voices import read_voices
 from tests.family_suite import FamilySuite
-from tests.small_vocabularies import SMALL_PERSONAPLEX
 
 PCM = (np.sin(np.arange(30_000) ** 1.3 / 300) / 2).astype(np.float32)
 RECORDED = {"role": "system", "audio": "pcm_in"}
