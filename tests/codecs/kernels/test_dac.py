@@ -1,4 +1,4 @@
-"""Decoders of transformers on a GPU, in Triton's interpreter: DAC's, which X-codec and Higgs Audio have, too."""
+"""Decoders of transformers on a GPU, in Triton's interpreter: DAC's, which X-codec and others have, too."""
 
 import pytest
 import torch
