@@ -15,6 +15,8 @@ from stretto_gateway.app import make_app
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.routed import ATTEMPTS, Lease, RoutedClient, conversation_key
 from tests.client.fake_server import Chunk, ErrorText, FakeServer, Step, Until
+from tests.client.test_live_speech import Listener, recorded
+from tests.patience import PATIENCE_S
 
 SPOKEN: list[Step] = [Chunk(0), Chunk(1, is_final=True, is_last=True)]
 GATEWAYS: list[Step] = [Chunk(0, 640, is_16_bit=True, is_final=True, is_last=True)]
@@ -205,3 +207,14 @@ async def test_live_audio_is_not_moved_to_another_server(fleet: Fleet, client: R
     with pytest.raises(ServerUnavailable, match="a part of the server has ended"):
         await events(getattr(client, method)(pieces(), 24_000))
     assert fleet.asked == [("", ())]
+
+
+@pytest.mark.parametrize("method", ["transcribe_live", "talk"])
+async def test_live_audio_is_heard_by_the_chosen_server(fleet: Fleet, client: RoutedClient, method: str) -> None:
+    listener = Listener()
+    fleet.servers["a"] = await listener.server.start()
+    live = getattr(client, method)(recorded(np.full(100, 0.5, np.float32)), 24_000)
+    async with asyncio.timeout(PATIENCE_S), live as speech:
+        events = [event async for event in speech]
+    assert ("".join(event.text for event in events), listener.pcm) == ("a word", [0.5] * 100)
+    await listener.server.stop()
