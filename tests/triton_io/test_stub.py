@@ -50,6 +50,7 @@ print(private_kb() - before)
 """
 
 
+@pytest.mark.nightly  # by day the opposite setting, of the models with tensors
 @pytest.mark.slow
 def test_memory_of_large_files_is_returned_to_the_system() -> None:
     grown = {}
