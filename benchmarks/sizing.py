@@ -14,7 +14,6 @@ from functools import cache
 from itertools import takewhile
 
 from benchmarks.decoder_memory import row_of
-from stretto.convert.gpu_memory import Needs
 from stretto.machine.sizing import (
     BYTES,
     MOST_STREAMS,
@@ -23,6 +22,7 @@ from stretto.machine.sizing import (
     CodecCost,
     Depth,
     Gpu,
+    Needs,
     step_ms,
     streams_in_time,
     streams_of_codec,

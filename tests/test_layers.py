@@ -47,7 +47,7 @@ ALLOWED = {
     "encoders": {"codecs", "weights", "untrusted_files", "errors"},
     "families": set(),
     "family": {"codecs", "weights", "records", "streams", "entry_points", "untrusted_files", "errors"},
-    "machine": {"family"},
+    "machine": {"family", "errors"},
     "aligning": {"weights", "untrusted_files", "machine", "errors"},
     "preprocessing": {"family", "codecs", "records", "streams", "machine", "errors"},
     "verification": {"preprocessing", "weights", "errors"},

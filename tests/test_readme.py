@@ -13,13 +13,13 @@ import pytest
 
 from stretto import entry_points
 from stretto.cli import COMMANDS, speech_client
-from stretto.convert import aligner, make_repository
 from stretto.convert import command as convert
+from stretto.convert import make_repository
 from stretto.convert.release import convertible
 from stretto.launcher import config
-from stretto.releases import inventory, run, show
+from stretto.releases import run, show
 from stretto.releases.install import pull_arguments
-from stretto.releases.inventory import server_arguments
+from stretto.releases.show import server_arguments
 from stretto.verification import command as verify
 from stretto_client.arguments import parse
 from stretto_gateway import command as gateway
@@ -74,8 +74,8 @@ PARSERS: dict[str, Callable[[list[str]], argparse.Namespace]] = {
     "pronunciations": pronunciation_command.arguments,
     "run": run.parser_of(speech_client()).parse_args,
     "pull": pull_arguments,
-    "list": inventory.list_arguments,
-    "rm": inventory.remove_arguments,
+    "list": show.list_arguments,
+    "rm": show.remove_arguments,
     "ps": server_arguments,
     "show": show.arguments,
     "verify": verify.arguments,
@@ -111,8 +111,8 @@ def test_documented_flags_exist(words: list[str], tmp_path: Path, monkeypatch: p
         if word.endswith((".wav", ".flac")):
             Path(word).touch()
     name, *rest = words
-    if words[:2] == ["convert", aligner.NAME]:
-        assert aligner.arguments(words[2:])
+    if words[:2] == ["convert", convert.ALIGNER]:
+        assert convert.aligner_arguments(words[2:])
         return
     assert PARSERS[name](rest) if name in PARSERS else parse(words, "stretto")
 

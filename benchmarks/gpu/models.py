@@ -15,11 +15,11 @@ from benchmarks.engines import PROMPT_ROWS, forced_prompt
 from benchmarks.gpu.jobs import Setup
 from lab.releases.every_codec import every_codec
 from stretto.config import EngineConfig
-from stretto.convert.gpu_memory import Needs
 from stretto.convert.make_repository import ENGINE_GPU, Placement, gpu_needs
 from stretto.families.qwen3_tts.family import DEPTH, Qwen3TtsVocabulary
 from stretto.family.base import Family
 from stretto.family.plugin import NAME, VOCABULARY, read_family
+from stretto.machine.sizing import Needs
 from stretto.records.prompt import Prompt
 from stretto.weights.backbones import OLMO2_7B, QWEN3_8B, SMOLLM2_1_7B, config_of
 

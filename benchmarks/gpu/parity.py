@@ -28,7 +28,7 @@ import torch
 from benchmarks.gpu.jobs import Setup
 from benchmarks.gpu.stored_replies import FOLDER, Recalled, Replies, recall
 from benchmarks.harness import CHECKPOINT
-from stretto.convert.make_repository import engine_arguments
+from stretto.convert.profiles import engine_arguments
 from stretto.families.tiny.family import TINY
 from stretto.family.base import Family
 from stretto.family.plugin import config_at

@@ -55,7 +55,7 @@ class Server:
 
     Attributes:
         checkpoint: Folder with config.json and the codec.
-        needs: Memory of the processes on the GPU (`stretto.convert.gpu_memory.Needs`).
+        needs: Memory of the processes on the GPU (`stretto.machine.sizing.Needs`).
     """
 
     setup: Setup
@@ -72,7 +72,7 @@ def write_server(folder: Path, setup: Setup) -> Server:
     """Write the files of a server: config.json, engine.json and the codec with random weights."""
     from benchmarks.gpu.models import COMPILED, MODELS, engine_args, needs_of, write_config
     from lab.releases.random_qwen3_codec import write_qwen3_codec
-    from stretto.convert.make_repository import engine_arguments
+    from stretto.convert.profiles import engine_arguments
     from stretto.family.plugin import config_at
 
     model = MODELS[MODEL]

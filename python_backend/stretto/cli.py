@@ -164,7 +164,7 @@ def serve(words: list[str]) -> int:
 
 def ps(words: list[str]) -> int:
     """List the running servers of this user."""
-    from stretto.releases.inventory import list_servers as main
+    from stretto.releases.show import list_servers as main
 
     return main(words)
 
@@ -240,14 +240,14 @@ def pull(words: list[str]) -> int:
 
 def list_models(words: list[str]) -> int:
     """List the installed models, or the names of all published ones."""
-    from stretto.releases.inventory import list_models
+    from stretto.releases.show import list_models
 
     return list_models(words)
 
 
 def remove_models(words: list[str]) -> int:
     """Remove an installed model."""
-    from stretto.releases.inventory import remove_models
+    from stretto.releases.show import remove_models
 
     return remove_models(words)
 

@@ -13,18 +13,15 @@ import pytest
 from plugins.qwen3_omni.tests.published_qwen3_omni_thinker import convert as convert_omni
 from stretto.codecs.base import Codec, CodecSpec, Stateful, Windowed
 from stretto.config import DecoderConfig, EngineConfig
-from stretto.convert.gpu_memory import ENGINE_BYTES, SERVER_BYTES, Needs, bytes_of_gpu, check_first_chunk
 from stretto.convert.make_repository import (
     BUNDLED,
     CHECKPOINT,
     ENGINE,
     WARM_UP_S,
-    bytes_per_row,
-    engine_arguments,
     main,
     profile,
 )
-from stretto.convert.profiles import PROFILES
+from stretto.convert.profiles import PROFILES, bytes_per_row, check_first_chunk, engine_arguments
 from stretto.decoder.memory import DecoderMemory, measure
 from stretto.encoders.xeus import FOLDER
 from stretto.errors import CheckpointError
@@ -36,7 +33,8 @@ from stretto.family.mechanism import FrameFilter, Mechanism
 from stretto.family.plugin import config_at, family_at, plugins
 from stretto.launcher.front_ends import cloning_models
 from stretto.launcher.options import OPTIONS_FILE, read_options
-from stretto.machine.sizing import DECODER_LIBRARY_BYTES
+from stretto.machine.gpus import bytes_of_gpu
+from stretto.machine.sizing import DECODER_LIBRARY_BYTES, ENGINE_BYTES, SERVER_BYTES, Needs
 from stretto.preprocessing.request import Preprocessor
 from stretto_kyutai.kyutai_tts.mechanism.speakers import SpeakerConditions
 from tests.aligning.ctc_release import write_release as write_ctc_release

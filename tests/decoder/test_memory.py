@@ -10,12 +10,12 @@ from torch import nn
 from benchmarks.decoder_memory import CHUNKS, row_of, table
 from stretto.codecs.base import CodecSpec, Stateful, Window
 from stretto.config import DecoderConfig
-from stretto.convert.gpu_memory import SERVER_BYTES, Needs
 from stretto.decoder.memory import META, Peak, measure
 from stretto.decoding.graphs import MAX_BATCH_S
 from stretto.entry_points import CODECS, names
 from stretto.errors import CheckpointError
 from stretto.family.plugin import decoder_size, plugins
+from stretto.machine.sizing import SERVER_BYTES, Needs
 from stretto.streams.layout import Segment
 from tests.test_docs import ROOT
 from tests.tiers import by_night

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from stretto.codecs.base import load_codec
-from stretto.convert.cloning_models import CONFIG
+from stretto.convert.make_repository import CLONING
 from stretto.families.tiny.family import TINY
 from stretto.triton_io.tensors import CLONING_REQUEST, MODELS, REQUEST, TensorSpec
 from tests.model_repository.pbtxt import ROOT, parse, read_config
@@ -62,7 +62,7 @@ def test_ensemble_maps_tensors_to_identical_names() -> None:
 
 def test_cloning_ensemble_differs_from_speech_in_names_only() -> None:
     """Its inputs are those of the preprocessor, and `pcm` is its only output."""
-    config, speech = parse(CONFIG.format(name="other")), read_config("speech")
+    config, speech = parse(CLONING.format(name="other")), read_config("speech")
     assert [as_spec(entry) for entry in config["input"]] == plain(CLONING_REQUEST)
     assert {name for entry in config["input"] for name in entry["optional"]} == {"true"}
     assert [as_spec(entry) for entry in config["output"]] == [("waveform", "FP32", (-1,))]

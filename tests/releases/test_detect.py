@@ -26,7 +26,7 @@ from stretto.family.plugin import FamilyPlugin, plugins
 from stretto.family.recognition import Listing
 from stretto.releases import target as detection
 from stretto.releases.catalogue import find
-from stretto.releases.errors import BadArgument, Unavailable
+from stretto.releases.messages import BadArgument, Unavailable
 from stretto.releases.target import Folder, detect
 from tests import published_checkpoints, published_csm, transformers_releases
 

@@ -17,10 +17,10 @@ import httpx2
 import pytest
 
 from stretto.releases.catalogue import RepositoryFiles
-from stretto.releases.errors import ReleaseError
 from stretto.releases.fetch import PATIENCE_S, WORK_S, _BoundedStream, _check_destination
 from stretto.releases.hub import Hub, RemoteListing, Snapshot
 from stretto.releases.hub import address as hub_address
+from stretto.releases.messages import ReleaseError
 from stretto.releases.target import detect
 from stretto.untrusted_files import SHARED_MARKER
 from tests import hub as loopback

@@ -8,21 +8,19 @@ from typing import Any
 import pytest
 
 from stretto.codecs.decoder_sizes import UNKNOWN
-from stretto.convert.gpu_memory import ENGINE_BYTES, SERVER_BYTES, Needs, latent_bytes
-from stretto.convert.make_repository import engine_arguments
+from stretto.convert.profiles import engine_arguments
 from stretto.engine.prompt_checks import Capacity
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError
 from stretto.families.tiny.family import TINY
 from stretto.family.plugin import decoder_size
-from stretto.machine.gpus import MIB
+from stretto.machine.gpus import MIB, Gpu
 from stretto.machine.kv_blocks import blocks_in_window
-from stretto.machine.sizing import Backbone, cpu_cache_bytes
-from stretto.releases import fit, machine
+from stretto.machine.sizing import ENGINE_BYTES, SERVER_BYTES, Backbone, Needs, cpu_cache_bytes, latent_bytes
+from stretto.releases import fit
 from stretto.releases.catalogue import ReleaseEntry, RepositoryFiles, entries, find
-from stretto.releases.errors import BadArgument, DoesNotFit
 from stretto.releases.fit import Device, Need, check, check_disk, choose, held_mb, need, speed_line
-from stretto.releases.machine import Gpu
+from stretto.releases.messages import BadArgument, DoesNotFit
 from stretto_qwen3_omni.qwen3_omni_talker.family import TalkerVocabulary, qwen3_omni_talker
 
 GB = 1_000_000_000
@@ -42,10 +40,10 @@ def host(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Return the facts about a machine, which a test may change."""
     facts = SimpleNamespace(gpus=[], available=12 * GB, total=16 * GB, has_cuda=True)
     monkeypatch.setattr(fit, "holders", lambda gpu: "" if gpu == 0 else f"holder on {gpu}")
-    monkeypatch.setattr(machine, "gpus", lambda: facts.gpus)
-    monkeypatch.setattr(machine, "available_memory", lambda: facts.available)
-    monkeypatch.setattr(machine, "total_memory", lambda: facts.total)
-    monkeypatch.setattr(machine, "has_cuda_vllm", lambda: facts.has_cuda)
+    monkeypatch.setattr(fit, "gpus", lambda: facts.gpus)
+    monkeypatch.setattr(fit, "available_memory", lambda: facts.available)
+    monkeypatch.setattr(fit, "total_memory", lambda: facts.total)
+    monkeypatch.setattr(fit, "has_cuda_vllm", lambda: facts.has_cuda)
     return facts
 
 
@@ -320,7 +318,7 @@ def test_disk_is_checked_once_for_each_file_system(tmp_path: Path, monkeypatch: 
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     free = {home: 9 * GB}
-    monkeypatch.setattr(machine, "free_disk", lambda folder: free[machine.existing(folder)])
+    monkeypatch.setattr(fit, "free_disk", lambda folder: free[fit.existing(folder)])
     one, other = home / ".cache/huggingface", home / ".cache/stretto/models"
     check_disk({one: 5 * GB, other: 3 * GB})
     free[home] = 3_100_000_000
@@ -337,8 +335,8 @@ def test_disk_is_checked_once_for_each_file_system(tmp_path: Path, monkeypatch: 
 def test_folders_of_two_file_systems_are_checked_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = Path("/one/models"), Path("/two/hub")
     disks = {one: SimpleNamespace(st_dev=1), other: SimpleNamespace(st_dev=2)}
-    monkeypatch.setattr(machine, "existing", lambda folder: SimpleNamespace(stat=lambda: disks[folder]))
-    monkeypatch.setattr(machine, "free_disk", {one: 4 * GB, other: 3 * GB}.__getitem__)
+    monkeypatch.setattr(fit, "existing", lambda folder: SimpleNamespace(stat=lambda: disks[folder]))
+    monkeypatch.setattr(fit, "free_disk", {one: 4 * GB, other: 3 * GB}.__getitem__)
     check_disk({one: 3 * GB, other: 2 * GB})
     with pytest.raises(DoesNotFit, match=r"^needs 3\.1 GB in /two/hub, 3\.0 GB are free; "):
         check_disk({one: 3 * GB, other: 2_100_000_000})

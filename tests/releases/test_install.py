@@ -19,9 +19,9 @@ import pytest
 
 from plugins.pocket.lab.random_pocket import write_release
 from stretto.cli import main
-from stretto.releases.errors import ReleaseError
 from stretto.releases.hub import Hub
 from stretto.releases.install import Builder, Choices, Installer, cache_folder
+from stretto.releases.messages import ReleaseError
 from stretto.releases.store import InstalledModel, InstalledModels
 from stretto.releases.target import Folder, parse
 from tests import hub as loopback

@@ -11,7 +11,7 @@ import pytest
 from stretto.cli import main
 from stretto.launcher.options import ServedModel
 from stretto.launcher.running import RunningServer
-from stretto.releases import inventory
+from stretto.releases import show
 from stretto.releases.catalogue import entries
 from stretto.releases.store import InstalledModels, Request
 from tests.installed_models import install
@@ -39,8 +39,8 @@ class FakeHub:
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the folder of the installed models; no server is running."""
     monkeypatch.setenv("STRETTO_MODELS", str(tmp_path / "models"))
-    monkeypatch.setattr(inventory, "running_servers", list)
-    monkeypatch.setattr(inventory, "Hub", FakeHub)
+    monkeypatch.setattr(show, "running_servers", list)
+    monkeypatch.setattr(show, "Hub", FakeHub)
     monkeypatch.setattr(FakeHub, "removed", [])
     return tmp_path / "models"
 
@@ -51,13 +51,13 @@ def names(folder: Path) -> list[str]:
 
 def test_list_prints_a_line_for_each_model(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
-    assert capsys.readouterr().out.split() == list(inventory.HEADINGS)
+    assert capsys.readouterr().out.split() == list(show.HEADINGS)
     install(models)
     install(models, "acme/\x1bbad")
     install(models, "/home/me/mine", checkpoint="/home/me/mine", sources=(), files={})
     assert main(["list"]) == 0
     heading, bad, mine, voice = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert heading == list(inventory.HEADINGS)
+    assert heading == list(show.HEADINGS)
     assert bad[0] == "?bad", "no control characters"
     assert mine == ["mine", "-", "2026-11-25", "/home/me/mine", "-"]
     assert voice == ["voice", "0.0", "MB", "2026-11-25", "acme/voice", "ccccccc"]
@@ -135,7 +135,7 @@ def test_rm_refuses_a_served_model(
     served = ServedModel("voice", model.manifest.key)
     server = RunningServer(os.getpid(), "ready", "", served, {"http": 8000}, Path("/x.pid"), "/x.log")
     other = RunningServer(1, "ready", "", None, {"http": 9000}, Path("/y.pid"), "/y.log")
-    monkeypatch.setattr(inventory, "running_servers", lambda: [other, server])
+    monkeypatch.setattr(show, "running_servers", lambda: [other, server])
     assert main(["rm", "voice"]) == 1
     expected = f"stretto rm: voice is served by pid {os.getpid()}: stop it with stretto serve --stop\n"
     assert capsys.readouterr().err == expected
@@ -143,7 +143,7 @@ def test_rm_refuses_a_served_model(
     elsewhere = ServedModel(
         "voice", model.manifest.key, str(models.parent / "other" / model.folder.name / "served-cpu")
     )
-    monkeypatch.setattr(inventory, "running_servers", lambda: [replace(server, model=elsewhere)])
+    monkeypatch.setattr(show, "running_servers", lambda: [replace(server, model=elsewhere)])
     assert main(["rm", "voice"]) == 0, "a server of another folder of models"
 
 
@@ -166,8 +166,8 @@ def test_user_without_a_home_folder_must_name_the_folder(
     monkeypatch.delenv("STRETTO_MODELS", raising=False)
 
     def no_home() -> Path:
-        raise inventory.ReleaseError("user 7 has no home folder")
+        raise show.ReleaseError("user 7 has no home folder")
 
-    monkeypatch.setattr("stretto.releases.inventory.InstalledModels", no_home)
+    monkeypatch.setattr("stretto.releases.show.InstalledModels", no_home)
     assert main(words) == 1
     assert capsys.readouterr().err == f"stretto {words[0]}: user 7 has no home folder\n"

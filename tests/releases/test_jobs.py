@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from stretto.releases.errors import DoesNotFit, ReleaseError
 from stretto.releases.jobs import JobProcess
+from stretto.releases.messages import DoesNotFit, ReleaseError
 
 MODULE = """
 print("a library prints at its import", flush=True)
 import os, signal, sys
 from concurrent.futures import ThreadPoolExecutor
 from stretto.errors import CheckpointError
-from stretto.releases.errors import DoesNotFit
+from stretto.releases.messages import DoesNotFit
 from stretto.releases.jobs import serve
 
 def echo(report, value):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from stretto.releases.catalogue import Licence, RepositoryFiles
-from stretto.releases.errors import NotAllowed
 from stretto.releases.licences import ACCEPTED, described, licence_of, require, text_digest
+from stretto.releases.messages import NotAllowed
 
 FREE = Licence("MIT", "http://hub/a/b", "yes")
 BOUND = Licence("CC-BY-NC-4.0", "http://hub/a/b", "no", ("No commercial use.",))
@@ -20,7 +20,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from stretto.releases.catalogue import Licence
-from stretto.releases.errors import NotAllowed
+from stretto.releases.messages import NotAllowed
 from stretto.releases.licences import require
 try:
     require({"a/b": Licence("CC-BY-NC-4.0", "http://hub/a/b", "no")}, Path(sys.argv[1]), False)

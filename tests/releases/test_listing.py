@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from stretto.releases.catalogue import RepositoryFiles
-from stretto.releases.errors import BadArgument, Unavailable
 from stretto.releases.hub import Snapshot
+from stretto.releases.messages import BadArgument, Unavailable
 from stretto.releases.target import Folder
 
 

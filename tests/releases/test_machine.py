@@ -10,10 +10,9 @@ import pytest
 from stretto.engine import environment
 from stretto.launcher.options import ServedModel
 from stretto.launcher.running import RunningServer
-from stretto.machine.gpus import GpuProcess, processes
-from stretto.releases import machine
-from stretto.releases import machine as holders_module
-from stretto.releases.machine import Gpu, available_memory, gpus, holders, total_memory
+from stretto.machine.gpus import Gpu, GpuProcess, gpus, processes
+from stretto.releases import fit
+from stretto.releases.fit import available_memory, holders, total_memory
 
 MIB = 1 << 20
 L4 = "0, NVIDIA L4, 23034, 22500, 8.9"
@@ -76,7 +75,7 @@ def test_processes_on_a_gpu_are_read_from_nvidia_smi(nvidia_smi: Path) -> None:
 def test_holders_of_a_gpu_are_servers_and_other_programs(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     child = subprocess.Popen(["sleep", "600"])
     server = RunningServer(child.pid, "ready", "", ServedModel("voice"), {"http": 9000}, Path("/x"), "")
-    monkeypatch.setattr(holders_module, "running_servers", lambda: [server])
+    monkeypatch.setattr(fit, "running_servers", lambda: [server])
     mib = {child.pid: 3000, 99: 2000, 98: 10}
     write_program(nvidia_smi, "\n".join(f"echo '{pid}, {used}, /usr/bin/game'" for pid, used in mib.items()))
     assert holders(0) == "voice (port 9000, stretto serve --stop) 3.1 GB, game (pid 99) 2.1 GB"
@@ -85,9 +84,9 @@ def test_holders_of_a_gpu_are_servers_and_other_programs(nvidia_smi: Path, monke
 
 
 def test_holders_of_the_memory_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holders_module, "running_servers", list)
-    monkeypatch.setattr(holders_module, "HELD_BYTES", 1)
-    monkeypatch.setattr(holders_module, "MAX_NAMED", 10_000)
+    monkeypatch.setattr(fit, "running_servers", list)
+    monkeypatch.setattr(fit, "HELD_BYTES", 1)
+    monkeypatch.setattr(fit, "MAX_NAMED", 10_000)
     assert f"(pid {os.getpid()}) " in holders(None)
 
 
@@ -148,7 +147,7 @@ def test_memory_is_limited_by_the_machine_and_its_cgroups(
 )
 def test_vnni_is_read_from_the_flags_of_the_processor(flags: str, has_vnni: bool, tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: avx_vnni\n")
-    assert machine.has_vnni(tmp_path) == has_vnni
+    assert fit.has_vnni(tmp_path) == has_vnni
 
 
 def test_memory_of_this_machine_can_be_read() -> None:
@@ -170,38 +169,35 @@ def test_kind_of_vllm_is_read_from_its_package(
 ) -> None:
     def version(name: str) -> str:
         if name not in packages:
-            raise machine.PackageNotFoundError(name)
+            raise fit.PackageNotFoundError(name)
         return packages[name]
 
     monkeypatch.setattr(environment, "version", version)
-    assert machine.has_cuda_vllm() is expected
+    assert fit.has_cuda_vllm() is expected
 
 
 def test_bandwidth_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "COPIED_BYTES", 1_000)
+    monkeypatch.setattr(fit, "COPIED_BYTES", 1_000)
     times = iter([1.0, 1.5])
-    monkeypatch.setattr(machine.time, "process_time", lambda: next(times))
-    assert machine.copy_bandwidth() == 4_000, "each byte is read and written"
+    monkeypatch.setattr(fit.time, "process_time", lambda: next(times))
+    assert fit.copy_bandwidth() == 4_000, "each byte is read and written"
 
 
 def test_rate_of_products_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "PRODUCT_WIDTH", 100)
+    monkeypatch.setattr(fit, "PRODUCT_WIDTH", 100)
     times = iter([1.0, 1.5])
-    monkeypatch.setattr(machine.time, "process_time", lambda: next(times))
-    assert machine.product_rate() == machine.NUM_PRODUCTS * 2_000_000 / 0.5
+    monkeypatch.setattr(fit.time, "process_time", lambda: next(times))
+    assert fit.product_rate() == fit.NUM_PRODUCTS * 2_000_000 / 0.5
 
 
 def test_disk_of_a_missing_folder_is_that_of_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert machine.existing(tmp_path / "a/b") == tmp_path
-    assert machine.free_disk(tmp_path / "a/b") > 0
+    assert fit.existing(tmp_path / "a/b") == tmp_path
+    assert fit.free_disk(tmp_path / "a/b") > 0
     monkeypatch.chdir(tmp_path)
-    assert machine.existing(Path("a/b")) == tmp_path
+    assert fit.existing(Path("a/b")) == tmp_path
 
 
-@pytest.mark.parametrize(
-    ("module", "heavy"), [("machine", {"numpy", "torch", "vllm"}), ("fit", {"torch", "vllm", "transformers"})]
-)
-def test_module_imports_no_heavy_library(module: str, heavy: set[str], tmp_path: Path) -> None:
-    program = f"import sys; import stretto.releases.{module}; print(*{heavy} & set(sys.modules))"
+def test_estimates_import_no_heavy_library(tmp_path: Path) -> None:
+    program = "import sys; import stretto.releases.fit; print(*{'torch', 'vllm', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.split() == []

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from stretto.releases import store as module
-from stretto.releases.errors import DoesNotFit, ReleaseError
+from stretto.releases.messages import DoesNotFit, ReleaseError
 from stretto.releases.store import MANIFEST, STAGING, InstalledModel, InstalledModels, Request, installing
 from tests.installed_models import CONTENT, install
 from tests.patience import PATIENCE_S

@@ -14,7 +14,7 @@ from stretto.entry_points import FAMILIES, OWN, installed
 from stretto.family.plugin import FamilyPlugin, plugins
 from stretto.releases import catalogue as names
 from stretto.releases.catalogue import ReleaseEntry, entries, find, nearest, read_entries
-from stretto.releases.errors import BadArgument, DoesNotFit, NotAllowed, ReleaseError, Unavailable
+from stretto.releases.messages import BadArgument, DoesNotFit, NotAllowed, ReleaseError, Unavailable
 
 
 def test_names_are_unique_and_smaller_releases_exist() -> None:

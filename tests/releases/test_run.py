@@ -15,14 +15,13 @@ from typing import Any
 import pytest
 
 from stretto.cli import main, speech_client
-from stretto.convert import make_repository
 from stretto.launcher import background
 from stretto.launcher.background import CannotServe
 from stretto.launcher.installation import LaunchError
 from stretto.launcher.options import ServedModel
 from stretto.releases import run
-from stretto.releases.errors import BadArgument, DoesNotFit, NotAllowed, ReleaseError, Unavailable
 from stretto.releases.install import Installer
+from stretto.releases.messages import BadArgument, DoesNotFit, NotAllowed, ReleaseError, Unavailable
 from stretto.releases.run import Devices, Served
 from stretto.releases.store import InstalledModels, Request
 from stretto_client import __main__ as client
@@ -436,11 +435,6 @@ def test_options_of_gpus_are_refused_on_the_cpu(
     assert command("acme/voice", "--cpu", *words) == 2
     assert words[0] in capsys.readouterr().err
     assert command.launched == []
-
-
-def test_weight_formats_are_those_of_model_repositories() -> None:
-    assert set(run.GPU_FORMATS + run.CPU_FORMATS) == set(make_repository.QUANTIZATIONS)
-    assert run.GPU_FORMATS == make_repository.GPU_FORMATS
 
 
 # ----- exit statuses

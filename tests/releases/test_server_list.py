@@ -12,8 +12,8 @@ import pytest
 from stretto.cli import main
 from stretto.launcher.options import ServedModel
 from stretto.launcher.running import RunningServer
-from stretto.releases import inventory as server_list
-from stretto.releases.printing import InstallationStage
+from stretto.releases import show as server_list
+from stretto.releases.messages import InstallationStage
 from stretto.releases.store import InstalledModels
 
 VOICE = ServedModel("voice", "0123")

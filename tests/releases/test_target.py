@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto.releases.errors import BadArgument, ReleaseError, Unavailable
+from stretto.releases.messages import BadArgument, ReleaseError, Unavailable
 from stretto.releases.target import parse, release_of
 
 

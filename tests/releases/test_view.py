@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto.releases.errors import ReleaseError
+from stretto.releases.messages import ReleaseError
 from stretto.releases.store import link
 
 

@@ -5,47 +5,46 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from stretto.aligning.model import check_config, read_alphabet
 from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig, EngineConfig
-from stretto.convert.cloning_models import write_cloning_models
 from stretto.convert.conversion import fresh_directory
-from stretto.convert.gpu_memory import (
-    GIB,
-    Needs,
-    bytes_of_gpu,
-    engine_bytes,
+from stretto.convert.profiles import (
+    BALANCED,
+    GIVEN,
+    GPU_FORMATS,
+    MEMORY,
+    ONLINE,
+    PROFILES,
+    QUANTIZATIONS,
+    add_profile,
+    bytes_per_row,
+    condition_bytes,
+    engine_arguments,
     file_bytes,
-    latent_bytes,
+    quantization,
+    speaker_arguments,
+    window,
 )
-from stretto.convert.profiles import BALANCED, PROFILES, ServingProfile, add_profile
 from stretto.decoder.memory import measure
 from stretto.errors import CheckpointError, CommandParser, argument_path, shown
 from stretto.family.base import Family, Task
 from stretto.family.conversion import AUDIO_TOKENIZER
-from stretto.family.plugin import all_layers_slide, config_at, decoder_size, family_at, plugin
+from stretto.family.plugin import config_at, family_at, plugin
 from stretto.family.pronunciations import alphabets
 from stretto.family.served import speaking_folder
 from stretto.launcher.installation import bundled_repository
 from stretto.launcher.options import RepositoryOptions
-from stretto.machine.gpus import MIB, gibibytes, gpu_number, percentage
-from stretto.machine.sizing import CPU_BLOCK_SIZE, cpu_cache_bytes, cpu_slots, kv_numbers, longest_rows, num_slots
+from stretto.machine.gpus import GIB, MIB, bytes_of_gpu, gibibytes, gpu_number, percentage
+from stretto.machine.sizing import Needs, latent_bytes, longest_rows
 from stretto.preprocessing.request import Preprocessor
 from stretto.untrusted_files import json_object
 
 PARAMETER = "profile"
-# Engine arguments for each value of --quantize. Weights have one scale per output, and activations one per row.
-QUANTIZATIONS: dict[str, dict[str, Any]] = {"fp8": {"quantization": "fp8_per_channel"}, "int8": {"int8": True}}
-GPU_FORMATS = ("fp8",)  # the others are for CPUs
-# They halve the weights of a checkpoint in 16 bits.
-ONLINE = [QUANTIZATIONS[gpu_format]["quantization"] for gpu_format in GPU_FORMATS]
-HALF = ("bfloat16", "float16")
 
 
 def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bool = False) -> str:
@@ -134,12 +133,8 @@ DECODER = "acoustic_decoder"
 PREPROCESSOR = "preprocessor"
 ENSEMBLE = "speech"
 ALIGNER = f"{DECODER}/1/aligner"
-NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-GIVEN = "--engine-args"
-MAX_COUNT = 1 << 24  # far above the number of layers, the width and the length of any model
 ENGINE_GPU = 0  # GPU of the language model
 GPU_BATCH = 64  # windows per batch; larger batches are not faster on a GPU
-MEMORY = {"reserved_mb", "gpu_memory_utilization", "kv_cache_memory_bytes"}  # engine arguments for memory
 WARM_UP_S = 4.0  # warm-up time of the decoder: 96 batches of a small codec take 3.3 s
 
 
@@ -219,87 +214,6 @@ class Placement:
         return self.gpu if self.codec_device is None else self.codec_device
 
 
-def engine_arguments(
-    record: dict[str, Any],
-    family: Family,
-    is_on_gpu: bool,
-    serving: ServingProfile = PROFILES[BALANCED],
-    overrides: Mapping[str, Any] = MappingProxyType({}),
-) -> dict[str, Any]:
-    """Return the vLLM engine arguments for a checkpoint.
-
-    On a GPU, vLLM uses the memory that other processes leave (`gpu_needs`). With 256 batch slots, vLLM's CUDA graphs
-    also cover steps of up to 512 rows that include prompts. The number of waiting requests is limited; further requests
-    are rejected and may be retried.
-
-    Args:
-        record: config.json of the checkpoint.
-        family: The checkpoint's family.
-        is_on_gpu: True to serve on a GPU.
-        serving: Profile of batch and queue.
-        overrides: Engine arguments that replace computed ones. The KV cache on a CPU is computed for them.
-
-    Raises:
-        CheckpointError: If a size in config.json is missing or invalid, or one in `overrides` is invalid.
-    """
-    longest = min(family.max_model_len, count(record, "max_position_embeddings"))
-    chosen = {"dtype": precision(record, is_on_gpu), "max_model_len": longest, **overrides}
-    dtype = chosen["dtype"]
-    longest = count(chosen, "max_model_len", GIVEN)
-    if dtype not in tuple(NUM_BYTES):
-        raise CheckpointError(f"{GIVEN}: dtype: expected {', '.join(NUM_BYTES)}, got {shown(dtype)}")
-    shape = longest, window(record), bytes_per_row(record, dtype)
-    slot_bytes = condition_bytes(record, family, dtype) + decoder_size(family.codec).state_bytes
-    slots = serving.num_slots(num_slots(slot_bytes, is_on_gpu))
-    is_cache_computed = not is_on_gpu and "kv_cache_memory_bytes" not in overrides
-    chosen.setdefault("max_num_seqs", cpu_slots(family, *shape, slots) if is_cache_computed else slots)
-    slots = count(chosen, "max_num_seqs", GIVEN)
-    chosen.setdefault("max_waiting", serving.num_waiting(slots))
-    chosen.setdefault("max_num_batched_tokens", serving.num_step_rows(is_on_gpu))
-    if is_on_gpu:
-        # Attention that splits a row's keys adds the parts in a number that depends on the batch.
-        chosen.setdefault("attention_config", {"flash_attn_max_num_splits_for_cuda_graph": 1})
-        return chosen
-    chosen.setdefault("block_size", CPU_BLOCK_SIZE)
-    chosen.setdefault("kv_cache_memory_bytes", -(-cpu_cache_bytes(family, *shape, slots) // MIB) * MIB)
-    chosen.setdefault("enforce_eager", True)
-    return chosen
-
-
-def window(record: dict[str, Any]) -> int:
-    """Return the number of rows in the attention window, if all layers have one; 0 otherwise."""
-    return count(record, "sliding_window") if all_layers_slide(record.get("layer_types")) else 0
-
-
-def speaker_arguments(
-    folder: Path, is_on_gpu: bool, serving: ServingProfile, quantize: str | None, overrides: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the configuration of a speaker's engine (`EngineConfig.speaker`).
-
-    On a GPU it has a fixed share of the memory, with a KV cache for as many replies of usual length as on a CPU.
-
-    Args:
-        folder: Checkpoint folder of the speaker.
-        is_on_gpu: True to serve on a GPU.
-        serving: Profile of batch and queue.
-        quantize: Key of QUANTIZATIONS; None to use the weights as stored.
-        overrides: Configuration that overrides the computed one.
-
-    Raises:
-        CheckpointError: If a size in config.json is missing or invalid.
-    """
-    record = config_at(folder)
-    family = family_at(folder)
-    chosen = engine_arguments(record, family, is_on_gpu, serving, overrides)
-    chosen |= quantization(record, quantize, chosen["dtype"])
-    if is_on_gpu and not chosen.keys() & {*MEMORY, "memory_mb"}:
-        shape = chosen["max_model_len"], window(record), bytes_per_row(record, chosen["dtype"])
-        cache = cpu_cache_bytes(family, *shape, chosen["max_num_seqs"])
-        weights = file_bytes(folder.glob("*.safetensors")) // (2 if chosen.get("quantization") in ONLINE else 1)
-        chosen["memory_mb"] = -(-engine_bytes(weights, cache) // MIB)
-    return chosen
-
-
 def gpu_needs(
     checkpoint: Path, codec: Codec, family: Family, placement: "Placement", arguments: dict[str, Any]
 ) -> Needs:
@@ -361,78 +275,6 @@ def num_utterances(arguments: dict[str, Any]) -> int:
     """Return the limit of utterances in the decoder: some are decoded after their slot has been used again."""
     total: int = arguments["max_num_seqs"] + (arguments.get("max_waiting") or arguments["max_num_seqs"] // 4)
     return total
-
-
-def quantization(record: dict[str, Any], name: str | None, dtype: str) -> dict[str, Any]:
-    """Return the engine arguments for quantizing the weights while they are loaded.
-
-    Args:
-        record: config.json of the checkpoint.
-        name: Value of --quantize; None to load the weights as stored.
-        dtype: dtype to serve in.
-
-    Raises:
-        CheckpointError: If the checkpoint is already quantized, or `dtype` is float32 and the format for GPUs.
-    """
-    if name is None:
-        return {}
-    stored = record.get("quantization_config")
-    if stored:
-        got = shown(stored.get("quant_method") if isinstance(stored, dict) else stored)
-        raise CheckpointError(f"--quantize: expected a checkpoint without quantization_config, got {got}")
-    if name in GPU_FORMATS and dtype not in HALF:
-        raise CheckpointError(f"--quantize {name}: expected a model in {' or '.join(HALF)}, got {dtype}")
-    return QUANTIZATIONS[name]
-
-
-def precision(record: dict[str, Any], is_on_gpu: bool) -> str:
-    """Return the dtype to serve in, which is the checkpoint's dtype except for float16 on a CPU.
-
-    The dtype is set explicitly, because vLLM would choose a 16-bit one for a float32 checkpoint. On a CPU, float16
-    becomes float32: most CPUs compute float16 in float32, with a conversion around every product.
-
-    Args:
-        record: config.json of the checkpoint.
-        is_on_gpu: True to serve on a GPU.
-
-    Raises:
-        CheckpointError: If the dtype in config.json is missing, or is not a key of NUM_BYTES.
-    """
-    stored = record.get("dtype") or record.get("torch_dtype")  # key of transformers 5.0 and later, and of earlier ones
-    if not isinstance(stored, str) or stored not in NUM_BYTES:
-        raise CheckpointError(f"config.json: dtype: expected {', '.join(NUM_BYTES)}, got {shown(stored)}")
-    return "float32" if stored == "float16" and not is_on_gpu else stored
-
-
-def bytes_per_row(record: dict[str, Any], dtype: str) -> int:
-    """Return the KV-cache memory per row in bytes: keys and values of every layer."""
-    num_heads = count(record, "num_attention_heads")
-    held = num_heads if record.get("num_key_value_heads") is None else count(record, "num_key_value_heads")
-    head_dim = (
-        count(record, "hidden_size") // num_heads if record.get("head_dim") is None else count(record, "head_dim")
-    )
-    return kv_numbers(count(record, "num_hidden_layers"), held * head_dim) * NUM_BYTES[dtype]
-
-
-def condition_bytes(record: dict[str, Any], family: Family, dtype: str) -> int:
-    """Return the size of a batch slot's table of conditions: keys and values of every layer; 0 without conditions."""
-    conditions = family.mechanism.conditions
-    if conditions is None:
-        return 0
-    numbers = kv_numbers(count(record, "num_hidden_layers"), count(record, "hidden_size"))
-    return conditions.vector_rows * numbers * NUM_BYTES[dtype]
-
-
-def count(record: dict[str, Any], name: str, source: str = "config.json") -> int:
-    """Return a size in a checkpoint's config.json, or in another source.
-
-    Raises:
-        CheckpointError: If the size is not an integer in [1, MAX_COUNT].
-    """
-    value = record.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_COUNT:
-        raise CheckpointError(f"{source}: {name}: expected an integer in [1, {MAX_COUNT}], got {shown(value)}")
-    return value
 
 
 def make(
@@ -555,6 +397,75 @@ def change(config: Path, changes: dict[str, str]) -> None:
         text, num_changed = re.subn(pattern, new, text)
         assert num_changed == 1, f"{config}: {pattern!r} matches {num_changed} times instead of once"
     config.write_text(text, encoding="utf-8")
+
+
+# Further ensembles, for clients of other Triton servers that clone voices. They have the steps and instances of the
+# main ensemble, so every limit applies to both. They differ in the names of the tensors: the preprocessor reads the
+# inputs (`stretto.preprocessing.cloning_request`), and `pcm` is `waveform`.
+# Names of models that the published clients request (github.com/FunAudioLLM/CosyVoice, runtime/triton_trtllm), besides
+# the family's own. Not `spark_tts`: of that model, the clients expect chunks that overlap by 0.1 s, at 16 kHz.
+CLONING_NAMES = ("f5_tts", "cosyvoice2", "cosyvoice2_dit")
+CLONING = """\
+# `speech` with the tensors of clients that send the recording of a voice, its words and a text.
+name: "{name}"
+platform: "ensemble"
+max_batch_size: 0
+model_transaction_policy {{ decoupled: true }}
+input [
+  {{ name: "reference_wav" data_type: TYPE_FP32 dims: [1, -1] optional: true }},
+  {{ name: "reference_wav_len" data_type: TYPE_INT32 dims: [1, 1] optional: true }},
+  {{ name: "reference_text" data_type: TYPE_STRING dims: [1, 1] optional: true }},
+  {{ name: "target_text" data_type: TYPE_STRING dims: [1, 1] optional: true }}
+]
+output [ {{ name: "waveform" data_type: TYPE_FP32 dims: [-1] }} ]
+ensemble_scheduling {{
+  step [
+    {{
+      model_name: "preprocessor"
+      model_version: -1
+      input_map {{ key: "reference_wav" value: "reference_wav" }}
+      input_map {{ key: "reference_wav_len" value: "reference_wav_len" }}
+      input_map {{ key: "reference_text" value: "reference_text" }}
+      input_map {{ key: "target_text" value: "target_text" }}
+      output_map {{ key: "rows" value: "rows" }}
+      output_map {{ key: "prompt" value: "prompt" }}
+      output_map {{ key: "features" value: "features" }}
+      output_map {{ key: "patches" value: "patches" }}
+    }},
+    {{
+      model_name: "language_model"
+      model_version: -1
+      input_map {{ key: "rows" value: "rows" }}
+      input_map {{ key: "prompt" value: "prompt" }}
+      input_map {{ key: "features" value: "features" }}
+      input_map {{ key: "patches" value: "patches" }}
+      output_map {{ key: "codes" value: "codes" }}
+      output_map {{ key: "chunk" value: "chunk" }}
+    }},
+    {{
+      model_name: "acoustic_decoder"
+      model_version: -1
+      input_map {{ key: "codes" value: "codes" }}
+      input_map {{ key: "chunk" value: "chunk" }}
+      output_map {{ key: "pcm" value: "waveform" }}
+    }}
+  ]
+}}
+"""
+
+
+def write_cloning_models(repository: Path, family: Family) -> None:
+    """Add the ensembles to a model repository, if the family clones voices.
+
+    Args:
+        repository: Folder of the model repository.
+        family: Family of the model.
+    """
+    if family.cloning_task is None:
+        return
+    for name in (family.name, *CLONING_NAMES):
+        (repository / name / "1").mkdir(parents=True)
+        (repository / name / "config.pbtxt").write_text(CLONING.format(name=name))
 
 
 def main(words: list[str] | None = None) -> int:

@@ -1,22 +1,49 @@
-"""Serving profiles: values of batch, chunks and playout that fit together, by name.
+"""Engine arguments of a checkpoint, and serving profiles: batch, chunks and playout that fit together, by name.
 
 A profile changes the values that Stretto computes for a model, in proportion. Options that the user names take
-precedence (`--engine-args`), and so do the options of a request (`chunking`).
+precedence (`--engine-args`), and so do the options of a request (`chunking`). The module imports no torch, because
+`stretto run` has the options, too.
 """
 
 import argparse
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from stretto.convert.gpu_memory import check_first_chunk
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, shown
 from stretto.family.audio_format import AudioFormat
 from stretto.family.base import Family
-from stretto.machine.sizing import CPU_BATCHED_ROWS, CPU_BLOCK_SIZE, GPU_BATCHED_ROWS
+from stretto.family.plugin import all_layers_slide, config_at, decoder_size, family_at
+from stretto.machine.gpus import MIB
+from stretto.machine.sizing import (
+    CPU_BATCHED_ROWS,
+    CPU_BLOCK_SIZE,
+    GPU_BATCHED_ROWS,
+    cpu_cache_bytes,
+    cpu_slots,
+    engine_bytes,
+    kv_numbers,
+    num_slots,
+)
 
 if TYPE_CHECKING:
     from stretto.codecs.base import CodecSpec
+
+# Engine arguments for each value of --quantize. Weights have one scale per output, and activations one per row.
+QUANTIZATIONS: dict[str, dict[str, Any]] = {"fp8": {"quantization": "fp8_per_channel"}, "int8": {"int8": True}}
+# formats of weights
+GPU_FORMATS = ("fp8",)
+CPU_FORMATS = ("int8",)
+# They halve the weights of a checkpoint in 16 bits.
+ONLINE = [QUANTIZATIONS[gpu_format]["quantization"] for gpu_format in GPU_FORMATS]
+HALF = ("bfloat16", "float16")
+NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+GIVEN = "--engine-args"
+MAX_COUNT = 1 << 24  # far above the number of layers, the width and the length of any model
+MEMORY = {"reserved_mb", "gpu_memory_utilization", "kv_cache_memory_bytes"}  # engine arguments for memory
 
 
 @dataclass(frozen=True)
@@ -117,7 +144,180 @@ PROFILES = {
 }
 
 
+def check_first_chunk(mode: str, decoder_mode: str, family: Family, spec: "CodecSpec") -> None:
+    """Raise CheckpointError unless the engine can decode first frames, with the decoder's samples.
+
+    Args:
+        mode: `EngineConfig.first_chunk`.
+        decoder_mode: How the decoder computes convolutions.
+        family: Family of the checkpoint.
+        spec: Constants of its codec.
+    """
+    if mode != decoder_mode:
+        raise CheckpointError(f"first_chunk: expected {decoder_mode}, the decoder's convolutions, got {mode}")
+    family.check_plain_frames(mode)
+    spec.check_decodes_first(mode)
+
+
 def add_profile(output: argparse._ActionsContainer) -> None:
     """Add the option --profile to a parser or to a group of its options."""
     about = "batch, chunks and playout for short waits, for both, or for many streams; default: %(default)s"
     output.add_argument("--profile", choices=tuple(PROFILES), default=BALANCED, help=about)
+
+
+def engine_arguments(
+    record: dict[str, Any],
+    family: Family,
+    is_on_gpu: bool,
+    serving: ServingProfile = PROFILES[BALANCED],
+    overrides: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return the vLLM engine arguments for a checkpoint.
+
+    On a GPU, vLLM uses the memory that other processes leave (`gpu_needs`). With 256 batch slots, vLLM's CUDA graphs
+    also cover steps of up to 512 rows that include prompts. The number of waiting requests is limited; further requests
+    are rejected and may be retried.
+
+    Args:
+        record: config.json of the checkpoint.
+        family: The checkpoint's family.
+        is_on_gpu: True to serve on a GPU.
+        serving: Profile of batch and queue.
+        overrides: Engine arguments that replace computed ones. The KV cache on a CPU is computed for them.
+
+    Raises:
+        CheckpointError: If a size in config.json is missing or invalid, or one in `overrides` is invalid.
+    """
+    longest = min(family.max_model_len, count(record, "max_position_embeddings"))
+    chosen = {"dtype": precision(record, is_on_gpu), "max_model_len": longest, **overrides}
+    dtype = chosen["dtype"]
+    longest = count(chosen, "max_model_len", GIVEN)
+    if dtype not in tuple(NUM_BYTES):
+        raise CheckpointError(f"{GIVEN}: dtype: expected {', '.join(NUM_BYTES)}, got {shown(dtype)}")
+    shape = longest, window(record), bytes_per_row(record, dtype)
+    slot_bytes = condition_bytes(record, family, dtype) + decoder_size(family.codec).state_bytes
+    slots = serving.num_slots(num_slots(slot_bytes, is_on_gpu))
+    is_cache_computed = not is_on_gpu and "kv_cache_memory_bytes" not in overrides
+    chosen.setdefault("max_num_seqs", cpu_slots(family, *shape, slots) if is_cache_computed else slots)
+    slots = count(chosen, "max_num_seqs", GIVEN)
+    chosen.setdefault("max_waiting", serving.num_waiting(slots))
+    chosen.setdefault("max_num_batched_tokens", serving.num_step_rows(is_on_gpu))
+    if is_on_gpu:
+        # Attention that splits a row's keys adds the parts in a number that depends on the batch.
+        chosen.setdefault("attention_config", {"flash_attn_max_num_splits_for_cuda_graph": 1})
+        return chosen
+    chosen.setdefault("block_size", CPU_BLOCK_SIZE)
+    chosen.setdefault("kv_cache_memory_bytes", -(-cpu_cache_bytes(family, *shape, slots) // MIB) * MIB)
+    chosen.setdefault("enforce_eager", True)
+    return chosen
+
+
+def window(record: dict[str, Any]) -> int:
+    """Return the number of rows in the attention window, if all layers have one; 0 otherwise."""
+    return count(record, "sliding_window") if all_layers_slide(record.get("layer_types")) else 0
+
+
+def speaker_arguments(
+    folder: Path, is_on_gpu: bool, serving: ServingProfile, quantize: str | None, overrides: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the configuration of a speaker's engine (`EngineConfig.speaker`).
+
+    On a GPU it has a fixed share of the memory, with a KV cache for as many replies of usual length as on a CPU.
+
+    Args:
+        folder: Checkpoint folder of the speaker.
+        is_on_gpu: True to serve on a GPU.
+        serving: Profile of batch and queue.
+        quantize: Key of QUANTIZATIONS; None to use the weights as stored.
+        overrides: Configuration that overrides the computed one.
+
+    Raises:
+        CheckpointError: If a size in config.json is missing or invalid.
+    """
+    record = config_at(folder)
+    family = family_at(folder)
+    chosen = engine_arguments(record, family, is_on_gpu, serving, overrides)
+    chosen |= quantization(record, quantize, chosen["dtype"])
+    if is_on_gpu and not chosen.keys() & {*MEMORY, "memory_mb"}:
+        shape = chosen["max_model_len"], window(record), bytes_per_row(record, chosen["dtype"])
+        cache = cpu_cache_bytes(family, *shape, chosen["max_num_seqs"])
+        weights = file_bytes(folder.glob("*.safetensors")) // (2 if chosen.get("quantization") in ONLINE else 1)
+        chosen["memory_mb"] = -(-engine_bytes(weights, cache) // MIB)
+    return chosen
+
+
+def quantization(record: dict[str, Any], name: str | None, dtype: str) -> dict[str, Any]:
+    """Return the engine arguments for quantizing the weights while they are loaded.
+
+    Args:
+        record: config.json of the checkpoint.
+        name: Value of --quantize; None to load the weights as stored.
+        dtype: dtype to serve in.
+
+    Raises:
+        CheckpointError: If the checkpoint is already quantized, or `dtype` is float32 and the format for GPUs.
+    """
+    if name is None:
+        return {}
+    stored = record.get("quantization_config")
+    if stored:
+        got = shown(stored.get("quant_method") if isinstance(stored, dict) else stored)
+        raise CheckpointError(f"--quantize: expected a checkpoint without quantization_config, got {got}")
+    if name in GPU_FORMATS and dtype not in HALF:
+        raise CheckpointError(f"--quantize {name}: expected a model in {' or '.join(HALF)}, got {dtype}")
+    return QUANTIZATIONS[name]
+
+
+def precision(record: dict[str, Any], is_on_gpu: bool) -> str:
+    """Return the dtype to serve in, which is the checkpoint's dtype except for float16 on a CPU.
+
+    The dtype is set explicitly, because vLLM would choose a 16-bit one for a float32 checkpoint. On a CPU, float16
+    becomes float32: most CPUs compute float16 in float32, with a conversion around every product.
+
+    Args:
+        record: config.json of the checkpoint.
+        is_on_gpu: True to serve on a GPU.
+
+    Raises:
+        CheckpointError: If the dtype in config.json is missing, or is not a key of NUM_BYTES.
+    """
+    stored = record.get("dtype") or record.get("torch_dtype")  # key of transformers 5.0 and later, and of earlier ones
+    if not isinstance(stored, str) or stored not in NUM_BYTES:
+        raise CheckpointError(f"config.json: dtype: expected {', '.join(NUM_BYTES)}, got {shown(stored)}")
+    return "float32" if stored == "float16" and not is_on_gpu else stored
+
+
+def bytes_per_row(record: dict[str, Any], dtype: str) -> int:
+    """Return the KV-cache memory per row in bytes: keys and values of every layer."""
+    num_heads = count(record, "num_attention_heads")
+    held = num_heads if record.get("num_key_value_heads") is None else count(record, "num_key_value_heads")
+    head_dim = (
+        count(record, "hidden_size") // num_heads if record.get("head_dim") is None else count(record, "head_dim")
+    )
+    return kv_numbers(count(record, "num_hidden_layers"), held * head_dim) * NUM_BYTES[dtype]
+
+
+def condition_bytes(record: dict[str, Any], family: Family, dtype: str) -> int:
+    """Return the size of a batch slot's table of conditions: keys and values of every layer; 0 without conditions."""
+    conditions = family.mechanism.conditions
+    if conditions is None:
+        return 0
+    numbers = kv_numbers(count(record, "num_hidden_layers"), count(record, "hidden_size"))
+    return conditions.vector_rows * numbers * NUM_BYTES[dtype]
+
+
+def count(record: dict[str, Any], name: str, source: str = "config.json") -> int:
+    """Return a size in a checkpoint's config.json, or in another source.
+
+    Raises:
+        CheckpointError: If the size is not an integer in [1, MAX_COUNT].
+    """
+    value = record.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_COUNT:
+        raise CheckpointError(f"{source}: {name}: expected an integer in [1, {MAX_COUNT}], got {shown(value)}")
+    return value
+
+
+def file_bytes(files: Iterable[Path]) -> int:
+    """Return the total size of files."""
+    return sum(file.stat().st_size for file in files)

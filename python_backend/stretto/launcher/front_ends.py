@@ -36,7 +36,7 @@ START_S = 60.0  # timeout of the first start, which takes a second on an idle ma
 STOP_S = 5.0
 
 
-WAVEFORM = 'output_map { key: "pcm" value: "waveform" }'  # in `stretto.convert.cloning_models.CONFIG` only
+WAVEFORM = 'output_map { key: "pcm" value: "waveform" }'  # in `stretto.convert.make_repository.CLONING` only
 
 
 def cloning_models(repository: Path) -> tuple[str, ...]:

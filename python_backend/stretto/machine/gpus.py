@@ -10,6 +10,8 @@ import subprocess
 from dataclasses import dataclass
 
 MIB = 1 << 20
+GIB = 1 << 30
+NVIDIA_SMI_S = 30.0
 MAX_DIGITS = 4  # of a GPU's number
 FIELDS = "index,name,memory.total,memory.free,compute_cap"
 PROCESS_FIELDS = "pid,used_memory,process_name"  # a name may contain commas
@@ -52,6 +54,11 @@ def gpus(limit_s: float = 5.0) -> list[Gpu]:
     GPUs without memory of their own, which share the host's, are left out.
     """
     return [gpu for line in _query(limit_s, f"--query-gpu={FIELDS}") if (gpu := _gpu(line)) is not None]
+
+
+def bytes_of_gpu(number: int) -> int | None:
+    """Return the memory of a GPU of this machine; None if nvidia-smi does not know it."""
+    return next((gpu.total_bytes for gpu in gpus(NVIDIA_SMI_S) if gpu.number == number), None)
 
 
 def processes(number: int, limit_s: float = 5.0) -> list[GpuProcess]:

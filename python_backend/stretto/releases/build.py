@@ -12,13 +12,13 @@ from typing import Any
 
 from stretto.convert import command, make_repository
 from stretto.convert.conversion import plan, write
-from stretto.convert.gpu_memory import GIB, bytes_of_gpu
 from stretto.convert.release import published
 from stretto.errors import CheckpointError
 from stretto.launcher.first_request import model_profile
 from stretto.launcher.options import RepositoryOptions, ServedModel
-from stretto.releases.errors import BadArgument, disk_errors
+from stretto.machine.gpus import GIB, bytes_of_gpu
 from stretto.releases.jobs import Report, serve
+from stretto.releases.messages import BadArgument, disk_errors
 from stretto.weights.loading import TensorMismatch
 
 

@@ -24,7 +24,7 @@ from stretto.entry_points import FAMILIES, OWN, installed
 from stretto.errors import CheckpointError, shown
 from stretto.family.plugin import FamilyPlugin, plugin
 from stretto.family.recognition import REPOSITORY
-from stretto.releases.errors import BadArgument, Unavailable
+from stretto.releases.messages import BadArgument, Unavailable
 
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
 MAX_REPOSITORY_CHARS = 96

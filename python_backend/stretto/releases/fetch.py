@@ -44,8 +44,8 @@ from huggingface_hub.file_download import build_hf_headers, hf_raise_for_status
 from tqdm.auto import tqdm
 
 from stretto.errors import CheckpointError, shown
-from stretto.releases.errors import NotAllowed, ReleaseError, Unavailable, disk_error
 from stretto.releases.jobs import Report, serve
+from stretto.releases.messages import NotAllowed, ReleaseError, Unavailable, disk_error
 from stretto.untrusted_files import UNPARSABLE, parsed_json, read_text, released_file
 
 DELAYS_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # before each further attempt

@@ -1,34 +1,43 @@
-"""Estimate of the memory, disk and time that a release needs, and the choice of its device.
+"""Memory, disk and time that a release needs and that this machine has, and the choice of the device that serves it.
 
 All numbers are estimates: `stretto.machine.sizing` has the arithmetic. In messages, a GB has 1e9 bytes.
 """
 
-from collections import defaultdict
-from collections.abc import Mapping
+import re
+import shutil
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import numpy as np
+
 from stretto.codecs.decoder_sizes import UNKNOWN, DecoderSize
-from stretto.convert.gpu_memory import Needs, engine_bytes, latent_bytes
+from stretto.engine.environment import is_cpu_build
 from stretto.family.base import Family
 from stretto.family.plugin import decoder_size, plugin
-from stretto.machine.gpus import MIB
+from stretto.launcher.processes import GONE, PROC
+from stretto.launcher.running import RunningServer, memory_bytes, running_servers
+from stretto.machine.gpus import MIB, Gpu, gpus, processes
 from stretto.machine.sizing import (
     BYTES,
     DECODER_LIBRARY_BYTES,
     WORKSPACE_BYTES,
     Backbone,
     Depth,
+    Needs,
     cpu_cache_bytes,
     cpu_slots,
+    engine_bytes,
+    latent_bytes,
     longest_rows,
     num_slots,
 )
-from stretto.releases import machine
 from stretto.releases.catalogue import ReleaseEntry, find
-from stretto.releases.errors import BadArgument, DoesNotFit
-from stretto.releases.machine import holders
-from stretto.releases.printing import line
+from stretto.releases.messages import BadArgument, DoesNotFit, gigabytes, line
 
 GB = 1_000_000_000
 PROCESS_BYTES = 1_600_000_000  # all processes on a CPU (measured: proportional set size with a model of 45 MB)
@@ -220,20 +229,20 @@ def choose(entry: ReleaseEntry, num_weight_bytes: int, gpu: int | None, cpu: boo
     """
     on_gpu = need(entry, num_weight_bytes, is_on_gpu=True).total
     on_cpu = f"CPU: needs about {gb(need(entry, num_weight_bytes, is_on_gpu=False).total)}"
-    on_cpu += f" of {gb(machine.available_memory())} GB that are free (estimate)"
-    has_cuda_vllm = machine.has_cuda_vllm()
-    if has_cuda_vllm:
+    on_cpu += f" of {gb(available_memory())} GB that are free (estimate)"
+    serves_gpus = has_cuda_vllm()
+    if serves_gpus:
         on_cpu += "; the installed vLLM is for GPUs and does not run on a CPU (docs/install.md)"
     if cpu:
         return Device(None, on_cpu)
-    gpus = sorted(machine.gpus(), key=lambda candidate: candidate.free_bytes, reverse=True)
+    freest = sorted(gpus(), key=lambda candidate: candidate.free_bytes, reverse=True)
     if gpu is not None:
-        chosen = _gpu_of(gpus, gpu)
-        return Device(gpu, _why(chosen, on_gpu) + ("" if has_cuda_vllm else f"; {REMEDY}"))
-    if not gpus:
+        chosen = _gpu_of(freest, gpu)
+        return Device(gpu, _why(chosen, on_gpu) + ("" if serves_gpus else f"; {REMEDY}"))
+    if not freest:
         return Device(None, on_cpu)
-    best = next((candidate for candidate in gpus if on_gpu <= candidate.free_bytes), gpus[0])
-    if not has_cuda_vllm:
+    best = next((candidate for candidate in freest if on_gpu <= candidate.free_bytes), freest[0])
+    if not serves_gpus:
         return Device(None, f"{on_cpu}; {best.name} is not used, because {REMEDY}")
     return Device(best.number, _why(best, on_gpu))
 
@@ -241,16 +250,16 @@ def choose(entry: ReleaseEntry, num_weight_bytes: int, gpu: int | None, cpu: boo
 REMEDY = "the installed vLLM is for CPUs (docs/install.md describes the image for GPUs)"
 
 
-def _gpu_of(gpus: list[machine.Gpu], number: int) -> machine.Gpu:
+def _gpu_of(all_gpus: list[Gpu], number: int) -> Gpu:
     """Return the GPU with this number; raise BadArgument if there is none."""
-    for gpu in gpus:
+    for gpu in all_gpus:
         if gpu.number == number:
             return gpu
-    numbers = ", ".join(str(gpu.number) for gpu in sorted(gpus, key=lambda gpu: gpu.number))
+    numbers = ", ".join(str(gpu.number) for gpu in sorted(all_gpus, key=lambda gpu: gpu.number))
     raise BadArgument(f"--gpu: expected the number of a GPU ({numbers or 'nvidia-smi shows none'}), got {number}")
 
 
-def _why(gpu: machine.Gpu, num_bytes: int) -> str:
+def _why(gpu: Gpu, num_bytes: int) -> str:
     free = f"{gb(gpu.free_bytes)} of {gb(gpu.total_bytes)} GB free"
     return f"{gpu.name}, {free}: needs about {gb(num_bytes)} GB for one stream (estimate)"
 
@@ -263,7 +272,7 @@ def held_mb(gpu: int) -> int:
     Args:
         gpu: Number of the GPU in nvidia-smi.
     """
-    for device in machine.gpus():
+    for device in gpus():
         held = device.total_bytes - device.free_bytes
         if device.number == gpu and held > IDLE_BYTES:
             free = f"{gb(device.free_bytes)} of {gb(device.total_bytes)} GB are free"
@@ -287,13 +296,13 @@ def check(entry: ReleaseEntry, num_weight_bytes: int, device: Device) -> None:
     if device.gpu is None:
         _check_cpu(entry, num_weight_bytes)
     else:
-        _check_gpu(entry, num_weight_bytes, _gpu_of(machine.gpus(), device.gpu))
+        _check_gpu(entry, num_weight_bytes, _gpu_of(gpus(), device.gpu))
 
 
 def _check_cpu(entry: ReleaseEntry, num_weight_bytes: int) -> None:
     needed = need(entry, num_weight_bytes, is_on_gpu=False).total
-    total = machine.total_memory()
-    free = machine.available_memory()
+    total = total_memory()
+    free = available_memory()
     if needed > min(total, free):
         held = _held(None) if needed <= total else ""
         raise DoesNotFit(
@@ -308,7 +317,7 @@ def _held(gpu: int | None) -> str:
     return f"; it is held by {processes}" if processes else ""
 
 
-def _check_gpu(entry: ReleaseEntry, num_weight_bytes: int, gpu: machine.Gpu) -> None:
+def _check_gpu(entry: ReleaseEntry, num_weight_bytes: int, gpu: Gpu) -> None:
     needed = need(entry, num_weight_bytes, is_on_gpu=True).total
     if needed <= gpu.free_bytes:
         return
@@ -318,9 +327,9 @@ def _check_gpu(entry: ReleaseEntry, num_weight_bytes: int, gpu: machine.Gpu) -> 
     )
     if needed <= gpu.total_bytes:
         message += _held(gpu.number)
-    if not machine.has_cuda_vllm():
+    if not has_cuda_vllm():
         on_cpu = need(entry, num_weight_bytes, is_on_gpu=False).total
-        message += f"; --cpu needs about {gb(on_cpu)} GB, {gb(machine.available_memory())} are free"
+        message += f"; --cpu needs about {gb(on_cpu)} GB, {gb(available_memory())} are free"
     raise DoesNotFit(message + _smaller(entry, is_on_gpu=True))
 
 
@@ -347,12 +356,12 @@ def check_disk(needs: Mapping[Path, int]) -> None:
     written = defaultdict[int, int](int)
     folders = defaultdict[int, list[Path]](list)
     for folder, num_bytes in needs.items():
-        disk = machine.existing(folder).stat().st_dev
+        disk = existing(folder).stat().st_dev
         written[disk] += num_bytes
         folders[disk].append(folder)
     for disk, num_bytes in written.items():
         needed = num_bytes + SPARE_DISK_BYTES
-        free = machine.free_disk(folders[disk][0])
+        free = free_disk(folders[disk][0])
         if num_bytes and needed > free:
             places = " and ".join(map(_home_relative, folders[disk]))
             raise DoesNotFit(
@@ -377,8 +386,8 @@ def speed_line(entry: ReleaseEntry, num_weight_bytes: int, bandwidth: float, rat
     Args:
         entry: The release.
         num_weight_bytes: Size of all files with weights, as published.
-        bandwidth: Bytes per second, from `machine.copy_bandwidth`.
-        rate: Operations per second, from `machine.product_rate`.
+        bandwidth: Bytes per second, from `copy_bandwidth`.
+        rate: Operations per second, from `product_rate`.
     """
     shape = backbone(entry)
     if shape is None:
@@ -399,3 +408,155 @@ def speed_line(entry: ReleaseEntry, num_weight_bytes: int, bandwidth: float, rat
 def gb(num_bytes: float) -> str:
     """Return a size in GB with one decimal."""
     return f"{num_bytes / GB:.1f}"
+
+
+# What this machine has, and who holds it.
+
+CGROUPS = Path("/sys/fs/cgroup")
+KIB = 1 << 10
+COPIED_BYTES = 256_000_000
+PRODUCT_WIDTH = 1_024
+NUM_PRODUCTS = 5
+
+
+def available_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
+    """Return how many bytes of memory a new process may use: the least that the machine and its cgroups leave.
+
+    Args:
+        proc: Mount point of procfs.
+        cgroups: Mount point of the cgroup file systems.
+    """
+    return min([_of_meminfo(proc, "MemAvailable"), *(limit - used for limit, used in _cgroups(proc, cgroups))])
+
+
+def total_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
+    """Return the memory of this machine in bytes, or a cgroup's limit if it is lower.
+
+    Args:
+        proc: Mount point of procfs.
+        cgroups: Mount point of the cgroup file systems.
+    """
+    return min([_of_meminfo(proc, "MemTotal"), *(limit for limit, _ in _cgroups(proc, cgroups))])
+
+
+def has_vnni(proc: Path = PROC) -> bool:
+    """Return True if the processor has fast products of 8-bit integers."""
+    return re.search(r"^flags\b.*\b(avx512_vnni|avx_vnni)\b", (proc / "cpuinfo").read_text(), re.MULTILINE) is not None
+
+
+def _of_meminfo(proc: Path, name: str) -> int:
+    lines = (proc / "meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * KIB for line in lines if line.startswith(f"{name}:"))
+
+
+def _cgroups(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
+    """Yield limit and use of memory of each cgroup of this process in bytes, without page cache, which can be freed."""
+    for group_line in (proc / "self/cgroup").read_text().splitlines():
+        _, controllers, path = group_line.split(":", 2)
+        if "memory" in controllers.split(","):
+            root = cgroups / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+        elif not controllers:
+            root = cgroups
+            names = ("memory.max", "memory.current", "")
+        else:
+            continue
+        # In a container, the path may be the host's, and the root is the container's own group.
+        folder = root / path.lstrip("/")
+        for group in [folder, *folder.parents][: len(folder.parts) - len(root.parts) + 1]:
+            if (limit_and_use := _limit_and_use(group, *names)) is not None:
+                yield limit_and_use
+
+
+def _limit_and_use(folder: Path, limit: str, used: str, prefix: str) -> tuple[int, int] | None:
+    """Return limit and use of one cgroup; None if it has no limit, or if the folder is not a cgroup's."""
+    try:
+        limit_text = (folder / limit).read_text().strip()
+        size = int((folder / used).read_text())
+        counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except OSError:
+        return None
+    cached = sum(int(counts.get(f"{prefix}{state}_file", 0)) for state in ("active", "inactive"))
+    return None if limit_text == "max" else (int(limit_text), max(size - cached, 0))
+
+
+def has_cuda_vllm() -> bool:
+    """Return True if the installed vLLM is built for CUDA; vLLM is not imported."""
+    try:
+        return not is_cpu_build()
+    except PackageNotFoundError:
+        return False
+
+
+def copy_bandwidth() -> float:
+    """Return how many bytes one core reads and writes per second of its time, measured with a copy in about 0.2 s."""
+    source = bytearray(b"\1") * COPIED_BYTES
+    copy = bytearray(b"\1") * COPIED_BYTES
+    began = time.process_time()
+    memoryview(copy)[:] = source
+    return 2 * COPIED_BYTES / (time.process_time() - began)
+
+
+def product_rate() -> float:
+    """Return how many operations of float32 products one core computes per second of its time, measured in 0.1 s."""
+    factor = np.ones((PRODUCT_WIDTH, PRODUCT_WIDTH), np.float32)
+    factor[:64] @ factor  # starts the threads
+    began = time.process_time()
+    for _ in range(NUM_PRODUCTS):
+        factor @ factor
+    return NUM_PRODUCTS * 2 * PRODUCT_WIDTH**3 / (time.process_time() - began)
+
+
+def existing(folder: Path) -> Path:
+    """Return the folder, or the nearest of its parents that exists."""
+    folder = folder.absolute()
+    return next(ancestor for ancestor in (folder, *folder.parents) if ancestor.exists())
+
+
+def free_disk(folder: Path) -> int:
+    """Return the free bytes of the file system on which a folder is, or would be created."""
+    return shutil.disk_usage(existing(folder)).free
+
+
+HELD_BYTES = 500_000_000  # processes with less are not named
+MAX_NAMED = 4
+
+
+def holders(gpu: int | None) -> str:
+    """Return the largest holders in words, a server of this user with all its processes; empty if none is known.
+
+    Args:
+        gpu: Number of the GPU in nvidia-smi; None for the main memory.
+    """
+    servers = {pid: server for server in running_servers() for pid in pids_of(server)}
+    held = Counter[str]()
+    for pid, name, num_bytes in _in_memory() if gpu is None else _on_gpu(gpu):
+        server = servers.get(pid)
+        held[f"{name} (pid {pid})" if server is None else _title(server)] += num_bytes
+    largest = [(name, size) for name, size in held.most_common(MAX_NAMED) if size >= HELD_BYTES]
+    return ", ".join(f"{name} {gigabytes(size)}" for name, size in largest)
+
+
+def pids_of(server: RunningServer) -> list[int]:
+    """Return the process ids of a launcher and of all processes that it has started."""
+    return [server.pid, *(process.pid for process in server.processes())]
+
+
+def _title(server: RunningServer) -> str:
+    name = "a server" if server.model is None else server.model.name
+    return f"{name} (port {server.ports.get('http', 0)}, stretto serve --stop)"
+
+
+def _on_gpu(number: int) -> Iterator[tuple[int, str, int]]:
+    """Yield pid, name and memory of the processes on a GPU."""
+    for process in processes(number):
+        yield process.pid, Path(process.name).name, process.num_bytes
+
+
+def _in_memory() -> Iterator[tuple[int, str, int]]:
+    """Yield pid, name and memory of the processes whose memory this user may read."""
+    for path in PROC.glob("[0-9]*/comm"):
+        with suppress(*GONE):
+            name = path.read_text().strip()
+            pid = int(path.parent.name)
+            yield pid, name, memory_bytes([pid])

@@ -14,9 +14,8 @@ from urllib.parse import urlsplit
 from stretto.errors import shown
 from stretto.family.recognition import MAX_TEXT_BYTES, Listing
 from stretto.releases.catalogue import REVISION, SHA256, RepositoryFiles
-from stretto.releases.errors import BadArgument, ReleaseError, Unavailable
 from stretto.releases.jobs import JobProcess, Report
-from stretto.releases.printing import line
+from stretto.releases.messages import BadArgument, ReleaseError, Unavailable, line
 from stretto.releases.target import MAX_FILES
 
 MAX_RELEASE_BYTES = 200_000_000_000

@@ -17,12 +17,21 @@ from typing import Any, Self
 
 from stretto.errors import CheckpointError, CommandParser, argument_path
 from stretto.machine.gpus import gpu_number
-from stretto.releases import fit, licences, machine
+from stretto.releases import fit, licences
 from stretto.releases.catalogue import REVISION, UNTESTED, Licence, ReleaseEntry, RepositoryFiles, find
-from stretto.releases.errors import BadArgument, DoesNotFit, ReleaseError, Unavailable, disk_errors
 from stretto.releases.hub import Hub, RemoteListing, Snapshot, address, is_offline, read_token
 from stretto.releases.jobs import JobProcess
-from stretto.releases.printing import InstallationStage, gigabytes, line, plain
+from stretto.releases.messages import (
+    BadArgument,
+    DoesNotFit,
+    InstallationStage,
+    ReleaseError,
+    Unavailable,
+    disk_errors,
+    gigabytes,
+    line,
+    plain,
+)
 from stretto.releases.store import (
     CHECKPOINT,
     MAIN,
@@ -266,7 +275,7 @@ class Installer:
         device = fit.choose(entry, size, self._choices.gpu, self._choices.is_for_cpu)
         line("device", device.why)
         if device.gpu is None:
-            slow = fit.speed_line(entry, size, machine.copy_bandwidth(), machine.product_rate())
+            slow = fit.speed_line(entry, size, fit.copy_bandwidth(), fit.product_rate())
             if slow is not None:
                 line("", slow)
         if self._choices.is_forced:
@@ -394,7 +403,7 @@ def prefers_gpu(gpu: int | None, is_for_cpu: bool) -> bool:
         gpu: GPU that the user named, or None.
         is_for_cpu: True if the user wants the CPU.
     """
-    return gpu is not None or (not is_for_cpu and machine.has_cuda_vllm() and bool(machine.gpus()))
+    return gpu is not None or (not is_for_cpu and fit.has_cuda_vllm() and bool(fit.gpus()))
 
 
 def device_of(model: InstalledModel, gpu: int | None, is_for_cpu: bool) -> int | None:

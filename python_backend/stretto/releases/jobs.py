@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from stretto.errors import CheckpointError
 from stretto.machine.worker_process import die_with_parent
-from stretto.releases.errors import ReleaseError
+from stretto.releases.messages import ReleaseError
 
 Report = Callable[[int], None]  # called with a number of processed bytes
 JOB = "job"

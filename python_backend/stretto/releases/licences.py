@@ -10,8 +10,7 @@ from typing import Any
 
 from stretto.errors import CheckpointError
 from stretto.releases.catalogue import Licence, RepositoryFiles
-from stretto.releases.errors import NotAllowed
-from stretto.releases.printing import line, plain
+from stretto.releases.messages import NotAllowed, line, plain
 from stretto.untrusted_files import read_text
 
 ACCEPTED = "accepted.jsonl"  # lines with repository, licence identifier and digest of the licence's text

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from stretto.config import DecoderConfig
-from stretto.convert.profiles import BALANCED, add_profile
+from stretto.convert.profiles import BALANCED, CPU_FORMATS, GPU_FORMATS, add_profile
 from stretto.engine.environment import HELD_MB
 from stretto.errors import CheckpointError, CommandParser
 from stretto.launcher import command as launcher
@@ -31,8 +31,7 @@ from stretto.launcher.background import BackgroundServer, CannotServe, require_i
 from stretto.launcher.config import default_port, whole_number
 from stretto.launcher.installation import LaunchError, bundled_repository, state_folder
 from stretto.machine.gpus import gpu_number
-from stretto.releases.errors import BadArgument, ReleaseError
-from stretto.releases.fit import held_mb
+from stretto.releases.fit import has_vnni, held_mb
 from stretto.releases.hub import Hub
 from stretto.releases.install import (
     Builder,
@@ -44,8 +43,7 @@ from stretto.releases.install import (
     interrupted_by_sigterm,
     token_of,
 )
-from stretto.releases.machine import has_vnni
-from stretto.releases.printing import InstallationStage, line, plain
+from stretto.releases.messages import BadArgument, InstallationStage, ReleaseError, line, plain
 from stretto.releases.store import InstalledModel, InstalledModels
 from stretto.untrusted_files import json_object
 from stretto_contract.listening import LOOPBACK, listening_address
@@ -196,9 +194,6 @@ STANDARD_INPUT = "-"
 MAX_PORT = 65_532  # the next three ports are used, too
 MAX_NAMED = 8  # voices in the output
 CANNOT_SERVE = 3
-# of weights; as in `make_repository`, which imports torch
-GPU_FORMATS = ("fp8",)
-CPU_FORMATS = ("int8",)
 ACTIONS = {"speak": "speaks", "transcribe": "transcribes", "talk": "answers speech"}
 
 

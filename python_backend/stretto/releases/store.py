@@ -27,8 +27,7 @@ from typing import Any, TextIO
 from stretto.errors import CheckpointError
 from stretto.launcher.installation import LaunchError, cache_folder
 from stretto.releases.catalogue import ReleaseEntry, typed_name
-from stretto.releases.errors import ReleaseError, disk_errors
-from stretto.releases.printing import line
+from stretto.releases.messages import ReleaseError, disk_errors, line
 from stretto.untrusted_files import json_object
 
 FOLDER_VARIABLE = "STRETTO_MODELS"

@@ -30,7 +30,7 @@ from stretto.releases.catalogue import (
     named,
     nearest,
 )
-from stretto.releases.errors import BadArgument, ReleaseError, Unavailable
+from stretto.releases.messages import BadArgument, ReleaseError, Unavailable
 from stretto.releases.store import MAIN
 from stretto.untrusted_files import read_text, released_file
 

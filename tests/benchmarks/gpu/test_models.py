@@ -6,10 +6,10 @@ import pytest
 
 from benchmarks.gpu.jobs import Setup
 from benchmarks.gpu.models import MODELS, engine_config, write_config
-from stretto.convert.gpu_memory import MIB, SERVER_BYTES
 from stretto.convert.make_repository import decoder_config
 from stretto.engine.host import memory_share
-from stretto.machine.sizing import DECODER_LIBRARY_BYTES
+from stretto.machine.gpus import MIB
+from stretto.machine.sizing import DECODER_LIBRARY_BYTES, SERVER_BYTES
 
 GPU_BYTES = 80 << 30
 

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.gpu import parity, stored_replies
 from benchmarks.gpu.jobs import Setup
 from benchmarks.gpu.stored_replies import FOLDER, recall
-from stretto.convert import make_repository
+from stretto.convert.profiles import engine_arguments
 from stretto.families.tiny.family import TINY
 from stretto.testing.checkpoints import make_prompts, write_checkpoint
 
@@ -47,7 +47,7 @@ def test_stored_replies_belong_to_a_checkpoint_and_its_prompts(tmp_path: Path, m
 def test_parity_engines_have_the_arguments_of_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They differ from those that `make-repository --gpu` writes in memory, and in what a mode is about."""
     checkpoint = write_checkpoint(tmp_path, TINY, "tiny")
-    written = make_repository.engine_arguments(parity.config_at(checkpoint), TINY, is_on_gpu=True)
+    written = engine_arguments(parity.config_at(checkpoint), TINY, is_on_gpu=True)
     extra = {"attention_config": {"flash_attn_max_num_splits_for_cuda_graph": 7}, "compilation_config": {"mode": 3}}
     monkeypatch.setattr(parity, "engine_arguments", lambda *arguments, **options: {**written, **extra})
     setup = Setup("cuda", tmp_path)

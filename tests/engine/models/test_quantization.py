@@ -29,7 +29,7 @@ from vllm.model_executor.layers.quantization.utils.quant_utils import (
 )
 from vllm.platforms import PlatformEnum
 
-from stretto.convert.make_repository import QUANTIZATIONS
+from stretto.convert.profiles import QUANTIZATIONS
 from stretto.engine.worker.predictors import Readout
 from stretto.errors import CheckpointError
 from stretto.families.qwen3_tts.family import qwen3_tts

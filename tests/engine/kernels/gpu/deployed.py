@@ -39,7 +39,7 @@ from benchmarks.gpu.jobs import JOBS, QUARTER, Setup
 from benchmarks.gpu.models import MODELS, engine_args, write_config
 from lab.releases.every_codec import every_codec
 from stretto.config import DecoderConfig, EngineConfig
-from stretto.convert.make_repository import engine_arguments, quantization
+from stretto.convert.profiles import engine_arguments, quantization
 from stretto.decoder.memory import measure
 from stretto.engine.host import vllm_config
 from stretto.engine.kernels.gpu import depth as attention
