@@ -8,21 +8,16 @@
 
 Large files and weights are LFS files: `resolve` redirects to a second port, as the real hub redirects to its storage
 host, so that a test can check that the token is not sent there. `hub.requests` records all requests.
-
-`python -m tests.hub OWNER/NAME FOLDER [BYTES_PER_S]` serves a folder. It prints its address and then, for each line on
-its standard input, the number of requests and of bytes sent so far.
 """
 
 import hashlib
 import json
-import mmap
 import os
 import re
 import socket
 import struct
 import sys
 import threading
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -119,23 +114,6 @@ def _files(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-class Link:
-    """Network link that all transfers share. Its rate is `bytes_per_s`; 0 for no limit."""
-
-    def __init__(self, bytes_per_s: float) -> None:
-        self._bytes_per_s, self._free_s, self._lock = bytes_per_s, 0.0, threading.Lock()
-
-    def wait(self, num_bytes: int) -> None:
-        """Wait until bytes have passed the link."""
-        if not self._bytes_per_s:
-            return
-        with self._lock:
-            now = time.monotonic()
-            self._free_s = max(self._free_s, now) + num_bytes / self._bytes_per_s
-            waiting_s = self._free_s - now
-        time.sleep(waiting_s)
-
-
 @dataclass
 class Fault:
     """A fault of the server. It applies to requests whose "METHOD /path" contains the regular expression `pattern`.
@@ -150,7 +128,6 @@ class Fault:
         is_wrong: True to invert a byte in the middle of the body.
         short: Number of bytes that are missing at the end, with a matching Content-Length.
         ignores_range: True to answer a request for a range with the whole file.
-        bytes_per_s: Rate of the transfer; 0 for no limit.
         held: Event to wait for before the answer, or, with `drop_after`, before the rest.
     """
 
@@ -163,7 +140,6 @@ class Fault:
     is_wrong: bool = False
     short: int = 0
     ignores_range: bool = False
-    bytes_per_s: float = 0
     held: threading.Event | None = None
 
 
@@ -183,8 +159,7 @@ class Request:
 class Hub:
     """The server. `grants` maps each valid token to the gated or private repositories that it opens."""
 
-    def __init__(self, bytes_per_s: float = 0) -> None:
-        self.link = Link(bytes_per_s)
+    def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
@@ -211,10 +186,6 @@ class Hub:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
         own = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
         return kept | own | {"HF_HUB_DISABLE_UPDATE_CHECK": "1", "NO_PROXY": "127.0.0.1"} | more
-
-    def stored(self) -> list[Request]:
-        """Return the requests to the storage host."""
-        return [each for each in self.requests if each.storage]
 
     def fault_for(self, text: str) -> Fault:
         """Return the first fault that applies to a request, counted as used; one without effect if there is none."""
@@ -444,15 +415,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         limit = len(body) if self.fault.drop_after is None else self.fault.drop_after
-        began = time.monotonic()
         for start in range(0, min(limit, len(body)), CHUNK_BYTES):
             piece = body[start : min(start + CHUNK_BYTES, limit)]
-            self.hub.link.wait(len(piece))
             self.wfile.write(piece)
             self.request_log.num_bytes = min(start + CHUNK_BYTES, limit, len(body))
-            if self.fault.bytes_per_s:
-                due = began + self.request_log.num_bytes / self.fault.bytes_per_s
-                time.sleep(max(0.0, due - time.monotonic()))
         if limit < len(body):
             self.drop()
 
@@ -472,25 +438,3 @@ class _Handler(BaseHTTPRequestHandler):
 def _described(blob: Blob) -> dict[str, Any]:
     """Return a file's entry in the tree."""
     return {"type": "file", "oid": blob.git, "size": blob.size, "path": blob.name} | blob.lfs("oid")
-
-
-def mapped(path: Path) -> bytes | memoryview:
-    """Return the content of a file, which stays on the disk; a test's release may change, so those are read instead."""
-    if not path.stat().st_size:
-        return b""
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def main(name: str, folder: str, bytes_per_s: str = "0") -> None:
-    """Serve a folder as a model repository until standard input ends."""
-    with Hub(float(bytes_per_s)) as hub:
-        hub.add(name, {file: mapped(path) for file, path in _files(Path(folder)).items()}, card={"license": "mit"})
-        print(hub.url, flush=True)
-        for _ in sys.stdin:
-            requests = [*hub.requests]
-            print(json.dumps([len(requests), sum(each.num_bytes for each in requests)]), flush=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -50,10 +50,10 @@ def converted(family: str, release: Path, *words: str) -> Path:
 
 
 @cache
-def of_plugins(name: str) -> dict[str, Any]:
-    """Return what all plug-ins list in `lab/codecs.py` under a name."""
+def of_plugins(name: str, file: str = "codecs") -> dict[str, Any]:
+    """Return what all plug-ins list in `lab/codecs.py`, or in another file there, under a name."""
     listed = dict[str, Any]()
-    for path in sorted(ROOT.glob("plugins/*/lab/codecs.py")):
-        module = import_module(f"plugins.{path.parents[1].name}.lab.codecs")
+    for path in sorted(ROOT.glob(f"plugins/*/lab/{file}.py")):
+        module = import_module(f"plugins.{path.parents[1].name}.lab.{file}")
         listed |= getattr(module, name, {})
     return listed

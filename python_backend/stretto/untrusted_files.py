@@ -50,7 +50,6 @@ def regular_file(path: Path, max_bytes: int | None = None) -> Path:
     """Return `path` if it is, or links to, a regular file.
 
     Args:
-        path: The file.
         max_bytes: Maximum size in bytes; None for no limit.
 
     Raises:
@@ -97,11 +96,6 @@ def released_file(root: Path, name: str) -> Path:
 def named_file(root: Path, config: Mapping[str, Any], field: str) -> Path:
     """Return the path of the file that a field of a release's config names.
 
-    Args:
-        root: Folder of the release.
-        config: Contents of the release's config.json.
-        field: Name of the field.
-
     Raises:
         CheckpointError: If the field is missing, is not the name of a file in `root` itself, or `released_file` refuses
             the file. The message begins with the field.
@@ -129,7 +123,6 @@ def released_folder(root: Path, name: str) -> Path:
     """Return the path of a folder in a release; the folder may be missing.
 
     Args:
-        root: Folder of the release, as given by the user.
         name: Path of the folder in `root`, with slashes.
 
     Raises:
@@ -210,7 +203,6 @@ def parsed_json(text: str, path: Path | str) -> dict[str, Any]:
     """Return the JSON object in the text of a file.
 
     Args:
-        text: The text.
         path: The file, for error messages.
 
     Raises:
@@ -237,7 +229,6 @@ def check_layers(record: Any, path: Path | str) -> None:
     Configs and conversion plans have an entry for each layer, so too large a number of layers would exhaust the memory.
 
     Args:
-        record: Contents of the config.
         path: Path of the config file, for error messages.
     """
     for key, value in record.items() if isinstance(record, Mapping) else enumerate(record):
@@ -270,8 +261,6 @@ def entry(record: Mapping[str, Any], dotted: str, file: str | None = None) -> An
     """Return the value of a nested mapping at a dotted path (`a.b.c`).
 
     Args:
-        record: Contents of a config.
-        dotted: The path.
         file: Name of the config's file, for the error message; None to let the caller add it.
 
     Raises:
@@ -290,7 +279,6 @@ def check_value(path: str, actual: object, *supported: object, file: str = "conf
     """Raise CheckpointError unless a value of a config is one of the supported ones.
 
     Args:
-        path: Dotted path of the value.
         actual: The value; None if there is none.
         supported: Supported values; None if the value may be missing.
         file: Name of the config's file, for the error message.
@@ -320,7 +308,6 @@ def parsed_yaml(text: str, path: Path | str, loader: Any = None) -> dict[str, An
     """Return the mapping in the text of a YAML file, parsed by a safe loader.
 
     Args:
-        text: The text.
         path: The file, for error messages.
         loader: A subclass of `yaml.SafeLoader`, for files with tags; None for plain YAML.
 

@@ -8,9 +8,6 @@ from typing import Any
 import pytest
 
 from lab.releases import random_qwen3_tts, random_vita
-from plugins.higgs_audio.lab import random_higgs_audio
-from plugins.qwen3_omni.lab import random_qwen3_omni
-from plugins.qwen3_omni.tests import published_qwen3_omni
 from stretto.convert.command import main
 from stretto.errors import CheckpointError
 from stretto.family.base import Family
@@ -27,16 +24,8 @@ def csm(folder: Path) -> list[str]:
     return published_csm.write_release(folder, published_csm.make_model()).command
 
 
-def higgs_audio(folder: Path) -> list[str]:
-    return random_higgs_audio.write_release(folder, random_higgs_audio.make_model(4, num_codes=16)).command
-
-
 def qwen3_tts(folder: Path) -> list[str]:
     return published_qwen3_tts.command(random_qwen3_tts.write_release(folder), folder / "out")[:-2]
-
-
-def qwen3_omni(folder: Path) -> list[str]:
-    return published_qwen3_omni.command(random_qwen3_omni.write_release(folder), folder / "out")[:-2]
 
 
 def vita_audio(folder: Path) -> list[str]:
@@ -65,7 +54,7 @@ def drawn(sampling: CodeSampling) -> tuple[float, int, float]:
 CHANGED = {"do_sample": True, "temperature": 0.65, "top_k": 33, "top_p": 0.77, "max_new_tokens": 5}
 
 
-@pytest.mark.parametrize("write", [csm, higgs_audio, qwen3_tts, vita_audio])
+@pytest.mark.parametrize("write", [csm, qwen3_tts, vita_audio])
 def test_fine_tunes_keep_their_own_defaults(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     family = converted(write, CHANGED, tmp_path)
     said = capsys.readouterr().out
@@ -101,20 +90,6 @@ def test_depth_transformer_has_separate_sampling_defaults(case: str, tmp_path: P
     write, record, expected = DEPTH[case]
     sampling = converted(write, record, tmp_path).task("tts").sampling
     assert drawn(sampling.codes) == pytest.approx(expected)
-
-
-def test_higgs_audio_ras_settings_are_converted(tmp_path: Path) -> None:
-    sampling = converted(higgs_audio, {"ras_win_len": 9, "ras_win_max_num_repeat": 3}, tmp_path).task("tts").sampling
-    assert (sampling.ras_window, sampling.ras_max_repeats) == (9, 3)
-
-
-def test_qwen3_omni_uses_the_talker_sampling_settings(tmp_path: Path) -> None:
-    """The other settings are not used: in transformers, the thinker ignores the release's."""
-    record = CHANGED | {"talker_temperature": 0.5, "talker_top_k": 11, "talker_repetition_penalty": 1.3}
-    assert converted(qwen3_omni, record, tmp_path).tasks[0].sampling.text.temperature == 0.0
-    sampling = family_at(tmp_path / "out" / "talker").tasks[0].sampling
-    assert drawn(sampling.audio) == (0.5, 11, 1.0)
-    assert sampling.repetition_penalty == 1.3
 
 
 def test_greedy_release_defaults_to_greedy_sampling(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from lab.releases import random_qwen3_tts
-from plugins.chatterbox.lab import random_chatterbox
 from stretto.convert import make_repository
 from stretto.convert.command import main
 from tests import published_checkpoints
@@ -30,13 +29,6 @@ def test_ambiguous_training_configs_are_refused(tmp_path: Path, capsys: pytest.C
     (release / "copy.yaml").write_text((release / "train_bagpiper_tts.yaml").read_text())
     assert main(words) == 1
     assert "--config: expected the config.yaml or config.json of bagpiper, got none" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("text", ["- a list\n", "a: !python/object:os.system {}\n", "layers: 30\n"])
-def test_yaml_file_beside_weights_of_turbo_is_not_read(text: str, tmp_path: Path) -> None:
-    release = random_chatterbox.write_turbo(tmp_path / "release")
-    (release / "t3_turbo_v1.yaml").write_text(text)
-    assert main(["chatterbox", "--model", str(release), "--out", str(tmp_path / "out")]) == 0
 
 
 def test_missing_codec_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

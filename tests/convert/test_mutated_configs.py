@@ -12,8 +12,8 @@ import pytest
 from tests.family_releases import LAYOUTS
 from tests.tiers import by_night
 
-# Releases with configs of different kinds, and every how manyth conversion is done by day.
-BY_DAY = (("kyutai/tts-1.6b-en_fr", "types", 180),)
+# Every how manyth conversion is done by day.
+BY_DAY = (("sesame/csm-1b", "types", 400),)
 BY_NIGHT = by_night(
     *([(layout, kind, 1)] for layout in LAYOUTS for kind in ("integers", "types")),
     ids=[f"{layout}-{kind}" for layout in LAYOUTS for kind in ("integers", "types")],

@@ -16,23 +16,8 @@ from tests.family_releases import LAYOUTS
 from tests.refused_conversion import refused
 from tests.tiers import by_night
 
-# By day: releases with subfolders.
-BY_DAY = (
-    "kyutai/tts-1.6b-en_fr",
-    "FunAudioLLM/Fun-CosyVoice3-0.5B-2512",
-    "espnet/OpusLM_7B_Anneal",
-    "VITA-MLLM/VITA-Audio-Plus-Boost",
-)
-TIERS = [*BY_DAY, *by_night(*(name for name in LAYOUTS if name not in BY_DAY))]
-# Files that the converter does not open, because it uses others.
-UNUSED = {
-    "Kyutai STT saved by transformers": ("release/generation_config.json",),
-    "Moshi saved by transformers": ("release/generation_config.json",),
-    "sesame/csm-1b": ("release/model.safetensors", "release/ckpt.pt"),
-    "espnet/bagpiper-tts-sft": ("inference.yaml",),
-    "bosonai/higgs-tts-3-4b": ("release/model.safetensors.index.json",),
-    "vibevoice/VibeVoice-1.5B-hf": ("release/generation_config.json",),
-}
+BY_DAY = "espnet/OpusLM_7B_Anneal"  # with subfolders
+TIERS = [BY_DAY, *by_night(*(name for name in LAYOUTS if name != BY_DAY))]
 Written = tuple[str, Path, list[str]]
 
 
@@ -114,7 +99,7 @@ def test_files_and_folders_outside_the_release_are_refused(
     given = [Path(word).relative_to(folder).as_posix() for word in words if word.startswith(str(folder))]
     places = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
     for name in places:
-        if name in UNUSED.get(layout, ()) or any(f"{file}/".startswith(f"{name}/") for file in given):
+        if name in LAYOUTS[layout].unused or any(f"{file}/".startswith(f"{name}/") for file in given):
             continue
         copy, out = linked(folder, name, tmp_path), tmp_path / "out"
         said = refused([*moved(words, folder, copy), "--out", str(out)], out, capsys)

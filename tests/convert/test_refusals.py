@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from lab.releases.random_espnet import Published
@@ -21,9 +19,7 @@ from stretto.convert.conversion import check_codec, refusing
 from stretto.convert.release import FILES, audio_tokenizer_of, convertible, read_byte_level_bpe, read_tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.tiny.family import TINY
-from stretto_chatterbox.turbo import gpt2_tokenizer
 from tests.published_checkpoints import FAMILIES, command, convert, write_release
-from tests.refused_conversion import refused
 
 Change = Callable[[Published], object]
 
@@ -82,11 +78,6 @@ def without_weights_of_the_codec(published: Published) -> None:
         path.unlink()
 
 
-def fifo(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
 def written(field: str, text: str) -> Change:
     """Return an edit that replaces the contents of a release file with `text`."""
     return lambda published: getattr(published, field).write_text(text)
@@ -99,29 +90,10 @@ def linked_tokenizer(published: Published) -> None:
 
 PANICS = {"type": "Precompiled", "precompiled_charsmap": {}}  # a normalizer for which `tokenizers` panics
 REFUSED: list[tuple[str, Change, str]] = [
-    (
-        "opuslm",
-        written("config", "[" * 200_000),
-        "expected YAML, got ValueError('it has more than 64 levels')",
-    ),
-    (
-        "opuslm",
-        written("config", "a: " + "9" * 10**6),
-        "expected YAML, got ValueError('a number has 1000000 characters, more than 100')",
-    ),
     ("opuslm", written("config", "a: 2026-02-31"), "expected YAML, got ValueError('day is out of range for month')"),
-    ("opuslm", lambda published: fifo(published.config), "expected a regular file, got a FIFO, socket or device"),
-    ("opuslm", lambda published: fifo(published.model), "expected a regular file, got a FIFO, socket or device"),
     ("opuslm", linked_tokenizer, "tokenizer_extra.json: expected a file of this release, got a link to"),
     ("bagpiper", config(lambda record: record.update(multimodal_io={"discrete_audio": 3})), "cannot be read as a"),
     ("opuslm", cut_short, "expected tensors, got"),
-    ("opuslm", lambda published: published.model.write_bytes(b""), "expected tensors, got"),
-    ("opuslm", lambda published: published.model.unlink(), "No such file"),
-    (
-        "opuslm",
-        tensors(lambda found: [*found.values()]),
-        "expected tensors by name, or under 'module' or 'state_dict'; got none",
-    ),
     (
         "opuslm",
         tensors(lambda found: {"module": [1]}),
@@ -135,18 +107,8 @@ REFUSED: list[tuple[str, Change, str]] = [
     ),
     (
         "opuslm",
-        tensors(lambda found: found | {"corelm.head_emb.weight": torch.tensor(0.0)}),
-        "head_emb.weight [] instead of",
-    ),
-    (
-        "opuslm",
         tensors(lambda found: found | {"corelm.head_emb.weight": torch.zeros(8, 64)}),
         "[8, 64] instead of [9, 64]",
-    ),
-    (
-        "bagpiper",
-        tensors(lambda found: found | {"model.embed_tokens.weight": torch.zeros(3)}),
-        "embed_tokens.weight [3]",
     ),
     (
         "bagpiper",
@@ -159,14 +121,12 @@ REFUSED: list[tuple[str, Change, str]] = [
         "expected unquantized weights, got a tensor corelm.layers.0.q_proj.qweight; convert the original release",
     ),
     ("opuslm", tokenizer(lambda record: record.pop("model")), "tokenizer.json: cannot be loaded as a tokenizer"),
-    ("opuslm", tokenizer(lambda record: record["model"].update(vocab=[["a", 0.0]])), "cannot be loaded as a tokenizer"),
     (
         "opuslm",
         tokenizer(lambda record: record.update(normalizer=PANICS)),
         "loaded as a tokenizer: Precompiled",
     ),
     ("bagpiper", tokenizer(lambda record: record.update(decoder=None)), "expected a byte-level decoder, got none"),
-    ("bagpiper", lambda published: published.config.write_bytes(b"\xff\xfe\0"), "expected YAML, got"),
     (
         "bagpiper",
         config(lambda record: record["model"]["model_conf"].update(dtype="bf16")),
@@ -182,7 +142,6 @@ REFUSED: list[tuple[str, Change, str]] = [
         config(lambda record: record["transformer_conf"].update(n_ctx="long")),
         "backbone: invalid parameters for olmo2",
     ),
-    ("opuslm", backbone(hidden_size="wide"), "backbone: invalid parameters for olmo2"),
     ("opuslm", backbone(model_type=["olmo2"]), "expected one of ['llama', 'olmo2', 'qwen2', 'qwen3'], got ['olmo2']"),
     (
         "opuslm",
@@ -296,16 +255,12 @@ def test_added_tokens_must_follow_the_vocabulary(tmp_path: Path, added: object, 
 
 
 @pytest.mark.parametrize("token_id", [1 << 63, 10**9, 65_538, -1, 1.0, "1", None, True])
-@pytest.mark.parametrize("read", [read_byte_level_bpe, gpt2_tokenizer])
-def test_token_ids_are_bounded_by_the_number_of_tokens(
-    read: Callable[[Path], object], token_id: object, tmp_path: Path
-) -> None:
+def test_token_ids_are_bounded_by_the_number_of_tokens(token_id: object, tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": token_id}))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    (tmp_path / "added_tokens.json").write_text("{}")
     expected = f"vocab.json: 'b': expected an id in [0, 65538), got {token_id!r}"
     with pytest.raises(CheckpointError, match=re.escape(expected)):
-        read(tmp_path)
+        read_byte_level_bpe(tmp_path)
 
 
 def test_token_ids_of_tokenizer_json_are_bounded(tmp_path: Path) -> None:
@@ -318,21 +273,3 @@ def test_token_ids_of_tokenizer_json_are_bounded(tmp_path: Path) -> None:
 
 def test_family_that_cannot_be_converted_has_no_audio_tokenizer() -> None:
     assert audio_tokenizer_of("no_such_family") is None
-
-
-@pytest.mark.parametrize(
-    ("family", "architecture", "supported"),
-    [
-        ("personaplex", "MoshiForConditionalGeneration", "nvidia/personaplex-7b-v1"),
-        ("kyutai-tts", "KyutaiSpeechToTextForConditionalGeneration", "kyutai/tts-1.6b-en_fr"),
-    ],
-)
-def test_transformers_format_is_refused_with_the_name_of_the_supported_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str, architecture: str, supported: str
-) -> None:
-    save_file({"model.embed_tokens.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture], "model_type": family}))
-    out = tmp_path / "out"
-    said = refused([family, "--model", str(tmp_path), "--out", str(out)], out, capsys)
-    assert supported in said
-    assert f"got transformers format (architectures ['{architecture}'])" in said

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from lab.releases.codec_cases import of_plugins
 from stretto.codecs.decoder_sizes import UNKNOWN
 from stretto.convert.profiles import engine_arguments
 from stretto.engine.prompt_checks import Capacity
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError
 from stretto.families.tiny.family import TINY
+from stretto.family.base import Segment
 from stretto.family.plugin import decoder_size
 from stretto.machine.gpus import MIB, Gpu
 from stretto.machine.kv_blocks import blocks_in_window
@@ -21,7 +23,6 @@ from stretto.releases import fit
 from stretto.releases.catalogue import ReleaseEntry, RepositoryFiles, entries, find
 from stretto.releases.fit import Device, Need, check, check_disk, choose, held_mb, need, speed_line
 from stretto.releases.messages import BadArgument, DoesNotFit
-from stretto_qwen3_omni.qwen3_omni_talker.family import TalkerVocabulary, qwen3_omni_talker
 
 GB = 1_000_000_000
 SMALL_GPU = Gpu(0, "NVIDIA L4", 24 * GB, 22 * GB, (8, 9))
@@ -31,7 +32,6 @@ LARGE_GPU = Gpu(2, "NVIDIA H100", 80 * GB, 79 * GB, (9, 0))
 BARE = ReleaseEntry("bare", "tiny", RepositoryFiles("acme/bare", ("*",)), ())
 SHAPE = {"hidden": 512, "layers": 10, "kv_heads": 4, "head_dim": 64, "heads": 4, "inner": 6_169, "vocabulary": 1_000}
 SHAPE |= {"head_columns": 1_000, "frame_rate": 25.0, "is_guided": False, "tables": 1}
-LATENTS = {"phonon", "pocket_tts", "vibevoice", "vibevoice_realtime", "voxcpm2"}  # served in float32
 SHAPED = replace(BARE, name="shaped", shape=SHAPE)
 
 
@@ -52,18 +52,6 @@ def test_need_without_a_shape_is_that_of_the_files() -> None:
     on_cpu = need(BARE, 4 * GB, is_on_gpu=False)
     assert on_cpu == Need(4 * GB, 0, 0, 1_600_000_000)
     assert on_cpu.total == 5_600_000_000
-
-
-def test_need_on_a_gpu_is_that_of_an_installed_model() -> None:
-    """The rule is that of `make-repository`: see tests/convert/test_make_repository.py for its parts."""
-    for name in ("qwen3-tts", "pocket-tts", "kyutai-tts"):
-        entry = find(name)
-        assert entry is not None
-        found = need(entry, 4 * GB, is_on_gpu=True)
-        needs = Needs(found.codec, None, found.weights, 0, found.cache)
-        assert found.total == needs.reserved + needs.engine
-        with pytest.raises(CheckpointError, match="expected a GPU with at least"):
-            needs.check(found.total - 1)
 
 
 def test_unknown_family_has_an_unknown_codec() -> None:
@@ -92,64 +80,15 @@ def test_need_includes_tables_of_speaker_vectors() -> None:
         assert need(replace(SHAPED, shape=shape), 0, is_on_gpu).cache - plain.cache == slots * table
 
 
-def test_need_includes_a_speaker_with_an_engine_and_the_codec() -> None:
-    """The speaker's engine has a cache for all batch slots, as in a model repository."""
-    whole, text_only = find("qwen3-omni"), find("qwen3-omni-thinking")
-    assert whole is not None
-    assert text_only is not None
-    talker = fit.speaker_of(whole)
-    assert talker is not None
-    assert fit.speaker_of(text_only) is None
-    family, shape = qwen3_omni_talker(TalkerVocabulary()), fit.backbone(talker)
-    assert shape is not None
-    for is_on_gpu, slots in ((True, 256), (False, 32)):
-        found, alone = need(whole, 70 * GB, is_on_gpu), need(text_only, 63 * GB, is_on_gpu)
-        cache = cpu_cache_bytes(family, family.max_model_len, 0, shape.kv_bytes, slots)
-        assert found.cache - alone.cache == cache
-        assert found.weights - alone.weights == (2 * shape.weights if is_on_gpu else 7 * GB)
-        assert found.processes - alone.processes == (ENGINE_BYTES if is_on_gpu else 0)
-    found, alone = need(whole, 70 * GB, is_on_gpu=True), need(text_only, 63 * GB, is_on_gpu=True)
-    assert found.codec == decoder_size("qwen3_omni").gpu_bytes
-    assert alone.codec < found.codec, "it has no codec"
-    assert 90 * GB < found.total < 100 * GB
-    assert alone.total < 80 * GB
-
-
 # KV cache on a CPU in MB in 16 and in 32 bits (latents: in 32 bits alone), by family and bytes of a row in 16 bits.
 CPU_CACHES_MB = {
     ("bagpiper", 147_456): (9_673, 19_346),
-    ("chatterbox", 122_880): (2_156, 2_163),
-    ("chatterbox", 36_864): (682, 1_362),
-    ("chatterbox", 98_304): (1_815, 2_160),
-    ("cosyvoice3", 12_288): (228, 454),
     ("csm", 32_768): (409, 818),
-    ("fish_s2", 147_456): (2_157, 2_435),
-    ("higgs_audio_v2", 114_688): (2_118, 2_162),
-    ("higgs_audio_v3", 147_456): (2_157, 2_435),
-    ("kyutai_stt", 131_072): (2_420, 2_802),
-    ("kyutai_tts", 131_072): (1_636, 2_164),
-    ("moshi", 524_288): (4_329, 8_657),
-    ("moss_tts", 147_456): (1_840, 2_435),
-    ("moss_tts_local", 147_456): (1_840, 2_435),
-    ("moss_tts_realtime", 114_688): (1_431, 2_162),
     ("opuslm", 524_288): (4_329, 8_657),
     ("opuslm_dialogue", 196_608): (2_160, 3_246),
-    ("personaplex", 524_288): (4_329, 8_657),
-    ("phonon", 18_432): (460,),
-    ("pocket_tts", 24_576): (613,),
-    ("pocket_tts", 16_384): (409,),
-    ("pocket_tts", 2_048): (68,),
-    ("pocket_tts", 4_096): (103,),
-    ("pocket_tts", 98_304): (2_160,),
-    ("qwen3_omni", 98_304): (6_449, 12_897),
-    ("qwen3_omni_talker", 20_480): (1_344, 2_688),
     ("qwen3_tts", 114_688): (3_765, 7_531),
-    ("vibevoice", 28_672): (1_620,),
-    ("vibevoice", 57_344): (1_886,),
-    ("vibevoice_realtime", 12_288): (546,),
     ("vita_audio", 77_824): (2_555, 5_111),
-    ("voxcpm2", 36_864): (1_075,),
-}
+} | of_plugins("CPU_CACHES_MB", "releases")
 SHAPED_ENTRIES = [each for each in entries() if each.shape]
 
 
@@ -173,9 +112,8 @@ def test_kv_cache_on_a_cpu_has_room_for_the_longest_request_of_each_release(entr
     if shape.kv_window:
         record |= {"layer_types": ["sliding_attention"] * shape.layers, "sliding_window": shape.kv_window}
     found = []
-    for dtype, num_bytes in {"bfloat16": 2, "float32": 4}.items():
-        if dtype == "bfloat16" and entry.family in LATENTS:
-            continue
+    expected = CPU_CACHES_MB[entry.family, shape.kv_bytes]
+    for dtype, num_bytes in [("bfloat16", 2), ("float32", 4)][-len(expected) :]:
         arguments = engine_arguments(record | {"dtype": dtype}, family, is_on_gpu=False)
         cache, block = arguments["kv_cache_memory_bytes"], 32 * shape.kv_bytes * num_bytes // 2
         capacity = Capacity(cache // block, 32, arguments["max_num_seqs"], shape.kv_window or None, 2048)
@@ -188,19 +126,25 @@ def test_kv_cache_on_a_cpu_has_room_for_the_longest_request_of_each_release(entr
         tables += latent_bytes(family, arguments["max_num_seqs"], family.max_model_len)
         assert 0 <= cache - (estimated - tables) < MIB
         found.append(round(cache / 1e6))
-    assert tuple(found) == CPU_CACHES_MB[entry.family, shape.kv_bytes]
+    assert tuple(found) == expected
 
 
 @pytest.mark.parametrize("entry", SHAPED_ENTRIES, ids=lambda entry: entry.name)
-def test_need_of_each_release_is_more_than_its_weights(entry: ReleaseEntry) -> None:
+def test_need_of_each_release_is_that_of_an_installed_model(entry: ReleaseEntry) -> None:
+    """The rule is that of `make-repository`: see tests/convert/test_make_repository.py for its parts."""
     backbone, speaker = fit.backbone(entry), fit.speaker_of(entry)
     assert isinstance(backbone, Backbone)
     spoken = None if speaker is None else fit.backbone(speaker)
     weights = backbone.weights + (0 if spoken is None else spoken.weights)
     for is_on_gpu in (True, False):
         found = need(entry, 2 * weights, is_on_gpu)
-        assert found.weights == (4 if entry.family in LATENTS else 2) * weights
+        assert found.weights == 4 // len(CPU_CACHES_MB[entry.family, backbone.kv_bytes]) * weights
         assert found.cache > 0
+        if is_on_gpu and spoken is None:
+            needs = Needs(found.codec, None, found.weights, 0, found.cache)
+            assert found.total == needs.reserved + needs.engine
+            with pytest.raises(CheckpointError, match="expected a GPU with at least"):
+                needs.check(found.total - 1)
 
 
 def test_free_gpu_that_fits_is_chosen(host: SimpleNamespace) -> None:
@@ -360,24 +304,23 @@ def test_speed_is_told_if_it_is_below_real_time() -> None:
     assert in_full.startswith("about 2 times slower than real time ("), "32 bits are read for each weight"
 
 
-def test_speed_counts_the_codec_of_a_release() -> None:
-    """Chatterbox decodes a reply after its end, two kinds of flow are one codec, and a transcript has no sound."""
+def test_speed_counts_the_codec_of_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its codec may differ from the family's, and may decode a reply after its end; a transcript has no sound."""
+    rate = 1e9 * decoder_size("xcodec").gflop_per_s
+    entry = replace(SHAPED, shape=SHAPE | {"codec": "xcodec"})
+    backbone = fit.backbone(entry)
+    assert backbone is not None
+    needed = 25 * backbone.frame_bytes
+    assert str(speed_line(entry, 0, needed, rate / 2)).endswith("language model 1.0 s, codec 2.0 s)")
+    monkeypatch.setattr(fit, "decoder_size", lambda codec: replace(decoder_size(codec), is_whole=True))
+    assert str(speed_line(entry, 0, needed, rate / 2)).startswith("about 3 times"), "1 s and then 2 s"
+    silent = replace(TINY, tasks=tuple(replace(task, segments=(Segment.TEXT,)) for task in TINY.tasks))
+    monkeypatch.setattr(fit, "_family", lambda entry: silent)
+    assert str(speed_line(entry, 0, needed / 2, rate)).endswith("language model 2.0 s)")
 
-    def seconds(name: str) -> str:
-        entry = find(name)
-        assert entry is not None
-        return str(speed_line(entry, 0, 1e10, 1e11)).split("audio: ")[1]
 
+def test_every_codec_has_a_size() -> None:
     assert all(decoder_size(fit._family(entry).codec).gflop_per_s for entry in entries())
-    assert f"codec {decoder_size('s3gen').gflop_per_s / 100:.1f} s" in seconds("chatterbox")
-    assert f"codec {decoder_size('s3gen_meanflow').gflop_per_s / 100:.1f} s" in seconds("chatterbox-turbo")
-    assert "codec" not in seconds("kyutai-stt")
-    assert "codec" not in seconds("qwen3-omni-thinking")
-    assert "codec" in seconds("qwen3-omni")
-    whole = find("chatterbox")
-    assert whole is not None
-    rate = 1e9 * decoder_size("s3gen").gflop_per_s
-    assert str(speed_line(whole, 0, 5e10, rate)).startswith("about 1.6 times"), "0.6 s and then 1 s"
 
 
 def test_frame_reads_depth_layers_for_each_code_and_the_cache_of_both_rows() -> None:

@@ -20,7 +20,8 @@ import pytest
 from plugins.pocket.lab.random_pocket import write_release
 from stretto.cli import main
 from stretto.releases.hub import Hub
-from stretto.releases.install import Builder, Choices, Installer, cache_folder
+from stretto.releases.install import BUILD, Choices, Installer, cache_folder
+from stretto.releases.jobs import JobProcess
 from stretto.releases.messages import ReleaseError
 from stretto.releases.store import InstalledModel, InstalledModels
 from stretto.releases.target import Folder, parse
@@ -61,11 +62,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def children(server: loopback.Hub, home: Path) -> Iterator[tuple[Hub, Builder]]:
+def children(server: loopback.Hub, home: Path) -> Iterator[tuple[Hub, JobProcess]]:
     """Yield the two child processes, which are started once for all tests in this process."""
-    with pytest.MonkeyPatch.context() as monkeypatch, Hub() as hub, Builder() as builder:
+    with pytest.MonkeyPatch.context() as monkeypatch, Hub() as hub, JobProcess(BUILD) as builder:
         prepared(monkeypatch, home, server.url)
-        hub.worker, builder.worker  # noqa: B018 - start with this environment
+        hub.worker._process, builder._process  # noqa: B018 - start with this environment
         yield hub, builder
 
 
@@ -82,7 +83,7 @@ def contents(release: Path) -> dict[str, bytes]:
 class Pull:
     """Installs in this process."""
 
-    def __init__(self, models: InstalledModels, children: tuple[Hub, Builder]) -> None:
+    def __init__(self, models: InstalledModels, children: tuple[Hub, JobProcess]) -> None:
         self._models, self._children = models, children
 
     def __call__(self, name: str = "acme/voice", **choices: Any) -> InstalledModel:
@@ -90,7 +91,7 @@ class Pull:
 
 
 @pytest.fixture
-def pull(models: InstalledModels, children: tuple[Hub, Builder], repository: Repository) -> Pull:
+def pull(models: InstalledModels, children: tuple[Hub, JobProcess], repository: Repository) -> Pull:
     return Pull(models, children)
 
 

@@ -12,7 +12,6 @@ from stretto.cli import main
 from stretto.launcher.options import ServedModel
 from stretto.launcher.running import RunningServer
 from stretto.releases import show
-from stretto.releases.catalogue import entries
 from stretto.releases.store import InstalledModels, Request
 from tests.installed_models import install
 
@@ -69,23 +68,6 @@ def test_list_prints_manifests_as_json(models: Path, capsys: pytest.CaptureFixtu
     (found,) = json.loads(capsys.readouterr().out)
     assert (found["name"], found["key"], found["folder"]) == ("voice", model.manifest.key, str(model.folder))
     assert found["request"]["release"] == "acme/voice"
-
-
-def test_list_all_prints_the_names_table(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", "--all"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [each.name for each in entries()]
-    assert main(["list", "--all", "--json"]) == 0
-    assert [each["name"] for each in json.loads(capsys.readouterr().out)] == [each.name for each in entries()]
-
-
-def test_folder_without_a_valid_manifest_is_not_listed(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, text in {"voice--0": "{", "other--1": "[]", ".staging-2": "{}"}.items():
-        (models / name).mkdir(parents=True)
-        (models / name / "manifest.json").write_text(text)
-    model = install(models)
-    model.folder.rename(model.folder.with_name("voice--moved"))
-    assert main(["list", "--json"]) == 0
-    assert capsys.readouterr().out == "[]\n"
 
 
 @pytest.mark.parametrize("word", ["voice", "acme/voice"])

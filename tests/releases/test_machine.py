@@ -10,7 +10,7 @@ import pytest
 from stretto.engine import environment
 from stretto.launcher.options import ServedModel
 from stretto.launcher.running import RunningServer
-from stretto.machine.gpus import Gpu, GpuProcess, gpus, processes
+from stretto.machine.gpus import Gpu, GpuProcess, bytes_of_gpu, gpus, processes
 from stretto.releases import fit
 from stretto.releases.fit import available_memory, holders, total_memory
 
@@ -41,6 +41,7 @@ def test_gpus_are_read_from_nvidia_smi(nvidia_smi: Path) -> None:
     ]
     arguments = (nvidia_smi.parent / "arguments").read_text()
     assert "--query-gpu=index,name,memory.total,memory.free,compute_cap" in arguments
+    assert [bytes_of_gpu(number) for number in range(3)] == [23034 * MIB, 81559 * MIB, None]
 
 
 @pytest.mark.parametrize(

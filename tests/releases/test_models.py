@@ -13,7 +13,7 @@ import pytest
 
 from stretto.releases import store as module
 from stretto.releases.messages import DoesNotFit, ReleaseError
-from stretto.releases.store import MANIFEST, STAGING, InstalledModel, InstalledModels, Request, installing
+from stretto.releases.store import MANIFEST, STAGING, InstalledModel, InstalledModels, Request, installing, link
 from tests.installed_models import CONTENT, install
 from tests.patience import PATIENCE_S
 
@@ -248,3 +248,14 @@ def test_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path, monke
 
     monkeypatch.setattr(Path, "stat", forbidden)
     assert model.damage() == "model.safetensors cannot be read: Permission denied"
+
+
+def test_file_that_is_there_is_never_written_to(tmp_path: Path) -> None:
+    """It may be a second name of a file in the hub's cache."""
+    cached, other, target = tmp_path / "cached", tmp_path / "other", tmp_path / "view" / "name"
+    cached.write_text("cached")
+    other.write_text("other")
+    link(cached, target)
+    with pytest.raises(ReleaseError, match="expected one file of this name, got two"):
+        link(other, target)
+    assert cached.read_text() == "cached"

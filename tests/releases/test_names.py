@@ -14,7 +14,6 @@ from stretto.entry_points import FAMILIES, OWN, installed
 from stretto.family.plugin import FamilyPlugin, plugins
 from stretto.releases import catalogue as names
 from stretto.releases.catalogue import ReleaseEntry, entries, find, nearest, read_entries
-from stretto.releases.messages import BadArgument, DoesNotFit, NotAllowed, ReleaseError, Unavailable
 
 
 def test_names_are_unique_and_smaller_releases_exist() -> None:
@@ -92,11 +91,6 @@ def test_invalid_table_is_skipped_with_a_warning(monkeypatch: pytest.MonkeyPatch
     plugins = {"one/e": plugin_with("e_family", "Bad Name"), "two/f": plugin_with("f_family", "good")}
     assert [each.name for each in read_with(plugins, monkeypatch)] == ["good"]
     assert "Bad Name" in caplog.text
-
-
-def test_exit_statuses() -> None:
-    kinds = (ReleaseError, BadArgument, Unavailable, NotAllowed, DoesNotFit)
-    assert [each.status for each in kinds] == [1, 2, 5, 6, 7]
 
 
 def test_names_are_read_without_heavy_libraries(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from stretto.launcher.options import read_options
 from stretto.releases import run as module
 from stretto.releases import store as installed_models
 from stretto.releases.hub import Hub
-from stretto.releases.install import Builder, Choices, Installer
+from stretto.releases.install import BUILD, Choices, Installer
+from stretto.releases.jobs import JobProcess
 from stretto.releases.run import Devices, served
 from stretto.releases.store import InstalledModels
 from stretto.releases.target import parse
@@ -28,10 +29,6 @@ class FakeBuilder:
     def __init__(self) -> None:
         self.made: list[dict[str, Any]] = []
         self.wait: Callable[[], object] = lambda: None
-
-    @property
-    def worker(self) -> "FakeBuilder":
-        return self
 
     def call(self, job: str, **values: Any) -> dict[str, Any]:
         assert job == "repository"
@@ -269,7 +266,7 @@ def test_checkpoint_of_the_user_is_served_as_it_is(
 def test_repository_names_the_model(tmp_path: Path) -> None:
     """A real one, for the bundled checkpoint."""
     checkpoint = module.bundled_repository() / "language_model" / "1" / "checkpoint"
-    with Hub() as hub, Builder() as builder:
+    with Hub() as hub, JobProcess(BUILD) as builder:
         models = InstalledModels(tmp_path)
         model = Installer(models, hub, builder, Choices(is_for_cpu=True)).install(parse(str(checkpoint)))
         found = served(model, Devices(), models, builder)

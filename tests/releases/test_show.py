@@ -4,17 +4,22 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from stretto.cli import main
 from stretto.convert.command import arguments
+from stretto.family.plugin import FamilyPlugin
+from stretto.family.recognition import Listing, Match, Needed
 from stretto.releases.catalogue import entries
 from stretto.releases.store import Request
 from tests import hub as loopback
 from tests.installed_models import install
 from tests.releases.test_fetch import prepared
+
+QWEN = {"model_type": "qwen3_tts", "tokenizer_type": "qwen3_tts_tokenizer_12hz", "tts_model_type": "base"}
 
 
 def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -27,9 +32,13 @@ def commands(output: str) -> list[list[str]]:
     return [shlex.split(line) for line in lines]
 
 
-def test_all_names_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert [line.split()[0] for line in shown(capsys).splitlines()] == [each.name for each in entries()]
-    assert [each["name"] for each in json.loads(shown(capsys, "--json"))] == [each.name for each in entries()]
+@pytest.mark.parametrize("command", ["show", "list --all"])
+def test_all_names_are_listed(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [entry.name for entry in entries()]
+    assert main(command.split()) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == names
+    assert main([*command.split(), "--json"]) == 0
+    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == names
 
 
 def test_name_and_alias_show_facts_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,8 +61,7 @@ def test_folder_is_converted_where_it_is(
     for name in ("model.safetensors", "speech_tokenizer/model.safetensors", "vocab.json"):
         (release / name).parent.mkdir(exist_ok=True)
         (release / name).touch()
-    config = {"model_type": "qwen3_tts", "tokenizer_type": "qwen3_tts_tokenizer_12hz", "tts_model_type": "base"}
-    (release / "config.json").write_text(json.dumps(config))
+    (release / "config.json").write_text(json.dumps(QWEN))
     output = shown(capsys, "./my release")
     assert "family       qwen3_tts" in output
     convert, _, _ = commands(output)
@@ -64,10 +72,10 @@ def test_folder_is_converted_where_it_is(
 def test_licence_of_a_repository_is_that_of_its_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kyutai_release(tmp_path / "release", conditioners={"a": 1}, model_id={"sig": "a", "epoch": 1})
+    files = {"config.json": json.dumps(QWEN).encode(), "model.safetensors": b""}
     with loopback.Hub() as hub:
-        hub.add("acme/stated", tmp_path / "release", card={"license": "cc-by-nc-4.0"})
-        hub.add("acme/silent", tmp_path / "release")
+        hub.add("acme/stated", files, card={"license": "cc-by-nc-4.0"})
+        hub.add("acme/silent", files)
         prepared(monkeypatch, tmp_path / "home", hub.url)
         stated, silent = shown(capsys, "acme/stated"), shown(capsys, "acme/silent")
     assert f"licence      CC-BY-NC-4.0, not for commercial use ({hub.url}/acme/stated)\n" in stated
@@ -80,7 +88,7 @@ def test_licence_of_a_repository_is_that_of_its_card(
     ("text", "status", "message"),
     [
         ("qwen-tts", 5, "qwen-tts: no release of this name; did you mean qwen3-tts"),
-        ("pocket", 5, "for the folder, write ./pocket"),
+        ("voice", 5, "for the folder, write ./voice"),
         ("a/b/c", 2, "expected a name, OWNER/NAME or an existing folder, got 'a/b/c'"),
         ("./empty", 2, "expected a folder with a release, got an empty folder"),
         ("\x1b[2J", 2, "got '\\x1b[2J'"),
@@ -95,7 +103,7 @@ def test_unknown_release_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("pocket", "empty"):
+    for name in ("voice", "empty"):
         (tmp_path / name).mkdir()
     assert main(["show", text]) == status
     out, errors = capsys.readouterr()
@@ -118,38 +126,47 @@ def test_control_characters_of_a_folder_are_not_printed(
     assert "not a release of a supported family (config.json: model_type 'llama')" in errors
 
 
-def kyutai_release(folder: Path, **values: object) -> None:
-    folder.mkdir()
-    for name in ("model.safetensors", "mimi.safetensors", "tokenizer.model"):
-        (folder / name).touch()
-    config = {"model_type": "tts", "dep_q": 8, "mimi_name": "mimi.safetensors", "tokenizer_name": "tokenizer.model"}
-    (folder / "config.json").write_text(json.dumps(config | values))
+def recognise_names(listing: Listing) -> list[Match]:
+    """Recognise a release by its config, as the function of a plug-in: it names the model and the folder's voices."""
+    names = listing.json("config.json")
+    voices = Needed("acme/voices", (f"*.{names['voices']}.safetensors",), to="voices")
+    return [Match("tiny", ("*",), ("--model", f"{{view}}/{names['model']}"), companions=(voices,))]
+
+
+@pytest.fixture
+def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Return a function that writes a release in the current folder, whose config names a model and voices."""
+    monkeypatch.chdir(tmp_path)
+    function = f"{__name__}:recognise_names"
+    naming = FamilyPlugin("tiny", lambda vocabulary: None, recognise=function)  # type: ignore[arg-type, return-value]
+    monkeypatch.setattr("stretto.releases.target.plugins", lambda: [naming])
+
+    def write(model: str, voices: str) -> None:
+        (tmp_path / "release").mkdir()
+        (tmp_path / "release/config.json").write_text(json.dumps({"model": model, "voices": voices}))
+
+    return write
 
 
 def test_commands_run_nothing_that_a_release_contains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    named: Callable[[str, str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A user may paste the commands into a shell."""
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "bin").mkdir()
     for name in ("hf", "stretto"):
         (tmp_path / "bin" / name).symlink_to("/bin/true")
-    sig = "$(touch spawned)`touch spawned`\";touch spawned;'touch spawned"
-    kyutai_release(tmp_path / "release", conditioners={"a": 1}, model_id={"sig": sig, "epoch": 1})
+    odd = "$(touch spawned)`touch spawned`\";touch spawned;'touch spawned"
+    named("lm.safetensors", odd)
     lines = shown(capsys, "./release").partition("\n\n")[2]
-    assert sig in "".join(shlex.split(lines))
+    assert odd in "".join(shlex.split(lines))
     environment = {"PATH": f"{tmp_path / 'bin'}:/bin:/usr/bin"}
     assert subprocess.run(["sh", "-euc", lines], env=environment, capture_output=True).returncode == 0
     assert not (tmp_path / "spawned").exists()
 
 
-def test_file_names_with_braces_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    kyutai_release(tmp_path / "release", model_type="stt", dep_q=0, moshi_name="{x.y[0]}.safetensors")
-    (tmp_path / "release" / "{x.y[0]}.safetensors").touch()
-    convert, _, _ = commands(shown(capsys, "./release"))
+def test_file_names_with_braces_are_kept(named: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]) -> None:
+    named("{x.y[0]}.safetensors", "a")
+    _, convert, _, _ = commands(shown(capsys, "./release"))
     assert convert[convert.index("--model") + 1] == "release/{x.y[0]}.safetensors"
 
 

@@ -65,11 +65,7 @@ def test_folder_of_a_releases_name_needs_a_path(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("a/b/c", BadArgument),
-        ("../none", BadArgument),
-        ("-x", BadArgument),
         ("\0", BadArgument),
-        ("", BadArgument),
         ("a/" + "b" * 96, BadArgument),
         ("https://example.com/acme/voice", BadArgument),
         ("no-such-release", Unavailable),

@@ -86,6 +86,12 @@ class TestHiggsAudio(FamilySuite):
             tensors["text_lm_head.weight"] = torch.ones(330, 64)
         assert_same_checkpoints(release, copied)
 
+    def test_repetition_rules_of_a_release_are_its_defaults(self, copied: SmallRelease) -> None:
+        with edited(copied.folder / "release/generation_config.json") as record:
+            record.update(ras_win_len=9, ras_win_max_num_repeat=3)
+        sampling = copied.family.task("tts").sampling
+        assert (sampling.ras_window, sampling.ras_max_repeats) == (9, 3)
+
     @pytest.mark.engine
     def test_reference_rules_match_generate(self, release: SmallRelease) -> None:
         """Replies end three and four rows after the first end token, and at the limit, in `generate` and in the engine.

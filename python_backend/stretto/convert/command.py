@@ -166,7 +166,6 @@ def convert_aligner(model: Path, out: Path) -> Aligner:
     """Convert a released model to an aligner, and return the aligner.
 
     Args:
-        model: Folder of the release.
         out: Directory to create; it must be missing or empty.
 
     Raises:

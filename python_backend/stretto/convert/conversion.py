@@ -128,12 +128,7 @@ def _contents_of(files: list[Path]) -> str:
 
 @dataclass(frozen=True)
 class CodecCopy:
-    """Codec contained in a release's weights, to be written in the transformers layout.
-
-    Attributes:
-        record: Contents of the codec's config.json.
-        entries: Tensors to write.
-    """
+    """Codec contained in a release's weights, to be written in the transformers layout."""
 
     record: dict[str, Any]
     entries: list[PendingTensor]
@@ -145,12 +140,9 @@ class CodecCopy:
         """Create the codec from the tensors whose names begin with `prefix`.
 
         Args:
-            family: Family of the release.
             folder: Folder of the published codec, whose config.json is used; None to use the release's config.
             release: config.json of the release. If `folder` is None, its `codec_config` is used or, if that is missing,
                 the defaults of the transformers class.
-            tensors: Tensors of the release by name.
-            prefix: Prefix of the codec's tensor names.
 
         Raises:
             CheckpointError: If transformers has no class for the family's codec, or the tensors do not fit that class.
@@ -185,13 +177,7 @@ class CodecCopy:
 
 @dataclass(frozen=True)
 class ConvertedNetwork:
-    """Additional network of a checkpoint, in a separate folder with `config.json` and `model.safetensors`.
-
-    Attributes:
-        folder: Name of the folder.
-        record: Contents of the network's config.json.
-        entries: Tensors to write, in their stored dtype.
-    """
+    """Additional network of a checkpoint, in a separate folder with `config.json` and `model.safetensors`."""
 
     folder: str
     record: dict[str, Any]
@@ -202,7 +188,6 @@ class ConvertedNetwork:
         """Check the tensors of a network and return the parts to write.
 
         Args:
-            network: The network.
             tensors: Checked tensors of the release by name; ignored if the network has tensors of its own.
 
         Raises:
@@ -236,15 +221,8 @@ class Conversion:
     """All parts of a checkpoint to be written.
 
     Attributes:
-        record: Contents of config.json.
-        entries: Tensors of the language model.
         dropped: Shapes of unused published tensors by name.
-        tokenizer: Text tokenizer.
-        codec_files: Codec files to copy.
         codec_copy: Codec from the release's weights, if there is no folder to copy.
-        ssl_tokenizer: Audio tokenizer, if requested.
-        notes: Remarks for the operator.
-        networks: Additional networks.
         copies: Files to copy unchanged, by name in the checkpoint.
         nested: Further checkpoints, by the name of their folder in this one.
     """
@@ -408,12 +386,6 @@ def fresh_directory(out: Path) -> Iterator[Path]:
 
 def write(conversion: Conversion, out: Path, max_bytes: int, progress: Progress) -> list[Written]:
     """Write the checkpoint, or nothing if an error occurs.
-
-    Args:
-        conversion: Parts to write.
-        out: Directory to create.
-        max_bytes: Maximum size of a shard.
-        progress: Function that is called after each write with the number of bytes written.
 
     Returns:
         Written files.

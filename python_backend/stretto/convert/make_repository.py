@@ -51,7 +51,6 @@ def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bo
     """Return the model profile as one line of JSON without single quotes, so that it can be quoted in a config.
 
     Args:
-        family: Family of the checkpoint.
         sample_rate: Sample rate of the codec in Hz.
         frame_rate: Frames per second of the codec.
         has_aligner: True if the decoder has an aligner for word times.
@@ -219,13 +218,6 @@ def gpu_needs(
 ) -> Needs:
     """Return the memory that a server needs on the language model's GPU. The codec can no longer decode afterwards.
 
-    Args:
-        checkpoint: Folder of the converted checkpoint.
-        codec: The checkpoint's codec.
-        family: The checkpoint's family.
-        placement: Devices.
-        arguments: vLLM engine arguments, with those of the speaker's engine.
-
     Raises:
         CheckpointError: If the codec cannot be measured.
     """
@@ -253,13 +245,7 @@ def gpu_needs(
 
 
 def decoder_config(family: Family, arguments: dict[str, Any], convolutions: str = "float32") -> DecoderConfig:
-    """Return the configuration of the decoder on a GPU, which the model repository sets.
-
-    Args:
-        family: The checkpoint's family.
-        arguments: vLLM engine arguments.
-        convolutions: How the codec computes convolutions.
-    """
+    """Return the configuration of the decoder on a GPU, which the model repository sets."""
     return DecoderConfig(
         codec=family.codec,
         device="cuda",
@@ -289,13 +275,10 @@ def make(
     """Create the model repository.
 
     Args:
-        checkpoint: Folder of the converted checkpoint.
         out: Directory to create; it must be missing or empty.
-        engine_args: vLLM engine arguments that override the computed ones.
         placement: Devices for GPUs; None for the CPU.
         aligner: Folder of the CTC model for word times, or None.
         quantize: Key of QUANTIZATIONS; None to use the weights as stored.
-        serving: Key of PROFILES.
 
     Raises:
         CheckpointError: If the checkpoint or the aligner cannot be served.
@@ -361,9 +344,6 @@ def _place(folder: Path, placement: Placement, arguments: dict[str, Any], tensor
     """Set GPUs and limits of the codec and the audio tokenizer in the model configs; write the launcher's options.
 
     Args:
-        folder: Folder of the model repository.
-        placement: Devices.
-        arguments: vLLM engine arguments.
         tensors: Maximum memory of the decoder's tensors in bytes; 0 for no limit.
         has_tokenizer: True if the checkpoint has an audio tokenizer.
     """
@@ -402,6 +382,7 @@ def change(config: Path, changes: dict[str, str]) -> None:
 # Further ensembles, for clients of other Triton servers that clone voices. They have the steps and instances of the
 # main ensemble, so every limit applies to both. They differ in the names of the tensors: the preprocessor reads the
 # inputs (`stretto.preprocessing.cloning_request`), and `pcm` is `waveform`.
+
 # Names of models that the published clients request (github.com/FunAudioLLM/CosyVoice, runtime/triton_trtllm), besides
 # the family's own. Not `spark_tts`: of that model, the clients expect chunks that overlap by 0.1 s, at 16 kHz.
 CLONING_NAMES = ("f5_tts", "cosyvoice2", "cosyvoice2_dit")
@@ -455,12 +436,7 @@ ensemble_scheduling {{
 
 
 def write_cloning_models(repository: Path, family: Family) -> None:
-    """Add the ensembles to a model repository, if the family clones voices.
-
-    Args:
-        repository: Folder of the model repository.
-        family: Family of the model.
-    """
+    """Add the ensembles to a model repository, if the family clones voices."""
     if family.cloning_task is None:
         return
     for name in (family.name, *CLONING_NAMES):

@@ -112,9 +112,6 @@ class ServingProfile:
 
         Args:
             arguments: Other engine arguments, which take precedence.
-            config: config.json of the checkpoint.
-            family: The checkpoint's family.
-            spec: Constants of its codec.
             mode: How the decoder computes convolutions on a GPU; None on a CPU, in float32.
 
         Raises:
@@ -145,14 +142,7 @@ PROFILES = {
 
 
 def check_first_chunk(mode: str, decoder_mode: str, family: Family, spec: "CodecSpec") -> None:
-    """Raise CheckpointError unless the engine can decode first frames, with the decoder's samples.
-
-    Args:
-        mode: `EngineConfig.first_chunk`.
-        decoder_mode: How the decoder computes convolutions.
-        family: Family of the checkpoint.
-        spec: Constants of its codec.
-    """
+    """Raise CheckpointError unless the engine can decode first frames, with the decoder's samples."""
     if mode != decoder_mode:
         raise CheckpointError(f"first_chunk: expected {decoder_mode}, the decoder's convolutions, got {mode}")
     family.check_plain_frames(mode)
@@ -179,10 +169,6 @@ def engine_arguments(
     are rejected and may be retried.
 
     Args:
-        record: config.json of the checkpoint.
-        family: The checkpoint's family.
-        is_on_gpu: True to serve on a GPU.
-        serving: Profile of batch and queue.
         overrides: Engine arguments that replace computed ones. The KV cache on a CPU is computed for them.
 
     Raises:
@@ -224,13 +210,6 @@ def speaker_arguments(
 
     On a GPU it has a fixed share of the memory, with a KV cache for as many replies of usual length as on a CPU.
 
-    Args:
-        folder: Checkpoint folder of the speaker.
-        is_on_gpu: True to serve on a GPU.
-        serving: Profile of batch and queue.
-        quantize: Key of QUANTIZATIONS; None to use the weights as stored.
-        overrides: Configuration that overrides the computed one.
-
     Raises:
         CheckpointError: If a size in config.json is missing or invalid.
     """
@@ -248,11 +227,6 @@ def speaker_arguments(
 
 def quantization(record: dict[str, Any], name: str | None, dtype: str) -> dict[str, Any]:
     """Return the engine arguments for quantizing the weights while they are loaded.
-
-    Args:
-        record: config.json of the checkpoint.
-        name: Value of --quantize; None to load the weights as stored.
-        dtype: dtype to serve in.
 
     Raises:
         CheckpointError: If the checkpoint is already quantized, or `dtype` is float32 and the format for GPUs.
@@ -273,10 +247,6 @@ def precision(record: dict[str, Any], is_on_gpu: bool) -> str:
 
     The dtype is set explicitly, because vLLM would choose a 16-bit one for a float32 checkpoint. On a CPU, float16
     becomes float32: most CPUs compute float16 in float32, with a conversion around every product.
-
-    Args:
-        record: config.json of the checkpoint.
-        is_on_gpu: True to serve on a GPU.
 
     Raises:
         CheckpointError: If the dtype in config.json is missing, or is not a key of NUM_BYTES.

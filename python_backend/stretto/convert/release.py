@@ -53,7 +53,6 @@ def read_tokenizer(folder: Path, spells_bytes: bool = True) -> Tokenizer:
     """Read `tokenizer.json`, or build it from vocab.json and merges.txt.
 
     Args:
-        folder: Folder of the tokenizer.
         spells_bytes: See `TextTokenizer`. If False, tokenizer.model is accepted as well.
 
     Raises:

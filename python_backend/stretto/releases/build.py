@@ -38,7 +38,6 @@ def convert(report: Report, words: list[str], out: str, is_half: bool) -> dict[s
     Args:
         report: Function that receives the number of written bytes.
         words: Arguments of `stretto convert` without `--out`.
-        out: Folder to create.
         is_half: True to convert float32 weights to bfloat16, unless the family requires float32.
 
     Returns:
@@ -60,12 +59,7 @@ def convert(report: Report, words: list[str], out: str, is_half: bool) -> dict[s
 
 
 def parse(report: Report, words: list[str]) -> None:
-    """Raise BadArgument if arguments of `stretto convert` are invalid.
-
-    Args:
-        report: Unused.
-        words: Arguments of `stretto convert` without `--out`.
-    """
+    """Raise BadArgument if arguments of `stretto convert` are invalid."""
     parsed([*words, "--out", "unused"])
 
 
@@ -73,10 +67,6 @@ def check(report: Report, words: list[str]) -> None:
     """Raise TensorMismatch if tensors of a release are missing, unknown or of another shape.
 
     The numbers in the files are zero, so all other errors are ignored: the conversion reports them if they are real.
-
-    Args:
-        report: Unused.
-        words: Arguments of `stretto convert` without `--out`.
     """
     try:
         plan(command.release(parsed([*words, "--out", "unused"])))
@@ -99,14 +89,9 @@ def repository(
     """Create the model repository of a checkpoint, and return its model profile.
 
     Args:
-        report: Unused.
-        checkpoint: Folder of the checkpoint.
-        out: Folder to create.
         model: Name, key and revision of the model.
         placement: Arguments of `Placement` without the memory; None to serve on the CPU.
-        quantize: Value of --quantize of `stretto make-repository`.
         gpu: Number of the server's GPU 0 in nvidia-smi.
-        serving: Value of --profile of `stretto make-repository`.
     """
     memory_placement = None
     if placement is not None:

@@ -69,7 +69,6 @@ class RepositoryFiles:
         revision: Commit of 40 hexadecimal digits; None for the newest.
         files: Patterns (fnmatch) of paths in the repository. Each must match at least one file.
         exclude: Patterns of paths to leave out.
-        licence: Licence of the files.
         gated: How the hub grants access: one of GATES.
         sizes: Known file sizes in bytes, by path.
         sha256: Known SHA-256 sums, by path.
@@ -90,7 +89,6 @@ class Companion:
     """Further repository that a release needs.
 
     Attributes:
-        source: Its files.
         option: Option of the command that asks for it, such as `--words`; None if it is always needed.
         to: Folder for its files in the view, for converters that expect all files in one folder.
     """
@@ -105,11 +103,6 @@ class ReleaseEntry:
     """A release that can be installed by name.
 
     Attributes:
-        name: Name for the command line.
-        aliases: Further names.
-        family: Family that converts and serves the release.
-        source: Repository of the weights.
-        companions: Further repositories.
         convert: Arguments of `stretto convert FAMILY`, without `--out`. Placeholders: `{repo}` and `{companion1}`… for
             the folders of the files, `{view}` for a folder that combines the files of the release with those of the
             companions that have a `to`.
@@ -118,7 +111,6 @@ class ReleaseEntry:
             is a name in `FamilyPlugin.decoders`, if it is not the family's codec.
         smaller: Name of a smaller release that may replace this one, or None.
         default_voice: Voice for requests without one, or None.
-        languages: Languages of the text, as in a request.
         tasks: Tasks of the family that the release supports; empty for all.
         needs: Inputs without which a request fails: some of NEEDS.
         requires: Options of the converter that the user must give, such as `codec` for `--codec FOLDER`.
@@ -155,7 +147,6 @@ class ReleaseEntry:
         """Return the arguments of `stretto convert`, beginning with the family, without `--out`.
 
         Args:
-            repo: Folder of the release's files.
             companions: Folders of the companions, in their order; None for one that is not used.
             view: Folder that combines the files, if `convert` uses one.
         """
@@ -175,7 +166,6 @@ def read(record: object, where: str) -> ReleaseEntry:
     """Return the entry in a JSON value.
 
     Args:
-        record: The value.
         where: Its place, for error messages.
 
     Raises:

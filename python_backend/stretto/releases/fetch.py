@@ -79,11 +79,6 @@ T = TypeVar("T")
 def snapshot(report: Report, repository: str, revision: str) -> dict[str, Any]:
     """Return the commit of a revision of a repository, with its files.
 
-    Args:
-        report: Unused.
-        repository: OWNER/NAME.
-        revision: Commit, branch or tag.
-
     Returns:
         `commit`; `licence` of the model card, or None; and `files`: for each path its `size`, its `sha256` or None,
         and its git object id `oid`.
@@ -239,12 +234,12 @@ def text(report: Report, repository: str, commit: str, name: str, max_bytes: int
         return None
 
 
-def header(report: Report, repository: str, commit: str, name: str) -> dict[str, Any]:
-    """Return `dtype`, `shape` and `data_offsets` of each tensor in a safetensors file, from its header."""
+def header(report: Report, repository: str, commit: str, name: str, size: int) -> dict[str, Any]:
+    """Return `dtype`, `shape` and `data_offsets` of each tensor in a safetensors file of this size, from its header."""
     with bounded_work(), explained(repository, commit, name):
         data = attempted(lambda: _header_bytes(repository, commit, name))
         record = parsed_json(data.decode(), name)
-        return {tensor: _tensor(tensor, facts) for tensor, facts in record.items() if tensor != "__metadata__"}
+        return {tensor: _tensor(tensor, facts, size) for tensor, facts in record.items() if tensor != "__metadata__"}
 
 
 def _header_bytes(repository: str, commit: str, name: str) -> bytes:
@@ -278,7 +273,7 @@ def _beginning(url: str, num_bytes: int) -> bytes:
     return bytes(data[:num_bytes])
 
 
-def _tensor(name: str, facts: Any) -> dict[str, Any]:
+def _tensor(name: str, facts: Any, file_bytes: int) -> dict[str, Any]:
     """Return the description of a tensor, whose offsets have the distance of its shape; raise ValueError otherwise."""
     dtype = facts["dtype"]
     shape = facts["shape"]
@@ -288,8 +283,9 @@ def _tensor(name: str, facts: Any) -> dict[str, Any]:
         raise ValueError(f"{where}: shape: expected a list of at most {MAX_DIMENSIONS} numbers, got {shown(shape)}")
     if not all(type(size) is int and 0 <= size < 1 << 48 for size in shape):
         raise ValueError(f"{where}: shape: expected numbers from 0, got {shown(shape)}")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
-        raise ValueError(f"{where}: expected two data_offsets, got {shown(offsets)}")
+    limits = range(file_bytes + 1)
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int and n in limits for n in offsets):
+        raise ValueError(f"{where}: expected two data_offsets of at most {file_bytes}, got {shown(offsets)}")
     begin, end = offsets
     if dtype in WIDTHS and math.prod(shape) * WIDTHS[dtype] != end - begin:
         raise ValueError(f"{where}: data_offsets: expected the size of {dtype} {shown(shape)}, got {shown(offsets)}")
@@ -301,8 +297,6 @@ def download(report: Report, repository: str, commit: str, files: dict[str, dict
 
     Args:
         report: Function that receives the number of bytes of each downloaded part.
-        repository: OWNER/NAME.
-        commit: The commit.
         files: As from `snapshot`.
 
     Returns:
@@ -437,8 +431,6 @@ def explained(repository: str, revision: str, name: str | None = None) -> Iterat
     """Replace errors of the client library by a ReleaseError.
 
     Args:
-        repository: OWNER/NAME.
-        revision: Commit, branch or tag.
         name: File; None for questions about the repository.
     """
     try:
@@ -488,12 +480,6 @@ def remove(report: Report, repository: str, commit: str, names: list[str]) -> in
     """Remove files of a commit from the hub's cache, and return the number of freed bytes.
 
     Files of other commits and repositories stay, also if they have the same content.
-
-    Args:
-        report: Unused.
-        repository: OWNER/NAME.
-        commit: The commit.
-        names: Paths of the files.
     """
     cache = Path(constants.HF_HUB_CACHE)
     if not cache.is_dir():

@@ -57,7 +57,6 @@ class Device:
 
     Attributes:
         gpu: Number of a GPU in nvidia-smi; None for the CPU.
-        why: Reason for the choice in one line.
     """
 
     gpu: int | None
@@ -92,11 +91,6 @@ def need(entry: ReleaseEntry, num_weight_bytes: int, is_on_gpu: bool) -> Need:
     On a GPU, it is computed like that of an installed model (`Needs`), with the decoder of a codec of published size.
     Without `entry.shape`, the KV cache is unknown and counts as 0. A release in float16 needs more on a CPU, which
     computes in float32. Latents are computed in float32 on all devices. A speaker has an engine of its own.
-
-    Args:
-        entry: The release.
-        num_weight_bytes: Size of all files with weights, as published.
-        is_on_gpu: True for a server on a GPU.
     """
     shape = backbone(entry)
     speaker = speaker_of(entry)
@@ -219,8 +213,6 @@ def choose(entry: ReleaseEntry, num_weight_bytes: int, gpu: int | None, cpu: boo
     """Return the device for a release: the given one, or else the GPU with the most free memory that fits, or the CPU.
 
     Args:
-        entry: The release.
-        num_weight_bytes: Size of all files with weights, as published.
         gpu: Number of the GPU to use; None to choose.
         cpu: True to use the CPU.
 
@@ -283,11 +275,6 @@ def held_mb(gpu: int) -> int:
 
 def check(entry: ReleaseEntry, num_weight_bytes: int, device: Device) -> None:
     """Raise DoesNotFit with the numbers if a release needs more memory than its device has free.
-
-    Args:
-        entry: The release.
-        num_weight_bytes: Size of all files with weights, as published.
-        device: Device from `choose`.
 
     Raises:
         DoesNotFit: If the memory is too small; the message names the smaller release, if there is one.
@@ -384,8 +371,6 @@ def speed_line(entry: ReleaseEntry, num_weight_bytes: int, bandwidth: float, rat
     compute at the same time, unless the codec begins after the last frame. Encoding of recordings is not counted.
 
     Args:
-        entry: The release.
-        num_weight_bytes: Size of all files with weights, as published.
         bandwidth: Bytes per second, from `copy_bandwidth`.
         rate: Operations per second, from `product_rate`.
     """
@@ -420,22 +405,12 @@ NUM_PRODUCTS = 5
 
 
 def available_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
-    """Return how many bytes of memory a new process may use: the least that the machine and its cgroups leave.
-
-    Args:
-        proc: Mount point of procfs.
-        cgroups: Mount point of the cgroup file systems.
-    """
+    """Return how many bytes of memory a new process may use: the least that the machine and its cgroups leave."""
     return min([_of_meminfo(proc, "MemAvailable"), *(limit - used for limit, used in _cgroups(proc, cgroups))])
 
 
 def total_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
-    """Return the memory of this machine in bytes, or a cgroup's limit if it is lower.
-
-    Args:
-        proc: Mount point of procfs.
-        cgroups: Mount point of the cgroup file systems.
-    """
+    """Return the memory of this machine in bytes, or a cgroup's limit if it is lower."""
     return min([_of_meminfo(proc, "MemTotal"), *(limit for limit, _ in _cgroups(proc, cgroups))])
 
 

@@ -6,14 +6,13 @@
 import argparse
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 from stretto.errors import CheckpointError, CommandParser, argument_path
 from stretto.machine.gpus import gpu_number
@@ -28,9 +27,9 @@ from stretto.releases.messages import (
     ReleaseError,
     Unavailable,
     disk_errors,
+    failed,
     gigabytes,
     line,
-    plain,
 )
 from stretto.releases.store import (
     CHECKPOINT,
@@ -61,7 +60,6 @@ class Choices:
     Attributes:
         revision: Commit, branch or tag; None for that of the names table, or the newest.
         family: Family to accept; None for any.
-        arguments: Further arguments for the converter.
         is_offline: True to install only without the hub.
         accepts_licence: True if the user accepts all licences.
         takes_smaller: True to take a smaller release if this one does not fit.
@@ -109,16 +107,9 @@ class ReleaseFiles:
 
 
 class Installer:
-    """Installs releases.
+    """Installs releases."""
 
-    Args:
-        models: The installed models.
-        hub: The hub.
-        builder: Child process for conversions.
-        choices: The user's choices.
-    """
-
-    def __init__(self, models: InstalledModels, hub: Hub, builder: "Builder", choices: Choices) -> None:
+    def __init__(self, models: InstalledModels, hub: Hub, builder: JobProcess, choices: Choices) -> None:
         self._models = models
         self._hub = hub
         self._builder = builder
@@ -182,11 +173,7 @@ class Installer:
         return self.install(parse(request.release))
 
     def install(self, target: Target) -> InstalledModel:
-        """Return the model for a target; install it if it is not installed.
-
-        Raises:
-            ReleaseError: If it cannot be installed.
-        """
+        """Return the model for a target; install it if it is not installed."""
         with disk_errors(self._models.folder):
             return self._install(target)
 
@@ -293,7 +280,7 @@ class Installer:
             view = View(staging / "files", entry, repositories)
             if request.arguments:
                 with view.named():
-                    self._builder.worker.call("parse", words=[*view.arguments(), *request.arguments])
+                    self._builder.call("parse", words=[*view.arguments(), *request.arguments])
             self._check_shapes(View(staging / "headers", entry, repositories), repos, request)
             hashes: dict[tuple[int, str], Path] = {}
             for number, repo in enumerate(repos):
@@ -303,7 +290,7 @@ class Installer:
             out = staging / CHECKPOINT
             words = [*view.arguments(), *request.arguments]
             with view.named():
-                converted = self._builder.worker.call(
+                converted = self._builder.call(
                     "convert", stage.advance, words=words, out=str(out), is_half=request.is_half
                 )
             num_linked = 0
@@ -356,7 +343,7 @@ class Installer:
             for name in repo.files.keys() & {*large}:
                 view.add_header(number, name, self._hub.header(repo.snapshot, name))
         with view.named():
-            self._builder.worker.call("check", words=[*view.arguments(), *request.arguments])
+            self._builder.call("check", words=[*view.arguments(), *request.arguments])
         view.remove()
         stage.end()
 
@@ -373,27 +360,6 @@ class Installer:
         downloaded = self._hub.download(repo.snapshot, repo.files, stage.advance)
         stage.end(f"{repo.source.repository}: {len(downloaded)} files, {gigabytes(repo.num_bytes)}, hashes are right")
         return downloaded
-
-
-class Builder:
-    """Holds the child process for conversions and model repositories, which is started when it is needed."""
-
-    def __init__(self) -> None:
-        self._worker: JobProcess | None = None
-
-    @property
-    def worker(self) -> JobProcess:
-        """The child process."""
-        if self._worker is None:
-            self._worker = JobProcess(BUILD)
-        return self._worker
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._worker is not None:
-            self._worker.close()
 
 
 def prefers_gpu(gpu: int | None, is_for_cpu: bool) -> bool:
@@ -544,22 +510,17 @@ stretto pull ./FOLDER      release in a folder
 
 
 def pull(words: list[str]) -> int:
-    """Run `stretto pull` and return its exit code.
-
-    Args:
-        words: Command-line arguments after `stretto pull`.
-    """
+    """Run `stretto pull` and return its exit code."""
     flags = pull_arguments(words)
     try:
         models = InstalledModels()
-        with interrupted_by_sigterm(), Hub(token_of(flags)) as hub, Builder() as builder:
+        with interrupted_by_sigterm(), Hub(token_of(flags)) as hub, JobProcess(BUILD) as builder:
             installer = Installer(models, hub, builder, replace(choices_of(flags), updates=True))
             model = installer.install_named(flags.release)
             if flags.drop_sources:
                 _drop_sources(model, models, hub)
     except ReleaseError as error:
-        print(f"stretto pull: {plain(str(error))}", file=sys.stderr)
-        return error.status
+        return failed("pull", error)
     line("installed", f"{model.manifest.name}: {gigabytes(model.manifest.num_bytes)} in {model.folder}")
     return 0
 

@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cached_property
 from typing import Any, Self
 
 from stretto.errors import CheckpointError
@@ -34,22 +35,27 @@ ENDINGS: Mapping[int, str] = {
 
 
 class JobProcess:
-    """Child process that runs the jobs of a module.
+    """Child process that runs the jobs of a module, which is started by the first job.
 
     Args:
         module: Module whose main program calls `serve`.
-        environment: Variables that are added to this process's environment.
     """
 
     def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
+        self._module = module
+        self._environment = dict(environment or {})
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
+
+    @cached_property
+    def _process(self) -> "subprocess.Popen[bytes]":
+        """The child process."""
         # Without bytecode, importing torch takes seconds longer.
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         # -P: a module in the current folder must not shadow this package. A session of its own: an interrupt at the
         # terminal reaches only the front process, which then ends the child.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module],
-            env=inherited | dict(environment or {}),
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", self._module],
+            env=inherited | self._environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -60,9 +66,7 @@ class JobProcess:
         """Run a job and return its result.
 
         Args:
-            job: Name of the job.
             report: Function that is called with each number of processed bytes.
-            **values: Arguments of the job, as JSON values.
 
         Raises:
             ReleaseError: If the job failed, with its exit status, or the child died.
@@ -92,8 +96,9 @@ class JobProcess:
 
     def close(self) -> None:
         """End the child, also in the middle of a job."""
-        self._process.kill()
-        self._process.communicate()
+        if "_process" in vars(self):
+            self._process.kill()
+            self._process.communicate()
         self._log.close()
 
     def __enter__(self) -> Self:

@@ -41,9 +41,7 @@ def licence_of(source: RepositoryFiles, stated: str | None, endpoint: str) -> Li
     """Return the licence of a source: that of the names table or, if it is unknown, that of the model card.
 
     Args:
-        source: The source.
         stated: Licence identifier of the model card, or None.
-        endpoint: Address of the hub.
     """
     if source.licence.id != "unknown" or stated is None:
         return source.licence
@@ -73,7 +71,6 @@ def require(
     """Ask the user to accept licences that do not simply permit commercial use, once for each repository and text.
 
     Args:
-        licences: Licence of each repository.
         folder: Folder of the installed models, which keeps the answers.
         accepts: True if the user has accepted them on the command line.
         digests: `text_digest` of each repository.

@@ -18,11 +18,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class ReleaseError(StrettoError):
-    """An installation or a server failed.
-
-    Attributes:
-        status: Exit status of the command.
-    """
+    """An installation or a server failed."""
 
     status = 1
 
@@ -53,11 +49,7 @@ class DoesNotFit(ReleaseError):
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Replace errors of the file system by a ReleaseError that names the file, or the folder if there is no file.
-
-    Args:
-        folder: Folder that is written to.
-    """
+    """Replace errors of the file system by a ReleaseError that names the file, or the folder if there is no file."""
     try:
         yield
     except BrokenPipeError:  # of a standard stream
@@ -75,6 +67,12 @@ def disk_error(error: OSError, folder: Path) -> ReleaseError:
 BAR_S = 0.25  # time between two updates of a progress line
 PROGRESS_S = 5.0
 LABEL = 12  # width of the first column
+
+
+def failed(command: str, error: ReleaseError) -> int:
+    """Print the error of a command, and return its exit status."""
+    print(f"stretto {command}: {plain(str(error))}", file=sys.stderr)
+    return error.status
 
 
 def plain(text: str) -> str:
@@ -103,8 +101,6 @@ class InstallationStage:
     """Stage of an installation: a line that is updated on a terminal, elsewhere two lines.
 
     Args:
-        label: Label of the lines.
-        text: What the stage does.
         total: Number of bytes to process; 0 if it is unknown.
         progress: Function that is called at the start, at the end, and at most every PROGRESS_S seconds in between.
     """

@@ -34,7 +34,7 @@ from stretto.machine.gpus import gpu_number
 from stretto.releases.fit import has_vnni, held_mb
 from stretto.releases.hub import Hub
 from stretto.releases.install import (
-    Builder,
+    BUILD,
     Choices,
     Installer,
     choices_of,
@@ -43,7 +43,8 @@ from stretto.releases.install import (
     interrupted_by_sigterm,
     token_of,
 )
-from stretto.releases.messages import BadArgument, InstallationStage, ReleaseError, line, plain
+from stretto.releases.jobs import JobProcess
+from stretto.releases.messages import BadArgument, InstallationStage, ReleaseError, failed, line
 from stretto.releases.store import InstalledModel, InstalledModels
 from stretto.untrusted_files import json_object
 from stretto_contract.listening import LOOPBACK, listening_address
@@ -113,7 +114,7 @@ class Served:
     profile: dict[str, Any]
 
 
-def served(model: InstalledModel, devices: Devices, models: InstalledModels, builder: Builder) -> Served:
+def served(model: InstalledModel, devices: Devices, models: InstalledModels, builder: JobProcess) -> Served:
     """Return the model repository of a model; create it if it is missing or was made by another version.
 
     It is in the model's folder or, if that is read-only, in the user's cache.
@@ -137,7 +138,7 @@ def served(model: InstalledModel, devices: Devices, models: InstalledModels, bui
             stage = InstallationStage("preparing", devices.folder_name)
             shutil.rmtree(folder, ignore_errors=True)
             manifest = model.manifest
-            profile = builder.worker.call(
+            profile = builder.call(
                 "repository",
                 checkpoint=str(model.checkpoint),
                 out=str(folder),
@@ -202,8 +203,6 @@ class Speech:
     """The command-line client, which only the console command imports.
 
     Attributes:
-        parents: Parent parsers with its options.
-        text: Parser of a text argument.
         check: Function that checks parsed options, and exits if they are invalid.
         perform: Function that sends the request to a server, whose address it gets from its second argument.
     """
@@ -215,12 +214,7 @@ class Speech:
 
 
 def main(words: list[str], speech: Speech) -> int:
-    """Run `stretto run` and return its exit code.
-
-    Args:
-        words: Command-line arguments after `stretto run`.
-        speech: The command-line client.
-    """
+    """Run `stretto run` and return its exit code."""
     own_words = words
     passed = []
     if "--" in words:
@@ -232,8 +226,7 @@ def main(words: list[str], speech: Speech) -> int:
         args = flags.parse_intermixed_args(own_words)  # otherwise options must not stand between name and text
         return _run(flags, args, passed, speech)
     except ReleaseError as error:
-        print(f"stretto run: {plain(str(error))}", file=sys.stderr)
-        return error.status
+        return failed("run", error)
     except LaunchError as error:
         print(f"stretto run: {error}", file=sys.stderr)
         return CANNOT_SERVE if isinstance(error, CannotServe) else ReleaseError.status
@@ -285,7 +278,7 @@ def _run(flags: argparse.ArgumentParser, args: argparse.Namespace, passed: list[
         _check_options(args, args.gpu)  # before the download
     require_installation()
     models = InstalledModels()
-    with interrupted_by_sigterm(), Hub(token_of(args)) as hub, Builder() as builder:
+    with interrupted_by_sigterm(), Hub(token_of(args)) as hub, JobProcess(BUILD) as builder:
         model = Installer(models, hub, builder, choices_of(args)).install_named(args.release)
         gpu = device_of(model, args.gpu, args.cpu)
         _check_options(args, gpu)
@@ -332,16 +325,12 @@ def _check_options(args: argparse.Namespace, gpu: int | None) -> None:
 
 
 def serve_model(words: list[str]) -> int:
-    """Run `stretto serve --model NAME` and return its exit code.
-
-    Args:
-        words: Command-line arguments after `stretto serve`.
-    """
+    """Run `stretto serve --model NAME` and return its exit code."""
     args, others = model_arguments(words)
     try:
         models = InstalledModels()
         choices = Choices(is_offline=True)
-        with interrupted_by_sigterm(), Hub() as hub, Builder() as builder:
+        with interrupted_by_sigterm(), Hub() as hub, JobProcess(BUILD) as builder:
             model = Installer(models, hub, builder, choices).install_named(args.model)
             devices = Devices(device_of(model, None, False), serving=args.profile)
             served_model = served(model, devices, models, builder)
@@ -349,8 +338,7 @@ def serve_model(words: list[str]) -> int:
         if devices.gpu is not None:
             os.environ[HELD_MB] = str(held_mb(devices.gpu))
     except ReleaseError as error:
-        print(f"stretto serve: {plain(str(error))}", file=sys.stderr)
-        return error.status
+        return failed("serve", error)
     return launcher.main(["--model-repository", str(served_model.folder), *others])
 
 

@@ -5,7 +5,6 @@ import http.client
 import json
 import re
 import shlex
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from stretto.releases.catalogue import (
 )
 from stretto.releases.hub import Hub, RemoteListing, address
 from stretto.releases.licences import licence_of
-from stretto.releases.messages import BadArgument, ReleaseError, Unavailable, aligned, gigabytes, line, plain
+from stretto.releases.messages import BadArgument, ReleaseError, Unavailable, aligned, failed, gigabytes, line, plain
 from stretto.releases.store import InstalledModel, InstalledModels, installing
 from stretto.releases.target import Target, detect, parse, release_of
 
@@ -100,7 +99,6 @@ def manual_commands(entry: ReleaseEntry, folder: str | None = None) -> list[list
     """Return the commands that download and convert a release, as words that need no further quoting.
 
     Args:
-        entry: The release.
         folder: Folder that has the release's files already; None to download them.
     """
     repo = folder or f"{entry.name}-release"
@@ -168,8 +166,7 @@ def main(words: list[str]) -> int:
             folder = word if "/" in word else str(target.folder)
         entry = target.entry or detected(target, folder)
     except ReleaseError as error:
-        print(f"stretto show: {plain(str(error))}", file=sys.stderr)
-        return error.status
+        return failed("show", error)
     print(json.dumps(asdict(entry)) if args.json else "\n".join([*facts(entry), "", *commands(entry, folder)]))
     return 0
 
@@ -199,7 +196,6 @@ def detected(target: Target, folder: str | None) -> ReleaseEntry:
     """Return the release in a folder, or in a repository on the hub, which is asked for file names and small files.
 
     Args:
-        target: The folder or the repository.
         folder: The folder as the user wrote it, or None.
     """
     if target.listing is not None:
@@ -253,7 +249,6 @@ def commands(entry: ReleaseEntry, folder: str | None) -> Iterator[str]:
     """Yield the lines of the commands that install and serve a release, on the CPU.
 
     Args:
-        entry: The release.
         folder: Folder that has the release's files already; None to download them.
     """
     served = f"{entry.name}-served"
@@ -284,7 +279,7 @@ def list_models(words: list[str]) -> int:
     try:
         models = InstalledModels().all()
     except ReleaseError as error:
-        return _failed("list", error)
+        return failed("list", error)
     if flags.json:
         print(json.dumps([asdict(model.manifest) | {"folder": str(model.folder)} for model in models]))
     else:
@@ -340,7 +335,7 @@ def remove_models(words: list[str]) -> int:
             with Hub() as hub:
                 line("removed", f"{gigabytes(hub.remove(models.cached_for(removed)))} of the hub's cache")
     except ReleaseError as error:
-        return _failed("rm", error)
+        return failed("rm", error)
     return 0
 
 
@@ -361,11 +356,6 @@ def _is_of(served: ServedModel, model: InstalledModel) -> bool:
     return repository.is_relative_to(model.folder.resolve()) or repository.is_relative_to(
         model.private_folder.resolve()
     )
-
-
-def _failed(command: str, error: ReleaseError) -> int:
-    print(f"stretto {command}: {plain(str(error))}", file=sys.stderr)
-    return error.status
 
 
 SERVERS = "Command `stretto ps`: the running servers of this user, and the health of a container that runs one."

@@ -50,10 +50,8 @@ class Request:
     Attributes:
         release: Name in the names table, OWNER/NAME with an optional `#part`, or real path of a folder.
         family: Family that the user named, or None.
-        arguments: Arguments for the converter that the user gave.
         is_half: True to convert float32 weights to bfloat16, for GPUs.
         content: Digest of the names, sizes and times of a folder's files; empty for repositories.
-        format: FORMAT.
     """
 
     release: str
@@ -69,16 +67,11 @@ class Manifest:
     """Description of an installed model.
 
     Attributes:
-        name: Name of the model.
         key: Digest of everything that determines the converted files, 16 hexadecimal digits.
-        request: What the user asked for.
-        family: Family of the model.
         default_voice: Voice for requests without one, or None.
-        licences: Licence identifier of each repository.
         sources: `repository`, `commit` and `files` of each source; a folder has no commit, and no files in the cache.
         files: Size and SHA-256 of each file of the checkpoint, by path.
         date: Time of the installation, in ISO format.
-        version: Version of this package.
         resolved: Time in ISO format at which the hub last named the commit of `sources` for a revision, by revision.
         checkpoint: Absolute path of a checkpoint of the user's own; None for the folder `checkpoint`.
         serves: False if the model cannot be served.
@@ -196,7 +189,6 @@ class InstalledModels:
         """Return the model that answers a request; None if there is none, or a damaged one, which is reported.
 
         Args:
-            request: The request.
             revision: Commit, branch or tag. The commit of a branch or tag is the one that the hub has named last.
         """
         answering = [model for model in self.all() if model.manifest.request == request]
@@ -390,13 +382,7 @@ LENGTH_BYTES = 8  # of the length of a safetensors header
 
 
 class View:
-    """Folders that contain exactly the files of a release, as links, so that other files are not taken for its own.
-
-    Args:
-        folder: Folder to create.
-        entry: The release.
-        repositories: Repository of the release, and those of its companions.
-    """
+    """Folders that contain exactly the files of a release, as links, so that other files are not taken for its own."""
 
     def __init__(self, folder: Path, entry: ReleaseEntry, repositories: Sequence[str]) -> None:
         self._folder = folder
@@ -420,8 +406,6 @@ class View:
         """Add a safetensors file whose numbers are holes, which take no space on the disk and are read as zero.
 
         Args:
-            number: Number of the repository.
-            name: Path of the file in the repository.
             tensors: Header of the published file: for each tensor its `dtype`, `shape` and `data_offsets`.
         """
         path = self.folders[number] / name

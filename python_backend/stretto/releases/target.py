@@ -41,7 +41,6 @@ class Folder(Listing):
     """Listing of the files in `path` and its subfolders, without hidden folders.
 
     Attributes:
-        path: The folder.
         content: Digest of the names, sizes and times of the files.
     """
 

@@ -96,7 +96,6 @@ def check_plain_layers(config: Any, prefix: str = "") -> None:
     """Raise CheckpointError if layers have biases or an activation other than SiLU.
 
     Args:
-        config: Configuration of the layers.
         prefix: Path of `config` within config.json, with a dot at the end, for error messages.
     """
     for name, expected in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
@@ -178,10 +177,7 @@ def read_backbone(
     the tokenizer, because the tokenizer's folder may be the backbone's repository.
 
     Args:
-        tag: Name of the backbone in the release.
         path: config.json of the backbone or the folder that contains it; None if not given.
-        tokenizer: Folder of the tokenizer.
-        backbones: Contents of config.json by backbone name.
 
     Raises:
         CheckpointError: If the backbone or its type is unknown.
@@ -204,13 +200,7 @@ def read_backbone(
 
 
 def config_of(backbone: dict[str, Any], vocab_size: int, dtype: str) -> dict[str, Any]:
-    """Return the contents of config.json for a language model with an untied head.
-
-    Args:
-        backbone: Hyperparameters of the backbone.
-        vocab_size: Number of ids in the vocabulary.
-        dtype: Name of the dtype.
-    """
+    """Return the contents of config.json for a language model with an untied head."""
     return {
         "architectures": [f"Stretto{backbone['model_type'].capitalize()}ForCausalLM"],
         **backbone,

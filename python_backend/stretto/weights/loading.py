@@ -90,10 +90,7 @@ def write_shards(folder: Path, entries: list[PendingTensor], max_bytes: int, pro
     """Write the shards `model-0000N-of-0000M.safetensors` and their index.
 
     Args:
-        folder: Existing folder.
         entries: Tensors to write, in order.
-        max_bytes: Maximum size of a shard.
-        progress: Function that is called after each write with the number of bytes written.
 
     Returns:
         Written files.
@@ -167,8 +164,6 @@ def copy_file(source: Path, target: Path, name: str) -> Written:
     """Copy a file.
 
     Args:
-        source: File to copy.
-        target: Path of the copy.
         name: Path of the copy relative to the checkpoint.
     """
     digest = hashlib.sha256()
@@ -191,7 +186,6 @@ class Part:
     """Entry of a `Plan`: one tensor of the converted checkpoint.
 
     Attributes:
-        name: Name in the converted checkpoint.
         stored: Shape of the published tensor.
         edit: Function that converts the published tensor, followed by the `others`; None to keep it unchanged. It also
             gets empty tensors on device meta, to compute the shape of its result.
@@ -253,7 +247,6 @@ def check_shapes(shapes: Mapping[str, Shape], published: Mapping[str, Tensor], d
 
     Args:
         shapes: Expected shapes by published name.
-        published: Published tensors by name.
         dropped: Names of unused tensors, or prefixes of such names, each ending in a dot.
 
     Returns:
@@ -285,8 +278,6 @@ def raise_mismatch(
     """Raise TensorMismatch if there are missing or unknown tensors, or tensors of a wrong shape.
 
     Args:
-        missing: Names of the missing tensors.
-        unknown: Names of the unknown tensors.
         wrong: Names of the tensors of a wrong shape, or descriptions that begin with the name.
         source: File or folder of the tensors, for the error message; None to leave it out.
     """
@@ -301,7 +292,6 @@ def require(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int | None
     """Raise TensorMismatch unless tensors are present with their shapes.
 
     Args:
-        tensors: Tensors by name.
         shapes: Expected shape of each tensor, with None for any size; None for any shape.
     """
     missing = [name for name in shapes if name not in tensors]
@@ -343,7 +333,6 @@ def read_pickled(path: Path, expected: str = "tensors", stays_in_file: bool = Fa
     """Return the contents of a file written by `torch.save`, without executing code from it.
 
     Args:
-        path: The file.
         expected: Description of the expected contents, for error messages.
         stays_in_file: True to memory-map the tensors and read them on use. Files from torch versions before 1.6 are
             then rejected.
@@ -397,7 +386,6 @@ def in_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Convert tensors to float32.
 
     Args:
-        tensors: Tensors by name.
         path: Path of the file that contains the tensors, for error messages.
 
     Raises:
@@ -426,8 +414,6 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: Path
     """Load tensors into a module.
 
     Args:
-        module: The module.
-        tensors: Tensors by name.
         source: Source of the tensors, for error messages.
         assign: True to use the tensors themselves as parameters, as required for a module on the `meta` device.
 

@@ -57,8 +57,6 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
     """Load a transformers model from a checkpoint.
 
     Args:
-        model_class: Class of the model.
-        directory: Folder of the checkpoint.
         optional: First components of parameter names (`encoder`, …) that a decoding-only checkpoint may omit. Either
             all of them or none must be present. Parts that are missing stay uninitialized and must not be used.
 

@@ -11,6 +11,7 @@ import torch
 
 from plugins.kyutai.lab.random_kyutai_stt import CONFIG
 from plugins.kyutai.tests.kyutai_release import make_checkpoint, replies
+from plugins.kyutai.tests.transformers_releases import stt_model
 from stretto.family.base import Family
 from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
@@ -19,7 +20,6 @@ from stretto.weights.loading import WHOLE, open_tensors
 from stretto_kyutai.kyutai_stt.family import SttVocabulary
 from stretto_kyutai.kyutai_stt.prompt import initial_row, track_of
 from tests.engine.harness import Engine
-from tests.transformers_releases import stt_model
 
 pytestmark = pytest.mark.engine
 ROOMY: dict[str, Any] = {"max_model_len": 128, "max_num_seqs": 4}

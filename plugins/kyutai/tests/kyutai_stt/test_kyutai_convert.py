@@ -10,6 +10,7 @@ import pytest
 from plugins.kyutai.lab.random_kyutai_stt import CONFIG, write_release
 from plugins.kyutai.tests.moshi_release import REFUSED_CONFIGS, REFUSED_NAMES, name_if_missing
 from plugins.kyutai.tests.small_families import SMALL_STT
+from plugins.kyutai.tests.transformers_releases import assert_equal_checkpoints, write_stt
 from stretto.family.plugin import VOCABULARY, config_at
 from stretto.family.text import plain_tokenizer
 from stretto.testing.limits import asked, talk
@@ -20,7 +21,6 @@ from stretto_kyutai.kyutai_stt.family import END_PAD, PAD, SttVocabulary
 from stretto_kyutai.kyutai_stt.reader import open_text_codec
 from stretto_kyutai.kyutai_stt.recognise import FEATURES, PROCESSOR
 from tests.family_suite import FamilySuite
-from tests.transformers_releases import assert_equal_checkpoints, write_stt
 
 PCM = (np.sin(np.arange(20_001) ** 1.3 / 300) / 2).astype(np.float32)
 DELAYS = {"audio_delay_seconds": 2.5, "audio_silence_prefix_seconds": 1.0}

@@ -10,6 +10,7 @@ import torch
 from plugins.kyutai.lab.random_moshi import CONFIG, lm_shapes, write_release
 from plugins.kyutai.tests.moshi_release import REFUSED_CONFIGS, REFUSED_NAMES, name_if_missing, replies
 from plugins.kyutai.tests.small_families import SMALL_MOSHI
+from plugins.kyutai.tests.transformers_releases import assert_equal_checkpoints, moshi_model, write_moshi
 from stretto.family.plugin import VOCABULARY, config_at
 from stretto.family.text import plain_tokenizer
 from stretto.testing.limits import asked, talk
@@ -21,7 +22,6 @@ from stretto_kyutai.moshi.convert import FIRST, vocabulary
 from stretto_kyutai.moshi.family import DEPTH, MoshiVocabulary
 from stretto_kyutai.moshi.reader import open_text_codec
 from tests.family_suite import FamilySuite
-from tests.transformers_releases import assert_equal_checkpoints, moshi_model, write_moshi
 
 PCM = (np.sin(np.arange(20_001) ** 1.3 / 300) / 2).astype(np.float32)
 NUM_LAYERS = {"shallow": 1, "two layers": 2}

@@ -1,5 +1,6 @@
 """Conversion of Qwen3-Omni: every tensor is read or left out by name."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -228,3 +229,16 @@ def test_long_recordings_are_convolved_in_parts(tmp_path: Path) -> None:
 
 def test_whole_release_can_be_served(tmp_path: Path) -> None:
     assert make_repository(["--checkpoint", str(convert(tmp_path)), "--out", str(tmp_path / "served")]) == 0
+
+
+def test_talker_settings_of_a_release_are_its_defaults(tmp_path: Path) -> None:
+    """The other settings are not used: in transformers, the thinker ignores the release's."""
+    release = SmallRelease.written(tmp_path / "a", "small", write)
+    record = {"do_sample": True, "temperature": 0.65, "top_k": 33, "top_p": 0.77}
+    record |= {"talker_temperature": 0.5, "talker_top_k": 11, "talker_repetition_penalty": 1.3}
+    (release.folder / "release/generation_config.json").write_text(json.dumps(record))
+    assert release.family.tasks[0].sampling.text.temperature == 0.0
+    sampling = family_at(release.checkpoint / "talker").tasks[0].sampling
+    audio = sampling.audio
+    assert (audio.temperature, audio.top_k, audio.top_p) == (0.5, 11, 1.0)
+    assert sampling.repetition_penalty == 1.3

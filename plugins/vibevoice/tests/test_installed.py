@@ -1,0 +1,42 @@
+"""`stretto pull` of a release whose files are in three repositories."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from plugins.vibevoice.lab.releases import LAYOUTS
+from stretto.convert.command import main as convert
+from stretto.releases.catalogue import find
+from stretto.releases.store import InstalledModels
+from tests.hub import Hub
+from tests.installed_models import contents
+
+pytestmark = pytest.mark.nightly
+
+
+def test_name_whose_files_are_in_three_repositories(tmp_path: Path) -> None:
+    """VibeVoice Realtime's weights, voices and tokenizer are downloaded by name; the checkpoint is the converter's."""
+    entry = find("vibevoice-realtime")
+    release = tmp_path / "release"
+    assert entry is not None
+    LAYOUTS[entry.source.repository].command(tmp_path)
+    for path in release.glob("voices/*.pt"):  # the repository of the voices has safetensors only
+        path.unlink()
+    for name in ("vocab.json", "merges.txt"):  # of Qwen2.5; the converter reads tokenizer.json
+        (release / name).write_text("{}")
+    with Hub() as hub:
+        for source in entry.repositories:
+            found = {path for pattern in source.files for path in release.glob(pattern)}
+            files = {path.relative_to(release).as_posix(): path.read_bytes() for path in found}
+            repository = hub.add(source.repository, files, card={"license": "mit"})
+            if source.revision is not None:
+                repository.pin(source.revision)
+        environment = hub.environment(tmp_path / "hub", STRETTO_MODELS=str(tmp_path / "models"))
+        command = [sys.executable, "-m", "stretto", "pull", "vibevoice-realtime", "--cpu", "--accept-license"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    (model,) = InstalledModels(tmp_path / "models").all()
+    assert convert(["vibevoice-realtime", "--model", str(release), "--out", str(tmp_path / "by_hand")]) == 0
+    assert contents(model.checkpoint) == contents(tmp_path / "by_hand")
