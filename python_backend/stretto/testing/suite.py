@@ -407,8 +407,8 @@ class FamilySuite:
             return
         checkpoint = releases[self.case.conforming_size].checkpoint
 
-        def write(folder: Path, *_: Any) -> Path:
-            return Path(shutil.copytree(checkpoint, folder))
+        def write(folder: Path, *_: Any, **__: Any) -> Path:
+            return Path(shutil.copytree(checkpoint, folder, dirs_exist_ok=True))
 
         vocabulary = config_at(checkpoint)[VOCABULARY]
         assert_family_conforms(self.case.plugin, tmp_path, vocabulary, write, **conformance)
