@@ -22,7 +22,7 @@ from stretto.family.plugin import NAME, VOCABULARY
 from stretto.family.text import TOKENIZER_FILE, TextTokenizer, check_ids
 from stretto.untrusted_files import MAX_TEXT_BYTES, json_object, regular_file, released_file
 from stretto.weights.backbones import TOKENS
-from stretto.weights.loading import Part, Plan, check
+from stretto.weights.loading import Part, Plan, check, require
 from stretto_chatterbox.family import (
     END_OF_SPEECH,
     START_OF_SPEECH,
@@ -193,10 +193,9 @@ def turbo_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     Args:
         tensors: Published tensors by name, which determine the sizes.
     """
-    shapes = {name: tuple(tensors[name].shape) for name in (POSITIONS, EMBEDDINGS, SPEECH) if name in tensors}
-    for name in (POSITIONS, EMBEDDINGS, SPEECH):
-        if len(shapes.get(name, ())) != 2:
-            raise CheckpointError(f"{name}: expected a tensor of 2 dimensions, got {shapes.get(name, 'none')}")
+    tables = (POSITIONS, EMBEDDINGS, SPEECH)
+    require(tensors, dict.fromkeys(tables, (None, None)))
+    shapes = {name: tuple(tensors[name].shape) for name in tables}
     width = shapes[POSITIONS][1]
     num_speech_ids = END_OF_SPEECH + 1
     if width % GPT2_HEAD or not 0 < width <= MAX_WIDTH or not _num_layers(tensors) or not len(tensors[POSITIONS]):
