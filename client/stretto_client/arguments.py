@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from stretto_client.console import argument_path, argument_text, described
 from stretto_client.markup import MARKUPS
+from stretto_contract.speech_checks import CHECKS
 
 STANDARD_INPUT = Path("-")
 
@@ -60,6 +61,8 @@ def speech_options() -> Parser:
     add("--guidance", type=float, dest="guidance_scale", metavar="SCALE", help="1 is unguided")
     add("--encoding", choices=["pcm_f32le", "pcm_s16le"], help="format of the samples on the wire")
     add("--sample-rate", type=int, metavar="HZ", help="resampled by the server; default: the codec's")
+    about = "measure the speech and report its faults (signals, the default), or off"
+    add("--check", choices=CHECKS, default="signals", help=about)
     add("--markup", choices=MARKUPS, default="none", help="markup that is not read aloud; default: none")
     add("--words", action="store_true", help="print each word and when it starts")
     return parser

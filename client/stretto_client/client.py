@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerException, InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
+from stretto_client.checked_speech import MeasuredSpeech, attempts_of, checked
 from stretto_client.errors import Timeouts
 from stretto_client.live_speech import LiveSession, speak_written
-from stretto_client.long_speech import Items, LongSpeech, ProducedSpeech, Speech, cut, is_short
+from stretto_client.long_speech import LongSpeech, Speech, cut, is_short
 from stretto_client.markup import MARKUPS, Markup, has_marks
 from stretto_client.model_profile import ModelProfile, fetch_name, fetch_profile
 from stretto_client.part_stream import PartStream
+from stretto_client.produced_speech import Items, ProducedSpeech
 from stretto_client.shared_memory import RingSize, Sharing
 from stretto_client.speech_stream import (
     Audio,
@@ -46,6 +48,7 @@ from stretto_client.unread import UnreadAudio
 from stretto_contract.pronunciation import Entries
 from stretto_contract.schema import Encoding, Memory, OptionsRecord, OutputOptions, SpeechOptions
 from stretto_contract.scripts import foreign_words
+from stretto_contract.speech_checks import ATTEMPTS, Check
 
 END = Timeouts(first_s=2.0, between_s=2.0, total_s=2.0)  # for the request that ends a session
 DIRECTORY = Path("/dev/shm")  # in the shared-memory folder, so that every client that can share memory finds the key
@@ -197,6 +200,8 @@ class SpeechClient:
         sample_rate: int | None = None,
         markup: Markup = "none",
         rates: bool = False,
+        check: Check = "signals",
+        attempts: int = ATTEMPTS,
         **options: Unpack[SpeechOptions],
     ) -> Speech:
         """Speak `text` and return the events. For the task `tts`, the text may have any length.
@@ -215,19 +220,28 @@ class SpeechClient:
                 `<speak` and otherwise Markdown. The reasoning and the tags of language models are always left out, and
                 there is a pause after lines without punctuation. `speak_once` sends the text unchanged.
             rates: True if the caller plays each event at its `speed`, which changes with `<prosody rate>` of SSML.
+            check: `signals` to list the `faults` of speech (`SignalMeter`) in the report, for the task `tts`, or `off`.
+            attempts: Maximum number of attempts for a clause that is faulty before it is sent (`CheckedSpeech`).
             options: Server options, e.g. `seed=1` or `chunking={"playout_s": 0.2}`. Options that are None are not sent.
         """
         if markup not in MARKUPS:
             raise ValueError(f"markup: expected one of {', '.join(MARKUPS)}, got {markup!r}")
+        attempts = attempts_of(check, attempts)
         output = output_of(options.get("output", {}), encoding, sample_rate)
         request_options: SpeakOptions = {**options, "voice": voice, "output": output}
         if not isinstance(text, str):
-            return ProducedSpeech(partial(speak_written, self, task, request_options, text, markup=markup, rates=rates))
-        if task != "tts" or is_plain(text, markup) or "piece" in options:
+            written = partial(speak_written, self, task, request_options, text, markup=markup, rates=rates)
+            return ProducedSpeech(partial(written, attempts=attempts))
+        if task != "tts":
             return self.speak_once(task, request_options, text)
-        speak = partial(self.speak_once, task, with_seed(request_options))
-        check = None if options.get("transliterate") else speak
-        return LongSpeech(speak, partial(cut, text, self.profile, markup, check, rates), self.tries)
+        if is_plain(text, markup) or "piece" in options:
+            stream = self.speak_once(task, request_options, text)
+            return MeasuredSpeech(stream, text) if attempts else stream
+        request_options = with_seed(request_options)
+        plain = partial(self.speak_once, task, request_options)
+        speak = checked(partial(self.speak_once, task), request_options, attempts) if attempts else plain
+        try_out = None if options.get("transliterate") else plain
+        return LongSpeech(speak, partial(cut, text, self.profile, markup, try_out, rates), self.tries)
 
     def speak_once(
         self,
@@ -242,7 +256,6 @@ class SpeechClient:
         """Send a single speech request and return its events.
 
         Args:
-            timeouts: None for the client's timeouts.
             piece: Number of the piece to speak, if the model is known to speak a text in several.
             pronunciations: Entries of this text, beside those of the options.
             transliterates: True to transliterate this text, whatever the options say.

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from stretto_client.checked_speech import checked
 from stretto_client.errors import (
     ClientError,
     RequestCancelled,
@@ -21,7 +22,6 @@ from stretto_client.errors import (
     Timeouts,
 )
 from stretto_client.long_speech import (
-    Items,
     Joint,
     Speak,
     events_of,
@@ -36,6 +36,7 @@ from stretto_client.markup import Markup, MarkupReader, open_reader, read_pieces
 from stretto_client.model_profile import ModelProfile
 from stretto_client.part_stream import PartStream
 from stretto_client.places import Places
+from stretto_client.produced_speech import Items
 from stretto_client.speech_stream import SpeakOptions, SpeechEvent, SpeechStream, with_seed
 from stretto_client.tries import Tries
 from stretto_client.unread import UnreadAudio, UnreadText
@@ -80,6 +81,7 @@ async def speak_written(
     items: Items,
     markup: Markup = "none",
     rates: bool = False,
+    attempts: int = 0,
 ) -> None:
     """Put the events of streamed text into `items`, as soon as the model can generate them.
 
@@ -87,6 +89,7 @@ async def speak_written(
         markup: Markup of the text. An SSML break becomes silence if the model reads whole sentences, and ends a
             sentence if it reads word by word. There, phonemes and rates of SSML have no effect.
         rates: True if the caller applies changes of the speaking rate.
+        attempts: Maximum number of attempts for a clause, if the model reads whole sentences; 0 not to measure them.
     """
     profile = await profile_of(client)
     limits = client.timeouts
@@ -96,17 +99,19 @@ async def speak_written(
     if profile is not None and profile.reads_live_text and task == "tts" and options.get("text_mode", "open") == "open":
         # The server sends nothing while it waits for text, for as long as the writer pauses.
         waits = replace(limits, between_s=limits.total_s)
-        speak = partial(client.speak_once, task, {**options, "text_mode": "open"}, timeouts=waits)
+        begin = partial(client.speak_once, task, {**options, "text_mode": "open"}, timeouts=waits)
         pieces = without_pauses(read_pieces(followed(pieces, places.add), reader))
         spoken = WholeText(items, places, reader)
         async with client.parts() as parts:
-            await speak_live(speak, parts.write, followed(pieces, spoken.add), spoken)
+            await speak_live(begin, parts.write, followed(pieces, spoken.add), spoken)
     elif profile is not None and task == "tts":
         options = with_seed(options)
         reader = open_reader(markup, tags, profile.phonemes, rates)
         pieces = read_pieces(followed(pieces, places.add), reader)
         transliteration = Transliteration() if "transliterate" in profile.options else None
-        speak = partial(transliterated, partial(client.speak_once, task, options), transliteration)
+        plain = partial(client.speak_once, task, options)
+        clause = checked(partial(client.speak_once, task), options, attempts) if attempts else plain
+        speak = partial(transliterated, clause, transliteration)
         await speak_clauses(
             speak, client.tries, pieces, profile.max_text_chars, items, places, Joint(reader, transliteration), reader
         )
@@ -166,7 +171,9 @@ class WholeText:
         await self._items.put(event)
 
 
-async def speak_live(speak: Speak, write: Write, pieces: AsyncIterable[str], items: EventReceiver) -> None:
+async def speak_live(
+    speak: Callable[[str], SpeechStream], write: Write, pieces: AsyncIterable[str], items: EventReceiver
+) -> None:
     """Put the events of one utterance, whose text is sent part by part, into `items`.
 
     Args:

@@ -4,23 +4,24 @@ Texts in all languages are divided by the rules of English: its abbreviations do
 several languages, and the models that choose the language themselves do not report it.
 """
 
-import asyncio
 import re
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sentencex import segment
 
-from stretto_client.errors import RequestCancelled, RequestRefused
+from stretto_client.checked_speech import MeasuredSpeech
+from stretto_client.errors import RequestRefused
 from stretto_client.markup import READING, Markup, MarkupReader, Parts, has_marks, open_reader, read_parts, ssml_reader
 from stretto_client.model_profile import ModelProfile
 from stretto_client.places import Places
+from stretto_client.produced_speech import Items, ProducedSpeech
 from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStream
 from stretto_client.ssml import MARKS, RateChange
 from stretto_client.tries import Tries, events_in_turn, once, patiently
@@ -118,7 +119,7 @@ FADE_S = 0.005
 MAX_SILENCE_S = 1.0  # longest silence in one event
 SUMS = (
     *("num_prompt_rows", "num_text_tokens", "num_frames", "guided_frames", "total_s", "audio_s", "decode_s"),
-    "untimed_words",
+    *("untimed_words", "redrawn", "faults"),
 )
 
 
@@ -265,11 +266,15 @@ def add_reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]
     `first_sound_s` from the first audible one. `aligned` is true if it is true for both. All other values come from the
     first utterance.
     """
+    before_s = first.get("audio_s", 0.0)
+    if "faults" in second:
+        moved_faults = [fault | {"start_s": fault["start_s"] + before_s} for fault in second["faults"]]
+        second = second | {"faults": moved_faults}
     added = {key: first[key] + second[key] for key in SUMS if key in first and key in second}
     reasons = {"finish_reason": second["finish_reason"]} if first.get("finish_reason") == "stop" else {}
     sound: dict[str, Any] = {}
     if first.get("first_sound_s") is None and second.get("first_sound_s") is not None:
-        sound = {"first_sound_s": first.get("audio_s", 0.0) + second["first_sound_s"]}
+        sound = {"first_sound_s": before_s + second["first_sound_s"]}
     frames = first.get("num_frames", 0)
     changes = [(frame + frames, guided) for frame, guided in second.get("guidance_changes", [])]
     moved = {"guidance_changes": [*first.get("guidance_changes", []), *changes]} if changes else {}
@@ -278,73 +283,12 @@ def add_reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]
     return first | added | reasons | sound | moved | aligned
 
 
-MAX_EVENTS_AHEAD = 16  # maximum number of buffered events; the server's stream is not read while the buffer is full
-
-Item = SpeechEvent | Exception
-Items = asyncio.Queue[Item]
-
-
-class ProducedSpeech:
-    """Stream of the events that `produce` puts into a queue, with the interface of SpeechStream.
-
-    The last event must be final.
-
-    An exception in `produce` is raised where the events are read.
-    """
-
-    def __init__(self, produce: Callable[[Items], Awaitable[None]]):
-        self._items: Items = asyncio.Queue(MAX_EVENTS_AHEAD)
-        self._task = asyncio.get_running_loop().create_task(_run(produce, self._items))
-        self._is_over = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> SpeechEvent:
-        if self._is_over:
-            raise StopAsyncIteration
-        item = await self._items.get()
-        if isinstance(item, Exception):
-            self._is_over = True
-            raise item
-        self._is_over = item.is_final
-        return item
-
-    def cancel(self) -> None:
-        """Cancel the utterance here and on the server; a pending or later read raises RequestCancelled."""
-        self._task.cancel()
-        while not self._items.empty():
-            self._items.get_nowait()
-        self._items.put_nowait(RequestCancelled("the request was cancelled"))
-
-    async def aclose(self) -> None:
-        """Cancel the utterance and end the iteration."""
-        self._is_over = True
-        self._task.cancel()
-        await asyncio.wait([self._task])
-
-    def __del__(self) -> None:
-        self._task.cancel()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-
-async def _run(produce: Callable[[Items], Awaitable[None]], items: Items) -> None:
-    try:
-        await produce(items)
-    except Exception as error:  # raised where the events are read
-        await items.put(error)
-
-
 MAX_WHOLE_BYTES = 48  # every family speaks a text of this length in one request if it has no digits
 # The server's errors for a text that is too long after normalisation, with or without a recorded voice.
 TOO_LONG = re.compile(r"(messages\[1\]\.)?text: expected at most ")
 
-Speak = Callable[..., SpeechStream]
+Speech = SpeechStream | ProducedSpeech | MeasuredSpeech
+Speak = Callable[..., Speech]
 """Function that speaks a text. Its keyword `piece` is the number of the piece to speak, if the text has several."""
 
 
@@ -427,14 +371,14 @@ def first_in_other_script(pieces: Iterable[str]) -> str | None:
     return next(filter(other_script, pieces), None)
 
 
-def transliterated(speak: Speak, transliteration: Transliteration | None, text: str, **options: Any) -> SpeechStream:
+def transliterated(speak: Speak, transliteration: Transliteration | None, text: str, **options: Any) -> Speech:
     """Speak a clause whose letters of other scripts are transliterated if the whole text is mostly Latin."""
     if transliteration is not None and transliteration.is_needed(text):
         return speak(text, **options, transliterates=True)
     return speak(text, **options)
 
 
-def with_phonemes(speak: Speak, reader: MarkupReader, text: str, **options: Any) -> SpeechStream:
+def with_phonemes(speak: Speak, reader: MarkupReader, text: str, **options: Any) -> Speech:
     """Speak a clause with the phonemes that SSML gives for its words."""
     ssml = ssml_reader(reader)
     marked = {} if ssml is None else {word: value for word, value in ssml.pronunciations.items() if word in text}
@@ -453,9 +397,6 @@ class LongSpeech(ProducedSpeech):
 
     def __init__(self, speak: Speak, texts: Callable[[], Awaitable[Clauses]], tries: Tries = patiently):
         super().__init__(lambda items: _speak_all(speak, texts, tries, items))
-
-
-Speech = SpeechStream | ProducedSpeech
 
 
 async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[Clauses]], tries: Tries, items: Items) -> None:

@@ -22,6 +22,7 @@ from stretto_client.errors import ClientError, RequestCancelled, ServerFailed, T
 from stretto_client.markup import Markup
 from stretto_client.shared_memory import Ring, Sharing
 from stretto_contract.schema import Encoding, OptionsRecord, SpeechOptions
+from stretto_contract.speech_checks import Check
 
 STRING_HEAD = 4  # size of a string's length prefix, in bytes
 SAMPLES = {"pcm": np.float32, "pcm16": np.int16}
@@ -397,6 +398,8 @@ class SpeakArguments(SpeakOptions, total=False):
     sample_rate: int | None
     markup: Markup
     rates: bool
+    check: Check
+    attempts: int
 
 
 class TaskOptions(OptionsRecord, total=False):

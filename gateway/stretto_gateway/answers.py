@@ -12,6 +12,7 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from stretto_client import ClientError, RequestCancelled, RequestRefused, ServerFull, ServerUnavailable, TimedOut
+from stretto_contract import speech_checks
 from stretto_contract.finish_reasons import Limit
 
 # Name of the server that the current task uses, for messages; empty if the gateway has only one.
@@ -254,6 +255,13 @@ class DeletedVoice(TypedDict):
     deleted: Literal[True]
 
 
+class SpeechFault(TypedDict):
+    """Fault of speech, and the time in its audio at which it begins, in seconds."""
+
+    fault: speech_checks.Fault
+    start_s: float
+
+
 class SpokenItem(TypedDict):
     """Audio for one text in a batch.
 
@@ -267,6 +275,8 @@ class SpokenItem(TypedDict):
     media_type: str
     untimed_words: NotRequired[list[str]]
     finish_reason: NotRequired[Limit]
+    faults: NotRequired[list[SpeechFault]]
+    redrawn: NotRequired[int]
 
 
 class FailedItem(TypedDict):

@@ -215,6 +215,8 @@ class Metrics:
         )
         self.silent = Counter("audio_skipped", "Utterances without audible audio", LABELS, registry=self.registry)
         self.cut = Counter("audio_cut", "Utterances ended by a limit", [*LABELS, "reason"], registry=self.registry)
+        self.faults = Counter("audio_faults", "Faults of utterances", [*LABELS, "fault"], registry=self.registry)
+        self.redrawn = Counter("audio_redrawn", "Clauses generated again", LABELS, registry=self.registry)
         self.left = Counter("audio_left", "Utterances that did not complete", LABELS, registry=self.registry)
         self.interrupted = Counter(
             "audio_interrupted", "Replies interrupted by the user's speech", registry=self.registry
@@ -356,7 +358,7 @@ class SpeechTrace(Trace):
 
     @property
     def _counters(self) -> tuple[Counter, ...]:
-        return self._metrics.left, self._metrics.silent, self._metrics.continuous
+        return self._metrics.left, self._metrics.silent, self._metrics.continuous, self._metrics.redrawn
 
     @property
     def _cut(self) -> Counter:
@@ -396,6 +398,9 @@ class SpeechTrace(Trace):
     def _count_sound(self) -> None:
         metrics = self._metrics
         labels = self._labels
+        metrics.redrawn.labels(*labels).inc(self._report.get("redrawn", 0))
+        for fault in self._report.get("faults", ()):
+            metrics.faults.labels(*labels, fault["fault"]).inc()
         if self._sound_s is None:
             metrics.silent.labels(*labels).inc()
         if not self.has_sound:

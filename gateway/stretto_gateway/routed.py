@@ -21,7 +21,8 @@ from stretto_client import (
     SpeechOptions,
     TaskOptions,
 )
-from stretto_client.long_speech import Items, ProducedSpeech, Speech
+from stretto_client.long_speech import Speech
+from stretto_client.produced_speech import Items, ProducedSpeech
 from stretto_client.speech_stream import Audio
 from stretto_client.tries import Tries, patiently
 

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from urllib.parse import quote
 
 import numpy as np
@@ -231,10 +231,19 @@ async def sse_parts(
             report.update(event.report or {})
     if tail := encoder.close():
         yield sse(delta(tail))
-    yield sse({"type": "speech.audio.done", "usage": usage(report)} | untimed_words(report) | limit_reason(report))
+    yield sse({"type": "speech.audio.done", "usage": usage(report)} | quality(report))
 
 
-def untimed_words(report: dict[str, Any]) -> dict[str, list[str]]:
+def quality(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flaws of the speech in a report: words without a time, a limit that ended it, and faults.
+
+    Clauses that were generated again are counted, too. Entries without a value are left out.
+    """
+    checked = {name: report[name] for name in ("faults", "redrawn") if report.get(name)}
+    return untimed_words(report) | limit_reason(report) | checked
+
+
+def untimed_words(report: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the words of the text without a time as `untimed_words`; empty if there are none."""
     return {"untimed_words": words} if (words := report.get("untimed_words")) else {}
 
@@ -492,8 +501,4 @@ async def result(
         "audio_data": base64.b64encode(audio).decode(),
         "media_type": MEDIA_TYPES[item.response_format],
     }
-    if words := report.get("untimed_words"):
-        spoken["untimed_words"] = words
-    if limit := limit_of(report):
-        spoken["finish_reason"] = limit
-    return spoken
+    return cast(SpokenItem, spoken | quality(report))

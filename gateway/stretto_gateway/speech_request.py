@@ -25,6 +25,7 @@ from typing_extensions import Doc
 from stretto_client import FAMILY_OPTIONS, ModelProfile, RecordedVoice, SpeakArguments
 from stretto_client.markup import Markup
 from stretto_contract import schema
+from stretto_contract.speech_checks import ATTEMPTS, MAX_ATTEMPTS, Check
 from stretto_gateway.answers import refused
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.encoding import GREATEST_SPEED, LEAST_SPEED, RATES, default_rate
@@ -132,6 +133,13 @@ class SpeechForm(Voiced):
     instructions: Text | None = Field(default=None, description="how to speak, for families that take instructions")
     response_format: AudioFormat = "mp3"
     markup: Markup = Field(default="auto", description="markup that is not read aloud; `auto`: Markdown, or SSML")
+    check: Check = Field(default="signals", description="`signals`: measure the speech, and list its faults; or `off`")
+    attempts: int = Field(
+        default=ATTEMPTS,
+        ge=1,
+        le=MAX_ATTEMPTS,
+        description="attempts for a clause that is faulty before it is sent",
+    )
     speed: Speed = Field(default=None, description="2 halves the duration; the pitch is unchanged")
     sample_rate: int | None = Field(
         default=None,
@@ -231,7 +239,7 @@ class SpeechFields(WithOptions):
             raise refused("sample_rate", f"one of {', '.join(map(str, rates))} for {self.response_format}", self.rate)
         options = self._honoured(profile, ignored)
         options |= {"encoding": "pcm_s16le", "sample_rate": self.rate, "markup": self.markup}
-        options["voice"] = voice
+        options |= {"voice": voice, "check": self.check, "attempts": self.attempts}
         return options
 
     def _honoured(self, profile: ModelProfile, ignored: Ignored) -> SpeakArguments:

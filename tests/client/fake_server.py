@@ -35,6 +35,7 @@ PROFILE = {
 }
 REPORT = {"finish_reason": "stop", "num_frames": 4, "guided_frames": 4, "guidance_scale": 1.5, "seed": 7}
 REPORT["input_audio_s"] = 1.25  # for requests with recordings
+CHECKED = {"faults": [], "redrawn": 0}  # further fields of a report, from the client
 
 
 @dataclass

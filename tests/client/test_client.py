@@ -22,6 +22,7 @@ from stretto_client import (
     Word,
 )
 from tests.client.fake_server import (
+    CHECKED,
     REPORT,
     Abort,
     Chunk,
@@ -98,7 +99,7 @@ async def test_utterance_is_complete_for_every_stream_ending(serve: Serve, endin
     assert [event.guidance_changes for event in events] == [(), (GuidanceChange(0.04, False),), ()]
     assert [len(event.pcm) for event in events[1:]] == [640, 1280]
     assert events[1].pcm.dtype == np.float32
-    assert events[2].report == REPORT
+    assert events[2].report == REPORT | CHECKED
     assert [event.is_final for event in events] == [False, False, True]
 
 

@@ -12,7 +12,7 @@ import soundfile
 
 from stretto_client.__main__ import main
 from tests.client.conftest import CommandLine
-from tests.client.fake_server import REPORT, Abort, Chunk, Pause, Request, Step, Taken, Until
+from tests.client.fake_server import CHECKED, REPORT, Abort, Chunk, Pause, Request, Step, Taken, Until
 
 UTTERANCE = [
     Chunk(0, None, text="k ae t"),
@@ -44,7 +44,7 @@ async def test_speak_supports_options_words_and_json(run: CommandLine, tmp_path:
     first, second, summary = out.splitlines()
     assert code == 0
     assert [first.split(), second.split()] == [["0.04", "s", "a"], ["0.04", "s", "cat"]]
-    assert json.loads(summary)["report"] == REPORT
+    assert json.loads(summary)["report"] == REPORT | CHECKED
     assert json.loads(summary)["audio_s"] == pytest.approx(0.12)
     assert json.loads(run.requests[0]["options"]) == {"seed": 2, "audio": {"top_k": 5}}
     assert (tmp_path / "b.flac").exists()

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from stretto.codecs.base import CodecSpec, Stateful
-from stretto.family.speech_limits import SpeechLimits, spoken_units
+from stretto.family.speech_limits import SpeechLimits
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
+from stretto_contract.spoken_units import spoken_units
 from tests.fakes import FakeCodec
 
 RATE = 80 / 3  # frames per second

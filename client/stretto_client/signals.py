@@ -1,0 +1,159 @@
+"""Faults of speech that are found without knowing its words: silence, hum, clipping, an abrupt end, a wrong speed.
+
+Samples are measured in blocks of 60 ms, so that the faults do not depend on how the samples are divided into chunks.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stretto_contract import speech_checks
+from stretto_contract.finish_reasons import Limit
+from stretto_contract.spoken_units import spoken_units
+
+BLOCK_S = 0.06
+NUM_BANDS = 8
+LOWEST_BIN = 6  # of the spectrum of a block: 100 Hz
+DYNAMIC_DB = 30.0  # below the loudest band, where a band does not count
+SMOOTHING = 0.2
+SILENT_DB = -50.0  # loudest block that counts as silence
+CLIPPED = 0.999  # smallest magnitude of a clipped sample
+FULL_SCALE = 32_768
+
+
+class Fault(NamedTuple):
+    """Fault of speech.
+
+    Attributes:
+        start_s: Time at which it begins, in seconds from the beginning of the speech.
+        found_s: Duration of the speech with which it has been found, in seconds.
+    """
+
+    name: speech_checks.Fault
+    start_s: float
+    found_s: float
+
+
+@dataclass(frozen=True)
+class SignalLimits:
+    """Limits beyond which speech is faulty. The defaults are for speech of any voice and style.
+
+    Attributes:
+        silence_s: Longest silence, in seconds.
+        hum_s: Longest sound with an unchanged spectrum, in seconds.
+        hum_db: Smallest mean distance of a block from those before, over all bands, at which the spectrum has changed.
+        clipped_share: Largest share of clipped samples.
+        end_db: Largest level of the last 20 ms, in dB below that of the loudest block.
+        least_unit_s: Shortest time in which a unit of the text (`spoken_units`) is spoken, in seconds.
+        most_unit_s: Longest such time, for a text of at least `min_units`.
+        min_units: Number of units below which the speed is not measured.
+    """
+
+    silence_s: float = 2.0
+    hum_s: float = 1.5
+    hum_db: float = 2.5
+    clipped_share: float = 0.005
+    end_db: float = 6.0
+    least_unit_s: float = 0.02
+    most_unit_s: float = 0.21
+    min_units: int = 20
+
+
+class SignalMeter:
+    """Measures the samples of one text as they arrive.
+
+    Args:
+        text: The text that is spoken.
+        sample_rate: Sample rate in Hz.
+        limits: Limits of the speech.
+    """
+
+    def __init__(self, text: str, sample_rate: int, limits: SignalLimits = SignalLimits()):
+        self._num_units = spoken_units(text)
+        self._sample_rate = sample_rate
+        self._limits = limits
+        self._size = round(BLOCK_S * sample_rate)
+        self._unmeasured = np.zeros(0, np.float32)
+        self._num_blocks = 0
+        self._num_loud = 0  # blocks that are not silent
+        self._num_clipped = 0
+        self._num_silent = 0  # silent blocks up to now
+        self._num_steady = 0  # blocks up to now with a steady spectrum
+        self._mean = np.zeros(NUM_BANDS)  # bands of the steady blocks, in dB
+        self._peak_db = -np.inf
+
+    def push(self, pcm: NDArray[Any]) -> Iterator[Fault]:
+        """Yield the faults that the next samples complete.
+
+        Args:
+            pcm: Samples [n]: floating-point in [-1, 1], or int16.
+        """
+        samples = pcm.astype(np.float32) / FULL_SCALE if pcm.dtype == np.int16 else pcm.astype(np.float32)
+        self._num_clipped += int(np.count_nonzero(np.abs(samples) >= CLIPPED))
+        samples = np.concatenate([self._unmeasured, samples])
+        num_whole = len(samples) // self._size * self._size
+        self._unmeasured = samples[num_whole:]
+        for block in samples[:num_whole].reshape(-1, self._size):
+            yield from self._measure(block)
+
+    def _measure(self, block: NDArray[np.float32]) -> Iterator[Fault]:
+        level_db = level(block)
+        self._peak_db = max(self._peak_db, level_db)
+        is_silent = level_db < SILENT_DB
+        bands = bands_of(block)
+        is_steady = float(np.abs(bands - self._mean).mean()) < self._limits.hum_db
+        self._mean = self._mean + SMOOTHING * (bands - self._mean) if is_steady else bands
+        self._num_blocks += 1
+        self._num_loud += not is_silent
+        self._num_silent = self._num_silent + 1 if is_silent else 0
+        self._num_steady = self._num_steady + 1 if is_steady and not is_silent else 0
+        if self._num_silent == round(self._limits.silence_s / BLOCK_S):
+            yield self._long("silence", self._num_silent)
+        if self._num_steady == round(self._limits.hum_s / BLOCK_S):
+            yield self._long("hum", self._num_steady)
+
+    def _long(self, name: speech_checks.Fault, num_blocks: int) -> Fault:
+        """Return a fault that consists of the last blocks."""
+        return Fault(name, (self._num_blocks - num_blocks) * BLOCK_S, self._num_blocks * BLOCK_S)
+
+    def end(self, limit: Limit | None = None) -> Iterator[Fault]:
+        """Yield the faults of the speech as a whole, after its last samples.
+
+        Args:
+            limit: Limit that has ended the speech, whose end and speed are then not measured; None for no limit.
+        """
+        num_samples = self._num_blocks * self._size + len(self._unmeasured)
+        end_s = num_samples / self._sample_rate
+        if self._num_clipped > self._limits.clipped_share * num_samples:
+            yield Fault("clipping", 0.0, end_s)
+        if limit in ("ceiling", "repetition"):
+            yield Fault(limit, end_s, end_s)
+        if limit is not None:
+            return
+        end = self._unmeasured[-round(0.02 * self._sample_rate) :]
+        if len(end) and level(end) > max(SILENT_DB, self._peak_db - self._limits.end_db):
+            yield Fault("abrupt_end", end_s, end_s)
+        if self._num_units < self._limits.min_units:
+            return
+        unit_s = self._num_loud * BLOCK_S / self._num_units
+        if unit_s < self._limits.least_unit_s:
+            yield Fault("too_fast", 0.0, end_s)
+        if unit_s > self._limits.most_unit_s:
+            yield Fault("too_slow", 0.0, end_s)
+
+
+def level(pcm: NDArray[np.float32]) -> float:
+    """Return the root mean square of samples [n] in dB, where a full-scale square wave has 0 dB."""
+    return float(10 * np.log10(np.mean(np.square(pcm, dtype=np.float64)) + 1e-12))
+
+
+def bands_of(pcm: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the level of samples [n] in each of NUM_BANDS bands of equal width on a logarithmic scale, in dB."""
+    power = np.square(np.abs(np.fft.rfft(pcm * np.hanning(len(pcm)))))
+    edges = np.geomspace(LOWEST_BIN, len(power), NUM_BANDS + 1).astype(int)
+    bands_db = 10 * np.log10(np.add.reduceat(power, edges[:-1]) + 1e-9)
+    audible: NDArray[np.float64] = np.maximum(bands_db, bands_db.max() - DYNAMIC_DB)
+    return audible

@@ -1,0 +1,10 @@
+"""Checks of speech while it is generated, and the faults that they find."""
+
+from typing import Literal, get_args
+
+Check = Literal["off", "signals"]
+CHECKS: tuple[Check, ...] = get_args(Check)
+MAX_ATTEMPTS = 5  # to speak a clause
+ATTEMPTS = 2
+# Faults for which a limit of the server has ended the speech have its name (`finish_reason`).
+Fault = Literal["silence", "hum", "clipping", "abrupt_end", "too_fast", "too_slow", "ceiling", "repetition"]
