@@ -1,8 +1,8 @@
 """Speech that is measured while it arrives, and generated again with another seed if it is faulty.
 
 Speech that has been sent is never changed, so a clause can only be generated again while all of it is held back. The
-first clause is not held back, because it would be played later. A later one is held back for half of the duration of the
-clauses before it (`Lead`), which the player is still playing. This depends on the samples only, not on times, so that
+first clause is sent as it arrives. A later one is held back for half of the duration of the clauses before it (`Lead`),
+which the player is still playing. This depends on the samples only, not on times, so that
 the same text and seed give the same speech.
 """
 
