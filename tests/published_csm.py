@@ -1,16 +1,19 @@
 """A CSM release in transformers' layout with small random weights, and replies of transformers' classes."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from transformers import CsmConfig, CsmForConditionalGeneration, DynamicCache
 
 from lab.releases.random_espnet import write_tokenizer
 from lab.releases.random_tensors import split_weights
 from stretto.convert.command import main
+from stretto.families.csm.family import SAMPLING
 from stretto.family.base import Family
 from stretto.family.plugin import family_at
 from stretto.records.prompt import Prompt
@@ -18,10 +21,18 @@ from tests.codecs.test_mimi import SMALL as MIMI
 
 NUM_CODEBOOKS, CODEBOOK_SIZE, NUM_TEXT_IDS, WIDTH = 6, 32, 330, 64
 UNUSED = 3  # ids after the codes of each table, as published
+FIRST_IDS = NUM_TEXT_IDS + CODEBOOK_SIZE * np.arange(NUM_CODEBOOKS)
 BEGIN, END, PAD, END_OF_AUDIO = range(318, 322)  # after the tokenizer's others
 SPECIAL = {"<|begin_of_text|>": BEGIN, "<|end_of_text|>": END, "<|AUDIO|>": PAD, "<|audio_eos|>": END_OF_AUDIO}
 # As published, but for lengths that the tests can outlast.
-ROPE = {"rope_type": "llama3", "factor": 32.0, "rope_theta": 500000.0}
+SCALING = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 0.125,
+    "high_freq_factor": 0.5,
+    "original_max_position_embeddings": 32,
+}
+SCALING_OF_DEPTH = {"low_freq_factor": 0.002, "high_freq_factor": 0.008, "original_max_position_embeddings": 16}
 LAYERS = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
@@ -40,8 +51,7 @@ CONFIG: dict[str, Any] = {
     "bos_token_id": BEGIN,
     "audio_token_id": PAD,
     "audio_eos_token_id": END_OF_AUDIO,
-    "rope_parameters": ROPE
-    | {"low_freq_factor": 0.125, "high_freq_factor": 0.5, "original_max_position_embeddings": 32},
+    "rope_parameters": {"rope_theta": 500000.0, **SCALING},
     "depth_decoder_config": {
         **LAYERS,
         "num_codebooks": NUM_CODEBOOKS,
@@ -50,8 +60,7 @@ CONFIG: dict[str, Any] = {
         "intermediate_size": 48,
         "head_dim": 16,
         "max_position_embeddings": NUM_CODEBOOKS + 1,
-        "rope_parameters": ROPE
-        | {"low_freq_factor": 0.002, "high_freq_factor": 0.008, "original_max_position_embeddings": 16},
+        "rope_parameters": {"rope_theta": 500000.0, **SCALING, **SCALING_OF_DEPTH},
     },
     "codec_config": MIMI | {"model_type": "mimi", "num_quantizers": NUM_CODEBOOKS, "codebook_size": CODEBOOK_SIZE},
 }
@@ -139,65 +148,76 @@ def write_saved(folder: Path, model: CsmForConditionalGeneration) -> CsmRelease:
     return CsmRelease(folder, model, "")
 
 
+def prompt_of(index: int, num_frames: int, scale: float = 1.0) -> Prompt:
+    """Return a greedy request with the words of one or two turns, and the first turn's frames between them."""
+    random = np.random.default_rng(index)
+    words = np.full((3 + 5 * index, NUM_CODEBOOKS), PAD, np.int32)
+    words[:, 0] = [BEGIN, *random.integers(5, NUM_TEXT_IDS - 8, len(words) - 2), END]
+    frames = FIRST_IDS + random.integers(CODEBOOK_SIZE, size=(num_frames, NUM_CODEBOOKS))
+    rows = np.concatenate([words, frames, words] if num_frames else [words]).astype(np.int32)
+    sampling = SAMPLING
+    audio = replace(sampling.audio, temperature=0.0, max_rows=14 + index)
+    return Prompt("speak", rows, replace(sampling, audio=audio, guidance_scale=scale, seed=index))
+
+
 class CsmReference:
     """Reference replies from transformers' classes: `generate`, or a recomputation for every code if guided."""
 
-    def __init__(self, model: CsmForConditionalGeneration, family: Family):
-        self.model, self.family = model, family
-        self._starts = torch.tensor([ids.start for ids in family.layout.audio])
+    def __init__(self, model: CsmForConditionalGeneration):
+        self.model = model
 
-    def embeds(self, rows: torch.Tensor) -> torch.Tensor:
+    def reply(self, prompt: Prompt) -> list[list[int]]:
+        """Return the greedy reply: rows of absolute ids, including the frame that ends the audio."""
+        guide = self.generated if prompt.sampling.guidance_scale == 1.0 else self.guided
+        return (guide(prompt).numpy() + FIRST_IDS).tolist()
+
+    def embeds(self, rows: np.ndarray) -> Tensor:
         """Embed rows of ids [P, K], text or frames, as the backbone reads them, [P, H]."""
-        is_frame = rows[:, 1] != self.family.layout.pad_id
-        text = self.model.embed_text_tokens(torch.where(is_frame, 0, rows[:, 0]))
-        codes = torch.where(is_frame[:, None], rows - self._starts, 0)
-        return torch.where(is_frame[:, None], self.model.backbone_model.embed_tokens(codes[None])[0], text)
+        is_frame = rows[:, 1:2] != PAD
+        text = self.model.embed_text_tokens(torch.from_numpy(np.where(is_frame, 0, rows[:, :1]))[:, 0])
+        codes = torch.from_numpy(np.where(is_frame, rows - FIRST_IDS, 0))
+        frames = self.model.backbone_model.embed_tokens(codes[None])[0]
+        return torch.where(torch.from_numpy(is_frame), frames, text)
 
     @torch.no_grad()
-    def generated(self, prompt: Prompt) -> list[list[int]]:
-        """Return the greedy reply of `generate`: rows of absolute ids, including the frame that ends the audio."""
-        embeds = self.embeds(torch.from_numpy(prompt.rows).long())[None]
-        codes = self.model.generate(
-            inputs_embeds=embeds,
+    def generated(self, prompt: Prompt) -> Tensor:
+        """Return the codes of `generate`, [T, K]."""
+        return self.model.generate(
+            inputs_embeds=self.embeds(prompt.rows)[None],
             do_sample=False,
             depth_decoder_do_sample=False,
             max_new_tokens=prompt.sampling.audio.max_rows,
-        )
-        return (codes[0] + self._starts).tolist()
+        )[0]
 
     @torch.no_grad()
-    def guided(self, prompt: Prompt) -> list[list[int]]:
-        """Return a guided reply of this many rows, from two replies whose logits are merged code by code."""
-        rows = torch.from_numpy(prompt.rows).long()
-        unconditional, hidden = rows.clone(), self.family.unconditional
-        hides = slice(hidden.keep_first, len(rows) - hidden.keep_last)
-        unconditional[hides] = self.family.layout.pad_id
-        unconditional[hides, 0] = hidden.null_id
-        contexts = torch.stack([self.embeds(rows), self.embeds(unconditional)])
-        frames, scale = [], prompt.sampling.guidance_scale
+    def guided(self, prompt: Prompt) -> Tensor:
+        """Return the codes of a guided reply of `max_rows` rows, from two replies whose logits are merged, [T, K]."""
+        unconditional = prompt.rows.copy()
+        unconditional[1:-1] = PAD
+        contexts = torch.stack([self.embeds(prompt.rows), self.embeds(unconditional)])
+        frames = list[Tensor]()
         for _ in range(prompt.sampling.audio.max_rows):
             states = self.model.backbone_model(inputs_embeds=contexts, use_cache=False).last_hidden_state[:, -1]
-            codes = [_merged(self.model.lm_head(states), scale)]
+            codes = [_merged(self.model.lm_head(states), prompt)]
             for _ in range(NUM_CODEBOOKS - 1):
                 logits = self.model.depth_decoder(
                     input_ids=torch.tensor([[0, *codes]] * 2),
                     backbone_last_hidden_state=states,
                     past_key_values=DynamicCache(),
                 ).logits
-                codes.append(_merged(logits[:, -1], scale))
-            frames.append((torch.tensor(codes) + self._starts).tolist())
-            frame = self.model.backbone_model.embed_tokens(torch.tensor([[codes]]))
+                codes.append(_merged(logits[:, -1], prompt))
+            frames.append(torch.tensor(codes))
+            frame = self.model.backbone_model.embed_tokens(frames[-1][None, None])
             contexts = torch.cat([contexts, frame.expand(2, 1, -1)], 1)
-        return frames
+        return torch.stack(frames)
 
 
-def _merged(logits: torch.Tensor, scale: float) -> int:
+def _merged(logits: Tensor, prompt: Prompt) -> int:
     conditional, unconditional = logits
-    return int((unconditional + scale * (conditional - unconditional)).argmax())
+    return int((unconditional + prompt.sampling.guidance_scale * (conditional - unconditional)).argmax())
 
 
-def convert(folder: Path, model: CsmForConditionalGeneration) -> tuple[Path, Family, CsmReference]:
-    """Write a release to `folder` and convert it; return the checkpoint, its family, and the reference."""
+def convert(folder: Path, model: CsmForConditionalGeneration) -> tuple[Path, Family]:
+    """Write a release to `folder` and convert it; return the checkpoint and its family."""
     checkpoint = write_release(folder / "release", model).convert(folder / "converted")
-    family = family_at(checkpoint)
-    return checkpoint, family, CsmReference(model, family)
+    return checkpoint, family_at(checkpoint)

@@ -5,7 +5,7 @@ from importlib.metadata import entry_points
 
 import lab  # noqa: F401  (registers the families)
 from stretto.families.bagpiper.family import BagpiperVocabulary, bagpiper
-from stretto.families.csm.family import CsmVocabulary, csm, llama3_rope
+from stretto.families.csm.family import DEPTH, CsmVocabulary, csm
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds, qwen3_tts
 from stretto.family.base import DepthSpec, Family
@@ -20,9 +20,8 @@ SMALL_BAGPIPER = BagpiperVocabulary(
 SMALL_OPUSLM = OpusVocabulary(vocab_size=432, text=(372, 432), ssl=(256, 276), codec=276, codebook_size=12)
 
 # 60 ids of text, six codebooks of 8 codes each; two zeros end a reply, so that some do so by chance.
-SMALL_DEPTH = DepthSpec(
-    24, 40, 2, num_heads=2, num_kv_heads=1, head_dim=16, eps=1e-5, rope=llama3_rope(32, 0.1, 0.5, 4)
-)
+ROPE = {**DEPTH.rope, "low_freq_factor": 0.1, "high_freq_factor": 0.5, "original_max_position_embeddings": 4}
+SMALL_DEPTH = DepthSpec(24, 40, 2, num_heads=2, num_kv_heads=1, head_dim=16, eps=1e-5, rope=ROPE)
 SMALL_CSM = CsmVocabulary(60, 6, 8, 56, 57, 58, 59, num_end_codebooks=2, max_model_len=512, depth=SMALL_DEPTH)
 
 # 60 ids of text, then 8 codes and 32 markers, three more codebooks.

@@ -18,7 +18,6 @@ from stretto.testing.reference import ReferenceModel
 from tests import published_csm as csm
 from tests.engine.adapters import write_adapter, write_merged
 from tests.engine.harness import DEFAULTS, Engine
-from tests.engine.test_csm import make_prompt as make_turns
 from tests.random_checkpoints import write_checkpoint, write_modules
 from tests.reference.module_lm import ModuleReference
 from tests.speech_families import EIGHT_STREAMS, MODULES
@@ -91,14 +90,15 @@ def test_one_batch_mixes_adapters(adapted: Adapted) -> None:
 def test_adapter_leaves_the_depth_transformer_unchanged(tmp_path: Path) -> None:
     """Adapters do not change the depth transformer, although its layers have the same names as the backbone's."""
     model = csm.make_model()
-    checkpoint, family, reference = csm.convert(tmp_path, model)
-    prompt = make_turns(family, 1)
-    plain = reference.generated(prompt)
+    reference = csm.CsmReference(model)
+    checkpoint, _ = csm.convert(tmp_path, model)
+    prompt = csm.prompt_of(1, num_frames=9)
+    plain = reference.reply(prompt)
     folder = write_adapter(tmp_path / "narrator", checkpoint, 0)
     merged = load_file(write_merged(tmp_path / "merged", checkpoint, folder) / "model.safetensors")
     for name, weight in model.backbone_model.layers.named_parameters():
         weight.copy_(merged[f"model.layers.{name}"])
-    changed = reference.generated(prompt)
+    changed = reference.reply(prompt)
     assert plain != changed
     with Engine(checkpoint, adapters={"narrator": folder}, max_model_len=LENGTH) as engine:
         answers = engine.run({"plain": prompt, "changed": replace(prompt, adapter="narrator")})

@@ -18,6 +18,7 @@ from tests.published_checkpoints import FAMILIES, convert, write_release
 PCM = np.zeros(16_000, np.float32)
 SECOND: dict[str, Any] = {"pcm_in": PCM, "sample_rate": 16_000}
 CODES = [[5, 6]] * 9
+USER = {"role": "user", "text": "o"}
 TASKS = [
     None,
     "tts",
@@ -57,7 +58,7 @@ def messages(*turns: dict[str, Any]) -> str:
         ("opuslm", RawRequest(messages=messages({"role": "user", "codes": CODES})), "asr", 3 + 10 + 1),
         (
             "opuslm",
-            RawRequest(messages=messages({"role": "system", "codes": CODES}, {"role": "user", "text": "o"})),
+            RawRequest(messages=messages({"role": "system", "codes": CODES}, USER)),
             "tts",
             3 + 1 + 8 + 1 + 508 + 1,
         ),
@@ -123,13 +124,15 @@ def test_text_is_recoverable_from_the_rows(preprocessors: dict[str, Preprocessor
         ("opuslm", RawRequest(text="o", **SECOND), "pcm_in: expected only text for task 'tts', got audio and text"),
         (
             "opuslm",
-            RawRequest(messages=messages({"role": "user", "codes": CODES[:8]})),
-            "messages[0].codes: expected 9 streams, got 8 streams",
+            RawRequest(
+                messages=messages({"role": "system", "audio": "pcm_in"}, {"role": "user", "text": "o"}), **SECOND
+            ),
+            "messages[0].audio: expected a recording of a voice, got silence",
         ),
         (
-            "opuslm_dialogue",
-            RawRequest(messages=messages({"role": "user", "codes": [[5], *[[12]] * 8]})),
-            "messages[0].codes[1]: expected codes in [0, 12), got 12",
+            "opuslm",
+            RawRequest(messages=messages({"role": "user", "codes": CODES[:8]})),
+            "messages[0].codes: expected 9 streams, got 8 streams",
         ),
         (
             "opuslm_dialogue",

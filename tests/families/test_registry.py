@@ -234,12 +234,12 @@ def test_checkpoint_config_with_code_loading_keys_is_refused(key: str, tmp_path:
             "speech_vocabulary: expected a valid value, got an error: tail must be one of padded, sampled, got 'free'",
         ),
         (
-            {"speech_family": "vibevoice", "speech_vocabulary": {"num_numbers": 64.5}},
-            r"speech_vocabulary\.num_numbers: expected a valid integer, got 64\.5",
+            {"speech_family": "csm", "speech_vocabulary": {"num_codebooks": 64.5}},
+            r"speech_vocabulary\.num_codebooks: expected a valid integer, got 64\.5",
         ),
         (
-            {"speech_family": "vibevoice", "speech_vocabulary": {"is_tied": "no"}},
-            r"speech_vocabulary\.is_tied: expected a valid boolean, got 'no'",
+            {"speech_family": "qwen3_tts", "speech_vocabulary": {"takes_instructions": "no"}},
+            r"speech_vocabulary\.takes_instructions: expected a valid boolean, got 'no'",
         ),
     ],
 )
@@ -253,24 +253,6 @@ def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
         family_at(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "alphabet", "phonemes", "expected"),
-    [
-        ("cosyvoice3", "cmu", "HH AH0 L OW1", "[HH][AH0][L][OW1]"),
-        ("cosyvoice3", "pinyin", "chong2 nü3 lüe4 er2 de5 jiu3", "[ch][óng][n][ǚ][l][vè][ér][d][e][j][iǔ]"),
-        ("voxcpm2", "cmu", "HH AH0 L OW1", "{HH AH0 L OW1}"),
-        ("voxcpm2", "pinyin", "ni3 hao3", "{ni3}{hao3}"),
-        ("cosyvoice3", "pinyin", "ni3 nü1", None),
-        ("cosyvoice3", "ipa", "a", None),
-        ("tiny", "cmu", "HH", None),
-    ],
-)
-def test_families_write_phonemes_in_their_notation(
-    name: str, alphabet: str, phonemes: str, expected: str | None
-) -> None:
-    entry, family = DictionaryEntry("a", phonemes, alphabet), read_family({"speech_family": name})
-    if expected is None:
-        with pytest.raises(ValueError, match=", got "):
-            spelling(entry, family)
-    else:
-        assert spelling(entry, family) == expected
+def test_family_without_phonemes_refuses_an_entry_with_them() -> None:
+    with pytest.raises(ValueError, match=", got "):
+        spelling(DictionaryEntry("a", "HH", "cmu"), TINY)

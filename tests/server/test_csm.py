@@ -4,8 +4,6 @@ Replies equal those of transformers' classes for the release, with greedy sampli
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,11 +11,11 @@ import pytest
 
 from stretto.codecs.base import load_codec
 from stretto.preprocessing.request import Preprocessor
-from tests.published_csm import CODEBOOK_SIZE, NUM_CODEBOOKS, CsmReference, convert, make_model
-from tests.server.conftest import ServedCheckpoint, served_checkpoint
+from tests.published_csm import CODEBOOK_SIZE, FIRST_IDS, NUM_CODEBOOKS, CsmReference, convert, make_model
+from tests.server.conftest import ServedCheckpoint, serves
 from tests.server.published import check_sound, prepared
 
-# By night: tests/engine/test_csm.py holds the same release, converted as here, to the same classes; its prompts and its
+# By night: tests/families/csm holds the same release, converted as here, to the same classes; its prompts and its
 # codec have tests of their own, and frames of another depth transformer go through a server in the suite.
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
@@ -46,34 +44,16 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@dataclass(frozen=True)
-class ServedCsm(ServedCheckpoint):
-    """Server for a release, and the reference for its replies."""
-
-    reference: CsmReference
-
-    def codes(self, options: dict[str, Any], inputs: dict[str, Any]) -> np.ndarray:
-        """Return the codes [K, T] of the reply to a request."""
-        prompt = prepared(Preprocessor(self.checkpoint), options, inputs)
-        guided = prompt.sampling.guidance_scale != 1.0
-        rows = self.reference.guided(prompt) if guided else self.reference.generated(prompt)
-        return np.array(rows).T - np.array([[ids.start] for ids in self.reference.family.layout.audio])
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCsm]:
-    folder = tmp_path_factory.mktemp("csm")
-    checkpoint, _, reference = convert(folder, make_model())
-    with served_checkpoint(folder, checkpoint) as server:
-        yield ServedCsm(server, checkpoint, reference)
+served = serves(lambda folder: convert(folder, make_model())[0])
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_served_model_streams_the_reference_codes(served: ServedCsm, case: str) -> None:
+def test_served_model_streams_the_reference_codes(served: ServedCheckpoint, case: str) -> None:
     changes, inputs = CASES[case]
     answer = served.server.ask(OPTIONS | changes, **inputs)
     assert answer.error is None
-    np.testing.assert_array_equal(answer.codes, served.codes(OPTIONS | changes, inputs))
+    rows = CsmReference(make_model()).reply(prepared(Preprocessor(served.checkpoint), OPTIONS | changes, inputs))
+    np.testing.assert_array_equal(answer.codes, (np.array(rows) - FIRST_IDS).T)
     assert len(answer.sounds) >= 2  # how many chunks there are is a matter of the clock
     codec = load_codec("mimi", served.checkpoint, num_codebooks=NUM_CODEBOOKS)
     check_sound(answer.pcm, answer.codes, codec, finish_reason=answer.report["finish_reason"])

@@ -4,14 +4,14 @@ The release is https://huggingface.co/canopylabs/orpheus-3b-0.1-ft. `--codec` is
 https://huggingface.co/hubertsiuzdak/snac_24khz. Text and codes share an embedding table, which is also the head.
 """
 
-from typing import Any
+from typing import Literal
 
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig
 
 from stretto.errors import CheckpointError
-from stretto.family.conversion import AUDIO, Contents, Converted, Release, Tokenizer, common_record
-from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, read_numbers
-from stretto.weights.loading import Part, shapes_of
+from stretto.family.conversion import AUDIO, Contents, Converted, Release, Tokenizer, common_record, unchanged
+from stretto.family.layers import LlamaLayers, layers_plan
+from stretto.family.sections import Integer
 from stretto_orpheus.family import MARKERS, ROWS_PER_FRAME, OrpheusVocabulary
 from stretto_orpheus.snac import published_shape
 
@@ -35,25 +35,28 @@ SPELLED = {
 assert SPELLED.keys() == MARKERS.keys()
 
 
+class Config(LlamaLayers):
+    """config.json of a release."""
+
+    defaults = LlamaConfig
+
+    model_type: Literal["llama"]
+    vocab_size: Integer
+    tie_word_embeddings: bool
+
+
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint, with all tensors as published."""
-    config = read_numbers(LlamaConfig, contents.config)
-    check_heads(config)
+    config = Config.read(contents.config)
     codebook_size = published_shape(release.codec)[1] if release.codec else OrpheusVocabulary.codebook_size
     vocab = vocabulary(config, contents.tokenizer, codebook_size)
-    is_tied = bool(config.tie_word_embeddings)
-    record = {
-        "architectures": ["StrettoLlamaForCausalLM"],
-        "model_type": "llama",
-        **{name: getattr(config, name) for name in LLAMA_NUMBERS},
-        **common_record("orpheus", vocab, config.vocab_size, contents, has_head=not is_tied),
-    }
-    shapes = shapes_of(LlamaForCausalLM, config)
-    kept = {name: Part(name, shape) for name, shape in shapes.items() if not (is_tied and name == HEAD)}
-    return Converted(record, kept, (HEAD,) if is_tied else ())
+    has_head = not config.tie_word_embeddings
+    record = config.record | common_record("orpheus", vocab, config.vocab_size, contents, has_head)
+    tables = dict.fromkeys((EMBEDDINGS, HEAD) if has_head else (EMBEDDINGS,), (config.vocab_size, config.hidden_size))
+    return Converted(record, unchanged(tables) | layers_plan(config.shapes, "model."), () if has_head else (HEAD,))
 
 
-def vocabulary(config: Any, tokenizer: Tokenizer, codebook_size: int) -> OrpheusVocabulary:
+def vocabulary(config: Config, tokenizer: Tokenizer, codebook_size: int) -> OrpheusVocabulary:
     """Return the vocabulary; raise CheckpointError if a marker is missing or the table has too few rows."""
     ids = tokenizer.ids_of((*SPELLED.values(), FIRST, CODE_0), config.vocab_size)
     least = ids[CODE_0] + ROWS_PER_FRAME * codebook_size

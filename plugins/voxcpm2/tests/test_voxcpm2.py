@@ -20,6 +20,7 @@ from plugins.voxcpm2.tests.voxcpm2_release import LATENT_TOLERANCE, MODES, PROMP
 from stretto.errors import CheckpointError
 from stretto.family.plugin import NAME as FAMILY
 from stretto.family.plugin import VOCABULARY, config_at, read_family
+from stretto.family.pronunciations import spelling
 from stretto.family.text import TextTokenizer
 from stretto.preprocessing.request import RawRequest
 from stretto.records.prompt import Prompt
@@ -27,6 +28,7 @@ from stretto.streams.layout import latents_of
 from stretto.testing.limits import asked, talk
 from stretto.testing.releases import SmallRelease, assert_refused
 from stretto.testing.suite import ExpectedReply, FamilyCase
+from stretto_contract.pronunciation import DictionaryEntry
 from stretto_voxcpm2 import PLUGIN
 from stretto_voxcpm2.family import AUDIO_START, REFERENCE_END, REFERENCE_START, VoxCpmVocabulary
 from stretto_voxcpm2.prompt import VoxCpmTokenizer
@@ -157,6 +159,11 @@ class TestVoxCpm2(FamilySuite):
             (
                 asked("a", pcm=np.resize([0.5, -0.5], 6000).astype(np.float32), sample_rate=16000),
                 "messages[0].audio: expected at least 0.4 s, got 0.3750 s",
+            ),
+            (
+                talk(USER, {"role": "assistant", "audio": "pcm_in"}, USER)
+                | {"pcm_in": np.zeros(48_000, np.float32), "sample_rate": 24_000},
+                "messages[1].audio: expected a recording of a voice, got silence",
             ),
             (heard(USER, latents={"steps": 1}), "options.latents.steps: expected an integer in [2, 50], got 1"),
             (heard(USER, guidance_scale=-1), "options.guidance_scale: expected a number in [0.0"),
@@ -330,6 +337,15 @@ def test_implausible_vocabulary_sizes_are_refused(change: dict[str, int], messag
     record = VoxCpmVocabulary().to_record() | change
     with pytest.raises(CheckpointError, match=message):
         read_family({FAMILY: "voxcpm2", VOCABULARY: record})
+
+
+@pytest.mark.parametrize(
+    ("alphabet", "phonemes", "expected"),
+    [("cmu", "HH AH0 L OW1", "{HH AH0 L OW1}"), ("pinyin", "ni3 hao3", "{ni3}{hao3}")],
+)
+def test_phonemes_are_written_in_braces(alphabet: str, phonemes: str, expected: str) -> None:
+    family = read_family({FAMILY: "voxcpm2"})
+    assert spelling(DictionaryEntry("a", phonemes, alphabet), family) == expected
 
 
 def test_characters_without_a_token_are_unknown() -> None:

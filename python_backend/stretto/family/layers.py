@@ -1,15 +1,15 @@
-"""Layers of Qwen3 in a release: their section of config.json, and the names and shapes of their tensors."""
+"""Layers of Llama and Qwen3 in a release: their section of config.json, and the names and shapes of their tensors."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import model_validator
-from transformers import Qwen3Config, Qwen3Model
+from pydantic import Field, model_validator
+from transformers import LlamaConfig, LlamaModel, PretrainedConfig, Qwen3Config, Qwen3Model
 
 from stretto.errors import InvalidRequest
 from stretto.family.base import DepthSpec
 from stretto.family.sections import Epsilon, Integer, NumLayers, Section, Size, Theta
-from stretto.weights.backbones import with_older_keys
+from stretto.weights.backbones import LLAMA_NUMBERS, with_older_keys
 from stretto.weights.loading import Part, Plan, Shape, shapes_of
 
 NUMBERS = (
@@ -24,8 +24,15 @@ NUMBERS = (
 )
 
 
-class Qwen3Layers(Section):
-    """Hyperparameters under the names of either version of transformers: with `rope_theta` or `rope_parameters`."""
+class Layers(Section):
+    """Hyperparameters that Llama and Qwen3 have in common.
+
+    Attributes:
+        defaults: Config class of transformers whose values fields without a default get, because it leaves them out of
+            the sections that it writes. None if these fields must be present.
+    """
+
+    defaults: ClassVar[type[PretrainedConfig] | None] = None
 
     hidden_size: Size
     intermediate_size: Size
@@ -34,14 +41,22 @@ class Qwen3Layers(Section):
     num_key_value_heads: Size
     head_dim: Size
     rms_norm_eps: Epsilon
-    rope_theta: Theta
     hidden_act: Literal["silu"] = "silu"
     attention_bias: Literal[False] = False
 
-    @model_validator(mode="before")
     @classmethod
-    def _with_older_keys(cls, record: Any) -> Any:
-        return with_older_keys(record) if isinstance(record, Mapping) else record
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        if cls.defaults is None:
+            return
+        theta = cls.defaults.default_theta
+        rope = {"rope_theta": theta, "rope_parameters": {"rope_type": "default", "rope_theta": theta}}
+        for name, field in cls.model_fields.items():
+            value = rope.get(name, getattr(cls.defaults, name, None))
+            is_open = field.is_required() or field.default_factory is not None
+            if is_open and value is not None and name != "model_type":
+                field.default = value
+                field.default_factory = None
+        cls.model_rebuild(force=True)
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
@@ -49,6 +64,57 @@ class Qwen3Layers(Section):
             expected = f"a multiple of {self.num_key_value_heads} (num_key_value_heads)"
             raise InvalidRequest("num_attention_heads", expected, self.num_attention_heads)
         return self
+
+
+class LlamaLayers(Layers):
+    """Layers of Llama, with `rope_parameters`, or `rope_theta` and `rope_scaling` as in version 4 of transformers."""
+
+    num_key_value_heads: Size = Field(default_factory=lambda fields: fields["num_attention_heads"])
+    head_dim: Size = Field(default_factory=lambda fields: fields["hidden_size"] // fields["num_attention_heads"])
+    max_position_embeddings: Integer
+    rope_parameters: dict[str, Any]
+    mlp_bias: Literal[False] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_newer_keys(cls, record: Any) -> Any:
+        if not isinstance(record, Mapping) or "rope_theta" not in record:
+            return record
+        scaling = record.get("rope_scaling") or {"rope_type": "default"}
+        return {"rope_parameters": {**scaling, "rope_theta": record["rope_theta"]}, **record}
+
+    @model_validator(mode="after")
+    def _check_width(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:  # which vLLM's layers reject
+            expected = f"a multiple of {self.num_attention_heads} (num_attention_heads)"
+            raise InvalidRequest("hidden_size", expected, self.hidden_size)
+        return self
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """Hyperparameters by their key in config.json."""
+        return {name: getattr(self, name) for name in LLAMA_NUMBERS}
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Shapes of the tensors of all layers and the final norm, by their names in transformers."""
+        return shapes_of(LlamaModel, LlamaConfig(vocab_size=1, **self.numbers))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Hyperparameters for the config.json of a checkpoint."""
+        return {"architectures": ["StrettoLlamaForCausalLM"], "model_type": "llama", **self.numbers}
+
+
+class Qwen3Layers(Layers):
+    """Layers of Qwen3, with `rope_theta` or, as in version 5 of transformers, `rope_parameters`."""
+
+    rope_theta: Theta
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_older_keys(cls, record: Any) -> Any:
+        return with_older_keys(record) if isinstance(record, Mapping) else record
 
     @property
     def numbers(self) -> dict[str, int | float]:
@@ -67,21 +133,15 @@ class Qwen3Layers(Section):
 
 
 class Qwen3Backbone(Qwen3Layers):
-    """Backbone of Qwen3, with the defaults of transformers, which leaves them out of the sections that it writes."""
+    """Backbone of Qwen3, a section of its own in config.json."""
+
+    defaults = Qwen3Config
 
     model_type: Literal["qwen3"] = "qwen3"
-    hidden_size: Size = 4096
-    intermediate_size: Size = 22016
-    num_hidden_layers: NumLayers = 32
-    num_attention_heads: Size = 32
-    num_key_value_heads: Size = 32
-    head_dim: Size = 128
-    rms_norm_eps: Epsilon = 1e-6
-    rope_theta: Theta = 1e4
     rope_scaling: None = None
     use_sliding_window: Literal[False] = False
-    vocab_size: Integer = 151936
-    max_position_embeddings: Integer = 32768
+    vocab_size: Integer
+    max_position_embeddings: Integer
 
     @property
     def record(self) -> dict[str, Any]:

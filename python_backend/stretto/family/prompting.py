@@ -472,6 +472,28 @@ def check_codes(codes: np.ndarray, family: Family, path: str) -> None:
             raise InvalidRequest(f"{path}[{stream}]", f"codes in [0, {len(ids)})", codes[stream].max())
 
 
+def codes_of(piece: Piece, family: Family, encode: Callable[[np.ndarray], np.ndarray] | None) -> np.ndarray:
+    """Return the codes of a recording, int [S, T]: those in the request, or those of its samples.
+
+    Args:
+        piece: The recording.
+        family: The model's family.
+        encode: Function of samples [n] that returns their codes; None if the checkpoint has no audio tokenizer.
+
+    Raises:
+        InvalidRequest: If the codes are outside the family's limits, or there is no function for samples.
+    """
+    if piece.codes is not None:
+        check_codes(piece.codes, family, piece.path)
+        return piece.codes
+    assert piece.pcm is not None, piece.path
+    if encode is None:
+        codes = f"codes [{family.layout.num_output_streams}][T] in messages"
+        expected = f"{codes}, because the checkpoint has no ssl_tokenizer/ (docs/families.md, Requests)"
+        raise InvalidRequest(piece.path, expected, "audio")
+    return encode(piece.pcm)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptRows:
     """Prompt written by a template.

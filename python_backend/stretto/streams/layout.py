@@ -19,10 +19,11 @@ it, positive after it.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -227,6 +228,23 @@ class StreamLayout:
             raise ValueError("frames of several rows need one stream, a codebook without extra ids")
         if any(not self.audio[0].start <= ids.start < ids.stop <= self.audio[0].stop for ids in places):
             raise ValueError(f"places must lie in {self.audio[0]}, got {places}")
+
+    @classmethod
+    def of_frames(cls, starts: Sequence[int], size: int, **others: Any) -> Self:
+        """Return the layout of a family whose audio rows are frames: all output streams are codebooks without delays.
+
+        Args:
+            starts: First id of each codebook. The vocabulary ends with the codes of the last one.
+            size: Number of codes of each.
+            others: Further fields.
+        """
+        return cls(
+            vocab_size=starts[-1] + size,
+            audio=tuple(range(start, start + size) for start in starts),
+            delays=(0,) * len(starts),
+            codebook_streams=tuple(range(len(starts))),
+            **others,
+        )
 
     def _check_latents(self, latents: LatentSpec) -> None:
         streams = tuple(range(1, 1 + len(self.codebook_streams)))

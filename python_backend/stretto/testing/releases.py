@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from stretto.codecs.base import Codec
 from stretto.convert.command import main
 from stretto.family.base import Family
 from stretto.family.plugin import family_at
@@ -82,23 +83,31 @@ class SmallRelease:
         folder: Folder with the release's files and nothing else.
         size: Name of its sizes.
         arguments: Arguments of `stretto convert`, without `--out`.
+        codec: Codec of the preprocessor; None for the checkpoint's.
     """
 
     folder: Path
     size: str
     arguments: Sequence[str]
+    codec: Codec | None = None
 
     @classmethod
-    def written(cls, folder: Path, size: str, write: Callable[[Path, str], Sequence[str | Path]]) -> "SmallRelease":
+    def written(
+        cls,
+        folder: Path,
+        size: str,
+        write: Callable[[Path, str], Sequence[str | Path]],
+        codec: Codec | None = None,
+    ) -> "SmallRelease":
         """Return the release that `write` writes; it returns the arguments of `stretto convert`, without `--out`."""
         folder.mkdir()
-        return cls(folder, size, [str(word) for word in write(folder, size)])
+        return cls(folder, size, [str(word) for word in write(folder, size)], codec)
 
     def copied(self, folder: Path) -> "SmallRelease":
         """Return a copy for edits by `edited`; other files are shared."""
         shutil.copytree(self.folder, folder, copy_function=os.link)
         arguments = [word.replace(str(self.folder), str(folder)) for word in self.arguments]
-        return SmallRelease(folder, self.size, arguments)
+        return SmallRelease(folder, self.size, arguments, self.codec)
 
     def assert_refused(self, *messages: str) -> None:
         """Assert that the conversion is refused in one line with all messages, and writes nothing."""
@@ -122,7 +131,7 @@ class SmallRelease:
     @cached_property
     def preprocessor(self) -> Preprocessor:
         """Preprocessor of the checkpoint."""
-        return Preprocessor(self.checkpoint)
+        return Preprocessor(self.checkpoint, self.codec)
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -24,6 +25,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
 from stretto.family.base import Family
 from stretto.family.plugin import VOCABULARY, FamilyPlugin, config_at
@@ -97,6 +99,7 @@ class FamilyCase:
         edits_by_night: Further ones, for long lists.
         needed_tokens: Tokens that the tokenizer must have.
         published: Function that returns the sizes of a published release.
+        codec: Codec of the tests of prompts, if the release has none.
         prompts: Function that returns inputs of requests, and the expected rows of their prompts, by name.
         refused_inputs: Inputs of a request, and the beginning of the error.
         has_usual_requests: False if the model cannot speak a text without more, such as a voice.
@@ -129,6 +132,7 @@ class FamilyCase:
     edits_by_night: Sequence[tuple[str, Edit, str]] = ()
     needed_tokens: Sequence[str] = ()
     published: Callable[[], PublishedSizes] | None = None
+    codec: Codec | None = None
     prompts: Callable[[SmallRelease], Mapping[str, tuple[Mapping[str, Any], np.ndarray]]] | None = None
     refused_inputs: Sequence[tuple[Mapping[str, Any], str]] = ()
     has_usual_requests: bool = True
@@ -211,12 +215,22 @@ class FamilySuite:
     def releases(cls, tmp_path_factory: pytest.TempPathFactory) -> dict[str, SmallRelease]:
         """Small releases by the name of their sizes."""
         folder = tmp_path_factory.mktemp(cls.case.plugin.name)
-        return {size: SmallRelease.written(folder / size, size, cls.case.write) for size in cls.case.sizes}
+        return {
+            size: SmallRelease.written(folder / size, size, cls.case.write, cls.case.codec) for size in cls.case.sizes
+        }
 
     @pytest.fixture
     def release(self, releases: dict[str, SmallRelease]) -> SmallRelease:
         """The release of the first sizes."""
         return releases[self.case.sizes[0]]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def expected_replies(cls, releases: dict[str, SmallRelease]) -> Callable[[str], Mapping[str, ExpectedReply]]:
+        """Function that returns the expected replies of the release of a size; they are computed once."""
+        assert cls.case.replies is not None
+        replies_of = cls.case.replies
+        return cache(lambda size: replies_of(releases[size]))
 
     @pytest.fixture
     def copied(self, release: SmallRelease, tmp_path: Path) -> SmallRelease:
@@ -369,11 +383,15 @@ class FamilySuite:
         assert str(refusal.value).startswith(expected), str(refusal.value)
 
     @pytest.mark.engine
-    def test_rows_equal_the_expected_ones(self, releases: dict[str, SmallRelease], scheduling: "Scheduling") -> None:
+    def test_rows_equal_the_expected_ones(
+        self,
+        releases: dict[str, SmallRelease],
+        expected_replies: Callable[[str], Mapping[str, ExpectedReply]],
+        scheduling: "Scheduling",
+    ) -> None:
         """Alone, in a batch with cached prompts, and with little memory also preempted."""
-        assert self.case.replies is not None
         release = releases[scheduling.size]
-        replies = self.case.replies(release)
+        replies = expected_replies(scheduling.size)
         prompts = {name: reply.prompt for name, reply in replies.items()}
         expected = dict[str, list[list[int]]]()
         arguments = {**self.case.engine, **scheduling.arguments}

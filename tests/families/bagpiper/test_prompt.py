@@ -135,8 +135,6 @@ def test_assistant_audio_is_delayed_codes_padded_per_codebook() -> None:
         (Piece("user", "messages[0].codes", codes=np.zeros((8, 1), int)), "messages[0].codes: expected audio samples"),
         (Piece("user", "text", text=""), "text: expected text of at least one character"),
         (Piece("assistant", "m.codes", codes=np.zeros((9, 1), int)), "m.codes: expected 8 streams, got 9 streams"),
-        (Piece("assistant", "m.codes", codes=np.full((8, 1), 16)), "m.codes[0]: expected codes in [0, 16), got 16"),
-        (Piece("assistant", "m.codes", codes=np.zeros((8, 1501), int)), "m.codes: expected at most 1500 frames (30 s)"),
     ],
 )
 def test_invalid_prompt_pieces_are_refused_by_field_name(piece: Piece, message: str) -> None:

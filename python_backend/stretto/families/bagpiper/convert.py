@@ -80,9 +80,6 @@ def vocabulary(
     Special tokens come first, followed by the discrete modalities in the order of `multimodal_io`.
 
     Args:
-        config: config.yaml of the release.
-        tensors: Published tensors by name.
-        tokenizer: Text tokenizer.
         codec: Folder of the codec; required if the release does not contain the codec.
 
     Raises:
@@ -136,7 +133,6 @@ def tower_config(config: Mapping[str, Any], path: Path | None, overrides: Mappin
     """Return `audio_config` for config.json.
 
     Args:
-        config: config.yaml of the release.
         path: config.json of the audio encoder; None to use the Qwen3-Omni parameters.
         overrides: Values from the command line.
 
@@ -159,13 +155,7 @@ def tower_config(config: Mapping[str, Any], path: Path | None, overrides: Mappin
 
 
 def plan(language: Mapping[str, tuple[int, ...]], hidden: int, tower: Mapping[str, Any]) -> Plan:
-    """Return the plan of tensors to write. The backbone's names are unchanged.
-
-    Args:
-        language: Shapes of the backbone's tensors by name.
-        hidden: Width of the backbone.
-        tower: `audio_config` of the audio encoder.
-    """
+    """Return the plan of tensors to write. The backbone's names are unchanged."""
     parts = unchanged(language)
     parts["stream_emb.weight"] = Part("stream_bias.weight", (NUM_STREAMS, hidden), _without_first_row)
     parts |= tower_plan(tower, TOWER)

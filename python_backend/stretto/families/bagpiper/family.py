@@ -37,10 +37,8 @@ class BagpiperVocabulary(Vocabulary):
     """Id ranges of text and codes.
 
     Attributes:
-        vocab_size: Number of ids.
         text: Ids of the tokenizer's tokens, in the tokenizer's order.
         first_audio: Pad of stream 0. Each stream has a pad followed by its codes, one stream after the other.
-        codebook_size: Number of codes per stream.
     """
 
     vocab_size: int = 160392

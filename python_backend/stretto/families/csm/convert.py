@@ -5,29 +5,19 @@ uses torchtune names and lacks Mimi. `--model` must therefore be the index of th
 `transformers.safetensors.index.json`.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection
+from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import CsmConfig, CsmForConditionalGeneration
+from transformers import CsmConfig, CsmDepthDecoderConfig
 
 from stretto.errors import CheckpointError
 from stretto.families.csm.family import CsmVocabulary
-from stretto.family.conversion import (
-    AUDIO,
-    Contents,
-    Converted,
-    Release,
-    Tokenizer,
-    common_record,
-    merged,
-    prefixed,
-)
-from stretto.family.layers import depth_spec, layers_plan
-from stretto.untrusted_files import check_value
-from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_layers, read_numbers
-from stretto.weights.loading import Part, Plan, shapes_of
+from stretto.family.conversion import AUDIO, Contents, Converted, Release, common_record, merged, prefixed
+from stretto.family.layers import LlamaLayers, depth_spec, layers_plan
+from stretto.family.sections import Integer, NumCodebooks, Section, Size
+from stretto.weights.loading import Part, Plan, Shape
 
 CODEC = "codec_model."
 GENERATION = AUDIO | prefixed("depth_decoder_", "depth")
@@ -36,12 +26,39 @@ CODES = "depth_decoder.model.embed_tokens.weight"
 CODES_OF_BACKBONE = "backbone_model.embed_tokens.embed_audio_tokens.weight"  # tied to CODES; files may contain either
 PROJECTOR = "depth_decoder.model.inputs_embeds_projector.weight"
 HEADS = "depth_decoder.codebooks_head.weight"
-DEPTH = "depth_decoder.model."
-BACKBONE = "backbone_model."
 BEGIN = "<|begin_of_text|>"
 END = "<|end_of_text|>"
 MARKS = {EMBEDDINGS: "CSM's language model"}
 SESAMES = "codebook0_head.weight"  # https://github.com/SesameAILabs/csm, models.py
+
+
+class Depth(LlamaLayers):
+    """`depth_decoder_config`."""
+
+    defaults = CsmDepthDecoderConfig
+
+
+class Codec(Section):
+    """`codec_config`; its other fields are those of transformers' class for Mimi."""
+
+    codebook_size: Size = 2048
+
+
+class Config(LlamaLayers):
+    """config.json of a release: the backbone, and the ids."""
+
+    defaults = CsmConfig
+    ids_below = "text_vocab_size"
+
+    model_type: Literal["csm"]
+    num_codebooks: NumCodebooks
+    vocab_size: Integer
+    text_vocab_size: Integer
+    pad_token_id: int
+    audio_eos_token_id: int
+    codebook_eos_token_id: Literal[0]
+    depth_decoder_config: Depth
+    codec_config: Codec
 
 
 def convert(release: Release, contents: Contents) -> Converted:
@@ -54,34 +71,10 @@ def convert(release: Release, contents: Contents) -> Converted:
         raise CheckpointError(
             f"{release.model}: expected {index} in transformers format, got Sesame's format (tensor {SESAMES})"
         )
-    config = read_config(contents.config)
-    vocab = vocabulary(config, contents.tokenizer)
-    record = {
-        "architectures": ["StrettoLlamaForCausalLM"],
-        "model_type": "llama",
-        **{name: getattr(config, name) for name in LLAMA_NUMBERS},
-        **common_record("csm", vocab, vocab.layout.vocab_size, contents),
-    }
-    return Converted(record, plan(config, vocab, contents.tensors), (CODEC, CODES_OF_BACKBONE))
-
-
-def read_config(record: Mapping[str, Any]) -> Any:
-    """Parse config.json as a CsmConfig; raise CheckpointError if it belongs to a different or unsupported model."""
-    # Recent versions of transformers repeat `tie_codebooks_embeddings` in this key. Earlier ones accept only False.
-    config = read_numbers(CsmConfig, {name: value for name, value in record.items() if name != "tie_word_embeddings"})
-    check_heads(config)
+    config = Config.read(contents.config)
+    ids = contents.tokenizer.ids_of((BEGIN, END), config.text_vocab_size)
     depth = config.depth_decoder_config
-    check_plain_layers(config)
-    check_plain_layers(depth, "depth_decoder_config.")
-    check_value("codebook_eos_token_id", config.codebook_eos_token_id, 0)
-    return config
-
-
-def vocabulary(config: Any, tokenizer: Tokenizer) -> CsmVocabulary:
-    """Return the vocabulary: tokenizer ids, followed by the ids of Mimi's codebooks."""
-    ids = tokenizer.ids_of((BEGIN, END), config.text_vocab_size)
-    depth = config.depth_decoder_config
-    return CsmVocabulary(
+    vocab = CsmVocabulary(
         num_text_ids=config.text_vocab_size,
         num_codebooks=config.num_codebooks,
         codebook_size=config.codec_config.codebook_size,
@@ -93,24 +86,30 @@ def vocabulary(config: Any, tokenizer: Tokenizer) -> CsmVocabulary:
         max_model_len=config.max_position_embeddings,
         depth=depth_spec(depth, depth.rope_parameters),
     )
+    record = config.record | common_record("csm", vocab, vocab.layout.vocab_size, contents)
+    return Converted(record, plan(config, contents.tensors), (CODEC,))
 
 
-def plan(config: Any, vocab: CsmVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the plan of tensors to write; layers keep their names except for the prefix.
+def plan(config: Config, names: Collection[str]) -> Plan:
+    """Return the plan of tensors to write.
 
     Args:
-        config: CsmConfig of the release.
-        vocab: Vocabulary.
-        tensors: Published tensors by name.
+        config: config.json of the release.
+        names: Names of the published tensors, one or both of CODES and CODES_OF_BACKBONE among them.
     """
-    shapes = shapes_of(CsmForConditionalGeneration, config)
-    of_backbone = CODES_OF_BACKBONE if CODES_OF_BACKBONE in tensors else CODES
-    of_depth = CODES if CODES in tensors else CODES_OF_BACKBONE
-    size = vocab.codebook_size
+    depth = config.depth_decoder_config
+    width = config.hidden_size
+    num_codebooks = config.num_codebooks
+    num_codes = config.codec_config.codebook_size
+    codes: Shape = (num_codebooks * config.vocab_size, width)
+    of_backbone = CODES_OF_BACKBONE if CODES_OF_BACKBONE in names else CODES
+    of_depth = CODES if CODES in names else CODES_OF_BACKBONE
+    heads: Shape = (num_codebooks - 1, depth.hidden_size, config.vocab_size)
+    projector: Shape = (depth.hidden_size, width)
 
     def table(stored: Tensor) -> Tensor:
         """Return the embeddings of existing codes, [K, C, W]."""
-        return stored.view(vocab.num_codebooks, config.vocab_size, config.hidden_size)[:, :size]
+        return stored.unflatten(0, (num_codebooks, -1))[:, :num_codes]
 
     def with_codes(text: Tensor, codes: Tensor) -> Tensor:
         return torch.cat([text, table(codes).flatten(0, 1)])
@@ -120,12 +119,13 @@ def plan(config: Any, vocab: CsmVocabulary, tensors: Mapping[str, Tensor]) -> Pl
         seen = table(codes)[:-1].flatten(0, 1)
         return (seen.float() @ projector.float().T).to(codes.dtype)
 
+    text = {EMBEDDINGS: (config.text_vocab_size, width), of_backbone: codes}
     return {
-        **merged("model.embed_tokens.weight", with_codes, {name: shapes[name] for name in (EMBEDDINGS, of_backbone)}),
-        "lm_head.weight": Part("depth.first_head", shapes["lm_head.weight"], lambda stored: stored[:size]),
-        **merged("depth.embed", projected, {name: shapes[name] for name in (of_depth, PROJECTOR)}),
-        PROJECTOR: Part("depth.project.weight", shapes[PROJECTOR]),
-        HEADS: Part("depth.heads", shapes[HEADS], lambda stored: stored.transpose(1, 2)[:, :size]),
-        **layers_plan(shapes, BACKBONE),
-        **layers_plan(shapes, DEPTH, "depth."),
+        **merged("model.embed_tokens.weight", with_codes, text),
+        "lm_head.weight": Part("depth.first_head", (config.vocab_size, width), lambda stored: stored[:num_codes]),
+        **merged("depth.embed", projected, {of_depth: codes, PROJECTOR: projector}),
+        PROJECTOR: Part("depth.project.weight", projector),
+        HEADS: Part("depth.heads", heads, lambda stored: stored.transpose(1, 2)[:, :num_codes]),
+        **layers_plan(config.shapes, "backbone_model."),
+        **layers_plan(depth.shapes, "depth_decoder.model.", "depth."),
     }

@@ -12,29 +12,13 @@ override them (`speech_vocabulary`).
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from stretto.family.base import ROLES, DepthSpec, Family, Task, UnconditionalContext, Vocabulary, builder
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
-FRAME_RATE = 12.5
 END_CODE = 0
 VOICES = ("0", "1")  # possible speaker numbers of the assistant; the user has the other one
-
-
-def llama3_rope(factor: float, low: float, high: float, length: int) -> dict[str, Any]:
-    """Return the Llama 3 rotary-embedding parameters under the names used by transformers."""
-    return {
-        "rope_type": "llama3",
-        "rope_theta": 5e5,
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": length,
-    }
-
-
 DEPTH = DepthSpec(
     hidden=1024,
     intermediate=8192,
@@ -43,7 +27,14 @@ DEPTH = DepthSpec(
     num_kv_heads=2,
     head_dim=128,
     eps=1e-5,
-    rope=llama3_rope(32.0, 0.001953125, 0.0078125, 16),
+    rope={
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 32.0,
+        "low_freq_factor": 0.001953125,
+        "high_freq_factor": 0.0078125,
+        "original_max_position_embeddings": 16,
+    },
 )
 
 
@@ -53,10 +44,8 @@ class CsmVocabulary(Vocabulary):
 
     Attributes:
         begin, end: Ids at the beginning and the end of a text.
-        pad: Id of an empty stream.
         end_of_audio: Id that marks the end of a reply for the engine; the model does not read it.
         num_end_codebooks: Number of codebooks, counted from the first, that are zero in the frame that ends the audio.
-        depth: Depth transformer.
     """
 
     num_text_ids: int = 128256
@@ -76,15 +65,9 @@ class CsmVocabulary(Vocabulary):
 
     @property
     def layout(self) -> StreamLayout:
-        size = self.codebook_size
         stop = self.num_text_ids + self.num_codebooks * self.codebook_size
-        return StreamLayout(
-            vocab_size=stop,
-            audio=tuple(range(start, start + size) for start in range(self.num_text_ids, stop, size)),
-            delays=(0,) * self.num_codebooks,
-            codebook_streams=tuple(range(self.num_codebooks)),
-            pad_id=self.pad,
-        )
+        starts = range(self.num_text_ids, stop, self.codebook_size)
+        return StreamLayout.of_frames(starts, self.codebook_size, pad_id=self.pad)
 
 
 # Defaults of `Generator.generate`, which apply to all codebooks: `temperature`, `topk`, and a `max_audio_length_ms` of
@@ -95,45 +78,44 @@ SAMPLING = SamplingConfig(
 )
 
 
+SPEAK = Task(
+    "speak",
+    (Segment.AUDIO,),
+    (),
+    ("text",),
+    SAMPLING,
+    also=("audio",),
+    answers="assistant",
+    has_history=True,
+    voice_roles=ROLES,
+)
+
+
 def csm(vocabulary: CsmVocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary."""
     layout = vocabulary.layout
-    first_codes = [ids.start + END_CODE for ids in layout.audio]
     return Family(
         name="csm",
         layout=layout,
-        tasks=(
-            Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING),
-            Task(
-                "speak",
-                (Segment.AUDIO,),
-                (),
-                ("text",),
-                SAMPLING,
-                also=("audio",),
-                answers="assistant",
-                has_history=True,
-                voice_roles=ROLES,
-            ),
-        ),
+        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING), SPEAK),
         codec="mimi",
         end_of_reply=vocabulary.end_of_audio,
         end_of_text=vocabulary.end_of_audio,
         end_of_audio=vocabulary.end_of_audio,
-        guided_streams=tuple(range(layout.num_output_streams)),
+        guided_streams=tuple(range(vocabulary.num_codebooks)),
         unconditional=UnconditionalContext(null_id=vocabulary.pad, keep_first=1, keep_last=1),
         voices=VOICES,
         max_text_chars=4000,
         max_audio_s=60.0,
         max_model_len=vocabulary.max_model_len,
-        frame_rate=FRAME_RATE,
+        frame_rate=12.5,
         first_chunk_frames=2,
         steady_chunk_frames=12,
         tail=NO_TAIL,
         subwords=range(vocabulary.num_text_ids),
         markers={"begin": vocabulary.begin, "end": vocabulary.end},
         depth=vocabulary.depth,
-        end_frame=tuple(first_codes[: vocabulary.num_end_codebooks]),
+        end_frame=tuple(ids.start + END_CODE for ids in layout.audio[: vocabulary.num_end_codebooks]),
     )
 
 

@@ -97,10 +97,6 @@ def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def config_from(front_end: Mapping[str, Any], encoder: Mapping[str, Any]) -> XeusConfig:
     """Return the XEUS hyperparameters, with ESPnet's defaults for missing values.
 
-    Args:
-        front_end: Front-end values from config.yaml.
-        encoder: Encoder values from config.yaml.
-
     Raises:
         TypeError, KeyError, ValueError: If the values belong to another model.
     """
@@ -125,8 +121,6 @@ class ConvertedSslTokenizer:
     """Contents of `ssl_tokenizer/` to be written.
 
     Attributes:
-        record: Contents of the tokenizer's config.json.
-        entries: Tensors to write.
         dropped: Shapes of the tensors that are needed only for training, by name.
     """
 
@@ -322,11 +316,6 @@ def plan(language: Mapping[str, tuple[int, ...]], hidden: int, tensors: Mapping[
     """Return the plan of tensors to write.
 
     The first NUM_STREAMS rows of the head embeddings are used, including row 0.
-
-    Args:
-        language: Shapes of the backbone's tensors by name.
-        hidden: Width of the backbone.
-        tensors: Published tensors by name.
     """
     parts = {RENAMED.get(name, f"corelm.decoders.{name}"): Part(name, shape) for name, shape in language.items()}
     stored = tensors[HEAD_EMBEDDINGS].shape if HEAD_EMBEDDINGS in tensors else ()

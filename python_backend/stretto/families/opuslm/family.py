@@ -72,11 +72,9 @@ class OpusVocabulary(Vocabulary):
     """Id ranges of text, semantic tokens and codes.
 
     Attributes:
-        vocab_size: Number of ids.
         text: First text id, and the id after the last text id.
         ssl: First semantic id, and the id after the last semantic id.
         codec: First id of the first codebook; the other codebooks follow.
-        codebook_size: Number of codes per codebook.
         modalities: Ids of the modality tokens (`<codec_ssl>`, …) by name; they differ between releases.
         tasks: Ids of the task tokens (`<codec_ssl_asr_task>`, …) by name; they differ between releases.
         tail: Key of TAILS for the contents of the streams after the end of audio, which depend on the ESPnet version.

@@ -21,7 +21,7 @@ from stretto.families.opuslm.family import (
 )
 from stretto.family.base import Family, Task
 from stretto.family.encoded_voices import CachedEncoder
-from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, frame_rows, stream0_rows
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, codes_of, frame_rows, stream0_rows
 from stretto.family.text import Subwords, TextTokenizer
 from stretto.streams.layout import Segment
 
@@ -98,18 +98,8 @@ class SegmentWriter:
 
     def _codes(self, piece: Piece) -> np.ndarray:
         """Return codes [9, T]: one semantic code and eight codec codes per frame."""
-        if piece.codes is not None:
-            check_codes(piece.codes, self.family, piece.path)
-            return piece.codes
-        assert piece.pcm is not None, piece.path
-        if self._encoder is None:
-            raise InvalidRequest(
-                piece.path,
-                "codes [9][T] in messages, because the checkpoint has no ssl_tokenizer/ (docs/families.md, Requests)",
-                "audio",
-            )
-        codes = self._encoder.encode(piece.pcm)
-        if codes.shape[1] == 0:
+        codes = codes_of(piece, self.family, None if self._encoder is None else self._encoder.encode)
+        if piece.pcm is not None and codes.shape[1] == 0:
             raise InvalidRequest(piece.path, "audio of at least one frame (0.025 s)", f"{len(piece.pcm)} samples")
         return codes
 

@@ -262,9 +262,7 @@ def text_and_codes(vocab: Qwen3TtsVocabulary, text: Mapping[str, Shape], width: 
     """Return the plan of all embeddings and heads.
 
     Args:
-        vocab: Vocabulary.
         text: Shapes of the text table and of the text projection.
-        width: Width of the talker.
     """
     size = vocab.codebook_size
     end = vocab.codec.eos

@@ -126,16 +126,9 @@ class Qwen3TtsVocabulary(Vocabulary):
     def layout(self) -> StreamLayout:
         size = self.codebook_size
         start = self.num_text_ids + self.num_codec_ids
-        stop = start + (self.num_codebooks - 1) * size
-        first = range(self.num_text_ids, self.num_text_ids + size)
-        return StreamLayout(
-            vocab_size=stop,
-            audio=(first, *(range(start_of_ids, start_of_ids + size) for start_of_ids in range(start, stop, size))),
-            delays=(0,) * self.num_codebooks,
-            codebook_streams=tuple(range(self.num_codebooks)),
-            num_input_only=1,
-            pad_id=self.num_text_ids + self.codec.pad,
-        )
+        others = range(start, start + (self.num_codebooks - 1) * size, size)
+        pad = self.num_text_ids + self.codec.pad
+        return StreamLayout.of_frames([self.num_text_ids, *others], size, num_input_only=1, pad_id=pad)
 
 
 # As published in generation_config.json.

@@ -79,9 +79,6 @@ def open_voices(checkpoint: Path, codec: Codec, device: str, hidden_size: int) -
     """Load a checkpoint's speaker encoder, and combine it with the codec's encoder.
 
     Args:
-        checkpoint: Folder of the checkpoint.
-        codec: The checkpoint's codec.
-        device: torch device.
         hidden_size: Width of the backbone.
 
     Raises:
@@ -197,7 +194,6 @@ class RowWriter:
 
         Args:
             head: Result of `head`.
-            words: Ids of the text.
             is_streaming: True if words are read with the frames; False if all of them precede the first frame.
             voice: Cloned voice, as in `head`.
         """

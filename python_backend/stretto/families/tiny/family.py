@@ -83,7 +83,6 @@ class AlignmentPointer(DrawRules):
         first_frame: Id of the first row of an entry for token `spoken.start`.
         index_base: Id of ordinal 0 on `index_stream`.
         index_stream: Input-only stream of the ordinals.
-        max_entries: Maximum number of entries.
     """
 
     spoken: range

@@ -63,7 +63,6 @@ def matched(spoken: Sequence[Sequence[str]], words: Sequence[str]) -> list[int |
 
     Args:
         spoken: Phonemes of each spoken word.
-        words: Words of the text.
 
     Returns:
         The matching with the largest sum of similarities above LEAST.

@@ -68,7 +68,6 @@ class TinyTemplate:
         """Return the rows [tts][voice] c a t [begin_text], and the words of the normalised text.
 
         Args:
-            text: Text to speak.
             voice: A key of VOICES.
             path: Name of the text in error messages.
             transliterates: True to transliterate letters of other scripts to Latin.
@@ -101,7 +100,6 @@ def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> s
     """Normalise `text` to lower-case words and the punctuation in CHARACTERS.
 
     Args:
-        text: Text to speak.
         path: Name of the text in error messages.
         transliterates: True to transliterate letters of other scripts to Latin.
 

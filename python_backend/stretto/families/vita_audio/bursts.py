@@ -19,7 +19,6 @@ class BurstSchedule:
     """Schedule of multi-token steps, which assigns rows to the backbone and the MCTP modules.
 
     Attributes:
-        name: Name of the schedule in requests and error messages.
         mode: M1, m1, M2, m2 …: the backbone generates M1 rows, one per step. In the last of these steps, the modules
             generate m1 more rows. Then M2 and m2 apply. The last pair repeats.
         num_modules: Number of modules. If an m is larger, the backbone generates the row after the last module's row,
@@ -75,9 +74,6 @@ class BurstSchedule:
         Rows are counted back from the last row that the backbone has read. Module k (from 0) reads row j together with
         the id of row j + k + 1. The modules read a prompt chunk by chunk, and the rows of a multi-token step as far as
         their ids are known. They read the remaining rows in the next multi-token step.
-
-        Args:
-            num_modules: Number of modules of the model.
         """
         extra = self.num_extra(0)
         index = 1 + extra
@@ -99,7 +95,6 @@ class ModuleSchedules(RowSteps):
 
     Attributes:
         num_modules: Number of modules. Module k (from 0) generates row k + 1 after the backbone's row.
-        schedules: Named schedules.
     """
 
     num_modules: int

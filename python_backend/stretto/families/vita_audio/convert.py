@@ -100,12 +100,7 @@ def encoder_numbers(folder: Path) -> dict[str, Any]:
 
 
 def encoder_plan(audio: Mapping[str, Any], hidden_size: int) -> Plan:
-    """Return the plan for the tensors of the encoder and adaptor; names are unchanged except for the prefix.
-
-    Args:
-        audio: `audio_config` in config.json.
-        hidden_size: Width of the backbone.
-    """
+    """Return the plan for the tensors of the encoder and adaptor; names are unchanged except for the prefix."""
     size = audio["output_size"]
     adaptor: dict[str, tuple[int, ...]] = {"pre_proj_layernorm.weight": (size,), "pre_proj_layernorm.bias": (size,)}
     adaptor |= {"mlp.0.weight": (hidden_size, size), "mlp.2.weight": (hidden_size, hidden_size)}
@@ -212,8 +207,6 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int, markers: Sequence[str] = t
 
     Args:
         tokenizer: Text tokenizer, which contains the markers and the codes. The ids of the codes must be contiguous.
-        vocab_size: Number of ids in the model.
-        markers: Names of the markers.
 
     Raises:
         CheckpointError: If a marker is missing, or the codes are not contiguous.
@@ -234,7 +227,6 @@ def plan(record: dict[str, Any], num_modules: int, prefix: str) -> Plan:
 
     Args:
         record: config.json of the checkpoint.
-        num_modules: Number of MCTP modules.
         prefix: Prefix of the modules' published names.
     """
     num_layers = record["num_hidden_layers"] + num_modules

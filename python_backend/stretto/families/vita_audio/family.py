@@ -41,9 +41,7 @@ class VitaVocabulary(Vocabulary):
     """Id ranges: text below `first_audio`, then `codebook_size` codes.
 
     Attributes:
-        markers: Ids of the markers by name.
         ratio: Numbers of text ids and audio ids that alternate in training (see BOOST_RATIO).
-        num_modules: Number of MCTP modules in the checkpoint.
         schedule: Default schedule, a key of SCHEDULES.
     """
 

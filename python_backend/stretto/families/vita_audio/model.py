@@ -146,8 +146,6 @@ def embed_audio(tower: SenseVoice, adaptor: Adaptor, features: Tensor) -> Tensor
     """Encode one audio input.
 
     Args:
-        tower: Audio encoder.
-        adaptor: Projection to the backbone's width.
         features: Stacked log-mel frames, [F, M].
 
     Returns:

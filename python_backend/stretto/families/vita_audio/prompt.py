@@ -33,7 +33,7 @@ from stretto.family.audio_format import KEY
 from stretto.family.base import Family, Task
 from stretto.family.encoded_voices import CachedEncoder
 from stretto.family.plugin import VOCABULARY, config_at
-from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, stream0_rows
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, codes_of, stream0_rows
 from stretto.family.text import Subwords, TextTokenizer
 from stretto.records.prompt import InputAudio
 
@@ -108,8 +108,6 @@ class VitaTemplate:
     """VITA-Audio prompt template.
 
     Args:
-        family: Family of the model.
-        subwords: Converter of text to ids.
         ratio: Interleaving of text and codes, as in `VitaVocabulary`.
         tokenizer: Audio tokenizer, if the checkpoint has one.
         audio: `audio_config` in config.json, if the checkpoint has an audio encoder.
@@ -195,17 +193,8 @@ class VitaTemplate:
 
     def _codes(self, piece: Piece) -> np.ndarray:
         """Return the codes [T] of a piece, 12.5 per second."""
-        if piece.codes is not None:
-            check_codes(piece.codes, self._family, piece.path)
-            return piece.codes[0]
-        assert piece.pcm is not None, piece.path
-        if self._encoder is None:
-            raise InvalidRequest(
-                piece.path,
-                "codes [1][T] in messages, because the checkpoint has no ssl_tokenizer/ (docs/families.md, Requests)",
-                "audio",
-            )
-        return self._encoder.encode(piece.pcm)
+        codes = codes_of(piece, self._family, None if self._encoder is None else self._encoder.encode)
+        return codes if piece.codes is None else codes[0]
 
 
 def interleave(text: list[int], codes: list[int], ratio: Sequence[int], markers: tuple[int, int]) -> list[int]:
@@ -214,8 +203,6 @@ def interleave(text: list[int], codes: list[int], ratio: Sequence[int], markers:
     Runs have the sizes in `ratio` as long as both text and codes remain; the last pair of runs contains the rest.
 
     Args:
-        text: Text ids.
-        codes: Code ids.
         ratio: Alternating numbers of text ids and of audio ids, including markers; the last pair is repeated.
         markers: Ids that mark the beginning and the end of audio.
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from vllm import ir
 from vllm.platforms import current_platform
 
+from stretto.cpu_backend import depth as cpu_depth
 from stretto.cpu_backend import products
 from stretto.cpu_backend.depth import CpuDepth
 from stretto.cpu_backend.int8 import Int8Product, has_int8
@@ -113,3 +114,32 @@ def test_depth_states_match_the_torch_layers(
         for position in (2, 3):
             code = codes + (position - 1) * NUM_CODES
             torch.testing.assert_close(ours.next(code, position), plain.next(code, position), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("is_wide", [False, True], ids=["narrow", "wide"])
+@torch.inference_mode()
+def test_depth_states_do_not_depend_on_the_batch(is_wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch changes from frame to frame. 17 rows are padded to 18, and a single row to two if layers are wide."""
+    if is_wide:
+        monkeypatch.setattr(cpu_depth, "narrow_width", lambda: 1)
+    rope = {"rope_type": "default", "rope_theta": 500000.0}
+    with single_rank(monkeypatch):
+        modules = build(DepthSpec(32, 48, 2, 2, 1, 16, EPSILON, rope), 6, seed=1)
+    plain = PlainDepth(modules)
+    together = CpuDepth(modules)
+    alone = CpuDepth(modules)
+    for depth in (plain, together, alone):
+        depth.prepare(17)
+    for num_rows in (3, 17, 3, 1):
+        hidden = random(num_rows, WIDTH)
+        codes = torch.arange(num_rows) % NUM_CODES
+        expected = plain.begin(hidden, codes)
+        states = together.begin(hidden, codes)
+        first = alone.begin(hidden[:1], codes[:1])
+        for position in range(2, 6):
+            torch.testing.assert_close(states, expected, rtol=2e-5, atol=2e-5)
+            assert torch.equal(first, states[:1])
+            code = codes + (position - 1) * NUM_CODES
+            expected = plain.next(code, position)
+            states = together.next(code, position)
+            first = alone.next(code[:1], position)

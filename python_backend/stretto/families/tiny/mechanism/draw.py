@@ -43,12 +43,7 @@ def advances(
 
 
 class ScriptDraw(RowDraw):
-    """Sampler of rows in numpy or torch, which moves the pointer instead of sampling stream 0 of audio.
-
-    Args:
-        script: Constants of the pointer.
-        given: Arguments of `RowDraw`.
-    """
+    """Sampler of rows in numpy or torch, which moves the pointer instead of sampling stream 0 of audio."""
 
     def __init__(self, script: AlignmentPointer, *arguments: Any):
         super().__init__(*arguments)
@@ -105,15 +100,7 @@ class ScriptDraw(RowDraw):
 
 
 class ScriptProgram(StepProgram):
-    """Kernel launches that sample a step.
-
-    Args:
-        script: Constants of the pointer.
-        readout: Heads and frame predictor.
-        rules: Rules of the family's replies.
-        tables: Slot tables.
-        given: Further arguments of `StepProgram`.
-    """
+    """Kernel launches that sample a step."""
 
     row_functions: ClassVar = RowFunctions(text_is_full, finish_row)
 

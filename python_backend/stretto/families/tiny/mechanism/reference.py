@@ -10,12 +10,7 @@ from stretto.testing import ReferenceRule
 
 
 class Pointer(ReferenceRule):
-    """Entries of a reply's text, and the pointer that moves along them.
-
-    Args:
-        script: Constants of the pointer.
-        prompt: Prompt of the reply.
-    """
+    """Entries of a reply's text, and the pointer that moves along them."""
 
     def __init__(self, script: AlignmentPointer, prompt: Prompt):
         super().__init__(script, prompt)

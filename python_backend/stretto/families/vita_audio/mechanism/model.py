@@ -64,7 +64,6 @@ class ModuleNetwork:
 
     Args:
         model: Model with the modules that `add_modules` added.
-        num_modules: Number of modules.
 
     Attributes:
         rows_hidden: Last hidden states of the step's rows, [max rows, H], valid until the next step.
@@ -85,7 +84,6 @@ class ModuleNetwork:
         As in the published model, rotary positions are those of the embedded rows, not of the processed rows.
 
         Args:
-            k: Index of the module.
             embeds: Embeddings of the rows k + 1 positions after the processed rows, [N, H].
             hidden: Output of module k - 1, or of the backbone if k is 0, [N, H].
             positions: Positions of the processed rows, int [N].

@@ -40,11 +40,8 @@ class ModuleAttention:
     The buffers are separate from those that the model's captured graphs read.
 
     Args:
-        vllm_config: vLLM's configuration.
-        kv_cache_config: Layout of the KV cache.
         block_tables: Block tables of all slots.
         layers: vLLM's names of the modules' attention layers.
-        max_rows: Maximum number of rows.
     """
 
     def __init__(
@@ -87,7 +84,6 @@ class ModuleAttention:
         """Return the attention metadata, keyed by layer name.
 
         Args:
-            spans: Rows of the requests.
             begin: Host copy of `spans.begin`, int32.
             lengths: Host copy of `spans.lengths`, int32.
             max_length: Largest value in `lengths` that the launches must support.
@@ -132,7 +128,6 @@ class ModuleProgram:
         model: Model with `run_module` and `rows_hidden`.
         generated: Embeddings of the rows generated so far.
         ring: Hidden states of the backbone for the last rows of each slot, [R, window, H].
-        attention: Attention metadata of the modules.
         recorder: Graph recorder; None to launch directly.
 
     Attributes:
@@ -178,7 +173,6 @@ class ModuleProgram:
         """Write the modules' inputs for the next step.
 
         Args:
-            step: Batch of the step.
             first: Index of the first row to process, per request, int [B].
         """
         batch = step.batch
@@ -254,7 +248,6 @@ class Runs:
 
     Attributes:
         index: Index of each request in the batch.
-        slots: Run slot of each request.
         first: First row of each run.
         stop: Row after the last row of each run.
     """
@@ -377,8 +370,6 @@ class ModuleRows:
         They are from this step or from the ring.
 
         Args:
-            step: Batch of the step.
-            runs: Rows to process.
             which: Index into `runs` for each row, [N].
             positions: Position of each row, [N].
         """

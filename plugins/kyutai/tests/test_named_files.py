@@ -32,7 +32,11 @@ WRITERS: dict[str, tuple[str, Write]] = {
 }
 
 
-@pytest.fixture(scope="module", params=WRITERS)
+# Matrices of fields and values, by day of one family.
+BY_DAY = pytest.mark.parametrize("named", ["stt", *by_night(*list(WRITERS)[1:])], indirect=True)
+
+
+@pytest.fixture(scope="module")
 def named(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Return the family and the folder of a release whose config.json names all files."""
     family, write = WRITERS[request.param]
@@ -45,11 +49,13 @@ def words(family: str, release: Path, out: Path) -> list[str]:
     return [family, "--model", str(release), "--out", str(out)]
 
 
+@pytest.mark.parametrize("named", WRITERS, indirect=True)
 def test_files_with_any_names_are_read(named: tuple[str, Path], tmp_path: Path) -> None:
     """The weights are not confused with those of Mimi, whose name comes first."""
     assert main(words(*named, tmp_path / "out")) == 0
 
 
+@BY_DAY
 @pytest.mark.parametrize("value", [1 << 63, 0, "32", *by_night(30_000_000, -1, None, 32.0, True)])
 @pytest.mark.parametrize(
     "field", ["quantizer.n_q", "quantizer.bins", "transformer.num_layers", "transformer.num_heads", "seanet.n_filters"]
@@ -73,6 +79,7 @@ def test_moshi_release_without_config_is_read(tmp_path: Path, monkeypatch: pytes
     assert main(words("moshi", release, tmp_path / "out")) == 0
 
 
+@BY_DAY
 @pytest.mark.parametrize(
     "name", ["../weights@7.safetensors", "/etc/passwd", "", "none.bin", 3, *by_night("a/b", "..", None, ["a"])]
 )
