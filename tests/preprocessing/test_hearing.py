@@ -20,7 +20,7 @@ from stretto.preprocessing.audio import resample
 from stretto.preprocessing.hearing import LOST, MAX_WAITING, Hearing, open_hearing
 from stretto.preprocessing.hearing_worker import Resampler, Streams, answer
 from stretto.records.prompt import AudioPart
-from tests.codecs.test_mimi import make_model
+from tests.codecs.test_mimi import write
 from tests.patience import PATIENCE_S, until
 from tests.recordings import speech
 from tests.tiers import by_night
@@ -34,9 +34,7 @@ STOPPED = 1 << 10
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> LiveInput:
-    folder = tmp_path_factory.mktemp("hearing")
-    make_model().save_pretrained(folder)
-    codec = load(folder)
+    codec = load(write(tmp_path_factory.mktemp("hearing")))
     return LiveInput(MimiEncoder(codec), RATE, BEFORE_S, AFTER_S, lambda: FrameIds(FIRST_IDS))
 
 

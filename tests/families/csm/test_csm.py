@@ -1,6 +1,7 @@
 """CSM equals transformers' classes: prompts, and the rows of replies."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from transformers import CsmConfig, CsmForConditionalGeneration
 from stretto.families.csm import PLUGIN
 from stretto.families.csm.convert import CODES, CODES_OF_BACKBONE, SESAMES, Config, plan
 from stretto.preprocessing.request import RawRequest
+from stretto.records.prompt import Prompt
 from stretto.testing.limits import asked, talk
-from stretto.testing.releases import REMOVED, SmallRelease
+from stretto.testing.releases import REMOVED, SmallRelease, edited
 from stretto.testing.suite import ExpectedReply, FamilyCase, PublishedSizes
 from stretto.weights.loading import shapes_of
 from tests.family_suite import FamilySuite
@@ -175,3 +177,19 @@ class TestCsm(FamilySuite):
         ids = [*heard, *[PAD] * num_frames, END_OF_AUDIO, *np.concatenate(others)]  # the pad stands for audio
         merged = oracle.model._merge_input_ids_with_input_values(torch.tensor([ids]), samples, torch.tensor([[length]]))
         torch.testing.assert_close(oracle.embeds(rows), merged["inputs_embeds"][0])
+
+    @pytest.mark.engine
+    def test_zero_frame_ends_a_reply_after_its_minimum_or_if_all_codes_are_zero(self, copied: SmallRelease) -> None:
+        """Sesame's code ends a reply only at a frame whose last code is zero, too."""
+        prompt = prompt_of(0, num_frames=0)
+        sampling = prompt.sampling
+        late = replace(prompt, sampling=replace(sampling, audio=replace(sampling.audio, min_rows=8)))
+        assert len(self._frames(copied.checkpoint, prompt)) == 6
+        assert len(self._frames(copied.checkpoint, late)) >= 8
+        with edited(copied.checkpoint / "config.json") as config:
+            config["speech_vocabulary"]["num_end_codebooks"] = NUM_CODEBOOKS
+        assert len(self._frames(copied.checkpoint, prompt)) == sampling.audio.max_rows
+
+    def _frames(self, checkpoint: Path, prompt: Prompt) -> list[list[int]]:
+        with self.start_engine(checkpoint, max_model_len=256) as engine:
+            return engine.run({"one": prompt})["one"].rows[:-1]
