@@ -102,9 +102,9 @@ class LineEnds:
 
 
 def joins(before: str, following: str) -> str | None:
-    """Return the hyphen that joins two parts of a word cut at the end of a line, or nothing if it only cuts the word.
+    """Return the text between two parts of a word that the end of a line divides: a hyphen, or an empty text.
 
-    Return None if they are no such parts.
+    Return None if they are not parts of one word.
 
     Args:
         before: End of the first line, without its hyphen.

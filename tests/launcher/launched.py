@@ -273,7 +273,9 @@ class Launched:
     def state(self) -> str | None:
         """State in the launcher's pid file, or None if there is no file."""
         path = self.folder / "serve.json"
-        return json.loads(path.read_text())["state"] if path.exists() else None
+        with suppress(FileNotFoundError):  # the launcher may remove it at any time
+            return str(json.loads(path.read_text())["state"])
+        return None
 
     def until(self, condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
         """Wait until `condition` holds."""

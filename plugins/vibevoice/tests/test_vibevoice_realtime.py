@@ -240,7 +240,8 @@ class TestVibeVoiceRealtime(FamilySuite):
     def test_streamed_text_without_room_for_its_frames_is_refused(self, release: SmallRelease, length: int) -> None:
         """The frames after each window count, and those after the last one."""
         rules = SegmentRules(release.family, length)
-        prompt = replace(release.preprocessor.prepare(RawRequest(text="a")), track=(7,), is_open=True)
+        opened = release.preprocessor.prepare(RawRequest(text="a", options='{"text_mode": "open"}'))
+        prompt = replace(opened, track=(7,))
         room = length - len(prompt.rows) - 1  # without the row that ends the reply
         most = max(number for number in range(length) if number + -(-number // NUM_WORDS) * NUM_FRAMES <= room)
         engine: Any = SimpleNamespace(has=lambda name: False)

@@ -95,7 +95,7 @@ class ConvolutionCall:
 
 
 class Convolutions(TorchFunctionMode):
-    """Mode that replaces one-dimensional float32 convolutions between at least MIN_CHANNELS channels.
+    """Mode in which one-dimensional float32 convolutions of at least MIN_CHANNELS channels are products of this module.
 
     Convolutions in groups stay unchanged, because they have little arithmetic, and so do those with a stride, which
     only encoders have.

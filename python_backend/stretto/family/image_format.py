@@ -21,7 +21,8 @@ class ImageFormat:
     Attributes:
         network: Name of the module with the encoder's network (`FamilyPlugin.image_encoders`).
         feature_size: Numbers in each frame of the encoder's input.
-        sections: Pairs of numbers of a head that time, line and column of a row rotate (`RowRotation`), interleaved.
+        sections: Number of pairs of an attention head's values that are rotated by time, by line and by column
+            (`RowRotation`); the three take turns.
         num_levels: Number of the backbone's first layers to whose output the encoder adds rows of its own.
     """
 

@@ -190,7 +190,7 @@ FOLDER = "folder"  # name of a release whose own name has no usable character
 def detect(
     listing: Listing, repository: str | None = None, part: str | None = None, family: str | None = None
 ) -> ReleaseEntry:
-    """Return the only release in a listing.
+    """Return the entry of the only release in a listing; one of the table of names if that has the repository.
 
     Args:
         listing: Names and small files of a folder or a repository.

@@ -445,7 +445,7 @@ class Scheduling(NamedTuple):
 
 
 def _schedulings(case: FamilyCase) -> Iterable[Any]:
-    """Yield the first size with much memory and the last one with little, each asynchronous or not; half by night."""
+    """Yield the settings of engines: the first size with much memory and the last with little, with each scheduler."""
     tight = {**TIGHT, **case.tight}
     for is_night in (False, True):
         for is_tight, size in ((False, case.sizes[0]), (True, case.sizes[-1])):

@@ -1,4 +1,23 @@
-"""Subclasses of vLLM's synchronous and asynchronous schedulers that support CFG pairs and streamed text."""
+"""Subclasses of vLLM's synchronous and asynchronous schedulers that support CFG pairs and streamed text.
+
+One step, with the overrides that vLLM calls in it (indented below the call of vLLM's own method):
+
+    has_requests                            waits until the step is due
+    add_request                             for each request that has arrived; queues pairs
+    schedule
+        guidance, planner, texts, turns     begin or end guidance; grant rows; preempt pairs
+        vLLM's schedule
+            _reserve_prefill_lookahead      rows of each running request: its grant; of a new one: its share
+            _get_local_prefix_cache_hit     of each new request
+            _preempt_request                if KV blocks are missing
+        planner.check, guidance, turns, stats
+    (the worker runs the step)
+    update_from_output
+        vLLM's update_from_output
+            _update_request_with_output     of each request: records its rows; `_follow` begins or ends guidance
+        _complete                           of each request that has ended: its partner ends, too
+    finish_requests                         of requests that clients have aborted
+"""
 
 import time
 from collections.abc import Mapping, Sequence
