@@ -1,17 +1,17 @@
 """Speech that is measured while it arrives, and generated again with another seed if it is faulty.
 
 Speech that has been sent is never changed, so a clause can only be generated again while all of it is held back. The
-first clause is sent as it arrives. A later one is held back for half of the duration of the clauses before it (`Lead`),
-which the player is still playing. This depends on the samples only, not on times, so that
+first clause is sent as it arrives. A later one is held back for a share of the duration of the clauses before it
+(`Lead`), which the player is still playing. This depends on the samples only, not on times, so that
 the same text and seed give the same speech.
 """
 
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from stretto_client.produced_speech import Items, ProducedSpeech
 from stretto_client.signals import Fault, SignalMeter
@@ -19,7 +19,6 @@ from stretto_client.speech_stream import SpeakOptions, SpeechEvent, SpeechStream
 from stretto_contract.finish_reasons import limit_of
 from stretto_contract.speech_checks import CHECKS, MAX_ATTEMPTS, Check
 
-HELD_SHARE = 0.5  # of the duration of the speech before a clause
 LEAST_HELD_S = 1.0
 MAX_HELD_S = 10.0
 
@@ -54,27 +53,25 @@ class Lead:
         """Add the duration of samples that have been sent."""
         self._sent_s += seconds
 
-    @property
-    def held_s(self) -> float:
-        """Duration of the next clause that may be held back, in seconds; 0 if it is too short for a fault."""
-        held_s = min(MAX_HELD_S, HELD_SHARE * self._sent_s)
+    def held_s(self, attempts: int) -> float:
+        """Return the duration of the next clause that is held back, in seconds; 0 if it is too short for a fault.
+
+        A model that generates twice as fast as it is played makes all attempts within the lead.
+        """
+        held_s = min(MAX_HELD_S, self._sent_s / (1 + attempts))
         return held_s if held_s >= LEAST_HELD_S else 0.0
-
-
-class Attempt(NamedTuple):
-    """Attempt to speak a clause that was given up.
-
-    Attributes:
-        first_s: Time of its first fault, in seconds.
-        number: Its number, from 0.
-    """
-
-    first_s: float
-    number: int
 
 
 Begin = Callable[[int | None], SpeechStream]
 """Function that speaks the clause with a seed; None for that of the request."""
+
+
+@dataclass(frozen=True)
+class Redrawn:
+    """Attempts to speak a clause that were given up: their number, and the duration of their speech in seconds."""
+
+    number: int = 0
+    seconds: float = 0.0
 
 
 class Faults:
@@ -82,15 +79,15 @@ class Faults:
 
     Args:
         text: The clause.
-        num_redrawn: Number of attempts before.
+        redrawn: Attempts before.
 
     Attributes:
         faults: Faults of the events so far, in the order in which they were found.
     """
 
-    def __init__(self, text: str, num_redrawn: int = 0):
+    def __init__(self, text: str, redrawn: "Redrawn"):
         self._text = text
-        self._num_redrawn = num_redrawn
+        self._redrawn = redrawn
         self._meter: SignalMeter | None = None
         self.faults = list[Fault]()
 
@@ -101,10 +98,11 @@ class Faults:
             self.faults += self._meter.push(event.pcm)
         if not event.is_final or event.report is None:
             return event
-        if self._meter is not None:
-            self.faults += self._meter.end(limit_of(event.report))
+        meter = self._meter or SignalMeter(self._text, event.sample_rate)
+        self.faults += meter.end(limit_of(event.report), event.report.get("num_pieces", 1) == 1)
         listed = [{"fault": fault.name, "start_s": fault.start_s} for fault in self.faults]
-        return replace(event, report=event.report | {"faults": listed, "redrawn": self._num_redrawn})
+        checked = {"faults": listed, "redrawn": self._redrawn.number, "redrawn_s": self._redrawn.seconds}
+        return replace(event, report=event.report | checked)
 
 
 class MeasuredSpeech:
@@ -112,7 +110,7 @@ class MeasuredSpeech:
 
     def __init__(self, stream: SpeechStream, text: str):
         self._stream = stream
-        self._faults = Faults(text)
+        self._faults = Faults(text, Redrawn())
 
     def __aiter__(self) -> Self:
         return self
@@ -178,32 +176,32 @@ class _Clause:
         self._lead = lead
 
     async def speak(self, seed: int | None, attempts: int, items: Items) -> None:
-        """Put the events of the first attempt without a fault into `items`, or if all have one, those of the best."""
-        held_s = self._lead.held_s
-        given_up = list[Attempt]()
+        """Put the events of the first attempt without a fault into `items`; if all have one, those of the last one."""
+        held_s = self._lead.held_s(attempts)
+        redrawn = Redrawn()
         if seed is not None and held_s:
-            for number in range(attempts):
-                first_s = await self._try(seed_of(seed, number), held_s, number, items)
-                if first_s is None:
+            for number in range(attempts - 1):
+                given_up_s = await self._try(seed_of(seed, number), held_s, redrawn, items)
+                if given_up_s is None:
                     return
-                given_up.append(Attempt(first_s, number))
-        best = max(given_up, key=lambda attempt: attempt.first_s, default=Attempt(0.0, 0))
-        await self._try(None if seed is None else seed_of(seed, best.number), 0.0, len(given_up), items)
+                redrawn = Redrawn(redrawn.number + 1, redrawn.seconds + given_up_s)
+        await self._try(None if seed is None else seed_of(seed, redrawn.number), 0.0, redrawn, items)
 
-    async def _try(self, seed: int | None, held_s: float, num_redrawn: int, items: Items) -> float | None:
-        """Put the events of an attempt into `items`, or return the time of a fault that ends it, in seconds.
+    async def _try(self, seed: int | None, held_s: float, redrawn: Redrawn, items: Items) -> float | None:
+        """Put the events of an attempt into `items`, or give it up and return the duration of its speech, in seconds.
 
         Args:
-            held_s: Duration that is held back. A fault that is found later does not end the attempt.
-            num_redrawn: Number of attempts before.
+            held_s: Duration that is held back; 0 if the attempt is not given up. Faults that are found later are only
+                reported.
+            redrawn: Attempts before.
         """
         held = list[SpeechEvent]()
-        attempt = Faults(self._text, num_redrawn)
+        attempt = Faults(self._text, redrawn)
         async with aclosing(self._begin(seed)) as events:
             async for event in events:
                 held.append(attempt.marked(event))
-                if attempt.faults and attempt.faults[0].found_s <= held_s:
-                    return attempt.faults[0].start_s
+                if held_s and attempt.faults and attempt.faults[0].found_s <= held_s:
+                    return event.start_s + event.duration_s
                 if event.is_final or event.start_s + event.duration_s > held_s:
                     held_s = 0.0
                     await self._release(held, items)

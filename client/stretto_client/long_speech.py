@@ -119,7 +119,7 @@ FADE_S = 0.005
 MAX_SILENCE_S = 1.0  # longest silence in one event
 SUMS = (
     *("num_prompt_rows", "num_text_tokens", "num_frames", "guided_frames", "total_s", "audio_s", "decode_s"),
-    *("untimed_words", "redrawn", "faults"),
+    *("untimed_words", "redrawn", "redrawn_s", "faults"),
 )
 
 
@@ -230,7 +230,8 @@ class Joint:
     def _ended(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
         """Return the last event of a joined utterance, with the combined report if it is the last one."""
         if event.report is not None:
-            added = event.report if self.report is None else add_reports(self.report, event.report)
+            report = with_later_faults(event.report, self._before_s)
+            added = report if self.report is None else add_reports(self.report, report)
             self.report = with_left_out(added, self._reader)
             if self._transliteration is not None and self._transliteration.words:
                 self.report = self.report | {"transliterated": self._transliteration.words}
@@ -259,6 +260,13 @@ def with_left_out(report: dict[str, Any], reader: MarkupReader | None) -> dict[s
     return report | {"left_out": left_out} if left_out else report
 
 
+def with_later_faults(report: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Return a report whose faults begin later by a number of seconds."""
+    if not report.get("faults"):
+        return report
+    return report | {"faults": [fault | {"start_s": fault["start_s"] + seconds} for fault in report["faults"]]}
+
+
 def add_reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Combine the reports of two successive utterances.
 
@@ -267,9 +275,6 @@ def add_reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]
     first utterance.
     """
     before_s = first.get("audio_s", 0.0)
-    if "faults" in second:
-        moved_faults = [fault | {"start_s": fault["start_s"] + before_s} for fault in second["faults"]]
-        second = second | {"faults": moved_faults}
     added = {key: first[key] + second[key] for key in SUMS if key in first and key in second}
     reasons = {"finish_reason": second["finish_reason"]} if first.get("finish_reason") == "stop" else {}
     sound: dict[str, Any] = {}

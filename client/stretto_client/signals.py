@@ -5,6 +5,7 @@ Samples are measured in blocks of 60 ms, so that the faults do not depend on how
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 
 from stretto_contract import speech_checks
 from stretto_contract.finish_reasons import Limit
-from stretto_contract.spoken_units import spoken_units
+from stretto_contract.spoken_units import pauses_s, spoken_units
 
 BLOCK_S = 0.06
+END_S = 0.02
 NUM_BANDS = 8
 LOWEST_BIN = 6  # of the spectrum of a block: 100 Hz
 DYNAMIC_DB = 30.0  # below the loudest band, where a band does not count
@@ -73,9 +75,11 @@ class SignalMeter:
 
     def __init__(self, text: str, sample_rate: int, limits: SignalLimits = SignalLimits()):
         self._num_units = spoken_units(text)
+        self._silence_s = limits.silence_s + pauses_s(text)
         self._sample_rate = sample_rate
         self._limits = limits
-        self._size = round(BLOCK_S * sample_rate)
+        self._size = max(1, round(BLOCK_S * sample_rate))
+        self._end = np.zeros(0, np.float32)  # the last 20 ms
         self._unmeasured = np.zeros(0, np.float32)
         self._num_blocks = 0
         self._num_loud = 0  # blocks that are not silent
@@ -93,6 +97,7 @@ class SignalMeter:
         """
         samples = pcm.astype(np.float32) / FULL_SCALE if pcm.dtype == np.int16 else pcm.astype(np.float32)
         self._num_clipped += int(np.count_nonzero(np.abs(samples) >= CLIPPED))
+        self._end = np.concatenate([self._end, samples])[-round(END_S * self._sample_rate) :]
         samples = np.concatenate([self._unmeasured, samples])
         num_whole = len(samples) // self._size * self._size
         self._unmeasured = samples[num_whole:]
@@ -110,20 +115,21 @@ class SignalMeter:
         self._num_loud += not is_silent
         self._num_silent = self._num_silent + 1 if is_silent else 0
         self._num_steady = self._num_steady + 1 if is_steady and not is_silent else 0
-        if self._num_silent == round(self._limits.silence_s / BLOCK_S):
+        if self._num_silent == ceil(self._silence_s / BLOCK_S):
             yield self._long("silence", self._num_silent)
-        if self._num_steady == round(self._limits.hum_s / BLOCK_S):
+        if self._num_steady == ceil(self._limits.hum_s / BLOCK_S):
             yield self._long("hum", self._num_steady)
 
     def _long(self, name: speech_checks.Fault, num_blocks: int) -> Fault:
         """Return a fault that consists of the last blocks."""
         return Fault(name, (self._num_blocks - num_blocks) * BLOCK_S, self._num_blocks * BLOCK_S)
 
-    def end(self, limit: Limit | None = None) -> Iterator[Fault]:
+    def end(self, limit: Limit | None = None, has_whole_text: bool = True) -> Iterator[Fault]:
         """Yield the faults of the speech as a whole, after its last samples.
 
         Args:
             limit: Limit that has ended the speech, whose end and speed are then not measured; None for no limit.
+            has_whole_text: False if the speech is only a piece of the text, so that its speed is unknown.
         """
         num_samples = self._num_blocks * self._size + len(self._unmeasured)
         end_s = num_samples / self._sample_rate
@@ -133,10 +139,9 @@ class SignalMeter:
             yield Fault(limit, end_s, end_s)
         if limit is not None:
             return
-        end = self._unmeasured[-round(0.02 * self._sample_rate) :]
-        if len(end) and level(end) > max(SILENT_DB, self._peak_db - self._limits.end_db):
+        if len(self._end) and level(self._end) > max(SILENT_DB, self._peak_db - self._limits.end_db):
             yield Fault("abrupt_end", end_s, end_s)
-        if self._num_units < self._limits.min_units:
+        if self._num_units < self._limits.min_units or not has_whole_text:
             return
         unit_s = self._num_loud * BLOCK_S / self._num_units
         if unit_s < self._limits.least_unit_s:

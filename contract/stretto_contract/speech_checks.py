@@ -8,3 +8,4 @@ MAX_ATTEMPTS = 5  # to speak a clause
 ATTEMPTS = 2
 # Faults for which a limit of the server has ended the speech have its name (`finish_reason`).
 Fault = Literal["silence", "hum", "clipping", "abrupt_end", "too_fast", "too_slow", "ceiling", "repetition"]
+FAULTS: tuple[Fault, ...] = get_args(Fault)

@@ -1,13 +1,20 @@
-"""Time that a text takes to speak, in units of a small letter."""
+"""Time that a text takes to speak: letters in units of a small letter, and pauses that the text asks for."""
 
+import re
 import unicodedata
 
 # Time to speak a character, by the first letters of its Unicode category. Capitals may be spelled, and letters without
 # case include those of Chinese, Japanese and Korean.
 UNITS = {"Lu": 4, "Lt": 4, "Lo": 4, "N": 8, "S": 8, "P": 4}
+PAUSE = re.compile(r'(?:<break\s+time="|\[pause\s+)([0-9]{1,6}(?:\.[0-9]{0,6})?)\s?(m?)s')  # Kyutai TTS, MOSS-TTS
 
 
 def spoken_units(text: str) -> int:
     """Return about how long a text takes to speak, in units of a small letter (70 ms in usual speech)."""
     categories = map(unicodedata.category, text)
     return sum(UNITS.get(category, UNITS.get(category[0], 1)) for category in categories)
+
+
+def pauses_s(text: str) -> float:
+    """Return the duration of all pauses that a text asks for, such as `<break time="2s"/>`, in seconds."""
+    return sum(float(number) / (1000 if milli else 1) for number, milli in PAUSE.findall(text))

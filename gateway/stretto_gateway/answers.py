@@ -256,7 +256,7 @@ class DeletedVoice(TypedDict):
 
 
 class SpeechFault(TypedDict):
-    """Fault of speech, and the time in its audio at which it begins, in seconds."""
+    """Fault of speech, and the time at which it begins, in seconds of the model's audio, before `speed`."""
 
     fault: speech_checks.Fault
     start_s: float

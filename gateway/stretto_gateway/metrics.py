@@ -30,6 +30,7 @@ from prometheus_client.exposition import choose_encoder
 
 from stretto_client import SpeechEvent
 from stretto_contract.finish_reasons import LIMITS, limit_of
+from stretto_contract.speech_checks import FAULTS
 from stretto_gateway.admission import REQUEST, OpenSessions, RequestHead
 from stretto_gateway.model_server import Servers
 from stretto_gateway.usage import Ceiling, Usage
@@ -216,7 +217,7 @@ class Metrics:
         self.silent = Counter("audio_skipped", "Utterances without audible audio", LABELS, registry=self.registry)
         self.cut = Counter("audio_cut", "Utterances ended by a limit", [*LABELS, "reason"], registry=self.registry)
         self.faults = Counter("audio_faults", "Faults of utterances", [*LABELS, "fault"], registry=self.registry)
-        self.redrawn = Counter("audio_redrawn", "Clauses generated again", LABELS, registry=self.registry)
+        self.redrawn = Counter("audio_redrawn", "Attempts to speak clauses given up", LABELS, registry=self.registry)
         self.left = Counter("audio_left", "Utterances that did not complete", LABELS, registry=self.registry)
         self.interrupted = Counter(
             "audio_interrupted", "Replies interrupted by the user's speech", registry=self.registry
@@ -353,6 +354,8 @@ class SpeechTrace(Trace):
 
     def __init__(self, metrics: Metrics, task: str):
         super().__init__(metrics, task)
+        for fault in FAULTS:
+            metrics.faults.labels(*self._labels, fault)
         self._audio_s = self._underrun_s = 0.0
         self._sound_s: float | None = None  # time at which a player plays the first audible sample
 
@@ -399,6 +402,7 @@ class SpeechTrace(Trace):
         metrics = self._metrics
         labels = self._labels
         metrics.redrawn.labels(*labels).inc(self._report.get("redrawn", 0))
+        self._use.add("output_audio_s", self._report.get("redrawn_s", 0.0))
         for fault in self._report.get("faults", ()):
             metrics.faults.labels(*labels, fault["fault"]).inc()
         if self._sound_s is None:

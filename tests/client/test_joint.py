@@ -1,5 +1,7 @@
 """Joined utterances have continuous times, no gap, no step between them, and a single report."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -88,3 +90,17 @@ def test_joined_clauses_offset_words_and_combine_aligned() -> None:
     assert "aligned" not in add_reports(said, said)
     assert add_reports(said | {"aligned": True}, said | {"aligned": True})["aligned"] is True
     assert add_reports(said | {"aligned": False}, said | {"aligned": True})["aligned"] is False
+
+
+def test_faults_of_clauses_have_their_times_in_the_whole_speech() -> None:
+    """The pause before the second clause counts, too."""
+    joint = Joint()
+    report = {"finish_reason": "stop", "faults": [{"fault": "hum", "start_s": 0.02}], "redrawn": 1, "redrawn_s": 2.0}
+    clause = replace(event(tone(1600, 0), is_final=True), report=report)
+    joint.joined(clause, is_last=False)
+    joint.add(0.5)
+    whole = joint.joined(clause, is_last=True).report
+    assert whole is not None
+    starts = [fault["start_s"] for fault in whole["faults"]]
+    assert starts == [0.02, pytest.approx(0.02 + 1600 / RATE + 0.5)]
+    assert (whole["redrawn"], whole["redrawn_s"]) == (2, 4.0)

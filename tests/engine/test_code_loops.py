@@ -1,7 +1,7 @@
 """A reply whose codes repeat themselves ends, at the same frame however its rows arrive."""
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +28,7 @@ CODES = range(100, 200)
 LIMITS = CSM.task("speak").speech_limits
 NUM_LOOP = round(LIMITS.loop_s * CSM.frame_rate)
 NUM_SPOKEN = 20  # frames before the repetition
+DETERMINISTIC = (2, 4, 8, 16, 25, 27)  # sizes of chunks, of which the last one has the frames that were held back
 
 
 @pytest.mark.parametrize("period", [1, 2, 3, 5])
@@ -70,14 +71,20 @@ class Looping:
         self._size = size
         self.is_closed = False
 
+    def _outputs(self) -> Iterator[Output]:
+        """Yield the rows in groups, the last one with the statistics of a reply that a limit has ended."""
+        for first in range(0, len(self._rows), self._size):
+            ids = self._rows[first : first + self._size].ravel().tolist()
+            is_last = first + self._size >= len(self._rows)
+            yield Output([*ids, 0, 0, 1, 0, 0], "stop") if is_last else Output(ids, None)
+
     def has(self, request_id: str) -> bool:
         return False
 
     async def generate(self, *_: object) -> AsyncIterator[Output]:
         try:
-            for first in range(0, len(self._rows), self._size):
-                yield Output(self._rows[first : first + self._size].ravel().tolist(), None)
-            raise AssertionError("the reply has not ended")
+            for output in self._outputs():
+                yield output
         finally:
             self.is_closed = True
 
@@ -104,13 +111,14 @@ def codes_of(chunks: list[LMChunk]) -> np.ndarray:
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("size", [1, 3, 64])
+@pytest.mark.parametrize("size", [1, 3, 64, 1000])
 async def test_reply_ends_with_the_repetition_however_its_rows_arrive(
     monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     prompt = make_prompt(CSM, 0, "speak", guidance_scale=1.0)
     audio = replace(prompt.sampling.audio, max_rows=400)
     prompt = replace(prompt, sampling=replace(prompt.sampling, audio=audio))
+    sizes = set[tuple[int, ...]]()
     for policy in (ChunkPolicy(1, 1), ChunkPolicy(2, 25, deterministic=True)):
         delivery = replace(prompt.delivery, chunking=policy)
         *chunks, last = await reply(monkeypatch, replace(prompt, delivery=delivery), size)
@@ -122,7 +130,15 @@ async def test_reply_ends_with_the_repetition_however_its_rows_arrive(
         assert last.chunk.num_cut_frames == num_cut
         assert last.codes is not None
         assert last.codes.shape[1] >= num_cut
-        assert len(chunks) > 1
+        if policy.deterministic:
+            sizes.add(tuple(chunk.codes.shape[1] for chunk in [*chunks, last] if chunk.codes is not None))
+    assert sizes == {DETERMINISTIC}
+
+
+def test_pauses_of_the_text_may_repeat_codes() -> None:
+    prompt = make_prompt(CSM, 0, "speak", guidance_scale=1.0)
+    lengths = [cast(CodeLoops, loops_of(replace(prompt, pauses_s=seconds), CSM)).num_left for seconds in (0.0, 10.0)]
+    assert lengths == [round((LIMITS.loop_s + seconds) * CSM.frame_rate) for seconds in (0.0, 10.0)]
 
 
 def test_streamed_text_may_pause() -> None:

@@ -15,8 +15,8 @@ PATH = "/v1/audio/speech"
 
 def speech() -> list[Chunk]:
     """Return the events of a reply with 3 s of silence."""
-    silence = Chunk(1, SILENT, is_16_bit=True, pcm=np.zeros(SILENT, np.int16))
-    return [Chunk(0, 1920, is_16_bit=True), silence, Chunk(2, 1920, is_16_bit=True, is_final=True, is_last=True)]
+    silence = Chunk(1, SILENT, is_16_bit=True, pcm=np.zeros(SILENT, np.int16), is_final=True, is_last=True)
+    return [Chunk(0, 1920, is_16_bit=True), silence]
 
 
 @pytest.mark.parametrize(("change", "faults"), [({}, ["silence"]), ({"check": "off"}, [])], ids=["signals", "off"])

@@ -215,6 +215,18 @@ def test_endless_streams_delay_the_stop_by_drain_seconds(launch: Launch) -> None
     table.remove()
 
 
+@pytest.mark.nightly
+def test_second_signal_ends_draining_at_once(launch: Launch) -> None:
+    server = launch(0, "--drain-seconds=600")
+    server.until_ready()
+    table = busy_table(server.server_pid)
+    server.process.terminate()
+    server.until(lambda: server.state == "draining")
+    server.process.terminate()
+    assert server.process.wait(PATIENCE_S) == 0
+    table.remove()
+
+
 @pytest.mark.parametrize("state", ["ready", *by_night("starting")])
 def test_killed_launcher_leaves_no_processes_or_shared_memory(launch: Launch, tmp_path: Path, state: str) -> None:
     hang(tmp_path, int(state == "starting"), "waiting")

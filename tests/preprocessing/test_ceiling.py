@@ -11,7 +11,7 @@ from stretto.codecs.base import CodecSpec, Stateful
 from stretto.family.speech_limits import SpeechLimits
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
-from stretto_contract.spoken_units import spoken_units
+from stretto_contract.spoken_units import pauses_s, spoken_units
 from tests.fakes import FakeCodec
 
 RATE = 80 / 3  # frames per second
@@ -63,6 +63,16 @@ def test_request_without_a_length_has_the_ceiling_of_its_text(preprocessor: Prep
     assert prompt.has_ceiling
     longer = prepared(preprocessor, 2 * f"{TEXT} ").sampling.audio.max_rows
     assert longer > prompt.sampling.audio.max_rows
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("a", 0.0), ('a <break time="3s"/> b', 3.0), ("[pause 1.5s] a [pause 500ms]", 2.0), ("pause 3s", 0.0)],
+)
+def test_pauses_of_a_text_raise_its_ceiling(text: str, seconds: float) -> None:
+    limits = SpeechLimits(base_s=1.0, unit_s=0.0)
+    assert pauses_s(text) == seconds
+    assert limits.max_frames(text, 10.0) == 10 + 10 * seconds
 
 
 def test_a_long_text_has_the_maximum_of_the_task(preprocessor: Preprocessor) -> None:

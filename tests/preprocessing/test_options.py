@@ -169,6 +169,7 @@ def test_max_rows_overrides_family_but_not_requested_min_rows() -> None:
     [
         ([], "options: expected a JSON object, got []"),
         ({"sede": 1}, "options.sede: expected one of seed, "),
+        ({"output": {"ring": "stretto_ring"}}, "options.output.ring: expected an object of name and memory"),
         ({"x" * 500: 1}, "options.x"),
         ({"language": "German"}, "options.language: expected one of auto, english, en, got 'German'"),
         (

@@ -210,6 +210,7 @@ class TestVibeVoice(FamilySuite):
                 {"diffusion_head_config.hidden_act": "relu"},
                 "expected {'hidden_act': 'silu'}, got {'hidden_act': 'relu'}",
             ),
+            ({"diffusion_head_config.intermediate_size": 0}, "diffusion_head_config: expected sizes, got"),
             ({"audio_token_id": 9999}, "begin, end, frame and end_of_reply must differ and be below 264"),
             ({"audio_token_id": "x"}, "speech_vocabulary.frame: expected a valid integer, got 'x'"),
             ({"audio_token_id": BEGIN}, "begin, end, frame and end_of_reply must differ"),

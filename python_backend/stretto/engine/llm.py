@@ -372,13 +372,13 @@ def _report(
     reply = utterance.reply
     sampling = prompt.sampling
     reason: FinishReason = "stop"
-    if trailer is None:
-        assert utterance.is_looping, "the engine ended a reply without its trailer"
+    if utterance.is_looping:
         switches = [change.frame for change in utterance.guidance_changes]
         num_guided_frames = num_guided(switches, reply.num_frames) if sampling.has_pair else 0
         trailer = Trailer(num_guided_frames, num_preemptions=0, was_cut=1, queue_us=0, held_us=0)
         reason = "repetition"
-    elif trailer.was_cut:
+    assert trailer is not None, "the engine ended a reply without its trailer"
+    if reason == "stop" and trailer.was_cut:
         reason = _limit(prompt, reply)
     assert sampling.seed is not None
     return Report(
@@ -409,7 +409,10 @@ def loops_of(prompt: Prompt, family: Family) -> CodeLoops | None:
     limits = task.speech_limits
     codes = family.layout.audio[family.layout.codebook_streams[0]]
     rate = family.frame_rate * family.rows_per_frame
-    return CodeLoops(codes, round(limits.period_s * rate), round(limits.loop_s * rate))
+    max_period = round(limits.period_s * rate)
+    if max_period == 0:
+        return None
+    return CodeLoops(codes, max_period, round((limits.loop_s + prompt.pauses_s) * rate))
 
 
 def _limit(prompt: Prompt, reply: ReplyState) -> Limit:

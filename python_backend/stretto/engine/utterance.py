@@ -159,9 +159,10 @@ class Utterance:
         With a deterministic chunk policy, rows are processed one at a time, so that chunks do not depend on how rows
         arrive.
         """
-        rows = self._before_loop(rows)
         for step_rows in np.split(rows, len(rows)) if self._pacer.policy.deterministic else [rows]:
-            yield from self._push(step_rows)
+            yield from self._push(self._before_loop(step_rows))
+            if self.is_looping:
+                break
 
     def _push(self, rows: np.ndarray) -> Iterator[LMChunk]:
         reply = self.reply
@@ -284,7 +285,7 @@ class Utterance:
         The limit of an interleaved reply is not known before the last frame.
         """
         is_interleaved = self.reply.task.segments[0] is INTERLEAVED
-        return 1 if is_interleaved else ceil(CUT_S * self._family.frame_rate)
+        return 1 if is_interleaved else max(1, ceil(CUT_S * self._family.frame_rate))
 
     def _sent(self, chunk: Chunk, codes: np.ndarray | None) -> LMChunk:
         """Return `chunk` with codes [K, T] for the decoder and, if requested, the codes of all streams.

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from transformers import LlamaConfig, LlamaModel, PretrainedConfig, Qwen3Config, Qwen3Model
 
-from stretto.errors import InvalidRequest
+from stretto.errors import InvalidRequest, shown
 from stretto.family.base import DepthSpec
 from stretto.family.sections import Epsilon, Integer, NumLayers, Section, Size, Theta
 from stretto.weights.backbones import LLAMA_NUMBERS, with_older_keys
@@ -78,10 +78,17 @@ class LlamaLayers(Layers):
     @model_validator(mode="before")
     @classmethod
     def _with_newer_keys(cls, record: Any) -> Any:
-        if not isinstance(record, Mapping) or "rope_theta" not in record:
+        if not isinstance(record, Mapping):
             return record
-        scaling = record.get("rope_scaling") or {"rope_type": "default"}
-        return {"rope_parameters": {**scaling, "rope_theta": record["rope_theta"]}, **record}
+        record = {name: value for name, value in record.items() if value is not None}  # as if they were left out
+        if record.keys().isdisjoint(("rope_theta", "rope_scaling")) or "rope_parameters" in record:
+            return record
+        default = None if cls.defaults is None else cls.defaults.default_theta
+        theta = record.get("rope_theta", default)
+        scaling = record.get("rope_scaling", {"rope_type": "default"})
+        if not isinstance(scaling, Mapping):
+            raise InvalidRequest("rope_scaling", "an object", shown(scaling))
+        return record if theta is None else record | {"rope_parameters": {**scaling, "rope_theta": theta}}
 
     @model_validator(mode="after")
     def _check_width(self) -> Self:

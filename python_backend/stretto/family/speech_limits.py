@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import ceil
 
-from stretto_contract.spoken_units import spoken_units
+from stretto_contract.spoken_units import pauses_s, spoken_units
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class SpeechLimits:
 
     def max_frames(self, text: str, frame_rate: float) -> int:
         """Return the largest number of frames for a text."""
-        return ceil((self.base_s + self.unit_s * spoken_units(text)) * frame_rate)
+        return ceil((self.base_s + self.unit_s * spoken_units(text) + pauses_s(text)) * frame_rate)
 
 
 USUAL_LIMITS = SpeechLimits()

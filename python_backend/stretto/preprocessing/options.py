@@ -168,13 +168,13 @@ def read_options(
         names_voice="voice" in options,
         spellings=spellings,
         drops_silence=is_usual and not options.get("leading_silence", False),
-        has_length=_sets_length(options),
+        has_length=_sets_length(options, task),
     )
 
 
-def _sets_length(options: OptionsRecord) -> bool:
-    segments = {*options.get("text", {}), *options.get("audio", {})}
-    return "max_audio_s" in options or not segments.isdisjoint(("min_rows", "max_rows"))
+def _sets_length(options: OptionsRecord, task: Task) -> bool:
+    segment = options.get("audio", {}) if task.has_audio_segment else options.get("text", {})
+    return "max_audio_s" in options or "min_rows" in segment or "max_rows" in segment
 
 
 def _read(field: str, text: str | None, task: Task) -> OptionsRecord:

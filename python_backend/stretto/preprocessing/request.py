@@ -47,6 +47,7 @@ from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import Segment
 from stretto_contract.pronunciation import Dictionary, Pronouncer, Replacement
 from stretto_contract.schema import ChunkingOptions
+from stretto_contract.spoken_units import pauses_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +245,7 @@ class Preprocessor:
             has_empty_reply=written.has_empty_reply,
             images=written.images,
             has_ceiling=task.reads_aloud and limited.max_rows != sampling.max_rows,
+            pauses_s=pauses_s(turns[-1].text or "") if task.reads_aloud else 0.0,
         )
 
     def _within_rate(self, sampling: SamplingConfig, task: Task, pieces: tuple[Piece, ...]) -> SamplingConfig:

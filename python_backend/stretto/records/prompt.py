@@ -129,6 +129,7 @@ class Prompt:
         spellings: Text that the model reads in place of words of the streamed text. In a complete text, the
             preprocessor has replaced them.
         has_ceiling: True if the text, not the request or the model, sets the maximum number of audio rows.
+        pauses_s: Duration of the pauses that the text asks for, in seconds.
     """
 
     task: str
@@ -155,6 +156,7 @@ class Prompt:
     images: tuple[InputImage, ...] = ()
     num_first_frames: Annotated[int, Meta(ge=0, le=MAX_FIRST_FRAMES)] = 0
     has_ceiling: bool = False
+    pauses_s: Annotated[float, Meta(ge=0, le=MAX_AUDIO_S)] = 0.0
 
     @property
     def features(self) -> NDArray[np.float32] | None:

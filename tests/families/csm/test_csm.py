@@ -115,6 +115,7 @@ class TestCsm(FamilySuite):
         same_configs=[
             {"tie_word_embeddings": True, "attn_implementation": "a/kernel-that-transformers-would-run"},
             {"rope_parameters": REMOVED, "rope_theta": 500000.0, "rope_scaling": SCALING},
+            {"rope_parameters": REMOVED, "rope_scaling": SCALING, "head_dim": None},  # the default `rope_theta`
             {"depth_decoder_config.rms_norm_eps": REMOVED, "codebook_eos_token_id": REMOVED},
         ],
         refused_configs=[

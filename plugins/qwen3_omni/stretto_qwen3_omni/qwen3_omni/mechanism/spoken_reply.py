@@ -165,11 +165,11 @@ class SpokenReply:
     def _joined(self, written: Report, spoken: LMChunk) -> Report:
         other = spoken.chunk.report
         assert other is not None
-        is_cut = "length" in (written.finish_reason, other.finish_reason)
+        limit = other.finish_reason if written.finish_reason == "stop" else written.finish_reason
         total_s = time.perf_counter() - self._begun_s
         return replace(
             other,
-            finish_reason="length" if is_cut else "stop",
+            finish_reason=limit,
             num_prompt_rows=written.num_prompt_rows,
             num_text_tokens=written.num_text_tokens,
             queue_s=written.queue_s + other.queue_s,
