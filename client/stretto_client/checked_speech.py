@@ -1,8 +1,8 @@
 """Speech that is measured while it arrives, and generated again with another seed if it is faulty.
 
 Speech that has been sent is never changed, so a clause can only be generated again while all of it is held back. The
-first clause is sent as it arrives. A later one is held back for a share of the duration of the clauses before it
-(`Lead`), which the player is still playing. This depends on the samples only, not on times, so that
+first clause is sent as it arrives. The beginning of a later one is held back for a share of the duration of the clauses
+before it (`Lead`), of which the player has played only a part. This depends on the samples only, not on times, so that
 the same text and seed give the same speech.
 """
 
@@ -44,7 +44,7 @@ def seed_of(seed: int, attempt: int) -> int:
 
 
 class Lead:
-    """Duration of the clauses of a text that have been sent, which a player plays while the next one is generated."""
+    """Duration of all clauses of a text that have been sent; the player has played only a part of it."""
 
     def __init__(self) -> None:
         self._sent_s = 0.0
@@ -56,14 +56,14 @@ class Lead:
     def held_s(self, attempts: int) -> float:
         """Return the duration of the next clause that is held back, in seconds; 0 if it is too short for a fault.
 
-        A model that generates twice as fast as it is played makes all attempts within the lead.
+        At twice real time, half of the sent speech is still unplayed, which is enough for all attempts.
         """
         held_s = min(MAX_HELD_S, self._sent_s / (1 + attempts))
         return held_s if held_s >= LEAST_HELD_S else 0.0
 
 
 Begin = Callable[[int | None], SpeechStream]
-"""Function that speaks the clause with a seed; None for that of the request."""
+"""Function of a seed that speaks the clause; None for the request's seed."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Faults:
 
     Args:
         text: The clause.
-        redrawn: Attempts before.
+        redrawn: Earlier attempts, which were given up.
 
     Attributes:
         faults: Faults of the events so far, in the order in which they were found.
@@ -106,7 +106,7 @@ class Faults:
 
 
 class MeasuredSpeech:
-    """Stream of the events of a text, whose last one has the faults."""
+    """Stream of the events of a text; the report of the last event lists the faults."""
 
     def __init__(self, stream: SpeechStream, text: str):
         self._stream = stream
@@ -154,7 +154,7 @@ def checked(speak: Callable[..., SpeechStream], options: SpeakOptions, attempts:
 
 
 class CheckedSpeech(ProducedSpeech):
-    """Stream of the events of a clause, with the interface of SpeechStream. The report has its faults.
+    """Stream of the events of a clause, with the interface of SpeechStream. The report lists its faults.
 
     Args:
         begin: Function that speaks the clause.
@@ -193,7 +193,7 @@ class _Clause:
         Args:
             held_s: Duration that is held back; 0 if the attempt is not given up. Faults that are found later are only
                 reported.
-            redrawn: Attempts before.
+            redrawn: Earlier attempts, which were given up.
         """
         held = list[SpeechEvent]()
         attempt = Faults(self._text, redrawn)

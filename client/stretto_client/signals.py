@@ -46,12 +46,13 @@ class SignalLimits:
     Attributes:
         silence_s: Longest silence, in seconds.
         hum_s: Longest sound with an unchanged spectrum, in seconds.
-        hum_db: Smallest mean distance of a block from those before, over all bands, at which the spectrum has changed.
+        hum_db: Mean difference of the bands of a block from the running mean of the blocks before it, in dB, from which
+            on the spectrum has changed.
         clipped_share: Largest share of clipped samples.
-        end_db: Largest level of the last 20 ms, in dB below that of the loudest block.
+        end_db: The last 20 ms must be more than this number of dB below the loudest block.
         least_unit_s: Shortest time in which a unit of the text (`spoken_units`) is spoken, in seconds.
-        most_unit_s: Longest such time, for a text of at least `min_units`.
-        min_units: Number of units below which the speed is not measured.
+        most_unit_s: Longest such time.
+        min_units: Smallest number of units for which the speed is measured.
     """
 
     silence_s: float = 2.0

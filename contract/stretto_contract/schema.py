@@ -259,7 +259,7 @@ class SpeechOptions(TypedDict, total=False):
     ]
     max_audio_s: Annotated[
         Number,
-        Doc("Maximum duration of the reply in seconds; by default that of the text ([ceiling](using.md#ceiling))."),
+        Doc("Maximum duration of the reply in seconds; by default the [ceiling](using.md#ceiling) of the text."),
     ]
     leading_silence: Annotated[
         Boolean,

@@ -6,6 +6,6 @@ Check = Literal["off", "signals"]
 CHECKS: tuple[Check, ...] = get_args(Check)
 MAX_ATTEMPTS = 5  # to speak a clause
 ATTEMPTS = 2
-# Faults for which a limit of the server has ended the speech have its name (`finish_reason`).
+# `ceiling` and `repetition`: this limit of the server has ended the speech (`finish_reason`).
 Fault = Literal["silence", "hum", "clipping", "abrupt_end", "too_fast", "too_slow", "ceiling", "repetition"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)

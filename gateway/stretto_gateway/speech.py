@@ -237,7 +237,7 @@ async def sse_parts(
 def quality(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flaws of the speech in a report: words without a time, a limit that ended it, and faults.
 
-    Clauses that were generated again are counted, too. Entries without a value are left out.
+    `redrawn` is the number of attempts that were given up. Empty entries are left out.
     """
     checked = {name: report[name] for name in ("faults", "redrawn") if report.get(name)}
     return untimed_words(report) | limit_reason(report) | checked

@@ -138,7 +138,7 @@ class SpeechForm(Voiced):
         default=ATTEMPTS,
         ge=1,
         le=MAX_ATTEMPTS,
-        description="attempts for a clause that is faulty before it is sent",
+        description="maximum number of attempts for a clause, with the first",
     )
     speed: Speed = Field(default=None, description="2 halves the duration; the pitch is unchanged")
     sample_rate: int | None = Field(

@@ -353,7 +353,7 @@ def test_last_frames_that_fit_are_in_the_last_chunk(family: Family, policy: Chun
     last = speaker.finish(replace(REPORT, finish_reason="stop" if limit is None else "length"))
     sizes = [0 if chunk.codes is None else chunk.codes.shape[1] for chunk in [*chunks, last]]
     assert (sum(sizes), reply_state.num_frames) == (num_frames, num_frames)
-    num_near = math.ceil(CUT_S * family.frame_rate)
+    num_near = min(math.ceil(CUT_S * family.frame_rate), policy.steady_frames)
     assert last.chunk.num_cut_frames == (num_near if limit == num_frames else 0)
     assert not any(chunk.chunk.num_cut_frames for chunk in chunks)
     if limit == num_frames:

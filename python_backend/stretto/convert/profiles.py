@@ -189,7 +189,7 @@ def engine_arguments(
     chosen.setdefault("max_waiting", serving.num_waiting(slots))
     chosen.setdefault("max_num_batched_tokens", serving.num_step_rows(is_on_gpu))
     if is_on_gpu:
-        # Attention that splits a row's keys adds the parts in a number that depends on the batch.
+        # If attention splits a row's keys, the number of parts and the rounding of their sum depend on the batch.
         chosen.setdefault("attention_config", {"flash_attn_max_num_splits_for_cuda_graph": 1})
         return chosen
     chosen.setdefault("block_size", CPU_BLOCK_SIZE)

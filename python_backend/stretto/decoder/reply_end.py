@@ -8,11 +8,11 @@ PAUSE_LEVEL = 0.1  # level of a pause relative to the speech around it
 
 
 def ended_in_pause(pcm: np.ndarray, num_cut: int, sample_rate: int) -> np.ndarray:
-    """Return speech that a limit ends, without what follows the last pause in its last samples, if there is one.
+    """Cut speech that a limit has ended in the last pause near its end, if there is one, and fade it out.
 
     Args:
         pcm: float32 samples [n].
-        num_cut: Number of the last samples.
+        num_cut: Number of samples at the end in which the pause may be.
         sample_rate: Sample rate in Hz.
     """
     size = round(PAUSE_S * sample_rate)

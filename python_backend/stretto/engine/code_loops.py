@@ -1,4 +1,4 @@
-"""Repetitions of the same codes, from which a reply may not return."""
+"""Search for codes that repeat until the reply may never end."""
 
 from collections.abc import Iterable
 

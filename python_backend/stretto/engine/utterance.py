@@ -92,7 +92,7 @@ class Utterance:
         sound: Recording of the voice, sent with the first chunk; None if the decoder needs none.
         track: Track of the reply, if the model reports when words of the track begin.
         early: Codes and samples of the reply's first frames, if the engine has decoded them.
-        loops: Repetitions of codes that end the reply; None if they do not.
+        loops: Search for repeated codes, which end the reply; None not to search.
         is_looping: True if such a repetition has ended the reply. Further rows are ignored.
     """
 
@@ -285,7 +285,8 @@ class Utterance:
         The limit of an interleaved reply is not known before the last frame.
         """
         is_interleaved = self.reply.task.segments[0] is INTERLEAVED
-        return 1 if is_interleaved else max(1, ceil(CUT_S * self._family.frame_rate))
+        num_frames = min(ceil(CUT_S * self._family.frame_rate), self._pacer.policy.steady_frames)
+        return 1 if is_interleaved else max(1, num_frames)
 
     def _sent(self, chunk: Chunk, codes: np.ndarray | None) -> LMChunk:
         """Return `chunk` with codes [K, T] for the decoder and, if requested, the codes of all streams.

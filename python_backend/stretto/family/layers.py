@@ -28,8 +28,8 @@ class Layers(Section):
     """Hyperparameters that Llama and Qwen3 have in common.
 
     Attributes:
-        defaults: Config class of transformers whose values fields without a default get, because it leaves them out of
-            the sections that it writes. None if these fields must be present.
+        defaults: Config class of transformers that supplies the defaults of fields that have none here, because it
+            omits default values when it writes a section. None if the fields are required.
     """
 
     defaults: ClassVar[type[PretrainedConfig] | None] = None

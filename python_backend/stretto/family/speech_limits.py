@@ -14,7 +14,7 @@ class SpeechLimits:
     sound that is held for seconds.
 
     Attributes:
-        base_s: Longest speech for any text, in seconds.
+        base_s: Seconds that every text may take, beside those of its units and pauses.
         unit_s: Further seconds for each unit of the text (`spoken_units`).
         loop_s: Longest repetition of the same codes of the first codebook, in seconds.
         period_s: Longest sequence of codes of which a repetition consists, in seconds.

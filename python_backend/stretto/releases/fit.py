@@ -395,7 +395,7 @@ def gb(num_bytes: float) -> str:
     return f"{num_bytes / GB:.1f}"
 
 
-# What this machine has, and who holds it.
+# Free memory of this machine, and the processes that use the rest.
 
 CGROUPS = Path("/sys/fs/cgroup")
 KIB = 1 << 10
