@@ -85,7 +85,7 @@ class Faults:
         faults: Faults of the events so far, in the order in which they were found.
     """
 
-    def __init__(self, text: str, redrawn: "Redrawn"):
+    def __init__(self, text: str, redrawn: Redrawn):
         self._text = text
         self._redrawn = redrawn
         self._meter: SignalMeter | None = None
@@ -170,6 +170,8 @@ class CheckedSpeech(ProducedSpeech):
 
 
 class _Clause:
+    """Clause that the task of a CheckedSpeech speaks. It does not refer to the stream, whose deletion ends the task."""
+
     def __init__(self, begin: Begin, text: str, lead: Lead):
         self._begin = begin
         self._text = text

@@ -80,6 +80,8 @@ class SignalMeter:
         self._sample_rate = sample_rate
         self._limits = limits
         self._size = max(1, round(BLOCK_S * sample_rate))
+        self._window = np.hanning(self._size)
+        self._edges = np.geomspace(LOWEST_BIN, self._size // 2 + 1, NUM_BANDS + 1).astype(int)[:-1]
         self._end = np.zeros(0, np.float32)  # the last 20 ms
         self._unmeasured = np.zeros(0, np.float32)
         self._num_blocks = 0
@@ -109,7 +111,7 @@ class SignalMeter:
         level_db = level(block)
         self._peak_db = max(self._peak_db, level_db)
         is_silent = level_db < SILENT_DB
-        bands = bands_of(block)
+        bands = self._bands_of(block)
         is_steady = float(np.abs(bands - self._mean).mean()) < self._limits.hum_db
         self._mean = self._mean + SMOOTHING * (bands - self._mean) if is_steady else bands
         self._num_blocks += 1
@@ -120,6 +122,13 @@ class SignalMeter:
             yield self._long("silence", self._num_silent)
         if self._num_steady == ceil(self._limits.hum_s / BLOCK_S):
             yield self._long("hum", self._num_steady)
+
+    def _bands_of(self, block: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the level of a block in each of NUM_BANDS bands of equal width on a logarithmic scale, in dB."""
+        power = np.square(np.abs(np.fft.rfft(block * self._window)))
+        bands_db = 10 * np.log10(np.add.reduceat(power, self._edges) + 1e-9)
+        audible: NDArray[np.float64] = np.maximum(bands_db, bands_db.max() - DYNAMIC_DB)
+        return audible
 
     def _long(self, name: speech_checks.Fault, num_blocks: int) -> Fault:
         """Return a fault that consists of the last blocks."""
@@ -154,12 +163,3 @@ class SignalMeter:
 def level(pcm: NDArray[np.float32]) -> float:
     """Return the root mean square of samples [n] in dB, where a full-scale square wave has 0 dB."""
     return float(10 * np.log10(np.mean(np.square(pcm, dtype=np.float64)) + 1e-12))
-
-
-def bands_of(pcm: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the level of samples [n] in each of NUM_BANDS bands of equal width on a logarithmic scale, in dB."""
-    power = np.square(np.abs(np.fft.rfft(pcm * np.hanning(len(pcm)))))
-    edges = np.geomspace(LOWEST_BIN, len(power), NUM_BANDS + 1).astype(int)
-    bands_db = 10 * np.log10(np.add.reduceat(power, edges[:-1]) + 1e-9)
-    audible: NDArray[np.float64] = np.maximum(bands_db, bands_db.max() - DYNAMIC_DB)
-    return audible

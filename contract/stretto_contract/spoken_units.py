@@ -6,7 +6,7 @@ import unicodedata
 # Time to speak a character, by the first letters of its Unicode category. Capitals may be spelled, and letters without
 # case include those of Chinese, Japanese and Korean.
 UNITS = {"Lu": 4, "Lt": 4, "Lo": 4, "N": 8, "S": 8, "P": 4}
-PAUSE = re.compile(r'(?:<break\s+time="|\[pause\s+)([0-9]{1,6}(?:\.[0-9]{0,6})?)\s?(m?)s')  # Kyutai TTS, MOSS-TTS
+PAUSE = re.compile(r'(?:<break\s+time="|\[pause\s+)([0-9]{1,4}(?:\.[0-9]{0,4})?)\s?(m?)s')  # Kyutai TTS, MOSS-TTS
 
 
 def spoken_units(text: str) -> int:
