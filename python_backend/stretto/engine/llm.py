@@ -34,8 +34,9 @@ from stretto.family.plugin import config_at, family_at, read_family
 from stretto.family.text import StreamedText, load_text_codec
 from stretto.records.chunk import LMChunk, Report, last_chunks
 from stretto.records.prompt import Prompt
+from stretto.records.sampling import SamplingConfig
 from stretto.streams.chunking import Pacer
-from stretto_contract.finish_reasons import FinishReason, Limit
+from stretto_contract.finish_reasons import FinishReason
 from stretto_contract.limits import FairLimit
 
 # Receives hidden states of a prompt [n, H] or None, and new ids of stream 0.
@@ -371,18 +372,12 @@ def _report(
 ) -> Report:
     reply = utterance.reply
     sampling = prompt.sampling
-    reason: FinishReason = "stop"
     if utterance.is_looping:
-        switches = [change.frame for change in utterance.guidance_changes]
-        num_guided_frames = num_guided(switches, reply.num_frames) if sampling.has_pair else 0
-        trailer = Trailer(num_guided_frames, num_preemptions=0, was_cut=1, queue_us=0, held_us=0)
-        reason = "repetition"
+        trailer = _trailer_of_loop(utterance, sampling)
     assert trailer is not None, "the engine ended a reply without its trailer"
-    if reason == "stop" and trailer.was_cut:
-        reason = _limit(prompt, reply)
     assert sampling.seed is not None
     return Report(
-        finish_reason=reason,
+        finish_reason=_finish_reason(prompt, utterance, trailer),
         num_prompt_rows=len(prompt.rows),
         num_text_tokens=reply.num_text_tokens - reply.num_codes,
         num_frames=reply.num_frames,
@@ -415,9 +410,22 @@ def loops_of(prompt: Prompt, family: Family) -> CodeLoops | None:
     return CodeLoops(codes, max_period, round((limits.loop_s + prompt.pauses_s) * rate))
 
 
-def _limit(prompt: Prompt, reply: ReplyState) -> Limit:
-    """Return the limit of rows that has ended the reply."""
+def _trailer_of_loop(utterance: Utterance, sampling: SamplingConfig) -> Trailer:
+    """Return the statistics of a reply that ends at a repetition, of which the engine may have sent further rows."""
+    num_frames = utterance.reply.num_frames
+    switches = [change.frame for change in utterance.guidance_changes]
+    num_guided_frames = num_guided(switches, num_frames) if sampling.has_pair else 0
+    return Trailer(num_guided_frames, num_preemptions=0, was_cut=1, queue_us=0, held_us=0)
+
+
+def _finish_reason(prompt: Prompt, utterance: Utterance, trailer: Trailer) -> FinishReason:
+    """Return what has ended a reply."""
+    if utterance.is_looping:
+        return "repetition"
+    if not trailer.was_cut:
+        return "stop"
     limits = prompt.sampling
+    reply = utterance.reply
     has_all_rows = reply.num_text_tokens >= limits.text.max_rows
     if reply.audio_end != UNKNOWN:
         has_all_rows = reply.audio_end - reply.audio_start >= limits.audio.max_rows
