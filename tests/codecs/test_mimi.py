@@ -176,7 +176,9 @@ def test_mimi_transformer_blocks_match_one_pass_of_transformers() -> None:
     whole = model(steps, use_cache=False).last_hidden_state
     for sizes in ([1] * 40, [7, 1, 13, 19], [40]):
         transformer = RingTransformer(model, block=4)
-        rings, outputs, at = torch.zeros(2, *transformer.shape, dtype=torch.float64), [], 0
+        rings = torch.zeros(2, *transformer.shape, dtype=torch.float64)
+        outputs = []
+        at = 0
         for size in sizes:
             outputs.append(transformer.advance(steps[:, at : at + size], torch.full((2,), at), rings))
             at += size

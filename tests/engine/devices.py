@@ -81,7 +81,8 @@ def multiply(num_out: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Te
 @contextmanager
 def on_a_gpu(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[SpeechModelState]:
     """Return the state of a worker like that of `engine`, with the model's weights and buffers as if on a GPU."""
-    config, model = engine.core.vllm_config, engine.model_state.model
+    config = engine.core.vllm_config
+    model = engine.model_state.model
     for module in model.modules():
         for kind in (module._parameters, module._buffers, vars(module)):
             for name, tensor in list(kind.items()):
@@ -219,7 +220,8 @@ def assert_latent_steps_stay_on_the_device(
             sampler = sampler_of(state)
             fill(state, engine.rules.family)
             width = state.model.latent_readout(state.rules).width
-            embed, num_embedded = state.model.embed_latents, list[int]()
+            embed = state.model.embed_latents
+            num_embedded = list[int]()
             state.model.embed_latents = lambda latents: (num_embedded.append(len(latents)), embed(latents))[1]
             for num_tokens in (64, 4):
                 batch = batch_of(num_tokens)

@@ -269,7 +269,8 @@ def test_attention_window_limits_the_required_kv_blocks() -> None:
 
 
 def test_only_live_sessions_may_start_without_frames() -> None:
-    prompt, rules = replace(make_prompt(TRANSCRIBING, 1), track=()), SegmentRules(TRANSCRIBING, 160)
+    prompt = replace(make_prompt(TRANSCRIBING, 1), track=())
+    rules = SegmentRules(TRANSCRIBING, 160)
     assert check_prompt(replace(prompt, is_open=True), rules, ROOMY).is_open
     assert refusal(prompt, rules).field == "track"
 
@@ -283,7 +284,8 @@ def test_only_live_sessions_may_start_without_frames() -> None:
     ],
 )
 def test_frames_of_a_recording_are_limited(num_frames: int, last_id: int, field: str, message: str) -> None:
-    prompt, code_track = make_prompt(TRANSCRIBING, 1), TRANSCRIBING.code_track
+    prompt = make_prompt(TRANSCRIBING, 1)
+    code_track = TRANSCRIBING.code_track
     assert code_track is not None
     width = len(code_track.streams)
     track = [prompt.track[0]] * (num_frames * width - 1) + [last_id]

@@ -14,8 +14,11 @@ from tests.gateway.test_chat import QUESTION, REPLY, SEES, TALKS
 from tests.gateway.test_chat import SPOKEN as SPEAKS
 from tests.gateway.test_transcription import ALIGNS, FILE, TRANSLATES, WRITTEN
 
-SPEECH, BATCH, CHAT = "/v1/audio/speech", "/v1/audio/speech/batch", "/v1/chat/completions"
-HEARS, TRANSLATE = "/v1/audio/transcriptions", "/v1/audio/translations"
+SPEECH = "/v1/audio/speech"
+BATCH = "/v1/audio/speech/batch"
+CHAT = "/v1/chat/completions"
+HEARS = "/v1/audio/transcriptions"
+TRANSLATE = "/v1/audio/translations"
 TEXT = {"input": "A cat.", "response_format": "pcm"}
 PCM = {"output": {"encoding": "pcm_s16le", "sample_rate": 24_000}}
 FORM = {

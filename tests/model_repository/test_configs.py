@@ -62,7 +62,8 @@ def test_ensemble_maps_tensors_to_identical_names() -> None:
 
 def test_cloning_ensemble_differs_from_speech_in_names_only() -> None:
     """Its inputs are those of the preprocessor, and `pcm` is its only output."""
-    config, speech = parse(CLONING.format(name="other")), read_config("speech")
+    config = parse(CLONING.format(name="other"))
+    speech = read_config("speech")
     assert [as_spec(entry) for entry in config["input"]] == plain(CLONING_REQUEST)
     assert {name for entry in config["input"] for name in entry["optional"]} == {"true"}
     assert [as_spec(entry) for entry in config["output"]] == [("waveform", "FP32", (-1,))]

@@ -252,7 +252,9 @@ def test_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path, monke
 
 def test_file_that_is_there_is_never_written_to(tmp_path: Path) -> None:
     """It may be a second name of a file in the hub's cache."""
-    cached, other, target = tmp_path / "cached", tmp_path / "other", tmp_path / "view" / "name"
+    cached = tmp_path / "cached"
+    other = tmp_path / "other"
+    target = tmp_path / "view" / "name"
     cached.write_text("cached")
     other.write_text("other")
     link(cached, target)

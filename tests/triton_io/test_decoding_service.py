@@ -181,7 +181,8 @@ def refusal(asked: Request) -> str:
 
 
 def test_refused_chunk_does_not_affect_the_victims_slot(slot: FlowSlot) -> None:
-    worker, codes = Worker(), np.ones((2, 3), np.int32)
+    worker = Worker()
+    codes = np.ones((2, 3), np.int32)
     honest = request(slot, Chunk(0, Segment.AUDIO), codes).inputs
     for changes, message in (
         ({"chunk": honest["chunk"][TAG:]}, NOT_SEALED),

@@ -155,7 +155,8 @@ def in_a_list(model: onnx.ModelProto) -> None:
 def sparse(model: onnx.ModelProto) -> None:
     """Hide a tensor with external data among the sparse tensors."""
     values = model.graph.sparse_initializer.add().values
-    values.name, values.data_location = "hidden", TensorProto.EXTERNAL
+    values.name = "hidden"
+    values.data_location = TensorProto.EXTERNAL
     values.external_data.add(key="location", value="/etc/passwd")
 
 
@@ -299,10 +300,12 @@ class TestCosyVoice3(FamilySuite):
     @pytest.mark.parametrize("words", ["one two three four", ""])
     def test_streamed_text_prompt_is_split_into_groups(self, release: SmallRelease, words: str) -> None:
         """The prompt has only groups of the recording; its remaining codes, its words and the text follow."""
-        pcm, ends = recording(2.3), KNOWN.ends
+        pcm = recording(2.3)
+        ends = KNOWN.ends
         whole = ask(release.preprocessor, pcm, "Hello.", words)
         prompt = ask(release.preprocessor, pcm, "Hello.", words, text_mode="streaming")
-        style, spoken = whole.rows[:, 0].tolist(), ask(release.preprocessor, pcm, "Hello.").rows[:, 0].tolist()
+        style = whole.rows[:, 0].tolist()
+        spoken = ask(release.preprocessor, pcm, "Hello.").rows[:, 0].tolist()
         head = style[: style.index(KNOWN.end_of_prompt) + 1]
         text = spoken[len(head) : -1]
         recorded = style[len(head) : style.index(ends[TASK]) - len(text)]

@@ -42,7 +42,8 @@ class PocketSuite(CodecSuite):
         assert decode_latents(codec, latents)[0, 0] == 0
 
     def test_encoded_latents_match_the_authors(self, codec: PocketCodec) -> None:
-        found, expected = latents_of(codec.encode(ended_on_pause(recording(), 24_000))).T, reply(self.kind).voice
+        found = latents_of(codec.encode(ended_on_pause(recording(), 24_000))).T
+        expected = reply(self.kind).voice
         assert found.shape == expected.shape
         assert np.abs(found - expected).max() < 2e-5
         assert expected.std() > 0.1

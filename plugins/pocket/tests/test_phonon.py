@@ -160,7 +160,9 @@ class TestPhonon(FamilySuite):
     )
 
     def test_voices_and_conditions_are_written(self, release: SmallRelease) -> None:
-        vocabulary, published, written = vocabulary_of(release), tensors(), release.weights
+        vocabulary = vocabulary_of(release)
+        published = tensors()
+        written = release.weights
         table = written["model.embed_tokens.weight"]
         projection = published[f"{CONDITIONERS}speaker_wavs.output_proj.weight"]
         assert dict(vocabulary.voices) == {name.lower(): number for name, (number, _) in VOICES.items()}

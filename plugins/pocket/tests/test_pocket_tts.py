@@ -60,7 +60,8 @@ def centred(rows: torch.Tensor) -> torch.Tensor:
 def prompts(release: SmallRelease) -> Mapping[str, tuple[dict[str, Any], np.ndarray]]:
     """Distilled models have a SentencePiece tokenizer."""
     assert (release.checkpoint / "tokenizer.model").exists() == (release.size != "english")
-    vocabulary, expected = vocabulary_of(release), reply(release.size)
+    vocabulary = vocabulary_of(release)
+    expected = reply(release.size)
     assert finished(rewritten(expected.text, vocabulary.text), vocabulary.text) == expected.prepared
     return {
         voice: (
@@ -315,7 +316,8 @@ class TestPocketTts(FamilySuite):
 
     def test_recorded_voice_prompt_rows_hold_its_latents(self, release: SmallRelease) -> None:
         """The latents may be given instead."""
-        vocabulary, expected = vocabulary_of(release), reply("english").voice
+        vocabulary = vocabulary_of(release)
+        expected = reply("english").voice
         rows = release.preprocessor.prepare(cloning("Hello.")).rows
         spoken = release.preprocessor.prepare(RawRequest(text="Hello.")).rows
         end = 1 + len(expected)

@@ -10,21 +10,25 @@ from stretto_qwen3_omni.qwen3_omni_talker.family import TalkerVocabulary, qwen3_
 
 def test_need_includes_a_speaker_with_an_engine_and_the_codec() -> None:
     """The speaker's engine has a cache for all batch slots, as in a model repository."""
-    whole, text_only = find("qwen3-omni"), find("qwen3-omni-thinking")
+    whole = find("qwen3-omni")
+    text_only = find("qwen3-omni-thinking")
     assert whole is not None
     assert text_only is not None
     talker = fit.speaker_of(whole)
     assert talker is not None
     assert fit.speaker_of(text_only) is None
-    family, shape = qwen3_omni_talker(TalkerVocabulary()), fit.backbone(talker)
+    family = qwen3_omni_talker(TalkerVocabulary())
+    shape = fit.backbone(talker)
     assert shape is not None
     for is_on_gpu, slots in ((True, 256), (False, 32)):
-        found, alone = need(whole, 70 * GB, is_on_gpu), need(text_only, 63 * GB, is_on_gpu)
+        found = need(whole, 70 * GB, is_on_gpu)
+        alone = need(text_only, 63 * GB, is_on_gpu)
         cache = cpu_cache_bytes(family, family.max_model_len, 0, shape.kv_bytes, slots)
         assert found.cache - alone.cache == cache
         assert found.weights - alone.weights == (2 * shape.weights if is_on_gpu else 7 * GB)
         assert found.processes - alone.processes == (ENGINE_BYTES if is_on_gpu else 0)
-    found, alone = need(whole, 70 * GB, is_on_gpu=True), need(text_only, 63 * GB, is_on_gpu=True)
+    found = need(whole, 70 * GB, is_on_gpu=True)
+    alone = need(text_only, 63 * GB, is_on_gpu=True)
     assert found.codec == decoder_size("qwen3_omni").gpu_bytes
     assert alone.codec < found.codec, "it has no codec"
     assert 90 * GB < found.total < 100 * GB

@@ -155,7 +155,8 @@ class TestVibeVoice(CodecSuite):
         assert abs(many.std() - 1) < 0.02
 
     def test_reach_is_the_exact_left_context_in_frames(self, codec: VibeVoiceCodec) -> None:
-        reach, frames = codec.config.reach, np.random.default_rng(2).standard_normal((1, 30, NUM_NUMBERS))
+        reach = codec.config.reach
+        frames = np.random.default_rng(2).standard_normal((1, 30, NUM_NUMBERS))
         assert reach < 29
         exact = codec.double()
         try:

@@ -419,7 +419,8 @@ def authors_release(folder: Path, kind: str) -> Path:
 
     def network(section: str, size: int, **others: Any) -> dict[str, Any]:
         sizes = record[section]
-        ratios, filters = sizes["downsampling_ratios"][::-1], sizes["num_filters"]
+        ratios = sizes["downsampling_ratios"][::-1]
+        filters = sizes["num_filters"]
         encoder = {"vae_dim": size, "encoder_ratios": ratios, "encoder_n_filters": filters, "causal": True}
         depths = "-".join(map(str, sizes["depths"]))
         decoder = {"decoder_ratios": ratios, "decoder_n_filters": filters, "decoder_depths": None}

@@ -61,7 +61,8 @@ class TestAudioVae(CodecSuite):
         assert expected.pcm.std() > 0.1
 
     def test_encoded_latents_match_the_authors(self, codec: AudioVae) -> None:
-        pcm, unit = recording("reference"), 2560
+        pcm = recording("reference")
+        unit = 2560
         found = latents_of(codec.encode(pcm).T)
         np.testing.assert_allclose(found, stored()["plain.reference"], atol=LATENT_TOLERANCE)
         assert len(found) == 1 + len(pcm) // unit

@@ -22,7 +22,8 @@ def test_non_code_frames_are_omitted_if_the_family_omits_them(size: int) -> None
     A change of guidance is reported at its audible frame.
     """
     family = chatterbox(ChatterboxVocabulary())
-    start, speech = ChatterboxVocabulary().start, family.layout.audio[0]
+    start = ChatterboxVocabulary().start
+    speech = family.layout.audio[0]
     ids = [5, start, 6, 6560, start, start + 2, start, start + 2, 7, start]
     kept = [code for code in ids if code < len(speech)]
     reply_state = ReplyState.begin(SegmentRules(family, 1024), family.task("tts"), 9)

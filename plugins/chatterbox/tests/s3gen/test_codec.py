@@ -89,7 +89,8 @@ class TestS3Gen(CodecSuite):
         codec.flow.decoder.on_step = None
 
     def test_batch_rows_use_their_own_voices(self, codec: S3GenCodec) -> None:
-        codes, first = random_codes(codec, 1, FRAMES).repeat(2, 1, 1), torch.zeros(2, dtype=torch.int64)
+        codes = random_codes(codec, 1, FRAMES).repeat(2, 1, 1)
+        first = torch.zeros(2, dtype=torch.int64)
         pcm, state = codec.decode(Window(codes, 0, 0, first, torch.tensor([[1.0], [0.0]])))
         assert state.tolist() == [[1], [0]]
         assert torch.equal(pcm[1:], stream(codec, codes[:1], [FRAMES]))

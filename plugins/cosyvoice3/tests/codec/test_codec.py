@@ -291,7 +291,8 @@ def test_decoder_warm_up_needs_no_voice() -> None:
 
 
 def test_written_cosyvoice3_codec_loads(tmp_path: Path) -> None:
-    loaded, made = load(write_codec(tmp_path)), random_codec()
+    loaded = load(write_codec(tmp_path))
+    made = random_codec()
     assert loaded.config == made.config
     stored = multiply_weight_norm_out(load_file(tmp_path / "codec" / "model.safetensors"))
     assert CosyVoice3Config.from_shapes({name: tuple(each.shape) for name, each in stored.items()}) == made.config

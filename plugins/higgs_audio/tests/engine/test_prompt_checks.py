@@ -17,7 +17,8 @@ ROOMY = Capacity(num_blocks=100, block_size=32, max_num_seqs=16)
 
 def test_repetition_window_may_not_reach_into_prompt_audio() -> None:
     family = higgs_audio(HiggsAudioVocabulary())
-    rules, words = SegmentRules(family, 512), np.full((4, 8), family.layout.pad_id, np.int32)
+    rules = SegmentRules(family, 512)
+    words = np.full((4, 8), family.layout.pad_id, np.int32)
     heard = audio_rows(family.layout, np.ones((8, 3), np.int64))
     begins = np.array([[begin for begin, _ in family.layout.extra]], np.int32)
     cases = ([words, heard, words], 10, True), ([words, heard], 9, False), ([words], 512, False)

@@ -54,7 +54,8 @@ def test_condition_must_fit_the_family(ids: tuple[int, ...], vectors: np.ndarray
 
 @pytest.mark.parametrize("word", [pack_word([5, SMALL_TTS.wish_id], 1), pack_word([-1], 1), pack_word([5], -1)])
 def test_words_have_only_text_ids(word: list[int]) -> None:
-    rules, prompt = SegmentRules(KYUTAI_TTS, 160), make_prompt(KYUTAI_TTS, 1)
+    rules = SegmentRules(KYUTAI_TTS, 160)
+    prompt = make_prompt(KYUTAI_TTS, 1)
     good = pack_word([5, SMALL_TTS.wish_id - 1], 0)
     assert known_ids(good, rules) == good
     with pytest.raises(InvalidRequest, match=r"expected (token ids|words of tokens) in "):

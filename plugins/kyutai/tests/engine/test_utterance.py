@@ -25,7 +25,9 @@ REPORT = Report("stop", 3, 1, 1, 1, 1.5, 0, 0.0, None, 1.0)
 def test_pauses_are_reported_for_each_frame(sizes: list[int]) -> None:
     """The first row precedes the first frame, and the last one is the end; without the option, none are sent."""
     family = kyutai_stt(SttVocabulary(num_pauses=2))
-    task, rules, end = family.task("asr"), SegmentRules(family, 512), family.end_of_reply
+    task = family.task("asr")
+    rules = SegmentRules(family, 512)
+    end = family.end_of_reply
     pauses = words_of(np.array([[0.9, 0.9], [0.25, 0.5], [0.12349, 0.0], [1.0, 0.75], [0.9, 0.9]]))
     rows = np.column_stack([np.full(5, NO_CHANGE), [3, 3, 7, 0, end], pauses]).astype(np.int32)
     for with_pauses in (True, False):
@@ -39,12 +41,14 @@ def test_pauses_are_reported_for_each_frame(sizes: list[int]) -> None:
 
 def test_words_that_the_model_takes_are_marked_at_their_rows() -> None:
     """A break has no mark, and neither has a word that begins in the row that ends the audio."""
-    rules, layout = SegmentRules(KYUTAI_TTS, 512), KYUTAI_TTS.layout
+    rules = SegmentRules(KYUTAI_TTS, 512)
+    layout = KYUTAI_TTS.layout
     words = pack_word([5, 6], 2), pack_word([], 3), pack_word([7], 0), pack_word([8], 0)
     track = rules.track(9, [*chain(*words), 0])
     state = ReplyState.begin(rules, KYUTAI_TTS.tasks[0], 9, track)
     speaker = Utterance(replace(state), ("one", "two", "three"), SILENT, Pacer(ChunkPolicy(1, 1)))
-    speaker.track, marks = track, list[WordMark]()
+    speaker.track = track
+    marks = list[WordMark]()
     codes = [ids.start for ids in layout.audio]
     for row, taken in enumerate([0, 1, 1, 2, 3, 4]):
         state.own_values = [taken if name == "taken" else 0 for name in KYUTAI_TTS.drawing.state]

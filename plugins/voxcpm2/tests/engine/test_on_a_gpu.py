@@ -18,8 +18,10 @@ LOCAL_ATTENTION = Counter({"clone": 2, "local_attention": 1})
 
 def runs_of(model: Any) -> list[Run]:
     """Return runs of the second layer of the backbone and of the patch encoder."""
-    x, number = rows(model.config.hidden_size), NUM_ROWS * (1 + model.head.num_latents)
-    tokens, layers = rows(model.config.encoder["width"], number), model.patches.transformer.layers
+    x = rows(model.config.hidden_size)
+    number = NUM_ROWS * (1 + model.head.num_latents)
+    tokens = rows(model.config.encoder["width"], number)
+    layers = model.patches.transformer.layers
     return [
         lambda: model.model.layers[1](positions(), x, x),
         lambda: layers[1](positions(number), tokens, tokens, number // NUM_ROWS),
