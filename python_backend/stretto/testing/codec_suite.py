@@ -8,7 +8,6 @@ The subclass inherits the tests; parts of the case that are left out have none. 
 `copied` the folder of a checkpoint for edits. Longer variants of tests have the marker `nightly`.
 """
 
-import inspect
 import os
 import shutil
 from collections import Counter
@@ -27,6 +26,7 @@ from stretto.codecs.base import Blocks, Codec, Stateful, Whole, Window, Windowed
 from stretto.codecs.encoded_stream import EncodedStream, FrameEncoder, encode_ready
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.streams.layout import latents_of
+from stretto.testing.case_suite import by_night, leave_out_absent, parametrize
 from stretto.testing.codec_streams import (
     affected,
     check_chunks,
@@ -135,20 +135,16 @@ class CodecCase:
     stream_encoder: Callable[[Any], FrameEncoder] | None = None
 
 
-def _by_night(*values: Any) -> list[Any]:
-    return [pytest.param(value, marks=pytest.mark.nightly) for value in values]
-
-
 def parts_of(case: CodecCase) -> dict[str, Sequence[Any]]:
     """Return the values of the tests' arguments, by name; none for parts that the case does not have."""
     return {
-        "total": [case.num_frames, 3, *_by_night(1, 2, 9)],
-        "is_float32": [False, *_by_night(True)],
-        "recorded_frames": [0.3, 4.7, *_by_night(1.0, 2.001, 31.0)] if case.can_encode else [],
+        "total": [case.num_frames, 3, *by_night(1, 2, 9)],
+        "is_float32": [False, *by_night(True)],
+        "recorded_frames": [0.3, 4.7, *by_night(1.0, 2.001, 31.0)] if case.can_encode else [],
         "refused_recording": [] if case.can_encode else [np.zeros(100, np.float32)],
         "refused_config": [pytest.param(entry, id=entry[-1]) for entry in case.refused_configs],
         "refused_edit": [pytest.param(entry, id=f"{entry[0]}: {entry[-1]}") for entry in case.refused_edits],
-        "num_tensors": [SPREAD_BY_DAY, *_by_night(SPREAD_BY_NIGHT)],
+        "num_tensors": [SPREAD_BY_DAY, *by_night(SPREAD_BY_NIGHT)],
         "published": [case.published] if case.published else [],
         "on_gpu": [case.on_gpu] if case.on_gpu else [],
         "stream_encoder": [case.stream_encoder] if case.stream_encoder else [],
@@ -185,20 +181,12 @@ class CodecSuite:
         return Path(shutil.copytree(folder, tmp_path / "copied", copy_function=os.link))
 
     def __init_subclass__(cls) -> None:
-        """Leave out the inherited tests of parts that the case does not have."""
         super().__init_subclass__()
-        if not hasattr(cls, "case"):
-            return
-        absent = {name for name, values in parts_of(cls.case).items() if not values}
-        for name, test in vars(CodecSuite).items():
-            if name.startswith("test_") and name not in vars(cls) and absent & {*inspect.signature(test).parameters}:
-                setattr(cls, name, None)
+        if hasattr(cls, "case"):
+            leave_out_absent(cls, parts_of(cls.case))
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Parametrise the tests by the parts of the case."""
-        for name, values in parts_of(self.case).items():
-            if name in metafunc.fixturenames:
-                metafunc.parametrize(name, values)
+        parametrize(metafunc, parts_of(self.case))
 
     def assert_refused(self, folder: Path, *messages: str) -> None:
         """Assert that a checkpoint is refused with all messages."""

@@ -8,7 +8,6 @@ The subclass inherits the tests; parts of the case that are left out have none. 
 Tests that start vLLM have the marker `engine`, and longer variants of others the marker `nightly`.
 """
 
-import inspect
 import json
 import re
 import shutil
@@ -32,6 +31,7 @@ from stretto.family.plugin import VOCABULARY, FamilyPlugin, config_at
 from stretto.family.sections import Section
 from stretto.preprocessing.request import RawRequest
 from stretto.records.prompt import Prompt
+from stretto.testing.case_suite import by_night, leave_out_absent, parametrize
 from stretto.testing.limits import asked, inputs_beyond_limits
 from stretto.testing.ranges import assert_refused_outside_ranges
 from stretto.testing.releases import Edit, SmallRelease, edited, set_fields, split_weights
@@ -199,9 +199,9 @@ def parts_of(case: FamilyCase) -> dict[str, Sequence[Any]]:
         "other_size": case.other_sizes,
         "published": [case.published] if case.published else [],
         "prompts_of_size": case.sizes if case.prompts else [],
-        "conformance": [] if case.conformance is None else [_by_night(case.conformance, case.conforms_by_night)],
+        "conformance": _conformances(case),
         "scheduling": list(_schedulings(case)) if case.replies else [],
-        "num_tensors": [SPREAD_BY_DAY, _by_night(1 << 10)],
+        "num_tensors": [SPREAD_BY_DAY, *by_night(1 << 10)],
     }
 
 
@@ -244,20 +244,12 @@ class FamilySuite:
         return Engine(checkpoint, **arguments)
 
     def __init_subclass__(cls) -> None:
-        """Leave out the inherited tests of parts that the case does not have."""
         super().__init_subclass__()
-        if not hasattr(cls, "case"):
-            return
-        absent = {name for name, values in parts_of(cls.case).items() if not values}
-        for name, test in vars(FamilySuite).items():
-            if name.startswith("test_") and name not in vars(cls) and absent & {*inspect.signature(test).parameters}:
-                setattr(cls, name, None)
+        if hasattr(cls, "case"):
+            leave_out_absent(cls, parts_of(cls.case))
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Parametrise the tests by the parts of the case."""
-        for name, values in parts_of(self.case).items():  # in the same order in all processes, for pytest-xdist
-            if name in metafunc.fixturenames:
-                metafunc.parametrize(name, values)
+        parametrize(metafunc, parts_of(self.case))
 
     def test_release_of_other_sizes_is_converted(self, tmp_path: Path, other_size: str) -> None:
         release = SmallRelease.written(tmp_path / other_size, other_size, self.case.write)
@@ -444,6 +436,12 @@ class Scheduling(NamedTuple):
         return f"{self.size}-{'async' if self.is_async else 'sync'}"
 
 
+def _conformances(case: FamilyCase) -> list[Any]:
+    if case.conformance is None:
+        return []
+    return by_night(case.conformance) if case.conforms_by_night else [case.conformance]
+
+
 def _schedulings(case: FamilyCase) -> Iterable[Any]:
     """Yield the settings of engines: the first size with much memory and the last with little, with each scheduler."""
     tight = {**TIGHT, **case.tight}
@@ -452,7 +450,3 @@ def _schedulings(case: FamilyCase) -> Iterable[Any]:
             arguments = tight if is_tight else {}
             scheduling = Scheduling(size, is_tight == is_night, is_tight, arguments)
             yield pytest.param(scheduling, id=str(scheduling), marks=pytest.mark.nightly if is_night else ())
-
-
-def _by_night(value: Any, is_night: bool = True) -> Any:
-    return pytest.param(value, marks=pytest.mark.nightly if is_night else ())
