@@ -188,7 +188,7 @@ class Model(TypedDict):
 
 
 class Health(TypedDict):
-    """Readiness, and what is served. Fields of the model are missing if the server does not report them.
+    """Readiness and the served model. Fields of the model are missing if the server does not report them.
 
     `model` is its name, `revision` the commit of its release, and `configuration` the SHA-256 of the server's version,
     options and configuration files. If the gateway has several servers, `servers` has the same for each, and one ready

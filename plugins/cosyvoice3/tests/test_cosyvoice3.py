@@ -68,7 +68,7 @@ def assert_codes(reply: Mapping[str, Any], rows: np.ndarray) -> None:
 
 
 def replies(release: SmallRelease) -> Mapping[str, ExpectedReply]:
-    """Of whole texts, and of texts that are streamed into the reply."""
+    """Return replies to whole texts, and to texts that are streamed into the reply."""
     first = KNOWN.codes.start
     expected = dict[str, ExpectedReply]()
     for number, reply in enumerate(reply for reply in (*REPLIES, *LIVE) if str(reply["release"]) == release.size):

@@ -288,7 +288,7 @@ class TestPocketTts(FamilySuite):
         replace(copied, arguments=["pocket-tts", "--model", str(folder)]).assert_refused("expected 4000 tokens, got")
 
     def test_pieces_of_a_text_match_the_authors(self, releases: dict[str, SmallRelease]) -> None:
-        """A request for a piece has the whole text. The prompt says how many pieces there are."""
+        """A request for a piece has the whole text; the prompt contains the number of pieces."""
         for kind, release in releases.items():
             num_voice_rows = len(vocabulary_of(release).voice("alba"))
             num_several = 0

@@ -121,7 +121,7 @@ def rows_of(x: Tensor) -> Tensor:
 def convolve(
     x: Tensor, conv: Convolving, state: StatePart | None = None, ending: Ending = PLAIN
 ) -> tuple[Tensor, Tensor]:
-    """Return the outputs of a convolution and their activations, [B, O, n] each; a result nobody needs is empty.
+    """Return the outputs of a convolution and their activations, [B, O, n] each; a result that is not needed is empty.
 
     Args:
         x: Inputs, [B, C, n].

@@ -114,7 +114,7 @@ class MimiEncoder:
 
     @torch.inference_mode()
     def encode(self, pcm: Tensor, first: Tensor, state: Tensor) -> Tensor:
-        """Encode the next frames of B recordings, as `FrameEncoder.encode` says."""
+        """Encode the next frames of B recordings (`FrameEncoder.encode`)."""
         rings, inputs = state.split([self._ring_size, self.state_size - self._ring_size], 1)
         memory = Memory(inputs, first, pcm.shape[1] // self.samples_per_frame)
         steps = run(self._layers, pcm[:, None], memory, in_parts=False).transpose(1, 2)
