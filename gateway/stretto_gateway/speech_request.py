@@ -25,24 +25,12 @@ from typing_extensions import Doc
 from stretto_client import FAMILY_OPTIONS, ModelProfile, RecordedVoice, SpeakArguments
 from stretto_client.markup import Markup
 from stretto_contract import schema
+from stretto_contract.languages import AUTO, code_name
 from stretto_contract.speech_checks import ATTEMPTS, MAX_ATTEMPTS, Check
 from stretto_gateway.answers import refused
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.encoding import GREATEST_SPEED, LEAST_SPEED, RATES, default_rate
 from stretto_gateway.fields import Body, Ignored, Text, check_options_size, is_blank
-
-AUTO = "auto"  # the model chooses the language
-# ISO 639-1 and 639-2 codes of languages that speech models list; other languages can only be given by English name.
-CODES = dict(
-    pair.split(":")
-    for pair in (
-        "ar:arabic cs:czech da:danish de:german el:greek en:english es:spanish fi:finnish fr:french he:hebrew hi:hindi "
-        "hu:hungarian id:indonesian it:italian ja:japanese ko:korean ms:malay nl:dutch no:norwegian pl:polish "
-        "pt:portuguese ro:romanian ru:russian sv:swedish sw:swahili th:thai tr:turkish uk:ukrainian vi:vietnamese "
-        "zh:chinese deu:german eng:english fra:french ita:italian jpn:japanese kor:korean por:portuguese rus:russian "
-        "spa:spanish zho:chinese"
-    ).split()
-)
 
 
 def language_name(profile: ModelProfile, language: object) -> str:
@@ -67,12 +55,6 @@ def language_name(profile: ModelProfile, language: object) -> str:
 def language_choices(profile: ModelProfile) -> tuple[str, ...]:
     """Return the names that a request may specify as its language."""
     return profile.languages if profile.requires_language else (AUTO, *profile.languages)
-
-
-def code_name(language: str) -> str:
-    """Return the lower-case English name for a code such as `en` or `en-US`, or the name itself."""
-    plain = language.strip().lower()
-    return CODES.get(plain.replace("_", "-").partition("-")[0], plain) or AUTO
 
 
 SET_BY_GATEWAY = ("output", "instruct")  # options that the gateway sets from fields of other APIs

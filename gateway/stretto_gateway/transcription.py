@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
 from stretto_contract.finish_reasons import limit_of
+from stretto_contract.languages import AUTO, code_name
 from stretto_gateway import g711
 from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import PlainText, TextSegment, TimedText, described, mismatch, refused
@@ -22,7 +23,7 @@ from stretto_gateway.fields import MAX_SHOWN_CHARS, Ignored, Text, TextFields
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import Trace
 from stretto_gateway.speech import limit_reason, sse, sse_error, timed_word, usage
-from stretto_gateway.speech_request import AUTO, WITH_FILE, File, code_name
+from stretto_gateway.speech_request import WITH_FILE, File
 
 router = APIRouter()
 FIELDS = {"audio": "file", "options.words": "timestamp_granularities"}
