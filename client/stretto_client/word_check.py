@@ -1,0 +1,170 @@
+"""Check of words: a recogniser transcribes speech, and the transcript is compared with the text.
+
+A recogniser that fails, or that does not answer in time, changes nothing: the speech is sent, and counts as unchecked.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stretto_client.errors import ClientError, RequestRefused
+from stretto_client.recognisers import SELF, TASK, Ability, Address, Client, Recogniser, ServerRecogniser, WebRecogniser
+from stretto_client.signals import FULL_SCALE
+from stretto_client.speech_stream import SpeechEvent
+from stretto_client.transcript_errors import FAULT, MAX_LETTERS, error_size, is_comparable, spelling
+from stretto_client.turns import Turns
+from stretto_contract.finish_reasons import limit_of
+from stretto_contract.languages import AUTO, code_name
+from stretto_contract.scripts import foreign_words
+from stretto_contract.speech_checks import Unchecked
+
+LOG = logging.getLogger(__name__)
+MAX_AT_ONCE = 4  # at once, of one client
+ANSWER_S = 5.0  # longest wait for a transcript
+PAUSE_S = 10.0  # after a failure, in which the recogniser is not asked, so that not every clause waits
+MAX_SPEECH_S = 40.0  # longest speech that is transcribed
+COMPARING = Turns(1, "words")  # 300 letters take 2 ms, and MAX_LETTERS 60 ms
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Result of a check.
+
+    Attributes:
+        size: Size of the largest error (`error_size`).
+        transcript: Transcript of the speech.
+        unchecked: Reason why nothing was compared; None if the speech was checked.
+    """
+
+    size: int = 0
+    transcript: str = ""
+    unchecked: Unchecked | None = None
+
+    @property
+    def is_fault(self) -> bool:
+        """True if words are missing, added or wrong."""
+        return self.size >= FAULT
+
+
+class Listener:
+    """Recogniser of a client's speech, with bounds on the number of requests at once and on their time.
+
+    Args:
+        name: Address of the recogniser (`Address`).
+        speaker: Client of the server that speaks.
+        connect: Function that returns a client of another server.
+    """
+
+    def __init__(self, name: str, speaker: Client, connect: Callable[[str], Client]):
+        address = Address.from_text(name)
+        self.is_speaker = name == SELF
+        self.speaker = speaker
+        self._name = name
+        self._languages = address.languages
+        self._connected = connect(address.url.netloc) if address.url.scheme == "grpc" else None
+        is_web = address.url.scheme.startswith("http")
+        self._recogniser: Recogniser = (
+            WebRecogniser(address) if is_web else ServerRecogniser(self._connected or speaker)
+        )
+        self._room = asyncio.Semaphore(MAX_AT_ONCE)
+        self._is_failing = False
+        self._asked_after_s = 0.0
+
+    async def verdict(self, text: str, pcm: NDArray[np.float32], sample_rate: int, language: str) -> Verdict:
+        """Compare speech with its text.
+
+        Args:
+            pcm: Samples [n].
+            language: English name of the text's language; empty if it is unknown.
+        """
+        letters = spelling(text)
+        if not is_comparable(letters):
+            return Verdict(unchecked="digits")
+        if len(letters) > MAX_LETTERS or len(pcm) > MAX_SPEECH_S * sample_rate:
+            return Verdict(unchecked="too_long")
+        if time.monotonic() < self._asked_after_s:
+            return Verdict(unchecked="checker")
+        try:
+            async with asyncio.timeout(ANSWER_S), self._room:
+                ability = await self._recogniser.ability()
+                ability = replace(ability, languages=self._languages or ability.languages)
+                reason = reason_against(ability, text, language, len(pcm) / sample_rate)
+                transcript = "" if reason else await self._recogniser.transcribe(pcm, sample_rate, language)
+        except (ClientError, ValueError, TimeoutError) as error:
+            self._fail(str(error) or f"no transcript within {ANSWER_S:g} s")
+            return Verdict(unchecked="checker")
+        self._is_failing = False
+        if reason:
+            return Verdict(unchecked=reason)
+        return Verdict(await COMPARING.run(compared, letters, transcript), transcript)
+
+    async def close(self) -> None:
+        """Close the connection to another server."""
+        if self._connected is not None:
+            await self._connected.close()
+
+    def _fail(self, message: str) -> None:
+        self._asked_after_s = time.monotonic() + PAUSE_S
+        if not self._is_failing:
+            LOG.warning("--check-with %s: %s; speech goes on unchecked", self._name, message)
+        self._is_failing = True
+
+
+def compared(letters: str, transcript: str) -> int:
+    """Return the size of the largest error in a transcript; see `error_size`."""
+    return error_size(letters, spelling(transcript)[: 2 * MAX_LETTERS])
+
+
+def reason_against(ability: Ability, text: str, language: str, seconds: float) -> Unchecked | None:
+    """Return the reason why a recogniser does not understand speech, or None."""
+    if ability.longest_s and seconds > ability.longest_s:
+        return "too_long"
+    if not ability.languages or language in ability.languages:
+        return None
+    # A text of an unknown language is probably in the recogniser's if it has no letters of other scripts.
+    return "language" if language or foreign_words(text) else None
+
+
+class WordCheck:
+    """Check of the words of one request.
+
+    Args:
+        listener: Recogniser of the speech.
+        language: Language that the request names; None if it names none.
+    """
+
+    def __init__(self, listener: Listener, language: str | None):
+        self._listener = listener
+        self._language = language
+
+    async def prepare(self) -> None:
+        """Raise RequestRefused if the model is to transcribe its own speech, and cannot."""
+        profile = await self._listener.speaker.profile()
+        if self._listener.is_speaker and profile.task(TASK) is None:
+            expected = "'off' or 'signals', or another server to check with"
+            raise RequestRefused(f"check: expected {expected}, because {profile.family!r} does not transcribe")
+        if self._language is None:
+            names = {*map(code_name, profile.languages)}
+            self._language = AUTO if len(names) > 1 else "".join(names)
+
+    async def verdict(self, text: str, chunks: list[NDArray[Any]], event: SpeechEvent) -> Verdict:
+        """Return the result of comparing the speech of a clause with its text.
+
+        Args:
+            chunks: Samples of the clause [n], floating-point or int16.
+            event: Last event of the clause.
+        """
+        report = event.report or {}
+        if limit_of(report) is not None:
+            return Verdict(unchecked="cut")
+        if report.get("num_pieces", 1) > 1:
+            return Verdict(unchecked="too_long")
+        pcm = np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
+        samples = pcm.astype(np.float32) / FULL_SCALE if pcm.dtype == np.int16 else pcm.astype(np.float32)
+        return await self._listener.verdict(text, samples, event.sample_rate, code_name(self._language or ""))

@@ -1,0 +1,246 @@
+"""A recogniser that fails in any way leaves speech unchecked; what it hears is compared with the text."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from stretto_client import SpeechClient
+from stretto_client import word_check as module
+from stretto_client.recognisers import KEY, Address
+from stretto_client.transcript_errors import FAULT
+from stretto_client.word_check import Listener, Verdict
+from tests.client.fake_server import PROFILE, Abort, Chunk, FakeServer, Step, Until
+
+TEXT = "The train leaves at noon"
+TRANSCRIPT = "the train leaves at noon."
+PCM = np.linspace(-1, 1, 4_000, dtype=np.float32)
+RATE = 16_000
+FAILED = Verdict(unchecked="checker")
+
+
+def never() -> list[Step]:
+    return [Until(asyncio.Event())]
+
+
+def transcript(text: str) -> list[Step]:
+    return [Chunk(0, None, text=text[:5]), Chunk(1, None, text=text[5:], is_final=True, is_last=True)]
+
+
+Answer = Callable[[web.Request], Any]
+
+
+class Recognisers:
+    """Listeners whose recognisers answer from a script, and what these have received."""
+
+    def __init__(self) -> None:
+        self.forms = list[dict[str, Any]]()
+        self._open = list[Any]()
+
+    async def grpc(self, steps: list[Step], query: str = "", **profile: Any) -> tuple[Listener, FakeServer]:
+        server = FakeServer(lambda _: steps, profile=PROFILE | profile)
+        address = await server.start()
+        self._open.append(server.stop)
+        return self.listener(f"grpc://{address}{query}"), server
+
+    async def web(self, answer: Answer, query: str = "") -> Listener:
+        async def transcribe(request: web.Request) -> web.StreamResponse:
+            form = await request.post()
+            content = form["file"].file.read()
+            self.forms.append({**form, "file": content, "key": request.headers.get("authorization", "")})
+            reply = answer(request)
+            return await reply if asyncio.iscoroutine(reply) else reply
+
+        app = web.Application()
+        app.router.add_post("/v1/audio/transcriptions", transcribe)
+        server = TestServer(app, host="127.0.0.1")
+        await server.start_server()
+        self._open.append(server.close)
+        return self.listener(f"http://127.0.0.1:{server.port}/v1{query}")
+
+    def listener(self, name: str) -> Listener:
+        speaker = SpeechClient("127.0.0.1:1")
+        listener = Listener(name, speaker, SpeechClient)
+        self._open += [speaker.close, listener.close]
+        return listener
+
+    async def close(self) -> None:
+        for close in reversed(self._open):
+            await close()
+
+
+@pytest.fixture
+async def recognisers() -> AsyncIterator[Recognisers]:
+    started = Recognisers()
+    yield started
+    await started.close()
+
+
+async def heard(listener: Listener, text: str = TEXT, language: str = "", pcm: np.ndarray = PCM) -> Verdict:
+    return await listener.verdict(text, pcm, RATE, language)
+
+
+def as_json(record: Any) -> Answer:
+    return lambda _: web.json_response(record)
+
+
+async def test_server_hears(recognisers: Recognisers) -> None:
+    listener, server = await recognisers.grpc(transcript(TRANSCRIPT))
+    assert await heard(listener) == Verdict(0, TRANSCRIPT)
+    (request,) = server.requests
+    assert request["task"] == b"asr"
+    np.testing.assert_array_equal(request["pcm_in"], PCM)
+    wrong = await heard(listener, "The train leaves tomorrow at noon")
+    assert wrong.size >= FAULT
+    assert wrong.is_fault
+    assert (wrong.transcript, wrong.unchecked) == (TRANSCRIPT, None)
+
+
+async def test_web_server_hears(recognisers: Recognisers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "a-key-of-the-checker")
+    listener = await recognisers.web(as_json({"text": TRANSCRIPT, "usage": {}}), "?model=turbo")
+    assert await heard(listener, language="english") == Verdict(0, TRANSCRIPT)
+    assert (await heard(listener, "Something else is said")).is_fault
+    form, second = recognisers.forms
+    assert (form["model"], form["language"], form["key"]) == ("turbo", "en", "Bearer a-key-of-the-checker")
+    assert "language" not in second
+    assert form["file"].startswith(b"RIFF")
+    np.testing.assert_allclose(np.frombuffer(form["file"][44:], "<i2") / 32_767, PCM, atol=1e-4)
+
+
+def stall(_: web.Request) -> Any:
+    return asyncio.Event().wait()
+
+
+async def drip(request: web.Request) -> web.StreamResponse:
+    """Answer without an end."""
+    reply = web.StreamResponse()
+    await reply.prepare(request)
+    while True:
+        await reply.write(b'{"text": "' + 10_000 * b"a")
+
+
+ANSWERS: dict[str, Answer] = {
+    "refusal": lambda _: web.json_response({"error": {"message": "no"}}, status=400),
+    "redirect": lambda _: web.Response(status=307, headers={"location": "/v1/audio/transcriptions"}),
+    "no JSON": lambda _: web.Response(body=b"\xff{"),
+    "nested": lambda _: web.Response(body=20_000 * b"["),
+    "list": as_json([TRANSCRIPT]),
+    "no text": as_json({"text": None}),
+    "huge": as_json({"text": 70_000 * "a"}),
+    "endless": drip,
+    "compressed": lambda _: web.Response(body=b"\x1f\x8b", headers={"content-encoding": "gzip"}),
+    "never": stall,
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+async def test_invalid_answers_of_a_web_server_are_not_waited_for_again(
+    recognisers: Recognisers, answer: Answer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if answer is stall:
+        monkeypatch.setattr(module, "ANSWER_S", 0.05)
+    listener = await recognisers.web(answer)
+    with caplog.at_level(logging.WARNING):
+        assert [await heard(listener) for _ in range(3)] == 3 * [FAILED]
+    assert len(recognisers.forms) == 1
+    (warning,) = [record.message for record in caplog.records if record.name == module.__name__]
+    assert warning.startswith("--check-with http://127.0.0.1:")
+    assert warning.endswith("speech goes on unchecked")
+
+
+@pytest.mark.parametrize(
+    ("steps", "profile"),
+    [
+        (None, {}),
+        ([Abort(grpc.StatusCode.UNAVAILABLE, "full")], {}),
+        (transcript(70_000 * "a"), {}),
+        (transcript(TRANSCRIPT), {"tasks": []}),
+        (transcript(TRANSCRIPT), {"sample_rate": 0}),
+    ],
+    ids=["never", "unavailable", "huge", "no task", "no profile"],
+)
+async def test_failures_of_a_server_leave_speech_unchecked(
+    recognisers: Recognisers, steps: list[Step] | None, profile: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if steps is None:
+        monkeypatch.setattr(module, "ANSWER_S", 0.05)
+        steps = never()
+    listener, server = await recognisers.grpc(steps, **profile)
+    assert [await heard(listener) for _ in range(3)] == 3 * [FAILED]
+    assert len(server.requests) <= 1
+
+
+async def test_recogniser_that_is_down_is_asked_again_later(
+    recognisers: Recognisers, caplog: pytest.LogCaptureFixture
+) -> None:
+    replies = [{"text": TRANSCRIPT}, {}, {"text": TRANSCRIPT}, {}, {}]
+    listener = await recognisers.web(lambda _: web.json_response(replies.pop()))
+    results = []
+    for _ in range(5):
+        listener._asked_after_s = 0.0
+        results.append(await heard(listener))
+    assert results == [FAILED, FAILED, Verdict(0, TRANSCRIPT), FAILED, Verdict(0, TRANSCRIPT)]
+    assert len(caplog.records) == 2
+    assert await heard(recognisers.listener("http://127.0.0.1:1")) == FAILED
+
+
+@pytest.mark.parametrize(
+    ("languages", "language", "text", "unchecked"),
+    [
+        ("en", "english", TEXT, None),
+        ("en,fr", "french", TEXT, None),
+        ("en", "french", TEXT, "language"),
+        ("en", "auto", TEXT, "language"),
+        ("en", "", TEXT, None),
+        ("en", "", "Поезд отправляется в полдень", "language"),
+        ("", "french", TEXT, None),
+        ("", "", "12:45", "digits"),
+        ("", "", 200 * TEXT, "too_long"),
+    ],
+)
+async def test_what_a_recogniser_does_not_understand_is_not_sent_to_it(
+    recognisers: Recognisers, languages: str, language: str, text: str, unchecked: str | None
+) -> None:
+    listener = await recognisers.web(as_json({"text": text}), f"?languages={languages}" if languages else "")
+    assert await heard(listener, text, language) == Verdict(0, "" if unchecked else text, unchecked)  # type: ignore[arg-type]
+    assert len(recognisers.forms) == (unchecked is None)
+
+
+async def test_languages_and_longest_recording_of_a_server_count(recognisers: Recognisers) -> None:
+    listener, server = await recognisers.grpc(transcript(TRANSCRIPT), languages=["english", "en"], max_audio_s=1.0)
+    assert (await heard(listener, language="german")).unchecked == "language"
+    assert (await heard(listener, pcm=np.zeros(RATE + 1, np.float32))).unchecked == "too_long"
+    assert server.requests == []
+    assert await heard(listener, pcm=np.zeros(RATE, np.float32), language="english") == Verdict(0, TRANSCRIPT)
+
+
+async def test_few_hearings_at_once_and_none_after_their_request(recognisers: Recognisers) -> None:
+    listener, server = await recognisers.grpc(never())
+    waiting = [asyncio.create_task(heard(listener)) for _ in range(3 * module.MAX_AT_ONCE)]
+    while len(server.requests) < module.MAX_AT_ONCE:
+        await asyncio.sleep(0.01)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    while server.num_cancelled < module.MAX_AT_ONCE:
+        await asyncio.sleep(0.01)
+    assert len(server.requests) == module.MAX_AT_ONCE
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "me", "localhost:8001", "grpc://localhost", "grpc://localhost:8001/v1", "grpc://localhost:8001?model=a",
+     "http://", "http://host/v1?voice=a", "http://user:word@host/v1", "ftp://host", "http://host:port/v1",
+     "http://host/v1#a", "https://host/v1?model", json.dumps({})],
+)  # fmt: skip
+def test_invalid_names_of_recognisers_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^expected 'self', grpc://HOST:PORT or "):
+        Address.from_text(name)
