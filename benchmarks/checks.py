@@ -1,0 +1,236 @@
+"""Measure the checks of speech with faults at known places, and the cost of the checks.
+
+    python -m benchmarks.checks found --folder DIR        # found, missed and false alarms of each signal
+    python -m benchmarks.checks spoiled --folder DIR      # spoiled clauses per 1,000, before and after
+    python -m benchmarks.checks cost                      # processor time and first sound, in turns
+    python -m benchmarks.judge --folder DIR               # judgement of an independent recogniser
+
+The texts are sentences of the bundled model's domain. Faults are put into its speech where a client requests a clause
+(`FaultyClient`). The folder stores the speech, and `sent.jsonl` lists the recordings for the judge.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import random
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.faulty_speech import KINDS, RATE, Attempt, FaultyClient, Plan, write
+from benchmarks.harness import (
+    append_result,
+    command_line,
+    cpu_s,
+    median_ratio,
+    served_processes,
+    serving,
+    stop_on_sigterm,
+)
+from benchmarks.loads import Load, check, run, summarise, through_triton
+from lab.texts import texts
+from stretto_client import SpeechClient
+from stretto_client.markup import Markup
+from training.tiny.text import QUESTIONS, clause, fill
+
+SEED = 1
+SENT = "sent.jsonl"
+CLAUSES = 8  # of a text of several clauses
+BREAK = '<break time="300ms"/>'  # separates clauses
+CLIENT = "client"
+STREAMS = 4
+
+
+def sentences(number: int) -> list[str]:
+    """Return distinct sentences of the bundled model's domain, drawn with a seed that training does not use."""
+    rng = random.Random(SEED)
+    drawn = dict[str, None]()
+    while len(drawn) < number:
+        text = fill(rng.choice(QUESTIONS), rng) + "?" if rng.random() < 0.12 else clause(rng) + "."
+        drawn[text.capitalize()] = None
+    return list(drawn)
+
+
+def bounds(count: int, total: int) -> tuple[float, float]:
+    """Return the bounds of a share with 95 % confidence (Wilson's interval)."""
+    z = 1.96
+    centre = (count + z * z / 2) / (total + z * z)
+    half = z / (total + z * z) * (count * (total - count) / total + z * z / 4) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def shown(count: int, total: int, scale: int = 100) -> str:
+    """Return a share and its bounds, in percent or per `scale`."""
+    low, high = bounds(count, total)
+    return f"{scale * count / total:.1f} ({scale * low:.1f} to {scale * high:.1f})"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Reply to a request: the attempts that were sent, one per clause, and the last event's report."""
+
+    sent: list[Attempt]
+    report: dict[str, Any]
+
+
+class Speaker:
+    """Requests speech with faults, and lists the recordings that were sent.
+
+    Args:
+        client: Client that puts faults into the speech.
+        label: Name of the measurement in the list of recordings.
+    """
+
+    def __init__(self, client: FaultyClient, label: str):
+        self._client = client
+        self._label = label
+
+    async def replies(self, requests: Sequence[str], **options: Any) -> list[Reply]:
+        """Send all requests, a few at once, and return the replies in their order."""
+        replies = dict[int, Reply]()
+        waiting = iter(enumerate(requests))
+
+        async def stream() -> None:
+            for number, text in waiting:
+                replies[number] = await self._reply(text, options)
+
+        await asyncio.gather(*(stream() for _ in range(STREAMS)))
+        return [replies[number] for number in range(len(requests))]
+
+    async def _reply(self, text: str, options: dict[str, Any]) -> Reply:
+        markup: Markup = "ssml" if text.startswith("<speak>") else "none"
+        markers = dict[str, None]()
+        report: dict[str, Any] = {}
+        async for event in self._client.speak(text, seed=SEED, markup=markup, **options):
+            if event.pcm is not None:
+                markers[event.marker] = None
+            report = event.report or report
+        sent = [self._client.attempts[int(marker)] for marker in markers]
+        for attempt in sent:
+            self._list(attempt, report)
+        return Reply(sent, report)
+
+    def _list(self, attempt: Attempt, report: dict[str, Any]) -> None:
+        pcm = attempt.speech.pcm
+        name = f"{hashlib.blake2b(pcm.tobytes(), digest_size=8).hexdigest()}.sent.wav"
+        if not (self._client.folder / name).exists():
+            write(self._client.folder / name, pcm)
+        faults = [fault["fault"] for fault in report.get("faults", ())]
+        line = {"label": self._label, "file": name, "text": attempt.text, "kind": attempt.kind, "faults": faults}
+        with (self._client.folder / SENT).open("a") as file:
+            file.write(json.dumps(line | {"size": round(attempt.speech.size, 3)}) + "\n")
+
+
+async def found(client: FaultyClient, arguments: argparse.Namespace) -> AsyncIterator[dict[str, Any]]:
+    """Yield a record for clean speech, and one for each kind of fault: how often each signal reports it."""
+    for kind in ("clean", *KINDS):
+        client.plan = Plan() if kind == "clean" else Plan(1.0, (kind,))
+        asked = client.others if kind == "clean" else client.others[: arguments.faulty]
+        for mode in arguments.check:
+            speaker = Speaker(client, f"{kind}, {mode}")
+            replies = await speaker.replies(asked, check=mode, attempts=1)
+            names = [{fault["fault"] for fault in reply.report["faults"]} for reply in replies]
+            any_fault = sum(map(bool, names))
+            signals = Counter(name for faults in names for name in faults)
+            record = {"injected": kind, "check": mode, "clips": len(replies), "found": any_fault}
+            yield record | {"percent": shown(any_fault, len(replies)), "signals": dict(signals)}
+
+
+async def spoiled(client: FaultyClient, arguments: argparse.Namespace) -> AsyncIterator[dict[str, Any]]:
+    """Yield a record for each check and form of the texts: clauses that were sent with a fault."""
+    lists = [
+        f"<speak>{BREAK.join(client.others[start : start + CLAUSES])}</speak>"
+        for start in range(0, len(client.others), CLAUSES)
+    ]
+    forms: list[tuple[str, list[str], dict[str, Any]]] = [("one clause", client.others, {})]
+    forms += [(f"one clause, {held_s:g} s held", client.others, {"hold_s": held_s}) for held_s in arguments.hold_s]
+    forms += [(f"{CLAUSES} clauses", lists, {})]
+    for share in arguments.shares:
+        for form, requests, options in forms:
+            for mode in ("off", *arguments.check):
+                counts: defaultdict[str, float] = defaultdict(float)
+                for draw in range(arguments.draws if share else 1):
+                    client.plan = Plan(share, draw=draw)
+                    replies = await Speaker(client, f"{form}, {mode}, {share}").replies(requests, check=mode, **options)
+                    sent = [attempt for reply in replies for attempt in reply.sent]
+                    counts["clauses"] += len(sent)
+                    counts["spoiled"] += sum(attempt.kind is not None for attempt in sent)
+                    counts["redrawn"] += sum(reply.report.get("redrawn", 0) for reply in replies)
+                    counts["redrawn_s"] += sum(reply.report.get("redrawn_s", 0.0) for reply in replies)
+                    counts["sent_s"] += sum(len(attempt.speech.pcm) for attempt in sent) / RATE
+                per_1000 = shown(int(counts["spoiled"]), int(counts["clauses"]), 1000)
+                yield {"texts": form, "check": mode, "share": share, "spoiled_per_1000": per_1000, **counts}
+
+
+async def cost(client: SpeechClient, concurrency: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return processor time and first sound with each check, in turns, and their ratios to those without a check."""
+    lines = texts()
+    modes = ("off", *arguments.check)
+    pids = served_processes() | {CLIENT: os.getpid()}
+    used: defaultdict[str, list[float]] = defaultdict(list)
+    first: defaultdict[str, list[float]] = defaultdict(list)
+    served: defaultdict[str, list[float]] = defaultdict(list)
+    for number in range(arguments.rounds + 1):  # the first one warms up
+        for mode in modes if number % 2 else modes[::-1]:
+            before_s = sum(cpu_s(pids).values())
+            load = Load(concurrency, max(1, arguments.requests // concurrency), None, None)
+            traces, wall_s = await run(load, through_triton(client, check=mode), lines)
+            used_s = sum(cpu_s(pids).values()) - before_s
+            check(traces)
+            summary = summarise(traces, wall_s)
+            if number:
+                used[mode].append(1e3 * used_s / sum(trace.audio_s for trace in traces))
+                first[mode].append(1e3 * summary["first_sound_p50"])
+                served[mode].append(summary["audio_throughput"])
+    record: dict[str, Any] = {"concurrency": concurrency, "rounds": arguments.rounds}
+    named = {"cpu_ms_per_audio_s": used, "first_sound_ms": first, "audio_throughput": served}
+    for name, values in named.items():
+        record[name] = {mode: round(sorted(values[mode])[len(values[mode]) // 2], 1) for mode in modes}
+        record[f"{name}_ratio"] = {mode: round(median_ratio(values[mode], values["off"]), 4) for mode in modes[1:]}
+    return record
+
+
+async def measure(address: str, arguments: argparse.Namespace) -> None:
+    if arguments.measurement == "cost":
+        async with SpeechClient(address) as client:
+            for concurrency in arguments.concurrency:
+                append_result(arguments.out, "checks", await cost(client, concurrency, arguments))
+        return
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    async with FaultyClient(address, arguments.folder, sentences(arguments.number)) as faulty:
+        async for record in {"found": found, "spoiled": spoiled}[arguments.measurement](faulty, arguments):
+            append_result(arguments.out, "checks", {"measurement": arguments.measurement, **record})
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = command_line(
+        __doc__,
+        "checks",
+        serves=True,
+        folder=(Path("/tmp/checks"), "folder of the recordings"),
+        check=(["signals"], "checks to measure"),
+        number=(1000, "number of sentences"),
+        faulty=(200, "number of sentences with each kind of fault, for `found`"),
+        shares=([0.0, 0.02], "shares of faulty attempts, for `spoiled`"),
+        draws=(5, "number of draws of the faulty attempts, for `spoiled`"),
+        concurrency=([1, 4, 16], "numbers of simultaneous streams, for `cost`"),
+        requests=(16, "number of requests in each turn, for `cost`"),
+        rounds=(8, "number of turns, for `cost`"),
+    )
+    parser.add_argument("measurement", choices=("found", "spoiled", "cost"))
+    parser.add_argument("--hold-s", type=float, nargs="+", default=[], help="first clauses held back, for `spoiled`")
+    return parser.parse_args(argv)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    stop_on_sigterm()
+    with serving(arguments.model_repository) as address:
+        asyncio.run(measure(address, arguments))
+
+
+if __name__ == "__main__":
+    main(parse())
