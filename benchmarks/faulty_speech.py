@@ -1,7 +1,7 @@
 """Speech of a server with faults that are put into it at known places, for measurements of the checks of speech.
 
-The clause and the seed determine the fault of an attempt. The server's speech is stored, so that the same attempt is the
-same in every run.
+The clause and the seed determine the fault of an attempt. The server's speech is stored, so that an attempt is the same
+in every run.
 """
 
 import hashlib
