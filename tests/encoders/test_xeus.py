@@ -9,7 +9,7 @@ import torch
 
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.encoders.xeus import Xeus, XeusConfig
-from stretto.families.opuslm.convert import SSL_DROPPED, config_from
+from stretto.families.opuslm.convert import SSL_DROPPED, XeusRelease
 from tests import published_xeus
 from tests.reference import xeus as reference
 
@@ -43,7 +43,7 @@ def test_xeus_features_match_the_reference(front_end: dict[str, Any]) -> None:
     tensors = {
         name: tensor for name, tensor in multiply_weight_norm_out(published).items() if not name.startswith(SSL_DROPPED)
     }
-    xeus = Xeus(config_from(config["frontend_conf"], config["encoder_conf"])).eval()
+    xeus = Xeus(XeusRelease.read(config).xeus).eval()
     xeus.load_state_dict(tensors)
     pcm = 0.3 * np.random.default_rng(2).standard_normal(6000).astype(np.float32)
     with torch.inference_mode():

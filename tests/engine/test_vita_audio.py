@@ -1,7 +1,5 @@
-"""A small VITA-Audio model: replies equal those of the authors' `generate`, on every schedule."""
+"""Replayed modules of VITA-Audio, and two ranks, generate the replies of the authors' `generate`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,30 +30,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return convert(tmp_path_factory.mktemp("vita"))
 
 
-@contextmanager
-def engine(checkpoint: Path, **engine_args: object) -> Iterator[Engine]:
-    with Engine(checkpoint, max_model_len=160, **engine_args) as running:
-        yield running
-        assert running.is_clean()
-
-
 def check(reply: dict[str, Any], answer: Answer, ends: tuple[int, ...]) -> None:
     """Check that the reply equals the authors' up to the first end token, and ends with an end token."""
     ids = reply["ids"]
     size = next((at for at, token in enumerate(ids) if token in ends), len(ids))
     assert [row[0] for row in answer.rows] == [*ids[:size], ends[0]]
     assert answer.trailer.was_cut == (size == len(ids))
-
-
-def test_batched_greedy_replies_match_the_published_code(checkpoint: Path) -> None:
-    """One batch has all published schedules and others, with and without a penalty on prompt and reply."""
-    ends = family_at(checkpoint).drawn_ends
-    with engine(checkpoint, async_scheduling=True) as running:
-        answers = running.run({f"r{at}": prompt_of(reply) for at, reply in enumerate(REPLIES)})
-        for at, reply in enumerate(REPLIES):
-            check(reply, answers[f"r{at}"], ends)
-        reply = REPLIES[-1]  # and as text, which no id is denied either
-        check(reply, running.run({"text": prompt_of(reply, "chat")})["text"], ends)
 
 
 def test_replayed_mtp_modules_generate_the_same_replies(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,11 +51,12 @@ def test_replayed_mtp_modules_generate_the_same_replies(checkpoint: Path, monkey
     monkeypatch.setattr(module_rows, "recorder_of", lambda device, config: recorder)
     monkeypatch.setattr(module_rows, "ModuleAttention", CapturedAttention)
     ends = family_at(checkpoint).drawn_ends
-    with engine(checkpoint, async_scheduling=True, max_num_seqs=3) as running:
+    with Engine(checkpoint, max_model_len=160, async_scheduling=True, max_num_seqs=3) as running:
         assert isinstance(running.core.model_executor.driver_worker.worker.model_runner.sampler, StepSampler)
         running.model_state.capture_inner_cudagraphs()
         assert len(recorder.recordings) == 10 * len(padded_sizes(3))
         answers = running.run({f"r{at}": prompt_of(reply) for at, reply in enumerate(replies)})
+        assert running.is_clean()
     for at, reply in enumerate(replies):
         check(reply, answers[f"r{at}"], ends)
     assert len(recorder.recordings) == 10 * len(padded_sizes(3)), "modules were captured while replies ran"
@@ -111,15 +92,3 @@ def test_two_ranks_generate_the_same_replies(checkpoint: Path) -> None:
 
 def is_text_cut(worker: Any) -> bool:
     return worker.worker.model_runner.sampler._draw.heads.is_text_cut
-
-
-@pytest.mark.nightly
-def test_chunked_prefill_and_preemption_keep_repetition_penalties(checkpoint: Path) -> None:
-    """The last of these tests: this engine takes the process's parallel groups with it when it ends."""
-    ends = family_at(checkpoint).drawn_ends
-    with engine(checkpoint, async_scheduling=False, **TIGHT) as running:
-        answers = running.run({f"r{at}": prompt_of(reply) for at, reply in enumerate(REPLIES)})
-    for at, reply in enumerate(REPLIES):
-        check(reply, answers[f"r{at}"], ends)
-    preempted = [at for at, reply in enumerate(REPLIES) if answers[f"r{at}"].trailer.num_preemptions]
-    assert any(REPLIES[at]["penalty"] > 1 for at in preempted)

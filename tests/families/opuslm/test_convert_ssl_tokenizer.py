@@ -100,26 +100,25 @@ def test_error_names_mismatched_tensors(
 
 
 @pytest.mark.parametrize(
-    ("part", "name", "value", "message"),
+    ("section", "name", "value", "message"),
     [
-        (None, "encoder", "conformer", "encoder: expected e_branchformer, got conformer"),
-        (None, "normalize", "utterance_mvn", "normalize: expected None, got utterance_mvn"),
-        ("encoder_conf", "pos_enc_layer_type", "abs_pos", "encoder_conf.pos_enc_layer_type: expected one of ('conv',)"),
-        ("encoder_conf", "macaron_ffn", False, "encoder_conf.macaron_ffn: expected one of (True,), got False"),
         ("encoder_conf", "merge_conv_kernel", 30, "expected odd kernels"),
         ("encoder_conf", "attention_heads", 5, "expected a width of whole heads"),
-        ("encoder_conf", "num_blocks", "3", "expected positive integers"),
-        ("frontend_conf", "shapes", 7, "expected the parameters of XEUS, got TypeError"),
-        ("frontend_conf", "conv_mode", "depth_only", "frontend_conf.conv_mode: expected one of ('standard',)"),
-        ("preencoder_conf", "output_size", 16, "preencoder_conf.output_size: expected 32, the encoder's width"),
-        (None, "encoder_conf", None, "config.yaml: encoder_conf: expected a mapping, got None"),
+        (
+            "encoder_conf",
+            "pos_enc_layer_type",
+            "abs_pos",
+            "pos_enc_layer_type: expected 'conv', got 'abs_pos'",
+        ),
+        ("frontend_conf", "shapes", [], "expected positive integers"),
+        ("preencoder_conf", "output_size", 16, "preencoder_conf.output_size: expected 32, the encoder's width, got 16"),
     ],
 )
 def test_unsupported_xeus_config_is_refused(
-    part: str | None, name: str, value: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    section: str, name: str, value: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = copy.deepcopy(published_xeus.CONFIG)
-    (config[part] if part else config)[name] = value
+    config[section][name] = value
     assert message in refusal(tmp_path, published_xeus.write_xeus(tmp_path / "xeus", config=config), capsys)
 
 

@@ -107,7 +107,7 @@ def vocabulary(
             start += text_span if name == "text" else audio_span
     if len(starts) != 2:
         raise CheckpointError(
-            "config.yaml: multimodal_io: expected text and discrete_audio, got {', '.join(starts) or 'neither'}"
+            f"config.yaml: multimodal_io: expected text and discrete_audio, got {', '.join(starts) or 'neither'}"
         )
     text = range(starts["text"], starts["text"] + text_span)
     return BagpiperVocabulary(vocab_size, text, starts["discrete_audio"], size)

@@ -11,19 +11,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.encoders.xeus import CONFIG, FOLDER, WEIGHTS, Xeus, XeusConfig, read_centres
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.opuslm import family as opuslm
 from stretto.families.opuslm.family import NUM_STREAMS, OpusVocabulary
 from stretto.family.conversion import Contents, Converted, Release, Tokenizer
 from stretto.family.plugin import NAME, VOCABULARY
-from stretto.untrusted_files import UNPARSABLE, entry, optional_entry, released_file, released_folder, yaml_mapping
+from stretto.family.sections import NumLayers, Section, Size
+from stretto.untrusted_files import entry, optional_entry, released_file, released_folder, yaml_mapping
 from stretto.weights.backbones import config_of, shapes
 from stretto.weights.loading import (
     Part,
@@ -43,77 +45,90 @@ SSL_DROPPED = ("losses.", "util_modules.", "masker.", "global_step")  # tensors 
 OLD_POSITIONS = "encoder.embed.0.conv."
 POSITIONS = "encoder.embed.0.convs.0."
 CONVOLUTIONS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
-# Values that this package's XEUS supports, by ESPnet argument: (ESPnet's default, allowed values).
-FRONT_END: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "norm_mode": (None, ("layer_norm", "group_norm")),
-    "conv_mode": (None, ("standard",)),
-    "fs": (16000, (16000, "16k")),
-    "layer_norm_cls": ("transposed", ("transposed", "dim1")),
-}
-ENCODER: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "attention_layer_type": ("rel_selfattn", ("selfattn",)),
-    "pos_enc_layer_type": ("rel_pos", ("conv",)),
-    "input_layer": ("conv2d", (None, "none", "wav2vec")),
-    "use_linear_after_conv": (False, (False,)),
-    "gate_activation": ("identity", ("identity",)),
-    "use_ffn": (False, (True,)),
-    "macaron_ffn": (False, (True,)),
-    "ffn_activation_type": ("swish", ("swish",)),
-    "positionwise_layer_type": ("linear", ("linear",)),
-    "qk_norm": (False, (False,)),
-}
 
 
-def read_config(path: Path) -> XeusConfig:
-    """Read the XEUS hyperparameters from `config.yaml`; raise CheckpointError if they belong to another model."""
-    record = yaml_mapping(path)
-    front_end = _part(record, "frontend_conf")
-    encoder = _part(record, "encoder_conf")
-    expected = {"frontend": "wav2vec_cnn", "preencoder": "linear", "encoder": "e_branchformer", "normalize": None}
-    for name, value in expected.items():
-        if record.get(name) != value:
-            raise CheckpointError(f"{path}: {name}: expected {value}, got {record.get(name)}")
-    for section, values, rules in (("frontend_conf", front_end, FRONT_END), ("encoder_conf", encoder, ENCODER)):
-        for name, (default, allowed) in rules.items():
-            value = values.get(name, default)
-            if value not in allowed:
-                raise CheckpointError(f"{path}: {section}.{name}: expected one of {allowed}, got {value}")
-    try:
-        config = config_from(front_end, encoder)
-    except UNPARSABLE as error:
-        raise CheckpointError(f"{path}: expected the parameters of XEUS, got {error!r}") from error
-    if entry(record, "preencoder_conf.output_size") != config.hidden:
-        raise CheckpointError(f"{path}: preencoder_conf.output_size: expected {config.hidden}, the encoder's width")
-    return config
+class FrontEnd(Section):
+    """`frontend_conf` of XEUS, with ESPnet's defaults, of which some are not supported."""
+
+    shapes: list[Annotated[list[Size], Field(min_length=3, max_length=3)]] = Field([*map(list, CONVOLUTIONS)])
+    norm_mode: Literal["layer_norm", "group_norm"]
+    bias: bool
+    normalize_audio: bool = False
+    normalize_output: bool = False
+    conv_mode: Literal["standard"]
+    fs: Literal[16000, "16k"] = 16000
+    layer_norm_cls: Literal["transposed", "dim1"] = "transposed"
 
 
-def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = entry(record, name)
-    if not isinstance(section, Mapping):
-        raise CheckpointError(f"config.yaml: {name}: expected a mapping, got {section!r}")
-    return section
+class Encoder(Section):
+    """`encoder_conf`, with ESPnet's defaults, of which some are not supported."""
+
+    output_size: Size = 256
+    attention_heads: Size = 4
+    num_blocks: NumLayers = 12
+    linear_units: Size = 2048
+    cgmlp_linear_units: Size = 2048
+    cgmlp_conv_kernel: Size = 31
+    merge_conv_kernel: Size = 3
+    attention_layer_type: Literal["selfattn"]
+    pos_enc_layer_type: Literal["conv"]
+    input_layer: Literal[None, "none", "wav2vec"]
+    use_linear_after_conv: Literal[False] = False
+    gate_activation: Literal["identity"] = "identity"
+    use_ffn: Literal[True]
+    macaron_ffn: Literal[True]
+    ffn_activation_type: Literal["swish"] = "swish"
+    positionwise_layer_type: Literal["linear"] = "linear"
+    qk_norm: Literal[False] = False
 
 
-def config_from(front_end: Mapping[str, Any], encoder: Mapping[str, Any]) -> XeusConfig:
-    """Return the XEUS hyperparameters, with ESPnet's defaults for missing values.
+class LinearLayer(Section):
+    """`preencoder_conf`."""
 
-    Raises:
-        TypeError, KeyError, ValueError: If the values belong to another model.
-    """
-    return XeusConfig(
-        convolutions=tuple((*layer,) for layer in front_end.get("shapes", CONVOLUTIONS)),
-        hidden=encoder.get("output_size", 256),
-        heads=encoder.get("attention_heads", 4),
-        blocks=encoder.get("num_blocks", 12),
-        feed_forward=encoder.get("linear_units", 2048),
-        gate=encoder.get("cgmlp_linear_units", 2048),
-        gate_kernel=encoder.get("cgmlp_conv_kernel", 31),
-        merge_kernel=encoder.get("merge_conv_kernel", 3),
-        norm=front_end["norm_mode"],
-        has_bias=front_end["bias"],
-        normalizes_audio=front_end.get("normalize_audio", False),
-        normalizes_output=front_end.get("normalize_output", False),
-    )
+    output_size: Size
+
+
+class XeusRelease(Section):
+    """config.yaml of a XEUS release."""
+
+    frontend: Literal["wav2vec_cnn"]
+    frontend_conf: FrontEnd
+    normalize: None = None
+    preencoder: Literal["linear"]
+    preencoder_conf: LinearLayer
+    encoder: Literal["e_branchformer"]
+    encoder_conf: Encoder
+
+    @model_validator(mode="after")
+    def _check_width(self) -> Self:
+        width = self.encoder_conf.output_size
+        if self.preencoder_conf.output_size != width:
+            expected = f"{width}, the encoder's width"
+            raise InvalidRequest("preencoder_conf.output_size", expected, self.preencoder_conf.output_size)
+        return self
+
+    @property
+    def xeus(self) -> XeusConfig:
+        """Hyperparameters of the encoder; raise CheckpointError if they are inconsistent."""
+        front_end = self.frontend_conf
+        encoder = self.encoder_conf
+        try:
+            return XeusConfig(
+                convolutions=tuple((channels, kernel, stride) for channels, kernel, stride in front_end.shapes),
+                hidden=encoder.output_size,
+                heads=encoder.attention_heads,
+                blocks=encoder.num_blocks,
+                feed_forward=encoder.linear_units,
+                gate=encoder.cgmlp_linear_units,
+                gate_kernel=encoder.cgmlp_conv_kernel,
+                merge_kernel=encoder.merge_conv_kernel,
+                norm=front_end.norm_mode,
+                has_bias=front_end.bias,
+                normalizes_audio=front_end.normalize_audio,
+                normalizes_output=front_end.normalize_output,
+            )
+        except ValueError as error:
+            raise CheckpointError(f"config.yaml: expected the parameters of XEUS, got {error!r}") from error
 
 
 @dataclass(frozen=True)
@@ -140,7 +155,8 @@ class ConvertedSslTokenizer:
             CheckpointError: If a file, value or tensor is not as expected; the message describes the difference.
         """
         folder = released_folder(folder, "model") if (folder / "model").is_dir() else folder
-        config = read_config(released_file(folder, "config.yaml"))
+        path = released_file(folder, "config.yaml")
+        config = XeusRelease.read(yaml_mapping(path), str(path)).xeus
         published = open_tensors(released_file(folder, _checkpoint(folder).name))
         tensors = multiply_weight_norm_out(
             {name.replace(OLD_POSITIONS, POSITIONS): tensor for name, tensor in published.items()}

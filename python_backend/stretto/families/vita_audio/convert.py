@@ -10,16 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from stretto.encoders.whisper_vq import CONFIG, FEATURES, FOLDER, read_tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.vita_audio.family import BALANCE, HEARD, MARKERS, SCHEDULES, SENSE_VOICE, VANILLA, VitaVocabulary
 from stretto.families.vita_audio.model import SenseVoice
-from stretto.families.vita_audio.prompt import DITHER, NUM_BINS, SAMPLE_RATE, STACKED, STEP
+from stretto.families.vita_audio.prompt import DITHER, NUM_BINS, STACKED
 from stretto.family.audio_format import KEY
 from stretto.family.conversion import AUDIO, Contents, Converted, Release, Tokenizer, unchanged
 from stretto.family.plugin import DRAWN, NAME, VOCABULARY
+from stretto.family.sections import NumLayers, Section, Size
 from stretto.untrusted_files import check_value, read_json, read_text, released_file, yaml_mapping
 from stretto.weights import loading
 from stretto.weights.backbones import config_of, shapes
@@ -53,47 +56,52 @@ class PublishedTokenizer:
 TOWER = "model.audio_model.model."
 ADAPTOR = "model.audio_projection."
 UNUSED = f"{TOWER}ctc."  # transcription head
-ENCODER_NUMBERS = (
-    "output_size",
-    "attention_heads",
-    "linear_units",
-    "num_blocks",
-    "tp_blocks",
-    "kernel_size",
-    "sanm_shfit",
-)
-# Supported values, with the defaults of the authors' classes.
-MAKE = {
-    "model": ("SenseVoiceSmall", None),
-    "encoder": ("SenseVoiceEncoderSmall", None),
-    "encoder_conf.normalize_before": (True, True),
-    "encoder_conf.concat_after": (False, False),
-    "encoder_conf.selfattention_layer_type": ("sanm", "sanm"),
-    "frontend": ("WavFrontend", None),
-    "frontend_conf.fs": (SAMPLE_RATE, 16_000),
-    "frontend_conf.window": ("hamming", "hamming"),
-    "frontend_conf.n_mels": (NUM_BINS, 80),
-    "frontend_conf.frame_length": (25, 25),
-    "frontend_conf.frame_shift": (10, 10),
-    "frontend_conf.lfr_m": (STACKED, 1),
-    "frontend_conf.lfr_n": (STEP, 1),
-    "frontend_conf.dither": (DITHER, 1.0),
-    "frontend_conf.snip_edges": (True, True),
-}
+
+
+class Encoder(Section):
+    """`encoder_conf` of SenseVoice, with the defaults of the authors' classes."""
+
+    output_size: Size
+    attention_heads: Size
+    linear_units: Size
+    num_blocks: NumLayers
+    tp_blocks: NumLayers
+    kernel_size: Size
+    sanm_shfit: Annotated[int, Field(ge=0, le=1 << 16)] = 0
+    normalize_before: Literal[True] = True
+    concat_after: Literal[False] = False
+    selfattention_layer_type: Literal["sanm"] = "sanm"
+
+
+class FrontEnd(Section):
+    """`frontend_conf`, with the defaults of the authors' class; the values are those of `prompt.py`."""
+
+    fs: Literal[16000] = 16000
+    window: Literal["hamming"] = "hamming"
+    n_mels: Literal[80] = 80
+    frame_length: Literal[25] = 25
+    frame_shift: Literal[10] = 10
+    lfr_m: Literal[7]
+    lfr_n: Literal[6]
+    dither: Annotated[float, Field(ge=DITHER, le=DITHER)] = DITHER
+    snip_edges: Literal[True] = True
+
+
+class SenseVoiceRelease(Section):
+    """config.yaml of a release with SenseVoice."""
+
+    model: Literal["SenseVoiceSmall"]
+    encoder: Literal["SenseVoiceEncoderSmall"]
+    encoder_conf: Encoder
+    frontend: Literal["WavFrontend"]
+    frontend_conf: FrontEnd
 
 
 def encoder_numbers(folder: Path) -> dict[str, Any]:
     """Return `audio_config` for config.json; raise CheckpointError if files are missing or unsupported."""
     path = released_file(folder, "config.yaml")
-    record = yaml_mapping(path)
-    for name, (wanted, default) in MAKE.items():
-        check_value(name, _at(record, name, default), wanted, file=str(path))
-    numbers = {
-        name: _at(record, f"encoder_conf.{name}", 0 if name == "sanm_shfit" else None) for name in ENCODER_NUMBERS
-    }
-    for name, value in numbers.items():
-        if type(value) is not int or value < 0:
-            raise CheckpointError(f"{path}: encoder_conf.{name}: expected a number, got {value!r}")
+    encoder = SenseVoiceRelease.read(yaml_mapping(path), str(path)).encoder_conf
+    numbers = {name: value for name, value in encoder.model_dump().items() if type(value) is int}
     width = NUM_BINS * STACKED
     shift, scale = _normalisation(released_file(folder, "am.mvn"), width)
     return {"model_type": SENSE_VOICE, "num_mel_bins": width, **numbers, "shift": shift, "scale": scale}
@@ -107,15 +115,6 @@ def encoder_plan(audio: Mapping[str, Any], hidden_size: int) -> Plan:
     tower = shapes_of(SenseVoice, audio)
     parts = {f"{TOWER}{name}": Part(f"audio_tower.{name}", shape) for name, shape in tower.items()}
     return parts | {f"{ADAPTOR}{name}": Part(f"adaptor.{name}", shape) for name, shape in adaptor.items()}
-
-
-def _at(record: Mapping[str, Any], dotted: str, default: Any) -> Any:
-    """Return the value of config.yaml at a dotted path (`a.b`), or the default."""
-    first, _, second = dotted.partition(".")
-    value = record.get(first, {} if second else default)
-    if not second:
-        return value
-    return value.get(second, default) if isinstance(value, Mapping) else None
 
 
 def _normalisation(path: Path, width: int) -> tuple[list[float], list[float]]:
