@@ -14,7 +14,7 @@ from stretto.testing.codec_streams import largest, random_pcm, stream
 from stretto.testing.codec_suite import CodecCase, CodecSuite, OnGpu
 from stretto.testing.fake_gpu import kernels_on_host
 
-# The strides, kernels and paddings of kyutai/mimi; a window that the tests can outlast.
+# The published strides, kernels and paddings; a window that the tests can outlast.
 SMALL = {
     "hidden_size": 32,
     "num_filters": 2,

@@ -209,7 +209,7 @@ LATENT = [each for each in (plugin.build(None) for plugin in plugins()) if each.
 
 @pytest.mark.parametrize("family", LATENT, ids=lambda family: family.name)
 def test_latents_of_a_small_model_fit_beside_the_kv_cache(family: Family) -> None:
-    """As in `check_latent_table`; the language model of Pocket TTS 2M has 1 kB per row in each of its layers."""
+    """As in `check_latent_table`; the smallest published language model has 1 kB per row in each of its layers."""
     record = {"num_hidden_layers": 1, "num_attention_heads": 1, "hidden_size": 8, "dtype": "float32"}
     arguments = engine_arguments(record | {"max_position_embeddings": 2048}, family, is_on_gpu=False)
     assert family.layout.latents is not None

@@ -111,7 +111,7 @@ def spoken(rules: SegmentRules, prompt: Prompt, rows: list[list[int]]) -> np.nda
     return np.concatenate([np.zeros((8, 0), np.int64), *sent], 1)
 
 
-# The dialogue by night: test_converted.py has its parity by day.
+# The dialogue by night: the suite of the family has its parity by day.
 PUBLISHED = [
     pytest.param(key, id=family.name, marks=[pytest.mark.nightly] if family.name.endswith("dialogue") else [])
     for key, family in FAMILIES.items()

@@ -5,12 +5,10 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from plugins.pocket.tests.pocket_release import cloning, convert_release
 from stretto.family.encoded_voices import (
     NONCE_BYTES,
     SUFFIX,
@@ -22,9 +20,7 @@ from stretto.family.encoded_voices import (
 )
 from stretto.launcher.config import launch_config, parser
 from stretto.launcher.server import encodings_environment
-from stretto.preprocessing.request import Preprocessor
 from stretto.triton_io.stub import ENCODINGS
-from stretto_pocket.codec import PocketCodec
 
 PCM = np.sin(np.arange(2_400, dtype=np.float32))
 OTHER = PCM * np.float32(0.5)
@@ -210,15 +206,3 @@ def test_only_a_server_with_a_gateway_stores_encodings(tmp_path: Path, monkeypat
     assert encodings_environment(config("--gateway")) == {ENCODINGS: str(tmp_path / "encodings")}
     monkeypatch.setenv(ENCODINGS, "")
     assert encodings_environment(config("--gateway")) == {}
-
-
-def test_cloned_voice_prompt_is_restored_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts are equal and the encoder is not called again; without a folder, nothing is stored."""
-    released, request_ = convert_release(tmp_path / "release", "english"), cloning("Hello.")
-    first = Preprocessor(released, encodings=tmp_path / "encodings")
-    expected = [first.prepare(request_).rows for _ in range(2)][1]
-    assert len(files_in(tmp_path / "encodings")) == 1
-    monkeypatch.setattr(PocketCodec, "encode", Mock(side_effect=AssertionError("encoded again")))
-    again = Preprocessor(released, encodings=tmp_path / "encodings")
-    np.testing.assert_array_equal(again.prepare(request_).rows, expected)
-    assert Preprocessor(released).template._encoder._files is None

@@ -20,7 +20,7 @@ from tests.server.conftest import ServedRelease
 from tests.server.listening import Answer
 from tests.server.published import Expected
 
-pytestmark = [pytest.mark.server, pytest.mark.nightly]  # by day test_converted.py, and test_speech.py
+pytestmark = [pytest.mark.server, pytest.mark.nightly]  # by day the suites of the families, and test_speech.py
 
 LONG_ENOUGH = {"text": {"min_rows": 6, "max_rows": 12, "temperature": 1.0}}
 SPOKEN = LONG_ENOUGH | {

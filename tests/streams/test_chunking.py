@@ -156,7 +156,7 @@ def test_chunks_are_not_smaller_than_the_decoder_pace_allows(pace_s: float, smal
     assert line.underrun_s() <= 1e-9
 
 
-POCKET = DecodingTime(0.0052, 0.0, 0.00385)  # of Pocket TTS on an AMD EPYC
+FAST = DecodingTime(0.0052, 0.0, 0.00385)  # of a small decoder on an AMD EPYC
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ POCKET = DecodingTime(0.0052, 0.0, 0.00385)  # of Pocket TTS on an AMD EPYC
 )
 def test_a_chunk_is_no_larger_than_a_round_of_all_utterances_permits(num_speaking: int, sizes: list[int]) -> None:
     """All utterances send the same chunks. 16 of them keep the decoder 80 % busy, 32 overload it."""
-    now, load = 0.0, DecoderLoad(0.01, POCKET, num_speaking)
+    now, load = 0.0, DecoderLoad(0.01, FAST, num_speaking)
     pacer = Pacer(ChunkPolicy(1, 12, frame_rate=12.5), lambda: load, lambda: now)
     sent, done_s, dry_s = list[int](), 0.0, None
     for row in range(1, 200):

@@ -3,15 +3,17 @@
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from plugins.pocket.lab.random_pocket import recording
-from plugins.pocket.tests.pocket_release import convert_release, reply
+from plugins.pocket.tests.pocket_release import cloning, convert_release, reply
 from stretto.codecs import streaming
 from stretto.codecs.base import load_codec
 from stretto.errors import InvalidRequest
+from stretto.preprocessing.request import Preprocessor
 from stretto.streams.layout import latents_of
 from stretto.testing.codec_streams import decode_latents
 from stretto.testing.codec_suite import CodecCase, CodecSuite
@@ -80,3 +82,16 @@ def test_codec_without_encoder_refuses_voice_cloning(tmp_path: Path) -> None:
     codec = load_codec("pocket", convert_release(tmp_path, "english", clones=False))
     with pytest.raises(InvalidRequest, match=r"audio: expected no audio \(this checkpoint cannot clone voices\)"):
         codec.encode(np.zeros(24000, np.float32))
+
+
+def test_cloned_voice_is_restored_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts are equal and the encoder is not called again; without a folder, nothing is stored."""
+    checkpoint = convert_release(tmp_path / "release", "english")
+    encodings = tmp_path / "encodings"
+    first = Preprocessor(checkpoint, encodings=encodings)
+    expected = [first.prepare(cloning("Hello.")).rows for _ in range(2)][1]
+    assert len(list(encodings.rglob("*.*"))) == 1
+    monkeypatch.setattr(PocketCodec, "encode", Mock(side_effect=AssertionError("encoded again")))
+    again = Preprocessor(checkpoint, encodings=encodings)
+    np.testing.assert_array_equal(again.prepare(cloning("Hello.")).rows, expected)
+    assert Preprocessor(checkpoint).template._encoder._files is None

@@ -100,8 +100,7 @@ def test_depth_states_match_the_torch_layers(name: str, num_streams: int, monkey
 
 @torch.inference_mode()
 def test_depth_states_with_per_position_weights_match_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU's states are checked by `plugins/kyutai/tests/engine/test_moshi.py`:
-    sampled ids equal those of the authors' model.
+    """On the CPU, the ids that a plug-in's tests sample from such states equal those of the authors' model.
 
     The second row has no id of the second text stream, which position 0 reads.
     """
