@@ -339,7 +339,8 @@ async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
     voice = args.voice if args.clone is None else RecordedVoice(args.clone, args.clone_text)
     flags = {"task": args.task, "seed": args.seed, "guidance_scale": args.guidance_scale, "voice": voice}
     flags |= {"language": args.language, "instruct": args.instruct}
-    flags |= {"encoding": args.encoding, "sample_rate": args.sample_rate, "markup": args.markup, "check": args.check}
+    flags |= {"encoding": args.encoding, "sample_rate": args.sample_rate, "markup": args.markup}
+    flags |= {"check": args.check, "hold_s": args.hold_s}
 
     def on_event(event: SpeechEvent) -> None:
         for word in event.words if args.words else ():

@@ -63,6 +63,8 @@ def speech_options() -> Parser:
     add("--sample-rate", type=int, metavar="HZ", help="resampled by the server; default: the codec's")
     about = "measure the speech and report its faults (signals, the default), or off"
     add("--check", choices=CHECKS, default="signals", help=about)
+    about = "speech of each clause that is played only once it has been checked; default: 0"
+    add("--hold", type=float, dest="hold_s", metavar="S", help=about)
     add("--markup", choices=MARKUPS, default="none", help="markup that is not read aloud; default: none")
     add("--words", action="store_true", help="print each word and when it starts")
     return parser

@@ -1,29 +1,31 @@
 """Speech that is measured while it arrives, and generated again with another seed if it is faulty.
 
 Speech that has been sent is never changed, so a clause can only be generated again while all of it is held back. The
-first clause is sent as it arrives. The beginning of a later one is held back for a share of the duration of the clauses
-before it (`Lead`), of which the player has played only a part. This depends on the samples only, not on times, so that
-the same text and seed give the same speech.
+beginning of a clause is held back for `hold_s` seconds or, if that is longer, for a share of the duration of the
+clauses before it (`Lead`), of which the player has played only a part. This depends on the samples only, not on times
+or on their division into events, so that the same text and seed give the same speech.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
-from typing import Any, Self
+from typing import Any
 
 from stretto_client.produced_speech import Items, ProducedSpeech
 from stretto_client.signals import Fault, SignalMeter
 from stretto_client.speech_stream import SpeakOptions, SpeechEvent, SpeechStream
+from stretto_client.tries import Tries, events_in_turn, once
 from stretto_contract.finish_reasons import limit_of
-from stretto_contract.speech_checks import CHECKS, MAX_ATTEMPTS, Check
+from stretto_contract.speech_checks import CHECKS, FAULTS, MAX_ATTEMPTS, MAX_HOLD_S, Check
 
 LEAST_HELD_S = 1.0
-MAX_HELD_S = 10.0
+MAX_HELD_S = 10.0  # of a clause after others, beyond `hold_s`
+MAX_HELD_BYTES = 8 << 20  # of samples of a clause
 
 
-def attempts_of(check: Check, attempts: int) -> int:
+def attempts_of(check: Check, attempts: int, hold_s: float = 0.0) -> int:
     """Return the maximum number of attempts to speak a clause, or 0 if speech is not checked.
 
     Raises:
@@ -33,6 +35,8 @@ def attempts_of(check: Check, attempts: int) -> int:
         raise ValueError(f"check: expected one of {', '.join(CHECKS)}, got {check!r}")
     if not 1 <= attempts <= MAX_ATTEMPTS:
         raise ValueError(f"attempts: expected an integer in [1, {MAX_ATTEMPTS}], got {attempts!r}")
+    if not 0 <= hold_s <= MAX_HOLD_S:
+        raise ValueError(f"hold_s: expected a number in [0, {MAX_HOLD_S:g}], got {hold_s!r}")
     return 0 if check == "off" else attempts
 
 
@@ -44,111 +48,135 @@ def seed_of(seed: int, attempt: int) -> int:
 
 
 class Lead:
-    """Duration of all clauses of a text that have been sent; the player has played only a part of it."""
+    """Duration of all clauses of a text that have been sent; the player has played only a part of it.
 
-    def __init__(self) -> None:
-        self._sent_s = 0.0
+    Args:
+        hold_s: Least duration of a clause that is held back, in seconds.
+    """
 
-    def add(self, seconds: float) -> None:
-        """Add the duration of samples that have been sent."""
-        self._sent_s += seconds
+    def __init__(self, hold_s: float = 0.0) -> None:
+        self._hold_s = hold_s
+        self._num_samples = 0  # an exact number, whereas a sum of durations depends on how the samples are divided
+        self._sample_rate = 1
+
+    def add(self, num_samples: int, sample_rate: int) -> None:
+        """Add samples that have been sent."""
+        self._num_samples += num_samples
+        self._sample_rate = sample_rate
 
     def held_s(self, attempts: int) -> float:
         """Return the duration of the next clause that is held back, in seconds; 0 if it is too short for a fault.
 
         At twice real time, half of the sent speech is still unplayed, which is enough for all attempts.
         """
-        held_s = min(MAX_HELD_S, self._sent_s / (1 + attempts))
-        return held_s if held_s >= LEAST_HELD_S else 0.0
+        if attempts == 1:
+            return 0.0
+        lead_s = self._num_samples // (1 + attempts) / self._sample_rate
+        return max(self._hold_s, min(MAX_HELD_S, lead_s) if lead_s >= LEAST_HELD_S else 0.0)
 
 
 Begin = Callable[[int | None], SpeechStream]
 """Function of a seed that speaks the clause; None for the request's seed."""
 
 
-@dataclass(frozen=True)
-class Redrawn:
-    """Attempts to speak a clause that were given up: their number, and the duration of their speech in seconds."""
-
-    number: int = 0
-    seconds: float = 0.0
-
-
-class Faults:
-    """Faults of an attempt to speak a clause.
+class Attempt:
+    """Attempt to speak a clause, whose events are measured as they arrive.
 
     Args:
         text: The clause.
-        redrawn: Earlier attempts, which were given up.
 
     Attributes:
+        held: Events that have not been sent.
         faults: Faults of the events so far, in the order in which they were found.
+        report: Further entries of the last event's report.
     """
 
-    def __init__(self, text: str, redrawn: Redrawn):
-        self._text = text
-        self._redrawn = redrawn
-        self._meter: SignalMeter | None = None
+    def __init__(self, text: str):
+        self.text = text
+        self.held = list[SpeechEvent]()
         self.faults = list[Fault]()
+        self.report = dict[str, Any]()
+        self._num_samples = 0
+        self._sample_rate = 1
+        self._sample_bytes = 1
+        self._meter: SignalMeter | None = None
 
-    def marked(self, event: SpeechEvent) -> SpeechEvent:
-        """Measure the next event, and return it; the last one with the faults and the number of attempts before."""
+    @property
+    def seconds(self) -> float:
+        """Duration of the samples so far."""
+        return self._num_samples / self._sample_rate
+
+    @property
+    def most_held_s(self) -> float:
+        """Duration of MAX_HELD_BYTES of samples."""
+        return MAX_HELD_BYTES / self._sample_bytes / self._sample_rate
+
+    @property
+    def badness(self) -> tuple[int, float]:
+        """Rank of a faulty attempt, the least for the best one: how bad its first fault is, and how early it is found.
+
+        Later faults do not count, because an attempt may be given up at the first one.
+        """
+        return FAULTS.index(self.faults[0].name), -self.faults[0].found_s
+
+    def add(self, event: SpeechEvent) -> None:
+        """Measure the next event, and hold it back."""
+        self.held.append(event)
         if event.pcm is not None:
-            self._meter = self._meter or SignalMeter(self._text, event.sample_rate)
+            self._meter = self._meter or SignalMeter(self.text, event.sample_rate)
             self.faults += self._meter.push(event.pcm)
-        if not event.is_final or event.report is None:
-            return event
-        meter = self._meter or SignalMeter(self._text, event.sample_rate)
-        self.faults += meter.end(limit_of(event.report), event.report.get("num_pieces", 1) == 1)
-        listed = [{"fault": fault.name, "start_s": fault.start_s} for fault in self.faults]
-        checked = {"faults": listed, "redrawn": self._redrawn.number, "redrawn_s": self._redrawn.seconds}
-        return replace(event, report=event.report | checked)
+            self._sample_rate = event.sample_rate
+            self._sample_bytes = event.pcm.itemsize
+            self._num_samples += len(event.pcm)
+        if event.is_final and event.report is not None:
+            meter = self._meter or SignalMeter(self.text, event.sample_rate)
+            self.faults += meter.end(limit_of(event.report), event.report.get("num_pieces", 1) == 1)
+
+    def is_faulty_within(self, seconds: float) -> bool:
+        """Return True if a fault is found in the first `seconds` of the speech; False for 0 s."""
+        return bool(self.faults) and self.faults[0].found_s <= seconds > 0
+
+    def checked_report(self) -> dict[str, Any]:
+        """Return the entries that the check adds to the last event's report."""
+        return {"faults": [{"fault": fault.name, "start_s": fault.start_s} for fault in self.faults]} | self.report
 
 
-class MeasuredSpeech:
-    """Stream of the events of a text; the report of the last event lists the faults."""
-
-    def __init__(self, stream: SpeechStream, text: str):
-        self._stream = stream
-        self._faults = Faults(text, Redrawn())
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> SpeechEvent:
-        return self._faults.marked(await anext(self._stream))
-
-    def cancel(self) -> None:
-        """Cancel the utterance; a pending or later read raises RequestCancelled."""
-        self._stream.cancel()
-
-    async def aclose(self) -> None:
-        """Cancel the utterance and end the iteration."""
-        await self._stream.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
+Judge = Callable[[Attempt], Awaitable[None]]
+"""Function that measures a whole attempt, whose events are all held back; it may add to its faults and report."""
 
 
-def checked(speak: Callable[..., SpeechStream], options: SpeakOptions, attempts: int) -> Callable[..., "CheckedSpeech"]:
+async def no_judge(_: Attempt) -> None:
+    """Add no fault."""
+
+
+def checked(
+    speak: Callable[..., SpeechStream],
+    options: SpeakOptions,
+    attempts: int,
+    lead: Lead,
+    tries: Tries,
+    judge: Judge = no_judge,
+) -> Callable[..., "SpeechStream | CheckedSpeech"]:
     """Return a function that speaks a clause of a text and measures it.
 
     Args:
         speak: Function of options, the clause and further arguments, which speaks it.
         options: Options of the whole text.
-        attempts: Maximum number of attempts for a clause; more than one need a seed in the options.
+        attempts: Maximum number of attempts for a clause; more than one need a seed in the options. 0 not to measure.
+        lead: Speech before the clause.
+        tries: Tries of each attempt after the first one, while the server is full.
+        judge: Further measure of attempts that are held back as a whole.
     """
-    lead = Lead()
+
+    if not attempts:
+        return partial(speak, options)
 
     def speak_clause(text: str, **arguments: Any) -> CheckedSpeech:
         def begin(seed: int | None) -> SpeechStream:
             seeded: SpeakOptions = options if seed is None else {**options, "seed": seed}
             return speak(seeded, text, **arguments)
 
-        return CheckedSpeech(begin, text, options.get("seed"), lead, attempts)
+        return CheckedSpeech(_Clause(begin, text, options.get("seed"), attempts, lead, tries, judge))
 
     return speak_clause
 
@@ -156,61 +184,87 @@ def checked(speak: Callable[..., SpeechStream], options: SpeakOptions, attempts:
 class CheckedSpeech(ProducedSpeech):
     """Stream of the events of a clause, with the interface of SpeechStream. The report lists its faults.
 
-    Args:
-        begin: Function that speaks the clause.
-        text: The clause.
-        seed: Seed of the first attempt; None to make only one.
-        lead: Speech before the clause.
-        attempts: Maximum number of attempts.
+    The speech is that of the first attempt without a fault, or of the best one. As soon as an attempt is given up, an
+    event without samples reports the duration of its speech.
     """
 
-    def __init__(self, begin: Begin, text: str, seed: int | None, lead: Lead, attempts: int):
-        clause = _Clause(begin, text, lead)
-        super().__init__(partial(clause.speak, seed, attempts))
+    def __init__(self, clause: "_Clause"):
+        super().__init__(clause.speak)
 
 
 class _Clause:
     """Clause that the task of a CheckedSpeech speaks. It does not refer to the stream, whose deletion ends the task."""
 
-    def __init__(self, begin: Begin, text: str, lead: Lead):
+    def __init__(
+        self, begin: Begin, text: str, seed: int | None, attempts: int, lead: Lead, tries: Tries, judge: Judge
+    ):
         self._begin = begin
         self._text = text
+        self._seed = seed
+        self._attempts = attempts
         self._lead = lead
+        self._tries = tries
+        self._judge = judge
+        self._given_up = list[Attempt]()
 
-    async def speak(self, seed: int | None, attempts: int, items: Items) -> None:
-        """Put the events of the first attempt without a fault into `items`; if all have one, those of the last one."""
-        held_s = self._lead.held_s(attempts)
-        redrawn = Redrawn()
-        if seed is not None and held_s:
-            for number in range(attempts - 1):
-                given_up_s = await self._try(seed_of(seed, number), held_s, redrawn, items)
-                if given_up_s is None:
-                    return
-                redrawn = Redrawn(redrawn.number + 1, redrawn.seconds + given_up_s)
-        await self._try(None if seed is None else seed_of(seed, redrawn.number), 0.0, redrawn, items)
+    async def speak(self, items: Items) -> None:
+        """Put the events of the clause into `items`."""
+        held_s = 0.0 if self._seed is None else self._lead.held_s(self._attempts)
+        for number in range(self._attempts if held_s else 1):
+            if await self._try(number, held_s, items):
+                return
+        best = min(range(len(self._given_up)), key=lambda number: self._given_up[number].badness)
+        await self._try(best, 0.0, items)
 
-    async def _try(self, seed: int | None, held_s: float, redrawn: Redrawn, items: Items) -> float | None:
-        """Put the events of an attempt into `items`, or give it up and return the duration of its speech, in seconds.
+    async def _try(self, number: int, held_s: float, items: Items) -> bool:
+        """Put the events of an attempt into `items`, and return True, or give it up and return False.
+
+        The last attempt is only given up if an earlier one is better.
 
         Args:
-            held_s: Duration that is held back; 0 if the attempt is not given up. Faults that are found later are only
-                reported.
-            redrawn: Earlier attempts, which were given up.
+            held_s: Duration that is held back. Faults that are found later are only reported.
         """
-        held = list[SpeechEvent]()
-        attempt = Faults(self._text, redrawn)
-        async with aclosing(self._begin(seed)) as events:
+        attempt = Attempt(self._text)
+        begin = partial(self._begin, None if self._seed is None else seed_of(self._seed, number))
+        async with aclosing(events_in_turn(begin, self._tries if self._given_up else once)) as events:
             async for event in events:
-                held.append(attempt.marked(event))
-                if held_s and attempt.faults and attempt.faults[0].found_s <= held_s:
-                    return event.start_s + event.duration_s
-                if event.is_final or event.start_s + event.duration_s > held_s:
+                attempt.add(event)
+                held_s = min(held_s, attempt.most_held_s)
+                if event.is_final and attempt.seconds <= held_s > 0 and not attempt.faults:
+                    await self._judge(attempt)
+                if attempt.is_faulty_within(held_s):
+                    if self._is_worse(attempt):
+                        await self._give_up(attempt, event, items)
+                        return False
                     held_s = 0.0
-                    await self._release(held, items)
-        return None
+                if event.is_final or not held_s or attempt.seconds > held_s:
+                    held_s = 0.0
+                    await self._release(attempt, items)
+        return True
 
-    async def _release(self, held: list[SpeechEvent], items: Items) -> None:
-        for event in held:
-            self._lead.add(event.duration_s)
-            await items.put(event)
-        held.clear()
+    def _is_worse(self, attempt: Attempt) -> bool:
+        """Return True if the faulty attempt is worse than another one may be."""
+        if len(self._given_up) < self._attempts - 1:
+            return True
+        return any(earlier.badness < attempt.badness for earlier in self._given_up)
+
+    async def _give_up(self, attempt: Attempt, event: SpeechEvent, items: Items) -> None:
+        attempt.held.clear()
+        self._given_up.append(attempt)
+        await items.put(replace(event.without_speech(), start_s=0.0, redrawn_s=attempt.seconds))
+
+    async def _release(self, attempt: Attempt, items: Items) -> None:
+        for event in attempt.held:
+            if event.pcm is not None:
+                self._lead.add(len(event.pcm), event.sample_rate)
+            await items.put(self._marked(event, attempt))
+        attempt.held.clear()
+
+    def _marked(self, event: SpeechEvent, attempt: Attempt) -> SpeechEvent:
+        """Return an event, the last one with the faults, the number of attempts before, and the request's seed."""
+        if not event.is_final or event.report is None:
+            return event
+        redrawn_s = sum(earlier.seconds for earlier in self._given_up)
+        redrawn = {"redrawn": len(self._given_up), "redrawn_s": redrawn_s}
+        seed = {"seed": self._seed} if self._given_up else {}
+        return replace(event, report=event.report | attempt.checked_report() | redrawn | seed)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerException, InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
-from stretto_client.checked_speech import MeasuredSpeech, attempts_of, checked
+from stretto_client.checked_speech import Lead, attempts_of, checked
 from stretto_client.errors import Timeouts
 from stretto_client.live_speech import LiveSession, speak_written
 from stretto_client.long_speech import LongSpeech, Speech, cut, is_short
@@ -202,6 +202,7 @@ class SpeechClient:
         rates: bool = False,
         check: Check = "signals",
         attempts: int = ATTEMPTS,
+        hold_s: float = 0.0,
         **options: Unpack[SpeechOptions],
     ) -> Speech:
         """Speak `text` and return the events. For the task `tts`, the text may have any length.
@@ -222,25 +223,26 @@ class SpeechClient:
             rates: True if the caller plays each event at its `speed`, which changes with `<prosody rate>` of SSML.
             check: `signals` to list the `faults` of speech (`SignalMeter`) in the report, for the task `tts`, or `off`.
             attempts: Maximum number of attempts for a clause that is faulty before it is sent (`CheckedSpeech`).
+            hold_s: Duration of each clause in seconds, up to MAX_HOLD_S, that is sent only once it has been checked.
             options: Server options, e.g. `seed=1` or `chunking={"playout_s": 0.2}`. Options that are None are not sent.
         """
         if markup not in MARKUPS:
             raise ValueError(f"markup: expected one of {', '.join(MARKUPS)}, got {markup!r}")
-        attempts = attempts_of(check, attempts)
+        attempts = attempts_of(check, attempts, hold_s)
         output = output_of(options.get("output", {}), encoding, sample_rate)
         request_options: SpeakOptions = {**options, "voice": voice, "output": output}
         if not isinstance(text, str):
             written = partial(speak_written, self, task, request_options, text, markup=markup, rates=rates)
-            return ProducedSpeech(partial(written, attempts=attempts))
+            return ProducedSpeech(partial(written, attempts=attempts, hold_s=hold_s))
         if task != "tts":
             return self.speak_once(task, request_options, text)
-        if is_plain(text, markup) or "piece" in options:
-            stream = self.speak_once(task, request_options, text)
-            return MeasuredSpeech(stream, text) if attempts else stream
-        request_options = with_seed(request_options)
-        plain = partial(self.speak_once, task, request_options)
-        speak = checked(partial(self.speak_once, task), request_options, attempts) if attempts else plain
-        try_out = None if options.get("transliterate") else plain
+        is_single = is_plain(text, markup) or "piece" in options
+        if hold_s or not is_single:
+            request_options = with_seed(request_options)
+        speak = checked(partial(self.speak_once, task), request_options, attempts, Lead(hold_s), self.tries)
+        if is_single:
+            return speak(text)
+        try_out = None if options.get("transliterate") else partial(self.speak_once, task, request_options)
         return LongSpeech(speak, partial(cut, text, self.profile, markup, try_out, rates), self.tries)
 
     def speak_once(
@@ -297,7 +299,6 @@ class SpeechClient:
         Args:
             pieces: Parts of the samples, of any length, mono [n]: floating-point in [-1, 1], or int16.
             sample_rate: Sample rate of the samples in Hz, 8,000 to 192,000.
-            task: Name of the model's task.
             fill_after_s: Time without samples, in seconds, after which silence is sent in real time; None to let the
                 session wait. Samples that arrive later follow the silence.
             total_s: Maximum duration of the session in seconds; None for the client's `Timeouts.total_s`.
@@ -325,12 +326,9 @@ class SpeechClient:
         The model generates one frame of speech for each frame of audio, until the audio ends.
 
         Args:
-            pieces: Parts of the samples, as for `transcribe_live`.
-            sample_rate: Sample rate of the samples in Hz.
-            task: Name of the model's task.
             system: Role of the model, if it accepts one.
             voice: Name of a voice, or a recording without a transcript; None for the model's default.
-            fill_after_s, total_s: As for `transcribe_live`, and so is the option `resume_s`.
+            pieces, sample_rate, fill_after_s, total_s: As for `transcribe_live`, and so is the option `resume_s`.
         """
         recording = voice.audio if isinstance(voice, RecordedVoice) else None
         named = voice if isinstance(voice, str) else None

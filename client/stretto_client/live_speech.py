@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stretto_client.checked_speech import checked
+from stretto_client.checked_speech import Lead, checked
 from stretto_client.errors import (
     ClientError,
     RequestCancelled,
@@ -82,6 +82,7 @@ async def speak_written(
     markup: Markup = "none",
     rates: bool = False,
     attempts: int = 0,
+    hold_s: float = 0.0,
 ) -> None:
     """Put the events of streamed text into `items`, as soon as the model can generate them.
 
@@ -90,6 +91,7 @@ async def speak_written(
             sentence if it reads word by word. There, phonemes and rates of SSML have no effect.
         rates: True if the caller applies changes of the speaking rate.
         attempts: Maximum number of attempts for a clause, if the model reads whole sentences; 0 not to measure them.
+        hold_s: As in `SpeechClient.speak`.
     """
     profile = await profile_of(client)
     limits = client.timeouts
@@ -109,8 +111,7 @@ async def speak_written(
         reader = open_reader(markup, tags, profile.phonemes, rates)
         pieces = read_pieces(followed(pieces, places.add), reader)
         transliteration = Transliteration() if "transliterate" in profile.options else None
-        plain = partial(client.speak_once, task, options)
-        clause = checked(partial(client.speak_once, task), options, attempts) if attempts else plain
+        clause = checked(partial(client.speak_once, task), options, attempts, Lead(hold_s), client.tries)
         speak = partial(transliterated, clause, transliteration)
         await speak_clauses(
             speak, client.tries, pieces, profile.max_text_chars, items, places, Joint(reader, transliteration), reader

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sentencex import segment
 
-from stretto_client.checked_speech import MeasuredSpeech
 from stretto_client.errors import RequestRefused
 from stretto_client.markup import READING, Markup, MarkupReader, Parts, has_marks, open_reader, read_parts, ssml_reader
 from stretto_client.model_profile import ModelProfile
@@ -292,7 +291,7 @@ MAX_WHOLE_BYTES = 48  # every family speaks a text of this length in one request
 # The server's errors for a text that is too long after normalisation, with or without a recorded voice.
 TOO_LONG = re.compile(r"(messages\[1\]\.)?text: expected at most ")
 
-Speech = SpeechStream | ProducedSpeech | MeasuredSpeech
+Speech = SpeechStream | ProducedSpeech
 Speak = Callable[..., Speech]
 """Function that speaks a text. Its keyword `piece` is the number of the piece to speak, if the text has several."""
 

@@ -132,10 +132,11 @@ class SignalMeter:
 
     def _long(self, name: speech_checks.Fault, num_blocks: int) -> Fault:
         """Return a fault that consists of the last blocks."""
-        return Fault(name, (self._num_blocks - num_blocks) * BLOCK_S, self._num_blocks * BLOCK_S)
+        block_s = self._size / self._sample_rate
+        return Fault(name, (self._num_blocks - num_blocks) * block_s, self._num_blocks * block_s)
 
     def end(self, limit: Limit | None = None, has_whole_text: bool = True) -> Iterator[Fault]:
-        """Yield the faults of the speech as a whole, after its last samples.
+        """Yield the faults of the speech as a whole, after its last samples, the worst one first.
 
         Args:
             limit: Limit that has ended the speech, whose end and speed are then not measured; None for no limit.
@@ -143,21 +144,24 @@ class SignalMeter:
         """
         num_samples = self._num_blocks * self._size + len(self._unmeasured)
         end_s = num_samples / self._sample_rate
-        if self._num_clipped > self._limits.clipped_share * num_samples:
-            yield Fault("clipping", 0.0, end_s)
         if limit in ("ceiling", "repetition"):
             yield Fault(limit, end_s, end_s)
-        if limit is not None:
-            return
-        if len(self._end) and level(self._end) > max(SILENT_DB, self._peak_db - self._limits.end_db):
+        if limit is None and has_whole_text and self._num_units >= self._limits.min_units:
+            yield from self._speed(end_s)
+        if limit is None and len(self._end) and self._is_loud_at_end():
             yield Fault("abrupt_end", end_s, end_s)
-        if self._num_units < self._limits.min_units or not has_whole_text:
-            return
+        if self._num_clipped > self._limits.clipped_share * num_samples:
+            yield Fault("clipping", 0.0, end_s)
+
+    def _speed(self, end_s: float) -> Iterator[Fault]:
         unit_s = self._num_loud * BLOCK_S / self._num_units
         if unit_s < self._limits.least_unit_s:
             yield Fault("too_fast", 0.0, end_s)
         if unit_s > self._limits.most_unit_s:
             yield Fault("too_slow", 0.0, end_s)
+
+    def _is_loud_at_end(self) -> bool:
+        return level(self._end) > max(SILENT_DB, self._peak_db - self._limits.end_db)
 
 
 def level(pcm: NDArray[np.float32]) -> float:

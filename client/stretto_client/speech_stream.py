@@ -104,6 +104,8 @@ class SpeechEvent:
         marker: Name of the marker of `pcm`, by which a detector recognises generated speech; empty if it is not marked.
         speed: Rate at which the samples are to be played, from SSML; 2 halves the duration. It is 1 unless
             `SpeechClient.speak` has the argument `rates`.
+        redrawn_s: Duration in seconds of the speech of an attempt that has just been given up, so that the clause is
+            generated again; None if the event does not report one.
     """
 
     pcm: NDArray[Any] | None
@@ -125,6 +127,13 @@ class SpeechEvent:
     transcribed_s: float | None = None
     marker: str = ""
     speed: float = 1.0
+    redrawn_s: float | None = None
+
+    def without_speech(self) -> "SpeechEvent":
+        """Return an event with the ids and the time of this one that is not final and has no speech, text or report."""
+        return SpeechEvent(
+            None, self.utterance, self.index, self.segment, start_s=self.start_s, sample_rate=self.sample_rate
+        )
 
 
 def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | None:
@@ -400,6 +409,7 @@ class SpeakArguments(SpeakOptions, total=False):
     rates: bool
     check: Check
     attempts: int
+    hold_s: float
 
 
 class TaskOptions(OptionsRecord, total=False):

@@ -374,6 +374,9 @@ class SpeechTrace(Trace):
 
     def add(self, event: SpeechEvent) -> None:
         now_s = time.monotonic()
+        if event.redrawn_s is not None:
+            self._metrics.redrawn.labels(*self._labels).inc()
+            self._use.add("output_audio_s", event.redrawn_s)
         if event.pcm is not None and len(event.pcm):
             if self._first_s is None:
                 self._first_s = now_s
@@ -401,8 +404,6 @@ class SpeechTrace(Trace):
     def _count_sound(self) -> None:
         metrics = self._metrics
         labels = self._labels
-        metrics.redrawn.labels(*labels).inc(self._report.get("redrawn", 0))
-        self._use.add("output_audio_s", self._report.get("redrawn_s", 0.0))
         for fault in self._report.get("faults", ()):
             metrics.faults.labels(*labels, fault["fault"]).inc()
         if self._sound_s is None:

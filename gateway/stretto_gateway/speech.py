@@ -21,6 +21,7 @@ from starlette.responses import Response
 from stretto_client import ModelProfile, SpeakArguments, SpeechEvent, Word
 from stretto_client.markup import find_transliterated, find_unspoken
 from stretto_contract.finish_reasons import Limit, limit_of
+from stretto_contract.speech_checks import MAX_HOLD_S
 from stretto_gateway.admission import Result, unless_disconnected
 from stretto_gateway.answers import (
     FILE,
@@ -59,6 +60,7 @@ from stretto_gateway.voices import choose_voice
 
 router = APIRouter()
 MARKER = "stretto-marker"  # header of marked audio
+ATTEMPTS = "stretto-attempts"  # header of checked audio
 TRANSLITERATED = "input.transliterated"
 LISTED_LETTERS = 12  # of a transliterated word, each of which may have three codes
 MARKS = "*_[]().,:;!?…"  # around a stage direction
@@ -98,7 +100,8 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
         last_words = None
 
     def first_headers() -> dict[str, str]:
-        return marker_header(result) | ignored.headers
+        attempts = {} if body.check == "off" else {ATTEMPTS: str(result["attempts"])}
+        return attempts | marker_header(result) | ignored.headers
 
     answer = Streamed(follow(parts, result), media_type, gateway.limits.stall_s, last_words, first_headers)
     if body.stream_format != "sse" and body.response_format in RAW:
@@ -175,7 +178,7 @@ async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, igno
     """
     profile = await gateway.catalogue.model(item.model)
     find_task(profile, ("tts",), "text to speech")
-    asked.keep(held_bytes(item.options))
+    asked.keep(held_bytes(item.options) + round(item.hold_s * item.rate) * np.int16().itemsize)
     options = item.for_server(profile, ignored, await choose_voice(gateway, profile, item, asked, ignored))
     await add_dictionary(gateway, profile, options, asked.owner, ignored)
     return options
@@ -195,13 +198,13 @@ async def audio_parts(
         text: The text, or an async iterable of pieces of streamed text.
         options: Other arguments of `SpeechClient.speak`.
         ignored: Receives the tags in the text that are not spoken: before the first part if the text is complete.
-        report: Receives the name of the marker before the first part, and the server's report at the end.
+        report: Receives the same as in `note_first` before the first part, and the server's report at the end.
     """
     report = {} if report is None else report
     encoder = PacedEncoder(item, gateway.audio_tags)
     async with spoken(gateway, text, {**options, "rates": True}, ignored, item.voice_field) as events:
         async for event in events:
-            report |= {"marker": event.marker} if event.marker else {}
+            note_first(event, report)
             async for data in encoder.parts(event):
                 yield data
             report.update(event.report or {})
@@ -209,6 +212,13 @@ async def audio_parts(
     note_transliterated(ignored, report.get("transliterated", ()))
     if tail := encoder.close():
         yield tail
+
+
+def note_first(event: SpeechEvent, report: dict[str, Any]) -> None:
+    """Record in `report` the name of the marker of an event, and the number of attempts to speak the first clause."""
+    if event.marker:
+        report["marker"] = event.marker
+    report["attempts"] = report.get("attempts", 1) + (event.redrawn_s is not None)
 
 
 async def sse_parts(
@@ -222,7 +232,7 @@ async def sse_parts(
     encoder = PacedEncoder(item, gateway.audio_tags)
     async with spoken(gateway, item.input, {**options, "rates": True}, ignored, item.voice_field) as events:
         async for event in events:
-            report |= {"marker": event.marker} if event.marker else {}
+            note_first(event, report)
             if item.timestamps and event.words:
                 words = [timed_word(word, encoder.playing_time(event)) for word in event.words]
                 yield sse({"type": "speech.audio.words", "words": words})
@@ -483,6 +493,7 @@ async def result(
     try:
         gateway = await gateway.for_model(item.model, speaks)
         options = await speech_options(gateway, item, asked, ignored)
+        options["hold_s"] = MAX_HOLD_S
         audio = bytearray()
         report = dict[str, Any]()
         async with aclosing(audio_parts(gateway, item, item.input, options, ignored, report)) as parts:

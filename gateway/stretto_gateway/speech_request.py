@@ -26,7 +26,7 @@ from stretto_client import FAMILY_OPTIONS, ModelProfile, RecordedVoice, SpeakArg
 from stretto_client.markup import Markup
 from stretto_contract import schema
 from stretto_contract.languages import AUTO, code_name
-from stretto_contract.speech_checks import ATTEMPTS, MAX_ATTEMPTS, Check
+from stretto_contract.speech_checks import ATTEMPTS, MAX_ATTEMPTS, MAX_HOLD_S, Check
 from stretto_gateway.answers import refused
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.encoding import GREATEST_SPEED, LEAST_SPEED, RATES, default_rate
@@ -121,6 +121,13 @@ class SpeechForm(Voiced):
         ge=1,
         le=MAX_ATTEMPTS,
         description="maximum number of attempts for a clause, with the first",
+    )
+    hold_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=MAX_HOLD_S,
+        allow_inf_nan=False,
+        description="duration of each clause in seconds that is sent only once it has been checked",
     )
     speed: Speed = Field(default=None, description="2 halves the duration; the pitch is unchanged")
     sample_rate: int | None = Field(
@@ -221,7 +228,7 @@ class SpeechFields(WithOptions):
             raise refused("sample_rate", f"one of {', '.join(map(str, rates))} for {self.response_format}", self.rate)
         options = self._honoured(profile, ignored)
         options |= {"encoding": "pcm_s16le", "sample_rate": self.rate, "markup": self.markup}
-        options |= {"voice": voice, "check": self.check, "attempts": self.attempts}
+        options |= {"voice": voice, "check": self.check, "attempts": self.attempts, "hold_s": self.hold_s}
         return options
 
     def _honoured(self, profile: ModelProfile, ignored: Ignored) -> SpeakArguments:

@@ -1,15 +1,28 @@
 """Clauses that are faulty before they are sent are generated again; the same in any division into events."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from stretto_client import SpeechEvent
-from stretto_client.checked_speech import CheckedSpeech, Faults, Lead, Redrawn, seed_of
-from stretto_client.signals import SignalMeter
+from stretto_client import SpeechEvent, Word
+from stretto_client.checked_speech import (
+    MAX_HELD_BYTES,
+    Attempt,
+    CheckedSpeech,
+    Judge,
+    Lead,
+    attempts_of,
+    checked,
+    no_judge,
+    seed_of,
+)
+from stretto_client.errors import ServerFull
+from stretto_client.signals import Fault, SignalMeter
 from stretto_client.speech_stream import SpeechStream
+from stretto_client.tries import Begin, events_in_turn, once
 
 RATE = 8_000
 SEED = 7
@@ -30,12 +43,13 @@ def spoken(seconds: float) -> np.ndarray:
 GOOD = spoken(6.0)
 SILENT = np.concatenate([spoken(1.0), np.zeros(3 * RATE, np.float32), spoken(2.0)])  # found after 3 s
 SILENT_LATER = np.concatenate([spoken(2.0), np.zeros(3 * RATE, np.float32), spoken(1.0)])  # found after 4 s
+FULL: list[Any] = [ServerFull("full")]  # reply of a server without a place
 
 
 class Attempts:
     """Server whose replies are these samples, one per attempt, in events of `size` samples."""
 
-    def __init__(self, *replies: np.ndarray, size: int = 800, reason: str = "stop"):
+    def __init__(self, *replies: Any, size: int = 800, reason: str = "stop"):
         self._replies = [*replies]
         self._size = size
         self._reason = reason
@@ -44,31 +58,54 @@ class Attempts:
 
     def begin(self, seed: int | None) -> SpeechStream:
         self.seeds.append(seed)
-        pcm = self._replies[len(self.seeds) - 1]
-        return cast(SpeechStream, self._events(pcm))
+        events = self._events(self._replies[len(self.seeds) - 1], seed)
+        return cast(SpeechStream, aclosing(events))
 
-    async def _events(self, pcm: np.ndarray) -> AsyncIterator[SpeechEvent]:
+    async def _events(self, pcm: Any, seed: int | None) -> AsyncGenerator[SpeechEvent, None]:
         self.num_open += 1
         try:
+            if pcm is FULL:
+                raise FULL[0]
             starts = range(0, max(1, len(pcm)), self._size)
             for index, start in enumerate(starts):
                 part = pcm[start : start + self._size]
                 is_final = index == len(starts) - 1
                 report = REPORT | {"finish_reason": self._reason} if is_final else None
                 times = {"start_s": start / RATE, "duration_s": len(part) / RATE, "sample_rate": RATE}
-                yield SpeechEvent(part, "u", index, "audio", is_final=is_final, report=report, **times)
+                words = (Word(str(seed), start / RATE),)
+                yield SpeechEvent(part, "u", index, "audio", words=words, is_final=is_final, report=report, **times)
         finally:
             self.num_open -= 1
 
+    def speak(
+        self, attempts: int = 2, sent_s: float = 0.0, hold_s: float = 0.0, judge: Judge = no_judge
+    ) -> CheckedSpeech:
+        """Speak a clause that follows clauses of `sent_s` seconds."""
+        lead = Lead(hold_s)
+        lead.add(round(sent_s * RATE), RATE)
+        speak = checked(
+            lambda options, _: self.begin(options["seed"]), {"seed": SEED}, attempts, lead, patiently, judge
+        )
+        return speak(TEXT)
 
-async def heard(server: Attempts, sent_s: float = 12.0, attempts: int = 2) -> tuple[np.ndarray, dict[str, Any]]:
+
+async def patiently() -> AsyncGenerator[None, None]:
+    """Yield as often as a request is to be sent."""
+    while True:
+        yield
+
+
+async def heard(
+    server: Attempts, sent_s: float = 12.0, attempts: int = 2, hold_s: float = 0.0, judge: Judge = no_judge
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the samples and the report of a clause that follows clauses of `sent_s` seconds."""
-    lead = Lead()
-    lead.add(sent_s)
-    events = [event async for event in CheckedSpeech(server.begin, TEXT, SEED, lead, attempts)]
+    events = [event async for event in server.speak(attempts, sent_s, hold_s, judge)]
     assert server.num_open == 0
-    assert events[-1].report is not None
-    return np.concatenate([event.pcm for event in events if event.pcm is not None]), events[-1].report
+    report = events[-1].report
+    assert report is not None
+    redrawn_s = [event.redrawn_s for event in events if event.redrawn_s is not None]
+    assert (len(redrawn_s), sum(redrawn_s)) == (report["redrawn"], report["redrawn_s"])
+    return np.concatenate([event.pcm for event in events if event.pcm is not None]), report
 
 
 def names(report: dict[str, Any]) -> list[str]:
@@ -106,20 +143,124 @@ async def test_fault_after_the_clause_was_sent_is_only_reported(size: int) -> No
 
 async def test_first_clause_is_sent_at_once() -> None:
     server = Attempts(SILENT, GOOD)
-    speech = CheckedSpeech(server.begin, TEXT, SEED, Lead(), 2)
+    speech = server.speak()
     await anext(speech)
     rest = [event async for event in speech]
     assert rest[-1].report is not None
     assert (names(rest[-1].report), len(server.seeds)) == (["silence"], 1)
 
 
-async def test_last_attempt_is_sent_whatever_its_faults() -> None:
-    server = Attempts(SILENT, SILENT_LATER, SILENT)
-    pcm, report = await heard(server, sent_s=20.0, attempts=3)
-    np.testing.assert_array_equal(pcm, SILENT)
-    assert (names(report), report["redrawn"]) == (["silence"], 2)
-    assert report["redrawn_s"] == pytest.approx(3.0 + 4.0, abs=0.2)
-    assert server.seeds == [SEED, seed_of(SEED, 1), seed_of(SEED, 2)]
+HUMMING = np.concatenate([spoken(1.0), np.sin(np.arange(3 * RATE)).astype(np.float32) / 3, spoken(2.0)])
+ABRUPT = np.concatenate([spoken(2.0), np.sin(np.arange(800)).astype(np.float32)])
+ORDERS = {
+    "last": ([SILENT, ABRUPT], 1),
+    "first": ([ABRUPT, SILENT], 0),
+    "second of three": ([SILENT, SILENT_LATER, SILENT], 1),
+    "last of equal ones": ([SILENT, SILENT], 1),
+    "milder": ([SILENT_LATER, HUMMING, SILENT], 1),
+}
+
+
+@pytest.mark.parametrize("size", [100, 5_000, 100_000])
+@pytest.mark.parametrize(("replies", "best"), ORDERS.values(), ids=ORDERS)
+async def test_best_attempt_is_sent_if_all_are_faulty(replies: list[np.ndarray], best: int, size: int) -> None:
+    """The one with the mildest first fault or, of those, the latest one. Earlier attempts are generated again."""
+    is_again = best < len(replies) - 1
+    server = Attempts(*replies, *([replies[best]] if is_again else []), size=size)
+    pcm, report = await heard(server, sent_s=20.0, attempts=len(replies))
+    np.testing.assert_array_equal(pcm, replies[best])
+    seeds = [seed_of(SEED, number) for number in range(len(replies))]
+    assert server.seeds == [*seeds, *([seeds[best]] if is_again else [])]
+    assert (len(report["faults"]), report["redrawn"], report["seed"]) == (1, len(server.seeds) - 1, SEED)
+
+
+@pytest.mark.parametrize("size", [100, 800, 5_000, 100_000])
+@pytest.mark.parametrize(("hold_s", "best"), [(2.98, 0), (3.0, 1), (60.0, 1)])
+async def test_first_clause_is_held_back_for_as_long_as_the_request_says(hold_s: float, best: int, size: int) -> None:
+    replies = [SILENT, GOOD]
+    pcm, report = await heard(Attempts(*replies, size=size), sent_s=0.0, hold_s=hold_s)
+    np.testing.assert_array_equal(pcm, replies[best])
+    assert report["redrawn"] == best
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100])
+def test_what_is_held_back_does_not_depend_on_the_division_into_events(rate: int) -> None:
+    """Nor do the times of faults, where 60 ms are no whole number of samples."""
+    whole = Lead()
+    divided = Lead()
+    whole.add(9 * rate, rate)
+    for _ in range(9 * rate // 7):
+        divided.add(7, rate)
+    divided.add(9 * rate % 7, rate)
+    assert whole.held_s(2) == divided.held_s(2) == 3.0
+    (fault,) = SignalMeter(TEXT, rate).push(np.zeros(3 * rate, np.float32))
+    assert (fault.found_s * rate) % round(0.06 * rate) == pytest.approx(0, abs=1e-6)
+
+
+async def test_samples_that_are_held_back_are_bounded() -> None:
+    most_s = MAX_HELD_BYTES / RATE / GOOD.itemsize
+    long = np.concatenate([GOOD] * (int(most_s // 6) + 2))
+    server = Attempts(np.concatenate([long, SILENT]), size=8_000)
+    speech = server.speak(hold_s=10 * most_s)
+    first = await anext(speech)
+    assert (first.redrawn_s, first.start_s) == (None, 0.0)
+    rest = [event async for event in speech]
+    assert rest[-1].report is not None
+    assert (names(rest[-1].report)[0], rest[-1].report["redrawn"]) == ("silence", 0)
+
+
+async def test_attempts_to_redraw_wait_for_a_place_on_a_full_server() -> None:
+    """They go on with the attempt that was refused."""
+    server = Attempts(SILENT, FULL, FULL, GOOD)
+    pcm, report = await heard(server)
+    np.testing.assert_array_equal(pcm, GOOD)
+    assert (report["redrawn"], server.seeds) == (1, [SEED, *[seed_of(SEED, 1)] * 3])
+
+
+async def test_clause_that_meets_a_full_server_in_vain_does_not_begin_again() -> None:
+    server = Attempts(SILENT, FULL)
+    lead = Lead(60.0)
+    speak = checked(lambda options, _: server.begin(options["seed"]), {"seed": SEED}, 2, lead, once)
+    with pytest.raises(ServerFull):
+        _ = [event async for event in events_in_turn(cast(Begin, lambda: speak(TEXT)), patiently)]
+    assert server.seeds == [SEED, seed_of(SEED, 1)]
+
+
+async def test_speech_that_is_given_up_is_reported_at_once() -> None:
+    server = Attempts(SILENT, SILENT_LATER, GOOD)
+    speech = server.speak(attempts=3, hold_s=60.0)
+    given_up = [await anext(speech) for _ in range(2)]
+    assert [event.redrawn_s for event in given_up] == [pytest.approx(3.0, abs=0.1), pytest.approx(4.0, abs=0.1)]
+    assert all(event.pcm is None and event.report is None and not event.words for event in given_up)
+
+
+async def test_words_are_those_of_the_attempt_that_is_sent() -> None:
+    events = [event async for event in Attempts(SILENT, GOOD).speak(hold_s=60.0)]
+    spoken_words = [event for event in events if event.words]
+    assert {word.word for event in spoken_words for word in event.words} == {str(seed_of(SEED, 1))}
+    assert [event.words[0].start_s for event in spoken_words] == [event.start_s for event in spoken_words]
+
+
+@pytest.mark.parametrize(("hold_s", "num_judged"), [(0.0, 0), (5.9, 0), (6.0, 2), (60.0, 2)])
+@pytest.mark.parametrize("size", [800, 100_000])
+async def test_whole_attempts_are_judged_before_any_of_them_is_sent(hold_s: float, num_judged: int, size: int) -> None:
+    judged = list[float]()
+
+    async def judge(attempt: Attempt) -> None:
+        judged.append(sum(len(event.pcm) for event in attempt.held if event.pcm is not None) / RATE)
+        attempt.report["judged"] = True
+        if len(judged) == 1:
+            attempt.faults.append(Fault("too_fast", 0.0, attempt.seconds))
+
+    _, report = await heard(Attempts(GOOD, GOOD, size=size), sent_s=0.0, hold_s=hold_s, judge=judge)
+    assert judged == [6.0] * num_judged
+    assert (report["redrawn"], "judged" in report) == (num_judged // 2, num_judged > 0)
+
+
+@pytest.mark.parametrize("hold_s", [-0.1, 60.1, float("nan"), float("inf")])
+def test_hold_out_of_range_is_refused(hold_s: float) -> None:
+    with pytest.raises(ValueError, match=r"hold_s: expected a number in \[0, 60\], got "):
+        attempts_of("signals", 2, hold_s)
 
 
 async def test_single_attempt_is_not_held_back() -> None:
@@ -137,10 +278,10 @@ async def test_reply_without_sound_is_too_fast() -> None:
 async def test_speed_of_a_piece_of_the_text_is_not_measured() -> None:
     long_text = 20 * TEXT
     for num_pieces, faults in ((1, ["too_fast"]), (4, [])):
-        measured = Faults(long_text, Redrawn())
+        attempt = Attempt(long_text)
         report = REPORT | {"num_pieces": num_pieces}
-        event = SpeechEvent(GOOD, "u", 0, "audio", sample_rate=RATE, is_final=True, report=report)
-        assert names(cast(dict[str, Any], measured.marked(event).report)) == faults
+        attempt.add(SpeechEvent(GOOD, "u", 0, "audio", sample_rate=RATE, is_final=True, report=report))
+        assert [fault.name for fault in attempt.faults] == faults
 
 
 @pytest.mark.parametrize("text", ['Wait <break time="3s"/> a moment for us.', "Wait [pause 3.0s] a moment for us."])

@@ -143,6 +143,6 @@ async def test_missing_or_unwritable_shared_memory_is_one_error(
     message = f"^cannot create shared memory in /dev/shm: {os.strerror(reason)}$"
     async with SpeechClient(server.address, shared_memory="system") as client:
         with pytest.raises(ServerUnavailable, match=message):
-            client.speak("a")
+            await anext(client.speak("a"))
         with pytest.raises(ServerUnavailable, match=message):
             client.transcribe(b"a file")
