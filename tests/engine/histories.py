@@ -10,6 +10,7 @@ from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import words_of
 from stretto.testing.checkpoints import make_prompt
+from stretto_client.checked_speech import seed_of
 from tests.small_vocabularies import TRACKED_CSM
 from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS, LATENTS, MODULES
 
@@ -109,7 +110,10 @@ def history_prompt(family: Family, index: int) -> Prompt:
 
     Prompts in groups of three have a common prefix. One of the three differs only in a code, or in a bit of a latent,
     so that some blocks can be shared and others not.
+
+    From NUM_PROMPTS on, they are the same prompts with the seeds of later attempts to speak a clause.
     """
+    attempt, index = divmod(index, NUM_PROMPTS)
     group = index // 3 * 3
     prompt = make_prompt(family, group, family.tasks[index % len(family.tasks)].name)
     steps = family.mechanism.steps
@@ -129,7 +133,7 @@ def history_prompt(family: Family, index: int) -> Prompt:
         audio=replace(sampling.audio, min_rows=audio // 2, max_rows=audio, temperature=0.0 if greedy else 0.8),
         guidance_scale=(2.0, 1.0, 3.0, 1.5)[index // 2 % 4] if is_guidable else 1.0,
         latents=None if latents is None else replace(latents, steps=1 + index % 4, tail_rows=index % 5),
-        seed=7000 + index,
+        seed=seed_of(7000 + index, attempt),
         schedule=(None, *schedules)[index // 2 % (1 + len(schedules))],
     )
     return Prompt(prompt.task, rows, sampling, track=prompt.track)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from tests.engine.histories import FAMILIES, Client, History, Limits, histories
+from tests.engine.histories import FAMILIES, NUM_PROMPTS, Client, History, Limits, histories
 from tests.engine.histories_run import Stage
 from tests.tiers import ASYNC_BY_DAY
 
@@ -26,6 +26,10 @@ PROFILE = settings.get_profile(os.environ.get("HISTORIES", "histories"))
 # Share of the histories: these take longest.
 SHARE = {"tracked_csm": 0.5, "forced_bursts": 0.5, "latents": 0.75, "modules": 0.34}
 ENOUGH = 42  # histories of both kinds of scheduling, to see everything
+
+# Added to the number of a prompt, the second or third attempt to speak it.
+SECOND = NUM_PROMPTS
+THIRD = 2 * NUM_PROMPTS
 
 # Cases that families without multi-token steps cannot have.
 OF_BURSTS = ("preempted bursts", "bursts in parts")
@@ -79,6 +83,21 @@ MADE = {
             ),
         ),
         ("left", "merged", "refused"),
+    ),
+    "clauses are given up, and generated again while others are preempted": (
+        History(
+            Limits(max_num_seqs=6, budget=48, num_blocks=11),
+            (
+                Client(1, leaves_after=12, leaves_late=True),
+                Client(8, leaves_after=9),
+                *(Client(prompt) for prompt in (4, 15, 20, 25)),
+                Client(SECOND + 8, gap=10, leaves_after=12),
+                Client(SECOND + 1, gap=3),
+                Client(THIRD + 8, gap=9),
+                Client(1),
+            ),
+        ),
+        ("left", "guided", "preempted", "preempted pairs"),
     ),
 }
 
