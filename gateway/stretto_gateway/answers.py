@@ -304,14 +304,14 @@ class SpeechOutcome(TypedDict):
         status: `incomplete` if a limit ended the audio.
         bytes: Size of the audio or events that were sent.
         error: Message if it failed.
-        finish_reason: What ended the audio, if `incomplete`.
+        finish_reason: What ended the audio, if `incomplete` or `cancelled`.
     """
 
     id: str
     status: Literal["in_progress", "completed", "incomplete", "failed", "cancelled"]
     bytes: int
     error: str | None
-    finish_reason: NotRequired[Limit]
+    finish_reason: NotRequired[Limit | Literal["cancelled"]]
 
 
 Measure = Literal["requests", "characters", "input_audio_s", "output_audio_s"]

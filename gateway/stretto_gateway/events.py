@@ -108,6 +108,9 @@ async def text_events(
             async for event in events:
                 trace.add(event)
                 yield event
+    except (asyncio.CancelledError, GeneratorExit):
+        trace.cancel()
+        raise
     finally:
         trace.close()
 

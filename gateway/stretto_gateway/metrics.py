@@ -29,7 +29,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
 from stretto_client import SpeechEvent
-from stretto_contract.finish_reasons import LIMITS, limit_of
+from stretto_contract.finish_reasons import CANCELLED, LIMITS, limit_of
 from stretto_contract.speech_checks import FAULTS
 from stretto_gateway.admission import REQUEST, OpenSessions, RequestHead
 from stretto_gateway.model_server import Servers
@@ -169,6 +169,7 @@ RATIOS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0, 5.0)
 GAPS = (0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 LABELS = ["family", "task"]
 WAITS = (*GAPS, 10.0, 30.0, 60.0)
+FAILED = "failed"
 
 
 class Metrics:
@@ -218,7 +219,9 @@ class Metrics:
         self.cut = Counter("audio_cut", "Utterances ended by a limit", [*LABELS, "reason"], registry=self.registry)
         self.faults = Counter("audio_faults", "Faults of utterances", [*LABELS, "fault"], registry=self.registry)
         self.redrawn = Counter("audio_redrawn", "Attempts to speak clauses given up", LABELS, registry=self.registry)
-        self.left = Counter("audio_left", "Utterances that did not complete", LABELS, registry=self.registry)
+        self.left = Counter(
+            "audio_left", "Utterances that did not complete", [*LABELS, "reason"], registry=self.registry
+        )
         self.interrupted = Counter(
             "audio_interrupted", "Replies interrupted by the user's speech", registry=self.registry
         )
@@ -228,7 +231,9 @@ class Metrics:
         self.text_cut = Counter(
             "text_cut", "Text responses ended by a limit", [*LABELS, "reason"], registry=self.registry
         )
-        self.text_left = Counter("text_left", "Text responses that did not complete", LABELS, registry=self.registry)
+        self.text_left = Counter(
+            "text_left", "Text responses that did not complete", [*LABELS, "reason"], registry=self.registry
+        )
         self._turns = Histogram(
             "gateway_turn_decision_seconds",
             "Seconds for which a session waited for the end-of-turn model",
@@ -296,15 +301,22 @@ class Trace:
             counter.labels(*self._labels)
         for limit in LIMITS:
             self._cut.labels(*self._labels, limit)
+        for reason in (CANCELLED, FAILED):
+            self._left.labels(*self._labels, reason)
         self._begun_s = time.monotonic()
         self._started_s: float | None = None
         self._first_s: float | None = None  # time of the first audio or text
         self._report: dict[str, Any] = {}
         self._is_complete = False
+        self._is_cancelled = False
 
     @property
     def _counters(self) -> tuple[Counter, ...]:
-        return (self._metrics.text_left,)
+        return ()
+
+    @property
+    def _left(self) -> Counter:
+        return self._metrics.text_left
 
     @property
     def _cut(self) -> Counter:
@@ -324,6 +336,10 @@ class Trace:
         self._is_complete = event.is_final
         self._report = event.report or {}
 
+    def cancel(self) -> None:
+        """Record that the client has left."""
+        self._is_cancelled = True
+
     def close(self) -> None:
         """Record the end of the response."""
         self._count_end()
@@ -333,9 +349,8 @@ class Trace:
         self._tell_times()
 
     def _count_end(self) -> None:
-        left, *_ = self._counters
         if not self._is_complete:
-            left.labels(*self._labels).inc()
+            self._left.labels(*self._labels, CANCELLED if self._is_cancelled else FAILED).inc()
         elif limit := limit_of(self._report):
             self._cut.labels(*self._labels, limit).inc()
 
@@ -361,7 +376,11 @@ class SpeechTrace(Trace):
 
     @property
     def _counters(self) -> tuple[Counter, ...]:
-        return self._metrics.left, self._metrics.silent, self._metrics.continuous, self._metrics.redrawn
+        return self._metrics.silent, self._metrics.continuous, self._metrics.redrawn
+
+    @property
+    def _left(self) -> Counter:
+        return self._metrics.left
 
     @property
     def _cut(self) -> Counter:

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from stretto_contract.finish_reasons import limit_of
+from stretto_contract.finish_reasons import CANCELLED, limit_of
 from stretto_gateway.answers import ApiError, SpeechOutcome
 
 MAX_OUTCOMES = 4096  # of all callers; the oldest one of the caller with most outcomes is forgotten
@@ -47,7 +47,7 @@ class Outcomes:
             outcome["error"] = error.message
             raise
         except BaseException:  # the client has disconnected, or the gateway fails
-            outcome["status"] = "cancelled"
+            outcome["status"] = outcome["finish_reason"] = CANCELLED
             raise
         limit = limit_of(report)
         outcome["status"] = "completed" if limit is None else "incomplete"

@@ -31,7 +31,7 @@ EXPRESSIONS += [rule["expr"] for rule in (*RULES, *RECORDED)]
 EXPRESSIONS += [trigger["metadata"]["query"] for trigger in SCALING]
 TRITONS = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_inference_request_failure"}
 WORDS = {"and", "or", "unless", "bool"}
-LABELS = {"family", "task", "le", "instance", "status", "gpu_uuid", "model", "route", "reason"}
+LABELS = {"family", "task", "le", "instance", "status", "gpu_uuid", "model", "route", "reason", "fault"}
 SPEECH = {"model": "tts-1", "voice": "alloy", "input": "A cat.", "response_format": "pcm"}
 
 

@@ -42,6 +42,11 @@ async def test_outcome_tells_a_complete_stream_from_a_broken_one(
         await until_async(lambda: "in_progress" not in str(found._outcomes))
         outcome = (await http.get(path, headers=AUTHORIZED)).json()
         assert (outcome["status"], outcome["bytes"], bool(outcome["error"])) == (status, num_bytes, status == "failed")
+        assert outcome.get("finish_reason") == ("cancelled" if status == "cancelled" else None)
+        registry = running.app.state.gateway.metrics.registry
+        for reason in ("failed", "cancelled"):
+            labels = {"family": "tiny", "task": "tts", "reason": reason}
+            assert registry.get_sample_value("audio_left_total", labels) == (status == reason)
         other = await http.get(path, headers={"authorization": f"Bearer {KEY}-of-another"})
         assert (other.status_code, other.json()["error"]["param"]) == (404, "id")
 
