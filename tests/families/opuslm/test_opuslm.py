@@ -6,6 +6,7 @@ those of codebook k from 276 + 12 k; text from 372.
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -15,23 +16,23 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 
 from lab.releases.random_espnet import Published
-from stretto.encoders.xeus import read_centres
+from stretto.encoders.xeus import CONFIG, FOLDER, WEIGHTS, load_ssl_tokenizer, read_centres
 from stretto.engine.protocol import NO_CHANGE
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.utterance import Utterance
 from stretto.errors import InvalidRequest
 from stretto.families.opuslm import DIALOGUE
-from stretto.families.opuslm.prompt import SegmentWriter
+from stretto.families.opuslm.family import OpusVocabulary
 from stretto.family.plugin import config_at
-from stretto.family.prompting import Piece
-from stretto.family.text import SILENT, Subwords, TextTokenizer
+from stretto.family.text import SILENT, TextTokenizer
 from stretto.preprocessing.request import RawRequest
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.testing.checkpoints import make_prompts
 from stretto.testing.limits import asked, talk
-from stretto.testing.releases import REMOVED, SmallRelease, edited
+from stretto.testing.releases import REMOVED, SmallRelease, assert_refused, edited
 from stretto.testing.suite import ExpectedReply, FamilyCase
 from tests import published_xeus
 from tests.family_suite import FamilySuite
@@ -48,6 +49,8 @@ LONG = np.repeat([[0, 1]], [500, 200], 1) + np.zeros((9, 1), int)
 HEARD = {"role": "user", "codes": CODES.tolist()}
 GAP = np.zeros((8, 9), int)
 FIRST = [256, *range(276, 372, 12)]
+XEUS = "xeus/model/xeus_checkpoint_new.pth"
+XEUS_CONFIG = "xeus/model/config.yaml"
 FILES = ("config.yaml", "tokenizer", "backbone", "codec")
 
 
@@ -266,6 +269,38 @@ class TestOpusLM(FamilySuite):
                 "expected the tokenizer small/tokenizer; 53 of 56 tokens have other ids",
             ),
             ("release/backbone/config.json", lambda record: record.update(model_type="olmo"), "'qwen3'], got 'olmo'"),
+            (XEUS, lambda tensors: tensors.pop("encoder.encoders.1.merge_proj.bias"), "missing: encoder.encoders.1."),
+            (XEUS, lambda tensors: tensors.update(odd=torch.zeros(1)), "unknown: odd"),
+            (
+                XEUS,
+                lambda tensors: tensors.update({"frontend.layers.2.conv.weight": torch.zeros(12, 12, 4)}),
+                "wrong shape: frontend.layers.2.conv.weight [12, 12, 4] instead of [12, 12, 3]",
+            ),
+            (
+                XEUS_CONFIG,
+                lambda record: record["encoder_conf"].update(merge_conv_kernel=30),
+                "expected odd kernels",
+            ),
+            (
+                XEUS_CONFIG,
+                lambda record: record["encoder_conf"].update(attention_heads=5),
+                "expected a width of whole heads",
+            ),
+            (
+                XEUS_CONFIG,
+                lambda record: record["encoder_conf"].update(pos_enc_layer_type="abs_pos"),
+                "encoder_conf.pos_enc_layer_type: expected 'conv', got 'abs_pos'",
+            ),
+            (XEUS_CONFIG, lambda record: record["frontend_conf"].update(shapes=[]), "expected positive integers"),
+            (
+                XEUS_CONFIG,
+                lambda record: record["preencoder_conf"].update(output_size=16),
+                "preencoder_conf.output_size: expected 32, the encoder's width, got 16",
+            ),
+            *(
+                ("xeus/model", lambda folder, name=name: (folder / name).unlink(), name)
+                for name in ("config.yaml", "xeus_checkpoint_new.pth", "km_opus_lm.mdl")
+            ),
         ],
         prompts=prompts,
         refused_inputs=[
@@ -349,12 +384,53 @@ class TestOpusLM(FamilySuite):
         assert prepare(RawRequest(**asked("a"))).delayed_tail is None
         assert prepare(RawRequest(**asked("a"), task="text_lm")).delayed_tail is None
 
-    def test_audio_without_a_tokenizer_is_refused(self, release: SmallRelease) -> None:
-        subwords = Subwords(TextTokenizer.at(release.checkpoint), release.family)
-        segments = SegmentWriter(release.family, subwords, release.preprocessor.codec, None)
-        for write_piece in (segments.audio, segments.voice):
+    def test_release_without_an_audio_tokenizer_takes_only_codes(
+        self, copied: SmallRelease, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        copied = replace(copied, arguments=copied.arguments[:-2])
+        assert not (copied.checkpoint / FOLDER).exists()
+        assert "the server will accept audio only as codes (--ssl-tokenizer)" in capsys.readouterr().out
+        heard = {"role": "user", "audio": "pcm_in"}
+        for task, turns in (
+            ("asr", [heard]),
+            ("dialogue", [heard | {"role": "system"}, {"role": "user", "text": "a"}]),
+        ):
+            inputs = talk(*turns) | {"task": task, "pcm_in": speech(0.5), "sample_rate": 16_000}
             with pytest.raises(InvalidRequest, match=r"audio: expected codes \[9\]\[T\] in messages, because the"):
-                write_piece(Piece("user", "audio", pcm=np.zeros(960, np.float32)))
+                copied.preprocessor.prepare(RawRequest(**inputs))
+
+    def test_audio_tokenizer_is_written(self, copied: SmallRelease, capsys: pytest.CaptureFixture[str]) -> None:
+        num_codes = len(copied.family.layout.audio[0])
+        said = capsys.readouterr().out
+        assert load_ssl_tokenizer(copied.checkpoint, num_codes) is not None
+        files = sorted(path.name for path in (copied.checkpoint / FOLDER).iterdir())
+        assert files == [CONFIG, WEIGHTS]
+        assert all(f"  {FOLDER}/{name}  " in said for name in files), "their sums are printed"
+        assert "not needed: util_modules.mask.mask_embedding" in said
+        assert "only as codes" not in said
+
+    def test_audio_tokenizer_of_either_version_is_converted(self, release: SmallRelease, copied: SmallRelease) -> None:
+        """From its folder or the one above it; the newer of two is converted."""
+        model = copied.folder / "xeus/model"
+        torch.save({"odd": torch.zeros(1)}, model / "xeus_checkpoint_old.pth")
+        both = copied.copied(copied.folder.with_name("both"))
+        (model / "xeus_checkpoint_new.pth").unlink()
+        tensors = published_xeus.old_names(published_xeus.published_tensors())
+        (model / "xeus_checkpoint_old.pth").unlink()
+        torch.save(tensors, model / "xeus_checkpoint_old.pth")
+        old = replace(copied, arguments=[*copied.arguments[:-1], str(model)])
+        expected = load_file(release.checkpoint / FOLDER / WEIGHTS)
+        for other in (both, old):
+            written_tensors = load_file(other.checkpoint / FOLDER / WEIGHTS)
+            assert written_tensors.keys() == expected.keys()
+            assert all(torch.equal(written_tensors[name], tensor) for name, tensor in expected.items())
+
+    def test_centroids_of_another_number_are_refused(self, tmp_path: Path) -> None:
+        record = SMALL_OPUSLM.to_record() | {"ssl": (256, 275), "codec": 275, "text": (371, 431), "vocab_size": 431}
+        published_files = write_opuslm(tmp_path / "release", OpusVocabulary.from_record(record))
+        xeus = published_xeus.write_xeus(tmp_path / "xeus")
+        words = [*command("opuslm", published_files, tmp_path)[:-2], "--ssl-tokenizer", str(xeus)]
+        assert_refused(words, tmp_path / "out", "km_opus_lm.mdl: expected 19 centroids of 32, got [20, 32]")
 
     def test_files_are_assigned_to_turns_in_order(self, release: SmallRelease) -> None:
         heard = [speech(seconds) for seconds in (0.3, 0.4, 0.5, 0.6)]
