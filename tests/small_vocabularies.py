@@ -13,9 +13,7 @@ from stretto.family.input_tracks import TextTrack
 from stretto.family.plugin import plugin
 
 # 256 special tokens, 300 of text, eight streams of a pad and 16 codes each.
-SMALL_BAGPIPER = BagpiperVocabulary(
-    vocab_size=256 + 300 + 8 * 17, text=range(256, 556), first_audio=556, codebook_size=16
-)
+SMALL_BAGPIPER = BagpiperVocabulary(vocab_size=256 + 300 + 8 * 17, text=(256, 556), first_audio=556, codebook_size=16)
 # 256 special tokens, 20 semantic ones, eight codebooks of 12 codes, 60 of text.
 SMALL_OPUSLM = OpusVocabulary(vocab_size=432, text=(372, 432), ssl=(256, 276), codec=276, codebook_size=12)
 

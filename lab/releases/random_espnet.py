@@ -181,8 +181,9 @@ def write_bagpiper(
     module |= {f"{prefix}{name}": tensor.clone() for name, tensor in codec.state_dict().items()}
     names = ("model.pt", "config.yaml", "tokenizer", "tokenizer", "codec", "audio")
     published = Published(*[folder / name for name in names])
-    write_tokenizer(published.tokenizer, len(vocabulary.text))
-    config.vocab_size = len(vocabulary.text)  # the public backbone knows only text ids
+    num_text_ids = vocabulary.text[1] - vocabulary.text[0]
+    write_tokenizer(published.tokenizer, num_text_ids)
+    config.vocab_size = num_text_ids  # the public backbone knows only text ids
     config.save_pretrained(published.tokenizer)
     codec.save_pretrained(folder / "codec")
     encoder.save_pretrained(folder / "audio")

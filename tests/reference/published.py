@@ -1,14 +1,19 @@
 """Slow reference that reads a release's own file with ESPnet's names, independently of the converter."""
 
 import json
+from collections.abc import Mapping
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lab.releases.random_espnet import Published
 from stretto.family.base import Family
+from stretto.records.prompt import Prompt
 from stretto.testing.reference import ReferenceModel
+from stretto.testing.suite import ExpectedReply
 
 # Hugging Face's names for ESPnet's, if they differ.
 OPUSLM = {"model.embed_tokens.weight": "corelm.emb.weight", "lm_head.weight": "corelm.lm_head.weight"}
@@ -44,3 +49,12 @@ class PublishedReference(ReferenceModel):
             names = {name: OPUSLM.get(name, f"corelm.decoders.{name}") for name in self.model.state_dict()}
             self.bias = tensors["corelm.head_emb.weight"][:9]
         self.model.load_state_dict({name: tensors[stored_name] for name, stored_name in names.items()})
+
+    def expected(self, prompts: Mapping[str, Prompt]) -> dict[str, ExpectedReply]:
+        """Return the expected replies of a family's suite, by request id."""
+        return {name: ExpectedReply(prompt, partial(self._check, prompt)) for name, prompt in prompts.items()}
+
+    def _check(self, prompt: Prompt, rows: np.ndarray) -> None:
+        expected, lead = self.reply(prompt, guess=rows.tolist())
+        assert lead > 1e-5, "the reference itself was nearly undecided: choose another seed"
+        assert rows.tolist() == expected

@@ -32,7 +32,7 @@ def greedy(family: Family, index: int, task: str, guidance_scale: float = 1.0) -
 def test_bagpiper(scale: float, seed: int, tmp_path: Path) -> None:
     published = write_bagpiper(tmp_path, seed=seed)
     pads = [pad for (pad,) in BAGPIPER.layout.extra]
-    formulas = Bagpiper(published, SMALL_BAGPIPER.text, pads, SMALL_BAGPIPER.codebook_size)
+    formulas = Bagpiper(published, range(*SMALL_BAGPIPER.text), pads, SMALL_BAGPIPER.codebook_size)
     reference = PublishedReference(published, BAGPIPER, 160)
     for index, task in enumerate(("tts", "chat", "speak")):
         prompt = greedy(BAGPIPER, index, task, 1.0 if task == "chat" else scale)

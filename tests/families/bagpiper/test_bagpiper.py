@@ -21,7 +21,7 @@ from stretto.codecs.base import load_codec
 from stretto.errors import InvalidRequest
 from stretto.families.bagpiper import PLUGIN
 from stretto.families.bagpiper.convert import ADAPTOR, CODEC, TOWER
-from stretto.families.bagpiper.prompt import SYSTEM_TEXT, BagpiperTemplate, open_template
+from stretto.families.bagpiper.prompt import BagpiperTemplate, open_template
 from stretto.family.audio_format import AudioFormat, check_audios
 from stretto.family.log_mel import log_mel
 from stretto.family.plugin import config_at
@@ -78,7 +78,7 @@ def spoken_rows() -> np.ndarray:
 
 def prompts(release: SmallRelease) -> Mapping[str, tuple[dict[str, Any], np.ndarray]]:
     rows = partial(rows_of, release)
-    usual = rows(1, 4, 7, SYSTEM_TEXT, 2, 5, 7, "a man", 2, 6, 7)
+    usual = rows(1, 4, 7, "You are a helpful assistant.", 2, 5, 7, "a man", 2, 6, 7)
     recording = {"pcm_in": np.sin(np.arange(160 * 20)).astype(np.float32), "sample_rate": 16_000, "task": "understand"}
     exclaimed = talk(SYSTEM, {"role": "user", "text": "!a!!"}, FINE | {"text": "!"}, MAN | {"text": "a man!"})
     earlier = rows(1, 4, 7, "well", 2, 5, 7, "a man", 2, 6, 7, "fine", 3, 6, 8)
@@ -108,16 +108,9 @@ def prompts(release: SmallRelease) -> Mapping[str, tuple[dict[str, Any], np.ndar
 
 
 def replies(release: SmallRelease) -> Mapping[str, ExpectedReply]:
-    oracle = PublishedReference(published(release), release.family, LENGTH)
-
-    def check(prompt: Prompt, rows: np.ndarray) -> None:
-        expected, lead = oracle.reply(prompt, guess=rows.tolist())
-        assert lead > 1e-5, "the reference itself was nearly undecided: choose another seed"
-        assert rows.tolist() == expected
-
     requests = make_prompts(release.family, 8)
     requests["heard"] = with_audio(make_prompt(release.family, 5, "understand"), release)
-    return {name: ExpectedReply(prompt, partial(check, prompt)) for name, prompt in requests.items()}
+    return PublishedReference(published(release), release.family, LENGTH).expected(requests)
 
 
 def with_audio(prompt: Prompt, release: SmallRelease) -> Prompt:

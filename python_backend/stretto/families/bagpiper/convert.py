@@ -109,7 +109,7 @@ def vocabulary(
         raise CheckpointError(
             f"config.yaml: multimodal_io: expected text and discrete_audio, got {', '.join(starts) or 'neither'}"
         )
-    text = range(starts["text"], starts["text"] + text_span)
+    text = (starts["text"], starts["text"] + text_span)
     return BagpiperVocabulary(vocab_size, text, starts["discrete_audio"], size)
 
 

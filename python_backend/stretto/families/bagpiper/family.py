@@ -17,9 +17,8 @@ carries the pad of its own codebook in rows without a frame. The numbers come fr
 of the release.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from stretto.family.base import Family, Task, UnconditionalContext, Vocabulary, builder
 from stretto.records.sampling import SamplingConfig, SegmentSampling
@@ -37,29 +36,14 @@ class BagpiperVocabulary(Vocabulary):
     """Id ranges of text and codes.
 
     Attributes:
-        text: Ids of the tokenizer's tokens, in the tokenizer's order.
+        text: First id of the tokenizer's tokens, which are in its order, and the id after the last one.
         first_audio: Pad of stream 0. Each stream has a pad followed by its codes, one stream after the other.
     """
 
     vocab_size: int = 160392
-    text: range = range(256, 152192)
+    text: tuple[int, int] = (256, 152192)
     first_audio: int = 152192
     codebook_size: int = 1024
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Read the vocabulary from `speech_vocabulary` in a checkpoint's config.json."""
-        text = range(*record["text"])
-        return cls(record["vocab_size"], text, record["first_audio"], record["codebook_size"])
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as `speech_vocabulary` for a checkpoint's config.json."""
-        return {
-            "vocab_size": self.vocab_size,
-            "text": [self.text.start, self.text.stop],
-            "first_audio": self.first_audio,
-            "codebook_size": self.codebook_size,
-        }
 
     @property
     def layout(self) -> StreamLayout:
@@ -85,7 +69,7 @@ def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
         guidance_scale=3.0,
     )
     unguided = SamplingConfig(text=sampling.text, audio=sampling.audio)
-    text = (vocabulary.text,)
+    text = (range(*vocabulary.text),)
     both = (Segment.TEXT, Segment.AUDIO)
     general: dict[str, Any] = {"has_history": True, "system": ("text",)}
     return Family(
@@ -115,7 +99,7 @@ def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
         warm_up=SAMPLED_WARM_UP,
         tail=NO_TAIL,
         has_stream_bias=True,
-        subwords=vocabulary.text,
+        subwords=range(*vocabulary.text),
     )
 
 
