@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import cache
 from typing import Any, get_args
 
 from openai.types import ErrorObject, Model
@@ -58,12 +59,15 @@ SERVER_EVENTS = {
 }
 
 
+adapter = cache(TypeAdapter)  # of the SDK's classes, which defer it, every new one builds the schema again
+
+
 def mismatch(kind: Any, text: str | bytes) -> str:
     """Return why a JSON text does not have a type; empty if it has."""
     if kind in VERBOSE and "duration" in json.loads(text):
         kind = VERBOSE[kind]
     try:
-        TypeAdapter(kind).validate_json(text, strict=True)
+        adapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         return f"{getattr(kind, '__name__', kind)}: {error}"
     return ""
