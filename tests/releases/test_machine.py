@@ -181,14 +181,14 @@ def test_bandwidth_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "COPIED_BYTES", 1_000)
     times = iter([1.0, 1.5])
     monkeypatch.setattr(fit.time, "process_time", lambda: next(times))
-    assert fit.copy_bandwidth() == 4_000, "each byte is read and written"
+    assert fit.copy_bandwidth.__wrapped__() == 4_000, "each byte is read and written"
 
 
 def test_rate_of_products_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "PRODUCT_WIDTH", 100)
     times = iter([1.0, 1.5])
     monkeypatch.setattr(fit.time, "process_time", lambda: next(times))
-    assert fit.product_rate() == fit.NUM_PRODUCTS * 2_000_000 / 0.5
+    assert fit.product_rate.__wrapped__() == fit.NUM_PRODUCTS * 2_000_000 / 0.5
 
 
 def test_disk_of_a_missing_folder_is_that_of_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

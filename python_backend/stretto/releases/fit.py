@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -463,8 +464,9 @@ def has_cuda_vllm() -> bool:
         return False
 
 
+@cache
 def copy_bandwidth() -> float:
-    """Return how many bytes one core reads and writes per second of its time, measured with a copy in about 0.2 s."""
+    """Return how many bytes one core reads and writes per second of its time, measured once, with a copy in 0.2 s."""
     source = bytearray(b"\1") * COPIED_BYTES
     copy = bytearray(b"\1") * COPIED_BYTES
     began = time.process_time()
@@ -472,8 +474,9 @@ def copy_bandwidth() -> float:
     return 2 * COPIED_BYTES / (time.process_time() - began)
 
 
+@cache
 def product_rate() -> float:
-    """Return how many operations of float32 products one core computes per second of its time, measured in 0.1 s."""
+    """Return how many operations of float32 products one core computes per second of its time, measured once."""
     factor = np.ones((PRODUCT_WIDTH, PRODUCT_WIDTH), np.float32)
     factor[:64] @ factor  # starts the threads
     began = time.process_time()
