@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stretto.engine.environment import is_cpu_build
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -98,7 +99,11 @@ with lean_imports():
 }
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+# Those that import most: torch or vLLM.
+BY_NIGHT = ("preprocessor", "engine")
+
+
+@pytest.mark.parametrize("name", [*(name for name in PROCESSES if name not in BY_NIGHT), *by_night(*BY_NIGHT)])
 def test_process_imports_no_large_package_that_it_does_not_use(name: str) -> None:
     if name == "engine" and not is_cpu_build():
         pytest.skip("on a GPU, the compilers are not deferred")

@@ -21,7 +21,7 @@ from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
 FAMILIES = {"small_csm": CSM, "small_qwen3_tts": QWEN3_TTS, "small_by_step": BY_STEP}
-NUM_FRAMES = 3  # of interpreted kernels, each of which takes a second
+NUM_FRAMES = 2  # of interpreted kernels, each of which takes a second
 NUM_PROMPTS = 2
 STEP_KERNELS = {"additional_config": {"step_kernels": True}}
 
