@@ -61,8 +61,10 @@ def speech_options() -> Parser:
     add("--guidance", type=float, dest="guidance_scale", metavar="SCALE", help="1 is unguided")
     add("--encoding", choices=["pcm_f32le", "pcm_s16le"], help="format of the samples on the wire")
     add("--sample-rate", type=int, metavar="HZ", help="resampled by the server; default: the codec's")
-    about = "measure the speech and report its faults (signals, the default), or off"
+    about = "measure the speech and report its faults (signals, the default), also compare its words (words), or off"
     add("--check", choices=CHECKS, default="signals", help=about)
+    about = "recogniser for --check words: self, grpc://HOST:PORT or http://HOST:PORT/v1?model=NAME"
+    add("--check-with", metavar="NAME", help=about)
     about = "speech of each clause that is played only once it has been checked; default: 0"
     add("--hold", type=float, dest="hold_s", metavar="S", help=about)
     add("--markup", choices=MARKUPS, default="none", help="markup that is not read aloud; default: none")
@@ -137,6 +139,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             check_file(parser, args.clone)
         elif args.command == "chat" or "-" in (getattr(args, "text", ""), str(getattr(args, "file", ""))):
             parser.error("--clone -: expected a file, because standard input is already read")
+    if args.command == "speak" and (args.check == "words") == (args.check_with is None):
+        parser.error("--check words and --check-with NAME: expected both or neither")
     if args.command == "speak" and (args.clone_text if args.clone is None else args.voice):
         parser.error("--clone-text: requires --clone FILE; --clone and --voice exclude each other")
 

@@ -13,6 +13,8 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any
 
+from numpy.typing import NDArray
+
 from stretto_client.produced_speech import Items, ProducedSpeech
 from stretto_client.signals import Fault, SignalMeter
 from stretto_client.speech_stream import SpeakOptions, SpeechEvent, SpeechStream
@@ -23,6 +25,7 @@ from stretto_contract.speech_checks import CHECKS, FAULTS, MAX_ATTEMPTS, MAX_HOL
 LEAST_HELD_S = 1.0
 MAX_HELD_S = 10.0  # of a clause after others, beyond `hold_s`
 MAX_HELD_BYTES = 8 << 20  # of samples of a clause
+MAX_JUDGED_S = 40.0  # longest speech that is kept for a judge, also after it has been sent
 
 
 def attempts_of(check: Check, attempts: int, hold_s: float = 0.0) -> int:
@@ -84,40 +87,47 @@ class Attempt:
 
     Args:
         text: The clause.
+        is_judged: True to keep its samples for a judge.
 
     Attributes:
         held: Events that have not been sent.
+        chunks: Samples of the first MAX_JUDGED_S seconds, for a judge.
         faults: Faults of the events so far, in the order in which they were found.
         report: Further entries of the last event's report.
+        error_size: Size of the largest error in its words; 0 if they are not checked.
+        sample_rate: Sample rate in Hz.
     """
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, is_judged: bool = False):
         self.text = text
+        self._is_judged = is_judged
         self.held = list[SpeechEvent]()
+        self.chunks = list[NDArray[Any]]()
+        self.error_size = 0
         self.faults = list[Fault]()
         self.report = dict[str, Any]()
         self._num_samples = 0
-        self._sample_rate = 1
+        self.sample_rate = 1
         self._sample_bytes = 1
         self._meter: SignalMeter | None = None
 
     @property
     def seconds(self) -> float:
         """Duration of the samples so far."""
-        return self._num_samples / self._sample_rate
+        return self._num_samples / self.sample_rate
 
     @property
     def most_held_s(self) -> float:
         """Duration of MAX_HELD_BYTES of samples."""
-        return MAX_HELD_BYTES / self._sample_bytes / self._sample_rate
+        return MAX_HELD_BYTES / self._sample_bytes / self.sample_rate
 
     @property
-    def badness(self) -> tuple[int, float]:
+    def badness(self) -> tuple[int, int, float]:
         """Rank of a faulty attempt, the least for the best one: how bad its first fault is, and how early it is found.
 
         Later faults do not count, because an attempt may be given up at the first one.
         """
-        return FAULTS.index(self.faults[0].name), -self.faults[0].found_s
+        return FAULTS.index(self.faults[0].name), self.error_size, -self.faults[0].found_s
 
     def add(self, event: SpeechEvent) -> None:
         """Measure the next event, and hold it back."""
@@ -125,12 +135,19 @@ class Attempt:
         if event.pcm is not None:
             self._meter = self._meter or SignalMeter(self.text, event.sample_rate)
             self.faults += self._meter.push(event.pcm)
-            self._sample_rate = event.sample_rate
+            self.sample_rate = event.sample_rate
             self._sample_bytes = event.pcm.itemsize
             self._num_samples += len(event.pcm)
+            if self._is_judged and self.seconds <= MAX_JUDGED_S:
+                self.chunks.append(event.pcm)
         if event.is_final and event.report is not None:
             meter = self._meter or SignalMeter(self.text, event.sample_rate)
             self.faults += meter.end(limit_of(event.report), event.report.get("num_pieces", 1) == 1)
+
+    def repeat(self, earlier: "Attempt") -> None:
+        """Add the results of the judge of an earlier attempt with the same seed, and so with the same speech."""
+        self.faults += [fault for fault in earlier.faults if fault not in self.faults]
+        self.report |= earlier.report
 
     def is_faulty_within(self, seconds: float) -> bool:
         """Return True if a fault is found in the first `seconds` of the speech; False for 0 s."""
@@ -141,12 +158,8 @@ class Attempt:
         return {"faults": [{"fault": fault.name, "start_s": fault.start_s} for fault in self.faults]} | self.report
 
 
-Judge = Callable[[Attempt], Awaitable[None]]
-"""Function that measures a whole attempt, whose events are all held back; it may add to its faults and report."""
-
-
-async def no_judge(_: Attempt) -> None:
-    """Add no fault."""
+Judge = Callable[[Attempt, dict[str, Any]], Awaitable[None]]
+"""Function of a whole attempt and its report, which may add to the attempt's faults and report."""
 
 
 def checked(
@@ -155,7 +168,7 @@ def checked(
     attempts: int,
     lead: Lead,
     tries: Tries,
-    judge: Judge = no_judge,
+    judge: Judge | None = None,
 ) -> Callable[..., "SpeechStream | CheckedSpeech"]:
     """Return a function that speaks a clause of a text and measures it.
 
@@ -165,7 +178,7 @@ def checked(
         attempts: Maximum number of attempts for a clause; more than one need a seed in the options. 0 not to measure.
         lead: Speech before the clause.
         tries: Tries of each attempt after the first one, while the server is full.
-        judge: Further measure of attempts that are held back as a whole.
+        judge: Further measure of whole attempts; None for none.
     """
 
     if not attempts:
@@ -196,7 +209,7 @@ class _Clause:
     """Clause that the task of a CheckedSpeech speaks. It does not refer to the stream, whose deletion ends the task."""
 
     def __init__(
-        self, begin: Begin, text: str, seed: int | None, attempts: int, lead: Lead, tries: Tries, judge: Judge
+        self, begin: Begin, text: str, seed: int | None, attempts: int, lead: Lead, tries: Tries, judge: Judge | None
     ):
         self._begin = begin
         self._text = text
@@ -224,14 +237,16 @@ class _Clause:
         Args:
             held_s: Duration that is held back. Faults that are found later are only reported.
         """
-        attempt = Attempt(self._text)
+        attempt = Attempt(self._text, is_judged=self._judge is not None)
         begin = partial(self._begin, None if self._seed is None else seed_of(self._seed, number))
         async with aclosing(events_in_turn(begin, self._tries if self._given_up else once)) as events:
             async for event in events:
                 attempt.add(event)
                 held_s = min(held_s, attempt.most_held_s)
-                if event.is_final and attempt.seconds <= held_s > 0 and not attempt.faults:
-                    await self._judge(attempt)
+                if event.is_final and number < len(self._given_up):
+                    attempt.repeat(self._given_up[number])
+                elif event.is_final and not attempt.is_faulty_within(held_s):
+                    await self._judge_whole(attempt, event, held_s, items)
                 if attempt.is_faulty_within(held_s):
                     if self._is_worse(attempt):
                         await self._give_up(attempt, event, items)
@@ -241,6 +256,18 @@ class _Clause:
                     held_s = 0.0
                     await self._release(attempt, items)
         return True
+
+    async def _judge_whole(self, attempt: Attempt, event: SpeechEvent, held_s: float, items: Items) -> None:
+        """Let the judge measure an attempt. If the last samples are not held back, they are sent before."""
+        if self._judge is None or event.report is None:
+            return
+        if attempt.seconds > held_s:
+            attempt.held[-1] = replace(event, is_final=False, report=None)
+            await self._release(attempt, items)
+            end_s = event.start_s + event.duration_s
+            last = replace(event.without_speech(), index=event.index + 1, start_s=end_s, is_final=True)
+            attempt.held.append(replace(last, report=event.report))
+        await self._judge(attempt, event.report)
 
     def _is_worse(self, attempt: Attempt) -> bool:
         """Return True if the faulty attempt is worse than another one may be."""

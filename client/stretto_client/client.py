@@ -45,6 +45,7 @@ from stretto_client.speech_stream import (
 )
 from stretto_client.tries import Tries, patiently
 from stretto_client.unread import UnreadAudio
+from stretto_client.word_check import Listeners
 from stretto_contract.pronunciation import Entries
 from stretto_contract.schema import Encoding, Memory, OptionsRecord, OutputOptions, SpeechOptions
 from stretto_contract.scripts import foreign_words
@@ -178,13 +179,11 @@ class SpeechClient:
         self._closing: set[asyncio.Task[None]] = set()
         self._client = InferenceServerClient(server, channel_args=CHANNEL)
         self._profile: ModelProfile | None = None
+        self._listeners = Listeners(self, partial(SpeechClient, caller=caller))
         self.tries: Tries = patiently  # of the later clauses of a long text, while the server is full
 
     async def profile(self, refresh: bool = False) -> ModelProfile:
-        """Return the model profile, which is cached unless `refresh` is true.
-
-        Raises the same exceptions as `fetch_profile`.
-        """
+        """Return the model profile, cached unless `refresh` is true; raises the same as `fetch_profile`."""
         if self._profile is None or refresh:
             self._profile = await fetch_profile(self._client, self.model, self.server, self.timeouts.first_s)
         return self._profile
@@ -203,6 +202,7 @@ class SpeechClient:
         check: Check = "signals",
         attempts: int = ATTEMPTS,
         hold_s: float = 0.0,
+        check_with: str | None = None,
         **options: Unpack[SpeechOptions],
     ) -> Speech:
         """Speak `text` and return the events. For the task `tts`, the text may have any length.
@@ -221,25 +221,28 @@ class SpeechClient:
                 `<speak` and otherwise Markdown. The reasoning and the tags of language models are always left out, and
                 there is a pause after lines without punctuation. `speak_once` sends the text unchanged.
             rates: True if the caller plays each event at its `speed`, which changes with `<prosody rate>` of SSML.
-            check: `signals` to list the `faults` of speech (`SignalMeter`) in the report, for the task `tts`, or `off`.
+            check: `signals` or `words` to list the `faults` of speech in the report, for the task `tts`, or `off`.
             attempts: Maximum number of attempts for a clause that is faulty before it is sent (`CheckedSpeech`).
             hold_s: Duration of each clause in seconds, up to MAX_HOLD_S, that is sent only once it has been checked.
+            check_with: Recogniser for `words`: `self`, `grpc://HOST:PORT` or `http://HOST:PORT/v1` (`Address`).
             options: Server options, e.g. `seed=1` or `chunking={"playout_s": 0.2}`. Options that are None are not sent.
         """
         if markup not in MARKUPS:
             raise ValueError(f"markup: expected one of {', '.join(MARKUPS)}, got {markup!r}")
         attempts = attempts_of(check, attempts, hold_s)
+        judge = self._listeners.judge(check_with, options.get("language")) if check == "words" else None
         output = output_of(options.get("output", {}), encoding, sample_rate)
         request_options: SpeakOptions = {**options, "voice": voice, "output": output}
         if not isinstance(text, str):
             written = partial(speak_written, self, task, request_options, text, markup=markup, rates=rates)
-            return ProducedSpeech(partial(written, attempts=attempts, hold_s=hold_s))
+            return ProducedSpeech(partial(written, attempts=attempts, hold_s=hold_s, judge=judge))
         if task != "tts":
             return self.speak_once(task, request_options, text)
         is_single = is_plain(text, markup) or "piece" in options
         if hold_s or not is_single:
             request_options = with_seed(request_options)
-        speak = checked(partial(self.speak_once, task), request_options, attempts, Lead(hold_s), self.tries)
+        clause = partial(self.speak_once, task)
+        speak = checked(clause, request_options, attempts, Lead(hold_s), self.tries, judge)
         if is_single:
             return speak(text)
         try_out = None if options.get("transliterate") else partial(self.speak_once, task, request_options)
@@ -391,7 +394,6 @@ class SpeechClient:
         """Send a request and return its events.
 
         Args:
-            inputs: Input tensors of the ensemble.
             sharing: Shared memory of the request, which is freed when the request ends; None if it has none.
             timeouts: None for the client's timeouts.
         """
@@ -442,6 +444,7 @@ class SpeechClient:
 
     async def close(self) -> None:
         """Free all shared memory and close the connection."""
+        await self._listeners.close()
         await asyncio.gather(*self._closing, *(self._free(sharing) for sharing in list(self._shared)))
         await self._client.close()
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stretto_client.checked_speech import Lead, checked
+from stretto_client.checked_speech import Judge, Lead, checked
 from stretto_client.errors import (
     ClientError,
     RequestCancelled,
@@ -83,6 +83,7 @@ async def speak_written(
     rates: bool = False,
     attempts: int = 0,
     hold_s: float = 0.0,
+    judge: Judge | None = None,
 ) -> None:
     """Put the events of streamed text into `items`, as soon as the model can generate them.
 
@@ -92,6 +93,7 @@ async def speak_written(
         rates: True if the caller applies changes of the speaking rate.
         attempts: Maximum number of attempts for a clause, if the model reads whole sentences; 0 not to measure them.
         hold_s: As in `SpeechClient.speak`.
+        judge: Further measure of the clauses; None for none.
     """
     profile = await profile_of(client)
     limits = client.timeouts
@@ -111,7 +113,7 @@ async def speak_written(
         reader = open_reader(markup, tags, profile.phonemes, rates)
         pieces = read_pieces(followed(pieces, places.add), reader)
         transliteration = Transliteration() if "transliterate" in profile.options else None
-        clause = checked(partial(client.speak_once, task), options, attempts, Lead(hold_s), client.tries)
+        clause = checked(partial(client.speak_once, task), options, attempts, Lead(hold_s), client.tries, judge)
         speak = partial(transliterated, clause, transliteration)
         await speak_clauses(
             speak, client.tries, pieces, profile.max_text_chars, items, places, Joint(reader, transliteration), reader

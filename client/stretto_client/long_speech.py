@@ -118,7 +118,7 @@ FADE_S = 0.005
 MAX_SILENCE_S = 1.0  # longest silence in one event
 SUMS = (
     *("num_prompt_rows", "num_text_tokens", "num_frames", "guided_frames", "total_s", "audio_s", "decode_s"),
-    *("untimed_words", "redrawn", "redrawn_s", "faults"),
+    *("untimed_words", "redrawn", "redrawn_s", "faults", "unchecked", "transcripts"),
 )
 
 

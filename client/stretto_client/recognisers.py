@@ -4,6 +4,7 @@ import json
 import os
 from contextlib import aclosing
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Protocol
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
@@ -55,6 +56,8 @@ class Address:
             is_valid = False
         if not is_valid or "@" in url.netloc:
             raise ValueError(f"expected {FORMS}, got {text!r}")
+        if url.scheme != "grpc" and find_spec("aiohttp") is None:
+            raise ValueError(f"expected the package aiohttp to be installed for {text!r}")
         languages = frozenset(map(code_name, filter(None, query.get("languages", "").split(","))))
         return cls(url._replace(query=""), query.get("model", cls.model), languages)
 

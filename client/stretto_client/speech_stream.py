@@ -410,6 +410,7 @@ class SpeakArguments(SpeakOptions, total=False):
     check: Check
     attempts: int
     hold_s: float
+    check_with: str | None
 
 
 class TaskOptions(OptionsRecord, total=False):

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stretto_client.errors import ClientError, RequestRefused
-from stretto_client.recognisers import SELF, TASK, Ability, Address, Client, Recogniser, ServerRecogniser, WebRecogniser
-from stretto_client.signals import FULL_SCALE
-from stretto_client.speech_stream import SpeechEvent
+from stretto_client.checked_speech import MAX_JUDGED_S, Attempt, Judge
+from stretto_client.errors import ClientError
+from stretto_client.recognisers import Ability, Address, Client, Recogniser, ServerRecogniser, WebRecogniser
+from stretto_client.signals import FULL_SCALE, Fault
 from stretto_client.transcript_errors import FAULT, MAX_LETTERS, error_size, is_comparable, spelling
 from stretto_client.turns import Turns
 from stretto_contract.finish_reasons import limit_of
@@ -28,7 +28,6 @@ LOG = logging.getLogger(__name__)
 MAX_AT_ONCE = 4  # at once, of one client
 ANSWER_S = 5.0  # longest wait for a transcript
 PAUSE_S = 10.0  # after a failure, in which the recogniser is not asked, so that not every clause waits
-MAX_SPEECH_S = 40.0  # longest speech that is transcribed
 COMPARING = Turns(1, "words")  # 300 letters take 2 ms, and MAX_LETTERS 60 ms
 
 
@@ -62,8 +61,10 @@ class Listener:
     """
 
     def __init__(self, name: str, speaker: Client, connect: Callable[[str], Client]):
-        address = Address.from_text(name)
-        self.is_speaker = name == SELF
+        try:
+            address = Address.from_text(name)
+        except ValueError as error:
+            raise ValueError(f"check_with: {error}") from None
         self.speaker = speaker
         self._name = name
         self._languages = address.languages
@@ -86,7 +87,7 @@ class Listener:
         letters = spelling(text)
         if not is_comparable(letters):
             return Verdict(unchecked="digits")
-        if len(letters) > MAX_LETTERS or len(pcm) > MAX_SPEECH_S * sample_rate:
+        if len(letters) > MAX_LETTERS:
             return Verdict(unchecked="too_long")
         if time.monotonic() < self._asked_after_s:
             return Verdict(unchecked="checker")
@@ -131,6 +132,31 @@ def reason_against(ability: Ability, text: str, language: str, seconds: float) -
     return "language" if language or foreign_words(text) else None
 
 
+class Listeners:
+    """Recognisers of a client's speech, by their addresses.
+
+    Args:
+        speaker, connect: As for `Listener`.
+    """
+
+    def __init__(self, speaker: Client, connect: Callable[[str], Client]):
+        self._speaker = speaker
+        self._connect = connect
+        self._listeners = dict[str, Listener]()
+
+    def judge(self, name: str | None, language: str | None) -> Judge:
+        """Return the check of the words of a request; raise ValueError if the address is missing or invalid."""
+        if name is None:
+            raise ValueError("check_with: expected the address of a recogniser, because check is 'words', got None")
+        if name not in self._listeners:
+            self._listeners[name] = Listener(name, self._speaker, self._connect)
+        return WordCheck(self._listeners[name], language).judge
+
+    async def close(self) -> None:
+        """Close the connections to other servers."""
+        await asyncio.gather(*(listener.close() for listener in self._listeners.values()))
+
+
 class WordCheck:
     """Check of the words of one request.
 
@@ -143,28 +169,36 @@ class WordCheck:
         self._listener = listener
         self._language = language
 
-    async def prepare(self) -> None:
-        """Raise RequestRefused if the model is to transcribe its own speech, and cannot."""
-        profile = await self._listener.speaker.profile()
-        if self._listener.is_speaker and profile.task(TASK) is None:
-            expected = "'off' or 'signals', or another server to check with"
-            raise RequestRefused(f"check: expected {expected}, because {profile.family!r} does not transcribe")
-        if self._language is None:
-            names = {*map(code_name, profile.languages)}
-            self._language = AUTO if len(names) > 1 else "".join(names)
-
-    async def verdict(self, text: str, chunks: list[NDArray[Any]], event: SpeechEvent) -> Verdict:
-        """Return the result of comparing the speech of a clause with its text.
+    async def judge(self, attempt: Attempt, report: dict[str, Any]) -> None:
+        """Compare the speech of a clause with its text, and add the result to the attempt.
 
         Args:
-            chunks: Samples of the clause [n], floating-point or int16.
-            event: Last event of the clause.
+            report: Report of the last event.
         """
-        report = event.report or {}
+        verdict = await self._verdict(attempt, report)
+        if verdict.unchecked is not None:
+            attempt.report["unchecked"] = [verdict.unchecked]
+        if verdict.is_fault:
+            attempt.error_size = verdict.size
+            attempt.faults.append(Fault("words", 0.0, attempt.seconds))
+            attempt.report["transcripts"] = [verdict.transcript]
+
+    async def _verdict(self, attempt: Attempt, report: dict[str, Any]) -> Verdict:
         if limit_of(report) is not None:
             return Verdict(unchecked="cut")
-        if report.get("num_pieces", 1) > 1:
+        if report.get("num_pieces", 1) > 1 or attempt.seconds > MAX_JUDGED_S:
             return Verdict(unchecked="too_long")
-        pcm = np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
+        pcm = np.concatenate(attempt.chunks) if attempt.chunks else np.zeros(0, np.float32)
         samples = pcm.astype(np.float32) / FULL_SCALE if pcm.dtype == np.int16 else pcm.astype(np.float32)
-        return await self._listener.verdict(text, samples, event.sample_rate, code_name(self._language or ""))
+        return await self._listener.verdict(attempt.text, samples, attempt.sample_rate, await self._language_name())
+
+    async def _language_name(self) -> str:
+        """Return the English name of the text's language; AUTO for one of several, and empty if it is unknown."""
+        named = code_name(self._language or AUTO)
+        if named != AUTO:
+            return named
+        try:
+            names = {*map(code_name, (await self._listener.speaker.profile()).languages)}
+        except ValueError:
+            names = set[str]()
+        return AUTO if len(names) > 1 else "".join(names)

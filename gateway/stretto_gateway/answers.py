@@ -277,6 +277,8 @@ class SpokenItem(TypedDict):
     finish_reason: NotRequired[Limit]
     faults: NotRequired[list[SpeechFault]]
     redrawn: NotRequired[int]
+    unchecked: NotRequired[list[speech_checks.Unchecked]]
+    transcripts: NotRequired[list[str]]
 
 
 class FailedItem(TypedDict):

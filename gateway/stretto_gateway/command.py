@@ -22,6 +22,7 @@ from fastapi import FastAPI
 
 from stretto_client.arguments import Parser
 from stretto_client.console import argument_path
+from stretto_client.recognisers import Address
 from stretto_contract.heartbeat import beat, keep_listener, kept_listener
 from stretto_contract.listening import ALL_OF, LOOPBACK, listen, listening_address, place
 from stretto_gateway.app import is_ready, make_app
@@ -208,6 +209,8 @@ def arguments() -> Parser:
     add("--audio-tag", type=audio_tag, action="append", metavar="NAME=VALUE", help=about)
     about = f"host whose recordings are fetched by URL; repeatable; * for any public one; default: {HOSTS}, or none"
     add("--audio-host", action="append", metavar="HOST", help=about)
+    about = "recogniser for requests with check: words: self, grpc://HOST:PORT or http://HOST:PORT/v1?model=NAME"
+    add("--check-with", type=recogniser, metavar="NAME", help=f"{about}; default: none, and they are refused")
     about = "maximum per key and period of requests, characters, input_audio_s or output_audio_s; repeatable"
     add("--ceiling", type=ceiling, action="append", default=[], metavar="MEASURE=AMOUNT/minute|day", help=about)
     add("--certificate", type=argument_path, metavar="FILE", help="TLS with this certificate")
@@ -245,6 +248,15 @@ def ceiling(text: str) -> str:
     """Check a ceiling, for argparse."""
     try:
         Ceiling.from_text(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def recogniser(text: str) -> str:
+    """Check the address of a recogniser, for argparse."""
+    try:
+        Address.from_text(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
@@ -318,6 +330,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
         audio_hosts=hosts,
         ceilings=tuple(args.ceiling),
         named_servers=named_servers,
+        check_with=args.check_with,
         routes=tuple(options for options in settings if options is not None),
     )
 

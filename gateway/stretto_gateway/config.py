@@ -99,6 +99,7 @@ class GatewayConfig:
         audio_hosts: Hosts from which recordings are fetched, as `AudioHosts` takes them.
         ceilings: Ceilings on the use of each key, as `Ceiling.from_text` parses them.
         named_servers: gRPC addresses of several servers, by the names of their models; empty for one server.
+        check_with: Address of the recogniser for `check: "words"`; None to refuse this check.
         routes: Settings of routes. A route without settings has its defaults.
     """
 
@@ -115,6 +116,7 @@ class GatewayConfig:
     audio_hosts: tuple[str, ...] = ()
     ceilings: tuple[str, ...] = ()
     named_servers: Mapping[str, str] = field(default_factory=dict)
+    check_with: str | None = None
     routes: tuple[RouteSettings, ...] = ()
 
     @property

@@ -30,7 +30,7 @@ from prometheus_client.exposition import choose_encoder
 
 from stretto_client import SpeechEvent
 from stretto_contract.finish_reasons import CANCELLED, LIMITS, limit_of
-from stretto_contract.speech_checks import FAULTS
+from stretto_contract.speech_checks import FAULTS, UNCHECKED
 from stretto_gateway.admission import REQUEST, OpenSessions, RequestHead
 from stretto_gateway.model_server import Servers
 from stretto_gateway.usage import Ceiling, Usage
@@ -218,6 +218,8 @@ class Metrics:
         self.silent = Counter("audio_skipped", "Utterances without audible audio", LABELS, registry=self.registry)
         self.cut = Counter("audio_cut", "Utterances ended by a limit", [*LABELS, "reason"], registry=self.registry)
         self.faults = Counter("audio_faults", "Faults of utterances", [*LABELS, "fault"], registry=self.registry)
+        unchecked = "Clauses whose words were not checked"
+        self.unchecked = Counter("audio_unchecked", unchecked, [*LABELS, "reason"], registry=self.registry)
         self.redrawn = Counter("audio_redrawn", "Attempts to speak clauses given up", LABELS, registry=self.registry)
         self.left = Counter(
             "audio_left", "Utterances that did not complete", [*LABELS, "reason"], registry=self.registry
@@ -371,6 +373,8 @@ class SpeechTrace(Trace):
         super().__init__(metrics, task)
         for fault in FAULTS:
             metrics.faults.labels(*self._labels, fault)
+        for reason in UNCHECKED:
+            metrics.unchecked.labels(*self._labels, reason)
         self._audio_s = self._underrun_s = 0.0
         self._sound_s: float | None = None  # time at which a player plays the first audible sample
 
@@ -425,6 +429,8 @@ class SpeechTrace(Trace):
         labels = self._labels
         for fault in self._report.get("faults", ()):
             metrics.faults.labels(*labels, fault["fault"]).inc()
+        for reason in self._report.get("unchecked", ()):
+            metrics.unchecked.labels(*labels, reason).inc()
         if self._sound_s is None:
             metrics.silent.labels(*labels).inc()
         if not self.has_sound:

@@ -19,7 +19,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stretto_client import ModelProfile, SpeakArguments, SpeechEvent, Word
+from stretto_client.checked_speech import MAX_JUDGED_S
 from stretto_client.markup import find_transliterated, find_unspoken
+from stretto_client.recognisers import SELF
 from stretto_contract.finish_reasons import Limit, limit_of
 from stretto_contract.speech_checks import MAX_HOLD_S
 from stretto_gateway.admission import Result, unless_disconnected
@@ -36,7 +38,7 @@ from stretto_gateway.answers import (
     mismatch,
     refused,
 )
-from stretto_gateway.catalogue import find_task, speaks
+from stretto_gateway.catalogue import find_task, speaks, transcribes
 from stretto_gateway.encoding import (
     GREATEST_SPEED,
     LEAST_SPEED,
@@ -178,8 +180,14 @@ async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, igno
     """
     profile = await gateway.catalogue.model(item.model)
     find_task(profile, ("tts",), "text to speech")
-    asked.keep(held_bytes(item.options) + round(item.hold_s * item.rate) * np.int16().itemsize)
+    kept_s = item.hold_s + (MAX_JUDGED_S if item.check == "words" else 0.0)
+    asked.keep(held_bytes(item.options) + round(kept_s * item.rate) * np.int16().itemsize)
+    if item.check == "words" and gateway.config.check_with is None:
+        raise refused("check", "'off' or 'signals', because this gateway has no --check-with", item.check)
+    if item.check == "words" and gateway.config.check_with == SELF and not transcribes(profile):
+        raise refused("check", f"'off' or 'signals', because {profile.family!r} does not transcribe", item.check)
     options = item.for_server(profile, ignored, await choose_voice(gateway, profile, item, asked, ignored))
+    options["check_with"] = gateway.config.check_with
     await add_dictionary(gateway, profile, options, asked.owner, ignored)
     return options
 
@@ -247,9 +255,10 @@ async def sse_parts(
 def quality(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flaws of the speech in a report: words without a time, a limit that ended it, and faults.
 
-    `redrawn` is the number of attempts that were given up. Empty entries are left out.
+    `redrawn` is the number of attempts that were given up. `unchecked` has the reason for each clause whose words were
+    not checked, and `transcripts` those of the clauses with the fault `words`. Empty entries are left out.
     """
-    checked = {name: report[name] for name in ("faults", "redrawn") if report.get(name)}
+    checked = {name: report[name] for name in ("faults", "redrawn", "unchecked", "transcripts") if report.get(name)}
     return untimed_words(report) | limit_reason(report) | checked
 
 

@@ -115,7 +115,10 @@ class SpeechForm(Voiced):
     instructions: Text | None = Field(default=None, description="how to speak, for families that take instructions")
     response_format: AudioFormat = "mp3"
     markup: Markup = Field(default="auto", description="markup that is not read aloud; `auto`: Markdown, or SSML")
-    check: Check = Field(default="signals", description="`signals`: measure the speech, and list its faults; or `off`")
+    check: Check = Field(
+        default="signals",
+        description="`signals`: measure the speech, and list its faults; `words`: also those of its words; or `off`",
+    )
     attempts: int = Field(
         default=ATTEMPTS,
         ge=1,

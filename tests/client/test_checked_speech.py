@@ -1,5 +1,6 @@
 """Clauses that are faulty before they are sent are generated again; the same in any division into events."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, cast
@@ -16,7 +17,6 @@ from stretto_client.checked_speech import (
     Lead,
     attempts_of,
     checked,
-    no_judge,
     seed_of,
 )
 from stretto_client.errors import ServerFull
@@ -78,7 +78,7 @@ class Attempts:
             self.num_open -= 1
 
     def speak(
-        self, attempts: int = 2, sent_s: float = 0.0, hold_s: float = 0.0, judge: Judge = no_judge
+        self, attempts: int = 2, sent_s: float = 0.0, hold_s: float = 0.0, judge: Judge | None = None
     ) -> CheckedSpeech:
         """Speak a clause that follows clauses of `sent_s` seconds."""
         lead = Lead(hold_s)
@@ -96,7 +96,7 @@ async def patiently() -> AsyncGenerator[None, None]:
 
 
 async def heard(
-    server: Attempts, sent_s: float = 12.0, attempts: int = 2, hold_s: float = 0.0, judge: Judge = no_judge
+    server: Attempts, sent_s: float = 12.0, attempts: int = 2, hold_s: float = 0.0, judge: Judge | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the samples and the report of a clause that follows clauses of `sent_s` seconds."""
     events = [event async for event in server.speak(attempts, sent_s, hold_s, judge)]
@@ -241,20 +241,61 @@ async def test_words_are_those_of_the_attempt_that_is_sent() -> None:
     assert [event.words[0].start_s for event in spoken_words] == [event.start_s for event in spoken_words]
 
 
-@pytest.mark.parametrize(("hold_s", "num_judged"), [(0.0, 0), (5.9, 0), (6.0, 2), (60.0, 2)])
+@pytest.mark.parametrize(("hold_s", "num_redrawn"), [(0.0, 0), (5.9, 0), (6.0, 1), (60.0, 1)])
 @pytest.mark.parametrize("size", [800, 100_000])
-async def test_whole_attempts_are_judged_before_any_of_them_is_sent(hold_s: float, num_judged: int, size: int) -> None:
+async def test_whole_attempts_are_judged_before_they_are_sent_if_they_are_held(
+    hold_s: float, num_redrawn: int, size: int
+) -> None:
     judged = list[float]()
 
-    async def judge(attempt: Attempt) -> None:
-        judged.append(sum(len(event.pcm) for event in attempt.held if event.pcm is not None) / RATE)
+    async def judge(attempt: Attempt, report: dict[str, Any]) -> None:
+        assert report == REPORT
+        judged.append(sum(map(len, attempt.chunks)) / RATE)
         attempt.report["judged"] = True
         if len(judged) == 1:
-            attempt.faults.append(Fault("too_fast", 0.0, attempt.seconds))
+            attempt.faults.append(Fault("words", 0.0, attempt.seconds))
 
-    _, report = await heard(Attempts(GOOD, GOOD, size=size), sent_s=0.0, hold_s=hold_s, judge=judge)
-    assert judged == [6.0] * num_judged
-    assert (report["redrawn"], "judged" in report) == (num_judged // 2, num_judged > 0)
+    pcm, report = await heard(Attempts(GOOD, GOOD, size=size), sent_s=0.0, hold_s=hold_s, judge=judge)
+    np.testing.assert_array_equal(pcm, GOOD)
+    assert judged == [6.0] * (1 + num_redrawn)
+    assert (report["redrawn"], report["judged"], names(report)) == (num_redrawn, True, ["words"] * (1 - num_redrawn))
+
+
+async def test_samples_are_not_delayed_by_the_judge_of_sent_speech() -> None:
+    may_judge = asyncio.Event()
+
+    async def judge(attempt: Attempt, report: dict[str, Any]) -> None:
+        await may_judge.wait()
+
+    speech = Attempts(GOOD).speak(judge=judge)
+    num_samples = 0
+    while num_samples < len(GOOD):
+        event = await anext(speech)
+        assert event.pcm is not None
+        assert not event.is_final
+        num_samples += len(event.pcm)
+    may_judge.set()
+    last = await anext(speech)
+    assert (last.pcm, last.is_final, last.index, last.start_s) == (None, True, 60, 6.0)
+    assert [event async for event in speech] == []
+
+
+@pytest.mark.parametrize(("sizes", "best"), [((30, 20, 25), 1), ((20, 25, 30), 0), ((30, 25, 20), 2)])
+async def test_attempt_with_the_smallest_error_in_its_words_is_sent(sizes: tuple[int, ...], best: int) -> None:
+    replies = [GOOD[: RATE * seconds].copy() for seconds in (3, 4, 5)]
+    size_of = dict(zip((3.0, 4.0, 5.0), sizes, strict=True))
+    for reply in replies:
+        reply[-400:] = 0
+
+    async def judge(attempt: Attempt, report: dict[str, Any]) -> None:
+        attempt.faults.append(Fault("words", 0.0, attempt.seconds))
+        attempt.error_size = size_of.pop(attempt.seconds)  # an attempt is judged only once
+        attempt.report["size"] = attempt.error_size
+
+    server = Attempts(*replies, replies[best])
+    pcm, report = await heard(server, attempts=3, sent_s=0.0, hold_s=6.0, judge=judge)
+    np.testing.assert_array_equal(pcm, replies[best])
+    assert (names(report), report["size"], report["redrawn"]) == (["words"], sizes[best], 2 if best == 2 else 3)
 
 
 @pytest.mark.parametrize("hold_s", [-0.1, 60.1, float("nan"), float("inf")])

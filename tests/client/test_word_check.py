@@ -1,4 +1,4 @@
-"""A recogniser that fails in any way leaves speech unchecked; what it hears is compared with the text."""
+"""A recogniser that fails in any way leaves speech unchecked; its transcript is compared with the text."""
 
 import asyncio
 import json

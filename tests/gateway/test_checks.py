@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.client.fake_server import Chunk, Pause, Request, Step
+from tests.client.fake_server import PROFILE, Chunk, Pause, Request, Step
 from tests.gateway.conftest import Running, Start, sse_events
 from tests.patience import until_async
 
@@ -26,6 +26,60 @@ def good() -> list[Step]:
     noise = np.random.default_rng(0).normal(size=24_000).cumsum()
     pcm = np.concatenate([10_000 * noise / np.abs(noise).max(), np.zeros(1000)]).astype(np.int16)
     return [Chunk(0, len(pcm), is_16_bit=True, pcm=pcm, is_final=True, is_last=True)]
+
+
+def words(request: Request) -> list[Step]:
+    """Return a second of noise for a text, and for a recording a transcript that lacks a word."""
+    if "pcm_in" in request:
+        return [Chunk(0, None, text="the leaves at noon.", is_final=True, is_last=True)]
+    pcm = np.random.default_rng(0).integers(-5_000, 5_000, 24_000).astype(np.int16)
+    pcm[-2_400:] = 0
+    return [Chunk(0, len(pcm), is_16_bit=True, pcm=pcm, is_final=True, is_last=True)]
+
+
+@pytest.mark.parametrize("hold_s", [0, 10])
+async def test_wrong_words_are_in_events_batches_and_metrics(start: Start, hold_s: int) -> None:
+    """Speech that is held back is generated again, and speech that has been sent is only marked."""
+    running = await start(words, check_with="self")
+    body = BODY | {"check": "words", "input": "The train leaves at noon.", "hold_s": hold_s}
+    async with running.http() as http:
+        events = await http.post(PATH, json=body | {"stream_format": "sse"})
+        batch = await http.post(f"{PATH}/batch", json=body | {"items": [{"input": body.pop("input")}]})
+        number = await http.post(PATH, json=body | {"input": "12:45", "stream_format": "sse"})
+    last = sse_events(events.text)[-1]
+    (result,) = batch.json()["results"]
+    for answer, redrawn in ((last, int(hold_s > 0)), (result, 1)):
+        assert answer["faults"] == [{"fault": "words", "start_s": 0.0}]
+        assert answer["transcripts"] == ["the leaves at noon."]
+        assert answer.get("redrawn", 0) == redrawn
+        assert "unchecked" not in answer
+    assert sse_events(number.text)[-1]["unchecked"] == ["digits"]
+    assert await running.metric("audio_faults_total") == 2
+    assert await running.metric("audio_unchecked_total") == 1
+    texts = [request for request in running.behind.requests if "text" in request]
+    assert len(texts) == 1 + (hold_s > 0) + 2 + 1
+
+
+async def test_checker_that_is_down_leaves_speech_unchecked(start: Start) -> None:
+    running = await start(words, check_with="http://127.0.0.1:1/v1")
+    body = BODY | {"check": "words", "input": "The train leaves at noon.", "hold_s": 10, "stream_format": "sse"}
+    async with running.http() as http:
+        answers = [sse_events((await http.post(PATH, json=body)).text)[-1] for _ in range(2)]
+    for answer in answers:
+        assert answer["unchecked"] == ["checker"]
+        assert "faults" not in answer
+        assert "redrawn" not in answer
+    assert await running.metric("audio_unchecked_total") == 2
+
+
+async def test_model_that_does_not_transcribe_cannot_check_itself(start: Start) -> None:
+    tasks = [task for task in PROFILE["tasks"] if task["name"] == "tts"]  # type: ignore[attr-defined]
+    running = await start(words, profile=PROFILE | {"tasks": tasks}, check_with="self")
+    async with running.http() as http:
+        answer = await http.post(PATH, json=BODY | {"check": "words"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "check")
+    assert "'tiny' does not transcribe" in error["message"]
 
 
 @pytest.mark.parametrize(("change", "faults"), [({}, ["silence"]), ({"check": "off"}, [])], ids=["signals", "off"])

@@ -138,6 +138,7 @@ def test_audio_tags_replace_the_default() -> None:
         (["--certificate", "/dev/null", "--port", "0"], "--certificate /dev/null"),
         (["--address", "here"], "--address"),
         (["--sing"], "--sing"),
+        (["--check-with", "me"], "--check-with: expected 'self', grpc://HOST:PORT or "),
     ],
 )
 def test_usage_errors_are_one_line_with_status_2(
