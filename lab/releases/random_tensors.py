@@ -1,10 +1,12 @@
-"""Random tensors by published name, identical on every machine, and their files. This module needs no torch."""
+"""Random tensors by published name, identical on every machine, their files, and a small tokenizer, without torch."""
 
 import json
 import math
 import zlib
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,3 +58,15 @@ def split_weights(folder: Path, num_shards: int, name: str = "model") -> None:
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": sum(each.nbytes for each in tensors.values())}, "weight_map": weight_map}
     (folder / INDEX.replace("model", name, 1)).write_text(json.dumps(index))
+
+
+def sentencepiece_model(scored: list[tuple[str, float]]) -> bytes:
+    """Return a serialised SentencePiece unigram model; its first piece represents unknown characters."""
+    formats: Any = import_module("transformers.utils.sentencepiece_model_pb2_new")  # SentencePiece's needs protobuf 7
+    model = formats.ModelProto()
+    for at, (piece, score) in enumerate(scored):
+        model.pieces.add(piece=piece, score=score, type=1 if at else 2)
+    model.trainer_spec.model_type = 1
+    model.normalizer_spec.add_dummy_prefix = model.normalizer_spec.remove_extra_whitespaces = True
+    model.normalizer_spec.escape_whitespaces = True
+    return bytes(model.SerializeToString())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lab.releases.random_espnet import write_tokenizer
-from plugins.pocket.lab.random_pocket import sentencepiece_model
+from lab.releases.random_tensors import sentencepiece_model
 from stretto.errors import CheckpointError
 from stretto.family.text import BYTE_OF, TOKENIZER_FILE, TextTokenizer, plain_tokenizer
 

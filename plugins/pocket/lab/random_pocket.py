@@ -13,7 +13,6 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -24,6 +23,8 @@ import yaml
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
+
+from lab.releases.random_tensors import sentencepiece_model
 
 NUM_TOKENS = 200
 NUM_WORDS = 8
@@ -361,18 +362,6 @@ def write_tokenizer(folder: Path, table: Mapping[str, Any]) -> None:
     made.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=False)
     made.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always", split=False)
     made.save(str(folder / "tokenizer.json"))
-
-
-def sentencepiece_model(scored: list[tuple[str, float]]) -> bytes:
-    """Return a serialised SentencePiece unigram model; its first piece represents unknown characters."""
-    formats: Any = import_module("transformers.utils.sentencepiece_model_pb2_new")  # SentencePiece's needs protobuf 7
-    model = formats.ModelProto()
-    for at, (piece, score) in enumerate(scored):
-        model.pieces.add(piece=piece, score=score, type=1 if at else 2)
-    model.trainer_spec.model_type = 1
-    model.normalizer_spec.add_dummy_prefix = model.normalizer_spec.remove_extra_whitespaces = True
-    model.normalizer_spec.escape_whitespaces = True
-    return bytes(model.SerializeToString())
 
 
 def recording() -> np.ndarray:

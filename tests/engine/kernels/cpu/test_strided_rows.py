@@ -5,7 +5,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from stretto.cpu_backend import products
 from stretto.cpu_backend.depth import CpuDepth
 from stretto.cpu_backend.int8 import Int8Product, has_int8
 from stretto.family.base import DepthSpec
-from stretto_vibevoice.vibevoice.model import LastLayer
 from tests.engine.kernels.gpu.test_depth import NUM_CODES, WIDTH, build, single_rank
 from tests.engine.plain_depth import PlainDepth
 
@@ -53,11 +51,6 @@ def product(x: torch.Tensor, multiply: type = products.Product) -> torch.Tensor:
     return multiply(random(48, x.shape[1], seed=2))(x)
 
 
-def last_layer(x: torch.Tensor) -> torch.Tensor:
-    layer = SimpleNamespace(eps=EPSILON, linear_1=lambda x: torch.cat([x, x], -1), linear_2=torch.clone)
-    return LastLayer.forward(layer, x, torch.zeros_like(x))
-
-
 def expected_product(x: torch.Tensor) -> torch.Tensor:
     return x @ random(48, x.shape[1], seed=2).T
 
@@ -66,7 +59,6 @@ def expected_product(x: torch.Tensor) -> torch.Tensor:
 CALLS: dict[str, tuple[Compute, Compute]] = {
     "head norms of a layer": (lambda x: products._normed_heads(x, (WEIGHT, EPSILON)), norm_of_heads),
     "registered norm": (registered_norm, norm_of_heads),
-    "norm of a diffusion head": (last_layer, lambda x: F.rms_norm(x, (x.shape[1],), None, EPSILON)),
     "oneDNN product": (product, expected_product),
     "oneDNN product in int8": (lambda x: product(x, Int8Product), expected_product),
 }
