@@ -15,12 +15,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from stretto_client.model_profile import FetchProfile, signal_limits
 from stretto_client.produced_speech import Items, ProducedSpeech
 from stretto_client.signals import Fault, SignalMeter
 from stretto_client.speech_stream import SpeakOptions, SpeechEvent, SpeechStream
 from stretto_client.tries import Tries, events_in_turn, once
 from stretto_contract.finish_reasons import limit_of
-from stretto_contract.speech_checks import CHECKS, FAULTS, MAX_ATTEMPTS, MAX_HOLD_S, Check
+from stretto_contract.speech_checks import CHECKS, FAULTS, MAX_ATTEMPTS, MAX_HOLD_S, USUAL_SIGNALS, Check, SignalLimits
 
 LEAST_HELD_S = 1.0
 MAX_HELD_S = 10.0  # of a clause after others, beyond `hold_s`
@@ -87,6 +88,7 @@ class Attempt:
 
     Args:
         text: The clause.
+        limits: Limits beyond which its samples are faulty.
         is_judged: True to keep its samples for a judge.
 
     Attributes:
@@ -98,8 +100,9 @@ class Attempt:
         sample_rate: Sample rate in Hz.
     """
 
-    def __init__(self, text: str, is_judged: bool = False):
+    def __init__(self, text: str, limits: SignalLimits = USUAL_SIGNALS, is_judged: bool = False):
         self.text = text
+        self._limits = limits
         self._is_judged = is_judged
         self.held = list[SpeechEvent]()
         self.chunks = list[NDArray[Any]]()
@@ -133,7 +136,7 @@ class Attempt:
         """Measure the next event, and hold it back."""
         self.held.append(event)
         if event.pcm is not None:
-            self._meter = self._meter or SignalMeter(self.text, event.sample_rate)
+            self._meter = self._meter or SignalMeter(self.text, event.sample_rate, self._limits)
             self.faults += self._meter.push(event.pcm)
             self.sample_rate = event.sample_rate
             self._sample_bytes = event.pcm.itemsize
@@ -141,7 +144,7 @@ class Attempt:
             if self._is_judged and self.seconds <= MAX_JUDGED_S:
                 self.chunks.append(event.pcm)
         if event.is_final and event.report is not None:
-            meter = self._meter or SignalMeter(self.text, event.sample_rate)
+            meter = self._meter or SignalMeter(self.text, event.sample_rate, self._limits)
             self.faults += meter.end(limit_of(event.report), event.report.get("num_pieces", 1) == 1)
 
     def repeat(self, earlier: "Attempt") -> None:
@@ -169,6 +172,7 @@ def checked(
     lead: Lead,
     tries: Tries,
     judge: Judge | None = None,
+    profile: FetchProfile | None = None,
 ) -> Callable[..., "SpeechStream | CheckedSpeech"]:
     """Return a function that speaks a clause of a text and measures it.
 
@@ -179,6 +183,7 @@ def checked(
         lead: Speech before the clause.
         tries: Tries of each attempt after the first one, while the server is full.
         judge: Further measure of whole attempts; None for none.
+        profile: Function that returns the profile with the limits of the samples; None for the usual ones.
     """
 
     if not attempts:
@@ -189,7 +194,7 @@ def checked(
             seeded: SpeakOptions = options if seed is None else {**options, "seed": seed}
             return speak(seeded, text, **arguments)
 
-        return CheckedSpeech(_Clause(begin, text, options.get("seed"), attempts, lead, tries, judge))
+        return CheckedSpeech(_Clause(begin, text, options.get("seed"), attempts, lead, tries, judge, profile))
 
     return speak_clause
 
@@ -209,7 +214,15 @@ class _Clause:
     """Clause that the task of a CheckedSpeech speaks. It does not refer to the stream, whose deletion ends the task."""
 
     def __init__(
-        self, begin: Begin, text: str, seed: int | None, attempts: int, lead: Lead, tries: Tries, judge: Judge | None
+        self,
+        begin: Begin,
+        text: str,
+        seed: int | None,
+        attempts: int,
+        lead: Lead,
+        tries: Tries,
+        judge: Judge | None,
+        profile: FetchProfile | None,
     ):
         self._begin = begin
         self._text = text
@@ -218,6 +231,7 @@ class _Clause:
         self._lead = lead
         self._tries = tries
         self._judge = judge
+        self._profile = profile
         self._given_up = list[Attempt]()
 
     async def speak(self, items: Items) -> None:
@@ -237,7 +251,8 @@ class _Clause:
         Args:
             held_s: Duration that is held back. Faults that are found later are only reported.
         """
-        attempt = Attempt(self._text, is_judged=self._judge is not None)
+        limits = USUAL_SIGNALS if self._profile is None else await signal_limits(self._profile)
+        attempt = Attempt(self._text, limits, is_judged=self._judge is not None)
         begin = partial(self._begin, None if self._seed is None else seed_of(self._seed, number))
         async with aclosing(events_in_turn(begin, self._tries if self._given_up else once)) as events:
             async for event in events:

@@ -242,7 +242,7 @@ class SpeechClient:
         if hold_s or not is_single:
             request_options = with_seed(request_options)
         clause = partial(self.speak_once, task)
-        speak = checked(clause, request_options, attempts, Lead(hold_s), self.tries, judge)
+        speak = checked(clause, request_options, attempts, Lead(hold_s), self.tries, judge, self.profile)
         if is_single:
             return speak(text)
         try_out = None if options.get("transliterate") else partial(self.speak_once, task, request_options)

@@ -113,7 +113,8 @@ async def speak_written(
         reader = open_reader(markup, tags, profile.phonemes, rates)
         pieces = read_pieces(followed(pieces, places.add), reader)
         transliteration = Transliteration() if "transliterate" in profile.options else None
-        clause = checked(partial(client.speak_once, task), options, attempts, Lead(hold_s), client.tries, judge)
+        once = partial(client.speak_once, task)
+        clause = checked(once, options, attempts, Lead(hold_s), client.tries, judge, client.profile)
         speak = partial(transliterated, clause, transliteration)
         await speak_clauses(
             speak, client.tries, pieces, profile.max_text_chars, items, places, Joint(reader, transliteration), reader

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -10,6 +11,7 @@ from tritonclient.grpc import InferenceServerException
 from tritonclient.grpc.aio import InferenceServerClient
 
 from stretto_client.errors import from_exception
+from stretto_contract.speech_checks import USUAL_SIGNALS, SignalLimits
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -91,6 +93,7 @@ class ModelProfile:
         options: Options in FAMILY_OPTIONS that this server supports.
         frame_rate: Frames per second of the codec; 0 if unknown.
         phonemes: Phonetic alphabets that the model reads; empty for a model that reads letters only.
+        signals: Limits beyond which the samples of its speech are faulty.
     """
 
     family: str
@@ -113,6 +116,7 @@ class ModelProfile:
     options: tuple[str, ...] = FIRST_OPTIONS  # for servers that do not report them
     frame_rate: float = 0.0
     phonemes: tuple[str, ...] = ()
+    signals: SignalLimits = USUAL_SIGNALS
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
@@ -130,7 +134,7 @@ class ModelProfile:
             record = json.loads(parameter["string_value"])
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{PARAMETER}: expected JSON, got an error: {error}") from None
-        profile = _read(cls, record, PARAMETER, {"tasks": _tasks})
+        profile = _read(cls, record, PARAMETER, {"tasks": _tasks, "signals": _signals})
         reads_text = not profile.tasks or any("text" in (*task.needs, *task.also) for task in profile.tasks)
         if profile.sample_rate <= 0 or (reads_text and profile.max_text_chars <= 0):
             raise ValueError(
@@ -170,6 +174,10 @@ def _tasks(value: Any, path: str) -> tuple[TaskProfile, ...]:
     if not isinstance(value, list):
         raise ValueError(f"{path}: expected a list, got {_shown(value)}")
     return tuple(TaskProfile.from_record(record, f"{path}[{index}]") for index, record in enumerate(value))
+
+
+def _signals(value: Any, path: str) -> SignalLimits:
+    return _read(SignalLimits, value, path, {})
 
 
 def _checker(what: str, fits: Callable[[Any], bool], convert: Callable[[Any], Any]) -> Callable[[Any, str], Any]:
@@ -241,3 +249,13 @@ async def fetch_name(client: InferenceServerClient, server: str, timeout_s: floa
     except InferenceServerException as error:
         raise from_exception(error, server) from None
     return str(metadata.name)
+
+
+FetchProfile = Callable[[], Awaitable[ModelProfile]]
+
+
+async def signal_limits(profile: FetchProfile) -> SignalLimits:
+    """Return the limits of the model's speech; the usual ones if the server does not describe its model."""
+    with suppress(ValueError):
+        return (await profile()).signals
+    return USUAL_SIGNALS

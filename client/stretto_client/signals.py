@@ -4,7 +4,6 @@ Samples are measured in blocks of 60 ms, so that the faults do not depend on how
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from stretto_contract import speech_checks
 from stretto_contract.finish_reasons import Limit
+from stretto_contract.speech_checks import USUAL_SIGNALS, SignalLimits
 from stretto_contract.spoken_units import pauses_s, spoken_units
 
 BLOCK_S = 0.06
@@ -39,32 +39,6 @@ class Fault(NamedTuple):
     found_s: float
 
 
-@dataclass(frozen=True)
-class SignalLimits:
-    """Limits beyond which speech is faulty. The defaults are for speech of any voice and style.
-
-    Attributes:
-        silence_s: Longest silence, in seconds.
-        hum_s: Longest sound with an unchanged spectrum, in seconds.
-        hum_db: Mean difference of the bands of a block from the running mean of the blocks before it, in dB, from which
-            on the spectrum has changed.
-        clipped_share: Largest share of clipped samples.
-        end_db: The last 20 ms must be more than this number of dB below the loudest block.
-        least_unit_s: Shortest time in which a unit of the text (`spoken_units`) is spoken, in seconds.
-        most_unit_s: Longest such time.
-        min_units: Smallest number of units for which the speed is measured.
-    """
-
-    silence_s: float = 2.0
-    hum_s: float = 1.5
-    hum_db: float = 2.5
-    clipped_share: float = 0.005
-    end_db: float = 6.0
-    least_unit_s: float = 0.02
-    most_unit_s: float = 0.21
-    min_units: int = 20
-
-
 class SignalMeter:
     """Measures the samples of one text as they arrive.
 
@@ -74,7 +48,7 @@ class SignalMeter:
         limits: Limits of the speech.
     """
 
-    def __init__(self, text: str, sample_rate: int, limits: SignalLimits = SignalLimits()):
+    def __init__(self, text: str, sample_rate: int, limits: SignalLimits = USUAL_SIGNALS):
         self._num_units = spoken_units(text)
         self._silence_s = limits.silence_s + pauses_s(text)
         self._sample_rate = sample_rate

@@ -1,5 +1,6 @@
 """Checks of speech while it is generated, and the faults that they find."""
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 Check = Literal["off", "signals", "words"]  # `words` includes `signals`
@@ -14,3 +15,33 @@ FAULTS: tuple[Fault, ...] = get_args(Fault)
 # digits and symbols; the recogniser failed; the speech is too long for it; a limit has ended the speech.
 Unchecked = Literal["language", "digits", "checker", "too_long", "cut"]
 UNCHECKED: tuple[Unchecked, ...] = get_args(Unchecked)
+
+
+@dataclass(frozen=True)
+class SignalLimits:
+    """Limits beyond which speech is faulty. The defaults are for speech of any voice and style; a family
+    may have narrower ones, measured in its own speech.
+
+    Attributes:
+        silence_s: Longest silence, in seconds.
+        hum_s: Longest sound with an unchanged spectrum, in seconds.
+        hum_db: Mean difference of the bands of a block from the running mean of the blocks before it, in dB, from which
+            on the spectrum has changed.
+        clipped_share: Largest share of clipped samples.
+        end_db: The last 20 ms must be more than this number of dB below the loudest block.
+        least_unit_s: Shortest time in which a unit of the text (`spoken_units`) is spoken, in seconds.
+        most_unit_s: Longest such time.
+        min_units: Smallest number of units for which the speed is measured.
+    """
+
+    silence_s: float = 2.0
+    hum_s: float = 1.5
+    hum_db: float = 2.5
+    clipped_share: float = 0.005
+    end_db: float = 6.0
+    least_unit_s: float = 0.02
+    most_unit_s: float = 0.21
+    min_units: int = 20
+
+
+USUAL_SIGNALS = SignalLimits()

@@ -23,6 +23,7 @@ from stretto_client import (
 )
 from tests.client.fake_server import (
     CHECKED,
+    PROFILE,
     REPORT,
     Abort,
     Chunk,
@@ -86,6 +87,24 @@ async def test_client_event_codes_are_an_array(serve: Serve) -> None:
     assert events[0].codes is not None
     assert events[0].codes.tolist() == [[1, 2], [3, 4]]
     assert events[1].codes is None
+
+
+@pytest.mark.parametrize(("signals", "is_abrupt"), [({}, True), ({"end_db": -1.0}, False)])
+@pytest.mark.parametrize("form", ["short", "long", "streamed"])
+async def test_signals_have_the_limits_of_the_profile(
+    serve: Serve, form: str, signals: dict[str, float], is_abrupt: bool
+) -> None:
+    """The speech of the server has a constant level, also at its end."""
+    server, client = await serve([Chunk(0, 1920, is_final=True, is_last=True)])
+    server.profile = PROFILE | {"signals": signals}
+    text = "a cat and a dog" if form != "long" else "a cat sat on the mat and a dog sat on the other"
+    pieces = pieces_of(text) if form == "streamed" else text
+    *_, last = [event async for event in client.speak(pieces)]
+    assert ("abrupt_end" in [fault["fault"] for fault in last.report["faults"]]) == is_abrupt
+
+
+async def pieces_of(text: str) -> AsyncIterator[str]:
+    yield text
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from stretto_client import ModelProfile
 from stretto_client.model_profile import TaskProfile
+from stretto_contract.speech_checks import USUAL_SIGNALS, SignalLimits
 from tests.client.fake_server import PROFILE
 
 
@@ -36,6 +37,9 @@ def test_profiles_of_older_and_newer_repositories_are_readable() -> None:
     later = read(PROFILE | {"sings": True, "tasks": [{"name": "sing", "in_tune": False}]})
     assert later.tasks == (TaskProfile("sing"),)
     assert read(PROFILE | {"max_audio_s": 30}).max_audio_s == 30.0
+    signals = SignalLimits(hum_s=0.5, min_units=30)
+    assert read(PROFILE | {"signals": {"hum_s": 0.5, "min_units": 30, "loud": 1}}).signals == signals
+    assert read(PROFILE).signals == USUAL_SIGNALS
 
 
 @pytest.mark.parametrize(
@@ -52,6 +56,7 @@ def test_profiles_of_older_and_newer_repositories_are_readable() -> None:
         (PROFILE | {"voices": "slt"}, r"profile\.voices: expected a list of texts, got 'slt'"),
         (PROFILE | {"voices": [1]}, r"profile\.voices: expected a list of texts, got \[1\]"),
         (PROFILE | {"reads_live_text": 1}, r"profile\.reads_live_text: expected true or false, got 1"),
+        (PROFILE | {"signals": {"hum_s": "long"}}, r"profile\.signals\.hum_s: expected a finite number, got 'long'"),
         (PROFILE | {"tasks": {}}, r"profile\.tasks: expected a list, got {}"),
         (PROFILE | {"tasks": [3]}, r"profile\.tasks\[0\]: expected an object, got 3"),
         (PROFILE | {"tasks": [{}]}, r"profile\.tasks\[0\]\.name: expected a value, got none"),
@@ -73,7 +78,7 @@ VALUES = st.recursive(
 )
 
 
-@given(changes=st.dictionaries(st.sampled_from([*PROFILE, "reads_live_text"]), VALUES, max_size=3))
+@given(changes=st.dictionaries(st.sampled_from([*PROFILE, "reads_live_text", "signals"]), VALUES, max_size=3))
 def test_any_profile_parses_or_raises_a_value_error(changes: dict[str, Any]) -> None:
     try:
         profile = read(PROFILE | changes)

@@ -6,8 +6,11 @@ import pytest
 
 from stretto.codecs.base import load_codec
 from stretto.convert.make_repository import CLONING
+from stretto.families.tiny import PLUGIN
 from stretto.families.tiny.family import TINY
 from stretto.triton_io.tensors import CLONING_REQUEST, MODELS, REQUEST, TensorSpec
+from stretto_client import ModelProfile
+from stretto_contract.speech_checks import USUAL_SIGNALS
 from tests.model_repository.pbtxt import ROOT, parse, read_config
 
 
@@ -97,3 +100,5 @@ def test_bundled_speech_config_contains_the_model_profile() -> None:
     codec = load_codec(TINY.codec, ROOT / "language_model/1/checkpoint", "cpu", TINY.layout.num_codebooks)
     assert parameter["key"] == ["profile"]
     assert parameter["value"][0]["string_value"] == [profile(TINY, codec.spec.sample_rate, codec.spec.frame_rate)]
+    config = {"parameters": {"profile": {"string_value": parameter["value"][0]["string_value"][0]}}}
+    assert ModelProfile.from_config(config).signals == PLUGIN.signals != USUAL_SIGNALS

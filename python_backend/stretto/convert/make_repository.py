@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from stretto.machine.gpus import GIB, MIB, bytes_of_gpu, gibibytes, gpu_number, 
 from stretto.machine.sizing import Needs, latent_bytes, longest_rows
 from stretto.preprocessing.request import Preprocessor
 from stretto.untrusted_files import json_object
+from stretto_contract.speech_checks import USUAL_SIGNALS
 
 PARAMETER = "profile"
 
@@ -76,6 +77,9 @@ def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bo
         record["guidance_scales"] = list(family.guidance_scales)
     if family.max_voices > 1:
         record["max_voices"] = family.max_voices
+    family_plugin = plugin(family.name)
+    if family_plugin is not None and family_plugin.signals != USUAL_SIGNALS:
+        record["signals"] = asdict(family_plugin.signals)
     if family.tags:
         record["tags"] = list(family.tags)
     if phonemes := alphabets(family):

@@ -28,6 +28,7 @@ from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.family.base import VOCABULARY, Family
 from stretto.records.sampling import NUMBERS, CodeSampling, SamplingConfig, SegmentSampling
 from stretto.untrusted_files import UNPARSABLE, json_object, leading_elsewhere
+from stretto_contract.speech_checks import USUAL_SIGNALS, SignalLimits
 
 UNNAMED = ""  # `model_type` of an encoder whose `audio_config` may have none
 
@@ -93,6 +94,7 @@ class FamilyPlugin:
             letters only.
         decoders: Sizes of the decoder with the package's codecs, keyed by the codec, or by a variant of a codec that
             `shape` of a release names. A codec that several families of a package use is stated by one of them.
+        signals: Limits beyond which the samples of the model's speech are faulty.
     """
 
     name: str
@@ -109,6 +111,7 @@ class FamilyPlugin:
     notes: str | None = None
     phonemes: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
     decoders: Mapping[str, DecoderSize] = field(default_factory=dict)
+    signals: SignalLimits = USUAL_SIGNALS
 
 
 def family_plugin(package: str, **members: Any) -> FamilyPlugin:
