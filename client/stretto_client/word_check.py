@@ -199,6 +199,6 @@ class WordCheck:
             return named
         try:
             names = {*map(code_name, (await self._listener.speaker.profile()).languages)}
-        except ValueError:
+        except (ClientError, ValueError):
             names = set[str]()
         return AUTO if len(names) > 1 else "".join(names)

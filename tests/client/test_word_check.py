@@ -1,8 +1,10 @@
 """A recogniser that fails in any way leaves speech unchecked; its transcript is compared with the text."""
 
 import asyncio
+import io
 import json
 import logging
+import wave
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -12,11 +14,12 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from stretto_client import SpeechClient
+from stretto_client import SpeechClient, SpeechEvent
 from stretto_client import word_check as module
+from stretto_client.checked_speech import Attempt
 from stretto_client.recognisers import KEY, Address
 from stretto_client.transcript_errors import FAULT
-from stretto_client.word_check import Listener, Verdict
+from stretto_client.word_check import Listener, Verdict, WordCheck
 from tests.client.fake_server import PROFILE, Abort, Chunk, FakeServer, Step, Until
 
 TEXT = "The train leaves at noon"
@@ -111,7 +114,9 @@ async def test_web_server_hears(recognisers: Recognisers, monkeypatch: pytest.Mo
     form, second = recognisers.forms
     assert (form["model"], form["language"], form["key"]) == ("turbo", "en", "Bearer a-key-of-the-checker")
     assert "language" not in second
-    assert form["file"].startswith(b"RIFF")
+    assert (form["response_format"], form["temperature"]) == ("json", "0")
+    with wave.open(io.BytesIO(form["file"])) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getnframes()) == (RATE, 1, len(PCM))
     np.testing.assert_allclose(np.frombuffer(form["file"][44:], "<i2") / 32_767, PCM, atol=1e-4)
 
 
@@ -220,6 +225,62 @@ async def test_languages_and_longest_recording_of_a_server_count(recognisers: Re
     assert (await heard(listener, pcm=np.zeros(RATE + 1, np.float32))).unchecked == "too_long"
     assert server.requests == []
     assert await heard(listener, pcm=np.zeros(RATE, np.float32), language="english") == Verdict(0, TRANSCRIPT)
+
+
+def attempt(pcm: np.ndarray, seconds: float = 1.0) -> Attempt:
+    """Return an attempt to speak TEXT with these samples at RATE, in two events; `seconds` of silence come before."""
+    spoken = Attempt(TEXT, is_judged=True)
+    for samples in (np.zeros(round(seconds * RATE), pcm.dtype), pcm[:100], pcm[100:]):
+        spoken.add(SpeechEvent(samples, "u", 0, "audio", sample_rate=RATE))
+    return spoken
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+async def test_whole_speech_of_an_attempt_is_transcribed(recognisers: Recognisers, dtype: type) -> None:
+    listener, server = await recognisers.grpc(transcript("the leaves at noon"))
+    pcm = (PCM * 32_767).astype(np.int16) if dtype is np.int16 else PCM
+    spoken = attempt(pcm, seconds=0.5)
+    await WordCheck(listener, None).judge(spoken, {})
+    np.testing.assert_allclose(server.requests[0]["pcm_in"][RATE // 2 :], PCM, atol=1e-4)
+    assert [fault.name for fault in spoken.faults if fault.name == "words"] == ["words"]
+    assert spoken.report == {"transcripts": ["the leaves at noon"]}
+    assert spoken.error_size >= FAULT
+
+
+@pytest.mark.parametrize(
+    ("report", "seconds", "unchecked"),
+    [({"finish_reason": "length"}, 1.0, "cut"), ({"num_pieces": 2}, 1.0, "too_long"), ({}, 40.0, "too_long")],
+)
+async def test_part_of_the_speech_is_not_compared(
+    recognisers: Recognisers, report: dict[str, Any], seconds: float, unchecked: str
+) -> None:
+    listener, server = await recognisers.grpc(transcript(TRANSCRIPT))
+    spoken = attempt(PCM, seconds)
+    await WordCheck(listener, None).judge(spoken, report)
+    assert (spoken.report, server.requests) == ({"unchecked": [unchecked]}, [])
+
+
+@pytest.mark.parametrize(
+    ("of_request", "of_speaker", "unchecked"),
+    [
+        ("English", ["german"], None),
+        ("de-DE", ["english"], ["language"]),
+        ("Auto", ["english", "en"], None),
+        (None, ["german"], ["language"]),
+        (None, ["english", "german"], ["language"]),
+        (None, [], None),
+        (None, None, None),
+    ],
+)
+async def test_language_is_that_of_the_request_or_the_only_one_of_the_speaker(
+    recognisers: Recognisers, of_request: str | None, of_speaker: list[str] | None, unchecked: list[str] | None
+) -> None:
+    speaker, _ = await recognisers.grpc([], languages=of_speaker)
+    listener = await recognisers.web(as_json({"text": TRANSCRIPT}), "?languages=en")
+    listener.speaker = speaker._connected or listener.speaker
+    spoken = attempt(PCM)
+    await WordCheck(listener, of_request).judge(spoken, {})
+    assert spoken.report.get("unchecked") == unchecked
 
 
 async def test_few_hearings_at_once_and_none_after_their_request(recognisers: Recognisers) -> None:
