@@ -31,7 +31,7 @@ from tests.gateway.test_transcription import FILE, TRANSLATES
 from tests.gateway.test_voices import CLONES, FORM, RECORDING
 from tests.tiers import by_night
 
-EXAMPLES = [20, *by_night(80)]  # an operation
+EXAMPLES = [10, *by_night(80)]  # an operation
 TALKS = [
     task("dialogue", needs=[], also=["text", "audio", "image"]),
     task("chat", needs=[], also=["text"], speaks=False),

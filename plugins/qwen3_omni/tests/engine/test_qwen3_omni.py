@@ -43,7 +43,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], int, bool]] = {
 }
 
 
-@pytest.fixture(scope="module", params=["whole", "wider", *by_night("whole, sync", "wider, sync")])
+@pytest.fixture(scope="module", params=["whole", *by_night("wider", "whole, sync", "wider, sync")])
 def case(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Case]:
     config, seed, is_async = SETTINGS[request.param]
     checkpoint = convert(tmp_path_factory.mktemp("thinker"), config, seed)

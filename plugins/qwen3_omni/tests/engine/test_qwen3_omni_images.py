@@ -21,6 +21,7 @@ from plugins.qwen3_omni.tests.published_qwen3_omni_thinker import (
 )
 from stretto.family.image_encoder import positions_of
 from tests.engine.harness import Engine
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
 LENGTH, NUM_IDS = 288, 24
@@ -28,7 +29,7 @@ LENGTH, NUM_IDS = 288, 24
 TIGHT: dict[str, Any] = {"max_num_batched_tokens": 24, "max_num_seqs": 4, "num_gpu_blocks_override": 10}
 
 
-@pytest.fixture(scope="module", params=["whole", "wider"])
+@pytest.fixture(scope="module", params=["whole", *by_night("wider")])
 def case(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Case]:
     config, seed = (small_config(), 1) if request.param == "whole" else (WIDER, 2)
     checkpoint = convert(tmp_path_factory.mktemp("images"), config, seed)
