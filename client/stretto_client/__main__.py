@@ -338,9 +338,9 @@ async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
     text = standard_input() if args.text == "-" else args.text
     voice = args.voice if args.clone is None else RecordedVoice(args.clone, args.clone_text)
     flags = {"task": args.task, "seed": args.seed, "guidance_scale": args.guidance_scale, "voice": voice}
-    flags |= {"language": args.language, "instruct": args.instruct}
     flags |= {"encoding": args.encoding, "sample_rate": args.sample_rate, "markup": args.markup}
     flags |= {"check": args.check, "hold_s": args.hold_s, "check_with": args.check_with}
+    flags |= {"language": args.language, "instruct": args.instruct, "join": args.join}
 
     def on_event(event: SpeechEvent) -> None:
         for word in event.words if args.words else ():

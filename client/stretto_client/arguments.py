@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from stretto_client.console import argument_path, argument_text, described
 from stretto_client.markup import MARKUPS
+from stretto_contract.joins import JOINS
 from stretto_contract.speech_checks import CHECKS
 
 STANDARD_INPUT = Path("-")
@@ -67,6 +68,7 @@ def speech_options() -> Parser:
     add("--check-with", metavar="NAME", help=about)
     about = "speech of each clause that is played only once it has been checked; default: 0"
     add("--hold", type=float, dest="hold_s", metavar="S", help=about)
+    add("--join", choices=JOINS, default="independent", help="continued: clauses continue the speech before them")
     add("--markup", choices=MARKUPS, default="none", help="markup that is not read aloud; default: none")
     add("--words", action="store_true", help="print each word and when it starts")
     return parser

@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, Unpack
 
 import grpc
@@ -22,6 +21,7 @@ from tritonclient.grpc import InferenceServerException, InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
 from stretto_client.checked_speech import Lead, attempts_of, checked
+from stretto_client.continued_speech import continued
 from stretto_client.errors import Timeouts
 from stretto_client.live_speech import LiveSession, speak_written
 from stretto_client.long_speech import LongSpeech, Speech, cut, is_short
@@ -32,6 +32,7 @@ from stretto_client.produced_speech import Items, ProducedSpeech
 from stretto_client.shared_memory import RingSize, Sharing
 from stretto_client.speech_stream import (
     Audio,
+    Earlier,
     RecordedVoice,
     SpeakOptions,
     SpeechStream,
@@ -46,6 +47,7 @@ from stretto_client.speech_stream import (
 from stretto_client.tries import Tries, patiently
 from stretto_client.unread import UnreadAudio
 from stretto_client.word_check import Listeners
+from stretto_contract.joins import JOINS, Join
 from stretto_contract.pronunciation import Entries
 from stretto_contract.schema import Encoding, Memory, OptionsRecord, OutputOptions, SpeechOptions
 from stretto_contract.scripts import foreign_words
@@ -105,8 +107,18 @@ def is_plain(text: str, markup: Markup) -> bool:
     return is_short(text) and not has_marks(text, markup) and not foreign_words(text)
 
 
-def for_text(options: SpeakOptions, pronunciations: Entries | None, transliterates: bool) -> SpeakOptions:
+def check_one_of(name: str, choices: Sequence[str], value: str) -> None:
+    """Raise ValueError unless the argument called `name` has one of the `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def for_text(
+    options: SpeakOptions, pronunciations: Entries | None, transliterates: bool, with_codes: bool
+) -> SpeakOptions:
     """Return the options of one text of a request."""
+    if with_codes:
+        options = {**options, "output": {**options.get("output", {}), "codes": True}}
     if transliterates:
         options = {**options, "transliterate": True}
     if pronunciations:
@@ -203,6 +215,7 @@ class SpeechClient:
         attempts: int = ATTEMPTS,
         hold_s: float = 0.0,
         check_with: str | None = None,
+        join: Join = "independent",
         **options: Unpack[SpeechOptions],
     ) -> Speech:
         """Speak `text` and return the events. For the task `tts`, the text may have any length.
@@ -225,17 +238,18 @@ class SpeechClient:
             attempts: Maximum number of attempts for a clause that is faulty before it is sent (`CheckedSpeech`).
             hold_s: Duration of each clause in seconds, up to MAX_HOLD_S, that is sent only once it has been checked.
             check_with: Recogniser for `words`: `self`, `grpc://HOST:PORT` or `http://HOST:PORT/v1` (`Address`).
+            join: `continued` if each clause continues the one before (`ContinuedSpeech`); clauses are then shorter.
             options: Server options, e.g. `seed=1` or `chunking={"playout_s": 0.2}`. Options that are None are not sent.
         """
-        if markup not in MARKUPS:
-            raise ValueError(f"markup: expected one of {', '.join(MARKUPS)}, got {markup!r}")
+        check_one_of("markup", MARKUPS, markup)
         attempts = attempts_of(check, attempts, hold_s)
         judge = self._listeners.judge(check_with, options.get("language")) if check == "words" else None
+        check_one_of("join", JOINS, join)
         output = output_of(options.get("output", {}), encoding, sample_rate)
         request_options: SpeakOptions = {**options, "voice": voice, "output": output}
         if not isinstance(text, str):
             written = partial(speak_written, self, task, request_options, text, markup=markup, rates=rates)
-            return ProducedSpeech(partial(written, attempts=attempts, hold_s=hold_s, judge=judge))
+            return ProducedSpeech(partial(written, attempts=attempts, hold_s=hold_s, judge=judge, join=join))
         if task != "tts":
             return self.speak_once(task, request_options, text)
         is_single = is_plain(text, markup) or "piece" in options
@@ -246,7 +260,8 @@ class SpeechClient:
         if is_single:
             return speak(text)
         try_out = None if options.get("transliterate") else partial(self.speak_once, task, request_options)
-        return LongSpeech(speak, partial(cut, text, self.profile, markup, try_out, rates), self.tries)
+        pieces = partial(cut, text, self.profile, markup, try_out, rates, join)
+        return LongSpeech(continued(speak, join, self.profile, request_options), pieces, self.tries)
 
     def speak_once(
         self,
@@ -257,6 +272,7 @@ class SpeechClient:
         piece: int = 0,
         pronunciations: Entries | None = None,
         transliterates: bool = False,
+        earlier: Earlier | None = None,
     ) -> SpeechStream:
         """Send a single speech request and return its events.
 
@@ -265,11 +281,11 @@ class SpeechClient:
             pronunciations: Entries of this text, beside those of the options.
             transliterates: True to transliterate this text, whatever the options say.
         """
-        options = for_text(options, pronunciations, transliterates)
+        options = for_text(options, pronunciations, transliterates, with_codes=earlier is not None)
         if task == "tts" and self._profile is not None and "piece" in self._profile.options:
             options = {"piece": piece, **options}
         sharing = self._share()
-        return self.send(speech_inputs(text, task, with_ring(options, sharing), sharing), sharing, timeouts)
+        return self.send(speech_inputs(text, task, with_ring(options, sharing), sharing, earlier), sharing, timeouts)
 
     def transcribe(self, audio: Audio, /, *, task: str = "asr", **options: Unpack[OptionsRecord]) -> SpeechStream:
         """Transcribe a recording and return the events.
@@ -408,9 +424,8 @@ class SpeechClient:
 
     def parts(self) -> PartStream:
         """Return a gRPC stream for parts of streamed text or live audio."""
-        return PartStream(
-            self._client, self.model, self.server, self.timeouts.between_s, caller_headers(self.server, self._caller)
-        )
+        headers = caller_headers(self.server, self._caller)
+        return PartStream(self._client, self.model, self.server, self.timeouts.between_s, headers)
 
     def release(self, sharing: Sharing) -> None:
         """Free an utterance's shared memory in the background; `close` frees whatever remains."""
@@ -433,10 +448,9 @@ class SpeechClient:
 
     async def ready(self) -> bool:
         """Return True if the server responds and the model accepts requests."""
-        try:
+        with suppress(InferenceServerException, grpc.RpcError):
             return bool(await self._client.is_server_ready() and await self._client.is_model_ready(self.model))
-        except (InferenceServerException, grpc.RpcError):
-            return False
+        return False
 
     async def server_name(self) -> str:
         """Return the server's name, JSON with model and revision; raise ClientError if no server answers."""
@@ -451,7 +465,5 @@ class SpeechClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stretto_client.checked_speech import Judge, Lead, checked
+from stretto_client.continued_speech import continued
 from stretto_client.errors import (
     ClientError,
     RequestCancelled,
@@ -23,7 +24,6 @@ from stretto_client.errors import (
 )
 from stretto_client.long_speech import (
     Joint,
-    Speak,
     events_of,
     first_sentences,
     put_end,
@@ -38,8 +38,9 @@ from stretto_client.part_stream import PartStream
 from stretto_client.places import Places
 from stretto_client.produced_speech import Items
 from stretto_client.speech_stream import SpeakOptions, SpeechEvent, SpeechStream, with_seed
-from stretto_client.tries import Tries
+from stretto_client.tries import Speak, Tries
 from stretto_client.unread import UnreadAudio, UnreadText
+from stretto_contract.joins import Join
 from stretto_contract.scripts import Transliteration
 from stretto_contract.sentence_ends import PAUSE, is_spoken
 
@@ -84,6 +85,7 @@ async def speak_written(
     attempts: int = 0,
     hold_s: float = 0.0,
     judge: Judge | None = None,
+    join: Join = "independent",
 ) -> None:
     """Put the events of streamed text into `items`, as soon as the model can generate them.
 
@@ -94,6 +96,7 @@ async def speak_written(
         attempts: Maximum number of attempts for a clause, if the model reads whole sentences; 0 not to measure them.
         hold_s: As in `SpeechClient.speak`.
         judge: Further measure of the clauses; None for none.
+        join: Whether a clause continues the one before (`ContinuedSpeech`), if the model reads whole sentences.
     """
     profile = await profile_of(client)
     limits = client.timeouts
@@ -115,7 +118,7 @@ async def speak_written(
         transliteration = Transliteration() if "transliterate" in profile.options else None
         once = partial(client.speak_once, task)
         clause = checked(once, options, attempts, Lead(hold_s), client.tries, judge, client.profile)
-        speak = partial(transliterated, clause, transliteration)
+        speak = partial(transliterated, continued(clause, join, client.profile, options), transliteration)
         await speak_clauses(
             speak, client.tries, pieces, profile.max_text_chars, items, places, Joint(reader, transliteration), reader
         )

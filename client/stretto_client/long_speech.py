@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sentencex import segment
 
+from stretto_client.continued_speech import clause_chars
 from stretto_client.errors import RequestRefused
 from stretto_client.markup import READING, Markup, MarkupReader, Parts, has_marks, open_reader, read_parts, ssml_reader
 from stretto_client.model_profile import ModelProfile
@@ -23,7 +24,8 @@ from stretto_client.places import Places
 from stretto_client.produced_speech import Items, ProducedSpeech
 from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStream
 from stretto_client.ssml import MARKS, RateChange
-from stretto_client.tries import Tries, events_in_turn, once, patiently
+from stretto_client.tries import Events, Speak, Tries, events_in_turn, once, patiently
+from stretto_contract.joins import Join
 from stretto_contract.scripts import Transliteration, other_script
 
 RULES = "en"  # language of the rules for the ends of sentences
@@ -34,16 +36,53 @@ PLACES = (re.compile(r"(?<=[;:—…])\s+"), re.compile(r"(?<=[,)\]–])\s+"), r
 # to worst: at a paragraph, after punctuation that ends a sentence, at any space.
 MAX_BLOCK_CHARS = 4000
 BLOCK_ENDS = (re.compile(r"\n\s*\n"), re.compile(r"[.!?…]\s|[。！？]"), re.compile(r"\s"))
+PARAGRAPH = "\n\n"  # before a piece that begins one
+PARAGRAPH_PAUSE_S = 0.75  # as `<break/>`; added to the silence at the end of the clause's speech
 
 
 def split(text: str, max_chars: int) -> list[str]:
     """Split a text into pieces, each with as many whole sentences as fit.
 
-    Nothing is dropped except whitespace and punctuation that belongs to no word and does not fit.
+    Nothing is dropped except whitespace at the ends of pieces, and punctuation that belongs to no word and does not
+    fit. Paragraphs in a piece are separated by PARAGRAPH.
     """
-    sentences = (sentence.strip() for block in _blocks(text) for sentence in segment(RULES, block))
-    short = (piece for sentence in sentences if sentence for piece in _cut(sentence, max_chars, PLACES))
-    return list(_packed(short, max_chars))
+    return [piece.strip() for piece in _split(text, max_chars)]
+
+
+def split_with_pauses(text: str, max_chars: int) -> Parts:
+    """Split a text as `split` does, with a pause between two pieces if the second one begins a paragraph."""
+    parts: Parts = []
+    for piece in _split(text, max_chars):
+        if parts and piece.startswith(PARAGRAPH):
+            parts.append(PARAGRAPH_PAUSE_S)
+        parts.append(piece.strip())
+    return parts
+
+
+def _split(text: str, max_chars: int) -> Iterator[str]:
+    """Yield the pieces of a text; those that begin a paragraph begin with PARAGRAPH."""
+    return _packed(_short(text, max_chars), max_chars)
+
+
+def _short(text: str, max_chars: int) -> Iterator[str]:
+    """Yield the sentences of a text, or pieces of them; those that begin a paragraph begin with PARAGRAPH."""
+    for sentence, before in _sentences(text):
+        for piece in _cut(sentence, max_chars, PLACES):
+            yield before + piece
+            before = ""
+
+
+def _sentences(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the sentences of a text, each with PARAGRAPH if it begins one, or else an empty text."""
+    num_line_ends = 0  # before the sentence
+    for block in _blocks(text):
+        for sentence in segment(RULES, block):
+            spoken = sentence.strip()
+            before, _, after = sentence.partition(spoken) if spoken else (sentence, "", "")
+            num_line_ends += before.count("\n")
+            if spoken:
+                yield spoken, PARAGRAPH if num_line_ends > 1 else ""
+                num_line_ends = after.count("\n")
 
 
 def first_sentences(text: str, max_chars: int) -> tuple[str, str]:
@@ -103,8 +142,8 @@ def _packed(pieces: Iterable[str], max_chars: int) -> Iterator[str]:
     """
     held = ""
     for piece in pieces:
-        joined = f"{held} {piece}" if held else piece
-        if len(joined) <= max_chars:
+        joined = held + piece if piece.startswith(PARAGRAPH) or not held else f"{held} {piece}"
+        if len(joined.lstrip()) <= max_chars:
             held = joined
         elif not held or any(map(str.isalnum, piece)):
             if held:
@@ -289,11 +328,9 @@ def add_reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]
 
 MAX_WHOLE_BYTES = 48  # every family speaks a text of this length in one request if it has no digits
 # The server's errors for a text that is too long after normalisation, with or without a recorded voice.
-TOO_LONG = re.compile(r"(messages\[1\]\.)?text: expected at most ")
+TOO_LONG = re.compile(r"(messages\[\d\]\.)?text: expected at most ")
 
 Speech = SpeechStream | ProducedSpeech
-Speak = Callable[..., Speech]
-"""Function that speaks a text. Its keyword `piece` is the number of the piece to speak, if the text has several."""
 
 
 def is_short(text: str) -> bool:
@@ -310,6 +347,7 @@ async def cut(
     markup: Markup = "none",
     check: Speak | None = None,
     rates: bool = False,
+    join: Join = "independent",
 ) -> "Clauses":
     """Split a text into pieces that the model accepts, and pauses between them in seconds.
 
@@ -320,6 +358,7 @@ async def cut(
             script, it is called with the first such piece, so that the server rejects the text before any of it is
             spoken. Its events are not used.
         rates: True to return changes of the speaking rate.
+        join: `continued` for pieces of at most `clause_chars`.
 
     Raises:
         RequestRefused: The markup is invalid (see `read_text`), or the server rejects the piece passed to `check`.
@@ -331,6 +370,8 @@ async def cut(
     with suppress(ValueError):
         model = await profile()
         max_chars = model.max_text_chars
+        if join == "continued":
+            max_chars = min(max_chars, clause_chars(text))
         reads_latin_only = "transliterate" in model.options
         tags = model.tags
         alphabets = model.phonemes
@@ -341,9 +382,9 @@ async def cut(
         if not isinstance(fragment, str) or not max_chars or len(fragment) <= max_chars:
             pieces.append(fragment)
         elif len(fragment) <= MAX_BLOCK_CHARS:
-            pieces += split(fragment, max_chars) or [fragment]
+            pieces += split_with_pauses(fragment, max_chars) or [fragment]
         else:  # in the thread for long texts, because 100,000 characters may take 0.3 s
-            pieces += await READING.run(split, fragment, max_chars) or [fragment]
+            pieces += await READING.run(split_with_pauses, fragment, max_chars) or [fragment]
     transliteration = await READING.run(Transliteration, text) if reads_latin_only else None
     if check is not None and transliteration is not None and transliteration.is_foreign:
         later = [piece for piece in pieces[1:] if isinstance(piece, str)]
@@ -375,14 +416,14 @@ def first_in_other_script(pieces: Iterable[str]) -> str | None:
     return next(filter(other_script, pieces), None)
 
 
-def transliterated(speak: Speak, transliteration: Transliteration | None, text: str, **options: Any) -> Speech:
+def transliterated(speak: Speak, transliteration: Transliteration | None, text: str, **options: Any) -> Events:
     """Speak a clause whose letters of other scripts are transliterated if the whole text is mostly Latin."""
     if transliteration is not None and transliteration.is_needed(text):
         return speak(text, **options, transliterates=True)
     return speak(text, **options)
 
 
-def with_phonemes(speak: Speak, reader: MarkupReader, text: str, **options: Any) -> Speech:
+def with_phonemes(speak: Speak, reader: MarkupReader, text: str, **options: Any) -> Events:
     """Speak a clause with the phonemes that SSML gives for its words."""
     ssml = ssml_reader(reader)
     marked = {} if ssml is None else {word: value for word, value in ssml.pronunciations.items() if word in text}

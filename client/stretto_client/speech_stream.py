@@ -21,6 +21,7 @@ from tritonclient.grpc import InferInput, InferResult
 from stretto_client.errors import ClientError, RequestCancelled, ServerFailed, TimedOut, Timeouts, from_rpc, from_text
 from stretto_client.markup import Markup
 from stretto_client.shared_memory import Ring, Sharing
+from stretto_contract.joins import Join
 from stretto_contract.schema import Encoding, OptionsRecord, SpeechOptions
 from stretto_contract.speech_checks import Check
 
@@ -387,10 +388,20 @@ class RecordedVoice:
     audio: Audio
     text: str = ""
 
-    def inputs(self, text: str, sharing: Sharing | None) -> list[InferInput]:
-        """Return the input tensors of a request for `text` in this voice; `sharing` may provide memory."""
-        turns = [system_turn(self.text, self.audio), {"role": "user", "text": text}]
-        return [*audio_inputs(self.audio, sharing=sharing), *strings(messages=json.dumps(turns))]
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """Earlier speech that a request for speech continues; later requests will continue the new one.
+
+    Attributes:
+        task: Name of the task that reads it.
+        role: Role of the turn to speak.
+        turns: Turns before it, in the form of `messages`; empty for the first clause.
+    """
+
+    task: str
+    role: str
+    turns: tuple[dict[str, Any], ...]
 
 
 class SpeakOptions(SpeechOptions, total=False):
@@ -411,6 +422,7 @@ class SpeakArguments(SpeakOptions, total=False):
     attempts: int
     hold_s: float
     check_with: str | None
+    join: Join
 
 
 class TaskOptions(OptionsRecord, total=False):
@@ -424,17 +436,28 @@ def with_seed(options: SpeakOptions) -> SpeakOptions:
     return options if options.get("seed") is not None else {**options, "seed": secrets.randbits(32)}
 
 
-def speech_inputs(text: str, task: str, options: SpeakOptions, sharing: Sharing | None) -> list[InferInput]:
+def speech_inputs(
+    text: str, task: str, options: SpeakOptions, sharing: Sharing | None, earlier: Earlier | None = None
+) -> list[InferInput]:
     """Return the input tensors of a speech request.
 
     Args:
         sharing: Shared memory for audio; None to send it in the request.
+        earlier: Speech to continue; its task replaces `task`.
     """
     voice = options.get("voice")
-    if not isinstance(voice, RecordedVoice):
+    is_recorded = isinstance(voice, RecordedVoice)
+    if not (is_recorded or (earlier is not None and earlier.turns)):
         return strings(text=text, task=task, options=options_json(options))
-    others = {name: value for name, value in options.items() if name != "voice"}
-    return [*voice.inputs(text, sharing), *strings(task=task, options=options_json(others))]
+    earlier = earlier or Earlier(task, "user", ())
+    turns = [*earlier.turns, {"role": earlier.role, "text": text}]
+    recording = list[InferInput]()
+    if isinstance(voice, RecordedVoice):
+        turns.insert(0, system_turn(voice.text, voice.audio))
+        recording = audio_inputs(voice.audio, sharing=sharing)
+    others = {name: value for name, value in options.items() if not (is_recorded and name == "voice")}
+    inputs = strings(messages=json.dumps(turns), task=earlier.task, options=options_json(others))
+    return [*recording, *inputs]
 
 
 CODES = ".npy"

@@ -9,7 +9,10 @@ from stretto_client.errors import ServerFull
 from stretto_client.speech_stream import SpeechEvent
 
 Tries = Callable[[], AsyncGenerator[None, None]]  # generator that yields each time that a request may be sent
-Begin = Callable[[], AbstractAsyncContextManager[AsyncIterator[SpeechEvent]]]  # function that sends a request
+Events = AbstractAsyncContextManager[AsyncIterator[SpeechEvent]]
+Begin = Callable[[], Events]  # function that sends a request
+Speak = Callable[..., Events]
+"""Function that speaks a text. Its keyword `piece` is the number of the piece to speak, if the text has several."""
 
 ROOM_S = 0.25
 PAUSES_S = (ROOM_S, 0.5, 1.0, 2.0, *(4.0,) * 14)  # before retries of a clause while the server is full: a minute in all

@@ -23,8 +23,10 @@ from pydantic import (
 from typing_extensions import Doc
 
 from stretto_client import FAMILY_OPTIONS, ModelProfile, RecordedVoice, SpeakArguments
+from stretto_client.continued_speech import continuing_task, independent_only
 from stretto_client.markup import Markup
 from stretto_contract import schema
+from stretto_contract.joins import Join
 from stretto_contract.languages import AUTO, code_name
 from stretto_contract.speech_checks import ATTEMPTS, MAX_ATTEMPTS, MAX_HOLD_S, Check
 from stretto_gateway.answers import refused
@@ -132,6 +134,10 @@ class SpeechForm(Voiced):
         allow_inf_nan=False,
         description="duration of each clause in seconds that is sent only once it has been checked",
     )
+    join: Join = Field(
+        default="independent",
+        description="`continued`: each clause of a long text continues the speech before, in families that can",
+    )
     speed: Speed = Field(default=None, description="2 halves the duration; the pitch is unchanged")
     sample_rate: int | None = Field(
         default=None,
@@ -232,6 +238,10 @@ class SpeechFields(WithOptions):
         options = self._honoured(profile, ignored)
         options |= {"encoding": "pcm_s16le", "sample_rate": self.rate, "markup": self.markup}
         options |= {"voice": voice, "check": self.check, "attempts": self.attempts, "hold_s": self.hold_s}
+        options["join"] = self.join
+        if self.join == "continued" and continuing_task(profile) is None:
+            ignored.add("join", independent_only(profile), self.join)
+            options["join"] = "independent"
         return options
 
     def _honoured(self, profile: ModelProfile, ignored: Ignored) -> SpeakArguments:

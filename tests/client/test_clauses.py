@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto_client import long_speech
-from stretto_client.long_speech import first_sentences, halve, split
+from stretto_client.long_speech import PARAGRAPH_PAUSE_S, first_sentences, halve, split, split_with_pauses
 
 TEXTS = st.text(alphabet='ab12 .,;:!?—"\n', max_size=200)
 SPACE = st.text(alphabet=" \n\t.;", min_size=1, max_size=60)
@@ -60,6 +60,7 @@ def test_overlong_sentence_is_split_after_its_first_clauses(text: str, complete:
         ("Read this\n\nand that", 12, ["Read this", "and that"]),
         ("abcdefgh ij", 3, ["abc", "def", "gh", "ij"]),
         ("One. --- Two.", 5, ["One.", "Two."]),
+        ("One.\n\nTwo. Three.", 10, ["One.\n\nTwo.", "Three."]),
         (" \n ", 5, []),
     ],
 )
@@ -91,3 +92,26 @@ def test_sentences_found_in_blocks_match_those_of_the_whole_text(monkeypatch: py
     if "Smith" in text:
         monkeypatch.setattr(long_speech, "MAX_BLOCK_CHARS", len(text))
         assert split(text, 160) == pieces
+
+
+@pytest.mark.parametrize(
+    ("text", "max_chars", "parts"),
+    [
+        ("One. Two.\n\nThree.", 9, ["One. Two.", PARAGRAPH_PAUSE_S, "Three."]),
+        ("One.\r\n \r\nTwo.", 5, ["One.", PARAGRAPH_PAUSE_S, "Two."]),
+        ("One.\nTwo.", 5, ["One.", "Two."]),
+        ("\n\nOne.\n\n---\n\nTwo.\n\n", 5, ["One.", PARAGRAPH_PAUSE_S, "Two."]),
+        ("One.\n\nabcdefgh ij", 4, ["One.", PARAGRAPH_PAUSE_S, "abcd", "efgh", "ij"]),
+        ("One.\n\nTwo.\n\nThree.", 12, ["One.\n\nTwo.", PARAGRAPH_PAUSE_S, "Three."]),
+    ],
+)
+def test_pause_is_where_a_text_is_split_between_paragraphs(text: str, max_chars: int, parts: list[str | float]) -> None:
+    assert split_with_pauses(text, max_chars) == parts
+
+
+def test_paragraphs_keep_their_pauses_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = PARAGRAPH * 40
+    whole = split_with_pauses(text, 60)
+    assert whole.count(PARAGRAPH_PAUSE_S) == 39
+    monkeypatch.setattr(long_speech, "MAX_BLOCK_CHARS", 100)
+    assert split_with_pauses(text, 60) == whole

@@ -4,7 +4,9 @@ import asyncio
 import gc
 import json
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import grpc
 import numpy as np
@@ -17,11 +19,15 @@ from stretto_client import (
     ServerFull,
     ServerUnavailable,
     SpeechClient,
+    SpeechEvent,
     long_speech,
+    speech_stream,
 )
-from stretto_client.long_speech import split
-from stretto_client.markup import Markup
+from stretto_client.long_speech import FADE_S, PARAGRAPH_PAUSE_S, split_with_pauses
+from stretto_client.markup import Markup, Parts
+from stretto_client.produced_speech import MAX_EVENTS_AHEAD
 from stretto_client.tries import patiently
+from stretto_contract.joins import Join
 from stretto_contract.scripts import Transliteration, other_script
 from tests.client.fake_server import PROFILE, REPORT, Abort, Chunk, ErrorText, FakeServer, Request, Step, Until
 from tests.patience import PATIENCE_S
@@ -106,15 +112,55 @@ async def test_only_the_requested_piece_is_spoken(serve: Serve) -> None:
     assert events[-1].is_final
 
 
+async def test_paragraphs_of_a_long_text_keep_their_pauses(serve: Serve) -> None:
+    """Silence precedes a request that begins a paragraph; within a request, line ends remain."""
+    server, client = await serve(lambda _: SPOKEN)
+    paragraph = f"{SENTENCE} {SENTENCE}"
+    events = [event async for event in client.speak(f"{paragraph}\n\n{SENTENCE}\n\n{paragraph}")]
+    assert texts(server) == [f"{paragraph}\n\n{SENTENCE}", paragraph]
+    silent = [event for event in events if event.pcm is not None and not event.pcm[round(FADE_S * 16_000) :].any()]
+    assert [(event.start_s, event.duration_s) for event in silent] == [(pytest.approx(0.08), PARAGRAPH_PAUSE_S)]
+    assert events[-1].start_s == pytest.approx(0.08 + PARAGRAPH_PAUSE_S + 0.04)
+
+
+@pytest.mark.parametrize("join", ["independent", "continued"])
+async def test_memory_does_not_grow_with_the_text(serve: Serve, monkeypatch: pytest.MonkeyPatch, join: Join) -> None:
+    """Only the samples and codes of events that are read ahead, and the codes of one clause, exist at once."""
+    arrays = list[weakref.ref[np.ndarray]]()
+    read = speech_stream.read_event
+
+    def counted(*arguments: Any) -> SpeechEvent | None:
+        event = read(*arguments)
+        if event is not None:
+            arrays.extend(weakref.ref(array) for array in (event.pcm, event.codes) if array is not None)
+        return event
+
+    monkeypatch.setattr(speech_stream, "read_event", counted)
+    server, client = await serve(lambda _: [Chunk(0, codes=[[1]]), Chunk(1, codes=[[2]], is_final=True, is_last=True)])
+    server.profile = PROFILE | {"tasks": [{"name": "tts", "needs": ["text"], "continues": "turns"}]}
+    most = list[int]()
+    for num_chars in (2_000, 20_000):
+        server.requests.clear()
+        alive = 0
+        text = (f"{SENTENCE} " * 400)[:num_chars]
+        async for _ in client.speak(text, join=join, check="off"):
+            gc.collect()
+            arrays[:] = [array for array in arrays if array() is not None]
+            alive = max(alive, len(arrays))
+        assert len(server.requests) == -(-num_chars // 153)
+        most.append(alive)
+    assert most[1] <= most[0] + 2 <= 2 * MAX_EVENTS_AHEAD + 8
+
+
 async def test_very_long_texts_are_split_outside_the_event_loop(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     _, client = await serve(lambda _: SPOKEN)
     threads = []
 
-    def seen(text: str, max_chars: int) -> list[str]:
+    def seen(text: str, max_chars: int) -> Parts:
         threads.append(threading.current_thread().name)
-        return split(text, max_chars)[:1]
+        return split_with_pauses(text, max_chars)[:1]
 
-    monkeypatch.setattr(long_speech, "split", seen)
+    monkeypatch.setattr(long_speech, "split_with_pauses", seen)
     for number in (10, 100):
         _ = [event async for event in client.speak(" ".join([SENTENCE] * number), voice="slt")]
     assert threads == ["MainThread", "markup_0"]

@@ -73,10 +73,10 @@ def test_maximum_turns_and_streams_are_read() -> None:
             "messages[1].role: expected user or assistant (only the first turn can be a system turn), got 'system'",
         ),
         ([{"role": "user", "codes": [1, 2]}], "messages[0].codes[0]: expected a list of at least one code, got 1"),
-        ([{"role": "user", "codes": []}], "messages[0].codes: expected 1 to 32 lists of codes"),
+        ([{"role": "user", "codes": []}], "messages[0].codes: expected 1 to 33 lists of codes"),
         (
-            [{"role": "user", "codes": [[1]] * 33}],
-            "messages[0].codes: expected 1 to 32 lists of codes, one for each stream",
+            [{"role": "user", "codes": [[1]] * 34}],
+            "messages[0].codes: expected 1 to 33 lists of codes, one for each stream",
         ),
         (
             [{"role": "user", "codes": [[1], [1, 2]]}],

@@ -114,6 +114,7 @@ def _task(task: Task, family: Family, frame_rate: float) -> dict[str, Any]:
         "max_text_rows": task.sampling.text.max_rows if task.writes else 0,
         "times_words": family.times_words(task),
         "max_speech_s": max_speech_s if task.has_audio_segment else 0.0,
+        "continues": task.continues,
     }
 
 

@@ -193,6 +193,8 @@ class Task:
         voice_roles: Roles of the turns whose recordings are of voices to clone. Silence in them is refused.
         text_rate: Longest text for the last turn's recording, in tasks that write it down.
         speech_limits: Longest speech for the last turn's text, in tasks that read it aloud.
+        continues: How a clause of a long text reads the codes of one before it: as `turns`, or as the `voice` in a
+            system turn; empty if it cannot.
     """
 
     name: str
@@ -207,6 +209,7 @@ class Task:
     voice_roles: tuple[Role, ...] = ("system",)
     text_rate: TextRate = TextRate()
     speech_limits: SpeechLimits = USUAL_LIMITS
+    continues: Literal["", "turns", "voice"] = ""
 
     def __post_init__(self) -> None:
         self.sampling.check()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 20  # 30 s of codes take 80 kB
 MAX_TURNS = 64
-MAX_STREAMS = 32
+MAX_STREAMS = 33
 MAX_CODE = 1 << 20
 MAX_LATENT = 1e4  # magnitude
 

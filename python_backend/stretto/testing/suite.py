@@ -32,7 +32,7 @@ from stretto.family.sections import Section
 from stretto.preprocessing.request import RawRequest
 from stretto.records.prompt import Prompt
 from stretto.testing.case_suite import by_night, leave_out_absent, parametrize
-from stretto.testing.limits import asked, inputs_beyond_limits
+from stretto.testing.limits import asked, inputs_beyond_limits, talk
 from stretto.testing.ranges import assert_refused_outside_ranges
 from stretto.testing.releases import Edit, SmallRelease, edited, set_fields, split_weights
 from stretto.weights.loading import Plan, Shape, check
@@ -353,6 +353,30 @@ class FamilySuite:
             with pytest.raises(InvalidRequest) as refusal:
                 release.preprocessor.prepare(RawRequest(**inputs))
             assert str(refusal.value).startswith(message), f"expected {message!r}, got {refusal.value}"
+
+    def test_clause_that_continues_speech_has_the_rows_of_the_clause_before(self, release: SmallRelease) -> None:
+        family = release.family
+        tasks = [task for task in family.tasks if task.continues]
+        if not tasks or self.case.prompts is None:
+            pytest.skip("no task of this family continues speech, or the suite has no prompts of the family")
+        codes = np.array([np.arange(1, 5) % len(ids) for ids in family.layout.audio])
+        first = release.preprocessor.prepare(RawRequest(**asked("a b"))).rows
+        for task in tasks:
+            speech = {"codes": codes.tolist()}
+            turns = [{"role": "user", "text": "a b"}, {"role": "assistant"} | speech]
+            if task.continues == "voice":
+                turns = [{"role": "system"} | speech | ({"text": "a b"} if "text" in task.system else {})]
+            elif task.answers == "assistant":
+                turns = [{"role": "assistant", "text": "a b"} | speech]
+            inputs = talk(*turns, {"role": task.answers, "text": "c d"}) | {"task": task.name}
+            rows = release.preprocessor.prepare(RawRequest(**inputs)).rows
+            if task.continues == "turns":
+                assert rows[: len(first)].tolist() == first.tolist()
+                rows = rows[len(first) :]
+            stream = family.layout.codebook_streams[0]
+            spoken = codes[stream] + family.layout.audio[stream].start
+            windows = np.lib.stride_tricks.sliding_window_view(rows[:, stream], len(spoken))
+            assert (windows == spoken).all(axis=1).any()
 
     def test_special_tokens_in_a_text_are_characters(self, release: SmallRelease, marker: str, text_field: str) -> None:
         tokenizer = json.loads((release.folder / self.case.tokenizer).read_text())

@@ -122,6 +122,7 @@ def higgs_audio(vocabulary: HiggsAudioVocabulary) -> Family:
                 has_history=True,
                 system=("text", "audio"),
                 voice_roles=ROLES,
+                continues="turns",
             ),
         ),
         codec="higgs",

@@ -127,7 +127,7 @@ def moss_family(name: str, vocabulary: Any, end: int, sampling: SamplingConfig, 
     return Family(
         name=name,
         layout=vocabulary.layout,
-        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), sampling, system=("audio",)),),
+        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), sampling, system=("audio",), continues="voice"),),
         codec="moss",
         end_of_reply=end,
         end_of_text=end,

@@ -52,7 +52,7 @@ def recorded_codes(piece: Piece, family: Family, encoder: CachedEncoder) -> np.n
     """Return the codes of a recording of a voice, [K, T].
 
     Args:
-        piece: The recording, as samples or codes.
+        piece: The recording, as samples or codes. The codes of a reply may have those of its text stream, too.
 
     Raises:
         InvalidRequest: The recording has other codes than the model's.
@@ -64,6 +64,8 @@ def recorded_codes(piece: Piece, family: Family, encoder: CachedEncoder) -> np.n
     size = family.layout.codebook_size
     num_codebooks = family.num_codebooks
     max_frames = int(family.max_audio_s * family.frame_rate)
+    if len(codes) == family.layout.num_output_streams:
+        codes = codes[-num_codebooks:]
     if len(codes) != num_codebooks or codes.shape[1] > max_frames or codes.max() >= size:
         expected = f"{num_codebooks} lists of at most {max_frames} codes in [0, {size})"
         raise InvalidRequest(piece.path, expected, f"{len(codes)} of {codes.shape[1]}, up to {codes.max()}")

@@ -88,6 +88,7 @@ SPEAK = Task(
     answers="assistant",
     has_history=True,
     voice_roles=ROLES,
+    continues="turns",
 )
 
 

@@ -155,7 +155,7 @@ def opuslm(vocabulary: OpusVocabulary) -> Family:
         "opuslm",
         vocabulary,
         (
-            Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, system=("audio",)),
+            Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, system=("audio",), continues="voice"),
             Task("asr", (Segment.TEXT,), text, ("audio",), SAMPLING, text_rate=TEXT_RATE),
             Task("text_lm", (Segment.TEXT,), text, ("text",), SAMPLING),
             Task("audio_lm", (Segment.AUDIO,), (), ("audio",), SAMPLING),

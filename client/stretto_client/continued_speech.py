@@ -1,0 +1,117 @@
+"""Clauses of a text that continue the speech of one before, in families that can read it (`TaskProfile.continues`).
+
+The request of a clause has the text and the codes of the last clause before it that ended by itself, without faults,
+within MAX_BEFORE_S: the whole clause, because the text of a part of the codes is not known. It depends only on speech
+that has been sent, not on attempts that were given up, so that the same text and seed give the same speech.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stretto_client.errors import RequestRefused
+from stretto_client.model_profile import ModelProfile, TaskProfile
+from stretto_client.speech_stream import Earlier, SpeakOptions, SpeechEvent
+from stretto_client.ssml import MARKS
+from stretto_client.tries import Speak
+from stretto_contract.joins import Join
+from stretto_contract.spoken_units import spoken_units
+
+MAX_BEFORE_S = 20.0  # longest clause that the next one continues, in seconds
+FIRST = Earlier("tts", "user", ())
+CLAUSE_UNITS = 240  # longest clause, in `spoken_units`, so that its speech usually takes 14 s
+
+
+def independent_only(profile: ModelProfile) -> str:
+    """Return the expected value of `join` for a model that cannot continue speech, for error messages."""
+    return f"independent ({profile.family!r} cannot continue speech)"
+
+
+def continuing_task(profile: ModelProfile) -> TaskProfile | None:
+    """Return the task whose clauses may continue earlier ones; None if the model has none."""
+    return next((task for task in profile.tasks if task.continues), None)
+
+
+def clause_chars(text: str) -> int:
+    """Return the maximum length of a clause of `text` that the next clause may continue, in characters."""
+    return max(1, round(CLAUSE_UNITS * len(text) / max(1.0, spoken_units(text))))
+
+
+def continued(speak: Speak, join: Join, profile: Callable[[], Awaitable[ModelProfile]], options: SpeakOptions) -> Speak:
+    """Return `speak`, or the ContinuedSpeech of these arguments."""
+    return speak if join == "independent" else ContinuedSpeech(speak, profile, options)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spoken:
+    """Clause that has been spoken, and its codes, int32 [S, T]."""
+
+    text: str
+    codes: NDArray[np.int32]
+
+    def earlier(self, task: TaskProfile) -> Earlier:
+        """Return the part of a request with which a clause of `task` continues this one."""
+        codes = {"codes": self.codes.tolist()}
+        text = {"text": self.text}
+        if task.continues == "voice":
+            words = text if "text" in task.system else {}
+            return Earlier(task.name, task.answers, ({"role": "system"} | words | codes,))
+        if task.answers == "assistant":
+            return Earlier(task.name, task.answers, ({"role": "assistant"} | text | codes,))
+        return Earlier(task.name, task.answers, ({"role": "user"} | text, {"role": "assistant"} | codes))
+
+
+class ContinuedSpeech:
+    """Function that speaks the clauses of a text, each of which continues one before.
+
+    Args:
+        speak: Function that speaks a clause. With the keyword `earlier`, the speech to continue, its events have codes.
+        profile: Function that returns the model profile.
+        options: Options of the whole text. If they have a voice and the model reads earlier speech as a voice, nothing
+            is continued.
+    """
+
+    def __init__(self, speak: Speak, profile: Callable[[], Awaitable[ModelProfile]], options: SpeakOptions):
+        self._speak = speak
+        self._profile = profile
+        self._has_voice = options.get("voice") is not None
+        self._sends_codes = bool(options.get("output", {}).get("codes"))
+        self._spoken: Spoken | None = None
+
+    @asynccontextmanager
+    async def __call__(self, text: str, **arguments: Any) -> AsyncIterator[AsyncIterator[SpeechEvent]]:
+        """Speak a clause, and keep it for the next one."""
+        task = await self._task()
+        arguments["earlier"] = FIRST
+        if self._spoken is not None and not (task.continues == "voice" and self._has_voice):
+            arguments["earlier"] = self._spoken.earlier(task)
+        async with (
+            self._speak(text, **arguments) as stream,
+            aclosing(self._followed(text, stream)) as events,
+        ):
+            yield events
+
+    async def _task(self) -> TaskProfile:
+        """Return the task whose clauses continue earlier ones; raise RequestRefused if the model has none."""
+        profile = await self._profile()
+        task = continuing_task(profile)
+        if task is None:
+            raise RequestRefused(f"join: expected {independent_only(profile)}, got 'continued'")
+        return task
+
+    async def _followed(self, text: str, stream: AsyncIterator[SpeechEvent]) -> AsyncGenerator[SpeechEvent, None]:
+        """Yield the events of a clause. At its end, keep it if the next one may continue it."""
+        codes = list[NDArray[np.int32]]()
+        async for event in stream:
+            is_short = event.start_s + event.duration_s <= MAX_BEFORE_S
+            if event.codes is not None and is_short:
+                codes.append(event.codes)
+            if event.is_final and event.report is not None and codes and is_short:
+                report = event.report
+                if report.get("finish_reason") == "stop" and not report.get("faults"):
+                    self._spoken = Spoken(text.translate(MARKS), np.concatenate(codes, axis=1))
+            yield event if self._sends_codes else replace(event, codes=None)
