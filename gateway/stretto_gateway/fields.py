@@ -43,8 +43,10 @@ def field_path(error: Mapping[str, Any], record: Any) -> str:
 
 
 def error_message(error: Mapping[str, Any]) -> str:
-    """Return the message of a validation error, without pydantic's prefix for errors of our own."""
-    return str(error["msg"]).removeprefix("Value error, ")
+    """Return the message of a validation error with the value, without pydantic's prefix for errors of our own."""
+    message = str(error["msg"]).removeprefix("Value error, ")
+    is_complete = error["type"] == "missing" or ", got " in message
+    return message if is_complete else f"{message}, got {shown(error['input'])}"
 
 
 def validated(model: type[Model], record: Any, path: str = "") -> Model:
@@ -56,7 +58,7 @@ def validated(model: type[Model], record: Any, path: str = "") -> Model:
     param = ".".join(name for name in (path, field_path(first, record)) if name)
     if first["type"] == "missing":
         raise ApiError(400, f"{param}: missing", param, "missing")
-    raise ApiError(400, f"{param}: {error_message(first)}, got {shown(first['input'])}", param, "invalid_value")
+    raise ApiError(400, f"{param}: {error_message(first)}", param, "invalid_value")
 
 
 HEADER = "stretto-ignored"

@@ -49,7 +49,7 @@ async def test_every_field_with_audio_takes_all_forms_of_base64(start: Start, fo
     clones = await start(SPOKEN, CLONES)
     async with clones.http() as http:
         for path in ("/v1/audio/speech", "/v1/audio/speech/batch"):
-            item = {"input": "A cat.", "ref_audio": text}
+            item = {"input": "A cat.", "ref_audio": text, "check": "off"}
             body = {"items": [item]} if path.endswith("batch") else item
             answer = await http.post(path, json=body)
             assert answer.json()["succeeded"] == 1 if "items" in body else answer.status_code == 200, answer.text[:300]

@@ -155,3 +155,4 @@ async def test_invalid_checks_are_refused(start: Start, change: dict[str, Any], 
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, next(iter(change)))
     assert error["message"].startswith(message), error["message"]
+    assert error["message"].endswith(f", got {next(iter(change.values()))!r}")

@@ -120,7 +120,7 @@ async def test_tags_of_language_models_are_listed_and_not_spoken(start: Start, i
         for more in ({}, {"stream_format": "sse"}, {"markup": "none"}, {"markup": "markdown"}):
             answer = await http.post("/v1/audio/speech", json=SPEECH | {"input": text} | more)
             assert answer.headers[HEADER] == "input.think, input.say, input.im_end"
-        batch = {"items": [SPEECH, SPEECH | {"input": "<thought>x</thought>A cat."}]}
+        batch = {"items": [SPEECH, SPEECH | {"input": "<thought>x</thought>A cat."}], "check": "off"}
         answer = await http.post("/v1/audio/speech/batch", json=batch)
         assert answer.headers[HEADER] == "input.thought"
         for refused in ("<think>only this</think>", "<speak>a & b</speak>"):

@@ -205,6 +205,15 @@ def parts_of(case: FamilyCase) -> dict[str, Sequence[Any]]:
     }
 
 
+def is_bounded(release: SmallRelease, inputs: Mapping[str, Any], prompt: Prompt) -> bool:
+    """Return True if a reply that reads a text aloud is not longer than the request or the text permits."""
+    task = release.preprocessor.family.task(prompt.task)
+    if not task.reads_aloud or prompt.has_ceiling or prompt.is_open or "max" in str(inputs.get("options")):
+        return True
+    longest = task.speech_limits.max_frames(str(inputs), release.preprocessor.codec.spec.frame_rate)
+    return prompt.sampling.audio.max_rows <= release.preprocessor.family.num_audio_rows(longest)
+
+
 class FamilySuite:
     """Base class of a family's tests; see the module."""
 
@@ -337,6 +346,7 @@ class FamilySuite:
             prompt = release.preprocessor.prepare(RawRequest(**inputs))
             assert prompt.rows.dtype == np.int32
             assert prompt.rows.tolist() == rows.tolist(), f"{name}: expected {rows}, got {prompt.rows}"
+            assert is_bounded(release, inputs, prompt), f"{name}: nothing ends a reply that goes on after its text"
 
     def test_invalid_inputs_are_refused(
         self, release: SmallRelease, refused_input: tuple[Mapping[str, Any], str]
