@@ -55,6 +55,11 @@ def sentences(number: int) -> list[str]:
     return list(drawn)
 
 
+def checking(check: str) -> dict[str, Any]:
+    """Return the options of a check; the bundled model transcribes its own speech to check the words."""
+    return {"check": check} if check != "words" else {"check": check, "check_with": "self"}
+
+
 def bounds(count: int, total: int) -> tuple[float, float]:
     """Return the bounds of a share with 95 % confidence (Wilson's interval)."""
     z = 1.96
@@ -132,11 +137,12 @@ async def found(client: FaultyClient, arguments: argparse.Namespace) -> AsyncIte
         asked = client.others if kind == "clean" else client.others[: arguments.faulty]
         for mode in arguments.check:
             speaker = Speaker(client, f"{kind}, {mode}")
-            replies = await speaker.replies(asked, check=mode, attempts=1)
+            replies = await speaker.replies(asked, **checking(mode), attempts=1)
             names = [{fault["fault"] for fault in reply.report["faults"]} for reply in replies]
             any_fault = sum(map(bool, names))
             signals = Counter(name for faults in names for name in faults)
             record = {"injected": kind, "check": mode, "clips": len(replies), "found": any_fault}
+            record["unchecked"] = sum("unchecked" in reply.report for reply in replies)
             yield record | {"percent": shown(any_fault, len(replies)), "signals": dict(signals)}
 
 
@@ -155,7 +161,8 @@ async def spoiled(client: FaultyClient, arguments: argparse.Namespace) -> AsyncI
                 counts: defaultdict[str, float] = defaultdict(float)
                 for draw in range(arguments.draws if share else 1):
                     client.plan = Plan(share, draw=draw)
-                    replies = await Speaker(client, f"{form}, {mode}, {share}").replies(requests, check=mode, **options)
+                    speaker = Speaker(client, f"{form}, {mode}, {share}")
+                    replies = await speaker.replies(requests, **checking(mode), **options)
                     sent = [attempt for reply in replies for attempt in reply.sent]
                     counts["clauses"] += len(sent)
                     counts["spoiled"] += sum(attempt.kind is not None for attempt in sent)
@@ -178,7 +185,7 @@ async def cost(client: SpeechClient, concurrency: int, arguments: argparse.Names
         for mode in modes if number % 2 else modes[::-1]:
             before_s = sum(cpu_s(pids).values())
             load = Load(concurrency, max(1, arguments.requests // concurrency), None, None)
-            traces, wall_s = await run(load, through_triton(client, check=mode), lines)
+            traces, wall_s = await run(load, through_triton(client, **checking(mode)), lines)
             used_s = sum(cpu_s(pids).values()) - before_s
             check(traces)
             summary = summarise(traces, wall_s)
