@@ -332,7 +332,7 @@ async def test_markup_is_removed_before_a_text_is_split(fake: FakeServer) -> Non
             await speak(client, "x", markup="html")
         await speak(client, written("**No", "te:** on", "e"))
     sent = texts(fake)
-    assert " ".join(sent[:-3]) == "Title. Note: " + "word " * 40 + "end"
+    assert " ".join(sent[:-3]) == "Title.\n\nNote: " + "word " * 40 + "end"
     assert sent[-3:] == ["A cat.", "**x**", "Note: one"]
     assert len({json.loads(request["options"])["seed"] for request in fake.requests[:-3]}) == 1
 

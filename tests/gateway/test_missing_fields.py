@@ -24,6 +24,7 @@ from tests.gateway.test_transcription import FILE, TRANSLATES, WRITTEN
 from tests.gateway.test_voices import CLONES, FORM, RECORDING
 
 TEXT: dict[str, Any] = {"input": "A cat."}
+ITEM = TEXT | {"seed": 3}  # items of a batch have a random seed
 QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "How are you?"}]}
 
 
@@ -38,8 +39,8 @@ PART = {"type": "text", "text": "How are you?", "input_audio": None}
 NULLS = [
     ("/v1/audio/speech", TEXT, TEXT | optional(SpeechRequest, None)),
     ("/v1/audio/speech", TEXT | {"voice": "slt"}, TEXT | {"voice": {"id": "slt", "more": None}}),
-    ("/v1/audio/speech/batch", {"items": [TEXT]}, {"items": [TEXT | optional(SpeechItem, None)]}),
-    ("/v1/audio/speech/batch", {"items": [TEXT]}, {"items": [TEXT]} | optional(BatchRequest, None)),
+    ("/v1/audio/speech/batch", {"items": [ITEM]}, {"items": [TEXT | optional(SpeechItem, None) | ITEM]}),
+    ("/v1/audio/speech/batch", {"items": [ITEM]}, {"items": [ITEM]} | optional(BatchRequest, None)),
     (
         "/v1/audio/speech/batch",
         {"items": [TEXT | {"voice": "rms", "seed": 3}]},

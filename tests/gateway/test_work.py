@@ -66,7 +66,7 @@ class Place:
     """Place that works in another thread.
 
     Attributes:
-        path: Path of a request that reaches it; empty if a session's reply reaches it within its slot.
+        path: Path of a request that reaches it; empty if a session or `--check-with` reaches it within its slot.
         body: JSON of the request; None for a form that adds a voice.
         method: Method of the request.
         has_slot: True if the caller has to hold a slot. Files of the caller's own voices and words are read without.
@@ -88,6 +88,7 @@ PLACES = {
     "stretto_client.markup.read_slices": Place(SPEAKS, SPEECH | {"input": LONG}),
     "stretto_client.markup.find_transliterated": Place(SPEAKS, SPEECH | {"input": "A cat sat by 王."}),
     "stretto_client.long_speech.cut": Place(SPEAKS, SPEECH | {"input": LONG}),
+    "stretto_client.word_check.verdict": Place(),
     "stretto_gateway.speech.encoded": Place(SPEAKS, SPEECH | {"response_format": "mp3"}),
     "stretto_gateway.speech.parts": Place(SPEAKS, SPEECH | {"input": FASTER, "speed": 1.5}),
     "stretto_gateway.chat.decoded": Place("/v1/chat/completions", {"model": "tiny", "messages": QUESTION}),
