@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stretto_client.checked_speech import MAX_JUDGED_S, Attempt, Judge
-from stretto_client.errors import ClientError
+from stretto_client.errors import ClientError, ServerFull
 from stretto_client.recognisers import Ability, Address, Client, Recogniser, ServerRecogniser, WebRecogniser
 from stretto_client.signals import FULL_SCALE, Fault
 from stretto_client.transcript_errors import FAULT, MAX_LETTERS, error_size, is_comparable, spelling
@@ -26,7 +26,8 @@ from stretto_contract.speech_checks import Unchecked
 
 LOG = logging.getLogger(__name__)
 MAX_AT_ONCE = 4  # at once, of one client
-ANSWER_S = 5.0  # longest wait for a transcript
+PLACE_S = 5.0  # longest wait for one of these places, which is no fault of the recogniser
+ANSWER_S = 5.0  # longest wait for a transcript, beside the duration of the speech
 PAUSE_S = 10.0  # after a failure, in which the recogniser is not asked, so that not every clause waits
 COMPARING = Turns(1, "words")  # 300 letters take 2 ms, and MAX_LETTERS 60 ms
 
@@ -89,21 +90,38 @@ class Listener:
             return Verdict(unchecked="digits")
         if len(letters) > MAX_LETTERS:
             return Verdict(unchecked="too_long")
+        try:
+            async with asyncio.timeout(PLACE_S):
+                await self._room.acquire()
+        except TimeoutError:
+            return Verdict(unchecked="busy")
+        try:
+            heard = await self._heard(text, pcm, sample_rate, language)
+        finally:
+            self._room.release()
+        if heard.unchecked is not None:
+            return heard
+        return replace(heard, size=await COMPARING.run(compared, letters, heard.transcript))
+
+    async def _heard(self, text: str, pcm: NDArray[np.float32], sample_rate: int, language: str) -> Verdict:
+        """Return the transcript, not yet compared, or the reason why there is none."""
         if time.monotonic() < self._asked_after_s:
             return Verdict(unchecked="checker")
+        seconds = len(pcm) / sample_rate
+        answer_s = ANSWER_S + seconds
         try:
-            async with asyncio.timeout(ANSWER_S), self._room:
+            async with asyncio.timeout(answer_s):
                 ability = await self._recogniser.ability()
                 ability = replace(ability, languages=self._languages or ability.languages)
-                reason = reason_against(ability, text, language, len(pcm) / sample_rate)
+                reason = reason_against(ability, text, language, seconds)
                 transcript = "" if reason else await self._recogniser.transcribe(pcm, sample_rate, language)
+        except ServerFull:
+            return Verdict(unchecked="busy")
         except (ClientError, ValueError, TimeoutError) as error:
-            self._fail(str(error) or f"no transcript within {ANSWER_S:g} s")
+            self._fail(str(error) or f"no transcript within {answer_s:g} s")
             return Verdict(unchecked="checker")
         self._is_failing = False
-        if reason:
-            return Verdict(unchecked=reason)
-        return Verdict(await COMPARING.run(compared, letters, transcript), transcript)
+        return Verdict(transcript=transcript, unchecked=reason)
 
     async def close(self) -> None:
         """Close the connection to another server."""

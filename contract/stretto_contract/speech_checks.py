@@ -12,8 +12,8 @@ MAX_HOLD_S = 60.0  # of the speech of a clause that is held back
 Fault = Literal["clipping", "abrupt_end", "too_slow", "too_fast", "words", "hum", "silence", "repetition", "ceiling"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 # Reasons why the words of a clause were not checked: the recogniser does not know the language; most of the text is
-# digits and symbols; the recogniser failed; the speech is too long for it; a limit has ended the speech.
-Unchecked = Literal["language", "digits", "checker", "too_long", "cut"]
+# digits and symbols; the recogniser failed; it was busy; the speech is too long for it; a limit has ended the speech.
+Unchecked = Literal["language", "digits", "checker", "busy", "too_long", "cut"]
 UNCHECKED: tuple[Unchecked, ...] = get_args(Unchecked)
 
 

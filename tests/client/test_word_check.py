@@ -27,6 +27,7 @@ TRANSCRIPT = "the train leaves at noon."
 PCM = np.linspace(-1, 1, 4_000, dtype=np.float32)
 RATE = 16_000
 FAILED = Verdict(unchecked="checker")
+BUSY = Verdict(unchecked="busy")
 
 
 def never() -> list[Step]:
@@ -80,7 +81,9 @@ class Recognisers:
 
 
 @pytest.fixture
-async def recognisers() -> AsyncIterator[Recognisers]:
+async def recognisers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Recognisers]:
+    for limit in ("PLACE_S", "ANSWER_S", "PAUSE_S"):  # longer than any test takes
+        monkeypatch.setattr(module, limit, 600.0)
     started = Recognisers()
     yield started
     await started.close()
@@ -159,6 +162,8 @@ async def test_invalid_answers_of_a_web_server_are_not_waited_for_again(
     (warning,) = [record.message for record in caplog.records if record.name == module.__name__]
     assert warning.startswith("--check-with http://127.0.0.1:")
     assert warning.endswith("speech goes on unchecked")
+    if answer is stall:
+        assert "no transcript within 0.3 s" in warning  # 0.05 s, and the duration of the speech
 
 
 @pytest.mark.parametrize(
@@ -195,6 +200,41 @@ async def test_recogniser_that_is_down_is_asked_again_later(
     assert results == [FAILED, FAILED, Verdict(0, TRANSCRIPT), FAILED, Verdict(0, TRANSCRIPT)]
     assert len(caplog.records) == 2
     assert await heard(recognisers.listener("http://127.0.0.1:1")) == FAILED
+
+
+async def test_full_server_of_a_recogniser_is_asked_again_at_once(
+    recognisers: Recognisers, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener, server = await recognisers.grpc([Abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")])
+    assert [await heard(listener) for _ in range(3)] == 3 * [BUSY]
+    assert len(server.requests) == 3
+    assert caplog.records == []
+
+
+async def test_speech_that_waits_in_vain_for_a_place_does_not_stop_the_check(
+    recognisers: Recognisers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    may_answer = asyncio.Event()
+    listener, server = await recognisers.grpc([Until(may_answer), *transcript(TRANSCRIPT)])
+    waiting = [asyncio.create_task(heard(listener)) for _ in range(module.MAX_AT_ONCE)]
+    while len(server.requests) < module.MAX_AT_ONCE:
+        await asyncio.sleep(0.01)
+    monkeypatch.setattr(module, "PLACE_S", 0.0)
+    assert await heard(listener) == BUSY
+    may_answer.set()
+    assert [*await asyncio.gather(*waiting), await heard(listener)] == [Verdict(0, TRANSCRIPT)] * (len(waiting) + 1)
+    assert caplog.records == []
+
+
+async def test_failure_counts_for_speech_that_waits_for_a_place(recognisers: Recognisers) -> None:
+    may_answer = asyncio.Event()
+    listener, server = await recognisers.grpc([Until(may_answer), Abort(grpc.StatusCode.UNAVAILABLE, "no")])
+    waiting = [asyncio.create_task(heard(listener)) for _ in range(2 * module.MAX_AT_ONCE)]
+    while len(server.requests) < module.MAX_AT_ONCE:
+        await asyncio.sleep(0.01)
+    may_answer.set()
+    assert await asyncio.gather(*waiting) == [FAILED] * len(waiting)
+    assert len(server.requests) == module.MAX_AT_ONCE
 
 
 @pytest.mark.parametrize(
