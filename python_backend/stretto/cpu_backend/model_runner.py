@@ -6,15 +6,21 @@ from functools import cache, lru_cache
 import numpy as np
 import torch
 
+INT32S = ctypes.c_int32 * (1 << 30)  # one type for tables of any size, because ctypes keeps each type that it makes
 
-@lru_cache(maxsize=4096)  # addresses stay the same from step to step; making a view takes longer than reading a row
+
+@lru_cache(maxsize=4096)  # addresses stay the same from step to step; making an array takes longer than reading a row
+def _int32s(address: int) -> np.ndarray:
+    """Return the int32 values from a memory address on, of which only those of the table may be used."""
+    return np.ctypeslib.as_array(INT32S.from_address(address))
+
+
 def _table(address: int, num_rows: int, stride: int) -> np.ndarray:
     """Return the int32 block table [num_rows, stride] at a memory address.
 
     Kernels that handle several KV-cache groups receive the addresses of their tables.
     """
-    values = (ctypes.c_int32 * (num_rows * stride)).from_address(address)
-    return np.ctypeslib.as_array(values).reshape(num_rows, stride)
+    return _int32s(address)[: num_rows * stride].reshape(num_rows, stride)
 
 
 def apply_write(
