@@ -235,7 +235,7 @@ class SpeechClient:
                 there is a pause after lines without punctuation. `speak_once` sends the text unchanged.
             rates: True if the caller plays each event at its `speed`, which changes with `<prosody rate>` of SSML.
             check: `signals` or `words` to list the `faults` of speech in the report, for the task `tts`, or `off`.
-            attempts: Maximum number of attempts for a clause that is faulty before it is sent (`CheckedSpeech`).
+            attempts: Maximum number of different attempts for a clause that is faulty before it is sent.
             hold_s: Duration of each clause in seconds, up to MAX_HOLD_S, that is sent only once it has been checked.
             check_with: Recogniser for `words`: `self`, `grpc://HOST:PORT` or `http://HOST:PORT/v1` (`Address`).
             join: `continued` if each clause continues the one before (`ContinuedSpeech`); clauses are then shorter.

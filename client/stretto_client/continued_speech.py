@@ -46,6 +46,11 @@ def continued(speak: Speak, join: Join, profile: Callable[[], Awaitable[ModelPro
     return speak if join == "independent" else ContinuedSpeech(speak, profile, options)
 
 
+def is_whole(report: dict[str, Any]) -> bool:
+    """Return True if a report is of the whole speech of a clause, which ended by itself and has no fault."""
+    return report.get("finish_reason") == "stop" and not report.get("faults") and report.get("num_pieces", 1) == 1
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Spoken:
     """Clause that has been spoken, and its codes, int32 [S, T]."""
@@ -110,8 +115,6 @@ class ContinuedSpeech:
             is_short = event.start_s + event.duration_s <= MAX_BEFORE_S
             if event.codes is not None and is_short:
                 codes.append(event.codes)
-            if event.is_final and event.report is not None and codes and is_short:
-                report = event.report
-                if report.get("finish_reason") == "stop" and not report.get("faults"):
-                    self._spoken = Spoken(text.translate(MARKS), np.concatenate(codes, axis=1))
+            if event.report is not None and is_whole(event.report) and codes and is_short:
+                self._spoken = Spoken(text.translate(MARKS), np.concatenate(codes, axis=1))
             yield event if self._sends_codes else replace(event, codes=None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from tritonclient.grpc import InferenceServerException
 from tritonclient.grpc.aio import InferenceServerClient
 
-from stretto_client.errors import from_exception
+from stretto_client.errors import ClientError, from_exception
 from stretto_contract.speech_checks import USUAL_SIGNALS, SignalLimits
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ FetchProfile = Callable[[], Awaitable[ModelProfile]]
 
 
 async def signal_limits(profile: FetchProfile) -> SignalLimits:
-    """Return the limits of the model's speech; the usual ones if the server does not describe its model."""
-    with suppress(ValueError):
+    """Return the limits of the model's speech; the usual ones if the server does not describe its model, or not now."""
+    with suppress(ValueError, ClientError):
         return (await profile()).signals
     return USUAL_SIGNALS

@@ -391,7 +391,7 @@ class RecordedVoice:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """Earlier speech that a request for speech continues; later requests will continue the new one.
+    """Earlier speech that a request for speech continues. Its own events have codes, so that the next one continues it.
 
     Attributes:
         task: Name of the task that reads it.

@@ -125,7 +125,7 @@ class SpeechForm(Voiced):
         default=ATTEMPTS,
         ge=1,
         le=MAX_ATTEMPTS,
-        description="maximum number of attempts for a clause, with the first",
+        description="maximum number of different attempts for a clause; the best may be generated twice",
     )
     hold_s: float = Field(
         default=0.0,

@@ -144,8 +144,9 @@ class Replies:
         (1.0, {"finish_reason": "length"}),
         (1.0, {"finish_reason": "repetition"}),
         (1.0, {"faults": [{"fault": "hum", "start_s": 0.0}]}),
+        (1.0, {"num_pieces": 2}),
     ],
-    ids=["too long", "length", "repetition", "faulty"],
+    ids=["too long", "length", "repetition", "faulty", "piece"],
 )
 async def test_long_cut_and_faulty_clauses_are_not_continued(seconds: float, report: dict[str, Any]) -> None:
     """The last good clause is continued instead."""

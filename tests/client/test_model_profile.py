@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto_client import ModelProfile
-from stretto_client.model_profile import TaskProfile
+from stretto_client.errors import ServerFailed
+from stretto_client.model_profile import TaskProfile, signal_limits
 from stretto_contract.speech_checks import USUAL_SIGNALS, SignalLimits
 from tests.client.fake_server import PROFILE
 
@@ -40,6 +41,14 @@ def test_profiles_of_older_and_newer_repositories_are_readable() -> None:
     signals = SignalLimits(hum_s=0.5, min_units=30)
     assert read(PROFILE | {"signals": {"hum_s": 0.5, "min_units": 30, "loud": 1}}).signals == signals
     assert read(PROFILE).signals == USUAL_SIGNALS
+
+
+@pytest.mark.parametrize("error", [ValueError("no profile"), ServerFailed("no answer")])
+async def test_speech_is_measured_even_if_the_profile_cannot_be_read(error: Exception) -> None:
+    async def fetch() -> ModelProfile:
+        raise error
+
+    assert await signal_limits(fetch) == USUAL_SIGNALS
 
 
 @pytest.mark.parametrize(
