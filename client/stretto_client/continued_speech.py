@@ -26,9 +26,18 @@ FIRST = Earlier("tts", "user", ())
 CLAUSE_UNITS = 240  # longest clause, in `spoken_units`, so that its speech usually takes 14 s
 
 
-def independent_only(profile: ModelProfile) -> str:
-    """Return the expected value of `join` for a model that cannot continue speech, for error messages."""
-    return f"independent ({profile.family!r} cannot continue speech)"
+def independent_only(profile: ModelProfile, has_voice: bool = False) -> str:
+    """Return the expected value of `join` for a model that cannot continue speech, for error messages.
+
+    Args:
+        has_voice: True if it only cannot because the request has a voice.
+    """
+    return f"independent ({profile.family!r} cannot continue speech{' in a requested voice' * has_voice})"
+
+
+def reads_either(task: TaskProfile, voice: object) -> bool:
+    """Return True if a request has a voice, and the model reads earlier speech as a voice, so that it has no place."""
+    return voice is not None and task.continues == "voice"
 
 
 def continuing_task(profile: ModelProfile) -> TaskProfile | None:
@@ -83,7 +92,7 @@ class ContinuedSpeech:
     def __init__(self, speak: Speak, profile: Callable[[], Awaitable[ModelProfile]], options: SpeakOptions):
         self._speak = speak
         self._profile = profile
-        self._has_voice = options.get("voice") is not None
+        self._voice = options.get("voice")
         self._sends_codes = bool(options.get("output", {}).get("codes"))
         self._spoken: Spoken | None = None
 
@@ -92,7 +101,7 @@ class ContinuedSpeech:
         """Speak a clause, and keep it for the next one."""
         task = await self._task()
         arguments["earlier"] = FIRST
-        if self._spoken is not None and not (task.continues == "voice" and self._has_voice):
+        if self._spoken is not None and not reads_either(task, self._voice):
             arguments["earlier"] = self._spoken.earlier(task)
         async with (
             self._speak(text, **arguments) as stream,

@@ -23,7 +23,7 @@ from pydantic import (
 from typing_extensions import Doc
 
 from stretto_client import FAMILY_OPTIONS, ModelProfile, RecordedVoice, SpeakArguments
-from stretto_client.continued_speech import continuing_task, independent_only
+from stretto_client.continued_speech import continuing_task, independent_only, reads_either
 from stretto_client.markup import Markup
 from stretto_contract import schema
 from stretto_contract.joins import Join
@@ -239,8 +239,9 @@ class SpeechFields(WithOptions):
         options |= {"encoding": "pcm_s16le", "sample_rate": self.rate, "markup": self.markup}
         options |= {"voice": voice, "check": self.check, "attempts": self.attempts, "hold_s": self.hold_s}
         options["join"] = self.join
-        if self.join == "continued" and continuing_task(profile) is None:
-            ignored.add("join", independent_only(profile), self.join)
+        task = continuing_task(profile)
+        if self.join == "continued" and (task is None or reads_either(task, voice)):
+            ignored.add("join", independent_only(profile, has_voice=task is not None), self.join)
             options["join"] = "independent"
         return options
 
