@@ -69,7 +69,7 @@ class Tally:
         return self.total_s / self.audio_s if self.audio_s else None
 
     def summary(self) -> str:
-        """Return a line with audio duration, time to first audio, real-time factor, seed and guidance."""
+        """Return a line with duration, time to first audio, real-time factor, seed, guidance and results of checks."""
         drawn = f"seed {self.report['seed']}"
         ended = [] if self.report["finish_reason"] == "stop" else [f"ended by {self.report['finish_reason']}"]
         if self.rtf is None:
@@ -86,7 +86,21 @@ class Tally:
             parts.append(f"left out: {', '.join(left_out)}")
         if untimed := self.report.get("untimed_words"):
             parts.append(f"words without a time, which may be missing: {' '.join(untimed)}")
-        return ", ".join(parts)
+        return ", ".join([*parts, *self._checks()])
+
+    def _checks(self) -> list[str]:
+        """Return the results of the checks of the speech, without those that found nothing."""
+        parts = []
+        if faults := self.report.get("faults"):
+            places = [f"{fault['fault']} at {fault['start_s']:.1f} s" for fault in faults]
+            parts.append(f"faults: {', '.join(places)}")
+        if transcripts := self.report.get("transcripts"):
+            parts.append(f"heard: {' '.join(transcripts)}")
+        if redrawn := self.report.get("redrawn"):
+            parts.append(f"redrawn {redrawn}")
+        if unchecked := self.report.get("unchecked"):
+            parts.append(f"unchecked: {', '.join(unchecked)}")
+        return parts
 
     def record(self) -> dict[str, Any]:
         """Return the statistics for JSON, with the server's report."""

@@ -18,7 +18,7 @@ from stretto_gateway.fields import IGNORED, Body, Ignored, Text, held_bytes, val
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.routes import Route
 from stretto_gateway.socket_session import DONE, SessionEnd, SocketChannel, attend, read_json, session_tasks
-from stretto_gateway.speech import audio_parts, limit_reason, untimed_words, voice_options
+from stretto_gateway.speech import audio_parts, quality, voice_options
 from stretto_gateway.speech_request import SpeechFields
 
 
@@ -345,7 +345,7 @@ class StreamSession:
             await self._channel.send("audio.done", **fields, total_bytes=num_bytes, error=has_failed)
         await text.ended()
         tags = [name for name in ignored.names if name.startswith("input.")] if ignored is not None else []
-        notes: dict[str, Any] = untimed_words(report) | limit_reason(report) | ({IGNORED: tags} if tags else {})
+        notes: dict[str, Any] = quality(report) | ({IGNORED: tags} if tags else {})
         await self._channel.send("session.done", utterance_index=index, total_sentences=1, **notes)
 
 

@@ -41,6 +41,19 @@ def test_summary_mentions_a_length_finish_reason(num_samples: int | None) -> Non
     assert tally.summary().endswith(", ended by length")
 
 
+def test_summary_names_the_results_of_checks() -> None:
+    tally = Tally(stream=io.StringIO())
+    hum = {"fault": "hum", "start_s": 1.234}
+    words = {"fault": "words", "start_s": 5.0}
+    checked = {"faults": [hum, words], "transcripts": ["a hat"], "redrawn": 1, "unchecked": ["language", "digits"]}
+    tally.add(event(160, report=REPORT | checked))
+    assert tally.summary().endswith(
+        "guidance 1.5, faults: hum at 1.2 s, words at 5.0 s, heard: a hat, redrawn 1, unchecked: language, digits"
+    )
+    tally.add(event(160, report=REPORT | {"faults": [], "redrawn": 0, "redrawn_s": 0.0}))
+    assert tally.summary().endswith("guidance 1.5")
+
+
 def test_progress_line_shows_words_only_on_a_terminal() -> None:
     for stream, shows, expected in [(Terminal(), True, True), (Terminal(), False, False), (io.StringIO(), True, False)]:
         tally = Tally(shows, stream)

@@ -8,6 +8,8 @@ import pytest
 
 from tests.client.fake_server import PROFILE, Chunk, Pause, Request, Step
 from tests.gateway.conftest import Running, Start, sse_events
+from tests.gateway.realtime.test_bounds import open_socket
+from tests.gateway.test_speech_stream import begin
 from tests.patience import until_async
 
 BODY = {"model": "tts-1", "voice": "rms", "input": "A cat.", "response_format": "pcm"}
@@ -83,7 +85,7 @@ async def test_model_that_does_not_transcribe_cannot_check_itself(start: Start) 
 
 
 @pytest.mark.parametrize(("change", "faults"), [({}, ["silence"]), ({"check": "off"}, [])], ids=["signals", "off"])
-async def test_faults_are_in_events_batches_and_metrics(
+async def test_faults_are_in_events_batches_streams_and_metrics(
     start: Start, change: dict[str, Any], faults: list[str]
 ) -> None:
     running = await start(speech())
@@ -92,13 +94,15 @@ async def test_faults_are_in_events_batches_and_metrics(
         events = await http.post(PATH, json=body | {"stream_format": "sse"})
         shared = {name: value for name, value in body.items() if name != "input"}
         batch = await http.post(f"{PATH}/batch", json=shared | {"items": [{"input": "A cat."}]})
+    async with open_socket(running, f"{PATH}/stream") as opened:
+        done, _ = await (await begin(opened, **change)).utterance("A cat.")
     last = sse_events(events.text)[-1]
     (result,) = batch.json()["results"]
-    for answer in (last, result):
+    for answer in (last, result, done[-1]):
         assert [fault["fault"] for fault in answer.get("faults", ())] == faults
         assert [fault["start_s"] for fault in answer.get("faults", ())] == [pytest.approx(0.12, abs=0.06)] * len(faults)
     assert ("redrawn" in last, result.get("redrawn", 0)) == (False, len(faults))  # a batch is held back
-    assert await running.metric("audio_faults_total") == 2 * len(faults)
+    assert await running.metric("audio_faults_total") == 3 * len(faults)
     assert await running.metric("audio_redrawn_total") == len(faults)
 
 
