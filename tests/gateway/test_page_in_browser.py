@@ -17,6 +17,7 @@ from tests.gateway.conftest import Start
 from tests.gateway.realtime.caller import RATE, spoken
 from tests.gateway.realtime.test_duplex import DUPLEX, PERSONA, Partner
 from tests.gateway.test_chat import task
+from tests.gateway.test_checks import good, speech
 from tests.gateway.test_voices import cloning
 from tests.patience import PATIENCE_S, until_async
 
@@ -159,6 +160,38 @@ async def test_page_plays_exact_samples_from_the_first_chunk(start: Start, brows
     assert await tab.text("#used-seed") == "11"
     assert (await tab.text("#words")).split() == ["a", "cat"]
     assert await tab.text("#length") == f"{len(ALL) / 24_000:.1f} s"
+
+
+async def test_page_tells_what_the_checks_of_speech_have_found(start: Start, browser: Browser) -> None:
+    replies = iter([speech(), good(), speech(), good()])
+    running = await start(lambda _: next(replies))
+    tab = await listened(browser, running.url)
+    shown = "document.querySelector('#findings').checkVisibility()"
+    assert not await tab.value(shown)
+    await tab.write("#text", "A cat.")
+    await tab.click("#speak-button")
+    await tab.reads("#findings", "Faults found: silence at 0.1 s.")
+    assert await tab.value(shown)
+    await tab.click("#speak-button")
+    await tab.reads("#speak-status", "Finished")
+    assert not await tab.value(shown), "speech without a fault has the line of the speech before"
+    await tab.click("#compare summary")
+    await tab.click("#compare-button")
+    await tab.reads("#compare-status", "Both are ready")
+    lengths = {await tab.text(f"#{side}-length") for side in ("left", "right")}
+    assert lengths == {"3.1 s Faults found: silence at 0.1 s.", "1.0 s"}
+
+
+async def test_page_tells_attempts_given_up_and_unchecked_words(start: Start, browser: Browser) -> None:
+    faults = [{"fault": "abrupt_end", "start_s": 1.25}, {"fault": "words", "start_s": 2.0}]
+    event = {"type": "speech.audio.done", "faults": faults, "redrawn": 2, "unchecked": ["too_long", "digits", "digits"]}
+    running = await start(CHUNKS)
+    tab = await browser.tab()
+    await tab.serve("*/v1/audio/speech", f"data: {json.dumps(event)}\n\n", "text/event-stream")
+    await tab.open(running.url, READY)
+    await tab.click("#speak-button")
+    faults_told = "Faults found: abrupt end at 1.3 s, words at 2.0 s."
+    await tab.reads("#findings", f"{faults_told} Attempts given up: 2. Words not checked: too long, digits.")
 
 
 # Holds the page up for a while before each sound starts, as a busy machine does.

@@ -3,7 +3,7 @@
 import { element, forgive, tell } from "./form.js";
 import { speech } from "./gateway.js";
 import { Playback, RATE } from "./player.js";
-import { seconds, speechRequest, tellOf } from "./speak.js";
+import { findings, seconds, speechRequest, tellOf } from "./speak.js";
 import { Waveform } from "./waveform.js";
 
 const SIDES = ["left", "right"];
@@ -42,14 +42,16 @@ class Take {
     element(`${this.side}-name`).textContent = scale === 1 ? "Unguided" : `Guided, ${scale}`;
     element(`${this.side}-length`).textContent = "…";
     let numSamples = 0;
-    for await (const { samples } of speech({ ...record, guidance_scale: scale }, signal)) {
+    let told = "";
+    for await (const { samples, report } of speech({ ...record, guidance_scale: scale }, signal)) {
+      if (report !== undefined) told = findings(report);
       if (samples === undefined) continue;
       this.#chunks.push(samples);
       numSamples += samples.length;
       this.waveform.add(samples, RATE);
       this.waveform.draw(0);
     }
-    element(`${this.side}-length`).textContent = seconds(numSamples / RATE);
+    element(`${this.side}-length`).textContent = `${seconds(numSamples / RATE)} ${told}`;
     this.button.disabled = false;
   }
 

@@ -92,14 +92,16 @@ async function* parts(stream) {
   }
 }
 
-/** Yield generated speech as it arrives: `samples` (Int16Array), or `words` that begin in the following samples. */
+/** Yield generated speech as it arrives: `samples` (Int16Array), `words` that begin in the following samples, or the last event as `report`. */
 export async function* speech(record, signal) {
   let isWhole = false;
   const asked = { ...record, response_format: "pcm", stream_format: "sse" };
   for await (const event of events(await post("v1/audio/speech", asked, signal))) {
     if (event.type === "speech.audio.words") yield { words: event.words };
     if (event.type === "speech.audio.delta") yield { samples: samplesOf(event.audio) };
-    if (event.type === "speech.audio.done") isWhole = true;
+    if (event.type !== "speech.audio.done") continue;
+    isWhole = true;
+    yield { report: event };
   }
   if (!isWhole) throw new GatewayError("The response was interrupted.");
 }

@@ -38,6 +38,16 @@ export function tellOf(error, line) {
   line.hidden = false;
 }
 
+/** Return in words what the checks of a speech have found, from its last event; empty if there is nothing to tell. */
+export function findings({ faults = [], redrawn = 0, unchecked = [] }) {
+  const told = [];
+  const named = faults.map(({ fault, start_s }) => `${fault.replaceAll("_", " ")} at ${seconds(start_s)}`);
+  if (faults.length > 0) told.push(`Faults found: ${named.join(", ")}.`);
+  if (redrawn > 0) told.push(`Attempts given up: ${redrawn}.`);
+  if (unchecked.length > 0) told.push(`Words not checked: ${[...new Set(unchecked)].join(", ").replaceAll("_", " ")}.`);
+  return told.join(" ");
+}
+
 class SpeakPanel {
   #request = null; // AbortController of the request in progress
   #playback = null;
@@ -97,6 +107,7 @@ class SpeakPanel {
     element("words").replaceChildren();
     element("words").hidden = true;
     element("download").hidden = true;
+    element("findings").hidden = true;
     enable(element("again-button"), false, element("text"));
     for (const id of ["first-sound", "ahead", "length", "speed"]) element(id).textContent = "–";
     element("used-seed").textContent = seed;
@@ -120,8 +131,9 @@ class SpeakPanel {
   }
 
   async #receive(parts, playback) {
-    for await (const { words = [], samples } of parts) {
+    for await (const { words = [], samples, report } of parts) {
       words.forEach((word) => this.#addWord(word));
+      if (report !== undefined) this.#tellFindings(findings(report));
       if (samples === undefined) continue;
       playback.add(samples);
       this.#waveform.add(samples, RATE);
@@ -130,6 +142,11 @@ class SpeakPanel {
       element("length").textContent = seconds(madeS);
       element("speed").textContent = `${(madeS / tookS).toFixed(1)} ×`;
     }
+  }
+
+  #tellFindings(told) {
+    element("findings").hidden = told === "";
+    element("findings").textContent = told;
   }
 
   #addWord({ word, start }) {
