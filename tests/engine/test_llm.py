@@ -98,6 +98,17 @@ async def test_reply_matches_the_reference_with_a_consistent_report(llm: SpeechL
     assert report.queue_s != report.first_frame_s
 
 
+async def test_reply_that_misses_its_end_is_ended_at_the_ceiling(llm: SpeechLLM) -> None:
+    num_frames = TINY.task("tts").speech_limits.max_frames("Hi", TINY.frame_rate)
+    num_rows = TINY.num_audio_rows(num_frames)
+    prompt = make_prompt(TINY, 6, "tts")
+    endless = replace(prompt.sampling.audio, min_rows=num_rows, max_rows=num_rows)
+    prompt = replace(prompt, sampling=replace(prompt.sampling, audio=endless), has_ceiling=True)
+    report = (await collect(llm, prompt))[-1].chunk.report
+    assert report is not None
+    assert (report.finish_reason, report.num_frames) == ("ceiling", num_frames)
+
+
 async def test_new_replies_are_refused_while_first_frames_are_late(
     llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
