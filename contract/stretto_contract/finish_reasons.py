@@ -9,7 +9,7 @@ Limit = Literal["length", "ceiling", "repetition"]
 LIMITS: tuple[Limit, ...] = get_args(Limit)
 FinishReason = Literal["stop"] | Limit
 STOP: FinishReason = "stop"
-CANCELLED: Literal["cancelled"] = "cancelled"  # the client has left; such a reply has no report
+CANCELLED: Literal["cancelled"] = "cancelled"  # the client has left or does not read; such a reply has no report
 
 
 def limit_of(report: Mapping[str, Any]) -> Limit | None:

@@ -45,6 +45,13 @@ class CallerDisconnected(ApiError):
         super().__init__(499, "the client has disconnected", code="client_closed_request")
 
 
+class ClientEnd(Exception):
+    """Base class of exceptions that end the responses of a client that has left or does not read."""
+
+
+CLIENT_LEFT = (asyncio.CancelledError, GeneratorExit, ClientEnd)  # exceptions that end a response without an error
+
+
 async def unless_disconnected(receive: Receive, work: Awaitable[Result]) -> Result:
     """Return the result of `work`; cancel it if the client disconnects first.
 

@@ -4,7 +4,6 @@ import base64
 import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Literal, cast
@@ -21,7 +20,7 @@ from stretto_gateway.answers import ApiError, Completion, described, mismatch
 from stretto_gateway.base64_data import DATA_URL, EncodedFile
 from stretto_gateway.catalogue import CallersVoices, VoiceFile, answers_turns, converses
 from stretto_gateway.encoding import Encoder, default_rate, make_encoder
-from stretto_gateway.events import Streamed, reply_events
+from stretto_gateway.events import Streamed, closing, reply_events
 from stretto_gateway.fields import Body, Ignored, Text
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import SpeechTrace, Trace
@@ -256,7 +255,7 @@ async def reply(
         files = [await decoded(file) for file in conversation.files]
         images = [await decoded(image) for image in conversation.images]
         begin = partial(gateway.client.converse, conversation.turns, *files, images=images, **options)
-        async with aclosing(reply_events(begin, {}, trace, gateway.queue)) as events:
+        async with closing(reply_events(begin, {}, trace, gateway.queue)) as events:
             async for event in events:
                 yield event
 
@@ -274,7 +273,7 @@ async def completion(
     audio = bytearray()
     text = ""
     report = dict[str, Any]()
-    async with aclosing(events):
+    async with closing(events):
         async for event in events:
             text += event.text
             report = event.report or report
@@ -300,7 +299,7 @@ async def stream_parts(
     sound_id = audio_head()["id"]
     report = dict[str, Any]()
     delta: dict[str, Any] = {"role": "assistant"}
-    async with aclosing(events):
+    async with closing(events):
         async for event in events:
             report = event.report or report
             if encoder is not None and event.text:

@@ -2,20 +2,22 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from stretto_client import ClientError, SpeechEvent
 from stretto_client.tries import Begin, events_in_turn, once
-from stretto_gateway.admission import CallerDisconnected, unless_disconnected
+from stretto_gateway.admission import CLIENT_LEFT, CallerDisconnected, unless_disconnected
 from stretto_gateway.answers import ApiError, from_client_error
 from stretto_gateway.metrics import SpeechTrace, Trace
 from stretto_gateway.server_queue import ServerQueue
 
 PIECE_BYTES = 16_384  # bytes per send, small enough that a slow client can read them within the time limit
+Part = TypeVar("Part")
 LOG = logging.getLogger("stretto_gateway")
 
 
@@ -75,6 +77,20 @@ class Streamed(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+@asynccontextmanager
+async def closing(parts: AsyncGenerator[Part, None]) -> AsyncIterator[AsyncGenerator[Part, None]]:
+    """Close a generator at the end of the `with` block. An error of the block is raised in the generator, too.
+
+    A GeneratorExit would not tell an error from a client that has left.
+    """
+    async with aclosing(parts):
+        try:
+            yield parts
+        except Exception as error:
+            await parts.athrow(error)
+            raise
+
+
 async def client_events(
     begin: Begin, fields: dict[str, str], queue: ServerQueue | None = None
 ) -> AsyncGenerator[SpeechEvent, None]:
@@ -108,7 +124,7 @@ async def text_events(
             async for event in events:
                 trace.add(event)
                 yield event
-    except (asyncio.CancelledError, GeneratorExit):
+    except CLIENT_LEFT:
         trace.cancel()
         raise
     finally:
@@ -119,7 +135,7 @@ async def speech_events(
     begin: Begin, fields: dict[str, str], trace: SpeechTrace, queue: ServerQueue | None = None
 ) -> AsyncGenerator[SpeechEvent, None]:
     """Yield the events of a speech response and record them; raise ApiError if it fails or has no samples."""
-    async with aclosing(text_events(begin, fields, trace, queue)) as events:
+    async with closing(text_events(begin, fields, trace, queue)) as events:
         async for event in events:
             yield event
     if not trace.has_sound:

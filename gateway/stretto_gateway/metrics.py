@@ -339,7 +339,7 @@ class Trace:
         self._report = event.report or {}
 
     def cancel(self) -> None:
-        """Record that the client has left."""
+        """Record that the client has left or does not read."""
         self._is_cancelled = True
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from typing import Any
 
 from stretto_contract.finish_reasons import CANCELLED, limit_of
+from stretto_gateway.admission import CLIENT_LEFT
 from stretto_gateway.answers import ApiError, SpeechOutcome
 
 MAX_OUTCOMES = 4096  # of all callers; the oldest one of the caller with most outcomes is forgotten
@@ -42,12 +43,12 @@ class Outcomes:
                 async for data in parts:
                     outcome["bytes"] += len(data)
                     yield data
-        except ApiError as error:
-            outcome["status"] = "failed"
-            outcome["error"] = error.message
-            raise
-        except BaseException:  # the client has disconnected, or the gateway fails
+        except CLIENT_LEFT:
             outcome["status"] = outcome["finish_reason"] = CANCELLED
+            raise
+        except Exception as error:
+            outcome["status"] = "failed"
+            outcome["error"] = error.message if isinstance(error, ApiError) else "internal error"
             raise
         limit = limit_of(report)
         outcome["status"] = "completed" if limit is None else "incomplete"

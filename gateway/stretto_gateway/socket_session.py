@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from starlette.types import Message
 from starlette.websockets import WebSocketDisconnect
 
+from stretto_gateway.admission import ClientEnd
 from stretto_gateway.answers import ApiError, shown
 from stretto_gateway.connection import POLICY, EventRate
 from stretto_gateway.gateway import Gateway
@@ -32,7 +33,7 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{secrets.token_hex(10)}"
 
 
-class SessionEnd(Exception):
+class SessionEnd(ClientEnd):
     """End of a session.
 
     Args:

@@ -5,7 +5,7 @@ import base64
 import json
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, cast
 from urllib.parse import quote
@@ -51,7 +51,7 @@ from stretto_gateway.encoding import (
     make_encoder,
     wav_header,
 )
-from stretto_gateway.events import Streamed, speech_events
+from stretto_gateway.events import Streamed, closing, speech_events
 from stretto_gateway.fields import Ignored, check_options_size, held_bytes
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import SpeechTrace
@@ -402,7 +402,7 @@ async def spoken(
             await prepare_text(gateway, text, options, ignored)
         begin = partial(gateway.client.speak, text if isinstance(text, str) else use.counted(text), **options)
         queue = gateway.queue if isinstance(text, str) else None  # pieces of streamed text are read only once
-        async with aclosing(speech_events(begin, fields, trace, queue)) as events:
+        async with closing(speech_events(begin, fields, trace, queue)) as events:
             yield events
 
 
@@ -505,7 +505,7 @@ async def result(
         options["hold_s"] = MAX_HOLD_S
         audio = bytearray()
         report = dict[str, Any]()
-        async with aclosing(audio_parts(gateway, item, item.input, options, ignored, report)) as parts:
+        async with closing(audio_parts(gateway, item, item.input, options, ignored, report)) as parts:
             async for data in parts:
                 room.reserve(len(data))
                 asked.keep(4 * len(data) // 3)  # as base64

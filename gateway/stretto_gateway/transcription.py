@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ from stretto_gateway import g711
 from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import PlainText, TextSegment, TimedText, described, mismatch, refused
 from stretto_gateway.catalogue import find_task, transcribes
-from stretto_gateway.events import Streamed, text_events
+from stretto_gateway.events import Streamed, closing, text_events
 from stretto_gateway.fields import MAX_SHOWN_CHARS, Ignored, Text, TextFields
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import Trace
@@ -261,7 +261,7 @@ async def writing(
     trace = Trace(gateway.metrics, task)
     async with gateway.slot():
         begin = partial(gateway.client.transcribe, content, **options)
-        async with aclosing(text_events(begin, FIELDS, trace, gateway.queue)) as events:
+        async with closing(text_events(begin, FIELDS, trace, gateway.queue)) as events:
             yield events
 
 

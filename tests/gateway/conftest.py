@@ -77,6 +77,13 @@ class Running:
             lines = (await http.get("/metrics")).text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
 
+    def left(self) -> dict[str, float | None]:
+        """Return the number of utterances that did not complete, by reason."""
+        registry = self.app.state.gateway.metrics.registry
+        labels = {"family": "tiny", "task": "tts"}
+        reasons = ("failed", "cancelled")
+        return {name: registry.get_sample_value("audio_left_total", labels | {"reason": name}) for name in reasons}
+
     async def until(self, **metrics: int) -> None:
         """Wait until each of these metrics has its value."""
         async with asyncio.timeout(PATIENCE_S):

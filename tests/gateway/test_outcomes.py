@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from stretto_gateway.answers import ApiError
+from stretto_gateway.config import Limits
 from stretto_gateway.outcomes import Outcomes
 from tests.client.fake_server import Abort, Step, Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
@@ -43,12 +44,39 @@ async def test_outcome_tells_a_complete_stream_from_a_broken_one(
         outcome = (await http.get(path, headers=AUTHORIZED)).json()
         assert (outcome["status"], outcome["bytes"], bool(outcome["error"])) == (status, num_bytes, status == "failed")
         assert outcome.get("finish_reason") == ("cancelled" if status == "cancelled" else None)
-        registry = running.app.state.gateway.metrics.registry
-        for reason in ("failed", "cancelled"):
-            labels = {"family": "tiny", "task": "tts", "reason": reason}
-            assert registry.get_sample_value("audio_left_total", labels) == (status == reason)
+        assert running.left() == {reason: status == reason for reason in ("failed", "cancelled")}
         other = await http.get(path, headers={"authorization": f"Bearer {KEY}-of-another"})
         assert (other.status_code, other.json()["error"]["param"]) == (404, "id")
+
+
+async def test_error_of_the_gateway_counts_as_a_failure(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = await start()
+    pieces = iter([b"ab"])
+
+    async def encoded(*_: object) -> bytes:
+        piece = next(pieces, None)
+        if piece is None:
+            raise RuntimeError("the encoder has failed")
+        return piece
+
+    monkeypatch.setattr("stretto_gateway.speech.encoded", encoded)
+    async with running.http() as http:
+        async with http.stream("POST", "/v1/audio/speech", json=SLOWLY) as answer:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await answer.aread()
+        outcome = (await http.get(f"/v1/audio/speech/{answer.headers['x-request-id']}")).json()
+    assert (outcome["status"], outcome["error"]) == ("failed", "internal error")
+    assert running.left() == {"failed": 1, "cancelled": 0}
+
+
+async def test_audio_beyond_the_limit_of_a_batch_counts_as_a_failure(start: Start) -> None:
+    running = await start(limits=Limits(max_batch_bytes=4000, drain_s=1))
+    async with running.http() as http:
+        answer = await http.post(
+            "/v1/audio/speech/batch", json={"items": [{"input": "A cat."}], "response_format": "pcm"}
+        )
+    assert answer.json()["failed"] == 1
+    assert running.left() == {"failed": 1, "cancelled": 0}
 
 
 async def test_oldest_outcome_of_the_largest_caller_is_forgotten() -> None:

@@ -401,6 +401,7 @@ async def test_stalled_reader_applies_backpressure_then_is_disconnected(start: S
     await reader.readline()
     await running.until(audio_left_total=1)
     assert running.behind.num_played < 50, "it was not held back"
+    assert running.left() == {"failed": 0, "cancelled": 1}
     writer.close()
 
 

@@ -448,6 +448,7 @@ async def test_slow_websocket_reader_applies_backpressure(start: Start, monkeypa
         await writer.send("input.done")
         await running.until(audio_left_total=1)
         assert running.behind.num_played < 50, "it was not held back"
+    assert running.left() == {"failed": 0, "cancelled": 1}
     await running.idle()
 
 

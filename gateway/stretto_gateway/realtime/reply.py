@@ -4,7 +4,6 @@ import asyncio
 import base64
 import time
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -16,7 +15,7 @@ from stretto_gateway.answers import ApiError, error_path, refused
 from stretto_gateway.catalogue import CallersVoices, VoiceFile
 from stretto_gateway.chat import conversing_task, set_voice
 from stretto_gateway.encoding import DEFAULT_RATE, TimeStretch
-from stretto_gateway.events import reply_events
+from stretto_gateway.events import closing, reply_events
 from stretto_gateway.fields import held_bytes
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import SpeechTrace, Trace
@@ -239,7 +238,7 @@ class Reply:
         try:
             trace = (SpeechTrace if order.speaks else Trace)(gateway.metrics, order.options["task"])
             async with gateway.slot():
-                async with aclosing(reply_events(self._open_stream, self._fields, trace, self._queue)) as events:
+                async with closing(reply_events(self._open_stream, self._fields, trace, self._queue)) as events:
                     async for event in events:
                         await self._add(event)
                 if self._stretch is not None:

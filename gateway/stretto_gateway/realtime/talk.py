@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from stretto_gateway.base64_data import DATA_URL, read_base64
 from stretto_gateway.catalogue import CallersVoices, find_task
 from stretto_gateway.chat import given
 from stretto_gateway.encoding import DEFAULT_RATE, wav_header
-from stretto_gateway.events import text_events
+from stretto_gateway.events import closing, text_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import Trace
 from stretto_gateway.realtime import events as client
@@ -189,7 +189,7 @@ class Transcriber:
         async with self._gateway.slot():
             begin = self._transcription(pcm, live)
             queue = None if live else self._gateway.queue
-            async with aclosing(text_events(begin, {}, trace, queue)) as events:
+            async with closing(text_events(begin, {}, trace, queue)) as events:
                 async for event in events:
                     report = event.report or report
                     text += event.text
