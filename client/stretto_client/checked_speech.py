@@ -6,12 +6,14 @@ clauses before it (`Lead`), of which the player has played only a part. This dep
 or on their division into events, so that the same text and seed give the same speech.
 """
 
+import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Self
 
 from numpy.typing import NDArray
 
@@ -21,12 +23,14 @@ from stretto_client.signals import Fault, SignalMeter
 from stretto_client.speech_stream import SpeakOptions, SpeechEvent, SpeechStream
 from stretto_client.tries import Tries, events_in_turn, once
 from stretto_contract.finish_reasons import limit_of
+from stretto_contract.joins import Join
 from stretto_contract.speech_checks import CHECKS, FAULTS, MAX_ATTEMPTS, MAX_HOLD_S, USUAL_SIGNALS, Check, SignalLimits
 
 LEAST_HELD_S = 1.0
 MAX_HELD_S = 10.0  # of a clause after others, beyond `hold_s`
 MAX_HELD_BYTES = 8 << 20  # of samples of a clause
 MAX_JUDGED_S = 40.0  # longest speech that is kept for a judge, also after it has been sent
+MAX_LATE = 2  # clauses of a text that are judged while the next one is spoken
 
 
 def attempts_of(check: Check, attempts: int, hold_s: float = 0.0) -> int:
@@ -96,6 +100,7 @@ class Attempt:
         chunks: Samples of the first MAX_JUDGED_S seconds, for a judge.
         faults: Faults of the events so far, in the order in which they were found.
         report: Further entries of the last event's report.
+        sent_report: Report of the last event, once it has been sent; a late judge adds to it.
         error_size: Size of the largest error in its words; 0 if they are not checked.
         sample_rate: Sample rate in Hz.
     """
@@ -109,6 +114,7 @@ class Attempt:
         self.error_size = 0
         self.faults = list[Fault]()
         self.report = dict[str, Any]()
+        self.sent_report = dict[str, Any]()
         self._num_samples = 0
         self.sample_rate = 1
         self._sample_bytes = 1
@@ -161,8 +167,49 @@ class Attempt:
         return {"faults": [{"fault": fault.name, "start_s": fault.start_s} for fault in self.faults]} | self.report
 
 
-Judge = Callable[[Attempt, dict[str, Any]], Awaitable[None]]
+Measure = Callable[[Attempt, dict[str, Any]], Awaitable[None]]
 """Function of a whole attempt and its report, which may add to the attempt's faults and report."""
+
+
+class Judge:
+    """Judge of the whole attempts of a text.
+
+    Within `async with`, clauses that have been sent are judged late: while the next ones are spoken. Judging ends with
+    it, and `finish` waits for the results.
+
+    Args:
+        join: If it is `continued`, no clause is judged late, because only speech without a fault is continued.
+    """
+
+    def __init__(self, measure: Measure, join: Join = "independent"):
+        self.measure = measure
+        self._join = join
+        self.is_late = False
+        self._late = deque[asyncio.Task[None]]()
+
+    async def __aenter__(self) -> Self:
+        self.is_late = self._join == "independent"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._late:
+            task.cancel()
+        await asyncio.gather(*self._late, return_exceptions=True)
+
+    async def measure_late(self, attempt: Attempt, report: dict[str, Any]) -> None:
+        """Begin to judge an attempt that has been sent, as soon as fewer than MAX_LATE are being judged."""
+        while len(self._late) >= MAX_LATE:
+            await self._late.popleft()
+        self._late.append(asyncio.create_task(self._measure_sent(attempt, report)))
+
+    async def finish(self) -> None:
+        """Wait until all reports are complete."""
+        while self._late:
+            await self._late.popleft()
+
+    async def _measure_sent(self, attempt: Attempt, report: dict[str, Any]) -> None:
+        await self.measure(attempt, report)
+        attempt.sent_report |= attempt.checked_report()
 
 
 def checked(
@@ -282,7 +329,10 @@ class _Clause:
             end_s = event.start_s + event.duration_s
             last = replace(event.without_speech(), index=event.index + 1, start_s=end_s, is_final=True)
             attempt.held.append(replace(last, report=event.report))
-        await self._judge(attempt, event.report)
+        if attempt.seconds > held_s and self._judge.is_late:
+            await self._judge.measure_late(attempt, event.report)
+        else:
+            await self._judge.measure(attempt, event.report)
 
     def _is_worse(self, attempt: Attempt) -> bool:
         """Return True if the faulty attempt is worse than another one may be."""
@@ -309,4 +359,5 @@ class _Clause:
         redrawn_s = sum(earlier.seconds for earlier in self._given_up)
         redrawn = {"redrawn": len(self._given_up), "redrawn_s": redrawn_s}
         seed = {"seed": self._seed} if self._given_up else {}
-        return replace(event, report=event.report | attempt.checked_report() | redrawn | seed)
+        attempt.sent_report |= event.report | attempt.checked_report() | redrawn | seed
+        return replace(event, report=attempt.sent_report)

@@ -24,7 +24,7 @@ from stretto_client.checked_speech import Lead, attempts_of, checked
 from stretto_client.continued_speech import continued
 from stretto_client.errors import Timeouts
 from stretto_client.live_speech import LiveSession, speak_written
-from stretto_client.long_speech import LongSpeech, Speech, cut, is_short
+from stretto_client.long_speech import LongSpeech, Speech, cut, is_short, judged_late
 from stretto_client.markup import MARKUPS, Markup, has_marks
 from stretto_client.model_profile import ModelProfile, fetch_name, fetch_profile
 from stretto_client.part_stream import PartStream
@@ -243,13 +243,13 @@ class SpeechClient:
         """
         check_one_of("markup", MARKUPS, markup)
         attempts = attempts_of(check, attempts, hold_s)
-        judge = self._listeners.judge(check_with, options.get("language")) if check == "words" else None
+        judge = self._listeners.judge(check_with, options.get("language"), join) if check == "words" else None
         check_one_of("join", JOINS, join)
         output = output_of(options.get("output", {}), encoding, sample_rate)
         request_options: SpeakOptions = {**options, "voice": voice, "output": output}
         if not isinstance(text, str):
-            written = partial(speak_written, self, task, request_options, text, markup=markup, rates=rates)
-            return ProducedSpeech(partial(written, attempts=attempts, hold_s=hold_s, judge=judge, join=join))
+            written = partial(speak_written, self, task, request_options, text, markup=markup, rates=rates, join=join)
+            return ProducedSpeech(judged_late(judge, partial(written, attempts=attempts, hold_s=hold_s, judge=judge)))
         if task != "tts":
             return self.speak_once(task, request_options, text)
         is_single = is_plain(text, markup) or "piece" in options
@@ -261,7 +261,7 @@ class SpeechClient:
             return speak(text)
         try_out = None if options.get("transliterate") else partial(self.speak_once, task, request_options)
         pieces = partial(cut, text, self.profile, markup, try_out, rates, join)
-        return LongSpeech(continued(speak, join, self.profile, request_options), pieces, self.tries)
+        return LongSpeech(continued(speak, join, self.profile, request_options), pieces, self.tries, judge)
 
     def speak_once(
         self,

@@ -119,9 +119,8 @@ async def speak_written(
         once = partial(client.speak_once, task)
         clause = checked(once, options, attempts, Lead(hold_s), client.tries, judge, client.profile)
         speak = partial(transliterated, continued(clause, join, client.profile, options), transliteration)
-        await speak_clauses(
-            speak, client.tries, pieces, profile.max_text_chars, items, places, Joint(reader, transliteration), reader
-        )
+        joint = Joint(reader, transliteration, judge)
+        await speak_clauses(speak, client.tries, pieces, profile.max_text_chars, items, places, joint, reader)
     else:
         text = "".join([piece async for piece in pieces])
         async with client.speak_once(task, options, text) as stream:

@@ -7,15 +7,17 @@ several languages, and the models that choose the language themselves do not rep
 import re
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
+from itertools import starmap
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sentencex import segment
 
+from stretto_client.checked_speech import Judge
 from stretto_client.continued_speech import clause_chars
 from stretto_client.errors import RequestRefused
 from stretto_client.markup import READING, Markup, MarkupReader, Parts, has_marks, open_reader, read_parts, ssml_reader
@@ -157,8 +159,9 @@ FADE_S = 0.005
 MAX_SILENCE_S = 1.0  # longest silence in one event
 SUMS = (
     *("num_prompt_rows", "num_text_tokens", "num_frames", "guided_frames", "total_s", "audio_s", "decode_s"),
-    *("untimed_words", "redrawn", "redrawn_s", "faults", "unchecked", "transcripts"),
+    *("redrawn", "redrawn_s"),
 )
+LISTS = ("untimed_words", "faults", "unchecked", "transcripts")  # a report without one has nothing to list
 
 
 class Joint:
@@ -171,11 +174,18 @@ class Joint:
     Args:
         reader: Reader of the text; None if its events are only joined.
         transliteration: Words of other scripts; None if the model reads other scripts, too.
+        judge: Judge of the utterances, which may complete their reports late; None for none.
     """
 
-    def __init__(self, reader: MarkupReader | None = None, transliteration: Transliteration | None = None) -> None:
+    def __init__(
+        self,
+        reader: MarkupReader | None = None,
+        transliteration: Transliteration | None = None,
+        judge: Judge | None = None,
+    ) -> None:
         self._reader = reader
         self._transliteration = transliteration
+        self._judge = judge
         self._num_events = 0
         self._utterance = ""
         self._before_s = 0.0  # duration of the earlier utterances
@@ -185,7 +195,7 @@ class Joint:
         self._form: NDArray[Any] | None = None  # empty array with the samples' dtype
         self._begins = False  # True after the end of an utterance, until the next one has samples
         self._wants_space = False  # separates the texts of two utterances
-        self.report: dict[str, Any] | None = None
+        self._reports = list[tuple[dict[str, Any], float]]()  # of the utterances, and where these begin in seconds
         self.rate = 1.0
 
     def add(self, change: float | RateChange) -> None:
@@ -268,15 +278,25 @@ class Joint:
     def _ended(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
         """Return the last event of a joined utterance, with the combined report if it is the last one."""
         if event.report is not None:
-            report = with_later_faults(event.report, self._before_s)
-            added = report if self.report is None else add_reports(self.report, report)
-            self.report = with_left_out(added, self._reader)
-            if self._transliteration is not None and self._transliteration.words:
-                self.report = self.report | {"transliterated": self._transliteration.words}
+            self._reports.append((event.report, self._before_s))
         self._before_s += self._audio_s
         self._audio_s = 0.0
         self._begins = self._wants_space = True
-        return replace(event, report=self.report if is_last else None)
+        return replace(event, report=self.report() if is_last else None)
+
+    async def finish(self) -> None:
+        """Wait until the reports are complete, before the last event."""
+        if self._judge is not None:
+            await self._judge.finish()
+
+    def report(self) -> dict[str, Any] | None:
+        """Return the combined report; None if no utterance has one."""
+        if not self._reports:
+            return None
+        report = with_left_out(reduce(add_reports, starmap(with_later_faults, self._reports)), self._reader)
+        if self._transliteration is not None and self._transliteration.words:
+            report = report | {"transliterated": self._transliteration.words}
+        return report
 
 
 def from_value(pcm: NDArray[Any], value: float, num_samples: int) -> NDArray[Any]:
@@ -314,6 +334,7 @@ def add_reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]
     """
     before_s = first.get("audio_s", 0.0)
     added = {key: first[key] + second[key] for key in SUMS if key in first and key in second}
+    lists = {key: [*first.get(key, []), *second.get(key, [])] for key in LISTS if key in first or key in second}
     reasons = {"finish_reason": second["finish_reason"]} if first.get("finish_reason") == "stop" else {}
     sound: dict[str, Any] = {}
     if first.get("first_sound_s") is None and second.get("first_sound_s") is not None:
@@ -323,7 +344,7 @@ def add_reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]
     moved = {"guidance_changes": [*first.get("guidance_changes", []), *changes]} if changes else {}
     both = [report["aligned"] for report in (first, second) if "aligned" in report]
     aligned = {"aligned": all(both)} if both else {}
-    return first | added | reasons | sound | moved | aligned
+    return first | added | lists | reasons | sound | moved | aligned
 
 
 MAX_WHOLE_BYTES = 48  # every family speaks a text of this length in one request if it has no digits
@@ -440,14 +461,32 @@ class LongSpeech(ProducedSpeech):
     the reader.
     """
 
-    def __init__(self, speak: Speak, texts: Callable[[], Awaitable[Clauses]], tries: Tries = patiently):
-        super().__init__(lambda items: _speak_all(speak, texts, tries, items))
+    def __init__(
+        self,
+        speak: Speak,
+        texts: Callable[[], Awaitable[Clauses]],
+        tries: Tries = patiently,
+        judge: Judge | None = None,
+    ):
+        super().__init__(judged_late(judge, partial(_speak_all, speak, texts, tries, judge)))
 
 
-async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[Clauses]], tries: Tries, items: Items) -> None:
+def judged_late(judge: Judge | None, produce: Callable[[Items], Awaitable[None]]) -> Callable[[Items], Awaitable[None]]:
+    """Return a function that speaks a text, whose clauses are judged while the next ones are spoken."""
+
+    async def produce_judged(items: Items) -> None:
+        async with judge or nullcontext():
+            await produce(items)
+
+    return produce_judged
+
+
+async def _speak_all(
+    speak: Speak, texts: Callable[[], Awaitable[Clauses]], tries: Tries, judge: Judge | None, items: Items
+) -> None:
     """Put the events of all texts, and of the silence between them, into `items`."""
     pieces, places, reader, transliteration = await texts()
-    joint = Joint(reader, transliteration)
+    joint = Joint(reader, transliteration, judge)
     last = None
     speak = partial(with_phonemes, partial(transliterated, speak, transliteration), reader)
     left = deque[tuple[str, int] | float | RateChange]((text, 0) if isinstance(text, str) else text for text in pieces)
@@ -465,6 +504,8 @@ async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[Clauses]], trie
                         left.appendleft((text, piece + 1))
                     for silence in joint.silences(event):
                         await items.put(silence)
+                    if event.is_final and not left:
+                        await joint.finish()
                     last = joint.joined(event, is_last=not left)
                     await items.put(last)
         except RequestRefused as refusal:  # raised before any event of this text
@@ -480,12 +521,13 @@ async def put_end(last: SpeechEvent, joint: Joint, items: Items) -> None:
 
     `last` is the utterance's last event so far.
     """
+    await joint.finish()
     nothing = replace(last, pcm=None, text="", words=(), guidance_changes=(), codes=None, duration_s=0.0, is_final=True)
     end_s = last.start_s + last.duration_s
     for last in joint.silences(nothing):
         await items.put(last)
         end_s = last.start_s + last.duration_s
-    await items.put(replace(nothing, index=last.index + 1, start_s=end_s, report=joint.report))
+    await items.put(replace(nothing, index=last.index + 1, start_s=end_s, report=joint.report()))
 
 
 def has_more(event: SpeechEvent, piece: int) -> bool:

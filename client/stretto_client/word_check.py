@@ -20,6 +20,7 @@ from stretto_client.signals import FULL_SCALE, Fault
 from stretto_client.transcript_errors import FAULT, MAX_LETTERS, error_size, is_comparable, spelling
 from stretto_client.turns import Turns
 from stretto_contract.finish_reasons import limit_of
+from stretto_contract.joins import Join
 from stretto_contract.languages import AUTO, code_name
 from stretto_contract.scripts import foreign_words
 from stretto_contract.speech_checks import Unchecked
@@ -162,13 +163,13 @@ class Listeners:
         self._connect = connect
         self._listeners = dict[str, Listener]()
 
-    def judge(self, name: str | None, language: str | None) -> Judge:
+    def judge(self, name: str | None, language: str | None, join: Join) -> Judge:
         """Return the check of the words of a request; raise ValueError if the address is missing or invalid."""
         if name is None:
             raise ValueError("check_with: expected the address of a recogniser, because check is 'words', got None")
         if name not in self._listeners:
             self._listeners[name] = Listener(name, self._speaker, self._connect)
-        return WordCheck(self._listeners[name], language).judge
+        return Judge(WordCheck(self._listeners[name], language).measure, join)
 
     async def close(self) -> None:
         """Close the connections to other servers."""
@@ -187,7 +188,7 @@ class WordCheck:
         self._listener = listener
         self._language = language
 
-    async def judge(self, attempt: Attempt, report: dict[str, Any]) -> None:
+    async def measure(self, attempt: Attempt, report: dict[str, Any]) -> None:
         """Compare the speech of a clause with its text, and add the result to the attempt.
 
         Args:

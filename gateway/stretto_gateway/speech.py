@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stretto_client import ModelProfile, SpeakArguments, SpeechEvent, Word
-from stretto_client.checked_speech import MAX_JUDGED_S
+from stretto_client.checked_speech import MAX_JUDGED_S, MAX_LATE
 from stretto_client.markup import find_transliterated, find_unspoken
 from stretto_client.recognisers import SELF
 from stretto_contract.finish_reasons import Limit, limit_of
@@ -180,7 +180,7 @@ async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, igno
     """
     profile = await gateway.catalogue.model(item.model)
     find_task(profile, ("tts",), "text to speech")
-    kept_s = item.hold_s + (MAX_JUDGED_S if item.check == "words" else 0.0)
+    kept_s = item.hold_s + (MAX_JUDGED_S * (1 + MAX_LATE) if item.check == "words" else 0.0)
     asked.keep(held_bytes(item.options) + round(kept_s * item.rate) * np.int16().itemsize)
     if item.check == "words" and gateway.config.check_with is None:
         raise refused("check", "'off' or 'signals', because this gateway has no --check-with", item.check)

@@ -11,6 +11,7 @@ import pytest
 from stretto_client import SpeechEvent, Word
 from stretto_client.checked_speech import (
     MAX_HELD_BYTES,
+    MAX_LATE,
     Attempt,
     CheckedSpeech,
     Judge,
@@ -255,7 +256,7 @@ async def test_whole_attempts_are_judged_before_they_are_sent_if_they_are_held(
         if len(judged) == 1:
             attempt.faults.append(Fault("words", 0.0, attempt.seconds))
 
-    pcm, report = await heard(Attempts(GOOD, GOOD, size=size), sent_s=0.0, hold_s=hold_s, judge=judge)
+    pcm, report = await heard(Attempts(GOOD, GOOD, size=size), sent_s=0.0, hold_s=hold_s, judge=Judge(judge))
     np.testing.assert_array_equal(pcm, GOOD)
     assert judged == [6.0] * (1 + num_redrawn)
     assert (report["redrawn"], report["judged"], names(report)) == (num_redrawn, True, ["words"] * (1 - num_redrawn))
@@ -267,7 +268,7 @@ async def test_samples_are_not_delayed_by_the_judge_of_sent_speech() -> None:
     async def judge(attempt: Attempt, report: dict[str, Any]) -> None:
         await may_judge.wait()
 
-    speech = Attempts(GOOD).speak(judge=judge)
+    speech = Attempts(GOOD).speak(judge=Judge(judge))
     num_samples = 0
     while num_samples < len(GOOD):
         event = await anext(speech)
@@ -278,6 +279,38 @@ async def test_samples_are_not_delayed_by_the_judge_of_sent_speech() -> None:
     last = await anext(speech)
     assert (last.pcm, last.is_final, last.index, last.start_s) == (None, True, 60, 6.0)
     assert [event async for event in speech] == []
+
+
+async def test_few_clauses_are_judged_late_and_none_after_the_text() -> None:
+    begun = list[Attempt]()
+    ended = list[Attempt]()
+
+    async def measure(attempt: Attempt, report: dict[str, Any]) -> None:
+        begun.append(attempt)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(attempt)
+
+    async with Judge(measure) as judge:
+        clauses = [Attempt(TEXT) for _ in range(MAX_LATE + 1)]
+        for clause in clauses[:-1]:
+            await judge.measure_late(clause, REPORT)
+        waiting = asyncio.create_task(judge.measure_late(clauses[-1], REPORT))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert begun == clauses[:-1]
+        waiting.cancel()
+    assert ended == begun
+
+
+async def test_clauses_that_may_be_continued_are_not_judged_late() -> None:
+    async def measure(attempt: Attempt, report: dict[str, Any]) -> None:
+        attempt.faults.append(Fault("words", 0.0, attempt.seconds))
+
+    async with Judge(measure, "continued") as judge:
+        _, report = await heard(Attempts(GOOD), judge=judge)
+    assert names(report) == ["words"]
 
 
 @pytest.mark.parametrize(("sizes", "best"), [((30, 20, 25), 1), ((20, 25, 30), 0), ((30, 25, 20), 2)])
@@ -293,7 +326,7 @@ async def test_attempt_with_the_smallest_error_in_its_words_is_sent(sizes: tuple
         attempt.report["size"] = attempt.error_size
 
     server = Attempts(*replies, replies[best])
-    pcm, report = await heard(server, attempts=3, sent_s=0.0, hold_s=6.0, judge=judge)
+    pcm, report = await heard(server, attempts=3, sent_s=0.0, hold_s=6.0, judge=Judge(judge))
     np.testing.assert_array_equal(pcm, replies[best])
     assert (names(report), report["size"], report["redrawn"]) == (["words"], sizes[best], 2 if best == 2 else 3)
 

@@ -104,3 +104,9 @@ def test_faults_of_clauses_have_their_times_in_the_whole_speech() -> None:
     starts = [fault["start_s"] for fault in whole["faults"]]
     assert starts == [0.02, pytest.approx(0.02 + 1600 / RATE + 0.5)]
     assert (whole["redrawn"], whole["redrawn_s"]) == (2, 4.0)
+
+
+def test_lists_of_later_clauses_are_kept_if_earlier_ones_have_none() -> None:
+    some = {"transcripts": ["a"], "unchecked": ["digits"], "untimed_words": ["b"], "faults": []}
+    plain = {"finish_reason": "stop"}
+    assert add_reports(plain, plain | some) == add_reports(plain | some, plain) == plain | some

@@ -21,6 +21,7 @@ from stretto_client.recognisers import KEY, Address
 from stretto_client.transcript_errors import FAULT
 from stretto_client.word_check import Listener, Verdict, WordCheck
 from tests.client.fake_server import PROFILE, Abort, Chunk, FakeServer, Step, Until
+from tests.patience import PATIENCE_S
 
 TEXT = "The train leaves at noon"
 TRANSCRIPT = "the train leaves at noon."
@@ -280,7 +281,7 @@ async def test_whole_speech_of_an_attempt_is_transcribed(recognisers: Recogniser
     listener, server = await recognisers.grpc(transcript("the leaves at noon"))
     pcm = (PCM * 32_767).astype(np.int16) if dtype is np.int16 else PCM
     spoken = attempt(pcm, seconds=0.5)
-    await WordCheck(listener, None).judge(spoken, {})
+    await WordCheck(listener, None).measure(spoken, {})
     np.testing.assert_allclose(server.requests[0]["pcm_in"][RATE // 2 :], PCM, atol=1e-4)
     assert [fault.name for fault in spoken.faults if fault.name == "words"] == ["words"]
     assert spoken.report == {"transcripts": ["the leaves at noon"]}
@@ -296,7 +297,7 @@ async def test_part_of_the_speech_is_not_compared(
 ) -> None:
     listener, server = await recognisers.grpc(transcript(TRANSCRIPT))
     spoken = attempt(PCM, seconds)
-    await WordCheck(listener, None).judge(spoken, report)
+    await WordCheck(listener, None).measure(spoken, report)
     assert (spoken.report, server.requests) == ({"unchecked": [unchecked]}, [])
 
 
@@ -319,7 +320,7 @@ async def test_language_is_that_of_the_request_or_the_only_one_of_the_speaker(
     listener = await recognisers.web(as_json({"text": TRANSCRIPT}), "?languages=en")
     listener.speaker = speaker._connected or listener.speaker
     spoken = attempt(PCM)
-    await WordCheck(listener, of_request).judge(spoken, {})
+    await WordCheck(listener, of_request).measure(spoken, {})
     assert spoken.report.get("unchecked") == unchecked
 
 
@@ -345,3 +346,62 @@ async def test_few_hearings_at_once_and_none_after_their_request(recognisers: Re
 def test_invalid_names_of_recognisers_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"^expected 'self', grpc://HOST:PORT or "):
         Address.from_text(name)
+
+
+SENTENCES = [f"The {name} sentence of this text is about trains that leave at noon." for name in ("1st", "2nd", "3rd")]
+WRONG = 1  # sentence of which a word is missing
+
+
+class Speaker:
+    """Server that speaks SENTENCES one by one, and transcribes them once `num_spoken` have been requested."""
+
+    def __init__(self, num_spoken: int):
+        self._num_spoken = num_spoken
+        self.num_transcribed = 0
+        self.all_spoken = asyncio.Event()
+        self.server = FakeServer(self.steps, profile=PROFILE | {"max_text_chars": 80})
+
+    def steps(self, request: dict[str, Any]) -> list[Step]:
+        if "pcm_in" not in request:
+            level = SENTENCES.index(request["text"].decode()) + 1
+            if sum("text" in sent for sent in self.server.requests) == self._num_spoken:
+                self.all_spoken.set()
+            return [Chunk(0, 640, pcm=np.full(640, level / 10, np.float32), is_final=True, is_last=True)]
+        self.num_transcribed += 1
+        number = round(request["pcm_in"][-1] * 10) - 1
+        heard_text = SENTENCES[number].replace("trains", "" if number == WRONG else "trains")
+        return [Until(self.all_spoken), *transcript(heard_text)]
+
+
+async def streamed() -> AsyncIterator[str]:
+    for sentence in SENTENCES:
+        yield f"{sentence} "
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_next_clauses_begin_while_those_that_were_sent_are_checked(is_streamed: bool) -> None:
+    """Otherwise, no transcript would arrive. The report is that of an immediate check."""
+    speaker = Speaker(num_spoken=3)
+    text = streamed() if is_streamed else " ".join(SENTENCES)
+    async with asyncio.timeout(PATIENCE_S), SpeechClient(await speaker.server.start()) as client:
+        events = [event async for event in client.speak(text, check="words", check_with="self")]
+    await speaker.server.stop()
+    report = events[-1].report
+    assert report is not None
+    usual = ["too_fast", "abrupt_end"]
+    assert [fault["fault"] for fault in report["faults"]] == [*usual, *usual, "words", *usual]
+    assert report["faults"][4]["start_s"] == pytest.approx(0.04)
+    assert report["transcripts"] == [SENTENCES[WRONG].replace("trains", "")]
+    assert "unchecked" not in report
+    assert [event.report for event in events[:-1]] == [None] * (len(events) - 1)
+
+
+async def test_checks_of_sent_clauses_end_with_their_request() -> None:
+    speaker = Speaker(num_spoken=4)
+    async with asyncio.timeout(PATIENCE_S), SpeechClient(await speaker.server.start()) as client:
+        async with client.speak(" ".join(SENTENCES), check="words", check_with="self") as stream:
+            while speaker.num_transcribed < 2:
+                await anext(stream)
+        while speaker.server.num_cancelled < 2:
+            await asyncio.sleep(0.01)
+    await speaker.server.stop()
