@@ -18,6 +18,7 @@ from stretto_client import (
     ServerUnavailable,
     SpeakArguments,
     SpeechClient,
+    SpeechEvent,
     SpeechOptions,
     TaskOptions,
 )
@@ -167,7 +168,7 @@ class RoutedClient:
                     async with begin(client) as stream, _ended_with(lease, stream):
                         async for event in stream:
                             await items.put(event)
-                            has_begun = True
+                            has_begun = has_begun or has_output(event)
                 return
             except ServerUnavailable as error:
                 if len(refused) == num_refused:  # no other server remains
@@ -183,6 +184,11 @@ class RoutedClient:
                 self._clients[lease.server] = SpeechClient(lease.server)
                 self._clients[lease.server].tries = self.tries
             yield self._clients[lease.server], lease
+
+
+def has_output(event: SpeechEvent) -> bool:
+    """Return True if an event has samples, text, words or codes, and False for those of speech that is held back."""
+    return event.pcm is not None or event.codes is not None or bool(event.text or event.words)
 
 
 @asynccontextmanager

@@ -122,6 +122,22 @@ async def test_started_speech_is_not_retried_on_another_server(fleet: Fleet, cli
     assert len(fleet.asked) == 1
 
 
+async def test_speech_of_which_nothing_was_sent_is_retried_on_another_server(
+    fleet: Fleet, client: RoutedClient
+) -> None:
+    """The first server ends after a faulty attempt, which was held back."""
+    silence = np.zeros(48_000, np.int16)
+    replies = iter([[Chunk(0, len(silence), is_16_bit=True, pcm=silence)], BUSY])
+    await fleet.add("a", [])
+    fleet.fakes["a"].script = lambda _: next(replies)
+    await fleet.add("b", SPOKEN)
+    async with client.speak("A cat.", hold_s=10.0, seed=1) as speech:
+        heard = [event async for event in speech]
+    assert any(event.redrawn_s == 3.0 for event in heard)
+    assert sum(len(event.pcm) for event in heard if event.pcm is not None) == 2 * 640
+    assert len(fleet.asked) == 2
+
+
 async def test_refused_requests_are_not_retried_on_other_servers(fleet: Fleet, client: RoutedClient) -> None:
     await fleet.add("a", [ErrorText("invalid request: voice: expected slt or rms, got 'x'")])
     await fleet.add("b", SPOKEN)
