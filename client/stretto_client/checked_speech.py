@@ -317,6 +317,8 @@ class _Clause:
                 if event.is_final or not held_s or attempt.seconds > held_s:
                     held_s = 0.0
                     await self._release(attempt, items)
+                elif len(attempt.held) == 1 and not self._given_up:  # tell the reader that the request has a place
+                    await items.put(event.without_speech())
         return True
 
     async def _judge_whole(self, attempt: Attempt, event: SpeechEvent, held_s: float, items: Items) -> None:

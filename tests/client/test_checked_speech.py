@@ -230,7 +230,8 @@ async def test_clause_that_meets_a_full_server_in_vain_does_not_begin_again() ->
 async def test_speech_that_is_given_up_is_reported_at_once() -> None:
     server = Attempts(SILENT, SILENT_LATER, GOOD)
     speech = server.speak(attempts=3, hold_s=60.0)
-    given_up = [await anext(speech) for _ in range(2)]
+    begun, *given_up = [await anext(speech) for _ in range(3)]
+    assert (begun.pcm, begun.redrawn_s) == (None, None)
     assert [event.redrawn_s for event in given_up] == [pytest.approx(3.0, abs=0.1), pytest.approx(4.0, abs=0.1)]
     assert all(event.pcm is None and event.report is None and not event.words for event in given_up)
 

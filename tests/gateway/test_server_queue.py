@@ -197,9 +197,9 @@ async def test_waiting_time_is_limited(is_later: bool, seconds: str) -> None:
     assert (server.queue.num_waiting, server.tried) == (0, ["a1"])
 
 
-async def speech(running: Running, text: str, key: str = "") -> httpx.Response:
+async def speech(running: Running, text: str, key: str = "", hold_s: float = 0.0) -> httpx.Response:
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    body = {"model": "tts-1", "input": text, "response_format": "pcm"}
+    body = {"model": "tts-1", "input": text, "response_format": "pcm", "hold_s": hold_s}
     async with running.http() as http:
         return await http.post("/v1/audio/speech", json=body, headers=headers)
 
@@ -230,6 +230,22 @@ async def test_gateway_waits_until_the_server_has_room(start: Start) -> None:
         assert (answer.status_code, len(answer.content)) == (200, 2 * NUM_SAMPLES)
     assert await running.metric("gateway_waiting_for_server") == 0
     assert places.num_refused > 0
+
+
+async def test_request_leaves_the_queue_while_its_speech_is_held_back(start: Start) -> None:
+    complete = asyncio.Event()
+    refusals = [FULL]
+
+    def script(_: Request) -> list[Step]:
+        return [refusals.pop()] if refusals else [SPOKEN[0], Until(complete), *SPOKEN[1:]]
+
+    running = await start(script)
+    asked = asyncio.create_task(speech(running, "A cat.", hold_s=10.0))
+    await until_async(lambda: len(running.behind.requests) == 2)
+    await running.until(gateway_waiting_for_server=0)
+    assert not asked.done()
+    complete.set()
+    assert len((await asked).content) == 2 * NUM_SAMPLES
 
 
 async def test_clauses_of_a_text_in_progress_wait_too(start: Start) -> None:
