@@ -243,7 +243,7 @@ class SpeechClient:
         """
         check_one_of("markup", MARKUPS, markup)
         attempts = attempts_of(check, attempts, hold_s)
-        judge = self._listeners.judge(check_with, options.get("language"), join) if check == "words" else None
+        judge = self._listeners.judge(check_with, options, join) if check == "words" else None
         check_one_of("join", JOINS, join)
         output = output_of(options.get("output", {}), encoding, sample_rate)
         request_options: SpeakOptions = {**options, "voice": voice, "output": output}

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stretto_contract.normal_forms import normalized
+from stretto_contract.pronunciation import is_marked
 
 # Sizes of errors; one of FAULT and above is a fault: four letters that are missing or added, or six wrong ones.
 FAULT = 12
@@ -59,6 +60,8 @@ def error_size(text: str, transcript: str) -> int:
 
 def _spelled(word: str, has_small: bool, is_last: bool) -> str:
     core = word.strip(EDGES)
+    if any(map(is_marked, core)):  # SSML gives its phonemes
+        return len(core) * ANY_OF_LETTER
     between_stops = core.split(".")
     is_acronym = len(core) > 1 and ((core.isupper() and has_small) or max(map(len, between_stops)) == 1)
     is_abbreviation = word.endswith(".") and len(core) <= LONGEST_ABBREVIATION and not is_last

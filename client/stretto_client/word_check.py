@@ -6,7 +6,7 @@ A recogniser that fails, or that does not answer in time, changes nothing: the s
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,8 @@ from stretto_client.turns import Turns
 from stretto_contract.finish_reasons import limit_of
 from stretto_contract.joins import Join
 from stretto_contract.languages import AUTO, code_name
+from stretto_contract.pronunciation import Dictionary, Pronouncer
+from stretto_contract.schema import SpeechOptions
 from stretto_contract.scripts import foreign_words
 from stretto_contract.speech_checks import Unchecked
 
@@ -30,6 +32,7 @@ MAX_AT_ONCE = 4  # at once, of one client
 PLACE_S = 5.0  # longest wait for one of these places, which is no fault of the recogniser
 ANSWER_S = 5.0  # longest wait for a transcript, beside the duration of the speech
 PAUSE_S = 10.0  # after a failure, in which the recogniser is not asked, so that not every clause waits
+ANY_WORD = "++"  # fits any word: phonemes have no letters to compare
 COMPARING = Turns(1, "words")  # 300 letters take 2 ms, and MAX_LETTERS 60 ms
 
 
@@ -163,17 +166,25 @@ class Listeners:
         self._connect = connect
         self._listeners = dict[str, Listener]()
 
-    def judge(self, name: str | None, language: str | None, join: Join) -> Judge:
+    def judge(self, name: str | None, options: SpeechOptions, join: Join) -> Judge:
         """Return the check of the words of a request; raise ValueError if the address is missing or invalid."""
         if name is None:
             raise ValueError("check_with: expected the address of a recogniser, because check is 'words', got None")
         if name not in self._listeners:
             self._listeners[name] = Listener(name, self._speaker, self._connect)
-        return Judge(WordCheck(self._listeners[name], language).measure, join)
+        return Judge(WordCheck(self._listeners[name], options).measure, join)
 
     async def close(self) -> None:
         """Close the connections to other servers."""
         await asyncio.gather(*(listener.close() for listener in self._listeners.values()))
+
+
+def spellings_of(entries: object) -> dict[str, str]:
+    """Return how the words of a dictionary are read; the server refuses those that are invalid."""
+    if not isinstance(entries, Mapping):
+        return {}
+    words = {word: value for word, value in entries.items() if isinstance(word, str) and word.strip()}
+    return {word: value if isinstance(value, str) else ANY_WORD for word, value in words.items()}
 
 
 class WordCheck:
@@ -181,12 +192,13 @@ class WordCheck:
 
     Args:
         listener: Recogniser of the speech.
-        language: Language that the request names; None if it names none.
+        options: Options of the request. Its `pronunciations` are words that are read in another way.
     """
 
-    def __init__(self, listener: Listener, language: str | None):
+    def __init__(self, listener: Listener, options: SpeechOptions):
         self._listener = listener
-        self._language = language
+        self._language = options.get("language")
+        self._pronouncer = Pronouncer((Dictionary(spellings_of(options.get("pronunciations"))),))
 
     async def measure(self, attempt: Attempt, report: dict[str, Any]) -> None:
         """Compare the speech of a clause with its text, and add the result to the attempt.
@@ -209,7 +221,8 @@ class WordCheck:
             return Verdict(unchecked="too_long")
         pcm = np.concatenate(attempt.chunks) if attempt.chunks else np.zeros(0, np.float32)
         samples = pcm.astype(np.float32) / FULL_SCALE if pcm.dtype == np.int16 else pcm.astype(np.float32)
-        return await self._listener.verdict(attempt.text, samples, attempt.sample_rate, await self._language_name())
+        text, _, _ = self._pronouncer.after(attempt.text)
+        return await self._listener.verdict(text, samples, attempt.sample_rate, await self._language_name())
 
     async def _language_name(self) -> str:
         """Return the English name of the text's language; AUTO for one of several, and empty if it is unknown."""

@@ -281,11 +281,38 @@ async def test_whole_speech_of_an_attempt_is_transcribed(recognisers: Recogniser
     listener, server = await recognisers.grpc(transcript("the leaves at noon"))
     pcm = (PCM * 32_767).astype(np.int16) if dtype is np.int16 else PCM
     spoken = attempt(pcm, seconds=0.5)
-    await WordCheck(listener, None).measure(spoken, {})
+    await WordCheck(listener, {}).measure(spoken, {})
     np.testing.assert_allclose(server.requests[0]["pcm_in"][RATE // 2 :], PCM, atol=1e-4)
     assert [fault.name for fault in spoken.faults if fault.name == "words"] == ["words"]
     assert spoken.report == {"transcripts": ["the leaves at noon"]}
     assert spoken.error_size >= FAULT
+
+
+@pytest.mark.parametrize(
+    ("text", "entries"),
+    [
+        ("The Tgv leaves at noon", {"Tgv": "train"}),
+        ("The Zug leaves at noon", {"zug": {"phonemes": "T R EY1 N"}}),
+        ("The \ue000Zug leaves at noon", {}),
+    ],
+)
+async def test_words_are_compared_as_the_model_reads_them(
+    recognisers: Recognisers, text: str, entries: dict[str, Any]
+) -> None:
+    listener, _ = await recognisers.grpc(transcript("The Lokomotive leaves at noon" if "Zug" in text else TRANSCRIPT))
+    for pronunciations, unusual in ((entries, []), ({"noon": "half past twelve"}, ["words"])):
+        spoken = attempt(PCM)
+        spoken.text = text
+        await WordCheck(listener, {"pronunciations": pronunciations}).measure(spoken, {})
+        assert [fault.name for fault in spoken.faults if fault.name == "words"] == unusual
+
+
+@pytest.mark.parametrize("entries", [None, ["a"], {"": "a", 1: "b", "noon": 3}])
+async def test_invalid_pronunciations_are_left_to_the_server(recognisers: Recognisers, entries: Any) -> None:
+    listener, _ = await recognisers.grpc(transcript(TRANSCRIPT))
+    spoken = attempt(PCM)
+    await WordCheck(listener, {"pronunciations": entries}).measure(spoken, {})
+    assert spoken.report == {}
 
 
 @pytest.mark.parametrize(
@@ -297,7 +324,7 @@ async def test_part_of_the_speech_is_not_compared(
 ) -> None:
     listener, server = await recognisers.grpc(transcript(TRANSCRIPT))
     spoken = attempt(PCM, seconds)
-    await WordCheck(listener, None).measure(spoken, report)
+    await WordCheck(listener, {}).measure(spoken, report)
     assert (spoken.report, server.requests) == ({"unchecked": [unchecked]}, [])
 
 
@@ -320,7 +347,7 @@ async def test_language_is_that_of_the_request_or_the_only_one_of_the_speaker(
     listener = await recognisers.web(as_json({"text": TRANSCRIPT}), "?languages=en")
     listener.speaker = speaker._connected or listener.speaker
     spoken = attempt(PCM)
-    await WordCheck(listener, of_request).measure(spoken, {})
+    await WordCheck(listener, {} if of_request is None else {"language": of_request}).measure(spoken, {})
     assert spoken.report.get("unchecked") == unchecked
 
 
