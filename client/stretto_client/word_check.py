@@ -33,6 +33,7 @@ PLACE_S = 5.0  # longest wait for one of these places, which is no fault of the 
 ANSWER_S = 5.0  # longest wait for a transcript, beside the duration of the speech
 PAUSE_S = 10.0  # after a failure, in which the recogniser is not asked, so that not every clause waits
 ANY_WORD = "++"  # fits any word: phonemes have no letters to compare
+MAX_SHOWN_CHARS = 300  # of an error in the log
 COMPARING = Turns(1, "words")  # 300 letters take 2 ms, and MAX_LETTERS 60 ms
 
 
@@ -135,7 +136,9 @@ class Listener:
     def _fail(self, message: str) -> None:
         self._asked_after_s = time.monotonic() + PAUSE_S
         if not self._is_failing:
-            LOG.warning("--check-with %s: %s; speech goes on unchecked", self._name, message)
+            # a message of another server might otherwise add lines to the log
+            shown = [ascii(text)[1:-1][:MAX_SHOWN_CHARS] for text in (self._name, message)]
+            LOG.warning("--check-with %s: %s; speech goes on unchecked", *shown)
         self._is_failing = True
 
 

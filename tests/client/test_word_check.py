@@ -112,6 +112,8 @@ async def test_server_hears(recognisers: Recognisers) -> None:
 
 async def test_web_server_hears(recognisers: Recognisers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY, "a-key-of-the-checker")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # which would receive the key
+    monkeypatch.setenv("no_proxy", "")
     listener = await recognisers.web(as_json({"text": TRANSCRIPT, "usage": {}}), "?model=turbo")
     assert await heard(listener, language="english") == Verdict(0, TRANSCRIPT)
     assert (await heard(listener, "Something else is said")).is_fault
@@ -201,6 +203,17 @@ async def test_recogniser_that_is_down_is_asked_again_later(
     assert results == [FAILED, FAILED, Verdict(0, TRANSCRIPT), FAILED, Verdict(0, TRANSCRIPT)]
     assert len(caplog.records) == 2
     assert await heard(recognisers.listener("http://127.0.0.1:1")) == FAILED
+
+
+async def test_error_of_a_recogniser_is_one_line_of_the_log(
+    recognisers: Recognisers, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = "no\n\x1b[2JERROR: all is lost"
+    listener, _ = await recognisers.grpc([Abort(grpc.StatusCode.UNAVAILABLE, message + 1_000 * "!")])
+    await heard(listener)
+    (record,) = caplog.records
+    assert record.getMessage().isprintable()
+    assert len(record.getMessage()) < 500
 
 
 async def test_full_server_of_a_recogniser_is_asked_again_at_once(
@@ -367,7 +380,8 @@ async def test_few_hearings_at_once_and_none_after_their_request(recognisers: Re
 @pytest.mark.parametrize(
     "name",
     ["", "me", "localhost:8001", "grpc://localhost", "grpc://localhost:8001/v1", "grpc://localhost:8001?model=a",
-     "http://", "http://host/v1?voice=a", "http://user:word@host/v1", "ftp://host", "http://host:port/v1",
+     "http://", "http://host/v1?voice=a", "http://user:word@host/v1", "ftp://host", "file:///v1", "unix:/v1",
+     "http+unix://host/v1", "http://host:port/v1",
      "http://host/v1#a", "https://host/v1?model", json.dumps({})],
 )  # fmt: skip
 def test_invalid_names_of_recognisers_are_refused(name: str) -> None:
