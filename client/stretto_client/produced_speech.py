@@ -32,7 +32,11 @@ class ProducedSpeech:
     async def __anext__(self) -> SpeechEvent:
         if self._is_over:
             raise StopAsyncIteration
-        item = await self._items.get()
+        try:
+            item = await self._items.get()
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
         if isinstance(item, Exception):
             self._is_over = True
             raise item

@@ -273,6 +273,8 @@ async def test_closing_a_stream_early_cancels_it(serve: Serve, way: str) -> None
     else:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(stream), 0.05)
+        with pytest.raises(RequestCancelled):
+            await anext(stream)
     await asyncio.wait_for(server.cancelled.wait(), PATIENCE_S)
 
 

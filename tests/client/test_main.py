@@ -26,7 +26,7 @@ async def test_speak_writes_the_file_and_prints_a_summary_line(run: CommandLine,
     assert (code, errors) == (0, "")
     assert re.fullmatch(
         r"speech\.wav: 0\.12 s of audio, first audio after \d+\.\d\d s, real-time factor \d+\.\d\d, seed 7, "
-        r"guidance 1\.5\n",
+        r"guidance 1\.5, faults: abrupt_end at 0\.1 s\n",
         out,
     )
     assert len(soundfile.read(tmp_path / "speech.wav")[0]) == 1920
