@@ -1,7 +1,6 @@
 """`stretto gateway`: options, refused configurations, and exit."""
 
 import asyncio
-import resource
 import signal
 import socket
 import subprocess
@@ -300,9 +299,9 @@ def test_calls_may_need_a_file_each(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_idle_connections_beyond_the_file_limit_block_no_request() -> None:
     """400 connections to a process that may open 256 files."""
     code = "import sys; from stretto_gateway.command import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "--server", "127.0.0.1:1", "--port", "0"]
-    limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))  # noqa: E731
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=limit) as gateway, ExitStack() as held:
+    limited = ("sh", "-c", 'ulimit -n 256 && exec "$@"', "sh")
+    command = [*limited, sys.executable, "-c", code, "--server", "127.0.0.1:1", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as gateway, ExitStack() as held:
         held.callback(gateway.terminate)
         assert gateway.stderr is not None
         assert gateway.stderr.readline().startswith("[gateway] at most 96 connections instead of 1024")
