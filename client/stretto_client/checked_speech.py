@@ -305,9 +305,9 @@ class _Clause:
             async for event in events:
                 attempt.add(event)
                 held_s = min(held_s, attempt.most_held_s)
-                if event.is_final and number < len(self._given_up):
+                if event.is_final and number < len(self._given_up) and self._given_up[number].report:
                     attempt.repeat(self._given_up[number])
-                elif event.is_final and not attempt.is_faulty_within(held_s):
+                elif event.is_final and not (attempt.is_faulty_within(held_s) and self._is_worse(attempt)):
                     await self._judge_whole(attempt, event, held_s, items)
                 if attempt.is_faulty_within(held_s):
                     if self._is_worse(attempt):
@@ -344,6 +344,7 @@ class _Clause:
 
     async def _give_up(self, attempt: Attempt, event: SpeechEvent, items: Items) -> None:
         attempt.held.clear()
+        attempt.chunks.clear()
         self._given_up.append(attempt)
         await items.put(replace(event.without_speech(), start_s=0.0, redrawn_s=attempt.seconds))
 

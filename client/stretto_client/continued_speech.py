@@ -45,9 +45,16 @@ def continuing_task(profile: ModelProfile) -> TaskProfile | None:
     return next((task for task in profile.tasks if task.continues), None)
 
 
-def clause_chars(text: str) -> int:
-    """Return the maximum length of a clause of `text` that the next clause may continue, in characters."""
-    return max(1, round(CLAUSE_UNITS * len(text) / max(1.0, spoken_units(text))))
+def clause_chars(text: str, max_chars: int, join: Join) -> int:
+    """Return the maximum length of a clause of `text` in characters.
+
+    Args:
+        max_chars: Limit of the model.
+        join: `continued` for clauses that the next one may continue.
+    """
+    if join == "independent":
+        return max_chars
+    return min(max_chars, max(1, round(CLAUSE_UNITS * len(text) / max(1.0, spoken_units(text)))))
 
 
 def continued(speak: Speak, join: Join, profile: Callable[[], Awaitable[ModelProfile]], options: SpeakOptions) -> Speak:

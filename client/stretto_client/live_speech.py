@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stretto_client.checked_speech import Judge, Lead, checked
-from stretto_client.continued_speech import continued
+from stretto_client.continued_speech import clause_chars, continued
 from stretto_client.errors import (
     ClientError,
     RequestCancelled,
@@ -120,7 +120,9 @@ async def speak_written(
         clause = checked(once, options, attempts, Lead(hold_s), client.tries, judge, client.profile)
         speak = partial(transliterated, continued(clause, join, client.profile, options), transliteration)
         joint = Joint(reader, transliteration, judge)
-        await speak_clauses(speak, client.tries, pieces, profile.max_text_chars, items, places, joint, reader)
+        async with UnreadText(pieces) as unread:
+            clauses = clauses_of(unread, profile.max_text_chars, join)
+            await speak_clauses(speak, client.tries, clauses, items, places, joint, reader)
     else:
         text = "".join([piece async for piece in pieces])
         async with client.speak_once(task, options, text) as stream:
@@ -207,8 +209,7 @@ async def _write_all(write: Write, session: str, unread: UnreadText) -> None:
 async def speak_clauses(
     speak: Speak,
     tries: Tries,
-    pieces: AsyncIterable[str],
-    max_chars: int,
+    clauses: AsyncIterable[str],
     items: Items,
     places: Places,
     joint: Joint,
@@ -223,26 +224,28 @@ async def speak_clauses(
     """
     last = None
     speak = partial(with_phonemes, speak, reader)
-    async with UnreadText(pieces) as unread:
-        async for clause in clauses_of(unread, max_chars):
-            if clause == PAUSE:
-                joint.add(reader.pauses.popleft() if reader.pauses else 0.0)
-                continue
-            async with aclosing(events_of(speak, clause, places, tries, last is not None)) as events:
-                async for event in events:
-                    for silence in joint.silences(event):
-                        await items.put(silence)
-                    last = joint.joined(event, is_last=False)
-                    await items.put(last)
+    async for clause in clauses:
+        if clause == PAUSE:
+            joint.add(reader.pauses.popleft() if reader.pauses else 0.0)
+            continue
+        async with aclosing(events_of(speak, clause, places, tries, last is not None)) as events:
+            async for event in events:
+                for silence in joint.silences(event):
+                    await items.put(silence)
+                last = joint.joined(event, is_last=False)
+                await items.put(last)
     if last is None:
         raise RequestRefused("text: expected at least one character, got none")
     await put_end(last, joint, items)
 
 
-async def clauses_of(unread: UnreadText, max_chars: int) -> AsyncIterator[str]:
-    """Yield every PAUSE, and sentences in pieces of at most `max_chars` characters.
+async def clauses_of(unread: UnreadText, max_chars: int, join: Join = "independent") -> AsyncIterator[str]:
+    """Yield every PAUSE, and sentences in pieces of at most `clause_chars` characters.
 
     A piece is yielded once the next one has begun.
+
+    Args:
+        max_chars, join: As for `clause_chars`.
     """
     held = ""
     has_paused = False
@@ -250,16 +253,16 @@ async def clauses_of(unread: UnreadText, max_chars: int) -> AsyncIterator[str]:
         held += await unread.pop(max_chars)
         *ended, held = held.split(PAUSE)
         for piece in ended:
-            for clause in filter(is_spoken, split(piece, max_chars)):
+            for clause in filter(is_spoken, split(piece, clause_chars(piece, max_chars, join))):
                 yield clause
             yield PAUSE
             has_paused = True
         if unread.is_complete:
             break
         complete, held = first_sentences(held, max_chars)
-        for clause in split(complete, max_chars):
+        for clause in split(complete, clause_chars(complete, max_chars, join)):
             yield clause
-    for clause in split(held, max_chars):
+    for clause in split(held, clause_chars(held, max_chars, join)):
         if is_spoken(clause) or not has_paused:  # skip bare punctuation after a pause
             yield clause
 

@@ -391,8 +391,7 @@ async def cut(
     with suppress(ValueError):
         model = await profile()
         max_chars = model.max_text_chars
-        if join == "continued":
-            max_chars = min(max_chars, clause_chars(text))
+        max_chars = clause_chars(text, max_chars, join)
         reads_latin_only = "transliterate" in model.options
         tags = model.tags
         alphabets = model.phonemes

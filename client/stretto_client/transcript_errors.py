@@ -1,8 +1,8 @@
 """Comparison of a text with a transcript of its speech: letters in a row that are missing, added or wrong.
 
 Letters count, without spaces, case and accents, because words may be spelled in several ways. Digits, symbols, acronyms
-and abbreviations fit any letters, because they may be read in several ways. Markup and tags such as `[laugh]` are left
-out.
+and abbreviations fit any letters or none, because they may be read in several ways; so do markup and tags such as
+`[laugh]`.
 """
 
 import re
@@ -21,7 +21,9 @@ MISSED = 3
 WRONG = 2
 RIGHT = -3
 MAX_LETTERS = 2000  # of a spelling
-LEFT_OUT = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|^\s*speaker \d+\s*:", re.IGNORECASE | re.MULTILINE)
+# Markup and tags, which some models read aloud: as many symbols as may stand for its letters.
+TAG = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|^[ \t]*speaker \d+[ \t]*:", re.IGNORECASE | re.MULTILINE)
+SYMBOL = "\N{CURRENCY SIGN}"
 EDGES = ".,;:!?…\"'“”‘’()[]{}«»*_~-–—。、，！？；："
 SILENT = "'’-–—,;:"  # in a word
 LONGEST_ABBREVIATION = 4  # in letters, before a full stop that is not the last
@@ -33,7 +35,7 @@ ANY_OF_SYMBOL = 8 * ANY
 
 def spelling(text: str) -> str:
     """Return the letters of a text, in Unicode's form NFKD and without marks, with ANY for digits and the like."""
-    words = LEFT_OUT.sub(" ", text).split()
+    words = TAG.sub(lambda tag: f" {SYMBOL * (1 + len(tag[0]) // len(ANY_OF_SYMBOL))} ", text).split()
     has_small = any(map(str.islower, text))
     return "".join(_spelled(word, has_small, number == len(words)) for number, word in enumerate(words, 1))
 

@@ -23,7 +23,6 @@ from stretto_client.checked_speech import MAX_JUDGED_S, MAX_LATE
 from stretto_client.markup import find_transliterated, find_unspoken
 from stretto_client.recognisers import SELF
 from stretto_contract.finish_reasons import Limit, limit_of
-from stretto_contract.speech_checks import MAX_HOLD_S
 from stretto_gateway.admission import Result, unless_disconnected
 from stretto_gateway.answers import (
     FILE,
@@ -63,6 +62,7 @@ from stretto_gateway.voices import choose_voice
 router = APIRouter()
 MARKER = "stretto-marker"  # header of marked audio
 ATTEMPTS = "stretto-attempts"  # header of checked audio
+BATCH_HOLD_S = 20.0  # of each clause of a batch, whose audio is not sent before the end
 TRANSLITERATED = "input.transliterated"
 LISTED_LETTERS = 12  # of a transliterated word, each of which may have three codes
 MARKS = "*_[]().,:;!?…"  # around a stage direction
@@ -223,7 +223,7 @@ async def audio_parts(
 
 
 def note_first(event: SpeechEvent, report: dict[str, Any]) -> None:
-    """Record in `report` the name of the marker of an event, and the number of attempts to speak the first clause."""
+    """Record in `report` the name of the marker of an event, and the number of attempts so far."""
     if event.marker:
         report["marker"] = event.marker
     report["attempts"] = report.get("attempts", 1) + (event.redrawn_s is not None)
@@ -502,7 +502,7 @@ async def result(
     try:
         gateway = await gateway.for_model(item.model, speaks)
         options = await speech_options(gateway, item, asked, ignored)
-        options["hold_s"] = MAX_HOLD_S
+        options["hold_s"] = max(item.hold_s, BATCH_HOLD_S)
         audio = bytearray()
         report = dict[str, Any]()
         async with closing(audio_parts(gateway, item, item.input, options, ignored, report)) as parts:

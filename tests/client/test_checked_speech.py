@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from stretto_client import SpeechEvent, Word
+from stretto_client import SpeechEvent, Word, checked_speech
 from stretto_client.checked_speech import (
     MAX_HELD_BYTES,
     MAX_LATE,
@@ -261,6 +261,35 @@ async def test_whole_attempts_are_judged_before_they_are_sent_if_they_are_held(
     np.testing.assert_array_equal(pcm, GOOD)
     assert judged == [6.0] * (1 + num_redrawn)
     assert (report["redrawn"], report["judged"], names(report)) == (num_redrawn, True, ["words"] * (1 - num_redrawn))
+
+
+@pytest.mark.parametrize(
+    ("replies", "fault"), [((ABRUPT, ABRUPT), "abrupt_end"), ((SILENT_LATER, SILENT, SILENT_LATER), "silence")]
+)
+async def test_judge_sees_the_faults_of_speech_that_is_sent(replies: list[np.ndarray], fault: str) -> None:
+    judged = list[Attempt]()
+
+    async def judge(attempt: Attempt, report: dict[str, Any]) -> None:
+        judged.append(attempt)
+
+    _, report = await heard(Attempts(*replies), hold_s=60.0, judge=Judge(judge))
+    assert names(report) == [fault]
+    assert [found.name for attempt in judged for found in attempt.faults] == [fault]
+
+
+async def test_samples_of_attempts_that_were_given_up_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = list[Attempt]()
+
+    def attempt(*arguments: Any, **options: Any) -> Attempt:
+        opened.append(Attempt(*arguments, **options))
+        return opened[-1]
+
+    async def judge(_: Attempt, __: dict[str, Any]) -> None:
+        assert [earlier.chunks + earlier.held for earlier in opened[:-1]] == [[], []]
+
+    monkeypatch.setattr(checked_speech, "Attempt", attempt)
+    await heard(Attempts(SILENT, SILENT, GOOD), attempts=3, hold_s=60.0, judge=Judge(judge))
+    assert len(opened) == 3
 
 
 async def test_samples_are_not_delayed_by_the_judge_of_sent_speech() -> None:

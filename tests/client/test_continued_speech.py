@@ -11,8 +11,11 @@ import pytest
 
 from stretto_client import RecordedVoice, RequestRefused, SpeechClient, TaskProfile
 from stretto_client.continued_speech import CLAUSE_UNITS, MAX_BEFORE_S, ContinuedSpeech, clause_chars
+from stretto_client.live_speech import clauses_of
 from stretto_client.model_profile import ModelProfile
 from stretto_client.speech_stream import Earlier, SpeechEvent
+from stretto_client.unread import UnreadText
+from stretto_contract.joins import Join
 from tests.client.fake_server import PROFILE, REPORT, Chunk, FakeServer, Request, Step
 
 CLAUSES = [f"The {name} sentence of this text has some words." for name in ("first", "second", "third")]
@@ -166,4 +169,16 @@ async def test_long_cut_and_faulty_clauses_are_not_continued(seconds: float, rep
 
 @pytest.mark.parametrize("text", ["a cat sat on the mat. ", "猫坐在垫子上。", "12 CATS! ", "\n"])
 def test_clauses_are_short_enough_to_be_continued(text: str) -> None:
-    assert 0 < clause_chars(text * 50) * 0.07 <= CLAUSE_UNITS * 0.07 < MAX_BEFORE_S
+    assert 0 < clause_chars(text * 50, 4000, "continued") * 0.07 <= CLAUSE_UNITS * 0.07 < MAX_BEFORE_S
+    assert clause_chars(text * 50, 4000, "independent") == 4000
+
+
+@pytest.mark.parametrize("join", ["continued", "independent"])
+async def test_streamed_text_in_large_pieces_has_clauses_that_can_be_continued(join: Join) -> None:
+    async def written() -> AsyncIterator[str]:
+        yield "a cat sat on the mat. " * 70
+
+    async with UnreadText(written()) as unread:
+        lengths = [len(clause) async for clause in clauses_of(unread, 4000, join)]
+    assert sum(lengths) > 1500
+    assert (max(lengths) <= CLAUSE_UNITS) == (join == "continued")

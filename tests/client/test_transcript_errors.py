@@ -86,6 +86,8 @@ def test_case_punctuation_and_forms_of_letters_make_no_difference(text: str) -> 
         ("He doesn't like the colour of this theatre", "he doesnt like the color of this theater"),
         ("They're all right, their two friends were late too", "there alright they're to friends where late to"),
         ("She stood by her husband for a while", "she stood by her has been for awhile"),
+        ("He [the doctor] left early", "he the doctor left early"),
+        ("Choose x < y when the sum > zero in it", "choose x less than y when the sum is above zero in it"),
         ("Wait… what?! ¯\\_(ツ)_/¯ 🎉 OK then, let us go", "wait what okay then let us go"),
     ],
 )
