@@ -56,6 +56,7 @@ class Bench:
         """Let the jobs run, and return the callers in the order of their jobs."""
         self._may_run.set()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        await asyncio.wrap_future(self.turns._threads.submit(lambda: None))  # behind the account of the last job
         return "".join(self.clock.log)
 
     def close(self) -> None:
