@@ -73,7 +73,7 @@ class Lead:
         self._sample_rate = sample_rate
 
     def held_s(self, attempts: int) -> float:
-        """Return the duration of the next clause that is held back, in seconds; 0 if it is too short for a fault.
+        """Return how many seconds of the next clause are held back; 0 for none.
 
         At twice real time, half of the sent speech is still unplayed, which is enough for all attempts.
         """
@@ -258,7 +258,7 @@ class CheckedSpeech(ProducedSpeech):
 
 
 class _Clause:
-    """Clause that the task of a CheckedSpeech speaks. It does not refer to the stream, whose deletion ends the task."""
+    """Clause that the task of a CheckedSpeech speaks, without a reference to it, so that its deletion ends the task."""
 
     def __init__(
         self,
@@ -337,7 +337,7 @@ class _Clause:
             await self._judge.measure(attempt, event.report)
 
     def _is_worse(self, attempt: Attempt) -> bool:
-        """Return True if the faulty attempt is worse than another one may be."""
+        """Return True to give up a faulty attempt: another one is left, or an earlier one is better."""
         if len(self._given_up) < self._attempts - 1:
             return True
         return any(earlier.badness < attempt.badness for earlier in self._given_up)

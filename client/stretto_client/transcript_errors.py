@@ -113,7 +113,7 @@ def _sizes(text: str, transcript: str) -> Iterator[int]:
 
 
 def _least_costs(removed: NDArray[np.int16], added: NDArray[np.int16], differs: NDArray[np.bool_]) -> NDArray[np.int16]:
-    """Return the smallest number of errors between the first n and m letters [N + 1, M + 1].
+    """Return a table [N + 1, M + 1] of the fewest errors between the first letters of the text and of the transcript.
 
     Args:
         removed: Cost of leaving out each letter of the text [N].

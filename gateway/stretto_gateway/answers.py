@@ -265,7 +265,7 @@ class SpeechFault(TypedDict):
 class SpokenItem(TypedDict):
     """Audio for one text in a batch.
 
-    `audio_data` is the file in base64; `untimed_words` may be missing from it. `finish_reason` is present if a limit
+    `audio_data` is the file in base64; it may lack `untimed_words`. `finish_reason` is present if a limit
     ended the audio.
     """
 
