@@ -8,7 +8,7 @@ or on their division into events, so that the same text and seed give the same s
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -33,14 +33,19 @@ MAX_JUDGED_S = 40.0  # longest speech that is kept for a judge, also after it ha
 MAX_LATE = 2  # clauses of a text that are judged while the next one is spoken
 
 
+def check_one_of(name: str, choices: Sequence[str], value: str) -> None:
+    """Raise ValueError unless the argument called `name` has one of the `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
 def attempts_of(check: Check, attempts: int, hold_s: float = 0.0) -> int:
     """Return the maximum number of attempts to speak a clause, or 0 if speech is not checked.
 
     Raises:
         ValueError: One of the arguments is invalid.
     """
-    if check not in CHECKS:
-        raise ValueError(f"check: expected one of {', '.join(CHECKS)}, got {check!r}")
+    check_one_of("check", CHECKS, check)
     if not 1 <= attempts <= MAX_ATTEMPTS:
         raise ValueError(f"attempts: expected an integer in [1, {MAX_ATTEMPTS}], got {attempts!r}")
     if not 0 <= hold_s <= MAX_HOLD_S:
@@ -220,8 +225,11 @@ def checked(
     tries: Tries,
     judge: Judge | None = None,
     profile: FetchProfile | None = None,
-) -> Callable[..., "SpeechStream | CheckedSpeech"]:
-    """Return a function that speaks a clause of a text and measures it.
+) -> Callable[..., SpeechStream | ProducedSpeech]:
+    """Return a function that speaks a clause of a text and measures it. The last event's report lists the faults.
+
+    The speech is that of the first attempt without a fault, or of the best one. As soon as an attempt is given up, an
+    event without samples reports the duration of its speech.
 
     Args:
         speak: Function of options, the clause and further arguments, which speaks it.
@@ -232,33 +240,22 @@ def checked(
         judge: Further measure of whole attempts; None for none.
         profile: Function that returns the profile with the limits of the samples; None for the usual ones.
     """
-
     if not attempts:
         return partial(speak, options)
 
-    def speak_clause(text: str, **arguments: Any) -> CheckedSpeech:
+    def speak_clause(text: str, **arguments: Any) -> ProducedSpeech:
         def begin(seed: int | None) -> SpeechStream:
             seeded: SpeakOptions = options if seed is None else {**options, "seed": seed}
             return speak(seeded, text, **arguments)
 
-        return CheckedSpeech(_Clause(begin, text, options.get("seed"), attempts, lead, tries, judge, profile))
+        clause = _Clause(begin, text, options.get("seed"), attempts, lead, tries, judge, profile)
+        return ProducedSpeech(clause.speak)
 
     return speak_clause
 
 
-class CheckedSpeech(ProducedSpeech):
-    """Stream of the events of a clause, with the interface of SpeechStream. The report lists its faults.
-
-    The speech is that of the first attempt without a fault, or of the best one. As soon as an attempt is given up, an
-    event without samples reports the duration of its speech.
-    """
-
-    def __init__(self, clause: "_Clause"):
-        super().__init__(clause.speak)
-
-
 class _Clause:
-    """Clause that the task of a CheckedSpeech speaks, without a reference to it, so that its deletion ends the task."""
+    """Clause of a text, with the arguments of `checked`."""
 
     def __init__(
         self,
@@ -325,13 +322,14 @@ class _Clause:
         """Let the judge measure an attempt. If the last samples are not held back, they are sent before."""
         if self._judge is None or event.report is None:
             return
-        if attempt.seconds > held_s:
+        is_sent = attempt.seconds > held_s
+        if is_sent:
             attempt.held[-1] = replace(event, is_final=False, report=None)
             await self._release(attempt, items)
             end_s = event.start_s + event.duration_s
             last = replace(event.without_speech(), index=event.index + 1, start_s=end_s, is_final=True)
             attempt.held.append(replace(last, report=event.report))
-        if attempt.seconds > held_s and self._judge.is_late:
+        if is_sent and self._judge.is_late:
             await self._judge.measure_late(attempt, event.report)
         else:
             await self._judge.measure(attempt, event.report)

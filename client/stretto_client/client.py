@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerException, InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
-from stretto_client.checked_speech import Lead, attempts_of, checked
+from stretto_client.checked_speech import Lead, attempts_of, check_one_of, checked
 from stretto_client.continued_speech import continued
 from stretto_client.errors import Timeouts
 from stretto_client.live_speech import LiveSession, speak_written
@@ -105,12 +105,6 @@ def is_loopback(host: str) -> bool:
 def is_plain(text: str, markup: Markup) -> bool:
     """Return True if a text is spoken unchanged, in one request."""
     return is_short(text) and not has_marks(text, markup) and not foreign_words(text)
-
-
-def check_one_of(name: str, choices: Sequence[str], value: str) -> None:
-    """Raise ValueError unless the argument called `name` has one of the `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
 def for_text(

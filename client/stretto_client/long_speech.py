@@ -390,8 +390,7 @@ async def cut(
     alphabets = tuple[str, ...]()
     with suppress(ValueError):
         model = await profile()
-        max_chars = model.max_text_chars
-        max_chars = clause_chars(text, max_chars, join)
+        max_chars = clause_chars(text, model.max_text_chars, join)
         reads_latin_only = "transliterate" in model.options
         tags = model.tags
         alphabets = model.phonemes

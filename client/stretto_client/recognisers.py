@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stretto_client.errors import ServerFailed, ServerUnavailable
 from stretto_client.long_speech import Speech
 from stretto_client.model_profile import ModelProfile
-from stretto_client.sinks import wav_header
+from stretto_client.sinks import pcm16, wav_header
 from stretto_client.speech_stream import Audio
 from stretto_contract.languages import CODES, code_name
 
@@ -24,7 +24,6 @@ KEY = "STRETTO_CHECK_KEY"
 FORMS = "'self', grpc://HOST:PORT or http://HOST:PORT/v1?model=NAME, with languages=en,fr if the model knows only these"
 FIELDS = {"grpc": {"languages"}, "http": {"languages", "model"}, "https": {"languages", "model"}}
 MAX_ANSWER_BYTES = 65_536
-FULL_SCALE = 32_767
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ class WebRecogniser:
         from aiohttp import ClientError as WebError
         from aiohttp import ClientSession, DummyCookieJar, FormData, InvalidURL
 
-        samples = np.round(np.clip(pcm, -1, 1) * FULL_SCALE).astype("<i2").tobytes()
+        samples = pcm16(pcm)
         form = FormData({"model": self._model, "response_format": "json", "temperature": "0"})
         form.add_field("file", wav_header(sample_rate, len(samples)) + samples, filename="speech.wav")
         if code := next((code for code, name in CODES.items() if name == language), ""):

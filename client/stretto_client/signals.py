@@ -72,7 +72,7 @@ class SignalMeter:
         Args:
             pcm: Samples [n]: floating-point in [-1, 1], or int16.
         """
-        samples = pcm.astype(np.float32) / FULL_SCALE if pcm.dtype == np.int16 else pcm.astype(np.float32)
+        samples = as_floats(pcm)
         self._num_clipped += int(np.count_nonzero(np.abs(samples) >= CLIPPED))
         self._end = np.concatenate([self._end, samples])[-round(END_S * self._sample_rate) :]
         samples = np.concatenate([self._unmeasured, samples])
@@ -136,6 +136,11 @@ class SignalMeter:
 
     def _is_loud_at_end(self) -> bool:
         return level(self._end) > max(SILENT_DB, self._peak_db - self._limits.end_db)
+
+
+def as_floats(pcm: NDArray[Any]) -> NDArray[np.float32]:
+    """Return samples (floating-point in [-1, 1], or int16) as float32 in [-1, 1]."""
+    return pcm.astype(np.float32) / FULL_SCALE if pcm.dtype == np.int16 else pcm.astype(np.float32)
 
 
 def level(pcm: NDArray[np.float32]) -> float:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stretto_client.checked_speech import MAX_JUDGED_S, Attempt, Judge
 from stretto_client.errors import ClientError, ServerFull
 from stretto_client.recognisers import Ability, Address, Client, Recogniser, ServerRecogniser, WebRecogniser
-from stretto_client.signals import FULL_SCALE, Fault
+from stretto_client.signals import Fault, as_floats
 from stretto_client.transcript_errors import FAULT, MAX_LETTERS, error_size, is_comparable, spelling
 from stretto_client.turns import Turns
 from stretto_contract.finish_reasons import limit_of
@@ -223,9 +223,8 @@ class WordCheck:
         if report.get("num_pieces", 1) > 1 or attempt.seconds > MAX_JUDGED_S:
             return Verdict(unchecked="too_long")
         pcm = np.concatenate(attempt.chunks) if attempt.chunks else np.zeros(0, np.float32)
-        samples = pcm.astype(np.float32) / FULL_SCALE if pcm.dtype == np.int16 else pcm.astype(np.float32)
         text, _, _ = self._pronouncer.after(attempt.text)
-        return await self._listener.verdict(text, samples, attempt.sample_rate, await self._language_name())
+        return await self._listener.verdict(text, as_floats(pcm), attempt.sample_rate, await self._language_name())
 
     async def _language_name(self) -> str:
         """Return the English name of the text's language; AUTO for one of several, and empty if it is unknown."""

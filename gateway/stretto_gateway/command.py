@@ -12,6 +12,7 @@ import os
 import resource
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -210,9 +211,21 @@ def arguments() -> Parser:
     about = f"host whose recordings are fetched by URL; repeatable; * for any public one; default: {HOSTS}, or none"
     add("--audio-host", action="append", metavar="HOST", help=about)
     about = "recogniser for requests with check: words: self, grpc://HOST:PORT or http://HOST:PORT/v1?model=NAME"
-    add("--check-with", type=recogniser, metavar="NAME", help=f"{about}; default: none, and they are refused")
+    add(
+        "--check-with",
+        type=parsed_by(Address.from_text),
+        metavar="NAME",
+        help=f"{about}; default: none, and they are refused",
+    )
     about = "maximum per key and period of requests, characters, input_audio_s or output_audio_s; repeatable"
-    add("--ceiling", type=ceiling, action="append", default=[], metavar="MEASURE=AMOUNT/minute|day", help=about)
+    add(
+        "--ceiling",
+        type=parsed_by(Ceiling.from_text),
+        action="append",
+        default=[],
+        metavar="MEASURE=AMOUNT/minute|day",
+        help=about,
+    )
     add("--certificate", type=argument_path, metavar="FILE", help="TLS with this certificate")
     add(
         "--private-key",
@@ -244,22 +257,17 @@ def port_in_row(offset: int) -> int:
     return int(text) + offset
 
 
-def ceiling(text: str) -> str:
-    """Check a ceiling, for argparse."""
-    try:
-        Ceiling.from_text(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
+def parsed_by(parse: Callable[[str], object]) -> Callable[[str], str]:
+    """Return a type for argparse: a text that `parse` accepts, which raises ValueError for others."""
 
+    def check(text: str) -> str:
+        try:
+            parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
 
-def recogniser(text: str) -> str:
-    """Check the address of a recogniser, for argparse."""
-    try:
-        Address.from_text(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
+    return check
 
 
 def model_alias(text: str) -> tuple[str, str]:

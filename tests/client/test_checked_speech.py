@@ -13,7 +13,6 @@ from stretto_client.checked_speech import (
     MAX_HELD_BYTES,
     MAX_LATE,
     Attempt,
-    CheckedSpeech,
     Judge,
     Lead,
     attempts_of,
@@ -21,6 +20,7 @@ from stretto_client.checked_speech import (
     seed_of,
 )
 from stretto_client.errors import ServerFull
+from stretto_client.long_speech import Speech
 from stretto_client.signals import Fault, SignalMeter
 from stretto_client.speech_stream import SpeechStream
 from stretto_client.tries import Begin, events_in_turn, once
@@ -78,9 +78,7 @@ class Attempts:
         finally:
             self.num_open -= 1
 
-    def speak(
-        self, attempts: int = 2, sent_s: float = 0.0, hold_s: float = 0.0, judge: Judge | None = None
-    ) -> CheckedSpeech:
+    def speak(self, attempts: int = 2, sent_s: float = 0.0, hold_s: float = 0.0, judge: Judge | None = None) -> Speech:
         """Speak a clause that follows clauses of `sent_s` seconds."""
         lead = Lead(hold_s)
         lead.add(round(sent_s * RATE), RATE)
