@@ -12,7 +12,7 @@ from `fishaudio/s2-pro`; a checkpoint's config.json may override them (`speech_v
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from stretto.family.base import DepthSpec, DrawRules, Family, Task, Vocabulary, builder
 from stretto.family.plugin import lazy
@@ -105,11 +105,21 @@ def fish_s2(vocabulary: FishVocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary."""
     layout = vocabulary.layout
     end = vocabulary.turn_end
-    content: dict[str, Any] = {"has_history": True, "system": ("audio", "text"), "continues": "turns"}
     return Family(
         name=NAME,
         layout=layout,
-        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, **content),),
+        tasks=(
+            Task(
+                "tts",
+                (Segment.AUDIO,),
+                (),
+                ("text",),
+                SAMPLING,
+                has_history=True,
+                system=("audio", "text"),
+                continues="turns",
+            ),
+        ),
         codec="fish_s2",
         end_of_reply=end,
         end_of_text=end,

@@ -18,7 +18,6 @@ with which the authors serve the model, except for its first rows: there that co
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from stretto.family.base import Family, Task, Vocabulary, builder
 from stretto.records.sampling import SamplingConfig, SegmentSampling
@@ -91,11 +90,10 @@ def higgs_audio_v3(vocabulary: HiggsAudioV3Vocabulary) -> Family:
         text=SegmentSampling(temperature=0.0),
         audio=SegmentSampling(temperature=0.8, top_k=50, min_rows=vocabulary.num_codebooks),
     )
-    content: dict[str, Any] = {"system": ("audio", "text"), "continues": "voice"}
     return Family(
         name=NAME,
         layout=layout,
-        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), sampling, **content),),
+        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), sampling, system=("audio", "text"), continues="voice"),),
         codec="higgs",
         end_of_reply=end,
         end_of_text=end,
