@@ -218,7 +218,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         __doc__,
         "checks",
         serves=True,
-        folder=(Path("/tmp/checks"), "folder of the recordings"),
+        folder=(Path, "folder of the recordings, for `found` and `spoiled`"),
         check=(["signals"], "checks to measure"),
         number=(1000, "number of sentences"),
         faulty=(200, "number of sentences with each kind of fault, for `found`"),
@@ -230,7 +230,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("measurement", choices=("found", "spoiled", "cost"))
     parser.add_argument("--hold-s", type=float, nargs="+", default=[], help="first clauses held back, for `spoiled`")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.folder is None and arguments.measurement != "cost":
+        parser.error(f"--folder: required for {arguments.measurement}")
+    return arguments
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -61,5 +61,5 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/checks"), help="folder of the recordings")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of the recordings")
     main(parser.parse_args().folder)
