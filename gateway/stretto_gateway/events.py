@@ -79,7 +79,7 @@ class Streamed(Response):
 
 @asynccontextmanager
 async def closing(parts: AsyncGenerator[Part, None]) -> AsyncIterator[AsyncGenerator[Part, None]]:
-    """Close a generator at the end of the `with` block. An error of the block is raised in the generator, too.
+    """Close a generator at the end of a `with` block. An error in the block is also raised in the generator.
 
     A GeneratorExit would not tell an error from a client that has left.
     """

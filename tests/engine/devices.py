@@ -1,4 +1,4 @@
-"""Steps on torch's device `meta`, whose tensors have shapes and types but no numbers, in the place of a GPU.
+"""Steps on torch's device `meta`, instead of a GPU. Its tensors have shapes and types but no numbers.
 
 Operators whose tensors are on two devices, and operators that need a number, raise; on a GPU they would raise or block
 the host.

@@ -1,4 +1,4 @@
-"""What this machine has: GPUs by nvidia-smi, memory by procfs and cgroups, and disk."""
+"""Resources of this machine: GPUs by nvidia-smi, memory by procfs and cgroups, and disk."""
 
 import os
 import subprocess

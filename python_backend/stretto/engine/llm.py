@@ -419,7 +419,7 @@ def _trailer_of_loop(utterance: Utterance, sampling: SamplingConfig) -> Trailer:
 
 
 def _finish_reason(prompt: Prompt, utterance: Utterance, trailer: Trailer) -> FinishReason:
-    """Return what has ended a reply."""
+    """Return the reason for the end of a reply."""
     if utterance.is_looping:
         return "repetition"
     if not trailer.was_cut:

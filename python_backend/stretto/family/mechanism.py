@@ -113,7 +113,7 @@ class CollectedStates(Protocol):
 
 
 class Speaker:
-    """Second model, which speaks the text of the first one, the writer.
+    """Second model, which speaks the text that the first model, the writer, generates.
 
     Both have engines of their own. The reply's codec and its frames are those of the speaker's family, which the
     speaker's config.json names. A family's speaker is a frozen dataclass with these attributes and its constants. The

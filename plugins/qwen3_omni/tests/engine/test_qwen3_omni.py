@@ -154,7 +154,7 @@ def test_text_may_not_end_before_its_minimum_length(case: Case) -> None:
 
 
 class Seizure:
-    """Takes all free blocks of an engine until the prefill of `heard`, which has begun its recording, is preempted.
+    """Takes all free blocks of an engine until the request `heard` is preempted in the prefill of its recording.
 
     Args:
         engine: Engine with an older reply, which keeps its blocks.
