@@ -5,7 +5,7 @@ import gc
 import json
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -123,15 +123,6 @@ async def test_paragraphs_of_a_long_text_keep_their_pauses(serve: Serve) -> None
     assert events[-1].start_s == pytest.approx(0.08 + PARAGRAPH_PAUSE_S + 0.04)
 
 
-@pytest.fixture
-def quick_collections() -> Iterator[None]:
-    """Garbage is collected among the objects of the test only, however many others the process has."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.mark.usefixtures("quick_collections")
 @pytest.mark.parametrize("join", ["independent", "continued"])
 async def test_memory_does_not_grow_with_the_text(serve: Serve, monkeypatch: pytest.MonkeyPatch, join: Join) -> None:
     """Only the samples and codes of events that are read ahead, and the codes of one clause, exist at once."""
@@ -153,7 +144,6 @@ async def test_memory_does_not_grow_with_the_text(serve: Serve, monkeypatch: pyt
         alive = 0
         text = (f"{SENTENCE} " * 400)[:num_chars]
         async for _ in client.speak(text, join=join, check="off"):
-            gc.collect()
             arrays[:] = [array for array in arrays if array() is not None]
             alive = max(alive, len(arrays))
         assert len(server.requests) == -(-num_chars // 153)
