@@ -11,6 +11,7 @@ from typing import Any
 from scripts.mutants import Recorder
 
 ROOT = Path(__file__).parents[2]
+PATH = "plugins/one/product.py"
 PRODUCT = """
 LIMIT = 3
 
@@ -51,8 +52,9 @@ def judged(root: Path, out: str, *words: str) -> tuple[int, dict[str, Any]]:
 def write_repository(root: Path, product: str, tests: str) -> None:
     (root / "scripts").mkdir()
     shutil.copy(ROOT / "scripts/mutants.py", root / "scripts")
-    (root / "pyproject.toml").write_text('[tool.ruff]\nsrc = ["."]\n')
-    (root / "product.py").write_text(product)
+    (root / "pyproject.toml").write_text('[tool.ruff]\nsrc = [".", "plugins/*"]\n')
+    (root / PATH).parent.mkdir(parents=True)
+    (root / PATH).write_text(product)
     (root / "test_product.py").write_text(tests)
     subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
 
@@ -60,7 +62,7 @@ def write_repository(root: Path, product: str, tests: str) -> None:
 def test_mutant_with_which_no_test_can_run_is_killed(tmp_path: Path) -> None:
     write_repository(tmp_path, "LIMIT = 3\n", "from product import LIMIT\n\ndef test_limit():\n    assert LIMIT\n")
     (tmp_path / "conftest.py").write_text("from product import LIMIT\n\nassert LIMIT == 3\n")
-    assert judged(tmp_path, "out.json", "product.py") == (0, {"constant LIMIT = 4": "killed"})
+    assert judged(tmp_path, "out.json", PATH) == (0, {"constant LIMIT = 4": "killed"})
 
 
 def test_frame_without_a_line_is_not_recorded(tmp_path: Path) -> None:
@@ -73,7 +75,7 @@ def test_frame_without_a_line_is_not_recorded(tmp_path: Path) -> None:
 
 def test_mutants_are_killed_by_tests_and_survive_weaker_ones(tmp_path: Path) -> None:
     write_repository(tmp_path, PRODUCT, TESTS)
-    code, before = judged(tmp_path, "before.json", "product.py")
+    code, before = judged(tmp_path, "before.json", PATH)
     assert code == 0
     assert before == {
         "constant LIMIT = 4": "killed",
@@ -87,9 +89,9 @@ def test_mutants_are_killed_by_tests_and_survive_weaker_ones(tmp_path: Path) -> 
         "constant return 2 == 2": "not executed",
         "constant return 1 == 3": "not executed",
     }
-    assert (tmp_path / "product.py").read_text() == PRODUCT
+    assert (tmp_path / PATH).read_text() == PRODUCT
     (tmp_path / "test_product.py").write_text(WEAKER_TESTS)
-    (tmp_path / "product.py").write_text("\n" + PRODUCT)
+    (tmp_path / PATH).write_text("\n" + PRODUCT)
     code, after = judged(tmp_path, "after.json", "--replay", "before.json")
     assert code == 1
     assert {name for name in before if before[name] == "killed" and after[name] != "killed"} == {
