@@ -2,10 +2,11 @@
 
 import argparse
 import os
+from pathlib import Path
 
 import pytest
 
-from stretto_client.console import TextDecoder, argument_text
+from stretto_client.console import TextDecoder, argument_path, argument_text, run
 
 TEXT = "Grüße,\ndon’t 𝄞."
 
@@ -64,3 +65,13 @@ def test_argument_is_read_as_utf_8(text: str, monkeypatch: pytest.MonkeyPatch) -
 def test_undecodable_argument_is_refused_with_the_position() -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=r"^can't decode byte 0xe9 at position 3 \(line 1\) as UTF-8$"):
         argument_text(os.fsdecode(b"caf\xe9"))
+
+
+def test_home_of_an_unknown_user_is_refused() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"^~nobody-here/a\.wav: "):
+        argument_path("~nobody-here/a.wav")
+
+
+def test_error_of_a_file_is_not_taken_for_one_of_standard_output() -> None:
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        run(lambda: len(Path("nothing").read_bytes()))
