@@ -192,15 +192,17 @@ async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, igno
     return options
 
 
-async def audio_parts(
+async def timed_parts(
     gateway: Gateway,
     item: SpeechFields,
     text: str | AsyncIterable[str],
     options: SpeakArguments,
     ignored: Ignored,
-    report: dict[str, Any] | None = None,
-) -> AsyncGenerator[bytes, None]:
-    """Yield the audio file for a text, in parts, as they become ready.
+    report: dict[str, Any],
+) -> AsyncGenerator[bytes | list[dict[str, Any]], None]:
+    """Yield the audio file for a text, in parts, as they become ready, and lists of its words.
+
+    A word comes before the audio in which it begins or, if words are aligned, after its clause.
 
     Args:
         text: The text, or an async iterable of pieces of streamed text.
@@ -208,11 +210,12 @@ async def audio_parts(
         ignored: Receives the tags in the text that are not spoken: before the first part if the text is complete.
         report: Receives the same as in `note_first` before the first part, and the server's report at the end.
     """
-    report = {} if report is None else report
     encoder = PacedEncoder(item, gateway.audio_tags)
     async with spoken(gateway, text, {**options, "rates": True}, ignored, item.voice_field) as events:
         async for event in events:
             note_first(event, report)
+            if event.words:
+                yield [timed_word(word, encoder.playing_time(event)) for word in event.words]
             async for data in encoder.parts(event):
                 yield data
             report.update(event.report or {})
@@ -220,6 +223,16 @@ async def audio_parts(
     note_transliterated(ignored, report.get("transliterated", ()))
     if tail := encoder.close():
         yield tail
+
+
+async def audio_parts(
+    gateway: Gateway, item: SpeechFields, text: str, options: SpeakArguments, ignored: Ignored, report: dict[str, Any]
+) -> AsyncGenerator[bytes, None]:
+    """Yield the audio file for a text, in parts; the arguments are those of `timed_parts`."""
+    async with closing(timed_parts(gateway, item, text, options, ignored, report)) as parts:
+        async for piece in parts:
+            if isinstance(piece, bytes):
+                yield piece
 
 
 def note_first(event: SpeechEvent, report: dict[str, Any]) -> None:
@@ -232,23 +245,16 @@ def note_first(event: SpeechEvent, report: dict[str, Any]) -> None:
 async def sse_parts(
     gateway: Gateway, item: SpeechRequest, options: SpeakArguments, ignored: Ignored, report: dict[str, Any]
 ) -> AsyncGenerator[bytes, None]:
-    """Yield `speech.audio.delta` events and a final `speech.audio.done`.
+    """Yield `speech.audio.delta` events, with `timestamps` those of words, and a final `speech.audio.done`.
 
-    With `timestamps`, a word is sent before the audio in which it begins or, if words are aligned, after its clause.
-    The last event lists the words without a time. `ignored` and `report` receive the same as in `audio_parts`.
+    The last event lists the words without a time. `ignored` and `report` receive the same as in `timed_parts`.
     """
-    encoder = PacedEncoder(item, gateway.audio_tags)
-    async with spoken(gateway, item.input, {**options, "rates": True}, ignored, item.voice_field) as events:
-        async for event in events:
-            note_first(event, report)
-            if item.timestamps and event.words:
-                words = [timed_word(word, encoder.playing_time(event)) for word in event.words]
-                yield sse({"type": "speech.audio.words", "words": words})
-            async for data in encoder.parts(event):
-                yield sse(delta(data))
-            report.update(event.report or {})
-    if tail := encoder.close():
-        yield sse(delta(tail))
+    async with closing(timed_parts(gateway, item, item.input, options, ignored, report)) as parts:
+        async for piece in parts:
+            if isinstance(piece, bytes):
+                yield sse(delta(piece))
+            elif item.timestamps:
+                yield sse({"type": "speech.audio.words", "words": piece})
     yield sse({"type": "speech.audio.done", "usage": usage(report)} | quality(report))
 
 

@@ -1,7 +1,7 @@
 """`WS /v1/audio/speech/stream`: speech for streamed text, with the event names of vLLM-Omni."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AbstractContextManager, aclosing, closing, contextmanager
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,7 +18,7 @@ from stretto_gateway.fields import IGNORED, Body, Ignored, Text, held_bytes, val
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.routes import Route
 from stretto_gateway.socket_session import DONE, SessionEnd, SocketChannel, attend, read_json, session_tasks
-from stretto_gateway.speech import audio_parts, quality, voice_options
+from stretto_gateway.speech import quality, timed_parts, voice_options, wants_alignment
 from stretto_gateway.speech_request import SpeechFields
 
 
@@ -112,13 +112,15 @@ class IncomingText:
 
 
 router = APIRouter()
-KINDS = ("session.config", "input.text", "input.done", "session.close")
+KINDS = ("session.config", "input.text", "input.done", "input.cancel", "session.close")
+CANCELLED = "cancelled"  # finish reason
 
 
 class SessionConfig(SpeechFields):
     """Client event with the settings for all utterances until the next event of this type."""
 
     type: Literal["session.config"]
+    timestamps: bool = Field(default=False, description="events with the start time of each word")
     stream_audio: bool | None = Field(default=None, description="no effect: audio is always sent as it is generated")
 
     @property
@@ -183,15 +185,15 @@ def asking(owner: str, held: Held) -> Iterator[State]:
 class StreamChannel(SocketChannel):
     """Channel whose error events also have a top-level `message`, as expected by vLLM-Omni clients."""
 
-    async def send_error(self, error: ApiError, event_id: str | None = None) -> None:
+    async def send_error(self, error: ApiError, event_id: str | None = None, **fields: Any) -> None:
         self._count_error()
-        await self.send("error", message=error.message, **error.record())
+        await self.send("error", message=error.message, **error.record(), **fields)
 
 
 class StreamSession:
     """Session of one connection, which speaks one utterance at a time."""
 
-    def __init__(self, gateway: Gateway, channel: SocketChannel, owner: str, tasks: asyncio.TaskGroup):
+    def __init__(self, gateway: Gateway, channel: StreamChannel, owner: str, tasks: asyncio.TaskGroup):
         self._gateway = gateway
         self._channel = channel
         self._owner = owner
@@ -200,6 +202,7 @@ class StreamSession:
         self._num_utterances = 0
         self._text: IncomingText | None = None
         self._task: asyncio.Task[None] | None = None
+        self._speaking: asyncio.Timeout | None = None  # without a time limit: entered while audio is generated
         self._is_closing = False
 
     @property
@@ -226,6 +229,9 @@ class StreamSession:
                 case "input.done":
                     self._read(Signal, record)
                     await self._end_text()
+                case "input.cancel":
+                    self._read(Signal, record)
+                    await self._cancel()
                 case "session.close":
                     self._read(Signal, record)
                     self._end()
@@ -294,6 +300,14 @@ class StreamSession:
         self._num_utterances = self._num_utterances + 1
         await self._channel.send("session.done", utterance_index=index, total_sentences=0)
 
+    async def _cancel(self) -> None:
+        """Stop the utterance in progress; without one, do nothing, because its last event and this one may cross."""
+        await asyncio.sleep(0)  # the task of an utterance that has just begun is running then
+        if self._text is not None:
+            self._text.end()
+        if self._speaking is not None:
+            self._speaking.reschedule(0)
+
     def _end(self) -> None:
         if self._text is not None:
             self._text.end()
@@ -319,34 +333,51 @@ class StreamSession:
         """Generate one utterance and send its events; if it fails, ignore the rest of its text."""
         fields = {"utterance_index": index, "sentence_index": 0}
         num_bytes = 0
-        has_failed = False
-        ignored = None
+        is_complete = False
+        ignored = self._ignored(config)
         report = dict[str, Any]()
+        end = dict[str, Any]()
         try:
-            with self._asking() as state:
-                ignored = self._ignored(config)
-                gateway = await self._gateway.for_model(config.model, speaks)
-                options = await voice_options(gateway, config, state, ignored)
-                parts = audio_parts(gateway, config, text.pieces(), options, ignored, report)
-                async with aclosing(parts):
-                    async for data in parts:
-                        if not num_bytes:
-                            form = {"format": config.response_format, "sample_rate": config.rate}
-                            names = {IGNORED: ignored.names} if ignored.names else {}
-                            await self._channel.send("audio.start", **fields, sentence_text="", **form, **names)
-                        await self._channel.send_bytes(data)
-                        num_bytes += len(data)
+            parts = self._parts(config, text, ignored, report)
+            async with asyncio.timeout(None) as self._speaking, aclosing(parts):
+                async for piece in parts:
+                    if isinstance(piece, list):
+                        await self._channel.send("audio.words", **fields, words=piece)
+                        continue
+                    if not num_bytes:
+                        form = {"format": config.response_format, "sample_rate": config.rate}
+                        names = {IGNORED: ignored.names} if ignored.names else {}
+                        await self._channel.send("audio.start", **fields, sentence_text="", **form, **names)
+                    num_bytes += len(piece)
+                    await self._channel.send_bytes(piece)
+            is_complete = True
+        except TimeoutError:
+            end = {"finish_reason": CANCELLED}
         except ApiError as error:
-            has_failed = True
-            await self._channel.send_error(error)
+            await self._channel.send_error(error, utterance_index=index)
         finally:
+            self._speaking = None
             text.close()
         if num_bytes:
-            await self._channel.send("audio.done", **fields, total_bytes=num_bytes, error=has_failed)
+            await self._channel.send("audio.done", **fields, total_bytes=num_bytes, error=not is_complete)
         await text.ended()
-        tags = [name for name in ignored.names if name.startswith("input.")] if ignored is not None else []
-        notes: dict[str, Any] = quality(report) | ({IGNORED: tags} if tags else {})
+        tags = [name for name in ignored.names if name.startswith("input.")]
+        notes = quality(report) | end | ({IGNORED: tags} if tags else {})
         await self._channel.send("session.done", utterance_index=index, total_sentences=1, **notes)
+
+    async def _parts(
+        self, config: SessionConfig, text: IncomingText, ignored: Ignored, report: dict[str, Any]
+    ) -> AsyncGenerator[bytes | list[dict[str, Any]], None]:
+        """Yield the file of one utterance, in parts, and its words if they were requested."""
+        with self._asking() as state:
+            gateway = await self._gateway.for_model(config.model, speaks)
+            options = await voice_options(gateway, config, state, ignored)
+            if config.timestamps and wants_alignment(await gateway.catalogue.profile()):
+                options["words"] = "aligned"
+            async with aclosing(timed_parts(gateway, config, text.pieces(), options, ignored, report)) as parts:
+                async for piece in parts:
+                    if config.timestamps or isinstance(piece, bytes):
+                        yield piece
 
 
 class SpeechStreamRoute(Route):

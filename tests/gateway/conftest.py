@@ -22,7 +22,7 @@ from stretto_gateway.realtime.state import RealtimeOptions
 from stretto_gateway.routes import RouteSettings
 from stretto_gateway.telephone.endpoints import TelephoneOptions
 from stretto_gateway.webrtc.state import WebRtcOptions
-from tests.client.fake_server import Chunk, FakeServer, Request, Step
+from tests.client.fake_server import PROFILE, Chunk, FakeServer, Request, Step
 from tests.gateway.openai_types import CheckedResponses
 from tests.patience import PATIENCE_S, until_async
 
@@ -37,6 +37,11 @@ SPOKEN = [
     Chunk(2, 1920, is_16_bit=True, is_final=True, is_last=True),
 ]
 NUM_SAMPLES = 3840 + 7680 + 1920
+ALIGNS = PROFILE | {"times_words": False, "options": ["words"]}
+ALIGNED = [
+    Chunk(0, 3840, is_16_bit=True),
+    Chunk(1, None, aligned=(("a", 0.02, 0.1), ("cat", 0.16, 0.22)), is_final=True, is_last=True),
+]
 HEARD = [Chunk(0, None, text="a cat", is_final=True, is_last=True)]  # a transcript
 
 

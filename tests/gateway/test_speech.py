@@ -24,7 +24,7 @@ from stretto_gateway.encoding import CODECS, MEDIA_TYPES, RAW, SYNTHETIC, TAGGED
 from stretto_gateway.fields import HEADER
 from stretto_gateway.speech import encoded_parts
 from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, Until
-from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start, sse_events
+from tests.gateway.conftest import ALIGNED, ALIGNS, NUM_SAMPLES, SPOKEN, Running, Start, sse_events
 from tests.gateway.realtime.test_bounds import open_socket
 from tests.gateway.test_speech_stream import begin
 from tests.patience import PATIENCE_S, until_async
@@ -403,13 +403,6 @@ async def test_stalled_reader_applies_backpressure_then_is_disconnected(start: S
     assert running.behind.num_played < 50, "it was not held back"
     assert running.left() == {"failed": 0, "cancelled": 1}
     writer.close()
-
-
-ALIGNS = PROFILE | {"times_words": False, "options": ["words"]}
-ALIGNED = [
-    Chunk(0, 3840, is_16_bit=True),
-    Chunk(1, None, aligned=(("a", 0.02, 0.1), ("cat", 0.16, 0.22)), is_final=True, is_last=True),
-]
 
 
 async def timed_words(running: Running, **more: Any) -> list[Any]:

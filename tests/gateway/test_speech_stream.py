@@ -22,7 +22,7 @@ from stretto_gateway.fields import held_bytes
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech_stream import KINDS, run
 from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, FakeServer, Request, Step, Taken, Until
-from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
+from tests.gateway.conftest import ALIGNED, ALIGNS, NUM_SAMPLES, SPOKEN, Start
 from tests.gateway.line import Line
 from tests.gateway.realtime.test_bounds import closed, open_socket
 from tests.gateway.test_fuzz import JSON
@@ -253,6 +253,7 @@ async def test_errors_are_named_and_the_session_continues(start: Start, message:
         await opened.send(json.dumps(message))
         told = await Writer(opened).next()
         assert (told["type"], told["error"]["param"], told["message"]) == ("error", param, told["error"]["message"])
+        assert "utterance_index" not in told
         assert kinds((await (await begin(opened)).utterance("A cat."))[0])[-1] == "session.done"
     assert len(running.behind.requests) == 1
 
@@ -261,6 +262,71 @@ async def test_speech_stream_uses_the_session_speed(start: Start) -> None:
     running = await start()
     async with open_socket(running, PATH) as opened:
         assert len((await (await begin(opened, speed=2)).utterance("A cat."))[1]) == NUM_SAMPLES
+
+
+async def test_words_come_before_the_audio_in_which_they_begin(start: Start) -> None:
+    running = await start()
+    async with open_socket(running, PATH) as opened:
+        events, _ = await (await begin(opened, timestamps=True, speed=2)).utterance("A cat.")
+        told = [(event["type"], event.get("words")) for event in events[:3]]
+        assert told == [
+            ("audio.words", [{"word": "a", "start": 0.0}]),
+            ("audio.start", None),
+            ("audio.words", [{"word": "cat", "start": 0.02}]),
+        ]
+        events, _ = await (await begin(opened)).utterance("A cat.")
+        assert "audio.words" not in kinds(events)
+
+
+async def test_words_of_a_stream_come_from_the_aligner(start: Start) -> None:
+    running = await start(ALIGNED, ALIGNS)
+    async with open_socket(running, PATH) as opened:
+        events, _ = await (await begin(opened, timestamps=True)).utterance("A cat.")
+        words = [{"word": "a", "start": 0.02, "end": 0.1}, {"word": "cat", "start": 0.16, "end": 0.22}]
+        assert [event["words"] for event in events if event["type"] == "audio.words"] == [words]
+        await (await begin(opened)).utterance("A cat.")
+    asked = [json.loads(request["options"]).get("words") for request in running.behind.requests]
+    assert asked == ["aligned", None]
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+async def test_cancelled_utterance_stops_on_the_server_and_the_next_one_follows(start: Start, is_written: bool) -> None:
+    running = await start(
+        lambda request: SPOKEN if request["text"] == b"A dog." else [SPOKEN[0], Until(asyncio.Event())]
+    )
+    async with open_socket(running, PATH) as opened:
+        writer = await begin(opened)
+        await writer.write("A cat. And a")
+        if is_written:
+            await writer.send("input.done")
+        await writer.until("audio.start")
+        heard = await writer.next()
+        await writer.send("input.cancel")
+        events, _ = await writer.until("session.done")
+        done, over = events
+        assert (done["type"], done["total_bytes"], done["error"]) == ("audio.done", len(heard), True)
+        assert (over["utterance_index"], over["finish_reason"]) == (0, "cancelled")
+        await asyncio.wait_for(running.behind.cancelled.wait(), PATIENCE_S)
+        assert running.left() == {"failed": 0, "cancelled": 1}
+        assert kinds((await writer.utterance("A dog."))[0]) == ["audio.start", "audio.done", "session.done"]
+    async with running.http() as http:
+        used = (await http.get("/v1/usage")).json()["output_audio_s"]
+    assert used == pytest.approx((3840 + NUM_SAMPLES) / 16_000)  # the scripted server sends 16 kHz
+    await running.idle()
+
+
+async def test_utterance_may_be_cancelled_at_once_and_silence_too(start: Start) -> None:
+    running = await start()
+    async with open_socket(running, PATH) as opened:
+        writer = await begin(opened)
+        await writer.send("input.cancel")  # no answer
+        await writer.write("A cat.")
+        await writer.send("input.cancel")
+        events, sound = await writer.until("session.done")
+        assert (kinds(events), events[-1]["finish_reason"], sound) == (["session.done"], "cancelled", b"")
+        await writer.send("input.cancel")
+        assert kinds((await writer.utterance("A cat."))[0]) == ["audio.start", "audio.done", "session.done"]
+    await running.idle()
 
 
 # Fields of vLLM-Omni's session.config, with the values that its own client sends or a careful one would.
@@ -370,6 +436,7 @@ async def test_speech_stream_error_ends_only_one_utterance(
         assert all(event["error"] for event in events if event["type"] == "audio.done")
         error = events[told.index("error")]["error"]
         assert (error["code"], error["param"]) == (code, "text" if code == "invalid_value" else None)
+        assert events[told.index("error")]["utterance_index"] == 0
         assert kinds((await writer.utterance("A cat."))[0])[0] == "audio.start"
 
 
@@ -469,7 +536,7 @@ async def test_speech_in_progress_completes_before_shutdown(start: Start) -> Non
 
 
 FIELDS = st.dictionaries(st.sampled_from(["text", "voice", "response_format", "seed", "model", "x"]), JSON, max_size=2)
-EVENTS = st.tuples(st.sampled_from(KINDS[:3]), FIELDS).map(lambda parts: json.dumps({"type": parts[0]} | parts[1]))
+EVENTS = st.tuples(st.sampled_from(KINDS[:4]), FIELDS).map(lambda parts: json.dumps({"type": parts[0]} | parts[1]))
 MESSAGES = st.one_of(
     EVENTS,
     st.just(json.dumps({"type": "input.text", "text": "A cat. "})),
