@@ -22,31 +22,27 @@ COMPONENTS: list[dict[str, Any]] = [
     {"name": "long", "version": "1", "licenses": [{"license": {"name": "Permission is hereby granted, " * 20}}]},
 ]
 
-
 def written(tmp_path: Path, components: list[dict[str, Any]]) -> tuple[int, str]:
     source = tmp_path / "sbom.json"
     source.write_text(json.dumps({"bomFormat": "CycloneDX", "components": components}))
     status = main([str(source), str(tmp_path / "licences.md")])
     return status, (tmp_path / "licences.md").read_text()
 
-
 def test_licence_table_is_written(tmp_path: Path) -> None:
     scipy = {"name": "Scipy", "version": "1.15", "licenses": [{"expression": "BSD-3-Clause AND MIT"}]}
     status, text = written(tmp_path, [scipy, *COMPONENTS[:3]])
     assert status == 0
     assert text.splitlines()[-3:] == [
-        "| Apache License, Apache Software License | grpcio 1.80 |",
-        "| BSD-3-Clause AND MIT | numpy 1.26.4, Scipy 1.15 |",
-        "| ZPL-2.1 | Zope 2 |",
+        "| Apache License, Apache Software License | grpcio |",
+        "| BSD-3-Clause AND MIT | numpy, Scipy |",
+        "| ZPL-2.1 | Zope |",
     ]
-
 
 def test_error_names_components_without_a_licence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, text = written(tmp_path, [*COMPONENTS, {"name": "silent", "version": "3"}])
     assert status == 1
-    assert "| not stated | long 1, silent 3 |" in text
+    assert "| not stated | long, silent |" in text
     assert "no licence is stated by long, silent" in capsys.readouterr().err
-
 
 def test_invalid_sboms_are_refused() -> None:
     with pytest.raises(ValueError, match="expected an SBOM of CycloneDX, got bomFormat None"):
