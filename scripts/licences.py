@@ -36,6 +36,7 @@ The wheel of `av` contains FFmpeg, which reports "LGPL version 3 or later", and 
 among them. Anyone who redistributes an environment or an image with it redistributes these, too.
 """
 
+
 def licences_of(component: Mapping[str, Any]) -> str:
     """Return a component's licence names or expressions; empty if none is known."""
     names = []
@@ -50,6 +51,7 @@ def licences_of(component: Mapping[str, Any]) -> str:
             names.append(first.removeprefix("License :: ").removeprefix("OSI Approved :: "))
     return ", ".join(sorted(set(names))) or KNOWN.get(component["name"], "")
 
+
 def rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the name and the licences of each package, sorted by name.
 
@@ -61,6 +63,7 @@ def rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for component in sorted(record["components"], key=lambda package: package["name"].lower()):
         yield component["name"], licences_of(component)
 
+
 def table(record: Mapping[str, Any]) -> str:
     """Return the Markdown table of licences, each with its packages."""
     packages = defaultdict(list)
@@ -68,6 +71,7 @@ def table(record: Mapping[str, Any]) -> str:
         packages[licences or "not stated"].append(name)
     lines = [f"| {licences} | {', '.join(packages[licences])} |" for licences in sorted(packages, key=str.lower)]
     return "\n".join(["| licence | packages |", "|---|---|", *lines])
+
 
 def main(words: list[str]) -> int:
     """Write the table and return the exit status."""
@@ -78,6 +82,7 @@ def main(words: list[str]) -> int:
     if untold:
         print(f"licences: no licence is stated by {', '.join(untold)}", file=sys.stderr)
     return 1 if untold else 0
+
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

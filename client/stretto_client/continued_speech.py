@@ -36,7 +36,7 @@ def independent_only(profile: ModelProfile, has_voice: bool = False) -> str:
 
 
 def reads_either(task: TaskProfile, voice: object) -> bool:
-    """Return True if a request has a voice, and the model reads earlier speech as a voice, so that it has no place."""
+    """Return True if the model would read earlier speech as the voice, but the request has a voice."""
     return voice is not None and task.continues == "voice"
 
 

@@ -158,7 +158,7 @@ class EventReceiver(Protocol):
 
 
 class WholeText:
-    """Receiver that sets the place in the source text of each word of a streamed text, and passes its events on."""
+    """Receiver that sets the position of each word in the source of a streamed text, and passes its events on."""
 
     def __init__(self, items: Items, places: Places, reader: MarkupReader):
         self._items = items

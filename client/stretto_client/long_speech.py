@@ -536,7 +536,7 @@ def has_more(event: SpeechEvent, piece: int) -> bool:
 async def placed_events(
     speak: Speak, text: str, places: Places, tries: Tries, piece: int = 0
 ) -> AsyncGenerator[SpeechEvent, None]:
-    """Yield the events of a text or a piece of it, whose words have their places in the source text.
+    """Yield the events of a text or a piece of it; positions of words are those in the source text.
 
     `tries` is passed to `events_in_turn`.
     """

@@ -35,12 +35,12 @@ class Places:
         self._source += piece
 
     def find(self, clause: str) -> "ClausePlaces":
-        """Return the places of the words of the next clause."""
+        """Return the positions in the source of the words of the next clause."""
         runs = {run.start(): self._next(run.group()) for run in RUN.finditer(clause)}
         return ClausePlaces(clause, self._source, runs)
 
     def _next(self, run: str) -> int | None:
-        """Return the place of a run of letters and digits, and continue after it; None if it is not in the source."""
+        """Return the position of a run of letters and digits, and continue after it; None if the source lacks it."""
         source = self._source
         at = self._at
         stop = self._at + MAX_SKIPPED_CHARS
@@ -63,7 +63,7 @@ class ClausePlaces:
     """Places of the words of one clause.
 
     Args:
-        runs: Place in the source of each run of letters and digits, keyed by its place in the clause.
+        runs: Position in the source of each run of letters and digits, keyed by its position in the clause.
     """
 
     def __init__(self, clause: str, source: str, runs: dict[int, int | None]):
@@ -72,7 +72,7 @@ class ClausePlaces:
         self._runs = runs
 
     def moved(self, event: SpeechEvent) -> SpeechEvent:
-        """Return an event with the places of its words in the source instead of in the clause."""
+        """Return an event whose words have their positions in the source instead of in the clause."""
         return replace(event, words=tuple(map(self._moved, event.words))) if event.words else event
 
     def _moved(self, word: Word) -> Word:

@@ -24,7 +24,7 @@ async def once() -> AsyncGenerator[None, None]:
 
 
 async def patiently() -> AsyncGenerator[None, None]:
-    """Yield at first and after each of PAUSES_S, for a clause of a text that has been started.
+    """Yield at once and after each pause of PAUSES_S: the tries of a later clause of a text.
 
     The pauses grow and vary, because each refusal costs the full server processor time: 200 clients that retry every
     0.25 s send it 800 requests per second.

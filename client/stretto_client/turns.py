@@ -1,4 +1,4 @@
-"""Threads for work on callers' texts and audio, which callers share in turns."""
+"""Threads for work on callers' texts and audio, whose time callers share equally."""
 
 import asyncio
 import threading
@@ -18,7 +18,7 @@ CALLER: ContextVar[str] = ContextVar("CALLER", default="")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """Call that waits for its turn; `done` gets its result or exception."""
+    """Call that waits for a thread; `done` gets its result or exception."""
 
     call: Callable[[], Any]
     done: Future[Any]
@@ -47,7 +47,7 @@ class Turns:
     async def run(
         self, call: Callable[Arguments, Result], /, *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
-        """Return the result of a call in a thread, in the turn of the current caller (`CALLER`)."""
+        """Run a job of the current caller (`CALLER`) in one of the threads, and return its result."""
         job = Job(lambda: call(*args, **kwargs), Future())
         with self._mutex:
             self._enter(CALLER.get()).append(job)

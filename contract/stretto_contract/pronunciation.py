@@ -169,9 +169,9 @@ class Replacement(NamedTuple):
     """A replaced part of a text.
 
     Attributes:
-        start, end: Its place in the result.
+        start, end: Its position in the result, in characters.
         word: The part of the original text.
-        source_start, source_end: Its place in the original text.
+        source_start, source_end: Its position in the original text.
     """
 
     start: int
@@ -258,7 +258,7 @@ def _forms(word: str) -> tuple[str, ...]:
 
 
 def _folded(text: str) -> str:
-    """Return a text in lower case and with one kind of apostrophe. Each character keeps its place."""
+    """Return a text in lower case and with one kind of apostrophe. Each character keeps its position."""
     # Lower case depends on the neighbours for Σ alone, and is longer than one character for İ alone.
     return _plain("İ".join(map(str.lower, text.replace("Σ", "σ").split("İ"))))
 
@@ -352,8 +352,8 @@ class Pronouncer:
             is_last: True if the text ends with this part.
 
         Returns:
-            Text to speak that has become known, its changes, with places in the whole text, and the object for the rest
-            of the text.
+            Text that can be spoken now; the words replaced in it, with positions in the whole text; and the object that
+            continues with the next part.
         """
         if not self.dictionaries:
             return text, [], self

@@ -160,7 +160,7 @@ class Body(BaseModel):
 
     @classmethod
     def has_no_value(cls, value: Any) -> bool:
-        """Return True if an unknown field with this value is not listed as ignored."""
+        """Return True if a value means that the field is absent; an unknown field is then not listed as ignored."""
         return value is None
 
 

@@ -23,7 +23,7 @@ class Secret(Protocol):
 
     @property
     def owner(self) -> str:
-        """Id of the caller whose API key has created it, and to whom its sessions belong."""
+        """Id of the caller whose API key has created this key; sessions opened with it count as that caller's."""
         ...
 
 
@@ -47,7 +47,7 @@ class RouteState:
     takes_calls = False
 
     async def close(self) -> None:
-        """Wait for the work in progress, within the gateway's `drain_s`, and release what the state holds."""
+        """Wait for the work in progress, within the gateway's `drain_s`, and release the state's resources."""
 
 
 class Route:

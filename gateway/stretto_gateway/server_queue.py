@@ -14,7 +14,7 @@ from stretto_gateway.config import Limits
 
 @dataclass(slots=True, eq=False)
 class QueuedRequest:
-    """Queued request.
+    """Request that waits for the speech server to have capacity.
 
     Attributes:
         is_later: True for a later clause of a text that has been started.
@@ -34,7 +34,7 @@ class ServerQueue:
     of all callers, the next one begins when a reply has ended, or after ROOM_S. Requests of a caller keep their order,
     except that clauses of texts in progress come first.
 
-    Callers share the queue fairly (`FairLimit`), so that there is always a place for others.
+    Callers share the queue fairly (`FairLimit`), so that others can always enter it.
 
     Args:
         limits: Maximum number of queued requests and maximum waiting times.

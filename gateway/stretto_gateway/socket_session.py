@@ -49,7 +49,7 @@ class SessionEnd(ClientEnd):
 
 
 class Socket(Protocol):
-    """Connection to a client: a WebSocket, or what takes its place. The messages are those of ASGI."""
+    """Connection to a client: a WebSocket, or an object with the same messages, which are those of ASGI."""
 
     async def receive(self) -> Message:
         """Return the next message."""

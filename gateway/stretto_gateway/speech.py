@@ -285,7 +285,7 @@ def wants_alignment(profile: ModelProfile) -> bool:
 
 
 def timed_word(word: Word, playing_time: Callable[[float], float] = float) -> dict[str, Any]:
-    """Return a word for an event: `start` and, if known, `end` in seconds of the file, and its place.
+    """Return a word for an event: `start` and, if known, `end` in seconds of the file, and its position in the text.
 
     Args:
         playing_time: Function from seconds of the model's audio to seconds of the file; by default they are the same.

@@ -22,11 +22,13 @@ COMPONENTS: list[dict[str, Any]] = [
     {"name": "long", "version": "1", "licenses": [{"license": {"name": "Permission is hereby granted, " * 20}}]},
 ]
 
+
 def written(tmp_path: Path, components: list[dict[str, Any]]) -> tuple[int, str]:
     source = tmp_path / "sbom.json"
     source.write_text(json.dumps({"bomFormat": "CycloneDX", "components": components}))
     status = main([str(source), str(tmp_path / "licences.md")])
     return status, (tmp_path / "licences.md").read_text()
+
 
 def test_licence_table_is_written(tmp_path: Path) -> None:
     scipy = {"name": "Scipy", "version": "1.15", "licenses": [{"expression": "BSD-3-Clause AND MIT"}]}
@@ -38,11 +40,13 @@ def test_licence_table_is_written(tmp_path: Path) -> None:
         "| ZPL-2.1 | Zope |",
     ]
 
+
 def test_error_names_components_without_a_licence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, text = written(tmp_path, [*COMPONENTS, {"name": "silent", "version": "3"}])
     assert status == 1
     assert "| not stated | long, silent |" in text
     assert "no licence is stated by long, silent" in capsys.readouterr().err
+
 
 def test_invalid_sboms_are_refused() -> None:
     with pytest.raises(ValueError, match="expected an SBOM of CycloneDX, got bomFormat None"):

@@ -107,7 +107,7 @@ def model_of(settings: Settings) -> str:
 
 
 def abilities(settings: Settings) -> tuple[Can, ...]:
-    """Return conditions, of which a model must meet one to serve a session with these settings."""
+    """Return conditions: a model that meets one of them can serve a session with these settings."""
     return (answers_turns, is_full_duplex) if isinstance(settings, RealtimeSettings) else (transcribes,)
 
 

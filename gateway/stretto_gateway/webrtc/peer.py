@@ -286,7 +286,7 @@ class Peer:
         return not self._is_over
 
     async def _bounded(self, work: Awaitable[None], reason: str) -> None:
-        """Wait for work of aiortc; end the call if it fails because of what the caller has sent."""
+        """Wait for work of aiortc; end the call if it fails because of data from the caller."""
         try:
             await work
         except ConnectionError:

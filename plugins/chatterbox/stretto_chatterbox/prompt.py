@@ -128,7 +128,7 @@ class ChatterboxTemplate:
         self._space = spaces[0]
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows for the text of the last piece.
+        """Return the rows for the conversation's last text.
 
         The voice is taken from a recording that precedes the text, or else is the one called `voice`.
         """
@@ -204,7 +204,7 @@ class TurboTemplate:
         self._recordings = None if recording_encoder is None else Recordings(recording_encoder)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows for the text of the last piece.
+        """Return the rows for the conversation's last text.
 
         The voice is taken from a recording that precedes the text, or else is the one called `voice`.
         """

@@ -53,7 +53,7 @@ class TextGroups(NamedTuple):
     these codes in the first run: `num_frames` codes after each `num_words` ids, fewer in the last group, and the rest
     after the text's end. All rows of the first run have `given_id`.
 
-    The embeddings of both ids should be zero, because the text stream carries what the model reads. Neither is an id of
+    The embeddings of both ids should be zero, because the model reads the text stream. Neither is an id of
     `StreamLayout.audio`, and both are in `Family.drawn_ends`: after the text, `fill_id` ends the reply.
 
     Attributes:

@@ -61,9 +61,9 @@ class CosyVoice3Template:
         self._voices = CachedEncoder(recording_encoder.encode)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows for the text of the last piece.
+        """Return the rows for the conversation's last text.
 
-        The voice comes from a recording in the earlier pieces, or else is the one called `voice`.
+        The voice comes from a recording in an earlier turn, or else is the one called `voice`.
         """
         *before, piece = pieces
         assert piece.text is not None, task.name

@@ -78,7 +78,7 @@ class FishTemplate:
         self._markers = {token_id: name for token_id, name in tokens.items() if not TAG.fullmatch(name)}
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the system turn, of earlier turns, and of the text in the last piece."""
+        """Return the rows of the system turn, of earlier turns, and of the last text."""
         vocabulary = self._vocabulary
         described = [piece for piece in pieces if piece.role == "system"]
         *earlier, last = (piece for piece in pieces if piece.role != "system")
@@ -118,7 +118,7 @@ class FishTemplate:
         return [self._opened("assistant"), self._rows(self._vocabulary.voice), self._frames(piece), self._end()]
 
     def _text(self, piece: Piece) -> str:
-        """Return the text of a piece.
+        """Return the text of a part of the conversation.
 
         Raises:
             InvalidRequest: It is blank, too long or not valid Unicode, or has a token of the model that is no text.

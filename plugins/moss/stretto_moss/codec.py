@@ -165,7 +165,7 @@ def _check_state(name: str, stages: tuple[StageConfig, ...]) -> None:
 def _halves(
     record: Mapping[str, Any], name: str, is_encoder: bool
 ) -> tuple[tuple[int, ...], tuple[StageConfig, ...]]:  # fmt: skip
-    """Return the patch sizes and the transformers of the encoder, or of the decoder, which alternate."""
+    """Return the patch sizes and the transformers of the encoder or the decoder, in which the two alternate."""
     kinds = ("PatchedPretransform", "Transformer") if is_encoder else ("Transformer", "PatchedPretransform")
     parts = record[name]
     if not parts or len(parts) % 2 or [section["module_type"] for section in parts] != [*kinds] * (len(parts) // 2):

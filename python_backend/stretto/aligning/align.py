@@ -107,7 +107,7 @@ def spans(path: NDArray[np.int32], log_p: NDArray[np.float32], blank: int = 0) -
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
-    """Return the places of the words of a text, omitting units that contain neither a letter nor a digit.
+    """Return the positions of the words in a text, omitting units that contain neither a letter nor a digit.
 
     Words are separated by spaces; in Chinese, Japanese and Thai, each character is a word.
 

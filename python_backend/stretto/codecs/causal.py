@@ -52,7 +52,7 @@ class Convolution(nn.Module):
         return convolve(x, self.conv)
 
     def launch(self, x: Tensor, memory: Memory, ending: Ending = device.PLAIN) -> tuple[Tensor, Tensor]:
-        """Launch the layer on a GPU; return its outputs and their activations, those that `ending` requests."""
+        """Launch the layer on a GPU; return its outputs, and their activations if `ending` requests them."""
         return device.convolve(x, self.conv, memory.part(self.kept, x.shape[2], self.late), ending)
 
 
@@ -94,7 +94,7 @@ class Upsampling(nn.Module):
         return upsample(x, getattr(self, self._name))
 
     def launch(self, x: Tensor, memory: Memory, ending: Ending = device.PLAIN) -> tuple[Tensor, Tensor]:
-        """Launch the layer on a GPU; return its outputs and their activations, those that `ending` requests."""
+        """Launch the layer on a GPU; return its outputs, and their activations if `ending` requests them."""
         return device.convolve(x, getattr(self, self._name), memory.part(self.kept, x.shape[2], self.late), ending)
 
 
@@ -128,7 +128,7 @@ class Downsampling(nn.Module):
         return self.conv(both)
 
     def launch(self, x: Tensor, memory: Memory, ending: Ending = device.PLAIN) -> tuple[Tensor, Tensor]:
-        """Launch the layer on a GPU; return its outputs and their activations, those that `ending` requests."""
+        """Launch the layer on a GPU; return its outputs, and their activations if `ending` requests them."""
         return device.convolve(x, self.conv, memory.part(self.kept, x.shape[2]), ending)
 
 
@@ -139,7 +139,7 @@ class Padded:
         self._conv = conv
 
     def launch(self, x: Tensor, memory: Memory | None, ending: Ending = device.PLAIN) -> tuple[Tensor, Tensor]:
-        """Launch the layer on a GPU; return its outputs and their activations, those that `ending` requests."""
+        """Launch the layer on a GPU; return its outputs, and their activations if `ending` requests them."""
         return device.convolve(x, self._conv, None, ending)
 
 
@@ -148,7 +148,7 @@ Launched = Convolution | Upsampling | Downsampling
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Layer with a launch of its own, and what connects it to the layers before it.
+    """Layer with a launch of its own, and its connection to the layers before it.
 
     Attributes:
         begins_residual: True if its input, before the activation, is a residual.

@@ -13,11 +13,11 @@ class DecoderSize:
 
     Attributes:
         gpu_gb: Memory on a GPU, in GB.
-        gflop_per_s: Operations for a second of audio, in 10⁹, in a reply of 4 s; 0 if unknown. A codec for recorded
-            voices reads a voice of 3 s.
+        gflop_per_s: Operations to decode a second of audio, in 10⁹; 0 if unknown. Counted for a reply of 4 s and, if
+            the codec reads the voice, a voice of 3 s.
         state_bytes: Size of an utterance's state, if it limits the number of batch slots, else 0.
-        voices_bytes: Maximum size of what the codec keeps of voices on a CPU.
-        is_whole: True for a codec that decodes a reply after its last code.
+        voices_bytes: Maximum size of the codec's cache of voices on a CPU.
+        is_whole: True for a codec that decodes a reply only after its last code.
     """
 
     gpu_gb: float

@@ -50,7 +50,7 @@ SERVED = {
 
 
 def causal(layer: nn.Module) -> nn.Module:
-    """Return a layer of transformers' Mimi as one that keeps its last inputs in the state, with the same weights."""
+    """Convert a layer of transformers' Mimi to a streaming one with the same weights, which keeps its last inputs."""
     if isinstance(layer, nn.ELU):
         return Elu()
     if isinstance(layer, MimiResnetBlock):

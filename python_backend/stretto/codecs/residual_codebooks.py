@@ -43,7 +43,7 @@ class Codebook(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """Residual quantiser: each codebook encodes what the earlier ones leave."""
+    """Residual quantiser: each codebook encodes the error that the earlier ones leave."""
 
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()

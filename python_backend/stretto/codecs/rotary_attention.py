@@ -131,7 +131,7 @@ def _gain(scale: nn.Module) -> Tensor | None:
 
 
 def can_launch(layers: Sequence[Any], x: Tensor) -> bool:
-    """Return True if the layers have kernels for x."""
+    """Return True if the layers have kernels for the device of `x` and for their sizes."""
     return runs_kernels(x) and device.can_attend(layers[0].self_attn.sizes)
 
 

@@ -107,7 +107,7 @@ def check_codec(folder: Path, family: Family) -> list[Path]:
 
 
 def _contents_of(files: list[Path]) -> str:
-    """Describe what the files of a supposed codec contain, for an error message."""
+    """Describe the contents of a supposed codec's files, for an error message."""
     descriptions = []
     for path in files:
         if path.suffix != SUFFIX:

@@ -441,7 +441,7 @@ ensemble_scheduling {{
 
 
 def write_cloning_models(repository: Path, family: Family) -> None:
-    """Add the ensembles to a model repository, if the family clones voices."""
+    """Add ensembles for clients of other Triton servers to a model repository, if the family clones voices."""
     if family.cloning_task is None:
         return
     for name in (family.name, *CLONING_NAMES):

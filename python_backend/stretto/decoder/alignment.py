@@ -62,7 +62,7 @@ class Collected:
     Attributes:
         rate: Sample rate of the samples in Hz.
         text: Text of the reply so far, or the text that is read aloud.
-        is_of_client: True if it is the text that the client has sent, in which its words have their places.
+        is_of_client: True if `text` is the one that the client has sent, so that words have positions in it.
         pcm: Parts of the samples, int16 [n] each.
     """
 

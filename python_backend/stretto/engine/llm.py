@@ -262,7 +262,7 @@ class SpeechLLM:
     async def reply_chunks(
         self, prompt: Prompt, permit: Permit, pacer: Pacer | None, listener: Listener | None = None
     ) -> AsyncGenerator[LMChunk, None]:
-        """Yield the chunks of a reply that has a place (`place`).
+        """Yield the chunks of a reply that has been admitted (`place`).
 
         Args:
             pacer: Pacer that decides when frames are sent; None assumes an infinitely fast decoder.

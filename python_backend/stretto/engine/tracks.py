@@ -55,7 +55,7 @@ class Track:
         """Return entries of a slot's tables (`SlotTables`) for the ids from number `first` on.
 
         Returns:
-            Place of each id in the table, and the ids: int32 [n, 1 + K]. Here, the place is the row.
+            Index of each id in the table, and the ids: int32 [n, 1 + K]. Here, the index is the row.
         """
         return placed(self.first_row + first, self.ids[first:])
 

@@ -1,1 +1,1 @@
-"""Interface of model families: what a family states, and the ports through which the server uses it."""
+"""Interface of model families: the data of a family, and the ports through which the server uses it."""

@@ -65,6 +65,6 @@ class LiveTemplate(Protocol):
             voice: Name of the voice, or None.
 
         Raises:
-            InvalidRequest: A piece is too long or cannot be used.
+            InvalidRequest: A text or a recording is too long or cannot be used.
         """
         ...

@@ -64,8 +64,8 @@ class RowSteps(ABC):
     Attributes:
         predictor: Function of (steps, model, `GeneratedRows`, vLLM's configuration) that returns an
             `engine.worker.predictors.RowPredictor`.
-        extend: Function of (steps, model, vLLM's configuration) that adds to the model what the predictor needs; None
-            for nothing.
+        extend: Function of (steps, model, vLLM's configuration) that adds the predictor's modules to the model; None
+            if there are none.
     """
 
     predictor: ClassVar[Callable[..., Any]]
@@ -123,8 +123,8 @@ class Speaker:
         folder: Folder of the speaker's checkpoint in that of the writer.
         launch: Function of (speaker, `EngineConfig`) that starts both models, and returns an object with the attributes
             and methods of `engine.llm.SpeechLLM`.
-        extend: Function of (speaker, writer's model, vLLM's configuration) that adds to the model what it keeps for the
-            speaker.
+        extend: Function of (speaker, writer's model, vLLM's configuration) that makes the model keep hidden states for
+            the speaker.
         send_states: Function of (speaker, writer's model) that returns what replaces vLLM's `PromptLogprobsWorker`. Its
             `compute_prompt_token_id_logprobs` returns the states that a step sends to the scheduler, as
             `CollectedStates.put` takes them, keyed by request id. `begin(SpeechRequestData)` begins a request.

@@ -1,6 +1,7 @@
 """Interface of prompt templates, speaking options, and functions that write rows of ids.
 
-The module also defines conversations: the JSON turns of a request, their pieces, and the choice of the task.
+The module also defines conversations: the JSON turns of a request, their texts and recordings, and the choice of a
+task.
 """
 
 import base64
@@ -186,7 +187,7 @@ class Piece:
     """One text or recording in a conversation.
 
     Attributes:
-        path: Name of the piece in error messages.
+        path: Name of the text or recording in error messages.
         text: The text, or None.
         pcm: Mono samples, float32 [n] at the sample rate of the audio encoder, or None.
         codes: Audio as codes, [S, T], or as words of latents, int32 [D, T]; None if there is neither.
@@ -552,7 +553,7 @@ class Template(Protocol):
             voice: Name of the voice, or None.
 
         Raises:
-            InvalidRequest: If a piece is too long or cannot be spoken.
+            InvalidRequest: If a text or a recording is too long or cannot be used.
         """
         ...
 

@@ -215,7 +215,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AudioJob:
-    """Queued request.
+    """Request with audio in the queue of the lanes.
 
     Attributes:
         refuse: Function that is called with an error if the job will not be run.

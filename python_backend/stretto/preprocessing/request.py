@@ -353,7 +353,7 @@ class Preprocessor:
 
 
 def within_rate(sampling: SamplingConfig, task: Task, seconds: float) -> SamplingConfig:
-    """Return `sampling` with the text limited to what a recording of `seconds` can contain (`Task.text_rate`)."""
+    """Return `sampling` with the length of the text limited by the duration of a recording (`Task.text_rate`)."""
     return replace(sampling, text=sampling.text.within(task.text_rate.max_rows(seconds)))
 
 

@@ -30,7 +30,7 @@ class OneShotReply:
     Args:
         request: The request, without tensor contents.
         held: Fair limit of the bytes of all unfinished replies.
-        place: Releases the bytes of this reply when it is closed.
+        place: This reply's share of `held`, which is released when it is closed.
     """
 
     def __init__(self, request: ModelInferRequest, held: FairLimit, host: str, slot: ExitStack) -> None:

@@ -99,7 +99,7 @@ class Alignment:
     Attributes:
         text: Text to be spoken; empty if the model generates the text.
         recording: Recording to align, int16 samples at ALIGNED_RATE; empty to align the generated speech.
-        is_piece: True if `text` is a piece of the request's text, in which its words have other places.
+        is_piece: True if `text` is a part of the request's text, whose words have other positions in the whole text.
     """
 
     text: Annotated[str, Meta(max_length=MAX_ALIGNED_CHARS)] = ""

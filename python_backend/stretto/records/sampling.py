@@ -54,10 +54,10 @@ MIN_TEMPERATURE = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """Option of one number for the sampling of a whole reply, as metadata of its field in `SamplingConfig`.
+    """Sampling option whose value is one number for a whole reply; metadata of its field in `SamplingConfig`.
 
-    The rest follows from it: the preprocessor reads the option, a checkpoint may set its default, families whose frames
-    have no ids refuse it, and the samplers get the number of each row as a column.
+    This is its only definition: from it, the preprocessor reads the option, a checkpoint may set its default, families
+    whose frames have no ids refuse it, and the samplers get the numbers of all rows as a column.
 
     Attributes:
         name: Name in the options of a request.

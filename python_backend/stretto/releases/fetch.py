@@ -300,7 +300,7 @@ def download(report: Report, repository: str, commit: str, files: dict[str, dict
         files: As from `snapshot`.
 
     Returns:
-        For each path its size in bytes, its SHA-256 and its place in the cache.
+        For each path its size in bytes, its SHA-256 and its path in the cache.
 
     Raises:
         ReleaseError: If a file cannot be downloaded, or has another hash twice.
@@ -334,12 +334,12 @@ def _file(report: Report, repository: str, commit: str, name: str, facts: dict[s
 
 
 def _released(path: Path, name: str) -> Path:
-    """Return the place of a file in the cache; raise CheckpointError if it is a link out of the cache."""
+    """Return the path of a file in the cache; raise CheckpointError if it is a link out of the cache."""
     return released_file(path.parents[name.count("/")], name)
 
 
 def _downloaded(report: Report, repository: str, commit: str, name: str) -> str:
-    """Return the place of a file in the cache; if the hub's newer protocol fails, use the older one."""
+    """Return the path of a file in the cache; if the hub's newer protocol fails, use the older one."""
 
     class Bar(_Silent):
         def update(self, n: float | None = 1) -> None:
@@ -431,7 +431,7 @@ def explained(repository: str, revision: str, name: str | None = None) -> Iterat
     """Replace errors of the client library by a ReleaseError.
 
     Args:
-        name: File; None for questions about the repository.
+        name: File; None for requests about the repository.
     """
     try:
         yield

@@ -64,7 +64,7 @@ class Snapshot:
 
 
 class Hub:
-    """The hub. Its child process is started by the first question.
+    """The hub. Its child process is started by the first request.
 
     Args:
         token: Access token, or None for that of the environment.
@@ -111,7 +111,7 @@ class Hub:
         return Snapshot(repository, **answer)
 
     def download(self, snapshot: Snapshot, files: Mapping[str, Any], report: Report) -> dict[str, dict[str, Any]]:
-        """Download files of a repository, check their hashes, and return size, SHA-256 and place by path."""
+        """Download files of a repository and check their hashes; return size, SHA-256 and path in the cache by path."""
         downloaded: dict[str, dict[str, Any]] = self._call(
             "download", report, repository=snapshot.repository, commit=snapshot.commit, files=files
         )
@@ -201,7 +201,7 @@ def address() -> str:
 
 
 def is_offline() -> bool:
-    """Return True if the environment forbids questions to the hub."""
+    """Return True if the environment forbids requests to the hub."""
     named = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return named.upper() in ("1", "ON", "YES", "TRUE")
 

@@ -132,7 +132,7 @@ class Installer:
         return self._choices.revision or pinned or MAIN
 
     def _installed(self, target: Target, request: Request) -> InstalledModel | None:
-        """Return the installed model for a target, without a question to the hub, or None.
+        """Return the installed model for a target, without a request to the hub, or None.
 
         None also if the user wants the newest commit, which only the hub knows, or a new installation.
         """

@@ -146,7 +146,7 @@ class InstalledModel:
 
 
 def key_of(request: Request, sources: tuple[Mapping[str, Any], ...]) -> str:
-    """Return the key of a model."""
+    """Return the key of an installed model: a digest of its request and of the files that it was made from."""
     text = json.dumps([asdict(request), sources], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 

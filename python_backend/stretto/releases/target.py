@@ -272,7 +272,7 @@ def entry_of(match: Match, where: str) -> ReleaseEntry:
 
 
 def plain_name(text: str) -> str:
-    """Return a name for a release, made of the characters of a repository's or a folder's name that names may have."""
+    """Return a repository's or folder's name in lower case, with `-` for characters that no release's name may have."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:MAX_NAME_CHARS].rstrip("-.") or FOLDER
 
 

@@ -136,7 +136,7 @@ class CodecCase:
 
 
 def parts_of(case: CodecCase) -> dict[str, Sequence[Any]]:
-    """Return the values of the tests' arguments, by name; none for parts that the case does not have."""
+    """Return the values of each test argument, by its name. Tests of parts that the case lacks have no values."""
     return {
         "total": [case.num_frames, 3, *by_night(1, 2, 9)],
         "is_float32": [False, *by_night(True)],

@@ -26,7 +26,7 @@ ASKING = {"_local_scalar_dense", "nonzero", "masked_select", "unique_consecutive
 
 
 class Crossings(TorchDispatchMode):
-    """Recorder of operators that mix devices; one whose result the host needs to continue fails."""
+    """Recorder of operators that mix devices. Operators that wait for a result on the host raise AssertionError."""
 
     def __init__(self, seen: list[str]) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ OF_OTHER_TYPES: dict[str, tuple[Any, ...]] = {
 
 
 def plain(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a schema without its reference and its null."""
+    """Return a schema with its reference resolved, and without the alternative `null`."""
     choices = [choice for choice in schema.get("anyOf", [schema]) if choice.get("type") != "null"]
     choice: Mapping[str, Any] = choices[0] if len(choices) == 1 else {"type": "any"}
     return root["$defs"][choice["$ref"].rpartition("/")[2]] if "$ref" in choice else choice

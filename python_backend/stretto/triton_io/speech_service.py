@@ -169,7 +169,7 @@ class TextSession:
             self._first.set()
 
     def placed(self, chunk: Chunk) -> Chunk:
-        """Return the reply's next chunk with the places of its words in the text."""
+        """Return the reply's next chunk with the positions of its words in the text."""
         if not self.sources:
             return chunk
         first = self._num_timed

@@ -1,1 +1,1 @@
-"""How codes are sampled, text in rows of its own, and which frames are decoded: this family's mechanism."""
+"""This family's mechanism: sampling of codes, text that has rows without frames, and the frames that are decoded."""

@@ -1,4 +1,4 @@
-"""Slow reference of how codes are sampled, and of text in rows of its own, for `stretto.testing`."""
+"""Slow reference of the sampling of codes, and of text that has rows without frames, for `stretto.testing`."""
 
 import math
 from collections.abc import Callable, Sequence

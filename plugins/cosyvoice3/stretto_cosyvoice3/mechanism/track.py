@@ -1,4 +1,4 @@
-"""Track of a text that has rows of its own."""
+"""Track of a text that has rows without frames."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ class GroupTrack(Track):
         return Track.extend(self, laid, is_last)
 
     def entries(self, first: int = 0) -> np.ndarray:
-        """Return entries of a slot's tables, whose places are the numbers of the ids; see `Track.entries`."""
+        """Return entries of a slot's tables, whose indices are the numbers of the ids; see `Track.entries`."""
         return placed(first, self.ids[first:])
 
     def entries_after(self, num_rows: int) -> np.ndarray:

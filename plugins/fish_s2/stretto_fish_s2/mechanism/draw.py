@@ -1,7 +1,7 @@
 """Sampling of codes from the probabilities at temperature 1 (`LateTemperature`), in numpy or torch.
 
-In other families, top-p applies to the probabilities at the reply's temperature of the codes that top-k keeps, and
-keeps the code that makes the sum exceed it.
+In other families, top-p applies after top-k and at the reply's temperature, and keeps the code whose probability
+makes the sum exceed p.
 """
 
 import math

@@ -62,7 +62,7 @@ class HiggsAudioV3Template:
         self._begins = np.tile(begins, (family.layout.max_delay, 1)).astype(np.int32)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the voice, if there is one, and of the text in the last piece."""
+        """Return the rows of the voice, if there is one, and of the last text."""
         *before, piece = pieces
         assert piece.text is not None, task.name
         parts = [self._marker(TTS), *self._voice(before)]

@@ -45,7 +45,7 @@ class WordStream:
         has_turns: True if the text has turns, so that the first word of a turn begins with the id of its speaker.
 
     Attributes:
-        sources: Words, and their places in the text, that have become known with its last part.
+        sources: Words that have become known with the last part of the text, and their positions in it.
     """
 
     def __init__(self, tokenizer: PlainTokenizer, path: str = "text", has_turns: bool = False):
@@ -86,7 +86,7 @@ class WordStream:
         return ids, extended
 
     def _turns(self, text: str, is_last: bool) -> list[tuple[int, int, str]]:
-        """Append text, and return its complete parts: speaker, or 0 if the part begins no turn; place; and text."""
+        """Append text, and return its complete parts: speaker, or 0 if the part begins no turn; position; and text."""
         start = self._num_chars - len(self._line)
         self._num_chars += len(text)
         if not self._has_turns:

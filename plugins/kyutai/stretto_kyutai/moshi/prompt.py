@@ -28,7 +28,7 @@ class MoshiTemplate:
         self.encoder = MimiEncoder(codec)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows before the reply, with the codes of the last piece as the track."""
+        """Return the rows before the reply, with the codes of the last recording as the track."""
         *before, piece = pieces
         if piece.pcm is None and piece.codes is None:
             raise InvalidRequest(piece.path, "audio", "text")
@@ -45,7 +45,7 @@ class MoshiTemplate:
 
 
 def codes_in(piece: Piece, vocabulary: FrameVocabulary) -> np.ndarray:
-    """Return a piece's codes [K, n]; raise InvalidRequest if they do not fit the model."""
+    """Return a recording's codes [K, n]; raise InvalidRequest if they do not fit the model."""
     codes = piece.codes
     size = (vocabulary.num_codebooks, vocabulary.codebook_size)
     assert codes is not None, "a recording has samples or codes"

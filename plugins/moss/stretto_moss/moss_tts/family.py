@@ -118,7 +118,7 @@ SAMPLING = SamplingConfig(
 
 
 def moss_family(name: str, vocabulary: Any, end: int, sampling: SamplingConfig, **members: Any) -> Family:
-    """Return a family with what the MOSS-TTS models have in common.
+    """Return a family with the properties that the MOSS-TTS models have in common.
 
     Args:
         end: Id of stream 0 that ends the audio and the reply.

@@ -67,7 +67,7 @@ STACK = ("d_model", "num_heads", "num_layers", "dim_feedforward", "context", "ma
 
 
 def located(release: Release) -> Release:
-    """Return the release with the config of its folder, if none is given."""
+    """Return the release; if no config is given, with the `config.json` of its folder."""
     config = release.folder / "config.json"
     return release if release.config is not None or not config.is_file() else replace(release, config=config)
 

@@ -60,7 +60,7 @@ CLONING = (SPEAKER, "mimi.encoder.", "mimi.encoder_transformer.", "mimi.downsamp
 
 
 def located(release: Release) -> Release:
-    """Return the release with the packaged config of its folder's name, if it has no config of its own."""
+    """Return the release; if it has no config, with the packaged one for its folder's name."""
     config = packaged_config(release.folder.absolute().name)
     return release if release.config is not None or config is None else replace(release, config=config)
 

@@ -288,7 +288,7 @@ class TransformersRelease:
         check_folded(self._stored, shapes | {self.tensors.source(name): size for name, size in others.items()})
 
     def renamed(self, converted: Converted, dropped: tuple[str, ...]) -> Converted:
-        """Return what the authors' converter has made, with transformers' names for the tensors to be read.
+        """Return the result of the authors' converter, with transformers' names for the tensors to be read.
 
         Args:
             converted: Checkpoint to be written, made with `tensors`.

@@ -169,7 +169,7 @@ class TextWindows(TextTrack):
         return number + self.num_frames * (number // self.num_words)
 
     def within_window(self, index: Any) -> tuple[Any, Any]:
-        """Return the place of a row in its window, and the number of the token that it has if it is a text row.
+        """Return the index of a row in its window and, if it is a text row, the number of its token.
 
         Args:
             index: Index of the row in the reply, an integer or an array.

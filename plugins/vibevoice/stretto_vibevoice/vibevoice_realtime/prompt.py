@@ -78,7 +78,7 @@ class VibeVoiceRealtimeTemplate:
         }
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of a voice, and the tokens of the text of the only piece."""
+        """Return the rows of a voice, and the tokens of the text."""
         (piece,) = pieces
         assert piece.text is not None, task.name
         check_text(piece.text, piece.path, self._family.max_text_chars)

@@ -174,7 +174,7 @@ def normalized(
     channel: tl.tensor,
     is_channel: tl.tensor,
 ) -> tl.tensor:
-    """Return the norm of inputs; without a bias, their mean is not subtracted."""
+    """Return the normalised inputs: by LayerNorm, or without a bias by RMSNorm."""
     weights = tl.load(weight + channel, is_channel, 0.0)
     if bias is not None:
         x = (x - mean) * scale * weights + tl.load(bias + channel, is_channel, 0.0)

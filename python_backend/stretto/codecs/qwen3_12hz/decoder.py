@@ -347,11 +347,11 @@ class Codebook(WithConstants):
         return F.embedding(codes, self.joined_entries())
 
     def joined_entries(self) -> Tensor:
-        """Return all entries."""
+        """Return all entries of the codebook, [size, C]."""
         return self._quotients() if self.entries is None else self.entries
 
     def join(self) -> None:
-        """Compute all entries."""
+        """Compute all entries of the codebook."""
         super().join()
         self.register_buffer("entries", self._quotients().detach(), persistent=False)
 

@@ -228,7 +228,7 @@ class PairedScheduling(Base):
         return wanted
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
-        """Return vLLM's prefix-cache hit, shortened to what the request may skip."""
+        """Return vLLM's prefix-cache hit, shortened to the rows that the request may skip."""
         blocks, num_tokens, boundary, diverged = super()._get_local_prefix_cache_hit(request)
         most = self.table[request.request_id].max_cached_rows // self.block_size * self.block_size
         if num_tokens > most:

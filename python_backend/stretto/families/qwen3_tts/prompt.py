@@ -118,9 +118,9 @@ class Qwen3TtsTemplate:
         self._silent_frames = vocabulary.silent_frames
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the prompt for the text of the last piece.
+        """Return the prompt for the conversation's last text.
 
-        The voice is the one called `voice`, the one described in `manner`, or the one recorded in the earlier pieces.
+        The voice is the one called `voice`, the one described in `manner`, or the one recorded in an earlier turn.
         """
         *before, piece = pieces
         assert piece.text is not None, task.name

@@ -1,4 +1,4 @@
-"""Numbers in the notations of other places and of mathematics, rewritten as in plain English text.
+"""Numbers in the notations of other countries and of mathematics, rewritten as in plain English text.
 
 `1.234,5` becomes `1,234.5`, `10⁻³` becomes `10^-3`, and `2½` becomes `2 1/2`. A number whose notation is unknown is
 replaced with its digits in words, so that it is not read as another number.

@@ -49,7 +49,7 @@ class TinyTemplate:
         self._codec = codec
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the prompt for the only piece: text to speak in a voice, or audio to transcribe."""
+        """Return the prompt for a text to speak in a voice, or for audio to transcribe."""
         (piece,) = pieces
         if piece.text is not None:
             assert voice is not None, task.name
@@ -127,7 +127,7 @@ def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> s
 
 @lru_cache(maxsize=4096)
 def _spoken(word: str) -> tuple[str, ...]:
-    """Return what a word of a text is read as, regardless of the words around it."""
+    """Return the words as which a word of a text is read, regardless of the words around it."""
     return words_of(normalise(word, CHARACTERS))
 
 

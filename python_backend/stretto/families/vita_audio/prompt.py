@@ -192,7 +192,7 @@ class VitaTemplate:
         )
 
     def _codes(self, piece: Piece) -> np.ndarray:
-        """Return the codes [T] of a piece, 12.5 per second."""
+        """Return the codes [T] of a recording, 12.5 per second."""
         codes = codes_of(piece, self._family, None if self._encoder is None else self._encoder.encode)
         return codes if piece.codes is None else codes[0]
 

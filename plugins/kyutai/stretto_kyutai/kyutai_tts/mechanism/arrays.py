@@ -63,7 +63,7 @@ class WordStates:
         return self._xp.where(is_over, self._end_of_audio, main)
 
     def _word(self, slots: Array, places: Array) -> Array:
-        """Return the entries of the word tables at `places`, [B]; any for places outside the table."""
+        """Return the entries of the word tables at the indices `places`, [B]; any entry if an index is outside."""
         return self._words[slots, self._xp.clip(places, 0, self._words.shape[1] - 1)]
 
 

@@ -113,7 +113,7 @@ class WordTrack(Track):
         del self.waiting[:num_moved]
 
     def _ahead(self, index: int) -> tuple[int, int] | None:
-        """Return the places of the word `script.ahead` words after a waiting word; None while it is not known."""
+        """Return the indices of the word `script.ahead` words after a waiting word; None while it is not known."""
         begin = self.waiting[index][0]
         left = self.script.ahead
         for end, _ in self.waiting[index + 1 :]:

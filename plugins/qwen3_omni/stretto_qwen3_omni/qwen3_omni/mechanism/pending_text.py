@@ -28,7 +28,7 @@ class PendingText:
         self._feed: TextFeed | None = None
 
     def listen(self, states: np.ndarray | None, ids: list[int]) -> None:
-        """Store what the writer has generated; this is the `listener` of `SpeechLLM.reply_chunks`.
+        """Store the ids that the writer has generated; this is the `listener` of `SpeechLLM.reply_chunks`.
 
         Args:
             states: Hidden states of the writer's prompt, float32 [n, W], which arrive before the first word; None in

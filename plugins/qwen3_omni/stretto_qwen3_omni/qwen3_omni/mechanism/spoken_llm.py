@@ -81,7 +81,7 @@ class SpokenLLM:
     ) -> AsyncGenerator[LMChunk, None]:
         """Yield the chunks of one reply; those with text and those with frames are independent of each other.
 
-        A reply of a task that is not spoken comes from the writer alone. A spoken reply has a place in both models
+        A reply of a task that is not spoken comes from the writer alone. A spoken reply needs a permit of both models
         until it ends, so it is refused at once if either is full.
 
         Args:

@@ -41,7 +41,7 @@ class WindowTrack(Track):
         return Track.extend(self, ids[:-1] if is_last else ids, is_last)
 
     def entries(self, first: int = 0) -> np.ndarray:
-        """Return the entries of the tokens, whose places are their numbers; see `Track.entries`."""
+        """Return the entries of the tokens, whose indices are their numbers; see `Track.entries`."""
         return placed(first, self.ids[first:])
 
     def entries_after(self, num_rows: int) -> np.ndarray:

@@ -35,10 +35,10 @@ def launches_early() -> bool:
 
 
 def num_stages(block_inner: int, is_gated: bool) -> int:
-    """Return how many blocks of weights a program loads ahead.
+    """Return how many steps ahead a program loads blocks of weights.
 
-    Shared memory has room for two, which are those of both halves if the product is gated. Float32, which uses no
-    tensor cores, would not fit the registers.
+    Shared memory has room for two blocks, and a gated product loads two in each step. In float32, without tensor cores,
+    two steps would need more registers than there are.
     """
     return 1 if is_gated or block_inner == BLOCK_INNER[torch.float32] else 2
 

@@ -15,7 +15,7 @@ from stretto.engine.kernels.gpu.step_draw import (
 
 @triton.jit
 def _wide_uniform_of(key: tl.tensor, counter: tl.constexpr) -> tl.tensor:
-    """Return uniform noise in float64, as `sampling.uniform` does for the token id `counter`."""
+    """Return the uniform noise, float64, that `sampling.uniform` gives the token id `counter` with this key."""
     bits = mixed(key + counter * 0xC2B2AE35)
     return ((bits >> 9).to(tl.int32).to(tl.float64) + 0.5) * 1.1920928955078125e-07
 
