@@ -190,15 +190,16 @@ class Model(TypedDict):
 class Health(TypedDict):
     """Readiness and the served model. Fields of the model are missing if the server does not report them.
 
-    `model` is its name, `revision` the commit of its release, and `configuration` the SHA-256 of the server's version,
-    options and configuration files. If the gateway has several servers, `servers` has the same for each, and one ready
-    server is enough.
+    `model` is its name, `revision` the commit of its release, `configuration` the SHA-256 of the server's version,
+    options and configuration files, and `weights` that of the names, sizes and times of the checkpoint's files. If the
+    gateway has several servers, `servers` has the same for each, and one ready server is enough.
     """
 
     status: Literal["ready", "not ready"]
     model: NotRequired[str]
     revision: NotRequired[str]
     configuration: NotRequired[str]
+    weights: NotRequired[str]
     servers: NotRequired[dict[str, "Health"]]
 
 

@@ -4,7 +4,6 @@ The routes for models and health checks, and the exception handlers, are in this
 """
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -21,7 +20,6 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
-from stretto_client import ClientError, SpeechClient
 from stretto_gateway import chat, page, pronunciations, speech, transcription, verification, voices
 from stretto_gateway.answers import (
     ERRORS,
@@ -41,16 +39,15 @@ from stretto_gateway.fields import error_message, field_path
 from stretto_gateway.forms import accept_extended_names
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Guard
-from stretto_gateway.model_server import ModelServer, Servers
+from stretto_gateway.model_server import READY_S, ModelServer, Servers, served_model
 from stretto_gateway.routed import RoutedClient
 from stretto_gateway.routes import GROUP, installed_routes
 
 LOG = logging.getLogger("stretto_gateway")
-READY_S = 5.0
 ABOUT = "OpenAI's audio API for a Stretto server. There are also WebSockets, which OpenAPI cannot describe: "
 # response headers that pages of other origins may read
-EXPOSED = ("x-request-id", "stretto-ignored", "stretto-marker", "x-sample-rate", "retry-after", "location")
-IDENTITY = ("model", "revision", "configuration")  # fields of `Health` that the server reports
+OURS = ("stretto-ignored", "stretto-marker", "stretto-cache")
+EXPOSED = ("x-request-id", *OURS, "x-sample-rate", "age", "retry-after", "location")
 OPEN: dict[str, Any] = {"security": []}  # no key needed
 router = APIRouter()
 
@@ -237,16 +234,6 @@ async def is_ready(app: FastAPI) -> bool:
             async with asyncio.timeout(READY_S):
                 return bool(await servers.up() if servers.are_named else await servers.all[0].client.ready())
     return False
-
-
-async def served_model(client: SpeechClient | RoutedClient) -> dict[str, str]:
-    """Return the model, revision and configuration that the server reports; empty for servers that report none."""
-    reported = None
-    with suppress(ClientError, TimeoutError, ValueError):
-        async with asyncio.timeout(READY_S):
-            reported = json.loads(await client.server_name())
-    record = reported if isinstance(reported, dict) else {}
-    return {name: record[name] for name in IDENTITY if isinstance(record.get(name), str)}
 
 
 async def figures(request: Request) -> Response:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 import os
+import re
 import resource
 import socket
 import sys
@@ -28,7 +29,7 @@ from stretto_contract.heartbeat import beat, keep_listener, kept_listener
 from stretto_contract.listening import ALL_OF, LOOPBACK, listen, listening_address, place
 from stretto_gateway.app import is_ready, make_app
 from stretto_gateway.audio_hosts import AudioHosts
-from stretto_gateway.config import GatewayConfig, Limits
+from stretto_gateway.config import CACHE_AGE_S, MIB, CacheSettings, GatewayConfig, Limits
 from stretto_gateway.connection import Connection
 from stretto_gateway.connection import settings as socket_settings
 from stretto_gateway.encoding import SYNTHETIC
@@ -49,6 +50,7 @@ OTHER_FILES = 64
 MIN_CONNECTIONS = 8
 MAX_ALIAS_CHARS = 200
 MAX_TAG_CHARS = 500
+UNITS = {"MB": 10**6, "MiB": 1 << 20, "GB": 10**9, "GiB": 1 << 30}
 
 
 class GatewayServer(uvicorn.Server):
@@ -217,6 +219,12 @@ def arguments() -> Parser:
         metavar="NAME",
         help=f"{about}; default: none, and they are refused",
     )
+    about = "keep speech in memory, up to this size such as 256MiB, and answer equal requests from it; default: none"
+    add("--speech-cache", type=memory_size, metavar="SIZE", help=about)
+    about = "age after which speech in the cache is not used; default: %(default)g"
+    add("--speech-cache-age", type=float, default=CACHE_AGE_S, metavar="SECONDS", help=about)
+    about = "cache also requests without a seed, or in the voice of a recording; repeatable"
+    add("--speech-cache-also", choices=("seedless", "voices"), action="append", default=[], help=about)
     about = "maximum per key and period of requests, characters, input_audio_s or output_audio_s; repeatable"
     add(
         "--ceiling",
@@ -255,6 +263,16 @@ def port_in_row(offset: int) -> int:
     if not (text.isdecimal() and len(text) <= 5 and 0 < int(text) <= 65_535 - offset):
         raise ValueError(f"STRETTO_PORT: expected a port from 1 to {65_535 - offset}, got {text!r}")
     return int(text) + offset
+
+
+def memory_size(text: str) -> int:
+    """Return the bytes of a size with a unit of UNITS, of at least 1 MiB, for argparse."""
+    match = re.fullmatch(rf"(\d{{1,6}}) ?({'|'.join(UNITS)})", text)
+    num_bytes = int(match[1]) * UNITS[match[2]] if match else 0
+    if num_bytes < MIB:
+        expected = f"at least 1MiB, as a whole number of {', '.join(UNITS)}"
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    return num_bytes
 
 
 def parsed_by(parse: Callable[[str], object]) -> Callable[[str], str]:
@@ -303,7 +321,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
         raise ValueError(f"--port: expected a port from 0 to 65535, got {port}")
     bounded = ("--max-active", 1, args.max_active), ("--max-waiting", 0, args.max_waiting)
     times = ("--drain-seconds", 0, args.drain_seconds), ("--keep-alive-seconds", 1, args.keep_alive_seconds)
-    for flag, least, value in (*bounded, *times):
+    for flag, least, value in (*bounded, *times, ("--speech-cache-age", 1, args.speech_cache_age)):
         if not least <= value < math.inf:
             raise ValueError(f"{flag}: expected at least {least}, got {value}")
     if args.private_key is not None and args.certificate is None:
@@ -314,6 +332,9 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
         drain_s=args.drain_seconds,
         keep_alive_s=args.keep_alive_seconds,
     )
+    cache = None
+    if args.speech_cache is not None:
+        cache = CacheSettings(args.speech_cache, args.speech_cache_age, tuple(args.speech_cache_also))
     spans_are_wanted()  # raises ValueError if the traces' dependencies are missing
     if args.voices is not None:
         args.voices.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -339,6 +360,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
         ceilings=tuple(args.ceiling),
         named_servers=named_servers,
         check_with=args.check_with,
+        cache=cache,
         routes=tuple(options for options in settings if options is not None),
     )
 

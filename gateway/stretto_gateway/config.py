@@ -9,6 +9,7 @@ from stretto_gateway.encoding import SYNTHETIC
 from stretto_gateway.routes import RouteSettings
 
 MIB = 1 << 20
+CACHE_AGE_S = 86_400.0
 OfRoute = TypeVar("OfRoute", bound=RouteSettings)
 
 
@@ -82,6 +83,20 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """Settings of the speech cache.
+
+    Attributes:
+        max_age_s: Age in seconds after which an entry is not used.
+        also: `seedless` to use it for requests without a seed, `voices` for those in the voice of a recording.
+    """
+
+    max_bytes: int
+    max_age_s: float = CACHE_AGE_S
+    also: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class GatewayConfig:
     """Settings of a gateway.
 
@@ -100,6 +115,7 @@ class GatewayConfig:
         ceilings: Ceilings on the use of each key, as `Ceiling.from_text` parses them.
         named_servers: gRPC addresses of several servers, by the names of their models; empty for one server.
         check_with: Address of the recogniser for `check: "words"`; None to refuse this check.
+        cache: Settings of the speech cache; None for no cache.
         routes: Settings of routes. A route without settings has its defaults.
     """
 
@@ -117,6 +133,7 @@ class GatewayConfig:
     ceilings: tuple[str, ...] = ()
     named_servers: Mapping[str, str] = field(default_factory=dict)
     check_with: str | None = None
+    cache: CacheSettings | None = None
     routes: tuple[RouteSettings, ...] = ()
 
     @property

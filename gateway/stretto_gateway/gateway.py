@@ -18,6 +18,7 @@ from stretto_gateway.outcomes import Outcomes
 from stretto_gateway.pronunciation_store import PronunciationStore
 from stretto_gateway.routed import RoutedClient
 from stretto_gateway.routes import RouteState, installed_routes
+from stretto_gateway.speech_cache import SpeechCache
 from stretto_gateway.usage import Ceiling
 from stretto_gateway.voice_store import VoiceStore
 
@@ -53,6 +54,9 @@ class Gateway:
         self.outcomes = Outcomes()
         self.metrics.watch(self.servers, self.sessions)
         self.audio_hosts = AudioHosts(config.audio_hosts, config.limits)
+        self.cache: SpeechCache | None = None
+        if config.cache is not None:
+            self.cache = SpeechCache(config.cache, bool(config.keys), self.metrics.registry)
         self.voices: VoiceStore | None = None
         self.pronunciations: PronunciationStore | None = None
         if config.voices is not None:

@@ -399,7 +399,7 @@ class SpeechTrace(Trace):
         now_s = time.monotonic()
         if event.redrawn_s is not None:
             self._metrics.redrawn.labels(*self._labels).inc()
-            self._use.add("output_audio_s", event.redrawn_s)
+        self._use.add("output_audio_s", generated_s(event))
         if event.pcm is not None and len(event.pcm):
             if self._first_s is None:
                 self._first_s = now_s
@@ -407,9 +407,7 @@ class SpeechTrace(Trace):
             self._underrun_s += max(0.0, played_s - self._audio_s)
             if self._sound_s is None and (sample := first_audible(event.pcm)) is not None:
                 self._sound_s = self._first_s + self._underrun_s + self._audio_s + sample / event.sample_rate
-            seconds = len(event.pcm) / event.sample_rate
-            self._audio_s += seconds
-            self._use.add("output_audio_s", seconds)
+            self._audio_s += len(event.pcm) / event.sample_rate
         self._end(event)
 
     def close(self) -> None:
@@ -440,6 +438,12 @@ class SpeechTrace(Trace):
         metrics.underrun.labels(*labels).observe(self._underrun_s, self._request.exemplar)
         if not self._underrun_s:
             metrics.continuous.labels(*labels).inc()
+
+
+def generated_s(event: SpeechEvent) -> float:
+    """Return the duration of an event's samples, and of the attempt that it reports as given up, in seconds."""
+    samples_s = len(event.pcm) / event.sample_rate if event.pcm is not None and len(event.pcm) else 0.0
+    return samples_s + (event.redrawn_s or 0.0)
 
 
 def first_audible(pcm: NDArray[Any]) -> int | None:

@@ -1,6 +1,7 @@
 """Servers of a gateway, which requests select by the name of a model."""
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -15,6 +16,8 @@ from stretto_gateway.server_queue import ServerQueue
 # time between two checks of a server, and maximum duration of each
 CHECK_S = 5.0
 ANSWER_S = 5.0
+READY_S = 5.0
+IDENTITY = ("model", "revision", "configuration", "weights")  # what a server reports about its model
 FAILED_CHECKS = 3  # consecutive failed checks after which a server is down; one that is only busy answers earlier
 
 Can = Callable[[ModelProfile], bool]
@@ -161,6 +164,16 @@ class Servers:
         if unknown:  # one of them may be able to do the request
             raise _down(unknown)
         return next((server for server in self.all if server.is_up), self.all[0])  # which refuses the request
+
+
+async def served_model(client: SpeechClient | RoutedClient) -> dict[str, str]:
+    """Return what the server reports about its model (IDENTITY); empty for servers that report nothing."""
+    reported = None
+    with suppress(ClientError, TimeoutError, ValueError):
+        async with asyncio.timeout(READY_S):
+            reported = json.loads(await client.server_name())
+    record = reported if isinstance(reported, dict) else {}
+    return {name: record[name] for name in IDENTITY if isinstance(record.get(name), str)}
 
 
 def _down(servers: Sequence[ModelServer]) -> ApiError:

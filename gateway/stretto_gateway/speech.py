@@ -5,7 +5,7 @@ import base64
 import json
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, cast
 from urllib.parse import quote
@@ -53,7 +53,7 @@ from stretto_gateway.encoding import (
 from stretto_gateway.events import Streamed, closing, speech_events
 from stretto_gateway.fields import Ignored, check_options_size, held_bytes
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.metrics import SpeechTrace
+from stretto_gateway.metrics import SpeechTrace, generated_s
 from stretto_gateway.pronunciations import add_dictionary, keep_occurring
 from stretto_gateway.speech_request import SpeechFields, SpeechItem, SpeechRequest, given_options
 from stretto_gateway.turns import AUDIO
@@ -61,6 +61,7 @@ from stretto_gateway.voices import choose_voice
 
 router = APIRouter()
 MARKER = "stretto-marker"  # header of marked audio
+CACHE = "stretto-cache"  # header of speech that the cache may have
 ATTEMPTS = "stretto-attempts"  # header of checked audio
 BATCH_HOLD_S = 20.0  # of each clause of a batch, whose audio is not sent before the end
 TRANSLITERATED = "input.transliterated"
@@ -103,7 +104,8 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
 
     def first_headers() -> dict[str, str]:
         attempts = {} if body.check == "off" else {ATTEMPTS: str(result["attempts"])}
-        return attempts | marker_header(result) | ignored.headers
+        cache_headers: dict[str, str] = result.get(CACHE, {})
+        return attempts | marker_header(result) | cache_headers | ignored.headers
 
     answer = Streamed(follow(parts, result), media_type, gateway.limits.stall_s, last_words, first_headers)
     if body.stream_format != "sse" and body.response_format in RAW:
@@ -186,6 +188,8 @@ async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, igno
         raise refused("check", "'off' or 'signals', because this gateway has no --check-with", item.check)
     if item.check == "words" and gateway.config.check_with == SELF and not transcribes(profile):
         raise refused("check", f"'off' or 'signals', because {profile.family!r} does not transcribe", item.check)
+    if item.cache and gateway.cache is None:
+        ignored.add("cache", "false or no value, because this gateway has no --speech-cache", item.cache)
     options = item.for_server(profile, ignored, await choose_voice(gateway, profile, item, asked, ignored))
     options["check_with"] = gateway.config.check_with
     await add_dictionary(gateway, profile, options, asked.owner, ignored)
@@ -208,10 +212,11 @@ async def timed_parts(
         text: The text, or an async iterable of pieces of streamed text.
         options: Other arguments of `SpeechClient.speak`.
         ignored: Receives the tags in the text that are not spoken: before the first part if the text is complete.
-        report: Receives the same as in `note_first` before the first part, and the server's report at the end.
+        report: Receives the same as in `recalled` and `note_first` before the first part, and the server's report at
+            the end.
     """
     encoder = PacedEncoder(item, gateway.audio_tags)
-    async with spoken(gateway, text, {**options, "rates": True}, ignored, item.voice_field) as events:
+    async with recalled(gateway, item, text, options, ignored, report) as events:
         async for event in events:
             note_first(event, report)
             if event.words:
@@ -410,6 +415,61 @@ async def spoken(
         queue = gateway.queue if isinstance(text, str) else None  # pieces of streamed text are read only once
         async with closing(speech_events(begin, fields, trace, queue)) as events:
             yield events
+
+
+@asynccontextmanager
+async def recalled(
+    gateway: Gateway,
+    item: SpeechFields,
+    text: str | AsyncIterable[str],
+    options: SpeakArguments,
+    ignored: Ignored,
+    report: dict[str, Any],
+) -> AsyncIterator[AsyncGenerator[SpeechEvent, None]]:
+    """Yield the event stream of a text from the cache, or as in `spoken`, whose events are then stored.
+
+    Speech from the cache needs no slot. It counts as use like any other, and not in the metrics of generation.
+
+    Args:
+        report: Receives headers about the cache, if the request uses it, as CACHE.
+    """
+    options = {**options, "rates": True}
+    cache = gateway.cache
+    request = None
+    if cache is not None and isinstance(text, str):
+        request = await cache.request(gateway.client, item.cache, text, options)
+    if cache is None or request is None or not isinstance(text, str):
+        async with spoken(gateway, text, options, ignored, item.voice_field) as events:
+            yield events
+        return
+    with cache.reading(request) as entry:
+        if entry is not None:
+            report[CACHE] = {CACHE: "hit", "age": str(int(cache.age_s(entry)))}
+            await prepare_text(gateway, text, options, ignored)
+            async with aclosing(counted(gateway, len(text), cache.replay(entry))) as events:
+                yield events
+            return
+    report[CACHE] = {CACHE: "miss"}
+    async with (
+        spoken(gateway, text, options, ignored, item.voice_field) as spoken_events,
+        aclosing(cache.record(request, spoken_events)) as events,
+    ):
+        yield events
+
+
+async def counted(
+    gateway: Gateway, num_chars: int, events: AsyncGenerator[SpeechEvent, None]
+) -> AsyncGenerator[SpeechEvent, None]:
+    """Yield events that were not generated for the caller, and count them as its use; see `Gateway.slot`."""
+    use = gateway.metrics.usage.current
+    use.check()
+    use.add("requests", 1)
+    use.add("characters", num_chars)
+    async with aclosing(events):
+        async for event in events:
+            use.add("output_audio_s", generated_s(event))
+            use.add("input_audio_s", (event.report or {}).get("input_audio_s", 0.0))
+            yield event
 
 
 MAX_ITEMS = 1024  # maximum for validation; the gateway's own limit is lower

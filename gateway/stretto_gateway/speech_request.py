@@ -138,6 +138,10 @@ class SpeechForm(Voiced):
         default="independent",
         description="`continued`: each clause of a long text continues the speech before, in families that can",
     )
+    cache: bool | None = Field(
+        default=None,
+        description="true: answer also without a seed, or in an own voice, from the gateway's cache; false: generate",
+    )
     speed: Speed = Field(default=None, description="2 halves the duration; the pitch is unchanged")
     sample_rate: int | None = Field(
         default=None,

@@ -251,6 +251,8 @@ class StreamSession:
         ignored = Ignored(config, self._gateway.strict)
         if config.stream_audio is False:
             ignored.add("stream_audio", "true or no value (audio is always sent as it is generated)", False)
+        if config.cache:
+            ignored.add("cache", "false or no value (the speech of streamed text is not cached)", config.cache)
         return ignored
 
     async def complete(self) -> None:

@@ -1,6 +1,7 @@
 """Options of the launcher in a model repository, and the model that a launcher reports."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from stretto.launcher.options import (
     configuration_digest,
     read_options,
     served_model,
+    weights_digest,
 )
 from stretto.launcher.server import identity
 
@@ -86,13 +88,33 @@ def test_configuration_digest_covers_the_configs_of_the_repository(tmp_path: Pat
     assert (empty != before, configuration_digest(folder) != empty) == (counts, counts)
 
 
+@pytest.mark.parametrize("path", ["checkpoint/model.safetensors", "checkpoint/codec/model.pt", "adapters/a/a.bin"])
+def test_weights_digest_covers_the_files_of_the_checkpoint(tmp_path: Path, path: str) -> None:
+    checkpoint, folder = tmp_path / "checkpoint", tmp_path / "repository"
+    (folder / "language_model/1/adapters/a").mkdir(parents=True)
+    (folder / "language_model/1/checkpoint").symlink_to(checkpoint, target_is_directory=True)
+    (checkpoint / "codec").mkdir(parents=True)
+    digests = [weights_digest(folder)]
+    file = folder / "language_model/1" / path
+    for content, time_s in (("a", 1), ("b", 2), ("bc", 2)):
+        file.write_text(content)
+        os.utime(file, (time_s, time_s))
+        digests.append(weights_digest(folder))
+    (checkpoint / "module.pyc").write_text("")
+    assert weights_digest(folder) == digests[-1]
+    assert len({*digests}) == 4
+    file.rename(file.with_name("other"))
+    assert weights_digest(folder) not in digests
+
+
 def test_server_is_named_by_its_model_revision_and_configuration(tmp_path: Path) -> None:
     (tmp_path / "speech").mkdir()
     (tmp_path / "speech/config.pbtxt").write_text('key: "profile" value { string_value: \'{"family": "tiny"}\' }')
     flags = parser().parse_args(["--model-repository", str(tmp_path), "--pid-file", str(tmp_path / "pid")])
     record = json.loads(identity(launch_config(flags, [])))
-    assert record == {"model": "tiny", "configuration": configuration_digest(tmp_path, ("",))}
+    weights = {"weights": weights_digest(tmp_path)}
+    assert record == {"model": "tiny", "configuration": configuration_digest(tmp_path, ("",))} | weights
     RepositoryOptions(model=MODEL).write(tmp_path)
     record = json.loads(identity(launch_config(flags, ["--log-verbose=1"])))
     digest = configuration_digest(tmp_path, ("", "--log-verbose=1"))
-    assert record == {"model": "voice", "revision": "c0ffee", "configuration": digest}
+    assert record == {"model": "voice", "revision": "c0ffee", "configuration": digest} | weights

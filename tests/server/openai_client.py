@@ -10,7 +10,7 @@ import openai
 
 from stretto_client.errors import Timeouts
 from stretto_gateway.command import make_server
-from stretto_gateway.config import GatewayConfig
+from stretto_gateway.config import CacheSettings, GatewayConfig
 from tests.patience import PATIENCE_S
 
 PATIENT = Timeouts(PATIENCE_S, PATIENCE_S, PATIENCE_S)  # a busy machine is no failure
@@ -18,7 +18,11 @@ PATIENT = Timeouts(PATIENCE_S, PATIENCE_S, PATIENCE_S)  # a busy machine is no f
 
 @asynccontextmanager
 async def gateway_port(
-    grpc_port: int, voices: Path | None = None, keys: tuple[str, ...] = (), **others: int
+    grpc_port: int,
+    voices: Path | None = None,
+    keys: tuple[str, ...] = (),
+    cache: CacheSettings | None = None,
+    **others: int,
 ) -> AsyncIterator[int]:
     """Run a gateway during the `with` block and yield its port.
 
@@ -26,12 +30,13 @@ async def gateway_port(
         grpc_port: Port of the server, which has the name `first` if there are others.
         voices: Folder of uploaded voices.
         keys: API keys.
+        cache: Settings of the speech cache.
         others: Ports of other servers by name.
     """
     listener = socket.create_server(("127.0.0.1", 0))
     named = {"first": grpc_port, **others} if others else {}
     servers = {name: f"localhost:{port}" for name, port in named.items()}
-    config = GatewayConfig(f"localhost:{grpc_port}", voices=voices, keys=keys, named_servers=servers)
+    config = GatewayConfig(f"localhost:{grpc_port}", voices=voices, keys=keys, named_servers=servers, cache=cache)
     gateway = make_server(config, listener)
     serving = asyncio.ensure_future(gateway.serve([listener]))
     while not gateway.started:

@@ -5,15 +5,18 @@ import io
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 import pytest
 import soundfile
 
 from stretto_client import SpeechClient
+from stretto_gateway.config import MIB, CacheSettings
 from stretto_gateway.encoding import wav_header
+from tests.patience import PATIENCE_S
 from tests.server.conftest import Server
-from tests.server.openai_client import openai_client
+from tests.server.openai_client import gateway_port, openai_client
 
 pytestmark = pytest.mark.server
 TEXT = "The birch canoe slid on the smooth planks."
@@ -44,6 +47,24 @@ async def test_gateway_speech_and_transcripts_match_the_server(server: Server, c
     assert wav == wav_header(24_000) + pcm
     assert len(text.text.split()) > 3
     assert text.text == "".join(heard).strip()
+
+
+async def test_speech_from_the_cache_equals_generated_speech(server: Server) -> None:
+    """Several clauses, with their word times and usage."""
+    body = {"voice": "alloy", "input": f"{TEXT} " * 8, "seed": 3, "chunking": {"deterministic": True}}
+    forms = [{"response_format": "mp3"}, {"sample_rate": 16_000, "stream_format": "sse", "timestamps": True}]
+    answers = list[list[httpx.Response]]()
+    cache = CacheSettings(16 * MIB)
+    async with gateway_port(server.grpc) as plain, gateway_port(server.grpc, cache=cache) as caching:
+        for port in (plain, caching, caching):
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as http:
+                answers.append([await http.post("/v1/audio/speech", json=body | form) for form in forms])
+    assert [reply.headers.get("stretto-cache") for replies in answers for reply in replies] == [
+        *(None, None, "miss", "miss", "hit", "hit")
+    ]
+    off, miss, hit = ([reply.content for reply in replies] for replies in answers)
+    assert off == miss == hit
+    assert len(off[0]) > 10_000
 
 
 async def test_recordings_in_any_container_have_the_same_transcript(client: openai.AsyncOpenAI) -> None:

@@ -21,6 +21,7 @@ REVISION = "revision"
 
 # Configuration files of a model repository and of a checkpoint in it.
 CONFIGS = ("*.json", "*/config.pbtxt", "*/1/*.json", "*/1/*.py", "*/1/*/*.json", "*/1/*/*/*.json")
+FILES = ("*/1/*/*", "*/1/*/*/*")
 VOCABULARIES = ("*/1/*/*.model", "*/1/*/*.txt", "*/1/*/*/*.model", "*/1/*/*/*.txt")  # of tokenizers in other formats
 
 
@@ -116,6 +117,22 @@ def configuration_digest(repository: Path, arguments: tuple[str, ...] = ()) -> s
         for path in sorted({path for pattern in CONFIGS + VOCABULARIES for path in repository.glob(pattern)}):
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             digest.update(f"{path.relative_to(repository)}\0{content}\0".encode())
+    except OSError as error:
+        raise LaunchError(f"cannot read {error.filename} ({error.strerror})") from None
+    return f"sha256:{digest.hexdigest()}"
+
+
+def weights_digest(repository: Path) -> str:
+    """Return the SHA-256 of the names, sizes and modification times of the files of a repository's checkpoints.
+
+    Their contents are not read, because weights may have many gigabytes.
+    """
+    digest = hashlib.sha256()
+    try:
+        for path in sorted({path for pattern in FILES for path in repository.glob(pattern)}):
+            if path.is_file() and path.suffix != ".pyc":
+                state = path.stat()
+                digest.update(f"{path.relative_to(repository)}\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
     except OSError as error:
         raise LaunchError(f"cannot read {error.filename} ({error.strerror})") from None
     return f"sha256:{digest.hexdigest()}"

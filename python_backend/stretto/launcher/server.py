@@ -29,6 +29,7 @@ from stretto.launcher.installation import (
 )
 from stretto.launcher.launch import Launch
 from stretto.launcher.launch_log import LaunchLog, log_line
+from stretto.launcher.options import weights_digest
 from stretto.launcher.processes import (
     GENTLE_RAISE,
     RAISE,
@@ -154,11 +155,12 @@ def command_line(config: LaunchConfig, installation: Installation, launch: Launc
 
 
 def identity(config: LaunchConfig) -> str:
-    """Return the server's name in its metadata, as JSON: model, revision of the release, and configuration's digest."""
+    """Return the server's name in its metadata, as JSON: model, revision of the release, and digests of files."""
     model = config.model
     repository = config.model_repository
     name = model.name if model.key else model_profile(repository).get("family", repository.name)
     record = {"model": name, "revision": model.revision, "configuration": model.configuration}
+    record["weights"] = weights_digest(repository)
     return json.dumps({name: value for name, value in record.items() if value})
 
 

@@ -1,0 +1,207 @@
+"""Speech of earlier requests in memory, from which equal requests are answered (`--speech-cache`).
+
+An entry has the events of a reply before they are encoded, so it serves every format. Its key is a digest of the
+served model, the caller's key, the text and all arguments of `SpeechClient.speak`.
+"""
+
+import asyncio
+import hashlib
+import json
+import pickle
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from stretto_client import RecordedVoice, SpeakArguments, SpeechClient, SpeechEvent
+from stretto_contract.finish_reasons import STOP
+from stretto_gateway.admission import CALLER
+from stretto_gateway.config import CacheSettings
+from stretto_gateway.model_server import served_model
+from stretto_gateway.routed import RoutedClient
+
+SHARES = 8  # an entry takes at most this part of the cache, so that one long text does not replace all others
+ENTRY_BYTES = 512  # of an entry without events, and of its key
+EVENT_BYTES = 96  # of an event beside its pickled bytes
+DIGESTS = {"configuration", "weights"}  # fields of `served_model` without which the model is not known
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CachedRequest:
+    """Request that may be answered from the cache, and the model that was served when it came."""
+
+    key: bytes
+    client: SpeechClient | RoutedClient
+    model: dict[str, str]
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """Events of a reply. They are pickled, so that their memory is known exactly.
+
+    Attributes:
+        num_users: Responses that write or read it, and one while it can be found.
+    """
+
+    stored_s: float
+    events: list[bytes] = field(default_factory=list)
+    num_bytes: int = 0
+    num_users: int = 1
+
+
+class SpeechCache:
+    """Entries that together, with those that are written or read, have at most `CacheSettings.max_bytes` bytes.
+
+    To make space, the entry whose last use is oldest is removed.
+
+    Args:
+        has_keys: True if each caller has only the entries of its own key.
+        clock: Function that returns the time in seconds.
+    """
+
+    def __init__(
+        self,
+        settings: CacheSettings,
+        has_keys: bool,
+        registry: CollectorRegistry,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._settings = settings
+        self._has_keys = has_keys
+        self._clock = clock
+        self._entries = OrderedDict[bytes, Entry]()
+        self._num_bytes = 0
+        self._hits = Counter("gateway_cache_hits", "Speech sent from the cache", registry=registry)
+        self._misses = Counter("gateway_cache_misses", "Speech that the cache did not have", registry=registry)
+        self._evictions = Counter("gateway_cache_evictions", "Entries removed for space or age", registry=registry)
+        size = Gauge("gateway_cache_bytes", "Bytes of the cache in use", registry=registry)
+        size.set_function(lambda: self._num_bytes)
+
+    async def request(
+        self, client: SpeechClient | RoutedClient, wanted: bool | None, text: str, options: SpeakArguments
+    ) -> CachedRequest | None:
+        """Return a request of the current caller; None if it does not use the cache.
+
+        Args:
+            wanted: True to use the cache also without a seed and in the voice of a recording, False not to use it, None
+                for what the settings say.
+        """
+        voice = options.get("voice")
+        is_random = options.get("seed") is None and "seedless" not in self._settings.also
+        is_private = isinstance(voice, RecordedVoice) and "voices" not in self._settings.also
+        if wanted is False or (wanted is None and (is_random or is_private)):
+            return None
+        model = await served_model(client)
+        if not model.keys() >= DIGESTS:
+            return None
+        record: dict[str, Any] = {**options}
+        if isinstance(voice, RecordedVoice):
+            assert isinstance(voice.audio, bytes)
+            record["voice"] = {"audio": hashlib.sha256(voice.audio).hexdigest(), "text": voice.text}
+        owner = CALLER.get() if self._has_keys else ""
+        parts = json.dumps([model, owner, text, record], sort_keys=True)
+        return CachedRequest(hashlib.sha256(parts.encode()).digest(), client, model)
+
+    @contextmanager
+    def reading(self, request: CachedRequest) -> Iterator[Entry | None]:
+        """Yield the entry of a request, which keeps its memory during the `with` block; None if there is none."""
+        entry = self._entries.get(request.key)
+        if entry is not None and self.age_s(entry) > self._settings.max_age_s:
+            self._evict(request.key)
+            entry = None
+        if entry is None:
+            self._misses.inc()
+            yield None
+            return
+        self._hits.inc()
+        self._entries.move_to_end(request.key)
+        entry.num_users += 1
+        try:
+            yield entry
+        finally:
+            self._leave(entry)
+
+    def age_s(self, entry: Entry) -> float:
+        """Return the time since an entry was stored, in seconds."""
+        return self._clock() - entry.stored_s
+
+    async def replay(self, entry: Entry) -> AsyncGenerator[SpeechEvent, None]:
+        """Yield the events of an entry."""
+        for data in entry.events:
+            event: SpeechEvent = pickle.loads(data)  # written by `record` in this process
+            yield event
+            await asyncio.sleep(0)  # other responses take turns
+
+    async def record(
+        self, request: CachedRequest, events: AsyncIterator[SpeechEvent]
+    ) -> AsyncGenerator[SpeechEvent, None]:
+        """Yield the events of a reply, and store them if it is complete and without faults."""
+        entry = Entry(self._clock())
+        try:
+            fits = self._grow(entry, ENTRY_BYTES)
+            report: dict[str, Any] | None = None
+            async for event in events:
+                if fits:
+                    fits = self._add(entry, event)
+                report = event.report
+                yield event
+            if fits and is_good(report) and await served_model(request.client) == request.model:
+                self._put(request.key, entry)
+        finally:
+            self._leave(entry)
+
+    def _add(self, entry: Entry, event: SpeechEvent) -> bool:
+        """Add an event to an entry; if there is no space for it, empty the entry and return False."""
+        data = pickle.dumps(event, pickle.HIGHEST_PROTOCOL)
+        if not self._grow(entry, len(data) + EVENT_BYTES):
+            self._num_bytes -= entry.num_bytes
+            entry.num_bytes = 0
+            entry.events.clear()
+            return False
+        entry.events.append(data)
+        return True
+
+    def _grow(self, entry: Entry, num_bytes: int) -> bool:
+        """Make space for `num_bytes` more bytes of an entry; return False if there is none."""
+        max_bytes = self._settings.max_bytes
+        if entry.num_bytes + num_bytes > max_bytes // SHARES:
+            return False
+        while self._num_bytes + num_bytes > max_bytes:
+            oldest = next((key for key, unused in self._entries.items() if unused.num_users == 1), None)
+            if oldest is None:
+                return False
+            self._evict(oldest)
+        self._num_bytes += num_bytes
+        entry.num_bytes += num_bytes
+        return True
+
+    def _put(self, key: bytes, entry: Entry) -> None:
+        replaced = self._entries.pop(key, None)
+        if replaced is not None:
+            self._leave(replaced)
+        entry.stored_s = self._clock()
+        entry.num_users += 1
+        self._entries[key] = entry
+
+    def _evict(self, key: bytes) -> None:
+        self._evictions.inc()
+        self._leave(self._entries.pop(key))
+
+    def _leave(self, entry: Entry) -> None:
+        """End a use of an entry, whose memory is free after the last one."""
+        entry.num_users -= 1
+        if not entry.num_users:
+            self._num_bytes -= entry.num_bytes
+
+
+def is_good(report: dict[str, Any] | None) -> bool:
+    """Return True if a report is of a complete reply that the model ended, with no faults and nothing unchecked."""
+    return (
+        report is not None
+        and report.get("finish_reason") == STOP
+        and not (report.get("faults") or report.get("unchecked"))
+    )
