@@ -14,7 +14,9 @@ from typing import Any
 from unittest.mock import Mock
 
 import httpx2
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from stretto.releases.catalogue import RepositoryFiles
 from stretto.releases.fetch import PATIENCE_S, WORK_S, _BoundedStream, _check_destination
@@ -205,8 +207,11 @@ def test_what_the_hub_does_not_give(
 def test_file_that_is_listed_but_missing(client: Hub, repository: Repository) -> None:
     snapshot = client.snapshot(repository.name, None)
     files = {"gone.bin": dict(snapshot.files["config.json"])}
-    status, message = refusal(lambda: client.download(snapshot, files, lambda num_bytes: None))
-    assert (status, message) == (5, f"{repository.name} @ {snapshot.commit[:7]}: no file gone.bin")
+    expected = (5, f"{repository.name} @ {snapshot.commit[:7]}: no file gone.bin")
+    assert refusal(lambda: client.download(snapshot, files, lambda num_bytes: None)) == expected
+    assert refusal(lambda: client.text(snapshot, "gone.bin", 2)) == expected
+    assert client.text(snapshot, "config.json", 2) == "{}"
+    assert client.text(snapshot, "config.json", 1) is None
 
 
 @pytest.mark.parametrize(
@@ -617,9 +622,11 @@ def test_redirects_without_end_are_reported(client: Hub, repository: Repository,
 
 
 def test_header(client: Hub, repository: Repository) -> None:
-    repository.commit({"model.safetensors": safetensors([0, 4])})
+    dtypes = ("f8", "i8", "u8", "c8", "f4", "i4", "u4", "f2", "i2", "u2", "i1", "u1", "?")
+    data = save({dtype: np.zeros((3, 5), dtype) for dtype in dtypes})
+    repository.commit({"model.safetensors": data})
     found = client.header(client.snapshot(repository.name, None), "model.safetensors")
-    assert found == {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    assert found == json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
 
 
 @pytest.mark.parametrize(
