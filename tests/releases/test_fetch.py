@@ -8,6 +8,7 @@ import random
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -627,6 +628,11 @@ def test_header(client: Hub, repository: Repository) -> None:
     repository.commit({"model.safetensors": data})
     found = client.header(client.snapshot(repository.name, None), "model.safetensors")
     assert found == json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    odd = {name: headed({"a": facts | {"shape": [1], "data_offsets": [0, 9]}}) for name, facts in found.items()}
+    repository.commit(odd)
+    snapshot = client.snapshot(repository.name, None)
+    for name in odd:
+        assert "expected the size of" in refusal(partial(client.header, snapshot, name))[1]
 
 
 @pytest.mark.parametrize(
