@@ -204,6 +204,13 @@ def test_a_request_of_the_greatest_length_always_fits(family: Family) -> None:
     assert needed <= arguments["kv_cache_memory_bytes"] // block_bytes - 1
 
 
+@pytest.mark.parametrize("family", [each.build(None) for each in plugins()], ids=lambda family: family.name)
+def test_profile_gives_texts_and_speech_a_length_only_if_a_task_has_them(family: Family) -> None:
+    for record, task in zip(json.loads(profile(family, 24_000, 25.0))["tasks"], family.tasks, strict=True):
+        assert record["name"] == task.name
+        assert (record["max_text_rows"] > 0, record["max_speech_s"] > 0) == (task.writes, task.has_audio_segment)
+
+
 LATENT = [each for each in (plugin.build(None) for plugin in plugins()) if each.layout.latents is not None]
 
 
