@@ -198,6 +198,16 @@ def test_markup_reader_emits_words_before_the_line_ends() -> None:
 SSML = {
     'Hello <break time="500ms"/> world.': ["Hello", 0.5, "world."],
     'a<break strength="strong"/>b<break strength="none"/>c<break/>': ["a", 1.0, "bc", 0.75],
+    'a<break strength="x-weak"/>b<break strength="weak"/>c<break strength="x-strong"/>d': [
+        "a",
+        0.25,
+        "b",
+        0.5,
+        "c",
+        1.25,
+        "d",
+    ],
+    'a<break time="10s"/>b': ["a", 10.0, "b"],
     '<sub alias="World Wide Web">WWW</sub> &amp; <emphasis level="strong">more</emphasis>': ["World Wide Web & more"],
     "<p>One</p><p><s>Two</s><s>Three!</s></p>end": ["One. Two. Three! end"],
     '<audio src="u"><desc>not read</desc>a beep</audio><metadata>no</metadata>': ["a beep"],
