@@ -15,6 +15,7 @@ from stretto_client import (
     RecordedVoice,
     RequestRefused,
     ServerFailed,
+    ServerFull,
     ServerUnavailable,
     SpeechClient,
     TimedOut,
@@ -42,6 +43,7 @@ from tests.patience import PATIENCE_S, until_async
 
 LIVE = PROFILE | {"reads_live_text": True}
 END = Chunk(1, 640, is_final=True, is_last=True)
+FULL = ErrorText("full: 80 sequences are already in flight; try again")
 
 
 class Live:
@@ -203,6 +205,33 @@ async def test_live_text_is_sent_as_sentences_to_whole_text_models() -> None:
     assert [event.index for event in heard] == list(range(7))
     assert heard[-1].report is not None
     assert heard[-1].report["num_frames"] == 12
+    await server.stop()
+
+
+async def test_only_live_text_in_progress_waits_for_capacity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stretto_client.tries.PAUSES_S", (0.0, 0.0))
+    server = FakeServer(lambda _: [FULL] if len(server.requests) in (2, 3) else [END])
+    async with SpeechClient(await server.start()) as client:
+        events = [event async for event in client.speak(written(*(f"Say number {number}. " for number in range(40))))]
+    assert events[-1].is_final
+    asked = [request["text"] for request in server.requests]
+    assert asked[1] == asked[2] == asked[3] != asked[0]
+    await server.stop()
+    refusing = FakeServer(lambda _: [FULL])
+    async with SpeechClient(await refusing.start()) as client, client.speak(written("Hello.")) as stream:
+        with pytest.raises(ServerFull):
+            await anext(stream)
+    assert len(refusing.requests) == 1
+    await refusing.stop()
+
+
+@pytest.mark.parametrize("options", [["transliterate"], []])
+async def test_live_clause_of_another_script_is_transliterated_if_the_model_can(options: list[str]) -> None:
+    server = FakeServer(lambda _: [END], profile=PROFILE | {"options": options})
+    async with SpeechClient(await server.start()) as client:
+        _ = [event async for event in client.speak(written("A plain word or two. " * 40, "你好。" * 100))]
+    sent = [json.loads(request["options"]) for request in server.requests]
+    assert ["transliterate" in sent[0], "transliterate" in sent[-1]] == [False, bool(options)]
     await server.stop()
 
 
