@@ -123,6 +123,13 @@ def test_names_of_tags_that_are_left_out_are_listed_once() -> None:
     assert len(names) == MAX_NAMES
     assert asyncio.run(find_unspoken("<speak>a <x>b</x></speak>", "auto", ())) == ([], ["x"])
     assert asyncio.run(find_unspoken("<speak>a</speak>", "none", ())) == (["speak"], [])
+    assert asyncio.run(find_unspoken("(laughs) Hi there.", "auto", ())).tags == ["(laughs)"]
+    assert not asyncio.run(find_unspoken("(laughs) Hi there.", "none", ())).tags
+
+
+def test_line_ends_before_the_text_go_with_a_tag_and_later_ones_stay() -> None:
+    assert filtered("<think>x</think>\n Hello.") == "Hello."
+    assert filtered("Hello.\n<|tone|> \n\nBye.") == "Hello.\n\n\nBye."
 
 
 EFFECTS = """<speak><lexicon uri="https://a.example/b"/><p><s>a <emphasis>b</emphasis></s></p>
