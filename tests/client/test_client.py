@@ -4,10 +4,12 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from stretto_client import (
     ClientError,
@@ -167,6 +169,14 @@ async def test_conversation_accepts_one_sample_array(serve: Serve) -> None:
     server, client = await serve(UTTERANCE)
     with pytest.raises(ValueError, match="files and at most one array of samples, got 2"):
         client.converse([{"role": "user", "audio": "pcm_in"}], (np.zeros(9), 8_000), (np.zeros(9), 8_000))
+    assert not server.requests
+
+
+@pytest.mark.parametrize("pcm", [np.zeros((2, 80), np.float32), np.zeros(80, np.int16)], ids=["stereo", "integers"])
+async def test_samples_other_than_mono_floating_point_are_refused(serve: Serve, pcm: NDArray[Any]) -> None:
+    server, client = await serve([])
+    with pytest.raises(ValueError, match="expected mono floating-point samples"):
+        await anext(client.transcribe((pcm, 8000)))
     assert not server.requests
 
 
