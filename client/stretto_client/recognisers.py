@@ -125,7 +125,7 @@ class ServerRecogniser:
             async for event in events:
                 text += event.text
                 if len(text) > MAX_ANSWER_BYTES:
-                    raise ServerFailed(f"expected a transcript of at most {MAX_ANSWER_BYTES} characters")
+                    raise ServerFailed(f"expected a transcript of at most {MAX_ANSWER_BYTES} characters, got more")
         return text
 
 
@@ -161,7 +161,7 @@ class WebRecogniser:
                 async for received in response.content.iter_any():
                     content += received
                     if len(content) > MAX_ANSWER_BYTES:
-                        raise ServerFailed(f"expected an answer of at most {MAX_ANSWER_BYTES} bytes")
+                        raise ServerFailed(f"expected an answer of at most {MAX_ANSWER_BYTES} bytes, got more")
         except (WebError, InvalidURL) as error:
             raise ServerUnavailable(str(error) or type(error).__name__) from None
         return _text_of(content)
@@ -174,5 +174,5 @@ def _text_of(content: bytes) -> str:
     except (ValueError, RecursionError, TypeError, KeyError):
         text = None
     if not isinstance(text, str):
-        raise ServerFailed("expected JSON with a text")
+        raise ServerFailed(f"expected JSON with a string `text`, got {content[:100]!r}")
     return text

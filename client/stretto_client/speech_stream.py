@@ -210,7 +210,7 @@ def audio_inputs(*audio: Audio, sharing: Sharing | None = None) -> list[InferInp
     sampled = [item for item in audio if isinstance(item, tuple)]
     tensors = _files("audio", [item for item in audio if not isinstance(item, tuple)], sharing)
     if len(sampled) > 1:
-        raise ValueError(f"expected files and at most one array of samples, got {len(sampled)}")
+        raise ValueError(f"expected files and at most one array of samples, got {len(sampled)} arrays")
     for pcm, sample_rate in sampled:
         if pcm.ndim != 1 or not np.issubdtype(pcm.dtype, np.floating):
             raise ValueError(f"expected mono floating-point samples [n], got {pcm.shape} {pcm.dtype}")

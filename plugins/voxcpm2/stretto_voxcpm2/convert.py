@@ -79,9 +79,8 @@ class Shape:
         if self.head.get("dit_mean_mode"):
             raise CheckpointError("dit_config.dit_mean_mode: expected false, got true")
         if lm.get("no_rope") or not config.get("residual_lm_no_rope"):
-            raise CheckpointError(
-                "expected rotary embeddings in the base model only: no_rope false, residual_lm_no_rope true"
-            )
+            got = f"{shown(lm.get('no_rope', False))} and {shown(config.get('residual_lm_no_rope'))}"
+            raise CheckpointError(f"no_rope, residual_lm_no_rope: expected false and true, got {got}")
         self.width = size(lm, "hidden_size")
         self.inner = size(lm, "intermediate_size")
         self.heads = size(lm, "num_attention_heads")

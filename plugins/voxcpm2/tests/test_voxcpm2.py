@@ -108,7 +108,7 @@ class TestVoxCpm2(FamilySuite):
         refused_configs=[
             ({"architecture": "voxcpm"}, "architecture: expected voxcpm2, got 'voxcpm'"),
             ({"dit_config.dit_mean_mode": True}, "dit_config.dit_mean_mode: expected false"),
-            ({"residual_lm_no_rope": False}, "expected rotary embeddings in the base model only"),
+            ({"residual_lm_no_rope": False}, "residual_lm_no_rope: expected false and true, got False"),
             ({"lm_config.rope_scaling.short_factor": [1.0]}, "rope_scaling.short_factor: expected 16 numbers, got 1"),
             ({"encoder_config.kv_channels": 16}, "encoder_config: expected 32 channels per head, got 16"),
             ({"lm_config.vocab_size": 150}, "expected a tokenizer of at most 150 tokens, got 160"),

@@ -253,7 +253,9 @@ class StreamLayout:
         if self.codebook_streams != streams or self.delays != (0,) * (1 + latents.num_words):
             raise ValueError(f"streams 1 to {len(streams)} must be the words of latents, without delays")
         if not 1 <= len(streams) <= latents.num_words or len(self.extra) > 1:
-            raise ValueError(f"expected 1 to {latents.num_words} decoded words, and extra ids of stream 0 only")
+            expected = f"1 to {latents.num_words} decoded words, and extra ids of stream 0 only"
+            got = f"{len(streams)} words, and extra ids of {len(self.extra)} streams"
+            raise ValueError(f"expected {expected}, got {got}")
         if latents.voice_ids and not 0 <= latents.voice_ids.start < latents.voice_ids.stop <= self.vocab_size:
             raise ValueError(f"voice_ids must lie in [0, {self.vocab_size}), got {latents.voice_ids}")
         if self.pad_id != 0 or self.frame_codec.places:

@@ -98,9 +98,9 @@ class TtsVocabulary(FrameVocabulary):
         if not 0 <= self.delay_rows <= MAX_DELAY or max(self.delays) > MAX_DELAY:
             raise ValueError(f"expected delays of at most {MAX_DELAY} rows, got {self.delay_rows} and {self.delays}")
         if self.num_sampled and not PAD < self.num_sampled <= self.num_text_ids:
-            raise ValueError(f"expected {PAD + 1} to {self.num_text_ids} ids of the text head, got {self.num_sampled}")
+            raise ValueError(f"num_sampled: expected {PAD + 1} to {self.num_text_ids}, got {self.num_sampled}")
         if not 0 <= self.ahead <= MAX_AHEAD:
-            raise ValueError(f"expected at most {MAX_AHEAD} words ahead, got {self.ahead}")
+            raise ValueError(f"ahead: expected 0 to {MAX_AHEAD} words, got {self.ahead}")
         if (self.voice_shape is None) != (not self.guidance_scales) or (self.voice_shape and min(self.voice_shape) < 1):
             raise ValueError(f"expected vectors of voices and guidance scales, or neither, got {self}")
         if self.voice_shape and (self.voice_shape[0] > MAX_VECTORS or prod(self.voice_shape) > MAX_NUMBERS):

@@ -62,7 +62,9 @@ class PersonaPlexVocabulary(MoshiVocabulary):
         size = 1 + max(self.delays), 1 + 2 * self.num_codebooks
         for voice in self.voices:
             if voice.num_vectors < 1 or {len(voice.frames), *map(len, voice.frames)} - {*size}:
-                raise ValueError(f"expected voices of at least one vector and {size} ids, got {voice.name}")
+                expected = f"at least one vector, and {size[0]} frames of {size[1]} ids"
+                got = f"{voice.num_vectors} vectors, and frames of {[*map(len, voice.frames)]} ids"
+                raise ValueError(f"voice {voice.name}: expected {expected}, got {got}")
 
     @property
     def vocab_size(self) -> int:
