@@ -1,4 +1,4 @@
-"""How the clauses of a long text are joined."""
+"""Ways to join the clauses of a long text."""
 
 from typing import Literal, get_args
 

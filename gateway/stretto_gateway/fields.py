@@ -73,7 +73,7 @@ UNKNOWN = "Extra inputs are not permitted"  # pydantic's message, also used with
 
 
 class FieldRule(NamedTuple):
-    """How the values of a field are read before they are validated.
+    """Rule by which the values of a field are read before they are validated.
 
     Attributes:
         is_required: True if the field may not be missing.

@@ -71,7 +71,7 @@ class TextGroups(NamedTuple):
 
 @dataclass(frozen=True)
 class CodeRules(DrawRules):
-    """How codes are sampled (`mechanism/draw.py`), and text is read between them.
+    """Rules for the sampling of codes (`mechanism/draw.py`) and the reading of text between them.
 
     The state of a reply is the number of given rows so far, the number of codes in the current group, including codes
     of a recording in the first one, and the number of given rows before the first sampled row, unless the text ends

@@ -73,7 +73,7 @@ class LaunchedBatch:
 
     @property
     def is_done(self) -> bool:
-        """True once `pcm` need not wait."""
+        """True once the samples are available, so that `pcm` returns immediately."""
         return self._flight.is_done()
 
     @property

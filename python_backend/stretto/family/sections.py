@@ -24,8 +24,8 @@ class Section(BaseModel):
     Other fields are ignored. A check of several fields is a `model_validator` that raises InvalidRequest.
 
     Attributes:
-        ids_below: Dotted path of the number below which the ids must be: those of fields called `…_id`, or the values
-            of mappings called so. Empty for a section without ids.
+        ids_below: Dotted path of the number below which all ids must be. Ids are the values of fields whose names end
+            in `_id`, and the values of mappings with such names. Empty for a section without ids.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)

@@ -94,7 +94,7 @@ class StatePublisher:
         self.record("starting", reason, serves=True)
 
     def note_ready(self, age_s: float, pid: int) -> None:
-        """Publish that nothing is wrong.
+        """Publish that the server, and the gateway if there is one, are ready.
 
         Args:
             age_s: Time from the server's start until now, in seconds.

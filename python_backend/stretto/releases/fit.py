@@ -501,7 +501,7 @@ MAX_NAMED = 4
 
 
 def holders(gpu: int | None) -> str:
-    """Return the largest holders in words, a server of this user with all its processes; empty if none is known.
+    """Describe the programs that hold most memory; a server of this user counts as one. Empty if none is known.
 
     Args:
         gpu: Number of the GPU in nvidia-smi; None for the main memory.

@@ -459,7 +459,7 @@ class FamilySuite:
 
 
 class Scheduling(NamedTuple):
-    """How an engine schedules the replies of a release."""
+    """Scheduling of a release's replies by an engine."""
 
     size: str
     is_async: bool

@@ -1,1 +1,1 @@
-"""How codes are sampled: this family's mechanism."""
+"""This family's mechanism: the sampling of codes."""

@@ -165,7 +165,7 @@ def fp8_product(layer: nn.Module) -> Any:
 
 
 def uncompiled_modules(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield `module` and the modules in it, without those that vLLM compiles and everything in these."""
+    """Yield `module` and the modules in it; those that vLLM compiles are left out with their contents."""
     if isinstance(module, TorchCompileWithNoGuardsWrapper) and not module.do_not_compile:
         return
     yield module
