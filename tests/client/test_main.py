@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from stretto_client.__main__ import main
+from stretto_client.arguments import parse
 from tests.client.conftest import CommandLine
 from tests.client.fake_server import CHECKED, REPORT, Abort, Chunk, Pause, Request, Step, Taken, Until
 
@@ -139,6 +140,16 @@ async def test_talk_command_sends_role_and_voice_recording(run: CommandLine, tmp
     assert json.loads(run.requests[0]["options"]) == {"live": True, "voice": "natf2"}
     code, _, errors = await run(said, "talk", "a.wav", "--clone", "me.wav", "--voice", "natf2")
     assert (code, "--clone: expected a file, without --voice" in errors) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "task"),
+    [(["speak", "a"], "tts"), (["transcribe", "-"], "asr"), (["talk", "-"], "duplex"), (["chat"], None)],
+)
+def test_every_command_takes_a_task_and_a_timeout_below_a_second(words: list[str], task: str | None) -> None:
+    assert parse(words, "client").task == task
+    args = parse([*words, "--task", "other", "--timeout", "0.5"], "client")
+    assert (args.command, args.task, args.timeout) == (words[0], "other", 0.5)
 
 
 @pytest.mark.parametrize(("command", "task"), [("speak", "dialogue"), ("transcribe", "understand")])
