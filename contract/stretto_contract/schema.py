@@ -125,6 +125,7 @@ RingName = Annotated[str, Expected(f"a name like {RING_NAME}", pattern=f"^{RING_
 RingMemory = Annotated[Memory, Expected(f"one of {', '.join(get_args(Memory))}")]
 OBJECT = Expected("a JSON object")
 BY_FAMILY = Expected("see the family", is_checked=False)
+FRAMES = Expected("a list of frame numbers", is_checked=False)  # by `SamplingConfig.check`
 SPELLINGS = Expected("an object of words and their spellings", is_checked=False)  # by `pronunciation.read_entries`
 
 
@@ -221,6 +222,14 @@ class SpeechOptions(TypedDict, total=False):
     """Request options except the voice. Missing options get the defaults of the family and the task."""
 
     seed: Annotated[Seed, Doc("Seed of the noise: the same seed gives the same codes. Random by default.")]
+    redraw_from: Annotated[
+        list[int],
+        FRAMES,
+        Doc(
+            "Audio frames, in ascending order, at most 4: from each one on, the noise is drawn anew, and the frames"
+            " before it stay the same. `[0]` is the whole reply; an entry may repeat ([checks](checks.md))."
+        ),
+    ]
     adapter: Annotated[String, Doc("Name of a LoRA adapter in `engine.json`; none by default.")]
     language: Annotated[
         str,

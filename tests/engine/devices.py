@@ -37,7 +37,7 @@ NUM_SLOTS = 4
 # Kernels of each step that samples codes, without and with step kernels, and of one that samples latents.
 PLAIN_KERNELS = "_draw_kernel", "_embed_kernel", "_gather_kernel"
 TEXT_KERNELS = "text_maxima_kernel", "draw_text_kernel"
-STEP_KERNELS = "draw_streams_kernel", "advance_kernel", "_embed_kernel", "_gather_kernel"
+STEP_KERNELS = "attempt_keys_kernel", "draw_streams_kernel", "advance_kernel", "_embed_kernel", "_gather_kernel"
 DEPTH_KERNELS = "depth_attention_kernel", "row_product_kernel"
 
 

@@ -10,7 +10,6 @@ from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import words_of
 from stretto.testing.checkpoints import make_prompt
-from stretto_client.checked_speech import seed_of
 from tests.small_vocabularies import TRACKED_CSM
 from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS, LATENTS, MODULES
 
@@ -28,6 +27,7 @@ MAX_NUM_SEQS, MAX_BUDGET, MAX_BLOCKS = 10, 128, 64
 LENGTHS = (1, 2, 5, 17, 31, 20, 32, 33, 9, 64, 28, 65, 150)
 TEXT_ROWS = (1, 3, 8, 14, 30)
 AUDIO_ROWS = (1, 70, 40, 3, 75, 11, 60)
+REDRAWS = ((), (9,), (0, 0, 4, 30))  # frames of a prompt's attempts
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def limits(is_async: bool) -> st.SearchStrategy[Limits]:
 def clients() -> st.SearchStrategy[Client]:
     return st.builds(
         Client,
-        prompt=st.integers(0, NUM_PROMPTS - 1),
+        prompt=st.integers(0, len(REDRAWS) * NUM_PROMPTS - 1),
         gap=st.one_of(st.just(0), st.integers(0, 3), st.integers(0, 12)),
         leaves_after=st.one_of(st.none(), st.none(), st.none(), st.integers(0, 90)),
         leaves_late=st.booleans(),
@@ -111,7 +111,7 @@ def history_prompt(family: Family, index: int) -> Prompt:
     Prompts in groups of three have a common prefix. One of the three differs only in a code, or in a bit of a latent,
     so that some blocks can be shared and others not.
 
-    From NUM_PROMPTS on, they are the same prompts with the seeds of later attempts to speak a clause.
+    From NUM_PROMPTS on, they are the same prompts, drawn anew from some frames on.
     """
     attempt, index = divmod(index, NUM_PROMPTS)
     group = index // 3 * 3
@@ -133,7 +133,8 @@ def history_prompt(family: Family, index: int) -> Prompt:
         audio=replace(sampling.audio, min_rows=audio // 2, max_rows=audio, temperature=0.0 if greedy else 0.8),
         guidance_scale=(2.0, 1.0, 3.0, 1.5)[index // 2 % 4] if is_guidable else 1.0,
         latents=None if latents is None else replace(latents, steps=1 + index % 4, tail_rows=index % 5),
-        seed=seed_of(7000 + index, attempt),
+        seed=7000 + index,
+        redraw_from=REDRAWS[attempt],
         schedule=(None, *schedules)[index // 2 % (1 + len(schedules))],
     )
     return Prompt(prompt.task, rows, sampling, track=prompt.track)

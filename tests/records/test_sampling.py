@@ -50,6 +50,16 @@ def test_values_that_contradict_each_other_are_refused(changes: dict[str, Any], 
     assert str(caught.value).startswith(f"options.{message}")
 
 
+@pytest.mark.parametrize("frames", [(2, 1), (-1,), (0,) * 5, (True,), (1.0,), ("1",), [0], 0, ((1 << 20) + 1,)])
+def test_redraws_are_few_frames_in_ascending_order(frames: Any) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        replace(CONFIG, redraw_from=frames).check()
+    expected = "options.redraw_from: expected at most 4 integers in [0, 1048576], in ascending order, got "
+    assert str(caught.value).startswith(expected)
+    for fits in ((), (0, 0, 7, 1 << 20)):
+        replace(CONFIG, redraw_from=fits).check()
+
+
 def test_range_limits_are_inclusive() -> None:
     for temperature, top_k, top_p, rows in ((0, 0, 1, 1), (1e-6, 1 << 20, 1e-6, 1 << 20), (10.0, 1, 0.5, 7)):
         segment = SegmentSampling(temperature, top_k, top_p, rows, rows)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from stretto.engine.sampling import noise as on_host
-from stretto.engine.sampling.noise import gaussian, gumbel, redraw_keys, seed_key, stream_keys
+from stretto.engine.sampling.noise import attempt_keys, gaussian, gumbel, redraw_keys, seed_key, stream_keys
 from stretto.testing import noise as reference
 
 # Seed 7, rows at positions 0, 1 and 4095, the first three words.
@@ -43,6 +43,15 @@ def test_redraw_noise_matches_the_reference_loop_and_is_independent() -> None:
     again = uniform(redraw_keys(first)[0, 1], tokens)
     assert again.tolist() == [reference.uniform(7, 12, 1, token, is_redraw=True) for token in range(200)]
     assert abs(torch.corrcoef(torch.stack([again, uniform(first[0, 1], tokens)]))[0, 1].item()) < 0.2
+
+
+def test_rows_that_are_drawn_anew_have_the_noise_of_the_reference_loop() -> None:
+    numbers = np.arange(5, dtype=np.int32)
+    own = attempt_keys(np.full(5, seed_key(7), np.int32), numbers)
+    noise = on_host.uniform(stream_keys(own, np.full(5, 12, np.int32), 2)[:, 1], np.full(5, 3))
+    assert noise.tolist() == [reference.uniform(7, 12, 1, 3, attempt=number) for number in range(5)]
+    assert own[0] == seed_key(7)
+    assert len({*noise.tolist()}) == 5
 
 
 def test_noise_does_not_depend_on_the_rest_of_the_batch() -> None:

@@ -34,6 +34,8 @@ class SlotLimits:
             latents.
         track_total: Number of words, or of other parts of the text, that a family's own track has; ENDLESS while the
             text is open.
+        redraw_1, redraw_2, redraw_3, redraw_4: Numbers of audio rows from which on the noise is drawn anew, in
+            ascending order (`SegmentRules.redraw_rows`).
     """
 
     task: Array
@@ -49,6 +51,10 @@ class SlotLimits:
     latent_steps: Array
     tail_rows: Array
     track_total: Array
+    redraw_1: Array
+    redraw_2: Array
+    redraw_3: Array
+    redraw_4: Array
 
 
 @dataclass
@@ -86,6 +92,7 @@ def _index(table: type, *others: str) -> dict[str, int]:
 
 STATE = _index(SlotState)
 LIMITS = _index(SlotLimits)
+REDRAWS = slice(LIMITS["redraw_1"], LIMITS["redraw_4"] + 1)
 SCALES = _index(SlotScales, *NUMBERS)
 # Number of each option's column that has no effect; options that always have one are left out.
 COLUMNS_OFF = {

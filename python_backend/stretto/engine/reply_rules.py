@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from stretto.engine.rules import STATE, ReplyConstants
+from stretto.engine.rules import BEFORE_AUDIO, STATE, ReplyConstants
 from stretto.engine.tracks import ENDLESS, CodesTrack, Track, rows_of
 from stretto.family.base import Family, Task
 from stretto.family.input_tracks import TextRows, TextTrack
 from stretto.family.mechanism import RowSchedule
-from stretto.records.sampling import SamplingConfig
+from stretto.records.sampling import MAX_REDRAWS, SamplingConfig
 from stretto.streams.layout import Segment
 
 TEXT_KEY = "text"
@@ -190,6 +190,16 @@ class SegmentRules:
         num_rows = self.family.rows_per_frame * math.ceil(sampling.guided_until_s * self.family.frame_rate - 1e-6)
         schedule = self.schedule(sampling)
         return num_rows if schedule is None else schedule.next_step(num_rows)
+
+    def redraw_rows(self, sampling: SamplingConfig) -> list[int]:
+        """Return the number of audio rows (`rules.num_audio_rows`) from which on each redraw has new noise.
+
+        No earlier frame has a code in these rows. A redraw of the whole reply includes its text.
+        """
+        family = self.family
+        drawn = [family.rows_per_frame * frame + family.layout.max_delay for frame in sampling.redraw_from if frame]
+        rows = [BEFORE_AUDIO] * (len(sampling.redraw_from) - len(drawn)) + drawn
+        return rows + [ENDLESS] * (MAX_REDRAWS - len(rows))
 
     def schedule(self, sampling: SamplingConfig) -> RowSchedule | None:
         """Return the schedule of a reply's steps, or None if each step generates one row."""

@@ -83,6 +83,9 @@ class ReplyConstants(NamedTuple):
     last_frame: int
 
 
+BEFORE_AUDIO = -1
+
+
 # ----- segments and their ends
 
 
@@ -132,6 +135,17 @@ def end_audio(token, is_end, frame, audio_max, position, in_audio, family):
     """Return stream 0 of an audio row, and True if a limit ends the audio; `is_end` if the sampled id does."""
     must_end = meets_limit(frame, audio_max, position, family) & in_audio
     return where(is_end | must_end, family.end_of_audio, token), must_end & (is_end == 0)
+
+
+# ----- noise of rows that are drawn anew
+
+
+def num_audio_rows(position, audio_start, num_codes, family):
+    """Return the number of audio rows before a row, or BEFORE_AUDIO."""
+    before = -1
+    if family.interleaves:
+        before = num_codes
+    return where((audio_start < 0) | (position < audio_start), before, position - audio_start)
 
 
 # ----- end frames and countdowns

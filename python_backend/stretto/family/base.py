@@ -438,18 +438,23 @@ class Family:
     @property
     def has_plain_frames(self) -> bool:
         """True if each row of audio has one frame of codes, all frames are decoded, and each step samples one row."""
-        mechanism = self.mechanism
-        text = self.text_track
-        has_text_rows = text is not None and text.text_rows is not None
-        has_others = mechanism.frames or has_text_rows or mechanism.steps or mechanism.pauses or mechanism.speaker
+        has_others = self.mechanism.steps or self.mechanism.pauses
         has_codes = self.layout.latents is None and bool(self.layout.codebook_streams)
-        return has_codes and self.rows_per_frame == 1 and not has_others
+        return has_codes and self.rows_per_frame == 1 and self.has_all_frames and not has_others
 
     def check_plain_frames(self, first_chunk: str) -> None:
         """Raise CheckpointError unless the engine can decode first chunks, in the mode `first_chunk`."""
         if not self.has_plain_frames:
             expected = f"null, because {self.name} does not generate one frame of codes with each row"
             raise CheckpointError(f"first_chunk: expected {expected}, got {first_chunk}")
+
+    @property
+    def has_all_frames(self) -> bool:
+        """True if each audio row is of a frame, and all frames are decoded."""
+        mechanism = self.mechanism
+        text = self.text_track
+        has_text_rows = text is not None and text.text_rows is not None
+        return not (mechanism.frames or mechanism.speaker or has_text_rows)
 
     @property
     def samples_codes_apart(self) -> bool:

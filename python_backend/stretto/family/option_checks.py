@@ -28,6 +28,9 @@ def check_sampling(sampling: SamplingConfig, family: Family, task: Task) -> None
     if sampling.script_temperature != 1.0 and "script_temperature" not in family.options:
         expected = f"1.0 ({family.name} does not support this temperature)"
         raise InvalidRequest("options.script_temperature", expected, sampling.script_temperature)
+    if any(sampling.redraw_from) and not family.has_all_frames:
+        expected = f"0 only ({family.name} may leave out frames)"
+        raise InvalidRequest("options.redraw_from", expected, shown(sampling.redraw_from))
     if sampling.has_pair:
         _check_pair(sampling, family, task)
     if sampling.schedule is not None:

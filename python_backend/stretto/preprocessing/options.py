@@ -136,11 +136,13 @@ def read_options(
     scale = read_guidance_scale(guidance, family) if family.guidance_scales else None
     latents = _latents(options, family, defaults, guidance)
     schedule = options.get("schedule", defaults.schedule)
+    frames: Any = options.get("redraw_from", ())
     sampling = replace(
         defaults,
         text=_segment("text", options.get("text", {}), in_text, defaults.text, family),
         audio=_max_audio(options, audio, family, frame_rate),
         seed=options.get("seed"),
+        redraw_from=tuple(frames) if isinstance(frames, list) else frames,
         depth=_depth(options, family, audio) if "depth" in options else defaults.depth,
         schedule=tuple(schedule) if isinstance(schedule, list) else schedule,
         latents=latents,
@@ -219,6 +221,7 @@ SPEECH_KEYS = {
     *AUDIO_KEYS,
     *("voice", "language", "transliterate", "instruct", "exaggeration", "piece", "text_mode", "output", "chunking"),
     "leading_silence",
+    "redraw_from",
 }
 
 

@@ -8,10 +8,11 @@ from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Self, Union, get_args, get_origin, get_type_hints
 
-from stretto.errors import InvalidRequest
+from stretto.errors import InvalidRequest, shown
 from stretto.records.json_record import JsonRecord, limits_of
 from stretto.streams.chunking import ChunkPolicy
 from stretto_contract.schema import (
+    MOST_ROWS,
     OBJECT,
     POLICIES,
     Encoding,
@@ -36,6 +37,7 @@ from stretto_contract.schema import (
     TopP,
     integer,
 )
+from stretto_contract.speech_checks import MAX_ATTEMPTS
 
 FIELD = "options.output.ring"
 
@@ -48,6 +50,7 @@ class RingAddress:
     memory: RingMemory = "system"
 
 
+MAX_REDRAWS = MAX_ATTEMPTS - 1
 # Smallest temperature above 0. Division by a smaller one could turn several logits into infinity and make them equal.
 MIN_TEMPERATURE = 1e-6
 
@@ -176,6 +179,7 @@ class SamplingConfig:
         guidance_scale: Scale of classifier-free guidance; 1 is unguided.
         script_temperature: Temperature of the alignment pointer's stay-or-advance decision (0: advance if P > 1/2).
         seed: Seed of the sampling noise; set before the request is sent to the engine.
+        redraw_from: Ascending audio frames, from each of which on the noise is drawn anew; earlier frames stay.
         policy: Frames to guide: all (`always`), those in the first `guided_until_s` seconds of audio (`until_s`), or
             as many as the engine's speed permits (`adaptive`).
         ras_window: Window of repetition-aware sampling in rows; 0 is off.
@@ -196,6 +200,7 @@ class SamplingConfig:
     guidance_scale: GuidanceScale = 1.0
     script_temperature: Annotated[Temperature, Option("script_temperature", 1.0)] = 1.0
     seed: Seed | None = None
+    redraw_from: tuple[int, ...] = ()
     policy: GuidancePolicy = "always"
     guided_until_s: GuidedTime | None = None
     ras_window: Annotated[RasWindow, Option("audio.ras_window", 0)] = 0
@@ -230,6 +235,11 @@ class SamplingConfig:
         if self.latents is not None:
             check_ranges(self.latents, "latents.")
         check_ranges(self)
+        frames = self.redraw_from
+        are_frames = isinstance(frames, tuple) and all(integer(0, MOST_ROWS).admits(frame) for frame in frames)
+        if not are_frames or len(frames) > MAX_REDRAWS or sorted(frames) != [*frames]:
+            expected = f"at most {MAX_REDRAWS} integers in [0, {MOST_ROWS}], in ascending order"
+            raise InvalidRequest("options.redraw_from", expected, shown(frames))
         self.check_relations()
 
     def check_relations(self) -> None:
@@ -254,7 +264,7 @@ class SamplingConfig:
         lengths = {"min_rows": 0, "max_rows": 1}
         codes = CodeSampling(self.codes.temperature, self.codes.top_k, self.codes.top_p)
         text = replace(self.text, **lengths)
-        return replace(self, seed=None, text=text, audio=replace(self.audio, **lengths), depth=codes)
+        return replace(self, seed=None, redraw_from=(), text=text, audio=replace(self.audio, **lengths), depth=codes)
 
     @property
     def max_rows(self) -> tuple[int, int]:

@@ -4,7 +4,7 @@ The vLLM engine runs step by step in this process, without a server or a second 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
+from stretto.engine.frame_codes import FrameCodes
 from stretto.engine.host import vllm_config
 from stretto.engine.reply_rules import SegmentRules
 from stretto.entry_points import CODECS, find
@@ -219,6 +220,7 @@ TIGHT: dict[str, Any] = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "max_m
 NUM_BLOCKS = 7  # KV blocks: slightly more than one reply needs; two more for a CFG pair
 MIN_MARGIN = 1e-5  # minimum margin between the reference's best and second-best candidates, in logits
 NUM_ALONE = 3  # number of prompts that are also run unbatched
+NUM_KEPT = 3  # frames before the first one that is drawn anew
 
 
 def assert_family_conforms(
@@ -270,10 +272,42 @@ def assert_family_conforms(
         answers = engine.run(prompts)
         for name, answer in answers.items():
             _compare(f"{name} in a batch", answer.rows, expected[name])
+        _check_redraws(engine, family, prompts, {name: answer.rows for name, answer in answers.items()})
         assert num_preemptions(answers) > 0, "no reply was preempted: expected more or longer prompts"
         assert engine.is_clean(), "the engine keeps state of requests that have ended"
     finally:
         engine.shutdown()
+
+
+def _check_redraws(
+    engine: Engine, family: Family, prompts: Mapping[str, Prompt], rows_by_name: Mapping[str, list[Row]]
+) -> None:
+    """Check that a reply which is drawn anew from a frame on has the same frames before it."""
+    for name, prompt in prompts.items():
+        temperature = prompt.sampling.audio.temperature
+        if not (family.task(prompt.task).has_audio_segment and family.has_all_frames and temperature):
+            continue
+        changed = replace(prompt, sampling=replace(prompt.sampling, redraw_from=(NUM_KEPT,)))
+        rows = engine.run({name: changed})[name].rows
+        kept, expected = (_frames(family, reply) for reply in (rows, rows_by_name[name]))
+        if len(expected) > NUM_KEPT:
+            assert rows != rows_by_name[name], f"{name}: nothing is drawn anew from frame {NUM_KEPT} on"
+            assert np.array_equal(kept[:NUM_KEPT], expected[:NUM_KEPT]), (
+                f"{name}: frames before {NUM_KEPT} have changed"
+            )
+            return
+
+
+def _frames(family: Family, rows: list[Row]) -> np.ndarray:
+    """Return the frames of a reply that has an audio segment, [n, K]."""
+    layout = family.layout
+    first = layout.audio[0]
+    frames = FrameCodes(family, layout.codebook_streams or range(len(rows[0])))
+    start = next((index for index, row in enumerate(rows) if row[0] in first), len(rows))
+    frames.push(np.array(rows[start:]).reshape(-1, len(rows[0])))
+    popped = frames.pop_frames(min(NUM_KEPT + 1, frames.num_ready))
+    assert popped is not None
+    return popped.T
 
 
 def expected_rows(folder: Path, family: Family, prompts: Mapping[str, Prompt]) -> dict[str, list[Row]]:

@@ -235,8 +235,8 @@ class _Reply:
         self.sampling = prompt.sampling
         self.rows: list[Row] = prompt.rows.tolist()
         self.other: Any = None  # Context of the unconditional request
-        self.seed: Any = self.sampling.seed
         self.sampled: Row = []  # ids of the next row, if they are given
+        self.seed: Any = self.sampling.seed
         self.lead = math.inf
         self.audio_start: Any = len(self.rows) if self.task.segments[0] is Segment.AUDIO else None
         self.audio_end: Any = None
@@ -449,7 +449,7 @@ class _Reply:
 
     def audio_token(self, logits: list[float], frame: int) -> int:
         family = self.family
-        sampled = self.rule.sampled(logits, frame, uniform(self.seed, len(self.rows), 0, 0), family)
+        sampled = self.rule.sampled(logits, frame, self.noise(0, 0), family)
         token, margin = sampled or (self.draw_first(logits, frame), math.inf)
         self.lead = min(self.lead, margin)
         is_end = token in (*family.drawn_ends, family.end_of_audio)
@@ -494,7 +494,7 @@ class _Reply:
         else:
             scores = self.rule.kept(logits, ranked, limits, logits if penalized is None else penalized)
         if limits.temperature > 0:
-            noise = {t: -math.log(-math.log(uniform(self.seed, len(self.rows), stream, t))) for t in scores}
+            noise = {t: -math.log(-math.log(self.noise(stream, t))) for t in scores}
             scores = {token: scores[token] / limits.temperature + noise[token] for token in scores}
         best = sorted(scores, key=lambda token: -scores[token])[:2]
         if len(best) == 2:
@@ -502,6 +502,16 @@ class _Reply:
         if not self.repeats(best[0], stream, limits):
             return best[0]
         return self.redrawn(logits, allowed if stream else self.rule.redrawn_from(allowed, best[0]), stream)
+
+    def noise(self, stream: int, token: int, is_redraw: bool = False) -> float:
+        """Return the number by which a token of the next row is drawn."""
+        position = len(self.rows)
+        num_rows = -1 if self.audio_start is None else position - self.audio_start
+        if self.task.segments[0] is Segment.INTERLEAVED:
+            num_rows = sum(row[0] in self.family.layout.audio[0] for row in self.rows[len(self.prompt.rows) :])
+        frames = [frame * self.family.rows_per_frame for frame in self.sampling.redraw_from]
+        attempt = sum(frame == 0 or frame + self.family.layout.max_delay <= num_rows for frame in frames)
+        return uniform(self.seed, position, stream, token, is_redraw, attempt)
 
     def repeats(self, token: int, stream: int, limits: CodeSampling) -> bool:
         """Return True if `token` is a code that occurred too often in the stream's last audio rows."""
@@ -517,7 +527,7 @@ class _Reply:
 
     def redrawn(self, logits: list[float], allowed: Sequence[int], stream: int) -> int:
         """Return a token sampled again, from the softmax of the raw logits."""
-        noise = {t: uniform(self.seed, len(self.rows), stream, t, is_redraw=True) for t in allowed}
+        noise = {t: self.noise(stream, t, is_redraw=True) for t in allowed}
         scores = {t: logits[t] - math.log(-math.log(noise[t])) for t in allowed}
         first, *others = sorted(scores, key=lambda t: -scores[t])[:2]
         self.lead = min([self.lead, *(scores[first] - scores[other] for other in others)])

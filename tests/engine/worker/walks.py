@@ -241,6 +241,8 @@ class Walk:
                 changes["depth"] = self.random.choice([None, CodeSampling(0.7, 3), CodeSampling(0.0)])
             if self.family.drawing.penalized:
                 changes["repetition_penalty"] = float(self.random.choice([1.0, 1.5]))
+            frames = (0, 1) if self.family.has_all_frames else (0,)
+            changes["redraw_from"] = tuple(sorted(self.random.choice(frames, self.random.integers(4)).tolist()))
             for half, slot in enumerate(pair):
                 made = request(self.family, f"r{self.num_begun}", self.num_begun, half == 1, **changes)
                 for each in self.sides:

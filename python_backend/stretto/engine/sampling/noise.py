@@ -18,6 +18,7 @@ POSITION_STEP = -0x61C8864F
 STREAM_STEP = -0x7A143595
 TOKEN_STEP = -0x3D4D51CB
 REDRAW_STEP = 0x27D4EB2F
+ATTEMPT_STEP = 0x165667B1
 
 
 # Steps of the hash as NumPy scalars, which take a quarter of the time of Python numbers in short operations.
@@ -57,6 +58,16 @@ def seed_key(seed: int) -> int:
     """Fold a seed of up to 63 bits into a signed 32-bit key."""
     low = (seed & 0xFFFFFFFF) - (1 << 32 if seed & 0x80000000 else 0)
     return int(_mix(_mix(np.array([seed >> 32], np.int32)) + np.int32(low))[0])
+
+
+def attempt_keys(seed_keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Return the keys of rows that are drawn anew, int32 [B].
+
+    Args:
+        seed_keys: Keys of the requests' seeds from `seed_key`, int32 [B].
+        numbers: How often each row is drawn anew, int32 [B]; 0 keeps its key.
+    """
+    return np.where(numbers == 0, seed_keys, _mix(seed_keys + numbers * np.int32(ATTEMPT_STEP)))
 
 
 def stream_keys(seed_keys: Words, positions: Words, num_streams: int) -> Words:

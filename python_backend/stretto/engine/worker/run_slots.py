@@ -27,7 +27,7 @@ STEPS_AHEAD = 16
 class KeysAhead:
     """Noise keys of sampled rows, computed for STEPS_AHEAD steps in one pass.
 
-    They are computed again earlier if other rows are sampled.
+    They are computed again earlier if other rows are sampled, or rows are drawn anew.
 
     Args:
         make: Function of seed keys [M] and positions [M], both int32, that returns noise keys, int32 [M, S].
@@ -37,6 +37,7 @@ class KeysAhead:
         self._make = make
         self._plan: BatchPlan | None = None
         self._positions = np.zeros((0, 0), np.int32)
+        self._seed_keys = np.zeros(0, np.int32)
         self._keys = np.zeros((0, 0, 0), np.int32)
         self._step = 0
 
@@ -49,6 +50,7 @@ class KeysAhead:
             positions: Positions of the rows, int32 [M].
         """
         is_next = plan is self._plan and np.array_equal(positions, self._positions + self._step)
+        is_next = is_next and np.array_equal(seed_keys, self._seed_keys)
         if is_next and self._step < len(self._keys):
             keys = self._keys[self._step]
         else:
@@ -57,6 +59,7 @@ class KeysAhead:
             self._keys = self._make(np.tile(seed_keys, num_steps), ahead).reshape(num_steps, len(positions), -1)
             self._plan = plan
             self._positions = positions
+            self._seed_keys = seed_keys
             self._step = 0
             keys = self._keys[0]
         self._step += 1

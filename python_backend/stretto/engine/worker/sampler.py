@@ -12,12 +12,13 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
-from stretto.engine.columns import LIMITS, STATE, Array, SlotState
+from stretto.engine.columns import LIMITS, REDRAWS, STATE, Array, SlotState
 from stretto.engine.kernels.draw import draw
-from stretto.engine.sampling.noise import redraw_keys, stream_keys
+from stretto.engine.sampling.noise import attempt_keys, redraw_keys, stream_keys
 from stretto.engine.sampling.parameters import DrawParams, DrawPlan
 from stretto.engine.sampling.repetition import RepetitionRule, is_repeated, penalize
 from stretto.engine.sampling.truncation import keep_near
+from stretto.engine.tracks import ENDLESS
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays, StepRows, pick
 from stretto.engine.worker.bursts import BurstSampler
 from stretto.engine.worker.guided_heads import GuidedHeads
@@ -467,7 +468,7 @@ class SpeechSampler:
         slots = step.slots[:num_drawing]
         state = SlotState(*self._table[slots].T)
         rows = Rows(state, step.limits, step.scales, slots, position[:num_drawing])
-        token, codes = self._draw(hidden, self._keys(batch, plan, row_index), plan, step, rows)
+        token, codes = self._draw(hidden, self._keys(batch, plan, row_index, rows), plan, step, rows)
         self._write_state(token, slots, rows, plan)
         tokens, all_codes = self._share(token, self._arrays.int32(codes), rows.frame[: plan.num_paired])
         self._keep(step.slots, position, tokens, all_codes)
@@ -495,11 +496,19 @@ class SpeechSampler:
         if self._tokens is not None:
             self._tokens[slots, position] = self._arrays.int32(tokens)
 
-    def _keys(self, batch: InputBatch, plan: BatchPlan, row_index: int) -> np.ndarray:
+    def _keys(self, batch: InputBatch, plan: BatchPlan, row_index: int, rows: Rows) -> np.ndarray:
         """Return the noise keys of the sampled rows, int32 [M, S], computed on the host."""
-        seeds = self._slots.tables.limits[batch.idx_mapping_np[plan.drawing], LIMITS["seed_key"]]
+        limits = self._slots.tables.limits[batch.idx_mapping_np[plan.drawing]]
+        keys = limits[:, LIMITS["seed_key"]].astype(np.int32)
+        if (limits[:, REDRAWS] < ENDLESS).any():
+            state = rows.state
+            before = self._arrays.rules.num_audio_rows(
+                rows.position, state.audio_start, state.num_codes, self._segments.rules.constants
+            )
+            before = self._arrays.tensor(before).cpu().numpy()  # on a GPU, the host waits for it
+            keys = attempt_keys(keys, (limits[:, REDRAWS] <= before[:, None]).sum(1).astype(np.int32))
         positions = (batch.num_computed_tokens_np + batch.num_scheduled_tokens)[plan.drawing] + row_index
-        return self._noise.keys(plan, seeds.astype(np.int32), positions.astype(np.int32))
+        return self._noise.keys(plan, keys, positions.astype(np.int32))
 
     def _share(self, token: Array, codes: Array, frames: Array) -> tuple[Array, Array]:
         """Append copies of the first P rows for unconditional requests, with hidden streams masked.

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from stretto.engine import rules
-from stretto.engine.columns import LIMITS, SCALES, Array
+from stretto.engine.columns import LIMITS, REDRAWS, SCALES, Array
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.sampling.noise import seed_key
-from stretto.engine.tracks import Track
+from stretto.engine.tracks import ENDLESS, Track
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import NUMBERS, SamplingConfig
 
@@ -130,6 +130,7 @@ def limits_row(prompt: Prompt, rules: SegmentRules) -> list[int]:
         "tail_rows": 0 if latents is None else latents.tail_rows,
         "track_total": 0,
     }
+    row |= zip([*LIMITS][REDRAWS], rules.redraw_rows(sampling), strict=True)
     return [row[name] for name in LIMITS]
 
 
@@ -173,7 +174,7 @@ class SlotTables:
             refers to entry i of `texts` (`TextRows`).
         texts: Texts whose ids are not read row by row, or that rows write, int32 [R, G], in a format of the mechanism
             (`DrawRules.num_text_entries`); [R, 0] for other families.
-        limits: Values of SlotLimits, numpy int64 [R, 13].
+        limits: Values of SlotLimits, numpy int64 [R, 17].
         scales: Values of SlotScales, numpy float32 [R, 7 + N], with the N options in `NUMBERS` last.
         seen: True for ids that the reply contains, for the repetition penalty, bool [R, V + 1]. The last column is for
             ids that are not counted. The shape is [R, 0] for families without a penalty.
@@ -183,6 +184,7 @@ class SlotTables:
     def __init__(self, num_slots: int, rules: SegmentRules, device: torch.device):
         streams = rules.family.layout.num_input_streams
         self.limits = np.zeros((num_slots, len(LIMITS)), np.int64)
+        self.limits[:, REDRAWS] = ENDLESS
         self.scales = np.zeros((num_slots, len(SCALES)), np.float32)
         self.state = torch.zeros(num_slots, len(rules.state_names), dtype=torch.int64, device=device)
         self.codes = torch.zeros(num_slots, rules.max_model_len + 1, streams - 1, dtype=torch.int32, device=device)

@@ -12,7 +12,13 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from stretto.engine.columns import LIMITS, SCALES
-from stretto.engine.kernels.gpu.advance import ROW_FUNCTIONS, RowFunctions, advance_kernel, keep_kernel
+from stretto.engine.kernels.gpu.advance import (
+    ROW_FUNCTIONS,
+    RowFunctions,
+    advance_kernel,
+    attempt_keys_kernel,
+    keep_kernel,
+)
 from stretto.engine.kernels.gpu.step_draw import (
     COLUMNS,
     DRAWS,
@@ -31,6 +37,7 @@ from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.segment_state import denied_text, end_tables, out_of_place
 from stretto.engine.worker.slots import SlotTables
 from stretto.engine.worker.step_graphs import StepGraphs
+from stretto.records.sampling import MAX_REDRAWS
 from stretto.streams.layout import Segment
 
 
@@ -156,6 +163,7 @@ def columns_of(
     mine[AT["other_slot"]] = slots[mine[AT["other"]]]
     mine[AT["samples"]] = rows.samples
     mine[FIRST_LIMIT : FIRST_LIMIT + len(LIMITS)] = tables.limits[slots].T
+    mine[AT["request_key"]] = mine[AT["seed_key"]]
     mine[FIRST_SCALE : FIRST_SCALE + len(SCALES)] = np.ascontiguousarray(tables.scales[slots].T).view(np.int32)
     return columns
 
@@ -305,6 +313,9 @@ class StepProgram:
     def launch(self, variant: Variant, num_rows: int) -> None:
         """Launch the kernels for the first `num_rows` rows of the buffers."""
         hidden = self.hidden[:num_rows]
+        attempt_keys_kernel[num_rows,](
+            self.columns.table, self.lengths, self.tables.state, MAX_REDRAWS, self.constants.rules, num_warps=1
+        )
         if variant.writes:
             self._draw_text(self.heads.raw_text(hidden))
         if variant.speaks:

@@ -5,7 +5,13 @@ from typing import Any
 
 import torch
 
-from stretto.engine.kernels.gpu.advance import ROW_FUNCTIONS, _gather_kernel, advance_kernel, keep_kernel
+from stretto.engine.kernels.gpu.advance import (
+    ROW_FUNCTIONS,
+    _gather_kernel,
+    advance_kernel,
+    attempt_keys_kernel,
+    keep_kernel,
+)
 from stretto.engine.kernels.gpu.depth import depth_attention_kernel
 from stretto.engine.kernels.gpu.draw import _draw_kernel
 from stretto.engine.kernels.gpu.linear import FEW_INNER, MANY_INNER, few_rows_kernel, many_rows_kernel
@@ -158,6 +164,15 @@ CASES: list[Case] = [
     ),
     (many_rows_kernel, LINEAR, {"block_rows": 64, "block_columns": 64, "block_inner": MANY_INNER}, 8),
     *CODEC_CASES,
+    *(
+        (
+            attempt_keys_kernel,
+            {},
+            {"num_redraws": 4, "rules": RULES._replace(family=FAMILY._replace(interleaves=each))},
+            1,
+        )
+        for each in (False, True)
+    ),
     (keep_kernel, {}, {**SIZES, "tokens_stride": 8193}, 1),
     (advance_kernel, {}, {**ADVANCE, "rules": PLAIN_RULES}, 1),
     (advance_kernel, {}, {**ADVANCE, "rules": PLAIN_RULES, **FOLLOWED}, 1),

@@ -7,7 +7,7 @@ from tests.engine.kernels.gpu.specialise import Launches, num_binaries_of_the_dr
 from tests.engine.worker.walks import LENGTH, captured
 from tests.small_vocabularies import BAGPIPER
 
-KERNELS = ("text_maxima_kernel", "draw_text_kernel", "draw_streams_kernel", "advance_kernel")
+KERNELS = ("attempt_keys_kernel", "text_maxima_kernel", "draw_text_kernel", "draw_streams_kernel", "advance_kernel")
 
 if __name__ == "__main__":
     print("_draw_kernel", num_binaries_of_the_draw())

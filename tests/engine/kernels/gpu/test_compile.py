@@ -67,6 +67,7 @@ def test_kernels_compile_for_cuda_and_keep_their_values_in_registers(tmp_path: P
 def test_each_step_kernel_compiles_once_for_all_step_sizes(tmp_path: Path) -> None:
     assert compiled(tmp_path, "tests.engine.kernels.gpu.specialise_step") == [
         "_draw_kernel 1",
+        "attempt_keys_kernel 1",
         "text_maxima_kernel 1",
         "draw_text_kernel 1",
         "draw_streams_kernel 2",  # one over stream 0, one over the others

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from stretto.engine.kernels.gpu.device_rules import RULES
+from stretto.engine.kernels.gpu.draw import attempt_key_of
 from stretto.engine.kernels.gpu.step_draw import (
     AUDIO_END,
     AUDIO_MAX,
@@ -15,14 +16,17 @@ from stretto.engine.kernels.gpu.step_draw import (
     AUDIO_START,
     DRAWS,
     FIRST_END,
+    FIRST_REDRAW,
     FORCED_UNTIL,
     NUM_CODES,
     NUM_TEXT_TOKENS,
     OTHER,
     OTHER_SLOT,
     RECEIVES,
+    REQUEST_KEY,
     ROLE,
     SAMPLES,
+    SEED_KEY,
     SLOT,
     TAIL_ROWS,
     TASK,
@@ -136,6 +140,30 @@ def _gather_kernel(
             values = tl.load(words, mask=is_given, other=0) + tl.where(is_given, 0, values)
         values = tl.where(streams == 0, tl.load(ids + row).to(tl.int32), values)
     tl.store(rows + row.to(tl.int64) * num_streams + streams, values, mask=inside)
+
+
+@triton.jit
+def attempt_keys_kernel(
+    plan: tl.tensor,  # `step_draw.py`, [C, N] int32; the column SEED_KEY is written
+    lengths: tl.tensor,  # [N] int32
+    state: tl.tensor,  # [R, 5 + C] int64
+    num_redraws: tl.constexpr,
+    rules: tl.constexpr,
+) -> None:
+    """Write the key of each row's noise, which differs from the request's once the row is drawn anew."""
+    family: tl.constexpr = rules.family
+    row = tl.program_id(0)
+    mine = plan + row
+    if tl.load(mine + ROLE * rules.num_rows) == DRAWS:
+        at = state + tl.load(mine + SLOT * rules.num_rows).to(tl.int64) * rules.state_stride
+        before = RULES.num_audio_rows(
+            tl.load(lengths + row), tl.load(at + AUDIO_START), tl.load(at + NUM_CODES), family
+        )
+        number = row * 0
+        for redraw in range(num_redraws):
+            number += (tl.load(mine + (FIRST_REDRAW + redraw) * rules.num_rows) <= before).to(tl.int32)
+        key = tl.load(mine + REQUEST_KEY * rules.num_rows).to(tl.uint32, bitcast=True)
+        tl.store(mine + SEED_KEY * rules.num_rows, attempt_key_of(key, number).to(tl.int32, bitcast=True))
 
 
 @triton.jit

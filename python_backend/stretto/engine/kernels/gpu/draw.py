@@ -29,6 +29,12 @@ def stream_key_of(seed_key: tl.tensor, position: tl.tensor, stream: tl.tensor) -
 
 
 @triton.jit
+def attempt_key_of(key: tl.tensor, number: tl.tensor) -> tl.tensor:
+    """Return the key of a row that is drawn anew `number` times, uint32, as `sampling.attempt_keys` does."""
+    return tl.where(number == 0, key, mixed(key + number.to(tl.uint32) * 0x165667B1))
+
+
+@triton.jit
 def redraw_key_of(key: tl.tensor) -> tl.tensor:
     """Return the key for sampling a second time, as `sampling.redraw_keys` does."""
     return mixed(key + 0x27D4EB2F)

@@ -29,7 +29,7 @@ from stretto.engine.kernels.gpu.draw import (
 )
 from stretto.engine.rules import STATE, ReplyConstants
 
-COLUMNS = ("role", "slot", "other", "other_slot", "samples", *LIMITS, *SCALES)
+COLUMNS = ("role", "slot", "other", "other_slot", "samples", "request_key", *LIMITS, *SCALES)
 # Roles of a row: inactive, sampled, or a copy of another row's sample.
 IDLE = tl.constexpr(0)
 DRAWS = tl.constexpr(1)
@@ -44,10 +44,10 @@ def _state_at(name: str) -> tl.constexpr:
     return tl.constexpr(STATE.index(name))
 
 
-ROLE, SLOT, OTHER, OTHER_SLOT, SAMPLES = map(_at, COLUMNS[:5])
+ROLE, SLOT, OTHER, OTHER_SLOT, SAMPLES, REQUEST_KEY = map(_at, COLUMNS[:6])
 (
     TASK, TEXT_MIN, TEXT_MAX, AUDIO_MIN, AUDIO_MAX, TEXT_TOP_K, AUDIO_TOP_K, DEPTH_TOP_K, SEED_KEY, FORCED_UNTIL,
-    LATENT_STEPS, TAIL_ROWS, TRACK_TOTAL,
+    LATENT_STEPS, TAIL_ROWS, TRACK_TOTAL, FIRST_REDRAW, *_,
 ) = map(_at, LIMITS)  # fmt: skip
 TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, DEPTH_TEMPERATURE, DEPTH_TOP_P, GUIDANCE, *_ = map(
     _at, SCALES
