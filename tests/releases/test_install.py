@@ -19,8 +19,9 @@ import pytest
 
 from plugins.pocket.lab.random_pocket import write_release
 from stretto.cli import main
+from stretto.convert.release import DTYPES as CONVERTED_DTYPES
 from stretto.releases.hub import Hub
-from stretto.releases.install import BUILD, Choices, Installer, cache_folder
+from stretto.releases.install import BUILD, DTYPES, Choices, Installer, cache_folder
 from stretto.releases.jobs import JobProcess
 from stretto.releases.messages import ReleaseError
 from stretto.releases.store import InstalledModel, InstalledModels
@@ -266,6 +267,11 @@ def test_installed_model_is_found_offline_and_in_a_folder_that_is_not_changed(
     with pytest.raises(ReleaseError, match=r"acme/other is not installed \(stretto pull acme/other\)") as caught:
         pull("acme/other", is_offline=True)
     assert caught.value.status == 5
+
+
+def test_dtypes_are_those_of_the_conversion() -> None:
+    """Listed twice, because the front process imports no large library."""
+    assert set(DTYPES) == set(CONVERTED_DTYPES)
 
 
 @pytest.mark.nightly
