@@ -30,6 +30,8 @@ OUTSIDE = {"README.md": "index.md"} | {
     for path in (
         "CHANGELOG.md",
         "CONTRIBUTING.md",
+        "integrations/pipecat/README.md",
+        "integrations/livekit/README.md",
         "benchmarks/README.md",
         "benchmarks/results/engine.md",
         "benchmarks/results/ensemble.md",
