@@ -52,12 +52,17 @@ class ApiError(HTTPException):
         )
         return {"error": {"message": self.message, "type": error_type, "param": self.param, "code": self.code}}
 
-    def response(self) -> Response:
-        """Return the HTTP response. Its JSON is ASCII, so that even lone surrogates can be encoded."""
+    def response(self, record: Any = None) -> Response:
+        """Return the HTTP response. Its JSON is ASCII, so that even lone surrogates can be encoded.
+
+        Args:
+            record: Body in the form of another API; None for OpenAI's.
+        """
         headers = {"retry-after": str(self.retry_after_s)} if self.status in (429, 503) else {}
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
-        return Response(json.dumps(self.record()), self.status, headers, "application/json")
+        body = json.dumps(self.record() if record is None else record)
+        return Response(body, self.status, headers, "application/json")
 
 
 def refused(param: str, expected: str, got: object) -> ApiError:

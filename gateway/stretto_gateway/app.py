@@ -41,7 +41,7 @@ from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Guard
 from stretto_gateway.model_server import READY_S, ModelServer, Servers, served_model
 from stretto_gateway.routed import RoutedClient
-from stretto_gateway.routes import GROUP, installed_routes
+from stretto_gateway.routes import GROUP, error_response, installed_routes
 
 LOG = logging.getLogger("stretto_gateway")
 ABOUT = "OpenAI's audio API for a Stretto server. There are also WebSockets, which OpenAPI cannot describe: "
@@ -124,14 +124,18 @@ def all_routes() -> list[BaseRoute]:
 
 
 def refuse_twice(routes: list[BaseRoute]) -> None:
-    """Raise ValueError if two endpoints have the same path and method, because one would never be called."""
-    taken = set[tuple[str, str]]()
+    """Raise ValueError if two endpoints have the same path and method, because one would never be called.
+
+    Endpoints may share them if their routes have different classes, which may also look at headers.
+    """
+    taken = set[tuple[str, str, type[BaseRoute]]]()
     for route in routes:
         path = getattr(route, "path", "")
         for method in getattr(route, "methods", None) or ("WEBSOCKET",):
-            if (path, method) in taken:
+            endpoint = (path, method, type(route))
+            if endpoint in taken:
                 raise ValueError(f"{GROUP}: expected one endpoint for {method} {path}, got two")
-            taken.add((path, method))
+            taken.add(endpoint)
 
 
 def add_health(every: APIRouter) -> None:
@@ -154,6 +158,7 @@ def answer_head(every: APIRouter) -> None:
     for route in list(every.routes):
         if isinstance(route, APIRoute) and "GET" in route.methods:
             options: dict[str, Any] = {"response_class": route.response_class, "include_in_schema": False}
+            options["route_class_override"] = type(route)
             every.add_api_route(route.path, route.endpoint, methods=["HEAD"], **options)
 
 
@@ -243,38 +248,43 @@ async def figures(request: Request) -> Response:
     return Response(page, media_type=media_type)
 
 
-async def api_error_response(_: Request, error: Exception) -> Response:
+async def api_error_response(request: Request, error: Exception) -> Response:
     """Return the response to an ApiError."""
     assert isinstance(error, ApiError)
-    return error.response()
+    return error_response(request.scope, error)
 
 
 async def validation_error_response(request: Request, error: Exception) -> Response:
-    """Return the error for the first field that violates the schema, or for a missing content type."""
+    """Return the response to a request that violates the schema."""
     assert isinstance(error, RequestValidationError)
+    return error_response(request.scope, schema_error(request, error))
+
+
+def schema_error(request: Request, error: RequestValidationError) -> ApiError:
+    """Return the error for the first field that violates the schema, or for a missing content type."""
     first: dict[str, Any] = error.errors()[0]
     if first["type"] == "json_invalid":
-        return ApiError(400, "the body is not JSON").response()
+        return ApiError(400, "the body is not JSON")
     param = field_path(first | {"loc": first["loc"][1:]}, error.body) or None
     media_type = request.headers.get("content-type", "")
     if param is None and isinstance(error.body, bytes) and "json" not in media_type.lower():
         message = f"the body: expected the header Content-Type: application/json, got {shown(media_type or None)}"
-        return ApiError(400, message).response()
+        return ApiError(400, message)
     message = f"{param or 'the body'}: {error_message(first)}"
-    return ApiError(400, message, param, "missing" if first["type"] == "missing" else "invalid_value").response()
+    return ApiError(400, message, param, "missing" if first["type"] == "missing" else "invalid_value")
 
 
-async def http_error_response(_: Request, error: Exception) -> Response:
+async def http_error_response(request: Request, error: Exception) -> Response:
     """Return the response to a framework error: an unknown path or method, or an unreadable body."""
     assert isinstance(error, HTTPException)
-    return ApiError(error.status_code, str(error.detail)).response()
+    return error_response(request.scope, ApiError(error.status_code, str(error.detail)))
 
 
 async def failure_response(request: Request, error: Exception) -> Response:
     """Return the response to an internal error, and log its traceback under the request's id."""
     request_id = request.state.request_id
     LOG.error("%s failed", request_id, exc_info=error)
-    response = ApiError(500, f"internal error {request_id}", code=request_id).response()
+    response = error_response(request.scope, ApiError(500, f"internal error {request_id}", code=request_id))
     # this response bypasses the guard, which adds the header to all others
     response.headers["x-request-id"] = request_id
     return response

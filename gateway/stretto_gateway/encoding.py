@@ -116,8 +116,9 @@ CODECS: dict[str, tuple[str, str, int | None, dict[str, str]]] = {
 class FfmpegEncoder:
     """Encoder that uses FFmpeg, for the formats in CODECS."""
 
-    def __init__(self, name: str, sample_rate: int, tags: Mapping[str, str]):
-        container, codec, bit_rate, options = CODECS[name]
+    def __init__(self, name: str, sample_rate: int, tags: Mapping[str, str], bit_rate: int | None):
+        container, codec, usual_bit_rate, options = CODECS[name]
+        bit_rate = bit_rate or usual_bit_rate
         self._rate = sample_rate
         self._num_samples = 0
         self._pipe = Pipe()
@@ -147,13 +148,16 @@ class FfmpegEncoder:
         return self._pipe.pop()
 
 
-def make_encoder(name: str, sample_rate: int, tags: Mapping[str, str] = NO_TAGS) -> Encoder:
+def make_encoder(
+    name: str, sample_rate: int, tags: Mapping[str, str] = NO_TAGS, bit_rate: int | None = None
+) -> Encoder:
     """Create a streaming encoder of mono samples.
 
     Args:
         name: A format in MEDIA_TYPES.
         sample_rate: Sample rate in Hz.
         tags: Tags of the file, for the formats in TAGGED.
+        bit_rate: Bits per second of the formats in CODECS; None for the usual one.
     """
     plain: dict[str, Callable[[], Encoder]] = {
         "pcm": PcmEncoder,
@@ -161,7 +165,7 @@ def make_encoder(name: str, sample_rate: int, tags: Mapping[str, str] = NO_TAGS)
         "mulaw": lambda: G711Encoder("mulaw"),
         "alaw": lambda: G711Encoder("alaw"),
     }
-    return plain[name]() if name in plain else FfmpegEncoder(name, sample_rate, tags)
+    return plain[name]() if name in plain else FfmpegEncoder(name, sample_rate, tags, bit_rate)
 
 
 def default_rate(name: str) -> int:

@@ -22,7 +22,7 @@ from stretto_gateway import page
 from stretto_gateway.admission import CALLER, REQUEST, Held, RequestHead
 from stretto_gateway.answers import ApiError, shown
 from stretto_gateway.config import GatewayConfig
-from stretto_gateway.routes import Secret, installed_routes
+from stretto_gateway.routes import Secret, error_response, installed_routes
 from stretto_gateway.voice_store import EVERYBODY
 
 LOG = logging.getLogger("stretto_gateway")
@@ -223,7 +223,7 @@ class Guard:
         scope["state"]["has_key"] = has_key
         scope["state"]["owner"] = self._keys.owner(authorization, secret)
         if error is not None:
-            await error.response()(scope, receive, exchange.send)
+            await error_response(scope, error)(scope, receive, exchange.send)
             exchange.log()
         elif scope["type"] == "websocket":
             await exchange.converse(self._app, receive)

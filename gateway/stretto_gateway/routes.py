@@ -12,7 +12,10 @@ from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 from fastapi import APIRouter
+from starlette.responses import Response
 from starlette.types import Scope
+
+from stretto_gateway.answers import ApiError
 
 GROUP = "stretto_gateway.routes"
 OWN = "stretto"  # package of the gateway's own routes
@@ -89,6 +92,10 @@ class Route:
         """Return True if a key has the form of a secret, and the request is for an endpoint that takes secrets."""
         return False
 
+    def error_response(self, scope: Scope, error: ApiError) -> Response | None:
+        """Return the response to a failed request in the form of another API; None for OpenAI's form."""
+        return None
+
     def find_secret(self, gateway: Any, key: str) -> Secret | None:
         """Return the secret with this value; None if it is unknown or has expired."""
         return None
@@ -115,3 +122,9 @@ def installed_routes() -> tuple[Route, ...]:
         expected = f"those of the package {OWN}"
         raise ValueError(f"{GROUP}: expected {expected}, got none; it is out of date (run scripts/setup.sh)")
     return tuple(sorted(routes.values(), key=lambda route: route.position))
+
+
+def error_response(scope: Scope, error: ApiError) -> Response:
+    """Return the response to a failed request, in the form of the API to which the request belongs."""
+    responses = (route.error_response(scope, error) for route in installed_routes())
+    return next((response for response in responses if response is not None), None) or error.response()

@@ -61,6 +61,7 @@ from stretto_gateway.voices import choose_voice
 
 router = APIRouter()
 MARKER = "stretto-marker"  # header of marked audio
+FILE_S = "file_s"
 CACHE = "stretto-cache"  # header of speech that the cache may have
 ATTEMPTS = "stretto-attempts"  # header of checked audio
 BATCH_HOLD_S = 20.0  # of each clause of a batch, whose audio is not sent before the end
@@ -91,26 +92,40 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
     body.timestamps = body.timestamps or (body.word_timestamps and body.stream_format == "sse")
     if body.timestamps and wants_alignment(await gateway.catalogue.profile()):
         options["words"] = "aligned"
-    follow = partial(gateway.outcomes.followed, request.state.owner, request.state.request_id)
     result: dict[str, Any] = {}
     if body.stream_format == "sse":
         parts = sse_parts(gateway, body, options, ignored, result)
-        media_type = "text/event-stream"
-        last_words = sse_error
-    else:
-        parts = audio_parts(gateway, body, body.input, options, ignored, result)
-        media_type = MEDIA_TYPES[body.response_format]
-        last_words = None
-
-    def first_headers() -> dict[str, str]:
-        attempts = {} if body.check == "off" else {ATTEMPTS: str(result["attempts"])}
-        cache_headers: dict[str, str] = result.get(CACHE, {})
-        return attempts | marker_header(result) | cache_headers | ignored.headers
-
-    answer = Streamed(follow(parts, result), media_type, gateway.limits.stall_s, last_words, first_headers)
-    if body.stream_format != "sse" and body.response_format in RAW:
+        return answered(gateway, body, request.state, parts, "text/event-stream", ignored, result, sse_error)
+    parts = audio_parts(gateway, body, body.input, options, ignored, result)
+    answer = answered(gateway, body, request.state, parts, MEDIA_TYPES[body.response_format], ignored, result)
+    if body.response_format in RAW:
         answer.headers["x-sample-rate"] = str(body.rate)
     return answer
+
+
+def answered(
+    gateway: Gateway,
+    item: SpeechFields,
+    asked: State,
+    parts: AsyncGenerator[bytes, None],
+    media_type: str,
+    ignored: Ignored,
+    report: Mapping[str, Any],
+    last_words: Callable[[ApiError], bytes] | None = None,
+) -> Streamed:
+    """Return the response of a speech request, whose outcome is recorded.
+
+    Args:
+        asked: State of the request, set by the guard.
+        report: The same as in `timed_parts`.
+    """
+
+    def first_headers() -> dict[str, str]:
+        attempts = {} if item.check == "off" else {ATTEMPTS: str(report["attempts"])}
+        return {**attempts, **marker_header(report), **report.get(CACHE, {}), **ignored.headers}
+
+    followed = gateway.outcomes.followed(asked.owner, asked.request_id, parts, report)
+    return Streamed(followed, media_type, gateway.limits.stall_s, last_words, first_headers)
 
 
 def marker_header(report: Mapping[str, Any]) -> dict[str, str]:
@@ -212,15 +227,17 @@ async def timed_parts(
         text: The text, or an async iterable of pieces of streamed text.
         options: Other arguments of `SpeechClient.speak`.
         ignored: Receives the tags in the text that are not spoken: before the first part if the text is complete.
-        report: Receives the same as in `recalled` and `note_first` before the first part, and the server's report at
-            the end.
+        report: Receives the same as in `recalled` and `note_first` before the first part, the duration of the file so
+            far in seconds as FILE_S, and the server's report at the end.
     """
     encoder = PacedEncoder(item, gateway.audio_tags)
     async with recalled(gateway, item, text, options, ignored, report) as events:
         async for event in events:
             note_first(event, report)
+            playing_time = encoder.playing_time(event)
+            report[FILE_S] = max(report.get(FILE_S, 0.0), playing_time(event.start_s + event.duration_s))
             if event.words:
-                yield [timed_word(word, encoder.playing_time(event)) for word in event.words]
+                yield [timed_word(word, playing_time) for word in event.words]
             async for data in encoder.parts(event):
                 yield data
             report.update(event.report or {})
@@ -257,7 +274,7 @@ async def sse_parts(
     async with closing(timed_parts(gateway, item, item.input, options, ignored, report)) as parts:
         async for piece in parts:
             if isinstance(piece, bytes):
-                yield sse(delta(piece))
+                yield sse({"type": "speech.audio.delta", "audio": base64.b64encode(piece).decode()})
             elif item.timestamps:
                 yield sse({"type": "speech.audio.words", "words": piece})
     yield sse({"type": "speech.audio.done", "usage": usage(report)} | quality(report))
@@ -269,13 +286,8 @@ def quality(report: Mapping[str, Any]) -> dict[str, Any]:
     `redrawn` is the number of attempts that were given up. `unchecked` has the reason for each clause whose words were
     not checked, and `transcripts` those of the clauses with the fault `words`. Empty entries are left out.
     """
-    checked = {name: report[name] for name in ("faults", "redrawn", "unchecked", "transcripts") if report.get(name)}
-    return untimed_words(report) | limit_reason(report) | checked
-
-
-def untimed_words(report: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the words of the text without a time as `untimed_words`; empty if there are none."""
-    return {"untimed_words": words} if (words := report.get("untimed_words")) else {}
+    names = ("untimed_words", "faults", "redrawn", "unchecked", "transcripts")
+    return limit_reason(report) | {name: report[name] for name in names if report.get(name)}
 
 
 def limit_reason(report: Mapping[str, Any]) -> dict[str, Limit]:
@@ -309,7 +321,7 @@ class PacedEncoder:
     def __init__(self, item: SpeechFields, tags: Mapping[str, str]):
         self._item_speed = item.speed or 1.0
         self._rate = item.rate
-        self._plain = make_encoder(item.response_format, item.rate, tags)
+        self._plain = make_encoder(item.response_format, item.rate, tags, item.bit_rate)
         self._encoder: Encoder = self._plain
         self._speed = 1.0
         self._since = (0.0, 0.0)  # time of the last change, in the model's audio and in the file
@@ -364,11 +376,6 @@ async def encoded(encoder: Encoder, pcm: NDArray[Any]) -> bytes:
     if isinstance(encoder, FfmpegEncoder | StretchedEncoder):
         return await AUDIO.run(encoder.encode, pcm)
     return encoder.encode(pcm)
-
-
-def delta(data: bytes) -> dict[str, str]:
-    """Return a `speech.audio.delta` event."""
-    return {"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()}
 
 
 def usage(report: dict[str, Any]) -> dict[str, int]:

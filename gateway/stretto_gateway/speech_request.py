@@ -213,6 +213,11 @@ class SpeechFields(WithOptions):
         return default_rate(self.response_format) if self.sample_rate is None else self.sample_rate
 
     @property
+    def bit_rate(self) -> int | None:
+        """Bits per second of a compressed file; None for the usual one."""
+        return None
+
+    @property
     def voice_field(self) -> str:
         """Name of the field that selects the voice, for the server's errors about it."""
         return "voice" if self.ref_audio is None else "ref_audio"

@@ -20,6 +20,9 @@ from openai.types.realtime import RealtimeServerEvent
 from openai.types.realtime.client_secret_create_response import ClientSecretCreateResponse
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from stretto_gateway.answers import ApiError
+from stretto_gateway.routes import installed_routes
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -73,6 +76,12 @@ def mismatch(kind: Any, text: str | bytes) -> str:
     return ""
 
 
+def has_openai_errors(scope: Message) -> bool:
+    """Return True unless a request is for a route with errors in the form of another API."""
+    error = ApiError(400, "expected one thing, got another")
+    return all(route.error_response(scope, error) is None for route in installed_routes())
+
+
 class CheckedResponses:
     """ASGI middleware that records each response which a strictly typed client of OpenAI's could not read.
 
@@ -87,7 +96,7 @@ class CheckedResponses:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request, and compare the response."""
-        if scope["type"] == "http":
+        if scope["type"] == "http" and has_openai_errors(scope):
             await self.app(scope, receive, self._http(f"{scope['method']} {scope['path'].rstrip('/')}", send))
         elif scope["type"] == "websocket" and scope["path"] in SESSIONS:
             await self.app(scope, receive, self._session(send))
