@@ -4,9 +4,11 @@ import asyncio
 import hashlib
 import json
 import re
+import ssl
 from contextlib import suppress
 from email.parser import BytesParser
 from email.policy import HTTP
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,18 +25,27 @@ RECORDING = "data:audio/wav;base64,…"  # kept instead of a recording in a fiel
 
 
 class RecordingProxy:
-    """Server that forwards connections to `host:port` and records the bytes of both directions."""
+    """Server that forwards connections to `host:port` and records the bytes of both directions.
 
-    def __init__(self, url: str):
+    Args:
+        certificate: File with a key and a certificate, for clients that always use TLS; None for plain HTTP.
+    """
+
+    def __init__(self, url: str, certificate: Path | None = None):
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "", parts.port or 80
         self._passed: list[tuple[bytearray, bytearray]] = []
         self._open: set[asyncio.Task[None]] = set()
+        self._tls: ssl.SSLContext | None = None
+        if certificate is not None:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.load_cert_chain(certificate)
 
     async def start(self) -> str:
         """Start the proxy and return its URL."""
-        self._server = await asyncio.start_server(self._pass_on, "127.0.0.1", 0)
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self._server = await asyncio.start_server(self._pass_on, "127.0.0.1", 0, ssl=self._tls)
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def stop(self) -> None:
         """Stop the proxy once all open connections have ended."""
@@ -81,7 +92,7 @@ def _read(sent: bytes, answered: bytes) -> list[dict[str, Any]]:
                 answer = server.next_event()
                 request = _request(head, b"", answer)
                 if isinstance(answer, h11.InformationalResponse):
-                    request["messages"] = _messages(caller, sent, answer)
+                    request["messages"] = _messages(caller, answer)
                 return [*requests, request]
             body = bytearray()
             while isinstance(part := caller.next_event(), h11.Data):
@@ -104,7 +115,9 @@ def _request(head: h11.Request, body: bytes, answer: Any) -> dict[str, Any]:
     headers = {name.decode(): value.decode() for name, value in head.headers}
     form = headers.get("content-type", "")
     steady = {
-        name: value for name, value in headers.items() if name not in VARYING and not name.startswith("x-stainless")
+        name: value
+        for name, value in headers.items()
+        if name not in VARYING and not name.startswith(("x-stainless", "x-fern"))
     }
     request: dict[str, Any] = {"method": head.method.decode(), "target": head.target.decode(), "headers": steady}
     if form.startswith("multipart/form-data"):
@@ -138,14 +151,14 @@ def _parts(form: str, body: bytes) -> list[dict[str, str]]:
     return parts
 
 
-def _messages(caller: h11.Connection, sent: bytes, answer: h11.InformationalResponse) -> list[dict[str, Any]]:
+def _messages(caller: h11.Connection, answer: h11.InformationalResponse) -> list[dict[str, Any]]:
     """Return a client's messages on a WebSocket without audio; consecutive appends of audio are listed once."""
-    rest = sent[sent.index(b"\r\n\r\n") + 4 :]
+    sent, _ = caller.trailing_data
     deflates = b"sec-websocket-extensions" in dict(answer.headers)
     protocol = ServerProtocol(state=State.OPEN, max_size=None)
     protocol.extensions = [PerMessageDeflate(False, False, 15, 15)] if deflates else []
     with suppress(Exception):
-        protocol.receive_data(rest)
+        protocol.receive_data(sent)
     messages: list[dict[str, Any]] = []
     text = bytearray()
     for frame in protocol.events_received():
@@ -155,8 +168,12 @@ def _messages(caller: h11.Connection, sent: bytes, answer: h11.InformationalResp
                 message = json.loads(bytes(text))
                 text.clear()
                 message.pop("event_id", None)
-                if message["type"] == "input_audio_buffer.append":
+                if message.get("type") == "input_audio_buffer.append":
                     message["audio"] = "…"
+                if "context_id" in message:
+                    message["context_id"] = "…"
+                if not any(message.get(name) for name in message if name != "context_id"):
+                    continue  # keeps the connection open, after a time
                 if not messages or messages[-1] != message:
                     messages.append(message)
     return messages

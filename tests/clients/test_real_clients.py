@@ -198,11 +198,21 @@ def fault(result: dict[str, Any]) -> str | None:
 
 @pytest.mark.parametrize("name", CLIENTS)
 async def test_real_clients_work_with_their_defaults(name: str, url: str, recording: Path, tmp_path: Path) -> None:
-    client = CLIENTS[name]
-    proxy = RecordingProxy(url)
-    command = client.command(await proxy.start(), recording, tmp_path)
-    with (tmp_path / "errors").open("wb") as errors:
-        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=errors)
+    compare(name, await requests_of(CLIENTS[name], RecordingProxy(url), recording, tmp_path), KEPT)
+
+
+async def requests_of(
+    client: Client, proxy: RecordingProxy, recording: Path, folder: Path, **variables: str
+) -> list[dict[str, Any]]:
+    """Run a client, check the results of its steps, and return its requests.
+
+    Args:
+        variables: Environment variables of the client.
+    """
+    command = client.command(await proxy.start(), recording, folder)
+    pipe = subprocess.PIPE
+    with (folder / "errors").open("wb") as errors:
+        process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=errors, env=os.environ | variables)
         printed, _ = await process.communicate()
     await proxy.stop()
     results = {}
@@ -211,19 +221,19 @@ async def test_real_clients_work_with_their_defaults(name: str, url: str, record
             result = json.loads(line)
             results[result["step"]] = result
     faults = {step: fault(results[step]) if step in results else "not reported" for step in client.steps}
-    log = (tmp_path / "errors").read_text(errors="replace")
+    log = (folder / "errors").read_text(errors="replace")
     found = {step: why for step, why in faults.items() if why}
     assert not found, json.dumps(found, indent=1) + log[-4000:]
     assert process.returncode == 0, log[-4000:]
     assert " ERROR " not in log
-    compare(name, proxy.requests())
+    return proxy.requests()
 
 
-def compare(name: str, requests: list[dict[str, Any]]) -> None:
-    """Check that the day tier sends this client's requests; record them if STRETTO_RECORD is set."""
-    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+def compare(name: str, requests: list[dict[str, Any]], path: Path) -> None:
+    """Check that the day tier sends the requests of this client in `path`; write them if STRETTO_RECORD is set."""
+    kept = json.loads(path.read_text()) if path.exists() else {}
     if os.environ.get("STRETTO_RECORD"):
-        KEPT.write_text(json.dumps(kept | {name: requests}, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+        path.write_text(json.dumps(kept | {name: requests}, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
         return
     sent, expected = messages_of_requests(requests), messages_of_requests(kept[name])
     assert sent.keys() == expected.keys(), (
