@@ -229,7 +229,9 @@ def test_pending_rows_of_a_preempted_request_are_sent_next() -> None:
     for _ in range(60):
         rows += len(scheduling.sample()) // WIDTH
     assert rows < 60
+    scheduling.stats.values.live_rows_recomputed_total = 0
     scheduling._preempt_request(scheduling.request, 0.0)
+    assert scheduling.stats.values.live_rows_recomputed_total == 0, "the session is not live"
     outputs: dict[int, EngineCoreOutputs] = {}
     scheduling._sampled.send_preempted(outputs)
     (output,) = outputs[scheduling.request.client_index].outputs

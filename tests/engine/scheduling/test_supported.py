@@ -9,10 +9,14 @@ import pytest
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.scheduling.supported import check_supported
 from stretto.family.base import DrawRules, Family
-from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS, FORCED_CHAT, TRACKED
+from stretto.family.input_tracks import CodeTrack
+from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS, FORCED_CHAT, GROUPED, NUM_STREAMS, TRACKED
 
 GUIDED_CHAT = replace(FORCED_CHAT, name="guided_chat", guided_streams=(0,))
 TRACKED_CHAT = replace(TRACKED, name="tracked_chat", tasks=EIGHT_STREAMS.tasks)
+CODED = replace(TRACKED, name="coded", track=CodeTrack(range(NUM_STREAMS, NUM_STREAMS + 1)))
+CODED_CHAT = replace(CODED, name="coded_chat", tasks=EIGHT_STREAMS.tasks)
+GUIDED_GROUPS = replace(GROUPED, name="guided_groups", guided_streams=(0,))
 
 
 class Clashing(DrawRules):
@@ -64,6 +68,8 @@ def test_supported_settings_are_accepted() -> None:
     check(family=FORCED_BURSTS, steps=2)
     check(family=FORCED_CHAT, steps=2)
     check(family=TRACKED, steps=2)
+    check(family=CODED, steps=2)
+    check(family=GROUPED)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +85,8 @@ def test_supported_settings_are_accepted() -> None:
         ({"family": FORCED_BURSTS, "budget": 9}, "max_num_batched_tokens: expected at least 10, .*, got 9"),
         ({"family": CLASHING}, r"clashing: expected other state columns .*, got \['num_codes'\]"),
         ({"family": TRACKED_CHAT}, "tracked_chat: a text track requires replies of audio only"),
+        ({"family": CODED_CHAT}, "coded_chat: given codes require text only or audio only"),
+        ({"family": GUIDED_GROUPS}, "guided_groups: text in separate rows requires a single output stream"),
         (
             {"family": FORCED_BURSTS, "block_size": 3},
             "block_size: expected at least 4 rows, one for each .*, got 3",
