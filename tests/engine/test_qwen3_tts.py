@@ -17,7 +17,7 @@ from tests.engine.harness import Engine
 from tests.engine.recorded_logits import RecordedLogits
 from tests.published_qwen3_tts import Checkpoint
 from tests.small_vocabularies import QWEN3_TTS
-from tests.tiers import ASYNC_BY_DAY, by_night
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
 LENGTH = 128
@@ -38,7 +38,8 @@ def drawn_prompt(index: int) -> Prompt:
     return replace(prompt, sampling=replace(prompt.sampling, depth=depth, audio=audio))
 
 
-@pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
+@pytest.mark.nightly
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
 def test_sampled_replies_match_the_reference(tmp_path: Path, is_async: bool) -> None:
     """Replies are chunked and preempted, with a penalty and two samplers, one of which may be greedy."""
     folder = write_checkpoint(tmp_path, QWEN3_TTS, "small_qwen3_tts", layers=2)

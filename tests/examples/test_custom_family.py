@@ -31,6 +31,7 @@ from stretto.testing.reference import ReferenceModel
 from stretto_client.markup import read_text
 from tests.server.conftest import Server
 from tests.server.published import check_sound
+from tests.tiers import by_night
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "examples" / "custom_family"
@@ -234,9 +235,10 @@ def test_a_tokenizer_without_a_marker_is_refused(
 
 
 @pytest.mark.engine
-def test_example_passes_the_suite(environment: Environment) -> None:
+@pytest.mark.parametrize("marks", ["not nightly and not engine", *by_night("engine")])
+def test_example_passes_the_suite(environment: Environment, marks: str) -> None:
     """In a process of its own, as a third party runs it."""
-    command = [str(environment.python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not nightly"]
+    command = [str(environment.python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marks]
     folder = PACKAGE / "tests"
     done = subprocess.run(
         [*command, "--noconftest", "-c", os.devnull, f"--rootdir={folder}", str(folder)],

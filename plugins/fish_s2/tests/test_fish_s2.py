@@ -235,6 +235,7 @@ class TestFishS2(FamilySuite):
         engine=ENGINE,
         tight={"max_num_batched_tokens": 48, "num_gpu_blocks_override": 8},
         conformance={"vocabulary": SMALL_FISH_S2.to_record(), "num_prompts": 16},
+        conforms_by_night=True,
     )
 
     def test_frames_are_folded_into_the_table(self, release: SmallRelease) -> None:

@@ -152,6 +152,7 @@ class TestMossTtsLocal(FamilySuite):
             "num_prompts": 20,
             "seed": 1,
         },
+        conforms_by_night=True,
     )
 
     def test_tables_and_heads_are_joined(self, release: SmallRelease) -> None:

@@ -186,6 +186,7 @@ class TestMossTtsRealtime(FamilySuite):
             "vocabulary": replace(SMALL_MOSS_TTS_REALTIME, codebook_size=40).to_record(),
             "num_prompts": 16,
         },
+        conforms_by_night=True,
     )
 
     def test_tables_and_heads_are_joined(self, release: SmallRelease) -> None:

@@ -477,10 +477,13 @@ def _conformances(case: FamilyCase) -> list[Any]:
 
 
 def _schedulings(case: FamilyCase) -> Iterable[Any]:
-    """Yield the settings of engines: the first size with much memory and the last with little, with each scheduler."""
+    """Yield the settings of engines: the first size with much memory and the last with little, with each scheduler.
+
+    By day only the last size with little memory, which is also alone and in a batch.
+    """
     tight = {**TIGHT, **case.tight}
-    for is_night in (False, True):
-        for is_tight, size in ((False, case.sizes[0]), (True, case.sizes[-1])):
-            arguments = tight if is_tight else {}
-            scheduling = Scheduling(size, is_tight == is_night, is_tight, arguments)
-            yield pytest.param(scheduling, id=str(scheduling), marks=pytest.mark.nightly if is_night else ())
+    for is_tight, is_async in ((True, False), (False, True), (True, True), (False, False)):
+        size = case.sizes[-1] if is_tight else case.sizes[0]
+        scheduling = Scheduling(size, is_async, is_tight, tight if is_tight else {})
+        is_night = (is_tight, is_async) != (True, False)
+        yield pytest.param(scheduling, id=str(scheduling), marks=pytest.mark.nightly if is_night else ())
