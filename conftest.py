@@ -24,12 +24,12 @@ from stretto.engine.environment import prepare_environment
 from stretto.triton_io import stub
 from tests import heap
 
-pytest_plugins = ["tests.ending"]
+pytest_plugins = ["tests.ending", "tests.workers"]
 
 heap.keep_to_ourselves()
 prepare_environment()  # before any test imports what imports Triton, which looks at the environment once
 
-# A thread that fails ends its stub: here, the tests' own process, without a word, and xdist would wait for it for ever.
+# A thread that fails ends its stub: here, the tests' own process, without a word.
 ENDED: list[str] = []
 stub.end = ENDED.append
 
@@ -54,6 +54,7 @@ def pytest_configure() -> None:
         pytest.exit("a pyproject.toml has other entry points than the installed package: run scripts/setup.sh dev", 2)
 
 
+ALL_PASSED = pytest.StashKey[bool]()
 ROOT = Path(__file__).parent
 TESTS = ROOT / "tests"
 # Tests that are short each, but take minutes together, start many processes, or import vLLM: all of them have the mark
@@ -108,24 +109,22 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
     return collected
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Group tests for the workers of xdist, and run the longest first.
+    """Group tests for the workers, and run the longest first.
 
     Tests of a file share an engine and stay together, and so do all tests of the server and those of files that name
-    the same group. The longest groups begin first, so that no worker is left with one at the end. (xdist would begin
-    with the groups of most tests; scripts/test.sh prevents that.)
+    the same group. The longest groups begin first, so that no worker is left with one at the end.
     """
     for item in items:
         if is_slow(item.path):
             item.add_marker(pytest.mark.slow)
-    if not config.pluginmanager.hasplugin("xdist"):
+    if not config.getoption("workers"):
         return
     for item in items:
         if item.get_closest_marker("server"):
-            item.add_marker(pytest.mark.xdist_group("server"))
-        elif not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+            item.add_marker(pytest.mark.together("server"))
+        elif not item.get_closest_marker("together"):
+            item.add_marker(pytest.mark.together(str(item.path)))
     items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("server", "engine", "slow")])
 
 
@@ -147,7 +146,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     Triton reports a stub as dead if it does not respond for a second, which happens on an overloaded machine.
     """
-    if hasattr(item.config, "workerinput") and not item.get_closest_marker("server"):
+    if item.config.getoption("workers") and not item.get_closest_marker("server"):
         stand_back()
 
 
@@ -206,17 +205,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.line(f"{took:8.1f}  {path}")
 
 
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Store whether workers have passed all tests."""
+    session.config.stash[ALL_PASSED] = exitstatus == 0 and session.config.getoption("workers") > 0
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_unconfigure(config: pytest.Config) -> Generator[None]:
     """Return excluded objects to garbage collection; otherwise Triton's bindings report them as leaked.
 
-    An xdist worker whose tests have passed ends here instead: to free two million objects takes it 20 s of processor
-    time, and the controller already has its results.
+    If workers have run the tests and these have passed, the process ends here instead: to free two million objects
+    takes it 20 s of processor time.
     """
-    if getattr(config, "workeroutput", {}).get("exitstatus") == pytest.ExitCode.OK:
+    yield
+    if config.stash.get(ALL_PASSED, False):
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
-    yield
     heap.take_back()

@@ -299,7 +299,7 @@ def _file(module: object) -> str:
 
 def pytest_options(paths: list[str], marks: str) -> list[str]:
     """Return arguments of pytest that run tests in this process and write nothing into the tree."""
-    return ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", marks, *paths]
+    return ["-q", "-p", "no:cacheprovider", "-m", marks, *paths]
 
 
 def position(source: str, mutant: Mutant) -> int | None:

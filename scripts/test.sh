@@ -9,13 +9,13 @@ cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s longer
 scripts/setup.sh dev
 export PATH="$PWD/.venv/bin:$PATH"
-distribute() { echo "-n ${STRETTO_TEST_WORKERS:-$1} --dist loadgroup --no-loadscope-reorder"; }
+workers=${STRETTO_TEST_WORKERS:-3} # one more than the two cores, because many tests wait for processes
 case "${1:-}" in
     --fast)
         shift
         ruff check .
         wanted="not server and not engine and not slow and not nightly"
-        exec python -m pytest $(distribute 3) -m "$wanted" "$@" # plug-ins have only long tests
+        exec python -m pytest --workers "$workers" -m "$wanted" "$@" # plug-ins have only long tests
         ;;
     "")
         ruff check .
@@ -29,8 +29,7 @@ case "${1:-}" in
         checking=$!
         trap 'kill "$checking" 2>/dev/null || true; rm -f "$types" "$digests"' EXIT
         failed=0
-        # One more worker than the two cores, because many tests wait for processes.
-        python -m pytest $(distribute 3) -m "not nightly" --durations=15 "${unchanged[@]/#/--ignore=plugins/}" || failed=1
+        python -m pytest --workers "$workers" -m "not nightly" --durations=15 "${unchanged[@]/#/--ignore=plugins/}" || failed=1
         wait "$checking" || failed=1
         cat "$types"
         [[ $failed == 1 ]] || cat "$digests" >plugins/tested.json

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import uuid
-from contextlib import suppress
 
 import pytest
 
@@ -24,40 +23,38 @@ PIPE = pytest.StashKey[int]()  # stays open as long as the run lasts
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the guard, and make an xdist worker die with its controller."""
-    if hasattr(config, "workerinput"):
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # its title hides its environment from the guard
-    else:
-        run = uuid.uuid4().hex
-        closes, config.stash[PIPE] = os.pipe()
-        command = [sys.executable, "-S", "-E", run_guard.__file__, run]
-        config.stash[GUARD] = subprocess.Popen(command, stdin=closes, process_group=0)
-        os.close(closes)
-        os.environ[run_guard.RUN] = f"{os.environ.get(run_guard.RUN, '')} {run}"  # a run within a run belongs to both
-    _bind_forks(config.stash.get(PIPE, None))
+    """Start the guard, and make forked processes die with this one."""
+    run = uuid.uuid4().hex
+    closes, config.stash[PIPE] = os.pipe()
+    command = [sys.executable, "-S", "-E", run_guard.__file__, run]
+    config.stash[GUARD] = subprocess.Popen(command, stdin=closes, process_group=0)
+    os.close(closes)
+    os.environ[run_guard.RUN] = f"{os.environ.get(run_guard.RUN, '')} {run}"  # a run within a run belongs to both
+    _bind_forks(config.stash[PIPE])
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Wait until the guard has ended all processes that the tests have left."""
-    if GUARD in config.stash:
-        os.close(config.stash[PIPE])
-        config.stash[GUARD].wait()
+    os.close(config.stash[PIPE])
+    config.stash[GUARD].wait()
 
 
-def _bind_forks(pipe: int | None) -> None:
+def _bind_forks(guarded: int) -> None:
     """Make forked processes die with this one, and close the guard's pipe in them."""
     is_main = False
+    pipe: int | None = guarded
 
     def look() -> None:
         nonlocal is_main
         is_main = threading.current_thread() is threading.main_thread()
 
     def bind() -> None:
+        nonlocal pipe
         # The kernel sends the signal when the *thread* that forked ends: only the main one lasts as long as the run.
         if is_main:
             LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if pipe is not None:
-            with suppress(OSError):  # a child's child
-                os.close(pipe)
+            os.close(pipe)
+            pipe = None  # a child of this child may have another file with this number
 
     os.register_at_fork(before=look, after_in_child=bind)

@@ -23,7 +23,7 @@ from stretto.family.plugin import FamilyPlugin
 from stretto.streams import layout
 from tests.sources import parsed, statements
 
-pytestmark = pytest.mark.xdist_group("sources")  # one process parses them
+pytestmark = pytest.mark.together("sources")  # one process parses them
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "python_backend" / "stretto"
 PLUGIN_PACKAGES = {name: ROOT / folder / name for name, folder in PLUGINS.items()}

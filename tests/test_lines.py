@@ -9,7 +9,7 @@ import pytest
 
 from tests.sources import parsed
 
-pytestmark = pytest.mark.xdist_group("sources")  # one process parses them
+pytestmark = pytest.mark.together("sources")  # one process parses them
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("python_backend", "gateway", "contract", "client", "model_repository", "deploy", "scripts", "plugins")
 VAGUE = frozenset("each found given here kind known made more own part place rest".split())

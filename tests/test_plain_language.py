@@ -9,7 +9,7 @@ import pytest
 
 from tests.sources import parsed, statements
 
-pytestmark = pytest.mark.xdist_group("sources")  # one process parses them
+pytestmark = pytest.mark.together("sources")  # one process parses them
 ROOT = Path(__file__).parents[1]
 # Largest permitted share of docstrings with a marker, by folder. Lower it when a folder improves; never raise it.
 MOST = {

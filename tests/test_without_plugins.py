@@ -29,7 +29,7 @@ def test_core_lists_only_its_own_families() -> None:
 
 @pytest.mark.parametrize("path", ["families/tiny", *by_night("families/csm", "engine/test_bundled.py")])
 def test_core_passes_tests_of_its_interface(path: str) -> None:
-    said = run("-m", "pytest", "-p", "tests.without_plugins", "-p", "no:xdist", "-m", "not nightly", f"tests/{path}")
+    said = run("-m", "pytest", "-p", "tests.without_plugins", "-m", "not nightly", f"tests/{path}")
     assert "[100%]" in said
 
 

@@ -28,7 +28,7 @@ from stretto_gateway.config import Limits
 from stretto_gateway.encoding import CODECS as FORMATS
 from tests.tiers import by_night
 
-pytestmark = pytest.mark.xdist_group("sizing")  # with test_sizing.py, for the cache of `needs_of`
+pytestmark = pytest.mark.together("sizing")  # with test_sizing.py, for the cache of `needs_of`
 ROOT = Path(__file__).parents[2]
 H100 = next(gpu for gpu in GPUS if "H100" in gpu.name)
 

@@ -38,7 +38,7 @@ from stretto_kyutai.kyutai_tts.family import TtsVocabulary
 from stretto_kyutai.moshi.family import MoshiVocabulary
 from tests.tiers import by_night
 
-pytestmark = pytest.mark.xdist_group("sizing")  # with test_fleet.py, for the cache of `needs_of`
+pytestmark = pytest.mark.together("sizing")  # with test_fleet.py, for the cache of `needs_of`
 DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu_sizes.md"
 CLASSES: dict[str, tuple[type, type]] = {
     "Qwen2": (Qwen2Config, Qwen2ForCausalLM),

@@ -24,7 +24,7 @@ from tests.patience import PATIENCE_S, until_async
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.nightly,
-    pytest.mark.xdist_group("chromium"),
+    pytest.mark.together("chromium"),
     pytest.mark.skipif(not EXECUTABLE, reason="no Chromium on the PATH; on Debian: apt-get install chromium"),
 ]
 KEY = "sk-0123456789abcdef"

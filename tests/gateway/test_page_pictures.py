@@ -90,7 +90,7 @@ async def tab(tmp_path: Path) -> AsyncIterator[Tab]:
 
 @pytest.mark.slow
 @pytest.mark.nightly
-@pytest.mark.xdist_group("chromium")
+@pytest.mark.together("chromium")
 @pytest.mark.skipif(not EXECUTABLE, reason="no Chromium on the PATH; on Debian: apt-get install chromium")
 @pytest.mark.parametrize("name", PICTURES)
 async def test_pictures_show_the_page(start: Start, tab: Tab, name: str) -> None:

@@ -40,13 +40,14 @@ def test_that_hangs():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "workers"),
-    [(signal.SIGINT, ["-n", "1"]), *by_night((signal.SIGTERM, ["-n", "1"])), (signal.SIGKILL, ["-p", "no:xdist"])],
+    [(signal.SIGINT, "1"), *by_night((signal.SIGTERM, "1")), (signal.SIGKILL, "0")],
 )
-def test_interrupted_test_run_leaves_no_processes(tmp_path: Path, number: signal.Signals, workers: list[str]) -> None:
+def test_interrupted_test_run_leaves_no_processes(tmp_path: Path, number: signal.Signals, workers: str) -> None:
     (tmp_path / "test_starts.py").write_text(STARTS)
     named = tmp_path / "pids"
     os.mkfifo(named)
-    command = [sys.executable, "-m", "pytest", "-p", "tests.ending", *workers, "--rootdir", tmp_path, tmp_path]
+    plugins = ["-p", "tests.ending", "-p", "tests.workers"]
+    command = [sys.executable, "-m", "pytest", *plugins, "--workers", workers, "--rootdir", tmp_path, tmp_path]
     environment = os.environ | {"PIDS": str(named), "PYTHONPATH": str(ROOT), "STRETTO_TEST_GRACE_S": "0.5"}
     output = subprocess.PIPE  # ends when the last process has: the guard and all that hold it
     with subprocess.Popen(command, env=environment, stdout=output, stderr=output) as run:
