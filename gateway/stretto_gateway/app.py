@@ -64,6 +64,7 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.gateway = gateway = Gateway(config, make_client() if make_client else None)
         try:
+            await gateway.start()
             yield
         finally:
             await gateway.close()

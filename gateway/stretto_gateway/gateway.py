@@ -131,6 +131,11 @@ class Gateway:
             SERVER.set(self._server.name)
             yield
 
+    async def start(self) -> None:
+        """Start the routes."""
+        for state in self._states.values():
+            await state.start()
+
     async def close(self) -> None:
         """Close the routes and the clients, and export the remaining traces."""
         for state in reversed(self._states.values()):  # calls use the state of realtime sessions while they end

@@ -49,6 +49,9 @@ class RouteState:
 
     takes_calls = False
 
+    async def start(self) -> None:
+        """Begin what the state does beside requests, such as listening at a port of its own."""
+
     async def close(self) -> None:
         """Wait for the work in progress, within the gateway's `drain_s`, and release the state's resources."""
 

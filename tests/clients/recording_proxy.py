@@ -62,9 +62,13 @@ class RecordingProxy:
             back, forth = await asyncio.open_connection(self._host, self._port)
             await asyncio.gather(_copy(reader, forth, kept[0]), _copy(back, writer, kept[1]))
 
+    def traffic(self) -> list[tuple[bytes, bytes]]:
+        """Return the bytes of each connection: those that the client has sent, and those that it got."""
+        return [(bytes(sent), bytes(got)) for sent, got in self._passed]
+
     def requests(self) -> list[dict[str, Any]]:
         """Return the distinct requests in a fixed order, each with its response's status and content type."""
-        found = [request for sent, answered in self._passed for request in _read(bytes(sent), bytes(answered))]
+        found = [request for sent, answered in self.traffic() for request in _read(sent, answered)]
         different = {json.dumps(request, sort_keys=True): request for request in found}
         return [different[key] for key in sorted(different)]
 

@@ -139,7 +139,7 @@ async def start() -> AsyncIterator[Start]:
         limits = limits or Limits(drain_s=1)
         more: dict[str, Any] = {"strict": strict, "model_aliases": model_aliases or {}}
         more |= {"cors_origins": origins, "audio_tags": audio_tags}
-        more |= {"routes": options_of_routes(settings)}
+        more |= {"routes": (*options_of_routes(settings), *settings.pop("routes", ()))}
         config = GatewayConfig(server, keys=keys, limits=limits, voices=voices, **more, **settings)
         gateway = make_server(config, listener)
         gateway.config.app.add_middleware(CheckedResponses, failures=failures)  # type: ignore[union-attr]

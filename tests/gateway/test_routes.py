@@ -84,6 +84,17 @@ async def test_calls_end_before_the_realtime_state_that_they_use(start: Start, m
     assert closed == ["WebRtcState", "RealtimeState"]
 
 
+async def test_state_of_a_route_starts_with_the_gateway(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = list[RouteState]()
+
+    async def begin(self: RouteState) -> None:
+        started.append(self)
+
+    monkeypatch.setattr(RealtimeState, "start", begin)
+    running = await start()
+    assert started == [running.app.state.gateway.of_route(RealtimeState)]
+
+
 async def test_route_that_is_not_installed_is_not_served(start: Start) -> None:
     async with (await start()).http() as http:
         assert (await http.get("/v1/greeting")).status_code == 404

@@ -92,6 +92,15 @@ def test_relative_paths_are_those_of_the_users_folder(tmp_path: Path, monkeypatc
     assert config.gateway_args == (f"--keys={tmp_path}/keys", "--voices", f"{tmp_path}/voices", *own[3:])
 
 
+def test_flags_named_after_a_route_go_to_the_gateway() -> None:
+    of_route = ("--webrtc-address", "::1", "--webrtc-ports=1-2")
+    words = (of_route[0], of_route[1], "--log-verbose", "1", of_route[2], "--webrtcs=1")
+    config, _ = parse("--gateway", *words, "--gateway-arg=--strict")
+    assert (config.gateway_args, config.passed) == ((*of_route, "--strict"), ("--log-verbose", "1", "--webrtcs=1"))
+    with pytest.raises(LaunchError, match="--webrtc-ports: requires --gateway"):
+        parse("--webrtc-ports=1-2")
+
+
 def test_paths_among_the_gateway_flags_are_known() -> None:
     actions = gateway_arguments()._actions
     named = {action.option_strings[0] for action in actions if action.type is argument_path}

@@ -29,6 +29,7 @@ TAKEN |= {"--http-restricted-api", "--grpc-restricted-protocol"}
 # Flags of tritonserver whose value is a path.
 PATH_FLAGS = {"--model-store", "--backend-directory", "--repoagent-directory", "--cache-directory", "--trace-file"}
 PATH_FLAGS |= {"--grpc-server-cert", "--grpc-server-key", "--grpc-root-cert"}
+ROUTES = "stretto_gateway.routes"  # entry points of the gateway's routes
 GATEWAY_PATH_FLAGS = {"--keys", "--voices", "--turn-model", "--certificate", "--private-key"}
 TRACE_FILE = re.compile(r"((?:--trace-config=)?triton,file)=(.*)", re.DOTALL)
 MAX_MESSAGE_MB = 2147  # gRPC message sizes are 31-bit
@@ -228,8 +229,11 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
     taken = {word.partition("=")[0] for word in passed} & TAKEN
     if taken:
         raise LaunchError(f"{min(taken)}: set the listening address with --address and the open APIs with --allow")
-    if flags.gateway_arg and not flags.gateway:
-        raise LaunchError("--gateway-arg: requires --gateway")
+    of_routes, passed = split_route_flags(passed)
+    gateway_args = [*of_routes, *flags.gateway_arg]
+    if gateway_args and not flags.gateway:
+        name = of_routes[0].partition("=")[0] if of_routes else "--gateway-arg"
+        raise LaunchError(f"{name}: requires --gateway")
     if not flags.http_port and HTTP in flags.allow:
         raise LaunchError(
             "--http-port: expected a fixed port, because with --allow http Triton itself listens there, got 0"
@@ -255,10 +259,28 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
         start_attempts=flags.start_attempts,
         drain_seconds=flags.drain_seconds,
         passed=tuple(with_absolute_paths(passed, PATH_FLAGS)),
-        gateway_args=tuple(with_absolute_paths(flags.gateway_arg, GATEWAY_PATH_FLAGS)),
+        gateway_args=tuple(with_absolute_paths(gateway_args, GATEWAY_PATH_FLAGS)),
         marker=flags.marker or "",
         pronunciations=flags.pronunciations.resolve() if flags.pronunciations else None,
     )
+
+
+def split_route_flags(words: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the flags for the gateway with their values, and all other words.
+
+    A flag of the gateway that `stretto serve` takes is named after an installed route: `--NAME` or `--NAME-…`.
+    """
+    routes = [route.name for route in entry_points.installed(ROUTES)]
+    of_routes = list[str]()
+    others = list[str]()
+    current = others
+    for word in words:
+        flag = word.partition("=")[0]
+        if flag.startswith("-"):
+            is_route = any(f"{flag}-".startswith(f"--{name}-") for name in routes)
+            current = of_routes if is_route else others
+        current.append(word)
+    return of_routes, others
 
 
 def with_absolute_paths(arguments: Iterable[str], path_flags: Container[str]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Gateway's port for Wyoming, the protocol of Home Assistant's voice assistants."""
