@@ -42,7 +42,9 @@ SENT = "sent.jsonl"
 CLAUSES = 8  # of a text of several clauses
 BREAK = '<break time="300ms"/>'  # separates clauses
 CLIENT = "client"
-STREAMS = 4
+LONGEST = 300  # characters of a long clause
+SPEEDS = (2.0, 3.0, 5.0)  # multiples of real time at which speech is generated
+LEAST_WAIT_S = 0.01
 
 
 def sentences(number: int) -> list[str]:
@@ -53,6 +55,26 @@ def sentences(number: int) -> list[str]:
         text = fill(rng.choice(QUESTIONS), rng) + "?" if rng.random() < 0.12 else clause(rng) + "."
         drawn[text.capitalize()] = None
     return list(drawn)
+
+
+def long_clauses(texts: Sequence[str]) -> list[str]:
+    """Return the texts, as many in each clause as fit."""
+    clauses = [""]
+    for text in texts:
+        if len(clauses[-1]) + 1 + len(text) > LONGEST:
+            clauses.append("")
+        clauses[-1] = f"{clauses[-1]} {text}".strip()
+    return clauses
+
+
+def clauses_of(request: str) -> list[str]:
+    """Return the texts of a request's clauses."""
+    return request.removeprefix("<speak>").removesuffix("</speak>").split(BREAK)
+
+
+def is_faulty(request: str, plan: Plan) -> bool:
+    """Return True if the first attempt to speak a clause of the request is faulty; only such requests change."""
+    return any(plan.kind_of(clause, SEED)[0] is not None for clause in clauses_of(request))
 
 
 def checking(check: str) -> dict[str, Any]:
@@ -76,10 +98,22 @@ def shown(count: int, total: int, scale: int = 100) -> str:
 
 @dataclass(frozen=True)
 class Reply:
-    """Reply to a request: the attempts that were sent, one per clause, and the last event's report."""
+    """Reply to a request.
+
+    Attributes:
+        sent: Attempts with which the clauses end.
+        report: The last event's report.
+        starts: For each event with samples, the speech generated up to then and the speech sent before, in seconds.
+    """
 
     sent: list[Attempt]
     report: dict[str, Any]
+    starts: list[tuple[float, float]]
+
+    def wait_s(self, speed: float) -> float:
+        """Return how long a player waits that begins with the first samples, if speech is generated at this speed."""
+        begun_s = self.starts[0][0] / speed
+        return max(generated_s / speed - begun_s - sent_s for generated_s, sent_s in self.starts)
 
 
 class Speaker:
@@ -95,29 +129,25 @@ class Speaker:
         self._label = label
 
     async def replies(self, requests: Sequence[str], **options: Any) -> list[Reply]:
-        """Send all requests, a few at once, and return the replies in their order."""
-        replies = dict[int, Reply]()
-        waiting = iter(enumerate(requests))
-
-        async def stream() -> None:
-            for number, text in waiting:
-                replies[number] = await self._reply(text, options)
-
-        await asyncio.gather(*(stream() for _ in range(STREAMS)))
-        return [replies[number] for number in range(len(requests))]
+        """Send all requests, one after another, and return the replies."""
+        return [await self._reply(text, options) for text in requests]
 
     async def _reply(self, text: str, options: dict[str, Any]) -> Reply:
         markup: Markup = "ssml" if text.startswith("<speak>") else "none"
-        markers = dict[str, None]()
+        markers = dict[str, str]()
+        starts = list[tuple[float, float]]()
         report: dict[str, Any] = {}
+        before_s = self._client.generated_s
         async for event in self._client.speak(text, seed=SEED, markup=markup, **options):
             if event.pcm is not None:
-                markers[event.marker] = None
+                clause = self._client.attempts[int(event.marker)].text
+                markers[clause] = event.marker
+                starts.append((self._client.generated_s - before_s, event.start_s))
             report = event.report or report
-        sent = [self._client.attempts[int(marker)] for marker in markers]
+        sent = [self._client.attempts[int(marker)] for marker in markers.values()]
         for attempt in sent:
             self._list(attempt, report)
-        return Reply(sent, report)
+        return Reply(sent, report, starts)
 
     def _list(self, attempt: Attempt, report: dict[str, Any]) -> None:
         pcm = attempt.speech.pcm
@@ -152,20 +182,33 @@ async def spoiled(client: FaultyClient, arguments: argparse.Namespace) -> AsyncI
         f"<speak>{BREAK.join(client.others[start : start + CLAUSES])}</speak>"
         for start in range(0, len(client.others), CLAUSES)
     ]
-    forms: list[tuple[str, list[str], dict[str, Any]]] = [("one clause", client.others, {})]
-    forms += [(f"one clause, {held_s:g} s held", client.others, {"hold_s": held_s}) for held_s in arguments.hold_s]
-    forms += [(f"{CLAUSES} clauses", lists, {})]
+    texts_of = {"one clause": client.others, f"{CLAUSES} clauses": lists, "long clause": long_clauses(client.others)}
+    holds = [0.0, *arguments.hold_s]
+    forms: list[tuple[str, list[str], dict[str, Any]]] = [
+        (f"{name}, {held_s:g} s held" if held_s else name, requests, {"hold_s": held_s})
+        for name, requests in texts_of.items()
+        for held_s in holds
+    ]
     for share in arguments.shares:
-        for form, requests, options in forms:
+        for form, requests, options in (form for form in forms if form[0].split(",")[0] in arguments.forms):
             for mode in ("off", *arguments.check):
                 counts: defaultdict[str, float] = defaultdict(float)
                 for draw in range(arguments.draws if share else 1):
                     client.plan = Plan(share, draw=draw)
                     speaker = Speaker(client, f"{form}, {mode}, {share}")
-                    replies = await speaker.replies(requests, **checking(mode), **options)
+                    asked = [request for request in requests if not share or is_faulty(request, client.plan)]
+                    replies = await speaker.replies(asked, **checking(mode), **options)
                     sent = [attempt for reply in replies for attempt in reply.sent]
-                    counts["clauses"] += len(sent)
+                    counts["clauses"] += sum(map(len, map(clauses_of, requests)))
+                    counts["faulty_at_first"] += sum(
+                        client.plan.kind_of(attempt.text, SEED)[0] is not None for attempt in sent
+                    )
                     counts["spoiled"] += sum(attempt.kind is not None for attempt in sent)
+                    for speed in SPEEDS:
+                        waits = [reply.wait_s(speed) > LEAST_WAIT_S for reply in replies if reply.report.get("redrawn")]
+                        counts[f"waits_at_{speed:g}"] += sum(waits)
+                    counts["requests_redrawn"] += sum(reply.report.get("redrawn", 0) > 0 for reply in replies)
+                    counts["first_s"] += sum(reply.starts[0][0] for reply in replies)
                     counts["redrawn"] += sum(reply.report.get("redrawn", 0) for reply in replies)
                     counts["redrawn_s"] += sum(reply.report.get("redrawn_s", 0.0) for reply in replies)
                     counts["sent_s"] += sum(len(attempt.speech.pcm) for attempt in sent) / RATE
@@ -223,6 +266,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         number=(1000, "number of sentences"),
         faulty=(200, "number of sentences with each kind of fault, for `found`"),
         shares=([0.0, 0.02], "shares of faulty attempts, for `spoiled`"),
+        forms=(["one clause", f"{CLAUSES} clauses"], "forms of the texts, also `long clause`, for `spoiled`"),
         draws=(5, "number of draws of the faulty attempts, for `spoiled`"),
         concurrency=([1, 4, 16], "numbers of simultaneous streams, for `cost`"),
         requests=(16, "number of requests in each turn, for `cost`"),

@@ -1,9 +1,11 @@
 """Speech of a server with faults that are put into it at known places, for measurements of the checks of speech.
 
-The clause and the seed determine the fault of an attempt. The server's speech is stored, so that an attempt is the same
-in every run.
+The clause, the seed and the frames from which an attempt is drawn anew determine its fault. A fault that begins before
+such a frame stays; after it, the attempt may have another one. The server's speech is stored, so that an attempt is the
+same in every run.
 """
 
+import asyncio
 import hashlib
 import json
 import random
@@ -23,11 +25,14 @@ from stretto_client.produced_speech import Items, ProducedSpeech
 from stretto_client.speech_stream import SpeakOptions
 
 RATE = 24_000  # Hz
+FRAME_RATE = 80 / 3  # of the bundled model, per second
 EVENT_S = 0.12
+TURNS = 40  # of the event loop, so that each event is sent on before the next one is generated
 LEVEL = 0.05  # root mean square of a hum, about that of speech
 FULL_SCALE = 32_767
 
 Samples = NDArray[np.int16]
+Frames = tuple[int, ...]  # from each of which on an attempt is drawn anew
 
 
 class Faulty(NamedTuple):
@@ -139,9 +144,13 @@ class Plan:
     kinds: tuple[str, ...] = KINDS
     draw: int = 0
 
-    def kind_of(self, text: str, seed: int) -> tuple[str | None, random.Random]:
-        """Return the kind of the fault of an attempt, or None, and the source of its size and place."""
-        rng = random.Random(f"{self.draw} {seed} {text}")
+    def kind_of(self, text: str, seed: int, frames: Frames = ()) -> tuple[str | None, random.Random]:
+        """Return the kind of the fault that an attempt may have after the last of its frames, or None.
+
+        Returns:
+            The kind, and the source of the fault's size and place.
+        """
+        rng = random.Random(f"{self.draw} {seed} {text}{''.join(f' {frame}' for frame in frames)}")
         is_faulty = rng.random() < self.share
         kind = rng.choice(self.kinds)
         return (kind if is_faulty else None), rng
@@ -160,6 +169,7 @@ class FaultyClient(SpeechClient):
 
     Attributes:
         attempts: All attempts to speak a clause. The `marker` of an event is the index of its attempt.
+        generated_s: Duration of all speech up to the newest event, including attempts that were given up.
         others: Texts of the speech that follows the end of a text.
     """
 
@@ -169,14 +179,14 @@ class FaultyClient(SpeechClient):
         self.others = others
         self.plan = Plan()
         self.attempts = list[Attempt]()
+        self.generated_s = 0.0
 
     def speak_once(self, task: str, options: SpeakOptions, text: str, *_: Any, **__: Any) -> Any:
         """Speak a text, with a fault if the plan has one for this attempt."""
-        return ProducedSpeech(partial(self._speak, text, options["seed"] or 0))
+        return ProducedSpeech(partial(self._speak, text, options["seed"] or 0, tuple(options.get("redraw_from", ()))))
 
-    async def _speak(self, text: str, seed: int, items: Items) -> None:
-        kind, rng = self.plan.kind_of(text, seed)
-        speech = await self._attempt(text, seed, kind, rng)
+    async def _speak(self, text: str, seed: int, frames: Frames, items: Items) -> None:
+        kind, speech = await self._faulty(text, seed, frames)
         marker = str(len(self.attempts))
         self.attempts.append(Attempt(text, kind, speech))
         report = {"finish_reason": speech.finish_reason, "seed": seed, "audio_s": len(speech.pcm) / RATE}
@@ -187,28 +197,49 @@ class FaultyClient(SpeechClient):
             is_final = index == len(starts) - 1
             event = SpeechEvent(part, marker, index, "audio", start_s=start / RATE, sample_rate=RATE, marker=marker)
             event = replace(event, duration_s=len(part) / RATE, is_final=is_final, report=report if is_final else None)
+            self.generated_s += event.duration_s
             await items.put(event)
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
 
-    async def _attempt(self, text: str, seed: int, kind: str | None, rng: random.Random) -> Faulty:
+    async def _faulty(self, text: str, seed: int, frames: Frames) -> tuple[str | None, Faulty]:
+        """Return the speech of an attempt, and the kind of its fault or None."""
+        first_s = frames[-1] / FRAME_RATE if frames else 0.0
+        if frames:
+            kind, speech = await self._faulty(text, seed, frames[:-1])
+            if kind is not None and speech.start_s < first_s:
+                return kind, speech
+        kind, rng = self.plan.kind_of(text, seed, frames)
+        speech = await self._attempt(text, seed, frames, kind, rng)
+        if kind is None or speech.start_s >= first_s:
+            return kind, speech
+        return None, Faulty(await self.speech(text, seed, frames), 0.0, 0.0)
+
+    async def _attempt(self, text: str, seed: int, frames: Frames, kind: str | None, rng: random.Random) -> Faulty:
         """Return the speech of an attempt with a fault of this kind."""
         if kind in WORDS:
             mark = text[-1] if text[-1] in ".?!" else ""
             words = WORDS[kind](text.removesuffix(mark).split(), rng)
-            spoken = await self.speech(" ".join(words).capitalize() + mark, seed)
+            spoken = await self.speech(" ".join(words).capitalize() + mark, seed, frames)
             return Faulty(spoken, 0.0, abs(len(words) - len(text.split())))
-        pcm = await self.speech(text, seed)
+        pcm = await self.speech(text, seed, frames)
         if kind in SOUNDS:
             return SOUNDS[kind](pcm, rng)
         if kind in TAILS:
-            added = [await self.speech(rng.choice(self.others), seed) for _ in range(rng.choice(TAILS[kind]))]
-            return limited(text, np.concatenate([pcm, *added]), len(pcm) / RATE)
+            latest = USUAL_LIMITS.max_frames(text, RATE)
+            spoken = pcm
+            for other in rng.choices(self.others, k=rng.choice(TAILS[kind])):
+                if len(spoken) < latest:
+                    spoken = np.concatenate([spoken, await self.speech(other, seed)])
+            return limited(text, spoken, len(pcm) / RATE)
         return Faulty(pcm, 0.0, 0.0)
 
-    async def speech(self, text: str, seed: int) -> Samples:
+    async def speech(self, text: str, seed: int, frames: Frames = ()) -> Samples:
         """Return the server's speech, which is stored."""
-        path = self.folder / f"{hashlib.blake2b(f'{seed} {text}'.encode(), digest_size=8).hexdigest()}.wav"
+        name = f"{seed} {text}" + "".join(f" {frame}" for frame in frames)
+        path = self.folder / f"{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}.wav"
         if not path.exists():
-            options: SpeakOptions = {"seed": seed, "output": {"encoding": "pcm_s16le"}}
+            options: SpeakOptions = {"seed": seed, "redraw_from": [*frames], "output": {"encoding": "pcm_s16le"}}
             parts = list[Samples]()
             async for event in super().speak_once("tts", options, text):
                 if event.pcm is not None:

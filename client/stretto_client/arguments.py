@@ -66,7 +66,7 @@ def speech_options() -> Parser:
     add("--check", choices=CHECKS, default="signals", help=about)
     about = "recogniser for --check words: self, grpc://HOST:PORT or http://HOST:PORT/v1?model=NAME"
     add("--check-with", metavar="NAME", help=about)
-    about = "speech of each clause that is played only once it has been checked; default: 0"
+    about = "least duration of speech in seconds that is held back until it is checked; default: 0"
     add("--hold", type=float, dest="hold_s", metavar="S", help=about)
     add("--join", choices=JOINS, default="independent", help="continued: clauses continue the speech before them")
     add("--markup", choices=MARKUPS, default="none", help="markup that is not read aloud; default: none")

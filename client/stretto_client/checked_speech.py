@@ -1,8 +1,7 @@
-"""Speech that is measured while it arrives, and generated again with another seed if it is faulty.
+"""Speech that is measured while it arrives, and generated again from the end of the sent part on if it is faulty.
 
-Speech that has been sent is never changed, so a clause can only be generated again while all of it is held back. The
-beginning of a clause is held back for `hold_s` seconds or, if that is longer, for a share of the duration of the
-clauses before it (`Lead`), of which the player has played only a part. This depends on the samples only, not on times
+A part of the measured speech is held back (`Lead`). If it has a fault, the server repeats the reply up to the samples
+that may have been sent, and draws the rest anew (option `redraw_from`). This depends on the samples only, not on times
 or on their division into events, so that the same text and seed give the same speech.
 """
 
@@ -12,22 +11,25 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from hashlib import blake2b
+from itertools import zip_longest
+from math import ceil, inf
 from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from stretto_client.model_profile import FetchProfile, signal_limits
+from stretto_client.model_profile import FetchProfile, ModelProfile, known_profile
 from stretto_client.produced_speech import Items, ProducedSpeech
-from stretto_client.signals import Fault, SignalMeter
+from stretto_client.sent_speech import SentSpeech
+from stretto_client.signals import BLOCK_S, Fault, SignalMeter
 from stretto_client.speech_stream import SpeakOptions, SpeechEvent, SpeechStream
 from stretto_client.tries import Tries, events_in_turn, once
 from stretto_contract.finish_reasons import limit_of
 from stretto_contract.joins import Join
 from stretto_contract.speech_checks import CHECKS, FAULTS, MAX_ATTEMPTS, MAX_HOLD_S, USUAL_SIGNALS, Check, SignalLimits
 
-LEAST_HELD_S = 1.0
-MAX_HELD_S = 10.0  # of a clause after others, beyond `hold_s`
+FREE_S = 1.0  # speech of a text of which nothing is held back, except with `hold_s`
+SHARE = 2  # of the other speech, one part of as many is held back
+MAX_HELD_S = 10.0  # unless `hold_s` is longer
 MAX_HELD_BYTES = 8 << 20  # of samples of a clause
 MAX_JUDGED_S = 40.0  # longest speech that is kept for a judge, also after it has been sent
 MAX_LATE = 2  # clauses of a text that are judged while the next one is spoken
@@ -53,13 +55,6 @@ def attempts_of(check: Check, attempts: int, hold_s: float = 0.0) -> int:
     return 0 if check == "off" else attempts
 
 
-def seed_of(seed: int, attempt: int) -> int:
-    """Return the seed of an attempt to speak a clause; the first one, number 0, has the request's seed."""
-    if attempt == 0:
-        return seed
-    return int.from_bytes(blake2b(f"{seed} {attempt}".encode(), digest_size=8).digest()) >> 1
-
-
 class Lead:
     """Duration of all clauses of a text that have been sent; the player has played only a part of it.
 
@@ -70,26 +65,33 @@ class Lead:
     def __init__(self, hold_s: float = 0.0) -> None:
         self._hold_s = hold_s
         self._num_samples = 0  # an exact number, whereas a sum of durations depends on how the samples are divided
-        self._sample_rate = 1
 
-    def add(self, num_samples: int, sample_rate: int) -> None:
-        """Add samples that have been sent."""
+    def add(self, num_samples: int) -> None:
+        """Add the samples of a clause that has been sent."""
         self._num_samples += num_samples
-        self._sample_rate = sample_rate
 
-    def held_s(self, attempts: int) -> float:
-        """Return how many seconds of the next clause are held back; 0 for none.
+    def num_free(self, num_measured: int, sample_rate: int, sample_bytes: int) -> int:
+        """Return how many samples of the next clause may be sent once `num_measured` of them have been measured.
 
-        At twice real time, half of the sent speech is still unplayed, which is enough for all attempts.
+        If speech is generated at twice real time or faster, a player does not wait for the others.
         """
-        if attempts == 1:
-            return 0.0
-        lead_s = self._num_samples // (1 + attempts) / self._sample_rate
-        return max(self._hold_s, min(MAX_HELD_S, lead_s) if lead_s >= LEAST_HELD_S else 0.0)
+        free = round(FREE_S * sample_rate)
+        share = max(0, self._num_samples + num_measured - free) // SHARE
+        held = max(round(self._hold_s * sample_rate), min(share, round(MAX_HELD_S * sample_rate)))
+        at_once = 0 if self._hold_s else free - round(BLOCK_S * sample_rate) - self._num_samples
+        return max(0, at_once, num_measured - min(held, MAX_HELD_BYTES // sample_bytes))
 
 
-Begin = Callable[[int | None], SpeechStream]
-"""Function of a seed that speaks the clause; None for the request's seed."""
+Frames = tuple[int, ...]
+"""Frames from each of which on an attempt is drawn anew (`redraw_from`)."""
+
+Begin = Callable[[Frames], SpeechStream]
+"""Function that speaks the clause, drawn anew from these frames on."""
+
+
+def num_equal_frames(one: Frames, other: Frames) -> float:
+    """Return the number of frames at the beginning of two attempts that are the same."""
+    return next((min(pair) for pair in zip_longest(one, other, fillvalue=inf) if pair[0] != pair[1]), inf)
 
 
 class Attempt:
@@ -99,9 +101,10 @@ class Attempt:
         text: The clause.
         limits: Limits beyond which its samples are faulty.
         is_judged: True to keep its samples for a judge.
+        frames: Frames from which on it is drawn anew.
 
     Attributes:
-        held: Events that have not been sent.
+        held: Events, or the parts of them, that have not been sent.
         chunks: Samples of the first MAX_JUDGED_S seconds, for a judge.
         faults: Faults of the events so far, in the order in which they were found.
         report: Further entries of the last event's report.
@@ -110,8 +113,9 @@ class Attempt:
         sample_rate: Sample rate in Hz.
     """
 
-    def __init__(self, text: str, limits: SignalLimits = USUAL_SIGNALS, is_judged: bool = False):
+    def __init__(self, text: str, limits: SignalLimits = USUAL_SIGNALS, is_judged: bool = False, frames: Frames = ()):
         self.text = text
+        self.frames = frames
         self._limits = limits
         self._is_judged = is_judged
         self.held = list[SpeechEvent]()
@@ -120,20 +124,25 @@ class Attempt:
         self.faults = list[Fault]()
         self.report = dict[str, Any]()
         self.sent_report = dict[str, Any]()
-        self._num_samples = 0
+        self.num_samples = 0
         self.sample_rate = 1
-        self._sample_bytes = 1
+        self.sample_bytes = 1
         self._meter: SignalMeter | None = None
 
     @property
     def seconds(self) -> float:
         """Duration of the samples so far."""
-        return self._num_samples / self.sample_rate
+        return self.num_samples / self.sample_rate
 
     @property
-    def most_held_s(self) -> float:
-        """Duration of MAX_HELD_BYTES of samples."""
-        return MAX_HELD_BYTES / self._sample_bytes / self.sample_rate
+    def num_measured(self) -> int:
+        """Number of samples that have been measured."""
+        return 0 if self._meter is None else self._meter.num_measured
+
+    @property
+    def num_found(self) -> int:
+        """Number of samples with which the first fault is found."""
+        return round(self.faults[0].found_s * self.sample_rate)
 
     @property
     def badness(self) -> tuple[int, int, float]:
@@ -144,14 +153,13 @@ class Attempt:
         return FAULTS.index(self.faults[0].name), self.error_size, -self.faults[0].found_s
 
     def add(self, event: SpeechEvent) -> None:
-        """Measure the next event, and hold it back."""
-        self.held.append(event)
+        """Measure the next event."""
         if event.pcm is not None:
             self._meter = self._meter or SignalMeter(self.text, event.sample_rate, self._limits)
             self.faults += self._meter.push(event.pcm)
             self.sample_rate = event.sample_rate
-            self._sample_bytes = event.pcm.itemsize
-            self._num_samples += len(event.pcm)
+            self.sample_bytes = event.pcm.itemsize
+            self.num_samples += len(event.pcm)
             if self._is_judged and self.seconds <= MAX_JUDGED_S:
                 self.chunks.append(event.pcm)
         if event.is_final and event.report is not None:
@@ -162,10 +170,6 @@ class Attempt:
         """Add the results of the judge of an earlier attempt with the same seed, and so with the same speech."""
         self.faults += [fault for fault in earlier.faults if fault not in self.faults]
         self.report |= earlier.report
-
-    def is_faulty_within(self, seconds: float) -> bool:
-        """Return True if a fault is found in the first `seconds` of the speech; False for 0 s."""
-        return bool(self.faults) and self.faults[0].found_s <= seconds > 0
 
     def checked_report(self) -> dict[str, Any]:
         """Return the entries that the check adds to the last event's report."""
@@ -244,11 +248,12 @@ def checked(
         return partial(speak, options)
 
     def speak_clause(text: str, **arguments: Any) -> ProducedSpeech:
-        def begin(seed: int | None) -> SpeechStream:
-            seeded: SpeakOptions = options if seed is None else {**options, "seed": seed}
-            return speak(seeded, text, **arguments)
+        def begin(frames: Frames) -> SpeechStream:
+            drawn: SpeakOptions = {**options, "redraw_from": [*frames]} if frames else options
+            return speak(drawn, text, **arguments)
 
-        clause = _Clause(begin, text, options.get("seed"), attempts, lead, tries, judge, profile)
+        can_redraw = attempts > 1 and options.get("seed") is not None and "redraw_from" not in options
+        clause = _Clause(begin, text, attempts if can_redraw else 1, lead, tries, judge, profile)
         return ProducedSpeech(clause.speak)
 
     return speak_clause
@@ -261,7 +266,6 @@ class _Clause:
         self,
         begin: Begin,
         text: str,
-        seed: int | None,
         attempts: int,
         lead: Lead,
         tries: Tries,
@@ -270,95 +274,131 @@ class _Clause:
     ):
         self._begin = begin
         self._text = text
-        self._seed = seed
         self._attempts = attempts
         self._lead = lead
         self._tries = tries
         self._judge = judge
-        self._profile = profile
+        self._fetch_profile = profile
+        self._profile: ModelProfile | None = None
         self._given_up = list[Attempt]()
+        self._given_up_at = 0  # samples that may have been sent
+        self._sent = SentSpeech()
 
     async def speak(self, items: Items) -> None:
         """Put the events of the clause into `items`."""
-        held_s = 0.0 if self._seed is None else self._lead.held_s(self._attempts)
-        for number in range(self._attempts if held_s else 1):
-            if await self._try(number, held_s, items):
+        if self._fetch_profile is not None:
+            self._profile = await known_profile(self._fetch_profile)
+        attempt = self._attempt(())
+        while not await self._try(attempt, items):
+            if len(self._given_up) == self._attempts:
+                best = min(self._with_the_same_beginning(attempt), key=lambda earlier: earlier.badness)
+                await self._try(self._attempt(best.frames), items, best)
                 return
-        best = min(range(len(self._given_up)), key=lambda number: self._given_up[number].badness)
-        await self._try(best, 0.0, items)
+            cut = self._first_new_frame(attempt)
+            attempt = self._attempt((*(min(frame, cut) for frame in attempt.frames), cut))
 
-    async def _try(self, number: int, held_s: float, items: Items) -> bool:
+    def _attempt(self, frames: Frames) -> Attempt:
+        limits = USUAL_SIGNALS if self._profile is None else self._profile.signals
+        return Attempt(self._text, limits, self._judge is not None, frames)
+
+    async def _try(self, attempt: Attempt, items: Items, repeated: Attempt | None = None) -> bool:
         """Put the events of an attempt into `items`, and return True, or give it up and return False.
 
         The last attempt is only given up if an earlier one is better.
 
         Args:
-            held_s: Duration that is held back. Faults that are found later are only reported.
+            repeated: Earlier attempt that this one repeats, or None. Its faults are only reported.
         """
-        limits = USUAL_SIGNALS if self._profile is None else await signal_limits(self._profile)
-        attempt = Attempt(self._text, limits, is_judged=self._judge is not None)
-        begin = partial(self._begin, None if self._seed is None else seed_of(self._seed, number))
+        can_redraw = self._attempts > 1 and self._profile is not None and self._profile.lookahead_frames >= 0
+        is_held = can_redraw and repeated is None
+        self._sent.begin_attempt()
+        begin = partial(self._begin, attempt.frames)
         async with aclosing(events_in_turn(begin, self._tries if self._given_up else once)) as events:
             async for event in events:
                 attempt.add(event)
-                held_s = min(held_s, attempt.most_held_s)
-                if event.is_final and number < len(self._given_up) and self._given_up[number].report:
-                    attempt.repeat(self._given_up[number])
-                elif event.is_final and not (attempt.is_faulty_within(held_s) and self._is_worse(attempt)):
-                    await self._judge_whole(attempt, event, held_s, items)
-                if attempt.is_faulty_within(held_s):
-                    if self._is_worse(attempt):
+                attempt.held += self._sent.rest(event)
+                if event.is_final and repeated is not None and repeated.report:
+                    attempt.repeat(repeated)
+                elif event.is_final and not (is_held and attempt.faults and self._is_given_up(attempt)):
+                    is_held = await self._judge_whole(attempt, is_held, items)
+                if is_held and attempt.faults:
+                    if self._is_given_up(attempt):
                         await self._give_up(attempt, event, items)
                         return False
-                    held_s = 0.0
-                if event.is_final or not held_s or attempt.seconds > held_s:
-                    held_s = 0.0
-                    await self._release(attempt, items)
-                elif len(attempt.held) == 1 and not self._given_up:  # tell the reader that the request has a place
-                    await items.put(event.without_speech())
+                    is_held = False
+                is_whole = event.is_final or not is_held
+                await self._release(attempt, attempt.num_samples if is_whole else self._num_free(attempt), items)
+                if not self._sent.num_events:  # tell the reader that the request has a place
+                    await items.put(self._sent.add(event.without_speech()))
         return True
 
-    async def _judge_whole(self, attempt: Attempt, event: SpeechEvent, held_s: float, items: Items) -> None:
-        """Let the judge measure an attempt. If the last samples are not held back, they are sent before."""
-        if self._judge is None or event.report is None:
-            return
-        is_sent = attempt.seconds > held_s
-        if is_sent:
-            attempt.held[-1] = replace(event, is_final=False, report=None)
-            await self._release(attempt, items)
-            end_s = event.start_s + event.duration_s
-            last = replace(event.without_speech(), index=event.index + 1, start_s=end_s, is_final=True)
-            attempt.held.append(replace(last, report=event.report))
-        if is_sent and self._judge.is_late:
-            await self._judge.measure_late(attempt, event.report)
-        else:
-            await self._judge.measure(attempt, event.report)
+    def _num_free(self, attempt: Attempt) -> int:
+        """Return how many samples of an attempt may have been sent: up to its first fault, or up to now."""
+        num_measured = attempt.num_found if attempt.faults else attempt.num_measured
+        return max(self._given_up_at, self._lead.num_free(num_measured, attempt.sample_rate, attempt.sample_bytes))
 
-    def _is_worse(self, attempt: Attempt) -> bool:
-        """Return True to give up a faulty attempt: another one is left, or an earlier one is better."""
+    def _first_new_frame(self, attempt: Attempt) -> int:
+        """Return the first frame that no sample depends on which may have been sent of a faulty attempt."""
+        assert self._profile is not None
+        num_free = self._num_free(attempt)
+        if not num_free:
+            return 0
+        return ceil(num_free * self._profile.frame_rate / attempt.sample_rate) + self._profile.lookahead_frames
+
+    def _with_the_same_beginning(self, attempt: Attempt) -> list[Attempt]:
+        """Return the attempts given up that equal a faulty one as far as its samples may have been sent."""
+        first = self._first_new_frame(attempt)
+        return [earlier for earlier in self._given_up if num_equal_frames(earlier.frames, attempt.frames) >= first]
+
+    def _is_given_up(self, attempt: Attempt) -> bool:
+        """Return True to give up a faulty attempt: another one may be right, or an earlier one is better."""
         if len(self._given_up) < self._attempts - 1:
-            return True
-        return any(earlier.badness < attempt.badness for earlier in self._given_up)
+            assert self._profile is not None
+            first = self._first_new_frame(attempt)
+            return first == 0 or first < attempt.faults[0].found_s * self._profile.frame_rate
+        return any(earlier.badness < attempt.badness for earlier in self._with_the_same_beginning(attempt))
 
     async def _give_up(self, attempt: Attempt, event: SpeechEvent, items: Items) -> None:
+        self._given_up_at = self._num_free(attempt)
         attempt.held.clear()
         attempt.chunks.clear()
         self._given_up.append(attempt)
-        await items.put(replace(event.without_speech(), start_s=0.0, redrawn_s=attempt.seconds))
+        start_s = self._sent.num_samples / attempt.sample_rate
+        await items.put(self._sent.add(replace(event.without_speech(), start_s=start_s, redrawn_s=attempt.seconds)))
 
-    async def _release(self, attempt: Attempt, items: Items) -> None:
-        for event in attempt.held:
-            if event.pcm is not None:
-                self._lead.add(len(event.pcm), event.sample_rate)
-            await items.put(self._marked(event, attempt))
-        attempt.held.clear()
+    async def _judge_whole(self, attempt: Attempt, is_held: bool, items: Items) -> bool:
+        """Let the judge measure an attempt, and return True if all of it is held back; otherwise it is sent before."""
+        last = attempt.held[-1]
+        if self._judge is None or last.report is None:
+            return is_held
+        is_held = is_held and not self._num_free(attempt)
+        if not is_held:
+            attempt.held[-1] = replace(last, is_final=False, report=None)
+            await self._release(attempt, attempt.num_samples, items)
+            end = replace(last.without_speech(), start_s=last.start_s + last.duration_s, is_final=True)
+            attempt.held.append(replace(end, report=last.report))
+        if not is_held and self._judge.is_late:
+            await self._judge.measure_late(attempt, last.report)
+        else:
+            await self._judge.measure(attempt, last.report)
+        return is_held
+
+    async def _release(self, attempt: Attempt, num_free: int, items: Items) -> None:
+        """Send the samples of an attempt before number `num_free`."""
+        while attempt.held:
+            event, later = self._sent.split(attempt.held.pop(0), num_free)
+            if later is not None:
+                attempt.held.insert(0, later)
+            if event is None:
+                return
+            await items.put(self._marked(self._sent.add(event), attempt))
 
     def _marked(self, event: SpeechEvent, attempt: Attempt) -> SpeechEvent:
-        """Return an event, the last one with the faults, the number of attempts before, and the request's seed."""
+        """Return an event, the last one with the faults and the number of attempts before."""
         if not event.is_final or event.report is None:
             return event
+        self._lead.add(attempt.num_samples)
         redrawn_s = sum(earlier.seconds for earlier in self._given_up)
         redrawn = {"redrawn": len(self._given_up), "redrawn_s": redrawn_s}
-        seed = {"seed": self._seed} if self._given_up else {}
-        attempt.sent_report |= event.report | attempt.checked_report() | redrawn | seed
+        attempt.sent_report |= event.report | attempt.checked_report() | redrawn
         return replace(event, report=attempt.sent_report)

@@ -229,8 +229,8 @@ class SpeechClient:
                 there is a pause after lines without punctuation. `speak_once` sends the text unchanged.
             rates: True if the caller plays each event at its `speed`, which changes with `<prosody rate>` of SSML.
             check: `signals` or `words` to list the `faults` of speech in the report, for the task `tts`, or `off`.
-            attempts: Maximum number of different attempts for a clause that is faulty before it is sent.
-            hold_s: Duration of each clause in seconds, up to MAX_HOLD_S, that is sent only once it has been checked.
+            attempts: Maximum number of different attempts to speak a clause, which begin with the speech that was sent.
+            hold_s: Least duration of speech in seconds, up to MAX_HOLD_S, that is held back until it is measured.
             check_with: Recogniser for `words`: `self`, `grpc://HOST:PORT` or `http://HOST:PORT/v1` (`Address`).
             join: `continued` if each clause continues the one before (`ContinuedSpeech`); clauses are then shorter.
             options: Server options, e.g. `seed=1` or `chunking={"playout_s": 0.2}`. Options that are None are not sent.
@@ -247,7 +247,7 @@ class SpeechClient:
         if task != "tts":
             return self.speak_once(task, request_options, text)
         is_single = is_plain(text, markup) or "piece" in options
-        if hold_s or not is_single:
+        if attempts > 1 or not is_single:
             request_options = with_seed(request_options)
         clause = partial(self.speak_once, task)
         speak = checked(clause, request_options, attempts, Lead(hold_s), self.tries, judge, self.profile)

@@ -96,6 +96,8 @@ class ModelProfile:
         options: Options in FAMILY_OPTIONS that this server supports.
         frame_rate: Frames per second of the codec; 0 if unknown.
         phonemes: Phonetic alphabets that the model reads; empty for a model that reads letters only.
+        lookahead_frames: Number of frames after those of a sample that it may depend on; negative if a request cannot
+            redraw replies.
         signals: Limits beyond which the samples of its speech are faulty.
     """
 
@@ -119,6 +121,7 @@ class ModelProfile:
     options: tuple[str, ...] = FIRST_OPTIONS  # for servers that do not report them
     frame_rate: float = 0.0
     phonemes: tuple[str, ...] = ()
+    lookahead_frames: int = -1
     signals: SignalLimits = USUAL_SIGNALS
 
     @classmethod
@@ -257,8 +260,8 @@ async def fetch_name(client: InferenceServerClient, server: str, timeout_s: floa
 FetchProfile = Callable[[], Awaitable[ModelProfile]]
 
 
-async def signal_limits(profile: FetchProfile) -> SignalLimits:
-    """Return the limits of the model's speech; the usual ones if the server does not describe its model, or not now."""
+async def known_profile(profile: FetchProfile) -> ModelProfile | None:
+    """Return the model profile; None if the server does not describe its model, or not now."""
     with suppress(ValueError, ClientError):
-        return (await profile()).signals
-    return USUAL_SIGNALS
+        return await profile()
+    return None

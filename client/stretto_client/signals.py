@@ -65,6 +65,14 @@ class SignalMeter:
         self._num_steady = 0  # blocks up to now with a steady spectrum
         self._mean = np.zeros(NUM_BANDS)  # bands of the steady blocks, in dB
         self._peak_db = -np.inf
+        self._reported = set[speech_checks.Fault]()
+        self._is_spoken = self._num_units >= limits.min_units  # long enough to measure its speed
+        self._longest_s = limits.most_unit_s * self._num_units
+
+    @property
+    def num_measured(self) -> int:
+        """Number of samples that have been measured."""
+        return self._num_blocks * self._size
 
     def push(self, pcm: NDArray[Any]) -> Iterator[Fault]:
         """Yield the faults that the next samples complete.
@@ -73,7 +81,6 @@ class SignalMeter:
             pcm: Samples [n]: floating-point in [-1, 1], or int16.
         """
         samples = as_floats(pcm)
-        self._num_clipped += int(np.count_nonzero(np.abs(samples) >= CLIPPED))
         self._end = np.concatenate([self._end, samples])[-round(END_S * self._sample_rate) :]
         samples = np.concatenate([self._unmeasured, samples])
         num_whole = len(samples) // self._size * self._size
@@ -83,6 +90,7 @@ class SignalMeter:
 
     def _measure(self, block: NDArray[np.float32]) -> Iterator[Fault]:
         level_db = level(block)
+        self._num_clipped += num_clipped(block)
         self._peak_db = max(self._peak_db, level_db)
         is_silent = level_db < SILENT_DB
         bands = self._bands_of(block)
@@ -96,6 +104,10 @@ class SignalMeter:
             yield self._long("silence", self._num_silent)
         if self._num_steady == ceil(self._limits.hum_s / BLOCK_S):
             yield self._long("hum", self._num_steady)
+        if self._is_spoken and self._num_loud * BLOCK_S > self._longest_s:
+            yield from self._once("too_slow")
+        if self._is_spoken and self._num_clipped > self._limits.clipped_share * 2 * self._longest_s * self._sample_rate:
+            yield from self._once("clipping")  # even if as much silence follows
 
     def _bands_of(self, block: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the level of a block in each of NUM_BANDS bands of equal width on a logarithmic scale, in dB."""
@@ -116,26 +128,31 @@ class SignalMeter:
             limit: Limit that has ended the speech, whose end and speed are then not measured; None for no limit.
             has_whole_text: False if the speech is only a piece of the text, so that its speed is unknown.
         """
-        num_samples = self._num_blocks * self._size + len(self._unmeasured)
+        num_samples = self.num_measured + len(self._unmeasured)
         end_s = num_samples / self._sample_rate
         if limit in ("ceiling", "repetition"):
             yield Fault(limit, end_s, end_s)
-        if limit is None and has_whole_text and self._num_units >= self._limits.min_units:
-            yield from self._speed(end_s)
+        is_too_short = self._num_loud * BLOCK_S < self._limits.least_unit_s * self._num_units
+        if limit is None and has_whole_text and self._is_spoken and is_too_short:
+            yield Fault("too_fast", 0.0, end_s)
         if limit is None and len(self._end) and self._is_loud_at_end():
             yield Fault("abrupt_end", end_s, end_s)
-        if self._num_clipped > self._limits.clipped_share * num_samples:
-            yield Fault("clipping", 0.0, end_s)
+        if self._num_clipped + num_clipped(self._unmeasured) > self._limits.clipped_share * num_samples:
+            yield from self._once("clipping", end_s)
 
-    def _speed(self, end_s: float) -> Iterator[Fault]:
-        unit_s = self._num_loud * BLOCK_S / self._num_units
-        if unit_s < self._limits.least_unit_s:
-            yield Fault("too_fast", 0.0, end_s)
-        if unit_s > self._limits.most_unit_s:
-            yield Fault("too_slow", 0.0, end_s)
+    def _once(self, name: speech_checks.Fault, found_s: float | None = None) -> Iterator[Fault]:
+        """Yield a fault of the speech as a whole, unless it was found before."""
+        if name not in self._reported:
+            self._reported.add(name)
+            yield Fault(name, 0.0, self.num_measured / self._sample_rate if found_s is None else found_s)
 
     def _is_loud_at_end(self) -> bool:
         return level(self._end) > max(SILENT_DB, self._peak_db - self._limits.end_db)
+
+
+def num_clipped(pcm: NDArray[np.float32]) -> int:
+    """Return the number of clipped samples."""
+    return int(np.count_nonzero(np.abs(pcm) >= CLIPPED))
 
 
 def as_floats(pcm: NDArray[Any]) -> NDArray[np.float32]:

@@ -132,7 +132,7 @@ class SpeechForm(Voiced):
         ge=0,
         le=MAX_HOLD_S,
         allow_inf_nan=False,
-        description="duration of each clause in seconds that is sent only once it has been checked",
+        description="least duration of speech in seconds that is held back until it is checked",
     )
     join: Join = Field(
         default="independent",

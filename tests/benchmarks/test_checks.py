@@ -3,28 +3,29 @@
 import argparse
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.checks import bounds, found, sentences, spoiled
-from benchmarks.faulty_speech import KINDS, RATE, SOUNDS, TAILS, FaultyClient, Plan, Samples
+from benchmarks.faulty_speech import FRAME_RATE, KINDS, RATE, SOUNDS, TAILS, FaultyClient, Frames, Plan, Samples
+from stretto_client.model_profile import ModelProfile
 from tests.client.test_checked_speech import spoken
 
 SENTENCES = sentences(24)
-ARGUMENTS = argparse.Namespace(check=["signals"], faulty=4, shares=[0.0, 0.5], draws=1, hold_s=[])
+FORMS = ["one clause", "8 clauses"]
+ARGUMENTS = argparse.Namespace(check=["signals"], faulty=4, shares=[0.0, 0.5], draws=1, hold_s=[60.0], forms=FORMS)
 SPEECH = np.repeat((20_000 * spoken(3.0)).astype(np.int16), 3)  # from 8 kHz
 
 
 class StoredClient(FaultyClient):
-    """Client whose texts all have the same speech, and whose model has no profile."""
+    """Client whose texts all have the same speech."""
 
-    async def speech(self, text: str, seed: int) -> Samples:
+    async def speech(self, text: str, seed: int, frames: Frames = ()) -> Samples:
         return SPEECH
 
-    async def profile(self, refresh: bool = False) -> Any:
-        raise ValueError
+    async def profile(self, refresh: bool = False) -> ModelProfile:
+        return ModelProfile("tiny", RATE, 300, frame_rate=FRAME_RATE, lookahead_frames=3)
 
 
 @pytest.mark.parametrize("kind", SOUNDS)
@@ -48,7 +49,7 @@ async def test_each_kind_of_fault_is_counted(tmp_path: Path) -> None:
         records = {record["injected"]: record async for record in found(client, ARGUMENTS)}
     assert [records["clean"]["clips"], records["clean"]["found"]] == [24, 0]
     assert set(records) == {"clean", *KINDS}
-    assert records["endless"]["signals"] == {"ceiling": 4}
+    assert records["endless"]["signals"] == {"too_slow": 4, "ceiling": 4}
     assert set(TAILS) < set(records)
 
 
@@ -58,9 +59,17 @@ async def test_fewer_clauses_are_sent_with_a_fault_if_they_are_checked(tmp_path:
     counts = {(record["texts"], record["check"], record["share"]): record for record in records}
     assert {record["clauses"] for record in records} == {24}
     assert not any(record["spoiled"] for record in records if not record["share"])
-    assert counts["8 clauses", "signals", 0.5]["spoiled"] < counts["8 clauses", "off", 0.5]["spoiled"]
-    assert counts["8 clauses", "signals", 0.5]["redrawn"] > 0
-    assert counts["one clause", "signals", 0.5]["spoiled"] == counts["one clause", "off", 0.5]["spoiled"]
+    for form in ("one clause", "8 clauses"):
+        off, signals, held = (
+            counts[form, "off", 0.5],
+            counts[form, "signals", 0.5],
+            counts[f"{form}, 60 s held", "signals", 0.5],
+        )
+        assert off["spoiled"] >= signals["spoiled"] >= held["spoiled"]
+        assert off["spoiled"] > held["spoiled"]
+        assert signals["redrawn"] > 0
+        assert signals["first_s"] == pytest.approx(off["first_s"])
+    assert counts["8 clauses", "off", 0.5]["spoiled"] > counts["8 clauses", "signals", 0.5]["spoiled"]
 
 
 def test_bounds_contain_the_share() -> None:

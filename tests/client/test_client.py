@@ -77,7 +77,7 @@ async def test_client_connects_directly_despite_proxy_variables(serve: Serve) ->
 
 async def test_16_bit_output_is_int16_and_encoding_merges_into_output_option(serve: Serve) -> None:
     server, client = await serve([Chunk(0, 640, is_final=True, is_last=True, is_16_bit=True)])
-    stream = client.speak("a", encoding="pcm_s16le", output={"sample_rate": 8_000})
+    stream = client.speak("a", encoding="pcm_s16le", output={"sample_rate": 8_000}, check="off")
     (event,) = [event async for event in stream]
     assert (event.pcm.dtype, event.pcm[0]) == (np.int16, 8192)
     assert json.loads(server.requests[0]["options"]) == {"output": {"sample_rate": 8_000, "encoding": "pcm_s16le"}}
@@ -141,8 +141,8 @@ async def test_client_sends_the_requested_inputs(serve: Serve, tmp_path: Path) -
     turns = [{"role": "user", "audio": "pcm_in", "text": "What is this?"}]
     for send in (
         lambda: client.speak("é", voice="rms", seed=3, guidance_scale=2.0, audio={"top_k": 5}),
-        lambda: client.speak("b"),
-        lambda: client.speak("c", text={"max_rows": 9}),
+        lambda: client.speak("b", check="off"),
+        lambda: client.speak("c", text={"max_rows": 9}, check="off"),
         lambda: client.transcribe((pcm, 8_000)),
         lambda: client.transcribe(tmp_path / "a.wav"),
         lambda: client.converse(turns, (pcm, 8_000), task="understand", seed=3, audio={"top_k": 5}),

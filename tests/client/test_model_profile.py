@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stretto_client import ModelProfile
 from stretto_client.errors import ServerFailed
-from stretto_client.model_profile import TaskProfile, signal_limits
+from stretto_client.model_profile import TaskProfile, known_profile
 from stretto_contract.speech_checks import USUAL_SIGNALS, SignalLimits
 from tests.client.fake_server import PROFILE
 
@@ -48,7 +48,7 @@ async def test_speech_is_measured_even_if_the_profile_cannot_be_read(error: Exce
     async def fetch() -> ModelProfile:
         raise error
 
-    assert await signal_limits(fetch) == USUAL_SIGNALS
+    assert await known_profile(fetch) is None
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,8 @@ def test_bundled_speech_config_contains_the_model_profile() -> None:
     (parameter,) = read_config("speech")["parameters"]
     codec = load_codec(TINY.codec, ROOT / "language_model/1/checkpoint", "cpu", TINY.layout.num_codebooks)
     assert parameter["key"] == ["profile"]
-    assert parameter["value"][0]["string_value"] == [profile(TINY, codec.spec.sample_rate, codec.spec.frame_rate)]
+    assert parameter["value"][0]["string_value"] == [
+        profile(TINY, codec.spec.sample_rate, codec.spec.frame_rate, lookahead_frames=codec.spec.lookahead_frames)
+    ]
     config = {"parameters": {"profile": {"string_value": parameter["value"][0]["string_value"][0]}}}
     assert ModelProfile.from_config(config).signals == PLUGIN.signals != USUAL_SIGNALS

@@ -185,6 +185,11 @@ class CodecSpec:
         return 0 if isinstance(self.streaming, Windowed) else self.streaming.start
 
     @property
+    def lookahead_frames(self) -> int:
+        """Number of frames after those of a sample that it may depend on."""
+        return max(self.right_frames, self.start_frames, self.right_frames + max(self.blocks, default=0))
+
+    @property
     def blocks(self) -> tuple[int, ...]:
         """Sizes of the blocks that are decoded as a whole; the last size repeats.
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +44,25 @@ from stretto.machine.gpus import GIB, MIB, bytes_of_gpu, gibibytes, gpu_number, 
 from stretto.machine.sizing import Needs, latent_bytes, longest_rows
 from stretto.preprocessing.request import Preprocessor
 from stretto.untrusted_files import json_object
+from stretto_contract.schema import MOST_ROWS
 from stretto_contract.speech_checks import USUAL_SIGNALS
 
 PARAMETER = "profile"
+REACH_S = 0.1  # of the filters that convert and mark samples: how far one depends on later ones
 
 
-def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bool = False) -> str:
+def profile(
+    family: Family, sample_rate: int, frame_rate: float, has_aligner: bool = False, lookahead_frames: int = 0
+) -> str:
     """Return the model profile as one line of JSON without single quotes, so that it can be quoted in a config.
 
     Args:
         sample_rate: Sample rate of the codec in Hz.
         frame_rate: Frames per second of the codec.
         has_aligner: True if the decoder has an aligner for word times.
+        lookahead_frames: As of the codec (`CodecSpec.lookahead_frames`).
     """
+    reach = lookahead_frames + ceil(REACH_S * frame_rate) if family.has_all_frames else MOST_ROWS
     record = {
         "family": family.name,
         "sample_rate": sample_rate,
@@ -69,6 +76,7 @@ def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bo
         "times_words": any(map(family.times_words, family.tasks)),
         "reads_live_text": family.text_track is not None,
         "reads_live_audio": reads_live_audio(family),
+        "lookahead_frames": reach,
         "tasks": [_task(task, family, frame_rate) for task in family.tasks],
     }
     if family.pauses_s:
@@ -327,7 +335,7 @@ def make(
         (folder / ENGINE).write_text(json.dumps(chosen, indent=2) + "\n")
         EngineConfig.from_file(folder / ENGINE, checkpoint).speaker_config(checkpoint)
         spec = preprocessor.codec.spec
-        model_profile = profile(family, spec.sample_rate, spec.frame_rate, aligner is not None)
+        model_profile = profile(family, spec.sample_rate, spec.frame_rate, aligner is not None, spec.lookahead_frames)
         change(folder / ENSEMBLE / "config.pbtxt", {parameter(PARAMETER): rf"\1: '{model_profile}'"})
         write_cloning_models(folder, family)
         if family.codec != family_at(BUNDLED / CHECKPOINT).codec:

@@ -1,0 +1,86 @@
+"""Speech of a clause that has been sent, with which each later attempt to speak the clause begins."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+from stretto_client.speech_stream import SpeechEvent
+
+LISTS = ("text", "words", "guidance_changes")  # of an event
+
+
+class SentSpeech:
+    """Speech of a clause that has been sent.
+
+    Attributes:
+        num_samples: Number of its samples.
+        num_events: Number of its events.
+    """
+
+    def __init__(self) -> None:
+        self.num_samples = 0
+        self.num_events = 0
+        self._utterance = ""
+        self._counts: Counter[str] = Counter()  # samples, codes, and entries of LISTS
+        self._skipped: Counter[str] = Counter()  # those that have not been left out of the attempt yet
+
+    def begin_attempt(self) -> None:
+        """Leave the sent speech out of the next events."""
+        self._skipped = self._counts.copy()
+
+    def rest(self, event: SpeechEvent) -> list[SpeechEvent]:
+        """Return an event of the attempt without the sent speech, or nothing."""
+        num_before = self._skipped.total()
+        lists: dict[str, Any] = {name: getattr(event, name) for name in LISTS}
+        event = replace(event, **{name: entries[self._skip(name, len(entries)) :] for name, entries in lists.items()})
+        if event.codes is not None:
+            event = replace(event, codes=event.codes[:, self._skip("codes", event.codes.shape[1]) :])
+        if event.pcm is not None:
+            event = with_samples(event, self._skip("pcm", len(event.pcm)), len(event.pcm))
+        has_samples = event.pcm is not None and len(event.pcm) > 0
+        is_new = has_samples or event.text or event.is_final or self._skipped.total() == num_before
+        return [event] if is_new else []
+
+    def _skip(self, name: str, size: int) -> int:
+        number = min(self._skipped[name], size)
+        self._skipped[name] -= number
+        return number
+
+    def add(self, event: SpeechEvent) -> SpeechEvent:
+        """Return an event, with the number and utterance that it is sent with, and count it as sent."""
+        self._utterance = self._utterance or event.utterance
+        event = replace(event, utterance=self._utterance, index=self.num_events)
+        self.num_events += 1
+        self._counts.update({name: len(getattr(event, name)) for name in LISTS})
+        self._counts["codes"] += 0 if event.codes is None else event.codes.shape[1]
+        self._counts["pcm"] += 0 if event.pcm is None else len(event.pcm)
+        self.num_samples = self._counts["pcm"]
+        return event
+
+    def split(self, event: SpeechEvent, latest: int) -> tuple[SpeechEvent | None, SpeechEvent | None]:
+        """Return the part of an event before sample `latest` of the clause, and the other part; None for no such part.
+
+        Words and changes are in the part in which they begin, the text in the first part, and codes in the last.
+        """
+        number = latest - self.num_samples
+        if event.pcm is None or number >= len(event.pcm):
+            return event, None
+        if number <= 0:
+            return None, event
+        first = with_samples(event, 0, number)
+        last = with_samples(event, number, len(event.pcm))
+        words = tuple(word for word in event.words if word.start_s < last.start_s)
+        changes = tuple(change for change in event.guidance_changes if change.start_s < last.start_s)
+        first = replace(first, words=words, guidance_changes=changes, codes=None, is_final=False, report=None)
+        later = event.words[len(words) :], event.guidance_changes[len(changes) :]
+        return first, replace(last, text="", words=later[0], guidance_changes=later[1])
+
+
+def with_samples(event: SpeechEvent, start: int, stop: int) -> SpeechEvent:
+    """Return an event with only the samples from `start` to `stop`."""
+    assert event.pcm is not None
+    if (start, stop) == (0, len(event.pcm)):
+        return event
+    start_s = event.start_s + start / event.sample_rate
+    duration_s = (stop - start) / event.sample_rate
+    return replace(event, pcm=event.pcm[start:stop], start_s=start_s, duration_s=duration_s)
