@@ -225,10 +225,11 @@ def test_gateway_that_is_never_ready_is_reported(launch: Launch, capsys: pytest.
     (port,) = free_ports(1)
     (nobody,) = free_ports(1)
     server = launch(0, "--gateway", "--gateway-port", str(port), f"--gateway-arg=--server=localhost:{nobody}")
-    server.until(lambda: server.state == "unready")
+    server.until(lambda: "accepts requests" in server.said)
     (pid,) = server.children("stretto_gateway")
     reason = f"the gateway (pid {pid}) is not ready: no server at its --server accepts requests"
     assert f"[serve] {reason}\n" in server.said
+    server.until(lambda: server.state == "unready")
     assert server.num_ready == 0
     record = server.folder / "serve.json"
     assert serve.main(["--status", "--pid-file", str(record)]) == 1

@@ -364,8 +364,11 @@ class GatewayProcess:
 
     def unready(self) -> str:
         """Return why the gateway cannot answer requests; empty if it can."""
-        reason = f"the gateway (pid {self._process.pid}) is not ready: no server at its --server accepts requests"
-        return self.fault() or ("" if self._pulse.is_ready else reason)
+        if self._pulse.is_ready or self.fault():
+            return self.fault()
+        if not self._process.pid:  # the process has not been forked
+            return "the gateway is being started"
+        return f"the gateway (pid {self._process.pid}) is not ready: no server at its --server accepts requests"
 
     def drain(self, polls: Iterable[None]) -> None:
         """Ask the gateway to complete its responses and exit; wait until it exits or `polls` ends."""
