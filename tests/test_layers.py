@@ -102,6 +102,7 @@ ALLOWED = {
 }  # fmt: skip
 # Routes of the gateway, each a folder or a file, and the routes that it builds on. Those of plug-ins may use any.
 ROUTES = {
+    "jobs": set(),
     "realtime": set(), "speech_stream": set(), "telephone": {"realtime", "speech_stream"}, "webrtc": {"realtime"},
 }  # fmt: skip
 PLUGIN = "families/*"

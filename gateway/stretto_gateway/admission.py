@@ -98,6 +98,11 @@ class Admission:
         self._queued = FairLimit(max_waiting)
         self._waited = waited
         self._waiting = Rotation[SlotWaiter]()
+        self._watchers: list[Callable[[], None]] = []
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Call a function each time that a slot is taken or left, and that a request begins to wait."""
+        self._watchers.append(watcher)
 
     @property
     def num_active(self) -> int:
@@ -124,6 +129,7 @@ class Admission:
     async def _enter(self, caller: str) -> None:
         if self._active.has_free(caller):
             self._active.acquire(caller)
+            self._tell_watchers()
             return
         if not self._queued.has_free(caller):
             num_held = self._queued.held_by(caller)
@@ -132,6 +138,7 @@ class Admission:
         waiter = SlotWaiter(caller, asyncio.get_running_loop().create_future())
         self._waiting.put(caller, waiter)
         self._queued.acquire(caller)
+        self._tell_watchers()
         try:
             await waiter.is_given  # set by `_leave`
         except asyncio.CancelledError:
@@ -139,6 +146,7 @@ class Admission:
                 self._queued.release(caller)
             else:
                 self._leave(caller)
+            self._tell_watchers()
             raise
 
     def _leave(self, caller: str) -> None:
@@ -148,6 +156,11 @@ class Admission:
             self._active.acquire(waiter.caller)
             if not waiter.is_given.done():  # otherwise its cancelled task runs next, and leaves
                 waiter.is_given.set_result(None)
+        self._tell_watchers()
+
+    def _tell_watchers(self) -> None:
+        for watcher in self._watchers:
+            watcher()
 
 
 class Held:

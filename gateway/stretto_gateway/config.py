@@ -22,6 +22,8 @@ class Limits:
         max_json_bytes: Maximum body size of any other request.
         max_held_bytes: Maximum memory for all requests in progress, not counting the first 64 KiB of each.
         max_input_chars: Maximum length of a text, in characters.
+        max_book_bytes: Maximum size of the text of a job, in UTF-8.
+        max_jobs: Maximum number of stored jobs per key.
         max_batch: Maximum number of items in a batch.
         max_batch_bytes: Maximum size of the audio in a batch.
         max_active: Maximum number of concurrent utterances, half of which a single caller may use.
@@ -55,6 +57,8 @@ class Limits:
     max_json_bytes: int = MIB
     max_held_bytes: int = 256 * MIB
     max_input_chars: int = 100_000
+    max_book_bytes: int = 2_000_000
+    max_jobs: int = 20
     max_batch: int = 32
     max_batch_bytes: int = 64 * MIB
     max_active: int = 256

@@ -47,6 +47,7 @@ SMALL_BYTES = 65_536  # body size that is always admitted
 CONVERSATIONS = "/v1/chat/completions"
 SPEECH = ("/v1/audio/speech", "/v1/audio/speech/batch")  # bodies may contain a recorded voice in base64
 VOICES = "/v1/audio/voices"
+JOBS = "/v1/audio/jobs"  # whose text may be twice as large in JSON
 RECORDINGS = ("/v1/audio/transcriptions", "/v1/audio/translations", "/v1/audio/verify")
 PLACE = re.compile(r"(?:\[(?P<bracketed>[^\[\]/?#@]+)\]|(?P<plain>[^:/?#@\[\]]+))(?::\d{0,5})?")
 ANY_ORIGIN = "*"  # allows pages of any origin
@@ -291,6 +292,8 @@ class Guard:
             return self._limits.max_voice_bytes + SMALL_BYTES  # for the rest of the form
         if path in SPEECH:
             return self._limits.max_json_bytes + 4 * self._limits.max_voice_bytes // 3
+        if path == JOBS:
+            return self._limits.max_json_bytes + 2 * self._limits.max_book_bytes
         has_files = is_form(headers) or path not in RECORDINGS
         return self._limits.max_body_bytes if path in WITH_AUDIO and has_files else self._limits.max_json_bytes
 

@@ -31,6 +31,7 @@ usage: stretto COMMAND ...    (stretto COMMAND --help lists its options)
   serve --status | --stop   show the state of the server, or stop it
   ps                        list the running servers of this user: models, ports, memory, requests; --json
   gateway                   serve OpenAI's audio API over HTTP for a running server; serve --gateway starts both
+  read FILE                 have a book read aloud by a gateway, as m4b with chapters, mp3 or wav: --out, --voice
   voices add | list | remove  manage the recorded voices that the gateway stores
   pronunciations import | export | remove  manage the pronunciation dictionary that the gateway stores for a key
   show [NAME | ./FOLDER]    published releases: names, licences, and the commands that install them; --json
@@ -183,6 +184,13 @@ def voices(words: list[str]) -> int:
     return main(words, gateway_folder())
 
 
+def read(words: list[str]) -> int:
+    """Have a book read aloud by a gateway, and save the file."""
+    from stretto_gateway.jobs.command import main
+
+    return main(words)
+
+
 def pronunciations(words: list[str]) -> int:
     """Import, export or remove the pronunciation dictionaries that a gateway stores."""
     from stretto_gateway.pronunciation_command import main
@@ -292,6 +300,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "serve": serve,
     "ps": ps,
     "gateway": gateway,
+    "read": read,
     "voices": voices,
     "pronunciations": pronunciations,
     "show": show_release,
@@ -302,6 +311,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 EXTRAS = dict.fromkeys(("run", "speak", "transcribe", "talk", "chat"), "client") | {
     "gateway": "gateway",
+    "read": "gateway",
     "voices": "gateway",
     "pronunciations": "gateway",
 }

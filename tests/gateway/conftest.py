@@ -18,6 +18,7 @@ from stretto_gateway import connection
 from stretto_gateway.command import GatewayServer, make_server
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.encoding import SYNTHETIC
+from stretto_gateway.jobs.work import JobOptions
 from stretto_gateway.realtime.state import RealtimeOptions
 from stretto_gateway.routes import RouteSettings
 from stretto_gateway.telephone.endpoints import TelephoneOptions
@@ -107,7 +108,7 @@ Start = Callable[..., Awaitable[Running]]
 def options_of_routes(settings: dict[str, Any]) -> tuple[RouteSettings, ...]:
     """Take the options of the gateway's own routes out of `settings`, and return them."""
     routes: list[RouteSettings] = []
-    for options in (RealtimeOptions, TelephoneOptions, WebRtcOptions):
+    for options in (JobOptions, RealtimeOptions, TelephoneOptions, WebRtcOptions):
         names = {option.name for option in fields(options)} & settings.keys()
         routes.append(options(**{name: settings.pop(name) for name in names}))
     return tuple(routes)

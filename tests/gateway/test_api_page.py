@@ -31,7 +31,7 @@ def script(request: Request) -> list[Step]:
 
 
 async def test_api_documentation_examples_run(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    running = await start(script, TALKS, voices=tmp_path / "voices")
+    running = await start(script, TALKS, voices=tmp_path / "voices", jobs=tmp_path / "jobs")
     monkeypatch.chdir(tmp_path)
     question = spoken()
     (tmp_path / "question.wav").write_bytes(wav_header(RATE, question.nbytes) + question.tobytes())

@@ -17,6 +17,7 @@ from stretto_gateway.app import make_app
 from stretto_gateway.chat import ChatRequest
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.fields import Body
+from stretto_gateway.jobs.work import JobOptions
 from stretto_gateway.speech import BatchRequest
 from stretto_gateway.speech_request import SpeechRequest
 from tests.client.fake_server import PROFILE, FakeServer, Request, Step
@@ -75,7 +76,9 @@ class Door:
     ):
         self.runner = asyncio.Runner()
         self.behind = FakeServer(script, profile=profile)
-        self.app = make_app(GatewayConfig(self.runner.run(self.behind.start()), voices=voices, strict=strict))
+        jobs = () if voices is None else (JobOptions(voices / "jobs"),)
+        server = self.runner.run(self.behind.start())
+        self.app = make_app(GatewayConfig(server, voices=voices, strict=strict, routes=jobs))
         self._lifespan = self.app.router.lifespan_context(self.app)
         self.runner.run(self._lifespan.__aenter__())
 

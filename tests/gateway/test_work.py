@@ -56,6 +56,7 @@ SPELLED = {"pronunciations": {"cat": "kat"}}
 FASTER = '<speak>A cat <prosody rate="150%">sat here.</prosody></speak>'
 SPEAKS = "/v1/audio/speech"
 WORDS, VOICES = "/v1/audio/pronunciations", "/v1/audio/voices"
+JOBS = "/v1/audio/jobs"
 FORM = {"name": "mine", "consent": "my own"}
 READS_LATIN = PROFILE | {"options": [*PROFILE.get("options", ()), "transliterate"], "max_text_chars": 60}
 CLONES = [each | {"system": ["audio"]} if each["name"] == "tts" else each for each in PROFILE["tasks"]]
@@ -103,6 +104,16 @@ PLACES = {
     "stretto_gateway.voices.list_voices": Place(VOICES, None, "GET", has_slot=False),
     "stretto_gateway.voices.create_voice": Place(VOICES, None, "POST", has_slot=False),
     "stretto_gateway.voices.delete_voice": Place(VOICES + "/voice_" + "0" * 32, None, "DELETE", has_slot=False),
+    "stretto_gateway.jobs.endpoints.create_job": Place(JOBS, {"input": "A cat."}, has_slot=False),
+    "stretto_gateway.jobs.endpoints.list_jobs": Place(JOBS, None, "GET", has_slot=False),
+    "stretto_gateway.jobs.endpoints.find_job": Place(JOBS + "/job_" + "0" * 32, None, "GET", has_slot=False),
+    "stretto_gateway.jobs.endpoints.get_job": Place(has_slot=False),
+    "stretto_gateway.jobs.endpoints.get_content": Place(has_slot=False),
+    "stretto_gateway.jobs.endpoints.file_parts": Place(has_slot=False),
+    "stretto_gateway.jobs.endpoints.cancel_job": Place(has_slot=False),
+    "stretto_gateway.jobs.endpoints.delete_job": Place(has_slot=False),
+    "stretto_gateway.jobs.work._work": Place(has_slot=False),
+    "stretto_gateway.jobs.work._advance": Place(has_slot=False),
     "stretto_gateway.catalogue.own": Place(SPEAKS, OWN_VOICE, has_slot=False),
     "stretto_gateway.catalogue._stored": Place(SPEAKS, SPEECH | {"voice": "mine"}, has_slot=False),
     "stretto_gateway.catalogue.recording": Place(has_slot=False),
@@ -199,7 +210,7 @@ async def ask(running: Running, place: Place, key: int = 0) -> httpx.Response:
 
 async def begin(start: Start, folder: Path, script: Any = SPOKEN, **limits: int) -> Running:
     profile = READS_LATIN | {"tasks": [*CLONES, HEARS]}
-    return await start(script, profile, Limits(drain_s=1, **limits), keys=KEYS, voices=folder)
+    return await start(script, profile, Limits(drain_s=1, **limits), keys=KEYS, voices=folder, jobs=folder / "jobs")
 
 
 @pytest.mark.parametrize("name", [name for name, place in PLACES.items() if place.path])

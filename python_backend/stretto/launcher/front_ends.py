@@ -276,11 +276,30 @@ ENGINE_SPARE_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "stretto.en
 MODULE = "stretto_gateway"  # a separate program: run, not imported
 GATEWAY_MODULES = (f"{MODULE}.command", "uvloop")  # imported before a gateway is forked
 NEEDED = (MODULE, "fastapi", "uvicorn", "av", "multipart", "prometheus_client")
-# Environment variables of the gateway: folder of voices, and file of the end-of-turn model.
+# Environment variables of the gateway: folders of voices and of jobs, and file of the end-of-turn model.
 VOICES = "STRETTO_VOICES"
+JOBS = "STRETTO_JOBS"
 TURN_MODEL = "STRETTO_TURN_MODEL"
 RESTART_S = 5.0  # minimum time between starts
 BAD_USAGE = 2  # the gateway's exit status for invalid arguments, or for an invalid file named by one
+
+
+def kept_folder(name: str, variable: str) -> tuple[str, ...]:
+    """Return the flag for a persistent folder of the gateway, `--voices` or `--jobs`.
+
+    The result is empty if the user has set the environment variable, or if the folder cannot be created.
+    """
+    if os.environ.get(variable):
+        return ()
+    folder = state_folder() / name
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        log_line(
+            f"{name} cannot be stored: cannot create {folder} ({error.strerror}); set another folder with {variable}"
+        )
+        return ()
+    return (f"--{name}", str(folder))
 
 
 class GatewayProcess:
@@ -295,7 +314,7 @@ class GatewayProcess:
         self._log = log
         self._pulse = Pulse("gateway")
         self._has_worked = False
-        named = {name: os.environ[name] for name in (VOICES, TURN_MODEL) if os.environ.get(name)}
+        named = {name: os.environ[name] for name in (VOICES, JOBS, TURN_MODEL) if os.environ.get(name)}
         self._paths = {name: os.path.abspath(os.path.expanduser(path)) for name, path in named.items()}
         self._spare = gateway_spare(launch, log)
         self._start()
@@ -307,25 +326,8 @@ class GatewayProcess:
         server = f"[{host}]:{self._config.grpc_port}" if ":" in host else f"{host}:{self._config.grpc_port}"
         flags = ("--address", self._config.address, "--port", str(self._port))
         drain = ("--drain-seconds", str(self._config.drain_seconds))
-        own_flags = (*flags, *drain, *self._voices())
+        own_flags = (*flags, *drain, *kept_folder("voices", VOICES), *kept_folder("jobs", JOBS))
         return [sys.executable, "-P", "-m", MODULE, "--server", server, *own_flags, *self._config.gateway_args]
-
-    def _voices(self) -> tuple[str, ...]:
-        """Return the flag for a persistent voice folder.
-
-        The result is empty if the user has set STRETTO_VOICES, or if the folder cannot be created.
-        """
-        if os.environ.get(VOICES):
-            return ()
-        folder = state_folder() / "voices"
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            log_line(
-                f"voices cannot be stored: cannot create {folder} ({error.strerror}); set another folder with {VOICES}"
-            )
-            return ()
-        return ("--voices", str(folder))
 
     def _start(self) -> None:
         self._started = time.monotonic()

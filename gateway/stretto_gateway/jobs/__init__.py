@@ -1,0 +1,1 @@
+"""Jobs that read long texts aloud, such as books, while nobody else needs the server."""

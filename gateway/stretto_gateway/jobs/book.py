@@ -1,0 +1,82 @@
+"""Texts of books: their chapters, and the sections that are spoken one after the other."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from stretto_client.long_speech import split_with_pauses
+
+SECTION_CHARS = 600  # about 40 s of speech: as much is lost if other requests interrupt a section
+TITLE_CHARS = 80
+CHAPTER_PAUSE_S = 2.0
+HEADING_PAUSE_S = 1.0
+BLOCK_END = re.compile(r"\f|\n[ \t]*\n")
+MARKDOWN_HEADING = re.compile(r"#{1,3}[ \t]+(?P<title>\S.*?)[ \t#]*")
+PLAIN_HEADING = re.compile(
+    r"(?:chapter|part|book)[ \t]+\w.*|prologue|epilogue|preface|foreword|introduction|afterword", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Text that is spoken by one request.
+
+    Attributes:
+        pause_s: Silence before the section, in seconds.
+        title: Title of the chapter that begins with this section; None in the middle of a chapter.
+    """
+
+    text: str
+    pause_s: float
+    title: str | None = None
+
+
+def sections_of(text: str) -> list[Section]:
+    """Split a text into sections. A chapter begins with each heading, and one without a title before the first heading.
+
+    Headings are lines between blank lines, in Markdown (`# Title`) or plain (`Chapter 1`, `Prologue`). They are spoken.
+    """
+    sections = list[Section]()
+    paragraphs = list[str]()
+    title: str | None = ""
+    blocks = [*filter(None, map(str.strip, BLOCK_END.split(text)))]
+    for block in [*blocks, None]:
+        heading = None if block is None else heading_of(block)
+        if block is not None and heading is None:
+            paragraphs.append(block)
+            continue
+        for section in _paragraph_sections("\n\n".join(paragraphs), title, is_first=not sections):
+            sections.append(section)
+            title = None
+        paragraphs = []
+        if heading is not None:
+            sections.append(Section(heading, CHAPTER_PAUSE_S if sections else 0.0, heading))
+            title = None
+    return sections
+
+
+def heading_of(block: str) -> str | None:
+    """Return the title if a paragraph is a heading; None otherwise."""
+    if len(block) > TITLE_CHARS + len("### ") or "\n" in block:
+        return None
+    if markdown := MARKDOWN_HEADING.fullmatch(block):
+        return markdown["title"]
+    is_sentence = block.endswith((".", ",", ";", ":")) and len(block.split()) > 3
+    return block if PLAIN_HEADING.fullmatch(block) and not is_sentence else None
+
+
+def _paragraph_sections(text: str, title: str | None, is_first: bool) -> Iterator[Section]:
+    """Yield the sections of the paragraphs after a heading, or of those before the first heading.
+
+    Args:
+        title: Title of the chapter that they begin; None after a heading.
+        is_first: True if nothing is spoken before them.
+    """
+    pause_s = 0.0 if is_first else HEADING_PAUSE_S
+    for piece in split_with_pauses(text, SECTION_CHARS):
+        if isinstance(piece, float):
+            pause_s = piece
+        else:
+            yield Section(str(piece), pause_s, title)
+            title = None
+            pause_s = 0.0

@@ -1,0 +1,239 @@
+"""Endpoints of jobs, `/v1/audio/jobs`, whose objects have the form of OpenAI's batches."""
+
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+from starlette.responses import Response
+from typing_extensions import TypedDict
+
+from stretto_gateway.admission import CALLER
+from stretto_gateway.answers import FILE, ApiError, described, mismatch, refused
+from stretto_gateway.catalogue import speaks
+from stretto_gateway.encoding import RATES
+from stretto_gateway.events import Streamed
+from stretto_gateway.fields import Ignored, Text
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.jobs.audio import MEDIA_TYPES
+from stretto_gateway.jobs.book import Section, sections_of
+from stretto_gateway.jobs.store import Job, JobState, JobStore, Status, TooManyJobs
+from stretto_gateway.jobs.work import WORK, Jobs
+from stretto_gateway.speech import speech_options
+from stretto_gateway.speech_request import SpeechFields, SpeechItem
+from stretto_gateway.turns import FILES
+
+router = APIRouter()
+MAX_TITLE_CHARS = 200
+READ_BYTES = 1 << 20  # of a finished file, at once
+AS_FILE = described("The finished file", *MEDIA_TYPES.values(), schema=FILE)
+
+
+class JobRequest(SpeechFields):
+    """Long text to read aloud, with the options of its speech."""
+
+    input: Text
+    title: Annotated[Text, Field(max_length=MAX_TITLE_CHARS)] | None = None
+    response_format: Literal["m4b", "mp3", "wav"] = "m4b"  # type: ignore[assignment]
+
+
+class Chapter(TypedDict):
+    """Chapter of a finished file; its times are in seconds."""
+
+    title: str
+    start_s: float
+    end_s: float
+
+
+class SectionCounts(TypedDict):
+    """Numbers of sections of a job."""
+
+    total: int
+    completed: int
+    failed: int
+
+
+class JobError(TypedDict):
+    """Error that has ended a job."""
+
+    message: str
+
+
+class AudioJob(TypedDict):
+    """Job that reads a text aloud.
+
+    Attributes:
+        ended_at: Unix time in seconds; None until the end.
+        chapters: Chapters of the finished file; empty before.
+    """
+
+    id: str
+    object: Literal["audio.job"]
+    status: Status
+    title: str | None
+    response_format: str
+    seed: int
+    created_at: int
+    ended_at: int | None
+    errors: list[JobError]
+    request_counts: SectionCounts
+    chapters: list[Chapter]
+
+
+class AudioJobs(TypedDict):
+    """Jobs of the caller, oldest first."""
+
+    object: Literal["list"]
+    data: list[AudioJob]
+
+
+class DeletedJob(TypedDict):
+    """Deletion of a job."""
+
+    id: str
+    object: Literal["audio.job.deleted"]
+    deleted: bool
+
+
+@router.post("/v1/audio/jobs")
+async def create_job(body: JobRequest, request: Request, response: Response) -> AudioJob:
+    """Begin to read a text of up to 2 MB aloud. Its sections are spoken while no other request needs the servers."""
+    gateway: Gateway = request.app.state.gateway
+    store = expect_store(gateway)
+    num_bytes = len(body.input.encode())
+    most = gateway.limits.max_book_bytes
+    if num_bytes > most:
+        raise mismatch("input", f"at most {most} bytes", f"{num_bytes} bytes")
+    if body.input.lstrip().startswith("<speak"):
+        raise refused("input", "plain text or Markdown", "SSML")
+    sections = await WORK.run(sections_of, body.input)
+    if not sections:
+        raise refused("input", "text to speak", body.input)
+    seed = body.options.get("seed", secrets.randbits(32))
+    fields = body.model_dump(exclude_unset=True, exclude={"input"})
+    fields |= {"response_format": body.response_format, "sample_rate": body.rate, "seed": seed}
+    ignored = await check_options(gateway, fields, sections[0], request)
+    response.headers.update(ignored.headers)
+    state = JobState(CALLER.get(), int(time.time()))
+    try:
+        job = await WORK.run(store.add, request.state.owner, state, fields, sections)
+    except TooManyJobs:
+        message = f"there are {gateway.limits.max_jobs} jobs of this key, which is the limit; delete one"
+        raise ApiError(400, message, code="too_many_jobs") from None
+    gateway.of_route(Jobs).begin(job)
+    return await WORK.run(record_of, job)
+
+
+async def check_options(gateway: Gateway, fields: dict[str, Any], section: Section, request: Request) -> Ignored:
+    """Return the fields of a request that have no effect; raise ApiError if the model cannot speak with its options."""
+    if fields["response_format"] == "m4b" and fields["sample_rate"] not in RATES["aac"]:
+        raise refused("sample_rate", f"one of {', '.join(map(str, RATES['aac']))} for m4b", fields["sample_rate"])
+    item = SpeechItem(**fields | {"input": section.text, "response_format": "pcm"})
+    chosen = await gateway.for_model(item.model, speaks)
+    ignored = Ignored(item, gateway.strict)
+    await speech_options(chosen, item, request.state, ignored)
+    return ignored
+
+
+@router.get("/v1/audio/jobs")
+async def list_jobs(request: Request) -> AudioJobs:
+    """List the caller's jobs, oldest first."""
+    store = expect_store(request.app.state.gateway)
+    return {"object": "list", "data": await WORK.run(records_of, store, request.state.owner)}
+
+
+@router.get("/v1/audio/jobs/{job_id}")
+async def get_job(job_id: str, request: Request) -> AudioJob:
+    """Return the state of a job."""
+    return await WORK.run(record_of, await find_job(job_id, request))
+
+
+@router.get("/v1/audio/jobs/{job_id}/content", response_class=Response, responses=AS_FILE)
+async def get_content(job_id: str, request: Request) -> Response:
+    """Return the finished file of a job."""
+    gateway: Gateway = request.app.state.gateway
+    job = await find_job(job_id, request)
+    record = await WORK.run(record_of, job)
+    extension = record["response_format"]
+    if record["status"] != "completed":
+        message = f"job_id: expected a job with status 'completed', got {record['status']!r}"
+        raise ApiError(409, message, "job_id", "not_completed")
+    path = job.audio(extension)
+    answer = Streamed(file_parts(path), MEDIA_TYPES[extension], gateway.limits.stall_s)
+    answer.headers["content-length"] = str((await WORK.run(path.stat)).st_size)
+    answer.headers["content-disposition"] = f'attachment; filename="{job.id}.{extension}"'
+    return answer
+
+
+async def file_parts(path: Path) -> AsyncGenerator[bytes, None]:
+    """Yield the content of a file."""
+    with await FILES.run(path.open, "rb") as file:
+        while data := await FILES.run(file.read, READ_BYTES):
+            yield data
+
+
+@router.post("/v1/audio/jobs/{job_id}/cancel")
+async def cancel_job(job_id: str, request: Request) -> AudioJob:
+    """End a job. Its speech is deleted with the job."""
+    job = await find_job(job_id, request)
+    await WORK.run(job.cancel)
+    return await WORK.run(record_of, job)
+
+
+@router.delete("/v1/audio/jobs/{job_id}")
+async def delete_job(job_id: str, request: Request) -> DeletedJob:
+    """End a job if it has not ended, and delete its files."""
+    job = await find_job(job_id, request)
+    await WORK.run(expect_store(request.app.state.gateway).remove, job)
+    return {"id": job_id, "object": "audio.job.deleted", "deleted": True}
+
+
+def expect_store(gateway: Gateway) -> JobStore:
+    """Return the store; raise ApiError if the gateway has none."""
+    store = gateway.of_route(Jobs).store
+    if store is None:
+        raise ApiError(400, "this gateway takes no jobs; start it with --jobs FOLDER", code="unsupported")
+    return store
+
+
+async def find_job(job_id: str, request: Request) -> Job:
+    """Return a job of the caller; raise ApiError 404 if it is unknown."""
+    job = await WORK.run(expect_store(request.app.state.gateway).find, request.state.owner, job_id)
+    if job is None:
+        raise ApiError(404, f"job_id: expected the id of a job, got {job_id[:60]!r}", "job_id", "not_found")
+    return job
+
+
+def records_of(store: JobStore, owner: str) -> list[AudioJob]:
+    """Return the API's objects for all jobs of an owner."""
+    return [record_of(job) for job in store.all(owner)]
+
+
+def record_of(job: Job) -> AudioJob:
+    """Return the API's object for a job."""
+    state = job.state
+    request = job.request
+    total = len(job.sections)
+    is_complete = state.status == "completed"
+    chapters = json.loads((job.folder / "chapters.json").read_bytes()) if is_complete else []
+    return {
+        "id": job.id,
+        "object": "audio.job",
+        "status": state.status,
+        "title": request.get("title"),
+        "response_format": request["response_format"],
+        "seed": request["seed"],
+        "created_at": state.created_at,
+        "ended_at": state.ended_at or None,
+        "errors": [{"message": state.error}] if state.error else [],
+        "request_counts": {
+            "total": total,
+            "completed": total if is_complete else job.num_spoken,
+            "failed": int(state.status == "failed"),
+        },
+        "chapters": chapters,
+    }
