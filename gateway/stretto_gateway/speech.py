@@ -48,7 +48,6 @@ from stretto_gateway.encoding import (
     StretchedEncoder,
     TimeStretch,
     make_encoder,
-    wav_header,
 )
 from stretto_gateway.events import Streamed, closing, speech_events
 from stretto_gateway.fields import Ignored, check_options_size, held_bytes
@@ -58,10 +57,12 @@ from stretto_gateway.pronunciations import add_dictionary, keep_occurring
 from stretto_gateway.speech_request import SpeechFields, SpeechItem, SpeechRequest, given_options
 from stretto_gateway.turns import AUDIO
 from stretto_gateway.voices import choose_voice
+from stretto_gateway.whole_file import AudioBudget, parts_of, whole_file
 
 router = APIRouter()
 MARKER = "stretto-marker"  # header of marked audio
 FILE_S = "file_s"
+WHOLE = "whole"  # key of headers of a file that is sent once it is complete
 CACHE = "stretto-cache"  # header of speech that the cache may have
 ATTEMPTS = "stretto-attempts"  # header of checked audio
 BATCH_HOLD_S = 20.0  # of each clause of a batch, whose audio is not sent before the end
@@ -97,6 +98,8 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
         parts = sse_parts(gateway, body, options, ignored, result)
         return answered(gateway, body, request.state, parts, "text/event-stream", ignored, result, sse_error)
     parts = audio_parts(gateway, body, body.input, options, ignored, result)
+    if body.stream is False and "stream_format" not in body.model_fields_set:
+        parts = whole_parts(gateway, body, request.state, parts, result)
     answer = answered(gateway, body, request.state, parts, MEDIA_TYPES[body.response_format], ignored, result)
     if body.response_format in RAW:
         answer.headers["x-sample-rate"] = str(body.rate)
@@ -122,7 +125,8 @@ def answered(
 
     def first_headers() -> dict[str, str]:
         attempts = {} if item.check == "off" else {ATTEMPTS: str(report["attempts"])}
-        return {**attempts, **marker_header(report), **report.get(CACHE, {}), **ignored.headers}
+        noted = report.get(CACHE, {}) | report.get(WHOLE, {})
+        return {**attempts, **marker_header(report), **noted, **ignored.headers}
 
     followed = gateway.outcomes.followed(asked.owner, asked.request_id, parts, report)
     return Streamed(followed, media_type, gateway.limits.stall_s, last_words, first_headers)
@@ -255,6 +259,23 @@ async def audio_parts(
         async for piece in parts:
             if isinstance(piece, bytes):
                 yield piece
+
+
+async def whole_parts(
+    gateway: Gateway, item: SpeechFields, asked: State, parts: AsyncGenerator[bytes, None], report: dict[str, Any]
+) -> AsyncGenerator[bytes, None]:
+    """Yield the file of `parts` once it is complete.
+
+    Args:
+        report: The same as in `timed_parts`. Receives headers with the length and vLLM-Omni's token counts as WHOLE.
+    """
+    max_bytes = gateway.limits.max_batch_bytes
+    excess = f"expected no value for more than {max_bytes} bytes of audio, got false"
+    audio = await whole_file(item, parts, AudioBudget(max_bytes, "stream", excess), asked)
+    counts = {f"x-vllm-omni-{name.replace('_', '-')}": str(count) for name, count in usage(report).items()}
+    report[WHOLE] = {"content-length": str(len(audio))} | counts
+    async for data in parts_of(audio):
+        yield data
 
 
 def note_first(event: SpeechEvent, report: dict[str, Any]) -> None:
@@ -480,8 +501,6 @@ async def counted(
 
 
 MAX_ITEMS = 1024  # maximum for validation; the gateway's own limit is lower
-PART_BYTES = 65_536
-WAV_HEADER_BYTES = len(wav_header(1))
 
 
 class BatchRequest(SpeechFields):
@@ -519,7 +538,9 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
         raise mismatch("items", f"at most {gateway.limits.max_batch} items", f"{len(body.items)} items")
     ignored = Ignored(body, gateway.strict)
     items = body.each()
-    room = BatchBudget(gateway.limits.max_batch_bytes)
+    max_bytes = gateway.limits.max_batch_bytes
+    excess = f"the batch has more than {max_bytes} bytes of audio; send fewer items at once"
+    room = AudioBudget(max_bytes, "input", excess)
     works = (result(gateway, index, item, room, request.state, ignored) for index, item in enumerate(items))
     results = await unless_disconnected(request.receive, together(works))
     succeeded = sum(outcome["status"] == "success" for outcome in results)
@@ -535,12 +556,6 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
     return answer
 
 
-async def parts_of(data: bytes) -> AsyncGenerator[bytes, None]:
-    """Yield `data` in parts. Data that the client has not yet read counts as held memory."""
-    for begin in range(0, len(data), PART_BYTES):
-        yield data[begin : begin + PART_BYTES]
-
-
 async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
     """Run all `works` concurrently and return their results in order; if one fails, cancel the others."""
     async with asyncio.TaskGroup() as group:
@@ -548,21 +563,8 @@ async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]
     return [task.result() for task in tasks]
 
 
-class BatchBudget:
-    """Byte budget for the audio of a batch, which stays in memory until all texts have been spoken."""
-
-    def __init__(self, num_bytes: int):
-        self._size = self._left = num_bytes
-
-    def reserve(self, num_bytes: int) -> None:
-        """Take `num_bytes` from the budget; raise ApiError if the budget is exceeded."""
-        self._left -= num_bytes
-        if self._left < 0:
-            raise ApiError(413, f"input: the batch has more than {self._size} bytes of audio; send fewer items at once")
-
-
 async def result(
-    gateway: Gateway, index: int, item: SpeechItem, room: BatchBudget, asked: State, ignored: Ignored
+    gateway: Gateway, index: int, item: SpeechItem, room: AudioBudget, asked: State, ignored: Ignored
 ) -> SpokenItem | FailedItem:
     """Generate the audio of one text of a batch.
 
@@ -576,18 +578,11 @@ async def result(
         gateway = await gateway.for_model(item.model, speaks)
         options = await speech_options(gateway, item, asked, ignored)
         options["hold_s"] = max(item.hold_s, BATCH_HOLD_S)
-        audio = bytearray()
         report = dict[str, Any]()
-        async with closing(audio_parts(gateway, item, item.input, options, ignored, report)) as parts:
-            async for data in parts:
-                room.reserve(len(data))
-                asked.keep(4 * len(data) // 3)  # as base64
-                audio += data
+        parts = audio_parts(gateway, item, item.input, options, ignored, report)
+        audio = await whole_file(item, parts, room, asked)
     except ApiError as error:
         return {"index": index, "status": "error", "error": error.message}
-    if item.response_format == "wav":  # the length is known now
-        header = wav_header(item.rate, len(audio) - WAV_HEADER_BYTES)
-        audio[: len(header)] = header
     spoken: SpokenItem = {
         "index": index,
         "status": "success",

@@ -149,7 +149,7 @@ class SpeechForm(Voiced):
         le=schema.HIGHEST_RATE,
         description="in Hz; 24000 by default, and 8000 for mulaw and alaw",
     )
-    stream: bool | None = Field(default=None, description="no effect: audio is always sent as it is generated")
+    stream: bool | None = Field(default=None, description="false, without `stream_format`: the file as a whole")
     task_type: TaskType | None = Field(default=None, description="how the voice is selected, if the model supports it")
     ref_audio: Text | None = Field(
         default=None, description="a recording of the voice: a data: URL, or base64 of a wav, flac, ogg or mp3 file"

@@ -169,6 +169,68 @@ async def test_sse_events_contain_audio_words_and_usage(start: Start) -> None:
     }
 
 
+TOLD = {"report": {"num_prompt_rows": 9, "num_text_tokens": 2, "num_frames": 4}}
+TOKENS = {"input": "9", "output": "6", "total": "15"}
+WHOLE = REQUEST | {"stream": False}
+
+
+def tokens(answer: httpx.Response) -> dict[str, str]:
+    """Return the token counts in a response's headers, as llm-d's router reads them."""
+    names = {name: f"x-vllm-omni-{name}-tokens" for name in TOKENS}
+    return {name: answer.headers[header] for name, header in names.items() if header in answer.headers}
+
+
+@pytest.mark.parametrize("name", ["wav", "mp3"])
+async def test_stream_false_sends_the_complete_file_with_its_length_and_tokens(start: Start, name: str) -> None:
+    running = await start([*SPOKEN[:2], replace(SPOKEN[2], more=TOLD)])
+    async with running.http() as http:
+        whole = await http.post("/v1/audio/speech", json=WHOLE | {"response_format": name, "stream_format": None})
+        outcome = (await http.get(f"/v1/audio/speech/{whole.headers['x-request-id']}")).json()
+        changes = ({}, {"stream": True}, {"stream": False, "stream_format": "audio"})
+        streamed = [
+            await http.post("/v1/audio/speech", json=REQUEST | {"response_format": name} | change) for change in changes
+        ]
+        events = await http.post("/v1/audio/speech", json=WHOLE | {"stream_format": "sse"})
+    assert tokens(whole) == TOKENS
+    assert int(whole.headers["content-length"]) == len(whole.content) == outcome["bytes"]
+    assert (outcome["status"], whole.headers["content-type"]) == ("completed", MEDIA_TYPES[name])
+    assert {name: str(count) for name, count in sse_events(events.text)[-1]["usage"].items()} == {
+        f"{name}_tokens": count for name, count in TOKENS.items()
+    }
+    for answer in streamed:
+        assert (tokens(answer), answer.headers.get("content-length")) == ({}, None)
+        header = wav_header(24_000, 2 * NUM_SAMPLES) if name == "wav" else b""
+        assert whole.content == header + answer.content[len(header) :]
+
+
+@pytest.mark.parametrize(
+    ("limits", "status", "param"),
+    [
+        (Limits(max_batch_bytes=2 * NUM_SAMPLES, drain_s=1), 200, None),
+        (Limits(max_batch_bytes=2 * NUM_SAMPLES - 1, drain_s=1), 413, "stream"),
+        (Limits(max_held_bytes=2 * NUM_SAMPLES, drain_s=1), 503, None),
+    ],
+    ids=["within", "too large", "too much memory"],
+)
+async def test_complete_file_is_limited(start: Start, limits: Limits, status: int, param: str | None) -> None:
+    running = await start(limits=limits)
+    async with running.http() as http:
+        answer = await http.post("/v1/audio/speech", json=WHOLE | {"response_format": "pcm"})
+    assert answer.status_code == status
+    if status != 200:
+        error = answer.json()["error"]
+        assert (error["param"], tokens(answer)) == (param, {})
+        assert status != 413 or f"more than {2 * NUM_SAMPLES - 1} bytes of audio, got false" in error["message"]
+    await running.idle()
+
+
+async def test_failure_of_a_complete_file_is_the_whole_answer(start: Start) -> None:
+    running = await start([SPOKEN[0], Abort(grpc.StatusCode.UNAVAILABLE, "gone")])
+    async with running.http() as http:
+        answer = await http.post("/v1/audio/speech", json=WHOLE)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+
+
 async def test_speed_scales_durations_and_times_and_1_is_bit_identical(start: Start) -> None:
     running = await start()
     async with running.http() as http:
