@@ -50,6 +50,7 @@ GOOD = [
     *(("post", "/v1/audio/speech", {"json": SPEECH | {"response_format": name}}) for name in ("mp3", "opus", "aac")),
     *(("post", "/v1/audio/speech", {"json": SPEECH | {"response_format": name}}) for name in ("flac", "wav", "pcm")),
     ("post", "/v1/audio/speech", {"json": SPEECH | {"stream_format": "sse", "timestamps": True}}),
+    ("post", "/v1/audio/speech", {"json": SPEECH | {"stream": False}}),
     ("post", "/v1/audio/speech/batch", {"json": {"items": SPEECHES, "response_format": "wav"}}),
     *(
         ("post", f"/v1/audio/{path}", {"files": {"file": FILE}, "data": {"response_format": name}})
