@@ -7,9 +7,9 @@ or on their division into events, so that the same text and seed give the same s
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from math import ceil, inf
@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
+from stretto_client.errors import ClientError
 from stretto_client.model_profile import FetchProfile, ModelProfile, known_profile
 from stretto_client.produced_speech import Items, ProducedSpeech
 from stretto_client.sent_speech import SentSpeech
@@ -28,7 +29,7 @@ from stretto_contract.joins import Join
 from stretto_contract.speech_checks import CHECKS, FAULTS, MAX_ATTEMPTS, MAX_HOLD_S, USUAL_SIGNALS, Check, SignalLimits
 
 FREE_S = 1.0  # speech of a text of which nothing is held back, except with `hold_s`
-SHARE = 2  # of the other speech, one part of as many is held back
+SHARE = 3  # of the other speech, one part of as many is held back
 MAX_HELD_S = 10.0  # unless `hold_s` is longer
 MAX_HELD_BYTES = 8 << 20  # of samples of a clause
 MAX_JUDGED_S = 40.0  # longest speech that is kept for a judge, also after it has been sent
@@ -73,7 +74,7 @@ class Lead:
     def num_free(self, num_measured: int, sample_rate: int, sample_bytes: int) -> int:
         """Return how many samples of the next clause may be sent once `num_measured` of them have been measured.
 
-        If speech is generated at twice real time or faster, a player does not wait for the others.
+        If speech is generated at 1.5 times real time or faster, a player does not wait for the others.
         """
         free = round(FREE_S * sample_rate)
         share = max(0, self._num_samples + num_measured - free) // SHARE
@@ -221,6 +222,12 @@ class Judge:
         attempt.sent_report |= attempt.checked_report()
 
 
+def is_adaptive(options: SpeakOptions) -> bool:
+    """Return True if the guidance depends on the server's load, so that a repeated reply may differ."""
+    guidance: Any = options.get("guidance")
+    return isinstance(guidance, Mapping) and guidance.get("policy") == "adaptive"
+
+
 def checked(
     speak: Callable[..., SpeechStream],
     options: SpeakOptions,
@@ -252,11 +259,34 @@ def checked(
             drawn: SpeakOptions = {**options, "redraw_from": [*frames]} if frames else options
             return speak(drawn, text, **arguments)
 
-        can_redraw = attempts > 1 and options.get("seed") is not None and "redraw_from" not in options
+        is_repeatable = options.get("seed") is not None and not is_adaptive(options)
+        can_redraw = attempts > 1 and is_repeatable and "redraw_from" not in options
         clause = _Clause(begin, text, attempts if can_redraw else 1, lead, tries, judge, profile)
         return ProducedSpeech(clause.speak)
 
     return speak_clause
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """Events of an attempt.
+
+    Attributes:
+        repeated: Earlier attempt that this one repeats, or None. Its faults are only reported.
+        first: The first event; None if there is none.
+        events: The other events.
+    """
+
+    attempt: Attempt
+    repeated: Attempt | None
+    first: SpeechEvent | None
+    events: AsyncGenerator[SpeechEvent, None]
+
+    async def __aiter__(self) -> AsyncIterator[SpeechEvent]:
+        if self.first is not None:
+            yield self.first
+        async for event in self.events:
+            yield event
 
 
 class _Clause:
@@ -288,52 +318,70 @@ class _Clause:
         """Put the events of the clause into `items`."""
         if self._fetch_profile is not None:
             self._profile = await known_profile(self._fetch_profile)
-        attempt = self._attempt(())
-        while not await self._try(attempt, items):
-            if len(self._given_up) == self._attempts:
-                best = min(self._with_the_same_beginning(attempt), key=lambda earlier: earlier.badness)
-                await self._try(self._attempt(best.frames), items, best)
-                return
-            cut = self._first_new_frame(attempt)
-            attempt = self._attempt((*(min(frame, cut) for frame in attempt.frames), cut))
+        stream: _Stream | None = await self._begun((), once)
+        while stream is not None:
+            async with aclosing(stream.events):
+                stream = await self._try(stream, items)
 
-    def _attempt(self, frames: Frames) -> Attempt:
+    async def _begun(self, frames: Frames, tries: Tries, repeated: Attempt | None = None) -> "_Stream":
+        """Return the stream of a new attempt, whose first event has arrived."""
         limits = USUAL_SIGNALS if self._profile is None else self._profile.signals
-        return Attempt(self._text, limits, self._judge is not None, frames)
+        attempt = Attempt(self._text, limits, self._judge is not None, frames)
+        events = events_in_turn(partial(self._begin, frames), tries)
+        return _Stream(attempt, repeated, await anext(events, None), events)
 
-    async def _try(self, attempt: Attempt, items: Items, repeated: Attempt | None = None) -> bool:
-        """Put the events of an attempt into `items`, and return True, or give it up and return False.
+    async def _successor(self, attempt: Attempt) -> "_Stream | None":
+        """Return the stream of the attempt after one that may be given up.
+
+        If some of the speech has been sent, it does not wait while the server is full, and None is returned if it
+        fails: the faulty speech then goes on.
+        """
+        frames: Frames = (*attempt.frames, self._first_new_frame(attempt))
+        best: Attempt | None = None
+        if len(self._given_up) == self._attempts - 1:
+            same = [*self._with_the_same_beginning(attempt), attempt]
+            best = min(same, key=lambda earlier: earlier.badness)
+            frames = best.frames
+        try:
+            return await self._begun(frames, once if self._sent.num_samples else self._tries, best)
+        except ClientError:
+            if not self._sent.num_samples:
+                raise
+            return None
+
+    async def _try(self, stream: "_Stream", items: Items) -> "_Stream | None":
+        """Put the events of an attempt into `items`, or give it up and return the stream of the next attempt.
 
         The last attempt is only given up if an earlier one is better.
-
-        Args:
-            repeated: Earlier attempt that this one repeats, or None. Its faults are only reported.
         """
+        attempt = stream.attempt
+        repeated = stream.repeated
         can_redraw = self._attempts > 1 and self._profile is not None and self._profile.lookahead_frames >= 0
         is_held = can_redraw and repeated is None
         self._sent.begin_attempt()
-        begin = partial(self._begin, attempt.frames)
-        async with aclosing(events_in_turn(begin, self._tries if self._given_up else once)) as events:
-            async for event in events:
-                attempt.add(event)
-                attempt.held += self._sent.rest(event)
-                if event.is_final and repeated is not None and repeated.report:
-                    attempt.repeat(repeated)
-                elif event.is_final and not (is_held and attempt.faults and self._is_given_up(attempt)):
-                    is_held = await self._judge_whole(attempt, is_held, items)
-                if is_held and attempt.faults:
-                    if self._is_given_up(attempt):
-                        await self._give_up(attempt, event, items)
-                        return False
-                    is_held = False
-                is_whole = event.is_final or not is_held
-                await self._release(attempt, attempt.num_samples if is_whole else self._num_free(attempt), items)
-                if not self._sent.num_events:  # tell the reader that the request has a place
-                    await items.put(self._sent.add(event.without_speech()))
-        return True
+        async for event in stream:
+            attempt.add(event)
+            attempt.held += self._sent.rest(event)
+            if event.is_final and repeated is not None and repeated.report:
+                attempt.repeat(repeated)
+            elif event.is_final and not (is_held and attempt.faults and self._is_given_up(attempt)):
+                is_held = await self._judge_whole(attempt, is_held, items)
+            if is_held and attempt.faults:
+                successor = await self._successor(attempt) if self._is_given_up(attempt) else None
+                if successor is not None:
+                    await self._give_up(attempt, event, items)
+                    return successor
+                is_held = False
+            is_whole = event.is_final or not is_held
+            await self._release(attempt, inf if is_whole else self._num_free(attempt), items)
+            if not self._sent.num_events:  # tell the reader that the request has a place
+                await items.put(self._sent.add(event.without_speech()))
+        return None
 
     def _num_free(self, attempt: Attempt) -> int:
         """Return how many samples of an attempt may have been sent: up to its first fault, or up to now."""
+        if not attempt.num_samples:
+            return self._given_up_at
         num_measured = attempt.num_found if attempt.faults else attempt.num_measured
         return max(self._given_up_at, self._lead.num_free(num_measured, attempt.sample_rate, attempt.sample_bytes))
 
@@ -374,7 +422,7 @@ class _Clause:
         is_held = is_held and not self._num_free(attempt)
         if not is_held:
             attempt.held[-1] = replace(last, is_final=False, report=None)
-            await self._release(attempt, attempt.num_samples, items)
+            await self._release(attempt, inf, items)
             end = replace(last.without_speech(), start_s=last.start_s + last.duration_s, is_final=True)
             attempt.held.append(replace(end, report=last.report))
         if not is_held and self._judge.is_late:
@@ -383,7 +431,7 @@ class _Clause:
             await self._judge.measure(attempt, last.report)
         return is_held
 
-    async def _release(self, attempt: Attempt, num_free: int, items: Items) -> None:
+    async def _release(self, attempt: Attempt, num_free: float, items: Items) -> None:
         """Send the samples of an attempt before number `num_free`."""
         while attempt.held:
             event, later = self._sent.split(attempt.held.pop(0), num_free)

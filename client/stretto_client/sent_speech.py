@@ -30,7 +30,8 @@ class SentSpeech:
 
     def rest(self, event: SpeechEvent) -> list[SpeechEvent]:
         """Return an event of the attempt without the sent speech, or nothing."""
-        num_before = self._skipped.total()
+        if not self._skipped.total():
+            return [event]
         lists: dict[str, Any] = {name: getattr(event, name) for name in LISTS}
         event = replace(event, **{name: entries[self._skip(name, len(entries)) :] for name, entries in lists.items()})
         if event.codes is not None:
@@ -38,7 +39,8 @@ class SentSpeech:
         if event.pcm is not None:
             event = with_samples(event, self._skip("pcm", len(event.pcm)), len(event.pcm))
         has_samples = event.pcm is not None and len(event.pcm) > 0
-        is_new = has_samples or event.text or event.is_final or self._skipped.total() == num_before
+        has_codes = event.codes is not None and event.codes.size > 0
+        is_new = has_samples or has_codes or event.is_final or any(getattr(event, name) for name in LISTS)
         return [event] if is_new else []
 
     def _skip(self, name: str, size: int) -> int:
@@ -57,18 +59,19 @@ class SentSpeech:
         self.num_samples = self._counts["pcm"]
         return event
 
-    def split(self, event: SpeechEvent, latest: int) -> tuple[SpeechEvent | None, SpeechEvent | None]:
+    def split(self, event: SpeechEvent, latest: float) -> tuple[SpeechEvent | None, SpeechEvent | None]:
         """Return the part of an event before sample `latest` of the clause, and the other part; None for no such part.
 
-        Words and changes are in the part in which they begin, the text in the first part, and codes in the last.
+        An event without samples is before it if the next sample is. Words and changes are in the part in which they
+        begin, the text in the first part, and codes in the last.
         """
-        number = latest - self.num_samples
-        if event.pcm is None or number >= len(event.pcm):
-            return event, None
-        if number <= 0:
+        if latest <= self.num_samples:
             return None, event
-        first = with_samples(event, 0, number)
-        last = with_samples(event, number, len(event.pcm))
+        if event.pcm is None or latest >= self.num_samples + len(event.pcm):
+            return event, None
+        border = int(latest) - self.num_samples
+        first = with_samples(event, 0, border)
+        last = with_samples(event, border, len(event.pcm))
         words = tuple(word for word in event.words if word.start_s < last.start_s)
         changes = tuple(change for change in event.guidance_changes if change.start_s < last.start_s)
         first = replace(first, words=words, guidance_changes=changes, codes=None, is_final=False, report=None)

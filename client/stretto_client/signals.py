@@ -125,8 +125,9 @@ class SignalMeter:
         """Yield the faults of the speech as a whole, after its last samples, the worst one first.
 
         Args:
-            limit: Limit that has ended the speech, whose end and speed are then not measured; None for no limit.
-            has_whole_text: False if the speech is only a piece of the text, so that its speed is unknown.
+            limit: Limit that has ended the speech, so that its end is not measured and it is not too fast; None for no
+                limit.
+            has_whole_text: False if the speech is only a piece of the text, so that it is not too fast.
         """
         num_samples = self.num_measured + len(self._unmeasured)
         end_s = num_samples / self._sample_rate

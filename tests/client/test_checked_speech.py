@@ -159,11 +159,11 @@ async def test_clause_of_which_nothing_was_sent_is_drawn_anew_as_a_whole(size: i
 
 @pytest.mark.parametrize("size", [100, 800, 5_000, 100_000])
 async def test_faulty_clause_goes_on_from_what_was_sent(size: int) -> None:
-    """The silence is found after 3 s, of which the first 2 may have been sent; 2 frames later, all is new."""
+    """The silence is found after 3 s, of which the first 2.3 may have been sent; 2 frames later, all is new."""
     server = Attempts(SILENT, GOOD, size=size)
     pcm, report = await heard(server, sent_s=0.0)
-    assert server.redraws == [[], [52]]
-    np.testing.assert_array_equal(pcm, drawn([SILENT, GOOD], [52]))
+    assert server.redraws == [[], [61]]
+    np.testing.assert_array_equal(pcm, drawn([SILENT, GOOD], [61]))
     assert (names(report), report["redrawn"]) == ([], 1)
     assert report["redrawn_s"] == pytest.approx(max(3.0, size / RATE), abs=0.61) or size == 100_000
 
@@ -182,11 +182,11 @@ async def test_samples_that_were_sent_are_those_before_the_first_new_frame(size:
             assert event.start_s == pytest.approx(sent / RATE)
     assert server.redraws == [
         [],
-        [52],
-        [52, 71],
-    ]  # the second one is faulty after 4.5 s, of which 2.75 s may have been sent
+        [61],
+        [61, 86],
+    ]  # the second one is faulty after 4.5 s, of which 3.3 s may have been sent
     pcm = np.concatenate([event.pcm for event in events if event.pcm is not None])
-    np.testing.assert_array_equal(pcm, drawn(replies, [52, 71]))
+    np.testing.assert_array_equal(pcm, drawn(replies, [61, 86]))
 
 
 @pytest.mark.parametrize("size", [100, 800, 5_000, 100_000])
@@ -208,7 +208,7 @@ async def test_first_samples_are_sent_at_once(size: int) -> None:
     server = Attempts(GOOD, size=size)
     first = await anext(server.speak())
     assert first.pcm is not None
-    assert len(first.pcm) == {100: 100, 800: 800, 5_000: 5_000, 20_000: 13_840}[size]
+    assert len(first.pcm) == {100: 100, 800: 800, 5_000: 5_000, 20_000: 15_787}[size]
 
 
 async def test_fault_in_speech_that_was_sent_at_once_is_only_reported() -> None:
@@ -262,7 +262,7 @@ async def test_earlier_attempt_is_not_sent_if_a_later_one_was_sent_in_part() -> 
 
 
 @pytest.mark.parametrize("size", [100, 800, 5_000, 100_000])
-@pytest.mark.parametrize(("hold_s", "cut"), [(0.5, 52), (2.0, 27), (2.98, 3), (3.0, 0), (60.0, 0)])
+@pytest.mark.parametrize(("hold_s", "cut"), [(0.5, 61), (2.0, 27), (2.98, 3), (3.0, 0), (60.0, 0)])
 async def test_at_least_as_much_is_held_back_as_the_request_says(hold_s: float, cut: int, size: int) -> None:
     server = Attempts(SILENT, GOOD, size=size)
     pcm, report = await heard(server, sent_s=0.0, hold_s=hold_s)
@@ -279,7 +279,7 @@ def test_what_is_held_back_does_not_depend_on_the_division_into_events(rate: int
     for _ in range(9 * rate // 7):
         divided.add(7)
     divided.add(9 * rate % 7)
-    assert whole.num_free(10 * rate, rate, 4) == divided.num_free(10 * rate, rate, 4) == rate
+    assert whole.num_free(10 * rate, rate, 4) == divided.num_free(10 * rate, rate, 4) == 4 * rate
     (fault,) = SignalMeter(TEXT, rate).push(np.zeros(3 * rate, np.float32))
     assert (fault.found_s * rate) % round(0.06 * rate) == pytest.approx(0, abs=1e-6)
 
@@ -455,10 +455,64 @@ async def test_single_attempt_is_not_held_back() -> None:
     assert (names(report), report["redrawn"], server.redraws) == (["silence"], 0, [[]])
 
 
-async def test_reply_without_sound_is_too_fast() -> None:
+async def test_reply_without_sound_is_drawn_anew() -> None:
     server = Attempts(GOOD[:0], GOOD)
-    _, report = await heard(server, sent_s=0.0)
-    assert names(report) == ["too_fast"]
+    pcm, report = await heard(server, sent_s=0.0)
+    np.testing.assert_array_equal(pcm, GOOD)
+    assert (names(report), server.redraws) == ([], [[], [0]])
+
+
+async def test_faulty_clause_goes_on_if_the_server_is_full_after_samples_were_sent() -> None:
+    server = Attempts(SILENT, GOOD, full=9)
+    pcm, report = await heard(server, sent_s=0.0)
+    np.testing.assert_array_equal(pcm, SILENT)
+    assert (names(report), report["redrawn"], server.redraws) == (["silence"], 0, [[], [61]])
+
+
+async def test_attempt_that_ends_before_the_sent_samples_ends_the_clause() -> None:
+    """Such as one of another server, whose samples differ."""
+    server = Attempts(SILENT, GOOD)
+    begin = lambda frames: Attempts(GOOD[: 3 * RATE // 2]).begin([]) if frames else server.begin([])  # noqa: E731
+    speak = checked(
+        lambda options, _: begin(options.get("redraw_from")), {"seed": SEED}, 2, Lead(), once, None, profile
+    )
+    events = [event async for event in speak(TEXT)]
+    assert events[-1].is_final
+    assert sum(len(event.pcm) for event in events if event.pcm is not None) == 2 * RATE - 480
+
+
+@pytest.mark.parametrize("sizes", [(5_000, 800), (800, 5_000)])
+@pytest.mark.parametrize("hold_s", [0.0, 60.0])
+async def test_codes_are_those_of_the_samples(hold_s: float, sizes: tuple[int, int]) -> None:
+    """In attempts that are divided in different ways, whose codes come before their samples."""
+
+    async def events(pcm: np.ndarray, attempt: int) -> AsyncGenerator[SpeechEvent, None]:
+        for start in range(0, len(pcm) + sizes[attempt], sizes[attempt]):
+            codes = np.arange(start, min(len(pcm), start + sizes[attempt]))[None] + 1_000_000 * attempt
+            begin = max(0, start - sizes[attempt])
+            times = {"start_s": begin / RATE, "sample_rate": RATE}
+            report = REPORT if start >= len(pcm) else None
+            samples = pcm[begin:start] if start else None
+            yield SpeechEvent(samples, "u", 0, "audio", codes=codes, is_final=bool(report), report=report, **times)
+
+    def begin(options: Any, _: str) -> SpeechStream:
+        is_anew = "redraw_from" in options
+        return cast(SpeechStream, aclosing(events(GOOD if is_anew else SILENT, is_anew)))
+
+    speech = checked(begin, {"seed": SEED}, 2, Lead(hold_s), once, None, profile)(TEXT)
+    codes = np.concatenate([event.codes[0] async for event in speech if event.codes is not None])
+    np.testing.assert_array_equal(codes % 1_000_000, np.arange(len(GOOD)))
+    assert (codes[0] >= 1_000_000) == bool(hold_s), "all codes are those of the attempt that is sent"
+
+
+async def test_reply_that_depends_on_the_load_is_not_drawn_anew() -> None:
+    server = Attempts(SILENT, GOOD)
+    options: Any = {"seed": SEED, "guidance": {"policy": "adaptive"}}
+    speak = checked(
+        lambda drawn, _: server.begin(drawn.get("redraw_from", [])), options, 2, Lead(), once, None, profile
+    )
+    assert [event async for event in speak(TEXT)][-1].report["faults"]
+    assert server.redraws == [[]]
 
 
 async def test_speed_of_a_piece_of_the_text_is_not_measured() -> None:
