@@ -136,8 +136,8 @@ async def test_many_flushes_are_spoken_in_order(start: Start) -> None:
     async with opened(running) as writer:
         await writer.send(BEGIN, *({"text": f"{word}. ", "flush": True} for word in words), END)
         messages = await writer.until_final()
-    spoken = " ".join(request["text"].decode() for request in running.behind.requests)
-    assert spoken.replace(".", "").split() == words
+    spoken = dict.fromkeys(request["text"].decode() for request in running.behind.requests)  # some are drawn anew
+    assert " ".join(spoken).replace(".", "").split() == words
     assert len(sound(messages)) == len(words) * WORD_SAMPLES * 2
 
 
