@@ -208,6 +208,12 @@ class Health(TypedDict):
     servers: NotRequired[dict[str, "Health"]]
 
 
+class ListedVoice(NamedId):
+    """Voice that a request may name, with the path of a sentence in it."""
+
+    preview: str
+
+
 class Models(TypedDict):
     """Models of all servers that accept requests. `calls` is true if the gateway has calls over WebRTC."""
 
@@ -233,6 +239,9 @@ class Voice(TypedDict):
     consent: str
     ref_text: str
     created_at: int
+    language: str
+    gender: str
+    description: str
 
 
 class Voices(TypedDict):
@@ -245,7 +254,7 @@ class Voices(TypedDict):
     """
 
     object: Literal["list"]
-    voices: list[NamedId]
+    voices: list[ListedVoice]
     names: list[str]
     titles: dict[str, str]
     aliases: dict[str, str | None]

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
-from stretto_gateway import chat, page, pronunciations, speech, transcription, verification, voices
+from stretto_gateway import chat, page, pronunciations, speech, transcription, verification, voice_preview, voices
 from stretto_gateway.answers import (
     ERRORS,
     TEXT,
@@ -116,7 +116,7 @@ def all_routes() -> list[BaseRoute]:
     every = APIRouter()
     speaking = (speech.router, transcription.router, verification.router, chat.router)
     added = [route.router for route in installed_routes()]
-    for one in (*speaking, *added, voices.router, pronunciations.router, page.router, router):
+    for one in (*speaking, *added, voice_preview.router, voices.router, pronunciations.router, page.router, router):
         every.include_router(one, responses=ERRORS)
     add_health(every)
     refuse_twice(every.routes)

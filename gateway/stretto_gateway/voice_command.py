@@ -23,7 +23,15 @@ from stretto_gateway.config import Limits
 from stretto_gateway.guard import Keys
 from stretto_gateway.speech_request import MAX_REF_CHARS
 from stretto_gateway.voice_store import EVERYBODY, StoredVoice, TooManyVoices, VoiceStore
-from stretto_gateway.voices import MAX_CONSENT_CHARS, MAX_NAME_CHARS, SAMPLE, check_name, cloning_task
+from stretto_gateway.voices import (
+    MAX_CONSENT_CHARS,
+    MAX_DESCRIPTION_CHARS,
+    MAX_LABEL_CHARS,
+    MAX_NAME_CHARS,
+    SAMPLE,
+    check_name,
+    cloning_task,
+)
 
 PROG = "stretto voices"
 MAX_KEY_FILE_BYTES = 4096
@@ -48,6 +56,9 @@ def arguments(words: list[str] | None = None, default_folder: Path | None = None
     add.add_argument(
         "--text", type=argument_text, default="", help="transcript of the recording, for models that continue it"
     )
+    add.add_argument("--language", type=argument_text, default="", help="name or code of the speaker's language")
+    add.add_argument("--gender", type=argument_text, default="", help="the speaker's gender")
+    add.add_argument("--description", type=argument_text, default="", help="sound and manner of the voice")
     add.add_argument("--server", metavar="HOST:PORT", help="server that tests the voice; default: this machine's")
     add.add_argument("--untried", action="store_true", help="store the voice without testing it on a server")
     listing = commands.add_parser("list", parents=[shared], help="list voices, oldest first")
@@ -169,14 +180,17 @@ def read_owner(key_file: Path | None) -> str:
 def add(store: VoiceStore, owner: str, args: argparse.Namespace) -> int:
     """Store a voice once the server has generated audio with it, and print its id."""
     limits = {"--name": (args.name, 1, MAX_NAME_CHARS), "--consent": (args.consent, 1, MAX_CONSENT_CHARS)}
-    for flag, (text, least, most) in (limits | {"--text": (args.text, 0, MAX_REF_CHARS)}).items():
+    limits |= {"--text": (args.text, 0, MAX_REF_CHARS), "--description": (args.description, 0, MAX_DESCRIPTION_CHARS)}
+    limits |= {"--language": (args.language, 0, MAX_LABEL_CHARS), "--gender": (args.gender, 0, MAX_LABEL_CHARS)}
+    for flag, (text, least, most) in limits.items():
         if not least <= len(text) <= most or not text.isprintable():
             raise ValueError(f"{flag}: expected {least} to {most} printable characters, got {text[:60]!r}")
     recording = read_file(args.recording, "FILE", Limits().max_voice_bytes)
     if not args.untried:
         server = args.server or f"localhost:{port_in_row(1)}"
         asyncio.run(try_voice(server, args.name, RecordedVoice(recording, args.text)))
-    print(store.add(owner, args.name, args.text, args.consent, recording).id)
+    about = {"language": args.language, "gender": args.gender, "description": args.description}
+    print(store.add(owner, args.name, args.text, args.consent, recording, **about).id)
     return 0
 
 
@@ -203,7 +217,8 @@ def show(store: VoiceStore, owners: list[str], as_json: bool) -> int:
 def fields_of(voice: StoredVoice) -> dict[str, str | int]:
     """Return a voice's metadata under the field names used by the API."""
     named: dict[str, str | int] = {"id": voice.id, "name": voice.name, "consent": voice.consent}
-    return named | {"ref_text": voice.text, "created_at": voice.created_at}
+    named |= {"ref_text": voice.text, "created_at": voice.created_at}
+    return named | {"language": voice.language, "gender": voice.gender, "description": voice.description}
 
 
 def line_of(voice: StoredVoice) -> str:

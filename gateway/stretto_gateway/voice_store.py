@@ -37,6 +37,8 @@ class StoredVoice:
         text: Transcript of the recording; empty if unknown.
         consent: Statement about the speaker's consent.
         created_at: Unix time in seconds.
+        language: Name or code of the speaker's language; empty if unknown, like the fields below.
+        description: Sound and manner of the voice.
     """
 
     id: str
@@ -44,6 +46,9 @@ class StoredVoice:
     text: str
     consent: str
     created_at: int
+    language: str = ""
+    gender: str = ""
+    description: str = ""
 
 
 class TooManyVoices(Exception):
@@ -63,17 +68,18 @@ class VoiceStore:
                 if time.time() - left.stat().st_mtime > ABANDONED_S:
                     left.unlink()
 
-    def add(self, owner: str, name: str, text: str, consent: str, recording: bytes) -> StoredVoice:
+    def add(self, owner: str, name: str, text: str, consent: str, recording: bytes, **about: str) -> StoredVoice:
         """Store a voice.
 
         Args:
             text: Transcript of the recording; empty if unknown.
+            about: Language, gender and description, if known.
 
         Raises:
             TooManyVoices: The owner has the maximum number of voices.
             OSError: The disk is full or read-only, or the folder is forbidden.
         """
-        voice = StoredVoice(f"voice_{secrets.token_hex(16)}", name, text, consent, int(time.time()))
+        voice = StoredVoice(f"voice_{secrets.token_hex(16)}", name, text, consent, int(time.time()), **about)
         with self._adding:
             make_owner_folder(self._of(owner))
             with locked(self._of(owner)):

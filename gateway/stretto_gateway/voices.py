@@ -4,6 +4,7 @@ import base64
 from contextlib import aclosing
 from functools import partial
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import APIRouter
 from pydantic import Field
@@ -13,7 +14,7 @@ from starlette.responses import Response
 
 from stretto_client import ModelProfile, RecordedVoice, TaskProfile
 from stretto_gateway.admission import unless_disconnected
-from stretto_gateway.answers import ApiError, DeletedVoice, NamedId, Voice, Voices, mismatch, refused
+from stretto_gateway.answers import ApiError, DeletedVoice, ListedVoice, Voice, Voices, mismatch, refused
 from stretto_gateway.base64_data import FETCHES_NOTHING, read_base64
 from stretto_gateway.catalogue import (
     CallersVoices,
@@ -41,6 +42,8 @@ FIELDS = {"audio": "audio_sample", "messages[0].audio": "audio_sample", "message
 SAMPLE = "One, two."  # text that is spoken to test a new voice
 MAX_NAME_CHARS = 100
 MAX_CONSENT_CHARS = 200
+MAX_LABEL_CHARS = 40
+MAX_DESCRIPTION_CHARS = 500
 
 
 class VoiceForm(TextFields):
@@ -55,6 +58,9 @@ class VoiceForm(TextFields):
         Text, Field(min_length=1, max_length=MAX_CONSENT_CHARS, description="statement of the speaker's consent")
     ]
     ref_text: Annotated[Text, Field(max_length=MAX_REF_CHARS, description="transcript of the recording")] = ""
+    language: Annotated[Text, Field(max_length=MAX_LABEL_CHARS, description="name or code, not checked")] = ""
+    gender: Annotated[Text, Field(max_length=MAX_LABEL_CHARS)] = ""
+    description: Annotated[Text, Field(max_length=MAX_DESCRIPTION_CHARS, description="sound and manner")] = ""
     model: Text = "tts-1"
 
 
@@ -73,8 +79,8 @@ async def list_voices(request: Request, model: str = "") -> Voices:
     return {
         "object": "list",
         "voices": [
-            *(named(name, titles.get(name, name)) for name in profile.voices),
-            *(named(stored_voice.id, stored_voice.name) for stored_voice in stored),
+            *(named(name, titles.get(name, name), model) for name in profile.voices),
+            *(named(stored_voice.id, stored_voice.name, model) for stored_voice in stored),
         ],
         "names": list(profile.voices),
         "titles": titles,
@@ -101,9 +107,10 @@ async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, 
         expected = f"at most {gateway.limits.max_voice_bytes} bytes"
         raise mismatch("audio_sample", expected, f"{len(recording)} bytes")
     await unless_disconnected(request.receive, try_voice(gateway, RecordedVoice(recording, form.ref_text)))
+    about = {"language": form.language, "gender": form.gender, "description": form.description}
     metadata = (form.name, form.ref_text, form.consent)
     try:
-        return record(await FILES.run(store.add, request.state.owner, *metadata, recording))
+        return record(await FILES.run(store.add, request.state.owner, *metadata, recording, **about))
     except TooManyVoices:
         message = f"there are {gateway.limits.max_voices} voices of this key, which is the limit; delete one"
         raise ApiError(400, message, code="too_many_voices") from None
@@ -209,9 +216,10 @@ def fields_taken(gateway: Gateway, profile: ModelProfile) -> list[str]:
     return [name for name in VoiceForm.model_fields if name not in without]
 
 
-def named(voice_id: str, name: str) -> NamedId:
-    """Return a voice in the format that Open WebUI expects."""
-    return {"id": voice_id, "name": name}
+def named(voice_id: str, name: str, model: str) -> ListedVoice:
+    """Return a voice in the format that Open WebUI expects, with the path of its preview by a model."""
+    query = f"?model={quote(model)}" if model else ""
+    return {"id": voice_id, "name": name, "preview": f"/v1/audio/voices/{quote(voice_id)}/preview{query}"}
 
 
 def record(voice: StoredVoice) -> Voice:
@@ -224,4 +232,7 @@ def record(voice: StoredVoice) -> Voice:
         "consent": voice.consent,
         "ref_text": voice.text,
         "created_at": voice.created_at,
+        "language": voice.language,
+        "gender": voice.gender,
+        "description": voice.description,
     }

@@ -103,10 +103,11 @@ async def test_missing_or_wrong_content_type_is_reported(start: Start, kind: str
 
 
 VOICES = [{"id": "slt", "name": "slt"}, {"id": "rms", "name": "rms"}]
+LISTED = [voice | {"preview": f"/v1/audio/voices/{voice['id']}/preview"} for voice in VOICES]
 MODEL = {"id": "tiny", "root": "tiny", "object": "model", "owned_by": "stretto"}
 # Path, and the fields of its answer that other clients read: Open WebUI, Speaches, vLLM's benchmark, and llm-d.
 LISTS: list[tuple[str, Any]] = [
-    ("/v1/audio/voices", {"voices": VOICES, "names": ["slt", "rms"]}),
+    ("/v1/audio/voices", {"voices": LISTED, "names": ["slt", "rms"]}),
     ("/v1/models/gpt-4o-mini-tts", MODEL | {"voices": VOICES}),
     ("/v1/audio/models", {"models": [{"id": "tiny", "name": "tiny"}]}),
 ]
@@ -231,6 +232,17 @@ async def test_cross_origin_request_requires_a_key(
     headers = {"host": host, "authorization": f"Bearer {KEY}"} | ({} if origin is None else {"origin": origin})
     async with (await start(keys=keys)).http() as http:
         assert (await http.post("/v1/audio/speech", json=REQUEST, headers=headers)).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("site", "keys", "status"), [("cross-site", (), 403), ("cross-site", (KEY,), 200), ("same-origin", (), 200)]
+)
+async def test_page_of_another_site_cannot_embed_a_preview_without_a_key(
+    start: Start, site: str, keys: tuple[str, ...], status: int
+) -> None:
+    headers = {"authorization": f"Bearer {KEY}", "sec-fetch-site": site}
+    async with (await start(keys=keys)).http() as http:
+        assert (await http.get("/v1/audio/voices/slt/preview", headers=headers)).status_code == status
 
 
 @pytest.mark.parametrize(

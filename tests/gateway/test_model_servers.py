@@ -87,7 +87,10 @@ async def test_models_of_all_servers_are_listed(several: Begin) -> None:
     async with gateway.running.http() as http:
         assert [each["id"] for each in (await http.get("/v1/audio/models")).json()["models"]] == [*KINDS]
         voices = {name: (await http.get("/v1/audio/voices", params={"model": name})).json() for name in ("", "other")}
+        preview = await http.get(voices["other"]["voices"][0]["preview"])
     assert (voices[""]["names"], voices["other"]["names"]) == (["amy", "joe"], ["slt", "rms"])
+    assert preview.status_code == 200
+    assert gateway.asked() == {"second-voice": 1}
 
 
 @pytest.mark.parametrize(

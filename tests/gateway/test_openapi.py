@@ -68,6 +68,7 @@ GOOD = [
     ("get", "/v1/audio/models", {}),
     ("post", "/v1/audio/voices", {"files": {"audio_sample": ("me.wav", RECORDING)}, "data": FORM}),
     ("get", "/v1/audio/voices", {}),
+    ("get", "/v1/audio/voices/{name}/preview", {"name": "slt"}),
     ("delete", "/v1/audio/voices/{voice_id}", {"voice_id": None}),
     ("put", "/v1/audio/pronunciations", {"json": {"SQL": "sequel"}}),
     ("get", "/v1/audio/pronunciations", {}),
@@ -212,6 +213,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
         ("/v1/audio/voices", voice(**{field: value}), field, "")
         for field, value in (
             *(("name", ""), ("name", "x" * 101), ("consent", ""), ("ref_text", "x" * 4001), ("folder", "/etc")),
+            *(("language", "x" * 41), ("gender", "x" * 41), ("description", "x" * 501)),
             ("model", "gpt-7"),
         )
     ),

@@ -18,7 +18,7 @@ from stretto_gateway.command import arguments, read_config
 from stretto_gateway.config import MIB, CacheSettings, Limits
 from stretto_gateway.encoding import MEDIA_TYPES
 from stretto_gateway.speech_cache import ENTRY_BYTES, SHARES, CachedRequest, SpeechCache
-from tests.client.fake_server import Chunk, Request, Step, Until
+from tests.client.fake_server import PROFILE, Chunk, Request, Step, Until
 from tests.gateway.conftest import Running, Start, sse_events
 from tests.gateway.test_voices import CLONES
 from tests.patience import until_async
@@ -283,6 +283,18 @@ async def test_another_model_has_other_entries(start: Start) -> None:
     for name in (changed, json.dumps(MODEL)):
         running.behind.name = name
         assert states(await spoken(running, **SEEDED | {"seed": 2})) == ["miss"]
+
+
+async def test_preview_is_cached_and_in_a_language_of_the_model(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stretto_gateway.voice_preview.SENTENCE", "A cat sat.")  # which the scripted speech fits
+    profile = PROFILE | {"languages": ["german", "french"], "requires_language": True, "options": ["language"]}
+    running = await started(start, profile=profile)
+    async with running.http() as http:
+        first, second = [await http.get("/v1/audio/voices/slt/preview") for _ in range(2)]
+    assert first.content == second.content
+    assert states(first, second) == ["miss", "hit"]
+    (request,) = running.behind.requests
+    assert json.loads(request["options"]).items() >= {"language": "german", "voice": "slt"}.items()
 
 
 async def test_field_without_a_cache_has_no_effect(start: Start) -> None:

@@ -20,7 +20,7 @@ from stretto_gateway.voice_command import main
 from stretto_gateway.voice_store import TooManyVoices, VoiceStore
 from tests.client.fake_server import PROFILE, ErrorText, FakeServer
 from tests.gateway.conftest import SPOKEN, Start
-from tests.gateway.test_voices import CLONES, KEYS, RECORDING, Caller, added_voice, cloning, told
+from tests.gateway.test_voices import ABOUT, CLONES, KEYS, RECORDING, Caller, added_voice, cloning, told
 from tests.patience import PATIENCE_S
 from tests.tiers import by_night
 
@@ -76,7 +76,8 @@ async def test_running_gateway_sees_voices_added_and_removed_by_command(
     start: Start, clones: tuple[FakeServer, str], folder: Path, recording: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     running, (server, address) = await start(SPOKEN, CLONES, voices=folder), clones
-    words = ["add", str(recording), *NAMED, "--text", "It is me.", "--server", address]
+    described = [word for name, text in ABOUT.items() for word in (f"--{name}", text)]
+    words = ["add", str(recording), *NAMED, "--text", "It is me.", "--server", address, *described]
     capsys.readouterr()
     assert await asyncio.to_thread(main, words) == 0
     voice = capsys.readouterr().out.strip()
@@ -92,6 +93,7 @@ async def test_running_gateway_sees_voices_added_and_removed_by_command(
     uploaded = await added_voice(running)
     found = [json.loads(line) for line in run(capsys, "list", "--json").splitlines()]
     assert {each["id"] for each in found} == {voice, uploaded}
+    assert listed.items() >= ABOUT.items()
     stored = next(each for each in found if each["id"] == voice)
     assert {**listed, "object": None} == {**stored, "object": None, "type": "audio_sample"}
     run(capsys, "remove", voice, uploaded)
@@ -158,6 +160,9 @@ def test_recording_and_key_are_read_from_pipes(folder: Path, recording: Path, tm
         (["add", "FILE", "--name", "a\nb", "--consent", "a"], 2, r"--name: expected 1 to 100 printable characters"),
         (["add", "FILE", "--name", "a", "--consent", "a" * 201], 2, "--consent: expected 1 to 200 printable"),
         (["add", "FILE", *NAMED, "--text", "a" * 4001], 2, "--text: expected 0 to 4000 printable"),
+        (["add", "FILE", *NAMED, "--language", "a" * 41], 2, "--language: expected 0 to 40 printable"),
+        (["add", "FILE", *NAMED, "--gender", "a" * 41], 2, "--gender: expected 0 to 40 printable"),
+        (["add", "FILE", *NAMED, "--description", "a" * 501], 2, "--description: expected 0 to 500 printable"),
         (["add", "missing.wav", *NAMED], 1, "missing.wav: No such file or directory"),
         (["add", "FILE", *NAMED, "--server", "localhost:1"], 3, "localhost:1"),
         (["add", "EMPTY", *NAMED, "--untried"], 2, "FILE: expected a file of 1 to "),

@@ -1,6 +1,7 @@
 """Uploaded voices: stored, used by id, deleted, and private to their owner."""
 
 import asyncio
+import dataclasses
 import errno
 import json
 import logging
@@ -20,6 +21,7 @@ from stretto_gateway.command import VOICES, arguments, read_config
 from stretto_gateway.config import Limits
 from stretto_gateway.fields import HEADER
 from stretto_gateway.pronunciation_store import PronunciationStore
+from stretto_gateway.voice_preview import SEED, SENTENCE
 from stretto_gateway.voice_store import TooManyVoices, VoiceStore
 from tests.client.fake_server import PROFILE, Chunk, ErrorText, Request, Until
 from tests.gateway.conftest import SPOKEN, Running, Start
@@ -29,6 +31,7 @@ from tests.patience import PATIENCE_S, until_async
 KEYS = ("the-key-of-the-first", "the-key-of-the-other")
 RECORDING = bytes(range(256)) * 8  # with ends of lines in it
 FORM = {"name": "mine", "consent": "my own", "ref_text": "It is me."}
+ABOUT = {"language": "en-GB", "gender": "female", "description": "calm, and a little hoarse"}
 STRANGE_IDS = ("voice_", "voice_" + "A" * 32, "voice_" + "0" * 33, "..", "%2e%2e%2fkeys", "voice_" + "0" * 31 + "%0a")
 
 
@@ -101,7 +104,7 @@ async def test_a_voice_is_usable_after_a_restart_until_it_is_deleted(start: Star
     again = await start(SPOKEN, CLONES, voices=tmp_path / "voices")
     for running in (first, again):
         listed = await Caller(running).list()
-        assert listed["form"] == ["audio_sample", "name", "consent", "ref_text"]
+        assert listed["form"] == ["audio_sample", "name", "consent", "ref_text", *ABOUT]
         (known,) = listed["data"]
         assert known | FORM == known
         assert (known["id"], known["object"]) == (voice, "audio.voice")
@@ -118,6 +121,42 @@ async def test_a_voice_is_usable_after_a_restart_until_it_is_deleted(start: Star
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "voice_not_found")
         assert (await Caller(running).list())["data"] == []
         assert (await Caller(running).forget(voice)).status_code == 404
+
+
+async def test_voice_is_described_and_has_a_preview(start: Start, tmp_path: Path) -> None:
+    """A preview is a request for speech, and counts as use."""
+    running = await start(SPOKEN, CLONES, voices=tmp_path / "voices")
+    plain = await added_voice(running)
+    described = await added_voice(running, **ABOUT)
+    listed = await Caller(running).list()
+    assert {voice["id"]: {name: voice[name] for name in ABOUT} for voice in listed["data"]} == {
+        plain: dict.fromkeys(ABOUT, ""),
+        described: ABOUT,
+    }
+    previews = {voice["id"]: voice["preview"] for voice in listed["voices"]}
+    assert previews.keys() == {*PROFILE["voices"], plain, described}
+    async with running.http() as http:
+        for voice, preview in previews.items():
+            answer = await http.get(preview, params={"response_format": "pcm"})
+            assert (answer.status_code, answer.headers["content-type"]) == (200, "audio/pcm")
+            assert len(answer.content) > 0
+            request = running.behind.requests[-1]
+            options = json.loads(request["options"])
+            assert options["seed"] == SEED
+            assert options.get("voice") == voice or told(request)[1] == RECORDING
+        unknown = await http.get("/v1/audio/voices/anna/preview")
+        usage = (await http.get("/v1/usage")).json()
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "voice")
+    assert usage["characters"] >= len(previews) * len(SENTENCE)
+
+
+def test_voice_that_was_stored_without_a_description_is_read(tmp_path: Path) -> None:
+    store = VoiceStore(tmp_path, 1)
+    voice = store.add("everybody", "mine", "", "yes", b"a", **ABOUT)
+    path = tmp_path / "everybody" / f"{voice.id}.recording"
+    record = json.loads(path.read_bytes().partition(b"\n")[0])
+    path.write_text(json.dumps({name: value for name, value in record.items() if name not in ABOUT}) + "\na")
+    assert store.find("everybody", voice.id) == (dataclasses.replace(voice, **dict.fromkeys(ABOUT, "")), b"a")
 
 
 async def test_stored_voices_survive_a_gateway_restart(
@@ -142,7 +181,8 @@ async def test_stored_voices_survive_a_gateway_restart(
         assert in_list == [
             each["id"] for each in sorted(listed["data"], key=lambda each: (each["created_at"], each["id"]))
         ]
-        assert listed["voices"][2:] == [{"id": voice, "name": "mine"} for voice in in_list]
+        uploaded = [(voice["id"], voice["name"]) for voice in listed["voices"][2:]]
+        assert uploaded == [(voice, "mine") for voice in in_list]
         assert (await Caller(running).speak(ids[0])).status_code == 200
 
 
