@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -33,6 +33,7 @@ router = APIRouter()
 LANGUAGE_CODES = {name: code for code, name in reversed(CODES.items())}
 AUDIO = described("Audio, chunk by chunk", *MEDIA_TYPES.values(), schema=FILE) | ERRORS
 LINES = "application/x-ndjson"
+LABELS = ("language", "gender")
 OutputFormat = Annotated[str, Query(description="such as mp3_44100_128 or pcm_24000")]
 
 
@@ -59,6 +60,8 @@ class Voice(TypedDict):
     name: str
     category: str
     labels: dict[str, str]
+    description: str | None
+    preview_url: str
 
 
 class Voices(TypedDict):
@@ -212,16 +215,21 @@ async def stream_with_times(
 async def all_voices(request: Request) -> list[Voice]:
     """Return the model's voices and the caller's own."""
     listed = await list_voices(request)
-    added = {voice["id"] for voice in listed["data"]}
-    return [
-        {
-            "voice_id": voice["id"],
-            "name": voice["name"],
-            "category": "cloned" if voice["id"] in added else "premade",
-            "labels": {},
-        }
-        for voice in listed["voices"]
-    ]
+    added: dict[str, Mapping[str, Any]] = {voice["id"]: voice for voice in listed["data"]}
+    voices = list[Voice]()
+    for voice in listed["voices"]:
+        about = added.get(voice["id"], {})
+        voices.append(
+            {
+                "voice_id": voice["id"],
+                "name": voice["name"],
+                "category": "cloned" if about else "premade",
+                "labels": {name: about[name] for name in LABELS if about.get(name)},
+                "description": about.get("description") or None,
+                "preview_url": f"{request.base_url}{voice['preview'].removeprefix('/')}",
+            }
+        )
+    return voices
 
 
 @router.get("/v1/voices", responses=ERRORS)

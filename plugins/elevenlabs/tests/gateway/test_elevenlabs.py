@@ -195,7 +195,7 @@ async def test_other_errors_have_a_code_and_the_id_of_the_request(start: Start) 
 
 async def test_voices_are_those_of_the_gateway_page_by_page(start: Start, tmp_path: Path) -> None:
     running = await start(SPOKEN, CLONES, voices=tmp_path)
-    own = await added_voice(running)
+    own = await added_voice(running, language="English", description="calm")
     async with running.http() as http:
         voices = (await http.get("/v1/voices")).json()["voices"]
         pages = [(await http.get("/v2/voices", params={"page_size": 1})).json()]
@@ -206,10 +206,13 @@ async def test_voices_are_those_of_the_gateway_page_by_page(start: Start, tmp_pa
         sought = (await http.get("/v2/voices", params={"search": one["name"].upper()})).json()
         unknown = await http.get("/v1/voices/nobody")
         answer = await http.post(path(own), json={"text": TEXT})
+        previews = [await http.get(voice["preview_url"]) for voice in voices]
     assert [voice for page in pages for voice in page["voices"]] == voices
     assert {page["total_count"] for page in pages} == {len(voices)}
     assert one in voices
-    assert one["category"] == "cloned"
+    assert (one["category"], one["description"], one["labels"]) == ("cloned", "calm", {"language": "English"})
+    assert (voices[0]["category"], voices[0]["description"], voices[0]["labels"]) == ("premade", None, {})
+    assert {preview.headers["content-type"] for preview in previews} == {"audio/mpeg"}
     assert one in sought["voices"]
     assert (unknown.status_code, unknown.json()["detail"]["status"]) == (404, "voice_not_found")
     assert answer.status_code == 200
