@@ -55,14 +55,16 @@ def offered_voices(profile: ModelProfile, model: str, stored: Sequence[StoredVoi
         model: Name of the model, which is that of its default voice.
     """
     titles = dict(zip(profile.voices, profile.voice_titles, strict=False))
-    names = [(name, titles.get(name, name), {"voice": name}) for name in profile.voices]
-    names += [(voice.id, voice.name, {"voice": voice.id}) for voice in stored]
     codes = language_codes(profile)
     voices = [OfferedVoice(model, f"{model}, default voice", codes, {}, profile.voices)]
-    voices += [OfferedVoice(name, title, codes, fields) for name, title, fields in names]
+    voices += [OfferedVoice(name, titles.get(name, name), codes, {"voice": name}) for name in profile.voices]
+    for voice in stored:
+        title = f"{voice.name}, {voice.description}" if voice.description else voice.name
+        spoken = tuple(code for code in codes if code == CODE_OF.get(code_name(voice.language)))
+        voices.append(OfferedVoice(voice.id, title, spoken or codes, {"voice": voice.id}))
     if not profile.requires_language:
         return voices
-    return [_in_language(voice, code) for code in codes for voice in voices]
+    return [_in_language(voice, code) for code in codes for voice in voices if code in voice.languages]
 
 
 def _in_language(voice: OfferedVoice, code: str) -> OfferedVoice:

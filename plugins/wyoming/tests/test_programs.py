@@ -9,6 +9,7 @@ from plugins.wyoming.tests.conftest import Begin
 from stretto_client import ModelProfile
 from stretto_contract.languages import CODES
 from stretto_gateway.answers import ApiError
+from stretto_gateway.voice_store import StoredVoice
 from stretto_wyoming.fields import VoiceChoice
 from stretto_wyoming.programs import chosen_fields, language_codes, offered_voices
 from tests.client.fake_server import PROFILE
@@ -60,6 +61,14 @@ def test_voice_has_a_language_if_requests_need_one() -> None:
         (VoiceChoice(name="tiny-de", speaker="slt"), {"voice": "slt", "language": "de"}),
     ):
         assert chosen_fields(REQUIRING, voices, choice) == fields
+
+
+def test_stored_voice_is_offered_in_its_language_if_the_model_has_it() -> None:
+    stored = [StoredVoice(language, "mine", "", "yes", 1, language=language) for language in ("de-AT", "German", "xx")]
+    offered = {voice.name: voice.languages for voice in offered_voices(PLAIN, "tiny", stored)}
+    assert offered | {"de-AT": ("de",), "German": ("de",), "xx": ("en", "de")} == offered
+    assert [voice.name for voice in offered_voices(REQUIRING, "tiny", stored[:1])][-1] == "de-AT-de"
+    assert "de-AT-en" not in {voice.name for voice in offered_voices(REQUIRING, "tiny", stored)}
 
 
 def test_language_is_not_sent_to_a_model_without_that_option() -> None:

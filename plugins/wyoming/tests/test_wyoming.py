@@ -219,10 +219,10 @@ async def test_client_that_leaves_ends_its_speech(begin: Begin) -> None:
 
 async def test_uploaded_voice_is_offered_and_spoken(begin: Begin, tmp_path: Path) -> None:
     running, line = await begin(SPOKEN, CLONES, voices=tmp_path)
-    voice_id = await added_voice(running, name="Mine")
+    voice_id = await added_voice(running, name="Mine", description="calm")
     await line.send("describe")
     (program,) = (await line.read())["tts"]
-    assert {voice["name"]: voice["description"] for voice in program["voices"]}[voice_id] == "Mine"
+    assert {voice["name"]: voice["description"] for voice in program["voices"]}[voice_id] == "Mine, calm"
     await line.send("synthesize", text=TEXT, voice={"name": voice_id})
     await line.until("audio-stop")
     assert told(running.behind.requests[-1])[1] == RECORDING
