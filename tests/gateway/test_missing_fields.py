@@ -52,6 +52,12 @@ NULLS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def one_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let requests without a seed, for which the client draws one, be equal."""
+    monkeypatch.setattr("stretto_client.speech_stream.secrets.randbits", lambda num_bits: num_bits)
+
+
 def script(request: Request) -> list[Step]:
     return REPLY if request["task"] != b"tts" else SPOKEN
 
