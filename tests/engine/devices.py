@@ -213,7 +213,7 @@ def assert_latent_steps_stay_on_the_device(
     engine = Engine(release, max_num_seqs=NUM_SLOTS, **more)
     names = {"_embed_kernel", "_gather_kernel"}
     if uses_kernels:
-        names |= {"draw_streams_kernel", "advance_kernel", "latent_inputs_kernel", *own_kernels(engine.rules.family)}
+        names |= {*STEP_KERNELS[:3], "latent_inputs_kernel", *own_kernels(engine.rules.family)}
     kernels = fake_kernels(names, monkeypatch)
     try:
         with on_a_gpu(engine, monkeypatch) as state:
