@@ -12,6 +12,7 @@ import sys
 import tempfile
 import traceback
 import warnings
+import weakref
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -85,6 +86,9 @@ def own_file(stream: FDCapture) -> None:
 def work(session: pytest.Session, pipe: Connection, index: int) -> None:
     """Run the tests of each group that the pipe names by the positions of its tests, until it names none."""
     config = session.config
+    os.register_at_fork(after_in_child=pipe.close)  # otherwise a process that a test leaves behind keeps it open
+    for finalizer in list(weakref.finalize._registry):
+        finalizer.atexit = False  # of the process that collects, such as of a module's TemporaryDirectory
     capture = config.pluginmanager.getplugin("capturemanager")._global_capturing
     for stream in (capture.out, capture.err):
         if isinstance(stream, FDCapture):
@@ -102,6 +106,7 @@ def work(session: pytest.Session, pipe: Connection, index: int) -> None:
             pipe.send([*sender.take(), ("is_free", {})])
         session._setupstate.teardown_exact(None)
         atexit._run_exitfuncs()
+        pipe.send([("has_ended", {})])
     except Exception:
         pipe.send([("is_broken", {"text": traceback.format_exc()})])
 
@@ -120,6 +125,7 @@ class Worker:
     pid: int
     pipe: Connection
     items: Items = field(default_factory=deque)  # that it still has to finish
+    has_ended: bool = False  # with all fixtures
 
     def give(self, items: Items, positions: dict[pytest.Item, int]) -> None:
         """Make it run these tests, or end if there are none."""
@@ -163,6 +169,8 @@ class Pool:
                     raise self._session.Failed(self._session.shouldfail)
                 if self._session.shouldstop:
                     raise self._session.Interrupted(self._session.shouldstop)
+            if self._groups:
+                raise RuntimeError(f"{len(self._groups)} groups of tests did not run")
         finally:
             for worker in self._workers.values():
                 worker.end()
@@ -176,9 +184,12 @@ class Pool:
         self._num_started += 1
         pid = os.fork()
         if pid == 0:
-            with suppress(KeyboardInterrupt):
+            status = 1
+            try:
                 work(self._session, theirs, index)
-            os._exit(0)
+                status = 0
+            finally:
+                os._exit(status)  # whatever was raised, because only the first process collects and reports
         theirs.close()
         self._workers[ours] = Worker(pid, ours)
         self._workers[ours].give(items, self._positions)
@@ -193,6 +204,8 @@ class Pool:
         for name, data in events:
             if name == "is_free":
                 worker.give(self._groups.popleft() if self._groups else deque(), self._positions)
+            elif name == "has_ended":
+                worker.has_ended = True
             elif name == "is_broken":
                 raise RuntimeError(f"a worker failed outside of a test\n{data['text']}")
             else:
@@ -216,8 +229,10 @@ class Pool:
         """Report the test during which a worker ended, and start another worker for those that were to follow."""
         del self._workers[worker.pipe]
         worker.end()
-        if not worker.items:
+        if worker.has_ended:
             return
+        if not worker.items:
+            raise RuntimeError("a worker ended while its fixtures of the session did")
         item = worker.items.popleft()
         text = f"the worker ended during {item.nodeid}"
         report = pytest.TestReport(item.nodeid, item.location, {}, "failed", text, "call")

@@ -96,7 +96,7 @@ class FamilyCase:
         refused_configs: Changes of the config, and a part of the error.
         refused_edits: File in the folder, edit of its content, and a part of the error; for a folder, the edit gets its
             path.
-        edits_by_night: Further ones, for long lists.
+        edits_by_night: Further entries of `refused_edits`, which only scripts/nightly.sh runs.
         needed_tokens: Tokens that the tokenizer must have.
         published: Function that returns the sizes of a published release.
         codec: Codec of the tests of prompts, if the release has none.
@@ -112,7 +112,7 @@ class FamilyCase:
         conformance: Arguments of `assert_family_conforms` after the folder.
         conforming_size: Name of the sizes of the release whose checkpoint conforms, instead of a random one; then
             `conformance` has neither a vocabulary nor a function that writes checkpoints.
-        conforms_by_night: True if the conformance test takes long.
+        conforms_by_night: True if only scripts/nightly.sh runs the conformance test, because it takes long.
     """
 
     plugin: FamilyPlugin
@@ -479,11 +479,11 @@ def _conformances(case: FamilyCase) -> list[Any]:
 def _schedulings(case: FamilyCase) -> Iterable[Any]:
     """Yield the settings of engines: the first size with much memory and the last with little, with each scheduler.
 
-    By day only the last size with little memory, which is also alone and in a batch.
+    By day only the last size with little memory and the scheduler that GPUs use, which is also alone and in a batch.
     """
     tight = {**TIGHT, **case.tight}
     for is_tight, is_async in ((True, False), (False, True), (True, True), (False, False)):
         size = case.sizes[-1] if is_tight else case.sizes[0]
         scheduling = Scheduling(size, is_async, is_tight, tight if is_tight else {})
-        is_night = (is_tight, is_async) != (True, False)
+        is_night = not (is_tight and is_async)
         yield pytest.param(scheduling, id=str(scheduling), marks=pytest.mark.nightly if is_night else ())
