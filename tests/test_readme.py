@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from stretto.verification import command as verify
 from stretto_client.arguments import parse
 from stretto_gateway import command as gateway
 from stretto_gateway import pronunciation_command, voice_command
+from stretto_gateway.jobs import command as job_command
 from tests.ports import free_row
 
 ROOT = Path(__file__).parents[1]
@@ -53,8 +55,17 @@ def serve_flags(words: list[str]) -> argparse.Namespace:
     if "--model" in words:
         _, words = run.model_arguments(words)
     flags, passed = config.parser().parse_known_args(words)
+    of_routes, passed = config.split_route_flags(passed)
     assert not passed, f"{passed} would go to tritonserver"
+    gateway.arguments().parse_args(["--server", "localhost:8001", *of_routes])
     return flags
+
+
+def run_flags(words: list[str]) -> argparse.Namespace:
+    """Parse the arguments of `stretto run`, and those after `--`, which are the server's."""
+    own = list(takewhile(lambda word: word != "--", words))
+    serve_flags(["--gateway", *words[len(own) + 1 :]])
+    return run.parser_of(speech_client()).parse_args(own)
 
 
 def convert_flags(words: list[str]) -> argparse.Namespace:
@@ -72,7 +83,8 @@ PARSERS: dict[str, Callable[[list[str]], argparse.Namespace]] = {
     "families": entry_points.arguments,
     "voices": voice_command.arguments,
     "pronunciations": pronunciation_command.arguments,
-    "run": run.parser_of(speech_client()).parse_args,
+    "read": job_command.arguments,
+    "run": run_flags,
     "pull": pull_arguments,
     "list": show.list_arguments,
     "rm": show.remove_arguments,
