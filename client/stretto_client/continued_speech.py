@@ -105,7 +105,7 @@ class ContinuedSpeech:
 
     @asynccontextmanager
     async def __call__(self, text: str, **arguments: Any) -> AsyncIterator[AsyncIterator[SpeechEvent]]:
-        """Speak a clause, and keep it for the next one."""
+        """Speak a clause, and keep its speech as the context of the next one."""
         task = await self._task()
         arguments["earlier"] = FIRST
         if self._spoken is not None and not reads_either(task, self._voice):

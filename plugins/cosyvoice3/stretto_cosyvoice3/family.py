@@ -73,9 +73,8 @@ class TextGroups(NamedTuple):
 class CodeRules(DrawRules):
     """Rules for the sampling of codes (`mechanism/draw.py`) and the reading of text between them.
 
-    The state of a reply is the number of given rows so far, the number of codes in the current group, including codes
-    of a recording in the first one, and the number of given rows before the first sampled row, unless the text ends
-    earlier.
+    The state of a reply has three counters: rows of text that it has read, codes in the current group (in the first
+    one, also those of a recording), and rows of text before the first sampled row, unless the text ends earlier.
 
     Attributes:
         groups: Layout of text and codes.

@@ -54,7 +54,7 @@ class SynthesizeChunk(Body):
 
 
 class Transcribe(Body):
-    """Model for the audio that follows. The other fields have no effect, because the model decides."""
+    """Choice of the model for the next recording. Other fields have no effect, because the model decides."""
 
     name: Text | None = None
     language: Text | None = None

@@ -418,7 +418,7 @@ class View:
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """In the message of a ReleaseError, replace the folders by the names of their repositories."""
+        """Name repositories instead of folders in the message of a ReleaseError that is raised inside."""
         try:
             yield
         except ReleaseError as error:

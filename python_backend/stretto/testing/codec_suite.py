@@ -389,7 +389,7 @@ class CodecSuite:
             assert pcm.device == DEVICE
 
     def test_samples_of_kernels_have_the_same_bits_in_any_chunk_and_batch(self, on_gpu: OnGpu) -> None:
-        """They differ by rounding from those of torch, and the second time read rows that the first one wrote."""
+        """Not those of torch, which rounds differently. The second run reads the state that the first one wrote."""
         codec = on_gpu.make()
         expected = stream(codec, self.case.draw(codec, 2, 4, 1), [4])
         codec = on_gpu.make()

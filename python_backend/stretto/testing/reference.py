@@ -131,7 +131,7 @@ class ReferenceModel:
         self.model.load_state_dict(weights)
 
     def context(self, heard: dict[int, torch.Tensor] | None = None) -> CachedRows:
-        """Create an empty context."""
+        """Return the state of a reply before its first row."""
         return CachedRows(self.model, self.family, heard, self.conditions)
 
     @torch.no_grad()

@@ -126,7 +126,7 @@ class RepetitionGuard:
         return torch.where(again, draw(values, ids, redraw_keys(keys), params, EVERYTHING), drawn)
 
     def is_guarded(self, drawn: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
-        """Return True for the ids in `drawn` [A, k] that are codes: inside `codebooks`, ranges of ids [k, 2]."""
+        """Return True for the ids in `drawn` [A, k] that lie in the range of their stream in `codebooks` [k, 2]."""
         return (drawn >= codebooks[:, 0]) & (drawn < codebooks[:, 1])
 
 

@@ -139,7 +139,7 @@ def _load_rows(
     x: tl.tensor, norm: tl.tensor, rows: tl.tensor, is_row: tl.tensor, inner: tl.tensor, squares: tl.tensor,
     num_inner: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return a tile of `x` [M, K], [parts, inner, rows], and `squares` with the sums of its squares, [parts, 1, rows].
+    """Load a tile of `x` [M, K] as [parts, inner, rows], and add the sums of its squares to `squares` [parts, 1, rows].
 
     With a norm, the tile is multiplied by the norm's weight; the product is scaled at the end.
     """
