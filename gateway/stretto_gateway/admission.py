@@ -19,6 +19,7 @@ from stretto_gateway.answers import ApiError
 from stretto_gateway.config import Limits
 
 Result = TypeVar("Result")
+UNKNOWN_SHARE = 8  # of as many sessions, one more may be open whose client has not identified itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,17 +209,21 @@ class OpenSessions:
 
     def __init__(self, limits: Limits):
         self._open = FairLimit(limits.max_sessions)
+        self._unknown = FairLimit(max(1, limits.max_sessions // UNKNOWN_SHARE))
         self.held = Held(limits)
         self.draining = asyncio.Event()
 
     @property
     def num_open(self) -> int:
         """Number of open sessions of all callers."""
-        return self._open.held
+        return self._open.held + self._unknown.held
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
+    def slot(self, is_known: bool = True) -> Iterator[None]:
         """Count a session of the current caller (`CALLER`) during the `with` block.
+
+        Args:
+            is_known: False for a client that has yet to identify itself; such clients only share slots of their own.
 
         Raises:
             ApiError: 429 if too many sessions are open, 503 if the gateway is shutting down.
@@ -226,9 +231,10 @@ class OpenSessions:
         if self.draining.is_set():
             raise ApiError(503, "the gateway accepts no new sessions; try again", code="unavailable")
         caller = CALLER.get()
-        with self._open.reserving(caller) as is_left:
+        shares = self._open if is_known else self._unknown
+        with shares.reserving(caller) as is_left:
             if not is_left:
-                num_held = self._open.held_by(caller)
-                message = f"{self.num_open} sessions are open already, {num_held} of them yours; try again"
+                num_held = shares.held_by(caller)
+                message = f"{shares.held} sessions are open already, {num_held} of them yours; try again"
                 raise ApiError(429, message, code="rate_limit_exceeded")
             yield

@@ -140,6 +140,30 @@ class SocketSession(Protocol):
         ...
 
 
+class RequestedEnd:
+    """End of a session that its client asks for: once the output in progress is complete.
+
+    Attributes:
+        is_asked: True once the client has asked for it.
+    """
+
+    def __init__(self, session: SocketSession, tasks: asyncio.TaskGroup):
+        self._session = session
+        self._tasks = tasks
+        self.is_asked = False
+
+    def ask(self) -> None:
+        """Begin to end the session; further calls have no effect."""
+        if not self.is_asked:
+            self.is_asked = True
+            self._tasks.create_task(_end_when_complete(self._session, SessionEnd(DONE)))
+
+
+async def _end_when_complete(session: SocketSession, end: SessionEnd) -> None:
+    await session.complete()
+    raise end
+
+
 @asynccontextmanager
 async def session_tasks(channel: SocketChannel) -> AsyncIterator[asyncio.TaskGroup]:
     """Run the tasks of a session.
@@ -203,8 +227,7 @@ async def attend(
 async def _until_draining(gateway: Gateway, session: SocketSession) -> None:
     """End the session when the gateway shuts down, once the output in progress is complete."""
     await gateway.sessions.draining.wait()
-    await session.complete()
-    raise SessionEnd(RESTART, "the gateway is shutting down")
+    await _end_when_complete(session, SessionEnd(RESTART, "the gateway is shutting down"))
 
 
 async def _until_expired(session_s: float) -> None:

@@ -17,7 +17,7 @@ from stretto_gateway.config import Limits
 from stretto_gateway.fields import IGNORED, Body, Ignored, Text, held_bytes, validated
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.routes import Route
-from stretto_gateway.socket_session import DONE, SessionEnd, SocketChannel, attend, read_json, session_tasks
+from stretto_gateway.socket_session import RequestedEnd, SocketChannel, attend, read_json, session_tasks
 from stretto_gateway.speech import quality, timed_parts, voice_options, wants_alignment
 from stretto_gateway.speech_request import SpeechFields
 
@@ -25,8 +25,8 @@ from stretto_gateway.speech_request import SpeechFields
 class IncomingText:
     """Text of one utterance that the client is still sending.
 
-    The text's total length is limited, and so is the time until it is complete. Unread text counts as held memory until
-    `close`.
+    The text's total length is limited, and so is the time from its first reading until it is complete. Unread text
+    counts as held memory until `close`.
     """
 
     def __init__(self, limits: Limits, held: Held):
@@ -38,7 +38,7 @@ class IncomingText:
         self._failure: ApiError | None = None
         self._changed = asyncio.Event()
         self._ended = asyncio.Event()
-        self._timer = asyncio.get_running_loop().call_later(limits.writing_s, self._expire)
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def is_ended(self) -> bool:
@@ -76,7 +76,7 @@ class IncomingText:
 
     def end(self) -> None:
         """Mark the text as complete."""
-        self._timer.cancel()
+        self._stop_timer()
         self._ended.set()
         self._changed.set()
 
@@ -86,6 +86,8 @@ class IncomingText:
 
     async def pieces(self) -> AsyncIterator[str]:
         """Yield pieces as they arrive; at the end, raise ApiError if part of the text was dropped."""
+        if not self.is_ended:
+            self._timer = asyncio.get_running_loop().call_later(self._limits.writing_s, self._expire)
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -101,10 +103,14 @@ class IncomingText:
 
     def close(self) -> None:
         """Discard unread text, and ignore later pieces."""
-        self._timer.cancel()
+        self._stop_timer()
         self._unread = ""
         self._is_closed = True
         self._release(self._num_held)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _release(self, num_bytes: int) -> None:
         self._held.remove(num_bytes)
@@ -203,7 +209,7 @@ class StreamSession:
         self._text: IncomingText | None = None
         self._task: asyncio.Task[None] | None = None
         self._speaking: asyncio.Timeout | None = None  # without a time limit: entered while audio is generated
-        self._is_closing = False
+        self._requested_end = RequestedEnd(self, tasks)
 
     @property
     def is_open(self) -> bool:
@@ -284,7 +290,7 @@ class StreamSession:
         if not self.is_open:
             self._expect_silence("input.text")
             config = self._configured()
-            if self._is_closing or not piece:
+            if self._requested_end.is_asked or not piece:
                 return
             self._text = IncomingText(self._gateway.limits, self._gateway.sessions.held)
             self._task = self._tasks.create_task(self._speak(config, self._text, self._num_utterances))
@@ -309,17 +315,12 @@ class StreamSession:
             self._text.end()
         if self._speaking is not None:
             self._speaking.reschedule(0)
+            self._speaking = None  # which can be ended once
 
     def _end(self) -> None:
         if self._text is not None:
             self._text.end()
-        if not self._is_closing:
-            self._is_closing = True
-            self._tasks.create_task(self._end_when_complete())
-
-    async def _end_when_complete(self) -> None:
-        await self.complete()
-        raise SessionEnd(DONE)
+        self._requested_end.ask()
 
     def _configured(self) -> SessionConfig:
         if self._config is None:

@@ -301,7 +301,8 @@ async def test_cancelled_utterance_stops_on_the_server_and_the_next_one_follows(
             await writer.send("input.done")
         await writer.until("audio.start")
         heard = await writer.next()
-        await writer.send("input.cancel")
+        for _ in range(3):  # only the first has an effect
+            await writer.send("input.cancel")
         events, _ = await writer.until("session.done")
         done, over = events
         assert (done["type"], done["total_bytes"], done["error"]) == ("audio.done", len(heard), True)

@@ -90,7 +90,7 @@ async def open_call(socket: WebSocket) -> None:
         is_known = has_access(gateway, socket)
         if not is_known and socket.client is not None:
             CALLER.set(host_of(socket.client.host))  # strangers must not take the sessions of any key
-        with gateway.sessions.slot():
+        with gateway.sessions.slot(is_known):
             await socket.accept()
             async with session_tasks(channel):
                 start = await read_start(socket)

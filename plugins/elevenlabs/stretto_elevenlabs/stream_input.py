@@ -8,12 +8,13 @@ import base64
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from contextlib import closing as closed
 from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import Field
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
 from stretto_contract.limits import host_of
 from stretto_elevenlabs.alignment import CharacterTimes, milliseconds
@@ -36,7 +37,15 @@ from stretto_gateway.fields import Ignored, Text, TextFields, validated
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Keys
 from stretto_gateway.routes import error_response
-from stretto_gateway.socket_session import DONE, SessionEnd, SocketChannel, attend, read_json, session_tasks
+from stretto_gateway.socket_session import (
+    DONE,
+    RequestedEnd,
+    SessionEnd,
+    SocketChannel,
+    attend,
+    read_json,
+    session_tasks,
+)
 from stretto_gateway.speech import voice_options
 from stretto_gateway.speech_stream import IncomingText, asking
 
@@ -143,7 +152,8 @@ class Context:
     def close(self) -> None:
         """Mark the text as complete."""
         self._is_closed = True
-        self.flush()
+        if self._texts:
+            self._texts[-1].end()
         self._changed.set()
 
     async def run(self, speak: Callable[[FlushedText], Awaitable[None]]) -> None:
@@ -203,6 +213,7 @@ class InputSession:
         self._tasks = tasks
         self._has_ids = has_ids
         self._contexts: dict[str | None, Context] = {}
+        self._requested_end = RequestedEnd(self, tasks)
         self._running = set[asyncio.Task[None]]()
 
     @property
@@ -217,7 +228,7 @@ class InputSession:
         Ignored(event, self._gateway.strict)
         event.refuse_dictionaries()
         if event.close_socket:
-            self._tasks.create_task(self._end())
+            self._requested_end.ask()
             return
         context_id = (event.context_id or "") if self._has_ids else None
         is_end = event.close_context if self._has_ids else event.text == ""
@@ -290,10 +301,6 @@ class InputSession:
                     if times.characters:
                         sent_ms = milliseconds(times.ends_s[-1])
 
-    async def _end(self) -> None:
-        await self.complete()
-        raise SessionEnd(DONE)
-
     async def complete(self) -> None:
         """Take no further text, and wait until all contexts have ended."""
         for context in self._contexts.values():
@@ -330,7 +337,8 @@ async def run(socket: WebSocket, voice_id: str, has_ids: bool) -> None:
         CALLER.set(host_of(socket.client.host))  # strangers must not take the sessions of any key
     try:
         query = validated(InputQuery, dict(socket.query_params))
-        with gateway.sessions.slot():
+        with ExitStack() as slots:
+            slots.enter_context(gateway.sessions.slot(socket.state.has_key))
             await socket.accept()
             channel = InputChannel(socket, gateway.limits.stall_s)
             async with session_tasks(channel) as tasks:
@@ -338,7 +346,9 @@ async def run(socket: WebSocket, voice_id: str, has_ids: bool) -> None:
                 first = None
                 if not socket.state.has_key:
                     first, owner = await identified(socket)
+                    slots.close()
                     CALLER.set(owner)
+                    slots.enter_context(gateway.sessions.slot())
                 session = InputSession(gateway, channel, voice_id, query, owner, tasks, has_ids)
                 with closed(session):
                     if first is not None:
@@ -353,12 +363,13 @@ async def identified(socket: WebSocket) -> tuple[str, str]:
     keys: Keys = socket.state.keys
     try:
         async with asyncio.timeout(FIRST_S):
-            message = await socket.receive_text()
+            message = await socket.receive()
     except TimeoutError:
         raise ApiError(408, f"text: expected the first message within {FIRST_S:g} s", "text", "timeout") from None
-    except WebSocketDisconnect:
-        raise SessionEnd from None
-    authorization = f"Bearer {read_message(message).xi_api_key or ''}"
+    if message["type"] == "websocket.disconnect":
+        raise SessionEnd
+    text: Any = message.get("text")
+    authorization = f"Bearer {read_message(text).xi_api_key or ''}"
     if not keys.admit(authorization):
         raise ApiError(401, UNKNOWN_KEY, "xi_api_key", "invalid_api_key")
-    return message, keys.owner(authorization)
+    return text, keys.owner(authorization)

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,8 +15,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from plugins.elevenlabs.tests.gateway.test_elevenlabs import FOREIGN, KEY, WORD_S, WORD_SAMPLES, speaks
 from stretto_elevenlabs.stream_input import MAX_CONTEXTS
 from stretto_gateway.config import Limits
-from tests.client.fake_server import PROFILE, ErrorText, Request, Step
-from tests.gateway.conftest import Running, Start
+from tests.client.fake_server import PROFILE, ErrorText, Request, Step, Until
+from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start
+from tests.gateway.realtime.test_bounds import open_socket, status
 from tests.patience import PATIENCE_S
 
 BEGIN = {"text": " ", "voice_settings": {"stability": 0.5, "similarity_boost": 0.8}}
@@ -232,6 +234,72 @@ async def test_key_is_in_the_header_or_in_the_first_message(start: Start) -> Non
             pass
     assert refused.value.response.status_code == 401
     assert b'"invalid_api_key"' in (refused.value.response.body or b"")
+
+
+async def test_strangers_take_no_session_of_callers_with_a_key(start: Start) -> None:
+    running = await start(speaks, PROFILE, keys=(KEY,), limits=Limits(max_sessions=8, drain_s=1))
+    way = "/v1/text-to-speech/slt/stream-input"
+    async with open_socket(running, way):
+        for number in range(1, 8):
+            assert await status(running, way, local_addr=(f"127.0.0.{number}", 0)) == 429
+        for _ in range(3):  # as many as a caller may have
+            assert await status(running, "/v1/realtime", additional_headers={"authorization": f"Bearer {KEY}"}) == 101
+    await running.idle()
+    async with opened(running) as writer:
+        await writer.send(BEGIN | {"xi_api_key": KEY}, {"text": "It is nine.", "flush": True})
+        await writer.next()
+        assert await status(running, way) == 101, "the caller is known now, so the place of strangers is free"
+
+
+async def test_binary_first_message_has_an_error(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    async with opened(await start(speaks, PROFILE, keys=(KEY,))) as writer:
+        await writer.socket.send(b"\0")
+        error, code = await writer.closed()
+    assert (error["message"], code) == ("expected an event as text, got bytes", 1011)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_many_requests_to_close_make_one_task(start: Start) -> None:
+    going_on = asyncio.Event()
+
+    def script(request: Request) -> list[Step]:
+        if b"bad" in request["text"]:
+            return [ErrorText("invalid request: text: expected words")]
+        return [*SPOKEN[:1], Until(going_on), *SPOKEN[1:]]
+
+    running = await start(script)
+    async with opened(running, "multi-stream-input") as writer:
+        await writer.send({"text": "It is nine. ", "context_id": "a", "flush": True})
+        await writer.next()
+        num_before = len(asyncio.all_tasks())
+        await writer.send(*[{"close_socket": True}] * 100, {"text": "bad", "context_id": "b", "flush": True})
+        while "error" not in await writer.next():
+            pass
+        assert len(asyncio.all_tasks()) < num_before + 50
+        going_on.set()
+        await writer.until_final("a")
+        _, code = await writer.closed()
+    assert code == 1000
+
+
+@pytest.mark.parametrize("is_flushed", [False, True])
+async def test_text_that_waits_for_an_earlier_one_is_not_late(start: Start, is_flushed: bool) -> None:
+    going_on = asyncio.Event()
+
+    def script(request: Request) -> list[Step]:
+        return [*SPOKEN[:1], Until(going_on), *SPOKEN[1:]] if b"nine" in request["text"] else SPOKEN
+
+    running = await start(script, limits=Limits(writing_s=0.05, drain_s=1))
+    async with opened(running) as writer:
+        await writer.send({"text": "It is nine. ", "flush": True}, {"text": "Come in. ", "flush": is_flushed})
+        if not is_flushed:
+            await writer.send(END)
+        await asyncio.sleep(0.2)  # the time limit of a text that is being spoken
+        going_on.set()
+        if is_flushed:
+            await writer.send(END)
+        messages = await writer.until_final()
+    assert len(sound(messages)) == 2 * NUM_SAMPLES * 2
 
 
 async def test_session_that_cannot_begin_is_refused_with_a_status(start: Start) -> None:
