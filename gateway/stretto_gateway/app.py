@@ -266,7 +266,9 @@ def schema_error(request: Request, error: RequestValidationError) -> ApiError:
     first: dict[str, Any] = error.errors()[0]
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is not JSON")
-    param = field_path(first | {"loc": first["loc"][1:]}, error.body) or None
+    source, *names = first["loc"]
+    is_in_url = source in ("query", "path")
+    param = str(names[0]) if is_in_url else field_path(first | {"loc": names}, error.body) or None
     media_type = request.headers.get("content-type", "")
     if param is None and isinstance(error.body, bytes) and "json" not in media_type.lower():
         message = f"the body: expected the header Content-Type: application/json, got {shown(media_type or None)}"

@@ -2,12 +2,13 @@
 
 import base64
 import json
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi.routing import APIRoute
+from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
@@ -27,13 +28,19 @@ from stretto_gateway.events import closing
 from stretto_gateway.fields import Ignored
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech import FILE_S, answered, audio_parts, speech_options, timed_parts
+from stretto_gateway.turns import AUDIO
 from stretto_gateway.voices import list_voices
+from stretto_gateway.whole_file import AudioBudget, parts_of, whole_file
 
 router = APIRouter()
 LANGUAGE_CODES = {name: code for code, name in reversed(CODES.items())}
-AUDIO = described("Audio, chunk by chunk", *MEDIA_TYPES.values(), schema=FILE) | ERRORS
+ANSWERS = described("Audio, chunk by chunk", *MEDIA_TYPES.values(), schema=FILE) | ERRORS
 LINES = "application/x-ndjson"
 LABELS = ("language", "gender")
+AUDIO_BEGIN = b'{"audio_base64": "'
+AUDIO_END = b'", '
+STEP_BYTES = 49_152  # a multiple of three, so that only the last part has padding
+CHARACTER_BYTES = 256  # memory of the times of a character, and of their JSON
 OutputFormat = Annotated[str, Query(description="such as mp3_44100_128 or pcm_24000")]
 
 
@@ -110,8 +117,8 @@ async def ordered(voice_id: str, body: SpeechBody, output_format: str, request: 
     return Order(gateway, item, options, ignored)
 
 
-@router.post("/v1/text-to-speech/{voice_id}", response_class=Response, responses=AUDIO)
-@router.post("/v1/text-to-speech/{voice_id}/stream", response_class=Response, responses=AUDIO)
+@router.post("/v1/text-to-speech/{voice_id}", response_class=Response, responses=ANSWERS)
+@router.post("/v1/text-to-speech/{voice_id}/stream", response_class=Response, responses=ANSWERS)
 async def speak(
     voice_id: str, body: SpeechBody, request: Request, output_format: OutputFormat = USUAL_FORMAT
 ) -> Response:
@@ -160,34 +167,43 @@ def chunks_of(order: Order) -> Chunks:
     return timed_chunks(order, order.item.input, characters)
 
 
-def timed_audio(audio: bytes, times: Times) -> bytes:
-    """Return audio and times as JSON."""
-    alignment = times.in_seconds()
-    record = {"audio_base64": base64.b64encode(audio).decode()}
-    return json.dumps(record | {"alignment": alignment, "normalized_alignment": alignment}).encode()
+def times_json(times: Times) -> bytes:
+    """Return times as the last members of a JSON object, after the comma."""
+    alignment = json.dumps(times.in_seconds())
+    return f'"alignment": {alignment}, "normalized_alignment": {alignment}}}'.encode()
 
 
 async def lines(chunks: Chunks) -> AsyncGenerator[bytes, None]:
     """Yield a line of JSON for each part of the speech."""
     async with closing(chunks):
         async for audio, times in chunks:
-            yield timed_audio(audio, times) + b"\n"
+            yield AUDIO_BEGIN + base64.b64encode(audio) + AUDIO_END + times_json(times) + b"\n"
 
 
-async def whole(chunks: Chunks, keep: Callable[[int], None]) -> AsyncGenerator[bytes, None]:
-    """Yield the complete speech as JSON.
+async def whole(order: Order, asked: State) -> AsyncGenerator[bytes, None]:
+    """Yield the complete speech as JSON, whose audio is encoded part by part.
 
     Args:
-        keep: Function that accounts for memory, in bytes.
+        asked: Request state that the guard has set, with `keep`, which accounts for memory.
     """
-    audio = bytearray()
-    all_times = Times([], [], [])
-    async with closing(chunks):
-        async for data, times in chunks:
-            keep(2 * len(data))  # also as base64
-            audio += data
-            all_times.extend(times)
-    yield timed_audio(bytes(audio), all_times)
+    times = Times([], [], [])
+
+    async def timed_audio() -> AsyncGenerator[bytes, None]:
+        async with closing(chunks_of(order)) as chunks:
+            async for data, further in chunks:
+                asked.keep(CHARACTER_BYTES * len(further.characters))
+                times.extend(further)
+                yield data
+
+    max_bytes = order.gateway.limits.max_batch_bytes
+    room = AudioBudget(max_bytes, "input", f"expected a text of at most {max_bytes} bytes of audio, got a longer one")
+    audio = await whole_file(order.item, timed_audio(), room, asked)
+    yield AUDIO_BEGIN
+    for begin in range(0, len(audio), STEP_BYTES):
+        yield base64.b64encode(audio[begin : begin + STEP_BYTES])
+    yield AUDIO_END
+    async for data in parts_of(await AUDIO.run(times_json, times)):
+        yield data
 
 
 @router.post("/v1/text-to-speech/{voice_id}/with-timestamps", response_model=TimedAudio, responses=ERRORS)
@@ -196,7 +212,7 @@ async def speak_with_times(
 ) -> Response:
     """Generate the audio of `text`, with the times of its characters."""
     order = await ordered_with_times(voice_id, body, output_format, request)
-    return order.answered(request, whole(chunks_of(order), request.state.keep), "application/json")
+    return order.answered(request, whole(order, request.state), "application/json")
 
 
 @router.post(

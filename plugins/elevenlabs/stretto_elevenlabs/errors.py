@@ -63,7 +63,8 @@ def is_own(scope: Scope) -> bool:
 def translated(error: ApiError) -> ApiError:
     """Return an error with ElevenLabs' names of fields."""
     param = FIELDS.get(error.param or "", error.param)
-    message = error.message if param == error.param else f"{param}: {error.message.removeprefix(f'{error.param}: ')}"
+    original = error.message.replace("Authorization: Bearer KEY", KEY_HEADER.decode())  # in the guard's error
+    message = original if param == error.param else f"{param}: {original.removeprefix(f'{error.param}: ')}"
     if param == "voice_id":
         return ApiError(404, message, param, "voice_not_found")
     return ApiError(error.status, message, param, error.code, error.retry_after_s)

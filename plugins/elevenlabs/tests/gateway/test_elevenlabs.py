@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,21 @@ async def test_aligned_words_come_after_their_audio(start: Start) -> None:
     assert timed[2] == (" ", 0.03, 0.04)  # the untimed word and its spaces share the time between the others
 
 
+async def test_file_with_times_has_its_length(start: Start) -> None:
+    running = await start(speaks)
+    text = "word " * 100
+    answer = await post(running, path(way="/with-timestamps", output_format="wav_16000"), text=text)
+    with wave.open(io.BytesIO(base64.b64decode(answer.json()["audio_base64"]))) as file:
+        assert file.getnframes() == 100 * WORD_SAMPLES
+
+
+async def test_file_with_times_is_limited(start: Start) -> None:
+    running = await start(speaks, limits=Limits(max_batch_bytes=3 * WORD_SAMPLES, drain_s=1))
+    answer = await post(running, path(way="/with-timestamps"))
+    assert answer.status_code == 413
+    assert answer.json()["detail"]["message"].startswith(f"text: expected a text of at most {3 * WORD_SAMPLES} bytes")
+
+
 @pytest.mark.parametrize("is_strict", [False, True])
 async def test_model_without_word_times_has_no_alignment(start: Start, is_strict: bool) -> None:
     running = await start(SPOKEN_WITHOUT_TIMES, PROFILE | {"times_words": False}, strict=is_strict)
@@ -174,6 +190,14 @@ async def test_invalid_fields_are_listed_with_their_place(
     assert ", got " in violation["msg"]
 
 
+@pytest.mark.parametrize("name", ["page_size", "next_page_token"])
+async def test_invalid_query_is_named(start: Start, name: str) -> None:
+    async with (await start(speaks)).http() as http:
+        (violation,) = (await http.get("/v2/voices", params={name: -1})).json()["detail"]
+    assert violation["loc"] == ["query", name]
+    assert violation["msg"].endswith(", got '-1'")
+
+
 async def test_other_errors_have_a_code_and_the_id_of_the_request(start: Start) -> None:
     full = await start([ErrorText("full: 9 utterances are already in flight")], limits=Limits(full_s=0.0, drain_s=1))
     keyed = await start(speaks, keys=(KEY,))
@@ -187,6 +211,7 @@ async def test_other_errors_have_a_code_and_the_id_of_the_request(start: Start) 
         detail = answer.json()["detail"]
         assert (answer.status_code, detail["code"], detail["status"]) == (status, code, code)
         assert detail["request_id"] == answer.headers["x-request-id"]
+        assert status != 401 or detail["message"] == "no valid key: expected the header xi-api-key"
     assert (await post(keyed, path(), {"xi-api-key": KEY})).status_code == 200
     async with keyed.http() as http:
         other = await http.post("/v1/audio/speech", json={"input": TEXT}, headers={"xi-api-key": KEY})
