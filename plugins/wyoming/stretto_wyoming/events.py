@@ -43,14 +43,17 @@ async def read_event(reader: asyncio.StreamReader, max_bytes: int) -> Event:
 
     Raises:
         ApiError: The event is invalid, and its end has been read.
-        SessionEnd: The event is too large, or its end is unknown.
+        SessionEnd: The line is not a JSON object, or the event is too large, or its end is unknown.
         IncompleteReadError: The client has disconnected.
     """
     try:
         line = await reader.readuntil()
     except asyncio.LimitOverrunError:
         raise _broken(mismatch("line", f"at most {MAX_LINE_BYTES} bytes", "more")) from None
-    head = _record(line)
+    try:
+        head = _record(line)
+    except ApiError as error:  # such as a browser's request, whose body might contain events
+        raise _broken(error) from None
     num_bytes = [head.get(name) or 0 for name in LENGTHS]
     for name, length in zip(LENGTHS, num_bytes, strict=True):
         if type(length) is not int or not 0 <= length <= max_bytes:

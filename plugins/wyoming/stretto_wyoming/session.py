@@ -197,8 +197,8 @@ class WyomingSession:
         if self._audio is not None:
             raise mismatch("type", "audio-stop before another recording", "audio-start")
         audio = ReceivedAudio(form, self._gateway.limits, self._gateway.sessions.held)
+        self._audio = audio  # also if it is refused: it is closed then, and ignores the chunks until audio-stop
         self._begin(partial(self._write, self._transcribe.name or self._program, audio), audio.close)
-        self._audio = audio
         return audio
 
     async def _write(self, program: str, audio: ReceivedAudio) -> None:

@@ -32,20 +32,20 @@ BROKEN = {
     "payload": (b'{"type": "a", "payload_length": %d}\n' % LARGE, f"payload_length: {AT_MOST}, got {LARGE}"),
     "negative": (b'{"type": "a", "data_length": -1}\n', f"data_length: {AT_MOST}, got -1"),
     "text": (b'{"type": "a", "data_length": "1"}\n', f"data_length: {AT_MOST}, got '1'"),
-}
-INVALID = {
     "no JSON": (b"GET / HTTP/1.1\n", "expected an event as JSON, got 'GET / HTTP/1.1\\n'"),
     "deep": (b"[" * 60_000 + b"\n", "expected an event of at most 8192 values, got 60000"),
     "no object": (b"[]\n", "expected an event as a JSON object, got []"),
+    "no UTF-8": (b'{"type": "\xff"}\n', "expected an event in UTF-8, got other bytes"),
+}
+INVALID = {
     "no type": (b"{}\n", "type: expected the name of an event, got None"),
     "no fields": (b'{"type": "ping", "data": [1]}\n', "data: expected an object, got [1]"),
-    "no UTF-8": (b'{"type": "\xff"}\n', "expected an event in UTF-8, got other bytes"),
     "data is no JSON": (b'{"type": "ping", "data_length": 2}\n{]', "expected an event as JSON, got '{]'"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-async def test_event_without_a_near_end_closes_the_connection(begin: Begin, name: str) -> None:
+async def test_event_without_a_near_end_or_a_json_object_closes_the_connection(begin: Begin, name: str) -> None:
     data, message = BROKEN[name]
     running, line = await begin()
     await line.write(data)
@@ -64,10 +64,23 @@ async def test_invalid_event_is_refused_and_the_connection_stays(begin: Begin, n
     assert await usable(line)
 
 
+async def test_web_page_cannot_send_events(begin: Begin) -> None:
+    """A browser sends a page's request to any port, with any text as its body."""
+    running, line = await begin()
+    body = Event("synthesize", {"text": TEXT}).to_bytes()
+    head = f"POST / HTTP/1.1\r\nContent-Type: text/plain\r\nContent-Length: {len(body) + 1}\r\n\r\n"
+    await line.write(head.encode() + b"\n" + body)
+    assert (await line.read())["type"] == "error"
+    assert await line.is_closed()
+    line.close()
+    await running.idle()
+    assert not running.behind.requests
+
+
 async def test_many_invalid_events_end_the_session(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket_session, "MAX_ERRORS", 2)
     _, line = await begin()
-    await line.write(b"x\n" * 20_000)
+    await line.write(b"{}\n" * 20_000)
     answered = await line.reader.read()
     assert 2 * len(b"{}\n") < len(answered) < 20_000 * 50
 

@@ -119,6 +119,27 @@ async def test_requests_are_answered_one_after_the_other(begin: Begin) -> None:
     await running.idle()
 
 
+async def test_refused_recording_is_ignored_until_its_end(begin: Begin) -> None:
+    may_speak = asyncio.Event()
+    running, line = await begin(lambda request: HEARD if "audio" in request else [Until(may_speak), *SPOKEN])
+    for _ in range(1 + MAX_WAITING):
+        await line.send("synthesize", text=TEXT)
+    await line.send("audio-start", **FORM)
+    assert (await line.read())["text"].startswith(f"expected at most {MAX_WAITING} texts and recordings that wait")
+    await line.send("audio-chunk", bytes(200), **FORM)
+    may_speak.set()
+    for _ in range(1 + MAX_WAITING):
+        assert types(await line.until("audio-stop")) == ["audio-start", "audio-chunk", "audio-stop"]
+    await line.send("audio-chunk", bytes(200), **FORM)
+    await line.send("audio-stop")
+    assert await usable(line)
+    await line.send("audio-start", **FORM)
+    await line.send("audio-stop")
+    assert types(await line.until("transcript-stop")) == TRANSCRIPT
+    line.close()
+    await running.idle()
+
+
 @pytest.mark.parametrize("form", [FORM, {"rate": 44_100, "width": 3, "channels": 2}])
 @pytest.mark.parametrize("is_named", [True, False])
 async def test_recording_is_transcribed(begin: Begin, form: dict[str, int], is_named: bool) -> None:
