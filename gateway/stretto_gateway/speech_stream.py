@@ -357,6 +357,7 @@ class StreamSession:
         except TimeoutError:
             end = {"finish_reason": CANCELLED}
         except ApiError as error:
+            self._speaking = None  # it is over while the error is being sent
             await self._channel.send_error(error, utterance_index=index)
         finally:
             self._speaking = None

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from starlette.websockets import WebSocket
 
 from stretto_gateway import connection
+from stretto_gateway.answers import ApiError
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.encoding import MEDIA_TYPES, default_rate
 from stretto_gateway.fields import held_bytes
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.speech_stream import KINDS, run
+from stretto_gateway.speech_stream import KINDS, StreamChannel, StreamSession, run
 from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, FakeServer, Request, Step, Taken, Until
 from tests.gateway.conftest import ALIGNED, ALIGNS, NUM_SAMPLES, SPOKEN, Start
 from tests.gateway.line import Line
@@ -313,6 +314,39 @@ async def test_cancelled_utterance_stops_on_the_server_and_the_next_one_follows(
     async with running.http() as http:
         used = (await http.get("/v1/usage")).json()["output_audio_s"]
     assert used == pytest.approx((3840 + NUM_SAMPLES) / 16_000)  # the scripted server sends 16 kHz
+    await running.idle()
+
+
+async def test_utterance_may_be_cancelled_while_its_error_is_sent(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send_error = StreamChannel.send_error
+    cancel = StreamSession._cancel
+    is_failed = asyncio.Event()
+    is_cancelled = asyncio.Event()
+
+    async def send_late(channel: StreamChannel, error: ApiError, **fields: Any) -> None:
+        is_failed.set()
+        await is_cancelled.wait()
+        await send_error(channel, error, **fields)
+
+    async def cancel_watched(session: StreamSession) -> None:
+        try:
+            await cancel(session)
+        finally:
+            is_cancelled.set()
+
+    monkeypatch.setattr(StreamChannel, "send_error", send_late)
+    monkeypatch.setattr(StreamSession, "_cancel", cancel_watched)
+    running = await start(lambda request: SPOKEN if request["text"] == b"A dog." else [ErrorText("bad")])
+    async with open_socket(running, PATH) as opened:
+        writer = await begin(opened)
+        await writer.write("A cat.")
+        await writer.send("input.done")
+        await asyncio.wait_for(is_failed.wait(), PATIENCE_S)
+        await writer.send("input.cancel")
+        assert kinds((await writer.until("session.done"))[0]) == ["error", "session.done"]
+        assert kinds((await writer.utterance("A dog."))[0]) == ["audio.start", "audio.done", "session.done"]
     await running.idle()
 
 
