@@ -56,6 +56,7 @@ from stretto_gateway.metrics import SpeechTrace, generated_s
 from stretto_gateway.pronunciations import add_dictionary, keep_occurring
 from stretto_gateway.speech_request import SpeechFields, SpeechItem, SpeechRequest, given_options
 from stretto_gateway.turns import AUDIO
+from stretto_gateway.usage import Use
 from stretto_gateway.voices import choose_voice
 from stretto_gateway.whole_file import AudioBudget, parts_of, whole_file
 
@@ -473,8 +474,10 @@ async def recalled(
     with cache.reading(request) as entry:
         if entry is not None:
             report[CACHE] = {CACHE: "hit", "age": str(int(cache.age_s(entry)))}
+            use = gateway.metrics.usage.current
+            use.check()
             await prepare_text(gateway, text, options, ignored)
-            async with aclosing(counted(gateway, len(text), cache.replay(entry))) as events:
+            async with aclosing(counted(use, len(text), cache.replay(entry))) as events:
                 yield events
             return
     report[CACHE] = {CACHE: "miss"}
@@ -486,11 +489,9 @@ async def recalled(
 
 
 async def counted(
-    gateway: Gateway, num_chars: int, events: AsyncGenerator[SpeechEvent, None]
+    use: Use, num_chars: int, events: AsyncGenerator[SpeechEvent, None]
 ) -> AsyncGenerator[SpeechEvent, None]:
     """Yield events that were not generated for the caller, and count them as its use; see `Gateway.slot`."""
-    use = gateway.metrics.usage.current
-    use.check()
     use.add("requests", 1)
     use.add("characters", num_chars)
     async with aclosing(events):

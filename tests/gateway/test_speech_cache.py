@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from stretto_client import SpeechEvent, Word
+from stretto_gateway import speech
 from stretto_gateway.command import arguments, read_config
 from stretto_gateway.config import MIB, CacheSettings, Limits
 from stretto_gateway.encoding import MEDIA_TYPES
@@ -202,10 +203,11 @@ async def test_hit_counts_as_use_and_not_as_generation(start: Start) -> None:
     assert 2 * SAMPLES < (figure("gateway_cache_bytes") or 0) < 2.5 * SAMPLES
 
 
-async def test_ceiling_refuses_a_hit(start: Start) -> None:
+async def test_ceiling_refuses_a_hit_before_its_text_is_read(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     running = await started(start, ceilings=("requests=2/day",))
     assert states(*[await spoken(running, **SEEDED) for _ in range(2)]) == ["miss", "hit"]
     async with running.http() as http:
+        monkeypatch.setattr(speech, "prepare_text", None)
         assert (await http.post(PATH, json=SEEDED)).status_code == 429
 
 
