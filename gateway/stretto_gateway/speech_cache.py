@@ -13,12 +13,14 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from stretto_client import RecordedVoice, SpeakArguments, SpeechClient, SpeechEvent
 from stretto_contract.finish_reasons import STOP
+from stretto_contract.limits import FairLimit
 from stretto_gateway.admission import CALLER
 from stretto_gateway.config import CacheSettings
 from stretto_gateway.model_server import served_model
@@ -35,6 +37,7 @@ class CachedRequest:
     """Request that may be answered from the cache, and the model that was served when it came."""
 
     key: bytes
+    owner: str
     client: SpeechClient | RoutedClient
     model: dict[str, str]
 
@@ -47,6 +50,7 @@ class Entry:
         num_users: Responses that write or read it, and one while it can be found.
     """
 
+    owner: str
     stored_s: float
     events: list[bytes] = field(default_factory=list)
     num_bytes: int = 0
@@ -56,7 +60,8 @@ class Entry:
 class SpeechCache:
     """Entries that together, with those that are written or read, have at most `CacheSettings.max_bytes` bytes.
 
-    To make space, the entry whose last use is oldest is removed.
+    Keys share the bytes fairly (`FairLimit`), so that one does not replace the entries of all others. To make space for
+    an entry, the one whose last use is oldest is removed, of the same key or of one that has more.
 
     Args:
         has_keys: True if each caller has only the entries of its own key.
@@ -74,12 +79,13 @@ class SpeechCache:
         self._has_keys = has_keys
         self._clock = clock
         self._entries = OrderedDict[bytes, Entry]()
-        self._num_bytes = 0
+        self._checks = dict[asyncio.Task[dict[str, str]], bytes]()  # of complete replies, with their keys
+        self._shares = FairLimit(settings.max_bytes)
         self._hits = Counter("gateway_cache_hits", "Speech sent from the cache", registry=registry)
         self._misses = Counter("gateway_cache_misses", "Speech that the cache did not have", registry=registry)
         self._evictions = Counter("gateway_cache_evictions", "Entries removed for space or age", registry=registry)
         size = Gauge("gateway_cache_bytes", "Bytes of the cache in use", registry=registry)
-        size.set_function(lambda: self._num_bytes)
+        size.set_function(lambda: self._shares.held)
 
     async def request(
         self, client: SpeechClient | RoutedClient, wanted: bool | None, text: str, options: SpeakArguments
@@ -104,7 +110,11 @@ class SpeechCache:
             record["voice"] = {"audio": hashlib.sha256(voice.audio).hexdigest(), "text": voice.text}
         owner = CALLER.get() if self._has_keys else ""
         parts = json.dumps([model, owner, text, record], sort_keys=True)
-        return CachedRequest(hashlib.sha256(parts.encode()).digest(), client, model)
+        key = hashlib.sha256(parts.encode()).digest()
+        checks = [check for check, checked in self._checks.items() if checked == key]
+        if checks:  # an equal reply has just ended
+            await asyncio.wait(checks)
+        return CachedRequest(key, owner, client, model)
 
     @contextmanager
     def reading(self, request: CachedRequest) -> Iterator[Entry | None]:
@@ -140,7 +150,7 @@ class SpeechCache:
         self, request: CachedRequest, events: AsyncIterator[SpeechEvent]
     ) -> AsyncGenerator[SpeechEvent, None]:
         """Yield the events of a reply, and store them if it is complete and without faults."""
-        entry = Entry(self._clock())
+        entry = Entry(request.owner, self._clock())
         try:
             fits = self._grow(entry, ENTRY_BYTES)
             report: dict[str, Any] | None = None
@@ -149,16 +159,26 @@ class SpeechCache:
                     fits = self._add(entry, event)
                 report = event.report
                 yield event
-            if fits and is_good(report) and await served_model(request.client) == request.model:
-                self._put(request.key, entry)
+            if fits and is_good(report):
+                entry.num_users += 1
+                checking = asyncio.create_task(served_model(request.client))  # the response does not wait for it
+                self._checks[checking] = request.key
+                checking.add_done_callback(partial(self._end_check, request, entry))
         finally:
             self._leave(entry)
+
+    def _end_check(self, request: CachedRequest, entry: Entry, checking: asyncio.Task[dict[str, str]]) -> None:
+        """Store a complete reply if the server still has the same model."""
+        del self._checks[checking]
+        if not checking.cancelled() and checking.result() == request.model:
+            self._put(request.key, entry)
+        self._leave(entry)
 
     def _add(self, entry: Entry, event: SpeechEvent) -> bool:
         """Add an event to an entry; if there is no space for it, empty the entry and return False."""
         data = pickle.dumps(event, pickle.HIGHEST_PROTOCOL)
         if not self._grow(entry, len(data) + EVENT_BYTES):
-            self._num_bytes -= entry.num_bytes
+            self._shares.release(entry.owner, entry.num_bytes)
             entry.num_bytes = 0
             entry.events.clear()
             return False
@@ -167,17 +187,43 @@ class SpeechCache:
 
     def _grow(self, entry: Entry, num_bytes: int) -> bool:
         """Make space for `num_bytes` more bytes of an entry; return False if there is none."""
-        max_bytes = self._settings.max_bytes
-        if entry.num_bytes + num_bytes > max_bytes // SHARES:
+        if entry.num_bytes + num_bytes > self._settings.max_bytes // SHARES:
             return False
-        while self._num_bytes + num_bytes > max_bytes:
-            oldest = next((key for key, unused in self._entries.items() if unused.num_users == 1), None)
-            if oldest is None:
-                return False
-            self._evict(oldest)
-        self._num_bytes += num_bytes
+        removed = self._replaceable(entry.owner, num_bytes)
+        if removed is None:
+            return False
+        for key in removed:
+            self._evict(key)
+        self._shares.acquire(entry.owner, num_bytes)
         entry.num_bytes += num_bytes
         return True
+
+    def _has_space(self, owner: str, num_bytes: int) -> bool:
+        if self._has_keys:
+            return self._shares.has_free(owner, num_bytes)
+        return self._shares.held + num_bytes <= self._settings.max_bytes
+
+    def _replaceable(self, owner: str, num_bytes: int) -> list[bytes] | None:
+        """Return keys of entries without which an owner may take `num_bytes` more; None if there are not enough.
+
+        They are its own, and those of owners that have more than it would have.
+        """
+        keys = list[bytes]()
+        unused = iter(self._entries.items())
+        while not self._has_space(owner, num_bytes):
+            least = self._shares.held_by(owner) + num_bytes
+            for key, entry in unused:
+                is_replaceable = entry.owner == owner or self._shares.held_by(entry.owner) > least
+                if is_replaceable and entry.num_users == 1:
+                    keys.append(key)
+                    self._shares.release(entry.owner, entry.num_bytes)
+                    break
+            else:
+                break
+        is_enough = self._has_space(owner, num_bytes)
+        for key in keys:  # which `_evict` releases
+            self._shares.acquire(self._entries[key].owner, self._entries[key].num_bytes)
+        return keys if is_enough else None
 
     def _put(self, key: bytes, entry: Entry) -> None:
         replaced = self._entries.pop(key, None)
@@ -195,7 +241,7 @@ class SpeechCache:
         """End a use of an entry, whose memory is free after the last one."""
         entry.num_users -= 1
         if not entry.num_users:
-            self._num_bytes -= entry.num_bytes
+            self._shares.release(entry.owner, entry.num_bytes)
 
 
 def is_good(report: dict[str, Any] | None) -> bool:

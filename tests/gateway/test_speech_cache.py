@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from stretto_client import SpeechEvent, Word
-from stretto_gateway import speech
+from stretto_gateway import model_server, speech
 from stretto_gateway.command import arguments, read_config
 from stretto_gateway.config import MIB, CacheSettings, Limits
 from stretto_gateway.encoding import MEDIA_TYPES
@@ -22,7 +22,7 @@ from stretto_gateway.speech_cache import ENTRY_BYTES, SHARES, CachedRequest, Spe
 from tests.client.fake_server import PROFILE, Chunk, Request, Step, Until
 from tests.gateway.conftest import Running, Start, sse_events
 from tests.gateway.test_voices import CLONES
-from tests.patience import until_async
+from tests.patience import PATIENCE_S, until_async
 from tests.tiers import by_night
 
 PATH = "/v1/audio/speech"
@@ -174,6 +174,53 @@ async def test_each_key_has_its_own_entries(start: Start) -> None:
     assert states(*answers) == ["miss", "miss", "hit", "hit"]
 
 
+async def test_key_does_not_replace_the_entries_of_another(start: Start) -> None:
+    running = await started(start, cache=CacheSettings(MIB), keys=KEYS)
+    await spoken(running, KEYS[0], **SEEDED)
+    for seed in range(2, 32):
+        await spoken(running, KEYS[1], **SEEDED | {"seed": seed})
+    assert states(await spoken(running, KEYS[0], **SEEDED)) == ["hit"]
+    assert states(*[await spoken(running, KEYS[1], **SEEDED | {"seed": seed}) for seed in (31, 2)]) == ["hit", "miss"]
+
+
+async def test_unfinished_replies_count_for_their_key(start: Start) -> None:
+    model = Model()
+    running = await started(start, model, cache=CacheSettings(MIB), keys=KEYS)
+    gate = asyncio.Event()
+    chunk = Chunk(0, 60_000, is_16_bit=True, pcm=noise(3, 60_000))
+    running.behind.script = lambda request: [chunk, Until(gate)] if b"dog" in request["text"] else model(request)
+    await spoken(running, KEYS[0], **SEEDED)
+    async with asyncio.TaskGroup() as group:
+        readers = [group.create_task(spoken(running, KEYS[1], **SEEDED | {"input": "A dog."})) for _ in range(9)]
+        await until_async(lambda: len(running.behind.requests) == 10)
+        answers = [await spoken(running, KEYS[0], **SEEDED | {"seed": seed}) for seed in (1, 2, 2)]
+        for reader in readers:
+            reader.cancel()
+    assert states(*answers) == ["hit", "miss", "hit"]
+
+
+async def test_reply_ends_before_a_slow_check_of_the_model(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = await started(start, limits=Limits(max_active=1, drain_s=1))
+    client = running.app.state.gateway.client
+    server_name = client.server_name
+    gate = asyncio.Event()
+    asked_names = list[None]()
+
+    async def slow() -> str:
+        asked_names.append(None)
+        if len(asked_names) == 2:
+            await gate.wait()
+        return str(await server_name())
+
+    monkeypatch.setattr(client, "server_name", slow)
+    monkeypatch.setattr(model_server, "READY_S", PATIENCE_S)
+    async with asyncio.timeout(PATIENCE_S / 2):
+        assert states(await spoken(running, **SEEDED)) == ["miss"]
+        assert states(await spoken(running, **SEEDED | {"seed": 2})) == ["miss"]
+    gate.set()
+    assert states(await spoken(running, **SEEDED)) == ["hit"]
+
+
 async def test_hit_counts_as_use_and_not_as_generation(start: Start) -> None:
     running = await started(start, Model(input_audio_s=2.0), keys=KEYS)
     await spoken(running, KEYS[0], **SEEDED)
@@ -254,6 +301,7 @@ async def test_equal_requests_at_a_time_are_generated_and_cancelled_apart(start:
         await until_async(lambda: running.behind.num_cancelled == 1)
         gate.set()
     assert states(*[reader.result() for reader in readers[1:]]) == ["miss", "miss"]
+    await until_async(lambda: not running.app.state.gateway.cache._checks)
     num_bytes = await running.metric("gateway_cache_bytes")
     assert 2 * SAMPLES < num_bytes < 2.5 * SAMPLES  # of one of the replies
     assert states(await spoken(running, **SEEDED)) == ["hit"]
@@ -282,6 +330,7 @@ async def test_another_model_has_other_entries(start: Start) -> None:
         gate.set()
     model.before.clear()
     assert states(mixed.result()) == ["miss"]
+    await until_async(lambda: not running.app.state.gateway.cache._checks)
     for name in (changed, json.dumps(MODEL)):
         running.behind.name = name
         assert states(await spoken(running, **SEEDED | {"seed": 2})) == ["miss"]
@@ -321,7 +370,7 @@ class Client:
 
 
 def asked(number: int) -> CachedRequest:
-    return CachedRequest(bytes([number]), Client(), MODEL)  # type: ignore[arg-type]
+    return CachedRequest(bytes([number]), "", Client(), MODEL)  # type: ignore[arg-type]
 
 
 async def events_of(num_samples: int, num_events: int = 4) -> Any:
@@ -335,6 +384,7 @@ async def events_of(num_samples: int, num_events: int = 4) -> Any:
 async def stored(cache: SpeechCache, number: int, num_samples: int = 1000) -> bool:
     """Store a reply; return True if it can then be found."""
     sent = [event async for event in cache.record(asked(number), events_of(num_samples))]
+    await asyncio.gather(*cache._checks)
     with cache.reading(asked(number)) as entry:
         if entry is None:
             return False
@@ -346,7 +396,7 @@ async def stored(cache: SpeechCache, number: int, num_samples: int = 1000) -> bo
 
 
 def size_of(cache: SpeechCache) -> int:
-    return cache._num_bytes
+    return cache._shares.held
 
 
 async def test_oldest_use_is_removed_for_space_and_for_age() -> None:
@@ -423,6 +473,7 @@ async def test_bytes_are_those_of_all_entries_in_use() -> None:
             assert 0 <= size_of(cache) <= 100_000
             await asyncio.sleep(0)
         await watched
+    await asyncio.gather(*cache._checks)
     entries = cache._entries.values()
     assert len(entries) > 5
     assert size_of(cache) == sum(entry.num_bytes for entry in entries)
