@@ -330,11 +330,11 @@ class _Clause:
         events = events_in_turn(partial(self._begin, frames), tries)
         return _Stream(attempt, repeated, await anext(events, None), events)
 
-    async def _successor(self, attempt: Attempt) -> "_Stream | None":
-        """Return the stream of the attempt after one that may be given up.
+    async def _successor(self, attempt: Attempt, event: SpeechEvent, items: Items) -> "_Stream | None":
+        """Give up an attempt, whose last event is `event`, and return the stream of the next one.
 
-        If some of the speech has been sent, it does not wait while the server is full, and None is returned if it
-        fails: the faulty speech then goes on.
+        If some of the speech has been sent, the next one does not wait while the server is full, and None is returned
+        if it fails: the faulty speech then goes on.
         """
         frames: Frames = (*attempt.frames, self._first_new_frame(attempt))
         best: Attempt | None = None
@@ -342,12 +342,15 @@ class _Clause:
             same = [*self._with_the_same_beginning(attempt), attempt]
             best = min(same, key=lambda earlier: earlier.badness)
             frames = best.frames
+        if not self._sent.num_samples:
+            await self._give_up(attempt, event, items)
+            return await self._begun(frames, self._tries, best)
         try:
-            return await self._begun(frames, once if self._sent.num_samples else self._tries, best)
+            stream = await self._begun(frames, once, best)
         except ClientError:
-            if not self._sent.num_samples:
-                raise
             return None
+        await self._give_up(attempt, event, items)
+        return stream
 
     async def _try(self, stream: "_Stream", items: Items) -> "_Stream | None":
         """Put the events of an attempt into `items`, or give it up and return the stream of the next attempt.
@@ -367,9 +370,8 @@ class _Clause:
             elif event.is_final and not (is_held and attempt.faults and self._is_given_up(attempt)):
                 is_held = await self._judge_whole(attempt, is_held, items)
             if is_held and attempt.faults:
-                successor = await self._successor(attempt) if self._is_given_up(attempt) else None
+                successor = await self._successor(attempt, event, items) if self._is_given_up(attempt) else None
                 if successor is not None:
-                    await self._give_up(attempt, event, items)
                     return successor
                 is_held = False
             is_whole = event.is_final or not is_held
@@ -380,7 +382,7 @@ class _Clause:
 
     def _num_free(self, attempt: Attempt) -> int:
         """Return how many samples of an attempt may have been sent: up to its first fault, or up to now."""
-        if not attempt.num_samples:
+        if attempt.faults and not attempt.num_samples:
             return self._given_up_at
         num_measured = attempt.num_found if attempt.faults else attempt.num_measured
         return max(self._given_up_at, self._lead.num_free(num_measured, attempt.sample_rate, attempt.sample_bytes))

@@ -17,7 +17,8 @@ DAY_CLOCKS = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "d
 # Every use of the wall clock in the product, by file: how many, and why a step of the clock does no harm there.
 USES = {
     "client.py": (1, "vLLM's arrival time, which only its log shows"),
-    "store.py": (2, "the date of an installation, and the age of a lock file, which has a date"),
+    "store.py": (3, "dates of an installation and of a job's end, and the age of a lock file, which has a date"),
+    "endpoints.py": (1, "the date of a job"),
     "clock.py": (1, "detects steps of the clock"),
     "encoded_voices.py": (1, "the age of a file, which has a date"),
     "usage.py": (1, "periods of the calendar"),
