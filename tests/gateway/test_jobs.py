@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from stretto_gateway.jobs.book import SECTION_CHARS, Section, sections_of
-from stretto_gateway.jobs.store import JobStore
+from stretto_gateway.jobs.store import JobState, JobStore
 from tests.client.fake_server import Abort, Chunk, ErrorText, Request, Step, Until
 from tests.gateway.conftest import NUM_SAMPLES, Running, Start
 from tests.patience import PATIENCE_S, until_async
@@ -254,6 +254,14 @@ async def test_gateway_without_a_folder_takes_no_jobs(start: Start) -> None:
     async with running.http() as http:
         answer = await http.post("/v1/audio/jobs", json={"input": BOOK})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported")
+
+
+def test_job_that_has_ended_does_not_change(tmp_path: Path) -> None:
+    store = JobStore(tmp_path, 1)
+    job = store.add("everybody", JobState("", 0), {}, [Section("A.", 0.0, "")])
+    assert job.change("cancelled")
+    assert not job.change("in_progress")
+    assert job.state.status == "cancelled"
 
 
 def test_damaged_folders_are_no_jobs(tmp_path: Path) -> None:

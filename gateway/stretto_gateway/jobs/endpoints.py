@@ -120,12 +120,12 @@ async def create_job(body: JobRequest, request: Request, response: Response) -> 
     response.headers.update(ignored.headers)
     state = JobState(CALLER.get(), int(time.time()))
     try:
-        job = await WORK.run(store.add, request.state.owner, state, fields, sections)
+        job = await FILES.run(store.add, request.state.owner, state, fields, sections)
     except TooManyJobs:
         message = f"there are {gateway.limits.max_jobs} jobs of this key, which is the limit; delete one"
         raise ApiError(400, message, code="too_many_jobs") from None
     gateway.of_route(Jobs).begin(job)
-    return await WORK.run(record_of, job)
+    return await FILES.run(record_of, job)
 
 
 async def check_options(gateway: Gateway, fields: dict[str, Any], section: Section, request: Request) -> Ignored:
@@ -143,13 +143,13 @@ async def check_options(gateway: Gateway, fields: dict[str, Any], section: Secti
 async def list_jobs(request: Request) -> AudioJobs:
     """List the caller's jobs, oldest first."""
     store = expect_store(request.app.state.gateway)
-    return {"object": "list", "data": await WORK.run(records_of, store, request.state.owner)}
+    return {"object": "list", "data": await FILES.run(records_of, store, request.state.owner)}
 
 
 @router.get("/v1/audio/jobs/{job_id}")
 async def get_job(job_id: str, request: Request) -> AudioJob:
     """Return the state of a job."""
-    return await WORK.run(record_of, await find_job(job_id, request))
+    return await FILES.run(record_of, await find_job(job_id, request))
 
 
 @router.get("/v1/audio/jobs/{job_id}/content", response_class=Response, responses=AS_FILE)
@@ -157,14 +157,14 @@ async def get_content(job_id: str, request: Request) -> Response:
     """Return the finished file of a job."""
     gateway: Gateway = request.app.state.gateway
     job = await find_job(job_id, request)
-    record = await WORK.run(record_of, job)
+    record = await FILES.run(record_of, job)
     extension = record["response_format"]
     if record["status"] != "completed":
         message = f"job_id: expected a job with status 'completed', got {record['status']!r}"
         raise ApiError(409, message, "job_id", "not_completed")
     path = job.audio(extension)
     answer = Streamed(file_parts(path), MEDIA_TYPES[extension], gateway.limits.stall_s)
-    answer.headers["content-length"] = str((await WORK.run(path.stat)).st_size)
+    answer.headers["content-length"] = str((await FILES.run(path.stat)).st_size)
     answer.headers["content-disposition"] = f'attachment; filename="{job.id}.{extension}"'
     return answer
 
@@ -180,15 +180,15 @@ async def file_parts(path: Path) -> AsyncGenerator[bytes, None]:
 async def cancel_job(job_id: str, request: Request) -> AudioJob:
     """End a job. Its speech is deleted with the job."""
     job = await find_job(job_id, request)
-    await WORK.run(job.cancel)
-    return await WORK.run(record_of, job)
+    await FILES.run(job.change, "cancelled")
+    return await FILES.run(record_of, job)
 
 
 @router.delete("/v1/audio/jobs/{job_id}")
 async def delete_job(job_id: str, request: Request) -> DeletedJob:
     """End a job if it has not ended, and delete its files."""
     job = await find_job(job_id, request)
-    await WORK.run(expect_store(request.app.state.gateway).remove, job)
+    await FILES.run(expect_store(request.app.state.gateway).remove, job)
     return {"id": job_id, "object": "audio.job.deleted", "deleted": True}
 
 
@@ -202,7 +202,7 @@ def expect_store(gateway: Gateway) -> JobStore:
 
 async def find_job(job_id: str, request: Request) -> Job:
     """Return a job of the caller; raise ApiError 404 if it is unknown."""
-    job = await WORK.run(expect_store(request.app.state.gateway).find, request.state.owner, job_id)
+    job = await FILES.run(expect_store(request.app.state.gateway).find, request.state.owner, job_id)
     if job is None:
         raise ApiError(404, f"job_id: expected the id of a job, got {job_id[:60]!r}", "job_id", "not_found")
     return job

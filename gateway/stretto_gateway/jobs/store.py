@@ -14,6 +14,7 @@ import logging
 import re
 import secrets
 import shutil
+import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from stretto_gateway.jobs.book import Section
 from stretto_gateway.voice_store import OWNER, keep_names, locked, make_owner_folder, write_whole
 
 LOG = logging.getLogger("stretto_gateway")
+CHANGING = threading.Lock()  # a job that has been cancelled stays so
 ID = re.compile(r"job_[0-9a-f]{32}")
 Status = Literal["queued", "in_progress", "finalizing", "completed", "failed", "cancelled"]
 UNFINISHED: tuple[Status, ...] = get_args(Status)[:3]
@@ -95,17 +97,14 @@ class Job:
         """Return the path of the finished file."""
         return self.folder / f"audio.{extension}"
 
-    def change(self, status: Status, error: str = "") -> JobState:
-        """Store another status, and return the state."""
+    def change(self, status: Status, error: str = "") -> bool:
+        """Store another status, and return True; return False if the job has ended."""
         ended_at = 0 if status in UNFINISHED else int(time.time())
-        state = replace(self.state, status=status, error=error, ended_at=ended_at)
-        self.write("state.json", asdict(state))
-        return state
-
-    def cancel(self) -> None:
-        """End the job, unless it has ended."""
-        if self.state.status in UNFINISHED:
-            self.change("cancelled")
+        with CHANGING:
+            state = self.state
+            if state.status in UNFINISHED:
+                self.write("state.json", asdict(replace(state, status=status, error=error, ended_at=ended_at)))
+        return state.status in UNFINISHED
 
     def write(self, name: str, record: Any) -> None:
         """Store a JSON file."""

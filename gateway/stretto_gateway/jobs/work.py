@@ -32,7 +32,7 @@ from stretto_gateway.speech_request import SpeechItem
 
 LOG = logging.getLogger("stretto_gateway")
 BUSY = (429, 503, 504)  # status of errors after which a section is spoken again
-WORK = Turns(1, "jobs")
+WORK = Turns(2, "jobs")  # one for the file of a long book, which takes minutes
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,11 @@ class Jobs(RouteState):
         sections = await WORK.run(lambda: job.sections)
         index = await WORK.run(lambda: job.num_spoken)
         if index == len(sections):
-            await WORK.run(job.change, "finalizing")
-            await WORK.run(finish, job, request, self._gateway.audio_tags, self._is_stopping.is_set)
+            if await WORK.run(job.change, "finalizing"):
+                await WORK.run(finish, job, request, self._gateway.audio_tags, self._is_stopping.is_set)
             return False
-        if state.status == "queued":
-            await WORK.run(job.change, "in_progress")
+        if state.status == "queued" and not await WORK.run(job.change, "in_progress"):
+            return False
         if not self._is_quiet.is_set():  # a request has arrived meanwhile
             return True
         self._speaking = asyncio.create_task(self._spoken(job, state.caller, request, sections[index]))
