@@ -113,6 +113,15 @@ CODECS: dict[str, tuple[str, str, int | None, dict[str, str]]] = {
 }
 
 
+def audio_frame(pcm: NDArray[Any], sample_rate: int, position: int) -> av.AudioFrame:
+    """Return samples, int16 [n], as a frame for FFmpeg; `position` is the number of samples before them."""
+    frame = av.AudioFrame.from_ndarray(pcm.astype(np.int16, copy=False)[None], format="s16", layout="mono")
+    frame.sample_rate = sample_rate
+    frame.pts = position
+    frame.time_base = Fraction(1, sample_rate)
+    return frame
+
+
 class FfmpegEncoder:
     """Encoder that uses FFmpeg, for the formats in CODECS."""
 
@@ -134,10 +143,7 @@ class FfmpegEncoder:
         return not self._num_samples
 
     def encode(self, pcm: NDArray[Any]) -> bytes:
-        frame = av.AudioFrame.from_ndarray(pcm.astype(np.int16, copy=False)[None], format="s16", layout="mono")
-        frame.sample_rate = self._rate
-        frame.pts = self._num_samples
-        frame.time_base = Fraction(1, self._rate)
+        frame = audio_frame(pcm, self._rate, self._num_samples)
         self._num_samples += len(pcm)
         self._container.mux(self._stream.encode(frame))
         return self._pipe.pop()

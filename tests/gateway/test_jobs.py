@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from stretto_gateway.jobs import work
 from stretto_gateway.jobs.book import SECTION_CHARS, Section, sections_of
 from stretto_gateway.jobs.store import JobState, JobStore
 from tests.client.fake_server import Abort, Chunk, ErrorText, Request, Step, Until
@@ -230,11 +231,46 @@ async def test_jobs_belong_to_the_key(start: Start, tmp_path: Path) -> None:
         ]
 
 
+async def test_title_is_a_field_of_a_strict_gateway_and_others_are_not(start: Start, tmp_path: Path) -> None:
+    running = await start(spoken, jobs=tmp_path, strict=True)
+    assert (await begun(running, title="Cats"))["title"] == "Cats"
+    async with running.http() as http:
+        answer = await http.post("/v1/audio/jobs", json={"input": BOOK, "volume": 3})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "volume")
+
+
+async def test_job_of_a_key_at_its_ceiling_holds_up_no_other(start: Start, tmp_path: Path) -> None:
+    keys = ("a" * 32, "b" * 32)
+    running = await start(spoken, jobs=tmp_path, keys=keys, ceilings=("characters=5/day",))
+    full, other = ({"authorization": f"Bearer {key}"} for key in keys)
+    async with running.http() as http:
+        waiting = (await http.post("/v1/audio/jobs", json={"input": BOOK, "check": "off"}, headers=full)).json()
+        await until_async(lambda: len(running.behind.requests) == 1)
+        job = (await http.post("/v1/audio/jobs", json={"input": "Hi.", "check": "off"}, headers=other)).json()
+        async with asyncio.timeout(PATIENCE_S):
+            while not (await http.get(f"/v1/audio/jobs/{job['id']}", headers=other)).json()["ended_at"]:
+                await asyncio.sleep(0.01)
+        record = (await http.get(f"/v1/audio/jobs/{waiting['id']}", headers=full)).json()
+    assert (record["status"], record["request_counts"]["completed"]) == ("in_progress", 1)
+
+
+async def test_job_fails_if_the_disk_is_almost_full(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "MIN_FREE_BYTES", 1 << 60)
+    running = await start(spoken, jobs=tmp_path)
+    job = await ended(running, (await begun(running))["id"])
+    assert job["status"] == "failed"
+    assert "free bytes on the disk" in job["errors"][0]["message"]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"input": "é" * 1_000_001}, "input: expected at most 2000000 bytes, got 2000002 bytes"),
-        ({"input": " \n\n "}, "input: expected text to speak"),
+        ({"input": " \n\n "}, "input: expected 1 to 10000 sections of text to speak, got 0"),
+        ({"input": "# A\n\n" * 10_001}, "input: expected 1 to 10000 sections of text to speak, got 10001"),
+        ({"seed": "x"}, "seed: expected an integer, got 'x'"),
         ({"input": "<speak>Hello</speak>"}, "input: expected plain text or Markdown, got 'SSML'"),
         ({"response_format": "opus"}, "response_format: "),
         ({"voice": "nobody"}, "voice: "),
@@ -258,7 +294,7 @@ async def test_gateway_without_a_folder_takes_no_jobs(start: Start) -> None:
 
 def test_job_that_has_ended_does_not_change(tmp_path: Path) -> None:
     store = JobStore(tmp_path, 1)
-    job = store.add("everybody", JobState("", 0), {}, [Section("A.", 0.0, "")])
+    job = store.add("everybody", JobState("", 0, 1, "wav", RATE, 7), {}, [Section("A.", 0.0, "")])
     assert job.change("cancelled")
     assert not job.change("in_progress")
     assert job.state.status == "cancelled"
@@ -266,7 +302,7 @@ def test_job_that_has_ended_does_not_change(tmp_path: Path) -> None:
 
 def test_damaged_folders_are_no_jobs(tmp_path: Path) -> None:
     store = JobStore(tmp_path, 1)
-    for number, state in enumerate(("", "[]", '{"caller": 1}', "{")):
+    for number, state in enumerate(("", "[]", '{"caller": 1}', "{", '{"created_at": "x"}')):
         folder = tmp_path / "everybody" / f"job_{number:032d}"
         folder.mkdir(parents=True)
         if state:

@@ -9,6 +9,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from stretto_gateway.encoding import audio_frame
 from stretto_gateway.jobs.book import Section
 from stretto_gateway.jobs.store import Job
 
@@ -74,11 +75,7 @@ def write_book(
                 silence = np.zeros(round(section.pause_s * sample_rate), np.int16)
                 for pcm in (silence, *speech.blocks(READ_SAMPLES, dtype="int16")):
                     if len(pcm):
-                        frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
-                        frame.sample_rate = sample_rate
-                        frame.pts = num_samples
-                        frame.time_base = Fraction(1, sample_rate)
-                        container.mux(stream.encode(frame))
+                        container.mux(stream.encode(audio_frame(pcm, sample_rate, num_samples)))
                         num_samples += len(pcm)
         container.mux(stream.encode(None))
     unfinished.replace(job.audio(extension))

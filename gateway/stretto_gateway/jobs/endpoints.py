@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import Field
@@ -20,7 +20,7 @@ from stretto_gateway.events import Streamed
 from stretto_gateway.fields import Ignored, Text
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.jobs.audio import MEDIA_TYPES
-from stretto_gateway.jobs.book import Section, sections_of
+from stretto_gateway.jobs.book import sections_of
 from stretto_gateway.jobs.store import Job, JobState, JobStore, Status, TooManyJobs
 from stretto_gateway.jobs.work import WORK, Jobs
 from stretto_gateway.speech import speech_options
@@ -29,6 +29,7 @@ from stretto_gateway.turns import FILES
 
 router = APIRouter()
 MAX_TITLE_CHARS = 200
+MAX_SECTIONS = 10_000  # 2 MB of prose has 3,500
 READ_BYTES = 1 << 20  # of a finished file, at once
 AS_FILE = described("The finished file", *MEDIA_TYPES.values(), schema=FILE)
 
@@ -110,15 +111,21 @@ async def create_job(body: JobRequest, request: Request, response: Response) -> 
         raise mismatch("input", f"at most {most} bytes", f"{num_bytes} bytes")
     if body.input.lstrip().startswith("<speak"):
         raise refused("input", "plain text or Markdown", "SSML")
-    sections = await WORK.run(sections_of, body.input)
-    if not sections:
-        raise refused("input", "text to speak", body.input)
+    ignored = Ignored(body, gateway.strict)
     seed = body.options.get("seed", secrets.randbits(32))
-    fields = body.model_dump(exclude_unset=True, exclude={"input"})
-    fields |= {"response_format": body.response_format, "sample_rate": body.rate, "seed": seed}
-    ignored = await check_options(gateway, fields, sections[0], request)
+    if type(seed) is not int:
+        raise refused("seed", "an integer", seed)
+    if body.response_format == "m4b" and body.rate not in RATES["aac"]:
+        raise refused("sample_rate", f"one of {', '.join(map(str, RATES['aac']))} for m4b", body.rate)
+    sections = await WORK.run(sections_of, body.input)
+    if not 0 < len(sections) <= MAX_SECTIONS:
+        raise mismatch("input", f"1 to {MAX_SECTIONS} sections of text to speak", str(len(sections)))
+    fields = body.model_dump(exclude_unset=True, exclude={"input", "title", "response_format"}) | {"seed": seed}
+    item = SpeechItem(**fields, input=sections[0].text, response_format="pcm")
+    await speech_options(await gateway.for_model(item.model, speaks), item, request.state, ignored)
     response.headers.update(ignored.headers)
-    state = JobState(CALLER.get(), int(time.time()))
+    sizes = len(sections), body.response_format, body.rate
+    state = JobState(CALLER.get(), int(time.time()), *sizes, seed, body.title)
     try:
         job = await FILES.run(store.add, request.state.owner, state, fields, sections)
     except TooManyJobs:
@@ -126,17 +133,6 @@ async def create_job(body: JobRequest, request: Request, response: Response) -> 
         raise ApiError(400, message, code="too_many_jobs") from None
     gateway.of_route(Jobs).begin(job)
     return await FILES.run(record_of, job)
-
-
-async def check_options(gateway: Gateway, fields: dict[str, Any], section: Section, request: Request) -> Ignored:
-    """Return the fields of a request that have no effect; raise ApiError if the model cannot speak with its options."""
-    if fields["response_format"] == "m4b" and fields["sample_rate"] not in RATES["aac"]:
-        raise refused("sample_rate", f"one of {', '.join(map(str, RATES['aac']))} for m4b", fields["sample_rate"])
-    item = SpeechItem(**fields | {"input": section.text, "response_format": "pcm"})
-    chosen = await gateway.for_model(item.model, speaks)
-    ignored = Ignored(item, gateway.strict)
-    await speech_options(chosen, item, request.state, ignored)
-    return ignored
 
 
 @router.get("/v1/audio/jobs")
@@ -157,10 +153,10 @@ async def get_content(job_id: str, request: Request) -> Response:
     """Return the finished file of a job."""
     gateway: Gateway = request.app.state.gateway
     job = await find_job(job_id, request)
-    record = await FILES.run(record_of, job)
-    extension = record["response_format"]
-    if record["status"] != "completed":
-        message = f"job_id: expected a job with status 'completed', got {record['status']!r}"
+    state = await FILES.run(lambda: job.state)
+    extension = state.response_format
+    if state.status != "completed":
+        message = f"job_id: expected a job with status 'completed', got {state.status!r}"
         raise ApiError(409, message, "job_id", "not_completed")
     path = job.audio(extension)
     answer = Streamed(file_parts(path), MEDIA_TYPES[extension], gateway.limits.stall_s)
@@ -216,23 +212,21 @@ def records_of(store: JobStore, owner: str) -> list[AudioJob]:
 def record_of(job: Job) -> AudioJob:
     """Return the API's object for a job."""
     state = job.state
-    request = job.request
-    total = len(job.sections)
     is_complete = state.status == "completed"
     chapters = json.loads((job.folder / "chapters.json").read_bytes()) if is_complete else []
     return {
         "id": job.id,
         "object": "audio.job",
         "status": state.status,
-        "title": request.get("title"),
-        "response_format": request["response_format"],
-        "seed": request["seed"],
+        "title": state.title,
+        "response_format": state.response_format,
+        "seed": state.seed,
         "created_at": state.created_at,
         "ended_at": state.ended_at or None,
         "errors": [{"message": state.error}] if state.error else [],
         "request_counts": {
-            "total": total,
-            "completed": total if is_complete else job.num_spoken,
+            "total": state.num_sections,
+            "completed": state.num_sections if is_complete else job.num_spoken,
             "failed": int(state.status == "failed"),
         },
         "chapters": chapters,

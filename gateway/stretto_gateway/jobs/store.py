@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pydantic import TypeAdapter
+
 from stretto_gateway.jobs.book import Section
 from stretto_gateway.voice_store import OWNER, keep_names, locked, make_owner_folder, write_whole
 
@@ -32,16 +34,23 @@ UNFINISHED: tuple[Status, ...] = get_args(Status)[:3]
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """State of a job.
+    """State of a job, with all that its record has.
 
     Attributes:
         caller: Id of the caller to whose use the speech is counted.
         created_at, ended_at: Unix times in seconds; `ended_at` is 0 until the end.
+        response_format: Extension of the finished file.
+        sample_rate: Sample rate in Hz.
         error: Message of a failed job; empty for others.
     """
 
     caller: str
     created_at: int
+    num_sections: int
+    response_format: str
+    sample_rate: int
+    seed: int
+    title: str | None = None
     status: Status = "queued"
     ended_at: int = 0
     error: str = ""
@@ -68,21 +77,18 @@ class Job:
     @property
     def state(self) -> JobState:
         """The state; raises FileNotFoundError once the job has been deleted, and ValueError if the file is damaged."""
-        try:
-            return JobState(**self._read("state.json"))
-        except TypeError as error:
-            raise ValueError(str(error)) from None
+        return STATE.validate_json(self._read("state.json"))
 
     @property
     def request(self) -> dict[str, Any]:
-        """Fields of the request, without the text."""
-        fields: dict[str, Any] = self._read("request.json")
+        """Fields of the request, without the text and the title."""
+        fields: dict[str, Any] = json.loads(self._read("request.json"))
         return fields
 
     @property
     def sections(self) -> list[Section]:
         """Sections of the text."""
-        return [Section(**record) for record in self._read("sections.json")]
+        return SECTIONS.validate_json(self._read("sections.json"))
 
     @property
     def num_spoken(self) -> int:
@@ -102,7 +108,7 @@ class Job:
         ended_at = 0 if status in UNFINISHED else int(time.time())
         with CHANGING:
             state = self.state
-            if state.status in UNFINISHED:
+            if state.status in UNFINISHED and state.status != status:
                 self.write("state.json", asdict(replace(state, status=status, error=error, ended_at=ended_at)))
         return state.status in UNFINISHED
 
@@ -119,8 +125,12 @@ class Job:
         for path in [*self.folder.glob("*.flac"), *self.folder.glob("*.unfinished")]:
             path.unlink(missing_ok=True)
 
-    def _read(self, name: str) -> Any:
-        return json.loads((self.folder / name).read_bytes())
+    def _read(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
+
+STATE = TypeAdapter(JobState)
+SECTIONS = TypeAdapter(list[Section])
 
 
 class JobStore:

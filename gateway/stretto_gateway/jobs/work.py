@@ -1,8 +1,10 @@
 """Work on jobs: one section at a time, while nobody else uses the servers."""
 
 import asyncio
+import errno
 import logging
 import os
+import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -25,12 +27,13 @@ from stretto_gateway.fields import Ignored
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.jobs.audio import write_book, write_speech
 from stretto_gateway.jobs.book import Section
-from stretto_gateway.jobs.store import UNFINISHED, Job, JobStore
+from stretto_gateway.jobs.store import Job, JobState, JobStore
 from stretto_gateway.routes import RouteSettings, RouteState
 from stretto_gateway.speech import BATCH_HOLD_S, audio_parts, speech_options
 from stretto_gateway.speech_request import SpeechItem
 
 LOG = logging.getLogger("stretto_gateway")
+MIN_FREE_BYTES = 1 << 30  # on the disk of the jobs; a job that finds less fails
 BUSY = (429, 503, 504)  # status of errors after which a section is spoken again
 WORK = Turns(2, "jobs")  # one for the file of a long book, which takes minutes
 
@@ -109,9 +112,8 @@ class Jobs(RouteState):
             except FileNotFoundError:  # the job has been deleted
                 pass
             except ApiError as error:
-                if error.status in BUSY:
-                    self._queue.append(job)
-                    await asyncio.sleep(error.retry_after_s)
+                if error.status in BUSY:  # for a key that has reached its ceiling, up to a day
+                    asyncio.get_running_loop().call_later(error.retry_after_s, self.begin, job)
                 else:
                     await WORK.run(fail, job, error.message)
             except OSError as error:
@@ -122,25 +124,19 @@ class Jobs(RouteState):
 
     async def _advance(self, job: Job) -> bool:
         """Speak the next section of a job, or write its file; return True if the job has not ended."""
-        state = await WORK.run(lambda: job.state)
-        if state.status not in UNFINISHED:
+        step = await WORK.run(next_step, job)
+        if step is None:
             return False
-        request = await WORK.run(lambda: job.request)
-        sections = await WORK.run(lambda: job.sections)
-        index = await WORK.run(lambda: job.num_spoken)
-        if index == len(sections):
-            if await WORK.run(job.change, "finalizing"):
-                await WORK.run(finish, job, request, self._gateway.audio_tags, self._is_stopping.is_set)
-            return False
-        if state.status == "queued" and not await WORK.run(job.change, "in_progress"):
+        if step.section is None:
+            await WORK.run(finish, job, step.state, self._gateway.audio_tags, self._is_stopping.is_set)
             return False
         if not self._is_quiet.is_set():  # a request has arrived meanwhile
             return True
-        self._speaking = asyncio.create_task(self._spoken(job, state.caller, request, sections[index]))
+        self._speaking = asyncio.create_task(self._spoken(job, step.state.caller, step.request, step.section))
         try:
             await asyncio.wait({self._speaking})
             if not self._speaking.cancelled():
-                await WORK.run(write_speech, job, index, self._speaking.result(), request["sample_rate"])
+                await WORK.run(write_speech, job, step.index, self._speaking.result(), step.state.sample_rate)
         finally:
             self._speaking.cancel()
             self._speaking = None
@@ -149,7 +145,7 @@ class Jobs(RouteState):
     async def _spoken(self, job: Job, caller: str, request: dict[str, Any], section: Section) -> NDArray[Any]:
         """Return the speech of a section, int16 [n]. The speech counts as use by the caller who has created the job."""
         CALLER.set(caller)
-        item = SpeechItem(**request | {"response_format": "pcm", "input": section.text})
+        item = SpeechItem(**request, input=section.text, response_format="pcm")
         gateway = copy(await self._gateway.for_model(item.model, speaks))
         gateway.admission = Admission(1, 0, lambda _: None)  # sections take no slot from others
         ignored = Ignored(item, is_strict=False)
@@ -160,18 +156,49 @@ class Jobs(RouteState):
             return np.frombuffer(b"".join([data async for data in parts]), np.int16)
 
 
-def finish(job: Job, request: Mapping[str, Any], tags: Mapping[str, str], is_stopping: Callable[[], bool]) -> None:
+@dataclass(frozen=True)
+class Step:
+    """Next work on a job: to speak a section, or if there is none, to write the file.
+
+    Attributes:
+        index: Index of the section.
+        request: Fields of the request, without the text.
+    """
+
+    state: JobState
+    index: int
+    request: dict[str, Any]
+    section: Section | None
+
+
+def next_step(job: Job) -> Step | None:
+    """Return the next work on a job, and store that it has begun; None if the job has ended.
+
+    Raises:
+        OSError: The disk has too little space.
+    """
+    state = job.state
+    index = job.num_spoken
+    is_spoken = index == state.num_sections
+    if not job.change("finalizing" if is_spoken else "in_progress"):
+        return None
+    if shutil.disk_usage(job.folder).free < MIN_FREE_BYTES:
+        raise OSError(errno.ENOSPC, f"expected {MIN_FREE_BYTES} free bytes on the disk, got fewer")
+    return Step(state, index, {}, None) if is_spoken else Step(state, index, job.request, job.sections[index])
+
+
+def finish(job: Job, state: JobState, tags: Mapping[str, str], is_stopping: Callable[[], bool]) -> None:
     """Write the finished file of a job and delete the speech of its sections, with the lowest priority.
 
     Args:
         is_stopping: Function that returns True if the gateway stops. The file is then not written.
     """
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-    title = {"title": request["title"]} if request.get("title") else {}
+    title = {"title": state.title} if state.title else {}
     chapters = write_book(
         job,
-        request["response_format"],
-        request["sample_rate"],
+        state.response_format,
+        state.sample_rate,
         {**tags, **title},
         lambda: is_stopping() or job.state.status != "finalizing",
     )
