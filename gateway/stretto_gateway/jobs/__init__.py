@@ -1,1 +1,1 @@
-"""Jobs that read long texts aloud, such as books, while nobody else needs the server."""
+"""Jobs that read long texts aloud, such as books, while no other request needs the server."""

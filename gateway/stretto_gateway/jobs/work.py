@@ -1,4 +1,4 @@
-"""Work on jobs: one section at a time, while nobody else uses the servers."""
+"""Work on jobs: one section at a time, while no other request uses the servers."""
 
 import asyncio
 import errno
@@ -143,7 +143,7 @@ class Jobs(RouteState):
         return True
 
     async def _spoken(self, job: Job, caller: str, request: dict[str, Any], section: Section) -> NDArray[Any]:
-        """Return the speech of a section, int16 [n]. The speech counts as use by the caller who has created the job."""
+        """Return the speech of a section, int16 [n], which counts as use by the caller that created the job."""
         CALLER.set(caller)
         item = SpeechItem(**request, input=section.text, response_format="pcm")
         gateway = copy(await self._gateway.for_model(item.model, speaks))

@@ -17,7 +17,7 @@ server = AgentServer()
 
 
 def make_session() -> AgentSession:
-    """Return a session whose history has what was heard: after an interruption, only the words up to it."""
+    """Return a session whose history has the words that were played; after an interruption, only those before it."""
     speech = stretto.TTS(base_url=URL, voice="alloy")
     speech.on("speech_done", lambda report: print("unusual speech:", report) if report else None)
     return AgentSession(

@@ -24,7 +24,7 @@ LOG = logging.getLogger("stretto_gateway")
 
 @dataclass(frozen=True)
 class WyomingOptions(RouteSettings):
-    """Where Wyoming's clients connect.
+    """Address and port for Wyoming's clients.
 
     Attributes:
         wyoming_address: IP address to listen on; empty to listen nowhere.

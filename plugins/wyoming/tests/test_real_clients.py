@@ -71,7 +71,7 @@ def url(ports: tuple[int, int]) -> str:
 
 
 def session_of(sent: bytes, got: bytes) -> tuple[str, list[str]]:
-    """Return what the client has sent without all but the first audio, and the types of what it got, once in a row.
+    """Return the client's bytes with only its first audio, and the types of the events that it got, without repeats.
 
     It may leave before the last event, which repeats that the transcript is complete.
     """
