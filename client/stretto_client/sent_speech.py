@@ -13,16 +13,19 @@ class SentSpeech:
     """Speech of a clause that has been sent.
 
     Attributes:
-        num_samples: Number of its samples.
         num_events: Number of its events.
     """
 
     def __init__(self) -> None:
-        self.num_samples = 0
         self.num_events = 0
         self._utterance = ""
         self._counts: Counter[str] = Counter()  # samples, codes, and entries of LISTS
         self._skipped: Counter[str] = Counter()  # those that have not been left out of the attempt yet
+
+    @property
+    def num_samples(self) -> int:
+        """Number of its samples."""
+        return self._counts["pcm"]
 
     def begin_attempt(self) -> None:
         """Leave the sent speech out of the next events."""
@@ -56,7 +59,6 @@ class SentSpeech:
         self._counts.update({name: len(getattr(event, name)) for name in LISTS})
         self._counts["codes"] += 0 if event.codes is None else event.codes.shape[1]
         self._counts["pcm"] += 0 if event.pcm is None else len(event.pcm)
-        self.num_samples = self._counts["pcm"]
         return event
 
     def split(self, event: SpeechEvent, latest: float) -> tuple[SpeechEvent | None, SpeechEvent | None]:

@@ -75,7 +75,8 @@ def test_launcher_reports_the_installed_model_or_the_path_of_its_repository(tmp_
     ],
 )
 def test_configuration_digest_covers_the_configs_of_the_repository(tmp_path: Path, path: str, counts: bool) -> None:
-    checkpoint, folder = tmp_path / "checkpoint", tmp_path / "repository"
+    checkpoint = tmp_path / "checkpoint"
+    folder = tmp_path / "repository"
     (folder / "language_model/1").mkdir(parents=True)
     (folder / "language_model/1/checkpoint").symlink_to(checkpoint, target_is_directory=True)
     for each in (folder / "speech", checkpoint / "codec"):

@@ -4,7 +4,7 @@ import argparse
 import math
 import os
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -265,12 +265,12 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
     )
 
 
-def split_route_flags(words: Iterable[str]) -> tuple[list[str], list[str]]:
+def split_route_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the flags for the gateway with their values, and all other words.
 
     A flag of the gateway that `stretto serve` takes is named after an installed route: `--NAME` or `--NAME-…`.
     """
-    routes = [route.name for route in entry_points.installed(ROUTES)]
+    routes = [route.name for route in entry_points.installed(ROUTES)] if words else []
     of_routes = list[str]()
     others = list[str]()
     current = others
