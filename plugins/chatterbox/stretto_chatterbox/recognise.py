@@ -12,11 +12,18 @@ KINDS = {
     r"t3_mtl23ls_v[23]": (("s3gen.pt", "ve.pt", "grapheme_mtl_merged_expanded_v1.json"), ("Cangjie5_TC.json",)),
     r"t3_(turbo|nano)_v1": (("s3gen_meanflow.safetensors", "ve.safetensors"), TURBO_TOKENIZER),
 }
+FLASH = "t3_flash.safetensors"
+FLASH_REFUSAL = (
+    "Chatterbox Flash is not supported: it fills blocks of 16 codes in up to 10 passes over the same positions,"
+    " and the engine computes each position once"
+)
 
 
 def recognise(listing: Listing) -> list[Match]:
     """Return a match for each language model in a listing."""
     matches = []
+    if FLASH in listing.names:
+        matches.append(Match("chatterbox", (FLASH,), part="t3_flash", refusal=FLASH_REFUSAL))
     for name in sorted(listing.names):
         stem, _, suffix = name.partition(".")
         for pattern, (needed, optional) in KINDS.items():

@@ -1,4 +1,4 @@
-"""Files of Turbo's releases: which are read, and which ids a tokenizer may have."""
+"""Files of releases: which are read, which ids a tokenizer may have, and which releases are refused."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,8 @@ import pytest
 from plugins.chatterbox.lab.random_chatterbox import write_turbo
 from stretto.convert.command import main
 from stretto.errors import CheckpointError
+from stretto.family.recognition import Listing
+from stretto_chatterbox.recognise import recognise
 from stretto_chatterbox.turbo import gpt2_tokenizer
 
 
@@ -24,3 +26,10 @@ def test_token_ids_are_bounded_by_the_number_of_tokens(tmp_path: Path) -> None:
     (tmp_path / "added_tokens.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"vocab\.json: 'b': expected an id in \[0, 65538\), got 1000000000"):
         gpt2_tokenizer(tmp_path)
+
+
+def test_flash_is_refused_with_the_reason() -> None:
+    names = frozenset({"t3_flash.safetensors", "s3gen.safetensors", "ve.safetensors", "tokenizer.json"})
+    refusals = [match.refusal for match in recognise(Listing(names, {}))]
+    assert len(refusals) == 1
+    assert "blocks of 16 codes" in refusals[0]
