@@ -7,7 +7,6 @@ from typing import Protocol
 
 import numpy as np
 
-from benchmarks.loads import Trace
 from stretto.codecs.base import Codec, CodecSpec
 from stretto.config import DecoderConfig
 from stretto.decoder.chunk_queue import ChunkAnswer
@@ -17,6 +16,7 @@ from stretto.streams.chunking import ChunkPolicy, DecodingTime, Pacer
 from stretto.streams.layout import Segment
 from stretto.testing.codec_streams import random_codes
 from stretto.triton_io.flow import FlowSlot, FlowTable
+from stretto_client.capacity.traces import Trace
 
 
 class Stage(Protocol):

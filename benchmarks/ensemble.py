@@ -45,9 +45,7 @@ from benchmarks.harness import (
 from benchmarks.loads import (
     Load,
     Speak,
-    Trace,
     check,
-    follow,
     ratio,
     run,
     run_open,
@@ -61,6 +59,7 @@ from stretto.convert.make_repository import make
 from stretto.engine.environment import prepare_environment
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto_client import SpeechClient
+from stretto_client.capacity.traces import Trace, follow
 from stretto_client.speech_stream import options_json, strings
 
 MAX_ROWS = 64  # per engine step

@@ -9,17 +9,17 @@ repeated with more client processes if it is too high.
 
 import asyncio
 import multiprocessing
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
-from benchmarks.loads import Load, Speak, Trace, check, percentiles, run_open, summarise
+from benchmarks.loads import Load, Speak, check, run_open, summarise
 from lab.texts import texts
 from stretto_client import SpeechClient
+from stretto_client.capacity.client_lag import lag
+from stretto_client.capacity.traces import Trace, percentiles
 
 # Duration of replies in seconds: 20 quantiles of a log-normal distribution with the mean of 4.4 s and a deviation of
 # 0.35 of the logarithm. Both are estimates: the set's sentences have about ten words, and servers that run at known
@@ -29,7 +29,6 @@ SENTENCE_S = (
     *(4.23, 4.42, 4.63, 4.85, 5.1, 5.39, 5.74, 6.19, 6.85, 8.22),
 )
 MOST_LAG_S = 0.005  # 95th percentile up to which a client's own delay is small beside a first audio of 20 ms
-LAG_PERIOD_S = 0.01
 
 # Returns a function that sends requests with a client.
 Speaker = Callable[[SpeechClient], Speak]
@@ -117,21 +116,3 @@ async def run_client(address: str, speaker: Speaker, load: FairLoad, index: int)
     async with SpeechClient(address) as client, lag() as late_s:
         traces, _ = await run_open(load.load(), load.rate, speaker(client), texts(), load.warm_up_s, index)
     return traces, late_s
-
-
-@asynccontextmanager
-async def lag() -> AsyncIterator[list[float]]:
-    """Yield a list of how late the event loop of this client wakes from short waits, in seconds."""
-    late_s = list[float]()
-
-    async def watch() -> None:
-        while True:
-            due_s = time.perf_counter() + LAG_PERIOD_S
-            await asyncio.sleep(LAG_PERIOD_S)
-            late_s.append(time.perf_counter() - due_s)
-
-    watching = asyncio.create_task(watch())
-    try:
-        yield late_s
-    finally:
-        watching.cancel()

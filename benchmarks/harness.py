@@ -28,6 +28,7 @@ import numpy as np
 from stretto.launcher import background
 from stretto.launcher.processes import GONE, ProcessSnapshot, descendants
 from stretto.machine.worker_process import GATEWAY_SPARE_NAME, HOST_NAME, SPARE_NAME
+from stretto_client.capacity.host import processor_name
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = Path("model_repository/language_model/1/checkpoint")  # the bundled model's, relative to the root
@@ -91,22 +92,14 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _cpu() -> tuple[str, bool]:
-    """Return the processor's name, and True if it has AVX-512."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
-    names = [line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")]
-    return (names or [platform.processor()])[0], "avx512f" in text
-
-
 @functools.cache
 def _hardware() -> dict[str, Any]:
     gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cpu, has_avx512 = _cpu()
+    cpu_info = Path("/proc/cpuinfo")
     return {
-        "cpu": cpu,
-        "avx512": has_avx512,
+        "cpu": processor_name(),
+        "avx512": cpu_info.exists() and "avx512f" in cpu_info.read_text(),
         "cores": os.cpu_count(),
         "memory_gib": round(memory_gib, 1),
         "gpus": gpus and gpus.split("\n"),

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import append_result, command_line, serving, stop_on_sigterm
-from benchmarks.loads import NOISE_RATE, Trace, arrivals, follow, noise, summarise, underrun_s
+from benchmarks.loads import NOISE_RATE, arrivals, noise, summarise
 from lab.texts import texts
 from stretto_client import ClientError, SpeechClient
+from stretto_client.capacity.traces import Trace, follow, underrun_s
 
 SHARES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0)
 WORDS = (4, 9, 14)  # numbers of words in a text

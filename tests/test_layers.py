@@ -92,7 +92,7 @@ ALLOWED = {
         "entry_points", "errors",
     },
     "__init__": {"engine"},
-    "cli": {"convert", "launcher", "entry_points", "releases", "verification"},
+    "cli": {"convert", "launcher", "machine", "entry_points", "releases", "verification"},
     "__main__": {"cli"},
     "families/*": {
         "engine/models", "engine/worker", "engine/scheduling", "engine/kernels", "engine/rules", "engine", "family",

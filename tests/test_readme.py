@@ -23,6 +23,7 @@ from stretto.releases.install import pull_arguments
 from stretto.releases.show import server_arguments
 from stretto.verification import command as verify
 from stretto_client.arguments import parse
+from stretto_client.capacity import command as capacity
 from stretto_gateway import command as gateway
 from stretto_gateway import pronunciation_command, voice_command
 from stretto_gateway.jobs import command as job_command
@@ -91,6 +92,7 @@ PARSERS: dict[str, Callable[[list[str]], argparse.Namespace]] = {
     "ps": server_arguments,
     "show": show.arguments,
     "verify": verify.arguments,
+    "capacity": capacity.parse,
 }
 
 

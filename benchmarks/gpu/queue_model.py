@@ -22,7 +22,6 @@ from torch import Tensor
 
 from benchmarks.decoder import LiveLoad, LiveStreams
 from benchmarks.harness import append_result, command_line
-from benchmarks.loads import Trace, percentiles, underrun_s
 from stretto.codecs.base import CodecSpec, Stateful, Window
 from stretto.config import DecoderConfig
 from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk
@@ -34,6 +33,7 @@ from stretto.decoding.graphs import padded_batch
 from stretto.records.chunk import Chunk
 from stretto.streams.chunking import ChunkPolicy, DecodingTime
 from stretto.triton_io.flow import FlowTable
+from stretto_client.capacity.traces import Trace, percentiles, underrun_s
 
 SPEC = CodecSpec("virtual", 24_000, 1920, 16, 2048, Stateful())  # of Qwen3-TTS's codec
 SHORTEST_S = 1e-9  # left of a batch that has ended, after rounding

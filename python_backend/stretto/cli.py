@@ -26,6 +26,7 @@ usage: stretto COMMAND ...    (stretto COMMAND --help lists its options)
   transcribe FILE           speech to text, from a wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac file
   talk FILE                 speech in and out at once, for a file or, as -, for standard input
   chat                      conversation; each line of standard input is a turn
+  capacity                  measure how many streams this machine speaks at once: --cost-per-hour PRICE, --json
   serve                     run the server; --model-repository FOLDER (default: the bundled model), or --model NAME for
                             an installed model
   serve --status | --stop   show the state of the server, or stop it
@@ -40,9 +41,9 @@ usage: stretto COMMAND ...    (stretto COMMAND --help lists its options)
   families                  list the installed model families, codecs and markers
   verify FILE               look for marks of synthetic speech in audio files; --json
 
-speak, transcribe, talk and chat use the server at --server HOST:PORT, or by default the server of this machine, which
-they start in the background if it is not running. STRETTO_PORT (default 8000) is its HTTP port; the next three ports
-are gRPC, metrics and the gateway.
+speak, transcribe, talk, chat and capacity use the server at --server HOST:PORT, or by default the server of this
+machine, which they start in the background if it is not running. STRETTO_PORT (default 8000) is its HTTP port; the
+next three ports are gRPC, metrics and the gateway.
 """
 
 
@@ -141,12 +142,26 @@ def show(text: str) -> int:
 
 def client(words: list[str]) -> int:
     """Run `speak`, `transcribe`, `talk` or `chat`; start a background server if none is running."""
-    from stretto.launcher.background import CannotServe, ready_server
-    from stretto.launcher.installation import LaunchError
     from stretto_client.__main__ import main
 
+    return with_server(partial(main, words, prog="stretto"))
+
+
+def capacity(words: list[str]) -> int:
+    """Measure how many streams a server speaks at once; start a background server if none is running."""
+    from stretto.machine.gpus import gpus
+    from stretto_client.capacity.command import main
+
+    return with_server(partial(main, words, gpu_names=lambda: tuple(gpu.name for gpu in gpus())))
+
+
+def with_server(command: Callable[..., int]) -> int:
+    """Run a command with a function that returns this machine's server, and return its exit code."""
+    from stretto.launcher.background import CannotServe, ready_server
+    from stretto.launcher.installation import LaunchError
+
     try:
-        return main(words, ready_server, prog="stretto")
+        return command(default_server=ready_server)
     except LaunchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3 if isinstance(error, CannotServe) else 1
@@ -297,6 +312,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "transcribe": client,
     "talk": client,
     "chat": client,
+    "capacity": capacity,
     "serve": serve,
     "ps": ps,
     "gateway": gateway,
@@ -309,7 +325,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "families": families,
     "verify": verify,
 }
-EXTRAS = dict.fromkeys(("run", "speak", "transcribe", "talk", "chat"), "client") | {
+EXTRAS = dict.fromkeys(("run", "speak", "transcribe", "talk", "chat", "capacity"), "client") | {
     "gateway": "gateway",
     "read": "gateway",
     "voices": "gateway",

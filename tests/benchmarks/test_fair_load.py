@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from benchmarks.fair_load import SENTENCE_S, FairLoad
-from benchmarks.loads import Load, Trace, run_open
+from benchmarks.loads import Load, run_open
+from stretto_client.capacity.traces import Trace
 from tests.patience import PATIENCE_S
 
 

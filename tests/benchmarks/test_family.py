@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from benchmarks.ensemble import Count, FamilyLoad
-from benchmarks.loads import Trace
 from lab.releases.small_models import SMALL_MODELS
+from stretto_client.capacity.traces import Trace
 
 FRAME_S = 0.02
 

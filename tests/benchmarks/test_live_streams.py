@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.decoder import LiveLoad, LiveStreams
-from benchmarks.loads import Trace, underrun_s
 from stretto.codecs.base import CodecSpec, Stateful, Window, Windowed
 from stretto.config import DecoderConfig
 from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk
@@ -19,6 +18,7 @@ from stretto.decoder.sessions import Sessions
 from stretto.records.chunk import Chunk
 from stretto.streams.chunking import ChunkPolicy, DecodingTime
 from stretto.triton_io.flow import FlowTable
+from stretto_client.capacity.traces import Trace, underrun_s
 
 
 @dataclass

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.loads import Trace, summarise, underrun_s
+from benchmarks.loads import summarise
+from stretto_client.capacity.traces import Trace, underrun_s
 
 
 def trace_of(arrivals: list[float], durations: list[float]) -> Trace:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.loads import Trace
 from benchmarks.open_loop import Mix, closed, figures, opened
 from stretto_client import SpeechClient
+from stretto_client.capacity.traces import Trace
 from tests.client.fake_server import Chunk, ErrorText, FakeServer, Request, Step
 
 SPOKEN: list[Step] = [Chunk(0, 640), Chunk(1, 640, is_final=True, is_last=True)]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu.queue_model import SPEC, Gpu, Played, RandomLoad, main, parse, play
-from benchmarks.loads import underrun_s
 from stretto.streams.chunking import ChunkPolicy
+from stretto_client.capacity.traces import underrun_s
 from tests.tiers import by_night
 
 POLICY = ChunkPolicy(1, 12, frame_rate=SPEC.frame_rate)

@@ -1,0 +1,1 @@
+"""Measurement of the largest number of concurrent streams that a server speaks without gaps: `stretto capacity`."""
