@@ -20,6 +20,10 @@ from stretto_gateway.config import Limits
 
 Result = TypeVar("Result")
 UNKNOWN_SHARE = 8  # of as many sessions, one more may be open whose client has not identified itself
+MAX_EVENT_WORK = 1_000_000  # per second and caller, in units that take the event loop 0.1 to 0.3 µs
+EVENT_WORK = 128  # of an event, however small
+UNIT_BYTES = 16  # bytes of an event that count as one unit
+BURST_S = 0.01  # work of a caller's events that need not wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,10 +203,41 @@ class Held:
         self._bytes.release(CALLER.get(), num_bytes)
 
 
+class EventPace:
+    """Pace at which the events of each caller's sessions are read, because reading them occupies the event loop.
+
+    All sessions of a caller share one pace, so that many sessions do not delay other callers more than one would.
+    """
+
+    def __init__(self) -> None:
+        self._free_at: dict[str, float] = {}  # by caller: when all its events so far will have been read
+
+    async def wait(self, event: str | bytes) -> None:
+        """Wait until an event of the current caller (context variable CALLER) may be read."""
+        delay_s = self.delay_s(CALLER.get(), work_of(event), asyncio.get_running_loop().time())
+        if delay_s > 0:
+            await asyncio.sleep(delay_s)
+
+    def delay_s(self, caller: str, work: int, now: float) -> float:
+        """Count the work of an event, and return the time in seconds for which it has to wait."""
+        if caller not in self._free_at:  # the number of distinct hosts is unbounded
+            self._free_at = {name: free_at for name, free_at in self._free_at.items() if free_at > now}
+        begins_at = max(now, self._free_at.get(caller, now))
+        self._free_at[caller] = begins_at + work / MAX_EVENT_WORK
+        return max(0.0, begins_at - now - BURST_S)
+
+
+def work_of(event: str | bytes) -> int:
+    """Return an estimate of the work for an event: from its size and, in JSON, its signs around values."""
+    num_signs = sum(map(event.count, '[{,"')) if isinstance(event, str) else 0
+    return EVENT_WORK + len(event) // UNIT_BYTES + num_signs
+
+
 class OpenSessions:
     """Open sessions of all callers, who share them fairly (`FairLimit`).
 
     Attributes:
+        pace: Pace of each caller's events.
         windows: Queue of audio windows for voice activity detection.
         draining: Event that is set when the gateway begins to shut down.
     """
@@ -211,6 +246,7 @@ class OpenSessions:
         self._open = FairLimit(limits.max_sessions)
         self._unknown = FairLimit(max(1, limits.max_sessions // UNKNOWN_SHARE))
         self.held = Held(limits)
+        self.pace = EventPace()
         self.draining = asyncio.Event()
 
     @property

@@ -216,12 +216,20 @@ async def attend(
         left_s = patience_s()
         try:
             async with asyncio.timeout(left_s):
-                message = await socket.receive()
+                message = await next_message(socket)
         except TimeoutError:
             raise SessionEnd(DONE, f"nothing was received for {left_s:g} s") from None
-        if message["type"] == "websocket.disconnect":
-            raise SessionEnd
-        await session.handle(message["bytes"] if message.get("bytes") is not None else message.get("text"))
+        if isinstance(message, str | bytes):  # messages of other types have waited before their socket read them
+            await gateway.sessions.pace.wait(message)
+        await session.handle(message)
+
+
+async def next_message(socket: Socket) -> Any:
+    """Return the content of the next message; raise SessionEnd if the client has disconnected."""
+    message = await socket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise SessionEnd
+    return message["bytes"] if message.get("bytes") is not None else message.get("text")
 
 
 async def _until_draining(gateway: Gateway, session: SocketSession) -> None:

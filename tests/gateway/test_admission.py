@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from stretto_gateway.admission import CALLER, Admission
+from stretto_gateway.admission import BURST_S, CALLER, EVENT_WORK, MAX_EVENT_WORK, Admission, EventPace, work_of
 from stretto_gateway.answers import ApiError
 from tests.patience import PATIENCE_S
 
@@ -145,3 +147,35 @@ async def test_callers_who_wait_have_turns() -> None:
         await settled()
         await guest.leave()
     assert (admission.num_active, admission.num_waiting) == (0, 0)
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 0.02), st.integers(EVENT_WORK, 200_000)), max_size=60))
+def test_work_of_a_callers_events_is_paced(events: list[tuple[str, float, int]]) -> None:
+    pace = EventPace()
+    now = 0.0
+    begun: dict[str, list[tuple[float, int]]] = {"a": [], "b": []}
+    for caller, gap_s, work in events:
+        now += gap_s
+        begun[caller].append((now + pace.delay_s(caller, work, now), work))
+    for of_caller in begun.values():
+        for begin, (begins_at, _) in enumerate(of_caller):
+            for end in range(begin, len(of_caller)):
+                total = sum(work for _, work in of_caller[begin:end])
+                ends_at = of_caller[end][0]
+                assert total <= MAX_EVENT_WORK * (ends_at - begins_at + BURST_S + 1e-9)
+
+
+def test_other_callers_and_a_small_burst_wait_for_nothing() -> None:
+    pace = EventPace()
+    num_small = int(BURST_S * MAX_EVENT_WORK) // EVENT_WORK
+    assert not any(pace.delay_s("a", EVENT_WORK, 5.0) for _ in range(num_small))
+    assert pace.delay_s("a", 10 * MAX_EVENT_WORK, 5.0) <= BURST_S
+    assert pace.delay_s("a", EVENT_WORK, 5.0) == pytest.approx(10, abs=BURST_S)
+    assert not pace.delay_s("b", EVENT_WORK, 5.0)
+    assert not pace.delay_s("c", EVENT_WORK, 15.1)
+    assert list(pace._free_at) == ["c"], "callers without work that waits are forgotten"
+
+
+def test_work_of_an_event_counts_values_and_bytes() -> None:
+    assert work_of('{"a":[{},{}]}') == EVENT_WORK + 7
+    assert work_of(b"a" * 160) == EVENT_WORK + 10

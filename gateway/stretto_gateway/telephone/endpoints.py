@@ -13,7 +13,7 @@ from starlette.websockets import WebSocket
 
 from stretto_client import ModelProfile
 from stretto_contract.limits import host_of
-from stretto_gateway.admission import CALLER
+from stretto_gateway.admission import CALLER, EventPace
 from stretto_gateway.answers import ApiError, mismatch, refused
 from stretto_gateway.catalogue import CallersVoices, converses, speaks, transcribes
 from stretto_gateway.fields import validated
@@ -32,7 +32,7 @@ from stretto_gateway.realtime.settings import (
 )
 from stretto_gateway.realtime.state import RealtimeState
 from stretto_gateway.routes import RouteSettings
-from stretto_gateway.socket_session import SessionEnd, attend, session_tasks
+from stretto_gateway.socket_session import attend, next_message, session_tasks
 from stretto_gateway.speech_request import SpeechFields
 from stretto_gateway.telephone.channel import CallChannel
 from stretto_gateway.telephone.messages import Start, read_message
@@ -93,7 +93,7 @@ async def open_call(socket: WebSocket) -> None:
         with gateway.sessions.slot(is_known):
             await socket.accept()
             async with session_tasks(channel):
-                start = await read_start(socket)
+                start = await read_start(gateway.sessions.pace, socket)
                 begun = start, authenticated(gateway, socket, start, is_known)
     except ApiError as error:
         await socket.send_denial_response(error.response())
@@ -146,17 +146,16 @@ async def run(gateway: Gateway, socket: WebSocket, channel: CallChannel, start: 
                 await attend(gateway, socket, call, tasks, lambda: gateway.limits.stall_s)
 
 
-async def read_start(socket: WebSocket) -> Start:
+async def read_start(pace: EventPace, socket: WebSocket) -> Start:
     """Return the start message; raise ApiError if another message, or none, comes first."""
     try:
         async with asyncio.timeout(START_S):
             event = "connected"
             content = cast(Any, None)
             while event == "connected":
-                message = await socket.receive()
-                if message["type"] == "websocket.disconnect":
-                    raise SessionEnd
-                event, content = read_message(message.get("text"))
+                message = await next_message(socket)
+                await pace.wait(message)
+                event, content = read_message(message)
     except TimeoutError:
         raise ApiError(408, f"event: expected start within {START_S:g} s", "event", "timeout") from None
     if event != "start":

@@ -29,7 +29,7 @@ from stretto_elevenlabs.fields import (
     speaking,
     speech_item,
 )
-from stretto_gateway.admission import CALLER
+from stretto_gateway.admission import CALLER, EventPace
 from stretto_gateway.answers import ApiError
 from stretto_gateway.connection import POLICY
 from stretto_gateway.events import closing
@@ -43,6 +43,7 @@ from stretto_gateway.socket_session import (
     SessionEnd,
     SocketChannel,
     attend,
+    next_message,
     read_json,
     session_tasks,
 )
@@ -345,7 +346,7 @@ async def run(socket: WebSocket, voice_id: str, has_ids: bool) -> None:
                 owner = socket.state.owner
                 first = None
                 if not socket.state.has_key:
-                    first, owner = await identified(socket)
+                    first, owner = await identified(gateway.sessions.pace, socket)
                     slots.close()
                     CALLER.set(owner)
                     slots.enter_context(gateway.sessions.slot())
@@ -358,17 +359,15 @@ async def run(socket: WebSocket, voice_id: str, has_ids: bool) -> None:
         await socket.send_denial_response(error_response(socket.scope, error))
 
 
-async def identified(socket: WebSocket) -> tuple[str, str]:
+async def identified(pace: EventPace, socket: WebSocket) -> tuple[str, str]:
     """Return the first message, which must have a key, and the id of the caller."""
     keys: Keys = socket.state.keys
     try:
         async with asyncio.timeout(FIRST_S):
-            message = await socket.receive()
+            text = await next_message(socket)
+            await pace.wait(text)
     except TimeoutError:
         raise ApiError(408, f"text: expected the first message within {FIRST_S:g} s", "text", "timeout") from None
-    if message["type"] == "websocket.disconnect":
-        raise SessionEnd
-    text: Any = message.get("text")
     authorization = f"Bearer {read_message(text).xi_api_key or ''}"
     if not keys.admit(authorization):
         raise ApiError(401, UNKNOWN_KEY, "xi_api_key", "invalid_api_key")

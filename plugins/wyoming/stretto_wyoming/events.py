@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from starlette.types import Message
 from starlette.websockets import WebSocketDisconnect
 
+from stretto_gateway.admission import EventPace
 from stretto_gateway.answers import ApiError, mismatch, refused
 from stretto_gateway.connection import POLICY
 from stretto_gateway.socket_session import SessionEnd, SocketChannel, read_json
@@ -34,7 +35,7 @@ class Event(NamedTuple):
         return json.dumps(head).encode() + b"\n" + data + self.payload
 
 
-async def read_event(reader: asyncio.StreamReader, max_bytes: int) -> Event:
+async def read_event(reader: asyncio.StreamReader, max_bytes: int, pace: EventPace) -> Event:
     """Return the next event.
 
     Args:
@@ -51,7 +52,7 @@ async def read_event(reader: asyncio.StreamReader, max_bytes: int) -> Event:
     except asyncio.LimitOverrunError:
         raise _broken(mismatch("line", f"at most {MAX_LINE_BYTES} bytes", "more")) from None
     try:
-        head = _record(line)
+        head = await _record(line, pace)
     except ApiError as error:  # such as a browser's request, whose body might contain events
         raise _broken(error) from None
     num_bytes = [head.get(name) or 0 for name in LENGTHS]
@@ -65,12 +66,14 @@ async def read_event(reader: asyncio.StreamReader, max_bytes: int) -> Event:
         raise refused("data", "an object", fields)
     if not isinstance(head.get("type"), str):
         raise refused("type", "the name of an event", head.get("type"))
-    return Event(head["type"], fields | (_record(data) if data else {}), payload)
+    return Event(head["type"], fields | (await _record(data, pace) if data else {}), payload)
 
 
-def _record(data: bytes) -> dict[str, Any]:
+async def _record(data: bytes, pace: EventPace) -> dict[str, Any]:
     try:
-        return read_json(data.decode())
+        text = data.decode()
+        await pace.wait(text)
+        return read_json(text)
     except UnicodeDecodeError:
         raise ApiError(400, "expected an event in UTF-8, got other bytes", code="invalid_event") from None
 
@@ -82,17 +85,20 @@ def _broken(error: ApiError) -> SessionEnd:
 class WyomingSocket:
     """A client's TCP connection, whose messages are instances of `Event`, or of ApiError for an invalid one."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, max_event_bytes: int):
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, max_event_bytes: int, pace: EventPace
+    ):
         self._reader = reader
         self._writer = writer
         self._max_event_bytes = max_event_bytes
+        self._pace = pace
 
     async def receive(self) -> Message:
         """Return the next message, which is the value of `bytes`; raise SessionEnd if none can be read any more."""
         await asyncio.sleep(0)  # reading events that have arrived already would block others
         message: Event | ApiError
         try:
-            message = await read_event(self._reader, self._max_event_bytes)
+            message = await read_event(self._reader, self._max_event_bytes, self._pace)
         except ApiError as error:
             message = error
         except (asyncio.IncompleteReadError, OSError):

@@ -107,7 +107,7 @@ class WyomingState(RouteState):
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         gateway = self._gateway
-        socket = WyomingSocket(reader, writer, gateway.limits.max_event_bytes)
+        socket = WyomingSocket(reader, writer, gateway.limits.max_event_bytes, gateway.sessions.pace)
         channel = WyomingChannel(socket, gateway.limits.stall_s)
         try:
             with gateway.sessions.slot():

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugins.wyoming.tests.conftest import Begin, port_of
-from plugins.wyoming.tests.line import FORM, connected, types
+from plugins.wyoming.tests.line import FORM, Line, connected, types
 from plugins.wyoming.tests.test_wyoming import TEXT, usable
-from stretto_gateway import socket_session
+from stretto_gateway import admission, socket_session
+from stretto_gateway.admission import EventPace
 from stretto_gateway.answers import ApiError
 from stretto_gateway.command import arguments, main, read_config
 from stretto_gateway.config import Limits
@@ -100,7 +101,7 @@ def test_written_event_is_read_from_any_pieces(name: str, fields: dict[str, obje
         data = event.to_bytes()
         for begun in range(0, len(data), size):
             reader.feed_data(data[begun : begun + size])
-        return await read_event(reader, 1 << 20)
+        return await read_event(reader, 1 << 20, EventPace())
 
     assert asyncio.run(read()) == event
 
@@ -114,7 +115,7 @@ def test_any_bytes_are_an_event_or_refused(data: bytes) -> None:
         reader.feed_eof()
         while True:
             with suppress(ApiError):
-                await read_event(reader, 16)
+                await read_event(reader, 16, EventPace())
 
     with pytest.raises((SessionEnd, asyncio.IncompleteReadError)):
         asyncio.run(read())
@@ -164,6 +165,24 @@ async def test_endless_session_ends(begin: Begin, limits: Limits, event: str | N
     assert await line.is_closed()
     line.close()
     await running.idle()
+
+
+async def test_sessions_of_a_host_share_the_pace_of_its_events(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "MAX_EVENT_WORK", 1e-3)  # in effect, a host has one event
+    running, _ = await begin()
+    port = port_of(running)
+    first, second = [await connected(port) for _ in range(2)]
+    neighbour = Line(*await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0)))
+    await first.write(INVALID["no type"][0])
+    assert (await first.read())["type"] == "error"
+    await second.write(INVALID["no type"][0])
+    await neighbour.write(INVALID["no type"][0])
+    assert (await neighbour.read())["type"] == "error"
+    async with running.http() as http:
+        await http.get("/health/live")
+    assert not second.reader._buffer  # type: ignore[attr-defined]
+    for line in (first, second, neighbour):
+        line.close()
 
 
 @pytest.mark.parametrize("number", [20, *by_night(1000)])
