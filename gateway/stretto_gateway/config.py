@@ -42,7 +42,7 @@ class Limits:
             request that they send while it is being closed is lost.
         stall_s: Time after which a client that neither reads nor writes is disconnected.
         upload_s: Maximum time for the upload of a body.
-        drain_s: Maximum time for running responses to finish at shutdown.
+        drain_s: Maximum time for running responses to finish at shutdown, and for the output of a session at its end.
         max_sessions: Maximum number of open WebSockets and WebRTC calls.
         max_event_bytes: Maximum size of a WebSocket message, and of the events of a WebRTC call that wait.
         max_turn_s: Maximum duration of uncommitted audio in a realtime session.

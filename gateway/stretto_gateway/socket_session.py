@@ -13,6 +13,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from stretto_gateway.admission import ClientEnd
 from stretto_gateway.answers import ApiError, shown
+from stretto_gateway.config import Limits
 from stretto_gateway.connection import POLICY, EventRate
 from stretto_gateway.gateway import Gateway
 
@@ -211,7 +212,7 @@ async def attend(
             shutting down.
     """
     tasks.create_task(_until_draining(gateway, session))
-    tasks.create_task(_until_expired(gateway.limits.session_s))
+    tasks.create_task(_until_expired(gateway.limits, session))
     while True:
         left_s = patience_s()
         try:
@@ -238,10 +239,13 @@ async def _until_draining(gateway: Gateway, session: SocketSession) -> None:
     await _end_when_complete(session, SessionEnd(RESTART, "the gateway is shutting down"))
 
 
-async def _until_expired(session_s: float) -> None:
-    """End the session after `session_s` seconds."""
-    await asyncio.sleep(session_s)
-    raise SessionEnd(DONE, f"the session has reached its maximum duration of {session_s:g} s")
+async def _until_expired(limits: Limits, session: SocketSession) -> None:
+    """End the session at its maximum duration, once the output in progress is complete, which has `drain_s` seconds."""
+    await asyncio.sleep(limits.session_s)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(limits.drain_s):
+            await session.complete()
+    raise SessionEnd(DONE, f"the session has reached its maximum duration of {limits.session_s:g} s")
 
 
 def read_json(text: str | bytes | None) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 from stretto_gateway import connection, socket_session
+from stretto_gateway.config import Limits
 from stretto_gateway.connection import MAX_CONTROL, MAX_SMALL, NUM_TINY, PART_BYTES, LimitedWebSocket
-from stretto_gateway.socket_session import MAX_ERRORS
+from stretto_gateway.socket_session import MAX_ERRORS, SessionEnd, _until_expired
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.test_bounds import closed, open_socket
 from tests.patience import PATIENCE_S
@@ -176,3 +177,36 @@ async def test_unreceived_messages_pause_parsing(start: Start, monkeypatch: pyte
         opened.transport.resume_reading()
         for _ in range(500):
             await opened.recv()
+
+
+class Speaking:
+    """Session whose output is complete when the test says so."""
+
+    def __init__(self) -> None:
+        self.is_asked = asyncio.Event()
+        self.is_complete = asyncio.Event()
+
+    async def handle(self, message: str | bytes | None) -> None:
+        """Handle no event."""
+
+    async def complete(self) -> None:
+        """Wait for the test."""
+        self.is_asked.set()
+        await self.is_complete.wait()
+
+
+async def test_output_in_progress_is_completed_when_a_session_expires() -> None:
+    session = Speaking()
+    expiring = asyncio.create_task(_until_expired(Limits(session_s=0), session))
+    async with asyncio.timeout(PATIENCE_S):
+        await session.is_asked.wait()
+        assert not expiring.done()
+        session.is_complete.set()
+        with pytest.raises(SessionEnd, match="maximum duration of 0 s"):
+            await expiring
+
+
+async def test_output_does_not_prolong_a_session_without_end() -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        with pytest.raises(SessionEnd, match="maximum duration of 0 s"):
+            await _until_expired(Limits(session_s=0, drain_s=0.01), Speaking())
