@@ -53,12 +53,17 @@ def split(text: str, max_chars: int) -> list[str]:
 
 def split_with_pauses(text: str, max_chars: int) -> Parts:
     """Split a text as `split` does, with a pause between two pieces if the second one begins a paragraph."""
-    parts: Parts = []
+    return [*pieces_with_pauses(text, max_chars)]
+
+
+def pieces_with_pauses(text: str, max_chars: int) -> Iterator[str | float]:
+    """Yield the pieces and pauses of `split_with_pauses`."""
+    is_first = True
     for piece in _split(text, max_chars):
-        if parts and piece.startswith(PARAGRAPH):
-            parts.append(PARAGRAPH_PAUSE_S)
-        parts.append(piece.strip())
-    return parts
+        if not is_first and piece.startswith(PARAGRAPH):
+            yield PARAGRAPH_PAUSE_S
+        yield piece.strip()
+        is_first = False
 
 
 def _split(text: str, max_chars: int) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from stretto_gateway.jobs import work
+from stretto_gateway.jobs import endpoints, work
 from stretto_gateway.jobs.book import SECTION_CHARS, Section, sections_of
 from stretto_gateway.jobs.store import JobState, JobStore
 from tests.client.fake_server import Abort, Chunk, ErrorText, Request, Step, Until
@@ -67,7 +68,7 @@ async def content(running: Running, job_id: str, folder: Path) -> Path:
 
 
 def test_sections_are_headings_and_pieces_of_paragraphs() -> None:
-    assert sections_of(BOOK) == [
+    assert [*sections_of(BOOK)] == [
         Section("Chapter 1", 0.0, "Chapter 1"),
         Section("A cat sat.\n\nIt slept.", 1.0),
         Section("Chapter 2", 2.0, "Chapter 2"),
@@ -93,7 +94,7 @@ def test_chapters_begin_with_headings(text: str, titles: list[str]) -> None:
 
 def test_all_of_a_long_text_is_in_short_sections() -> None:
     text = "\n\n".join(" ".join(f"Sentence {number} of {length}." for number in range(length)) for length in range(60))
-    sections = sections_of(text)
+    sections = [*sections_of(text)]
     assert " ".join(section.text for section in sections).split() == text.split()
     assert max(len(section.text) for section in sections) <= SECTION_CHARS
     assert {section.pause_s for section in sections} == {0.0, 0.75}
@@ -146,6 +147,48 @@ async def test_job_goes_on_after_a_restart(start: Start, tmp_path: Path) -> None
     assert (await ended(second, job["id"]))["status"] == "completed"
     assert [text_of(request) for request in second.behind.requests] == ["Chapter 2", "It woke up."]
     assert seeds_of(second) == [7, 7]
+
+
+async def test_gateways_with_the_same_folder_share_the_work(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "OTHERS_S", 0.01)
+    may_go_on = asyncio.Event()
+
+    def script(request: Request) -> list[Step]:
+        return [Until(may_go_on), *spoken(request)]
+
+    first = await start(script, jobs=tmp_path)
+    job = await begun(first, response_format="wav")
+    await until_async(lambda: len(first.behind.requests) == 1)
+    second = await start(script, jobs=tmp_path)
+    other = await begun(second, input="Cats.", response_format="wav")
+    await until_async(lambda: len(second.behind.requests) == 1)
+    assert [text_of(request) for request in second.behind.requests] == ["Cats."]
+    may_go_on.set()
+    for name in (job["id"], other["id"]):
+        assert (await ended(second, name))["status"] == "completed"
+    texts = [text_of(request) for running in (first, second) for request in running.behind.requests]
+    assert sorted(texts) == sorted([*(section.text for section in sections_of(BOOK)), "Cats."])
+
+
+async def test_long_text_is_split_in_turns(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other callers wait for a slice of the work, and no work is done on a text with too many sections."""
+    monkeypatch.setattr(endpoints, "MAX_SECTIONS", 100)
+    sizes = list[int]()
+
+    def counted(text: str) -> Iterator[Section]:
+        sizes.append(0)
+        for section in sections_of(text):
+            sizes[0] += 1
+            yield section
+
+    monkeypatch.setattr(endpoints, "sections_of", counted)
+    running = await start(spoken, jobs=tmp_path)
+    async with running.http() as http:
+        answer = await http.post("/v1/audio/jobs", json={"input": "It rained.\f" * 50_000})
+    assert "expected 1 to 100 sections" in answer.json()["error"]["message"]
+    assert sizes[0] <= 100 + endpoints.SLICE_SECTIONS
 
 
 async def test_other_requests_come_first(start: Start, tmp_path: Path) -> None:

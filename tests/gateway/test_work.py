@@ -114,6 +114,7 @@ PLACES = {
     "stretto_gateway.jobs.endpoints.delete_job": Place(has_slot=False),
     "stretto_gateway.jobs.work._work": Place(has_slot=False),
     "stretto_gateway.jobs.work._advance": Place(has_slot=False),
+    "stretto_gateway.jobs.work._advance_locked": Place(has_slot=False),
     "stretto_gateway.catalogue.own": Place(SPEAKS, OWN_VOICE, has_slot=False),
     "stretto_gateway.catalogue._stored": Place(SPEAKS, SPEECH | {"voice": "mine"}, has_slot=False),
     "stretto_gateway.catalogue.recording": Place(has_slot=False),

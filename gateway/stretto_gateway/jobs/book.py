@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
-from stretto_client.long_speech import split_with_pauses
+from stretto_client.long_speech import pieces_with_pauses
 
 SECTION_CHARS = 600  # about 40 s of speech: as much is lost if other requests interrupt a section
 TITLE_CHARS = 80
@@ -31,28 +32,39 @@ class Section:
     title: str | None = None
 
 
-def sections_of(text: str) -> list[Section]:
-    """Split a text into sections. A chapter begins with each heading, and one without a title before the first heading.
+def sections_of(text: str) -> Iterator[Section]:
+    """Yield the sections of a text. Chapters begin with headings, and one without a title before the first heading.
 
     Headings are lines between blank lines, in Markdown (`# Title`) or plain (`Chapter 1`, `Prologue`). They are spoken.
     """
-    sections = list[Section]()
     paragraphs = list[str]()
     title: str | None = ""
-    blocks = [*filter(None, map(str.strip, BLOCK_END.split(text)))]
-    for block in [*blocks, None]:
+    is_first = True
+    for block in chain(blocks_of(text), [None]):
         heading = None if block is None else heading_of(block)
         if block is not None and heading is None:
             paragraphs.append(block)
             continue
-        for section in _paragraph_sections("\n\n".join(paragraphs), title, is_first=not sections):
-            sections.append(section)
+        for section in _paragraph_sections("\n\n".join(paragraphs), title, is_first):
+            yield section
             title = None
+            is_first = False
         paragraphs = []
         if heading is not None:
-            sections.append(Section(heading, CHAPTER_PAUSE_S if sections else 0.0, heading))
+            yield Section(heading, 0.0 if is_first else CHAPTER_PAUSE_S, heading)
             title = None
-    return sections
+            is_first = False
+
+
+def blocks_of(text: str) -> Iterator[str]:
+    """Yield the paragraphs of a text that are not empty."""
+    begin = 0
+    for end in BLOCK_END.finditer(text):
+        if block := text[begin : end.start()].strip():
+            yield block
+        begin = end.end()
+    if block := text[begin:].strip():
+        yield block
 
 
 def heading_of(block: str) -> str | None:
@@ -73,7 +85,7 @@ def _paragraph_sections(text: str, title: str | None, is_first: bool) -> Iterato
         is_first: True if nothing is spoken before them.
     """
     pause_s = 0.0 if is_first else HEADING_PAUSE_S
-    for piece in split_with_pauses(text, SECTION_CHARS):
+    for piece in pieces_with_pauses(text, SECTION_CHARS):
         if isinstance(piece, float):
             pause_s = piece
         else:

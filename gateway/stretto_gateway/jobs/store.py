@@ -4,21 +4,22 @@
                        sections.json    the text's sections
                        state.json       status, which changes
                        00000.flac …     speech of the sections so far
+                       lock             locked by the gateway that works on the job
                        audio.EXT        the finished file, in place of the sections' speech
 
 Ids are 128 random bits. OWNER is as in `stretto_gateway.voice_store`. Files are written atomically.
 """
 
+import fcntl
 import json
 import logging
 import re
 import secrets
 import shutil
-import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, get_args
 
 from pydantic import TypeAdapter
 
@@ -26,7 +27,6 @@ from stretto_gateway.jobs.book import Section
 from stretto_gateway.voice_store import OWNER, keep_names, locked, make_owner_folder, write_whole
 
 LOG = logging.getLogger("stretto_gateway")
-CHANGING = threading.Lock()  # a job that has been cancelled stays so
 ID = re.compile(r"job_[0-9a-f]{32}")
 Status = Literal["queued", "in_progress", "finalizing", "completed", "failed", "cancelled"]
 UNFINISHED: tuple[Status, ...] = get_args(Status)[:3]
@@ -106,11 +106,21 @@ class Job:
     def change(self, status: Status, error: str = "") -> bool:
         """Store another status, and return True; return False if the job has ended."""
         ended_at = 0 if status in UNFINISHED else int(time.time())
-        with CHANGING:
+        with locked(self.folder.parent):  # a job that has been cancelled stays so
             state = self.state
             if state.status in UNFINISHED and state.status != status:
                 self.write("state.json", asdict(replace(state, status=status, error=error, ended_at=ended_at)))
         return state.status in UNFINISHED
+
+    def lock(self) -> IO[str] | None:
+        """Return a file that locks the job until it is closed; None if another gateway works on the job."""
+        file = (self.folder / "lock").open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        return file
 
     def write(self, name: str, record: Any) -> None:
         """Store a JSON file."""

@@ -34,6 +34,7 @@ from stretto_gateway.speech_request import SpeechItem
 
 LOG = logging.getLogger("stretto_gateway")
 MIN_FREE_BYTES = 1 << 30  # on the disk of the jobs; a job that finds less fails
+OTHERS_S = 1.0  # time after which a job is asked for again on which another gateway works
 BUSY = (429, 503, 504)  # status of errors after which a section is spoken again
 WORK = Turns(2, "jobs")  # one for the file of a long book, which takes minutes
 
@@ -53,7 +54,8 @@ class Jobs(RouteState):
     """Jobs of a gateway. The jobs that have not ended take turns, and each has a section spoken in its turn.
 
     A section waits until no other request has a slot of any server, or waits for one. If one arrives, the section is
-    given up, and spoken again later, which yields the same speech, because all sections have the job's seed.
+    given up, and spoken again later, which yields the same speech, because all sections have the job's seed. Gateways
+    with the same folder share the jobs that they found at their start; each section is spoken by one of them.
     """
 
     def __init__(self, gateway: Gateway):
@@ -123,7 +125,15 @@ class Jobs(RouteState):
                 await WORK.run(fail, job, "internal error")
 
     async def _advance(self, job: Job) -> bool:
-        """Speak the next section of a job, or write its file; return True if the job has not ended."""
+        """Speak the next section of a job, or write its file; return True if it is to be queued again."""
+        lock = await WORK.run(job.lock)
+        if lock is None:
+            asyncio.get_running_loop().call_later(OTHERS_S, self.begin, job)
+            return False
+        with lock:
+            return await self._advance_locked(job)
+
+    async def _advance_locked(self, job: Job) -> bool:
         step = await WORK.run(next_step, job)
         if step is None:
             return False
