@@ -20,7 +20,17 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
-from stretto_gateway import chat, page, pronunciations, speech, transcription, verification, voice_preview, voices
+from stretto_gateway import (
+    chat,
+    page,
+    pronunciations,
+    speech,
+    speech_batch,
+    transcription,
+    verification,
+    voice_preview,
+    voices,
+)
 from stretto_gateway.answers import (
     ERRORS,
     TEXT,
@@ -114,7 +124,7 @@ def all_routes() -> list[BaseRoute]:
         ValueError: Two endpoints have the same path and method.
     """
     every = APIRouter()
-    speaking = (speech.router, transcription.router, verification.router, chat.router)
+    speaking = (speech.router, speech_batch.router, transcription.router, verification.router, chat.router)
     added = [route.router for route in installed_routes()]
     for one in (*speaking, *added, voice_preview.router, voices.router, pronunciations.router, page.router, router):
         every.include_router(one, responses=ERRORS)

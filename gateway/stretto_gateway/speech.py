@@ -1,19 +1,16 @@
 """`POST /v1/audio/speech`: text to speech, streamed chunk by chunk."""
 
-import asyncio
 import base64
 import json
-import secrets
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from typing import Annotated, Any, cast
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 from fastapi import APIRouter
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,17 +20,13 @@ from stretto_client.checked_speech import MAX_JUDGED_S, MAX_LATE
 from stretto_client.markup import find_transliterated, find_unspoken
 from stretto_client.recognisers import SELF
 from stretto_contract.finish_reasons import Limit, limit_of
-from stretto_gateway.admission import Result, unless_disconnected
+from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import (
     FILE,
     TEXT,
     ApiError,
-    Batch,
-    FailedItem,
     SpeechOutcome,
-    SpokenItem,
     described,
-    error_path,
     mismatch,
     refused,
 )
@@ -50,11 +43,11 @@ from stretto_gateway.encoding import (
     make_encoder,
 )
 from stretto_gateway.events import Streamed, closing, speech_events
-from stretto_gateway.fields import Ignored, check_options_size, held_bytes
+from stretto_gateway.fields import Ignored, held_bytes
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import SpeechTrace, generated_s
 from stretto_gateway.pronunciations import add_dictionary, keep_occurring
-from stretto_gateway.speech_request import SpeechFields, SpeechItem, SpeechRequest, given_options
+from stretto_gateway.speech_request import SpeechFields, SpeechItem, SpeechRequest
 from stretto_gateway.turns import AUDIO
 from stretto_gateway.usage import Use
 from stretto_gateway.voices import choose_voice
@@ -66,7 +59,6 @@ FILE_S = "file_s"
 WHOLE = "whole"  # key of headers of a file that is sent once it is complete
 CACHE = "stretto-cache"  # header of speech that the cache may have
 ATTEMPTS = "stretto-attempts"  # header of checked audio
-BATCH_HOLD_S = 20.0  # of each clause of a batch, whose audio is not sent before the end
 TRANSLITERATED = "input.transliterated"
 LISTED_LETTERS = 12  # of a transliterated word, each of which may have three codes
 MARKS = "*_[]().,:;!?…"  # around a stage direction
@@ -499,95 +491,3 @@ async def counted(
             use.add("output_audio_s", generated_s(event))
             use.add("input_audio_s", (event.report or {}).get("input_audio_s", 0.0))
             yield event
-
-
-MAX_ITEMS = 1024  # maximum for validation; the gateway's own limit is lower
-
-
-class BatchRequest(SpeechFields):
-    """Batch of texts to speak. The other fields are defaults for all items."""
-
-    items: Annotated[list[SpeechItem], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
-
-    @model_validator(mode="before")
-    @classmethod
-    def few_options_each(cls, record: Any) -> Any:
-        """Return `record`; raise ApiError if the options of an item exceed the server's JSON limits."""
-        items = record.get("items") if isinstance(record, dict) else None
-        for index, item in enumerate(items[:MAX_ITEMS] if isinstance(items, list) else ()):
-            if isinstance(item, dict):
-                with error_path(f"items.{index}"):
-                    check_options_size(given_options(item))
-        return record
-
-    def each(self) -> list[SpeechItem]:
-        """Return the items with defaults filled in; raise ApiError if the options of an item become too large."""
-        shared = self.model_dump(exclude_unset=True, exclude={"items"})
-        items = []
-        for index, item in enumerate(self.items):
-            fields = {name: value for name, value in item.model_dump(exclude_unset=True).items() if value is not None}
-            with error_path(f"items.{index}"):
-                items.append(SpeechItem(**shared | fields))
-        return items
-
-
-@router.post("/v1/audio/speech/batch", response_model=Batch)
-async def create_batch(body: BatchRequest, request: Request) -> Response:
-    """Generate the audio of all `items`. Results are in the order of the items and contain the audio in base64."""
-    gateway: Gateway = request.app.state.gateway
-    if len(body.items) > gateway.limits.max_batch:
-        raise mismatch("items", f"at most {gateway.limits.max_batch} items", f"{len(body.items)} items")
-    ignored = Ignored(body, gateway.strict)
-    items = body.each()
-    max_bytes = gateway.limits.max_batch_bytes
-    excess = f"the batch has more than {max_bytes} bytes of audio; send fewer items at once"
-    room = AudioBudget(max_bytes, "input", excess)
-    works = (result(gateway, index, item, room, request.state, ignored) for index, item in enumerate(items))
-    results = await unless_disconnected(request.receive, together(works))
-    succeeded = sum(outcome["status"] == "success" for outcome in results)
-    batch: Batch = {
-        "id": f"batch_{secrets.token_hex(12)}",
-        "results": results,
-        "total": len(results),
-        "succeeded": succeeded,
-        "failed": len(results) - succeeded,
-    }
-    answer = Streamed(parts_of(json.dumps(batch).encode()), "application/json", gateway.limits.stall_s)
-    answer.headers.update(ignored.headers)
-    return answer
-
-
-async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Run all `works` concurrently and return their results in order; if one fails, cancel the others."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(work) for work in works]
-    return [task.result() for task in tasks]
-
-
-async def result(
-    gateway: Gateway, index: int, item: SpeechItem, room: AudioBudget, asked: State, ignored: Ignored
-) -> SpokenItem | FailedItem:
-    """Generate the audio of one text of a batch.
-
-    Args:
-        ignored: Receives the fields that this model does not support.
-
-    Returns:
-        The audio, or the error.
-    """
-    try:
-        gateway = await gateway.for_model(item.model, speaks)
-        options = await speech_options(gateway, item, asked, ignored)
-        options["hold_s"] = max(item.hold_s, BATCH_HOLD_S)
-        report = dict[str, Any]()
-        parts = audio_parts(gateway, item, item.input, options, ignored, report)
-        audio = await whole_file(item, parts, room, asked)
-    except ApiError as error:
-        return {"index": index, "status": "error", "error": error.message}
-    spoken: SpokenItem = {
-        "index": index,
-        "status": "success",
-        "audio_data": base64.b64encode(audio).decode(),
-        "media_type": MEDIA_TYPES[item.response_format],
-    }
-    return cast(SpokenItem, spoken | quality(report))

@@ -24,7 +24,7 @@ from stretto_gateway.catalogue import VOICE_ALIASES
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import wav_header
 from stretto_gateway.guard import is_address
-from stretto_gateway.speech import together
+from stretto_gateway.speech_batch import PART_BYTES, ItemResult, batch_parts, together
 from tests.client.fake_server import PROFILE, Abort, ErrorText, Request, Step, Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 from tests.gateway.realtime.test_bounds import status
@@ -141,6 +141,18 @@ async def test_speech_batch_returns_a_result_or_error_per_item_in_order(start: S
     wav = base64.b64decode(record["results"][2]["audio_data"])
     assert wav[:44] == wav_header(24_000, 2 * NUM_SAMPLES)
     assert len(wav) == 44 + 2 * NUM_SAMPLES
+
+
+async def test_audio_of_a_batch_is_encoded_part_by_part() -> None:
+    audio = bytearray(range(256)) * 1000
+    fields: list[dict[str, Any]] = [{"index": 0, "faults": []}, {"index": 1, "error": '"'}, {"index": 2}]
+    results = [ItemResult(fields[0], audio), ItemResult(fields[1]), ItemResult(fields[2], audio)]
+    parts = [part async for part in batch_parts(results)]
+    assert max(map(len, parts)) <= 4 * PART_BYTES // 3, "as other responses have to wait for each part"
+    record = json.loads(b"".join(parts))
+    assert [base64.b64decode(one.pop("audio_data", "")) for one in record["results"]] == [audio, b"", audio]
+    assert record["results"] == fields
+    assert (record["total"], record["succeeded"], record["failed"]) == (3, 2, 1)
 
 
 async def test_speech_batch_audio_bytes_are_limited(start: Start) -> None:

@@ -18,7 +18,7 @@ from stretto_gateway.chat import ChatRequest
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.fields import Body
 from stretto_gateway.jobs.work import JobOptions
-from stretto_gateway.speech import BatchRequest
+from stretto_gateway.speech_batch import BatchRequest
 from stretto_gateway.speech_request import SpeechRequest
 from tests.client.fake_server import PROFILE, FakeServer, Request, Step
 from tests.gateway.conftest import SPOKEN

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from stretto_gateway.fields import HEADER, MAX_NAMES, MAX_SHOWN_CHARS, Ignored
-from stretto_gateway.speech import BatchRequest
+from stretto_gateway.speech_batch import BatchRequest
 from stretto_gateway.speech_request import SpeechRequest
 from tests.client.fake_server import PROFILE
 from tests.gateway.conftest import SPOKEN, Start

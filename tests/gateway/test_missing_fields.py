@@ -10,7 +10,7 @@ from stretto_gateway.chat import AudioForm, ChatRequest
 from stretto_gateway.fields import HEADER
 from stretto_gateway.realtime.client_secrets import SecretRequest
 from stretto_gateway.realtime.settings import RealtimeSettings, ServerVad
-from stretto_gateway.speech import BatchRequest
+from stretto_gateway.speech_batch import BatchRequest
 from stretto_gateway.speech_request import SpeechItem, SpeechRequest
 from stretto_gateway.speech_stream import SessionConfig
 from stretto_gateway.transcription import TranscriptionForm, TranslationForm

@@ -29,7 +29,8 @@ from stretto_gateway.jobs.audio import write_book, write_speech
 from stretto_gateway.jobs.book import Section
 from stretto_gateway.jobs.store import Job, JobState, JobStore
 from stretto_gateway.routes import RouteSettings, RouteState
-from stretto_gateway.speech import BATCH_HOLD_S, audio_parts, speech_options
+from stretto_gateway.speech import audio_parts, speech_options
+from stretto_gateway.speech_batch import BATCH_HOLD_S
 from stretto_gateway.speech_request import SpeechItem
 
 LOG = logging.getLogger("stretto_gateway")
