@@ -27,7 +27,7 @@ from stretto_gateway.model_server import served_model
 from stretto_gateway.routed import RoutedClient
 
 SHARES = 8  # an entry takes at most this part of the cache, so that one long text does not replace all others
-ENTRY_BYTES = 512  # of an entry without events, and of its key
+ENTRY_BYTES = 640  # of an entry without events, and of its key
 EVENT_BYTES = 96  # of an event beside its pickled bytes
 DIGESTS = {"configuration", "weights"}  # fields of `served_model` without which the model is not known
 
@@ -50,6 +50,7 @@ class Entry:
         num_users: Responses that write or read it, and one while it can be found.
     """
 
+    key: bytes
     owner: str
     stored_s: float
     events: list[bytes] = field(default_factory=list)
@@ -61,7 +62,7 @@ class SpeechCache:
     """Entries that together, with those that are written or read, have at most `CacheSettings.max_bytes` bytes.
 
     Keys share the bytes fairly (`FairLimit`), so that one does not replace the entries of all others. To make space for
-    an entry, the one whose last use is oldest is removed, of the same key or of one that has more.
+    an entry, those whose last use is oldest are removed, of the key that has most bytes, or else of the same key.
 
     Args:
         has_keys: True if each caller has only the entries of its own key.
@@ -78,7 +79,9 @@ class SpeechCache:
         self._settings = settings
         self._has_keys = has_keys
         self._clock = clock
-        self._entries = OrderedDict[bytes, Entry]()
+        self._entries: dict[bytes, Entry] = {}
+        # Keys of the entries that no response uses, by owner; the oldest use is the first.
+        self._unused: dict[str, OrderedDict[bytes, None]] = {}
         self._checks = dict[asyncio.Task[dict[str, str]], bytes]()  # of complete replies, with their keys
         self._shares = FairLimit(settings.max_bytes)
         self._hits = Counter("gateway_cache_hits", "Speech sent from the cache", registry=registry)
@@ -128,8 +131,7 @@ class SpeechCache:
             yield None
             return
         self._hits.inc()
-        self._entries.move_to_end(request.key)
-        entry.num_users += 1
+        self._use(entry)
         try:
             yield entry
         finally:
@@ -150,7 +152,7 @@ class SpeechCache:
         self, request: CachedRequest, events: AsyncIterator[SpeechEvent]
     ) -> AsyncGenerator[SpeechEvent, None]:
         """Yield the events of a reply, and store them if it is complete and without faults."""
-        entry = Entry(request.owner, self._clock())
+        entry = Entry(request.key, request.owner, self._clock())
         try:
             fits = self._grow(entry, ENTRY_BYTES)
             report: dict[str, Any] | None = None
@@ -171,7 +173,7 @@ class SpeechCache:
         """Store a complete reply if the server still has the same model."""
         del self._checks[checking]
         if not checking.cancelled() and checking.result() == request.model:
-            self._put(request.key, entry)
+            self._put(entry)
         self._leave(entry)
 
     def _add(self, entry: Entry, event: SpeechEvent) -> bool:
@@ -189,10 +191,10 @@ class SpeechCache:
         """Make space for `num_bytes` more bytes of an entry; return False if there is none."""
         if entry.num_bytes + num_bytes > self._settings.max_bytes // SHARES:
             return False
-        removed = self._replaceable(entry.owner, num_bytes)
-        if removed is None:
-            return False
-        for key in removed:
+        while not self._has_space(entry.owner, num_bytes):
+            key = self._replaceable(entry.owner, num_bytes)
+            if key is None:
+                return False
             self._evict(key)
         self._shares.acquire(entry.owner, num_bytes)
         entry.num_bytes += num_bytes
@@ -203,45 +205,51 @@ class SpeechCache:
             return self._shares.has_free(owner, num_bytes)
         return self._shares.held + num_bytes <= self._settings.max_bytes
 
-    def _replaceable(self, owner: str, num_bytes: int) -> list[bytes] | None:
-        """Return keys of entries without which an owner may take `num_bytes` more; None if there are not enough.
+    def _replaceable(self, owner: str, num_bytes: int) -> bytes | None:
+        """Return the key of the next entry to remove, so that an owner may take `num_bytes` more; None if none is left.
 
-        They are its own, and those of owners that have more than it would have.
+        It is of the owner that has most, if that is more than this one would have, or else of this one.
         """
-        keys = list[bytes]()
-        unused = iter(self._entries.items())
-        while not self._has_space(owner, num_bytes):
-            least = self._shares.held_by(owner) + num_bytes
-            for key, entry in unused:
-                is_replaceable = entry.owner == owner or self._shares.held_by(entry.owner) > least
-                if is_replaceable and entry.num_users == 1:
-                    keys.append(key)
-                    self._shares.release(entry.owner, entry.num_bytes)
-                    break
-            else:
-                break
-        is_enough = self._has_space(owner, num_bytes)
-        for key in keys:  # which `_evict` releases
-            self._shares.acquire(self._entries[key].owner, self._entries[key].num_bytes)
-        return keys if is_enough else None
+        most = max(self._unused, key=self._shares.held_by, default=owner)
+        if self._shares.held_by(most) <= self._shares.held_by(owner) + num_bytes:
+            most = owner
+        return next(iter(self._unused.get(most, ())), None)
 
-    def _put(self, key: bytes, entry: Entry) -> None:
-        replaced = self._entries.pop(key, None)
-        if replaced is not None:
-            self._leave(replaced)
+    def _put(self, entry: Entry) -> None:
+        if entry.key in self._entries:
+            self._remove(entry.key)
         entry.stored_s = self._clock()
         entry.num_users += 1
-        self._entries[key] = entry
+        self._entries[entry.key] = entry
 
     def _evict(self, key: bytes) -> None:
         self._evictions.inc()
-        self._leave(self._entries.pop(key))
+        self._remove(key)
+
+    def _remove(self, key: bytes) -> None:
+        entry = self._entries.pop(key)
+        self._note_use(entry)
+        self._leave(entry)
+
+    def _use(self, entry: Entry) -> None:
+        """Begin a use of an entry."""
+        entry.num_users += 1
+        self._note_use(entry)
+
+    def _note_use(self, entry: Entry) -> None:
+        unused = self._unused.get(entry.owner)
+        if unused is not None:
+            unused.pop(entry.key, None)
+            if not unused:
+                del self._unused[entry.owner]
 
     def _leave(self, entry: Entry) -> None:
         """End a use of an entry, whose memory is free after the last one."""
         entry.num_users -= 1
         if not entry.num_users:
             self._shares.release(entry.owner, entry.num_bytes)
+        elif entry.num_users == 1 and self._entries.get(entry.key) is entry:
+            self._unused.setdefault(entry.owner, OrderedDict())[entry.key] = None
 
 
 def is_good(report: dict[str, Any] | None) -> bool:
