@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 from stretto_client import ClientError, RequestCancelled, RequestRefused, ServerFull, ServerUnavailable, TimedOut
 from stretto_contract import speech_checks
 from stretto_contract.finish_reasons import Limit
+from stretto_gateway.response_headers import ResponseHeader
 
 # Name of the server that the current task uses, for messages; empty if the gateway has only one.
 SERVER: ContextVar[str] = ContextVar("SERVER", default="")
@@ -58,9 +59,11 @@ class ApiError(HTTPException):
         Args:
             record: Body in the form of another API; None for OpenAI's.
         """
-        headers = {"retry-after": str(self.retry_after_s)} if self.status in (429, 503) else {}
+        headers: dict[str, str] = (
+            {ResponseHeader.RETRY_AFTER: str(self.retry_after_s)} if self.status in (429, 503) else {}
+        )
         if self.status == 401:
-            headers["www-authenticate"] = "Bearer"
+            headers[ResponseHeader.WWW_AUTHENTICATE] = "Bearer"
         body = json.dumps(self.record() if record is None else record)
         return Response(body, self.status, headers, "application/json")
 

@@ -50,14 +50,12 @@ from stretto_gateway.forms import accept_extended_names
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Guard
 from stretto_gateway.model_server import READY_S, ModelServer, Servers, served_model
+from stretto_gateway.response_headers import ResponseHeader
 from stretto_gateway.routed import RoutedClient
 from stretto_gateway.routes import GROUP, error_response, installed_routes
 
 LOG = logging.getLogger("stretto_gateway")
 ABOUT = "OpenAI's audio API for a Stretto server. There are also WebSockets, which OpenAPI cannot describe: "
-# response headers that pages of other origins may read
-OURS = ("stretto-ignored", "stretto-marker", "stretto-cache")
-EXPOSED = ("x-request-id", *OURS, "x-sample-rate", "age", "retry-after", "location")
 OPEN: dict[str, Any] = {"security": []}  # no key needed
 router = APIRouter()
 
@@ -94,7 +92,11 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
         # Outside the guard, because a browser's preflight request has no key.
         methods = ("GET", "POST", "PUT", "DELETE")
         origins = config.cors_origins
-        cors_options: dict[str, Any] = {"allow_methods": methods, "allow_headers": ("*",), "expose_headers": EXPOSED}
+        cors_options: dict[str, Any] = {
+            "allow_methods": methods,
+            "allow_headers": ("*",),
+            "expose_headers": (*ResponseHeader,),
+        }
         app.add_middleware(CORSMiddleware, allow_origins=origins, **cors_options)
     return app
 
@@ -299,5 +301,5 @@ async def failure_response(request: Request, error: Exception) -> Response:
     LOG.error("%s failed", request_id, exc_info=error)
     response = error_response(request.scope, ApiError(500, f"internal error {request_id}", code=request_id))
     # this response bypasses the guard, which adds the header to all others
-    response.headers["x-request-id"] = request_id
+    response.headers[ResponseHeader.REQUEST_ID] = request_id
     return response

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from stretto_gateway.answers import ApiError, mismatch, refused, shown
+from stretto_gateway.response_headers import ResponseHeader
 
 Model = TypeVar("Model", bound=BaseModel)
 MAX_NAME_CHARS = 200  # the caller chooses the names of unknown fields
@@ -61,8 +62,7 @@ def validated(model: type[Model], record: Any, path: str = "") -> Model:
     raise ApiError(400, f"{param}: {error_message(first)}", param, "invalid_value")
 
 
-HEADER = "stretto-ignored"
-IGNORED = "stretto_ignored"  # the same in events; OpenAI's types of them allow further fields
+IGNORED = "stretto_ignored"  # `ResponseHeader.IGNORED` in events; OpenAI's types of them allow further fields
 # limits for the response header, because the caller chooses the names
 MAX_NAMES = 16
 MAX_SHOWN_CHARS = 64
@@ -240,7 +240,7 @@ class Ignored:
     @property
     def headers(self) -> dict[str, str]:
         """Response header that lists the ignored request fields; empty if none were ignored."""
-        return {HEADER: ", ".join(self.names)} if self._names else {}
+        return {ResponseHeader.IGNORED: ", ".join(self.names)} if self._names else {}
 
 
 # The server's limits (`records/json_record.py`), checked here to limit memory.

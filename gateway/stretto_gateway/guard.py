@@ -22,6 +22,7 @@ from stretto_gateway import page
 from stretto_gateway.admission import CALLER, REQUEST, Held, RequestHead
 from stretto_gateway.answers import ApiError, shown
 from stretto_gateway.config import GatewayConfig
+from stretto_gateway.response_headers import ResponseHeader
 from stretto_gateway.routes import Secret, error_response, installed_routes
 from stretto_gateway.voice_store import EVERYBODY
 
@@ -414,7 +415,10 @@ class Exchange:
         """Send a message of the response, adding the request id to the first message."""
         if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
             self._status = message.get("status", SWITCHED)
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
+            message["headers"] = [
+                *message.get("headers", ()),
+                (ResponseHeader.REQUEST_ID.encode(), self.request_id.encode()),
+            ]
         await self._send(message)
 
     def fail(self) -> None:

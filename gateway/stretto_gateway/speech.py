@@ -47,6 +47,7 @@ from stretto_gateway.fields import Ignored, held_bytes
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import SpeechTrace, generated_s
 from stretto_gateway.pronunciations import add_dictionary, keep_occurring
+from stretto_gateway.response_headers import ResponseHeader
 from stretto_gateway.speech_request import SpeechFields, SpeechItem, SpeechRequest
 from stretto_gateway.turns import AUDIO
 from stretto_gateway.usage import Use
@@ -54,11 +55,9 @@ from stretto_gateway.voices import choose_voice
 from stretto_gateway.whole_file import AudioBudget, parts_of, whole_file
 
 router = APIRouter()
-MARKER = "stretto-marker"  # header of marked audio
 FILE_S = "file_s"
 WHOLE = "whole"  # key of headers of a file that is sent once it is complete
-CACHE = "stretto-cache"  # header of speech that the cache may have
-ATTEMPTS = "stretto-attempts"  # header of checked audio
+CACHE = "cache"  # key of headers about the cache
 TRANSLITERATED = "input.transliterated"
 LISTED_LETTERS = 12  # of a transliterated word, each of which may have three codes
 MARKS = "*_[]().,:;!?…"  # around a stage direction
@@ -95,7 +94,7 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
         parts = whole_parts(gateway, body, request.state, parts, result)
     answer = answered(gateway, body, request.state, parts, MEDIA_TYPES[body.response_format], ignored, result)
     if body.response_format in RAW:
-        answer.headers["x-sample-rate"] = str(body.rate)
+        answer.headers[ResponseHeader.SAMPLE_RATE] = str(body.rate)
     return answer
 
 
@@ -117,7 +116,7 @@ def answered(
     """
 
     def first_headers() -> dict[str, str]:
-        attempts = {} if item.check == "off" else {ATTEMPTS: str(report["attempts"])}
+        attempts = {} if item.check == "off" else {ResponseHeader.ATTEMPTS: str(report["attempts"])}
         noted = report.get(CACHE, {}) | report.get(WHOLE, {})
         return {**attempts, **marker_header(report), **noted, **ignored.headers}
 
@@ -127,7 +126,7 @@ def answered(
 
 def marker_header(report: Mapping[str, Any]) -> dict[str, str]:
     """Return the header that names the marker of the audio; empty if the audio is not marked."""
-    return {MARKER: report["marker"]} if "marker" in report else {}
+    return {ResponseHeader.MARKER: report["marker"]} if "marker" in report else {}
 
 
 @router.get("/v1/audio/speech/{request_id}")
@@ -265,7 +264,7 @@ async def whole_parts(
     max_bytes = gateway.limits.max_batch_bytes
     excess = f"expected no value for more than {max_bytes} bytes of audio, got false"
     audio = await whole_file(item, parts, AudioBudget(max_bytes, "stream", excess), asked)
-    counts = {f"x-vllm-omni-{name.replace('_', '-')}": str(count) for name, count in usage(report).items()}
+    counts = {ResponseHeader[name.upper()]: str(count) for name, count in usage(report).items()}
     report[WHOLE] = {"content-length": str(len(audio))} | counts
     async for data in parts_of(audio):
         yield data
@@ -465,14 +464,14 @@ async def recalled(
         return
     with cache.reading(request) as entry:
         if entry is not None:
-            report[CACHE] = {CACHE: "hit", "age": str(int(cache.age_s(entry)))}
+            report[CACHE] = {ResponseHeader.CACHE: "hit", ResponseHeader.AGE: str(int(cache.age_s(entry)))}
             use = gateway.metrics.usage.current
             use.check()
             await prepare_text(gateway, text, options, ignored)
             async with aclosing(counted(use, len(text), cache.replay(entry))) as events:
                 yield events
             return
-    report[CACHE] = {CACHE: "miss"}
+    report[CACHE] = {ResponseHeader.CACHE: "miss"}
     async with (
         spoken(gateway, text, options, ignored, item.voice_field) as spoken_events,
         aclosing(cache.record(request, spoken_events)) as events,

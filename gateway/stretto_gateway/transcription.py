@@ -22,6 +22,7 @@ from stretto_gateway.events import Streamed, closing, text_events
 from stretto_gateway.fields import MAX_SHOWN_CHARS, Ignored, Text, TextFields
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import Trace
+from stretto_gateway.response_headers import ResponseHeader
 from stretto_gateway.speech import limit_reason, sse, sse_error, timed_word, usage
 from stretto_gateway.speech_request import WITH_FILE, File
 
@@ -41,7 +42,6 @@ RAW_TYPES: dict[str, g711.Law] = {
     "audio/alaw": "alaw",
     "audio/x-alaw": "alaw",
 }
-FINISH_REASON = "stretto-finish-reason"  # header of a transcript that a limit ended
 CONTAINERS = (b"RIFF", b".snd")  # first bytes of WAV and Sun files, which programs also call `audio/basic`
 
 
@@ -300,7 +300,7 @@ def transcript_response(
 def limit_header(report: dict[str, Any]) -> dict[str, str]:
     """Return the response header that reports that a limit ended the transcript; empty if none did."""
     limit = limit_of(report)
-    return {} if limit is None else {FINISH_REASON: limit}
+    return {} if limit is None else {ResponseHeader.FINISH_REASON: limit}
 
 
 def text_segment(text: str, end_s: float, temperature: float | None) -> TextSegment:

@@ -21,6 +21,7 @@ from openai.types.realtime.client_secret_create_response import ClientSecretCrea
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from stretto_gateway.answers import ApiError
+from stretto_gateway.response_headers import ResponseHeader
 from stretto_gateway.routes import installed_routes
 
 Message = MutableMapping[str, Any]
@@ -82,6 +83,10 @@ def has_openai_errors(scope: Message) -> bool:
     return all(route.error_response(scope, error) is None for route in installed_routes())
 
 
+# headers that pages of other origins may read without permission, or need not read
+UNREAD = frozenset("allow cache-control connection content-length content-type vary x-accel-buffering".split())
+
+
 class CheckedResponses:
     """ASGI middleware that records each response which a strictly typed client of OpenAI's could not read.
 
@@ -110,6 +115,7 @@ class CheckedResponses:
         async def check(message: Message) -> None:
             if message["type"] == "http.response.start":
                 head.update(message)
+                self._check_names(what, {name.decode() for name, _ in message.get("headers", ())})
             elif message["type"] == "http.response.body":
                 body.extend(message.get("body", b""))
                 if not message.get("more_body"):
@@ -117,6 +123,12 @@ class CheckedResponses:
             await send(message)
 
         return check
+
+    def _check_names(self, what: str, names: set[str]) -> None:
+        """Record headers of the API that web pages of other origins cannot read."""
+        others = {name for name in names - UNREAD - set(ResponseHeader) if not name.startswith("access-control-")}
+        if " /v1/" in what and others:
+            self.failures.append(f"{what}: expected each header as a ResponseHeader, got {sorted(others)}")
 
     def _compare(self, what: str, status: int, headers: dict[bytes, bytes], body: bytes) -> None:
         media_type = headers.get(b"content-type", b"").partition(b";")[0]

@@ -313,7 +313,7 @@ async def test_configured_origins_pass_cors(
     assert "x-stainless-os" in before.headers["access-control-allow-headers"]
     assert "POST" in before.headers["access-control-allow-methods"]
     exposed = answer.headers["access-control-expose-headers"]
-    assert {"x-request-id", "stretto-ignored", "x-sample-rate"} <= set(exposed.split(", "))
+    assert {"x-request-id", "stretto-attempts", "x-vllm-omni-total-tokens"} <= set(exposed.split(", "))
 
 
 async def test_no_cors_headers_without_configured_origins(start: Start) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from stretto_gateway.fields import HEADER, MAX_NAMES, MAX_SHOWN_CHARS, Ignored
+from stretto_gateway.fields import MAX_NAMES, MAX_SHOWN_CHARS, Ignored
+from stretto_gateway.response_headers import ResponseHeader
 from stretto_gateway.speech_batch import BatchRequest
 from stretto_gateway.speech_request import SpeechRequest
 from tests.client.fake_server import PROFILE
@@ -63,7 +64,7 @@ def many(count: int, name: str = "x") -> dict[str, int]:
 )
 def test_ignored_field_names_are_bounded_and_header_safe(fields: dict[str, int], header: str) -> None:
     body = SpeechRequest.model_validate({"input": "a"} | fields)
-    assert Ignored(body, is_strict=False).headers == {HEADER: header}
+    assert Ignored(body, is_strict=False).headers == {ResponseHeader.IGNORED: header}
     assert len(body._unknown) <= MAX_NAMES + 1
 
 
@@ -87,7 +88,7 @@ async def test_ref_audio_in_the_request_sets_the_voice(start: Start) -> None:
             more = {"ref_audio": ref_audio, "ref_text": "It is me.", "task_type": "Base"}
             answer = await http.post("/v1/audio/speech", json=SPEECH | more)
             assert answer.status_code == 200, answer.text[:200]
-            assert answer.headers[HEADER] == "voice"  # of SPEECH, in whose place the recording is used
+            assert answer.headers[ResponseHeader.IGNORED] == "voice"  # of SPEECH, in whose place the recording is used
             request = running.behind.requests[-1]
             assert json.loads(request["messages"])[0] == {"role": "system", "audio": "audio", "text": "It is me."}
             assert request["audio"] == recording
@@ -119,10 +120,10 @@ async def test_tags_of_language_models_are_listed_and_not_spoken(start: Start, i
     async with running.http() as http:
         for more in ({}, {"stream_format": "sse"}, {"markup": "none"}, {"markup": "markdown"}):
             answer = await http.post("/v1/audio/speech", json=SPEECH | {"input": text} | more)
-            assert answer.headers[HEADER] == "input.think, input.say, input.im_end"
+            assert answer.headers[ResponseHeader.IGNORED] == "input.think, input.say, input.im_end"
         batch = {"items": [SPEECH, SPEECH | {"input": "<thought>x</thought>A cat."}], "check": "off"}
         answer = await http.post("/v1/audio/speech/batch", json=batch)
-        assert answer.headers[HEADER] == "input.thought"
+        assert answer.headers[ResponseHeader.IGNORED] == "input.thought"
         for refused in ("<think>only this</think>", "<speak>a & b</speak>"):
             answer = await http.post("/v1/audio/speech", json=SPEECH | {"input": refused})
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")

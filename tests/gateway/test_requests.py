@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from stretto_gateway.config import Limits
-from stretto_gateway.fields import HEADER
+from stretto_gateway.response_headers import ResponseHeader
 from tests.client.fake_server import PROFILE, Abort, Chunk, EmptyFinal, ErrorText, Step
 from tests.gateway.conftest import SPOKEN, Start
 from tests.gateway.test_chat import QUESTION, REPLY, SEES, TALKS
@@ -227,7 +227,7 @@ async def expect(running: Any, path: str, fields: dict[str, Any], expected: Any)
         content = {"files": {"file": FILE}, "data": {"model": "tiny"} | fields}
     async with running.http() as http:
         answer = await http.post(path, **content)
-    ignored = sorted(filter(None, answer.headers.get(HEADER, "").split(", ")))
+    ignored = sorted(filter(None, answer.headers.get(ResponseHeader.IGNORED, "").split(", ")))
     assert answer.headers["x-request-id"].startswith("req_")
     if isinstance(expected, tuple):
         status, param, message = expected

@@ -21,7 +21,7 @@ from stretto_client import RequestRefused, TimedOut
 from stretto_gateway.answers import from_client_error
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import CODECS, MEDIA_TYPES, RAW, SYNTHETIC, TAGGED, default_rate, make_encoder, wav_header
-from stretto_gateway.fields import HEADER
+from stretto_gateway.response_headers import ResponseHeader
 from stretto_gateway.speech import encoded_parts
 from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, Until
 from tests.gateway.conftest import ALIGNED, ALIGNS, NUM_SAMPLES, SPOKEN, Running, Start, sse_events
@@ -274,7 +274,7 @@ async def test_part_of_a_text_at_another_rate_does_not_depend_on_chunks(start: S
         body = {"input": SLOW, "response_format": response_format}
         async with running.http() as http:
             answer = await http.post("/v1/audio/speech", json=body)
-            assert (answer.status_code, HEADER in answer.headers) == (200, False)
+            assert (answer.status_code, ResponseHeader.IGNORED in answer.headers) == (200, False)
             files.append(answer.content)
         words.append(await timed_words(running, input=SLOW))
         assert [each["text"].decode() for each in running.behind.requests][:3] == ["One.", "Two.", "Three."]
@@ -313,7 +313,7 @@ async def test_directions_and_transliterated_words_are_listed(start: Start, text
     running = await start(SPOKEN, profile=PROFILE | {"options": ["transliterate"], "tags": ["[laughs]"]})
     async with running.http() as http:
         answer = await http.post("/v1/audio/speech", json={"input": text, "stream_format": stream_format})
-    assert answer.headers.get(HEADER) == NOTED[text]
+    assert answer.headers.get(ResponseHeader.IGNORED) == NOTED[text]
 
 
 async def test_speech_at_another_speed_is_streamed(start: Start) -> None:

@@ -19,8 +19,8 @@ from stretto.launcher.front_ends import GatewayProcess
 from stretto.launcher.launch_log import LaunchLog
 from stretto_gateway.command import VOICES, arguments, read_config
 from stretto_gateway.config import Limits
-from stretto_gateway.fields import HEADER
 from stretto_gateway.pronunciation_store import PronunciationStore
+from stretto_gateway.response_headers import ResponseHeader
 from stretto_gateway.voice_preview import SEED, SENTENCE
 from stretto_gateway.voice_store import TooManyVoices, VoiceStore
 from tests.client.fake_server import PROFILE, Chunk, ErrorText, Request, Until
@@ -323,12 +323,12 @@ async def test_voice_beside_ref_audio_is_reported_as_ignored(start: Start, tmp_p
         async with running.http() as http:
             for more in ({"voice": "slt"}, {"voice": "alloy"}, {"voice": voice}, {"voice": "nobody"}):
                 answer = await http.post("/v1/audio/speech", json=body | more)
-                assert (answer.status_code, answer.headers[HEADER]) == (200, "voice"), more
+                assert (answer.status_code, answer.headers[ResponseHeader.IGNORED]) == (200, "voice"), more
                 assert running.behind.requests[-1]["audio"] == b"RIFF"
             for more in ({}, {"voice": None}, {"voice": ""}):
-                assert HEADER not in (await http.post("/v1/audio/speech", json=body | more)).headers
+                assert ResponseHeader.IGNORED not in (await http.post("/v1/audio/speech", json=body | more)).headers
             batch = await http.post("/v1/audio/speech/batch", json={"items": [body | {"voice": "slt"}]})
-            assert batch.headers[HEADER] == "voice"
+            assert batch.headers[ResponseHeader.IGNORED] == "voice"
         assert (await Caller(running).forget(voice)).status_code == 200
 
 
@@ -337,7 +337,7 @@ async def test_ref_text_beside_an_uploaded_voice_is_reported_as_ignored(start: S
     await added_voice(running)
     async with running.http() as http:
         answer = await http.post("/v1/audio/speech", json={"input": "A cat.", "voice": "mine", "ref_text": "It is I."})
-    assert (answer.status_code, answer.headers[HEADER]) == (200, "ref_text")
+    assert (answer.status_code, answer.headers[ResponseHeader.IGNORED]) == (200, "ref_text")
     assert told(running.behind.requests[-1]) == ({"role": "system", "audio": "audio", "text": "It is me."}, RECORDING)
 
 

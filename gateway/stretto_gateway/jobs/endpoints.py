@@ -24,6 +24,7 @@ from stretto_gateway.jobs.audio import MEDIA_TYPES
 from stretto_gateway.jobs.book import Section, sections_of
 from stretto_gateway.jobs.store import Job, JobState, JobStore, Status, TooManyJobs
 from stretto_gateway.jobs.work import WORK, Jobs
+from stretto_gateway.response_headers import ResponseHeader
 from stretto_gateway.speech import speech_options
 from stretto_gateway.speech_request import SpeechFields, SpeechItem
 from stretto_gateway.turns import FILES
@@ -166,7 +167,7 @@ async def get_content(job_id: str, request: Request) -> Response:
     path = job.audio(extension)
     answer = Streamed(file_parts(path), MEDIA_TYPES[extension], gateway.limits.stall_s)
     answer.headers["content-length"] = str((await FILES.run(path.stat)).st_size)
-    answer.headers["content-disposition"] = f'attachment; filename="{job.id}.{extension}"'
+    answer.headers[ResponseHeader.CONTENT_DISPOSITION] = f'attachment; filename="{job.id}.{extension}"'
     return answer
 
 

@@ -12,6 +12,7 @@ from stretto_gateway.answers import ApiError, mismatch, shown
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.endpoints import first_settings, settled
 from stretto_gateway.realtime.settings import RealtimeSettings, Settings, SettingsChange
+from stretto_gateway.response_headers import ResponseHeader
 from stretto_gateway.socket_session import MAX_VALUES, num_values
 from stretto_gateway.webrtc.state import WebRtcState
 
@@ -42,7 +43,7 @@ ANSWER: dict[int | str, dict[str, Any]] = {
     201: {
         "description": "The answer to the offer. `Location` ends with the id of the call",
         "content": {SDP: {"schema": {"type": "string"}}},
-        "headers": {"location": {"schema": {"type": "string"}}},
+        "headers": {ResponseHeader.LOCATION: {"schema": {"type": "string"}}},
     }
 }
 
@@ -68,7 +69,7 @@ async def create_call(request: Request) -> Response:
     if isinstance(settings, RealtimeSettings):
         check_receives(text)
     call_id, answer = await calls.open(Opening(gateway, text, settings, model, request.state.owner))
-    return Response(answer, 201, {"location": f"/v1/realtime/calls/{call_id}"}, SDP)
+    return Response(answer, 201, {ResponseHeader.LOCATION: f"/v1/realtime/calls/{call_id}"}, SDP)
 
 
 @router.post("/v1/realtime/calls/{call_id}/hangup", response_class=Response)
