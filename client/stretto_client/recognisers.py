@@ -5,7 +5,7 @@ import os
 from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import numpy as np
@@ -17,6 +17,7 @@ from stretto_client.model_profile import ModelProfile
 from stretto_client.sinks import pcm16, wav_header
 from stretto_client.speech_stream import Audio
 from stretto_contract.languages import CODES, code_name
+from stretto_contract.schema import OptionsRecord
 
 SELF = "self"
 TASK = "asr"
@@ -68,7 +69,7 @@ class Client(Protocol):
         """Return the model profile."""
         ...
 
-    def transcribe(self, audio: Audio, /, *, task: str) -> Speech:
+    def transcribe(self, audio: Audio, /, *, task: str, **options: Unpack[OptionsRecord]) -> Speech:
         """Transcribe a recording and return the events."""
         ...
 
@@ -121,7 +122,10 @@ class ServerRecogniser:
 
     async def transcribe(self, pcm: NDArray[np.float32], sample_rate: int, language: str) -> str:
         text = ""
-        async with aclosing(self._client.transcribe((pcm, sample_rate), task=TASK)) as events:
+        profile = await self._client.profile()
+        name = next((name for name in profile.languages if code_name(name) == language), None)
+        options: OptionsRecord = {} if name is None else {"language": name}
+        async with aclosing(self._client.transcribe((pcm, sample_rate), task=TASK, **options)) as events:
             async for event in events:
                 text += event.text
                 if len(text) > MAX_ANSWER_BYTES:

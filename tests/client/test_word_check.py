@@ -281,6 +281,24 @@ async def test_languages_and_longest_recording_of_a_server_count(recognisers: Re
     assert await heard(listener, pcm=np.zeros(RATE, np.float32), language="english") == Verdict(0, TRANSCRIPT)
 
 
+@pytest.mark.parametrize(
+    ("languages", "language", "options"),
+    [
+        (["german", "en"], "english", {"language": "en"}),
+        (["german", "en"], "", {}),
+        ([], "english", {}),
+    ],
+    ids=["by the name of the model", "unknown", "model without languages"],
+)
+async def test_recogniser_is_told_the_language(
+    recognisers: Recognisers, languages: list[str], language: str, options: dict[str, str]
+) -> None:
+    listener, server = await recognisers.grpc(transcript(TRANSCRIPT), languages=languages)
+    assert await heard(listener, language=language) == Verdict(0, TRANSCRIPT)
+    (request,) = server.requests
+    assert json.loads(request.get("options", "{}")) == options
+
+
 def attempt(pcm: np.ndarray, seconds: float = 1.0) -> Attempt:
     """Return an attempt to speak TEXT with these samples at RATE, in two events; `seconds` of silence come before."""
     spoken = Attempt(TEXT, is_judged=True)
