@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 from stretto_client.speech_stream import SpeechEvent
@@ -64,8 +65,9 @@ class SentSpeech:
     def split(self, event: SpeechEvent, latest: float) -> tuple[SpeechEvent | None, SpeechEvent | None]:
         """Return the part of an event before sample `latest` of the clause, and the other part; None for no such part.
 
-        An event without samples is before it if the next sample is. Words and changes are in the part in which they
-        begin, the text in the first part, and codes in the last.
+        An event without samples is before it if the next sample is. Words are in the part in which they end, because
+        another attempt may end a word differently; changes are in the part in which they begin, the text in the first
+        part, and codes in the last.
         """
         if latest <= self.num_samples:
             return None, event
@@ -74,7 +76,7 @@ class SentSpeech:
         border = int(latest) - self.num_samples
         first = with_samples(event, 0, border)
         last = with_samples(event, border, len(event.pcm))
-        words = tuple(word for word in event.words if word.start_s < last.start_s)
+        words = tuple(takewhile(lambda word: (word.end_s or word.start_s) < last.start_s, event.words))
         changes = tuple(change for change in event.guidance_changes if change.start_s < last.start_s)
         first = replace(first, words=words, guidance_changes=changes, codes=None, is_final=False, report=None)
         later = event.words[len(words) :], event.guidance_changes[len(changes) :]

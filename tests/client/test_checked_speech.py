@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +23,7 @@ from stretto_client.checked_speech import (
 from stretto_client.errors import ServerFull
 from stretto_client.long_speech import Speech
 from stretto_client.model_profile import ModelProfile
+from stretto_client.sent_speech import SentSpeech
 from stretto_client.signals import Fault, SignalMeter
 from stretto_client.speech_stream import SpeechStream
 from stretto_client.tries import Begin, events_in_turn, once
@@ -201,6 +203,24 @@ async def test_words_text_and_codes_are_sent_once(size: int) -> None:
     for event in events:
         for word in event.words:
             assert event.start_s <= word.start_s < event.start_s + event.duration_s
+
+
+def test_word_that_is_not_complete_has_the_end_of_the_next_attempt() -> None:
+    """The words of an event are sent up to the border of the sent samples; those that cross it may end differently."""
+    pcm = np.zeros(RATE, np.float32)
+    words = (Word("a", 0.0, 0.2), Word("cat", 0.3, 0.6), Word("sat", 0.7))
+    event = SpeechEvent(pcm, "u", 0, "audio", words=words, duration_s=1.0, sample_rate=RATE)
+    sent = SentSpeech()
+    first, later = sent.split(event, RATE // 2)
+    assert first is not None
+    assert later is not None
+    assert first.words == words[:1]
+    assert later.words == words[1:]
+    sent.add(first)
+    sent.begin_attempt()
+    redrawn = (words[0], Word("cat", 0.3, 0.9))
+    (rest,) = sent.rest(replace(event, words=redrawn))
+    assert rest.words == redrawn[1:]
 
 
 @pytest.mark.parametrize("size", [100, 800, 5_000, 20_000])
