@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from stretto_client.shared_memory import RingSize
     from stretto_client.speech_stream import (
         GuidanceChange,
-        RecordedVoice,
         SpeakArguments,
         SpeakOptions,
         SpeechEvent,
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
         TaskOptions,
         Word,
     )
+    from stretto_client.voices import RecordedVoice
     from stretto_contract.schema import OptionsRecord, SpeechOptions
 
 __all__ = [
@@ -72,8 +72,9 @@ MODULES = {
     "stretto_client.model_profile": "FAMILY_OPTIONS ModelProfile TaskProfile",
     "stretto_contract.schema": "OptionsRecord SpeechOptions",
     "stretto_client.shared_memory": "RingSize",
-    "stretto_client.speech_stream": "GuidanceChange RecordedVoice SpeakArguments SpeakOptions SpeechEvent SpeechStream"
+    "stretto_client.speech_stream": "GuidanceChange SpeakArguments SpeakOptions SpeechEvent SpeechStream"
     " TaskOptions Word",
+    "stretto_client.voices": "RecordedVoice",
 }
 
 

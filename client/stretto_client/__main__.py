@@ -27,7 +27,8 @@ from stretto_client.console import TextDecoder, described, is_of_stream, run
 from stretto_client.errors import ClientError, RequestRefused, Timeouts
 from stretto_client.long_speech import Speech
 from stretto_client.sinks import AudioFile, Sink, Tally, find_player, follow
-from stretto_client.speech_stream import Conversation, RecordedVoice, SpeechEvent, given, system_turn
+from stretto_client.speech_stream import Conversation, SpeechEvent, given, system_turn
+from stretto_client.voices import RecordedVoice
 
 MAX_READ_BYTES = 65_536
 

@@ -23,7 +23,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from stretto_client.checked_speech import Lead, attempts_of, check_one_of, checked
 from stretto_client.continued_speech import continued
 from stretto_client.errors import Timeouts
-from stretto_client.live_speech import LiveSession, speak_written
+from stretto_client.live_speech import LiveSession, WrittenText, speak_written
 from stretto_client.long_speech import LongSpeech, Speech, cut, is_short, judged_late
 from stretto_client.markup import MARKUPS, Markup, has_marks
 from stretto_client.model_profile import ModelProfile, fetch_name, fetch_profile
@@ -31,9 +31,7 @@ from stretto_client.part_stream import PartStream
 from stretto_client.produced_speech import Items, ProducedSpeech
 from stretto_client.shared_memory import RingSize, Sharing
 from stretto_client.speech_stream import (
-    Audio,
     Earlier,
-    RecordedVoice,
     SpeakOptions,
     SpeechStream,
     audio_inputs,
@@ -46,6 +44,7 @@ from stretto_client.speech_stream import (
 )
 from stretto_client.tries import Tries, patiently
 from stretto_client.unread import UnreadAudio
+from stretto_client.voices import Audio, MarkedVoice, MarkedVoices, RecordedVoice
 from stretto_client.word_check import Listeners
 from stretto_contract.joins import JOINS, Join
 from stretto_contract.pronunciation import Entries
@@ -108,9 +107,15 @@ def is_plain(text: str, markup: Markup) -> bool:
 
 
 def for_text(
-    options: SpeakOptions, pronunciations: Entries | None, transliterates: bool, with_codes: bool
+    options: SpeakOptions,
+    pronunciations: Entries | None,
+    transliterates: bool,
+    with_codes: bool,
+    voice: MarkedVoice | None,
 ) -> SpeakOptions:
     """Return the options of one text of a request."""
+    if voice is not None:
+        options = {**options, "voice": voice.voice}
     if with_codes:
         options = {**options, "output": {**options.get("output", {}), "codes": True}}
     if transliterates:
@@ -210,6 +215,7 @@ class SpeechClient:
         hold_s: float = 0.0,
         check_with: str | None = None,
         join: Join = "independent",
+        voices: MarkedVoices | None = None,
         **options: Unpack[SpeechOptions],
     ) -> Speech:
         """Speak `text` and return the events. For the task `tts`, the text may have any length.
@@ -233,6 +239,7 @@ class SpeechClient:
             hold_s: Least duration of speech in seconds, up to MAX_HOLD_S, that is held back until it is measured.
             check_with: Recogniser for `words`: `self`, `grpc://HOST:PORT` or `http://HOST:PORT/v1` (`Address`).
             join: `continued` if each clause continues the one before (`ContinuedSpeech`); clauses are then shorter.
+            voices: Voices that marks in the text may select; None for those of the model.
             options: Server options, e.g. `seed=1` or `chunking={"playout_s": 0.2}`. Options that are None are not sent.
         """
         check_one_of("markup", MARKUPS, markup)
@@ -241,8 +248,10 @@ class SpeechClient:
         check_one_of("join", JOINS, join)
         output = output_of(options.get("output", {}), encoding, sample_rate)
         request_options: SpeakOptions = {**options, "voice": voice, "output": output}
+        voices = voices or MarkedVoices.of_model(self.profile)
         if not isinstance(text, str):
-            written = partial(speak_written, self, task, request_options, text, markup=markup, rates=rates, join=join)
+            source = WrittenText(text, markup, rates, join, voices)
+            written = partial(speak_written, self, task, request_options, source)
             return ProducedSpeech(judged_late(judge, partial(written, attempts=attempts, hold_s=hold_s, judge=judge)))
         if task != "tts":
             return self.speak_once(task, request_options, text)
@@ -255,7 +264,7 @@ class SpeechClient:
             return speak(text)
         try_out = None if options.get("transliterate") else partial(self.speak_once, task, request_options)
         pieces = partial(cut, text, self.profile, markup, try_out, rates, join)
-        return LongSpeech(continued(speak, join, self.profile, request_options), pieces, self.tries, judge)
+        return LongSpeech(continued(speak, join, self.profile, request_options), pieces, voices, self.tries, judge)
 
     def speak_once(
         self,
@@ -267,6 +276,7 @@ class SpeechClient:
         pronunciations: Entries | None = None,
         transliterates: bool = False,
         earlier: Earlier | None = None,
+        voice: MarkedVoice | None = None,
     ) -> SpeechStream:
         """Send a single speech request and return its events.
 
@@ -274,8 +284,9 @@ class SpeechClient:
             piece: Number of the piece to speak, if the model is known to speak a text in several.
             pronunciations: Entries of this text, beside those of the options.
             transliterates: True to transliterate this text, whatever the options say.
+            voice: Voice of this text; None for that of the options.
         """
-        options = for_text(options, pronunciations, transliterates, with_codes=earlier is not None)
+        options = for_text(options, pronunciations, transliterates, earlier is not None, voice)
         if task == "tts" and self._profile is not None and "piece" in self._profile.options:
             options = {"piece": piece, **options}
         sharing = self._share()

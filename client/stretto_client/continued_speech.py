@@ -1,8 +1,9 @@
 """Clauses of a text that continue the speech of one before, in families that can read it (`TaskProfile.continues`).
 
-The request of a clause has the text and the codes of the last clause before it that ended by itself, without faults,
-within MAX_BEFORE_S: the whole clause, because the text of a part of the codes is not known. It depends only on speech
-that has been sent, not on attempts that were given up, so that the same text and seed give the same speech.
+The request of a clause has the text and the codes of the last clause before it in the same voice that ended by itself,
+without faults, within MAX_BEFORE_S: the whole clause, because the text of a part of the codes is not known. It depends
+only on speech that has been sent, not on attempts that were given up, so that the same text and seed give the same
+speech.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -18,6 +19,7 @@ from stretto_client.model_profile import ModelProfile, TaskProfile
 from stretto_client.speech_stream import Earlier, SpeakOptions, SpeechEvent
 from stretto_client.ssml import MARKS
 from stretto_client.tries import Speak
+from stretto_client.voices import MarkedVoice
 from stretto_contract.joins import Join
 from stretto_contract.spoken_units import spoken_units
 
@@ -101,18 +103,30 @@ class ContinuedSpeech:
         self._profile = profile
         self._voice = options.get("voice")
         self._sends_codes = bool(options.get("output", {}).get("codes"))
-        self._spoken: Spoken | None = None
+        self._spoken = dict[str | None, Spoken]()  # last clause by name of the voice; None for that of the options
 
     @asynccontextmanager
-    async def __call__(self, text: str, **arguments: Any) -> AsyncIterator[AsyncIterator[SpeechEvent]]:
-        """Speak a clause, and keep its speech as the context of the next one."""
+    async def __call__(
+        self, text: str, voice: MarkedVoice | None = None, **arguments: Any
+    ) -> AsyncIterator[AsyncIterator[SpeechEvent]]:
+        """Speak a clause, and keep its speech as the context of the next one in the same voice.
+
+        Args:
+            voice: Voice of the clause; None for that of the options.
+        """
         task = await self._task()
+        name = None
+        chosen = self._voice
+        if voice is not None:
+            name = voice.name
+            chosen = voice.voice
+            arguments["voice"] = voice
         arguments["earlier"] = FIRST
-        if self._spoken is not None and not reads_either(task, self._voice):
-            arguments["earlier"] = self._spoken.earlier(task)
+        if name in self._spoken and not reads_either(task, chosen):
+            arguments["earlier"] = self._spoken[name].earlier(task)
         async with (
             self._speak(text, **arguments) as stream,
-            aclosing(self._followed(text, stream)) as events,
+            aclosing(self._followed(text, name, stream)) as events,
         ):
             yield events
 
@@ -124,13 +138,15 @@ class ContinuedSpeech:
             raise RequestRefused(f"join: expected {independent_only(profile)}, got 'continued'")
         return task
 
-    async def _followed(self, text: str, stream: AsyncIterator[SpeechEvent]) -> AsyncGenerator[SpeechEvent, None]:
-        """Yield the events of a clause. At its end, keep it if the next one may continue it."""
+    async def _followed(
+        self, text: str, name: str | None, stream: AsyncIterator[SpeechEvent]
+    ) -> AsyncGenerator[SpeechEvent, None]:
+        """Yield the events of a clause in the voice `name`. At its end, keep it if the next one may continue it."""
         codes = list[NDArray[np.int32]]()
         async for event in stream:
             is_short = event.start_s + event.duration_s <= MAX_BEFORE_S
             if event.codes is not None and is_short:
                 codes.append(event.codes)
             if event.report is not None and is_whole(event.report) and codes and is_short:
-                self._spoken = Spoken(text.translate(MARKS), np.concatenate(codes, axis=1))
+                self._spoken[name] = Spoken(text.translate(MARKS), np.concatenate(codes, axis=1))
             yield event if self._sends_codes else replace(event, codes=None)

@@ -6,7 +6,7 @@ Text is spoken part by part or sentence by sentence.
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -22,28 +22,32 @@ from stretto_client.errors import (
     ServerUnavailable,
     Timeouts,
 )
+from stretto_client.joint import Joint
 from stretto_client.long_speech import (
-    Joint,
     events_of,
     first_sentences,
+    in_voice,
     put_end,
     split,
     transliterated,
-    with_left_out,
     with_phonemes,
 )
-from stretto_client.markup import Markup, MarkupReader, open_reader, read_pieces, without_pauses
+from stretto_client.markup import Markup, MarkupReader, open_reader, read_pieces
 from stretto_client.model_profile import ModelProfile
 from stretto_client.part_stream import PartStream
+from stretto_client.passages import Passages
 from stretto_client.places import Places
 from stretto_client.produced_speech import Items
 from stretto_client.speech_stream import SpeakOptions, SpeechEvent, SpeechStream, with_seed
+from stretto_client.ssml import VoiceChange
 from stretto_client.tries import Speak, Tries
 from stretto_client.unread import UnreadAudio, UnreadText
+from stretto_client.voices import MarkedVoice, MarkedVoices
 from stretto_contract.joins import Join
 from stretto_contract.scripts import Transliteration
 from stretto_contract.sentence_ends import PAUSE, is_spoken
 
+NO_TEXT = "text: expected at least one character, got none"
 MAX_PART_CHARS = 4096  # the server's limit
 STILL_THERE_S = 10.0  # interval in seconds between empty parts, without which the server would end an idle text
 # beginning of the server's error for a part after the reply has ended
@@ -64,7 +68,14 @@ class Client(Protocol):
         ...
 
     def speak_once(
-        self, task: str, options: SpeakOptions, text: str, timeouts: Timeouts | None = None, piece: int = 0
+        self,
+        task: str,
+        options: SpeakOptions,
+        text: str,
+        timeouts: Timeouts | None = None,
+        piece: int = 0,
+        *,
+        voice: MarkedVoice | None = None,
     ) -> SpeechStream:
         """Return the events of a single speech request."""
         ...
@@ -74,58 +85,65 @@ class Client(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class WrittenText:
+    """Streamed text, and how it is read.
+
+    Attributes:
+        markup: Markup of the text. An SSML break becomes silence if the model reads whole sentences, and ends a
+            sentence if it reads word by word. There, phonemes and rates of SSML have no effect.
+        rates: True if the caller applies changes of the speaking rate.
+        join: Whether a clause continues the one before (`ContinuedSpeech`), if the model reads whole sentences.
+        voices: Voices that marks in the text may select.
+    """
+
+    pieces: AsyncIterable[str]
+    markup: Markup
+    rates: bool
+    join: Join
+    voices: MarkedVoices
+
+
 async def speak_written(
     client: Client,
     task: str,
     options: SpeakOptions,
-    pieces: AsyncIterable[str],
+    text: WrittenText,
     items: Items,
-    markup: Markup = "none",
-    rates: bool = False,
     attempts: int = 0,
     hold_s: float = 0.0,
     judge: Judge | None = None,
-    join: Join = "independent",
 ) -> None:
     """Put the events of streamed text into `items`, as soon as the model can generate them.
 
     Args:
-        markup: Markup of the text. An SSML break becomes silence if the model reads whole sentences, and ends a
-            sentence if it reads word by word. There, phonemes and rates of SSML have no effect.
-        rates: True if the caller applies changes of the speaking rate.
         attempts: Maximum number of attempts for a clause, if the model reads whole sentences; 0 not to measure them.
         hold_s: As in `SpeechClient.speak`.
         judge: Further measure of the clauses; None for none.
-        join: Whether a clause continues the one before (`ContinuedSpeech`), if the model reads whole sentences.
     """
     profile = await profile_of(client)
-    limits = client.timeouts
     places = Places()
     tags = None if profile is None else profile.tags
-    reader = open_reader(markup, tags)
     if profile is not None and profile.reads_live_text and task == "tts" and options.get("text_mode", "open") == "open":
-        # The server sends nothing while it waits for text, for as long as the writer pauses.
-        waits = replace(limits, between_s=limits.total_s)
-        begin = partial(client.speak_once, task, {**options, "text_mode": "open"}, timeouts=waits)
-        pieces = without_pauses(read_pieces(followed(pieces, places.add), reader))
-        spoken = WholeText(items, places, reader)
-        async with client.parts() as parts:
-            await speak_live(begin, parts.write, followed(pieces, spoken.add), spoken)
+        reader = open_reader(text.markup, tags)
+        pieces = read_pieces(followed(text.pieces, places.add), reader)
+        receiver = PassageEvents(items, places, Joint(reader), Passages(pieces, reader))
+        await speak_passages(client, task, {**options, "text_mode": "open"}, text.voices, receiver)
     elif profile is not None and task == "tts":
         options = with_seed(options)
-        reader = open_reader(markup, tags, profile.phonemes, rates)
-        pieces = read_pieces(followed(pieces, places.add), reader)
+        reader = open_reader(text.markup, tags, profile.phonemes, text.rates)
+        pieces = read_pieces(followed(text.pieces, places.add), reader)
         transliteration = Transliteration() if "transliterate" in profile.options else None
         once = partial(client.speak_once, task)
         clause = checked(once, options, attempts, Lead(hold_s), client.tries, judge, client.profile)
-        speak = partial(transliterated, continued(clause, join, client.profile, options), transliteration)
+        speak = partial(transliterated, continued(clause, text.join, client.profile, options), transliteration)
         joint = Joint(reader, transliteration, judge)
         async with UnreadText(pieces) as unread:
-            clauses = clauses_of(unread, profile.max_text_chars, join)
-            await speak_clauses(speak, client.tries, clauses, items, places, joint, reader)
+            clauses = clauses_of(unread, profile.max_text_chars, text.join)
+            await speak_clauses(speak, client.tries, clauses, items, places, joint, reader, text.voices)
     else:
-        text = "".join([piece async for piece in pieces])
-        async with client.speak_once(task, options, text) as stream:
+        whole = "".join([piece async for piece in text.pieces])
+        async with client.speak_once(task, options, whole) as stream:
             async for event in stream:
                 await items.put(event)
 
@@ -157,42 +175,72 @@ class EventReceiver(Protocol):
         ...
 
 
-class WholeText:
-    """Receiver that sets the position of each word in the source of a streamed text, and passes its events on."""
+class PassageEvents:
+    """Receiver of the events of the passages of a streamed text, which joins them and puts them into `items`.
 
-    def __init__(self, items: Items, places: Places, reader: MarkupReader):
+    Attributes:
+        last: Last event that was put; None if there is none.
+        seed: Seed of the last passage; None if it is unknown.
+    """
+
+    def __init__(self, items: Items, places: Places, joint: Joint, passages: Passages):
+        self.passages = passages
+        self.last: SpeechEvent | None = None
+        self.seed: int | None = None
         self._items = items
         self._places = places
-        self._reader = reader
-        self._spoken = ""
-
-    def add(self, piece: str) -> None:
-        """Append a piece of the text to speak."""
-        self._spoken += piece
+        self._joint = joint
 
     async def put(self, event: SpeechEvent) -> None:
-        """Forward an event."""
-        if any(word.text_start is not None for word in event.words):  # all words, with the last event
-            event = self._places.find(self._spoken).moved(event)
+        """Forward an event, whose words get their positions in the source of the text."""
+        if any(word.text_start is not None for word in event.words):  # all words, with the last event of the passage
+            event = self._places.find(self.passages.spoken).moved(event)
         if event.report is not None:
-            event = replace(event, report=with_left_out(event.report, self._reader))
-        await self._items.put(event)
+            self.seed = event.report.get("seed")
+        self.last = self._joint.joined(event, is_last=not self.passages.is_at_change)
+        await self._items.put(self.last)
+
+    async def put_end(self) -> None:
+        """Put the end of an utterance of which no passage was the last one."""
+        if self.last is None:
+            raise RequestRefused(NO_TEXT)
+        await put_end(self.last, self._joint, self._items)
+
+
+async def speak_passages(
+    client: Client, task: str, options: SpeakOptions, voices: MarkedVoices, receiver: PassageEvents
+) -> None:
+    """Speak the passages of a text, each of which is sent part by part in a request with its voice.
+
+    A passage that a limit ends is the last one.
+    """
+    # The server sends nothing while it waits for text, for as long as the writer pauses.
+    waits = replace(client.timeouts, between_s=client.timeouts.total_s)
+    passages = receiver.passages
+    async with passages:
+        while (change := await passages.begin()) is not None:
+            voice = await voices.choose(change.name)
+            speak = partial(client.speak_once, task, options, timeouts=waits, voice=voice)
+            async with client.parts() as parts:
+                await speak_live(speak, parts.write, passages, receiver)
+            if receiver.last is None or receiver.last.is_final:
+                return
+            if options.get("seed") is None and receiver.seed is not None:
+                options = {**options, "seed": receiver.seed}
+        await receiver.put_end()
 
 
 async def speak_live(
-    speak: Callable[[str], SpeechStream], write: Write, pieces: AsyncIterable[str], items: EventReceiver
+    speak: Callable[[str], SpeechStream], write: Write, unread: UnreadText, items: EventReceiver
 ) -> None:
     """Put the events of one utterance, whose text is sent part by part, into `items`.
 
     Args:
         speak: Function that starts the utterance with the beginning of the text.
     """
-    async with UnreadText(pieces) as unread:
-        opening = await unread.pop(MAX_PART_CHARS)
-        if not opening:
-            raise RequestRefused("text: expected at least one character, got none")
-        async with speak(opening) as stream:
-            await _follow(stream, lambda session: _write_all(write, session, unread), NOT_SPOKEN, items)
+    opening = await unread.pop(MAX_PART_CHARS)
+    async with speak(opening) as stream:
+        await _follow(stream, lambda session: _write_all(write, session, unread), NOT_SPOKEN, items)
 
 
 async def _write_all(write: Write, session: str, unread: UnreadText) -> None:
@@ -214,6 +262,7 @@ async def speak_clauses(
     places: Places,
     joint: Joint,
     reader: MarkupReader,
+    voices: MarkedVoices,
 ) -> None:
     """Put the events of one utterance into `items`, clause by clause, as clauses become complete.
 
@@ -223,10 +272,15 @@ async def speak_clauses(
         tries: Tries of each clause after the first one, while the server is full.
     """
     last = None
-    speak = partial(with_phonemes, speak, reader)
+    speak_clause = partial(with_phonemes, speak, reader)
+    speak = speak_clause
     async for clause in clauses:
         if clause == PAUSE:
-            joint.add(reader.pauses.popleft() if reader.pauses else 0.0)
+            change = reader.pauses.popleft() if reader.pauses else 0.0
+            if isinstance(change, VoiceChange):
+                speak = await in_voice(speak_clause, voices, change)
+            else:
+                joint.add(change)
             continue
         async with aclosing(events_of(speak, clause, places, tries, last is not None)) as events:
             async for event in events:
@@ -235,7 +289,7 @@ async def speak_clauses(
                 last = joint.joined(event, is_last=False)
                 await items.put(last)
     if last is None:
-        raise RequestRefused("text: expected at least one character, got none")
+        raise RequestRefused(NO_TEXT)
     await put_end(last, joint, items)
 
 

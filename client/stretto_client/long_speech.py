@@ -9,24 +9,23 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, nullcontext, suppress
 from dataclasses import replace
-from functools import partial, reduce
-from itertools import starmap
+from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from sentencex import segment
 
 from stretto_client.checked_speech import Judge
 from stretto_client.continued_speech import clause_chars
 from stretto_client.errors import RequestRefused
+from stretto_client.joint import Joint
 from stretto_client.markup import READING, Markup, MarkupReader, Parts, has_marks, open_reader, read_parts, ssml_reader
 from stretto_client.model_profile import ModelProfile
 from stretto_client.places import Places
 from stretto_client.produced_speech import Items, ProducedSpeech
-from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStream
-from stretto_client.ssml import MARKS, RateChange
+from stretto_client.speech_stream import SpeechEvent, SpeechStream
+from stretto_client.ssml import MARKS, Change, VoiceChange
 from stretto_client.tries import Events, Speak, Tries, events_in_turn, once, patiently
+from stretto_client.voices import MarkedVoices
 from stretto_contract.joins import Join
 from stretto_contract.scripts import Transliteration, other_script
 
@@ -160,203 +159,24 @@ def _packed(pieces: Iterable[str], max_chars: int) -> Iterator[str]:
         yield held
 
 
-FADE_S = 0.005
-MAX_SILENCE_S = 1.0  # longest silence in one event
-SUMS = (
-    *("num_prompt_rows", "num_text_tokens", "num_frames", "guided_frames", "total_s", "audio_s", "decode_s"),
-    *("redrawn", "redrawn_s"),
-)
-LISTS = ("untimed_words", "faults", "unchecked", "transcripts")  # a report without one has nothing to list
-
-
-class Joint:
-    """Converter that turns the events of successive utterances into the events of a single utterance.
-
-    Samples follow one another without a gap, except for pauses. A step between utterances would be an audible click.
-    Therefore, each utterance starts at the last sample value of the previous one, and fades to its own samples within
-    FADE_S seconds.
-
-    Args:
-        reader: Reader of the text; None if its events are only joined.
-        transliteration: Words of other scripts; None if the model reads other scripts, too.
-        judge: Judge of the utterances, which may complete their reports late; None for none.
-    """
-
-    def __init__(
-        self,
-        reader: MarkupReader | None = None,
-        transliteration: Transliteration | None = None,
-        judge: Judge | None = None,
-    ) -> None:
-        self._reader = reader
-        self._transliteration = transliteration
-        self._judge = judge
-        self._num_events = 0
-        self._utterance = ""
-        self._before_s = 0.0  # duration of the earlier utterances
-        self._audio_s = 0.0  # received duration of the current utterance
-        self._last_sample = 0.0
-        self._pause_s = 0.0  # pending silence
-        self._form: NDArray[Any] | None = None  # empty array with the samples' dtype
-        self._begins = False  # True after the end of an utterance, until the next one has samples
-        self._wants_space = False  # separates the texts of two utterances
-        self._reports = list[tuple[dict[str, Any], float]]()  # of the utterances, and where these begin in seconds
-        self.rate = 1.0
-
-    def add(self, change: float | RateChange) -> None:
-        """Insert silence (a number of seconds) before the next utterance, or change the rate."""
-        if isinstance(change, RateChange):
-            self.rate = change.value
-        else:
-            self._pause_s += change
-            self._before_s += change
-
-    def silences(self, event: SpeechEvent) -> Iterator[SpeechEvent]:
-        """Yield the pending silence as events to send before `event`, which may be the final event."""
-        if event.pcm is not None and len(event.pcm):
-            self._form = event.pcm[:0]
-        elif not event.is_final:
-            return  # the dtype of the samples is still unknown
-        if self._form is None:
-            return
-        while num_samples := round(min(self._pause_s, MAX_SILENCE_S) * event.sample_rate):
-            length_s = num_samples / event.sample_rate
-            bare = replace(event, text="", words=(), guidance_changes=(), codes=None, report=None, is_final=False)
-            yield replace(
-                bare,
-                pcm=self._smooth(replace(bare, pcm=np.zeros(num_samples, self._form.dtype)), is_counted=False),
-                utterance=self._utterance or event.utterance,
-                index=self._num_events,
-                start_s=self._before_s - self._pause_s,
-                duration_s=length_s,
-            )
-            self._num_events += 1
-            self._pause_s = max(0.0, self._pause_s - length_s)
-            self._begins = True
-
-    def joined(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
-        """Return `event` as an event of the joined utterance.
-
-        `is_last` is True if the event belongs to the last utterance.
-        """
-        self._utterance = self._utterance or event.utterance
-        joined = replace(
-            event,
-            pcm=None if event.pcm is None else self._smooth(event),
-            utterance=self._utterance,
-            index=self._num_events,
-            text=self._spaced(event.text),
-            words=tuple(word.shifted(self._before_s) for word in event.words),
-            guidance_changes=tuple(
-                GuidanceChange(change.start_s + self._before_s, change.is_guided) for change in event.guidance_changes
-            ),
-            start_s=event.start_s + self._before_s,
-            is_final=event.is_final and is_last,
-            speed=self.rate,
-        )
-        self._num_events += 1
-        return self._ended(joined, is_last) if event.is_final else joined
-
-    def _smooth(self, event: SpeechEvent, is_counted: bool = True) -> NDArray[Any]:
-        """Return the samples of `event`, smoothed to follow the previous samples.
-
-        `is_counted` is False for silence.
-        """
-        assert event.pcm is not None
-        pcm = event.pcm
-        if not len(pcm):
-            return pcm
-        if self._begins:
-            self._begins = False
-            pcm = from_value(pcm, self._last_sample, round(FADE_S * event.sample_rate))
-        self._last_sample = float(pcm[-1])
-        if is_counted:
-            self._audio_s += len(pcm) / event.sample_rate
-        return pcm
-
-    def _spaced(self, text: str) -> str:
-        if text and self._wants_space:
-            self._wants_space = False
-            return f" {text}"
-        return text
-
-    def _ended(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
-        """Return the last event of a joined utterance, with the combined report if it is the last one."""
-        if event.report is not None:
-            self._reports.append((event.report, self._before_s))
-        self._before_s += self._audio_s
-        self._audio_s = 0.0
-        self._begins = self._wants_space = True
-        return replace(event, report=self.report() if is_last else None)
-
-    async def finish(self) -> None:
-        """Wait until the reports are complete, before the last event."""
-        if self._judge is not None:
-            await self._judge.finish()
-
-    def report(self) -> dict[str, Any] | None:
-        """Return the combined report; None if no utterance has one."""
-        if not self._reports:
-            return None
-        report = with_left_out(reduce(add_reports, starmap(with_later_faults, self._reports)), self._reader)
-        if self._transliteration is not None and self._transliteration.words:
-            report = report | {"transliterated": self._transliteration.words}
-        return report
-
-
-def from_value(pcm: NDArray[Any], value: float, num_samples: int) -> NDArray[Any]:
-    """Return samples [n] that start at `value` and fade to `pcm` [n] within `num_samples` samples."""
-    fade = np.cos(np.linspace(0, np.pi / 2, num_samples, endpoint=False)[: len(pcm)]) ** 2
-    begin = pcm[: len(fade)] + (value - float(pcm[0])) * fade
-    if np.issubdtype(pcm.dtype, np.integer):
-        limits = np.iinfo(pcm.dtype)
-        begin = begin.round().clip(limits.min, limits.max)
-    return np.concatenate([begin.astype(pcm.dtype), pcm[len(fade) :]])
-
-
-def with_left_out(report: dict[str, Any], reader: MarkupReader | None) -> dict[str, Any]:
-    """Return a report with the tags and elements that a reader of markup has left out, if any, as `left_out`."""
-    ssml = ssml_reader(reader)
-    left_out = [*([] if reader is None else reader.left_out), *([] if ssml is None else ssml.without_effect)]
-    if "untimed_words" in report:
-        report = report | {"untimed_words": [word.translate(MARKS) for word in report["untimed_words"]]}
-    return report | {"left_out": left_out} if left_out else report
-
-
-def with_later_faults(report: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Return a report whose faults begin later by a number of seconds."""
-    if not report.get("faults"):
-        return report
-    return report | {"faults": [fault | {"start_s": fault["start_s"] + seconds} for fault in report["faults"]]}
-
-
-def add_reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Combine the reports of two successive utterances.
-
-    Counts and lists of words are added. `finish_reason` comes from the first utterance that was cut off, and
-    `first_sound_s` from the first audible one. `aligned` is true if it is true for both. All other values come from the
-    first utterance.
-    """
-    before_s = first.get("audio_s", 0.0)
-    added = {key: first[key] + second[key] for key in SUMS if key in first and key in second}
-    lists = {key: [*first.get(key, []), *second.get(key, [])] for key in LISTS if key in first or key in second}
-    reasons = {"finish_reason": second["finish_reason"]} if first.get("finish_reason") == "stop" else {}
-    sound: dict[str, Any] = {}
-    if first.get("first_sound_s") is None and second.get("first_sound_s") is not None:
-        sound = {"first_sound_s": before_s + second["first_sound_s"]}
-    frames = first.get("num_frames", 0)
-    changes = [(frame + frames, guided) for frame, guided in second.get("guidance_changes", [])]
-    moved = {"guidance_changes": [*first.get("guidance_changes", []), *changes]} if changes else {}
-    both = [report["aligned"] for report in (first, second) if "aligned" in report]
-    aligned = {"aligned": all(both)} if both else {}
-    return first | added | lists | reasons | sound | moved | aligned
-
-
 MAX_WHOLE_BYTES = 48  # every family speaks a text of this length in one request if it has no digits
 # The server's errors for a text that is too long after normalisation, with or without a recorded voice.
 TOO_LONG = re.compile(r"(messages\[\d\]\.)?text: expected at most ")
 
 Speech = SpeechStream | ProducedSpeech
+
+
+class Piece(NamedTuple):
+    """Text to speak, and the number of its piece if the model speaks it in several."""
+
+    text: str
+    number: int
+
+
+async def in_voice(speak: Speak, voices: MarkedVoices, change: VoiceChange) -> Speak:
+    """Return `speak` with the voice after a change; raise what `MarkedVoices.choose` raises."""
+    voice = await voices.choose(change.name)
+    return speak if voice is None else partial(speak, voice=voice)
 
 
 def is_short(text: str) -> bool:
@@ -423,7 +243,7 @@ async def cut(
 
 
 class Clauses(NamedTuple):
-    """Pieces of a text, and pauses in seconds and changes of the rate between them.
+    """Pieces of a text, and pauses in seconds and changes of rate and voice between them.
 
     Attributes:
         transliteration: Words of other scripts; None if the model reads other scripts, too.
@@ -459,19 +279,20 @@ def with_phonemes(speak: Speak, reader: MarkupReader, text: str, **options: Any)
 class LongSpeech(ProducedSpeech):
     """Stream that joins several texts into a single utterance, with the interface of SpeechStream.
 
-    A number among the texts is a pause in seconds. A clause is requested once all events of the previous clause have
-    been received, which is usually before they have been played. At most MAX_EVENTS_AHEAD events are received ahead of
-    the reader.
+    Pauses and changes of rate and voice may stand between the texts (`Clauses`). A clause is requested once all events
+    of the previous clause have been received, which is usually before they have been played. At most MAX_EVENTS_AHEAD
+    events are received ahead of the reader.
     """
 
     def __init__(
         self,
         speak: Speak,
         texts: Callable[[], Awaitable[Clauses]],
+        voices: MarkedVoices,
         tries: Tries = patiently,
         judge: Judge | None = None,
     ):
-        super().__init__(judged_late(judge, partial(_speak_all, speak, texts, tries, judge)))
+        super().__init__(judged_late(judge, partial(_speak_all, speak, texts, voices, tries, judge)))
 
 
 def judged_late(judge: Judge | None, produce: Callable[[Items], Awaitable[None]]) -> Callable[[Items], Awaitable[None]]:
@@ -485,17 +306,29 @@ def judged_late(judge: Judge | None, produce: Callable[[Items], Awaitable[None]]
 
 
 async def _speak_all(
-    speak: Speak, texts: Callable[[], Awaitable[Clauses]], tries: Tries, judge: Judge | None, items: Items
+    speak: Speak,
+    texts: Callable[[], Awaitable[Clauses]],
+    voices: MarkedVoices,
+    tries: Tries,
+    judge: Judge | None,
+    items: Items,
 ) -> None:
     """Put the events of all texts, and of the silence between them, into `items`."""
     pieces, places, reader, transliteration = await texts()
+    for change in pieces:  # a voice that the text may not use is refused before anything is spoken
+        if isinstance(change, VoiceChange):
+            await voices.choose(change.name)
     joint = Joint(reader, transliteration, judge)
     last = None
-    speak = partial(with_phonemes, partial(transliterated, speak, transliteration), reader)
-    left = deque[tuple[str, int] | float | RateChange]((text, 0) if isinstance(text, str) else text for text in pieces)
+    speak_clause = partial(with_phonemes, partial(transliterated, speak, transliteration), reader)
+    speak = speak_clause
+    left = deque[Piece | Change](Piece(text, 0) if isinstance(text, str) else text for text in pieces)
     while left:
         item = left.popleft()
-        if not isinstance(item, tuple) or isinstance(item, RateChange):
+        if isinstance(item, VoiceChange):
+            speak = await in_voice(speak_clause, voices, item)
+            continue
+        if not isinstance(item, Piece):
             joint.add(item)
             continue
         text, piece = item
@@ -504,7 +337,7 @@ async def _speak_all(
             async with aclosing(placed_events(speak, text, places, patience, piece)) as events:
                 async for event in events:
                     if has_more(event, piece):
-                        left.appendleft((text, piece + 1))
+                        left.appendleft(Piece(text, piece + 1))
                     for silence in joint.silences(event):
                         await items.put(silence)
                     if event.is_final and not left:
@@ -514,8 +347,8 @@ async def _speak_all(
         except RequestRefused as refusal:  # raised before any event of this text
             if not is_too_long(text, refusal):
                 raise
-            left.extendleft((half, 0) for half in reversed(halve(text)))
-    if last is not None and not last.is_final:  # the text ends with a pause
+            left.extendleft(Piece(half, 0) for half in reversed(halve(text)))
+    if last is not None and not last.is_final:  # the text ends with a pause or a change
         await put_end(last, joint, items)
 
 

@@ -19,8 +19,8 @@ from stretto_client.decoration import (
     without_emoji,
 )
 from stretto_client.latex import LatexFilter
-from stretto_client.ssml import RateChange
-from stretto_client.tags import FORMATTING, MAX_NAMES, TagFilter
+from stretto_client.ssml import Change
+from stretto_client.tags import FORMATTING, MAX_NAMES
 from stretto_contract.sentence_ends import MAX_LINE_CHARS, WIDE, LineEnds, full_stop, joins, last_sign
 
 MAX_RECENT_CHARS = 40
@@ -115,18 +115,19 @@ class MarkdownReader:
     words; faces and stage directions are left out, as emoji are.
 
     Args:
-        tags: Filter for the tags of language models; None if the text has been filtered.
         rendered: Tags that the model renders; None if unknown.
+
+    Attributes:
+        left_out: Stage directions that were left out, without duplicates.
     """
 
-    def __init__(self, tags: TagFilter | None = None, rendered: Collection[str] | None = None) -> None:
-        self.pauses = deque[float | RateChange]()
-        self._tags = tags
+    def __init__(self, rendered: Collection[str] | None = None) -> None:
+        self.pauses = deque[Change]()
+        self.left_out: list[str] = []
         self._rendered = rendered
         self._formulas = LatexFilter()
         self._faces = FaceFilter()
         self._line_ends = LineEnds()
-        self._directions: list[str] = []  # stage directions that were left out, without duplicates
         self._hyphen = ""  # hyphen after the last word, which may cut it at the end of a line
         self._recent = ""  # last characters returned
         self._line = ""  # unread part of the line
@@ -143,22 +144,14 @@ class MarkdownReader:
         self._ended: str | None = None  # line that has ended, until text follows it; "" if it is complete in any case
         self._ready: list[str] = []
 
-    @property
-    def left_out(self) -> list[str]:
-        """Names of the tags, and stage directions, that were left out."""
-        return ([] if self._tags is None else self._tags.left_out) + self._directions
-
     def add(self, piece: str) -> str:
         """Add a piece of text; return the text that is ready to be spoken."""
-        text = piece if self._tags is None else self._tags.add(piece)
-        self._take_lines(self._faces.add(self._formulas.add(text)))
+        self._take_lines(self._faces.add(self._formulas.add(piece)))
         return self._returned()
 
     def end(self) -> str:
         """End the text; return the rest of the text to speak."""
-        text = "" if self._tags is None else self._tags.end()
-        text = self._formulas.add(text) + self._formulas.end()
-        self._take_lines(self._faces.add(text) + self._faces.end())
+        self._take_lines(self._faces.add(self._formulas.end()) + self._faces.end())
         self._take("", is_whole=True)
         self._close()
         self._ready.append(self._hyphen)
@@ -325,8 +318,8 @@ class MarkdownReader:
             return
         punctuation = direction(run, self._recent, self._rendered)
         if punctuation is not None:
-            if run not in self._directions and len(self._directions) < MAX_NAMES:
-                self._directions.append(run)
+            if run not in self.left_out and len(self.left_out) < MAX_NAMES:
+                self.left_out.append(run)
             run = DECORATION + punctuation
         self._is_unclosed = is_open(run)
         text = read_inline(run)

@@ -2,7 +2,7 @@
 
 import re
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collection
 from contextlib import suppress
 from typing import Literal, NamedTuple, Protocol, get_args
 
@@ -11,11 +11,11 @@ from stretto_client.errors import RequestRefused
 from stretto_client.markdown import MAX_HELD_CHARS as MAX_HELD_CHARS
 from stretto_client.markdown import MarkdownReader
 from stretto_client.plain import PlainReader
-from stretto_client.ssml import RateChange, SsmlReader
-from stretto_client.tags import INVISIBLE, MAY_BEGIN, TagFilter
+from stretto_client.ssml import Change, SsmlReader, VoiceChange
+from stretto_client.tags import INVISIBLE, MAX_NAMES, MAY_BEGIN, TagFilter
 from stretto_client.turns import Turns
 from stretto_contract.scripts import FURTHER_LETTERS, transliterated_words
-from stretto_contract.sentence_ends import PAUSE, full_stop, is_spoken, last_sign
+from stretto_contract.sentence_ends import PAUSE, is_spoken
 
 Markup = Literal["auto", "none", "markdown", "ssml"]
 MARKUPS: tuple[str, ...] = get_args(Markup)
@@ -29,6 +29,7 @@ DIRECTIONS = rf"\((?i:[a-z]{{2,12}}ly|{'|'.join(sorted(FIRST_WORDS))})\b"
 HAS_ACTS = re.compile(rf"[*_(\[]\s?(?i:{'|'.join(sorted(FIRST_WORDS))}|{ADVERB.pattern})\b")
 FORMULA = r"\$(?=[^\s$][^$\n]{0,200}\$)"
 TAGS = rf"{MAY_BEGIN.pattern}|[{''.join(map(chr, INVISIBLE))}]|[^\s.,;:!?…][ \t\r]*\n\s*\S"
+MAY_CHANGE_VOICE = re.compile(r"\[voice:|[<:]voice[\s/>]", re.IGNORECASE)
 HAS_TAGS = re.compile(TAGS)
 HAS_MARKS = re.compile(
     rf"[*_`~&\\#|{EMOJI}]|^[ \t]*(?:[-+>=]|\d{{1,3}}[.)]\s)|{DIRECTIONS}|{FORMULA}|{TAGS}", re.MULTILINE
@@ -38,7 +39,7 @@ HAS_MARKS = re.compile(
 class MarkupReader(Protocol):
     """Incremental converter of text with markup. The result does not depend on how the text is split into pieces."""
 
-    pauses: deque[float | RateChange]  # duration in seconds of each returned PAUSE, in order, or change of the rate
+    pauses: deque[Change]  # duration in seconds of each returned PAUSE, in order, or the change that it stands for
 
     @property
     def left_out(self) -> list[str]:
@@ -65,9 +66,7 @@ def open_reader(
         return SsmlReader(alphabets, has_rates)
     if markup == "none":
         return PlainReader(TagFilter(tags))
-    if markup == "markdown":
-        return MarkdownReader(TagFilter(tags), tags)
-    return AutoReader(tags, alphabets, has_rates)
+    return AutoReader(tags, alphabets, has_rates, may_be_ssml=markup == "auto")
 
 
 def ssml_reader(reader: MarkupReader | None) -> SsmlReader | None:
@@ -133,11 +132,11 @@ async def find_transliterated(text: str, markup: Markup, tags: Collection[str]) 
     return await READING.run(transliterated_words, spoken)
 
 
-Parts = list[str | float | RateChange]
+Parts = list[str | Change]
 
 
 async def read_text(text: str, markup: Markup, tags: Collection[str] | None = None) -> Parts:
-    """Return the parts of the text to speak and, between them, silence in seconds and changes of the rate.
+    """Return the parts of the text to speak and, between them, silence in seconds and changes of rate and voice.
 
     Args:
         tags: Tags that the model renders; None if unknown.
@@ -162,6 +161,16 @@ async def read_parts(text: str, reader: MarkupReader) -> Parts:
     return parts
 
 
+async def find_voices(text: str, markup: Markup) -> list[str]:
+    """Return the names in the marks of voices in a complete text, without duplicates; none if its markup is invalid."""
+    if markup == "none" or MAY_CHANGE_VOICE.search(text) is None:
+        return []
+    with suppress(RequestRefused):
+        changes = [part for part in await read_text(text, markup) if isinstance(part, VoiceChange)]
+        return list(dict.fromkeys(change.name for change in changes if change.name is not None))
+    return []
+
+
 async def read_slices(piece: str, reader: MarkupReader | TagFilter) -> AsyncIterator[str]:
     """Yield the text to speak for `piece`, converted in slices so as not to block the event loop."""
     if len(piece) <= SHORT_CHARS:
@@ -172,7 +181,7 @@ async def read_slices(piece: str, reader: MarkupReader | TagFilter) -> AsyncIter
         yield await READING.run(reader.add, slice_)
 
 
-async def read_pieces(pieces: AsyncIterable[str], reader: MarkupReader) -> AsyncIterator[str]:
+async def read_pieces(pieces: AsyncIterable[str], reader: MarkupReader) -> AsyncGenerator[str, None]:
     """Yield the text to speak for `pieces` as it is parsed; see `read_text` for exceptions."""
     try:
         async for piece in pieces:
@@ -186,30 +195,31 @@ async def read_pieces(pieces: AsyncIterable[str], reader: MarkupReader) -> Async
             await close()
 
 
-async def without_pauses(pieces: AsyncIterable[str]) -> AsyncIterator[str]:
-    """Yield `pieces` with each PAUSE replaced by the end of a sentence."""
-    last = ""
-    async for piece in pieces:
-        text = ""
-        for token in re.split(f"({PAUSE})", piece):
-            text += full_stop(last) + " " if token == PAUSE else token
-            last = last_sign(text) or last
-        yield text
-
-
 class AutoReader:
-    """Reader that treats text as SSML if it begins with the root element `<speak`, otherwise as Markdown."""
+    """Reader that treats text as SSML if it begins with the root element `<speak`, otherwise as Markdown.
+
+    In Markdown, the mark `[voice:NAME]` ends a text and begins another one in that voice.
+
+    Args:
+        tags, alphabets, has_rates: As for `open_reader`.
+        may_be_ssml: False if the text is Markdown in any case.
+    """
 
     def __init__(
-        self, tags: Collection[str] | None = None, alphabets: Collection[str] = (), has_rates: bool = False
+        self,
+        tags: Collection[str] | None = None,
+        alphabets: Collection[str] = (),
+        has_rates: bool = False,
+        may_be_ssml: bool = True,
     ) -> None:
-        self._filter = TagFilter(tags, may_be_ssml=True)
+        self._filter = TagFilter(tags, may_be_ssml, reads_voices=True)
         self._tags = tags
         self._alphabets = alphabets
         self._has_rates = has_rates
         self._head = ""  # spaces at the beginning
         self._reader: MarkupReader | None = None
-        self.pauses = deque[float | RateChange]()
+        self._left_out: list[str] = []  # of the texts in earlier voices
+        self.pauses = deque[Change]()
 
     @property
     def inner(self) -> MarkupReader | None:
@@ -219,7 +229,8 @@ class AutoReader:
     @property
     def left_out(self) -> list[str]:
         """Names of the tags that were left out."""
-        return self._filter.left_out + (self._reader.left_out if self._reader is not None else [])
+        directions = self._left_out + (self._reader.left_out if self._reader is not None else [])
+        return list(dict.fromkeys(self._filter.left_out + directions))[:MAX_NAMES]
 
     def add(self, piece: str) -> str:
         """Add a piece of text; return the text that is ready to be spoken."""
@@ -231,6 +242,26 @@ class AutoReader:
         return text + (self._reader.end() if self._reader is not None else "")
 
     def _read(self, text: str, is_last: bool) -> str:
+        if self._filter.is_ssml:
+            return self._read_text(text, is_last)
+        first, *others = text.split(PAUSE)
+        ready = [self._read_text(first, is_last and not others)]
+        for number, part in enumerate(others, 1):
+            ready += self._end_voice(), self._read_text(part, is_last and number == len(others))
+        return "".join(ready)
+
+    def _end_voice(self) -> str:
+        """End the text in one voice; return the rest of it and the mark of the change."""
+        self.pauses.append(VoiceChange(self._filter.voices.popleft()))
+        self._head = ""
+        if self._reader is None:
+            return PAUSE
+        text = self._reader.end()
+        self._left_out = list(dict.fromkeys(self._left_out + self._reader.left_out))[:MAX_NAMES]
+        self._reader = None
+        return text + PAUSE
+
+    def _read_text(self, text: str, is_last: bool) -> str:
         if self._reader is None:
             text = self._head + text
             self._head = ""
@@ -239,6 +270,6 @@ class AutoReader:
                 return ""
             text = text.lstrip() if self._filter.is_ssml else text
             is_ssml = self._filter.is_ssml
-            self._reader = SsmlReader(self._alphabets, self._has_rates) if is_ssml else MarkdownReader(None, self._tags)
-            self.pauses = self._reader.pauses
+            self._reader = SsmlReader(self._alphabets, self._has_rates) if is_ssml else MarkdownReader(self._tags)
+            self.pauses = self._reader.pauses if is_ssml else self.pauses
         return self._reader.add(text)

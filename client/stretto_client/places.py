@@ -5,13 +5,13 @@ from dataclasses import replace
 
 from stretto_client.speech_stream import SpeechEvent, Word
 from stretto_client.ssml import MARKS
-from stretto_client.tags import REASONING, TAG
+from stretto_client.tags import REASONING, TAG, VOICE_MARK
 
 RUN = re.compile(r"[^\W_]+")
 # Parts of a source that are not spoken (of a block of reasoning, its first tag), or a run of letters and digits.
 TOKEN = re.compile(
     rf"<(?=[^\s<>/]{{0,64}}(?:{REASONING.pattern.partition('|^')[0]}))(?P<block>[^\s<>]{{1,128}})>"
-    rf"|{TAG.pattern}|\]\([^()]*\)|&\#?\w{{1,32}};|(?P<run>{RUN.pattern})"
+    rf"|{TAG.pattern}|(?i:{VOICE_MARK.pattern})|\]\([^()]*\)|&\#?\w{{1,32}};|(?P<run>{RUN.pattern})"
 )
 # Maximum number of source tokens and of characters between two words, not counting blocks of reasoning. They limit the
 # time for a word that is not in the source.

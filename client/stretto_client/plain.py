@@ -3,7 +3,7 @@
 import re
 from collections import deque
 
-from stretto_client.ssml import RateChange
+from stretto_client.ssml import Change
 from stretto_client.tags import TagFilter
 from stretto_contract.sentence_ends import MAX_LINE_CHARS, WIDE, LineEnds, full_stop, last_sign
 
@@ -19,7 +19,7 @@ class PlainReader:
     """
 
     def __init__(self, tags: TagFilter) -> None:
-        self.pauses = deque[float | RateChange]()
+        self.pauses = deque[Change]()
         self._tags = tags
         self._line_ends = LineEnds()
         self._line = ""  # beginning of the current line

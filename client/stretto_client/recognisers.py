@@ -15,7 +15,7 @@ from stretto_client.errors import ServerFailed, ServerUnavailable
 from stretto_client.long_speech import Speech
 from stretto_client.model_profile import ModelProfile
 from stretto_client.sinks import pcm16, wav_header
-from stretto_client.speech_stream import Audio
+from stretto_client.voices import Audio
 from stretto_contract.languages import CODES, code_name
 from stretto_contract.schema import OptionsRecord
 

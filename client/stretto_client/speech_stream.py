@@ -21,6 +21,7 @@ from tritonclient.grpc import InferInput, InferResult
 from stretto_client.errors import ClientError, RequestCancelled, ServerFailed, TimedOut, Timeouts, from_rpc, from_text
 from stretto_client.markup import Markup
 from stretto_client.shared_memory import Ring, Sharing
+from stretto_client.voices import Audio, MarkedVoices, RecordedVoice
 from stretto_contract.joins import Join
 from stretto_contract.schema import Encoding, OptionsRecord, SpeechOptions
 from stretto_contract.speech_checks import Check
@@ -185,9 +186,6 @@ def is_last(result: InferResult) -> bool:
     """Return True if a response has the final flag, which comes with the last event or on its own."""
     parameters = result.get_response().parameters
     return "triton_final_response" in parameters and parameters["triton_final_response"].bool_param
-
-
-Audio = str | Path | bytes | tuple[NDArray[Any], int]
 
 
 def strings(**values: str | bytes | None) -> list[InferInput]:
@@ -375,20 +373,6 @@ def system_turn(text: str, audio: Audio | None) -> dict[str, Any]:
     return turn if audio is None else turn | {"audio": "pcm_in" if isinstance(audio, tuple) else "audio"}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RecordedVoice:
-    """Voice given by a recording, for models that accept one in a system turn (`docs/families.md`).
-
-    Attributes:
-        audio: Path or contents of a file, or (samples [n], rate in Hz).
-        text: Transcript of the recording. Higgs Audio requires it. Qwen3-TTS Base continues from it; without it, the
-            recording only determines the sound of the voice. Other models do not use it.
-    """
-
-    audio: Audio
-    text: str = ""
-
-
 @dataclass(frozen=True, slots=True)
 class Earlier:
     """Earlier speech that a request for speech continues. Its own events have codes, so that the next one continues it.
@@ -423,6 +407,7 @@ class SpeakArguments(SpeakOptions, total=False):
     hold_s: float
     check_with: str | None
     join: Join
+    voices: MarkedVoices | None
 
 
 class TaskOptions(OptionsRecord, total=False):

@@ -42,6 +42,18 @@ class RateChange(NamedTuple):
     value: float
 
 
+class VoiceChange(NamedTuple):
+    """Change of the voice, among the pauses in `MarkupReader.pauses`.
+
+    Attributes:
+        name: Name of the voice in the text; None for the voice of the request.
+    """
+
+    name: str | None
+
+
+Change = float | RateChange | VoiceChange  # silence in seconds, or a change
+
 SPELLED = {"characters", "spell-out", "verbatim", "digits"}
 
 
@@ -60,7 +72,7 @@ class SsmlReader:
     """
 
     def __init__(self, alphabets: Collection[str] = (), has_rates: bool = False) -> None:
-        self.pauses = deque[float | RateChange]()
+        self.pauses = deque[Change]()
         self.without_effect: list[str] = []
         self.pronunciations: dict[str, PhonemesRecord] = {}
         self._alphabets = alphabets
@@ -70,6 +82,9 @@ class SsmlReader:
         # current one; depth of prosody, and the rate before
         self._rate = 1.0
         self._rates = list[tuple[int, float]]()
+        # current one; depth of voice, and the voice before
+        self._voice: str | None = None
+        self._voices = list[tuple[int, str | None]]()
         self._parser = parser = expat.ParserCreate()
         parser.StartElementHandler = self._start
         parser.EndElementHandler = self._end
@@ -150,6 +165,9 @@ class SsmlReader:
             rate = self._parse_rate(attributes["rate"])
             self._rates.append((self._depth, self._rate))
             self._change_rate(rate)
+        elif name == "voice" and not self._is_collecting:
+            self._voices.append((self._depth, self._voice))
+            self._change_voice(attributes.get("name", ""))
 
     def _end(self, name: str) -> None:
         if self._silent == self._depth:
@@ -168,6 +186,8 @@ class SsmlReader:
             self._add(self._marked(text, alphabet, phonemes))
         elif self._rates and self._rates[-1][0] == self._depth:
             self._change_rate(self._rates.pop()[1])
+        elif self._voices and self._voices[-1][0] == self._depth:
+            self._change_voice(self._voices.pop()[1])
         elif not self._silent and name.rpartition(":")[2] in SENTENCES:
             self._boundary()
         if not self._silent and name.rpartition(":")[2] != "break":
@@ -200,6 +220,8 @@ class SsmlReader:
         if name == "prosody":
             others = sorted(attributes.keys() - ({"rate"} if self._has_rates and not self._is_collecting else set()))
             names = [f"prosody.{other}" for other in others]
+        elif name == "voice" and not self._is_collecting:
+            names = [f"voice.{other}" for other in sorted(attributes.keys() - {"name"})]
         elif name == "phoneme":
             names = [] if self._reads(attributes) and not self._is_collecting else [name]
         elif name not in NEUTRAL and not is_reasoning(Tag("", name, False).block):
@@ -246,10 +268,18 @@ class SsmlReader:
     def _change_rate(self, rate: float) -> None:
         if rate != self._rate:
             self._rate = rate
-            self._flush(len(self._run))
-            self._ready.append(PAUSE)
-            self._tail = PAUSE
-            self.pauses.append(RateChange(rate))
+            self._put_change(RateChange(rate))
+
+    def _change_voice(self, name: str | None) -> None:
+        if name != self._voice:
+            self._voice = name
+            self._put_change(VoiceChange(name))
+
+    def _put_change(self, change: Change) -> None:
+        self._flush(len(self._run))
+        self._ready.append(PAUSE)
+        self._tail = PAUSE
+        self.pauses.append(change)
 
     def _boundary(self) -> None:
         self._flush(len(self._run))
@@ -274,10 +304,7 @@ class SsmlReader:
         if self._pauses_s > MAX_PAUSES_S:
             self._refuse(f"breaks of at most {MAX_PAUSES_S:g} s in all in", "more")
         if seconds:
-            self._flush(len(self._run))
-            self._ready.append(PAUSE)
-            self._tail = PAUSE
-            self.pauses.append(seconds)
+            self._put_change(seconds)
 
     def _flush(self, num_chars: int) -> None:
         """Return the first `num_chars` characters of the pending text as output."""

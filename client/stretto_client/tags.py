@@ -3,11 +3,15 @@
 - A block of reasoning is left out: `<think>The user greets.</think>Hello.` becomes `Hello.`
 - Other tags and special tokens are left out, but not the text between them: `<answer>Hello.</answer><|im_end|>`.
 - Tags that the model renders are kept, such as `<laugh>` for some.
+- The mark `[voice:NAME]` sets the voice of the text after it.
 """
 
 import re
+from collections import deque
 from collections.abc import Collection
 from typing import NamedTuple
+
+from stretto_contract.sentence_ends import PAUSE
 
 MAX_TAG_CHARS = 500  # maximum length of a tag; in a longer one, `<` is text
 MAX_HEADER_CHARS = 64
@@ -45,6 +49,9 @@ BEGUN_SPECIAL = re.compile(r"<(?:[|｜][^\s<>|｜]{0,65}[|｜]?)?")
 BRACKETED = re.compile(r"\[(?P<slash>/?)(?P<name>THINK)\]|◁(?P<slash2>/?)(?P<name2>[a-z]{1,16})▷")
 BEGUN_BRACKETED = re.compile(r"\[/?T?H?I?N?K?|◁/?[a-z]{0,16}")
 MAY_BEGIN = re.compile(r"[<\[◁]")
+MAX_VOICE_CHARS = 128  # maximum length of the name in a mark
+VOICE_MARK = re.compile(rf"\[(?:voice:(?P<voice>[^\[\]\n]{{0,{MAX_VOICE_CHARS}}})|/voice)\]", re.IGNORECASE)
+BEGUN_VOICE_MARK = re.compile(rf"\[(?:/?v?o?i?c?e?|voice:[^\[\]\n]{{0,{MAX_VOICE_CHARS}}})", re.IGNORECASE)
 ROOT = re.compile(r"<\?xml\s|<speak[\s>/]")  # the beginning of SSML
 BEGUN_ROOTS = ("<?xml ", "<speak>")
 
@@ -112,15 +119,19 @@ class TagFilter:
     Args:
         tags: Tags that the model renders, such as `<laugh>`; None if unknown.
         may_be_ssml: True if a text that begins with SSML's root element passes unchanged.
+        reads_voices: True to return PAUSE in place of each mark of a voice.
 
     Attributes:
         is_ssml: True if the text is SSML.
         left_out: Names of tags, blocks and special tokens that were left out, without duplicates, at most MAX_NAMES.
+        voices: Voice of each returned PAUSE, in order; None for the voice of the request.
     """
 
-    def __init__(self, tags: Collection[str] | None = None, may_be_ssml: bool = False):
+    def __init__(self, tags: Collection[str] | None = None, may_be_ssml: bool = False, reads_voices: bool = False):
         self._kept = {tag.strip("<>/") for tag in (KNOWN_TAGS if tags is None else tags) if tag.startswith("<")}
         self._may_be_ssml = may_be_ssml
+        self._reads_voices = reads_voices
+        self.voices = deque[str | None]()
         self.is_ssml = False
         self.left_out: list[str] = []
         self._held = ""  # beginning of a tag or a header that may go on
@@ -183,6 +194,12 @@ class TagFilter:
                 return at
             if not is_last and any(root.startswith(tail) for root in BEGUN_ROOTS):
                 return None
+        if self._reads_voices and not self._block:
+            if (mark := VOICE_MARK.match(text, at)) is not None and not self._is_code:
+                self._put_voice(mark)
+                return mark.end()
+            if not is_last and BEGUN_VOICE_MARK.fullmatch(text, at):
+                return None
         tag, is_begun = tag_at(text, at)
         if is_begun and not is_last:
             return None
@@ -197,11 +214,23 @@ class TagFilter:
             self._leave_out(tag)
         return at + len(tag.text)
 
+    @property
+    def _is_code(self) -> bool:
+        """True for the next character if it is in Markdown code or after a backslash."""
+        self._end_ticks()
+        return bool(self._code) or self._is_escaped
+
+    def _put_voice(self, mark: re.Match[str]) -> None:
+        self.voices.append((mark["voice"] or "").strip() or None)
+        self._ready.append(PAUSE)
+        self._last = ""
+        self._is_blank = False
+
     def _is_literal(self, tag: Tag) -> bool:
         """Return True if a tag is text: in code, after a backslash, rendered by the model, or HTML for formatting."""
-        self._end_ticks()
-        is_text = self._code or self._is_escaped or tag.name in self._kept or tag.text.strip("<>/") in self._kept
-        return bool(is_text) or FORMATTING.fullmatch(tag.text) is not None
+        if self._is_code or tag.name in self._kept or tag.text.strip("<>/") in self._kept:
+            return True
+        return FORMATTING.fullmatch(tag.text) is not None
 
     def _leave_out(self, tag: Tag) -> None:
         """Leave out a tag; begin a block of reasoning, or expect a header, if it begins one."""
@@ -261,6 +290,7 @@ class TagFilter:
             if needs_space(self._last, text[0]):
                 text = f" {text}"
             self._is_cut = False
+        text = text.replace(PAUSE, " ") if self._reads_voices else text
         for token in re.split(r"(\n|`+|\\)", text):
             self._follow(token)
         if text:
@@ -287,6 +317,16 @@ class TagFilter:
             self._code = num
         elif num and (num == self._code or num > self._code >= 3):
             self._code = 0
+
+
+def marked_voices(text: str) -> list[str | None]:
+    """Return the voices of the marks in a text in Markdown, in order; None for the voice of the request."""
+    if VOICE_MARK.search(text) is None:
+        return []
+    tag_filter = TagFilter(reads_voices=True)
+    tag_filter.add(text)
+    tag_filter.end()
+    return [*tag_filter.voices]
 
 
 def needs_space(last: str, first: str) -> bool:

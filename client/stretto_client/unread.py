@@ -75,6 +75,10 @@ class UnreadText(Unread[str]):
         """True if all of the text has been returned."""
         return self._is_complete and not self._text and self._failure is None
 
+    def _end(self, max_chars: int) -> int:
+        """Return the end of the next text to return."""
+        return max_chars
+
     async def pop(self, max_chars: int, patience_s: float | None = None) -> str:
         """Remove and return buffered text.
 
@@ -93,8 +97,9 @@ class UnreadText(Unread[str]):
         except TimeoutError:
             return ""
         async with self._changed:
-            text = self._text[:max_chars]
-            self._text = self._text[max_chars:]
+            end = self._end(max_chars)
+            text = self._text[:end]
+            self._text = self._text[end:]
             self._changed.notify_all()
         if not text and self._failure is not None:
             raise self._failure

@@ -24,8 +24,8 @@ from stretto_client import (
 )
 from stretto_client.long_speech import Speech
 from stretto_client.produced_speech import Items, ProducedSpeech
-from stretto_client.speech_stream import Audio
 from stretto_client.tries import Tries, patiently
+from stretto_client.voices import Audio
 
 ATTEMPTS = 4  # maximum number of servers tried for an utterance before its first event
 READY_S = 4.0  # shorter than the gateway's own READY_S

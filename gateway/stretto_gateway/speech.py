@@ -51,7 +51,7 @@ from stretto_gateway.response_headers import ResponseHeader
 from stretto_gateway.speech_request import SpeechFields, SpeechItem, SpeechRequest
 from stretto_gateway.turns import AUDIO
 from stretto_gateway.usage import Use
-from stretto_gateway.voices import choose_voice
+from stretto_gateway.voices import choose_voice, marked_voices
 from stretto_gateway.whole_file import AudioBudget, parts_of, whole_file
 
 router = APIRouter()
@@ -64,8 +64,9 @@ MARKS = "*_[]().,:;!?…"  # around a stage direction
 FIRST_SAMPLES = 2400  # samples that are encoded first; mp3 needs 1800 and aac 2160 before their first bytes
 OF_THE_VOICE = ("messages[0].text", "messages[0].audio", "audio", "messages")  # the server's fields of a recorded voice
 # Request fields, keyed by the server's field names.
-FIELDS = {"text": "input", "options.instruct": "instructions", "messages[1].text": "input"}
-WRITTEN_FIELDS = FIELDS | {"text": "text", "messages[1].text": "text"}  # for streamed text
+FIELDS = {"text": "input", "text.voice": "input.voice", "messages[1].text": "input"}
+FIELDS |= {"options.instruct": "instructions"}
+WRITTEN_FIELDS = FIELDS | {"text": "text", "text.voice": "text.voice", "messages[1].text": "text"}  # for streamed text
 
 ANSWERS = described("Audio, chunk by chunk, or events with audio", *MEDIA_TYPES.values(), schema=FILE)
 ANSWERS[200]["content"]["text/event-stream"] = TEXT
@@ -203,6 +204,7 @@ async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, igno
         ignored.add("cache", "false or no value, because this gateway has no --speech-cache", item.cache)
     options = item.for_server(profile, ignored, await choose_voice(gateway, profile, item, asked, ignored))
     options["check_with"] = gateway.config.check_with
+    options["voices"] = marked_voices(gateway, profile, asked, "input" if isinstance(item, SpeechItem) else "text")
     await add_dictionary(gateway, profile, options, asked.owner, ignored)
     return options
 

@@ -18,7 +18,9 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from stretto_client import RecordedVoice, SpeakArguments, SpeechClient, SpeechEvent
+from stretto_client import RecordedVoice, RequestRefused, SpeakArguments, SpeechClient, SpeechEvent
+from stretto_client.markup import find_voices
+from stretto_client.voices import MarkedVoice
 from stretto_contract.finish_reasons import STOP
 from stretto_contract.limits import FairLimit
 from stretto_gateway.admission import CALLER
@@ -99,18 +101,21 @@ class SpeechCache:
             wanted: True to use the cache also without a seed and in the voice of a recording, False not to use it, None
                 for what the settings say.
         """
-        voice = options.get("voice")
         is_random = options.get("seed") is None and "seedless" not in self._settings.also
-        is_private = isinstance(voice, RecordedVoice) and "voices" not in self._settings.also
-        if wanted is False or (wanted is None and (is_random or is_private)):
+        if wanted is False or (wanted is None and is_random):
+            return None
+        try:
+            voices = await self._voices(text, options)
+        except RequestRefused:  # the client refuses it
+            return None
+        has_recording = any(isinstance(voice, RecordedVoice) for voice in voices.values())
+        if wanted is None and has_recording and "voices" not in self._settings.also:
             return None
         model = await served_model(client)
         if not model.keys() >= DIGESTS:
             return None
-        record: dict[str, Any] = {**options}
-        if isinstance(voice, RecordedVoice):
-            assert isinstance(voice.audio, bytes)
-            record["voice"] = {"audio": hashlib.sha256(voice.audio).hexdigest(), "text": voice.text}
+        record: dict[str, Any] = {**options, "voice": None}
+        record["voices"] = {name: voice_record(voice) for name, voice in voices.items()}
         owner = CALLER.get() if self._has_keys else ""
         parts = json.dumps([model, owner, text, record], sort_keys=True)
         key = hashlib.sha256(parts.encode()).digest()
@@ -118,6 +123,13 @@ class SpeechCache:
         if checks:  # an equal reply has just ended
             await asyncio.wait(checks)
         return CachedRequest(key, owner, client, model)
+
+    async def _voices(self, text: str, options: SpeakArguments) -> dict[str, str | RecordedVoice | None]:
+        """Return the voices of a text: that of the request, under an empty name, and those that its marks select."""
+        marked = list[MarkedVoice]()
+        if (voices := options.get("voices")) is not None:
+            marked = await voices.choose_all(await find_voices(text, options.get("markup", "none")))
+        return {"": options.get("voice")} | dict(marked)
 
     @contextmanager
     def reading(self, request: CachedRequest) -> Iterator[Entry | None]:
@@ -250,6 +262,14 @@ class SpeechCache:
             self._shares.release(entry.owner, entry.num_bytes)
         elif entry.num_users == 1 and self._entries.get(entry.key) is entry:
             self._unused.setdefault(entry.owner, OrderedDict())[entry.key] = None
+
+
+def voice_record(voice: str | RecordedVoice | None) -> str | dict[str, str] | None:
+    """Return the part of an entry's key that stands for a voice."""
+    if not isinstance(voice, RecordedVoice):
+        return voice
+    assert isinstance(voice.audio, bytes)
+    return {"audio": hashlib.sha256(voice.audio).hexdigest(), "text": voice.text}
 
 
 def is_good(report: dict[str, Any] | None) -> bool:

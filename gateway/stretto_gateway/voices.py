@@ -13,8 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stretto_client import ModelProfile, RecordedVoice, TaskProfile
+from stretto_client.voices import MarkedVoices
 from stretto_gateway.admission import unless_disconnected
-from stretto_gateway.answers import ApiError, DeletedVoice, ListedVoice, Voice, Voices, mismatch, refused
+from stretto_gateway.answers import ApiError, DeletedVoice, ListedVoice, Voice, Voices, error_path, mismatch, refused
 from stretto_gateway.base64_data import FETCHES_NOTHING, read_base64
 from stretto_gateway.catalogue import (
     CallersVoices,
@@ -148,6 +149,26 @@ async def choose_voice(
     if isinstance(voice, VoiceFile):
         asked.keep(len(voice.audio))
     return voice
+
+
+def marked_voices(gateway: Gateway, profile: ModelProfile, asked: State, field: str) -> MarkedVoices:
+    """Return the voices that marks in a text may select.
+
+    Args:
+        asked: State of the request, set by the guard.
+        field: Field of the text, for error messages.
+    """
+    voices = CallersVoices(gateway.voices, asked.owner)
+    task = find_task(profile, ("tts",), "text to speech")
+
+    async def find(name: str) -> VoiceFile | str | None:
+        with error_path(field):
+            voice = await voices.choose(profile, task, name)
+        if isinstance(voice, VoiceFile):
+            asked.keep(len(voice.audio))
+        return voice
+
+    return MarkedVoices(find)
 
 
 async def _reference(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stretto_client import GuidanceChange, SpeechEvent, Word
-from stretto_client.long_speech import FADE_S, Joint, add_reports, from_value
+from stretto_client.joint import FADE_S, Joint, add_reports, from_value
 
 RATE = 16_000
 

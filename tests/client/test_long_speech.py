@@ -23,7 +23,8 @@ from stretto_client import (
     long_speech,
     speech_stream,
 )
-from stretto_client.long_speech import FADE_S, PARAGRAPH_PAUSE_S, split_with_pauses
+from stretto_client.joint import FADE_S
+from stretto_client.long_speech import PARAGRAPH_PAUSE_S, split_with_pauses
 from stretto_client.markup import Markup, Parts
 from stretto_client.produced_speech import MAX_EVENTS_AHEAD
 from stretto_client.tries import patiently

@@ -136,14 +136,18 @@ EFFECTS = """<speak><lexicon uri="https://a.example/b"/><p><s>a <emphasis>b</emp
 <break/><sub alias="x">y</sub>
 <prosody rate="slow" pitch="high">c</prosody><phoneme alphabet="ipa" ph="a">d</phoneme><think>e</think>
 <phoneme alphabet="cmu" ph="HH">f</phoneme><say-as interpret-as="digits"><phoneme alphabet="cmu" ph="HH">1</phoneme>
-</say-as><m:x xmlns:m="n">g</m:x><voice name="h">i</voice><desc>j</desc><phoneme ph="">k</phoneme></speak>"""
+</say-as><m:x xmlns:m="n">g</m:x><voice name="h" gender="f">i</voice><desc>j</desc><phoneme ph="">k</phoneme></speak>"""
 
 
 @pytest.mark.parametrize(
     ("alphabets", "has_rates", "expected"),
     [
-        ((), False, ["lexicon", "emphasis", "prosody.pitch", "prosody.rate", "phoneme", "x", "voice"]),
-        (("cmu", "ipa"), True, ["lexicon", "emphasis", "prosody.pitch", "phoneme", "x", "voice"]),  # within say-as
+        ((), False, ["lexicon", "emphasis", "prosody.pitch", "prosody.rate", "phoneme", "x", "voice.gender"]),
+        (
+            ("cmu", "ipa"),
+            True,
+            ["lexicon", "emphasis", "prosody.pitch", "phoneme", "x", "voice.gender"],
+        ),  # within say-as
     ],
 )
 def test_elements_of_ssml_without_effect_are_listed(
@@ -159,7 +163,7 @@ def test_elements_of_ssml_without_effect_are_listed(
 def test_reasoning_before_and_in_ssml_is_not_spoken() -> None:
     reader = open_reader("auto")
     assert "".join(map(reader.add, "<think>x</think>\n<speak>a<think>b</think> c</speak>")) + reader.end() == "a c"
-    assert reader.left_out == ["think", "think"]
+    assert reader.left_out == ["think"]
 
 
 SPOKEN = [Chunk(0, 640, words=("a",)), Chunk(1, 640, is_final=True, is_last=True)]

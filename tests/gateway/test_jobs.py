@@ -122,6 +122,34 @@ async def test_job_yields_a_file_with_chapters(start: Start, tmp_path: Path, nam
             assert times == pytest.approx([chapter["start_s"] for chapter in job["chapters"]], abs=0.002)
 
 
+def test_a_voice_goes_on_in_later_sections_up_to_the_next_heading() -> None:
+    long = ", ".join(["It rained"] * (SECTION_CHARS // 11))
+    text = f"[voice:slt]\n\n{long}.\n\nIt went on. [/voice]\n\n{long}.\n\nChapter 2\n\nIt woke."
+    sections = [(section.text[:14], section.pause_s, section.title) for section in sections_of(text)]
+    assert sections == [
+        ("[voice:slt]It ", 0.0, ""),
+        ("[voice:slt]It ", 0.75, None),
+        ("It rained, It ", 0.75, None),
+        ("Chapter 2", 2.0, "Chapter 2"),
+        ("It woke.", 1.0, None),
+    ]
+    assert not any("[voice:slt]It" in section.text for section in sections_of(text, has_voices=False))
+
+
+async def test_voices_in_a_book_are_refused_when_it_is_sent_and_kept_in_its_sections(
+    start: Start, tmp_path: Path
+) -> None:
+    running = await start(spoken, jobs=tmp_path / "jobs")
+    body = {"model": "tts-1", "response_format": "wav", "check": "off"}
+    async with running.http() as http:
+        answer = await http.post("/v1/audio/jobs", json=body | {"input": f"{BOOK}\n\n[voice:nobody]It ended."})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input.voice")
+    job = await begun(running, input="One. [voice:rms]Two.", **body)
+    assert (await ended(running, job["id"]))["status"] == "completed"
+    voices = [json.loads(request["options"]).get("voice") for request in running.behind.requests]
+    assert voices == [None, "rms"]
+
+
 async def test_samples_are_those_of_the_sections_with_pauses(start: Start, tmp_path: Path) -> None:
     running = await start(spoken, jobs=tmp_path / "jobs")
     job = await ended(running, (await begun(running, response_format="wav"))["id"])

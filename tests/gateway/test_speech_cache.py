@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import dataclasses
 import gc
 import json
 import random
@@ -9,6 +10,7 @@ import sys
 import tracemalloc
 from collections import Counter
 from contextlib import ExitStack
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -23,6 +25,7 @@ from stretto_gateway.command import arguments, read_config
 from stretto_gateway.config import MIB, CacheSettings, Limits
 from stretto_gateway.encoding import MEDIA_TYPES
 from stretto_gateway.speech_cache import ENTRY_BYTES, SHARES, CachedRequest, Entry, SpeechCache
+from stretto_gateway.voice_store import VoiceStore
 from tests.client.fake_server import PROFILE, Chunk, Request, Step, Until
 from tests.gateway.conftest import Running, Start, sse_events
 from tests.gateway.test_voices import CLONES
@@ -553,3 +556,16 @@ def test_wrong_sizes_are_refused(words: list[str], message: str, capsys: pytest.
 def test_age_is_at_least_a_second() -> None:
     with pytest.raises(ValueError, match=r"--speech-cache-age: expected at least 1, got 0\.5"):
         read_config(arguments().parse_args(["--speech-cache-age", "0.5"]))
+
+
+async def test_the_key_of_an_entry_has_the_voices_of_marks(start: Start, tmp_path: Path) -> None:
+    voices = VoiceStore(tmp_path / "voices", 100)
+    settings = dataclasses.replace(SETTINGS, also=("voices",))
+    running = await started(start, cache=settings, profile=CLONES, voices=tmp_path / "voices")
+    body = SEEDED | {"input": "A cat [voice:mine]sat."}
+    stored = voices.add("everybody", "mine", "", "yes", b"RIFF")
+    answers = [(await spoken(running, **body)).headers["stretto-cache"] for _ in range(2)]
+    voices.remove("everybody", stored.id)
+    voices.add("everybody", "mine", "", "yes", b"RIFX")
+    answers.append((await spoken(running, **body)).headers["stretto-cache"])
+    assert answers == ["miss", "hit", "miss"]

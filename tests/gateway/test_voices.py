@@ -17,6 +17,7 @@ from stretto.launcher import front_ends
 from stretto.launcher.config import launch_config, parser
 from stretto.launcher.front_ends import GatewayProcess
 from stretto.launcher.launch_log import LaunchLog
+from stretto_gateway.catalogue import VOICE_ALIASES
 from stretto_gateway.command import VOICES, arguments, read_config
 from stretto_gateway.config import Limits
 from stretto_gateway.pronunciation_store import PronunciationStore
@@ -568,3 +569,43 @@ async def test_folder_that_cannot_be_used_is_reported_and_logged_with_the_reason
         assert "secret" not in error["message"]
     assert caplog.text.count(f"secret: {os.strerror(number)}") == len(answers)
     assert (await Caller(running).speak(voice)).status_code == 200
+
+
+MARKED = "One. [voice:mine]Two. [voice:rms]Three."
+
+
+async def sent_as(running: Running, text: str, key: str | None = None, **fields: Any) -> httpx.Response:
+    """Return the answer to a request for speech."""
+    async with running.http() as http:
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        body = {"model": "tts-1", "input": text, "response_format": "pcm", "check": "off"} | fields
+        return await http.post("/v1/audio/speech", json=body, headers=headers)
+
+
+async def test_marks_in_a_text_select_the_callers_and_the_models_voices(start: Start, tmp_path: Path) -> None:
+    running = await start(SPOKEN, CLONES, voices=tmp_path / "voices")
+    await added_voice(running)
+    running.behind.requests.clear()
+    assert (await sent_as(running, MARKED, voice="slt")).status_code == 200
+    first, second, third = running.behind.requests
+    assert json.loads(first["options"])["voice"] == "slt"
+    assert told(second)[1] == RECORDING
+    assert json.loads(third["options"])["voice"] == "rms"
+
+
+async def test_marks_of_voices_that_a_caller_may_not_use_are_refused_before_speech(
+    start: Start, tmp_path: Path
+) -> None:
+    running = await start(SPOKEN, CLONES, voices=tmp_path / "voices", keys=KEYS)
+    await added_voice(running, KEYS[0])
+    running.behind.requests.clear()
+    answer = await sent_as(running, MARKED, KEYS[1])
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "input.voice")
+    assert error["message"].startswith("input.voice: expected one of slt, rms, ")
+    assert (await sent_as(running, MARKED, KEYS[0])).status_code == 200
+    aliases = "".join(f"One. [voice:{name}]" for name in VOICE_ALIASES * 2)
+    running.behind.requests.clear()
+    error = (await sent_as(running, aliases.upper() + aliases, KEYS[0])).json()["error"]
+    assert error["message"] == "input.voice: expected at most 32 different voices, got more"
+    assert not running.behind.requests

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from stretto_client import SpeechClient, SpeechEvent
-from stretto_client.long_speech import FADE_S, split
+from stretto_client.joint import FADE_S
+from stretto_client.long_speech import split
 from tests.server.conftest import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]  # by day tests/client/test_long_speech.py

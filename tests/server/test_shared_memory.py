@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from stretto_client import RequestRefused, RingSize, SpeechClient
-from stretto_client.speech_stream import Audio
+from stretto_client.voices import Audio
 from tests.patience import PATIENCE_S
 from tests.server.conftest import Server
 

@@ -1,11 +1,13 @@
 """Texts of books: their chapters, and the sections that are spoken one after the other."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
 from stretto_client.long_speech import pieces_with_pauses
+from stretto_client.tags import VOICE_MARK, marked_voices
+from stretto_contract.sentence_ends import is_spoken
 
 SECTION_CHARS = 600  # about 40 s of speech: as much is lost if other requests interrupt a section
 TITLE_CHARS = 80
@@ -32,10 +34,14 @@ class Section:
     title: str | None = None
 
 
-def sections_of(text: str) -> Iterator[Section]:
+def sections_of(text: str, has_voices: bool = True) -> Iterator[Section]:
     """Yield the sections of a text. Chapters begin with headings, and one without a title before the first heading.
 
     Headings are lines between blank lines, in Markdown (`# Title`) or plain (`Chapter 1`, `Prologue`). They are spoken.
+    A mark of a voice applies up to the next heading.
+
+    Args:
+        has_voices: False if the text has no marks of voices, because its markup is `none`.
     """
     paragraphs = list[str]()
     title: str | None = ""
@@ -45,7 +51,8 @@ def sections_of(text: str) -> Iterator[Section]:
         if block is not None and heading is None:
             paragraphs.append(block)
             continue
-        for section in _paragraph_sections("\n\n".join(paragraphs), title, is_first):
+        sections = _paragraph_sections("\n\n".join(paragraphs), title, is_first)
+        for section in _with_voices(sections) if has_voices else sections:
             yield section
             title = None
             is_first = False
@@ -92,3 +99,26 @@ def _paragraph_sections(text: str, title: str | None, is_first: bool) -> Iterato
             yield Section(str(piece), pause_s, title)
             title = None
             pause_s = 0.0
+
+
+def _with_voices(sections: Iterable[Section]) -> Iterator[Section]:
+    """Yield successive sections, each of which begins with a mark of the voice in which the one before has ended.
+
+    A section that has only marks is left out; the next one has its pause and its title.
+    """
+    voice: str | None = None
+    bare: Section | None = None  # section that has been left out
+    for section in sections:
+        mark = "" if voice is None else f"[voice:{voice}]"
+        voice = [voice, *marked_voices(section.text)][-1]
+        if not is_spoken(VOICE_MARK.sub("", section.text)):
+            bare = bare or section
+            continue
+        first = bare or section
+        yield Section(mark + section.text, first.pause_s, first.title)
+        bare = None
+
+
+def voice_names(sections: Iterable[Section]) -> list[str]:
+    """Return the names in the marks of voices in sections, without duplicates."""
+    return list(dict.fromkeys(name for section in sections for name in marked_voices(section.text) if name))

@@ -13,19 +13,20 @@ from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
+from stretto_client import RequestRefused
 from stretto_gateway.admission import CALLER
-from stretto_gateway.answers import FILE, ApiError, described, mismatch, refused
+from stretto_gateway.answers import FILE, ApiError, described, from_client_error, mismatch, refused
 from stretto_gateway.catalogue import speaks
 from stretto_gateway.encoding import RATES
 from stretto_gateway.events import Streamed
 from stretto_gateway.fields import Ignored, Text
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.jobs.audio import MEDIA_TYPES
-from stretto_gateway.jobs.book import Section, sections_of
+from stretto_gateway.jobs.book import Section, sections_of, voice_names
 from stretto_gateway.jobs.store import Job, JobState, JobStore, Status, TooManyJobs
 from stretto_gateway.jobs.work import WORK, Jobs
 from stretto_gateway.response_headers import ResponseHeader
-from stretto_gateway.speech import speech_options
+from stretto_gateway.speech import FIELDS, speech_options
 from stretto_gateway.speech_request import SpeechFields, SpeechItem
 from stretto_gateway.turns import FILES
 
@@ -121,14 +122,22 @@ async def create_job(body: JobRequest, request: Request, response: Response) -> 
     if body.response_format == "m4b" and body.rate not in RATES["aac"]:
         raise refused("sample_rate", f"one of {', '.join(map(str, RATES['aac']))} for m4b", body.rate)
     sections = list[Section]()
-    unread = sections_of(body.input)
+    names = list[str]()
+    has_voices = body.markup != "none"
+    unread = sections_of(body.input, has_voices)
     while len(sections) <= MAX_SECTIONS and (read := await WORK.run(list, islice(unread, SLICE_SECTIONS))):
         sections += read
+        names += await WORK.run(voice_names, read) if has_voices else []
     if not 0 < len(sections) <= MAX_SECTIONS:
         raise mismatch("input", f"1 to {MAX_SECTIONS} sections of text to speak", str(len(sections)))
     fields = body.model_dump(exclude_unset=True, exclude={"input", "title", "response_format"}) | {"seed": seed}
     item = SpeechItem(**fields, input=sections[0].text, response_format="pcm")
-    await speech_options(await gateway.for_model(item.model, speaks), item, request.state, ignored)
+    options = await speech_options(await gateway.for_model(item.model, speaks), item, request.state, ignored)
+    if (voices := options.get("voices")) is not None:
+        try:
+            await voices.choose_all(names)
+        except RequestRefused as refusal:
+            raise from_client_error(refusal, FIELDS) from None
     response.headers.update(ignored.headers)
     sizes = len(sections), body.response_format, body.rate
     state = JobState(CALLER.get(), int(time.time()), *sizes, seed, body.title)
