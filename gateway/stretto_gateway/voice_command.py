@@ -1,4 +1,4 @@
-"""Command `stretto voices`, which adds, lists and removes a gateway's recorded voices in the gateway's own folder.
+"""Command `stretto voices`, which manages a gateway's recorded voices in the gateway's own folder.
 
 A running gateway picks up the changes immediately. Run the command as the gateway's user.
 """
@@ -11,6 +11,7 @@ import pwd
 import stat
 import sys
 import time
+from collections.abc import Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
 
@@ -18,11 +19,14 @@ from stretto_client import ClientError, RecordedVoice, SpeechClient
 from stretto_client.arguments import Parser
 from stretto_client.console import argument_path, argument_text
 from stretto_gateway.answers import ApiError
+from stretto_gateway.catalogue import plain_name
 from stretto_gateway.command import MIN_KEY_CHARS, VOICES, port_in_row
 from stretto_gateway.config import Limits
 from stretto_gateway.guard import Keys
+from stretto_gateway.model_server import model_identity
 from stretto_gateway.speech_request import MAX_REF_CHARS
-from stretto_gateway.voice_store import EVERYBODY, StoredVoice, TooManyVoices, VoiceStore
+from stretto_gateway.voice_file import MAX_HEADER_BYTES, read_voice, write_voice
+from stretto_gateway.voice_store import EVERYBODY, UNFINISHED, StoredVoice, TooManyVoices, VoiceStore, write_whole
 from stretto_gateway.voices import (
     MAX_CONSENT_CHARS,
     MAX_DESCRIPTION_CHARS,
@@ -59,8 +63,17 @@ def arguments(words: list[str] | None = None, default_folder: Path | None = None
     add.add_argument("--language", type=argument_text, default="", help="name or code of the speaker's language")
     add.add_argument("--gender", type=argument_text, default="", help="the speaker's gender")
     add.add_argument("--description", type=argument_text, default="", help="sound and manner of the voice")
-    add.add_argument("--server", metavar="HOST:PORT", help="server that tests the voice; default: this machine's")
-    add.add_argument("--untried", action="store_true", help="store the voice without testing it on a server")
+    export = commands.add_parser("export", parents=[shared], help="write a voice to a file, for another gateway")
+    export.add_argument("voice", type=argument_text, metavar="NAME", help="name or id of the voice")
+    about = "file to write, with the recording; it must not exist"
+    export.add_argument("-o", "--out", type=argument_path, required=True, metavar="FILE", help=about)
+    imports = commands.add_parser("import", parents=[shared], help="store the voice of a file that export has written")
+    imports.add_argument("file", type=argument_path, metavar="FILE", help="the file; - reads standard input")
+    for command in (add, imports):
+        about = "server that tests the voice; default: this machine's"
+        command.add_argument("--server", metavar="HOST:PORT", help=about)
+        about = "store the voice without testing it on a server"
+        command.add_argument("--untried", action="store_true", help=about)
     listing = commands.add_parser("list", parents=[shared], help="list voices, oldest first")
     listing.add_argument("--json", action="store_true", help="print a JSON object per line")
     remove = commands.add_parser("remove", parents=[shared], help="delete voices")
@@ -93,8 +106,8 @@ def main(words: list[str] | None = None, default_folder: Path | None = None) -> 
     try:
         store = VoiceStore(owned_folder(args.voices), Limits().max_voices)
         owner = read_owner(args.key_file)
-        if args.command == "add":
-            return add(store, owner, args)
+        if args.command in KEYED:
+            return KEYED[args.command](store, owner, args)
         owners = store.owners() if args.all_keys else [owner]
         return show(store, owners, args.json) if args.command == "list" else remove(store, owners, args.id)
     except TooManyVoices:
@@ -186,24 +199,80 @@ def add(store: VoiceStore, owner: str, args: argparse.Namespace) -> int:
         if not least <= len(text) <= most or not text.isprintable():
             raise ValueError(f"{flag}: expected {least} to {most} printable characters, got {text[:60]!r}")
     recording = read_file(args.recording, "FILE", Limits().max_voice_bytes)
-    if not args.untried:
-        server = args.server or f"localhost:{port_in_row(1)}"
-        asyncio.run(try_voice(server, args.name, RecordedVoice(recording, args.text)))
     about = {"language": args.language, "gender": args.gender, "description": args.description}
+    if not args.untried:
+        about |= asyncio.run(try_voice(address_of(args), args.name, RecordedVoice(recording, args.text)))
     print(store.add(owner, args.name, args.text, args.consent, recording, **about).id)
     return 0
 
 
-async def try_voice(server: str, name: str, voice: RecordedVoice) -> None:
-    """Generate the first audio with a voice; raise ClientError or ApiError if the model rejects it or its name."""
+def address_of(args: argparse.Namespace) -> str:
+    """Return the address of the server that tests a voice."""
+    return args.server or f"localhost:{port_in_row(1)}"
+
+
+def export_voice(store: VoiceStore, owner: str, args: argparse.Namespace) -> int:
+    """Write a voice to a file."""
+    name = plain_name(args.voice)
+    voices = [voice for voice in store.all(owner) if args.voice == voice.id or plain_name(voice.name) == name]
+    if len(voices) > 1:
+        expected = f"the id of one of your {len(voices)} voices with this name"
+        raise ValueError(f"NAME: expected {expected}, got {args.voice[:60]!r}")
+    found = store.find(owner, voices[0].id) if voices else None
+    if found is None:
+        return failed(f"no voice {args.voice[:60]!r}")
+    if args.out.exists():
+        raise ValueError(f"--out: expected a new file, got {args.out}, which exists")
+    write_whole(args.out, args.out.with_name(f"{args.out.name}{UNFINISHED}"), write_voice(*found))
+    return 0
+
+
+def import_voice(store: VoiceStore, owner: str, args: argparse.Namespace) -> int:
+    """Store the voice of a file, and print its id.
+
+    The server tests the voice, unless it serves the model with which the voice was stored.
+    """
+    max_bytes = Limits().max_voice_bytes
+    header, recording = read_voice(read_file(args.file, "FILE", MAX_HEADER_BYTES + max_bytes), max_bytes)
+    about = header.model_dump(include={"language", "gender", "description", "model", "weights"})
+    if not args.untried:
+        known = {"model": header.model, "weights": header.weights}
+        voice = RecordedVoice(recording, header.ref_text)
+        about |= asyncio.run(try_voice(address_of(args), header.name, voice, known))
+    print(store.add(owner, header.name, header.ref_text, header.consent, recording, **about).id)
+    return 0
+
+
+KEYED: dict[str, Callable[[VoiceStore, str, argparse.Namespace], int]] = {
+    "add": add,
+    "export": export_voice,
+    "import": import_voice,
+}
+
+
+async def try_voice(
+    server: str, name: str, voice: RecordedVoice, known: dict[str, str] | None = None
+) -> dict[str, str]:
+    """Generate the first audio with a voice, and return the identity of the model (`model_identity`).
+
+    Args:
+        known: Identity of a model that needs no test, because it has spoken with the voice before.
+
+    Raises:
+        ClientError, ApiError: The model rejects the voice or its name.
+    """
     async with SpeechClient(server) as client:
+        identity = await model_identity(client)
         profile = await client.profile()
         task = cloning_task(profile)
         check_name(profile, name)
         if voice.text and "text" not in task.system:
             raise ValueError("--text: expected no value (this model does not use the transcript of a recording)")
+        if identity == known and all(identity.values()):
+            return identity
         async with aclosing(client.speak(SAMPLE, voice=voice)) as events:
             await anext(events, None)
+        return identity
 
 
 def show(store: VoiceStore, owners: list[str], as_json: bool) -> int:

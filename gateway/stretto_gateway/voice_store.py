@@ -39,6 +39,8 @@ class StoredVoice:
         created_at: Unix time in seconds.
         language: Name or code of the speaker's language; empty if unknown, like the fields below.
         description: Sound and manner of the voice.
+        model: Name of the model that has spoken with the voice when it was stored.
+        weights: Digest of that model's weights.
     """
 
     id: str
@@ -49,6 +51,8 @@ class StoredVoice:
     language: str = ""
     gender: str = ""
     description: str = ""
+    model: str = ""
+    weights: str = ""
 
 
 class TooManyVoices(Exception):
@@ -73,7 +77,7 @@ class VoiceStore:
 
         Args:
             text: Transcript of the recording; empty if unknown.
-            about: Language, gender and description, if known.
+            about: Language, gender, description, model and weights, if known.
 
         Raises:
             TooManyVoices: The owner has the maximum number of voices.

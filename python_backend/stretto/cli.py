@@ -33,7 +33,7 @@ usage: stretto COMMAND ...    (stretto COMMAND --help lists its options)
   ps                        list the running servers of this user: models, ports, memory, requests; --json
   gateway                   serve OpenAI's audio API over HTTP for a running server; serve --gateway starts both
   read FILE                 have a book read aloud by a gateway, as m4b with chapters, mp3 or wav: --out, --voice
-  voices add | list | remove  manage the recorded voices that the gateway stores
+  voices add | list | remove | export | import  manage the recorded voices that the gateway stores
   pronunciations import | export | remove  manage the pronunciation dictionary that the gateway stores for a key
   show [NAME | ./FOLDER]    published releases: names, licences, and the commands that install them; --json
   convert FAMILY            convert a published model to a checkpoint; convert aligner: a model for word times
@@ -193,7 +193,7 @@ def gateway(words: list[str]) -> int:
 
 
 def voices(words: list[str]) -> int:
-    """Add, list or remove the recorded voices that a gateway stores."""
+    """Manage the recorded voices that a gateway stores."""
     from stretto_gateway.voice_command import main
 
     return main(words, gateway_folder())

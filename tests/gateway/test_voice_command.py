@@ -1,6 +1,7 @@
 """`stretto voices` uses the same files, owners and limits as `/v1/audio/voices`, with or without a running gateway."""
 
 import asyncio
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -268,3 +269,79 @@ def test_concurrent_processes_respect_the_voice_limit(folder: Path, monkeypatch:
         process.join()
     assert sum(each is not None for each in found) == 1
     assert voice_store.VoiceStore(folder, 1).owners() == ["everybody"]
+
+
+MODEL = {"model": "tiny", "revision": "1", "configuration": "sha256:00", "weights": "sha256:01"}
+
+
+async def test_an_exported_voice_is_imported_with_all_of_its_fields(
+    clones: tuple[FakeServer, str], folder: Path, recording: Path, tmp_path: Path
+) -> None:
+    server, address = clones
+    server.name = json.dumps(MODEL)
+    described = [word for name, text in ABOUT.items() for word in (f"--{name}", text)]
+    added = ["add", str(recording), *NAMED, "--text", "It is me.", *described, "--server", address]
+    assert await asyncio.to_thread(main, added) == 0
+    file = tmp_path / "mine.voice"
+    assert await asyncio.to_thread(main, ["export", "Mine", "-o", str(file)]) == 0
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert not list(tmp_path.glob("*.unfinished"))
+    other = tmp_path / "other"
+    imported = ["import", str(file), "--voices", str(other), "--server", address]
+    num_tried = len(server.requests)
+    assert await asyncio.to_thread(main, imported) == 0
+    assert len(server.requests) == num_tried, "the model has spoken with the voice before"
+    server.name = json.dumps(MODEL | {"weights": "sha256:02"})
+    assert await asyncio.to_thread(main, imported) == 0
+    assert told(server.requests[num_tried])[1] == RECORDING
+    (voice,) = VoiceStore(folder, 9).all("everybody")
+    store = VoiceStore(other, 9)
+    copies = store.all("everybody")
+    assert sorted(copy.weights for copy in copies) == ["sha256:01", "sha256:02"]
+    same = {"id": voice.id, "created_at": voice.created_at, "weights": voice.weights}
+    assert [dataclasses.replace(copy, **same) for copy in copies] == [voice, voice]
+    assert all((found := store.find("everybody", copy.id)) and found[1] == RECORDING for copy in copies)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:-1] + b"!", "sha256: expected the digest of the file's content"),
+        (lambda data: data.replace(b"my own", b"my OWN"), "sha256: expected the digest"),
+        (lambda data: data[: data.index(b"\n")], "header: expected a line of at most"),
+        (lambda data: data[: data.index(b"\n") + 1], "recording: expected 1 to 4194304 bytes, got 0 bytes"),
+        (lambda data: b"[" * 60_000 + b"\n" + data, "header: expected a file that stretto voices export has written"),
+        (
+            lambda data: data.replace(b'"name": "mine"', b'"name": 7'),
+            "name: expected a file that stretto voices export",
+        ),
+        (lambda data: data.replace(b'"name"', b'"../x": "a", "name"'), "../x: expected a file"),
+        (lambda data: data.replace(b'"gender": ""', b'"gender": "' + b"f" * 41 + b'"'), "gender: expected a file"),
+        (lambda data: data + bytes(5 << 20), "FILE: expected a file of 1 to "),
+    ],
+    ids=["recording", "metadata", "cut", "empty", "deep", "type", "unknown field", "long", "large"],
+)
+def test_files_that_are_no_voices_are_refused_and_nothing_is_stored(
+    damage: Any, message: str, folder: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, "add", recording, *NAMED, "--untried")
+    file = tmp_path / "mine.voice"
+    run(capsys, "export", "mine", "-o", file)
+    assert "--out: expected a new file" in run(capsys, "export", "mine", "-o", file, status=2)
+    file.write_bytes(damage(file.read_bytes()))
+    other = tmp_path / "other"
+    assert f"stretto voices: {message}" in run(capsys, "import", file, "--voices", other, "--untried", status=2)
+    assert not list(other.glob("*/*"))
+
+
+def test_only_own_voices_with_one_name_are_exported(
+    folder: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = key_file(tmp_path, KEYS[0])
+    run(capsys, "add", recording, *NAMED, "--untried", "--key-file", key)
+    out = ("-o", tmp_path / "a.voice")
+    assert run(capsys, "export", "mine", *out, status=1) == "stretto voices: no voice 'mine'\n"
+    voice_id = run(capsys, "add", recording, *NAMED, "--untried", "--key-file", key).strip()
+    expected = "NAME: expected the id of one of your 2 voices with this name, got 'mine'"
+    assert expected in run(capsys, "export", "mine", *out, "--key-file", key, status=2)
+    run(capsys, "export", voice_id, *out, "--key-file", key)
