@@ -8,7 +8,7 @@ import hashlib
 import ipaddress
 import json
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -23,12 +23,12 @@ from tritonclient.grpc.aio import InferenceServerClient
 from stretto_client.checked_speech import Lead, attempts_of, check_one_of, checked
 from stretto_client.continued_speech import continued
 from stretto_client.errors import Timeouts
-from stretto_client.live_speech import LiveSession, WrittenText, speak_written
+from stretto_client.live_speech import LiveSession, LiveText, speak_written
 from stretto_client.long_speech import LongSpeech, Speech, cut, is_short, judged_late
 from stretto_client.markup import MARKUPS, Markup, has_marks
 from stretto_client.model_profile import ModelProfile, fetch_name, fetch_profile
 from stretto_client.part_stream import PartStream
-from stretto_client.produced_speech import Items, ProducedSpeech
+from stretto_client.produced_speech import ProducedSpeech
 from stretto_client.shared_memory import RingSize, Sharing
 from stretto_client.speech_stream import (
     Earlier,
@@ -225,7 +225,6 @@ class SpeechClient:
         of pieces, split anywhere. It is spoken as it arrives, or sentence by sentence if the model needs whole texts.
 
         Args:
-            text: The text, or an async iterable of its pieces.
             task: Name of the model's task. If the task generates text first, the events contain it.
             voice: Name of a voice, or a recording; None for the model's default.
             encoding: `pcm_f32le` (the default) or `pcm_s16le`; short for `output={"encoding": ...}`.
@@ -250,8 +249,7 @@ class SpeechClient:
         request_options: SpeakOptions = {**options, "voice": voice, "output": output}
         voices = voices or MarkedVoices.of_model(self.profile)
         if not isinstance(text, str):
-            source = WrittenText(text, markup, rates, join, voices)
-            written = partial(speak_written, self, task, request_options, source)
+            written = partial(speak_written, self, task, request_options, LiveText(text, markup, rates, join, voices))
             return ProducedSpeech(judged_late(judge, partial(written, attempts=attempts, hold_s=hold_s, judge=judge)))
         if task != "tts":
             return self.speak_once(task, request_options, text)
@@ -381,11 +379,8 @@ class SpeechClient:
             record = {"id": session, "part": 0, "is_last": ends, "resume": num_events}
             return self.send(strings(session=json.dumps(record)), None, END if ends else waits)
 
-        def produce(items: Items) -> Awaitable[None]:
-            begin = partial(self.send, inputs, None, waits)
-            return LiveSession(begin, resume, self.parts, unread, items).follow(resume_s)
-
-        return ProducedSpeech(produce)
+        begin = partial(self.send, inputs, None, waits)
+        return ProducedSpeech(lambda items: LiveSession(begin, resume, self.parts, unread, items).follow(resume_s))
 
     def converse(
         self,
@@ -416,7 +411,6 @@ class SpeechClient:
 
         Args:
             sharing: Shared memory of the request, which is freed when the request ends; None if it has none.
-            timeouts: None for the client's timeouts.
         """
 
         async def requests() -> AsyncIterator[dict[str, Any]]:

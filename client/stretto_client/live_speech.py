@@ -86,7 +86,7 @@ class Client(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class WrittenText:
+class LiveText:
     """Streamed text, and how it is read.
 
     Attributes:
@@ -108,7 +108,7 @@ async def speak_written(
     client: Client,
     task: str,
     options: SpeakOptions,
-    text: WrittenText,
+    text: LiveText,
     items: Items,
     attempts: int = 0,
     hold_s: float = 0.0,
