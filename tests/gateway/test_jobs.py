@@ -205,9 +205,9 @@ async def test_long_text_is_split_in_turns(start: Start, tmp_path: Path, monkeyp
     monkeypatch.setattr(endpoints, "MAX_SECTIONS", 100)
     sizes = list[int]()
 
-    def counted(text: str) -> Iterator[Section]:
+    def counted(text: str, has_voices: bool) -> Iterator[Section]:
         sizes.append(0)
-        for section in sections_of(text):
+        for section in sections_of(text, has_voices):
             sizes[0] += 1
             yield section
 
