@@ -171,8 +171,9 @@ def make_server(
     if config.address in ALL_OF:
         where += f" ({ALL_OF[config.address]})"
     who = "" if config.keys else "; it has no keys, so everyone who can reach it may use it"
-    servers = ", ".join(f"{name} at {address}" if name else address for name, address in config.addresses.items())
-    many = "servers" if config.named_servers else "server"
+    named = [f"{name} at {address}" if name else address for name, address in config.addresses.items()]
+    servers = ", ".join(config.replicas or named)
+    many = "servers" if config.named_servers or config.replicas else "server"
     return GatewayServer(app, settings, f"[gateway] listening at {where}, {many} {servers}{who}")
 
 
@@ -183,6 +184,8 @@ def arguments() -> Parser:
     limits = Limits()
     about = "gRPC address; default: this host, at STRETTO_PORT + 1, or 8001; NAME=HOST:PORT for each of several servers"
     add("--server", action="append", default=[], metavar="HOST:PORT", help=about)
+    about = "gRPC address of one of several equal servers, among which requests are spread; repeatable"
+    add("--replica", action="append", default=[], metavar="HOST:PORT", help=about)
     add("--address", type=listening_address, default=LOOPBACK, help="0.0.0.0 or :: opens the port to all hosts")
     add("--port", type=int, help="default: STRETTO_PORT + 3, or 8003")
     add(
@@ -316,6 +319,8 @@ def audio_tag(text: str) -> tuple[str, str] | None:
 def read_config(args: argparse.Namespace) -> GatewayConfig:
     """Return the settings from the command line; raise ValueError or OSError if they are invalid."""
     server, named_servers = read_servers(args.server)
+    if args.replica and named_servers:
+        raise ValueError("--replica: expected no --server with a name, because all replicas serve one model")
     port = port_in_row(3) if args.port is None else args.port
     if not 0 <= port < 65_536:
         raise ValueError(f"--port: expected a port from 0 to 65535, got {port}")
@@ -359,6 +364,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
         audio_hosts=hosts,
         ceilings=tuple(args.ceiling),
         named_servers=named_servers,
+        replicas=tuple(dict.fromkeys(args.replica)),
         check_with=args.check_with,
         cache=cache,
         routes=tuple(options for options in settings if options is not None),

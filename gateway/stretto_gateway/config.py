@@ -118,6 +118,7 @@ class GatewayConfig:
         audio_hosts: Hosts from which recordings are fetched, as `AudioHosts` takes them.
         ceilings: Ceilings on the use of each key, as `Ceiling.from_text` parses them.
         named_servers: gRPC addresses of several servers, by the names of their models; empty for one server.
+        replicas: gRPC addresses of equal servers, which serve the same model, instead of `server`; empty for one.
         check_with: Address of the recogniser for `check: "words"`; None to refuse this check.
         cache: Settings of the speech cache; None for no cache.
         routes: Settings of routes. A route without settings has its defaults.
@@ -136,6 +137,7 @@ class GatewayConfig:
     audio_hosts: tuple[str, ...] = ()
     ceilings: tuple[str, ...] = ()
     named_servers: Mapping[str, str] = field(default_factory=dict)
+    replicas: tuple[str, ...] = ()
     check_with: str | None = None
     cache: CacheSettings | None = None
     routes: tuple[RouteSettings, ...] = ()

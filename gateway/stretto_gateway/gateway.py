@@ -16,6 +16,7 @@ from stretto_gateway.metrics import Metrics, open_spans
 from stretto_gateway.model_server import Can, ModelServer, Servers
 from stretto_gateway.outcomes import Outcomes
 from stretto_gateway.pronunciation_store import PronunciationStore
+from stretto_gateway.replicas import Replicas
 from stretto_gateway.routed import RoutedClient
 from stretto_gateway.routes import RouteState, installed_routes
 from stretto_gateway.speech_cache import SpeechCache
@@ -42,6 +43,10 @@ class Gateway:
         self.audio_tags = config.audio_tags
         ceilings = [Ceiling.from_text(text) for text in config.ceilings]
         self.metrics = Metrics(lambda: self.catalogue.label, open_spans(), Keys(config.keys).owners, ceilings)
+        self._replicas: Replicas | None = None
+        if client is None and config.replicas:
+            self._replicas = Replicas(config.replicas, self.metrics.registry)
+            client = RoutedClient(self._replicas.choose, CALLER.get)
         served: dict[str, SpeechClient | RoutedClient] = {} if client is None else {"": client}
         for name, address in config.addresses.items() if client is None else ():
             served[name] = SpeechClient(address, Timeouts(), caller=CALLER.get)
@@ -141,5 +146,7 @@ class Gateway:
         for state in reversed(self._states.values()):  # calls use the state of realtime sessions while they end
             await state.close()
         await self.servers.close()
+        if self._replicas is not None:
+            await self._replicas.close()
         if self.metrics.spans is not None:
             await asyncio.to_thread(self.metrics.spans.close)

@@ -59,12 +59,16 @@ class RoutedClient:
     If a server is unavailable, an utterance is retried on another server, unless some of its output has been received.
     In that case, the utterance raises ServerUnavailable.
 
+    Args:
+        caller: Function that identifies the caller of the current request, for servers on this host.
+
     Attributes:
         tries: Tries of the clauses of a long text after the first one, while the server is full.
     """
 
-    def __init__(self, choose: Choose):
+    def __init__(self, choose: Choose, caller: Callable[[], str] | None = None):
         self._choose = choose
+        self._caller = caller
         self._clients: dict[str, SpeechClient] = {}
         self._profile: ModelProfile | None = None
         self.tries: Tries = patiently
@@ -181,7 +185,7 @@ class RoutedClient:
     async def _lent(self, key: str, refused: tuple[str, ...] = ()) -> AsyncIterator[tuple[SpeechClient, Lease]]:
         async with self._choose(key, refused) as lease:
             if lease.server not in self._clients:
-                self._clients[lease.server] = SpeechClient(lease.server)
+                self._clients[lease.server] = SpeechClient(lease.server, caller=self._caller)
                 self._clients[lease.server].tries = self.tries
             yield self._clients[lease.server], lease
 

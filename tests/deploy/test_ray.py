@@ -23,7 +23,7 @@ from tests.gateway.test_dashboard import of_the_server
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "deploy/ray"))
 
-from stretto_ray.affinity import BOUND, Candidate, ranked  # noqa: E402
+from stretto_gateway.affinity import BOUND, Candidate, ranked  # noqa: E402
 from stretto_ray.leasing import AGAIN_S, leasing  # noqa: E402
 from stretto_ray.scaling import ROWS_A_SERVER, WAITING, policy, wanted  # noqa: E402
 from stretto_ray.server_process import ServerProcess, environment  # noqa: E402

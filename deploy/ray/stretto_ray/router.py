@@ -5,7 +5,7 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from stretto_ray.affinity import Candidate, ranked
+from stretto_gateway.affinity import Candidate, ranked
 from stretto_ray.unanswered import Unanswered
 
 

@@ -20,6 +20,7 @@ from stretto.launcher.installation import Installation, LaunchError, plain_path
 from stretto.launcher.launch import SHARED_MEMORY, Launch, begin_launch, sweep
 from stretto.launcher.launch_log import log_line
 from stretto.launcher.server_search import find_installation
+from stretto.launcher.shares import take
 from stretto.launcher.supervisor import Supervisor, Waits
 
 ENVIRONMENTS = Path("/tmp")  # the Python backend makes python_env_… there, whatever TMPDIR is
@@ -56,6 +57,8 @@ def serve(config: LaunchConfig) -> int:
         raise cannot_write(error, config, "other files with --pid-file and --log-file") from None
     for launch_id in sweep():
         log_line(f"cleaned up after launcher instance {launch_id}, which had died")
+    if config.shares:
+        take(config.shares[0])
     waits = Waits()
     waits.catch_signals()
     background.end_with_starter()

@@ -13,6 +13,7 @@ from stretto import entry_points
 from stretto.errors import CommandParser, argument_path
 from stretto.launcher.installation import LaunchError, bundled_repository, cache_folder, state_folder
 from stretto.launcher.options import ServedModel, configuration_digest, served_model
+from stretto.launcher.shares import ALL, Share, number_of_replicas, shares_of
 from stretto.proxy.apis import CLOSED, HTTP
 from stretto.proxy.messages import Ports
 from stretto.triton_io.stub import PRONUNCIATIONS
@@ -32,6 +33,7 @@ PATH_FLAGS |= {"--grpc-server-cert", "--grpc-server-key", "--grpc-root-cert"}
 ROUTES = "stretto_gateway.routes"  # entry points of the gateway's routes
 GATEWAY_PATH_FLAGS = {"--keys", "--voices", "--jobs", "--turn-model", "--certificate", "--private-key"}
 TRACE_FILE = re.compile(r"((?:--trace-config=)?triton,file)=(.*)", re.DOTALL)
+PORT_STEP = 10  # between the ports of two replicas
 MAX_MESSAGE_MB = 2147  # gRPC message sizes are 31-bit
 
 
@@ -49,6 +51,7 @@ class LaunchConfig:
         drain_seconds: Time limit for streams in progress when stopping, in seconds.
         marker: Marker of generated speech; empty for the one that the model repository names.
         pronunciations: File of the pronunciation dictionary for all requests; None for no dictionary.
+        shares: Share of the machine of each replica, the first one's being this launcher's; empty for a single server.
     """
 
     model_repository: Path
@@ -70,6 +73,7 @@ class LaunchConfig:
     gateway_args: tuple[str, ...] = ()
     marker: str = ""
     pronunciations: Path | None = None
+    shares: tuple[Share, ...] = ()
 
     @property
     def ports(self) -> dict[str, int]:
@@ -142,6 +146,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--gateway-port", type=port_number, default=port + 3, help="default: STRETTO_PORT + 3, or 8003")
     about = "argument for stretto gateway, for example --gateway-arg=--strict; repeatable"
     flags.add_argument("--gateway-arg", action="append", default=[], metavar="ARG", help=about)
+    about = f"servers behind the gateway, each with a GPU, or a part of the cores, of its own; {ALL}: one for each GPU"
+    flags.add_argument("--replicas", type=number_of_replicas, default=1, metavar="N", help=about)
     about = "mark generated speech with this marker, such as perth; default: the model repository's, usually none"
     flags.add_argument("--marker", type=marker_name, metavar="NAME", help=about)
     about = f"pronunciation dictionary of all requests, in JSON or PLS; default: {PRONUNCIATIONS}, usually none"
@@ -238,6 +244,7 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
         raise LaunchError(
             "--http-port: expected a fixed port, because with --allow http Triton itself listens there, got 0"
         )
+    shares = replica_shares(flags)
     pid_file = pid_file_of(flags)
     log_file = flags.log_file or own_log(flags.http_port, pid_file)
     words = [dictionary_text(flags.pronunciations)] if flags.pronunciations else []
@@ -262,7 +269,27 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
         gateway_args=tuple(with_absolute_paths(gateway_args, GATEWAY_PATH_FLAGS)),
         marker=flags.marker or "",
         pronunciations=flags.pronunciations.resolve() if flags.pronunciations else None,
+        shares=shares,
     )
+
+
+def replica_shares(flags: argparse.Namespace) -> tuple[Share, ...]:
+    """Return the share of each replica; empty for a single one.
+
+    Raises:
+        LaunchError: If there is no gateway, the ports cannot be in sequence, or the machine is too small.
+    """
+    if flags.replicas == 1:
+        return ()
+    if not flags.gateway:
+        raise LaunchError("--replicas: requires --gateway, which spreads the requests")
+    shares = tuple(shares_of(flags.replicas))
+    ports = (flags.http_port, flags.grpc_port, flags.metrics_port)
+    last = max(ports) + (len(shares) - 1) * PORT_STEP
+    if not all(ports) or last > 65_535:
+        expected = f"fixed ports, which those of the other replicas follow in steps of {PORT_STEP}, up to 65535"
+        raise LaunchError(f"--replicas: expected {expected}, got {last if all(ports) else 0}")
+    return shares if len(shares) > 1 else ()
 
 
 def split_route_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stretto.launcher.config import LaunchConfig
+from stretto.launcher.config import PORT_STEP, LaunchConfig
 from stretto.launcher.installation import (
     KEEP_LARGE,
     MALLOC,
@@ -323,11 +323,14 @@ class GatewayProcess:
         """Return the gateway's command line, with the proxy as its server and the user's arguments last."""
         is_any = ipaddress.ip_address(self._config.address).is_unspecified
         host = "localhost" if is_any else self._config.address
-        server = f"[{host}]:{self._config.grpc_port}" if ":" in host else f"{host}:{self._config.grpc_port}"
+        ports = [self._config.grpc_port + number * PORT_STEP for number in range(max(1, len(self._config.shares)))]
+        server, *others = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for port in ports]
+        replicas = [word for address in (server, *others) for word in ("--replica", address)] if others else []
         flags = ("--address", self._config.address, "--port", str(self._port))
         drain = ("--drain-seconds", str(self._config.drain_seconds))
         own_flags = (*flags, *drain, *kept_folder("voices", VOICES), *kept_folder("jobs", JOBS))
-        return [sys.executable, "-P", "-m", MODULE, "--server", server, *own_flags, *self._config.gateway_args]
+        servers = ("--server", server, *replicas)
+        return [sys.executable, "-P", "-m", MODULE, *servers, *own_flags, *self._config.gateway_args]
 
     def _start(self) -> None:
         self._started = time.monotonic()

@@ -10,11 +10,11 @@ from stretto.launcher.installation import LaunchError
 from stretto.launcher.launch import LAUNCH_ID, Launch
 from stretto.launcher.launch_log import log_line
 from stretto.launcher.options import OPTIONS_FILE, SHARES_BY_MPS, read_options
+from stretto.launcher.shares import VISIBLE
 
 PROGRAM = "nvidia-cuda-mps-control"
 PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 LOGS = "CUDA_MPS_LOG_DIRECTORY"
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 START_S = 60.0
 QUIT_S = 10.0
 

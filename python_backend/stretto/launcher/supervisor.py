@@ -15,6 +15,7 @@ from stretto.launcher.front_ends import GatewayProcess, ProxyProcess, engine_spa
 from stretto.launcher.installation import Installation, LaunchError, page_address, wait_for_ports
 from stretto.launcher.launch import Launch
 from stretto.launcher.launch_log import LaunchLog, log_line
+from stretto.launcher.replicas import Replicas
 from stretto.launcher.server import AbortedStart, TritonServer, identity
 from stretto.launcher.timeouts import BackOff, slowness
 from stretto.triton_io.flow import DIRECTORY, tables_of
@@ -133,7 +134,7 @@ class StatePublisher:
 
 
 class FrontEndProcesses:
-    """The proxy, the optional gateway and the spare processes; they outlive restarts of Triton.
+    """The proxy, the optional gateway, the other replicas and the spare processes; they outlive restarts of Triton.
 
     Attributes:
         config: Launcher configuration with the ports on which the proxy listens.
@@ -148,6 +149,7 @@ class FrontEndProcesses:
             raise
         self.config = config = config.listening_at(self.proxy.ports)
         self._gateway: GatewayProcess | None = None
+        self._replicas: Replicas | None = None
         self._is_draining = False
         if config.gateway_port is not None:
             try:
@@ -156,6 +158,8 @@ class FrontEndProcesses:
                 self._spare.stop()
                 self.proxy.stop()
                 raise
+        if config.shares:
+            self._replicas = Replicas(config)
 
     def keep_alive(self) -> None:
         """Restart the processes that have exited or hang."""
@@ -163,6 +167,8 @@ class FrontEndProcesses:
         self._spare.keep_alive()
         if self._gateway is not None and not self._is_draining:
             self._gateway.keep_alive()
+        if self._replicas is not None and not self._is_draining:
+            self._replicas.keep_alive()
 
     def fault(self) -> str:
         """Return a description of the proxy's or the gateway's fault; empty if there is none."""
@@ -181,6 +187,8 @@ class FrontEndProcesses:
         self._is_draining = True
         if self._gateway is not None:
             self._gateway.drain(polls)
+        if self._replicas is not None:
+            self._replicas.drain()
 
     def stop(self) -> None:
         """Stop the processes."""
@@ -188,6 +196,8 @@ class FrontEndProcesses:
         if self._gateway is not None:
             self._gateway.stop()
         self.proxy.stop()
+        if self._replicas is not None:
+            self._replicas.stop()
 
 
 QUIET_POLLS = 3  # consecutive idle polls: an utterance may be in transit from the preprocessor
