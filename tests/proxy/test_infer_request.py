@@ -170,7 +170,7 @@ def test_request_with_all_permitted_fields_is_read() -> None:
         tensor = request.inputs.add(name=f"input_{number}", datatype="BYTES", shape=[1])
         tensor.parameters["shared_memory_region"].string_param = "stretto_in_1"
         tensor.parameters["shared_memory_byte_size"].int64_param = 8
-        tensor.parameters["shared_memory_offset"].int64_param = 8
+        tensor.parameters["shared_memory_offset"].int64_param = 8 * number
         request.outputs.add(name=f"output_{number}").parameters["shared_memory_region"].string_param = "mine"
         request.parameters[f"parameter_{number}"].int64_param = number
     assert read_infer_request(request.SerializeToString()).head == request
