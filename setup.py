@@ -44,7 +44,7 @@ if __name__ == "__main__":
         package_dir={name: f"{folder}/{name}" for name, folder in packages.items()} | {DATA: "model_repository"},
         package_data={
             "stretto": ["py.typed"],
-            "stretto.families": ["*/releases.json", "*/releases.md", "*/config/*"],
+            "stretto.families": ["*/releases.json", "*/releases.md", "*/pace.json", "*/config/*"],
             "stretto_contract": ["py.typed"],
             "stretto_client": ["py.typed"],
             "stretto_gateway": ["py.typed", "static/*"],

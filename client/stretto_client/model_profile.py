@@ -11,12 +11,13 @@ from tritonclient.grpc import InferenceServerException
 from tritonclient.grpc.aio import InferenceServerClient
 
 from stretto_client.errors import ClientError, from_exception
-from stretto_contract.speech_checks import USUAL_SIGNALS, SignalLimits
+from stretto_contract.speech_checks import USUAL_SIGNALS, Pace, SignalLimits
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 PARAMETER = "profile"
+NUM_SEQUENCES = 200  # of a pace, at most
 Profile = TypeVar("Profile", bound="DataclassInstance")
 # Options that only some families or servers support.
 FIRST_OPTIONS = ("depth", "instruct", "language", "repetition_penalty", "schedule", "text_mode", "transliterate")
@@ -183,7 +184,17 @@ def _tasks(value: Any, path: str) -> tuple[TaskProfile, ...]:
 
 
 def _signals(value: Any, path: str) -> SignalLimits:
-    return _read(SignalLimits, value, path, {})
+    return _read(SignalLimits, value, path, {"pace": _pace})
+
+
+def _pace(value: Any, path: str) -> Pace | None:
+    return None if value is None else _read(Pace, value, path, {"seconds": _seconds})
+
+
+def _seconds(value: Any, path: str) -> dict[str, float]:
+    if not isinstance(value, dict) or len(value) > NUM_SEQUENCES:
+        raise ValueError(f"{path}: expected an object with at most {NUM_SEQUENCES} entries, got {_shown(value)}")
+    return {sequence: READERS[float](seconds, f"{path}.{sequence}") for sequence, seconds in value.items()}
 
 
 def _checker(what: str, fits: Callable[[Any], bool], convert: Callable[[Any], Any]) -> Callable[[Any, str], Any]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stretto_contract import speech_checks
 from stretto_contract.finish_reasons import Limit
 from stretto_contract.speech_checks import USUAL_SIGNALS, SignalLimits
-from stretto_contract.spoken_units import pauses_s, spoken_units
+from stretto_contract.spoken_units import pauses_s
 
 BLOCK_S = 0.06
 END_S = 0.02
@@ -46,10 +46,12 @@ class SignalMeter:
         text: The text that is spoken.
         sample_rate: Sample rate in Hz.
         limits: Limits of the speech.
+
+    Attributes:
+        num_loud: Number of blocks that are not silent.
     """
 
     def __init__(self, text: str, sample_rate: int, limits: SignalLimits = USUAL_SIGNALS):
-        self._num_units = spoken_units(text)
         self._silence_s = limits.silence_s + pauses_s(text)
         self._sample_rate = sample_rate
         self._limits = limits
@@ -59,15 +61,14 @@ class SignalMeter:
         self._end = np.zeros(0, np.float32)  # the last 20 ms
         self._unmeasured = np.zeros(0, np.float32)
         self._num_blocks = 0
-        self._num_loud = 0  # blocks that are not silent
+        self.num_loud = 0
         self._num_clipped = 0
         self._num_silent = 0  # silent blocks up to now
         self._num_steady = 0  # blocks up to now with a steady spectrum
         self._mean = np.zeros(NUM_BANDS)  # bands of the steady blocks, in dB
         self._peak_db = -np.inf
         self._reported = set[speech_checks.Fault]()
-        self._is_spoken = self._num_units >= limits.min_units  # long enough to measure its speed
-        self._longest_s = limits.most_unit_s * self._num_units
+        self._shortest_s, self._longest_s = limits.durations_s(text)
 
     @property
     def num_measured(self) -> int:
@@ -97,16 +98,16 @@ class SignalMeter:
         is_steady = float(np.abs(bands - self._mean).mean()) < self._limits.hum_db
         self._mean = self._mean + SMOOTHING * (bands - self._mean) if is_steady else bands
         self._num_blocks += 1
-        self._num_loud += not is_silent
+        self.num_loud += not is_silent
         self._num_silent = self._num_silent + 1 if is_silent else 0
         self._num_steady = self._num_steady + 1 if is_steady and not is_silent else 0
         if self._num_silent == ceil(self._silence_s / BLOCK_S):
             yield self._long("silence", self._num_silent)
         if self._num_steady == ceil(self._limits.hum_s / BLOCK_S):
             yield self._long("hum", self._num_steady)
-        if self._is_spoken and self._num_loud * BLOCK_S > self._longest_s:
+        if self.num_loud * BLOCK_S > self._longest_s:
             yield from self._once("too_slow")
-        if self._is_spoken and self._num_clipped > self._limits.clipped_share * 2 * self._longest_s * self._sample_rate:
+        if self._num_clipped > self._limits.clipped_share * 2 * self._longest_s * self._sample_rate:
             yield from self._once("clipping")  # even if as much silence follows
 
     def _bands_of(self, block: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -133,8 +134,7 @@ class SignalMeter:
         end_s = num_samples / self._sample_rate
         if limit in ("ceiling", "repetition"):
             yield Fault(limit, end_s, end_s)
-        is_too_short = self._num_loud * BLOCK_S < self._limits.least_unit_s * self._num_units
-        if limit is None and has_whole_text and self._is_spoken and is_too_short:
+        if limit is None and has_whole_text and self.num_loud * BLOCK_S < self._shortest_s:
             yield Fault("too_fast", 0.0, end_s)
         if limit is None and len(self._end) and self._is_loud_at_end():
             yield Fault("abrupt_end", end_s, end_s)

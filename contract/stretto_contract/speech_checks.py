@@ -1,7 +1,12 @@
 """Checks of speech while it is generated, and the faults that they find."""
 
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+from stretto_contract.spoken_units import spoken_units
 
 Check = Literal["off", "signals", "words"]  # `words` includes `signals`
 CHECKS: tuple[Check, ...] = get_args(Check)
@@ -15,6 +20,42 @@ FAULTS: tuple[Fault, ...] = get_args(Fault)
 # digits and symbols; the recogniser failed; it was busy; the speech is too long for it; a limit has ended the speech.
 Unchecked = Literal["language", "digits", "checker", "busy", "too_long", "cut"]
 UNCHECKED: tuple[Unchecked, ...] = get_args(Unchecked)
+
+APOSTROPHE = re.compile("['’]")
+MARK = re.compile(r"[^\w\s]")
+ACRONYM = re.compile(r"\w[A-Z]")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Duration of the sound of a text that one voice speaks.
+
+    Attributes:
+        seconds: Seconds for each occurrence of a sequence of characters, in the text in lower case, without
+            apostrophes, with a space on both sides of each word and mark. The empty sequence occurs once.
+        least: Smallest ratio of the duration of right speech to the expected one.
+        most: Largest such ratio.
+    """
+
+    seconds: Mapping[str, float]
+    least: float
+    most: float
+
+    def counts(self, text: str) -> list[int] | None:
+        """Return how often each sequence occurs; None for a text with acronyms or characters without a duration."""
+        words = MARK.sub(r" \g<0> ", APOSTROPHE.sub("", text.lower())).split()
+        spaced = f" {' '.join(words)} "
+        if ACRONYM.search(text) or not self.seconds.keys() >= {*spaced}:
+            return None
+        return [spaced.count(sequence) if sequence else 1 for sequence in self.seconds]
+
+    def bounds_s(self, text: str) -> tuple[float, float]:
+        """Return the shortest and the longest duration of a text in seconds; those of any sound if it is unknown."""
+        counts = self.counts(text)
+        if counts is None:
+            return 0.0, math.inf
+        expected_s = sum(count * seconds for count, seconds in zip(counts, self.seconds.values(), strict=True))
+        return self.least * expected_s, self.most * expected_s
 
 
 @dataclass(frozen=True)
@@ -32,6 +73,7 @@ class SignalLimits:
         least_unit_s: Shortest time in which a unit of the text (`spoken_units`) is spoken, in seconds.
         most_unit_s: Longest such time.
         min_units: Smallest number of units for which the speed is measured.
+        pace: Duration of the texts of a model with one voice, which narrows the limits of the speed; None for others.
     """
 
     silence_s: float = 2.0
@@ -42,6 +84,15 @@ class SignalLimits:
     least_unit_s: float = 0.02
     most_unit_s: float = 0.21
     min_units: int = 20
+    pace: Pace | None = None
+
+    def durations_s(self, text: str) -> tuple[float, float]:
+        """Return the shortest and the longest duration of the right speech of a text in seconds, without silence."""
+        num_units = spoken_units(text)
+        if num_units < self.min_units:
+            return 0.0, math.inf
+        shortest_s, longest_s = self.pace.bounds_s(text) if self.pace else (0.0, math.inf)
+        return max(shortest_s, self.least_unit_s * num_units), min(longest_s, self.most_unit_s * num_units)
 
 
 USUAL_SIGNALS = SignalLimits()

@@ -1,6 +1,7 @@
 """Faulty clauses are generated again from the end of what has been sent; the same in any division into events."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
@@ -27,6 +28,7 @@ from stretto_client.sent_speech import SentSpeech
 from stretto_client.signals import Fault, SignalMeter
 from stretto_client.speech_stream import SpeechStream
 from stretto_client.tries import Begin, events_in_turn, once
+from stretto_contract.speech_checks import Pace, SignalLimits
 
 RATE = 8_000
 SEED = 7
@@ -543,6 +545,33 @@ async def test_speed_of_a_piece_of_the_text_is_not_measured() -> None:
         report = REPORT | {"num_pieces": num_pieces}
         attempt.add(SpeechEvent(GOOD, "u", 0, "audio", sample_rate=RATE, is_final=True, report=report))
         assert [fault.name for fault in attempt.faults] == faults
+
+
+LETTERS = dict.fromkeys("abcdefghijklmnopqrstuvwxyz.", 0.05)
+PACED = SignalLimits(pace=Pace({"": 0.2, " ": 0.1, **LETTERS, "th": -0.02}, least=0.9, most=1.2))
+# One text; nine spaces around seven words and a mark; 25 letters and the mark; "th" twice.
+EXPECTED_S = 0.2 + 9 * 0.1 + 26 * 0.05 - 2 * 0.02
+
+
+@pytest.mark.parametrize(
+    ("text", "bounds_s"),
+    [
+        ("The theatre opens for us at ten.", (0.9 * EXPECTED_S, 1.2 * EXPECTED_S)),
+        ("The BBC opens for us at ten.", (0.02 * 43, 0.21 * 43)),
+        ("The theatre opens for us at 10.", (0.02 * 51, 0.21 * 51)),
+        ("Théâtre opens for us at ten.", (0.02 * 34, 0.21 * 34)),
+        ("At ten.", (0.0, math.inf)),
+    ],
+)
+def test_duration_of_a_text_is_that_of_its_letters(text: str, bounds_s: tuple[float, float]) -> None:
+    assert PACED.durations_s(text) == pytest.approx(bounds_s)
+
+
+@pytest.mark.parametrize(("sound_s", "faults"), [(2.0, ["too_fast"]), (2.2, []), (2.7, []), (3.0, ["too_slow"])])
+def test_speech_of_another_duration_than_that_of_its_letters_is_faulty(sound_s: float, faults: list[str]) -> None:
+    meter = SignalMeter("The theatre opens for us at ten.", RATE, PACED)
+    speech = np.concatenate([GOOD[: round(sound_s * RATE)], np.zeros(RATE // 2, np.float32)])
+    assert [fault.name for fault in [*meter.push(speech), *meter.end()]] == faults
 
 
 @pytest.mark.parametrize("text", ['Wait <break time="3s"/> a moment for us.', "Wait [pause 3.0s] a moment for us."])

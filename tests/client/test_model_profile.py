@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from stretto_client import ModelProfile
 from stretto_client.errors import ServerFailed
 from stretto_client.model_profile import TaskProfile, known_profile
-from stretto_contract.speech_checks import USUAL_SIGNALS, SignalLimits
+from stretto_contract.speech_checks import USUAL_SIGNALS, Pace, SignalLimits
 from tests.client.fake_server import PROFILE
+
+MANY = {str(number): 0 for number in range(201)}
 
 
 def read(record: Any) -> ModelProfile:
@@ -41,6 +43,9 @@ def test_profiles_of_older_and_newer_repositories_are_readable() -> None:
     signals = SignalLimits(hum_s=0.5, min_units=30)
     assert read(PROFILE | {"signals": {"hum_s": 0.5, "min_units": 30, "loud": 1}}).signals == signals
     assert read(PROFILE).signals == USUAL_SIGNALS
+    pace = {"seconds": {"": 0.1, "a": 0.05}, "least": 0.9, "most": 1.2}
+    assert read(PROFILE | {"signals": {"pace": pace}}).signals.pace == Pace({"": 0.1, "a": 0.05}, 0.9, 1.2)
+    assert read(PROFILE | {"signals": {"pace": None}}).signals.pace is None
 
 
 @pytest.mark.parametrize("error", [ValueError("no profile"), ServerFailed("no answer")])
@@ -66,6 +71,15 @@ async def test_speech_is_measured_even_if_the_profile_cannot_be_read(error: Exce
         (PROFILE | {"voices": [1]}, r"profile\.voices: expected a list of texts, got \[1\]"),
         (PROFILE | {"reads_live_text": 1}, r"profile\.reads_live_text: expected true or false, got 1"),
         (PROFILE | {"signals": {"hum_s": "long"}}, r"profile\.signals\.hum_s: expected a finite number, got 'long'"),
+        (
+            PROFILE | {"signals": {"pace": {"seconds": []}}},
+            r"pace\.seconds: expected an object with at most",
+        ),
+        (
+            PROFILE | {"signals": {"pace": {"seconds": MANY}}},
+            "an object with at most 200 entries, got {'0': 0",
+        ),
+        (PROFILE | {"signals": {"pace": {"seconds": {"a": None}}}}, r"pace\.seconds\.a: expected a finite number"),
         (PROFILE | {"tasks": {}}, r"profile\.tasks: expected a list, got {}"),
         (PROFILE | {"tasks": [3]}, r"profile\.tasks\[0\]: expected an object, got 3"),
         (PROFILE | {"tasks": [{}]}, r"profile\.tasks\[0\]\.name: expected a value, got none"),
