@@ -166,8 +166,9 @@ async def find_voices(text: str, markup: Markup) -> list[str]:
     if markup == "none" or MAY_CHANGE_VOICE.search(text) is None:
         return []
     with suppress(RequestRefused):
-        changes = [part for part in await read_text(text, markup) if isinstance(part, VoiceChange)]
-        return list(dict.fromkeys(change.name for change in changes if change.name is not None))
+        parts = await read_text(text, markup)
+        names = [change.name for change in parts if isinstance(change, VoiceChange) and change.name is not None]
+        return list(dict.fromkeys(names))
     return []
 
 
@@ -246,8 +247,8 @@ class AutoReader:
             return self._read_text(text, is_last)
         first, *others = text.split(PAUSE)
         ready = [self._read_text(first, is_last and not others)]
-        for number, part in enumerate(others, 1):
-            ready += self._end_voice(), self._read_text(part, is_last and number == len(others))
+        for number, spoken in enumerate(others, 1):
+            ready += self._end_voice(), self._read_text(spoken, is_last and number == len(others))
         return "".join(ready)
 
     def _end_voice(self) -> str:

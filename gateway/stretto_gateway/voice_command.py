@@ -218,12 +218,12 @@ def export_voice(store: VoiceStore, owner: str, args: argparse.Namespace) -> int
     if len(voices) > 1:
         expected = f"the id of one of your {len(voices)} voices with this name"
         raise ValueError(f"NAME: expected {expected}, got {args.voice[:60]!r}")
-    found = store.find(owner, voices[0].id) if voices else None
-    if found is None:
+    stored = store.find(owner, voices[0].id) if voices else None
+    if stored is None:
         return failed(f"no voice {args.voice[:60]!r}")
     if args.out.exists():
         raise ValueError(f"--out: expected a new file, got {args.out}, which exists")
-    write_whole(args.out, args.out.with_name(f"{args.out.name}{UNFINISHED}"), write_voice(*found))
+    write_whole(args.out, args.out.with_name(f"{args.out.name}{UNFINISHED}"), write_voice(*stored))
     return 0
 
 
@@ -236,9 +236,9 @@ def import_voice(store: VoiceStore, owner: str, args: argparse.Namespace) -> int
     header, recording = read_voice(read_file(args.file, "FILE", MAX_HEADER_BYTES + max_bytes), max_bytes)
     about = header.model_dump(include={"language", "gender", "description", "model", "weights"})
     if not args.untried:
-        known = {"model": header.model, "weights": header.weights}
+        tried_with = {"model": header.model, "weights": header.weights}
         voice = RecordedVoice(recording, header.ref_text)
-        about |= asyncio.run(try_voice(address_of(args), header.name, voice, known))
+        about |= asyncio.run(try_voice(address_of(args), header.name, voice, tried_with))
     print(store.add(owner, header.name, header.ref_text, header.consent, recording, **about).id)
     return 0
 
@@ -251,12 +251,12 @@ KEYED: dict[str, Callable[[VoiceStore, str, argparse.Namespace], int]] = {
 
 
 async def try_voice(
-    server: str, name: str, voice: RecordedVoice, known: dict[str, str] | None = None
+    server: str, name: str, voice: RecordedVoice, tried_with: dict[str, str] | None = None
 ) -> dict[str, str]:
     """Generate the first audio with a voice, and return the identity of the model (`model_identity`).
 
     Args:
-        known: Identity of a model that needs no test, because it has spoken with the voice before.
+        tried_with: Identity of a model that needs no test, because it has spoken with the voice before.
 
     Raises:
         ClientError, ApiError: The model rejects the voice or its name.
@@ -268,7 +268,7 @@ async def try_voice(
         check_name(profile, name)
         if voice.text and "text" not in task.system:
             raise ValueError("--text: expected no value (this model does not use the transcript of a recording)")
-        if identity == known and all(identity.values()):
+        if identity == tried_with and all(identity.values()):
             return identity
         async with aclosing(client.speak(SAMPLE, voice=voice)) as events:
             await anext(events, None)
