@@ -18,18 +18,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from stretto.codecs.base import CodecSpec, Stateful, Window, Windowed
+from stretto.codecs.base import CodecSpec, Stateful
 from stretto.codecs.causal import KERNEL, Block, ConvNext, Convolution, SnakeBeta, Upsampling, samples_of
 from stretto.codecs.kernels.operators import runs_kernels
 from stretto.codecs.memory import CausalCodec, Memory, num_kept
 from stretto.codecs.qwen3_12hz.decoder import DecoderShape, Transformer
 from stretto.codecs.streaming import prepare
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.untrusted_files import json_object
 from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
 
 MODEL_TYPE = "qwen3_omni_moe_code2wav"
-NO_DECODER: dict[str, Any] = {"model_type": MODEL_TYPE, "decoder_config": None}  # config.json of a text-only checkpoint
 SAMPLE_RATE = 24_000  # not in config.json; used by the model card's examples
 INPUT_RATE = 16_000  # of the thinker's audio encoder
 
@@ -107,25 +105,6 @@ class Code2Wav(CausalCodec):
         return latents
 
 
-class NoDecoder(nn.Module):
-    """Codec of a checkpoint that generates only text: its frames are silent."""
-
-    spec = CodecSpec("qwen3_omni", SAMPLE_RATE, 1920, 1, 1, Windowed(0, 0), input_rate=INPUT_RATE)
-
-    def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Raise InvalidRequest, because there is no encoder."""
-        raise InvalidRequest("audio", "no audio to encode (this checkpoint generates only text)", "audio")
-
-    def initial_state(self, batch: int) -> Tensor:
-        """Return an empty state, [batch, 0]."""
-        return torch.zeros(batch, 0)
-
-    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return silence."""
-        batch, _, frames = window.codes.shape
-        return window.state.new_zeros(batch, frames * self.spec.samples_per_frame), window.state
-
-
 def read_config(directory: Path) -> DecoderShape:
     """Return the sizes in a folder's `config.json`.
 
@@ -153,15 +132,13 @@ def read_shape(record: Mapping[str, Any]) -> DecoderShape:
     return DecoderShape.from_record({**record, **derived})
 
 
-def load(directory: Path, device: str = "cpu") -> Code2Wav | NoDecoder:
+def load(directory: Path, device: str = "cpu") -> Code2Wav:
     """Load the codec from its folder, or from the checkpoint of a talker.
 
     Raises:
         CheckpointError: If a file is missing or does not fit the codec.
     """
     directory = codec_directory(directory)
-    if json_object(directory / CONFIG_FILE) == NO_DECODER:
-        return NoDecoder()
     codec = Code2Wav(read_config(directory))
     path = directory / "model.safetensors"
     load_strictly(codec, read_tensors(path), path)

@@ -39,6 +39,7 @@ BUILT_IN = {
     "glm4_voice": DecoderSize(8.62, 308.5),
     "mimi": DecoderSize(11.55, 5.5),
     "qwen3_12hz": DecoderSize(11.13, 62.1),
+    "soundless": DecoderSize(6.95, 0.0),  # no more than with the smallest codec
     "tiny": DecoderSize(6.95, 0.5),
     "xcodec": DecoderSize(7.44, 41.6),
 }

@@ -9,7 +9,9 @@ from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
 from stretto.errors import CheckpointError
+from stretto.family.conversion import integer
 from stretto.family.log_mel import MelFormat
+from stretto.untrusted_files import check_value, entry
 from stretto.weights.loading import Part, Plan, shapes_of
 
 # Hyperparameters in a published `audio_config`.
@@ -27,12 +29,18 @@ NUMBERS = (
     "downsample_hidden_size",
     "output_dim",
 )
+CHUNKS = 32  # seconds of audio that are convolved at once, which take 0.4 GB in float32
 
 
 def audio_tower(config: Mapping[str, Any]) -> Qwen3OmniMoeAudioEncoder:
     """Create the audio encoder that `audio_config` in config.json describes; its weights are loaded later."""
     numbers = {name: value for name, value in config.items() if name in NUMBERS}
     return Qwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoderConfig(**numbers)).eval()
+
+
+def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> nn.Module:
+    """Return an identity, for a model whose encoder's output has the backbone's width."""
+    return nn.Identity()
 
 
 def embed_audio(tower: Qwen3OmniMoeAudioEncoder, adaptor: nn.Module, features: torch.Tensor) -> torch.Tensor:
@@ -67,6 +75,25 @@ def _places(config: Qwen3OmniMoeAudioEncoderConfig, num_frames: int, device: tor
     ends = [*range(0, total, window), total]
     indices = torch.tensor(valid, pin_memory=device.type == "cuda").to(device, non_blocking=True)
     return {"valid_indices": indices, "cu_seqlens": torch.tensor(ends, dtype=torch.int32)}
+
+
+def tower_record(config: Mapping[str, Any], path: str, width: int) -> dict[str, Any]:
+    """Return the encoder's hyperparameters for `audio_config`.
+
+    Args:
+        config: config.json of a release, in which `path` with a dot at the end leads to them.
+        width: The backbone's width, which must be that of the encoder's output.
+
+    Raises:
+        CheckpointError: They are invalid.
+    """
+    record = {name: integer(config, f"{path}{name}") for name in NUMBERS if name != "activation_function"}
+    activation = f"{path}activation_function"
+    check_value(activation, entry(config, activation, "config.json"), "gelu")
+    check_value(f"{path}output_dim", record["output_dim"], width)
+    check_windows(record)
+    record["conv_chunksize"] = min(record["conv_chunksize"], CHUNKS)
+    return {**record, "activation_function": "gelu", "do_normalize": False}
 
 
 def check_windows(record: Mapping[str, Any]) -> None:

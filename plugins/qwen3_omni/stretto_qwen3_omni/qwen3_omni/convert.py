@@ -24,11 +24,10 @@ from stretto.family.conversion import (
     integer,
 )
 from stretto.family.image_format import KEY as IMAGE_KEY
-from stretto.family.log_mel_encoder import NUMBERS, check_windows, tower_plan
+from stretto.family.log_mel_encoder import tower_plan, tower_record
 from stretto.family.plugin import VOCABULARY
-from stretto.untrusted_files import check_value, entry
+from stretto.untrusted_files import check_value
 from stretto.weights.loading import Part, Plan, shapes_of
-from stretto_qwen3_omni.code2wav import NO_DECODER
 from stretto_qwen3_omni.qwen3_omni.family import NAME, ThinkerVocabulary
 from stretto_qwen3_omni.qwen3_omni.model import LEVELS, tower_config
 from stretto_qwen3_omni.qwen3_omni.model import NUMBERS as NUMBERS_OF_IMAGES
@@ -37,7 +36,7 @@ from stretto_qwen3_omni.qwen3_omni_talker.convert import Thinker, ThinkerRelease
 
 THINKER = "thinker."
 EMBEDDINGS = talker.EMBEDDINGS
-CHUNKS = 32  # seconds of audio that are convolved at once, which take 0.4 GB in float32
+AUDIO = "thinker_config.audio_config."
 DEFAULT_VOICE = "ethan"  # in transformers
 MARKERS = {
     "im_start": "<|im_start|>",
@@ -60,7 +59,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     if whole and not voices:
         raise CheckpointError("config.json: talker_config.speaker_id: expected at least one voice, got none")
     text = config.thinker_config.text_config
-    audio = tower_record(contents.config, text.hidden_size)
+    audio = tower_record(contents.config, AUDIO, text.hidden_size) | {"model_type": "qwen3_omni_thinker_audio"}
     image = image_record(contents.config, text)
     state_layer = whole.talker_config.accept_hidden_layer if whole else 0
     num_levels = image["num_levels"]  # transformers takes the talker's states before adding the image's rows
@@ -81,7 +80,7 @@ def convert(release: Release, contents: Contents) -> Converted:
         for name in (EMBEDDINGS, f"{THINKER}lm_head.weight")
     }
     parts |= text.plan(f"{THINKER}model.") | tower_plan(audio, f"{THINKER}audio_tower.") | image_plan(image)
-    networks = () if whole else (Network("codec", NO_DECODER, {}),)
+    networks = () if whole else (Network("codec", {}, {}),)
     return Converted(record, parts, (), networks=networks, nested=tuple(nested))
 
 
@@ -102,19 +101,6 @@ def vocabulary(thinker: Thinker, tokenizer: Tokenizer, voices: Sequence[str]) ->
         voices=tuple(sorted(voices, key=lambda name: name != DEFAULT_VOICE)),
         max_model_len=text.max_position_embeddings,
     )
-
-
-def tower_record(config: Mapping[str, Any], width: int) -> dict[str, Any]:
-    """Return `audio_config` for config.json; raise CheckpointError if it is invalid or has another output width."""
-    path = "thinker_config.audio_config."
-    record = {name: integer(config, f"{path}{name}") for name in NUMBERS if name != "activation_function"}
-    activation = f"{path}activation_function"
-    check_value(activation, entry(config, activation, "config.json"), "gelu")
-    check_value(f"{path}output_dim", record["output_dim"], width)
-    check_windows(record)
-    record["conv_chunksize"] = min(record["conv_chunksize"], CHUNKS)
-    fixed = {"activation_function": "gelu", "do_normalize": False}
-    return {"model_type": "qwen3_omni_thinker_audio", **record, **fixed}
 
 
 def image_record(config: Mapping[str, Any], text: ThinkerText) -> dict[str, Any]:

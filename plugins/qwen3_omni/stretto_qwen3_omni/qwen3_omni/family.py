@@ -115,7 +115,7 @@ def qwen3_omni(vocabulary: ThinkerVocabulary) -> Family:
             pad_id=vocabulary.im_end,
         ),
         tasks=(chat, dialogue) if vocabulary.voices else (chat,),
-        codec="qwen3_omni",
+        codec="qwen3_omni" if vocabulary.voices else "soundless",
         end_of_reply=vocabulary.im_end,
         end_of_text=vocabulary.im_end,
         end_of_audio=vocabulary.im_end,

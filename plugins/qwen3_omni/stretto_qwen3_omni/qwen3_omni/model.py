@@ -10,7 +10,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 
 from stretto.family.image_encoder import ImageEncoder
 from stretto.family.image_format import KEY, ImageFormat
-from stretto.family.log_mel_encoder import audio_tower, embed_audio
+from stretto.family.log_mel_encoder import audio_adaptor, audio_tower, embed_audio
 
 __all__ = ["audio_adaptor", "audio_tower", "embed_audio", "embed_image", "image_encoder"]
 # Hyperparameters in a published `vision_config`.
@@ -26,11 +26,6 @@ NUMBERS = (
     "num_position_embeddings",
 )
 LEVELS = "deepstack_visual_indexes"  # layers of the encoder whose output is added to that of the backbone's first ones
-
-
-def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> nn.Identity:
-    """Return an identity, because the encoder's output already has the backbone's width."""
-    return nn.Identity()
 
 
 def tower_config(record: Mapping[str, Any]) -> Qwen3OmniMoeVisionEncoderConfig:
