@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         SpeechEvent,
         SpeechStream,
         TaskOptions,
+        TranscriptionOptions,
         Word,
     )
     from stretto_client.voices import RecordedVoice
@@ -62,6 +63,7 @@ __all__ = [
     "TaskProfile",
     "TimedOut",
     "Timeouts",
+    "TranscriptionOptions",
     "Word",
 ]
 MODULES = {
@@ -73,7 +75,7 @@ MODULES = {
     "stretto_contract.schema": "OptionsRecord SpeechOptions",
     "stretto_client.shared_memory": "RingSize",
     "stretto_client.speech_stream": "GuidanceChange SpeakArguments SpeakOptions SpeechEvent SpeechStream"
-    " TaskOptions Word",
+    " TaskOptions TranscriptionOptions Word",
     "stretto_client.voices": "RecordedVoice",
 }
 

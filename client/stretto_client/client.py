@@ -34,12 +34,14 @@ from stretto_client.speech_stream import (
     Earlier,
     SpeakOptions,
     SpeechStream,
+    TranscriptionOptions,
     audio_inputs,
     image_inputs,
     options_json,
     speech_inputs,
     strings,
     system_turn,
+    transcription_inputs,
     with_seed,
 )
 from stretto_client.tries import Tries, patiently
@@ -290,16 +292,14 @@ class SpeechClient:
         sharing = self._share()
         return self.send(speech_inputs(text, task, with_ring(options, sharing), sharing, earlier), sharing, timeouts)
 
-    def transcribe(self, audio: Audio, /, *, task: str = "asr", **options: Unpack[OptionsRecord]) -> SpeechStream:
+    def transcribe(self, audio: Audio, /, **options: Unpack[TranscriptionOptions]) -> SpeechStream:
         """Transcribe a recording and return the events.
 
         Args:
             audio: Path or contents of a file, or (samples [n], rate in Hz).
-            task: Name of the model's task, such as `understand`.
         """
         sharing = self._share()
-        inputs = [*audio_inputs(audio, sharing=sharing), *strings(task=task, options=options_json(options))]
-        return self.send(inputs, sharing)
+        return self.send(transcription_inputs(audio, options, sharing), sharing)
 
     def transcribe_live(
         self,

@@ -39,6 +39,7 @@ class TaskProfile:
         max_text_rows: Default `text.max_rows` of a reply; 0 without text, or if unknown.
         max_speech_s: Maximum value of `max_audio_s` in seconds; 0 if unknown or if the task does not accept it.
         times_words: True if events contain word times even without the option `words`.
+        reads_language: True if a request may name the language of the recording.
         continues: How a clause of a long text reads the codes of one before it: as `turns`, or as the `voice` in a
             system turn; empty if it cannot.
     """
@@ -53,6 +54,7 @@ class TaskProfile:
     max_text_rows: int = 0
     max_speech_s: float = 0.0
     times_words: bool = False
+    reads_language: bool = False
     continues: str = ""
 
     @classmethod

@@ -416,6 +416,30 @@ class TaskOptions(OptionsRecord, total=False):
     task: str
 
 
+class TranscriptionOptions(TaskOptions, total=False):
+    """Arguments of `SpeechClient.transcribe` except the recording.
+
+    Attributes:
+        task: Name of the model's task, such as `understand`; `asr` by default.
+        system: Text of a system turn, such as names in the recording, if the task accepts one.
+    """
+
+    system: str
+
+
+def transcription_inputs(audio: Audio, options: TranscriptionOptions, sharing: Sharing | None) -> list[InferInput]:
+    """Return the inputs of a request that transcribes a recording."""
+    system = options.get("system", "")
+    recording = {"role": "user", "audio": "pcm_in" if isinstance(audio, tuple) else "audio"}
+    others = {name: value for name, value in options.items() if name not in ("task", "system")}
+    texts = strings(
+        task=options.get("task", "asr"),
+        messages=json.dumps([system_turn(system, None), recording]) if system else None,
+        options=options_json(others),
+    )
+    return [*audio_inputs(audio, sharing=sharing), *texts]
+
+
 def with_seed(options: SpeakOptions) -> SpeakOptions:
     """Return the options with a random 32-bit seed if they have none, so that several requests can share the seed."""
     return options if options.get("seed") is not None else {**options, "seed": secrets.randbits(32)}

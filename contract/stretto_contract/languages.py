@@ -5,11 +5,12 @@ AUTO = "auto"  # the model chooses the language
 CODES = dict(
     pair.split(":")
     for pair in (
-        "ar:arabic cs:czech da:danish de:german el:greek en:english es:spanish fi:finnish fr:french he:hebrew hi:hindi "
-        "hu:hungarian id:indonesian it:italian ja:japanese ko:korean ms:malay nl:dutch no:norwegian pl:polish "
-        "pt:portuguese ro:romanian ru:russian sv:swedish sw:swahili th:thai tr:turkish uk:ukrainian vi:vietnamese "
-        "zh:chinese deu:german eng:english fra:french ita:italian jpn:japanese kor:korean por:portuguese rus:russian "
-        "spa:spanish zho:chinese"
+        "ar:arabic cs:czech da:danish de:german el:greek en:english es:spanish fa:persian fi:finnish "
+        "fil:filipino fr:french he:hebrew hi:hindi hu:hungarian id:indonesian it:italian ja:japanese "
+        "ko:korean mk:macedonian ms:malay nl:dutch no:norwegian pl:polish pt:portuguese ro:romanian "
+        "ru:russian sv:swedish sw:swahili th:thai tr:turkish uk:ukrainian vi:vietnamese yue:cantonese "
+        "zh:chinese deu:german eng:english fra:french ita:italian jpn:japanese kor:korean por:portuguese "
+        "rus:russian spa:spanish zho:chinese"
     ).split()
 )
 

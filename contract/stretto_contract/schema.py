@@ -234,7 +234,10 @@ class SpeechOptions(TypedDict, total=False):
     language: Annotated[
         str,
         BY_FAMILY,
-        Doc("Language of the text, by a name that the model lists or `auto`. The bundled voice accepts English only."),
+        Doc(
+            "Language of the text or the recording, by a name that the model lists or `auto`. The bundled voice accepts"
+            " English only."
+        ),
     ]
     transliterate: Annotated[
         Boolean,

@@ -21,6 +21,7 @@ from stretto_client import (
     SpeechEvent,
     SpeechOptions,
     TaskOptions,
+    TranscriptionOptions,
 )
 from stretto_client.long_speech import Speech
 from stretto_client.produced_speech import Items, ProducedSpeech
@@ -78,7 +79,7 @@ class RoutedClient:
         attempts = ATTEMPTS if isinstance(text, str) else 1
         return self._routed("", lambda client: client.speak(text, **options), attempts)
 
-    def transcribe(self, audio: Audio, /, **options: Unpack[TaskOptions]) -> Speech:
+    def transcribe(self, audio: Audio, /, **options: Unpack[TranscriptionOptions]) -> Speech:
         """Transcribe a recording as SpeechClient does."""
         return self._routed("", lambda client: client.transcribe(audio, **options))
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
+from stretto_client import ModelProfile, SpeechEvent, TaskProfile, TranscriptionOptions
 from stretto_contract.finish_reasons import limit_of
 from stretto_contract.languages import AUTO, code_name
 from stretto_gateway import g711
@@ -27,7 +27,12 @@ from stretto_gateway.speech import limit_reason, sse, sse_error, timed_word, usa
 from stretto_gateway.speech_request import WITH_FILE, File
 
 router = APIRouter()
-FIELDS = {"audio": "file", "options.words": "timestamp_granularities"}
+FIELDS = {
+    "audio": "file",
+    "messages[1].audio": "file",
+    "messages[0].text": "prompt",
+    "options.words": "timestamp_granularities",
+}
 TEXTS = ("text/plain", "text/vtt")
 # names of the families' tasks
 TRANSCRIBE = "asr"
@@ -50,16 +55,20 @@ class TranslationForm(TextFields):
 
     file: File
     model: Text = "whisper-1"
-    prompt: Text | None = Field(default=None, description="ignored: no family takes a text prompt for transcription")
+    prompt: Text | None = Field(
+        default=None, description="words that may occur in the recording; most models ignore it"
+    )
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
     max_completion_tokens: int | None = Field(default=None, ge=1, description="longest text, in rows of the model")
 
-    def options(self, task: TaskProfile, ignored: Ignored) -> TaskOptions:
+    def options(self, task: TaskProfile, ignored: Ignored) -> TranscriptionOptions:
         """Return the server's options; add fields without effect to `ignored`."""
-        if self.prompt:
+        options: TranscriptionOptions = {} if self.temperature is None else {"temperature": self.temperature}
+        if self.prompt and "text" in task.system:
+            options["system"] = self.prompt
+        elif self.prompt:
             ignored.add("prompt", "no value (this model does not use a prompt for transcription)", self.prompt)
-        options: TaskOptions = {} if self.temperature is None else {"temperature": self.temperature}
         limit = self.max_completion_tokens
         if limit is not None and not task.max_text_rows:
             ignored.add("max_completion_tokens", "no value (the server does not report its longest text)", limit)
@@ -74,7 +83,7 @@ class TranslationForm(TextFields):
 class TranscriptionForm(TranslationForm):
     """Fields of OpenAI's transcription requests, and options for vLLM's additional event fields."""
 
-    language: Text | None = Field(default=None, description="no effect: the model decides")
+    language: Text | None = Field(default=None, description="language of the recording; most models ignore it")
     stream: bool = False
     granularities: list[Literal["word", "segment"]] = Field(
         default=[], max_length=2, fail_fast=True, alias="timestamp_granularities[]"
@@ -82,10 +91,7 @@ class TranscriptionForm(TranslationForm):
     stream_include_usage: bool | None = Field(default=None, description="events also have vLLM's `choices` and `usage`")
     stream_continuous_usage_stats: bool | None = Field(default=None, description="no effect")
 
-    def options(self, task: TaskProfile, ignored: Ignored) -> TaskOptions:
-        return super().options(task, ignored)
-
-    def align(self, profile: ModelProfile, options: TaskOptions, ignored: Ignored) -> bool:
+    def align(self, profile: ModelProfile, options: TranscriptionOptions, ignored: Ignored) -> bool:
         """Request word times if the form asks for them; return True if the model itself reports them."""
         task = profile.task(TRANSCRIBE)
         if "word" in self.granularities and task is not None and task.times_words:
@@ -104,12 +110,16 @@ class TranscriptionForm(TranslationForm):
         if self.stream and self.response_format not in ("json", "text"):
             raise refused("response_format", "json or text, because stream is true", self.response_format)
 
-    def check_language(self, profile: ModelProfile, ignored: Ignored) -> None:
-        """Record `language` as ignored unless it is the model's only language.
+    def hint_language(self, profile: ModelProfile, options: TranscriptionOptions, ignored: Ignored) -> None:
+        """Add `language` to the options; if it has no effect, record it as ignored unless it is the only language.
 
         Even a strict gateway accepts any language.
         """
-        if self.language and {code_name(language) for language in profile.languages} != {code_name(self.language)}:
+        name = language_hint(profile, self.language)
+        if name:
+            options["language"] = name
+        is_only = {code_name(language) for language in profile.languages} == {code_name(self.language or AUTO)}
+        if self.language and not name and not is_only:
             ignored.record("language")
 
     def spoken_language(self, profile: ModelProfile) -> str:
@@ -124,6 +134,13 @@ class TranscriptionForm(TranslationForm):
         return named if named != AUTO and (not codes or named in codes) else ""
 
 
+def language_hint(profile: ModelProfile, language: str | None) -> str:
+    """Return the name of a recording's language for the model; empty if it does not read or know the language."""
+    task = profile.task(TRANSCRIBE)
+    name = code_name(language or "")
+    return name if task is not None and task.reads_language and name in profile.languages else ""
+
+
 WRITTEN = described("Text, or events with text", *TEXTS, "text/event-stream", model=PlainText | TimedText)
 TRANSLATED = described("The text", *TEXTS, model=PlainText | TimedText)
 
@@ -135,7 +152,7 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
     ignored = Ignored(form, gateway.strict)
     content, options = await read_form(gateway, form, TRANSCRIBE, "transcription", ignored)
     profile = await gateway.catalogue.profile()
-    form.check_language(profile, ignored)
+    form.hint_language(profile, options, ignored)
     times_words = form.align(profile, options, ignored)
     if form.stream:
         parts = sse_parts(gateway, content, options, bool(form.stream_include_usage))
@@ -148,7 +165,8 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
             record = {"text": text, "usage": {"type": "tokens"} | usage(report)} | limit_reason(report)
             answer = JSONResponse(record, headers=limit_header(report))
         else:
-            head: dict[str, Any] = {"task": "transcribe", "language": form.spoken_language(profile)} | (
+            language = report.get("language") or form.spoken_language(profile)
+            head: dict[str, Any] = {"task": "transcribe", "language": language} | (
                 {"words": words} if times_words or report.get("aligned") else {}
             )
             if report.get("aligned") is False:
@@ -178,7 +196,7 @@ def translates(profile: ModelProfile) -> bool:
 
 async def read_form(
     gateway: Gateway, form: TranslationForm, task: str, what: str, ignored: Ignored
-) -> tuple[bytes, TaskOptions]:
+) -> tuple[bytes, TranscriptionOptions]:
     """Return the file's contents and the server's options.
 
     Args:
@@ -217,7 +235,7 @@ def readable(content: bytes, content_type: str) -> bytes:
 
 
 async def transcribed(
-    gateway: Gateway, content: bytes, task: str, options: TaskOptions
+    gateway: Gateway, content: bytes, task: str, options: TranscriptionOptions
 ) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
     """Transcribe a file; return the text, the server's report, and the aligned words."""
     async with writing(gateway, content, task, options) as events:
@@ -227,7 +245,7 @@ async def transcribed(
 
 
 async def sse_parts(
-    gateway: Gateway, content: bytes, options: TaskOptions, is_vllms: bool
+    gateway: Gateway, content: bytes, options: TranscriptionOptions, is_vllms: bool
 ) -> AsyncGenerator[bytes, None]:
     """Yield `transcript.text.delta` events and a final `transcript.text.done`.
 
@@ -255,7 +273,7 @@ async def sse_parts(
 
 @asynccontextmanager
 async def writing(
-    gateway: Gateway, content: bytes, task: str, options: TaskOptions
+    gateway: Gateway, content: bytes, task: str, options: TranscriptionOptions
 ) -> AsyncGenerator[AsyncGenerator[SpeechEvent, None], None]:
     """Yield the event stream that transcribes a file; close it at the end of the `with` block."""
     trace = Trace(gateway.metrics, task)

@@ -1,5 +1,6 @@
 """`/v1/audio/transcriptions` with OpenAI's own client."""
 
+import json
 import zlib
 from typing import Any
 
@@ -19,6 +20,8 @@ WRITTEN = [Chunk(0, None, text="a "), Chunk(1, None, text="cat "), Chunk(2, None
 SECONDS = REPORT["input_audio_s"]  # as the server has decoded it, whatever the header of the file declares
 PCM = np.zeros(8_000, np.int16).tobytes()
 FILE = ("cat.wav", wav_header(16_000, len(PCM)) + PCM)
+HINTED = task("asr", needs=["audio"], also=[], speaks=False, has_history=False, reads_language=True)
+READS_HINTS = PROFILE | {"languages": ["english", "french"], "tasks": [HINTED]}
 TRANSLATES = PROFILE | {"tasks": [*PROFILE["tasks"], task("translate", needs=["audio"], also=[], speaks=False)]}
 
 
@@ -74,6 +77,31 @@ async def test_verbose_transcript_has_the_known_language(
         model="whisper-1", file=FILE, response_format="verbose_json", **more
     )
     assert answer.language == language
+
+
+async def test_language_and_prompt_are_sent_to_a_model_that_reads_them(start: Start) -> None:
+    running = await start(WRITTEN, READS_HINTS, strict=True)
+    create = running.openai().audio.transcriptions.create
+    hints: Any = {"language": "fr-CA", "prompt": "Seine", "response_format": "verbose_json"}
+    answer: Any = await create(model="whisper-1", file=FILE, **hints)
+    assert answer.language == "french"
+    request = running.behind.requests[0]
+    assert json.loads(request["options"]) == {"language": "french"}
+    turns = [{"role": "system", "text": "Seine"}, {"role": "user", "audio": "audio"}]
+    assert (json.loads(request["messages"]), request["audio"]) == (turns, FILE[1])
+    async with running.http() as http:
+        form = {"model": "whisper-1", "language": "klingon"}
+        answer = await http.post("/v1/audio/transcriptions", files={"file": FILE}, data=form)
+    assert (answer.status_code, answer.headers["stretto-ignored"]) == (200, "language")
+    assert "options" not in running.behind.requests[1]
+
+
+async def test_verbose_transcript_has_the_language_that_the_model_names(start: Start) -> None:
+    named = Chunk(1, None, is_final=True, is_last=True, more={"report": REPORT | {"language": "french"}})
+    running = await start([WRITTEN[0], named], READS_HINTS)
+    create = running.openai().audio.transcriptions.create
+    answer: Any = await create(model="whisper-1", file=FILE, response_format="verbose_json")
+    assert answer.language == "french"
 
 
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/audio/translations"])

@@ -207,6 +207,17 @@ def test_text_only_task_refuses_speech_options(key: str) -> None:
         read({key: 1}, ASR)
 
 
+def test_language_of_a_recording_is_read_by_tasks_that_write_it_down() -> None:
+    assert read({"language": "English"}, ASR).manner.language == "english"
+    assert read({"language": "auto"}, ASR).manner.language is None
+    with pytest.raises(InvalidRequest, match=r"options\.language: expected one of auto, english, en, got 'klingon'"):
+        read({"language": "klingon"}, ASR)
+    with pytest.raises(InvalidRequest, match=r"options\.language: expected no value \(this model does not accept a"):
+        read_options('{"language": "english"}', VITA, VITA.task("asr"), FRAME_RATE)
+    with pytest.raises(InvalidRequest, match=r"options\.language: expected no value \(task 'chat' does not speak"):
+        read_options('{"language": "english"}', VITA, VITA.task("chat"), FRAME_RATE)
+
+
 def test_text_options_are_refused_if_the_model_generates_no_text() -> None:
     refusal = r"options\.text: expected no value \(the model generates no text in task 'tts'\), got \{'top_k': 3\}"
     with pytest.raises(InvalidRequest, match=refusal):

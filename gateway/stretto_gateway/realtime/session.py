@@ -118,7 +118,7 @@ class RealtimeSession:
 
     def _apply(self, settings: Settings, profile: ModelProfile) -> None:
         self._channel.check_formats(settings)
-        self._is_live = self._transcriber.reads_live_audio and settings.audio.input.transcription is not None
+        self._is_live = self._transcriber.configure(settings.audio.input.transcription)
         max_s = min(self._gateway.limits.max_turn_s, profile.max_audio_s)
         heard = settings.audio.input
         begins_anew = self._input.configure(heard.vad, samples(1000 * max_s), heard.eagerness)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationInfo, field
 from stretto_client import ModelProfile
 from stretto_gateway import g711
 from stretto_gateway.answers import ApiError, error_path, refused
-from stretto_gateway.catalogue import CallersVoices, Catalogue, find_task, transcribes
+from stretto_gateway.catalogue import CallersVoices, Catalogue, find_task
 from stretto_gateway.encoding import DEFAULT_RATE, GREATEST_SPEED, LEAST_SPEED
 from stretto_gateway.fields import IGNORED, MAX_NAME_CHARS, Body, Text, field_rules, validated
 from stretto_gateway.speech_request import Voiced
@@ -141,11 +141,11 @@ TurnDetection = Annotated[
 
 
 class Transcription(Body):
-    """Request for transcripts of the user's audio. No family supports choosing the language."""
+    """Request for transcripts of the user's audio."""
 
     model: Name | None = None
     language: Name | None = None
-    prompt: Annotated[Any, Only("")] = None
+    prompt: Annotated[Text, Field(max_length=MAX_INSTRUCTION_CHARS)] | None = None
     languages: NoList = None
     keywords: NoList = None
     delay: Nothing = None
@@ -347,9 +347,15 @@ async def restrict_to_model(
             change.refuse(error)
             continue
         transcription = settings.audio.input.transcription
-        if transcription is not None and not transcribes(await listener.profile()):
+        if transcription is None:
+            return profile
+        task = (await listener.profile()).task(ASR[0])
+        if task is None:
             expected = f"no value ({profile.family!r} does not transcribe)"
             change.ignore("audio.input.transcription", expected, transcription.model)
+        elif transcription.prompt and "text" not in task.system:
+            expected = "no value (this model does not use a prompt for transcription)"
+            change.ignore("audio.input.transcription.prompt", expected, transcription.prompt)
         return profile
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stretto_client import ModelProfile, OptionsRecord
 from stretto_client.tries import Begin
 from stretto_contract.finish_reasons import limit_of
 from stretto_gateway.admission import Held
@@ -26,9 +27,10 @@ from stretto_gateway.realtime.audio_input import milliseconds, samples
 from stretto_gateway.realtime.channel import Channel
 from stretto_gateway.realtime.conversation import Conversation, Item, ItemPart
 from stretto_gateway.realtime.reply import Reply, make_order
-from stretto_gateway.realtime.settings import FINISH_REASON, Format, RealtimeSettings, ignoring
+from stretto_gateway.realtime.settings import FINISH_REASON, Format, RealtimeSettings, Transcription, ignoring
 from stretto_gateway.realtime.wire_audio import written_recording
 from stretto_gateway.speech import usage
+from stretto_gateway.transcription import language_hint
 
 MAX_WAITING = 16  # recordings per session
 NAME = "conversation.item.input_audio_transcription"
@@ -93,12 +95,13 @@ class Transcriber:
         self._turn = asyncio.Lock()
         self._running: set[asyncio.Task[None]] = set()
         self._live: LiveTurn | None = None
+        self._settings = Transcription()
 
-    @property
-    def reads_live_audio(self) -> bool:
-        """True if the model transcribes a turn while it is spoken."""
+    def configure(self, settings: Transcription | None) -> bool:
+        """Apply the session's settings, None for no transcripts; return True if turns are transcribed while spoken."""
+        self._settings = settings or Transcription()
         profile = self.catalogue.known
-        return profile is not None and profile.reads_live_audio
+        return settings is not None and profile is not None and profile.reads_live_audio
 
     @property
     def can_transcribe(self) -> bool:
@@ -181,13 +184,14 @@ class Transcriber:
             await self._fail(item, error)
 
     async def _write(self, item: Item, live: LiveTurn | None) -> None:
-        task = find_task(await self._gateway.catalogue.profile(), ("asr",), "transcription")
+        profile = await self._gateway.catalogue.profile()
+        task = find_task(profile, ("asr",), "transcription")
         pcm = item.parts[0].pcm
         text = ""
         report = dict[str, Any]()
         trace = Trace(self._gateway.metrics, task.name)
         async with self._gateway.slot():
-            begin = self._transcription(pcm, live)
+            begin = self._transcription(pcm, live, profile)
             queue = None if live else self._gateway.queue
             async with closing(text_events(begin, {}, trace, queue)) as events:
                 async for event in events:
@@ -201,12 +205,15 @@ class Transcriber:
         reason = {} if limit is None else {FINISH_REASON: limit}
         await self._send_event(item, "completed", transcript=text.strip(), usage=counts, **reason)
 
-    def _transcription(self, pcm: bytes, live: LiveTurn | None) -> Begin:
+    def _transcription(self, pcm: bytes, live: LiveTurn | None, profile: ModelProfile) -> Begin:
         """Return the function that sends the audio of a turn to the server."""
         client = self._gateway.client
+        language = language_hint(profile, self._settings.language)
+        options: OptionsRecord = {"language": language} if language else {}
         if live is not None:
-            return partial(client.transcribe_live, live.pieces(), DEFAULT_RATE)
-        return partial(client.transcribe, wav_header(DEFAULT_RATE, len(pcm)) + pcm)
+            return partial(client.transcribe_live, live.pieces(), DEFAULT_RATE, **options)
+        system = self._settings.prompt or ""
+        return partial(client.transcribe, wav_header(DEFAULT_RATE, len(pcm)) + pcm, system=system, **options)
 
     async def _fail(self, item: Item, error: ApiError) -> None:
         await self._send_event(item, "failed", error=error.record()["error"])

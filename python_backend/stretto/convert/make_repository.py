@@ -121,6 +121,7 @@ def _task(task: Task, family: Family, frame_rate: float) -> dict[str, Any]:
         "system": list(task.system),
         "max_text_rows": task.sampling.text.max_rows if task.writes else 0,
         "times_words": family.times_words(task),
+        "reads_language": task.writes_down and bool(family.languages.names),
         "max_speech_s": max_speech_s if task.has_audio_segment else 0.0,
         "continues": task.continues,
     }

@@ -393,6 +393,7 @@ def _report(
         input_audio_s=prompt.input_audio_s if session is None else session.seconds,
         num_pieces=prompt.num_pieces,
         untimed_words=utterance.words.untimed,
+        language=utterance.language,
     )
 
 

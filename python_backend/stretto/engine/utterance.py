@@ -15,7 +15,7 @@ from stretto.engine.reply_rules import ReplyState
 from stretto.engine.tracks import Track
 from stretto.engine.word_times import WordTimes
 from stretto.family.base import Family
-from stretto.family.text import TextCodec, TimedReader
+from stretto.family.text import LanguageReader, TextCodec, TimedReader
 from stretto.records.chunk import CUT_S, Alignment, Chunk, GuidanceChange, LMChunk, Report, Sound, WordMark
 from stretto.records.prompt import MAX_FIRST_FRAMES, Prompt, SourceWord
 from stretto.streams.chunking import Pacer
@@ -140,6 +140,11 @@ class Utterance:
         self.early: np.ndarray | None = None
         self.loops: CodeLoops | None = None
         self.is_looping = False
+
+    @property
+    def language(self) -> str:
+        """English name of a recording's language in lower case, as the model names it; empty if it names none."""
+        return self._reader.language if isinstance(self._reader, LanguageReader) else ""
 
     @property
     def num_sent_frames(self) -> int:

@@ -417,6 +417,17 @@ class TimedReader(TextReader, Protocol):
         ...
 
 
+@runtime_checkable
+class LanguageReader(TextReader, Protocol):
+    """Reader of a transcript whose model names the language.
+
+    Attributes:
+        language: English name of the language in lower case; empty if it is unknown.
+    """
+
+    language: str
+
+
 @dataclass(frozen=True)
 class TextCodec:
     """Conversion between text and a family's ids.

@@ -155,7 +155,8 @@ def read_options(
     if adapter is not None:
         check_text(adapter, "options.adapter", MAX_BYTES)
     if not task.speaks:
-        return Options(sampling, None, delivery, adapter=adapter, aligns_words="words" in options)
+        manner = Manner(language=family.languages.choose(options.get("language")))
+        return Options(sampling, None, delivery, manner, adapter, aligns_words="words" in options)
     manner = replace(read_manner(options, family), guidance_scale=scale)
     spellings = read_spellings(options["pronunciations"], family) if "pronunciations" in options else {}
     voice = read_voice(options, family)
@@ -188,7 +189,8 @@ def _read(field: str, text: str | None, task: Task) -> OptionsRecord:
         expected = f"no value (task {task.name!r} does not read a text aloud)"
         raise InvalidRequest(f"{field}.pronunciations", expected, "an object")
     if isinstance(record, dict) and not task.speaks:
-        for key in sorted(SPEECH_KEYS & record.keys()):
+        keys = SPEECH_KEYS - {"language"} if task.writes_down else SPEECH_KEYS
+        for key in sorted(keys & record.keys()):
             raise InvalidRequest(f"{field}.{key}", f"no value (task {task.name!r} does not speak)", shown(record[key]))
     if isinstance(record, dict) and "text" in record and not task.writes:
         expected = f"no value (the model generates no text in task {task.name!r})"

@@ -67,6 +67,7 @@ class Report:
         num_pieces: Number of pieces of the text, of which the reply speaks one.
         untimed_words: Words of the text without a time, in order. If the model itself reports word times, it may have
             skipped these words.
+        language: English name of the recording's language in lower case, if the model names it; otherwise empty.
     """
 
     finish_reason: FinishReason
@@ -85,6 +86,7 @@ class Report:
     input_audio_s: float = 0.0
     num_pieces: int = 1
     untimed_words: tuple[str, ...] = ()
+    language: Annotated[str, Meta(max_length=64)] = ""
 
 
 MAX_ALIGNED_CHARS = 1 << 20
@@ -323,6 +325,7 @@ class ReportEvent(TypedDict):
         held_s: Time spent waiting for streamed text or live audio, in seconds.
         input_audio_s: Duration of all recordings in the request, in seconds.
         num_pieces: Number of pieces of the text, of which the utterance speaks one (the option `piece`).
+        language: English name of the recording's language in lower case; empty if the model does not name it.
         audio_s: Duration of all samples, in seconds.
         decode_s: Processing time of the decoder, in seconds.
         first_sound_s: Time of the utterance's first sample that is not silent, in seconds; None if all are silent.
@@ -346,6 +349,7 @@ class ReportEvent(TypedDict):
     held_s: NotRequired[float]
     input_audio_s: NotRequired[float]
     num_pieces: NotRequired[int]
+    language: NotRequired[str]
     audio_s: float
     decode_s: float
     first_sound_s: float | None

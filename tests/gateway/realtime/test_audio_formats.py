@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.gateway.conftest import HEARD, Start
 from tests.gateway.realtime.caller import RATE, TALKS, Caller, answer, by_task, call, silence, spoken
 from tests.gateway.realtime.test_duplex import DUPLEX, Partner
 from tests.gateway.realtime.test_live_transcripts import LISTENS, Listening
+from tests.gateway.test_transcription import READS_HINTS
 from tests.patience import PATIENCE_S, until_async
 from tests.tiers import by_night
 
@@ -64,6 +66,19 @@ async def test_turns_are_equal_however_their_audio_was_cut(start: Start) -> None
             await caller.until("conversation.item.input_audio_transcription.completed")
     even, odd = running.behind.requests[:2], running.behind.requests[2:]
     assert [request["audio"] for request in even] == [request["audio"] for request in odd]
+
+
+async def test_language_and_prompt_of_a_session_are_sent_with_each_turn(start: Start) -> None:
+    running = await start(by_task(asr=HEARD), READS_HINTS, strict=True)
+    async with call(running, "gpt-4o-transcribe") as caller:
+        hints = {"language": "fr", "prompt": "Seine"}
+        await caller.update(type="transcription", input={"transcription": hints})
+        await append(caller, spoken()[:RATE].tobytes(), [4800])
+        await caller.ask("input_audio_buffer.commit")
+        await caller.until("conversation.item.input_audio_transcription.completed")
+    (request,) = running.behind.requests
+    assert json.loads(request["options"]) == {"language": "french"}
+    assert json.loads(request["messages"])[0] == {"role": "system", "text": "Seine"}
 
 
 @pytest.mark.parametrize("kind", ["clear", "commit"])
