@@ -1,0 +1,119 @@
+"""Qwen3-ASR through the real server and its gateway: transcripts equal those of transformers."""
+
+import base64
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from plugins.qwen3_asr.lab.random_qwen3_asr import write_release
+from plugins.qwen3_asr.tests.published_qwen3_asr import Processor, Theirs, speech
+from plugins.qwen3_asr.tests.test_qwen3_asr import write
+from stretto.testing.releases import SmallRelease
+from tests.hub import Hub
+from tests.ports import free_row
+from tests.server.conftest import ServedCheckpoint, serves
+from tests.server.openai_client import openai_client
+
+# By night: test_qwen3_asr.py compares the engine; prompts and the gateway's fields have tests of their own.
+pytestmark = [pytest.mark.server, pytest.mark.nightly]
+SIZE = "1.7B"
+NUM_IDS = 20
+HINTS: dict[str, Any] = {"language": "en", "prompt": "user hello"}
+
+
+def convert(folder: Path) -> Path:
+    return SmallRelease.written(folder / "published", SIZE, write).checkpoint
+
+
+served = serves(convert)
+
+
+def wav(pcm: np.ndarray, rate: int = 16_000) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, pcm, rate, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+def expected(served: ServedCheckpoint, file: bytes, *hints: str) -> str:
+    """Return the transcript of transformers for a file at 16 kHz, which begins without a language."""
+    pcm, _ = soundfile.read(io.BytesIO(file), dtype="float32")
+    processor = Processor(served.checkpoint)
+    ids, _ = Theirs(SIZE).reply(processor.inputs(pcm, *hints), NUM_IDS)
+    text: str = processor.processor.decode(ids, return_format="transcription_only")
+    assert text
+    return text
+
+
+async def test_transcripts_equal_those_of_transformers(served: ServedCheckpoint) -> None:
+    file = wav(speech(3.3, 4))
+    async with openai_client(served.server.grpc) as client:
+        create = client.audio.transcriptions.create
+        request: Any = {"model": "qwen3_asr", "file": ("a.wav", file), "extra_body": {"max_completion_tokens": NUM_IDS}}
+        whole = await create(**request)
+        assert whole.text == expected(served, file)
+        stream = await create(**request, stream=True)
+        events: list[Any] = [event async for event in stream]
+        assert events[-1].text == whole.text
+        hinted: Any = await create(**request, **HINTS, response_format="verbose_json")
+        assert hinted.text == expected(served, file, "English", HINTS["prompt"]) != whole.text
+        assert (hinted.language, round(hinted.duration, 1)) == ("english", 3.3)
+        (segment,) = hinted.segments
+        assert segment.text == hinted.text
+
+
+async def test_turns_of_a_realtime_session_are_transcribed(served: ServedCheckpoint) -> None:
+    """The model transcribes each turn once it is committed, with the hints of the session."""
+    pcm = np.int16(32_767 * speech(3.0, 4))
+    async with openai_client(served.server.grpc) as client:
+        transcription: Any = {"model": "gpt-4o-transcribe", **HINTS}
+        session: Any = {"type": "transcription", "audio": {"input": {"transcription": transcription}}}
+        session["audio"]["input"]["turn_detection"] = None
+        async with client.realtime.connect(model="gpt-4o-transcribe") as connection:
+            await connection.session.update(session=session)
+            await connection.input_audio_buffer.append(audio=base64.b64encode(pcm.tobytes()).decode())
+            await connection.input_audio_buffer.commit()
+            async for event in connection:
+                assert event.type not in ("error", "conversation.item.input_audio_transcription.failed"), event
+                if event.type == "conversation.item.input_audio_transcription.completed":
+                    assert event.transcript
+                    break
+
+
+def test_refused_requests_name_the_field(served: ServedCheckpoint) -> None:
+    served.server.refuses({"text": "hello"}, "audio: expected audio for task 'asr', got text")
+    short = {"pcm_in": np.zeros(800, np.float32), "sample_rate": np.array([16_000], np.int32)}
+    served.server.refuses(short, "pcm_in: expected at least 0.08 s, got 0.0500 s")
+
+
+def test_run_transcribes_a_recording_with_a_release_of_the_hub(tmp_path: Path) -> None:
+    """`stretto run` recognises the release, downloads, converts and serves it."""
+    file = wav(speech(2.0, 1))
+    (tmp_path / "a.wav").write_bytes(file)
+    options = json.dumps({"text": {"max_rows": NUM_IDS}})
+    with Hub() as hub:
+        hub.add("acme/asr", write_release(tmp_path / "release", SIZE), card={"license": "apache-2.0"})
+        own = {"STRETTO_MODELS": str(tmp_path / "models"), "STRETTO_PORT": str(free_row(4))}
+        environment = hub.environment(tmp_path / "hub", **own)
+
+        def stretto(*words: str) -> str:
+            command = [sys.executable, "-m", "stretto", *words]
+            done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        try:
+            text = stretto("run", "acme/asr", "a.wav", "--options", options)
+        finally:
+            stretto("serve", "--stop")
+    checkpoint = next((tmp_path / "models").rglob("tokenizer.json")).parent
+    pcm, _ = soundfile.read(io.BytesIO(file), dtype="float32")
+    processor = Processor(checkpoint)
+    ids, _ = Theirs(SIZE).reply(processor.inputs(pcm), NUM_IDS)
+    assert text.strip() == processor.processor.decode(ids, return_format="transcription_only")
