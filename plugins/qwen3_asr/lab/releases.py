@@ -30,5 +30,5 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
 }
 CPU_CACHES_MB = {
-    ("qwen3_asr", 114_688): (1_880, 3_759),
+    ("qwen3_asr", 114_688): (1_886, 3_773),
 }
