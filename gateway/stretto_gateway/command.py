@@ -249,6 +249,8 @@ def arguments() -> Parser:
     add("--max-waiting", type=int, default=limits.max_waiting, help=f"requests that may wait for a slot, {half}")
     about = "longest wait for active responses on SIGTERM; default: %(default)s"
     add("--drain-seconds", type=float, default=limits.drain_s, help=about)
+    about = "longest wait for a reply to begin, for example while an idle server wakes up; default: %(default)s"
+    add("--first-seconds", type=float, default=limits.first_s, metavar="SECONDS", help=about)
     about = "time for which an idle connection stays open, longer than a balancer's; default: %(default)s"
     add("--keep-alive-seconds", type=int, default=limits.keep_alive_s, metavar="SECONDS", help=about)
     for route in installed_routes():
@@ -326,7 +328,8 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
         raise ValueError(f"--port: expected a port from 0 to 65535, got {port}")
     bounded = ("--max-active", 1, args.max_active), ("--max-waiting", 0, args.max_waiting)
     times = ("--drain-seconds", 0, args.drain_seconds), ("--keep-alive-seconds", 1, args.keep_alive_seconds)
-    for flag, least, value in (*bounded, *times, ("--speech-cache-age", 1, args.speech_cache_age)):
+    waits = ("--first-seconds", 1, args.first_seconds), ("--speech-cache-age", 1, args.speech_cache_age)
+    for flag, least, value in (*bounded, *times, *waits):
         if not least <= value < math.inf:
             raise ValueError(f"{flag}: expected at least {least}, got {value}")
     if args.private_key is not None and args.certificate is None:
@@ -335,6 +338,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
         max_active=args.max_active,
         max_waiting=args.max_waiting,
         drain_s=args.drain_seconds,
+        first_s=args.first_seconds,
         keep_alive_s=args.keep_alive_seconds,
     )
     cache = None

@@ -43,6 +43,7 @@ class Limits:
         stall_s: Time after which a client that neither reads nor writes is disconnected.
         upload_s: Maximum time for the upload of a body.
         drain_s: Maximum time for running responses to finish at shutdown, and for the output of a session at its end.
+        first_s: Maximum time until the server begins to answer.
         max_sessions: Maximum number of open WebSockets and WebRTC calls.
         max_event_bytes: Maximum size of a WebSocket message, and of the events of a WebRTC call that wait.
         max_turn_s: Maximum duration of uncommitted audio in a realtime session.
@@ -76,6 +77,7 @@ class Limits:
     stall_s: float = 30.0
     upload_s: float = 300.0
     drain_s: float = 30.0
+    first_s: float = 30.0
     max_sessions: int = 256
     max_event_bytes: int = MIB
     max_turn_s: float = 60.0

@@ -48,8 +48,11 @@ class Gateway:
             self._replicas = Replicas(config.replicas, self.metrics.registry)
             client = RoutedClient(self._replicas.choose, CALLER.get)
         served: dict[str, SpeechClient | RoutedClient] = {} if client is None else {"": client}
+        usual = Timeouts()
+        later_s = config.limits.first_s - usual.first_s
+        timeouts = Timeouts(config.limits.first_s, total_s=usual.total_s + max(later_s, 0.0))
         for name, address in config.addresses.items() if client is None else ():
-            served[name] = SpeechClient(address, Timeouts(), caller=CALLER.get)
+            served[name] = SpeechClient(address, timeouts, caller=CALLER.get)
         model_servers = [
             ModelServer(name, server_address, config, self.metrics.waited) for name, server_address in served.items()
         ]

@@ -131,6 +131,7 @@ def test_audio_tags_replace_the_default() -> None:
         (["--max-waiting", "-2"], "--max-waiting: expected at least 0, got -2;"),
         (["--drain-seconds", "-0.5"], "--drain-seconds: expected at least 0, got -0.5;"),
         (["--drain-seconds", "nan"], "--drain-seconds: expected at least 0, got nan;"),
+        (["--first-seconds", "0.5"], "--first-seconds: expected at least 1, got 0.5;"),
         (["--drain-seconds", "inf"], "--drain-seconds: expected at least 0, got inf;"),
         (["--private-key", "mine"], "--private-key: requires --certificate FILE"),
         (["--certificate", "/nowhere/mine", "--port", "0"], "--certificate /nowhere/mine"),

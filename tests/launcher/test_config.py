@@ -179,6 +179,7 @@ def test_unknown_address_or_api_flag_is_refused(flags: list[str], capsys: pytest
         ("--start-attempts", "1", ["-1", "0", "1.5", "inf"], "a whole number from 1"),
         ("--start-seconds", "0.1", ["-1", "0", "nan", "inf", "soon"], "more than 0 seconds"),
         ("--drain-seconds", "0", ["-1", "nan", "inf", "soon"], "at least 0 seconds"),
+        ("--idle-s", "0.1", ["-1", "0", "nan", "inf"], "more than 0 seconds"),
     ],
 )
 def test_out_of_range_limit_flag_is_refused(

@@ -152,6 +152,14 @@ def test_gateway_drain_time_is_set_by_the_launcher(tmp_path: Path, monkeypatch: 
     assert read_config(arguments().parse_args(line[line.index("--server") :])).limits.drain_s == 75
 
 
+def test_gateway_waits_for_the_start_of_a_server_that_sleeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    never_start(monkeypatch)
+    for flags, wait_s in (((), 30), (("--idle-s", "60", "--start-seconds", "900"), 900)):
+        line = GatewayProcess(config(tmp_path, *flags), 8003, NO_LAUNCH, NO_LOG).command_line()
+        settings = read_config(arguments().parse_args(line[line.index("--server") :]))
+        assert settings.limits.first_s == wait_s
+
+
 def test_cors_origins_are_passed_to_the_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     never_start(monkeypatch)
     origins = ("--gateway-arg=--cors-origin=https://a.example", "--gateway-arg=--cors-origin=*")

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -13,6 +13,7 @@ from stretto.proxy.__main__ import grpc_listener, grpc_proxy
 from stretto.proxy.connections import ConnectionLimits, Connections
 from stretto.proxy.grpc_proxy import GrpcProxy
 from stretto.proxy.messages import ProxyConfig
+from stretto.proxy.sleep import Sleep
 from stretto.proxy.triton_stream import CallGate, Uploads
 from tests.client.fake_server import Chunk, FakeServer
 from tests.ports import free_ports
@@ -37,6 +38,7 @@ class Word:
 
     gate: CallGate
     is_ready: Callable[[], bool]
+    sleep: Sleep = field(default_factory=Sleep)
 
 
 def proxy_config(*allowed: str, cloning_models: tuple[str, ...] = ()) -> ProxyConfig:

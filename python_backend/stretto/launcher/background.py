@@ -28,7 +28,7 @@ from stretto.machine.worker_process import end_after_parent, outlive_parent
 from stretto.untrusted_files import json_object
 
 STOP_SECONDS = 60.0  # default for records without a value
-STATES = ("starting", "ready", "unready", "waiting", "draining")
+STATES = ("starting", "ready", "unready", "waiting", "asleep", "draining")
 
 
 def write(
@@ -46,7 +46,8 @@ def write(
     Args:
         reason: Why the server is not ready; empty if nothing is wrong.
         stop_seconds: Maximum time that stopping the launcher takes, in seconds.
-        serves: True if the server answers gRPC requests although the state is not `ready`, because of the gateway.
+        serves: True if the server answers gRPC requests although the state is not `ready`: only the gateway is not
+            ready, or the server is asleep.
     """
     assert state in STATES, state
     if path is None:

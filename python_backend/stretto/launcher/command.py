@@ -127,10 +127,10 @@ def claim_files(config: LaunchConfig) -> None:
 
 
 def status(path: Path) -> int:
-    """Print the launcher's state as JSON; return 0 if ready, 3 if no launcher is running, else 1."""
+    """Print the launcher's state as JSON; return 0 if ready or asleep, 3 if no launcher is running, else 1."""
     record = background.read(path)
     print(json.dumps(record or {"state": "stopped"}))
-    return 3 if record is None else int(record["state"] != "ready")
+    return 3 if record is None else int(record["state"] not in ("ready", "asleep"))
 
 
 def stop(path: Path) -> int:

@@ -52,6 +52,7 @@ class LaunchConfig:
         marker: Marker of generated speech; empty for the one that the model repository names.
         pronunciations: File of the pronunciation dictionary for all requests; None for no dictionary.
         shares: Share of the machine of each replica, the first one's being this launcher's; empty for a single server.
+        idle_s: Time without a request after which the server sleeps, in seconds; 0 for never.
     """
 
     model_repository: Path
@@ -74,6 +75,7 @@ class LaunchConfig:
     marker: str = ""
     pronunciations: Path | None = None
     shares: tuple[Share, ...] = ()
+    idle_s: float = 0.0
 
     @property
     def ports(self) -> dict[str, int]:
@@ -187,6 +189,8 @@ def add_time_limits(flags: argparse.ArgumentParser) -> None:
     )
     about = f"maximum wait for active streams on SIGTERM; a gateway gets as much time before that{default}"
     flags.add_argument("--drain-seconds", type=partial(seconds, may_be_zero=True), default=30, help=about)
+    about = "stop Triton after this time without a request, and start it again for the next one; default: never"
+    flags.add_argument("--idle-s", type=partial(seconds, may_be_zero=False), default=0.0, metavar="SECONDS", help=about)
 
 
 def marker_name(text: str) -> str:
@@ -245,6 +249,8 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
             "--http-port: expected a fixed port, because with --allow http Triton itself listens there, got 0"
         )
     shares = replica_shares(flags)
+    if flags.idle_s and HTTP in flags.allow:
+        raise LaunchError("--idle-s: expected no --allow http, because requests to Triton itself would not wake it")
     pid_file = pid_file_of(flags)
     log_file = flags.log_file or own_log(flags.http_port, pid_file)
     words = [dictionary_text(flags.pronunciations)] if flags.pronunciations else []
@@ -270,6 +276,7 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
         marker=flags.marker or "",
         pronunciations=flags.pronunciations.resolve() if flags.pronunciations else None,
         shares=shares,
+        idle_s=flags.idle_s,
     )
 
 

@@ -30,7 +30,19 @@ from stretto.launcher.timeouts import slowness
 from stretto.machine.spare_process import ForkedProcess, fork, listen
 from stretto.machine.worker_process import GATEWAY_SPARE_NAME, die_with_parent
 from stretto.proxy.apis import HTTP
-from stretto.proxy.messages import ENDING_ALL, ENDING_UNANSWERED, READY, STOPPING, UNREADY, Ports, ProxyConfig
+from stretto.proxy.messages import (
+    ASLEEP,
+    ENDING_ALL,
+    ENDING_UNANSWERED,
+    IDLE,
+    READY,
+    STOPPING,
+    UNREADY,
+    WAKE,
+    WAKE_FAILED,
+    Ports,
+    ProxyConfig,
+)
 
 START_S = 60.0  # timeout of the first start, which takes a second on an idle machine
 STOP_S = 5.0
@@ -67,8 +79,10 @@ class ProxyProcess:
             max_request_bytes=config.max_request_bytes,
             cleanup=(sys.executable, "-P", "-m", "stretto.launcher.launch", str(os.getpid())),
             cloning_models=cloning_models(config.model_repository),
+            idle_s=config.idle_s,
         )
         self._state = UNREADY
+        self._reports: set[str] = set()  # of the running process: IDLE, WAKE and names of models
         self._start()
         self._listen()
         write_key(launch, self._config.grpc_port, self._config.key)
@@ -76,6 +90,15 @@ class ProxyProcess:
     def report_ready(self, is_ready: bool) -> None:
         """Report to the proxy whether the server is ready; the proxy also asks Triton itself."""
         self._send_state(READY if is_ready else UNREADY)
+
+    def report_asleep(self) -> None:
+        """Report to the proxy that Triton is being stopped until a request wakes the server."""
+        self._reports.discard(IDLE)
+        self._send_state(ASLEEP)
+
+    def report_failed_wake(self) -> None:
+        """Make the proxy refuse the requests that wait, because Triton could not be started."""
+        self._send_state(WAKE_FAILED)
 
     def close_gate(self, spares_answered: bool) -> None:
         """Make the proxy end requests in flight, and refuse new ones.
@@ -113,6 +136,7 @@ class ProxyProcess:
         )
         self._pulse.begin(self._process.pid)
         self._has_sent_ports = False
+        self._reports.clear()
         self._send(self._config.to_json())
         self._send(self._state)
 
@@ -136,11 +160,29 @@ class ProxyProcess:
 
     def unhealthy_model(self) -> str | None:
         """Return the name of a model that Triton has newly reported as unhealthy, or None."""
+        self._read_reports()
+        models = self._reports - {IDLE, WAKE}
+        self._reports -= models
+        return min(models, default=None)
+
+    def is_idle(self) -> bool:
+        """Return True if the proxy has reported that the server is idle; requests wait until it has slept."""
+        self._read_reports()
+        return IDLE in self._reports
+
+    def has_woken(self) -> bool:
+        """Return True, once, if a request needs the server that sleeps."""
+        self._read_reports()
+        is_needed = WAKE in self._reports
+        self._reports.discard(WAKE)
+        return is_needed
+
+    def _read_reports(self) -> None:
         lines = self._lines() if self._has_written(0.0) else []
         if lines and not self._has_sent_ports:  # ports of a restarted proxy, or its last error
             self._has_sent_ports = True
             del lines[0]
-        return lines[-1] if lines else None
+        self._reports.update(lines)
 
     def _has_written(self, wait_s: float) -> bool:
         """Return True once the proxy has written a line or exited; False after `wait_s` seconds."""
@@ -328,7 +370,9 @@ class GatewayProcess:
         replicas = [word for address in (server, *others) for word in ("--replica", address)] if others else []
         flags = ("--address", self._config.address, "--port", str(self._port))
         drain = ("--drain-seconds", str(self._config.drain_seconds))
-        own_flags = (*flags, *drain, *kept_folder("voices", VOICES), *kept_folder("jobs", JOBS))
+        # a request may wait until a server that sleeps has started
+        wait = ("--first-seconds", str(max(1.0, self._config.start_seconds))) if self._config.idle_s else ()
+        own_flags = (*flags, *drain, *wait, *kept_folder("voices", VOICES), *kept_folder("jobs", JOBS))
         servers = ("--server", server, *replicas)
         return [sys.executable, "-P", "-m", MODULE, *servers, *own_flags, *self._config.gateway_args]
 

@@ -52,6 +52,7 @@ def words_of(config: LaunchConfig) -> list[str]:
         ("--start-seconds", config.start_seconds),
         ("--start-attempts", config.start_attempts),
         ("--drain-seconds", config.drain_seconds),
+        ("--idle-s", config.idle_s),
         *(("--allow", name) for name in sorted(config.allowed)),
     ]
     flags += [("--marker", config.marker)] if config.marker else []

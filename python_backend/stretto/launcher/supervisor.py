@@ -125,6 +125,21 @@ class StatePublisher:
         self._proxy.close_gate(spares_answered)
         self._write("starting", reason)
 
+    def note_asleep(self, reason: str = "") -> None:
+        """Publish that Triton is stopped until a request wakes the server; requests wait in the proxy.
+
+        Args:
+            reason: Why the last start for a request has failed; empty if it has not.
+        """
+        self.is_announced = False
+        self._proxy.report_asleep()
+        self._write("asleep", reason, serves=True)
+
+    def note_failed_wake(self, reason: str) -> None:
+        """Publish that the server could not be started for a request; the proxy refuses those that wait."""
+        self._proxy.report_failed_wake()
+        self._write("waiting", reason)
+
     def _write(self, state: str, reason: str, serves: bool = False) -> None:
         with suppress(OSError):  # a full disk must not end the server
             config = self._config
@@ -254,43 +269,76 @@ class Supervisor:
         return 0
 
     def _serve(self) -> None:
-        while not self._waits.num_signals:
-            server = self._start()
-            if server is None:
-                break
-            try:
-                fault = self._keep(server)
-                if fault is None:
-                    self._stop(server)
-                    break
+        server = self._start()
+        while server is not None:
+            fault = self._serve_with(server)
+            if fault is not None:
+                self._pause(f"{fault}: restarting the server")
+                server = self._start()
+            else:
+                server = self._sleep()
+
+    def _serve_with(self, server: TritonServer) -> Fault | None:
+        """Keep a server until a signal, a fault or its sleep; end it and return the fault, if any."""
+        try:
+            fault = self._keep(server)
+            if fault is not None:
                 self._publisher.record("waiting", str(fault))
                 if fault.spares_requests:
                     self._await_requests(server, fault)
-            finally:
-                self._end(server)
-            self._pause(f"{fault}: restarting the server")
+            elif self._waits.num_signals:
+                self._stop(server)
+            else:
+                log_line(f"no request for {self._config.idle_s:g} s: the server sleeps until the next one")
+                self._publisher.note_asleep()
+                self._exit(server)
+            return fault
+        finally:
+            self._end(server)
 
-    def _start(self) -> TritonServer | None:
+    def _sleep(self) -> TritonServer | None:
+        """Start a server once a request needs it, and return it when it is ready; return None after a signal.
+
+        A start that fails is not repeated before another request needs the server.
+        """
+        while not self._waits.num_signals:
+            if not any(self._front_ends.proxy.has_woken() for _ in self._waits.polls(math.inf)):
+                break
+            log_line("a request wakes the server")
+            try:
+                return self._start(is_limited=True)
+            except LaunchError as error:
+                log_line(f"the server could not start again: {error}")
+                self._publisher.note_failed_wake(str(error))
+                self._waits.wait(self._back_off.next_delay_s())
+                self._publisher.note_asleep(str(error))
+        return None
+
+    def _start(self, is_limited: bool = False) -> TritonServer | None:
         """Start a server and return it once it is ready; return None if a signal arrives first.
 
         Once a server has been ready, every failed start is repeated without limit.
 
+        Args:
+            is_limited: True to limit the attempts nevertheless.
+
         Raises:
-            LaunchError: If no server has been ready yet, and another start would fail in the same way.
+            LaunchError: If the attempts are limited, and another start would fail in the same way.
         """
+        is_limited = is_limited or not self._was_ready
         num_aborted = 0
         while not self._waits.num_signals:
             try:
                 return self._start_once()
             except AbortedStart as error:
                 num_aborted += 1
-                attempts = "unlimited" if self._was_ready else self._config.start_attempts
+                attempts = self._config.start_attempts if is_limited else "unlimited"
                 self._pause(f"start {num_aborted} of {attempts} aborted: {error}")
-                if not self._was_ready and num_aborted == self._config.start_attempts:
+                if is_limited and num_aborted == self._config.start_attempts:
                     reason = f"the server aborted {num_aborted} times; last error: {error}"
                     raise LaunchError(f"{reason}\nfull log: {self._publisher.log}") from None
             except (LaunchError, OSError) as error:
-                if not self._was_ready:
+                if is_limited:
                     raise LaunchError(f"{error}\nfull log: {self._publisher.log}") from None
                 self._pause(f"the start failed: {error}")
         return None
@@ -336,7 +384,11 @@ class Supervisor:
         return True
 
     def _keep(self, server: TritonServer) -> Fault | None:
-        """Watch a server and restart models; return a fault that requires a new server, or None after a signal."""
+        """Watch a server and restart models until a fault requires a new server; return it.
+
+        Returns:
+            The fault, or None after a signal or once the server is idle.
+        """
         while fault := self._wait(server):
             if not self._restart_models(server, fault):
                 return fault
@@ -361,9 +413,9 @@ class Supervisor:
         return True
 
     def _wait(self, server: TritonServer) -> Fault | None:
-        """Watch the server; return its first fault, or None if a signal arrives before any fault."""
+        """Watch the server; return its first fault, or None if before that a signal arrives or the server is idle."""
         pending = PendingFault()
-        while not self._waits.num_signals:
+        while not self._waits.num_signals and not self._front_ends.proxy.is_idle():
             fault = server.wait(CHECK_INTERVAL_S) or server.dead_stub(self._front_ends.unhealthy_model())
             if fault is not None:
                 return fault
@@ -407,6 +459,10 @@ class Supervisor:
             log_line(f"stopping with {num_active_utterances(server.pid)} streams still open")
             return
         log_line("drained")
+        self._exit(server)
+
+    def _exit(self, server: TritonServer) -> None:
+        """Ask a server without requests to exit, and wait for at most EXIT_S seconds."""
         server.terminate()
         for _ in self._waits.polls(EXIT_S, num_signals=1):
             if server.has_ended():

@@ -2,13 +2,14 @@
 
 It reads a ProxyConfig (one line of JSON) and then state messages from standard input, and serves until standard input
 is closed. It first writes one line with its ports (`Ports`), or with the reason why it cannot listen. Later it writes
-one line for each model that Triton reports as unhealthy.
+one line for each model that Triton reports as unhealthy, and one when the server is idle or a request wakes it.
 """
 
 import asyncio
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -20,6 +21,7 @@ from stretto.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_OPTIONS, 
 from stretto.proxy.http_infer import HttpInfer
 from stretto.proxy.messages import ENDING_ALL, ENDING_UNANSWERED, READY, STOPPING, Ports, ProxyConfig
 from stretto.proxy.pages import MAX_HEAD_BYTES, MetricsPage, Pages, PageServer, Posts, Readiness
+from stretto.proxy.sleep import Sleep
 from stretto.proxy.triton_stream import CallGate, Uploads
 from stretto_contract.heartbeat import beat
 from stretto_contract.listening import listen, place
@@ -30,14 +32,18 @@ STOP_S = 2.0  # time for complete responses to reach their clients
 class LauncherConnection:
     """Connection to the launcher through standard input and output.
 
+    Args:
+        idle_s: Time without a request after which the server falls asleep, in seconds; 0 for never.
+
     Attributes:
         stopped: Set when standard input is closed or a signal requests a stop.
         has_died: True if standard input was closed without the message STOPPING.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, idle_s: float = 0.0) -> None:
         self.stopped = asyncio.Event()
         self.gate = CallGate(self.report_dead_stub)
+        self.sleep = Sleep(idle_s, partial(print, flush=True))
         self._partial_line = b""
         self._is_ready = self._has_reported = self._is_stopping = False
         self.has_died = False  # standard input was closed without STOPPING
@@ -69,6 +75,7 @@ class LauncherConnection:
         self._is_ready = line == READY
         self._has_reported = False
         self._is_stopping = line == STOPPING
+        self.sleep.apply(line)
         if line in (ENDING_ALL, ENDING_UNANSWERED):
             self.gate.close(spares_answered=line == ENDING_UNANSWERED)
         else:
@@ -83,15 +90,22 @@ async def serve(config: ProxyConfig, launcher: LauncherConnection, limits: Conne
         uploads = Uploads()
         proxy = grpc_proxy(config, triton, launcher, uploads, connections)
         server.add_generic_rpc_handlers((proxy,))
-        listeners = [await page_listener(config, config.metrics_port, MetricsPage(config.triton_metrics), limits)]
+        metrics = MetricsPage(config.triton_metrics, launcher.sleep)
+        listeners = [await page_listener(config, config.metrics_port, metrics, limits)]
         if config.http_port is not None:
-            readiness = Readiness(triton, launcher.is_ready)
+            readiness = Readiness(triton, launcher.is_ready, launcher.sleep)
             posts = HttpInfer(proxy.infer, uploads, launcher.gate.report_dead_stub) if config.cloning_models else None
             listeners.append(await page_listener(config, config.http_port, readiness, limits, posts))
         await server.start()
         metrics_port, *http_port = (listener.sockets[0].getsockname()[1] for listener in listeners)
         print(Ports(grpc_port, metrics_port, *http_port).to_json(), flush=True)
-        tasks = [asyncio.create_task(watcher) for watcher in (uploads.watch(), connections.watch(grpc_port), beat())]
+        watchers = [
+            uploads.watch(),
+            connections.watch(grpc_port),
+            beat(),
+            launcher.sleep.watch(triton, launcher.is_ready),
+        ]
+        tasks = [asyncio.create_task(watcher) for watcher in watchers]
         await launcher.stopped.wait()
         for task in tasks:
             task.cancel()
@@ -161,7 +175,7 @@ def main() -> int:
     if warning := limits.warning():
         print(warning, file=sys.stderr, flush=True)
     config = ProxyConfig.from_json(first_line())
-    launcher = LauncherConnection()
+    launcher = LauncherConnection(config.idle_s)
     try:
         asyncio.run(run(config, launcher, limits))
     except OSError as error:

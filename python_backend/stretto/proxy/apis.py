@@ -11,6 +11,8 @@ SERVICE = "/inference.GRPCInferenceService/"
 MODEL_INFER = f"{SERVICE}ModelInfer"
 MODEL_STREAM_INFER = f"{SERVICE}ModelStreamInfer"
 MODEL_READY = f"{SERVICE}ModelReady"
+MODEL_METADATA = f"{SERVICE}ModelMetadata"
+MODEL_CONFIG = f"{SERVICE}ModelConfig"
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 CLOSED_APIS = {
     "shared-memory": tuple(

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any, Protocol
 
 import grpc
@@ -10,16 +11,18 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.wrappers_pb2 import StringValue
 from tritonclient.grpc import service_pb2
-from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
+from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse, ModelReadyRequest
 
 from stretto.disconnects import Disconnects
 from stretto.errors import FULL, INVALID, UNAVAILABLE
 from stretto.proxy.access import Access, Metadata, OurModels, ServedModels, check_registration, host_of_call, refusal
-from stretto.proxy.apis import APIS, HEALTH_CHECK, MODEL_INFER, MODEL_READY, MODEL_STREAM_INFER, SERVICE
+from stretto.proxy.apis import APIS, HEALTH_CHECK, MODEL_INFER, MODEL_READY, MODEL_STREAM_INFER, OPEN, SERVICE
 from stretto.proxy.connections import MAX_CONNECTIONS, Connections
 from stretto.proxy.infer_request import SHOWN, BadRequest, InferRequest, read_infer_request, with_origin
+from stretto.proxy.last_answers import REMEMBERED
 from stretto.proxy.one_shot import FAILED, MAX_HELD_BYTES, OneShotReply, check_outputs
 from stretto.proxy.refused_hosts import RefusedHosts
+from stretto.proxy.sleep import Sleep
 from stretto.proxy.triton_stream import (
     AGAIN,
     ENDED,
@@ -43,13 +46,16 @@ _KINDS: dict[str, type[Message]] = {HEALTH_CHECK: StringValue}
 _KINDS |= {SERVICE + method.name: GetMessageClass(method.input_type) for method in _TRITON}
 
 
-def check_other_call(method: str, request: bytes, is_key_holder: bool) -> None:
-    """Raise BadRequest if the message of a call other than an inference is malformed, too large or forbidden.
+def check_other_call(method: str, request: bytes, is_key_holder: bool) -> Message:
+    """Return the message of a call other than an inference.
 
     Triton would answer a malformed message with an internal error.
 
     Args:
         is_key_holder: True if the client has sent the key, in which case its messages may be large.
+
+    Raises:
+        BadRequest: If the message is malformed, too large or forbidden.
     """
     if not is_key_holder and len(request) > MAX_SMALL_BYTES:
         raise BadRequest(f"request: expected at most {MAX_SMALL_BYTES} bytes, got {len(request)}")
@@ -60,6 +66,7 @@ def check_other_call(method: str, request: bytes, is_key_holder: bool) -> None:
         raise BadRequest(f"request: expected a message for {name}, got bytes that cannot be parsed") from None
     if isinstance(message, service_pb2.SystemSharedMemoryRegisterRequest):
         check_registration(message)
+    return message
 
 
 # WORKAROUND(triton#8708, fixed in 26.04): a stream with this header that ends with an error makes Triton read freed
@@ -167,6 +174,7 @@ class LauncherState(Protocol):
     """Server state as reported by the launcher."""
 
     gate: CallGate
+    sleep: Sleep
 
     def is_ready(self) -> bool:
         """Return True if the server is ready according to the launcher's last message."""
@@ -191,6 +199,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         self._ours = ours
         self._is_ready = launcher.is_ready
         self._gate = launcher.gate
+        self._sleep = launcher.sleep
         self._pace = Pace()
         self._uploads = uploads
         self._disconnects = disconnects
@@ -201,7 +210,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         self._infer = triton.stream_stream(MODEL_STREAM_INFER)
         self._background = BackgroundTasks()
         self._unary = UnaryCalls(triton, self._background, self._gate)
-        self._models = ServedModels(allowed, ours.names, lambda request: self._unary.call(MODEL_READY, request, ()))
+        self._models = ServedModels(allowed, ours.names, self._ask_model_ready)
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """Return the handler of a call; None for an unknown method."""
@@ -239,11 +248,14 @@ class GrpcProxy(grpc.GenericRpcHandler):
                     host = self._access.client(context.peer(), metadata)
                     response = await self._infer_once(request, host, metadata, slot)
                 else:
-                    check_other_call(method, request, self._access.is_key_holder(metadata))
-                    is_not_ready = method in NOT_READY and not self._is_ready()
-                    response = (
-                        NOT_READY[method] if is_not_ready else await self._unary.call(method, request, metadata, slot)
-                    )
+                    message = check_other_call(method, request, self._access.is_key_holder(metadata))
+                    own_answer = self._own_answer(method, message)
+                    if api != OPEN:
+                        await self._sleep.enter(len(request), host_of_call(context.peer()), slot)
+                    if own_answer is None:
+                        response = await self._unary.call(method, request, metadata, slot)
+                    else:
+                        response = own_answer
             except BadRequest as error:
                 await context.abort(STATUS[error.category], error.client_message)
             except Restarting as error:
@@ -253,6 +265,27 @@ class GrpcProxy(grpc.GenericRpcHandler):
             await context.write(response)
 
         return answer
+
+    def _own_answer(self, method: str, message: Message) -> bytes | None:
+        """Return the response to a call that Triton need not or cannot answer now, or None.
+
+        Raises:
+            BadRequest: If the server sleeps, and its last answers do not include this one.
+        """
+        if method in NOT_READY and not (self._is_ready() if self._sleep.is_awake else self._sleep.accepts_requests):
+            return NOT_READY[method]
+        if self._sleep.is_awake or APIS[method] != OPEN:
+            return None
+        if method not in REMEMBERED:
+            name = method.rpartition("/")[2]
+            raise BadRequest(f"{name}: the idle server sleeps; a request for speech wakes it", category=UNAVAILABLE)
+        return self._sleep.answer(method, message)
+
+    async def _ask_model_ready(self, request: bytes) -> bytes:
+        """Return the serialised response to a ModelReadyRequest."""
+        if self._sleep.is_awake:
+            return await self._unary.call(MODEL_READY, request, ())
+        return self._sleep.answer(MODEL_READY, ModelReadyRequest.FromString(request))
 
     async def _only_message(self, context: Context) -> bytes:
         reading = asyncio.create_task(context.read())
@@ -274,6 +307,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         if read.head.model_name in self._ours.cloning:
             reply = await self._one_shot(request, read.head, host, metadata, slot)
             return bytes(reply.SerializeToString())
+        await self._sleep.enter(len(request), host, slot)
         request_with_origin = with_origin(request, host)
         is_ours = read.head.model_name in self._ours.names
         return await self._gate.guard(self._unary.call(MODEL_INFER, request_with_origin, metadata, slot, is_ours))
@@ -306,9 +340,10 @@ class GrpcProxy(grpc.GenericRpcHandler):
         if self._gate.is_closed:
             raise Restarting
         self._refused.check(head, host)
-        call = self._infer(metadata=passed_on(metadata))
+        await self._sleep.enter(len(request), host, slot)
         number = self._disconnects.next_number()
-        stream = TritonStream(call, number, lambda response: self._refused.note(host, response))
+        open_call = partial(self._infer, metadata=passed_on(metadata))
+        stream = TritonStream(open_call, number, lambda response: self._refused.note(host, response))
         stream.record_model(head)
         reply = OneShotReply(head, self._one_shots, host, slot)
         try:
@@ -331,19 +366,18 @@ class GrpcProxy(grpc.GenericRpcHandler):
     async def _stream(self, requests: AsyncIterator[bytes], context: Context, slot: ExitStack) -> None:
         metadata = context.invocation_metadata() or ()
         host = self._access.client(context.peer(), metadata)
-        call = self._infer(metadata=passed_on(metadata))
         number = self._disconnects.next_number()
 
         def note(response: bytes) -> None:
             if stream.model is not None and stream.model[0] in self._ours.ensembles:
                 self._refused.note(host, response)
 
-        stream = TritonStream(call, number, note)
+        stream = TritonStream(partial(self._infer, metadata=passed_on(metadata)), number, note)
         client = ClientStream(stream, context, self._gate.report_dead_stub)
         answering = asyncio.current_task()
         assert answering is not None
         upload = Upload(answering.cancel, host)
-        feeding = asyncio.create_task(self._feed(client, metadata, upload))
+        feeding = asyncio.create_task(self._feed(client, metadata, upload, slot))
         try:
             await self._gate.guard(client.answer(), lambda: stream.is_answered)
         except Restarting as error:
@@ -376,7 +410,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
             finally:
                 stream.cancel()
 
-    async def _feed(self, client: ClientStream, metadata: Metadata, upload: Upload) -> None:
+    async def _feed(self, client: ClientStream, metadata: Metadata, upload: Upload, slot: ExitStack) -> None:
         stream = client.stream
 
         async def check(request: bytes) -> None:
@@ -385,6 +419,8 @@ class GrpcProxy(grpc.GenericRpcHandler):
             if self._gate.is_closed:
                 raise BadRequest(AGAIN, read.head.id, UNAVAILABLE)
             self._refused.check(read.head, upload.host)
+            if stream.model is None:  # from its first request to its end, the stream keeps the server awake
+                await self._sleep.enter(len(request), upload.host, slot)
             stream.record_model(read.head)
 
         with self._uploads.entry(upload):

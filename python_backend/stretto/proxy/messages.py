@@ -13,7 +13,13 @@ READY = "ready"
 UNREADY = "unready"
 ENDING_ALL = "ending all"
 ENDING_UNANSWERED = "ending unanswered"
+ASLEEP = "asleep"  # Triton is being stopped, because it was idle; requests wait
+WAKE_FAILED = "wake failed"  # Triton could not be started again; requests are refused until the next message
 STOPPING = "stopping"  # last message; a launcher whose pipe closes without it has died
+
+# Messages of the proxy, besides the names of unhealthy models, which have no blanks.
+IDLE = "is idle"
+WAKE = "wake up"
 
 Message = TypeVar("Message")
 
@@ -52,6 +58,7 @@ class ProxyConfig:
         max_request_bytes: Maximum size of a gRPC message, in bytes.
         cleanup: Command to execute if the launcher has died; empty for none.
         cloning_models: Names of the ensembles for clients that clone voices.
+        idle_s: Time without a request after which the server falls asleep, in seconds; 0 for never.
     """
 
     address: str
@@ -66,6 +73,7 @@ class ProxyConfig:
     max_request_bytes: int
     cleanup: tuple[str, ...] = ()
     cloning_models: tuple[str, ...] = ()
+    idle_s: float = 0.0
 
     def to_json(self) -> str:
         """Return the config as one line of JSON."""

@@ -13,7 +13,10 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from stretto.proxy.apis import MODEL_READY as READY_CALL
 from stretto.proxy.connections import MAX_PAGE_CONNECTIONS
+from stretto.proxy.infer_request import BadRequest
+from stretto.proxy.sleep import Sleep
 from stretto_contract.limits import eviction_order, host_of
 
 MAX_HEAD_BYTES = 8192
@@ -23,6 +26,10 @@ ANSWER_S = 5.0
 LINGER_S = 0.5
 CLOSED = "Triton's HTTP service is closed: use gRPC, or start the server with --allow http"
 ALIVE = "/health/live"  # liveness of the proxy, independent of Triton
+HEALTH = ("/v2/health/live", "/v2/health/ready")
+METRICS_TYPE = "text/plain; charset=utf-8"
+ASLEEP = "stretto_asleep"
+ASLEEP_ABOUT = "1 while the idle server sleeps, or is being started for a request"
 MODEL_READY = re.compile(r"/v2/models/([^/?]{1,128})(?:/versions/(\d{1,18}))?/ready")
 
 
@@ -48,11 +55,18 @@ def error_page(status: HTTPStatus, message: str) -> Page:
 class Readiness:
     """Readiness of the server and its models, at the same paths as in Triton's HTTP service.
 
-    If the launcher does not report the server as ready, it is not ready. Otherwise Triton is queried over gRPC.
+    If the launcher does not report the server as ready, it is not ready. Otherwise Triton is queried over gRPC. A
+    server that sleeps is ready, because it accepts requests, unless it could not be woken.
     """
 
-    def __init__(self, triton: grpc.aio.Channel, is_ready: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self,
+        triton: grpc.aio.Channel,
+        is_ready: Callable[[], bool] = lambda: True,
+        sleep: Sleep | None = None,
+    ) -> None:
         self._is_ready = is_ready
+        self._sleep = sleep or Sleep()
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(triton)
 
     async def __call__(self, path: str) -> Page:
@@ -61,6 +75,8 @@ class Readiness:
         if path == ALIVE:
             return _yes_or_no(True)
         try:
+            if not self._sleep.is_awake and (model or path in HEALTH):
+                return _yes_or_no(self._sleep.accepts_requests and self._was_ready(model))
             if path == "/v2/health/live":
                 answer = await self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=ANSWER_S)
                 return _yes_or_no(answer.live)
@@ -72,9 +88,17 @@ class Readiness:
             if model:
                 request = service_pb2.ModelReadyRequest(name=model[1], version=model[2] or "")
                 return _yes_or_no((await self._stub.ModelReady(request, timeout=ANSWER_S)).ready)
-        except grpc.aio.AioRpcError:
+        except (grpc.aio.AioRpcError, BadRequest):
             return _yes_or_no(False)
         return error_page(HTTPStatus.NOT_FOUND, CLOSED)
+
+    def _was_ready(self, model: re.Match[str] | None) -> bool:
+        """Return True if the path names no model, or one that was ready before the server fell asleep."""
+        if model is None:
+            return True
+        return bool(
+            self._sleep.answer(READY_CALL, service_pb2.ModelReadyRequest(name=model[1], version=model[2] or ""))
+        )
 
 
 def _yes_or_no(answer: bool) -> Page:
@@ -82,20 +106,33 @@ def _yes_or_no(answer: bool) -> Page:
 
 
 class MetricsPage:
-    """Triton's metrics, forwarded from the Unix socket on which Triton serves them."""
+    """Triton's metrics, forwarded from the Unix socket on which Triton serves them.
 
-    def __init__(self, socket: str) -> None:
+    A server that can sleep has one more metric, which is the only one while it sleeps.
+    """
+
+    def __init__(self, socket: str, sleep: Sleep | None = None) -> None:
         self._socket = socket
+        self._sleep = sleep or Sleep()
 
     async def __call__(self, path: str) -> Page:
         """Return the response for `path`."""
         if path != "/metrics":
             return error_page(HTTPStatus.NOT_FOUND, "metrics are served at /metrics")
+        if not self._sleep.is_awake:
+            return Page(HTTPStatus.OK, self._own_metric(), METRICS_TYPE)
         try:
             async with asyncio.timeout(ANSWER_S):
-                return Page(HTTPStatus.OK, await self._fetch(path), "text/plain; charset=utf-8")
+                return Page(HTTPStatus.OK, await self._fetch(path) + self._own_metric(), METRICS_TYPE)
         except (OSError, EOFError):  # TimeoutError is an OSError
             return error_page(HTTPStatus.SERVICE_UNAVAILABLE, "the server is starting")
+
+    def _own_metric(self) -> bytes:
+        """Return the metric of a server that can sleep; empty for other servers."""
+        if not self._sleep.is_possible:
+            return b""
+        is_asleep = int(not self._sleep.is_awake)
+        return f"# HELP {ASLEEP} {ASLEEP_ABOUT}\n# TYPE {ASLEEP} gauge\n{ASLEEP} {is_asleep}\n".encode()
 
     async def _fetch(self, path: str) -> bytes:
         reader, writer = await asyncio.open_unix_connection(self._socket, limit=MAX_PAGE_BYTES)

@@ -149,9 +149,10 @@ class BackgroundTasks:
 
 
 class TritonStream:
-    """ModelStreamInfer call to Triton.
+    """ModelStreamInfer call to Triton, which the first request opens.
 
     Args:
+        open_call: Opens the call.
         number: Number that the models use to look up whether the client has disconnected.
         note: Called with each serialised response.
 
@@ -159,11 +160,15 @@ class TritonStream:
         model: (name, version) of the model of all requests of the stream; None before the first request.
     """
 
-    def __init__(self, call: Any, number: int, note: Callable[[bytes], object] = lambda _: None) -> None:
+    def __init__(
+        self, open_call: Callable[[], Any], number: int, note: Callable[[bytes], object] = lambda _: None
+    ) -> None:
         self.number = number
         self._note = note
         self.model: tuple[str, str] | None = None
-        self._call = call
+        self._open_call = open_call
+        self._call: Any = None
+        self._has_begun = asyncio.Event()  # or has ended without a request
         self._num_asked = 0
         self._has_answered = False
         self._reading: asyncio.Future[Any] | None = None
@@ -171,8 +176,8 @@ class TritonStream:
 
     @property
     def is_over(self) -> bool:
-        """True if Triton has ended the stream, or it was cancelled."""
-        return bool(self._call.done())
+        """True if Triton has ended the stream, it was cancelled, or it has had no request."""
+        return self._call is None or bool(self._call.done())
 
     @property
     def is_answered(self) -> bool:
@@ -196,11 +201,16 @@ class TritonStream:
     async def write(self, request: bytes) -> None:
         """Send a serialised request; raise gRPC's error if the stream is over."""
         self._num_asked += 1
+        if self._call is None:
+            self._call = self._open_call()
+            self._has_begun.set()
         await self._written(self._call.write(request))
 
     async def end(self) -> None:
         """Half-close the stream: no further request follows."""
-        await self._written(self._call.done_writing())
+        self._has_begun.set()
+        if self._call is not None:
+            await self._written(self._call.done_writing())
 
     async def _written(self, writing: Awaitable[None]) -> None:
         self._writing = asyncio.ensure_future(writing)
@@ -208,6 +218,9 @@ class TritonStream:
 
     async def read(self) -> bytes | None:
         """Return the next serialised response, or None at the end."""
+        await self._has_begun.wait()
+        if self._call is None:
+            return None
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._call.read())
         response = await asyncio.shield(self._reading)
@@ -228,7 +241,8 @@ class TritonStream:
 
     def cancel(self) -> None:
         """Cancel the call."""
-        self._call.cancel()
+        if self._call is not None:
+            self._call.cancel()
 
 
 Context = Any  # grpc.aio.ServicerContext with messages of bytes
