@@ -52,9 +52,9 @@ def words_of(config: LaunchConfig) -> list[str]:
         ("--start-seconds", config.start_seconds),
         ("--start-attempts", config.start_attempts),
         ("--drain-seconds", config.drain_seconds),
-        ("--idle-s", config.idle_s),
         *(("--allow", name) for name in sorted(config.allowed)),
     ]
+    flags += [("--idle-s", config.idle_s)] if config.idle_s else []
     flags += [("--marker", config.marker)] if config.marker else []
     flags += [("--pronunciations", config.pronunciations)] if config.pronunciations else []
     return [*(str(word) for flag in flags for word in flag), *config.passed]
