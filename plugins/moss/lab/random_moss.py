@@ -197,13 +197,17 @@ def codec_config(kind: str = "small", num_channels: int = 1) -> dict[str, Any]:
     }
 
 
-def codec_shapes(record: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each published tensor of a codec."""
+def codec_shapes(record: dict[str, Any], keeps_square: bool = False) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each published tensor of a codec.
+
+    Args:
+        keeps_square: True for projections even between equal widths, as in the authors' newer class.
+    """
     shapes = dict[str, tuple[int, ...]]()
     for half in ("encoder", "decoder"):
         for number, part in enumerate(record[f"{half}_kwargs"]):
             if part["module_type"] == "Transformer":
-                shapes |= dict(_stage_shapes(f"{half}.{number}", part))
+                shapes |= dict(_stage_shapes(f"{half}.{number}", part, keeps_square))
     numbers = record["quantizer_kwargs"]
     width = numbers["rvq_dim"]
     narrow = numbers["codebook_dim"]
@@ -220,12 +224,12 @@ def codec_shapes(record: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _stage_shapes(name: str, part: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _stage_shapes(name: str, part: dict[str, Any], keeps_square: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
     width = part["d_model"]
     inner = part["dim_feedforward"]
-    if part["input_dimension"] != width:
+    if part["input_dimension"] != width or keeps_square:
         yield f"{name}.input_proj.weight", (width, part["input_dimension"])
-    if part["output_dimension"] != width:
+    if part["output_dimension"] != width or keeps_square:
         yield f"{name}.output_proj.weight", (part["output_dimension"], width)
     for number in range(part["num_layers"]):
         layer = f"{name}.transformer.layers.{number}"
@@ -242,10 +246,14 @@ def _stage_shapes(name: str, part: dict[str, Any]) -> Iterator[tuple[str, tuple[
 
 def codec_tensors(kind: str = "small", num_channels: int = 1) -> dict[str, np.ndarray]:
     """Return the published tensors of a codec, identical on every machine, whose output is about as loud as speech."""
-    record = codec_config(kind, num_channels)
+    return tensors_of_codec(codec_config(kind, num_channels))
+
+
+def tensors_of_codec(record: dict[str, Any], keeps_square: bool = False) -> dict[str, np.ndarray]:
+    """Return the published tensors of the codec with this config.json."""
     random = np.random.Generator(np.random.PCG64(5))
     found = dict[str, np.ndarray]()
-    for name, shape in codec_shapes(record).items():
+    for name, shape in codec_shapes(record, keeps_square).items():
         noise = random.standard_normal(shape)
         if name.endswith(("scale", "original0")):
             noise = 0.5 + 0.1 * noise

@@ -3,8 +3,9 @@
 codes ─► sum of codebook vectors ─► transformer ─► ×2 ─► transformer ─► ×2 ─► transformer ─► ×2 ─► transformer ─► pcm
                                     125 steps back      250                  500                  1000 steps back
 
-Version 2 (48 kHz, two channels whose samples alternate) has the same networks. Here, a recording is in both channels,
-and the decoded channels are averaged.
+Version 2 (48 kHz, two channels whose samples alternate) has the same networks. `moss_nano`, MOSS-Audio-Tokenizer-Nano,
+has smaller ones, which take four steps for each vector of codebooks. Here, a recording is in both channels, and the
+decoded channels are averaged.
 
 There are no convolutions: a step becomes several steps (or samples) by splitting its channels, and the encoder joins
 the channels of several steps in the same way, in reverse order. Every transformer attends to the last 10 s. Its keys
@@ -12,7 +13,7 @@ and values are the state, which is therefore large (170 MB an utterance in float
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,13 @@ RLFQ = ("rlfq", "random_prefix_rlfq")  # names of the same quantiser
 # Values of a transformer's section that this codec needs, and those of a release that does not state them.
 NEEDED = {"causal": (True, False), "gating": ("none", "none"), "norm": ("layer_norm", "layer_norm")}
 NEEDED |= {"positional_embedding": ("rope", "sin"), "conv_layout": (True, False)}
+# Parts of the names of tensors. The authors have two classes, with other names of the same layers.
+RENAMED = {
+    ".in_projs.0.": ".in_proj.",
+    ".out_projs.0.": ".out_proj.",
+    ".ffn.0.": ".linear1.",
+    ".ffn.2.": ".linear2.",
+}
 HAS_PREFIXES = True  # trained with random numbers of codebooks
 MARKS = {"quantizer.quantizers.0.in_proj.parametrizations.weight.original0": "MOSS-Audio-Tokenizer"}
 
@@ -76,6 +84,8 @@ class MossConfig:
         encoder: Transformers of the encoder, in order.
         decoder: Transformers of the decoder, in order; each is followed by one of the decoder's patches.
         decoder_patches: Number of steps, or samples, that a step becomes after each transformer of the decoder.
+        inner_patch: Number of steps of the transformers next to the quantizer that are one of its vectors.
+        keeps_square: True if a transformer has projections even between equal widths, as in the authors' newer class.
     """
 
     sample_rate: int
@@ -86,6 +96,8 @@ class MossConfig:
     encoder: tuple[StageConfig, ...]
     decoder: tuple[StageConfig, ...]
     decoder_patches: tuple[int, ...]
+    inner_patch: int = 1
+    keeps_square: bool = False
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "MossConfig":
@@ -111,15 +123,16 @@ class MossConfig:
                 expected = "number_channels 1 or 2, enable_channel_interleave true and quantizer_type rlfq"
                 raise ValueError(f"expected {expected}, got {got}")
             quantizer = QuantizerConfig(**{name: numbers[name] for name in QuantizerConfig.__slots__})
-            patches, encoder = _halves(record, "encoder_kwargs", is_encoder=True)
-            decoder_patches, decoder = _halves(record, "decoder_kwargs", is_encoder=False)
+            patches, encoder, inner_patch = _halves(record, "encoder_kwargs", is_encoder=True)
+            decoder_patches, decoder, decoder_inner = _halves(record, "decoder_kwargs", is_encoder=False)
             hop = record["downsample_rate"]
-            if prod(patches) != hop * num_channels or prod(decoder_patches) != hop * num_channels:
+            products = {prod(patches) * inner_patch, prod(decoder_patches) * decoder_inner}
+            if products != {hop * num_channels} or inner_patch != decoder_inner:
                 expected = f"the product of the patch sizes by {num_channels} (number_channels)"
                 raise ValueError(f"downsample_rate: expected {expected}, got {hop}")
             _check_numbers(quantizer, *(stage.transformer for stage in (*encoder, *decoder)))
             rate = record["sampling_rate"]
-            config = cls(rate, hop, num_channels, quantizer, patches, encoder, decoder, decoder_patches)
+            config = cls(rate, hop, num_channels, quantizer, patches, encoder, decoder, decoder_patches, inner_patch)
             config.check_widths()
             for name, stages in (("encoder_kwargs", encoder), ("decoder_kwargs", decoder)):
                 _check_state(name, stages)
@@ -129,13 +142,13 @@ class MossConfig:
 
     def check_widths(self) -> None:
         """Raise ValueError unless the outputs of every part have as many channels as the next part reads."""
-        ends = [1, *(stage.outputs for stage in self.encoder)]
+        ends = [1, *(stage.outputs for stage in self.encoder[:-1]), self.encoder[-1].outputs * self.inner_patch]
         read = [*(s.inputs // patch for s, patch in zip(self.encoder, self.patches, strict=True))]
         ends.append(self.quantizer.output_dim)
         read += [self.quantizer.input_dim]
         split = [s.outputs // patch for s, patch in zip(self.decoder, self.decoder_patches, strict=True)]
         ends += split
-        read += [*(stage.inputs for stage in self.decoder), 1]
+        read += [self.decoder[0].inputs * self.inner_patch, *(stage.inputs for stage in self.decoder[1:]), 1]
         exact = all(s.inputs % patch == 0 for s, patch in zip(self.encoder, self.patches, strict=True))
         exact &= all(s.outputs % patch == 0 for s, patch in zip(self.decoder, self.decoder_patches, strict=True))
         if ends != read or not exact:
@@ -164,21 +177,28 @@ def _check_state(name: str, stages: tuple[StageConfig, ...]) -> None:
 
 def _halves(
     record: Mapping[str, Any], name: str, is_encoder: bool
-) -> tuple[tuple[int, ...], tuple[StageConfig, ...]]:  # fmt: skip
-    """Return the patch sizes and the transformers of the encoder or the decoder, in which the two alternate."""
+) -> tuple[tuple[int, ...], tuple[StageConfig, ...], int]:
+    """Return the patch sizes and the transformers of the encoder or the decoder, in which the two alternate.
+
+    The last value is the size of a further patch, next to the quantizer; 1 if there is none.
+    """
     kinds = ("PatchedPretransform", "Transformer") if is_encoder else ("Transformer", "PatchedPretransform")
     parts = record[name]
-    if not parts or len(parts) % 2 or [section["module_type"] for section in parts] != [*kinds] * (len(parts) // 2):
+    inner_patch = 1
+    if len(parts) % 2:
+        inner_patch = _patch_size(parts[-1 if is_encoder else 0])
+        parts = parts[:-1] if is_encoder else parts[1:]
+    if not parts or [section["module_type"] for section in parts] != [*kinds] * (len(parts) // 2):
         raise ValueError(f"{name}: expected {kinds[0]} and {kinds[1]} alternately")
     first = parts[::2]
     second = parts[1::2]
     patches, stages = (first, second) if is_encoder else (second, first)
-    sizes = tuple(patch["patch_size"] for patch in patches)
-    hop = prod(sizes)
+    sizes = tuple(_patch_size(patch) for patch in patches)
+    hop = prod(sizes) * inner_patch
     seconds = record["causal_transformer_context_duration"]
     rate = record["sampling_rate"] * record.get("number_channels", 1)
     built = []
-    left = hop
+    left = hop if is_encoder else hop // inner_patch
     for size, stage in zip(sizes, stages, strict=True):
         left = left // size if is_encoder else left
         odd = {key: stage.get(key, usual) for key, (value, usual) in NEEDED.items() if stage.get(key, usual) != value}
@@ -199,7 +219,24 @@ def _halves(
             StageConfig(transformer, stage["input_dimension"], stage["output_dimension"], steps_per_frame, has_scales)
         )
         left = left if is_encoder else left // size
-    return sizes, tuple(built)
+    return sizes, tuple(built), inner_patch
+
+
+def _patch_size(section: Mapping[str, Any]) -> int:
+    size = section["patch_size"]
+    if type(size) is not int or not 1 <= size <= MAX_SIZE:
+        raise ValueError(f"patch_size: expected an integer in [1, {MAX_SIZE}], got {shown(size)}")
+    return size
+
+
+def _joined(x: Tensor, patch: int) -> Tensor:
+    """Return steps [B, n, C] as [B, n / patch, C * patch]."""
+    return x.unflatten(1, (-1, patch)).transpose(2, 3).flatten(2)
+
+
+def _split(x: Tensor, patch: int) -> Tensor:
+    """Return steps [B, n, C] as [B, n * patch, C / patch]."""
+    return x.unflatten(2, (-1, patch)).transpose(2, 3).flatten(1, 2)
 
 
 class Stage(nn.Module):
@@ -207,14 +244,14 @@ class Stage(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, config: StageConfig) -> None:
+    def __init__(self, config: StageConfig, keeps_square: bool) -> None:
         super().__init__()
         transformer = config.transformer
         width = config.transformer.d_model
         self.rate = config.rate
-        self.input_proj = _projection(config.inputs, width)
+        self.input_proj = _projection(config.inputs, width, keeps_square)
         self.layers: Any = nn.ModuleList(Layer(transformer, config.has_scales) for _ in range(transformer.num_layers))
-        self.output_proj = _projection(width, config.outputs)
+        self.output_proj = _projection(width, config.outputs, keeps_square)
         self.register_buffer("frequencies", frequencies_of(transformer), persistent=False)
 
     def forward(self, x: Tensor, first: Tensor, memory: Memory) -> Tensor:
@@ -226,8 +263,9 @@ class Stage(nn.Module):
         return projected(x, self.output_proj) if has_kernels else self.output_proj(x)
 
 
-def _projection(inputs: int, outputs: int) -> nn.Module:
-    return nn.Identity() if inputs == outputs else nn.Linear(inputs, outputs, bias=False)
+def _projection(inputs: int, outputs: int, keeps_square: bool) -> nn.Module:
+    is_needed = inputs != outputs or keeps_square
+    return nn.Linear(inputs, outputs, bias=False) if is_needed else nn.Identity()
 
 
 class MossCodec(CausalCodec):
@@ -236,12 +274,12 @@ class MossCodec(CausalCodec):
     def __init__(self, config: MossConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = nn.ModuleList(map(Stage, config.encoder))
+        self.encoder = nn.ModuleList(Stage(stage, config.keeps_square) for stage in config.encoder)
         self.quantizer = Quantizer(config.quantizer)
-        self.decoder = nn.ModuleList(map(Stage, config.decoder))
+        self.decoder = nn.ModuleList(Stage(stage, config.keeps_square) for stage in config.decoder)
         self.state_size = num_kept(self.decoder)
         self.spec = CodecSpec(
-            name="moss",
+            name="moss" if config.inner_patch == 1 else "moss_nano",
             sample_rate=config.sample_rate,
             samples_per_frame=config.samples_per_frame,
             num_codebooks=config.quantizer.num_quantizers,
@@ -264,15 +302,16 @@ class MossCodec(CausalCodec):
         for block, first, memory in encoded_parts(samples, hop, state):
             x = block[None, :, None]
             for patch, stage in zip(self.config.patches, self.encoder, strict=True):
-                x = stage(x.unflatten(1, (-1, patch)).transpose(2, 3).flatten(2), first, memory)
+                x = stage(_joined(x, patch), first, memory)
+            x = _joined(x, self.config.inner_patch)
             parts.append(self.quantizer.encode(x, self.spec.num_codebooks)[0].cpu().numpy())
         return np.concatenate(parts, 1)
 
     def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
         """Decode frames (see `CausalCodec`)."""
-        x = self.quantizer.decode(codes)
+        x = _split(self.quantizer.decode(codes), self.config.inner_patch)
         for patch, stage in zip(self.config.decoder_patches, self.decoder, strict=True):
-            x = stage(x, first, memory).unflatten(2, (-1, patch)).transpose(2, 3).flatten(1, 2)
+            x = _split(stage(x, first, memory), patch)
         return x[..., 0].unflatten(1, (-1, self.config.num_channels)).mean(2).clamp(-1, 1)
 
 
@@ -287,7 +326,9 @@ def plain_names(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if words[0] in ("encoder", "decoder") and len(words) > 1 and words[1].isdecimal():
             words[1] = str(int(words[1]) // 2)
             words = [word for at, word in enumerate(words) if (at, word) != (2, "transformer")]
-            renamed = ".".join(words).replace(".in_projs.0.", ".in_proj.").replace(".out_projs.0.", ".out_proj.")
+            renamed = ".".join(words)
+            for theirs, ours in RENAMED.items():
+                renamed = renamed.replace(theirs, ours)
         elif name.endswith(".original1"):
             continue
         elif name.endswith(".parametrizations.weight.original0"):
@@ -319,11 +360,22 @@ def load(directory: Path, device: str = "cpu") -> MossCodec:
     """
     directory = codec_directory(directory)
     config = read_config(directory)
+    tensors = plain_names(in_float32(dict(open_tensors(directory)), directory))
     with torch.device("meta"):
-        codec = MossCodec(config)
-    stored = in_float32(dict(open_tensors(directory)), directory)
-    load_strictly(codec, plain_names(stored), directory, assign=True)
+        codec = MossCodec(replace(config, keeps_square=has_square_projections(config, tensors)))
+    load_strictly(codec, tensors, directory, assign=True)
     return prepare_products(codec.eval().requires_grad_(False).to(device))
+
+
+def has_square_projections(config: MossConfig, tensors: Mapping[str, Tensor]) -> bool:
+    """Return True if a file has projections between equal widths; `tensors` have the names of `MossCodec`."""
+    stages = {"encoder": config.encoder, "decoder": config.decoder}
+    return any(
+        (stage.inputs == stage.transformer.d_model and f"{half}.{number}.input_proj.weight" in tensors)
+        or (stage.outputs == stage.transformer.d_model and f"{half}.{number}.output_proj.weight" in tensors)
+        for half, halves in stages.items()
+        for number, stage in enumerate(halves)
+    )
 
 
 def published_shape(directory: Path) -> tuple[int, int]:
