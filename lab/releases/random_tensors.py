@@ -3,7 +3,7 @@
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -60,12 +60,21 @@ def split_weights(folder: Path, num_shards: int, name: str = "model") -> None:
     (folder / INDEX.replace("model", name, 1)).write_text(json.dumps(index))
 
 
-def sentencepiece_model(scored: list[tuple[str, float]]) -> bytes:
-    """Return a serialised SentencePiece unigram model; its first piece represents unknown characters."""
+USER_DEFINED = 4  # type of a SentencePiece piece that is never divided
+
+
+def sentencepiece_model(scored: list[tuple[str, float]], whole: Collection[str] = ()) -> bytes:
+    """Return a serialised SentencePiece unigram model; its first piece represents unknown characters.
+
+    Args:
+        scored: Pieces, with the logarithms of their probabilities.
+        whole: Pieces that are one token wherever they are in a text.
+    """
     formats: Any = import_module("transformers.utils.sentencepiece_model_pb2_new")  # SentencePiece's needs protobuf 7
     model = formats.ModelProto()
     for at, (piece, score) in enumerate(scored):
-        model.pieces.add(piece=piece, score=score, type=1 if at else 2)
+        usual = 1 if at else 2
+        model.pieces.add(piece=piece, score=score, type=USER_DEFINED if piece in whole else usual)
     model.trainer_spec.model_type = 1
     model.normalizer_spec.add_dummy_prefix = model.normalizer_spec.remove_extra_whitespaces = True
     model.normalizer_spec.escape_whitespaces = True

@@ -143,6 +143,7 @@ class OneRelease:
         refused: Reasons to refuse other values of `model_type`.
         expected: Supported values by dotted path; None means a missing field.
         needed: Files that a release must have, beside config.json and the weights.
+        pickled: Name of the weights' file, if it is no safetensors file.
         convert: Arguments for the converter.
     """
 
@@ -155,6 +156,7 @@ class OneRelease:
     optional: tuple[str, ...] = ("generation_config.json", *TOKENIZER)
     convert: tuple[str, ...] = ("--model", "{repo}", "--config", f"{{repo}}/{CONFIG}", "--tokenizer", "{repo}")
     companions: tuple[Needed, ...] = ()
+    pickled: str = ""
 
     def __call__(self, listing: Listing) -> list[Match]:
         """Return the release in a listing, if there is one."""
@@ -164,7 +166,7 @@ class OneRelease:
             return [Match(self.family, refusal=self.refused[model_type])]
         if model_type != self.model_type:
             return []
-        weights = listing.weights()
+        weights = listing.present(self.pickled) if self.pickled else listing.weights()
         refusal = self._refusal(config, {*listing.names} if weights else set())
         files = (*weights, CONFIG, *self.needed, *listing.present(*self.optional))
         return [Match(self.family, files, self.convert, companions=self.companions, refusal=refusal)]
@@ -178,6 +180,6 @@ class OneRelease:
                 return f"{self.title}: {unexpected(path, expected, value)}"
         if names.issuperset(self.needed) and names:
             return ""
-        others = [f"{SINGLE} or the files of its index", *self.needed]
+        others = [self.pickled or f"{SINGLE} or the files of its index", *self.needed]
         last = others.pop()
         return f"{self.title}: expected {', '.join(others)}{' and ' if others else ''}{last}"

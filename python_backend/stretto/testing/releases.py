@@ -41,6 +41,7 @@ def edited(path: Path) -> Iterator[Any]:
         ".safetensors": (load_file, lambda content: save_file(content, path, {"format": "pt"})),
         ".pth": (torch.load, lambda content: torch.save(content, path)),
         ".pt": (torch.load, lambda content: torch.save(content, path)),
+        ".bin": (torch.load, lambda content: torch.save(content, path)),
     }
     read, write = formats[path.suffix]
     content = read(path)
