@@ -144,6 +144,8 @@ check_moss_tts_replies() (
     clone https://github.com/OpenMOSS/MOSS-Audio-Tokenizer 56df9eeb88f7236419dbf6328cd2e51f4dc21eeb "$source/moss_codec"
     PYTHONPATH="$source" python -m plugins.moss.lab.moss_tts_replies --check plugins/moss/tests/data/moss_tts_replies.npz
     PYTHONPATH="$source" python -m plugins.moss.lab.moss_tts_local_replies --check plugins/moss/tests/data/moss_tts_local_replies.npz
+    clone https://github.com/ml-inory/moss-tts-nano.axera 20017d781d46fe4307574fe05cc84228b4de9bec "$source/moss_nano" models
+    PYTHONPATH="$source" python -m plugins.moss.lab.moss_tts_nano_replies --check plugins/moss/tests/data/moss_tts_nano_replies.npz
     PYTHONPATH="$source/moss_tts/moss_tts_realtime" python -m plugins.moss.lab.moss_tts_realtime_replies --check plugins/moss/tests/data/moss_tts_realtime_replies.npz
 )
 

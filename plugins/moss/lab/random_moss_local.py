@@ -82,17 +82,24 @@ def model_shapes(record: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     width = record["language_config"]["hidden_size"]
     shapes: dict[str, tuple[int, ...]] = {"transformer.embed_tokens.weight": (lm["vocab_size"], width)}
     shapes |= qwen3_shapes("transformer.", lm)
-    linear = {"attn.c_attn": (3 * width, width), "attn.c_proj": (width, width)}
-    linear |= {"mlp.fc_in": (local["n_inner"], width), "mlp.fc_out": (width, local["n_inner"])}
-    for layer in (f"local_transformer.h.{number}" for number in range(local["n_layer"])):
-        for name, shape in linear.items():
-            shapes |= {f"{layer}.{name}.weight": shape, f"{layer}.{name}.bias": shape[:1]}
-        shapes |= {f"{layer}.{norm}.{kind}": (width,) for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")}
-    shapes |= {f"local_transformer.ln_f.{kind}": (width,) for kind in ("weight", "bias")}
+    shapes |= gpt2_shapes("local_transformer", local, local["n_layer"])
     table = record["audio_vocab_size"], width
     for name in ("audio_embeddings", "audio_lm_heads"):
         shapes |= {f"{name}.{number}.weight": table for number in range(record["n_vq"])}
     return shapes | {"text_lm_head.weight": (lm["vocab_size"], width), "local_text_lm_head.weight": (2, width)}
+
+
+def gpt2_shapes(prefix: str, section: dict[str, Any], num_layers: int) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each published tensor of GPT-2's layers and final norm."""
+    width = section["n_embd"]
+    linear = {"attn.c_attn": (3 * width, width), "attn.c_proj": (width, width)}
+    linear |= {"mlp.fc_in": (section["n_inner"], width), "mlp.fc_out": (width, section["n_inner"])}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in (f"{prefix}.h.{number}" for number in range(num_layers)):
+        for name, shape in linear.items():
+            shapes |= {f"{layer}.{name}.weight": shape, f"{layer}.{name}.bias": shape[:1]}
+        shapes |= {f"{layer}.{norm}.{kind}": (width,) for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")}
+    return shapes | {f"{prefix}.ln_f.{kind}": (width,) for kind in ("weight", "bias")}
 
 
 def model_tensors(kind: str = "small") -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from lab.releases.layouts import INDEX, SHARD, TOKENIZER, Layout
 from lab.releases.random_tensors import split_weights
-from plugins.moss.lab import random_moss, random_moss_local, random_moss_realtime
+from plugins.moss.lab import random_moss, random_moss_local, random_moss_nano, random_moss_realtime
 
 MOSS = {"model_type": "moss_tts_delay"}
 
@@ -22,6 +22,12 @@ def _moss_tts_local(folder: Path) -> list[str | Path]:
     for written in (release, folder / "codec"):
         split_weights(written, 2)
     return [*random_moss_local.command(release)[1:]]
+
+
+def _moss_tts_nano(folder: Path) -> list[str | Path]:
+    release = random_moss_nano.write_release(folder / "release", "served")
+    split_weights(folder / "codec", 1)
+    return [*random_moss_nano.command(release)[1:]]
 
 
 def _moss_tts_realtime(folder: Path) -> list[str | Path]:
@@ -48,6 +54,14 @@ LAYOUTS = {
             "codec": ("config.json", SHARD, INDEX),  # OpenMOSS-Team/MOSS-Audio-Tokenizer-v2
         },
     ),
+    "OpenMOSS-Team/MOSS-TTS-Nano": Layout(
+        "moss-tts-nano",
+        _moss_tts_nano,
+        {
+            "release": ("config.json", "pytorch_model.bin", "tokenizer.model", "tokenizer_config.json"),
+            "codec": ("config.json", SHARD, INDEX),  # OpenMOSS-Team/MOSS-Audio-Tokenizer-Nano
+        },
+    ),
     "OpenMOSS-Team/MOSS-TTS-Realtime": Layout(
         "moss-tts-realtime",
         _moss_tts_realtime,
@@ -70,7 +84,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"config.json": MOSS | {"local_num_layers": "a" * 1000}},
         "local_num_layers: expected no value, got 'a{59}…$",
     ),
-    "MOSS-TTS-Nano": ({"config.json": {"model_type": "moss_tts_nano"}}, "MOSS-TTS-Nano is not supported"),
+    "MOSS-TTS-Nano without weights": (
+        {"config.json": {"model_type": "moss_tts_nano"}},
+        "MOSS-TTS-Nano: expected pytorch_model.bin and tokenizer.model",
+    ),
     "MOSS-TTS-Realtime without weights": (
         {"config.json": {"model_type": "moss_tts_realtime"}},
         "MOSS-TTS-Realtime: expected model.safetensors",

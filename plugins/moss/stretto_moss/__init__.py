@@ -1,4 +1,4 @@
-"""MOSS-TTS, MOSS-TTS-Local and MOSS-TTS-Realtime."""
+"""MOSS-TTS, MOSS-TTS-Local, MOSS-TTS-Nano and MOSS-TTS-Realtime."""
 
 from dataclasses import replace
 
@@ -9,7 +9,6 @@ DELAY = OneRelease(
     "moss_tts",
     "MOSS-TTS",
     "moss_tts_delay",
-    refused={"moss_tts_nano": "MOSS-TTS-Nano is not supported, only MOSS-TTS v1.5, -Local v1.5 and -Realtime"},
     expected={"local_num_layers": (None,)},  # of MOSS-TTS-Local-Transformer 1.0, with the same model_type
     convert=CODEC_FROM_COMPANION,
     companions=(Needed("OpenMOSS-Team/MOSS-Audio-Tokenizer", CODEC_FILES),),
@@ -19,7 +18,6 @@ REALTIME = replace(
     family="moss_tts_realtime",
     title="MOSS-TTS-Realtime",
     model_type="moss_tts_realtime",
-    refused={},
     expected={},
 )
 LOCAL = replace(
@@ -28,4 +26,15 @@ LOCAL = replace(
     title="MOSS-TTS-Local",
     model_type="moss_tts_local",
     companions=(Needed("OpenMOSS-Team/MOSS-Audio-Tokenizer-v2", CODEC_FILES),),
+)
+NANO = replace(
+    REALTIME,
+    family="moss_tts_nano",
+    title="MOSS-TTS-Nano",
+    model_type="moss_tts_nano",
+    pickled="pytorch_model.bin",
+    needed=("tokenizer.model",),
+    optional=("tokenizer_config.json",),
+    convert=("--model", "{repo}/pytorch_model.bin", *CODEC_FROM_COMPANION[2:]),
+    companions=(Needed("OpenMOSS-Team/MOSS-Audio-Tokenizer-Nano", CODEC_FILES),),
 )

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from stretto_moss.moss_tts.family import MossVocabulary, moss_tts
 from stretto_moss.moss_tts_local.family import Gpt2Spec, LocalVocabulary, moss_tts_local
+from stretto_moss.moss_tts_nano.family import NanoVocabulary, moss_tts_nano
 from stretto_moss.moss_tts_realtime.family import MossRealtimeVocabulary, moss_tts_realtime
 from tests.small_vocabularies import SMALL_DEPTH
 
@@ -30,3 +31,11 @@ SMALL_MOSS_TTS_LOCAL = LocalVocabulary(
 )  # fmt: skip
 
 MOSS_TTS_LOCAL = moss_tts_local(SMALL_MOSS_TTS_LOCAL)
+
+# The same ids, with a depth transformer that reads the slot.
+SMALL_MOSS_TTS_NANO = NanoVocabulary(
+    60, 4, 8, 53, 54, 55, 56, 57, 58, 59, max_model_len=512,
+    depth=replace(SMALL_MOSS_TTS_LOCAL.depth, num_first=1, gpt2_activation="gelu_new"),
+)  # fmt: skip
+
+MOSS_TTS_NANO = moss_tts_nano(SMALL_MOSS_TTS_NANO)

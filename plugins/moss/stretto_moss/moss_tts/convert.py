@@ -38,13 +38,9 @@ IDS = {
 }
 
 
-class MarkedSpeech(Section):
-    """Fields of config.json that releases with marked speech share."""
+class MarkedIds(Section):
+    """Ids of marks in config.json, with the defaults of the authors' classes."""
 
-    ids_below = "language_config.vocab_size"
-
-    language_config: Qwen3Backbone
-    audio_vocab_size: Size = 1024
     pad_token_id: int = 151643
     im_start_token_id: int = 151644
     im_end_token_id: int = 151645
@@ -56,6 +52,15 @@ class MarkedSpeech(Section):
         if len({*ids.values()}) < len(ids):
             raise CheckpointError(f"config.json: expected {len(ids)} different ids of text tokens, got {ids}")
         return ids
+
+
+class MarkedSpeech(MarkedIds):
+    """Fields of config.json that releases with marked speech and a backbone of Qwen3 share."""
+
+    ids_below = "language_config.vocab_size"
+
+    language_config: Qwen3Backbone
+    audio_vocab_size: Size = 1024
 
 
 class Config(MarkedSpeech):

@@ -117,7 +117,9 @@ SAMPLING = SamplingConfig(
 )
 
 
-def moss_family(name: str, vocabulary: Any, end: int, sampling: SamplingConfig, **members: Any) -> Family:
+def moss_family(
+    name: str, vocabulary: Any, end: int, sampling: SamplingConfig, codec: str = "moss", **members: Any
+) -> Family:
     """Return a family with the properties that the MOSS-TTS models have in common.
 
     Args:
@@ -128,7 +130,7 @@ def moss_family(name: str, vocabulary: Any, end: int, sampling: SamplingConfig, 
         name=name,
         layout=vocabulary.layout,
         tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), sampling, system=("audio",), continues="voice"),),
-        codec="moss",
+        codec=codec,
         end_of_reply=end,
         end_of_text=end,
         end_of_audio=end,

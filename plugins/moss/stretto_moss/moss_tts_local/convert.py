@@ -7,7 +7,7 @@ rows of the table of text. The depth transformer's rotations pair neighbouring f
 reordered, so that feature i is paired with feature i + D / 2.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal, Self
@@ -56,7 +56,7 @@ class Gpt2Layers(Section):
     rope_base: Theta = 1e4
     layer_norm_epsilon: Epsilon = 1e-5
     position_embedding_type: Literal["rope"]
-    activation_function: Literal["silu", "gelu"]
+    activation_function: Literal["silu", "gelu", "gelu_new"]
     scale_attn_weights: Literal[True] = True
     scale_attn_by_inverse_layer_idx: Literal[False] = False
 
@@ -65,6 +65,22 @@ class Gpt2Layers(Section):
         if self.n_embd % (2 * self.n_head):
             raise InvalidRequest("n_head", "heads of an even size", f"{self.n_embd} / {self.n_head}")
         return self
+
+    def depth(self, num_layers: int, num_first: int) -> Gpt2Spec:
+        """Return the hyperparameters of a depth transformer with these layers."""
+        return Gpt2Spec(
+            hidden=self.n_embd,
+            intermediate=self.n_inner or 4 * self.n_embd,
+            num_layers=num_layers,
+            num_heads=self.n_head,
+            num_kv_heads=self.n_head,
+            head_dim=self.n_embd // self.n_head,
+            eps=self.layer_norm_epsilon,
+            rope={"rope_type": "default", "rope_theta": self.rope_base},
+            projection=None,
+            num_first=num_first,
+            gpt2_activation=self.activation_function,
+        )
 
 
 class Config(MarkedSpeech):
@@ -89,30 +105,16 @@ class Config(MarkedSpeech):
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
         width = self.language_config.hidden_size
-        if self.audio_codebook_sizes and self.audio_codebook_sizes != [self.audio_vocab_size] * self.n_vq:
-            expected = f"{self.n_vq} times {self.audio_vocab_size}"
-            raise InvalidRequest("audio_codebook_sizes", expected, self.audio_codebook_sizes)
+        check_codebook_sizes(self.audio_codebook_sizes, self.n_vq, self.audio_vocab_size)
         if self.gpt2_config.n_embd != width:
             raise InvalidRequest("gpt2_config.n_embd", str(width), self.gpt2_config.n_embd)
         return self
 
-    @property
-    def depth(self) -> Gpt2Spec:
-        """Hyperparameters of the depth transformer."""
-        layers = self.gpt2_config
-        return Gpt2Spec(
-            hidden=layers.n_embd,
-            intermediate=layers.n_inner or 4 * layers.n_embd,
-            num_layers=self.local_transformer_layers or layers.n_layer,
-            num_heads=layers.n_head,
-            num_kv_heads=layers.n_head,
-            head_dim=layers.n_embd // layers.n_head,
-            eps=layers.layer_norm_epsilon,
-            rope={"rope_type": "default", "rope_theta": layers.rope_base},
-            projection=None,
-            num_first=2,
-            gpt2_activation=layers.activation_function,
-        )
+
+def check_codebook_sizes(sizes: Sequence[int] | None, num_codebooks: int, codebook_size: int) -> None:
+    """Raise InvalidRequest if codebooks have other sizes than stated; None if only one size is stated."""
+    if sizes and [*sizes] != [codebook_size] * num_codebooks:
+        raise InvalidRequest("audio_codebook_sizes", f"{num_codebooks} times {codebook_size}", sizes)
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
@@ -131,7 +133,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     config = Config.read(contents.config)
     vocab = vocabulary(config)
     contents.tokenizer.ids_of((), vocab.num_text_ids)
-    check_copies(contents.tensors, vocab.num_codebooks)
+    check_copies(contents.tensors, {f"{COPIES}{k}.weight": f"audio_embeddings.{k}.weight" for k in range(config.n_vq)})
     record = {
         **config.language_config.record,
         **common_record("moss_tts_local", vocab, vocab.layout.vocab_size, contents),
@@ -141,36 +143,39 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 def vocabulary(config: Config) -> LocalVocabulary:
     """Return the vocabulary of a release."""
+    layers = config.gpt2_config
     return LocalVocabulary(
         num_text_ids=config.language_config.vocab_size,
         num_codebooks=config.n_vq,
         codebook_size=config.audio_vocab_size,
         **config.ids(IDS),
         max_model_len=min(MAX_MODEL_LEN, config.language_config.max_position_embeddings),
-        depth=config.depth,
+        depth=layers.depth(config.local_transformer_layers or layers.n_layer, num_first=2),
     )
 
 
-def local_shapes(depth: DepthSpec) -> dict[str, Shape]:
-    """Return the shapes of the depth transformer's layers and final norm, by published name."""
-    width = depth.hidden
+def gpt2_shapes(spec: DepthSpec, published: str) -> dict[str, Shape]:
+    """Return the shapes of GPT-2's layers and final norm, by published name; `published` is the prefix of the names."""
+    width = spec.hidden
     linear = {"attn.c_attn": (3 * width, width), "attn.c_proj": (width, width)}
-    linear |= {"mlp.fc_in": (depth.intermediate, width), "mlp.fc_out": (width, depth.intermediate)}
+    linear |= {"mlp.fc_in": (spec.intermediate, width), "mlp.fc_out": (width, spec.intermediate)}
     shapes: dict[str, Shape] = {}
-    for layer in (f"{LOCAL}h.{number}." for number in range(depth.num_layers)):
+    for layer in (f"{published}h.{number}." for number in range(spec.num_layers)):
         for name, shape in linear.items():
             shapes |= {f"{layer}{name}.weight": shape, f"{layer}{name}.bias": shape[:1]}
         shapes |= {f"{layer}{norm}.{tensor}": (width,) for norm in ("ln_1", "ln_2") for tensor in ("weight", "bias")}
-    return shapes | {f"{LOCAL}ln_f.{tensor}": (width,) for tensor in ("weight", "bias")}
+    return shapes | {f"{published}ln_f.{tensor}": (width,) for tensor in ("weight", "bias")}
 
 
-def check_copies(tensors: Mapping[str, Tensor], num_codebooks: int) -> None:
-    """Raise CheckpointError unless the heads of the codebooks equal their tables, as in the authors' class."""
-    for number in range(num_codebooks):
-        head = f"{COPIES}{number}.weight"
-        table = f"audio_embeddings.{number}.weight"
-        if head in tensors and table in tensors and not torch.equal(tensors[head], tensors[table]):
-            raise CheckpointError(f"{head}: expected a copy of {table}, got other numbers")
+def check_copies(tensors: Mapping[str, Tensor], originals: Mapping[str, str]) -> None:
+    """Raise CheckpointError unless heads equal their tables, as in the authors' class.
+
+    Args:
+        originals: Name of the table by the name of its copy; both may be missing.
+    """
+    for copy, original in originals.items():
+        if copy in tensors and original in tensors and not torch.equal(tensors[copy], tensors[original]):
+            raise CheckpointError(f"{copy}: expected a copy of {original}, got other numbers")
 
 
 def paired_by_half(tensor: Tensor, num_heads: int) -> Tensor:
@@ -208,26 +213,44 @@ def plan(config: Config, vocab: LocalVocabulary) -> Plan:
     if is_binary:
         parts[BINARY_HEAD] = Part("depth.first_head", (2, width))
     parts |= layers_plan(backbone.shapes, BACKBONE)
-    return parts | {name: depth_part(name, shape, depth.num_heads) for name, shape in local_shapes(depth).items()}
+    return parts | gpt2_plan(depth, LOCAL, "depth.")
 
 
-def depth_part(name: str, shape: tuple[int, ...], num_heads: int) -> Part:
-    """Return how a tensor of the depth transformer's layers and final norm is written."""
-    words = name.removeprefix(LOCAL).split(".")
-    if words[0] == "ln_f":
-        return Part(f"depth.norm.{words[1]}", shape)
-    layer = f"depth.layers.{words[1]}"
-    module = words[-2]
-    tensor_name = words[-1]
-    if module != "c_attn":
-        return Part(f"{layer}.{'o_proj' if module == 'c_proj' else module}.{tensor_name}", shape)
+def gpt2_plan(spec: DepthSpec, published: str, ours: str, attention: str = "") -> Plan:
+    """Return the plan of GPT-2's layers and final norm.
+
+    Args:
+        published: Prefix of the published names.
+        ours: Prefix of our names.
+        attention: Prefix of our names of the attention's projections within a layer.
+    """
+    parts: Plan = {}
+    for name, shape in gpt2_shapes(spec, published).items():
+        words = name.removeprefix(published).split(".")
+        tensor_name = words[-1]
+        if words[0] == "ln_f":
+            parts[name] = Part(f"{ours}norm.{tensor_name}", shape)
+            continue
+        layer = f"{ours}layers.{words[1]}."
+        module = words[-2]
+        if module == "c_attn":
+            parts[name] = _projections(f"{layer}{attention}", tensor_name, shape, spec.num_heads)
+        elif module == "c_proj":
+            parts[name] = Part(f"{layer}{attention}o_proj.{tensor_name}", shape)
+        else:
+            parts[name] = Part(f"{layer}{module}.{tensor_name}", shape)
+    return parts
+
+
+def _projections(prefix: str, tensor_name: str, shape: Shape, num_heads: int) -> Part:
+    """Return how the joined projections of queries, keys and values are written."""
 
     def third(number: int, tensor: Tensor) -> Tensor:
         chosen = tensor.chunk(3)[number]
         return chosen.contiguous() if number == 2 else paired_by_half(chosen, num_heads)
 
     query, *others = (
-        Part(f"{layer}.{letter}_proj.{tensor_name}", shape, partial(third, number))
+        Part(f"{prefix}{letter}_proj.{tensor_name}", shape, partial(third, number))
         for number, letter in enumerate("qkv")
     )
     return replace(query, also=tuple(others))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers.activations import ACT2FN
 
 from stretto.family.base import Family
 from stretto_moss.moss_tts_local.family import Gpt2Spec
@@ -78,11 +79,11 @@ class Gpt2Reference:
 
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor, ids: list[int], second: int | None = None) -> list[float]:
-        """Return the logits of the next stream in a row; see `SlowDepth`. Stream 0 is not read."""
+        """Return the logits of the next stream in a row; see `SlowDepth`."""
         rows = [self.starts[s] + token - self.layout.audio[s].start for s, token in enumerate(ids)]
         first = self.mine["project.weight"] @ hidden if self.spec.projection else hidden
-        x = torch.cat([first[None], self.mine["embed"][rows[1:]]])
-        activate: Any = getattr(torch.nn.functional, self.spec.gpt2_activation)
+        x = torch.cat([first[None], self.mine["embed"][rows[self.spec.num_first - 1 :]]])
+        activate: Any = ACT2FN[self.spec.gpt2_activation]
         for number in range(self.spec.num_layers):
             layer = f"layers.{number}"
             x = x + self.attend(self.norm(x, f"{layer}.ln_1"), layer)

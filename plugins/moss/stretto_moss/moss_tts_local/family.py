@@ -22,9 +22,13 @@ from stretto_moss.moss_tts.family import LANGUAGES, MAX_MODEL_LEN, moss_family
 
 @dataclass(frozen=True)
 class Gpt2Spec(DepthSpec):
-    """Hyperparameters of a depth transformer with layers as in GPT-2: LayerNorm, biases, and an MLP without a gate."""
+    """Hyperparameters of a depth transformer with layers as in GPT-2: LayerNorm, biases, and an MLP without a gate.
 
-    gpt2_activation: Literal["silu", "gelu"] = "silu"
+    Attributes:
+        gpt2_activation: Activation, as transformers names it.
+    """
+
+    gpt2_activation: Literal["silu", "gelu", "gelu_new"] = "silu"
 
     network: ClassVar = lazy(f"{__package__}.model:Gpt2Depth")
     reference: ClassVar = lazy(f"{__package__}.depth_reference:Gpt2Reference")
@@ -32,8 +36,8 @@ class Gpt2Spec(DepthSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_first != 2 or self.schedule:
-            raise ValueError(f"expected num_first 2 and no schedule, got {self}")
+        if self.num_first not in (1, 2) or self.schedule:
+            raise ValueError(f"expected num_first 1 or 2 and no schedule, got {self}")
 
 
 DEPTH = Gpt2Spec(

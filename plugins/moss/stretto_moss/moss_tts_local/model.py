@@ -4,6 +4,7 @@ It runs on any device. Keys and values are in one buffer, as in `depth_transform
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +18,15 @@ from stretto.engine.models.depth_transformer import DepthWeights
 from stretto.engine.models.latents import activate_rows
 from stretto_moss.moss_tts_local.family import Gpt2Spec
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"silu": F.silu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+}
 
 
 class Gpt2Depth(DepthWeights):
-    """Depth transformer with GPT-2's layers, whose output of position 0 begins a frame.
+    """Depth transformer with GPT-2's layers, whose output of position 0 predicts the first streams.
 
     The constructor takes the same arguments as `DepthWeights`.
     """
@@ -35,7 +40,7 @@ class Gpt2Depth(DepthWeights):
         quant_config: QuantizationConfig | None = None,
     ):
         super().__init__(spec, num_ids, num_ends, width, quant_config)
-        self.num_positions = len(num_ids) - 1
+        self.num_positions = len(num_ids) + 1 - spec.num_first
         self.norm = nn.LayerNorm(spec.hidden, eps=spec.eps)
         self.rotary = get_rope(spec.head_dim, max_position=self.num_positions, rope_parameters=dict(spec.rope))
         self.layers = nn.ModuleList(
@@ -64,9 +69,9 @@ class Gpt2Depth(DepthWeights):
 
         Args:
             hidden: The backbone's hidden states, [N, W].
-            code: Ids of stream 0, as rows of `embed`, [N]; not read.
+            code: Ids of stream 0, as rows of `embed`, [N]; not read if position 0 predicts stream 1, too.
         """
-        return self._started
+        return self._started if self.spec.num_first == 2 else self.next(code, 1)
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
         """Process one position of a frame; return the states [N, H] that predict the codes of stream `position`.
@@ -74,7 +79,7 @@ class Gpt2Depth(DepthWeights):
         Args:
             code: Codes of stream `position` - 1, as rows of `embed`, [N].
         """
-        return self._read(F.embedding(code, self.embed), position - 1)
+        return self._read(F.embedding(code, self.embed), position + 1 - self.spec.num_first)
 
     def _read(self, x: torch.Tensor, position: int) -> torch.Tensor:
         """Return the output of all layers at `position` of each row, [N, H]."""

@@ -15,6 +15,7 @@
 As in the authors' processor, the text is tokenized by itself and not cleaned, and the recording has no label.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from stretto.family.base import Family, Task
 from stretto.family.encoded_voices import CachedEncoder
 from stretto.family.plugin import VOCABULARY, config_at
 from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template
-from stretto.family.text import TextTokenizer, check_no_markers, check_text
+from stretto.family.text import PlainTokenizer, TextTokenizer, check_no_markers, check_text
 from stretto_moss.moss_tts.family import LANGUAGES
 from stretto_moss.moss_tts.prompt import FIELDS, levelled, recorded_codes
 from stretto_moss.moss_tts_local.family import LocalVocabulary
@@ -36,13 +37,23 @@ MARKERS = ("pad", "turn_start", "turn_end", "audio_start", "audio_end", "recorde
 
 
 class LocalTemplate:
-    """MOSS-TTS-Local prompt template."""
+    """MOSS-TTS-Local prompt template.
 
-    def __init__(self, family: Family, vocabulary: LocalVocabulary, tokenizer: TextTokenizer, codec: Codec):
+    Args:
+        encode: Function that returns the codes of a recording, int64 [K, T].
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        vocabulary: LocalVocabulary,
+        tokenizer: PlainTokenizer,
+        encode: Callable[[np.ndarray], np.ndarray],
+    ):
         self._family = family
         self._vocabulary = vocabulary
         self._tokenizer = tokenizer
-        self._encoder = CachedEncoder(lambda pcm: codec.encode(levelled(pcm)))
+        self._encoder = CachedEncoder(encode)
         markers = {getattr(vocabulary, name) for name in MARKERS}
         self._markers = {token_id: name for token_id, name in tokenizer.tokens.items() if token_id in markers}
 
@@ -98,4 +109,4 @@ def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -
     vocabulary = LocalVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = TextTokenizer.at(checkpoint)
     tokenizer.check_size(vocabulary.num_text_ids, checkpoint)
-    return LocalTemplate(family, vocabulary, tokenizer, codec)
+    return LocalTemplate(family, vocabulary, tokenizer, lambda pcm: codec.encode(levelled(pcm)))

@@ -41,7 +41,9 @@ class RecentDraw(RowDraw):
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
         """Sample rows of audio; see `RowDraw.draw_audio`."""
-        self._recent = self.guard.recent(rows, step.speaking, self._num_rows)
+        begun = np.maximum(pick(rows.state.audio_start, step.speaking), 0)
+        longest = int((pick(rows.position, step.speaking) - begun).max(initial=1))
+        self._recent = self.guard.recent(rows, step.speaking, min(self._num_rows, longest))
         self._penalty = self.arrays.tensor(pick(rows.scales.options["repetition_penalty"], step.speaking))
         return super().draw_audio(hidden, keys, plan, step, rows)
 
