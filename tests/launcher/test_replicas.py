@@ -87,8 +87,8 @@ def test_further_replicas_have_the_settings_of_the_first(machine: Callable[[int,
     dictionary.write_text("{}")
     first = config_of(
         *("--gateway", "--replicas", "3", "--http-port", "9000", "--grpc-port", "9001", "--metrics-port", "9002"),
-        *("--gateway-arg=--strict", "--allow", "trace", "--max-request-mb", "7", "--drain-seconds", "3", "--idle-s", "60"),
-        *("--pronunciations", str(dictionary), "--log-verbose=1"),
+        *("--gateway-arg=--strict", "--allow", "trace", "--max-request-mb", "7", "--drain-seconds", "3"),
+        *("--pronunciations", str(dictionary), "--idle-s", "60", "--log-verbose=1"),
     )
     third = replica_config(first, 2)
     assert third.ports == {"http": 9020, "grpc": 9021, "metrics": 9022}
