@@ -152,7 +152,7 @@ def test_installed_package_writes_to_the_user_state_folder(installed: Path, tmp_
 
 @pytest.mark.nightly
 def test_installed_commands_run(installed: Path, tmp_path: Path) -> None:
-    assert "speak, transcribe, talk and chat" in run(installed, tmp_path, "stretto", "--help").stdout
+    assert "speak, transcribe, talk, chat" in run(installed, tmp_path, "stretto", "--help").stdout
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert run(installed, tmp_path, "stretto", "--version").stdout == f"stretto {version}\n"
     status = run(installed, tmp_path, "stretto", "serve", "--status")

@@ -163,7 +163,7 @@ async def read_parts(text: str, reader: MarkupReader) -> Parts:
 
 async def find_voices(text: str, markup: Markup) -> list[str]:
     """Return the names in the marks of voices in a complete text, without duplicates; none if its markup is invalid."""
-    if markup == "none" or MAY_CHANGE_VOICE.search(text) is None:
+    if markup == "none" or MAY_CHANGE_VOICE.search(text.translate(INVISIBLE)) is None:
         return []
     with suppress(RequestRefused):
         parts = await read_text(text, markup)

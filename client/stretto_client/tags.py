@@ -321,7 +321,7 @@ class TagFilter:
 
 def marked_voices(text: str) -> list[str | None]:
     """Return the voices of the marks in a text in Markdown, in order; None for the voice of the request."""
-    if VOICE_MARK.search(text) is None:
+    if VOICE_MARK.search(text.translate(INVISIBLE)) is None:
         return []
     tag_filter = TagFilter(reads_voices=True)
     tag_filter.add(text)

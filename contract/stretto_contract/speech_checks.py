@@ -22,7 +22,7 @@ Unchecked = Literal["language", "digits", "checker", "busy", "too_long", "cut"]
 UNCHECKED: tuple[Unchecked, ...] = get_args(Unchecked)
 
 APOSTROPHE = re.compile("['’]")
-MARK = re.compile(r"[^\w\s]")
+MARKS = re.compile(r"([^\w\s])[^\w\s]*")  # of several marks in a row, the first one counts
 ACRONYM = re.compile(r"\w[A-Z]")
 
 
@@ -43,7 +43,7 @@ class Pace:
 
     def counts(self, text: str) -> list[int] | None:
         """Return how often each sequence occurs; None for a text with acronyms or characters without a duration."""
-        words = MARK.sub(r" \g<0> ", APOSTROPHE.sub("", text.lower())).split()
+        words = MARKS.sub(r" \1 ", APOSTROPHE.sub("", text.lower())).split()
         spaced = f" {' '.join(words)} "
         if ACRONYM.search(text) or not self.seconds.keys() >= {*spaced}:
             return None

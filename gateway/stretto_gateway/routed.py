@@ -202,13 +202,19 @@ async def _ended_with(lease: Lease, stream: Speech) -> AsyncIterator[None]:
 
     This avoids waiting for a timeout.
     """
-    lease.lost.add_done_callback(lambda _: stream.cancel())
+
+    def cancel(_: "asyncio.Future[None]") -> None:
+        stream.cancel()
+
+    lease.lost.add_done_callback(cancel)
     try:
         yield
     except ClientError:
         if not lease.lost.done() or lease.lost.cancelled():
             raise
         raise ServerUnavailable(f"{lease.server}: the server of this stream has ended; try again") from None
+    finally:
+        lease.lost.remove_done_callback(cancel)  # a server outlives its streams, which it would keep in memory
 
 
 def conversation_key(messages: list[dict[str, Any]], *audio: Audio) -> str:

@@ -557,6 +557,7 @@ EXPECTED_S = 0.2 + 9 * 0.1 + 26 * 0.05 - 2 * 0.02
     ("text", "bounds_s"),
     [
         ("The theatre opens for us at ten.", (0.9 * EXPECTED_S, 1.2 * EXPECTED_S)),
+        ("The theatre opens for us at ten...", (0.9 * EXPECTED_S, 1.2 * EXPECTED_S)),
         ("The BBC opens for us at ten.", (0.02 * 43, 0.21 * 43)),
         ("The theatre opens for us at 10.", (0.02 * 51, 0.21 * 51)),
         ("Théâtre opens for us at ten.", (0.02 * 34, 0.21 * 34)),

@@ -201,5 +201,6 @@ def test_marks_do_not_depend_on_the_division_into_pieces(text: str, sizes: list[
 async def test_marks_are_found_without_speaking() -> None:
     assert await find_voices(TEXT + "[voice:SLT]Five.", "auto") == ["SLT", "rms"]
     assert await find_voices(SSML, "ssml") == ["slt", "rms"]
+    assert await find_voices("[vo\u200bice:slt]One.", "auto") == ["slt"]  # invisible characters are not read
     assert await find_voices(TEXT, "none") == await find_voices("<speak><voice>", "ssml") == []
     assert (await read_text("[voice:a]Hi.", "markdown"))[0] == VoiceChange("a")

@@ -1,7 +1,9 @@
 """Replicas behind one gateway: the least busy one speaks, and another one if it is lost."""
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator
+from typing import Any, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -9,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from stretto_client import ServerUnavailable
 from stretto_gateway.command import arguments, read_config
 from stretto_gateway.replicas import Replicas
-from stretto_gateway.routed import RoutedClient
+from stretto_gateway.routed import Lease, RoutedClient, _ended_with
 from tests.client.fake_server import Chunk, FakeServer, Request, Step, Until
 
 ENDED = Chunk(1, 640, is_final=True, is_last=True)
@@ -103,3 +105,17 @@ def test_replicas_are_given_by_their_addresses() -> None:
     assert read_config(arguments().parse_args(words)).replicas == ("localhost:8001", "localhost:8011")
     with pytest.raises(ValueError, match="expected no --server with a name"):
         read_config(arguments().parse_args([*words, "--server", "tts=localhost:8001"]))
+
+
+async def test_server_does_not_keep_its_ended_streams() -> None:
+    class Stream:
+        def cancel(self) -> None:
+            pass
+
+    stream = Stream()
+    is_kept = weakref.ref(stream)
+    lease = Lease("a", "127.0.0.1:1", asyncio.get_running_loop().create_future())
+    async with _ended_with(lease, cast(Any, stream)):
+        pass
+    del stream
+    assert is_kept() is None

@@ -65,6 +65,7 @@ def test_each_replica_gets_a_gpu_of_its_own(
         (["--gateway", "--replicas", "all"], 4, 0, "--replicas all: expected GPUs on this machine, got none"),
         (["--gateway", "--replicas", "2", "--http-port", "0", "--pid-file", "x"], 4, 0, "expected fixed ports"),
         (["--gateway", "--replicas", "2", "--http-port", "65530"], 4, 0, "up to 65535, got 65540"),
+        (["--gateway", "--replicas", "2", "--idle-s", "60"], 4, 0, "--idle-s: expected no --replicas"),
     ],
 )
 def test_impossible_replicas_are_refused(
@@ -88,7 +89,7 @@ def test_further_replicas_have_the_settings_of_the_first(machine: Callable[[int,
     first = config_of(
         *("--gateway", "--replicas", "3", "--http-port", "9000", "--grpc-port", "9001", "--metrics-port", "9002"),
         *("--gateway-arg=--strict", "--allow", "trace", "--max-request-mb", "7", "--drain-seconds", "3"),
-        *("--pronunciations", str(dictionary), "--idle-s", "60", "--log-verbose=1"),
+        *("--pronunciations", str(dictionary), "--log-verbose=1"),
     )
     third = replica_config(first, 2)
     assert third.ports == {"http": 9020, "grpc": 9021, "metrics": 9022}

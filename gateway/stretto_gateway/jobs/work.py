@@ -8,7 +8,6 @@ import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,6 +219,10 @@ def finish(job: Job, state: JobState, tags: Mapping[str, str], is_stopping: Call
 
 
 def fail(job: Job, message: str) -> None:
-    """Store the end of a failed job, unless the job has been deleted."""
-    with suppress(FileNotFoundError):
+    """Store the end of a failed job, unless the job has been deleted. The gateway tries it again after a restart."""
+    try:
         job.change("failed", message)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # a full disk, or a damaged file; other jobs go on
+        LOG.error("%s: its failure could not be stored", job.id, exc_info=error)

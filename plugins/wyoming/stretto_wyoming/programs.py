@@ -15,7 +15,7 @@ from stretto_gateway.turns import FILES
 from stretto_gateway.voice_store import EVERYBODY, StoredVoice
 from stretto_wyoming.fields import VoiceChoice
 
-CODE_OF = {name: code for code, name in CODES.items() if len(code) == 2}
+CODE_OF = {name: code for code, name in reversed(CODES.items())}  # the first code of each
 
 
 @dataclass(frozen=True, slots=True)

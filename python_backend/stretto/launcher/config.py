@@ -290,6 +290,8 @@ def replica_shares(flags: argparse.Namespace) -> tuple[Share, ...]:
         return ()
     if not flags.gateway:
         raise LaunchError("--replicas: requires --gateway, which spreads the requests")
+    if flags.idle_s:
+        raise LaunchError("--idle-s: expected no --replicas, because the gateway would wake the replicas in turn")
     shares = tuple(shares_of(flags.replicas))
     ports = (flags.http_port, flags.grpc_port, flags.metrics_port)
     last = max(ports) + (len(shares) - 1) * PORT_STEP

@@ -54,7 +54,6 @@ def words_of(config: LaunchConfig) -> list[str]:
         ("--drain-seconds", config.drain_seconds),
         *(("--allow", name) for name in sorted(config.allowed)),
     ]
-    flags += [("--idle-s", config.idle_s)] if config.idle_s else []
     flags += [("--marker", config.marker)] if config.marker else []
     flags += [("--pronunciations", config.pronunciations)] if config.pronunciations else []
     return [*(str(word) for flag in flags for word in flag), *config.passed]
@@ -93,7 +92,8 @@ class Replicas:
         for number, process in enumerate(self._processes):
             has_ended = process is None or process.poll() is not None
             if has_ended and time.monotonic() - self._started[number] > RESTART_S:
-                with suppress(OSError):  # process creation failed; the next call retries
+                # process creation failed, or the cores are no longer there; the next call retries
+                with suppress(OSError, subprocess.SubprocessError):
                     self._start(number)
 
     def drain(self) -> None:
