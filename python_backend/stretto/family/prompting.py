@@ -286,6 +286,7 @@ class Manner:
         exaggeration: Strength of the voice's emotion; None for the voice's default.
         guidance_scale: One of `Family.guidance_scales`; None for the default, and in families without them.
         piece: Number of the text's piece to speak, from 0; None for a text that has only one.
+        seed: Seed of the noise that is added to a recording, in families that add it.
     """
 
     language: str | None = None
@@ -296,6 +297,7 @@ class Manner:
     exaggeration: float | None = None
     guidance_scale: float | None = None
     piece: int | None = None
+    seed: int = 0
 
 
 PLAIN = Manner()

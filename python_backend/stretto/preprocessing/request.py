@@ -1,6 +1,5 @@
 """Inputs and options of a request, and their conversion to a prompt."""
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from stretto.codecs.base import Codec, load_codec, use_whole_float32
 from stretto.errors import InvalidRequest, shown
 from stretto.family.base import Task
 from stretto.family.encoded_voices import EncodedFiles, stored_in
+from stretto.family.encoding_turns import EncodingTurns
 from stretto.family.plugin import family_at
 from stretto.family.prompting import (
     Piece,
@@ -155,13 +155,14 @@ class Preprocessor:
         files = None if encodings is None else EncodedFiles.of_checkpoint(encodings, checkpoint, device)
         with stored_in(files):
             self.template = open_template(family_at(checkpoint), checkpoint, self.codec, device)
-        self._tokenising = threading.Lock()
+        self._encoding = EncodingTurns()
         self._dictionary = server_dictionary(pronunciations, self.family)
 
     def prepare(self, raw: RawRequest, read: AudioReader = read_recording) -> Prompt:
         """Convert a request to a prompt, with a random seed if the request has none.
 
-        This method is thread-safe. Audio is encoded by one thread at a time; text-only requests do not wait for it.
+        This method is thread-safe. Audio is encoded by one thread at a time, in chunks if it is long (`pass_turn`);
+        text-only requests do not wait for it.
         """
         try:
             return self._prepare(raw, read)
@@ -196,10 +197,10 @@ class Preprocessor:
         pieces = tuple(within_pixels(read_in_turn))
         check_voices({piece.path: piece.pcm for piece in pieces if piece.role in task.voice_roles}, self._encoder_rate)
         is_heard = any(piece.pcm is not None or piece.pixels is not None for piece in pieces)
-        with self._tokenising if is_heard else nullcontext():
+        with self._encoding.turn() if is_heard else nullcontext():
             request = (task, pieces, options.voice)
-            template = self.template
-            written = begin_session(template, *request) if is_live else template.write(*request, options.manner)
+            manner = replace(options.manner, seed=sampling.seed or 0)
+            written = begin_session(self.template, *request) if is_live else self.template.write(*request, manner)
         alignment = None
         if options.aligns_words:
             # The aligner compares the text as written, so that words and places are those of the request. The spelling

@@ -16,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 
 from stretto.disconnects import Disconnects
 from stretto.errors import Cancelled
+from stretto.family.encoding_turns import cancelled_by
 from stretto.hops import Hop, stamp
 from stretto.records.prompt import AudioPart, Prompt, Resumption, TextPart, read_session
 from stretto.triton_io.callers import Caller, failed_response, log_failure
@@ -161,7 +162,8 @@ class PreparingService:
         def prepare(reader: Any) -> Prompt:
             if caller.has_disconnected():
                 raise Cancelled("the client has disconnected")
-            return self._prepare(raw, reader)
+            with cancelled_by(caller.has_disconnected):
+                return self._prepare(raw, reader)
 
         def refuse(error: Exception) -> None:
             self._gate.release()
