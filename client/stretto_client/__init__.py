@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from stretto_client.shared_memory import RingSize
     from stretto_client.speech_stream import (
         GuidanceChange,
+        Passage,
         SpeakArguments,
         SpeakOptions,
         SpeechEvent,
@@ -45,6 +46,7 @@ __all__ = [
     "LongSpeech",
     "ModelProfile",
     "OptionsRecord",
+    "Passage",
     "RecordedVoice",
     "RequestCancelled",
     "RequestRefused",
@@ -74,7 +76,7 @@ MODULES = {
     "stretto_client.model_profile": "FAMILY_OPTIONS ModelProfile TaskProfile",
     "stretto_contract.schema": "OptionsRecord SpeechOptions",
     "stretto_client.shared_memory": "RingSize",
-    "stretto_client.speech_stream": "GuidanceChange SpeakArguments SpeakOptions SpeechEvent SpeechStream"
+    "stretto_client.speech_stream": "GuidanceChange Passage SpeakArguments SpeakOptions SpeechEvent SpeechStream"
     " TaskOptions TranscriptionOptions Word",
     "stretto_client.voices": "RecordedVoice",
 }

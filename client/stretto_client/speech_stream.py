@@ -69,6 +69,22 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
+class Passage:
+    """Part of a transcript, by one speaker.
+
+    Attributes:
+        start_s: Start in the recording, in seconds.
+        end_s: End in the recording, in seconds.
+        speaker: Name or number of the speaker; empty if unknown.
+    """
+
+    text: str
+    start_s: float
+    end_s: float
+    speaker: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class GuidanceChange:
     """Time at which guidance is switched on or off, in seconds from the utterance's start."""
 
@@ -103,6 +119,8 @@ class SpeechEvent:
             known.
         transcribed_s: With `progress=True`, time in the recording up to which the transcript is complete, in seconds;
             None otherwise.
+        passages: Passages of a transcript that are complete since the last event; always empty for a model that does
+            not report them.
         marker: Name of the marker of `pcm`, by which a detector recognises generated speech; empty if it is not marked.
         speed: Rate at which the samples are to be played, from SSML; 2 halves the duration. It is 1 unless
             `SpeechClient.speak` has the argument `rates`.
@@ -127,6 +145,7 @@ class SpeechEvent:
     pauses: tuple[tuple[float, ...], ...] = ()
     begun: tuple[Word, ...] = ()
     transcribed_s: float | None = None
+    passages: tuple[Passage, ...] = ()
     marker: str = ""
     speed: float = 1.0
     redrawn_s: float | None = None
@@ -166,6 +185,7 @@ def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | N
         pauses=tuple(map(tuple, record.get("pauses", ()))),
         begun=tuple(map(Word.from_record, record.get("begun", ()))),
         transcribed_s=record.get("transcribed_s"),
+        passages=tuple(Passage(**passage) for passage in record.get("passages", ())),
         marker=record.get("marker", ""),
     )
 

@@ -434,6 +434,28 @@ class TimedText(TypedDict):
     finish_reason: NotRequired[Limit]
 
 
+class SpokenSegment(TypedDict):
+    """Part of a transcript by one speaker, with start and end in seconds."""
+
+    type: Literal["transcript.text.segment"]
+    id: str
+    start: float
+    end: float
+    text: str
+    speaker: str
+
+
+class DiarizedText(TypedDict):
+    """Transcript in the `diarized_json` format; `finish_reason` is present if a limit ended the text."""
+
+    task: Literal["transcribe"]
+    duration: float
+    text: str
+    segments: list[SpokenSegment]
+    usage: dict[str, Any]
+    finish_reason: NotRequired[Limit]
+
+
 class SpokenReply(TypedDict):
     """Reply as audio. `data` is the file in base64."""
 

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -11,12 +12,21 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from stretto_client import ModelProfile, SpeechEvent, TaskProfile, TranscriptionOptions
+from stretto_client import ModelProfile, Passage, SpeechEvent, TaskProfile, TranscriptionOptions
 from stretto_contract.finish_reasons import limit_of
 from stretto_contract.languages import AUTO, code_name
 from stretto_gateway import g711
 from stretto_gateway.admission import unless_disconnected
-from stretto_gateway.answers import PlainText, TextSegment, TimedText, described, mismatch, refused
+from stretto_gateway.answers import (
+    DiarizedText,
+    PlainText,
+    SpokenSegment,
+    TextSegment,
+    TimedText,
+    described,
+    mismatch,
+    refused,
+)
 from stretto_gateway.catalogue import find_task, transcribes
 from stretto_gateway.events import Streamed, closing, text_events
 from stretto_gateway.fields import MAX_SHOWN_CHARS, Ignored, Text, TextFields
@@ -34,6 +44,8 @@ FIELDS = {
     "options.words": "timestamp_granularities",
 }
 TEXTS = ("text/plain", "text/vtt")
+DIARIZED = "diarized_json"
+STREAMED = ("json", "text", DIARIZED)  # response formats of a stream
 # names of the families' tasks
 TRANSCRIBE = "asr"
 TRANSLATE = "translate"
@@ -50,7 +62,7 @@ RAW_TYPES: dict[str, g711.Law] = {
 CONTAINERS = (b"RIFF", b".snd")  # first bytes of WAV and Sun files, which programs also call `audio/basic`
 
 
-class TranslationForm(TextFields):
+class RecordingForm(TextFields):
     """Fields that OpenAI's translation and transcription requests have in common."""
 
     file: File
@@ -58,7 +70,6 @@ class TranslationForm(TextFields):
     prompt: Text | None = Field(
         default=None, description="words that may occur in the recording; most models ignore it"
     )
-    response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
     max_completion_tokens: int | None = Field(default=None, ge=1, description="longest text, in rows of the model")
 
@@ -80,9 +91,16 @@ class TranslationForm(TextFields):
         """Raise ApiError if fields contradict each other."""
 
 
-class TranscriptionForm(TranslationForm):
+class TranslationForm(RecordingForm):
+    """Fields of OpenAI's translation requests."""
+
+    response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
+
+
+class TranscriptionForm(RecordingForm):
     """Fields of OpenAI's transcription requests, and options for vLLM's additional event fields."""
 
+    response_format: Literal["json", "text", "verbose_json", "diarized_json", "srt", "vtt"] = "json"
     language: Text | None = Field(default=None, description="language of the recording; most models ignore it")
     stream: bool = False
     granularities: list[Literal["word", "segment"]] = Field(
@@ -107,8 +125,8 @@ class TranscriptionForm(TranslationForm):
             raise refused(
                 "timestamp_granularities", "no value unless response_format is 'verbose_json'", self.granularities
             )
-        if self.stream and self.response_format not in ("json", "text"):
-            raise refused("response_format", "json or text, because stream is true", self.response_format)
+        if self.stream and self.response_format not in STREAMED:
+            raise refused("response_format", f"{' or '.join(STREAMED)}, because stream is true", self.response_format)
 
     def hint_language(self, profile: ModelProfile, options: TranscriptionOptions, ignored: Ignored) -> None:
         """Add `language` to the options; if it has no effect, record it as ignored unless it is the only language.
@@ -141,7 +159,9 @@ def language_hint(profile: ModelProfile, language: str | None) -> str:
     return name if task is not None and task.reads_language and name in profile.languages else ""
 
 
-WRITTEN = described("Text, or events with text", *TEXTS, "text/event-stream", model=PlainText | TimedText)
+WRITTEN = described(
+    "Text, or events with text", *TEXTS, "text/event-stream", model=PlainText | TimedText | DiarizedText
+)
 TRANSLATED = described("The text", *TEXTS, model=PlainText | TimedText)
 
 
@@ -155,23 +175,24 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
     form.hint_language(profile, options, ignored)
     times_words = form.align(profile, options, ignored)
     if form.stream:
-        parts = sse_parts(gateway, content, options, bool(form.stream_include_usage))
+        parts = sse_parts(gateway, content, options, bool(form.stream_include_usage), form.response_format == DIARIZED)
         answer: Response = Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
     else:
-        text, report, words = await unless_disconnected(
-            request.receive, transcribed(gateway, content, TRANSCRIBE, options)
-        )
-        if form.response_format == "json":
-            record = {"text": text, "usage": {"type": "tokens"} | usage(report)} | limit_reason(report)
+        transcript = await unless_disconnected(request.receive, transcribed(gateway, content, TRANSCRIBE, options))
+        report = transcript.report
+        if form.response_format in ("json", DIARIZED):
+            record = {"text": transcript.text, "usage": {"type": "tokens"} | usage(report)} | limit_reason(report)
+            if form.response_format == DIARIZED:
+                record |= diarized(transcript)
             answer = JSONResponse(record, headers=limit_header(report))
         else:
             language = report.get("language") or form.spoken_language(profile)
             head: dict[str, Any] = {"task": "transcribe", "language": language} | (
-                {"words": words} if times_words or report.get("aligned") else {}
+                {"words": transcript.words} if times_words or report.get("aligned") else {}
             )
             if report.get("aligned") is False:
-                head["untimed_words"] = report.get("untimed_words", text.split())
-            answer = transcript_response(form.response_format, text, report, head, form.temperature)
+                head["untimed_words"] = report.get("untimed_words", transcript.text.split())
+            answer = transcript_response(form.response_format, transcript, head, form.temperature)
     answer.headers.update(ignored.headers)
     return answer
 
@@ -182,9 +203,9 @@ async def create_translation(form: Annotated[TranslationForm, WITH_FILE], reques
     gateway: Gateway = await request.app.state.gateway.for_model(form.model, translates)
     ignored = Ignored(form, gateway.strict)
     content, options = await read_form(gateway, form, TRANSLATE, "translation of speech", ignored)
-    text, report, _ = await unless_disconnected(request.receive, transcribed(gateway, content, TRANSLATE, options))
+    transcript = await unless_disconnected(request.receive, transcribed(gateway, content, TRANSLATE, options))
     head = {"task": "translate", "language": "english"}
-    answer = transcript_response(form.response_format, text, report, head, form.temperature)
+    answer = transcript_response(form.response_format, transcript, head, form.temperature)
     answer.headers.update(ignored.headers)
     return answer
 
@@ -195,7 +216,7 @@ def translates(profile: ModelProfile) -> bool:
 
 
 async def read_form(
-    gateway: Gateway, form: TranslationForm, task: str, what: str, ignored: Ignored
+    gateway: Gateway, form: RecordingForm, task: str, what: str, ignored: Ignored
 ) -> tuple[bytes, TranscriptionOptions]:
     """Return the file's contents and the server's options.
 
@@ -234,25 +255,71 @@ def readable(content: bytes, content_type: str) -> bytes:
     return g711.wav_file(law, content)
 
 
-async def transcribed(
-    gateway: Gateway, content: bytes, task: str, options: TranscriptionOptions
-) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
-    """Transcribe a file; return the text, the server's report, and the aligned words."""
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """Text of a recording.
+
+    Attributes:
+        report: The server's report, with the duration of the recording.
+        words: Words with their times, if the model or an aligner reports them.
+        passages: Passages with their times and speakers; empty if the model does not report them.
+    """
+
+    text: str
+    report: dict[str, Any]
+    words: list[dict[str, Any]] = field(default_factory=list)
+    passages: tuple[Passage, ...] = ()
+
+    @property
+    def duration_s(self) -> float:
+        """Duration of the recording in seconds."""
+        return float(self.report.get("input_audio_s", 0.0))
+
+    @property
+    def timed(self) -> tuple[Passage, ...]:
+        """The passages, or the whole text as one; none if the recording has no words."""
+        whole = (Passage(self.text, 0.0, self.duration_s),) if self.text else ()
+        return self.passages or whole
+
+
+async def transcribed(gateway: Gateway, content: bytes, task: str, options: TranscriptionOptions) -> Transcript:
+    """Transcribe a file."""
     async with writing(gateway, content, task, options) as events:
         received = [event async for event in events]
     words = [timed_word(word) for event in received for word in event.words]
-    return "".join(event.text for event in received).strip(), received[-1].report or {}, words
+    passages = tuple(passage for event in received for passage in event.passages)
+    return Transcript("".join(event.text for event in received).strip(), received[-1].report or {}, words, passages)
+
+
+def diarized(transcript: Transcript) -> dict[str, Any]:
+    """Return the fields of `diarized_json` that `json` does not have."""
+    segments = [spoken_segment(number, passage) for number, passage in enumerate(transcript.timed)]
+    return {"task": "transcribe", "duration": transcript.duration_s, "segments": segments}
+
+
+def spoken_segment(number: int, passage: Passage) -> SpokenSegment:
+    """Return a segment of `diarized_json`, or the event of one; an unknown speaker is empty."""
+    return {
+        "type": "transcript.text.segment",
+        "id": f"seg_{number}",
+        "start": passage.start_s,
+        "end": passage.end_s,
+        "text": passage.text,
+        "speaker": passage.speaker,
+    }
 
 
 async def sse_parts(
-    gateway: Gateway, content: bytes, options: TranscriptionOptions, is_vllms: bool
+    gateway: Gateway, content: bytes, options: TranscriptionOptions, is_vllms: bool, is_diarized: bool
 ) -> AsyncGenerator[bytes, None]:
     """Yield `transcript.text.delta` events and a final `transcript.text.done`.
 
     Args:
         is_vllms: True to add vLLM's fields for text and usage to each event.
+        is_diarized: True to add a `transcript.text.segment` for each passage.
     """
     text = ""
+    num_passages = 0
     report = dict[str, Any]()
     async with writing(gateway, content, TRANSCRIBE, options) as events:
         async for event in events:
@@ -260,7 +327,13 @@ async def sse_parts(
                 text += event.text
                 choices = {"choices": [{"index": 0, "delta": {"content": event.text}}]} if is_vllms else {}
                 yield sse({"type": "transcript.text.delta", "delta": event.text} | choices)
+            for passage in event.passages if is_diarized else ():
+                yield sse(dict(spoken_segment(num_passages, passage)))
+                num_passages += 1
             report = event.report or report
+    if is_diarized and not num_passages:
+        for passage in Transcript(text.strip(), report).timed:
+            yield sse(dict(spoken_segment(0, passage)))
     counts = {"type": "tokens"} | usage(report)
     if is_vllms:
         counts |= {"prompt_tokens": counts["input_tokens"], "completion_tokens": counts["output_tokens"]}
@@ -284,35 +357,38 @@ async def writing(
 
 
 def transcript_response(
-    response_format: str, text: str, report: dict[str, Any], head: dict[str, Any], temperature: float | None = None
+    response_format: str, transcript: Transcript, head: dict[str, Any], temperature: float | None = None
 ) -> Response:
     """Return a transcript in the requested response format.
 
-    Formats with times have a single segment for the whole recording, or none if the recording has no words.
-
     Args:
-        report: The server's report, with the duration of the recording.
         head: Additional fields for `verbose_json`.
         temperature: Temperature of the request; None for the model's own.
     """
-    reason = limit_reason(report)
-    headers = limit_header(report)
+    reason = limit_reason(transcript.report)
+    headers = limit_header(transcript.report)
+    text = transcript.text
     match response_format:
         case "json":
             return JSONResponse({"text": text} | reason, headers=headers)
         case "text":
             return PlainTextResponse(text + "\n", headers=headers)
-    end_s = report.get("input_audio_s", 0.0)
-    match response_format:
         case "srt":
-            cue = f"1\n{stamp(0, ',')} --> {stamp(end_s, ',')}\n{text}\n\n" if text else ""
-            return PlainTextResponse(cue, headers=headers)
+            cues = (f"{number}\n{cue(passage, ',')}" for number, passage in enumerate(transcript.timed, 1))
+            return PlainTextResponse("".join(cues), headers=headers)
         case "vtt":
-            cue = f"{stamp(0, '.')} --> {stamp(end_s, '.')}\n{text}\n\n" if text else ""
+            cues = (cue(passage, ".") for passage in transcript.timed)
             note = f"NOTE finish_reason: {reason['finish_reason']}\n\n" if reason else ""
-            return PlainTextResponse(f"WEBVTT\n\n{cue}{note}", headers=headers, media_type="text/vtt")
-    segments = [text_segment(text, end_s, temperature)] if text else []
-    return JSONResponse(head | {"duration": end_s, "text": text, "segments": segments} | reason, headers=headers)
+            return PlainTextResponse(f"WEBVTT\n\n{''.join(cues)}{note}", headers=headers, media_type="text/vtt")
+    segments = [text_segment(number, passage, temperature) for number, passage in enumerate(transcript.timed)]
+    record = {"duration": transcript.duration_s, "text": text, "segments": segments}
+    return JSONResponse(head | record | reason, headers=headers)
+
+
+def cue(passage: Passage, point: str) -> str:
+    """Return a cue of subtitles, without its number, with the decimal mark `point`."""
+    text = " ".join(passage.text.split())  # a blank line or an arrow would end the cue
+    return f"{stamp(passage.start_s, point)} --> {stamp(passage.end_s, point)}\n{text.replace('-->', '->')}\n\n"
 
 
 def limit_header(report: dict[str, Any]) -> dict[str, str]:
@@ -321,24 +397,22 @@ def limit_header(report: dict[str, Any]) -> dict[str, str]:
     return {} if limit is None else {ResponseHeader.FINISH_REASON: limit}
 
 
-def text_segment(text: str, end_s: float, temperature: float | None) -> TextSegment:
-    """Return the only segment of a transcript, in which numbers that no model reports are 0 and listed as such.
+def text_segment(number: int, passage: Passage, temperature: float | None) -> TextSegment:
+    """Return a segment of a transcript, in which numbers that no model reports are 0 and listed as such.
 
     Args:
-        text: The transcript, not empty.
-        end_s: Duration of the recording in seconds.
         temperature: Temperature of the request; None for the model's own.
     """
-    content = text.encode(errors="replace")
+    content = passage.text.encode(errors="replace")
     unmeasured = ["tokens", "avg_logprob", "no_speech_prob"]
     if temperature is None:
         unmeasured.append("temperature")
     return {
-        "id": 0,
+        "id": number,
         "seek": 0,
-        "start": 0.0,
-        "end": end_s,
-        "text": text,
+        "start": passage.start_s,
+        "end": passage.end_s,
+        "text": passage.text,
         "tokens": [],
         "temperature": temperature or 0.0,
         "avg_logprob": 0.0,

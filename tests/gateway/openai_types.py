@@ -9,6 +9,7 @@ from typing import Any, get_args
 from openai.types import ErrorObject, Model
 from openai.types.audio import (
     Transcription,
+    TranscriptionDiarized,
     TranscriptionStreamEvent,
     TranscriptionVerbose,
     Translation,
@@ -69,7 +70,7 @@ adapter = cache(TypeAdapter)  # of the SDK's classes, which defer it, every new 
 def mismatch(kind: Any, text: str | bytes) -> str:
     """Return why a JSON text does not have a type; empty if it has."""
     if kind in VERBOSE and "duration" in json.loads(text):
-        kind = VERBOSE[kind]
+        kind = VERBOSE[kind] if "usage" not in json.loads(text) else TranscriptionDiarized
     try:
         adapter(kind).validate_json(text, strict=True)
     except ValidationError as error:

@@ -193,7 +193,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
             ({"timestamp_granularities[]": "segment"}, "timestamp_granularities"),
             ({"prompt": "Names: Ada."}, "prompt"),
             ({"stream": "true", "response_format": "srt"}, "response_format"),
-            ({"response_format": "diarized_json"}, "response_format"),
+            ({"response_format": "lrc"}, "response_format"),
             ({"volume": "11"}, "volume"),
         )
     ),

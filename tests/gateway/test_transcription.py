@@ -10,7 +10,7 @@ from openai.types.audio import Transcription, TranscriptionSegment
 
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import wav_header
-from stretto_gateway.transcription import transcript_response
+from stretto_gateway.transcription import Transcript, transcript_response
 from tests.client.fake_server import PROFILE, REPORT, Chunk
 from tests.gateway.conftest import Start
 from tests.gateway.openai_types import SERVER_EVENTS, mismatch
@@ -163,7 +163,56 @@ async def test_transcript_without_timely_alignment_has_no_words(start: Start) ->
     ],
 )
 def test_empty_transcript_has_no_segment(response_format: str, body: bytes) -> None:
-    assert transcript_response(response_format, "", {"input_audio_s": 2.0}, {}).body == body
+    assert transcript_response(response_format, Transcript("", {"input_audio_s": 2.0}), {}).body == body
+
+
+PASSAGES = [
+    {"text": "Good morning.", "start_s": 0.0, "end_s": 1.25, "speaker": "0"},
+    {"text": "Hello --> you.\n\n", "start_s": 1.25, "end_s": 3661.5, "speaker": ""},
+]
+SAID = [
+    Chunk(0, None, text="Good morning.", more={"passages": PASSAGES[:1]}),
+    Chunk(1, None, text=" Hello --> you.", more={"passages": PASSAGES[1:]}),
+    Chunk(2, None, is_final=True, is_last=True),
+]
+
+
+async def test_passages_are_segments_with_speakers(start: Start) -> None:
+    client = (await start(SAID)).openai()
+    create = client.audio.transcriptions.create
+    diarized: Any = await create(model="tiny", file=FILE, response_format="diarized_json")
+    expected = [(passage["text"], passage["start_s"], passage["end_s"], passage["speaker"]) for passage in PASSAGES]
+    assert [(part.text, part.start, part.end, part.speaker) for part in diarized.segments] == expected
+    assert (diarized.text, diarized.duration) == ("Good morning. Hello --> you.", SECONDS)
+    verbose: Any = await create(model="tiny", file=FILE, response_format="verbose_json")
+    assert [(part.id, part.text, part.start, part.end) for part in verbose.segments] == [
+        (number, *entry[:3]) for number, entry in enumerate(expected)
+    ]
+    srt = await create(model="tiny", file=FILE, response_format="srt")
+    first = "1\n00:00:00,000 --> 00:00:01,250\nGood morning.\n\n"
+    assert srt == f"{first}2\n00:00:01,250 --> 01:01:01,500\nHello -> you.\n\n"
+    vtt = await create(model="tiny", file=FILE, response_format="vtt")
+    assert vtt.startswith("WEBVTT\n\n00:00:00.000 --> 00:00:01.250\nGood morning.\n\n00:00:01.250 --> 01:01:01.500\n")
+
+
+async def test_passages_are_streamed(start: Start) -> None:
+    client = (await start(SAID)).openai()
+    stream = await client.audio.transcriptions.create(
+        model="tiny", file=FILE, response_format="diarized_json", stream=True
+    )
+    events: list[Any] = [event async for event in stream]
+    names = ["delta", "segment", "delta", "segment", "done"]
+    assert [event.type for event in events] == [f"transcript.text.{name}" for name in names]
+    assert [event.speaker for event in events[1:4:2]] == ["0", ""]
+
+
+async def test_transcript_without_speakers_is_one_segment_of_an_unknown_speaker(start: Start) -> None:
+    create = (await start(WRITTEN)).openai().audio.transcriptions.create
+    whole: Any = await create(model="tiny", file=FILE, response_format="diarized_json")
+    stream = await create(model="tiny", file=FILE, response_format="diarized_json", stream=True)
+    events: list[Any] = [event async for event in stream]
+    for (segment,) in (whole.segments, [event for event in events if event.type == "transcript.text.segment"]):
+        assert (segment.text, segment.start, segment.end, segment.speaker) == ("a cat", 0.0, SECONDS, "")
 
 
 async def test_every_segment_has_the_fields_of_openais_type(start: Start) -> None:

@@ -44,6 +44,8 @@ def make_event(pending: PendingChunk, session: DecoderSession, num_samples: int,
     if chunk.num_transcribed is not None:
         event["begun"] = [timed_word(mark, spec.frame_rate) for mark in chunk.begun]
         event["transcribed_s"] = round(chunk.num_transcribed / spec.frame_rate, 4)
+    if chunk.passages:
+        event["passages"] = chunk.passages
     if session.marking is not None and num_samples:
         event["marker"] = session.marking.name
     if chunk.is_final:

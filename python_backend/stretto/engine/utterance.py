@@ -15,7 +15,7 @@ from stretto.engine.reply_rules import ReplyState
 from stretto.engine.tracks import Track
 from stretto.engine.word_times import WordTimes
 from stretto.family.base import Family
-from stretto.family.text import LanguageReader, TextCodec, TimedReader
+from stretto.family.text import LanguageReader, PassageReader, TextCodec, TimedReader
 from stretto.records.chunk import CUT_S, Alignment, Chunk, GuidanceChange, LMChunk, Report, Sound, WordMark
 from stretto.records.prompt import MAX_FIRST_FRAMES, Prompt, SourceWord
 from stretto.streams.chunking import Pacer
@@ -361,10 +361,12 @@ class Utterance:
         return self._sent(self._with_head(last), codes)
 
     def _with_head(self, chunk: Chunk) -> Chunk:
-        """Return `chunk` with the requested progress and, if it is the reply's first, `alignment` and `sound`."""
+        """Return `chunk` with what its reader has read and, if it is the reply's first, `alignment` and `sound`."""
         chunk = replace(chunk, alignment=self.alignment, sound=self.sound)
         reader = self._reader
         if self._with_progress and isinstance(reader, TimedReader):
             chunk = replace(chunk, begun=tuple(reader.pop_begun()), num_transcribed=reader.num_transcribed)
+        if isinstance(reader, PassageReader):
+            chunk = replace(chunk, passages=tuple(reader.pop_passages()))
         self.alignment = self.sound = None
         return chunk

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders
 from stretto.errors import CheckpointError, InvalidRequest, is_panic, shown
 from stretto.family.base import Family
 from stretto.family.plugin import plugin
-from stretto.records.chunk import WordMark
+from stretto.records.chunk import Passage, WordMark
 from stretto.untrusted_files import MAX_TEXT_BYTES, regular_file
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -426,6 +426,15 @@ class LanguageReader(TextReader, Protocol):
     """
 
     language: str
+
+
+@runtime_checkable
+class PassageReader(TextReader, Protocol):
+    """Reader of a transcript that names the times and the speaker of each of its passages."""
+
+    def pop_passages(self) -> list[Passage]:
+        """Remove and return the passages that are complete since the last call."""
+        ...
 
 
 @dataclass(frozen=True)

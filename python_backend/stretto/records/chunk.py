@@ -37,6 +37,22 @@ class WordMark:
 
 
 @dataclass(frozen=True, slots=True)
+class Passage:
+    """Part of a transcript, by one speaker.
+
+    Attributes:
+        start_s: Start in the recording, in seconds.
+        end_s: End in the recording, in seconds.
+        speaker: Name or number of the speaker; empty if unknown.
+    """
+
+    text: str
+    start_s: float
+    end_s: float
+    speaker: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class GuidanceChange:
     """Frame at which guidance of stream 0 is switched on (`is_guided`) or off.
 
@@ -208,6 +224,7 @@ class Chunk:
         pauses: For each frame since the last chunk, the probability of each pause in `Family.pauses_s`, if requested.
         begun: If progress was requested, words completed since the last chunk; `marks` contains them once they end.
         num_transcribed: If progress was requested, number of frames of the recording whose text is complete.
+        passages: Passages of a transcript that are complete since the last chunk, in families that report them.
         kept: Identity of the session, if it generates speech and can be resumed; otherwise None.
     """
 
@@ -232,6 +249,7 @@ class Chunk:
     pauses: tuple[tuple[float, ...], ...] = ()
     begun: tuple[WordMark, ...] = ()
     num_transcribed: int | None = None
+    passages: tuple[Passage, ...] = ()
     kept: Kept | None = None
 
     @property
@@ -373,6 +391,7 @@ class Event(TypedDict):
         begun: If progress was requested, words completed since the last event, without end times.
         transcribed_s: If progress was requested, time in the recording up to which the transcript is complete, in
             seconds.
+        passages: Passages of a transcript that are complete since the last event, in families that report them.
         marker: Name of the marker of these samples; absent if they are not marked.
     """
 
@@ -393,6 +412,7 @@ class Event(TypedDict):
     pauses: NotRequired[tuple[tuple[float, ...], ...]]
     begun: NotRequired[list[WordTime]]
     transcribed_s: NotRequired[float]
+    passages: NotRequired[tuple[Passage, ...]]
     marker: NotRequired[str]
 
 
