@@ -6,11 +6,17 @@ from typing import Any
 from lab.releases.layouts import INDEX, SHARD, Layout, hugging_face, whole
 from lab.releases.random_tensors import split_weights
 from plugins.vibevoice.lab import random_vibevoice_realtime
-from plugins.vibevoice.tests import vibevoice_release
+from plugins.vibevoice.tests import vibevoice_asr_release, vibevoice_release
 
 
 def _vibevoice(folder: Path) -> list[str | Path]:
     release = vibevoice_release.write_release(folder / "release")
+    split_weights(release, 3)
+    return hugging_face(release)
+
+
+def _vibevoice_asr(folder: Path) -> list[str | Path]:
+    release = vibevoice_asr_release.write_release(folder / "release", "scripted")
     split_weights(release, 3)
     return hugging_face(release)
 
@@ -30,11 +36,18 @@ LAYOUTS = {
         unused=("release/generation_config.json",),
         is_checked=False,
     ),
+    "microsoft/VibeVoice-ASR-HF": Layout(
+        "vibevoice-asr", _vibevoice_asr, {"release": ("config.json", SHARD, INDEX, "tokenizer.json")}
+    ),
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "VibeVoice Realtime without weights": (
         {"config.json": {"model_type": "vibevoice_streaming"}},
         "VibeVoice Realtime: expected model.safetensors",
+    ),
+    "VibeVoice-ASR without weights": (
+        {"config.json": {"model_type": "vibevoice_asr"}},
+        "VibeVoice-ASR: expected model.safetensors",
     ),
     "VibeVoice without weights": ({"config.json": {"model_type": "vibevoice"}}, "expected model.safetensors"),
 }
@@ -57,5 +70,6 @@ DETECTED: dict[str, tuple[dict[str, Any], str | None, dict[str, Any]]] = {
 CPU_CACHES_MB = {
     ("vibevoice", 28_672): (1_620,),
     ("vibevoice", 57_344): (1_886,),
+    ("vibevoice_asr", 57_344): (3_762, 7_524),
     ("vibevoice_realtime", 12_288): (546,),
 }

@@ -333,18 +333,21 @@ class VibeVoiceCodec(nn.Module):
 
 def normalised(pcm: np.ndarray) -> np.ndarray:
     """Normalise a recording, float32 [n], to -25 dBFS, or to a full-scale peak if it would clip."""
-    wide = pcm.astype(np.float64)
-    loud = wide * 10 ** (LOUDNESS_DB / 20) / (np.sqrt(np.square(wide).mean()) + SILENCE)
-    peak = np.abs(loud).max()
-    return (loud / (peak + SILENCE) if peak > 1 else loud).astype(np.float32)
+    level = float(np.sqrt(np.square(pcm, dtype=np.float64).mean()))
+    loud: np.ndarray = pcm.astype(np.float32) * np.float32(10 ** (LOUDNESS_DB / 20) / (level + SILENCE))
+    peak = float(np.abs(loud).max())
+    return loud / np.float32(peak + SILENCE) if peak > 1 else loud
 
 
 def stored_noise(pcm: np.ndarray, number: int) -> np.ndarray:
     """Return Gaussian noise, float64 [number], derived from the samples of a recording."""
     digest = blake2b(np.ascontiguousarray(pcm, np.float32).tobytes(), digest_size=16).digest()
-    bits = np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(
-        2 * number
-    )  # a documented algorithm; its output bits never change
+    return gaussian_noise(int.from_bytes(digest, "little"), number)
+
+
+def gaussian_noise(key: int, number: int) -> np.ndarray:
+    """Return Gaussian noise, float64 [number], derived from a key of at most 128 bits."""
+    bits = np.random.Philox(key=key).random_raw(2 * number)  # a documented algorithm; its output bits never change
     one, other = ((bits >> np.uint64(11)).astype(np.float64) + 0.5).reshape(2, -1) * 2.0**-53
     return np.sqrt(-2 * np.log(one)) * np.cos(2 * np.pi * other)
 

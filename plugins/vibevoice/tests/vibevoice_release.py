@@ -127,13 +127,14 @@ def model_of(kind: str) -> VibeVoiceForConditionalGeneration:
     return model
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Write a byte-level tokenizer with the special audio tokens."""
+def write_tokenizer(folder: Path, special: Sequence[str] = SPECIAL, words: Sequence[str] = ()) -> None:
+    """Write a byte-level tokenizer with special tokens, followed by added words."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE({character: index for index, character in enumerate(alphabet)}, []))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    made.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    made.add_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    made.add_tokens([AddedToken(word, normalized=False) for word in words])
     made.save(str(folder / "tokenizer.json"))
 
 

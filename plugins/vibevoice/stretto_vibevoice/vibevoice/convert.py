@@ -253,6 +253,19 @@ def scale(tensors: Mapping[str, Tensor], name: str) -> float:
     return value
 
 
+def qwen2_backbone(section: Mapping[str, Any], path: str) -> Qwen2Config:
+    """Return the backbone that a section of config.json describes; raise CheckpointError if it is not supported.
+
+    Args:
+        path: Name of the section, for error messages.
+    """
+    backbone: Qwen2Config = read_numbers(Qwen2Config, {"model_type": "qwen2", **section})
+    check_heads(backbone)
+    if backbone.use_sliding_window or backbone.hidden_act != "silu":
+        raise CheckpointError(f"{path}: expected full attention and silu")
+    return backbone
+
+
 def llama_numbers(backbone: Qwen2Config) -> dict[str, Any]:
     """Return the fields of a config that vLLM's class and ours read."""
     numbers = {name: value for name in LLAMA_NUMBERS if (value := getattr(backbone, name, None)) is not None}
@@ -268,10 +281,7 @@ class Shape:
 
     def __init__(self, config: Mapping[str, Any]):
         text = dict(entry(config, "text_config"))
-        backbone = read_numbers(Qwen2Config, {"model_type": "qwen2", **text})
-        check_heads(backbone)
-        if backbone.use_sliding_window or backbone.hidden_act != "silu":
-            raise CheckpointError("text_config: expected full attention and silu")
+        backbone = qwen2_backbone(text, "text_config")
         self.backbone = backbone
         self.num_tokens = backbone.vocab_size
         self.is_tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Qwen2Config
 
 from stretto.errors import CheckpointError, shown
 from stretto.family.conversion import Contents, Converted, Network, Release, common_record
 from stretto.untrusted_files import check_value, entry
-from stretto.weights.backbones import check_heads, read_numbers, shapes
+from stretto.weights.backbones import shapes
 from stretto.weights.loading import Part, Plan
 from stretto_vibevoice.codec import (
     MODEL_TYPE,
@@ -33,6 +32,7 @@ from stretto_vibevoice.vibevoice.convert import (
     head_layers,
     llama_numbers,
     network_from_authors,
+    qwen2_backbone,
     scale,
 )
 from stretto_vibevoice.vibevoice_realtime.family import (
@@ -107,10 +107,7 @@ class Shape:
         check_value("model_type", config.get("model_type"), KIND)
         text = dict(entry(config, "decoder_config"))
         head = AuthorsConfig.read(config).diffusion_head_config
-        backbone = read_numbers(Qwen2Config, {"model_type": "qwen2", **text})
-        check_heads(backbone)
-        if backbone.use_sliding_window or backbone.hidden_act != "silu":
-            raise CheckpointError("decoder_config: expected full attention and silu")
+        backbone = qwen2_backbone(text, "decoder_config")
         number = entry(config, NUM_SPEECH_LAYERS)
         if type(number) is not int or not 1 <= number < backbone.num_hidden_layers:
             expected = f"an integer in [1, {backbone.num_hidden_layers - 1}]"

@@ -1,0 +1,105 @@
+"""Acoustic and semantic encoder of recordings, which the preprocessor runs, and the codec without frames.
+
+Both encoders are causal, so a long recording is encoded in chunks with the state of the layers in between. Tensors are
+named as in transformers' classes.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stretto.codecs.base import CodecSpec, Window, Windowed
+from stretto.codecs.streaming import prepare_products
+from stretto.errors import InvalidRequest
+from stretto.family.encoding_turns import pass_turn
+from stretto.untrusted_files import entry, json_object
+from stretto.weights.loading import CONFIG_FILE, load_strictly, read_tensors
+from stretto_vibevoice.codec import SAMPLE_RATE, Encoder, TokenizerConfig, gaussian_noise, normalised
+from stretto_vibevoice.vibevoice_asr.family import NAME, TIMES_PER_S
+
+FOLDER = "encoders"  # in a checkpoint
+NETWORKS = ("acoustic", "semantic")
+CHUNK_FRAMES = 60  # 8 s, whose widest layers take 0.4 GB
+
+
+class RecordingEncoders(nn.Module):
+    """Acoustic encoder, whose latents get noise as in training, and semantic encoder."""
+
+    def __init__(self, acoustic: TokenizerConfig, semantic: TokenizerConfig) -> None:
+        super().__init__()
+        self.hop = acoustic.hop
+        self.deviation = acoustic.deviation
+        self.acoustic = Encoder(acoustic)
+        self.semantic = Encoder(semantic)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "RecordingEncoders":
+        """Create the networks with the hyperparameters in the encoders' config.json."""
+        return cls(*(TokenizerConfig.from_record(entry(record, name), name) for name in NETWORKS))
+
+    @torch.inference_mode()
+    def encode(self, pcm: np.ndarray, seed: int) -> np.ndarray:
+        """Return the latents and the features of a recording, float32 [T, A + E]; silence completes the last frame.
+
+        Args:
+            pcm: Mono samples, float32 [n] at 24 kHz.
+            seed: Seed of the noise.
+        """
+        loud = torch.from_numpy(normalised(pcm))
+        padded = F.pad(loud, (0, -len(loud) % self.hop))
+        networks = (self.acoustic, self.semantic)
+        weight = self.acoustic.head.conv.weight
+        states = [weight.new_zeros(1, network.num_kept) for network in networks]
+        chunks = list[Tensor]()
+        for samples in padded.split(CHUNK_FRAMES * self.hop):
+            vectors = list[Tensor]()
+            for index, network in enumerate(networks):
+                encoded, states[index] = network.step(samples.to(weight)[None, None], states[index])
+                vectors.append(encoded[0].T)
+            chunks.append(torch.cat(vectors, 1).cpu())
+            pass_turn()
+        features = torch.cat(chunks).numpy()
+        means = features[:, : len(self.acoustic.head.conv.weight)]
+        noise = gaussian_noise(seed, 1 + means.size)
+        means += (self.deviation * noise[0] * noise[1:]).reshape(means.shape)
+        return features
+
+
+def load_encoders(checkpoint: Path, device: str) -> RecordingEncoders:
+    """Load the encoders of a checkpoint, in float32; raise CheckpointError if a file is missing or does not fit."""
+    folder = checkpoint / FOLDER
+    with torch.device("meta"):
+        encoders = RecordingEncoders.from_record(json_object(folder / CONFIG_FILE))
+    path = folder / "model.safetensors"
+    tensors = {name: tensor.float() for name, tensor in read_tensors(path).items()}
+    load_strictly(encoders, tensors, path, assign=True)
+    return prepare_products(encoders.eval().requires_grad_(False).to(device))
+
+
+class NoFrames(nn.Module):
+    """Codec of a model that generates no audio. Its frame rate is that of the times in transcripts."""
+
+    spec = CodecSpec(NAME, SAMPLE_RATE, int(SAMPLE_RATE / TIMES_PER_S), 1, 1, Windowed(0, 0))
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Raise InvalidRequest, because there are no codes."""
+        raise InvalidRequest("audio", "no audio to encode (this model generates only text)", "audio")
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return an empty state, [batch, 0]."""
+        return torch.zeros(batch, 0)
+
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Return silence."""
+        batch, _, frames = window.codes.shape
+        return window.state.new_zeros(batch, frames * self.spec.samples_per_frame), window.state
+
+
+def load(directory: Path, device: str = "cpu") -> NoFrames:
+    """Return the codec, which has no files."""
+    return NoFrames()

@@ -1,0 +1,49 @@
+"""VibeVoice-ASR through the real server and gateway, with OpenAI's client: passages, limits and the same text alone."""
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from plugins.vibevoice.tests.test_vibevoice_asr import PASSAGES
+from plugins.vibevoice.tests.vibevoice_asr_release import command, speech, write_release
+from stretto.convert.command import main as convert
+from tests.server.conftest import ServedCheckpoint, serves
+
+# By night: test_vibevoice_asr.py of this plug-in compares prompts and ids; the reader has tests of its own.
+pytestmark = [pytest.mark.server, pytest.mark.nightly]
+
+
+def checkpoint(folder: Path) -> Path:
+    assert convert([*command(write_release(folder / "release", "scripted")), "--out", str(folder / "checkpoint")]) == 0
+    return folder / "checkpoint"
+
+
+served = serves(checkpoint)
+
+
+def ogg_file(seconds: float) -> bytes:
+    file = BytesIO()
+    soundfile.write(file, speech(seconds), 24_000, format="OGG", subtype="OPUS")
+    return file.getvalue()
+
+
+def test_served_transcript_has_passages(served: ServedCheckpoint) -> None:
+    answer = served.server.ask('{"seed": 1}', audio=ogg_file(20.0))
+    assert answer.error is None
+    passages = [passage for event in answer.events for passage in event.get("passages", ())]
+    expected = [
+        {"text": part.text, "start_s": part.start_s, "end_s": part.end_s, "speaker": part.speaker} for part in PASSAGES
+    ]
+    assert passages == expected
+    assert "".join(event["text"] for event in answer.events) == 'Good morning. Hello, "you". [Silence]'
+
+
+def test_invalid_input_error_names_its_field(served: ServedCheckpoint) -> None:
+    context = json.dumps([{"role": "system", "text": "a" * 9000}, {"role": "user", "audio": "audio"}])
+    served.server.refuses(
+        {"messages": context, "audio": ogg_file(1.0)}, "messages[0].text: expected at most 8000 characters"
+    )
+    served.server.refuses({"audio": ogg_file(1.0), "options": '{"voice": "bob"}'}, "options.voice: expected no value")
