@@ -19,8 +19,10 @@ from plugins.moss.lab.random_moss import tensors_of_codec
 from plugins.moss.lab.random_moss_local import gpt2_shapes
 
 WEIGHTS = "pytorch_model.bin"
-TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|audio_start|>", "<|audio_end|>")
-TOKENS += ("<|vision_pad|>", "<|video_pad|>", "<user_inst>")
+TOKENS = (
+    *("<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|audio_start|>", "<|audio_end|>"),
+    *("<|vision_pad|>", "<|video_pad|>", "<user_inst>"),
+)
 PUNCTUATION = "▁.,:;!?()'-_<>/"
 NUM_TEXT_IDS = 128
 KEYS = ("pad", "im_start", "im_end", "audio_start", "audio_end", "audio_user_slot", "audio_assistant_slot")
@@ -136,9 +138,9 @@ def codec_config(kind: str = "small") -> dict[str, Any]:
     patches = [{"module_type": "PatchedPretransform", "patch_size": size} for size in PATCHES]
     encoder = [patches[0]]
     decoder = [patches[0]]
-    for patch, (inputs, outputs, *others) in zip(patches[1:], stages, strict=True):
-        encoder += [stage(inputs, outputs, *others), patch]
-        decoder = [patch, stage(outputs, inputs, *others), *decoder]
+    for patch, (inputs, outputs, num_layers, window_s) in zip(patches[1:], stages, strict=True):
+        encoder += [stage(inputs, outputs, num_layers, window_s), patch]
+        decoder = [patch, stage(outputs, inputs, num_layers, window_s), *decoder]
     return {
         "model_type": "moss-audio-tokenizer",
         "architectures": ["MossAudioTokenizerModel"],

@@ -51,7 +51,9 @@ class Gpt2Layer(nn.Module):
 class FinalNorm(nn.LayerNorm):
     """LayerNorm of the sum of two tensors, called like vLLM's RMSNorm."""
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(  # type: ignore[override]
+        self, x: torch.Tensor, residual: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the norm of the sum [N, H], and the sum."""
         total = x + residual
         return super().forward(total), total
@@ -66,5 +68,5 @@ class StrettoMossNanoForCausalLM(MultiStreamMixin, LlamaForCausalLM):
         """Create the model. vLLM calls this method with the layer class of Llama."""
         model = LlamaModel(vllm_config=vllm_config, prefix=prefix, layer_type=Gpt2Layer)
         config: Any = vllm_config.model_config.hf_config
-        model.norm = FinalNorm(config.hidden_size, eps=config.rms_norm_eps)
+        model.norm = FinalNorm(config.hidden_size, eps=config.rms_norm_eps)  # type: ignore[assignment]
         return model

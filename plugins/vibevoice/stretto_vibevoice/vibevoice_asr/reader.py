@@ -96,23 +96,23 @@ class TranscriptReader:
     def _read(self, text: str) -> str:
         if self._head is not None:
             head = (self._head + text).lstrip()
-            rest = head.removeprefix(ROLE).lstrip()
-            if ROLE.startswith(head) or not rest:
+            reply = head.removeprefix(ROLE).lstrip()
+            if ROLE.startswith(head) or not reply:
                 self._head = head
                 return ""
             self._head = None
-            self._is_list = rest.startswith("[")
-            text = rest
+            self._is_list = reply.startswith("[")
+            text = reply
         if not self._is_list:
             return text
-        return "".join(self._text_of(part) for part in self._scanner.push(text))
+        return "".join(self._text_of(piece) for piece in self._scanner.push(text))
 
-    def _text_of(self, part: str) -> str:
+    def _text_of(self, piece: str) -> str:
         """Return the text of an object, whose passage is stored, or of anything else."""
-        record = parsed(part)
+        record = parsed(piece)
         content = record.get("Content")
-        is_object = part.startswith("{")
-        text = " " * (self._is_apart or (is_object and self._has_text)) + (part if content is None else content)
+        is_object = piece.startswith("{")
+        text = " " * (self._is_apart or (is_object and self._has_text)) + (piece if content is None else content)
         self._is_apart = is_object
         self._has_text = True
         passage = None if content is None else passage_of(record, content)
