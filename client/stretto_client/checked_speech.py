@@ -267,6 +267,34 @@ def checked(
     return speak_clause
 
 
+def repeated(
+    speak: Callable[..., SpeechStream], options: SpeakOptions, redraws: Sequence[Sequence[int]]
+) -> Callable[..., ProducedSpeech]:
+    """Return a function that speaks each clause of a text as its last attempt did, without measuring it.
+
+    Args:
+        speak: Function of options, the clause and further arguments, which speaks it.
+        options: Options of the whole text, with its seed.
+        redraws: `redraw_from` of each clause's last attempt, as in the report of the whole text.
+    """
+    left = deque(redraws)
+
+    def speak_clause(text: str, **arguments: Any) -> ProducedSpeech:
+        frames = left[0] if left else ()
+        drawn: SpeakOptions = {**options, "redraw_from": [*frames]} if frames else options
+
+        async def produce(items: Items) -> None:
+            async with speak(drawn, text, **arguments) as stream:
+                async for event in stream:
+                    if event.is_final and left:  # a clause that is too long is refused before, and halved
+                        left.popleft()
+                    await items.put(event)
+
+        return ProducedSpeech(produce)
+
+    return speak_clause
+
+
 @dataclass(frozen=True)
 class _Stream:
     """Events of an attempt.
@@ -449,6 +477,7 @@ class _Clause:
             return event
         self._lead.add(attempt.num_samples)
         redrawn_s = sum(earlier.seconds for earlier in self._given_up)
-        redrawn = {"redrawn": len(self._given_up), "redrawn_s": redrawn_s}
+        redrawn: dict[str, Any] = {"redrawn": len(self._given_up), "redrawn_s": redrawn_s}
+        redrawn["redraw_from"] = [[*attempt.frames]]
         attempt.sent_report |= event.report | attempt.checked_report() | redrawn
         return replace(event, report=attempt.sent_report)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerException, InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
-from stretto_client.checked_speech import Lead, attempts_of, check_one_of, checked
+from stretto_client.checked_speech import Lead, attempts_of, check_one_of, checked, repeated
 from stretto_client.continued_speech import continued
 from stretto_client.errors import Timeouts
 from stretto_client.live_speech import LiveSession, LiveText, speak_written
@@ -218,6 +218,7 @@ class SpeechClient:
         check_with: str | None = None,
         join: Join = "independent",
         voices: MarkedVoices | None = None,
+        redraws: Sequence[Sequence[int]] | None = None,
         **options: Unpack[SpeechOptions],
     ) -> Speech:
         """Speak `text` and return the events. For the task `tts`, the text may have any length.
@@ -241,6 +242,7 @@ class SpeechClient:
             check_with: Recogniser for `words`: `self`, `grpc://HOST:PORT` or `http://HOST:PORT/v1` (`Address`).
             join: `continued` if each clause continues the one before (`ContinuedSpeech`); clauses are then shorter.
             voices: Voices that marks in the text may select; None for those of the model.
+            redraws: `redraw_from` of an earlier report, to repeat its speech without measuring it; it needs the seed.
             options: Server options, e.g. `seed=1` or `chunking={"playout_s": 0.2}`. Options that are None are not sent.
         """
         check_one_of("markup", MARKUPS, markup)
@@ -260,6 +262,8 @@ class SpeechClient:
             request_options = with_seed(request_options)
         clause = partial(self.speak_once, task)
         speak = checked(clause, request_options, attempts, Lead(hold_s), self.tries, judge, self.profile)
+        if redraws is not None:
+            speak = repeated(clause, request_options, redraws)
         if is_single:
             return speak(text)
         try_out = None if options.get("transliterate") else partial(self.speak_once, task, request_options)

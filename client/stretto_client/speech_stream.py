@@ -428,6 +428,7 @@ class SpeakArguments(SpeakOptions, total=False):
     check_with: str | None
     join: Join
     voices: MarkedVoices | None
+    redraws: Sequence[Sequence[int]] | None
 
 
 class TaskOptions(OptionsRecord, total=False):

@@ -199,8 +199,9 @@ class Health(TypedDict):
     """Readiness and the served model. Fields of the model are missing if the server does not report them.
 
     `model` is its name, `revision` the commit of its release, `configuration` the SHA-256 of the server's version,
-    options and configuration files, and `weights` that of the names, sizes and times of the checkpoint's files. If the
-    gateway has several servers, `servers` has the same for each, and one ready server is enough.
+    options and configuration files, and `weights` that of the names, sizes and times of the checkpoint's files.
+    `numerics` is what decides how the server rounds: its GPUs or processor, and versions of libraries. If the gateway
+    has several servers, `servers` has the same for each, and one ready server is enough.
     """
 
     status: Literal["ready", "not ready"]
@@ -208,6 +209,7 @@ class Health(TypedDict):
     revision: NotRequired[str]
     configuration: NotRequired[str]
     weights: NotRequired[str]
+    numerics: NotRequired[str]
     servers: NotRequired[dict[str, "Health"]]
 
 

@@ -26,6 +26,7 @@ from stretto_gateway import (
     pronunciations,
     speech,
     speech_batch,
+    speech_records,
     transcription,
     verification,
     voice_preview,
@@ -126,9 +127,10 @@ def all_routes() -> list[BaseRoute]:
         ValueError: Two endpoints have the same path and method.
     """
     every = APIRouter()
-    speaking = (speech.router, speech_batch.router, transcription.router, verification.router, chat.router)
+    first = (speech, speech_batch, speech_records, transcription, verification, chat)
     added = [route.router for route in installed_routes()]
-    for one in (*speaking, *added, voice_preview.router, voices.router, pronunciations.router, page.router, router):
+    last = (voice_preview, voices, pronunciations, page)
+    for one in (*(module.router for module in first), *added, *(module.router for module in last), router):
         every.include_router(one, responses=ERRORS)
     add_health(every)
     refuse_twice(every.routes)

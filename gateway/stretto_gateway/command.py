@@ -25,6 +25,7 @@ from fastapi import FastAPI
 from stretto_client.arguments import Parser
 from stretto_client.console import argument_path
 from stretto_client.recognisers import Address
+from stretto_client.signature import load_private_key
 from stretto_contract.heartbeat import beat, keep_listener, kept_listener
 from stretto_contract.listening import ALL_OF, LOOPBACK, listen, listening_address, place
 from stretto_gateway.app import is_ready, make_app
@@ -228,6 +229,8 @@ def arguments() -> Parser:
     add("--speech-cache-age", type=float, default=CACHE_AGE_S, metavar="SECONDS", help=about)
     about = "cache also requests without a seed, or in the voice of a recording; repeatable"
     add("--speech-cache-also", choices=("seedless", "voices"), action="append", default=[], help=about)
+    about = "sign receipts of speech with this Ed25519 key (stretto signing-key FILE); default: no receipts"
+    add("--signing-key", type=argument_path, metavar="FILE", help=about)
     about = "maximum per key and period of requests, characters, input_audio_s or output_audio_s; repeatable"
     add(
         "--ceiling",
@@ -371,6 +374,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
         replicas=tuple(dict.fromkeys(args.replica)),
         check_with=args.check_with,
         cache=cache,
+        signing_key=None if args.signing_key is None else load_private_key(args.signing_key),
         routes=tuple(options for options in settings if options is not None),
     )
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from stretto_gateway.encoding import SYNTHETIC
 from stretto_gateway.routes import RouteSettings
 
@@ -123,6 +125,7 @@ class GatewayConfig:
         replicas: gRPC addresses of equal servers, which serve the same model, instead of `server`; empty for one.
         check_with: Address of the recogniser for `check: "words"`; None to refuse this check.
         cache: Settings of the speech cache; None for no cache.
+        signing_key: Key that signs receipts of speech; None for no receipts.
         routes: Settings of routes. A route without settings has its defaults.
     """
 
@@ -142,6 +145,7 @@ class GatewayConfig:
     replicas: tuple[str, ...] = ()
     check_with: str | None = None
     cache: CacheSettings | None = None
+    signing_key: Ed25519PrivateKey | None = field(default=None, repr=False)
     routes: tuple[RouteSettings, ...] = ()
 
     @property

@@ -16,6 +16,7 @@ from stretto_gateway.metrics import Metrics, open_spans
 from stretto_gateway.model_server import Can, ModelServer, Servers
 from stretto_gateway.outcomes import Outcomes
 from stretto_gateway.pronunciation_store import PronunciationStore
+from stretto_gateway.receipt_store import ReceiptStore
 from stretto_gateway.replicas import Replicas
 from stretto_gateway.routed import RoutedClient
 from stretto_gateway.routes import RouteState, installed_routes
@@ -60,6 +61,7 @@ class Gateway:
         self.verifying = Admission(1, config.limits.max_verifying, lambda _: None)
         self.sessions = OpenSessions(config.limits)
         self.outcomes = Outcomes()
+        self.receipts = None if config.signing_key is None else ReceiptStore(config.signing_key)
         self.metrics.watch(self.servers, self.sessions)
         self.audio_hosts = AudioHosts(config.audio_hosts, config.limits)
         self.cache: SpeechCache | None = None

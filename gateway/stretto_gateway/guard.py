@@ -28,7 +28,7 @@ from stretto_gateway.voice_store import EVERYBODY
 
 LOG = logging.getLogger("stretto_gateway")
 # Paths that need no key, for load balancers and for browsers before the user has entered a key.
-OPEN_PATHS = ("/health", "/health/live", "/health/ready", "/api/build_info", *page.PATHS)
+OPEN_PATHS = ("/health", "/health/live", "/health/ready", "/api/build_info", "/v1/audio/receipts/key", *page.PATHS)
 GONE = 499  # logged status if the client disconnected before the response
 SWITCHED = 101  # logged status of a WebSocket
 FAILED_CODE = 1011  # close code after an internal error (RFC 6455, section 7.4.1)

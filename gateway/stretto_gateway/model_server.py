@@ -17,7 +17,7 @@ from stretto_gateway.server_queue import ServerQueue
 CHECK_S = 5.0
 ANSWER_S = 5.0
 READY_S = 5.0
-IDENTITY = ("model", "revision", "configuration", "weights")  # what a server reports about its model
+IDENTITY = ("model", "revision", "configuration", "weights", "numerics")  # what a server reports about its model
 FAILED_CHECKS = 3  # consecutive failed checks after which a server is down; one that is only busy answers earlier
 
 Can = Callable[[ModelProfile], bool]

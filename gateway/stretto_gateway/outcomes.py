@@ -1,6 +1,5 @@
 """Outcomes of recent speech responses, so that the client of a raw stream can learn whether it is complete."""
 
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from stretto_contract.finish_reasons import CANCELLED, limit_of
 from stretto_gateway.admission import CLIENT_LEFT
 from stretto_gateway.answers import ApiError, SpeechOutcome
+from stretto_gateway.caller_records import CallerRecords
 
 MAX_OUTCOMES = 4096  # of all callers; the oldest one of the caller with most outcomes is forgotten
 
@@ -16,13 +16,11 @@ class Outcomes:
     """Outcomes by caller and by the id of the request, which is in the header `x-request-id` of its response."""
 
     def __init__(self, max_outcomes: int = MAX_OUTCOMES):
-        self._max_outcomes = max_outcomes
-        self._outcomes: dict[str, OrderedDict[str, SpeechOutcome]] = {}
+        self._outcomes = CallerRecords[SpeechOutcome](max_outcomes)
 
     def find(self, owner: str, request_id: str) -> SpeechOutcome:
         """Return the outcome of a caller's own request; raise ApiError 404 if it is unknown."""
-        of_owner = self._outcomes.get(owner)
-        outcome = None if of_owner is None else of_owner.get(request_id)
+        outcome = self._outcomes.find(owner, request_id)
         if outcome is None:
             message = f"id: expected the x-request-id of a recent speech response, got {request_id[:60]!r}"
             raise ApiError(404, message, "id", "not_found")
@@ -37,7 +35,7 @@ class Outcomes:
             report: The server's report, once the parts are complete.
         """
         outcome: SpeechOutcome = {"id": request_id, "status": "in_progress", "bytes": 0, "error": None}
-        self._add(owner, outcome)
+        self._outcomes.add(owner, request_id, outcome)
         try:
             async with aclosing(parts):
                 async for data in parts:
@@ -54,11 +52,3 @@ class Outcomes:
         outcome["status"] = "completed" if limit is None else "incomplete"
         if limit is not None:
             outcome["finish_reason"] = limit
-
-    def _add(self, owner: str, outcome: SpeechOutcome) -> None:
-        if sum(map(len, self._outcomes.values())) >= self._max_outcomes:
-            most = max(self._outcomes, key=lambda key: len(self._outcomes[key]))
-            self._outcomes[most].popitem(last=False)
-            if not self._outcomes[most]:
-                del self._outcomes[most]
-        self._outcomes.setdefault(owner, OrderedDict())[outcome["id"]] = outcome

@@ -25,7 +25,6 @@ from stretto_gateway.answers import (
     FILE,
     TEXT,
     ApiError,
-    SpeechOutcome,
     described,
     mismatch,
     refused,
@@ -46,7 +45,9 @@ from stretto_gateway.events import Streamed, closing, speech_events
 from stretto_gateway.fields import Ignored, held_bytes
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import SpeechTrace, generated_s
+from stretto_gateway.model_server import served_model
 from stretto_gateway.pronunciations import add_dictionary, keep_occurring
+from stretto_gateway.receipt_store import Draft
 from stretto_gateway.response_headers import ResponseHeader
 from stretto_gateway.speech_request import SpeechFields, SpeechItem, SpeechRequest
 from stretto_gateway.turns import AUDIO
@@ -56,6 +57,7 @@ from stretto_gateway.whole_file import AudioBudget, parts_of, whole_file
 
 router = APIRouter()
 FILE_S = "file_s"
+DRAFT = "draft"  # key of the receipt of a response
 WHOLE = "whole"  # key of headers of a file that is sent once it is complete
 CACHE = "cache"  # key of headers about the cache
 TRANSLITERATED = "input.transliterated"
@@ -87,6 +89,8 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
     if body.timestamps and wants_alignment(await gateway.catalogue.profile()):
         options["words"] = "aligned"
     result: dict[str, Any] = {}
+    if gateway.receipts is not None:
+        result[DRAFT] = Draft(body.input, request.state.request_id, body.response_format, body.speed or 1.0)
     if body.stream_format == "sse":
         parts = sse_parts(gateway, body, options, ignored, result)
         return answered(gateway, body, request.state, parts, "text/event-stream", ignored, result, sse_error)
@@ -121,6 +125,8 @@ def answered(
         noted = report.get(CACHE, {}) | report.get(WHOLE, {})
         return {**attempts, **marker_header(report), **noted, **ignored.headers}
 
+    if gateway.receipts is not None and DRAFT in report:
+        parts = gateway.receipts.followed(asked.owner, asked.request_id, parts, report[DRAFT])
     followed = gateway.outcomes.followed(asked.owner, asked.request_id, parts, report)
     return Streamed(followed, media_type, gateway.limits.stall_s, last_words, first_headers)
 
@@ -128,13 +134,6 @@ def answered(
 def marker_header(report: Mapping[str, Any]) -> dict[str, str]:
     """Return the header that names the marker of the audio; empty if the audio is not marked."""
     return {ResponseHeader.MARKER: report["marker"]} if "marker" in report else {}
-
-
-@router.get("/v1/audio/speech/{request_id}")
-async def get_outcome(request_id: str, request: Request) -> SpeechOutcome:
-    """Return the outcome of a recent speech response; the id is in its header `x-request-id`."""
-    gateway: Gateway = request.app.state.gateway
-    return gateway.outcomes.find(request.state.owner, request_id)
 
 
 async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignored: Ignored) -> SpeakArguments:
@@ -229,6 +228,7 @@ async def timed_parts(
             far in seconds as FILE_S, and the server's report at the end.
     """
     encoder = PacedEncoder(item, gateway.audio_tags)
+    draft: Draft | None = report.get(DRAFT)
     async with recalled(gateway, item, text, options, ignored, report) as events:
         async for event in events:
             note_first(event, report)
@@ -236,12 +236,18 @@ async def timed_parts(
             report[FILE_S] = max(report.get(FILE_S, 0.0), playing_time(event.start_s + event.duration_s))
             if event.words:
                 yield [timed_word(word, playing_time) for word in event.words]
+            if draft is not None:
+                draft.add(event)
             async for data in encoder.parts(event):
+                if draft is not None:
+                    draft.add_data(data)
                 yield data
             report.update(event.report or {})
     note_left_out(ignored, report.get("left_out", ()))
     note_transliterated(ignored, report.get("transliterated", ()))
     if tail := encoder.close():
+        if draft is not None:
+            draft.add_data(tail)
         yield tail
 
 
@@ -266,6 +272,8 @@ async def whole_parts(
     max_bytes = gateway.limits.max_batch_bytes
     excess = f"expected no value for more than {max_bytes} bytes of audio, got false"
     audio = await whole_file(item, parts, AudioBudget(max_bytes, "stream", excess), asked)
+    if DRAFT in report:
+        report[DRAFT].set_file(audio)  # whose header has changed
     counts = {ResponseHeader[name.upper()]: str(count) for name, count in usage(report).items()}
     report[WHOLE] = {"content-length": str(len(audio))} | counts
     async for data in parts_of(audio):
@@ -456,6 +464,10 @@ async def recalled(
         report: Receives headers about the cache, if the request uses it, as CACHE.
     """
     options = {**options, "rates": True}
+    draft: Draft | None = report.get(DRAFT)
+    if draft is not None:
+        options["output"] = {"codes": True}
+        draft.begin(await served_model(gateway.client), options)
     cache = gateway.cache
     request = None
     if cache is not None and isinstance(text, str):

@@ -39,7 +39,9 @@ usage: stretto COMMAND ...    (stretto COMMAND --help lists its options)
   convert FAMILY            convert a published model to a checkpoint; convert aligner: a model for word times
   make-repository           create a model repository for a checkpoint
   families                  list the installed model families, codecs and markers
-  verify FILE               look for marks of synthetic speech in audio files; --json
+  verify FILE               look for marks of synthetic speech in audio files; --json. --receipt FILE --text "text" also
+                            generates the speech of a receipt again, and compares them
+  signing-key FILE          make a key with which the gateway signs receipts of speech; prints the public key
 
 speak, transcribe, talk, chat and capacity use the server at --server HOST:PORT, or by default the server of this
 machine, which they start in the background if it is not running. STRETTO_PORT (default 8000) is its HTTP port; the
@@ -297,8 +299,26 @@ def families(words: list[str]) -> int:
 
 
 def verify(words: list[str]) -> int:
-    """Look for marks of synthetic speech in audio files."""
+    """Look for marks of synthetic speech in audio files, or compare one with its receipt."""
+    if any(word.partition("=")[0] == "--receipt" for word in words):
+        return verify_receipt(words)
     from stretto.verification.command import main
+
+    return main(words)
+
+
+def verify_receipt(words: list[str]) -> int:
+    """Compare an audio file with its receipt; start a background server if none is running and one is needed."""
+    from stretto.verification.command import compared_samples
+    from stretto_client.receipt_command import verify as main
+    from stretto_gateway.encoding import stretched
+
+    return with_server(partial(main, words, compared=compared_samples, stretch=stretched))
+
+
+def signing_key(words: list[str]) -> int:
+    """Make a key that signs receipts."""
+    from stretto_client.receipt_command import signing_key as main
 
     return main(words)
 
@@ -324,8 +344,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "make-repository": make_repository,
     "families": families,
     "verify": verify,
+    "signing-key": signing_key,
 }
-EXTRAS = dict.fromkeys(("run", "speak", "transcribe", "talk", "chat", "capacity"), "client") | {
+EXTRAS = dict.fromkeys(("run", "speak", "transcribe", "talk", "chat", "capacity", "signing-key"), "client") | {
     "gateway": "gateway",
     "read": "gateway",
     "voices": "gateway",

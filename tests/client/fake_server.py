@@ -37,7 +37,7 @@ PROFILE = {
 REPORT = {"finish_reason": "stop", "num_frames": 4, "guided_frames": 4, "guidance_scale": 1.5, "seed": 7}
 REPORT["input_audio_s"] = 1.25  # for requests with recordings
 # further fields of a report, from the client: the speech, whose level is constant, ends abruptly
-CHECKED = {"faults": [{"fault": "abrupt_end", "start_s": 0.12}], "redrawn": 0, "redrawn_s": 0.0}
+CHECKED = {"faults": [{"fault": "abrupt_end", "start_s": 0.12}], "redrawn": 0, "redrawn_s": 0.0, "redraw_from": [[]]}
 
 
 @dataclass

@@ -148,7 +148,7 @@ async def test_clause_without_a_fault_is_sent_as_it_is(size: int) -> None:
     server = Attempts(GOOD, size=size)
     pcm, report = await heard(server)
     np.testing.assert_array_equal(pcm, GOOD)
-    assert report == REPORT | {"faults": [], "redrawn": 0, "redrawn_s": 0.0}
+    assert report == REPORT | {"faults": [], "redrawn": 0, "redrawn_s": 0.0, "redraw_from": [[]]}
     assert server.redraws == [[]]
 
 

@@ -105,7 +105,7 @@ async def test_outcome_of_speech_that_a_limit_ended_is_incomplete(
     body = {"model": "tts-1", "voice": "rms", "input": "A cat.", "stream_format": stream_format}
     async with running.http() as http:
         answer = await http.post("/v1/audio/speech", json=body)
-        await until_async(lambda: "in_progress" not in str(running.app.state.gateway.outcomes._outcomes))
+        await until_async(lambda: "in_progress" not in str(running.app.state.gateway.outcomes._outcomes._records))
         outcome = (await http.get(f"/v1/audio/speech/{answer.headers['x-request-id']}")).json()
     assert (outcome["status"], outcome.get("finish_reason")) == ("incomplete" if reason else "completed", reason)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -78,7 +79,8 @@ class Door:
         self.behind = FakeServer(script, profile=profile)
         jobs = () if voices is None else (JobOptions(voices / "jobs"),)
         server = self.runner.run(self.behind.start())
-        self.app = make_app(GatewayConfig(server, voices=voices, strict=strict, routes=jobs))
+        key = Ed25519PrivateKey.generate()
+        self.app = make_app(GatewayConfig(server, voices=voices, strict=strict, routes=jobs, signing_key=key))
         self._lifespan = self.app.router.lifespan_context(self.app)
         self.runner.run(self._lifespan.__aenter__())
 

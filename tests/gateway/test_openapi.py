@@ -62,6 +62,8 @@ GOOD = [
     *(("post", "/v1/chat/completions", {"json": body}) for body in (CHAT, SPOKEN_CHAT, CHAT | {"stream": True})),
     ("post", "/v1/realtime/client_secrets", {"json": {"session": {"type": "realtime"}}}),
     ("get", "/v1/audio/speech/{request_id}", {"request_id": None}),
+    ("get", "/v1/audio/speech/{request_id}/receipt", {"request_id": None}),
+    ("get", "/v1/audio/receipts/key", {}),
     ("get", "/v1/models", {}),
     ("get", "/v1/usage", {}),
     ("get", "/v1/models/{name}", {"name": "tts-1"}),

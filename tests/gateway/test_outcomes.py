@@ -40,7 +40,7 @@ async def test_outcome_tells_a_complete_stream_from_a_broken_one(
                 with suppress(httpx.RemoteProtocolError):  # the connection of a failed response is closed
                     _ = [part async for part in parts]
         found = running.app.state.gateway.outcomes
-        await until_async(lambda: "in_progress" not in str(found._outcomes))
+        await until_async(lambda: "in_progress" not in str(found._outcomes._records))
         outcome = (await http.get(path, headers=AUTHORIZED)).json()
         assert (outcome["status"], outcome["bytes"], bool(outcome["error"])) == (status, num_bytes, status == "failed")
         assert outcome.get("finish_reason") == ("cancelled" if status == "cancelled" else None)

@@ -18,6 +18,7 @@ from stretto.launcher.options import (
     weights_digest,
 )
 from stretto.launcher.server import identity
+from stretto.machine.numerics import numeric_class
 
 MODEL = ServedModel("voice", "0123456789abcdef", revision="c0ffee")
 
@@ -113,9 +114,9 @@ def test_server_is_named_by_its_model_revision_and_configuration(tmp_path: Path)
     (tmp_path / "speech/config.pbtxt").write_text('key: "profile" value { string_value: \'{"family": "tiny"}\' }')
     flags = parser().parse_args(["--model-repository", str(tmp_path), "--pid-file", str(tmp_path / "pid")])
     record = json.loads(identity(launch_config(flags, [])))
-    weights = {"weights": weights_digest(tmp_path)}
-    assert record == {"model": "tiny", "configuration": configuration_digest(tmp_path, ("",))} | weights
+    of_machine = {"weights": weights_digest(tmp_path), "numerics": numeric_class()}
+    assert record == {"model": "tiny", "configuration": configuration_digest(tmp_path, ("",))} | of_machine
     RepositoryOptions(model=MODEL).write(tmp_path)
     record = json.loads(identity(launch_config(flags, ["--log-verbose=1"])))
     digest = configuration_digest(tmp_path, ("", "--log-verbose=1"))
-    assert record == {"model": "voice", "revision": "c0ffee", "configuration": digest} | weights
+    assert record == {"model": "voice", "revision": "c0ffee", "configuration": digest} | of_machine

@@ -42,6 +42,7 @@ from stretto.launcher.processes import (
 )
 from stretto.launcher.timeouts import slowness
 from stretto.launcher.workarounds import StartHangWatch, Workarounds
+from stretto.machine.numerics import numeric_class
 from stretto.machine.worker_process import die_with_parent
 from stretto.proxy.apis import CLOSED_APIS, HTTP, REPOSITORY
 from stretto.triton_io.stub import ENCODINGS, MARKER, PRONUNCIATIONS
@@ -155,12 +156,13 @@ def command_line(config: LaunchConfig, installation: Installation, launch: Launc
 
 
 def identity(config: LaunchConfig) -> str:
-    """Return the server's name in its metadata, as JSON: model, revision of the release, and digests of files."""
+    """Return the server's name in its metadata, as JSON: model, revision, digests of files, and numeric class."""
     model = config.model
     repository = config.model_repository
     name = model.name if model.key else model_profile(repository).get("family", repository.name)
     record = {"model": name, "revision": model.revision, "configuration": model.configuration}
     record["weights"] = weights_digest(repository)
+    record["numerics"] = numeric_class()
     return json.dumps({name: value for name, value in record.items() if value})
 
 

@@ -1,0 +1,191 @@
+"""Commands `stretto verify CLIP --receipt FILE` and `stretto signing-key FILE`.
+
+`verify` checks a receipt's signature, generates the speech again with a server that has the same model, and compares
+it with the clip. Without --text, which the receipt does not contain, only the signature and the file are checked.
+
+The exit status is 0 if the clip is the receipt's speech, 5 if it is not, 2 for invalid arguments, files or receipts,
+and 1, 3 or 4 if the server failed, is missing or did not answer in time.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from stretto_client.arguments import Parser
+from stretto_client.client import SpeechClient
+from stretto_client.console import TextDecoder, argument_path, argument_text, described, is_of_stream
+from stretto_client.errors import ClientError, Timeouts
+from stretto_client.receipt import MAX_RECEIPT_BYTES, Receipt, ReceiptError, read_receipt
+from stretto_client.repeated_speech import CodeComparison, RepeatedSpeech, check_text, repeat, voice_of
+from stretto_client.signature import key_id, load_public_key, make_key, open_signed, public_pem
+
+DIFFERS = 5  # exit status
+MAX_TEXT_BYTES = 1 << 20
+MAX_CLIP_BYTES = 20_000_000
+
+
+def verify_arguments(words: list[str]) -> argparse.Namespace:
+    """Parse the command line of `verify --receipt`."""
+    parser = Parser(prog="stretto verify", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add = parser.add_argument
+    add("clip", type=argument_path, metavar="CLIP", help="audio file")
+    add("--receipt", type=argument_path, metavar="FILE", required=True, help="its receipt")
+    add("--text", type=argument_text, help="text of the speech; - reads standard input")
+    add("--key", type=argument_path, metavar="FILE", help="public key of the signer, in PEM or as a JSON Web Key")
+    add("--clone", type=argument_path, metavar="FILE", help="recording of the voice, if the receipt has one")
+    add("--clone-text", type=argument_text, default="", metavar="TEXT", help="transcript of that recording")
+    add("--server", metavar="HOST:PORT", help="gRPC port of a server with the model; default: this machine's server")
+    add("--timeout", type=float, default=300.0, metavar="S", help="for the speech")
+    add("--json", action="store_true", help="print the findings as JSON")
+    args = parser.parse_args(words)
+    if not args.timeout > 0:  # also refuses nan
+        parser.error(f"--timeout must be > 0 s, got {args.timeout:g}")
+    return args
+
+
+def verify(words: list[str], default_server: Callable[[], str]) -> int:
+    """Verify a clip by its receipt, and return the exit status.
+
+    Args:
+        default_server: Function that returns the server's address if the command does not contain one.
+    """
+    args = verify_arguments(words)
+    try:
+        findings = Findings(args, default_server)
+        findings.check()
+    except ClientError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except (ValueError, OSError) as error:
+        if is_of_stream(error):
+            raise
+        print(f"error: {described(error)}", file=sys.stderr)
+        return 2
+    print(json.dumps(findings.record) if args.json else "\n".join(findings.lines))
+    return 0 if findings.record["is_verified"] else DIFFERS
+
+
+def read_bounded(path: Path, max_bytes: int, name: str) -> bytes:
+    """Return the contents of a file; raise ReceiptError if it has more than `max_bytes` bytes."""
+    with path.open("rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ReceiptError(f"{name}: expected at most {max_bytes} bytes, got more")
+    return data
+
+
+class Findings:
+    """What is found about a clip, as text and as a record for JSON."""
+
+    def __init__(self, args: argparse.Namespace, default_server: Callable[[], str]):
+        self._args = args
+        self._default_server = default_server
+        self.lines = list[str]()
+        self.record: dict[str, Any] = {"file": str(args.clip), "is_verified": False}
+
+    def check(self) -> None:
+        """Check the signature, the file and, with a text, the speech.
+
+        Raises:
+            ReceiptError: The receipt, the key, the text or the voice is invalid.
+            ClientError: The server failed.
+            OSError: A file cannot be read.
+        """
+        args = self._args
+        signed = open_signed(read_bounded(args.receipt, MAX_RECEIPT_BYTES, "receipt"))
+        self._check_key(signed.key)
+        receipt = read_receipt(signed.payload)
+        self._describe(receipt)
+        clip = read_bounded(args.clip, MAX_CLIP_BYTES, "clip")
+        self._check_file(receipt, clip)
+        text = self._text()
+        if text is None:
+            self.lines.append("speech: not generated again, which needs the text (--text)")
+            return
+        check_text(receipt, text)
+        voice = voice_of(receipt, args.clone, args.clone_text)
+        server = args.server or self._default_server()
+        speech = asyncio.run(self._repeat(server, receipt, text, voice))
+        self._check_codes(speech.codes)
+
+    def _text(self) -> str | None:
+        if self._args.text != "-":
+            text: str | None = self._args.text
+            return text
+        data = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
+        if len(data) > MAX_TEXT_BYTES:
+            raise ReceiptError(f"text: expected at most {MAX_TEXT_BYTES} bytes, got more")
+        return TextDecoder("standard input").decode(data, is_last=True)
+
+    async def _repeat(self, server: str, receipt: Receipt, text: str, voice: Any) -> RepeatedSpeech:
+        async with SpeechClient(server, Timeouts(total_s=self._args.timeout)) as client:
+            return await repeat(client, receipt, text, voice)
+
+    def _check_key(self, key: Ed25519PublicKey) -> None:
+        name = key_id(key)
+        trusted = None if self._args.key is None else key_id(load_public_key(self._args.key))
+        if trusted not in (None, name):
+            raise ReceiptError(f"signature: expected one of the key {trusted} (--key), got one of {name}")
+        note = "the key of --key" if trusted else "not compared with a key that you trust (--key)"
+        self.lines.append(f"signature: valid, of the key {name}, {note}")
+        self.record["signature"] = {"key": name, "is_trusted": trusted is not None}
+
+    def _describe(self, receipt: Receipt) -> None:
+        seconds = receipt["samples"] / receipt["sample_rate"]
+        voice = receipt["voice"]
+        name = "the default voice" if voice is None else "a recorded voice" if isinstance(voice, dict) else voice
+        model = receipt["model"].get("model", "an unnamed model")
+        self.lines.append(
+            f"receipt: {seconds:.2f} s by {model}, {name}, seed {receipt['seed']}, {receipt['time']}, {receipt['id']}"
+        )
+        self.record["receipt"] = receipt
+
+    def _check_file(self, receipt: Receipt, clip: bytes) -> None:
+        sent = receipt.get("file")
+        is_same = sent is not None and hashlib.sha256(clip).hexdigest() == sent["sha256"]
+        self.record["is_sent_file"] = self.record["is_verified"] = is_same
+        self.lines.append(
+            "file: the one that was sent, byte for byte" if is_same else "file: not the one that was sent"
+        )
+
+    def _check_codes(self, codes: CodeComparison) -> None:
+        numerics = "the same numeric class" if codes.is_same_class else "another numeric class"
+        if codes.is_equal:
+            line = f"codes: all equal to those generated again ({numerics})"
+        else:
+            extent = f"{codes.share:.1%} of the frames equal, different from {codes.differs_from_s:.2f} s on"
+            line = f"codes: {extent} ({numerics})"
+        self.lines.append(line)
+        if codes.other:
+            self.lines.append(f"model: the server's {' and '.join(codes.other)} differ from the receipt's")
+        self.record["codes"] = {
+            "is_equal": codes.is_equal,
+            "is_same_class": codes.is_same_class,
+            "share": round(codes.share, 6),
+            "differs_from_s": codes.differs_from_s,
+            "is_accepted": codes.is_accepted,
+        }
+        if not codes.is_accepted:
+            self.record["is_verified"] = False
+
+
+def signing_key(words: list[str]) -> int:
+    """Make a key that signs receipts, print its public key, and return the exit status."""
+    parser = Parser(prog="stretto signing-key", description="Make an Ed25519 key for receipts; print its public key.")
+    parser.add_argument("file", type=argument_path, metavar="FILE", help="new file for the private key, in PEM")
+    args = parser.parse_args(words)
+    try:
+        key = make_key(args.file)
+    except OSError as error:
+        print(f"error: {described(error)}", file=sys.stderr)
+        return 2
+    print(public_pem(key), end="")
+    print(f"key id {key_id(key)}", file=sys.stderr)
+    return 0

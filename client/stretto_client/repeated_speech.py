@@ -1,0 +1,167 @@
+"""Speech that is generated again from a receipt, and the comparison of its codes with the receipt's."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stretto_client.client import SpeechClient
+from stretto_client.receipt import CodeDigest, Receipt, ReceiptError, frame_checks, shown, text_digest
+from stretto_client.speech_stream import RecordedVoice
+
+# Share of equal frames, in the order of the receipt, from which codes of another numeric class are taken for the same
+# speech (docs/marking.md).
+MIN_EQUAL_FRAMES = 0.5
+NUMERICS = "numerics"
+
+
+@dataclass(frozen=True)
+class CodeComparison:
+    """Comparison of codes with those of a receipt.
+
+    Attributes:
+        is_same_class: True if both servers round in the same way, so that the codes must be equal.
+        is_equal: True if all codes are equal.
+        share: Share of frames that are equal, of the longer speech; 0 if no model has codes.
+        differs_from_s: Time of the first different frame in the generated speech; None if there is none.
+        other: Fields of the server's model that differ from the receipt's, although its name is the same.
+    """
+
+    is_same_class: bool
+    is_equal: bool
+    share: float
+    differs_from_s: float | None
+    other: tuple[str, ...]
+
+    @property
+    def is_accepted(self) -> bool:
+        """True if the codes show that the receipt's speech is what the model generates."""
+        return self.is_equal or (not self.is_same_class and self.share >= MIN_EQUAL_FRAMES)
+
+
+@dataclass(frozen=True)
+class RepeatedSpeech:
+    """Speech generated from a receipt: its samples, int16 [n], and its codes."""
+
+    pcm: NDArray[np.int16]
+    sample_rate: int
+    speeds: frozenset[float]
+    codes: CodeComparison
+
+
+def check_text(receipt: Receipt, text: str) -> None:
+    """Raise ReceiptError unless `text` is the text of a receipt."""
+    if text_digest(text) != receipt["text_sha256"]:
+        raise ReceiptError(f"text: expected the receipt's, of SHA-256 {receipt['text_sha256']}, got another text")
+
+
+def voice_of(receipt: Receipt, recording: Path | bytes | None, transcript: str) -> str | RecordedVoice | None:
+    """Return the voice of a receipt, which may need the recording again.
+
+    Raises:
+        ReceiptError: The recording or its transcript is missing, or another one.
+    """
+    voice = receipt["voice"]
+    if not isinstance(voice, dict):
+        return voice
+    if recording is None:
+        raise ReceiptError("voice: expected the recording of the receipt (--clone FILE, --clone-text TEXT), got none")
+    data = recording if isinstance(recording, bytes) else recording.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != voice["sha256"]:
+        raise ReceiptError(f"voice: expected a recording of SHA-256 {voice['sha256']}, got {digest}")
+    if text_digest(transcript) != voice["text_sha256"]:
+        raise ReceiptError("voice: expected the transcript of the receipt (--clone-text TEXT), got another text")
+    return RecordedVoice(data, transcript)
+
+
+async def served_model(client: SpeechClient, receipt: Receipt) -> dict[str, str]:
+    """Return what the server reports about its model; raise ReceiptError if it is another one than the receipt's."""
+    try:
+        model = json.loads(await client.server_name())
+    except ValueError:
+        model = None
+    model = model if isinstance(model, dict) else {}
+    for name in ("model", "revision"):
+        expected = receipt["model"].get(name)
+        if model.get(name) != expected:
+            raise ReceiptError(f"{name}: expected a server with {shown(expected)}, got {shown(model.get(name))}")
+    return {name: value for name, value in model.items() if isinstance(value, str)}
+
+
+async def repeat(
+    client: SpeechClient, receipt: Receipt, text: str, voice: str | RecordedVoice | None
+) -> RepeatedSpeech:
+    """Generate the speech of a receipt again.
+
+    Raises:
+        ReceiptError: The server has another model.
+        ClientError: The server refused the request or failed.
+    """
+    model = await served_model(client, receipt)
+    arguments: dict[str, Any] = receipt["arguments"] | {
+        "voice": voice,
+        "seed": receipt["seed"],
+        "redraws": receipt["redraws"] or None,
+        "check": "off",
+        "encoding": "pcm_s16le",
+        "rates": True,
+        "output": {"codes": True},
+    }
+    digest = CodeDigest()
+    pcm = list[NDArray[np.int16]]()
+    starts = [(0, 0.0)]  # numbers of frames, and the times at which they begin
+    speeds = set[float]()
+    sample_rate = receipt["sample_rate"]
+    async with client.speak(text, **arguments) as events:
+        async for event in events:
+            if event.pcm is not None and len(event.pcm):
+                pcm.append(event.pcm)
+                speeds.add(event.speed)
+                sample_rate = event.sample_rate
+            if event.codes is not None and event.codes.size:
+                digest.add(event.codes)
+                starts.append((digest.num_frames, event.start_s + event.duration_s))
+    comparison = compare_codes(receipt, digest, model, starts)
+    return RepeatedSpeech(np.concatenate(pcm or [np.zeros(0, np.int16)]), sample_rate, frozenset(speeds), comparison)
+
+
+def compare_codes(
+    receipt: Receipt, digest: CodeDigest, model: Mapping[str, str], starts: list[tuple[int, float]]
+) -> CodeComparison:
+    """Return the comparison of generated codes with a receipt's.
+
+    Args:
+        model: What the server reports about its model.
+        starts: Numbers of generated frames, and the times at which they begin, in seconds.
+    """
+    record = digest.record()
+    expected = frame_checks(receipt["codes"])
+    actual = frame_checks(record)
+    num_both = min(len(expected), len(actual))
+    is_different = expected[:num_both] != actual[:num_both]
+    num_most = max(len(expected), len(actual))
+    is_equal = record == receipt["codes"]
+    differs_from = next(iter(np.flatnonzero(is_different).tolist()), num_both)
+    others = ("configuration", "weights")
+    return CodeComparison(
+        model.get(NUMERICS) == receipt["model"].get(NUMERICS),
+        is_equal,
+        float(num_both - is_different.sum()) / num_most if num_most else 0.0,
+        None if is_equal else time_of(differs_from, starts),
+        tuple(name for name in others if model.get(name) != receipt["model"].get(name)),
+    )
+
+
+def time_of(frame: int, starts: list[tuple[int, float]]) -> float:
+    """Return the time at which a frame begins, in seconds; the end of the speech for a later one."""
+    for (first, start_s), (last, end_s) in pairwise(starts):
+        if first <= frame < last:
+            return start_s + (end_s - start_s) * (frame - first) / (last - first)
+    return starts[-1][1]
