@@ -236,6 +236,7 @@ def checked(
     tries: Tries,
     judge: Judge | None = None,
     profile: FetchProfile | None = None,
+    redraws: Sequence[Sequence[int]] | None = None,
 ) -> Callable[..., SpeechStream | ProducedSpeech]:
     """Return a function that speaks a clause of a text and measures it. The last event's report lists the faults.
 
@@ -250,7 +251,10 @@ def checked(
         tries: Tries of each attempt after the first one, while the server is full.
         judge: Further measure of whole attempts; None for none.
         profile: Function that returns the profile with the limits of the samples; None for the usual ones.
+        redraws: Draws of an earlier speech, to repeat it without a measure; None for new speech.
     """
+    if redraws is not None:
+        return repeated(speak, options, redraws)
     if not attempts:
         return partial(speak, options)
 

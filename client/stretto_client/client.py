@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerException, InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
-from stretto_client.checked_speech import Lead, attempts_of, check_one_of, checked, repeated
+from stretto_client.checked_speech import Lead, attempts_of, check_one_of, checked
 from stretto_client.continued_speech import continued
 from stretto_client.errors import Timeouts
 from stretto_client.live_speech import LiveSession, LiveText, speak_written
@@ -230,8 +230,7 @@ class SpeechClient:
         Args:
             task: Name of the model's task. If the task generates text first, the events contain it.
             voice: Name of a voice, or a recording; None for the model's default.
-            encoding: `pcm_f32le` (the default) or `pcm_s16le`; short for `output={"encoding": ...}`.
-            sample_rate: Sample rate in Hz, by default the codec's; short for `output={"sample_rate": ...}`.
+            encoding, sample_rate: Of the samples, by default `pcm_f32le` and the codec's; short for `output={...}`.
             markup: Markup of the text, for the task `tts`: `none`, `markdown`, `ssml`, or `auto`, which is SSML after
                 `<speak` and otherwise Markdown. The reasoning and the tags of language models are always left out, and
                 there is a pause after lines without punctuation. `speak_once` sends the text unchanged.
@@ -261,9 +260,7 @@ class SpeechClient:
         if attempts > 1 or not is_single:
             request_options = with_seed(request_options)
         clause = partial(self.speak_once, task)
-        speak = checked(clause, request_options, attempts, Lead(hold_s), self.tries, judge, self.profile)
-        if redraws is not None:
-            speak = repeated(clause, request_options, redraws)
+        speak = checked(clause, request_options, attempts, Lead(hold_s), self.tries, judge, self.profile, redraws)
         if is_single:
             return speak(text)
         try_out = None if options.get("transliterate") else partial(self.speak_once, task, request_options)

@@ -13,17 +13,21 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from numpy.typing import NDArray
 
 from stretto_client.arguments import Parser
 from stretto_client.client import SpeechClient
 from stretto_client.console import TextDecoder, argument_path, argument_text, described, is_of_stream
 from stretto_client.errors import ClientError, Timeouts
+from stretto_client.altered_passages import RATE, altered_passages
 from stretto_client.receipt import MAX_RECEIPT_BYTES, Receipt, ReceiptError, read_receipt
-from stretto_client.repeated_speech import CodeComparison, RepeatedSpeech, check_text, repeat, voice_of
+from stretto_client.repeated_speech import CodeComparison, RepeatedSpeech, Stretch, check_text, repeat, voice_of
 from stretto_client.signature import key_id, load_public_key, make_key, open_signed, public_pem
 
 DIFFERS = 5  # exit status
@@ -50,7 +54,11 @@ def verify_arguments(words: list[str]) -> argparse.Namespace:
     return args
 
 
-def verify(words: list[str], default_server: Callable[[], str]) -> int:
+Compared = Callable[[bytes, NDArray[np.float32], int, int], tuple[NDArray[Any], NDArray[Any]]]
+"""Function of a file, other samples [n], their rate, and a rate, at which it returns the samples of both."""
+
+
+def verify(words: list[str], default_server: Callable[[], str], compared: Compared, stretch: Stretch) -> int:
     """Verify a clip by its receipt, and return the exit status.
 
     Args:
@@ -59,7 +67,7 @@ def verify(words: list[str], default_server: Callable[[], str]) -> int:
     args = verify_arguments(words)
     try:
         findings = Findings(args, default_server)
-        findings.check()
+        findings.check(compared, stretch)
     except ClientError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -90,8 +98,8 @@ class Findings:
         self.lines = list[str]()
         self.record: dict[str, Any] = {"file": str(args.clip), "is_verified": False}
 
-    def check(self) -> None:
-        """Check the signature, the file and, with a text, the speech.
+    def check(self, compared: Compared, stretch: Stretch) -> None:
+        """Check the signature, the file and, with a text, the speech; the arguments are those of `verify`.
 
         Raises:
             ReceiptError: The receipt, the key, the text or the voice is invalid.
@@ -114,6 +122,9 @@ class Findings:
         server = args.server or self._default_server()
         speech = asyncio.run(self._repeat(server, receipt, text, voice))
         self._check_codes(speech.codes)
+        if not self.record["is_sent_file"] and speech.codes.is_accepted:
+            speed = receipt["file"]["speed"] if "file" in receipt else 1.0
+            self._check_passages(*compared(clip, speech.played(speed, stretch), speech.sample_rate, RATE))
 
     def _text(self) -> str | None:
         if self._args.text != "-":
@@ -174,6 +185,17 @@ class Findings:
         }
         if not codes.is_accepted:
             self.record["is_verified"] = False
+
+    def _check_passages(self, clip: NDArray[Any], generated: NDArray[Any]) -> None:
+        passages = altered_passages(clip, generated)
+        seconds = len(generated) / RATE
+        self.lines += [f"passage: {passage}" for passage in passages]
+        if not passages:
+            self.lines.append(
+                f"samples: those of the {seconds:.2f} s generated again, nothing replaced, inserted or cut"
+            )
+        self.record["passages"] = [asdict(passage) for passage in passages]
+        self.record["is_verified"] = not passages
 
 
 def signing_key(words: list[str]) -> int:

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from stretto_client.speech_stream import RecordedVoice
 # speech (docs/marking.md).
 MIN_EQUAL_FRAMES = 0.5
 NUMERICS = "numerics"
+Stretch = Callable[[NDArray[np.int16], int, float], NDArray[np.int16]]
+"""Function of samples [n], their rate in Hz and a speed, which changes their duration but not their pitch."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,23 @@ class CodeComparison:
 
 @dataclass(frozen=True)
 class RepeatedSpeech:
-    """Speech generated from a receipt: its samples, int16 [n], and its codes."""
+    """Speech generated from a receipt.
 
-    pcm: NDArray[np.int16]
+    Attributes:
+        parts: Samples, int16 [n], each with the speed at which it is played.
+    """
+
+    parts: tuple[tuple[float, NDArray[np.int16]], ...]
     sample_rate: int
-    speeds: frozenset[float]
     codes: CodeComparison
+
+    def played(self, speed: float, stretch: Stretch) -> NDArray[np.float32]:
+        """Return the samples as a file of this speed has them, float32 [n]."""
+        parts = [np.zeros(0, np.int16)]
+        for rate, group in groupby(self.parts, itemgetter(0)):
+            pcm = np.concatenate([part for _, part in group])
+            parts.append(pcm if rate * speed == 1.0 else stretch(pcm, self.sample_rate, rate * speed))
+        return (np.concatenate(parts) / -np.iinfo(np.int16).min).astype(np.float32)
 
 
 def check_text(receipt: Receipt, text: str) -> None:
@@ -115,21 +129,19 @@ async def repeat(
         "output": {"codes": True},
     }
     digest = CodeDigest()
-    pcm = list[NDArray[np.int16]]()
+    parts = list[tuple[float, NDArray[np.int16]]]()
     starts = [(0, 0.0)]  # numbers of frames, and the times at which they begin
-    speeds = set[float]()
     sample_rate = receipt["sample_rate"]
     async with client.speak(text, **arguments) as events:
         async for event in events:
             if event.pcm is not None and len(event.pcm):
-                pcm.append(event.pcm)
-                speeds.add(event.speed)
+                parts.append((event.speed, event.pcm))
                 sample_rate = event.sample_rate
             if event.codes is not None and event.codes.size:
                 digest.add(event.codes)
                 starts.append((digest.num_frames, event.start_s + event.duration_s))
     comparison = compare_codes(receipt, digest, model, starts)
-    return RepeatedSpeech(np.concatenate(pcm or [np.zeros(0, np.int16)]), sample_rate, frozenset(speeds), comparison)
+    return RepeatedSpeech(tuple(parts), sample_rate, comparison)
 
 
 def compare_codes(

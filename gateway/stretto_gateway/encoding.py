@@ -247,6 +247,12 @@ class TimeStretch:
                 yield self._graph.pull().to_ndarray()[0]
 
 
+def stretched(pcm: NDArray[Any], sample_rate: int, speed: float) -> NDArray[Any]:
+    """Return whole speech `pcm`, int16 [n], at a speed from LEAST_SPEED to GREATEST_SPEED, with the same pitch."""
+    stretch = TimeStretch(min(max(speed, LEAST_SPEED), GREATEST_SPEED), sample_rate)
+    return np.concatenate([stretch.stretch(pcm), stretch.close()])
+
+
 class StretchedEncoder:
     """Encoder that time-stretches samples before it encodes them."""
 

@@ -37,6 +37,7 @@ from stretto_client.signature import (
     public_jwk,
     sign,
 )
+from stretto_gateway.encoding import stretched
 from tests.client.fake_server import Chunk, ErrorText, FakeServer, Request, Step
 
 MODEL = {"model": "tiny", "configuration": "sha256:00", "weights": "sha256:01", "numerics": "an abacus"}
@@ -234,8 +235,14 @@ def test_recorded_voice_must_be_given_again(tmp_path: Path) -> None:
             voice_of(made, recording, transcript)
 
 
+def compared(clip: bytes, pcm: np.ndarray, sample_rate: int, rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the generated samples, and the same, or others for the clip `other`."""
+    noise = np.random.default_rng(0).normal(size=2 * rate).astype(np.float32)
+    return (noise[::-1] if clip == b"other" else noise), noise
+
+
 class Verified:
-    """Result of `stretto verify` for a clip of three bytes."""
+    """Result of `stretto verify`."""
 
     def __init__(self, status: int, out: str, err: str, requests: list[Request]):
         self.status = status
@@ -251,15 +258,16 @@ async def verified(
     *words: str,
     record: Any = None,
     model: dict[str, str] = MODEL,
+    clip: bytes = b"mp3",
 ) -> Verified:
     """Verify a clip by a receipt against a scripted server."""
     server = FakeServer(lambda _: spoken() if steps is None else steps, name=json.dumps(model))
     (folder / "receipt.json").write_bytes(signed(record))
-    (folder / "clip.mp3").write_bytes(b"mp3")
+    (folder / "clip.mp3").write_bytes(clip)
     arguments = [str(folder / "clip.mp3"), "--receipt", str(folder / "receipt.json"), *words]
     address = await server.start()
     try:
-        status = await asyncio.to_thread(verify, arguments, lambda: address)
+        status = await asyncio.to_thread(verify, arguments, lambda: address, compared, stretched)
     finally:
         await server.stop()
     return Verified(status, *capsys.readouterr(), server.requests)
@@ -335,6 +343,16 @@ async def test_sent_file_is_recognised_without_the_text(tmp_path: Path, capsys: 
         result = await verified(tmp_path, capsys, None, "--json", record=receipt(file=file))
         assert (result.status, json.loads(result.out)["is_sent_file"]) == (status, status == 0)
         assert not result.requests
+
+
+@pytest.mark.parametrize(("clip", "status"), [(b"encoded again", 0), (b"other", DIFFERS)])
+async def test_altered_clip_is_not_verified(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], clip: bytes, status: int
+) -> None:
+    result = await verified(tmp_path, capsys, None, "--json", "--text", TEXT, clip=clip)
+    findings = json.loads(result.out)
+    assert (result.status, findings["is_verified"]) == (status, status == 0)
+    assert [passage["change"] for passage in findings["passages"]] == ([] if status == 0 else ["replaced"])
 
 
 async def test_redrawn_clauses_are_repeated() -> None:

@@ -118,6 +118,21 @@ def contents(name: str) -> bytes:
     return data
 
 
+def compared_samples(clip: bytes, pcm: np.ndarray, sample_rate: int, rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the samples of an audio file and other samples, both mono at the same rate, float32 [n].
+
+    Args:
+        pcm: The other samples, float32 [n].
+        rate: Rate of the results in Hz.
+
+    Raises:
+        InvalidRequest: The file cannot be read, or is too long.
+    """
+    with closing(AudioProcess()) as audio:
+        file = audio.read(Recording("clip", clip), MAX_S, rate)
+        return file, audio.read(Recording("speech", pcm, False, sample_rate), MAX_S, rate)
+
+
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = CommandParser(prog="stretto verify", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
