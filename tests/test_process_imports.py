@@ -54,7 +54,11 @@ PROCESSES = {
     ),
     "gateway": Process(
         "import stretto_gateway.command, uvloop",
-        f"torch vllm transformers huggingface_hub httpx requests openai mcp cv2 scipy numba {COMPILERS}",
+        f"torch vllm transformers huggingface_hub httpx requests openai mcp cv2 scipy numba cryptography {COMPILERS}",
+    ),
+    "command-line client": Process(
+        "import stretto.cli, stretto_client.__main__",
+        f"torch vllm transformers cryptography {COMPILERS} {DOWNLOADS} {PARSERS} {MEDIA}",
     ),
     "preprocessor": Process(
         STUB

@@ -21,7 +21,8 @@ SUMS = (
     *("num_prompt_rows", "num_text_tokens", "num_frames", "guided_frames", "total_s", "audio_s", "decode_s"),
     *("redrawn", "redrawn_s"),
 )
-LISTS = ("untimed_words", "faults", "unchecked", "transcripts", "redraw_from")  # a report without one has nothing to list
+# A report without one has nothing to list.
+LISTS = ("untimed_words", "faults", "unchecked", "transcripts", "redraw_from")
 
 
 class Joint:

@@ -319,6 +319,17 @@ class Batch(TypedDict):
     failed: int
 
 
+class PublicKey(TypedDict):
+    """Public key that checks receipts, as a JSON Web Key (RFC 8037)."""
+
+    alg: str
+    crv: str
+    kid: str
+    kty: str
+    use: str
+    x: str
+
+
 class SpeechOutcome(TypedDict):
     """Outcome of a speech response.
 

@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -25,7 +26,6 @@ from fastapi import FastAPI
 from stretto_client.arguments import Parser
 from stretto_client.console import argument_path
 from stretto_client.recognisers import Address
-from stretto_client.signature import load_private_key
 from stretto_contract.heartbeat import beat, keep_listener, kept_listener
 from stretto_contract.listening import ALL_OF, LOOPBACK, listen, listening_address, place
 from stretto_gateway.app import is_ready, make_app
@@ -38,6 +38,9 @@ from stretto_gateway.guard import origin_of
 from stretto_gateway.metrics import spans_are_wanted
 from stretto_gateway.routes import installed_routes
 from stretto_gateway.usage import Ceiling
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 KEYS = "STRETTO_API_KEYS"
 VOICES = "STRETTO_VOICES"
@@ -374,7 +377,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
         replicas=tuple(dict.fromkeys(args.replica)),
         check_with=args.check_with,
         cache=cache,
-        signing_key=None if args.signing_key is None else load_private_key(args.signing_key),
+        signing_key=read_signing_key(args.signing_key),
         routes=tuple(options for options in settings if options is not None),
     )
 
@@ -417,3 +420,12 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
     if not all(len(key) >= MIN_KEY_CHARS and key.isascii() and key.isprintable() for key in keys):
         raise ValueError(f"keys: each key must have at least {MIN_KEY_CHARS} characters, all printable ASCII")
     return keys
+
+
+def read_signing_key(path: Path | None) -> "Ed25519PrivateKey | None":
+    """Return the key that signs receipts; raise ValueError or OSError if it is invalid. None without a path."""
+    if path is None:
+        return None
+    from stretto_client.signature import load_private_key  # imports cryptography
+
+    return load_private_key(path)

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typing import TYPE_CHECKING, TypeVar
 
 from stretto_gateway.encoding import SYNTHETIC
 from stretto_gateway.routes import RouteSettings
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 MIB = 1 << 20
 CACHE_AGE_S = 86_400.0
@@ -145,7 +146,7 @@ class GatewayConfig:
     replicas: tuple[str, ...] = ()
     check_with: str | None = None
     cache: CacheSettings | None = None
-    signing_key: Ed25519PrivateKey | None = field(default=None, repr=False)
+    signing_key: "Ed25519PrivateKey | None" = field(default=None, repr=False)
     routes: tuple[RouteSettings, ...] = ()
 
     @property

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from copy import copy
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from stretto_client import SpeechClient, Timeouts
 from stretto_gateway.admission import CALLER, Admission, OpenSessions
@@ -16,13 +16,15 @@ from stretto_gateway.metrics import Metrics, open_spans
 from stretto_gateway.model_server import Can, ModelServer, Servers
 from stretto_gateway.outcomes import Outcomes
 from stretto_gateway.pronunciation_store import PronunciationStore
-from stretto_gateway.receipt_store import ReceiptStore
 from stretto_gateway.replicas import Replicas
 from stretto_gateway.routed import RoutedClient
 from stretto_gateway.routes import RouteState, installed_routes
 from stretto_gateway.speech_cache import SpeechCache
 from stretto_gateway.usage import Ceiling
 from stretto_gateway.voice_store import VoiceStore
+
+if TYPE_CHECKING:
+    from stretto_gateway.receipt_store import ReceiptStore
 
 OfRoute = TypeVar("OfRoute", bound=RouteState)
 
@@ -61,7 +63,11 @@ class Gateway:
         self.verifying = Admission(1, config.limits.max_verifying, lambda _: None)
         self.sessions = OpenSessions(config.limits)
         self.outcomes = Outcomes()
-        self.receipts = None if config.signing_key is None else ReceiptStore(config.signing_key)
+        self.receipts: ReceiptStore | None = None
+        if config.signing_key is not None:
+            from stretto_gateway import receipt_store  # imports cryptography
+
+            self.receipts = receipt_store.ReceiptStore(config.signing_key)
         self.metrics.watch(self.servers, self.sessions)
         self.audio_hosts = AudioHosts(config.audio_hosts, config.limits)
         self.cache: SpeechCache | None = None

@@ -47,7 +47,7 @@ from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import SpeechTrace, generated_s
 from stretto_gateway.model_server import served_model
 from stretto_gateway.pronunciations import add_dictionary, keep_occurring
-from stretto_gateway.receipt_store import Draft
+from stretto_gateway.receipt_draft import Draft
 from stretto_gateway.response_headers import ResponseHeader
 from stretto_gateway.speech_request import SpeechFields, SpeechItem, SpeechRequest
 from stretto_gateway.turns import AUDIO
@@ -466,7 +466,8 @@ async def recalled(
     options = {**options, "rates": True}
     draft: Draft | None = report.get(DRAFT)
     if draft is not None:
-        options["output"] = {"codes": True}
+        if (await gateway.catalogue.profile()).has_codes:
+            options["output"] = {"codes": True}
         draft.begin(await served_model(gateway.client), options)
     cache = gateway.cache
     request = None

@@ -1,14 +1,16 @@
 """`GET /v1/audio/speech/{id}`: what is known about recent speech responses, and their receipts."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stretto_gateway.answers import ApiError, SpeechOutcome, described
+from stretto_gateway.answers import ApiError, PublicKey, SpeechOutcome, described
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.receipt_store import PublicKey, ReceiptStore
+
+if TYPE_CHECKING:
+    from stretto_gateway.receipt_store import ReceiptStore
 
 router = APIRouter()
 JWS = "application/jose+json"  # RFC 7515, section 9.2.1
@@ -47,7 +49,7 @@ async def get_receipt_key(request: Request) -> PublicKey:
     return signing(request.app.state.gateway).public_key
 
 
-def signing(gateway: Gateway) -> ReceiptStore:
+def signing(gateway: Gateway) -> "ReceiptStore":
     """Return the receipts; raise ApiError 404 if the gateway signs none."""
     if gateway.receipts is None:
         raise ApiError(404, "receipt: this gateway has no --signing-key, so it signs no receipts", code="no_receipts")

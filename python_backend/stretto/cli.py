@@ -346,9 +346,10 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "verify": verify,
     "signing-key": signing_key,
 }
-EXTRAS = dict.fromkeys(("run", "speak", "transcribe", "talk", "chat", "capacity", "signing-key"), "client") | {
+EXTRAS = dict.fromkeys(("run", "speak", "transcribe", "talk", "chat", "capacity"), "client") | {
     "gateway": "gateway",
     "read": "gateway",
     "voices": "gateway",
     "pronunciations": "gateway",
+    "signing-key": "gateway",
 }

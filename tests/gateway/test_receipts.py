@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,9 +15,11 @@ from stretto_client.receipt import CodeDigest, Receipt, frame_checks, read_recei
 from stretto_client.signature import from_jwk, key_id, open_signed
 from stretto_gateway.caller_records import CallerRecords
 from stretto_gateway.config import MIB, CacheSettings
-from tests.client.fake_server import Chunk, Request, Step, Until
+from stretto_gateway.voice_store import VoiceStore
+from tests.client.fake_server import PROFILE, Chunk, Request, Step, Until
 from tests.gateway.conftest import Running, Start
 from tests.gateway.test_speech_cache import MODEL, noise
+from tests.gateway.test_voices import CLONES
 from tests.patience import until_async
 
 PATH = "/v1/audio/speech"
@@ -31,7 +34,7 @@ def spoken(request: Request) -> list[Step]:
     """Speak with CODES; an attempt that is not drawn anew is silent."""
     options = json.loads(request["options"])
     assert options["output"]["codes"]
-    is_faulty = request["text"] == b"A dog." and "redraw_from" not in options
+    is_faulty = request.get("text") == b"A dog." and "redraw_from" not in options
     pcm = SILENT if is_faulty else noise(1, SAMPLES)
     return [
         Chunk(0, len(pcm), is_16_bit=True, pcm=pcm, codes=CODES[:, :6].tolist()),
@@ -94,6 +97,30 @@ async def test_receipt_has_the_draws_of_a_clause_that_was_faulty(start: Start) -
         receipt = await receipt_of(http, await http.post(PATH, json=BODY | {"input": "A dog.", "hold_s": 60}))
     assert receipt["redraws"] == [[0]]
     assert len(frame_checks(receipt["codes"])) == CODES.shape[1]
+
+
+async def test_receipt_has_the_voices_of_marks(start: Start, tmp_path: Path) -> None:
+    running = await started(start, profile=CLONES, voices=tmp_path / "voices")
+    VoiceStore(tmp_path / "voices", 100).add("everybody", "mine", "Me.", "yes", b"RIFF")
+    async with running.http() as http:
+        text = "A cat. [voice:mine]A cow. [voice:SLT]A rat. [voice:echo]A bat."
+        receipt = await receipt_of(http, await http.post(PATH, json=BODY | {"input": text, "check": "off"}))
+    digests = {"sha256": hashlib.sha256(b"RIFF").hexdigest(), "text_sha256": text_digest("Me.")}
+    expected = json.loads(running.behind.requests[-1]["options"])["voice"]
+    assert receipt["marked_voices"] == {"mine": digests, "SLT": "slt", "echo": expected}
+
+
+async def test_model_without_codes_has_receipts(start: Start) -> None:
+    """Its server refuses requests for codes."""
+
+    def script(request: Request) -> list[Step]:
+        assert "codes" not in json.loads(request["options"]).get("output", {})
+        return [Chunk(0, SAMPLES, is_16_bit=True, pcm=noise(1, SAMPLES), is_final=True, is_last=True)]
+
+    running = await started(start, script, profile=PROFILE | {"has_codes": False})
+    async with running.http() as http:
+        receipt = await receipt_of(http, await http.post(PATH, json=BODY))
+    assert (receipt["codes"]["frames"], receipt["samples"]) == (0, SAMPLES)
 
 
 async def test_cached_speech_has_a_receipt_of_its_own(start: Start) -> None:

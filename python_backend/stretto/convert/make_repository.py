@@ -79,6 +79,8 @@ def profile(
         "lookahead_frames": reach,
         "tasks": [_task(task, family, frame_rate) for task in family.tasks],
     }
+    if family.layout.latents:
+        record["has_codes"] = False
     if family.pauses_s:
         record["pauses_s"] = list(family.pauses_s)
     if family.guidance_scales:
