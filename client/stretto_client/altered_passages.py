@@ -225,7 +225,10 @@ def level(samples: Samples) -> float:
 
 
 def altered_passages(clip: Samples, generated: Samples) -> list[Passage]:
-    """Return the passages of a clip that are not the generated speech, both mono samples at RATE [n]."""
+    """Return the passages of a clip that are not the generated speech, both mono samples at RATE [n].
+
+    A clip that is too short to be compared counts as replaced.
+    """
     if len(clip) < WINDOW or len(generated) < WINDOW:
-        return []
+        return [Passage("replaced", 0.0, len(clip) / RATE, 0.0, len(generated) / RATE)]
     return Comparison(clip, generated).passages()

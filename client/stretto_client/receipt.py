@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
-from stretto_client.speech_stream import RecordedVoice, SpeechEvent
+from stretto_client.speech_stream import SpeechEvent
+from stretto_client.tags import MAX_VOICE_CHARS
+from stretto_client.voices import MAX_MARKED_VOICES, MarkedVoices, RecordedVoice
 from stretto_contract.finish_reasons import STOP, limit_of
 from stretto_contract.schema import SpeechOptions
 
@@ -29,7 +31,7 @@ MAX_REDRAWN_CLAUSES = 1 << 13
 SHA256 = re.compile("[0-9a-f]{64}")
 # Arguments of `SpeechClient.speak` that do not determine the codes, or only through `redraws`, and those with a field.
 LEFT_OUT = {
-    *("voice", "seed", "encoding", "output", "rates", "words"),
+    *("voice", "voices", "seed", "encoding", "output", "rates", "words"),
     *("check", "attempts", "hold_s", "check_with"),
 }
 ARGUMENTS = {"task", "sample_rate", "markup", "join", *SpeechOptions.__annotations__} - LEFT_OUT
@@ -79,6 +81,7 @@ class Receipt(TypedDict):
         text_sha256: Of the text, in UTF-8.
         arguments: Arguments of `SpeechClient.speak` that determine the codes.
         voice: Name of a voice, or the digests of a recording; None for the default.
+        marked_voices: The same for each name in a mark of the text.
         redraws: Option `redraw_from` of each clause's last attempt (`docs/checks.md`); empty if none was drawn anew.
         samples: Number of samples before `speed`.
     """
@@ -90,6 +93,7 @@ class Receipt(TypedDict):
     text_sha256: str
     arguments: dict[str, Any]
     voice: str | VoiceRecord | None
+    marked_voices: dict[str, str | VoiceRecord | None]
     seed: int
     redraws: list[list[int]]
     codes: CodesRecord
@@ -171,7 +175,7 @@ class SpeechRecorder:
         Args:
             file: File that was sent, if it is known.
         """
-        voice = self.arguments.get("voice")
+        marked: MarkedVoices | None = self.arguments.get("voices")
         redraws = self._report.get("redraw_from", [])
         receipt: Receipt = {
             "format": FORMAT,
@@ -182,7 +186,8 @@ class SpeechRecorder:
             "arguments": {
                 name: value for name, value in self.arguments.items() if name in ARGUMENTS and value is not None
             },
-            "voice": voice_record(voice) if isinstance(voice, RecordedVoice) else voice,
+            "voice": voice_record(self.arguments.get("voice")),
+            "marked_voices": {} if marked is None else {name: voice_record(voice) for name, voice in marked.chosen},
             "seed": self._report.get("seed", 0),
             "redraws": redraws if any(redraws) else [],
             "codes": self._codes.record(),
@@ -193,8 +198,10 @@ class SpeechRecorder:
         return receipt if file is None else {**receipt, "file": file}
 
 
-def voice_record(voice: RecordedVoice) -> VoiceRecord:
-    """Return the digests of a recorded voice, whose audio is the content of a file."""
+def voice_record(voice: str | RecordedVoice | None) -> str | VoiceRecord | None:
+    """Return a voice, or the digests of a recorded one, whose audio is the content of a file."""
+    if not isinstance(voice, RecordedVoice):
+        return voice
     assert isinstance(voice.audio, bytes)
     return {"sha256": hashlib.sha256(voice.audio).hexdigest(), "text_sha256": text_digest(voice.text)}
 
@@ -296,6 +303,23 @@ def is_redraws(value: Any) -> bool:
     )
 
 
+def is_voice(value: Any) -> bool:
+    """Return True for a voice: a name, digests or None."""
+    if isinstance(value, dict):
+        return value.keys() == {"sha256", "text_sha256"} and all(map(is_digest, value.values()))
+    return value is None or is_text(1000)(value)
+
+
+def is_marked_voices(value: Any) -> bool:
+    """Return True for voices by the names in the marks of a text."""
+    return (
+        isinstance(value, dict)
+        and len(value) <= MAX_MARKED_VOICES
+        and all(len(name) <= MAX_VOICE_CHARS for name in value)
+        and all(map(is_voice, value.values()))
+    )
+
+
 def is_checks(value: Any) -> bool:
     """Return True for the base64 of a whole number of checks."""
     try:
@@ -319,7 +343,8 @@ FIELDS = {
         "an object of arguments that determine speech",
         lambda value: isinstance(value, dict) and value.keys() <= ARGUMENTS,
     ),
-    "voice": Field("a name, an object or null", lambda value: value is None or isinstance(value, str | dict)),
+    "voice": Field("a name, the two digests of a recording, or null", is_voice),
+    "marked_voices": Field(f"voices by at most {MAX_MARKED_VOICES} names in marks", is_marked_voices),
     "seed": Field("an integer from 0 to 2^63 - 1", is_integer(0, (1 << 63) - 1)),
     "redraws": Field("lists of frames", is_redraws),
     "codes": OBJECT,
@@ -329,7 +354,6 @@ FIELDS = {
     "file": Field("an object", lambda value: isinstance(value, dict), is_required=False),
 }
 CODES = {"sha256": DIGEST, "frames": COUNT, "streams": COUNT, "checks": Field("base64 of checks", is_checks)}
-VOICE = {"sha256": DIGEST, "text_sha256": DIGEST}
 FILE = {"format": WORD, "bytes": COUNT, "sha256": DIGEST, "speed": Field("a number above 0", is_speed)}
 
 
@@ -338,8 +362,6 @@ def read_receipt(data: bytes) -> Receipt:
     record = strict_json(data, "receipt")
     check_fields("receipt", record, FIELDS)
     check_fields("receipt.codes", record["codes"], CODES)
-    if isinstance(record["voice"], dict):
-        check_fields("receipt.voice", record["voice"], VOICE)
     if "file" in record:
         check_fields("receipt.file", record["file"], FILE)
     receipt = cast(Receipt, record)

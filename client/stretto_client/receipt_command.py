@@ -21,13 +21,21 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from numpy.typing import NDArray
 
+from stretto_client.altered_passages import RATE, altered_passages
 from stretto_client.arguments import Parser
 from stretto_client.client import SpeechClient
 from stretto_client.console import TextDecoder, argument_path, argument_text, described, is_of_stream
 from stretto_client.errors import ClientError, Timeouts
-from stretto_client.altered_passages import RATE, altered_passages
 from stretto_client.receipt import MAX_RECEIPT_BYTES, Receipt, ReceiptError, read_receipt
-from stretto_client.repeated_speech import CodeComparison, RepeatedSpeech, Stretch, check_text, repeat, voice_of
+from stretto_client.repeated_speech import (
+    CodeComparison,
+    RepeatedSpeech,
+    Stretch,
+    check_marked_voices,
+    check_text,
+    repeat,
+    voice_of,
+)
 from stretto_client.signature import key_id, load_public_key, make_key, open_signed, public_pem
 
 DIFFERS = 5  # exit status
@@ -118,11 +126,13 @@ class Findings:
             self.lines.append("speech: not generated again, which needs the text (--text)")
             return
         check_text(receipt, text)
+        check_marked_voices(receipt)
         voice = voice_of(receipt, args.clone, args.clone_text)
         server = args.server or self._default_server()
         speech = asyncio.run(self._repeat(server, receipt, text, voice))
         self._check_codes(speech.codes)
-        if not self.record["is_sent_file"] and speech.codes.is_accepted:
+        is_told_by_codes = speech.codes.has_codes and (self.record["is_sent_file"] or not speech.codes.is_accepted)
+        if not is_told_by_codes:
             speed = receipt["file"]["speed"] if "file" in receipt else 1.0
             self._check_passages(*compared(clip, speech.played(speed, stretch), speech.sample_rate, RATE))
 
@@ -168,7 +178,9 @@ class Findings:
 
     def _check_codes(self, codes: CodeComparison) -> None:
         numerics = "the same numeric class" if codes.is_same_class else "another numeric class"
-        if codes.is_equal:
+        if not codes.has_codes:
+            line = f"codes: this model has none, only samples are compared ({numerics})"
+        elif codes.is_equal:
             line = f"codes: all equal to those generated again ({numerics})"
         else:
             extent = f"{codes.share:.1%} of the frames equal, different from {codes.differs_from_s:.2f} s on"
@@ -176,13 +188,15 @@ class Findings:
         self.lines.append(line)
         if codes.other:
             self.lines.append(f"model: the server's {' and '.join(codes.other)} differ from the receipt's")
-        self.record["codes"] = {
-            "is_equal": codes.is_equal,
-            "is_same_class": codes.is_same_class,
-            "share": round(codes.share, 6),
-            "differs_from_s": codes.differs_from_s,
-            "is_accepted": codes.is_accepted,
-        }
+        self.record["codes"] = None
+        if codes.has_codes:
+            self.record["codes"] = {
+                "is_equal": codes.is_equal,
+                "is_same_class": codes.is_same_class,
+                "share": round(codes.share, 6),
+                "differs_from_s": codes.differs_from_s,
+                "is_accepted": codes.is_accepted,
+            }
         if not codes.is_accepted:
             self.record["is_verified"] = False
 

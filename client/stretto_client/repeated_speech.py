@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from stretto_client.client import SpeechClient
 from stretto_client.receipt import CodeDigest, Receipt, ReceiptError, frame_checks, shown, text_digest
-from stretto_client.speech_stream import RecordedVoice
+from stretto_client.voices import MarkedVoices, RecordedVoice
 
 # Share of equal frames, in the order of the receipt, from which codes of another numeric class are taken for the same
 # speech (docs/marking.md).
@@ -31,12 +32,14 @@ class CodeComparison:
     Attributes:
         is_same_class: True if both servers round in the same way, so that the codes must be equal.
         is_equal: True if all codes are equal.
-        share: Share of frames that are equal, of the longer speech; 0 if no model has codes.
+        has_codes: False if neither speech has codes, because the frames of the model have none.
+        share: Share of frames that are equal, of the longer speech.
         differs_from_s: Time of the first different frame in the generated speech; None if there is none.
         other: Fields of the server's model that differ from the receipt's, although its name is the same.
     """
 
     is_same_class: bool
+    has_codes: bool
     is_equal: bool
     share: float
     differs_from_s: float | None
@@ -95,6 +98,25 @@ def voice_of(receipt: Receipt, recording: Path | bytes | None, transcript: str) 
     return RecordedVoice(data, transcript)
 
 
+def check_marked_voices(receipt: Receipt) -> None:
+    """Raise ReceiptError if a mark in the text has a voice of which the receipt has only digests."""
+    for name, voice in receipt["marked_voices"].items():
+        if isinstance(voice, dict):
+            raise ReceiptError(
+                f"text.voice: expected marks of the model's voices, got one of the uploaded voice {shown(name)}, "
+                "whose recording a receipt does not have, so that the speech cannot be generated again"
+            )
+
+
+async def marked_voice(receipt: Receipt, name: str) -> str | None:
+    """Return the voice that a mark in the text of a receipt selects; raise ReceiptError for an unknown mark."""
+    if name not in receipt["marked_voices"]:
+        raise ReceiptError(f"text.voice: expected marks that the receipt has, got {shown(name)}")
+    voice = receipt["marked_voices"][name]
+    assert not isinstance(voice, dict), "check_marked_voices has refused it"
+    return voice
+
+
 async def served_model(client: SpeechClient, receipt: Receipt) -> dict[str, str]:
     """Return what the server reports about its model; raise ReceiptError if it is another one than the receipt's."""
     try:
@@ -126,8 +148,10 @@ async def repeat(
         "check": "off",
         "encoding": "pcm_s16le",
         "rates": True,
-        "output": {"codes": True},
+        "voices": MarkedVoices(partial(marked_voice, receipt)),
     }
+    if (await client.profile()).has_codes:
+        arguments["output"] = {"codes": True}
     digest = CodeDigest()
     parts = list[tuple[float, NDArray[np.int16]]]()
     starts = [(0, 0.0)]  # numbers of frames, and the times at which they begin
@@ -164,6 +188,7 @@ def compare_codes(
     others = ("configuration", "weights")
     return CodeComparison(
         model.get(NUMERICS) == receipt["model"].get(NUMERICS),
+        num_most > 0,
         is_equal,
         float(num_both - is_different.sum()) / num_most if num_most else 0.0,
         None if is_equal else time_of(differs_from, starts),

@@ -61,6 +61,11 @@ class MarkedVoices:
 
         return cls(find)
 
+    @property
+    def chosen(self) -> list[MarkedVoice]:
+        """The voices that the marks have selected so far."""
+        return [*self._voices.values()]
+
     async def choose(self, name: str | None) -> MarkedVoice | None:
         """Return the voice with a name; None without a name, for the voice of the request.
 

@@ -109,7 +109,10 @@ def test_other_speech_is_replaced_as_a_whole() -> None:
     assert passage.end_s == pytest.approx(len(SPEECH) / FILE_RATE, abs=0.1)
 
 
-@pytest.mark.parametrize("clip", [np.zeros(4 * RATE), np.full(4 * RATE, np.float32(0.5)), np.ones(4 * RATE) * 1e30])
+@pytest.mark.parametrize(
+    "clip",
+    [np.zeros(0), GENERATED[:800], np.zeros(4 * RATE), np.full(4 * RATE, np.float32(0.5)), np.ones(4 * RATE) * 1e30],
+)
 def test_clips_without_speech_are_altered(clip: np.ndarray) -> None:
     assert altered_passages(clip.astype(np.float32), GENERATED)
 

@@ -38,7 +38,7 @@ from stretto_client.signature import (
     sign,
 )
 from stretto_gateway.encoding import stretched
-from tests.client.fake_server import Chunk, ErrorText, FakeServer, Request, Step
+from tests.client.fake_server import PROFILE, Chunk, ErrorText, FakeServer, Request, Step
 
 MODEL = {"model": "tiny", "configuration": "sha256:00", "weights": "sha256:01", "numerics": "an abacus"}
 TEXT = "A cat sat."
@@ -151,7 +151,12 @@ OTHER_KEY = public_jwk(Ed25519PrivateKey.from_private_bytes(bytes([1] * 32)).pub
         (changed(model={"model": 1}), "receipt.model: expected"),
         (changed(arguments={"check_with": "http://169.254.169.254/v1"}), "receipt.arguments: expected"),
         (changed(voice=7), "receipt.voice: expected"),
-        (changed(voice={"sha256": "aa"}), "receipt.voice.sha256: expected"),
+        (changed(voice={"sha256": "aa"}), "receipt.voice: expected"),
+        (changed(voice="\x1b[2J"), "receipt.voice: expected"),
+        (changed(marked_voices=[]), "receipt.marked_voices: expected"),
+        (changed(marked_voices={"slt": 7}), "receipt.marked_voices: expected"),
+        (changed(marked_voices={"x" * 129: "slt"}), "receipt.marked_voices: expected"),
+        (changed(marked_voices=dict.fromkeys(map(str, range(33)))), "receipt.marked_voices: expected"),
         (changed(redraws=[[1], ["2"]]), "receipt.redraws: expected"),
         (changed(redraws=[[]] * 9000), "receipt.redraws: expected"),
         (changed(codes={}), "receipt.codes.sha256: expected"),
@@ -259,9 +264,12 @@ async def verified(
     record: Any = None,
     model: dict[str, str] = MODEL,
     clip: bytes = b"mp3",
+    has_codes: bool = True,
 ) -> Verified:
     """Verify a clip by a receipt against a scripted server."""
-    server = FakeServer(lambda _: spoken() if steps is None else steps, name=json.dumps(model))
+    script = spoken() if steps is None else steps
+    profile = PROFILE | {"has_codes": has_codes}
+    server = FakeServer(lambda _: script, profile=profile, name=json.dumps(model))
     (folder / "receipt.json").write_bytes(signed(record))
     (folder / "clip.mp3").write_bytes(clip)
     arguments = [str(folder / "clip.mp3"), "--receipt", str(folder / "receipt.json"), *words]
@@ -353,6 +361,53 @@ async def test_altered_clip_is_not_verified(
     findings = json.loads(result.out)
     assert (result.status, findings["is_verified"]) == (status, status == 0)
     assert [passage["change"] for passage in findings["passages"]] == ([] if status == 0 else ["replaced"])
+
+
+async def test_model_without_codes_is_compared_by_its_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also for the sent file, about which no codes say anything."""
+    record = receipt(codes=CodeDigest().record())
+    speech = [Chunk(0, 640, is_16_bit=True), Chunk(1, 640, is_16_bit=True, is_final=True, is_last=True)]
+    file = {"format": "mp3", "bytes": 5, "sha256": hashlib.sha256(b"other").hexdigest(), "speed": 1.0}
+    of_sent_file = record | {"file": file}
+    for signed_record, clip, status in ((record, b"mp3", 0), (record, b"other", 5), (of_sent_file, b"other", 5)):
+        words = ("--text", TEXT)
+        result = await verified(tmp_path, capsys, speech, *words, record=signed_record, clip=clip, has_codes=False)
+        assert result.status == status, result.out
+        assert "codes: this model has none, only samples are compared (the same numeric class)" in result.out
+        assert ("passage: replaced" in result.out) == (status == DIFFERS)
+        assert "codes" not in json.loads(result.requests[0]["options"])["output"]
+
+
+MARKED = "One. [voice:echo]Two. [voice:SLT]Three."
+
+
+async def test_marks_of_the_models_voices_are_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also by names that only the gateway knew."""
+    record = receipt(MARKED, arguments={"markup": "auto"}, marked_voices={"echo": None, "SLT": "slt"}, voice="rms")
+    result = await verified(tmp_path, capsys, None, "--text", MARKED, record=record)
+    voices = [json.loads(request["options"]).get("voice") for request in result.requests]
+    assert voices == ["rms", None, "slt"]
+    assert "codes: " in result.out
+
+
+@pytest.mark.parametrize(
+    ("marked", "message"),
+    [
+        ({"echo": {"sha256": "0" * 64, "text_sha256": "1" * 64}}, "one of the uploaded voice 'echo', whose"),
+        ({"SLT": "slt"}, "expected marks that the receipt has, got 'echo'"),
+    ],
+    ids=["uploaded", "missing"],
+)
+async def test_marks_without_a_voice_are_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], marked: dict[str, Any], message: str
+) -> None:
+    record = receipt(MARKED, arguments={"markup": "auto"}, marked_voices=marked)
+    result = await verified(tmp_path, capsys, None, "--text", MARKED, record=record)
+    assert (result.status, result.out) == (2, "")
+    assert result.err.startswith("error: text.voice: ")
+    assert message in result.err
 
 
 async def test_redrawn_clauses_are_repeated() -> None:
