@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import openai
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from stretto_client.errors import Timeouts
 from stretto_gateway.command import make_server
@@ -22,6 +23,7 @@ async def gateway_port(
     voices: Path | None = None,
     keys: tuple[str, ...] = (),
     cache: CacheSettings | None = None,
+    signing_key: Ed25519PrivateKey | None = None,
     **others: int,
 ) -> AsyncIterator[int]:
     """Run a gateway during the `with` block and yield its port.
@@ -31,12 +33,20 @@ async def gateway_port(
         voices: Folder of uploaded voices.
         keys: API keys.
         cache: Settings of the speech cache.
+        signing_key: Key of receipts.
         others: Ports of other servers by name.
     """
     listener = socket.create_server(("127.0.0.1", 0))
     named = {"first": grpc_port, **others} if others else {}
     servers = {name: f"localhost:{port}" for name, port in named.items()}
-    config = GatewayConfig(f"localhost:{grpc_port}", voices=voices, keys=keys, named_servers=servers, cache=cache)
+    config = GatewayConfig(
+        f"localhost:{grpc_port}",
+        voices=voices,
+        keys=keys,
+        named_servers=servers,
+        cache=cache,
+        signing_key=signing_key,
+    )
     gateway = make_server(config, listener)
     serving = asyncio.ensure_future(gateway.serve([listener]))
     while not gateway.started:
