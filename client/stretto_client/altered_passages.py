@@ -143,9 +143,9 @@ class Comparison:
             return None
         if is_silent:
             return offset if level(samples) < SILENCE_MARGIN * self._generated_silence else None
-        found = correlations(window, samples)
-        best = int(found.argmax())
-        return first + best - start if found[best] >= MIN_CORRELATION else None
+        likeness = correlations(window, samples)
+        best = int(likeness.argmax())
+        return first + best - start if likeness[best] >= MIN_CORRELATION else None
 
     def _search(self, start: int, window: Samples, position: int) -> int | None:
         """Return the offset at which a window is generated speech, near a position; None if it is not."""
@@ -153,9 +153,9 @@ class Comparison:
         samples = self._generated[first : position + SEARCHED]
         if len(samples) < WINDOW:
             return None
-        found = correlations(window, samples)
-        best = int(found.argmax())
-        return first + best - start if found[best] >= MIN_FOUND_CORRELATION else None
+        likeness = correlations(window, samples)
+        best = int(likeness.argmax())
+        return first + best - start if likeness[best] >= MIN_FOUND_CORRELATION else None
 
     def _extend(self, run: Run) -> None:
         """Move the edges of a run to where the generated speech begins and ends."""
@@ -173,10 +173,12 @@ class Comparison:
 
     def _between(self, before: Run, after: Run) -> Iterator[Passage]:
         """Yield the altered passage between two runs, if it is audible."""
-        start, end = before.end, after.start
+        start = before.end
+        end = after.start
         if start > end:  # both continue into each other's speech
             start = end = (start + end) // 2
-        first, last = start + before.offset, end + after.first_offset
+        first = start + before.offset
+        last = end + after.first_offset
         is_inserted = end - start > TOLERANCE
         is_missing = last - first > TOLERANCE and self._is_audible(first, last)
         is_edge = not (before.num_windows and after.num_windows)  # where encoders add silence

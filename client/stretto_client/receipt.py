@@ -1,4 +1,4 @@
-"""Receipts of generated speech: what is needed to generate it again, and digests to compare the result with.
+"""Receipts of generated speech: the data with which to generate it again, and digests of the result.
 
 A receipt is a JSON object, which `signature.py` signs.
 """

@@ -98,7 +98,7 @@ def read_bounded(path: Path, max_bytes: int, name: str) -> bytes:
 
 
 class Findings:
-    """What is found about a clip, as text and as a record for JSON."""
+    """Results of the checks of a clip, as text and as a record for JSON."""
 
     def __init__(self, args: argparse.Namespace, default_server: Callable[[], str]):
         self._args = args
@@ -161,7 +161,7 @@ class Findings:
     def _describe(self, receipt: Receipt) -> None:
         seconds = receipt["samples"] / receipt["sample_rate"]
         voice = receipt["voice"]
-        name = "the default voice" if voice is None else "a recorded voice" if isinstance(voice, dict) else voice
+        name = "a recorded voice" if isinstance(voice, dict) else voice or "the default voice"
         model = receipt["model"].get("model", "an unnamed model")
         self.lines.append(
             f"receipt: {seconds:.2f} s by {model}, {name}, seed {receipt['seed']}, {receipt['time']}, {receipt['id']}"

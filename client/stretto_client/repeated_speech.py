@@ -67,7 +67,7 @@ class RepeatedSpeech:
         """Return the samples as a file of this speed has them, float32 [n]."""
         parts = [np.zeros(0, np.int16)]
         for rate, group in groupby(self.parts, itemgetter(0)):
-            pcm = np.concatenate([part for _, part in group])
+            pcm = np.concatenate([samples for _, samples in group])
             parts.append(pcm if rate * speed == 1.0 else stretch(pcm, self.sample_rate, rate * speed))
         return (np.concatenate(parts) / -np.iinfo(np.int16).min).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""`GET /v1/audio/speech/{id}`: what is known about recent speech responses, and their receipts."""
+"""`GET /v1/audio/speech/{id}`: outcomes of recent speech responses, and their receipts."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""Receipts: their signatures, what is refused, and speech that is generated again and compared."""
+"""Receipts: their signatures, refusals, and speech that is generated again and compared."""
 
 import asyncio
 import hashlib
