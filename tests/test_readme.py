@@ -24,6 +24,7 @@ from stretto.releases.show import server_arguments
 from stretto.verification import command as verify
 from stretto_client.arguments import parse
 from stretto_client.capacity import command as capacity
+from stretto_client.receipt_command import key_arguments, verify_arguments
 from stretto_gateway import command as gateway
 from stretto_gateway import pronunciation_command, voice_command
 from stretto_gateway.jobs import command as job_command
@@ -91,7 +92,8 @@ PARSERS: dict[str, Callable[[list[str]], argparse.Namespace]] = {
     "rm": show.remove_arguments,
     "ps": server_arguments,
     "show": show.arguments,
-    "verify": verify.arguments,
+    "verify": lambda words: verify_arguments(words) if "--receipt" in words else verify.arguments(words),
+    "signing-key": key_arguments,
     "capacity": capacity.parse,
 }
 

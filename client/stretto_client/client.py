@@ -230,7 +230,8 @@ class SpeechClient:
         Args:
             task: Name of the model's task. If the task generates text first, the events contain it.
             voice: Name of a voice, or a recording; None for the model's default.
-            encoding, sample_rate: Of the samples, by default `pcm_f32le` and the codec's; short for `output={...}`.
+            encoding: `pcm_f32le` (the default) or `pcm_s16le`; short for `output={"encoding": ...}`.
+            sample_rate: In Hz, by default the codec's; short for `output={"sample_rate": ...}`.
             markup: Markup of the text, for the task `tts`: `none`, `markdown`, `ssml`, or `auto`, which is SSML after
                 `<speak` and otherwise Markdown. The reasoning and the tags of language models are always left out, and
                 there is a pause after lines without punctuation. `speak_once` sends the text unchanged.

@@ -212,11 +212,16 @@ class Findings:
         self.record["is_verified"] = not passages
 
 
-def signing_key(words: list[str]) -> int:
-    """Make a key that signs receipts, print its public key, and return the exit status."""
+def key_arguments(words: list[str]) -> argparse.Namespace:
+    """Parse the command line of `signing-key`."""
     parser = Parser(prog="stretto signing-key", description="Make an Ed25519 key for receipts; print its public key.")
     parser.add_argument("file", type=argument_path, metavar="FILE", help="new file for the private key, in PEM")
-    args = parser.parse_args(words)
+    return parser.parse_args(words)
+
+
+def signing_key(words: list[str]) -> int:
+    """Make a key that signs receipts, print its public key, and return the exit status."""
+    args = key_arguments(words)
     try:
         key = make_key(args.file)
     except OSError as error:

@@ -226,14 +226,7 @@ def arguments() -> Parser:
         metavar="NAME",
         help=f"{about}; default: none, and they are refused",
     )
-    about = "keep speech in memory, up to this size such as 256MiB, and answer equal requests from it; default: none"
-    add("--speech-cache", type=memory_size, metavar="SIZE", help=about)
-    about = "age after which speech in the cache is not used; default: %(default)g"
-    add("--speech-cache-age", type=float, default=CACHE_AGE_S, metavar="SECONDS", help=about)
-    about = "cache also requests without a seed, or in the voice of a recording; repeatable"
-    add("--speech-cache-also", choices=("seedless", "voices"), action="append", default=[], help=about)
-    about = "sign receipts of speech with this Ed25519 key (stretto signing-key FILE); default: no receipts"
-    add("--signing-key", type=argument_path, metavar="FILE", help=about)
+    add_speech_options(parser)
     about = "maximum per key and period of requests, characters, input_audio_s or output_audio_s; repeatable"
     add(
         "--ceiling",
@@ -262,6 +255,19 @@ def arguments() -> Parser:
     for route in installed_routes():
         route.add_options(parser)
     return parser
+
+
+def add_speech_options(parser: Parser) -> None:
+    """Add the options of the speech cache and of receipts to a parser."""
+    add = parser.add_argument
+    about = "keep speech in memory, up to this size such as 256MiB, and answer equal requests from it; default: none"
+    add("--speech-cache", type=memory_size, metavar="SIZE", help=about)
+    about = "age after which speech in the cache is not used; default: %(default)g"
+    add("--speech-cache-age", type=float, default=CACHE_AGE_S, metavar="SECONDS", help=about)
+    about = "cache also requests without a seed, or in the voice of a recording; repeatable"
+    add("--speech-cache-also", choices=("seedless", "voices"), action="append", default=[], help=about)
+    about = "sign receipts of speech with this Ed25519 key (stretto signing-key FILE); default: no receipts"
+    add("--signing-key", type=argument_path, metavar="FILE", help=about)
 
 
 def port_in_row(offset: int) -> int:
