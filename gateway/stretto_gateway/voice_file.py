@@ -81,7 +81,7 @@ def read_voice(data: bytes, max_bytes: int) -> tuple[VoiceHeader, bytes]:
         header = VoiceHeader.model_validate_json(line)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        field = ascii(".".join(map(str, first["loc"])))[1:60] or "header"
+        field = ascii(".".join(map(str, first["loc"])))[1:-1][:60] or "header"
         expected = "a file that stretto voices export has written"
         raise ValueError(f"{field}: expected {expected}, got an error: {first['msg']}") from None
     if not 0 < len(recording) <= max_bytes:

@@ -22,7 +22,7 @@ CLONES = [each | {"system": ["text", "audio"]} if each["name"] == "tts" else eac
 TALKS = PROFILE | {"tasks": [*CLONES, task("dialogue", needs=[], also=["text", "audio"])]}
 # The page shows the list of models alone, of translations that no family has them, and calls in JavaScript.
 CALLS = ("/v1/realtime/calls", "/v1/realtime/calls/{call_id}/hangup")
-WITHOUT_A_LINE = ("/v1/models/{name}", "/v1/audio/translations", *CALLS)
+WITHOUT_A_LINE = ("/v1/models/{name}", "/v1/audio/receipts/key", "/v1/audio/translations", *CALLS)
 
 
 def script(request: Request) -> list[Step]:

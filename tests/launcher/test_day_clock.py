@@ -29,6 +29,7 @@ USES = {
     "session.py": (1, "the date in an answer; the limit itself is monotonic"),
     "catalogue.py": (1, "the date in an answer"),
     "check.py": (1, "names a version"),
+    "receipt.py": (1, "the date of a receipt"),
 }
 
 

@@ -69,6 +69,7 @@ async def test_server_has_spoken_before_it_is_ready_and_names_its_model(server: 
         record = json.loads(await client.server_name())
     served = json.loads(server.pid_file.read_text())["model"]
     assert record.pop("weights").startswith("sha256:")
+    assert "vllm" in record.pop("numerics")
     assert record == {"model": "tiny", "configuration": served["configuration"]}
 
 

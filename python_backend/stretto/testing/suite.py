@@ -35,6 +35,7 @@ from stretto.testing.case_suite import by_night, leave_out_absent, parametrize
 from stretto.testing.limits import asked, inputs_beyond_limits, talk
 from stretto.testing.ranges import assert_refused_outside_ranges
 from stretto.testing.releases import Edit, SmallRelease, edited, set_fields, split_weights
+from stretto.testing.rounding import is_same
 from stretto.weights.loading import Plan, Shape, check
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def assert_same_checkpoints(one: SmallRelease, other: SmallRelease) -> None:
     """Assert that two checkpoints have the same config and tensors."""
     assert config_at(one.checkpoint) == config_at(other.checkpoint)
     assert one.weights.keys() == other.weights.keys()
-    assert all(torch.equal(tensor, other.weights[name]) for name, tensor in one.weights.items())
+    assert all(is_same(tensor, other.weights[name]) for name, tensor in one.weights.items())
 
 
 def parts_of(case: FamilyCase) -> dict[str, Sequence[Any]]:
