@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from stretto_client.shared_memory import RingSize
     from stretto_client.speech_stream import (
         GuidanceChange,
-        Passage,
         SpeakArguments,
         SpeakOptions,
         SpeechEvent,
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     )
     from stretto_client.voices import RecordedVoice
     from stretto_contract.schema import OptionsRecord, SpeechOptions
+    from stretto_contract.transcripts import Passage
 
 __all__ = [
     "FAMILY_OPTIONS",
@@ -76,7 +76,8 @@ MODULES = {
     "stretto_client.model_profile": "FAMILY_OPTIONS ModelProfile TaskProfile",
     "stretto_contract.schema": "OptionsRecord SpeechOptions",
     "stretto_client.shared_memory": "RingSize",
-    "stretto_client.speech_stream": "GuidanceChange Passage SpeakArguments SpeakOptions SpeechEvent SpeechStream"
+    "stretto_contract.transcripts": "Passage",
+    "stretto_client.speech_stream": "GuidanceChange SpeakArguments SpeakOptions SpeechEvent SpeechStream"
     " TaskOptions TranscriptionOptions Word",
     "stretto_client.voices": "RecordedVoice",
 }

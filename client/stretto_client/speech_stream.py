@@ -25,6 +25,7 @@ from stretto_client.voices import Audio, MarkedVoices, RecordedVoice
 from stretto_contract.joins import Join
 from stretto_contract.schema import Encoding, OptionsRecord, SpeechOptions
 from stretto_contract.speech_checks import Check
+from stretto_contract.transcripts import Passage
 
 STRING_HEAD = 4  # size of a string's length prefix, in bytes
 SAMPLES = {"pcm": np.float32, "pcm16": np.int16}
@@ -66,22 +67,6 @@ class Word:
         """Return this word with its times `seconds` later."""
         end_s = None if self.end_s is None else self.end_s + seconds
         return replace(self, start_s=self.start_s + seconds, end_s=end_s)
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """Part of a transcript, by one speaker.
-
-    Attributes:
-        start_s: Start in the recording, in seconds.
-        end_s: End in the recording, in seconds.
-        speaker: Name or number of the speaker; empty if unknown.
-    """
-
-    text: str
-    start_s: float
-    end_s: float
-    speaker: str = ""
 
 
 @dataclass(frozen=True, slots=True)

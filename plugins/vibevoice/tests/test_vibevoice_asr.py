@@ -26,11 +26,11 @@ from stretto.family.audio_format import AudioFormat, check_audios
 from stretto.family.plugin import config_at
 from stretto.family.text import load_text_codec
 from stretto.preprocessing.request import RawRequest
-from stretto.records.chunk import Passage
 from stretto.records.prompt import Prompt
 from stretto.testing.limits import talk
 from stretto.testing.releases import REMOVED, SmallRelease
 from stretto.testing.suite import ExpectedReply, FamilyCase, PublishedSizes
+from stretto_contract.transcripts import Passage
 from stretto_vibevoice.codec import TokenizerConfig, gaussian_noise
 from stretto_vibevoice.vibevoice_asr import PLUGIN
 from stretto_vibevoice.vibevoice_asr.convert import encoders_plan, plan

@@ -16,8 +16,9 @@ from tokenizers import Tokenizer, decoders
 from stretto.errors import CheckpointError, InvalidRequest, is_panic, shown
 from stretto.family.base import Family
 from stretto.family.plugin import plugin
-from stretto.records.chunk import Passage, WordMark
+from stretto.records.chunk import WordMark
 from stretto.untrusted_files import MAX_TEXT_BYTES, regular_file
+from stretto_contract.transcripts import Passage
 
 TOKENIZER_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"

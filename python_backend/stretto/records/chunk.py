@@ -18,6 +18,7 @@ from stretto.records.json_record import JsonRecord, Packed
 from stretto.records.sampling import OutputForm
 from stretto.streams.layout import Segment
 from stretto_contract.finish_reasons import FinishReason
+from stretto_contract.transcripts import Passage
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +35,6 @@ class WordMark:
     frame: int
     end: int | None = None
     place: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """Part of a transcript, by one speaker.
-
-    Attributes:
-        start_s: Start in the recording, in seconds.
-        end_s: End in the recording, in seconds.
-        speaker: Name or number of the speaker; empty if unknown.
-    """
-
-    text: str
-    start_s: float
-    end_s: float
-    speaker: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 from stretto.family.base import Family
 from stretto.family.plugin import VOCABULARY, config_at
 from stretto.family.text import TextCodec, TextReader, TextTokenizer, subword_codec
-from stretto.records.chunk import Passage
+from stretto_contract.transcripts import Passage
 from stretto_vibevoice.vibevoice_asr.family import MAX_AUDIO_S, AsrVocabulary
 
 ROLE = "assistant"
