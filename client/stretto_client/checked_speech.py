@@ -228,6 +228,15 @@ def is_adaptive(options: SpeakOptions) -> bool:
     return isinstance(guidance, Mapping) and guidance.get("policy") == "adaptive"
 
 
+def is_greedy(options: SpeakOptions) -> bool:
+    """Return True if the codes are the most probable ones, so that a reply drawn anew would be the same."""
+    audio: Any = options.get("audio")
+    temperatures = [options.get("temperature")]
+    if isinstance(audio, Mapping):
+        temperatures.append(audio.get("temperature"))
+    return 0 in temperatures
+
+
 def checked(
     speak: Callable[..., SpeechStream],
     options: SpeakOptions,
@@ -264,7 +273,8 @@ def checked(
             return speak(drawn, text, **arguments)
 
         is_repeatable = options.get("seed") is not None and not is_adaptive(options)
-        can_redraw = attempts > 1 and is_repeatable and "redraw_from" not in options
+        can_differ = "redraw_from" not in options and not is_greedy(options)
+        can_redraw = attempts > 1 and is_repeatable and can_differ
         clause = _Clause(begin, text, attempts if can_redraw else 1, lead, tries, judge, profile)
         return ProducedSpeech(clause.speak)
 

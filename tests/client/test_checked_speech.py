@@ -528,9 +528,14 @@ async def test_codes_are_those_of_the_samples(hold_s: float, sizes: tuple[int, i
     assert (codes[0] >= 1_000_000) == bool(hold_s), "all codes are those of the attempt that is sent"
 
 
-async def test_reply_that_depends_on_the_load_is_not_drawn_anew() -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{"guidance": {"policy": "adaptive"}}, {"temperature": 0}, {"audio": {"temperature": 0.0}}],
+    ids=["depends on the load", "greedy", "greedy audio"],
+)
+async def test_reply_that_cannot_be_drawn_anew_goes_on(options: Any) -> None:
     server = Attempts(SILENT, GOOD)
-    options: Any = {"seed": SEED, "guidance": {"policy": "adaptive"}}
+    options = {"seed": SEED} | options
     speak = checked(
         lambda drawn, _: server.begin(drawn.get("redraw_from", [])), options, 2, Lead(), once, None, profile
     )
