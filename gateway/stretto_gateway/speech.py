@@ -53,7 +53,7 @@ from stretto_gateway.speech_request import SpeechFields, SpeechItem, SpeechReque
 from stretto_gateway.turns import AUDIO
 from stretto_gateway.usage import Use
 from stretto_gateway.voices import choose_voice, marked_voices
-from stretto_gateway.whole_file import AudioBudget, parts_of, whole_file
+from stretto_gateway.whole_file import WHOLE_HOLD_S, AudioBudget, parts_of, whole_file
 
 router = APIRouter()
 FILE_S = "file_s"
@@ -96,6 +96,7 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
         return answered(gateway, body, request.state, parts, "text/event-stream", ignored, result, sse_error)
     parts = audio_parts(gateway, body, body.input, options, ignored, result)
     if body.stream is False and "stream_format" not in body.model_fields_set:
+        options["hold_s"] = max(body.hold_s, WHOLE_HOLD_S)
         parts = whole_parts(gateway, body, request.state, parts, result)
     answer = answered(gateway, body, request.state, parts, MEDIA_TYPES[body.response_format], ignored, result)
     if body.response_format in RAW:

@@ -23,11 +23,10 @@ from stretto_gateway.fields import Ignored, check_options_size
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech import audio_parts, quality, speech_options
 from stretto_gateway.speech_request import SpeechFields, SpeechItem, given_options
-from stretto_gateway.whole_file import AudioBudget, whole_file
+from stretto_gateway.whole_file import WHOLE_HOLD_S, AudioBudget, whole_file
 
 router = APIRouter()
 MAX_ITEMS = 1024  # maximum for validation; the gateway's own limit is lower
-BATCH_HOLD_S = 20.0  # of each clause of a batch, whose audio is not sent before the end
 PART_BYTES = 49_152  # of audio, encoded at once in 0.1 ms; a multiple of 3, so that base64 pads only the last part
 
 
@@ -128,7 +127,7 @@ async def result(
     try:
         gateway = await gateway.for_model(item.model, speaks)
         options = await speech_options(gateway, item, asked, ignored)
-        options["hold_s"] = max(item.hold_s, BATCH_HOLD_S)
+        options["hold_s"] = max(item.hold_s, WHOLE_HOLD_S)
         report = dict[str, Any]()
         parts = audio_parts(gateway, item, item.input, options, ignored, report)
         audio = await whole_file(item, parts, room, asked)

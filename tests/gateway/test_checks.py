@@ -126,6 +126,15 @@ async def test_header_names_the_number_of_attempts(start: Start, format_: str) -
     assert [answer.headers.get("stretto-attempts") for answer in (held, sent_at_once, unchecked)] == ["2", "1", None]
 
 
+async def test_file_that_is_sent_as_a_whole_is_held_back_until_it_is_checked(start: Start) -> None:
+    running = await start()
+    replies(running, speech(), good())
+    async with running.http() as http:
+        answer = await http.post(PATH, json=BODY | {"stream": False})
+    assert answer.headers["stretto-attempts"] == "2"
+    assert len(answer.content) == 2 * good()[0].num_samples
+
+
 async def test_speech_that_was_given_up_counts_as_use_even_if_the_client_leaves(start: Start) -> None:
     running = await start()
     replies(running, speech(), [Pause(120)])

@@ -29,8 +29,8 @@ from stretto_gateway.jobs.book import Section
 from stretto_gateway.jobs.store import Job, JobState, JobStore
 from stretto_gateway.routes import RouteSettings, RouteState
 from stretto_gateway.speech import audio_parts, speech_options
-from stretto_gateway.speech_batch import BATCH_HOLD_S
 from stretto_gateway.speech_request import SpeechItem
+from stretto_gateway.whole_file import WHOLE_HOLD_S
 
 LOG = logging.getLogger("stretto_gateway")
 MIN_FREE_BYTES = 1 << 30  # on the disk of the jobs; a job that finds less fails
@@ -161,7 +161,7 @@ class Jobs(RouteState):
         ignored = Ignored(item, is_strict=False)
         asked = State({"owner": job.owner, "keep": lambda num_bytes: None})
         options = await speech_options(gateway, item, asked, ignored)
-        options["hold_s"] = max(item.hold_s, BATCH_HOLD_S)
+        options["hold_s"] = max(item.hold_s, WHOLE_HOLD_S)
         async with closing(audio_parts(gateway, item, item.input, options, ignored, {})) as parts:
             return np.frombuffer(b"".join([data async for data in parts]), np.int16)
 
