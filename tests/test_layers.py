@@ -100,11 +100,8 @@ ALLOWED = {
         "errors", "testing",
     },
 }  # fmt: skip
-# Routes of the gateway, each a folder or a file, and the routes that it builds on. Those of plug-ins may use any.
-ROUTES = {
-    "jobs": set(),
-    "realtime": set(), "speech_stream": set(), "telephone": {"realtime", "speech_stream"}, "webrtc": {"realtime"},
-}  # fmt: skip
+# Routes of the gateway, each a folder or a file. None builds on another one; those of plug-ins may use any.
+ROUTES = {"jobs", "realtime", "speech_stream"}
 PLUGIN = "families/*"
 # What each file of a plug-in may import. Most processes import a plug-in without the engine, torch or vLLM.
 ROLES = {
@@ -361,15 +358,15 @@ def room_of(module: str) -> str:
 
 
 def test_gateway_imports_no_route() -> None:
-    """Its routes are found by name, and only a route imports another one, on which it builds."""
+    """Its routes are found by name, and none imports another one."""
     own = {module for module in ROUTE_MODULES if module.startswith(f"{GATEWAY}.")}
-    assert {room_of(module) for module in own} == ROUTES.keys()
+    assert {room_of(module) for module in own} == ROUTES
     modules = {module_name(path): path for path in SOURCES if path.is_relative_to(ROOT / "gateway")}
     violations = [
         f"{name} imports {imported}"
         for name, path in modules.items()
         for imported in imported_modules(path, modules)
-        if (room := room_of(imported)) in ROUTES and room not in {room_of(name), *ROUTES.get(room_of(name), ())}
+        if room_of(imported) in ROUTES - {room_of(name)}
     ]
     assert not violations, "\n".join(violations)
 

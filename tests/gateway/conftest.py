@@ -21,8 +21,6 @@ from stretto_gateway.encoding import SYNTHETIC
 from stretto_gateway.jobs.work import JobOptions
 from stretto_gateway.realtime.state import RealtimeOptions
 from stretto_gateway.routes import RouteSettings
-from stretto_gateway.telephone.endpoints import TelephoneOptions
-from stretto_gateway.webrtc.state import WebRtcOptions
 from tests.client.fake_server import PROFILE, Chunk, FakeServer, Request, Step
 from tests.gateway.openai_types import CheckedResponses
 from tests.patience import PATIENCE_S, until_async
@@ -108,7 +106,7 @@ Start = Callable[..., Awaitable[Running]]
 def options_of_routes(settings: dict[str, Any]) -> tuple[RouteSettings, ...]:
     """Take the options of the gateway's own routes out of `settings`, and return them."""
     routes: list[RouteSettings] = []
-    for options in (JobOptions, RealtimeOptions, TelephoneOptions, WebRtcOptions):
+    for options in (JobOptions, RealtimeOptions):
         names = {option.name for option in fields(options)} & settings.keys()
         routes.append(options(**{name: settings.pop(name) for name in names}))
     return tuple(routes)

@@ -29,8 +29,6 @@ from stretto_gateway.command import (
 )
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.encoding import SYNTHETIC
-from stretto_gateway.telephone.endpoints import TelephoneOptions
-from stretto_gateway.webrtc.state import WebRtcOptions
 from tests.client.fake_server import Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 from tests.patience import PATIENCE_S
@@ -70,18 +68,6 @@ def test_cors_origins_are_read_from_option_and_environment(monkeypatch: pytest.M
     for bad in ("app.example", "https://", "https://a/b", "null", "https://*.example/x", ""):
         with pytest.raises(ValueError, match="--cors-origin: expected an origin such as"):
             origins("--cors-origin", bad)
-
-
-def test_call_webhook_is_a_url_and_the_token_is_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STRETTO_TWILIO_TOKEN", " token\n")
-    monkeypatch.setenv("STRETTO_CALL_WEBHOOK", "http://127.0.0.1:9/calls?a=b")
-    config = read_config(arguments().parse_args(["--port", "0"]))
-    calls = config.of_route(TelephoneOptions)
-    assert (calls.call_webhook, calls.twilio_token) == ("http://127.0.0.1:9/calls?a=b", "token")
-    assert "token" not in repr(config)
-    for bad in ("calls", "ftp://a/b", "http://", "http://a:b/", "http://me:secret@a/", "http://a/\r\nx: y"):
-        with pytest.raises(SystemExit):
-            arguments().parse_args(["--call-webhook", bad])
 
 
 def test_strict_is_read_from_option_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,13 +273,6 @@ def test_connections_fit_within_the_open_file_limit(
     assert with_fewer_connections(GatewayConfig("host:1")).limits.max_connections == expected
     said = f"[gateway] at most {expected} connections instead of 1024, because the hard limit on open files is {hard}"
     assert capsys.readouterr().err.startswith(said) == (expected < 1024)
-
-
-def test_calls_may_need_a_file_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resource.getrlimit", lambda _: (64, 2112))
-    monkeypatch.setattr("resource.setrlimit", lambda *_: None)
-    config = GatewayConfig("host:1", routes=(WebRtcOptions(("127.0.0.1",)),))
-    assert with_fewer_connections(config).limits.max_connections == 1024 - config.limits.max_sessions // 2
 
 
 @pytest.mark.slow

@@ -19,7 +19,6 @@ from tests.gateway.conftest import HEARD, SPOKEN, Running, Start
 from tests.gateway.realtime.caller import SAMPLES, TALKS, answer, call, spoken
 from tests.gateway.realtime.test_bounds import open_socket
 from tests.gateway.realtime.test_duplex import DUPLEX
-from tests.gateway.test_twilio import TURN, Hook, chunked, dial, hooked
 from tests.patience import PATIENCE_S, until_async
 
 TTS, ASR = ({**PROFILE, "tasks": [task]} for task in PROFILE["tasks"])
@@ -206,28 +205,6 @@ async def test_streamed_text_selects_a_server_for_each_utterance(several: Begin)
             ):
                 assert isinstance(message, bytes) or json.loads(message)["type"] != "error", message
     assert gateway.asked() == {"piper-en": 1, "second-voice": 1}
-
-
-async def test_call_is_heard_by_one_server_and_answered_by_another(several: Begin) -> None:
-    hook = Hook(lambda event: chunked("A dog.") if event["event"] == "turn" else chunked(""))
-    async with hooked(hook) as url:
-        gateway = await several("piper-en", "scribe", call_webhook=url)
-        async with dial(gateway.running, {"voice": "amy"}) as peer:
-            await peer.talk(TURN)
-            await peer.until("media")
-    assert [each.get("text") for each in hook.events[:2]] == [None, "a cat"]
-    assert set(gateway.asked()) == {"piper-en", "scribe"}
-
-
-async def test_call_does_not_need_a_server_that_never_answered(start: Start) -> None:
-    behind = FakeServer(lambda _: SPOKEN, profile=VOICES)
-    hook = Hook(lambda event: chunked("A dog."))
-    async with hooked(hook) as url:
-        named = {"piper-en": await behind.start(), "scribe": "127.0.0.1:9"}
-        running = await start(named_servers=named, call_webhook=url)
-        async with dial(running, {"voice": "amy", "model": "piper-en"}) as peer:
-            await peer.until("media")
-    await behind.stop()
 
 
 async def test_server_is_down_after_three_failed_checks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -751,20 +751,3 @@ def contrast(one: str, other: str) -> float:
 
     dark, light = sorted((luminance(one), luminance(other)))
     return (light + 0.05) / (dark + 0.05)
-
-
-async def test_page_calls_over_webrtc_where_the_gateway_has_it(start: Start, browser: Browser) -> None:
-    """The duplex model receives the beeps of the fake microphone of Chromium, and its speech is played."""
-    partner = Partner()
-    running = await start(partner, DUPLEX, webrtc_addresses=("127.0.0.1",))
-    tab = await browser.tab()
-    await tab.open(running.url, READY)
-    await tab.click("#call-button")
-    await tab.reads("#converse-status", "Talking.")
-    await tab.reads("#turns", "so")
-    await until_async(lambda: np.abs(np.array(partner.heard[-2 * RATE :])).max() > 0.05)
-    assert not [url for url in tab.urls if url.startswith("ws")]
-    await tab.press("Escape")
-    await tab.reads("#converse-status", "The call is over.")
-    await running.until(gateway_sessions=0)
-    assert tab.complaints == []

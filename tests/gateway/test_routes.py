@@ -2,10 +2,9 @@
 
 import re
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,7 +12,6 @@ from stretto_gateway import app, guard, routes
 from stretto_gateway.command import arguments, main, read_config
 from stretto_gateway.realtime.state import RealtimeState
 from stretto_gateway.routes import GROUP, RouteState, installed_routes
-from stretto_gateway.webrtc.state import WebRtcState
 from tests.gateway.conftest import Start
 
 ROOT = Path(__file__).parents[2]
@@ -68,20 +66,6 @@ async def test_route_of_another_package_is_served_behind_the_guard(install: Inst
     assert "x-request-id" in answer.headers
     with pytest.raises(ValueError, match="--greeting: expected at most 100 characters, got 101"):
         read_config(arguments().parse_args(["--port", "0", "--greeting", "a" * 101]))
-
-
-async def test_calls_end_before_the_realtime_state_that_they_use(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    closed = list[str]()
-    for state in (RealtimeState, WebRtcState):
-
-        async def close(self: RouteState, close: Callable[[Any], Awaitable[None]] = state.close) -> None:
-            await close(self)
-            closed.append(type(self).__name__)
-
-        monkeypatch.setattr(state, "close", close)
-    running = await start()
-    await running.app.state.gateway.close()
-    assert closed == ["WebRtcState", "RealtimeState"]
 
 
 async def test_state_of_a_route_starts_with_the_gateway(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,6 @@ from stretto_gateway.realtime.state import RealtimeState
 from tests.clients.environments import Environment
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.caller import RATE, SAMPLES, TALKS, answer, call, silence, spoken
-from tests.gateway.test_twilio import TURN, dial
 from tests.patience import PATIENCE_S, until_async
 
 SEMANTIC = {"type": "semantic_vad", "eagerness": "high", "create_response": False}
@@ -225,14 +224,6 @@ async def test_late_answer_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found, model._waiting.held) == (["late"], 0)
     goes_on.set()
     model.close()
-
-
-async def test_call_has_the_eagerness_of_its_parameter(start: Start) -> None:
-    running = await start(answer(), TALKS, turn_model=graph(values=(0.9,)))
-    async with dial(running, {"eagerness": "low"}) as peer:
-        await peer.talk(TURN[: -RATE // 2])
-        await peer.until("mark")
-    assert await outcomes(running) == {"complete": 1}
 
 
 def quietest(pcm: np.ndarray) -> int:

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.routes import RouteSettings, RouteState
-from stretto_gateway.webrtc.network import CallNetwork
+from stretto_webrtc.network import CallNetwork
 
 if TYPE_CHECKING:
-    from stretto_gateway.webrtc.calls import Calls
+    from stretto_webrtc.calls import Calls
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class WebRtcState(RouteState):
         network = CallNetwork.from_texts(options.webrtc_addresses, options.webrtc_ports)
         self.takes_calls = bool(network.addresses)
         if self.takes_calls:
-            from stretto_gateway.webrtc.calls import Calls  # needs the extra `webrtc`
+            from stretto_webrtc.calls import Calls  # needs the extra `webrtc`
 
             self.calls = Calls(gateway, network)
 

@@ -10,9 +10,9 @@ from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.client_secrets import PREFIX, ClientSecret
 from stretto_gateway.realtime.state import RealtimeState
 from stretto_gateway.routes import Route
-from stretto_gateway.webrtc.endpoints import router
-from stretto_gateway.webrtc.network import CallNetwork
-from stretto_gateway.webrtc.state import WebRtcOptions, WebRtcState
+from stretto_webrtc.endpoints import router
+from stretto_webrtc.network import CallNetwork
+from stretto_webrtc.state import WebRtcOptions, WebRtcState
 
 ADDRESSES = "STRETTO_WEBRTC_ADDRESSES"
 PORTS = "STRETTO_WEBRTC_PORTS"

@@ -18,21 +18,26 @@ import websockets
 from starlette.websockets import WebSocket, WebSocketState
 
 from stretto_gateway import g711
+from stretto_gateway.command import arguments, read_config
 from stretto_gateway.config import Limits
 from stretto_gateway.realtime.settings import PHONE
 from stretto_gateway.realtime.wire_audio import WireReader
 from stretto_gateway.socket_session import SessionEnd
-from stretto_gateway.telephone import endpoints
-from stretto_gateway.telephone.channel import MAX_LOGGED, CallChannel
-from stretto_gateway.telephone.session import MAX_EVENTS
-from tests.client.fake_server import Until
+from stretto_telephone import endpoints
+from stretto_telephone.channel import MAX_LOGGED, CallChannel
+from stretto_telephone.endpoints import TelephoneOptions
+from stretto_telephone.session import MAX_EVENTS
+from tests.client.fake_server import FakeServer, Until
 from tests.gateway.conftest import HEARD, SPOKEN, Running, Start
 from tests.gateway.realtime.caller import RATE, TALKS, answer, by_task, silence, spoken
 from tests.gateway.realtime.test_bounds import KEY, closed, open_socket, status
 from tests.gateway.realtime.test_duplex import DUPLEX, Partner
+from tests.gateway.realtime.test_end_of_turn import graph, no_decision_is_late, outcomes
+from tests.gateway.test_model_servers import VOICES, Begin
 from tests.gateway.test_voices_in_conversations import TALKS as CLONES_AND_TALKS
 from tests.patience import PATIENCE_S, until_async
 
+__all__ = ["no_decision_is_late"]
 PATH = "/v1/twilio"
 SID = "MZ18ad3ab5a668481ce02b83e7395059f0"
 FRAME = 160
@@ -202,7 +207,7 @@ async def test_webhook_gives_the_text_of_a_speech_model(start: Start) -> None:
     answers = {"start": chunked("Good ", "morning."), "turn": chunked("A c", "at."), "dtmf": chunked("Two.")}
     hook = Hook(lambda event: answers.get(event["event"], NOTHING))
     async with hooked(hook) as url:
-        running = await start(by_task(tts=SPOKEN, asr=HEARD), call_webhook=url)
+        running = await start(by_task(tts=SPOKEN, asr=HEARD), routes=(TelephoneOptions(url),))
         async with dial(running, {"voice": "rms", "customer": "Ada"}) as peer:
             greeting = await peer.until("mark")
             assert len(sound(greeting)) == 13_440
@@ -225,7 +230,7 @@ async def test_webhook_receives_the_transcripts_in_order(start: Start) -> None:
     late = asyncio.Event()
     hook = Hook(lambda event: [late, *chunked("Not spoken.")] if event["event"] == "start" else NOTHING)
     async with hooked(hook) as url:
-        running = await start(by_task(asr=HEARD), call_webhook=url)
+        running = await start(by_task(asr=HEARD), routes=(TelephoneOptions(url),))
         async with dial(running, {"mode": "transcription"}) as peer:
             await peer.talk(np.concatenate([TURN, spoken()[: 2 * RATE]]))  # the second turn ends with the call
             late.set()
@@ -246,7 +251,7 @@ async def test_events_that_wait_for_the_webhook_are_bounded(start: Start, mode: 
     answered = asyncio.Event()
     hook = Hook(lambda event: [answered, *NOTHING])
     async with hooked(hook) as url:
-        running = await start(by_task(asr=HEARD, tts=SPOKEN), call_webhook=url)
+        running = await start(by_task(asr=HEARD, tts=SPOKEN), routes=(TelephoneOptions(url),))
         async with dial(running, {"mode": mode}) as peer:
             await until_async(lambda: hook.events)
             with suppress(websockets.ConnectionClosed):
@@ -276,7 +281,9 @@ async def test_failed_webhook_leaves_the_call_open(
 ) -> None:
     hook = Hook(lambda event: response if event["event"] == "start" else chunked("A cat."))
     async with hooked(hook) as url:
-        running = await start(by_task(tts=SPOKEN), call_webhook=url, limits=Limits(max_input_chars=100, drain_s=1))
+        running = await start(
+            by_task(tts=SPOKEN), routes=(TelephoneOptions(url),), limits=Limits(max_input_chars=100, drain_s=1)
+        )
         async with dial(running) as peer:
             await until_async(lambda: reason in caplog.text)
             await peer.send("dtmf", dtmf={"digit": "1"})
@@ -326,7 +333,7 @@ BAD: list[tuple[str | bytes, str]] = [
 async def test_invalid_messages_are_logged_and_the_call_goes_on(
     start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stretto_gateway.telephone.channel.MAX_LOGGED", len(BAD))
+    monkeypatch.setattr("stretto_telephone.channel.MAX_LOGGED", len(BAD))
     async with dial(await start(by_task(dialogue=answer()), TALKS)) as peer:
         for message, _ in BAD:
             await peer.opened.send(message)
@@ -461,7 +468,7 @@ async def test_client_secret_opens_a_call_also_without_keys(
 @pytest.mark.parametrize("keys", [(), (KEY,)])
 async def test_signature_is_that_of_the_url_with_the_token(start: Start, keys: tuple[str, ...]) -> None:
     token = "0123456789abcdef0123456789abcdef"
-    running = await start(by_task(dialogue=answer()), TALKS, keys=keys, twilio_token=token)
+    running = await start(by_task(dialogue=answer()), TALKS, keys=keys, routes=(TelephoneOptions(twilio_token=token),))
     host = running.url.removeprefix("http://")
 
     def signature(url: str, secret: str = token) -> dict[str, str]:
@@ -485,3 +492,45 @@ async def test_strangers_share_the_sessions_of_their_network_only(start: Start) 
         for number in range(1, 8):
             assert await status(running, PATH, local_addr=(f"127.0.0.{number}", 0)) == 429
         assert await status(running, PATH, additional_headers={"authorization": f"Bearer {KEY}"}) == 101
+
+
+async def test_call_is_heard_by_one_server_and_answered_by_another(several: Begin) -> None:
+    hook = Hook(lambda event: chunked("A dog.") if event["event"] == "turn" else chunked(""))
+    async with hooked(hook) as url:
+        gateway = await several("piper-en", "scribe", routes=(TelephoneOptions(url),))
+        async with dial(gateway.running, {"voice": "amy"}) as peer:
+            await peer.talk(TURN)
+            await peer.until("media")
+    assert [each.get("text") for each in hook.events[:2]] == [None, "a cat"]
+    assert set(gateway.asked()) == {"piper-en", "scribe"}
+
+
+async def test_call_does_not_need_a_server_that_never_answered(start: Start) -> None:
+    behind = FakeServer(lambda _: SPOKEN, profile=VOICES)
+    hook = Hook(lambda event: chunked("A dog."))
+    async with hooked(hook) as url:
+        named = {"piper-en": await behind.start(), "scribe": "127.0.0.1:9"}
+        running = await start(named_servers=named, routes=(TelephoneOptions(url),))
+        async with dial(running, {"voice": "amy", "model": "piper-en"}) as peer:
+            await peer.until("media")
+    await behind.stop()
+
+
+async def test_call_has_the_eagerness_of_its_parameter(start: Start) -> None:
+    running = await start(answer(), TALKS, turn_model=graph(values=(0.9,)))
+    async with dial(running, {"eagerness": "low"}) as peer:
+        await peer.talk(TURN[: -RATE // 2])
+        await peer.until("mark")
+    assert await outcomes(running) == {"complete": 1}
+
+
+def test_call_webhook_is_a_url_and_the_token_is_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRETTO_TWILIO_TOKEN", " token\n")
+    monkeypatch.setenv("STRETTO_CALL_WEBHOOK", "http://127.0.0.1:9/calls?a=b")
+    config = read_config(arguments().parse_args(["--port", "0"]))
+    calls = config.of_route(TelephoneOptions)
+    assert (calls.call_webhook, calls.twilio_token) == ("http://127.0.0.1:9/calls?a=b", "token")
+    assert "token" not in repr(config)
+    for bad in ("calls", "ftp://a/b", "http://", "http://a:b/", "http://me:secret@a/", "http://a/\r\nx: y"):
+        with pytest.raises(SystemExit):
+            arguments().parse_args(["--call-webhook", bad])

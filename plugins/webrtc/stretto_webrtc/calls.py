@@ -13,9 +13,9 @@ from stretto_gateway.realtime.endpoints import run
 from stretto_gateway.realtime.session import RealtimeSession
 from stretto_gateway.realtime.settings import Settings
 from stretto_gateway.socket_session import new_id
-from stretto_gateway.webrtc.channel import TrackChannel, TrackSession
-from stretto_gateway.webrtc.network import CallNetwork
-from stretto_gateway.webrtc.peer import Peer
+from stretto_webrtc.channel import TrackChannel, TrackSession
+from stretto_webrtc.network import CallNetwork
+from stretto_webrtc.peer import Peer
 
 LOG = logging.getLogger("stretto_gateway")
 

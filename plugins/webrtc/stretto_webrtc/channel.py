@@ -8,8 +8,8 @@ from stretto_gateway.realtime.channel import Channel
 from stretto_gateway.realtime.session import RealtimeSession
 from stretto_gateway.realtime.settings import PCM, Format, RealtimeSettings, Settings
 from stretto_gateway.socket_session import DONE, SessionEnd
-from stretto_gateway.webrtc.peer import Peer
-from stretto_gateway.webrtc.playout import Playout
+from stretto_webrtc.peer import Peer
+from stretto_webrtc.playout import Playout
 
 
 def check_track_format(param: str, form: Format) -> None:

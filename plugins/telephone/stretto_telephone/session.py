@@ -19,9 +19,9 @@ from stretto_gateway.socket_session import DONE, SessionEnd
 from stretto_gateway.speech import FIELDS, WRITTEN_FIELDS, voice_options
 from stretto_gateway.speech_request import SpeechFields
 from stretto_gateway.speech_stream import IncomingText, asking
-from stretto_gateway.telephone.channel import CallChannel
-from stretto_gateway.telephone.messages import read_message
-from stretto_gateway.telephone.webhook import Webhook
+from stretto_telephone.channel import CallChannel
+from stretto_telephone.messages import read_message
+from stretto_telephone.webhook import Webhook
 
 MAX_EVENTS = 64  # of a call that wait for the webhook
 TRANSCRIBED = f"{NAME}.completed"  # event with the transcript of a turn

@@ -14,10 +14,10 @@ from stretto_gateway.realtime.endpoints import first_settings, settled
 from stretto_gateway.realtime.settings import RealtimeSettings, Settings, SettingsChange
 from stretto_gateway.response_headers import ResponseHeader
 from stretto_gateway.socket_session import MAX_VALUES, num_values
-from stretto_gateway.webrtc.state import WebRtcState
+from stretto_webrtc.state import WebRtcState
 
 if TYPE_CHECKING:
-    from stretto_gateway.webrtc.calls import Calls
+    from stretto_webrtc.calls import Calls
 
 router = APIRouter()
 SDP = "application/sdp"
@@ -59,9 +59,9 @@ async def create_call(request: Request) -> Response:
     """Begin a realtime session over WebRTC: Opus on audio tracks, and events on the data channel `oai-events`."""
     calls = calls_of(request)
     offer, update = await read_call(request)
-    from stretto_gateway.webrtc.calls import Opening
-    from stretto_gateway.webrtc.channel import check_track_formats
-    from stretto_gateway.webrtc.offer import check_receives, read_offer
+    from stretto_webrtc.calls import Opening
+    from stretto_webrtc.channel import check_track_formats
+    from stretto_webrtc.offer import check_receives, read_offer
 
     text = read_offer(offer)
     gateway, model, settings = await settings_of(request, update)

@@ -7,7 +7,7 @@ from starlette.types import Scope
 
 from stretto_gateway.outgoing import web_url
 from stretto_gateway.routes import Route
-from stretto_gateway.telephone.endpoints import TelephoneOptions, router
+from stretto_telephone.endpoints import TelephoneOptions, router
 
 WEBHOOK = "STRETTO_CALL_WEBHOOK"
 TWILIO_TOKEN = "STRETTO_TWILIO_TOKEN"

@@ -23,9 +23,9 @@ from starlette.types import Message
 from stretto_gateway.answers import ApiError
 from stretto_gateway.encoding import DEFAULT_RATE
 from stretto_gateway.realtime.wire_audio import Resampler, little_endian
-from stretto_gateway.webrtc.network import CallNetwork
-from stretto_gateway.webrtc.offer import OPUS
-from stretto_gateway.webrtc.playout import RTP_RATE, Playout, SpeechTrack
+from stretto_webrtc.network import CallNetwork
+from stretto_webrtc.offer import OPUS
+from stretto_webrtc.playout import RTP_RATE, Playout, SpeechTrack
 
 LOG = logging.getLogger("stretto_gateway")
 for package in ("aioice", "aiortc"):  # they log the addresses of callers, and a traceback for each invalid packet

@@ -6,7 +6,7 @@ import logging
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
@@ -27,16 +27,18 @@ from aiortc.rtp import RtcpRtpfbPacket, RtpPacket
 from websockets.exceptions import InvalidStatus
 
 from stretto_gateway.answers import ApiError
-from stretto_gateway.command import arguments, read_config
-from stretto_gateway.config import Limits
+from stretto_gateway.command import arguments, read_config, with_fewer_connections
+from stretto_gateway.config import GatewayConfig, Limits
+from stretto_gateway.realtime.state import RealtimeState
+from stretto_gateway.routes import RouteState
 from stretto_gateway.socket_session import SessionEnd
-from stretto_gateway.webrtc import peer as peers
-from stretto_gateway.webrtc import playout as playouts
-from stretto_gateway.webrtc.channel import TrackChannel
-from stretto_gateway.webrtc.network import CallNetwork
-from stretto_gateway.webrtc.offer import MAX_SDP_BYTES, MAX_SDP_LINES, read_offer
-from stretto_gateway.webrtc.playout import FRAME, SILENT_PACKET, FramePacer, OpusEncoder, Playout
-from stretto_gateway.webrtc.state import WebRtcOptions, WebRtcState
+from stretto_webrtc import peer as peers
+from stretto_webrtc import playout as playouts
+from stretto_webrtc.channel import TrackChannel
+from stretto_webrtc.network import CallNetwork
+from stretto_webrtc.offer import MAX_SDP_BYTES, MAX_SDP_LINES, read_offer
+from stretto_webrtc.playout import FRAME, SILENT_PACKET, FramePacer, OpusEncoder, Playout
+from stretto_webrtc.state import WebRtcOptions, WebRtcState
 from tests.client.fake_server import Chunk, Until
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.caller import RATE, TALKS, Caller, by_task, silence, spoken
@@ -46,7 +48,7 @@ from tests.patience import PATIENCE_S, until_async
 from tests.ports import free_row
 
 CALLS = "/v1/realtime/calls"
-LOOPBACK: dict[str, Any] = {"webrtc_addresses": ("127.0.0.1",)}
+LOOPBACK: dict[str, Any] = {"routes": (WebRtcOptions(("127.0.0.1",)),)}
 TURN = np.concatenate([silence(0.3), spoken()[: 2 * RATE], silence(0.8)])
 TONE_HZ = 1000
 
@@ -289,7 +291,7 @@ async def test_silent_callers_are_disconnected(start: Start, limits: dict[str, f
 async def test_calls_share_the_limit_of_sessions_and_of_ports(start: Start) -> None:
     port = free_row(1)
     running = await start(
-        by_task(), TALKS, Limits(drain_s=1, max_sessions=3), webrtc_ports=f"{port}-{port}", **LOOPBACK
+        by_task(), TALKS, Limits(drain_s=1, max_sessions=3), routes=(WebRtcOptions(("127.0.0.1",), f"{port}-{port}"),)
     )
     connections = [Connection() for _ in range(3)]
     async with running.http() as http:
@@ -804,7 +806,7 @@ def test_invalid_networks_are_refused(addresses: tuple[str, ...], ports: str, me
 
 
 def test_missing_packages_of_calls_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stretto_gateway.webrtc.network.find_spec", lambda _: None)
+    monkeypatch.setattr("stretto_webrtc.network.find_spec", lambda _: None)
     expected = r"--webrtc-address: calls need packages that are not installed: pip install 'stretto\[webrtc\]'"
     with pytest.raises(ValueError, match=expected):
         read_config(arguments().parse_args(["--port", "0", "--webrtc-address", "127.0.0.1"]))
@@ -818,3 +820,24 @@ def test_network_behind_a_nat() -> None:
         ("2001:db8::1", "2001:db8::1"),
     ]
     assert sorted(network.shuffled_ports()) == [50000, 50001, 50002, 50003]
+
+
+def test_calls_may_need_a_file_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (64, 2112))
+    monkeypatch.setattr("resource.setrlimit", lambda *_: None)
+    config = GatewayConfig("host:1", routes=(WebRtcOptions(("127.0.0.1",)),))
+    assert with_fewer_connections(config).limits.max_connections == 1024 - config.limits.max_sessions // 2
+
+
+async def test_calls_end_before_the_realtime_state_that_they_use(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = list[str]()
+    for state in (RealtimeState, WebRtcState):
+
+        async def close(self: RouteState, close: Callable[[Any], Awaitable[None]] = state.close) -> None:
+            await close(self)
+            closed.append(type(self).__name__)
+
+        monkeypatch.setattr(state, "close", close)
+    running = await start()
+    await running.app.state.gateway.close()
+    assert closed == ["WebRtcState", "RealtimeState"]
