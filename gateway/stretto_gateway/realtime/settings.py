@@ -78,9 +78,6 @@ class Format(Body):
         return expected
 
 
-PHONE = Format(type="audio/pcmu")  # of telephone calls
-
-
 class ServerVad(Body):
     """Turn detection by silence."""
 

@@ -23,7 +23,6 @@ from stretto_gateway.realtime.client_secrets import PREFIX
 from stretto_gateway.realtime.duplex import DuplexSession, is_duplex
 from stretto_gateway.realtime.session import RealtimeSession
 from stretto_gateway.realtime.settings import (
-    PHONE,
     RealtimeSettings,
     Settings,
     SettingsChange,
@@ -35,7 +34,7 @@ from stretto_gateway.routes import RouteSettings
 from stretto_gateway.socket_session import attend, next_message, session_tasks
 from stretto_gateway.speech_request import SpeechFields
 from stretto_telephone.channel import CallChannel
-from stretto_telephone.messages import Start, read_message
+from stretto_telephone.messages import PHONE, Start, read_message
 from stretto_telephone.session import TelephoneCall, WebhookSession
 from stretto_telephone.webhook import Webhook
 

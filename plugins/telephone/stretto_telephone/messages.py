@@ -8,8 +8,10 @@ from stretto_gateway import g711
 from stretto_gateway.answers import mismatch, refused
 from stretto_gateway.base64_data import read_base64
 from stretto_gateway.fields import Body, Text, validated
+from stretto_gateway.realtime.settings import Format
 from stretto_gateway.socket_session import read_json
 
+PHONE = Format(type="audio/pcmu")
 MAX_MEDIA_BYTES = g711.RATE  # of one message: a second, fifty times what Twilio sends
 MAX_PARAMETERS = 32
 MAX_NAME_CHARS = 100

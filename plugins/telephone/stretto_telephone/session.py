@@ -13,14 +13,14 @@ from stretto_gateway.realtime.channel import Channel
 from stretto_gateway.realtime.conversation import Conversation
 from stretto_gateway.realtime.reply import Order, Reply, response_record
 from stretto_gateway.realtime.session import RealtimeSession
-from stretto_gateway.realtime.settings import FINISH_REASON, PHONE, Settings
+from stretto_gateway.realtime.settings import FINISH_REASON, Settings
 from stretto_gateway.realtime.talk import NAME, Talk
 from stretto_gateway.socket_session import DONE, SessionEnd
 from stretto_gateway.speech import FIELDS, WRITTEN_FIELDS, voice_options
 from stretto_gateway.speech_request import SpeechFields
 from stretto_gateway.speech_stream import IncomingText, asking
 from stretto_telephone.channel import CallChannel
-from stretto_telephone.messages import read_message
+from stretto_telephone.messages import PHONE, read_message
 from stretto_telephone.webhook import Webhook
 
 MAX_EVENTS = 64  # of a call that wait for the webhook

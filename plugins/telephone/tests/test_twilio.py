@@ -20,12 +20,12 @@ from starlette.websockets import WebSocket, WebSocketState
 from stretto_gateway import g711
 from stretto_gateway.command import arguments, read_config
 from stretto_gateway.config import Limits
-from stretto_gateway.realtime.settings import PHONE
 from stretto_gateway.realtime.wire_audio import WireReader
 from stretto_gateway.socket_session import SessionEnd
 from stretto_telephone import endpoints
 from stretto_telephone.channel import MAX_LOGGED, CallChannel
 from stretto_telephone.endpoints import TelephoneOptions
+from stretto_telephone.messages import PHONE
 from stretto_telephone.session import MAX_EVENTS
 from tests.client.fake_server import FakeServer, Until
 from tests.gateway.conftest import HEARD, SPOKEN, Running, Start
