@@ -54,7 +54,8 @@ PROCESSES = {
     ),
     "gateway": Process(
         "import stretto_gateway.command, uvloop",
-        f"torch vllm transformers huggingface_hub httpx requests openai mcp cv2 scipy numba cryptography {COMPILERS}",
+        "torch vllm transformers huggingface_hub httpx requests openai mcp cv2 scipy numba cryptography c2pa"
+        f" {COMPILERS}",
     ),
     "command-line client": Process(
         "import stretto.cli, stretto_client.__main__",

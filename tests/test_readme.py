@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from stretto import entry_points
-from stretto.cli import COMMANDS, speech_client
+from stretto.cli import COMMANDS, OF_A_RECEIPT, speech_client
 from stretto.convert import command as convert
 from stretto.convert import make_repository
 from stretto.convert.release import convertible
@@ -92,7 +92,7 @@ PARSERS: dict[str, Callable[[list[str]], argparse.Namespace]] = {
     "rm": show.remove_arguments,
     "ps": server_arguments,
     "show": show.arguments,
-    "verify": lambda words: verify_arguments(words) if "--receipt" in words else verify.arguments(words),
+    "verify": lambda words: (verify_arguments if set(OF_A_RECEIPT) & {*words} else verify.arguments)(words),
     "signing-key": key_arguments,
     "capacity": capacity.parse,
 }

@@ -1,7 +1,8 @@
-"""Commands `stretto verify CLIP --receipt FILE` and `stretto signing-key FILE`.
+"""Commands `stretto verify CLIP --receipt FILE`, `stretto verify CLIP --text TEXT` and `stretto signing-key FILE`.
 
 `verify` checks a receipt's signature, generates the speech again with a server that has the same model, and compares
 it with the clip. Without --text, which the receipt does not contain, only the signature and the file are checked.
+Without --receipt, the receipt is that of the clip's C2PA manifest.
 
 The exit status is 0 if the clip is the receipt's speech, 5 if it is not, 2 for invalid arguments, files or receipts,
 and 1, 3 or 4 if the server failed, is missing or did not answer in time.
@@ -14,8 +15,9 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -26,7 +28,7 @@ from stretto_client.arguments import Parser
 from stretto_client.client import SpeechClient
 from stretto_client.console import TextDecoder, argument_path, argument_text, described, is_of_stream
 from stretto_client.errors import ClientError, Timeouts
-from stretto_client.receipt import MAX_RECEIPT_BYTES, Receipt, ReceiptError, read_receipt
+from stretto_client.receipt import MAX_RECEIPT_BYTES, Receipt, ReceiptError, read_receipt, shown
 from stretto_client.repeated_speech import (
     CodeComparison,
     RepeatedSpeech,
@@ -38,17 +40,20 @@ from stretto_client.repeated_speech import (
 )
 from stretto_client.signature import key_id, load_public_key, make_key, open_signed, public_pem
 
+if TYPE_CHECKING:
+    from stretto_client.manifest import Manifest
+
 DIFFERS = 5  # exit status
 MAX_TEXT_BYTES = 1 << 20
 MAX_CLIP_BYTES = 20_000_000
 
 
 def verify_arguments(words: list[str]) -> argparse.Namespace:
-    """Parse the command line of `verify --receipt`."""
+    """Parse the command line of `verify` with a receipt."""
     parser = Parser(prog="stretto verify", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
     add("clip", type=argument_path, metavar="CLIP", help="audio file")
-    add("--receipt", type=argument_path, metavar="FILE", required=True, help="its receipt")
+    add("--receipt", type=argument_path, metavar="FILE", help="its receipt; default: that in its C2PA manifest")
     add("--text", type=argument_text, help="text of the speech; - reads standard input")
     add("--key", type=argument_path, metavar="FILE", help="public key of the signer, in PEM or as a JSON Web Key")
     add("--clone", type=argument_path, metavar="FILE", help="recording of the voice, if the receipt has one")
@@ -97,6 +102,31 @@ def read_bounded(path: Path, max_bytes: int, name: str) -> bytes:
     return data
 
 
+def read_manifest(clip: bytes) -> "Manifest | None":
+    """Return the C2PA manifest of a clip; None if it has none, or if the library for manifests is not installed.
+
+    Raises:
+        ReceiptError: The manifest is malformed.
+    """
+    if find_spec("c2pa") is None:
+        return None
+    from stretto_client import manifest
+
+    return manifest.read_manifest(clip)
+
+
+def manifest_record(clip: bytes) -> dict[str, Any] | None:
+    """Return signer, key and failed checks of a clip's C2PA manifest; None if it has none."""
+    try:
+        manifest = read_manifest(clip)
+    except ReceiptError as error:
+        return {"signer": None, "key": None, "failures": [str(error)]}
+    if manifest is None:
+        return None
+    key = None if manifest.receipt is None else key_id(manifest.receipt.key)
+    return {"signer": manifest.signer, "key": key, "failures": list(manifest.failures)}
+
+
 class Findings:
     """Results of the checks of a clip, as text and as a record for JSON."""
 
@@ -115,12 +145,8 @@ class Findings:
             OSError: A file cannot be read.
         """
         args = self._args
-        signed = open_signed(read_bounded(args.receipt, MAX_RECEIPT_BYTES, "receipt"))
-        self._check_key(signed.key)
-        receipt = read_receipt(signed.payload)
-        self._describe(receipt)
         clip = read_bounded(args.clip, MAX_CLIP_BYTES, "clip")
-        self._check_file(receipt, clip)
+        receipt = self._receipt_in(clip) if args.receipt is None else self._receipt_of(clip)
         text = self._text()
         if text is None:
             self.lines.append("speech: not generated again, which needs the text (--text)")
@@ -135,6 +161,33 @@ class Findings:
         if not is_told_by_codes:
             speed = receipt["file"]["speed"] if "file" in receipt else 1.0
             self._check_passages(*compared(clip, speech.played(speed, stretch), speech.sample_rate, RATE))
+
+    def _receipt_of(self, clip: bytes) -> Receipt:
+        """Return the receipt of --receipt, and compare the clip with its digest."""
+        signed = open_signed(read_bounded(self._args.receipt, MAX_RECEIPT_BYTES, "receipt"))
+        self._check_key(signed.key)
+        receipt = read_receipt(signed.payload)
+        self._describe(receipt)
+        sent = receipt.get("file")
+        self._note_file(sent is not None and hashlib.sha256(clip).hexdigest() == sent["sha256"])
+        return receipt
+
+    def _receipt_in(self, clip: bytes) -> Receipt:
+        """Return the receipt of the clip's manifest, which also has the digest of the clip."""
+        manifest = read_manifest(clip)
+        failures = () if manifest is None else manifest.failures
+        validity = f"not valid ({', '.join(failures)})" if failures else "valid"
+        if manifest is None or manifest.receipt is None:
+            needed = "" if find_spec("c2pa") else ", for which the package c2pa-python is needed"
+            got = f"a manifest that is {validity}" if failures else "none"
+            raise ReceiptError(f"receipt: expected --receipt FILE, or one in a manifest of the clip{needed}, got {got}")
+        self.lines.append(f"manifest: {validity}, signed by {shown(manifest.signer)}")
+        self.record["manifest"] = {"signer": manifest.signer, "failures": manifest.failures}
+        self._check_key(manifest.receipt.key)
+        receipt = read_receipt(manifest.receipt.payload)
+        self._describe(receipt)
+        self._note_file(not manifest.failures)
+        return receipt
 
     def _text(self) -> str | None:
         if self._args.text != "-":
@@ -168,9 +221,7 @@ class Findings:
         )
         self.record["receipt"] = receipt
 
-    def _check_file(self, receipt: Receipt, clip: bytes) -> None:
-        sent = receipt.get("file")
-        is_same = sent is not None and hashlib.sha256(clip).hexdigest() == sent["sha256"]
+    def _note_file(self, is_same: bool) -> None:
         self.record["is_sent_file"] = self.record["is_verified"] = is_same
         self.lines.append(
             "file: the one that was sent, byte for byte" if is_same else "file: not the one that was sent"

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -41,6 +42,8 @@ from stretto_gateway.usage import Ceiling
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from stretto_client.manifest import FileSigner
 
 KEYS = "STRETTO_API_KEYS"
 VOICES = "STRETTO_VOICES"
@@ -268,6 +271,8 @@ def add_speech_options(parser: Parser) -> None:
     add("--speech-cache-also", choices=("seedless", "voices"), action="append", default=[], help=about)
     about = "sign receipts of speech with this Ed25519 key (stretto signing-key FILE); default: no receipts"
     add("--signing-key", type=argument_path, metavar="FILE", help=about)
+    about = "write C2PA manifests with receipts into whole files, by this certificate of --signing-key; default: none"
+    add("--signing-certificate", type=argument_path, metavar="FILE", help=about)
 
 
 def port_in_row(offset: int) -> int:
@@ -366,6 +371,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     hosts = tuple(args.audio_host or filter(None, os.environ.get(HOSTS, "").split(",")))
     AudioHosts(hosts, limits)  # raises ValueError for an invalid one
     settings = [route.read_settings(args) for route in installed_routes()]
+    signing_key = read_signing_key(args.signing_key)
     return GatewayConfig(
         server,
         args.address,
@@ -383,7 +389,8 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
         replicas=tuple(dict.fromkeys(args.replica)),
         check_with=args.check_with,
         cache=cache,
-        signing_key=read_signing_key(args.signing_key),
+        signing_key=signing_key,
+        file_signer=read_signing_certificate(args.signing_certificate, signing_key),
         routes=tuple(options for options in settings if options is not None),
     )
 
@@ -435,3 +442,19 @@ def read_signing_key(path: Path | None) -> "Ed25519PrivateKey | None":
     from stretto_client.signature import load_private_key  # imports cryptography
 
     return load_private_key(path)
+
+
+def read_signing_certificate(path: Path | None, key: "Ed25519PrivateKey | None") -> "FileSigner | None":
+    """Return the signer of files; raise ValueError or OSError if its certificate is invalid. None without a path."""
+    if path is None:
+        return None
+    if key is None:
+        raise ValueError("--signing-certificate: requires --signing-key FILE, the key of the certificate")
+    if find_spec("c2pa") is None:
+        raise ValueError("--signing-certificate: needs a package that is not installed: pip install 'stretto[c2pa]'")
+    from stretto_client.manifest import FileSigner  # imports c2pa
+
+    try:
+        return FileSigner(path.read_bytes(), key)
+    except ValueError as error:
+        raise ValueError(f"--signing-certificate: {path}: {error}") from None

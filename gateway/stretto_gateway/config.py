@@ -11,6 +11,8 @@ from stretto_gateway.routes import RouteSettings
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from stretto_client.manifest import FileSigner
+
 MIB = 1 << 20
 CACHE_AGE_S = 86_400.0
 OfRoute = TypeVar("OfRoute", bound=RouteSettings)
@@ -127,6 +129,7 @@ class GatewayConfig:
         check_with: Address of the recogniser for `check: "words"`; None to refuse this check.
         cache: Settings of the speech cache; None for no cache.
         signing_key: Key that signs receipts of speech; None for no receipts.
+        file_signer: Signer of C2PA manifests with receipts, by the same key; None for no manifests.
         routes: Settings of routes. A route without settings has its defaults.
     """
 
@@ -147,6 +150,7 @@ class GatewayConfig:
     check_with: str | None = None
     cache: CacheSettings | None = None
     signing_key: "Ed25519PrivateKey | None" = field(default=None, repr=False)
+    file_signer: "FileSigner | None" = None
     routes: tuple[RouteSettings, ...] = ()
 
     @property

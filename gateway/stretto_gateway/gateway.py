@@ -67,7 +67,7 @@ class Gateway:
         if config.signing_key is not None:
             from stretto_gateway import receipt_store  # imports cryptography
 
-            self.receipts = receipt_store.ReceiptStore(config.signing_key)
+            self.receipts = receipt_store.ReceiptStore(config.signing_key, config.file_signer)
         self.metrics.watch(self.servers, self.sessions)
         self.audio_hosts = AudioHosts(config.audio_hosts, config.limits)
         self.cache: SpeechCache | None = None

@@ -18,7 +18,7 @@ class Draft:
     def __init__(self, text: str, request_id: str, file_format: str, speed: float):
         self._text = text
         self._request_id = request_id
-        self._format = file_format
+        self.file_format = file_format
         self._speed = speed
         self._recorder = SpeechRecorder(text, {})
         self.set_file()
@@ -52,6 +52,6 @@ class Draft:
         digest = self._file.hexdigest()
         return write_receipt(
             self._recorder.receipt(
-                {"format": self._format, "bytes": self._num_bytes, "sha256": digest, "speed": self._speed}
+                {"format": self.file_format, "bytes": self._num_bytes, "sha256": digest, "speed": self._speed}
             )
         )

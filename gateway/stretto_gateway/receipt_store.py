@@ -2,13 +2,20 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from starlette.datastructures import State
 
+from stretto_client.receipt import ReceiptError
 from stretto_client.signature import ALGORITHM, key_id, public_jwk, sign
-from stretto_gateway.answers import PublicKey
+from stretto_gateway.answers import ApiError, PublicKey
 from stretto_gateway.caller_records import CallerRecords
 from stretto_gateway.receipt_draft import Draft
+from stretto_gateway.turns import AUDIO
+
+if TYPE_CHECKING:
+    from stretto_client.manifest import FileSigner
 
 MAX_STORED_BYTES = 16 << 20  # of the receipts of all callers
 MAX_STORED_S = 86_400.0
@@ -20,10 +27,12 @@ class ReceiptStore:
 
     Args:
         key: Key that signs them.
+        file_signer: Signer of the C2PA manifests of whole files; None for no manifests.
     """
 
-    def __init__(self, key: Ed25519PrivateKey):
+    def __init__(self, key: Ed25519PrivateKey, file_signer: "FileSigner | None" = None):
         self._key = key
+        self._file_signer = file_signer
         self._receipts = CallerRecords[bytes](MAX_STORED_BYTES, MAX_STORED_S)
 
     @property
@@ -46,3 +55,24 @@ class ReceiptStore:
                 yield data
         receipt = sign(draft.payload(), self._key)
         self._receipts.add(owner, request_id, receipt, len(receipt) + RECEIPT_BYTES)
+
+    async def complete(self, audio: bytes | bytearray, draft: Draft, asked: State) -> bytes | bytearray:
+        """Return a whole file, with its receipt in a C2PA manifest if this gateway writes manifests in its format.
+
+        Args:
+            draft: Receipt of the speech, which afterwards has the digest of the result.
+            asked: Request state that the guard has set, with `keep`, which accounts for memory.
+
+        Raises:
+            ApiError: C2PA no longer admits the certificate.
+        """
+        draft.set_file(audio)
+        if self._file_signer is None or not self._file_signer.admits(draft.file_format):
+            return audio
+        asked.keep(2 * len(audio))  # of the library's copies
+        try:
+            signed = await AUDIO.run(self._file_signer.sign, audio, draft.file_format, draft.payload())
+        except ReceiptError as error:
+            raise ApiError(500, f"the gateway's --signing-certificate: {error}", code="signing_failed") from None
+        draft.set_file(signed)
+        return signed

@@ -272,9 +272,9 @@ async def whole_parts(
     """
     max_bytes = gateway.limits.max_batch_bytes
     excess = f"expected no value for more than {max_bytes} bytes of audio, got false"
-    audio = await whole_file(item, parts, AudioBudget(max_bytes, "stream", excess), asked)
-    if DRAFT in report:
-        report[DRAFT].set_file(audio)  # whose header has changed
+    audio: bytes | bytearray = await whole_file(item, parts, AudioBudget(max_bytes, "stream", excess), asked)
+    if gateway.receipts is not None:
+        audio = await gateway.receipts.complete(audio, report[DRAFT], asked)
     counts = {ResponseHeader[name.upper()]: str(count) for name, count in usage(report).items()}
     report[WHOLE] = {"content-length": str(len(audio))} | counts
     async for data in parts_of(audio):

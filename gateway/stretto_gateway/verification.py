@@ -1,4 +1,4 @@
-"""`POST /v1/audio/verify`: tags and marks of synthetic speech in a file, found by `stretto verify` in a process."""
+"""`POST /v1/audio/verify`: signs that the speech in a file is synthetic, found by `stretto verify` in a process."""
 
 import asyncio
 import json
@@ -38,6 +38,7 @@ class Verified(TypedDict):
 
     metadata: Metadata
     mark: dict[str, Any]
+    manifest: dict[str, Any] | None
 
 
 class VerifyForm(Body):
@@ -81,4 +82,4 @@ async def verified(gateway: Gateway, data: bytes) -> Verified:
     if process.returncode:
         raise ApiError(500, "the program that verifies files failed")
     findings: Verified = json.loads(out)
-    return {"metadata": findings["metadata"], "mark": findings["mark"]}
+    return {"metadata": findings["metadata"], "mark": findings["mark"], "manifest": findings["manifest"]}

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ usage: stretto COMMAND ...    (stretto COMMAND --help lists its options)
   convert FAMILY            convert a published model to a checkpoint; convert aligner: a model for word times
   make-repository           create a model repository for a checkpoint
   families                  list the installed model families, codecs and markers
-  verify FILE               look for marks of synthetic speech in audio files; --json. --receipt FILE --text "text" also
-                            generates the speech of a receipt again, and compares them
+  verify FILE               look for marks of synthetic speech in audio files; --json. --text "text" also
+                            generates the speech of its receipt again, and compares them; --receipt FILE
   signing-key FILE          make a key with which the gateway signs receipts of speech; prints the public key
 
 speak, transcribe, talk, chat and capacity use the server at --server HOST:PORT, or by default the server of this
@@ -300,11 +301,15 @@ def families(words: list[str]) -> int:
 
 def verify(words: list[str]) -> int:
     """Look for marks of synthetic speech in audio files, or compare one with its receipt."""
-    if any(word.partition("=")[0] == "--receipt" for word in words):
+    if any(word.partition("=")[0] in OF_A_RECEIPT for word in words):
         return verify_receipt(words)
     from stretto.verification.command import main
 
-    return main(words)
+    if find_spec("c2pa") is None:  # which reads manifests
+        return main(words)
+    from stretto_client.receipt_command import manifest_record
+
+    return main(words, manifest_record)
 
 
 def verify_receipt(words: list[str]) -> int:
@@ -323,6 +328,7 @@ def signing_key(words: list[str]) -> int:
     return main(words)
 
 
+OF_A_RECEIPT = ("--receipt", "--text", "--key")  # options of `verify` with a receipt
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": run_release,
     "pull": pull,

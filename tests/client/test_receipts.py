@@ -265,14 +265,16 @@ async def verified(
     model: dict[str, str] = MODEL,
     clip: bytes = b"mp3",
     has_codes: bool = True,
+    has_receipt: bool = True,
 ) -> Verified:
-    """Verify a clip by a receipt against a scripted server."""
+    """Verify a clip by a receipt, in a file or in its manifest, against a scripted server."""
     script = spoken() if steps is None else steps
     profile = PROFILE | {"has_codes": has_codes}
     server = FakeServer(lambda _: script, profile=profile, name=json.dumps(model))
     (folder / "receipt.json").write_bytes(signed(record))
     (folder / "clip.mp3").write_bytes(clip)
-    arguments = [str(folder / "clip.mp3"), "--receipt", str(folder / "receipt.json"), *words]
+    beside = ["--receipt", str(folder / "receipt.json")] if has_receipt else []
+    arguments = [str(folder / "clip.mp3"), *beside, *words]
     address = await server.start()
     try:
         status = await asyncio.to_thread(verify, arguments, lambda: address, compared, stretched)

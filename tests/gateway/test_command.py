@@ -12,8 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from stretto.launcher.config import parser as launcher_parser
+from stretto_client.signature import load_private_key, make_key
 from stretto_contract.listening import listen, place
 from stretto_gateway.command import (
     KEYS,
@@ -32,6 +34,7 @@ from stretto_gateway.encoding import SYNTHETIC
 from tests.client.fake_server import Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 from tests.patience import PATIENCE_S
+from tests.signing_certificates import chain
 
 KEY = "0123456789abcdef"
 
@@ -120,6 +123,7 @@ def test_audio_tags_replace_the_default() -> None:
         (["--first-seconds", "0.5"], "--first-seconds: expected at least 1, got 0.5;"),
         (["--drain-seconds", "inf"], "--drain-seconds: expected at least 0, got inf;"),
         (["--private-key", "mine"], "--private-key: requires --certificate FILE"),
+        (["--signing-certificate", "mine"], "--signing-certificate: requires --signing-key FILE"),
         (["--certificate", "/nowhere/mine", "--port", "0"], "--certificate /nowhere/mine"),
         (["--certificate", "/dev/null", "--port", "0"], "--certificate /dev/null"),
         (["--address", "here"], "--address"),
@@ -305,3 +309,15 @@ async def test_starting_without_keys_prints_a_warning(start: Start, capsys: pyte
     assert "it has no keys, so everyone who can reach it may use it" in capsys.readouterr().err
     await start(keys=(KEY,))
     assert "whoever" not in capsys.readouterr().err
+
+
+def test_certificate_of_another_key_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_key(tmp_path / "key.pem")
+    (tmp_path / "chain.pem").write_bytes(chain(Ed25519PrivateKey.generate()))
+    words = ["--signing-key", str(tmp_path / "key.pem"), "--signing-certificate", str(tmp_path / "chain.pem")]
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+    assert f"--signing-certificate: {tmp_path}/chain.pem: certificate: expected one of" in capsys.readouterr().err
+    (tmp_path / "chain.pem").write_bytes(chain(load_private_key(tmp_path / "key.pem")))
+    assert read_config(arguments().parse_args(words)).file_signer is not None

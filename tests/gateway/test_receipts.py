@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import c2pa
 import httpx
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from stretto_client.manifest import FileSigner, read_manifest
 from stretto_client.receipt import CodeDigest, Receipt, frame_checks, read_receipt, text_digest
 from stretto_client.signature import from_jwk, key_id, open_signed
 from stretto_gateway.caller_records import CallerRecords
@@ -21,8 +24,12 @@ from tests.gateway.conftest import Running, Start
 from tests.gateway.test_speech_cache import MODEL, noise
 from tests.gateway.test_voices import CLONES
 from tests.patience import until_async
+from tests.signing_certificates import chain
 
 PATH = "/v1/audio/speech"
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
+PRIVATE_PEM = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+FILE_SIGNER = FileSigner(chain(KEY), KEY)
 KEYS = ("the-key-of-the-first", "the-key-of-the-other")
 BODY = {"model": "tts-1", "voice": "rms", "input": "A cat sat.", "response_format": "pcm", "seed": 1}
 SAMPLES = 4800
@@ -44,7 +51,7 @@ def spoken(request: Request) -> list[Step]:
 
 async def started(start: Start, script: Any = spoken, **settings: Any) -> Running:
     """Start a gateway that signs receipts."""
-    running = await start(script, signing_key=Ed25519PrivateKey.generate(), **settings)
+    running = await start(script, signing_key=KEY, **settings)
     running.behind.name = json.dumps(MODEL)
     return running
 
@@ -132,6 +139,48 @@ async def test_cached_speech_has_a_receipt_of_its_own(start: Start) -> None:
     assert len(running.behind.requests) == 1
     assert first["id"] != second["id"]
     assert {**first, "id": "", "time": ""} == {**second, "id": "", "time": ""}
+
+
+@pytest.mark.parametrize("file_format", ["wav", "mp3", "flac"])
+async def test_whole_file_has_a_manifest_with_its_receipt(start: Start, file_format: str) -> None:
+    running = await started(start, file_signer=FILE_SIGNER, cache=CacheSettings(16 * MIB))
+    body = BODY | {"response_format": file_format, "stream": False, "speed": 1.25}
+    async with running.http() as http:
+        answers = [await http.post(PATH, json=body) for _ in range(2)]
+        receipts = [await receipt_of(http, answer) for answer in answers]
+    assert [answer.headers["stretto-cache"] for answer in answers] == ["miss", "hit"]
+    for answer, receipt in zip(answers, receipts, strict=True):
+        assert int(answer.headers["content-length"]) == len(answer.content)
+        assert receipt["file"]["sha256"] == hashlib.sha256(answer.content).hexdigest()
+        manifest = read_manifest(answer.content)
+        assert manifest is not None
+        assert manifest.receipt is not None
+        assert (manifest.failures, key_id(manifest.receipt.key)) == ((), key_id(KEY.public_key()))
+        inner = read_receipt(manifest.receipt.payload)
+        assert inner["file"]["speed"] == 1.25
+        assert {**inner, "file": None, "time": ""} == {**receipt, "file": None, "time": ""}
+
+
+@pytest.mark.parametrize("fields", [{"stream": True}, {"response_format": "opus", "stream": False}], ids=str)
+async def test_streamed_files_and_other_formats_have_no_manifest(start: Start, fields: dict[str, Any]) -> None:
+    running = await started(start, file_signer=FILE_SIGNER)
+    async with running.http() as http:
+        answer = await http.post(PATH, json=BODY | {"response_format": "mp3"} | fields)
+        await receipt_of(http, answer)
+    assert read_manifest(answer.content) is None
+
+
+async def test_expired_certificate_fails_the_request(start: Start) -> None:
+    expired = FileSigner(chain(KEY), KEY)
+    expired._signer_info = c2pa.C2paSignerInfo("ed25519", chain(KEY, days=(-30, -1)), PRIVATE_PEM, None)
+    running = await started(start, file_signer=expired)
+    async with running.http() as http:
+        answer = await http.post(PATH, json=BODY | {"response_format": "mp3", "stream": False})
+        streamed = await http.post(PATH, json=BODY | {"response_format": "mp3"})
+    assert (answer.status_code, streamed.status_code) == (500, 200)
+    error = answer.json()["error"]
+    assert error["code"] == "signing_failed"
+    assert "not valid at time of signing" in error["message"]
 
 
 async def test_only_the_caller_finds_a_receipt_and_anyone_the_key(start: Start) -> None:

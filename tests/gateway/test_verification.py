@@ -9,15 +9,21 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from stretto_client.manifest import FileSigner
+from stretto_client.signature import key_id
 from stretto_gateway import verification
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import SYNTHETIC, make_encoder
 from tests.gateway.conftest import Start
 from tests.gateway.test_transcription import FILE, PCM
 from tests.patience import until_async
+from tests.signing_certificates import chain
 
-FOUND = {"metadata": {"digital_source_type": None}, "mark": {"detector": None, "verdict": "not checked"}}
+MARK = {"detector": None, "verdict": "not checked"}
+FOUND = {"metadata": {"digital_source_type": None}, "mark": MARK, "manifest": None}
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 
 
 def command(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
@@ -25,14 +31,17 @@ def command(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     monkeypatch.setattr(verification, "COMMAND", (sys.executable, "-c", program))
 
 
-async def test_file_of_the_gateway_has_its_tag(start: Start) -> None:
+async def test_file_of_the_gateway_has_its_tag_and_its_manifest(start: Start) -> None:
     encoder = make_encoder("mp3", 16_000, SYNTHETIC)
     data = encoder.encode(np.frombuffer(PCM, np.int16)) + encoder.close()
+    data = FileSigner(chain(KEY), KEY).sign(data, "mp3", b"{}")
     async with (await start(strict=True)).http() as http:
         answer = await http.post("/v1/audio/verify", files={"file": ("a.mp3", data)})
     assert answer.status_code == 200, answer.text
     assert answer.json()["metadata"] == {"digital_source_type": SYNTHETIC["DIGITALSOURCETYPE"]}
     assert answer.json()["mark"]["verdict"] in ("not checked", "nothing to judge")
+    key = key_id(KEY.public_key())
+    assert answer.json()["manifest"] == {"signer": "Speech server, Readers", "key": key, "failures": []}
 
 
 @pytest.mark.parametrize(
@@ -60,7 +69,7 @@ async def test_environment_of_the_reading_process_has_no_secrets(start: Start, m
     monkeypatch.setenv("STRETTO_API_KEYS", "a-key-of-this-gateway")
     monkeypatch.setenv("HF_TOKEN", "a-key-of-this-gateway")
     monkeypatch.setenv("STRETTO_LAUNCH_ID", "launch")
-    found = "{'metadata': {'digital_source_type': None}, 'mark': dict(os.environ)}"
+    found = "{'metadata': {'digital_source_type': None}, 'mark': dict(os.environ), 'manifest': None}"
     command(monkeypatch, f"import json, os, sys; sys.stdin.read(); print(json.dumps({found}))")
     async with (await start()).http() as http:
         answer = await http.post("/v1/audio/verify", files={"file": FILE})

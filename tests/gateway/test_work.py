@@ -92,6 +92,7 @@ PLACES = {
     "stretto_client.word_check.verdict": Place(),
     "stretto_gateway.speech.encoded": Place(SPEAKS, SPEECH | {"response_format": "mp3"}),
     "stretto_gateway.speech.parts": Place(SPEAKS, SPEECH | {"input": FASTER, "speed": 1.5}),
+    "stretto_gateway.receipt_store.complete": Place(has_slot=False),
     "stretto_gateway.chat.decoded": Place("/v1/chat/completions", {"model": "tiny", "messages": QUESTION}),
     "stretto_gateway.realtime.reply._play": Place(),
     "stretto_gateway.realtime.end_of_turn.is_complete": Place(has_slot=False),

@@ -31,7 +31,10 @@ TAKEN |= {"--http-restricted-api", "--grpc-restricted-protocol"}
 PATH_FLAGS = {"--model-store", "--backend-directory", "--repoagent-directory", "--cache-directory", "--trace-file"}
 PATH_FLAGS |= {"--grpc-server-cert", "--grpc-server-key", "--grpc-root-cert"}
 ROUTES = "stretto_gateway.routes"  # entry points of the gateway's routes
-GATEWAY_PATH_FLAGS = {"--keys", "--voices", "--jobs", "--turn-model", "--certificate", "--private-key", "--signing-key"}
+GATEWAY_PATH_FLAGS = {
+    *("--keys", "--voices", "--jobs", "--turn-model", "--certificate", "--private-key"),
+    *("--signing-key", "--signing-certificate"),
+}
 TRACE_FILE = re.compile(r"((?:--trace-config=)?triton,file)=(.*)", re.DOTALL)
 PORT_STEP = 10  # between the ports of two replicas
 MAX_MESSAGE_MB = 2147  # gRPC message sizes are 31-bit

@@ -3,15 +3,15 @@
     stretto verify FILE... [--json]
     stretto verify -                   # reads one file from standard input
 
-A tag is IPTC's digital source type among the file's metadata. The mark is that of `stretto serve --marker perth`; its
-detector needs the package resemble-perth. Neither result is a proof that a recording is, or is not, of a person: marks
-can be removed and copied.
+A tag is IPTC's digital source type among the file's metadata. A C2PA manifest names who signed the file; reading it
+needs the package c2pa-python. The mark is that of `stretto serve --marker perth`; its detector needs the package
+resemble-perth. No result is a proof that a recording is, or is not, of a person: marks can be removed and copied.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
@@ -103,7 +103,18 @@ def described(record: dict[str, Any]) -> str:
     mark = record["mark"]
     tag = "no tag" if source is None else f"tag {source.rpartition('/')[2]}"
     after = f" ({mark['marked_s']:g} s)" if mark.get("marked_s") else ""
-    return f"{tag}; {'mark ' if mark['verdict'] == 'not checked' else ''}{mark['verdict']}{after}"
+    prefix = "mark " if mark["verdict"] == "not checked" else ""
+    return f"{tag}; {prefix}{mark['verdict']}{after}{described_manifest(record.get('manifest'))}"
+
+
+def described_manifest(manifest: dict[str, Any] | None) -> str:
+    """Return the findings about a manifest as text; empty if there is none."""
+    if manifest is None:
+        return ""
+    validity = f"not valid ({', '.join(manifest['failures'])})" if manifest["failures"] else "valid"
+    signer = "" if manifest["signer"] is None else f", signed by {manifest['signer']!a}"
+    receipt = "" if manifest["key"] is None else f", with a receipt of the key {manifest['key']}"
+    return f"; manifest {validity}{signer}{receipt}"
 
 
 def contents(name: str) -> bytes:
@@ -141,8 +152,14 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def main(words: list[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 if a file could not be read."""
+def main(
+    words: list[str] | None = None, manifest_record: Callable[[bytes], dict[str, Any] | None] = lambda data: None
+) -> int:
+    """Run the command and return its exit code: 0, or 2 if a file could not be read.
+
+    Args:
+        manifest_record: Function that returns the findings about a file's C2PA manifest: `signer`, `key`, `failures`.
+    """
     args = arguments(words)
     try:
         detector: Detector | None = open_detector()
@@ -153,7 +170,8 @@ def main(words: list[str] | None = None) -> int:
     with closing(AudioProcess()) as audio:
         for name in args.files:
             try:
-                record = verify(contents(name), audio, detector)
+                data = contents(name)
+                record = verify(data, audio, detector) | {"manifest": manifest_record(data)}
             except (InvalidRequest, AudioProcessEnded, OSError) as error:
                 print(f"stretto verify: {name}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
                 code = 2
