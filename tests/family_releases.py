@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lab.releases import random_glm4_voice, random_qwen3_codec, random_qwen3_tts, random_vita
+from lab.releases import random_glm4_voice, random_qwen3_tts, random_vita
 from lab.releases.codec_cases import of_plugins
 from lab.releases.layouts import BPE, INDEX, SHARD, TOKENIZER, Layout, hugging_face
 from lab.releases.random_tensors import split_weights
@@ -32,11 +32,8 @@ def _opuslm(folder: Path) -> list[str | Path]:
 
 def _qwen3_tts(kind: str) -> Callable[[Path], list[str | Path]]:
     def write(folder: Path) -> list[str | Path]:
-        config = random_qwen3_tts.small_config(kind, codebooks=16, codes=2048)
-        release = random_qwen3_tts.write_release(folder / "release", config)
-        (release / "generation_config.json").write_text("{}")
-        codec = random_qwen3_codec.write_qwen3_codec(release / "speech_tokenizer", "small")
-        return [*hugging_face(release), "--codec", codec]
+        release = random_qwen3_tts.write_with_codec(folder / "release", kind)
+        return [*hugging_face(release), "--codec", release / "speech_tokenizer"]
 
     return write
 

@@ -14,7 +14,6 @@ from vllm.model_executor.models.registry import ModelRegistry
 
 from stretto.engine.models.latents import LatentMixin, silu
 from stretto.engine.worker.batch_plan import SolverPlan
-from stretto.family.base import Family
 from stretto.testing.checkpoints import write_checkpoint
 from tests.speech_families import LATENTS
 
@@ -39,29 +38,6 @@ class FlowHead(nn.Module):
         return x
 
 
-class GuidedHead(FlowHead):
-    """Flow head with guidance; its velocity also depends on the previous latent."""
-
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        noise: torch.Tensor,
-        steps: torch.Tensor,
-        plan: SolverPlan,
-        other: torch.Tensor | None = None,
-        guidance: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        assert other is not None
-        assert guidance is not None
-        x, condition, number, old = noise, self.condition(hidden), steps[:, None].float(), self.enter(other)
-        for step in range(plan.num_steps):
-            inner = self.enter(x) + 0.05 * old + step / number
-            velocity, plain = (self.leave(silu(each)) for each in (condition + inner, inner))
-            merged = plain + guidance[:, None] * (velocity - plain)
-            x = torch.where(step < steps[:, None], x + merged / number, x)
-        return x
-
-
 class LatentLlamaForCausalLM(LatentMixin, LlamaForCausalLM):
     """Llama with a connector from latents and a flow head."""
 
@@ -69,7 +45,7 @@ class LatentLlamaForCausalLM(LatentMixin, LlamaForCausalLM):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         width = vllm_config.model_config.get_hidden_size()
         self.connector = ReplicatedLinear(NUM_WORDS, width, bias=False, return_bias=False)
-        self.flow = (GuidedHead if self.family.guides_rows else FlowHead)(width)
+        self.flow = FlowHead(width)
 
     def embed_latents(self, latents: torch.Tensor) -> torch.Tensor:
         return self.connector(latents)
@@ -78,11 +54,11 @@ class LatentLlamaForCausalLM(LatentMixin, LlamaForCausalLM):
         return self.flow
 
 
-def write(folder: Path, hidden: int, layers: int, family: Family = LATENTS) -> Path:
+def write(folder: Path, hidden: int, layers: int) -> Path:
     """Write a random checkpoint; the end of speech is detected in about one frame of twelve."""
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, LatentLlamaForCausalLM)
-    write_checkpoint(folder, family, family.name, hidden, layers, backbone="llama")
+    write_checkpoint(folder, LATENTS, LATENTS.name, hidden, layers, backbone="llama")
     config = json.loads((folder / "config.json").read_text())
     config |= {"architectures": [ARCHITECTURE], "tie_word_embeddings": True}
     (folder / "config.json").write_text(json.dumps(config))
@@ -113,22 +89,4 @@ def reference_latent(
     for step in range(n):
         inner = weights["flow.condition.weight"] @ hidden + weights["flow.enter.weight"] @ x
         x = x + weights["flow.leave.weight"] @ F.silu(inner + weights["flow.enter.bias"] + step / n) / n
-    return x
-
-
-def guided_reference_latent(
-    weights: dict[str, torch.Tensor],
-    hidden: torch.Tensor,
-    noise: torch.Tensor,
-    before: torch.Tensor,
-    n: int,
-    scale: float,
-) -> torch.Tensor:
-    """Compute a guided head's latent [D] for a hidden state [H] and the previous latent [D] with torch."""
-    x, enter, bias = noise, weights["flow.enter.weight"], weights["flow.enter.bias"]
-    for step in range(n):
-        inner = enter @ x + bias + 0.05 * (enter @ before + bias) + step / n
-        states = weights["flow.condition.weight"] @ hidden + inner, inner
-        velocity, plain = (weights["flow.leave.weight"] @ F.silu(each) for each in states)
-        x = x + (plain + scale * (velocity - plain)) / n
     return x

@@ -70,3 +70,8 @@ def families_of_plugins() -> dict[str, Family]:
     names = sorted(point.name for point in points if point.value.startswith("plugins."))
     found = ((name, plugin(name)) for name in names)
     return {name: registered.build(None) for name, registered in found if registered is not None}
+
+
+def families_with_conditions() -> dict[str, Family]:
+    """Return the small families of plug-ins whose prompts have conditions; without plug-ins, there are none."""
+    return {name: family for name, family in families_of_plugins().items() if family.mechanism.conditions is not None}

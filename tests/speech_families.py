@@ -1,21 +1,16 @@
 """Small test families that cover features that the bundled family lacks."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.families.vita_audio.bursts import BurstSchedule, ModuleSchedules
 from stretto.family.base import DrawRules, Family, Task, UnconditionalContext
-from stretto.family.input_tracks import TextTrack
+from stretto.family.input_tracks import CodeTrack, TextRows, TextTrack
 from stretto.family.mechanism import Mechanism
 from stretto.family.plugin import lazy
-from stretto.family.served import SpokenTask
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, FrameCodec, LatentSpec, Segment, StreamLayout
-from stretto_cosyvoice3.family import CodeRules, GroupedText, TextGroups
-from stretto_qwen3_omni.qwen3_omni.family import Talker
-from stretto_vibevoice.vibevoice.family import VibeVoiceVocabulary, vibevoice
-from stretto_voxcpm2.family import GuidedRows
 
 NUM_TEXT_IDS, CODEBOOK_SIZE, NUM_STREAMS = 160, 48, 8
 _SAMPLING = SamplingConfig(
@@ -24,7 +19,7 @@ _SAMPLING = SamplingConfig(
     guidance_scale=2.0,
     seed=0,
 )
-_UNGUIDED = replace(_SAMPLING, guidance_scale=1.0)
+UNGUIDED = replace(_SAMPLING, guidance_scale=1.0)
 
 
 def eight_streams(name: str, num_text_ids: int) -> Family:
@@ -41,7 +36,7 @@ def eight_streams(name: str, num_text_ids: int) -> Family:
         tasks=(
             Task("chat", (Segment.TEXT, Segment.AUDIO), (range(16, num_text_ids),), ("text",), _SAMPLING),
             Task("speak", (Segment.AUDIO,), (), ("text",), _SAMPLING),
-            Task("listen", (Segment.TEXT,), (range(16, num_text_ids),), ("audio",), _UNGUIDED),
+            Task("listen", (Segment.TEXT,), (range(16, num_text_ids),), ("audio",), UNGUIDED),
         ),
         codec="none",
         end_of_reply=1,
@@ -63,16 +58,6 @@ LEARNED_PADS = replace(EIGHT_STREAMS, name="learned_pads", layout=_WITH_PADS)
 WIDE_TEXT = eight_streams("wide_text", 640)
 
 
-# Text replies, some of which a speaker speaks.
-_LISTEN = EIGHT_STREAMS.task("listen")
-SPOKEN = replace(
-    EIGHT_STREAMS,
-    name="spoken",
-    tasks=(SpokenTask(**vars(_LISTEN) | {"name": "answer"}), _LISTEN),
-    guided_streams=(),
-    mechanism=Mechanism(speaker=Talker(state_layer=2)),
-)
-
 # The bundled family, but its text can only be blanks: the script stays empty.
 _TTS = TINY.task("tts")
 SPEECHLESS = replace(TINY, name="speechless", tasks=(replace(_TTS, text=(SPACE,)),))
@@ -86,8 +71,8 @@ INTERLEAVED = replace(
     name="interleaved",
     layout=StreamLayout(NUM_TEXT_IDS + CODEBOOK_SIZE, EIGHT_STREAMS.layout.audio[:1], (0,), (0,)),
     tasks=(
-        Task("reply", (Segment.INTERLEAVED,), (range(16, NUM_TEXT_IDS + CODEBOOK_SIZE),), ("text",), _UNGUIDED),
-        Task("listen", (Segment.TEXT,), (range(16, NUM_TEXT_IDS),), ("audio",), _UNGUIDED),
+        Task("reply", (Segment.INTERLEAVED,), (range(16, NUM_TEXT_IDS + CODEBOOK_SIZE),), ("text",), UNGUIDED),
+        Task("listen", (Segment.TEXT,), (range(16, NUM_TEXT_IDS),), ("audio",), UNGUIDED),
     ),
     end_of_reply=1,
     end_of_text=None,
@@ -140,12 +125,11 @@ LATENTS = Family(
     frame_rate=12.5,
     tail=NO_TAIL,
 )
-# The head guides, and reads the latent of the row before.
+# Guided within a row.
 GUIDED_LATENTS = replace(
     LATENTS,
     name="guided_latents",
     layout=replace(LATENTS.layout, latents=LatentSpec(8, steps=range(1, 5), has_unit_noise=True)),
-    drawing=GuidedRows(),
     tasks=(
         replace(
             LATENTS.tasks[0],
@@ -157,10 +141,6 @@ GUIDED_LATENTS = replace(
         ),
     ),
 )
-
-# Several stretches of audio in a reply, guided by pairs, with features of the decoded audio.
-NUM_FEATURES = 4
-MARKED_LATENTS = vibevoice(VibeVoiceVocabulary(64, 51, 52, 53, 50, 8, NUM_FEATURES, 512))
 
 # For prompts and replies of thousands of rows.
 LONG = replace(EIGHT_STREAMS, name="long", max_model_len=8448)
@@ -177,32 +157,62 @@ HIDDEN_TRACK = replace(
     TRACKED, name="hidden_track", unconditional=replace(TRACKED.unconditional, hidden_streams=(NUM_STREAMS,))
 )
 
-# Two ids of text in rows of their own, then up to four codes of twelve; a repeated code, or end of a group, is sampled
-# again without it.
-_FIRST_END = NUM_TEXT_IDS + 12
-_GROUPS = TextGroups(2, 4, fill_id=_FIRST_END + 1, given_id=_FIRST_END + 2)
-GROUPED = replace(
-    EIGHT_STREAMS,
-    name="grouped",
-    layout=StreamLayout(_FIRST_END + 3, (range(NUM_TEXT_IDS, _FIRST_END),), (0,), (0,), num_input_only=1),
-    tasks=(replace(TRACKED.tasks[0], sampling=replace(_UNGUIDED, ras_window=5, ras_max_repeats=1)),),
-    end_of_reply=_FIRST_END,
-    end_of_text=_FIRST_END,
-    end_of_audio=_FIRST_END,
-    drawn_ends=(_FIRST_END, _FIRST_END + 1, _FIRST_END + 2),
-    transition=(),
-    guided_streams=(),
-    tail=NO_TAIL,
-    track=GroupedText(1, pad_id=0, end_id=7, codes=range(NUM_TEXT_IDS, _FIRST_END), groups=_GROUPS),
-    drawing=CodeRules(range(NUM_TEXT_IDS, _FIRST_END), _GROUPS),
-)
-
 
 class ForcedSteps(ModuleSchedules):
     """Schedules of VITA-Audio, with further rows by a rule instead of modules."""
 
     predictor: ClassVar = lazy("tests.forced_bursts:ForcedRows")
     extend: ClassVar = None
+
+
+@dataclass(frozen=True)
+class SeparateText(TextTrack):
+    """Text in rows of its own, for checks before a reply begins."""
+
+    open: ClassVar = lazy("tests.speech_families:SeparateText")
+
+    @property
+    def text_rows(self) -> TextRows:
+        return TextRows((), 0)
+
+
+SEPARATE_TEXT = replace(
+    TRACKED,
+    name="separate_text",
+    layout=StreamLayout(NUM_TEXT_IDS + CODEBOOK_SIZE, EIGHT_STREAMS.layout.audio[:1], (0,), (0,), num_input_only=1),
+    guided_streams=(),
+    track=SeparateText(1, pad_id=0, end_id=7),
+)
+
+# Text beside the codes of a recording, which has three codebooks of 20 codes.
+_NUM_RECORDED, _RECORDED_SIZE = 3, 20
+RECORDED = Family(
+    name="recorded",
+    layout=StreamLayout(
+        NUM_TEXT_IDS + 3 + _NUM_RECORDED * _RECORDED_SIZE,
+        audio=(range(0),),
+        delays=(0,),
+        codebook_streams=(),
+        num_input_only=_NUM_RECORDED,
+        pad_id=NUM_TEXT_IDS + 2,
+    ),
+    tasks=(
+        Task(
+            "listen",
+            (Segment.TEXT,),
+            (range(NUM_TEXT_IDS),),
+            ("audio",),
+            replace(UNGUIDED, text=SegmentSampling(temperature=0.0, max_rows=45_056)),
+        ),
+    ),
+    codec="none",
+    end_of_reply=NUM_TEXT_IDS + 1,
+    end_of_text=NUM_TEXT_IDS + 1,
+    end_of_audio=NUM_TEXT_IDS + 1,
+    max_model_len=45_056,
+    frame_rate=12.5,
+    track=CodeTrack(range(1, 1 + _NUM_RECORDED)),
+)
 
 
 # Steps of up to five rows. Two of its schedules vary the number of rows by step; one has a row per step.

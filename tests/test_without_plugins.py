@@ -1,5 +1,6 @@
 """The core without any plug-in: it lists its families, reads requests, and generates speech."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,18 @@ def test_core_lists_only_its_own_families() -> None:
 def test_core_passes_tests_of_its_interface(path: str) -> None:
     said = run("-m", "pytest", "-p", "tests.without_plugins", "-m", "not nightly", f"tests/{path}")
     assert "[100%]" in said
+
+
+def test_core_tests_refer_to_no_plugin() -> None:
+    packages = "|".join(sorted(path.name for path in ROOT.glob("plugins/*/stretto_*")))
+    reference = re.compile(rf"\b(?:{packages})\b|^ *(?:from|import) plugins\b", re.MULTILINE)
+    files = [path for path in ROOT.glob("tests/**/*.py") if reference.search(path.read_text())]
+    assert [str(path.relative_to(ROOT)) for path in files] == []
+
+
+@pytest.mark.nightly
+def test_core_tests_are_collected() -> None:
+    run("-m", "pytest", "-p", "tests.without_plugins", "--collect-only", "-q", "tests")
 
 
 def test_plugin_is_hidden_from_a_process() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from stretto.codecs.base import Codec
 from stretto.convert.command import main
+from stretto.entry_points import FAMILIES, installed
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,9 +52,11 @@ def converted(family: str, release: Path, *words: str) -> Path:
 
 @cache
 def of_plugins(name: str, file: str = "codecs") -> dict[str, Any]:
-    """Return what all plug-ins list in `lab/codecs.py`, or in another file there, under a name."""
+    """Return what all installed plug-ins list in `lab/codecs.py`, or in another file there, under a name."""
+    packages = {family.entry_point.module.partition(".")[0] for family in installed(FAMILIES)}
     listed = dict[str, Any]()
     for path in sorted(ROOT.glob(f"plugins/*/lab/{file}.py")):
-        module = import_module(f"plugins.{path.parents[1].name}.lab.{file}")
-        listed |= getattr(module, name, {})
+        folder = path.parents[1].name
+        if f"stretto_{folder}" in packages:
+            listed |= getattr(import_module(f"plugins.{folder}.lab.{file}"), name, {})
     return listed

@@ -268,3 +268,13 @@ def write_release(
     else:
         save_file(drawn, folder / "model.safetensors")
     return folder
+
+
+def write_with_codec(folder: Path, kind: str = "custom_voice") -> Path:
+    """Write a small release with all files that a published one has."""
+    from lab.releases.random_qwen3_codec import write_qwen3_codec
+
+    write_release(folder, small_config(kind, codebooks=16, codes=2048))
+    (folder / "generation_config.json").write_text("{}")
+    write_qwen3_codec(folder / "speech_tokenizer", "small")
+    return folder

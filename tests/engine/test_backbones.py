@@ -11,7 +11,7 @@ from stretto.family.base import Family
 from stretto.testing.checkpoints import make_prompt, make_prompts, write_checkpoint
 from stretto.testing.reference import ReferenceModel
 from tests.engine.harness import Engine
-from tests.small_vocabularies import families_of_plugins
+from tests.small_vocabularies import families_with_conditions
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
@@ -45,7 +45,9 @@ def test_replies_match_the_hugging_face_backbone(
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("family", "backbone"), [(TINY, "olmo2"), (families_of_plugins()["conditioned"], "llama")])
+@pytest.mark.parametrize(
+    ("family", "backbone"), [(TINY, "olmo2"), *((family, "llama") for family in families_with_conditions().values())]
+)
 def test_compiled_backbone_replies_match_eager_replies(family: Family, backbone: str, tmp_path: Path) -> None:
     """Dynamo traces the model as on a GPU, and the traced code runs without further compilation."""
     folder = write_checkpoint(tmp_path, family, family.name, layers=2, backbone=backbone)

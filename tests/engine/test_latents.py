@@ -26,7 +26,7 @@ from stretto.testing.conformance import Answer
 from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS, Engine
 from tests.engine.test_no_sync import as_on_a_gpu
-from tests.latent_model import NUM_WORDS, FlowHead, guided_reference_latent, reference_latent, write
+from tests.latent_model import NUM_WORDS, FlowHead, reference_latent, write
 from tests.speech_families import GUIDED_LATENTS, LATENTS
 from tests.tiers import by_night
 
@@ -150,39 +150,6 @@ def test_latents_match_a_reference_computation(folder: Path, alone: dict[str, An
         end = int(np.flatnonzero(rows[:, 0] == LAST)[0])
         assert logits[end] > 1e-4
         assert (-logits[sampling.audio.min_rows : end]).min() > 1e-4
-
-
-def test_guided_latent_head_matches_the_reference(tmp_path: Path) -> None:
-    """Scales differ by request, and results are bit-identical in any batch."""
-    folder = write(tmp_path, 64, 2, GUIDED_LATENTS)
-    weights = load_file(folder / "model.safetensors")
-    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    prompts = {f"r{index}": guided_prompt(index) for index in range(5)}
-    prompts["last row a latent"] = replace(guided_prompt(1), rows=guided_prompt(1).rows[:6], num_reference_rows=3)
-    with Engine(folder, max_model_len=256) as engine:
-        alone = {name: engine.run({name: prompt})[name] for name, prompt in prompts.items()}
-    with Engine(folder, max_model_len=128, **TIGHT) as engine:
-        answers = engine.run(prompts, ARRIVALS)
-    assert rows_of(answers) == rows_of(alone)
-    assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
-    for name, prompt in prompts.items():
-        rows, sampling, start = np.array(alone[name].rows[:-1], np.int32), prompt.sampling, len(prompt.rows)
-        assert sampling.latents is not None
-        assert sampling.seed is not None
-        history = np.concatenate([prompt.rows, rows])
-        with torch.inference_mode():
-            hidden = network.model(inputs_embeds=embedded(weights, history)[None]).last_hidden_state[0]
-        before = torch.from_numpy(latents_of(history[:, 1:]))
-        keys = stream_keys(
-            np.full(len(rows), seed_key(sampling.seed), np.int32),
-            np.arange(start, len(history), dtype=np.int32),
-            1 + NUM_WORDS,
-        )
-        noise = torch.from_numpy(gaussian(keys[:, 1:]))
-        states = zip(hidden[start - 1 : -1], noise, before[start - 1 : -1], strict=True)
-        number, scale = sampling.latents.steps, sampling.latents.guidance_scale
-        expected = [guided_reference_latent(weights, *each, number, scale) for each in states]
-        assert np.abs(torch.stack(expected).numpy() - latents_of(rows[:, 1:])).max() < NEAR, name
 
 
 def guided_prompt(index: int) -> Prompt:

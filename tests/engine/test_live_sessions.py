@@ -1,5 +1,6 @@
 """Live sessions give the text of the whole recording, at any pace and in any batch."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugins.kyutai.tests.kyutai_release import make_checkpoint, replies
 from stretto.engine.reply_rules import TextUpdate
-from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
-from stretto_kyutai.kyutai_stt.family import SttVocabulary
-from stretto_kyutai.kyutai_stt.prompt import initial_row, track_of
 from tests.engine.harness import Answer, Engine, update_request
 from tests.engine.live_play import MOST, Speaker, play
+from tests.random_checkpoints import write_checkpoint
+from tests.speech_families import NUM_TEXT_IDS, RECORDED
 from tests.tiers import ASYNC_BY_DAY, by_night
 
 pytestmark = pytest.mark.engine
@@ -26,7 +25,12 @@ LIMITS: dict[str, Any] = {"max_model_len": 512, "max_num_seqs": 10, "max_num_bat
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("live"))
+    """Return a random model whose rows attend to 20 rows."""
+    folder = write_checkpoint(tmp_path_factory.mktemp("live"), RECORDED, RECORDED.name, 64, 2, backbone="llama")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"sliding_window": 20, "layer_types": ["sliding_attention"] * config["num_hidden_layers"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def engine_of(checkpoint: Path, is_async: bool = False, **limits: Any) -> Engine:
@@ -34,19 +38,22 @@ def engine_of(checkpoint: Path, is_async: bool = False, **limits: Any) -> Engine
 
 
 @pytest.fixture(scope="module", params=ASYNC_BY_DAY)
-def engine(request: pytest.FixtureRequest, checkpoint: Path) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest, checkpoint: Path, text: list[int]) -> Iterator[Engine]:
+    """Return an engine, which starts when that for the text has ended."""
     with engine_of(checkpoint, request.param, num_gpu_blocks_override=MOST * SESSION_ROOM + 6) as running:
         yield running
 
 
-def recording(checkpoint: Path, codes: np.ndarray) -> Prompt:
-    known = SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
-    sampling = replace(family_at(checkpoint).tasks[0].sampling, seed=0)
-    return Prompt("asr", initial_row(known), sampling, track=track_of(codes, known))
+def recording(num_frames: int) -> Prompt:
+    """Return a prompt with the first frames of a random recording."""
+    codes = np.random.default_rng(0).integers(NUM_TEXT_IDS + 3, RECORDED.layout.vocab_size, (400, 3))
+    row = np.array([[NUM_TEXT_IDS, *[RECORDED.layout.pad_id] * 3]], np.int32)
+    (task,) = RECORDED.tasks
+    return Prompt(task.name, row, replace(task.sampling, seed=0), track=tuple(codes[:num_frames].reshape(-1).tolist()))
 
 
-def recordings(checkpoint: Path) -> list[Prompt]:
-    return [recording(checkpoint, replies()["codes"][:, :length]) for length in LENGTHS]
+def recordings() -> list[Prompt]:
+    return [recording(length) for length in LENGTHS]
 
 
 def text_of(answer: Answer) -> list[int]:
@@ -54,10 +61,19 @@ def text_of(answer: Answer) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def wanted(checkpoint: Path) -> dict[int, list[int]]:
-    """Return the authors' text for the first frames of their recording, by number of frames."""
-    text, end = replies()["text"].tolist(), family_at(checkpoint).end_of_reply
-    return {length: [*text[: length + 1], end] for length in set(LENGTHS)}
+def text(checkpoint: Path) -> list[int]:
+    """Return the text of a whole recording with the greatest length, without its end."""
+    with engine_of(checkpoint) as engine:
+        found = text_of(engine.run({"r": recording(max(LENGTHS))})["r"])
+    assert len({*found}) > 10
+    assert found[-1] == RECORDED.end_of_reply
+    return found[:-1]
+
+
+@pytest.fixture(scope="module")
+def wanted(text: list[int]) -> dict[int, list[int]]:
+    """Return the text of the first frames of the recording, by number of frames."""
+    return {length: [*text[: length + 1], RECORDED.end_of_reply] for length in set(LENGTHS)}
 
 
 @pytest.mark.parametrize(
@@ -68,7 +84,7 @@ def test_live_text_does_not_depend_on_pace_or_other_requests(
 ) -> None:
     stats = engine.scheduler.stats.values
     before = stats.preemptions_total
-    answers = play(engine, recordings(checkpoint), seed, slowest, aborts, others)
+    answers = play(engine, recordings(), seed, slowest, aborts, others)
     assert len(answers) == len(LENGTHS) - aborts + others
     for name, answer in answers.items():
         assert text_of(answer) == wanted[LENGTHS[int(name[1:])]], name
@@ -88,7 +104,7 @@ def test_lending_reserved_blocks_does_not_change_the_text(
     """Without the reserve, sessions would be preempted and read all their rows again."""
     limits = {"num_gpu_blocks_override": 6, "live_reserve": False}
     with engine_of(checkpoint, is_async, **limits) as engine:
-        answers = play(engine, recordings(checkpoint), seed=5, slowest=20, aborts=0, others=4)
+        answers = play(engine, recordings(), seed=5, slowest=20, aborts=0, others=4)
         assert engine.scheduler.stats.values.live_rows_recomputed_total > 0
     for name, answer in answers.items():
         assert text_of(answer) == wanted[LENGTHS[int(name[1:])]], name
@@ -97,8 +113,7 @@ def test_lending_reserved_blocks_does_not_change_the_text(
 @pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
 def test_live_session_may_exceed_the_kv_cache(checkpoint: Path, is_async: bool) -> None:
     """It holds only the blocks of its window, and the reserve covers them at every step."""
-    codes = np.tile(replies()["codes"], 4)
-    prompt = recording(checkpoint, codes)
+    prompt = recording(4 * max(LENGTHS))
     with engine_of(checkpoint, is_async) as engine:
         whole = text_of(engine.run({"r": prompt})["r"])
     with engine_of(checkpoint, is_async, num_gpu_blocks_override=SESSION_ROOM + 1) as engine:
@@ -114,16 +129,13 @@ def test_live_session_may_exceed_the_kv_cache(checkpoint: Path, is_async: bool) 
             assert manager.num_free() >= 0
         assert engine.num_free_blocks - fewest <= SESSION_ROOM
         assert engine.is_clean()
-    assert len(whole) == len(codes.T) + 2
+    assert len(whole) == 4 * max(LENGTHS) + 2
     assert text_of(speaker.answer) == whole
 
 
-def test_engine_is_idle_while_all_live_sessions_are_silent(engine: Engine, checkpoint: Path) -> None:
+def test_engine_is_idle_while_all_live_sessions_are_silent(engine: Engine, text: list[int]) -> None:
     """Sessions without audio keep their slots and blocks while the engine sleeps; a recording overtakes them."""
-    codes = replies()["codes"]
-    speakers = [
-        Speaker(engine, f"s{at}", recording(checkpoint, codes), np.random.default_rng(at), 1) for at in range(3)
-    ]
+    speakers = [Speaker(engine, f"s{at}", recording(max(LENGTHS)), np.random.default_rng(at), 1) for at in range(3)]
     answers = {each.name: each.answer for each in speakers} | {"r": Answer()}
     for each in speakers:
         each.begin()
@@ -133,24 +145,24 @@ def test_engine_is_idle_while_all_live_sessions_are_silent(engine: Engine, check
     assert [len(each.answer.rows) for each in speakers] == [11, 11, 11], "the text after the last frame is known"
     assert engine.scheduler.texts.num_silent == 3
     assert engine.scheduler.texts.num_held == 0, "these do not give up their places"
-    engine.add("r", recording(checkpoint, codes[:, :20]))
+    engine.add("r", recording(20))
     while engine.is_busy():
         engine._step(answers)
-    assert text_of(answers["r"])[:-1] == replies()["text"].tolist()[:21]
+    assert text_of(answers["r"])[:-1] == text[:21]
     assert {each.name for each in speakers} <= {request.request_id for request in engine.scheduler.running}
     engine.core.abort_requests([each.name for each in speakers])
     assert engine.is_clean()
 
 
-def test_row_limit_ends_a_live_session(engine: Engine, checkpoint: Path) -> None:
-    prompt = recording(checkpoint, replies()["codes"])
+def test_row_limit_ends_a_live_session(engine: Engine, text: list[int]) -> None:
+    prompt = recording(max(LENGTHS))
     sampling = replace(prompt.sampling, text=replace(prompt.sampling.text, max_rows=30))
     speaker = Speaker(engine, "s", replace(prompt, sampling=sampling), np.random.default_rng(0), 1)
     speaker.begin()
     speaker.send(speaker.frames[:60], is_last=False)
     while engine.is_busy():
         engine._step({"s": speaker.answer})
-    assert text_of(speaker.answer)[:-1] == replies()["text"].tolist()[:30]
+    assert text_of(speaker.answer)[:-1] == text[:30]
     assert speaker.answer.trailer is not None
     assert speaker.answer.trailer.was_cut
     assert engine.is_clean()
@@ -168,11 +180,11 @@ def step_ms(num_rows: int) -> float:
 @pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
 def test_64_live_sessions_meet_every_tick(checkpoint: Path, is_async: bool) -> None:
     """On a virtual clock, with frames at random phases. A step takes whichever session has a frame."""
-    random, codes = np.random.default_rng(0), replies()["codes"]
+    random = np.random.default_rng(0)
     limits = {"max_num_seqs": NUM_SESSIONS, "max_num_batched_tokens": 2 * NUM_SESSIONS, "num_gpu_blocks_override": 400}
     phases, waits_ms = random.uniform(0, TICK_MS, NUM_SESSIONS), []
     with engine_of(checkpoint, is_async, **limits) as engine:
-        prompt = recording(checkpoint, codes[:, :NUM_TICKS])
+        prompt = recording(NUM_TICKS)
         speakers = [Speaker(engine, f"s{at}", prompt, random, 1) for at in range(NUM_SESSIONS)]
         answers = {each.name: each.answer for each in speakers}
         for each in speakers:

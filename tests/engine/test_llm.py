@@ -31,7 +31,8 @@ from tests.engine.forking import forked_processes, stopped
 from tests.engine.harness import DEFAULTS
 from tests.patience import until_async
 from tests.random_checkpoints import write_checkpoint
-from tests.small_vocabularies import CSM, families_of_plugins
+from tests.small_vocabularies import CSM
+from tests.speech_families import RECORDED
 
 WAITING = 40  # sequences; all that the other tests have at once
 
@@ -204,13 +205,12 @@ async def test_empty_reply_is_sent_without_the_engine(folder: Path) -> None:
 
 
 async def test_excess_sessions_and_frames_without_a_session_are_refused(folder: Path) -> None:
-    family = next(family for family in families_of_plugins().values() if family.code_track)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stretto.engine.llm.read_family", lambda _: family)
+        patch.setattr("stretto.engine.llm.read_family", lambda _: RECORDED)
         patch.setattr("stretto.engine.llm.load_text_codec", lambda *_: SILENT)
         shared = SimpleNamespace(read=EngineStats)
         llm = SpeechLLM(cast(Any, Endless()), EngineConfig(folder), cast(Any, shared))
-    prompt = replace(make_prompt(family, 1), track=(), is_open=True)
+    prompt = replace(make_prompt(RECORDED, 1), track=(), is_open=True)
     sessions = [llm.generate(prompt, f"s{at}") for at in range(2)]  # (15 - 5) // 5 blocks
     tasks = [asyncio.ensure_future(anext(session)) for session in sessions]
     await asyncio.sleep(0)
@@ -218,7 +218,7 @@ async def test_excess_sessions_and_frames_without_a_session_are_refused(folder: 
         await anext(llm.generate(prompt, "s2"))
     frames = np.zeros((2, 3), np.int32)
     assert await llm.write_frames("s0", frames, False, 0.16, max_ahead=2) == (2, 2)
-    for bad in (frames[:, :2], frames - 1, frames + family.layout.vocab_size):
+    for bad in (frames[:, :2], frames - 1, frames + RECORDED.layout.vocab_size):
         with pytest.raises(InvalidRequest, match=r"frames: expected ids \[n, 3\]"):
             await llm.write_frames("s0", bad, False, 0.16, max_ahead=2)
     with pytest.raises(InvalidRequest, match=r"session\.id: expected the id of an open session, got s2"):

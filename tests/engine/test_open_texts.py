@@ -15,26 +15,22 @@ from stretto.testing.checkpoints import make_prompt
 from tests.engine.harness import Answer, Engine, update_request
 from tests.random_checkpoints import write_checkpoint
 from tests.small_vocabularies import TRACKED_CSM
-from tests.speech_families import GROUPED
-from tests.tiers import by_night
+from tests.tiers import ASYNC_BY_DAY, by_night
 
 pytestmark = pytest.mark.engine
 NUM_TEXTS = 9
 
 
-@pytest.fixture(
-    scope="module",
-    params=[(TRACKED_CSM, True), *by_night(((GROUPED, True),), ((TRACKED_CSM, False),), ((GROUPED, False),))],
-    ids=lambda param: f"{param[0].name}-{'async' if param[1] else 'sync'}",
-)
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    folder: Path = tmp_path_factory.mktemp("checkpoint")
-    family, is_async = request.param
-    write_checkpoint(
-        folder, family, f"small_{family.name}" if family is TRACKED_CSM else family.name, hidden=64, layers=2
-    )
+def streaming_engine(folder: Path, is_async: bool) -> Engine:
     limits = {"max_num_batched_tokens": 64, "max_num_seqs": 4, "max_model_len": 192, "num_gpu_blocks_override": 13}
-    with Engine(folder, async_scheduling=is_async, **limits) as running:
+    return Engine(folder, async_scheduling=is_async, **limits)
+
+
+@pytest.fixture(scope="module", params=ASYNC_BY_DAY)
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_checkpoint(folder, TRACKED_CSM, "small_tracked_csm", hidden=64, layers=2)
+    with streaming_engine(folder, request.param) as running:
         yield running
 
 

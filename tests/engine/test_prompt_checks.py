@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 
 from stretto.engine.host import StartedEngines
-from stretto.engine.prompt_checks import Capacity, check_prompt, known_ids, max_rows
+from stretto.engine.prompt_checks import Capacity, check_prompt, max_rows
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import FIRST_CODE, TINY
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
-from tests.small_vocabularies import BAGPIPER, CSM, OPUSLM, families_of_plugins
-from tests.speech_families import EIGHT_STREAMS, GROUPED, TRACKED
+from tests.small_vocabularies import BAGPIPER, CSM, OPUSLM
+from tests.speech_families import EIGHT_STREAMS, RECORDED, TRACKED
 
 ROOMY = Capacity(num_blocks=100, block_size=32, max_num_seqs=16)
 RULES = SegmentRules(TINY, 512)
-TRANSCRIBING = next(family for family in families_of_plugins().values() if family.code_track)
 
 
 def refusal(prompt: Prompt, rules: SegmentRules = RULES, capacity: Capacity = ROOMY) -> InvalidRequest:
@@ -113,24 +112,6 @@ def test_text_track_ids_and_length_are_limited(track: tuple[int, ...], said: str
     rules, prompt = SegmentRules(TRACKED, 112), replace(make_prompt(TRACKED, 0), track=(5,) * 107)
     assert check_prompt(prompt, rules, ROOMY) == prompt
     assert said in str(refusal(replace(prompt, track=track), rules))
-
-
-def test_text_in_separate_rows_is_limited_by_its_groups() -> None:
-    """In 40 rows, 13 words fit: six groups of two words and four frames, then a word, the end and a frame."""
-    rules, made = SegmentRules(GROUPED, 112), make_prompt(GROUPED, 0)
-    audio = replace(made.sampling.audio, min_rows=0, max_rows=40)
-    prompt, code = replace(made, sampling=replace(made.sampling, audio=audio)), GROUPED.layout.audio[0].start
-    assert check_prompt(replace(prompt, track=(5,) * 13 + (7,)), rules, ROOMY)
-    assert check_prompt(replace(prompt, track=(code,) * 6 + (5,) * 11 + (7,)), rules, ROOMY)
-    for track, said in (
-        ((5,) * 14 + (7,), "text: expected at most 14 tokens after the prompt, got 15 tokens"),
-        ((code,) * 6 + (5,) * 12 + (7,), "text: expected at most 12 tokens after the prompt, got 13 tokens"),
-        ((code,) * 110, "track: expected at most 105 ids, including codes of a recording, got 110"),
-    ):
-        assert said in str(refusal(replace(prompt, track=track), rules))
-    assert "expected at most 13 tokens" in str(refusal(replace(prompt, track=(5,) * 14, is_open=True), rules))
-    with pytest.raises(InvalidRequest, match="text: expected token ids of text"):
-        known_ids([5, code], rules)
 
 
 def test_family_without_text_track_refuses_track_ids() -> None:
@@ -251,7 +232,7 @@ def test_streamed_text_requires_an_unguided_text_track_family() -> None:
 
 def test_max_sessions_reserves_windows_and_one_reply() -> None:
     """A session of an hour holds the 25 blocks of a 750-row window and two more; another reply holds 153."""
-    rules = SegmentRules(TRANSCRIBING, 45_056)
+    rules = SegmentRules(RECORDED, 45_056)
     capacity = Capacity(1026, 32, 256, window=750, num_in_flight=4096)
     assert capacity.max_sessions(rules) == (1025 - 153) // 27
     assert replace(capacity, num_engines=2).max_sessions(rules) == 2 * 32
@@ -262,15 +243,15 @@ def test_max_sessions_reserves_windows_and_one_reply() -> None:
 
 
 def test_attention_window_limits_the_required_kv_blocks() -> None:
-    prompt = make_prompt(TRANSCRIBING, 1)
-    rules = SegmentRules(TRANSCRIBING, 160)
+    prompt = make_prompt(RECORDED, 1)
+    rules = SegmentRules(RECORDED, 160)
     assert refusal(prompt, rules, Capacity(4, 32, 8)).field == "options.text.max_rows"
     check_prompt(prompt, rules, Capacity(4, 32, 8, window=20, num_in_flight=32))
 
 
 def test_only_live_sessions_may_start_without_frames() -> None:
-    prompt = replace(make_prompt(TRANSCRIBING, 1), track=())
-    rules = SegmentRules(TRANSCRIBING, 160)
+    prompt = replace(make_prompt(RECORDED, 1), track=())
+    rules = SegmentRules(RECORDED, 160)
     assert check_prompt(replace(prompt, is_open=True), rules, ROOMY).is_open
     assert refusal(prompt, rules).field == "track"
 
@@ -280,15 +261,15 @@ def test_only_live_sessions_may_start_without_frames() -> None:
     [
         (500, 0, "audio", "expected at most 141 frames of audio, got 500 frames"),
         (2, -1, "track", "ids in [0, "),
-        (2, TRANSCRIBING.layout.vocab_size, "track", "ids in [0, "),
+        (2, RECORDED.layout.vocab_size, "track", "ids in [0, "),
     ],
 )
 def test_frames_of_a_recording_are_limited(num_frames: int, last_id: int, field: str, message: str) -> None:
-    prompt = make_prompt(TRANSCRIBING, 1)
-    code_track = TRANSCRIBING.code_track
+    prompt = make_prompt(RECORDED, 1)
+    code_track = RECORDED.code_track
     assert code_track is not None
     width = len(code_track.streams)
     track = [prompt.track[0]] * (num_frames * width - 1) + [last_id]
-    refused = refusal(replace(prompt, track=tuple(track)), SegmentRules(TRANSCRIBING, 160))
+    refused = refusal(replace(prompt, track=tuple(track)), SegmentRules(RECORDED, 160))
     assert refused.field == field
     assert message in str(refused)

@@ -23,7 +23,7 @@ from stretto.testing.conformance import num_preemptions
 from tests.engine.attention_cache import SMALL
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint, write_modules
-from tests.small_vocabularies import CSM, families_of_plugins
+from tests.small_vocabularies import CSM, families_with_conditions
 from tests.speech_families import EIGHT_STREAMS, MODULES
 from tests.tiers import by_night
 
@@ -32,6 +32,7 @@ pytestmark = pytest.mark.engine
 # A width at which oneDNN adds up one row in another order than two, with AVX-512, with a depth transformer and without,
 # and with cross-attention; and modules: torch sums their projections in another order for one to three rows than for
 # four, at any width.
+CONDITIONED = families_with_conditions()
 RELEASES: dict[str, tuple[Family, Callable[[Path], Path]]] = {
     "wide": (
         EIGHT_STREAMS,
@@ -41,12 +42,6 @@ RELEASES: dict[str, tuple[Family, Callable[[Path], Path]]] = {
         CSM,
         lambda folder: write_checkpoint(folder, CSM, "small_csm", hidden=2048, layers=1),
     ),
-    "conditioned": (
-        families_of_plugins()["conditioned"],
-        lambda folder: write_checkpoint(
-            folder, families_of_plugins()["conditioned"], "conditioned", hidden=2048, layers=1, backbone="llama"
-        ),
-    ),
     "modules": (MODULES, lambda folder: write_modules(folder, MODULES, "modules")),
 }
 RELEASES |= {
@@ -55,6 +50,15 @@ RELEASES |= {
         lambda folder, backbone=backbone: write_checkpoint(folder, EIGHT_STREAMS, "eight_streams", backbone=backbone),
     )
     for backbone in ("llama", "qwen3")
+}
+RELEASES |= {
+    name: (
+        family,
+        lambda folder, family=family: write_checkpoint(
+            folder, family, family.name, hidden=2048, layers=1, backbone="llama"
+        ),
+    )
+    for name, family in CONDITIONED.items()
 }
 RELEASES["one key head"] = (
     EIGHT_STREAMS,
@@ -112,7 +116,7 @@ def make_prompts(family: Family) -> dict[str, Prompt]:
     return made
 
 
-@pytest.mark.parametrize("name", ["wide", *by_night("modules", "wide with a depth transformer", "conditioned")])
+@pytest.mark.parametrize("name", ["wide", *by_night("modules", "wide with a depth transformer", *CONDITIONED)])
 def test_hidden_states_do_not_depend_on_batching(tmp_path: Path, name: str, seen: Bits, multiplied: set[int]) -> None:
     family, write = RELEASES[name]
     folder, prompts = write(tmp_path), make_prompts(family)
@@ -129,7 +133,7 @@ def test_hidden_states_do_not_depend_on_batching(tmp_path: Path, name: str, seen
     assert name == "modules" or min(multiplied) == 2, "on some processors a product of one row has other bits"
 
 
-@pytest.mark.parametrize("name", ["one key head", *by_night("modules", "qwen3", "llama", "conditioned")])
+@pytest.mark.parametrize("name", ["one key head", *by_night("modules", "qwen3", "llama", *CONDITIONED)])
 def test_cpu_layers_are_bit_identical_to_vllm_layers(tmp_path: Path, name: str, seen: Bits) -> None:
     """So are vLLM's layers with our attention alone, as in families that have layers of their own."""
     family, write = RELEASES[name]

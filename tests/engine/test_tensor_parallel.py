@@ -18,7 +18,7 @@ from stretto.testing.checkpoints import make_prompt, make_prompts
 from tests.engine.forking import forked_processes
 from tests.engine.harness import Answer, Engine
 from tests.random_checkpoints import write_checkpoint, write_modules
-from tests.small_vocabularies import CSM, OPUSLM, families_of_plugins
+from tests.small_vocabularies import CSM, OPUSLM, families_with_conditions
 from tests.speech_families import MODULES, WIDE_TEXT
 from tests.tiers import by_night
 
@@ -33,9 +33,9 @@ CASES = {
     "tiny": (TINY, "tiny", True),
     "csm": (CSM, "small_csm", True),
     "modules": (MODULES, "modules", True),
-    "conditioned": (families_of_plugins()["conditioned"], "conditioned", True),
+    **{name: (family, name, True) for name, family in families_with_conditions().items()},
 }
-BACKBONES = {"opuslm": "olmo2", "csm": "llama", "conditioned": "llama"}
+BACKBONES = {"opuslm": "olmo2", "csm": "llama", **dict.fromkeys(families_with_conditions(), "llama")}
 
 
 def limits(family: Family) -> dict[str, int]:

@@ -11,18 +11,15 @@ from stretto.testing.checkpoints import make_prompts
 from stretto.testing.reference import ReferenceModel
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint
-from tests.speech_families import GROUPED, HIDDEN_TRACK, TRACKED
+from tests.speech_families import HIDDEN_TRACK, TRACKED
 
 pytestmark = pytest.mark.engine
 LENGTH = 160
-FAMILIES = {"sync": TRACKED, "async": HIDDEN_TRACK, "groups-sync": GROUPED, "groups-async": GROUPED}
+FAMILIES = {"sync": TRACKED, "async": HIDDEN_TRACK}
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
-def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Family]]:
+def tight_engine(family: Family, folder: Path, is_async: bool) -> Engine:
     """Return an engine with little memory, which chunks prompts and preempts replies."""
-    family = FAMILIES[request.param]
-    folder = tmp_path_factory.mktemp("checkpoint")
     write_checkpoint(folder, family, family.name, hidden=64, layers=2)
     limits = {
         "max_num_batched_tokens": 48,
@@ -30,9 +27,14 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         "max_model_len": LENGTH,
         "num_gpu_blocks_override": 11 if family.guided_streams else 9,
     }
-    engine = Engine(folder, async_scheduling=request.param.endswith("async"), **limits)
-    yield engine, family
-    engine.shutdown()
+    return Engine(folder, async_scheduling=is_async, **limits)
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Family]]:
+    family = FAMILIES[request.param]
+    with tight_engine(family, tmp_path_factory.mktemp("checkpoint"), request.param == "async") as engine:
+        yield engine, family
 
 
 def test_text_track_replies_match_the_reference(both: tuple[Engine, Family]) -> None:

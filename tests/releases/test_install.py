@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from plugins.pocket.lab.random_pocket import write_release
+from lab.releases.random_qwen3_tts import write_with_codec
 from stretto.cli import main
 from stretto.convert.release import DTYPES as CONVERTED_DTYPES
 from stretto.releases.hub import Hub
@@ -41,7 +41,7 @@ FOR_CPU = Choices(is_for_cpu=True, updates=True)
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_release(tmp_path_factory.mktemp("release") / "voice")
+    return write_with_codec(tmp_path_factory.mktemp("release") / "voice")
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +116,10 @@ def test_model_is_published_with_its_manifest(
 ) -> None:
     model = pull()
     manifest = model.manifest
-    assert (manifest.name, manifest.family, manifest.request.release) == ("voice", "pocket_tts", "acme/voice")
+    assert (manifest.name, manifest.family, manifest.request.release) == ("voice", "qwen3_tts", "acme/voice")
     (source,) = manifest.sources
     assert (source["repository"], source["commit"]) == ("acme/voice", repository.branches["main"])
-    assert {*source["files"]} > {"model.safetensors", "embeddings/alba.safetensors"}
+    assert {*source["files"]} > {"model.safetensors", "speech_tokenizer/model.safetensors"}
     assert manifest.licences == {"acme/voice": "MIT"}
     assert set(manifest.files) == {
         str(path.relative_to(model.checkpoint)) for path in model.checkpoint.rglob("*") if path.is_file()
@@ -239,22 +239,6 @@ def test_damaged_checkpoint_is_reported_and_installed_again(
     assert path.read_bytes() == whole
 
 
-def test_two_models_in_a_repository(pull: Pull, repository: Repository, release: Path) -> None:
-    languages = ("french", "german")
-    files = {f"languages/{each}/{name}": data for each in languages for name, data in contents(release).items()}
-    repository.commit(files)
-    with pytest.raises(ReleaseError, match="repository with 2 models: acme/voice#languages/french") as caught:
-        pull()
-    assert caught.value.status == 2
-    found = [pull(f"acme/voice#languages/{language}") for language in languages]
-    assert [each.manifest.request.release for each in found] == [
-        "acme/voice#languages/french",
-        "acme/voice#languages/german",
-    ]
-    assert found[0].folder != found[1].folder
-    assert [pull(each.manifest.request.release, updates=False) for each in found] == found
-
-
 def test_installed_model_is_found_offline_and_in_a_folder_that_is_not_changed(
     pull: Pull, models: InstalledModels, server: loopback.Hub
 ) -> None:
@@ -319,9 +303,9 @@ def test_control_characters_of_the_hub_are_not_printed(
     pull: Pull, repository: Repository, release: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     repository.card["license"] = "mit\x1b[2J\u202e\r\n"
-    odd = "embeddings/a\x1b[31m\u202e\n.safetensors"
+    odd = "speech_tokenizer/a\x1b[31m\u202e\n.json"
     files = contents(release)
-    repository.commit(files | {odd: files["embeddings/alba.safetensors"]})
+    repository.commit(files | {odd: files["config.json"]})
     with suppress(ReleaseError):  # for the name of the voice
         pull(accepts_licence=True)
     errors = capfd.readouterr().err
@@ -414,7 +398,7 @@ def test_folder_with_a_link_to_another_place_is_refused(
     shutil.copytree(release, folder)
     secret = tmp_path / "secret"
     secret.write_text("mine")
-    (folder / "embeddings" / "x.safetensors").symlink_to(secret)
+    (folder / "speech_tokenizer" / "x.json").symlink_to(secret)
     with pytest.raises(ReleaseError, match=f"expected a file of this release, got a link to {secret}") as caught:
         pull(str(folder))
     assert caught.value.status == 2
@@ -443,7 +427,7 @@ def test_folder_is_listed_once_and_not_changed(
 # A hub that stalls holds the installation here.
 HELD = {
     "asking": "/api/models/acme/voice",
-    "recognising": "HEAD /acme/voice/resolve/.*/config.yaml",
+    "recognising": "HEAD /acme/voice/resolve/.*/config.json",
     "downloading": "GET /acme/voice/model.safetensors/",
 }
 # Elsewhere it is held before an event with these arguments: in the front process, in the hub's client or in the
@@ -452,8 +436,8 @@ EVENTS = {
     "locking": ("open", r"/\.locks/voice--\w+\.lock a"),
     "staging": ("os.mkdir", r"/\.staging-[0-9a-f]{8} "),
     "verifying": ("open", r"/snapshots/\w+/model\.safetensors r"),
-    "linking": ("os.link", r"/files/0/tokenizer\.json"),
-    "planning": ("open", r"/files/0/config\.yaml r"),
+    "linking": ("os.link", r"/files/0/vocab\.json"),
+    "planning": ("open", r"/files/0/config\.json r"),
     "writing": ("open", r"/checkpoint\.partial/.*\.safetensors w"),
     "finishing": ("os.rename", r"/checkpoint\.partial "),
     "recording": ("open", r"/manifest\.json\.new w"),

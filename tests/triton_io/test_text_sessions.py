@@ -25,7 +25,7 @@ from stretto.triton_io.speech_service import TextSession, TextSessions
 from stretto_contract.pronunciation import Dictionary
 from tests.families.test_text_stream import QWEN, TEXTS, tokenizer
 from tests.small_vocabularies import TRACKED_CSM
-from tests.speech_families import GROUPED
+from tests.speech_families import SEPARATE_TEXT
 
 TOKENIZER = tokenizer(QWEN)
 SUBWORDS = range(7, 7 + 10_000)
@@ -259,7 +259,7 @@ def test_first_chunk_selects_the_voice() -> None:
     asyncio.run(run())
 
 
-GROUPS = replace(TRACKED_CSM, track=replace(GROUPED.track, stream=TEXT_STREAM, pad_id=54, end_id=END))
+SEPARATE = replace(TRACKED_CSM, track=replace(SEPARATE_TEXT.track, stream=TEXT_STREAM, pad_id=54, end_id=END))
 
 
 def test_text_in_separate_rows_follows_the_recording_text() -> None:
@@ -267,7 +267,7 @@ def test_text_in_separate_rows_follows_the_recording_text() -> None:
 
     async def run() -> None:
         model = Model()
-        model.family = GROUPS
+        model.family = SEPARATE
         sessions = TextSessions(model)
         begun = replace(prompt("Hello, wor"), track=(50, 3, 4))
         chunks = sessions.speak(begun, "u", FLOW, Pacer(ChunkPolicy()))

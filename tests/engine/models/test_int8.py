@@ -20,7 +20,7 @@ from tests import latent_model
 from tests.engine.harness import DEFAULTS, Engine
 from tests.engine.test_latents import make_prompt as latent_prompt
 from tests.random_checkpoints import write_checkpoint, write_modules
-from tests.small_vocabularies import CSM, families_of_plugins
+from tests.small_vocabularies import CSM, families_with_conditions
 from tests.speech_families import EIGHT_STREAMS, MODULES
 from tests.tiers import by_night
 
@@ -87,6 +87,7 @@ def codes(family: Family, min_rows: int = 0, num_prompts: int = 8) -> dict[str, 
     return made
 
 
+CONDITIONED = families_with_conditions()
 RELEASES: dict[str, tuple[Callable[[Path], Path], Callable[[], dict[str, Prompt]]]] = {
     "text and codes": (
         lambda folder: write_checkpoint(folder, EIGHT_STREAMS, "eight_streams"),
@@ -97,17 +98,20 @@ RELEASES: dict[str, tuple[Callable[[Path], Path], Callable[[], dict[str, Prompt]
         lambda folder: latent_model.write(folder, 64, 2),
         lambda: {f"r{index}": latent_prompt(index) for index in range(5)},
     ),
-    "conditions": (
-        lambda folder: write_checkpoint(folder, families_of_plugins()["conditioned"], "conditioned", backbone="llama"),
-        lambda: codes(families_of_plugins()["conditioned"]),
-    ),
     "modules": (lambda folder: write_modules(folder, MODULES, "modules"), lambda: codes(MODULES)),
+}
+RELEASES |= {
+    name: (
+        lambda folder, family=family: write_checkpoint(folder, family, family.name, backbone="llama"),
+        lambda family=family: codes(family),
+    )
+    for name, family in CONDITIONED.items()
 }
 
 
 @needs_int8
 @pytest.mark.engine
-@pytest.mark.parametrize("name", ["latents", *by_night("depth", "text and codes", "conditions", "modules")])
+@pytest.mark.parametrize("name", ["latents", *by_night("depth", "text and codes", *CONDITIONED, "modules")])
 def test_reply_is_the_same_alone_batched_and_preempted(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

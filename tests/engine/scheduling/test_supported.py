@@ -10,13 +10,13 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.scheduling.supported import check_supported
 from stretto.family.base import DrawRules, Family
 from stretto.family.input_tracks import CodeTrack
-from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS, FORCED_CHAT, GROUPED, NUM_STREAMS, TRACKED
+from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS, FORCED_CHAT, NUM_STREAMS, SEPARATE_TEXT, TRACKED
 
 GUIDED_CHAT = replace(FORCED_CHAT, name="guided_chat", guided_streams=(0,))
 TRACKED_CHAT = replace(TRACKED, name="tracked_chat", tasks=EIGHT_STREAMS.tasks)
 CODED = replace(TRACKED, name="coded", track=CodeTrack(range(NUM_STREAMS, NUM_STREAMS + 1)))
 CODED_CHAT = replace(CODED, name="coded_chat", tasks=EIGHT_STREAMS.tasks)
-GUIDED_GROUPS = replace(GROUPED, name="guided_groups", guided_streams=(0,))
+GUIDED_TEXT = replace(SEPARATE_TEXT, name="guided_text", guided_streams=(0,))
 
 
 class Clashing(DrawRules):
@@ -69,7 +69,7 @@ def test_supported_settings_are_accepted() -> None:
     check(family=FORCED_CHAT, steps=2)
     check(family=TRACKED, steps=2)
     check(family=CODED, steps=2)
-    check(family=GROUPED)
+    check(family=SEPARATE_TEXT)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_supported_settings_are_accepted() -> None:
         ({"family": CLASHING}, r"clashing: expected other state columns .*, got \['num_codes'\]"),
         ({"family": TRACKED_CHAT}, "tracked_chat: a text track requires replies of audio only"),
         ({"family": CODED_CHAT}, "coded_chat: given codes require text only or audio only"),
-        ({"family": GUIDED_GROUPS}, "guided_groups: text in separate rows requires a single output stream"),
+        ({"family": GUIDED_TEXT}, "guided_text: text in separate rows requires a single output stream"),
         (
             {"family": FORCED_BURSTS, "block_size": 3},
             "block_size: expected at least 4 rows, one for each .*, got 3",

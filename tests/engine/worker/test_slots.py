@@ -19,7 +19,7 @@ from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
 from tests.reply_rows import states_of
 from tests.small_vocabularies import families_of_plugins
-from tests.speech_families import GROUPED, INTERLEAVED, TRACKED
+from tests.speech_families import INTERLEAVED, TRACKED
 
 
 @pytest.mark.parametrize("arrays", [HostArrays(), DeviceArrays(torch.device("cpu"))], ids=["numpy", "torch"])
@@ -47,9 +47,7 @@ def test_slots_staged_together_hold_the_state_of_each_reply(arrays: Arrays) -> N
     assert not tables.state.any(), "what was staged was written once"
 
 
-@pytest.mark.parametrize(
-    "family", [TINY, GROUPED, INTERLEAVED, *families_of_plugins().values()], ids=lambda family: family.name
-)
+@pytest.mark.parametrize("family", [TINY, INTERLEAVED, *families_of_plugins().values()], ids=lambda family: family.name)
 def test_preempted_reply_continues_from_the_state_of_its_last_row(family: Family) -> None:
     """A new request begins with the state before a reply; entries of a pointer are the spoken tokens of the text."""
     rules, prompt = SegmentRules(family, 128), make_prompt(family, 0)

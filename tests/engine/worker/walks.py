@@ -1,5 +1,6 @@
 """Replies of a family that two samplers process in parallel, with random heads and without an engine."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -23,15 +24,13 @@ from stretto.engine.worker.step_program import StepProgram, StepSampler
 from stretto.family.base import Family
 from stretto.records.sampling import CodeSampling
 from stretto.testing.checkpoints import make_prompt
-from stretto_vibevoice.vibevoice.family import Stretches
-from stretto_vibevoice.vibevoice.mechanism.draw import StretchReadout
-from stretto_vibevoice.vibevoice.mechanism.memory import FeedbackMemory
-from tests.speech_families import NUM_FEATURES
 
 if not torch.cuda.is_available():
     from vllm.v1.worker.cpu import shm  # noqa: F401  (events of the CPU in the place of a GPU's)
 
 LENGTH, WIDTH, CPU = 128, 12, torch.device("cpu")
+NUM_SLOTS, NUM_STEPS = 4, 60
+NUM_DRAWN = 4  # steps after others have followed in every slot
 # Top-k and top-p of audio go round: in the interpreter the search for either is most of what a draw takes.
 RANKS = ((10, 0.9), (0, 1.0), (4, 1.0), (0, 1.0), (0, 0.8))
 STOCK: Any = SimpleNamespace(penalties_state=None)
@@ -123,26 +122,11 @@ def predict_latents(
     return x
 
 
-class Echo:
-    """Fake `LatentFeedback`, whose memory is a decaying sum of latents and whose features are the memory."""
-
-    num_kept, reach = NUM_FEATURES, 24
-
-    def __call__(self, latents: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        memory = 0.5 * memory + latents[:, : self.num_kept]
-        return memory, memory
-
-
-def latent_readout(rules: SegmentRules, device: torch.device) -> LatentReadout:
-    heads: Any = RandomHeads(rules, device)
-    if not isinstance(rules.family.drawing, Stretches):
-        return LatentReadout(heads, predict_latents, WIDTH)
-    return StretchReadout(heads, predict_latents, WIDTH, Echo(), torch.linspace(-1, 1, WIDTH, device=device))
-
-
 def make_readout(rules: SegmentRules, num_slots: int, device: torch.device = CPU) -> Readout:
     """Return the readout that `SpeechModelState` makes from a model, with random weights."""
     heads: Any = RandomHeads(rules, device)
+    if rules.family.layout.latents is not None:
+        return LatentReadout(heads, predict_latents, WIDTH)
     if rules.family.depth is None:
         return Readout(heads, ParallelHeads(heads))
     depth = RandomDepth(rules.family, device)
@@ -165,34 +149,33 @@ def side(rules: SegmentRules, num_slots: int, device: torch.device = CPU) -> Sid
     return Side(RunSlots(tables, rules, arrays), tokens, arrays)
 
 
-def reference(rules: SegmentRules, num_slots: int) -> Side:
-    """Return the CPU sampler."""
+def reference(rules: SegmentRules, num_slots: int, readout: Readout | None = None) -> Side:
+    """Return the CPU sampler; by default, with the readout of `make_readout`."""
     made, arrays = side(rules, num_slots), HostArrays()
     segments, tables = SegmentState(rules, arrays), made.slots.tables
-    has_latents = rules.family.layout.latents is not None
-    readout = latent_readout(rules, CPU) if has_latents else make_readout(rules, num_slots)
-    kind: Any = LatentDraw if has_latents else RowDraw
-    own = rules.family.drawing.row_draw
-    draw: RowDraw = (own or kind)(readout, segments, tables, arrays, made.tokens)
+    kind: Any = rules.family.drawing.row_draw or (RowDraw if rules.family.layout.latents is None else LatentDraw)
+    draw: RowDraw = kind(readout or make_readout(rules, num_slots), segments, tables, arrays, made.tokens)
     made.sampler = SpeechSampler(STOCK, made.slots, draw, segments)
     return made
 
 
-def captured(rules: SegmentRules, num_slots: int, recorder: Recorder | None = None, device: torch.device = CPU) -> Side:
-    """Return the GPU sampler, with its kernels in Triton's interpreter."""
+def captured(
+    rules: SegmentRules,
+    num_slots: int,
+    recorder: Recorder | None = None,
+    device: torch.device = CPU,
+    readout: Readout | None = None,
+) -> Side:
+    """Return the GPU sampler, with its kernels in Triton's interpreter; by default, with that of `make_readout`."""
     made = side(rules, num_slots, device)
+    kind: Any = rules.family.drawing.step_program
+    readout = readout or make_readout(rules, num_slots, device)
     program: StepProgram
-    own = rules.family.drawing.step_program
     if rules.family.layout.latents:
-        given = latent_readout(rules, device), rules, made.slots.tables, made.tokens, num_slots, (1, 2)
-        program = LatentStepProgram(*given) if own is None else own(*given)
-        if isinstance(program.memory, FeedbackMemory):  # groups as on a GPU that is batch-invariant
-            program.memory._is_on_host, program.memory._group = False, 2
+        program = (kind or LatentStepProgram)(readout, rules, made.slots.tables, made.tokens, num_slots, (1, 2))
     else:
         hidden = torch.zeros(num_slots, WIDTH, device=device)
-        readout = make_readout(rules, num_slots, device)
-        kind: Any = StepProgram if own is None else own
-        program = kind(readout, rules, made.slots.tables, made.tokens, hidden)
+        program = (kind or StepProgram)(readout, rules, made.slots.tables, made.tokens, hidden)
     graphs = StepGraphs(program.launch, num_slots, recorder, lambda variant, size: True)
     made.sampler = StepSampler(STOCK, made.slots, program, graphs)
     return made
@@ -299,3 +282,35 @@ class Walk:
             self.lengths[slot] += 1
             if token == self.family.end_of_reply or self.lengths[slot] == LENGTH:
                 self.end(slot)
+
+
+def assert_samplers_agree(
+    family: Family,
+    is_whole: bool,
+    readout: Callable[[SegmentRules], Readout] | None = None,
+    prepare: Callable[[StepSampler], None] | None = None,
+) -> None:
+    """Assert that the interpreted GPU sampler gives the rows of the CPU sampler, and keeps the same tables.
+
+    Args:
+        is_whole: True to run `NUM_STEPS`; False to stop soon after other replies have followed in every slot.
+        readout: Function that returns the readout of each sampler; None for that of `make_readout`.
+        prepare: Function that changes the GPU sampler.
+    """
+    rules = SegmentRules(family, LENGTH)
+    ours = captured(rules, NUM_SLOTS, readout=readout and readout(rules))
+    theirs = reference(rules, NUM_SLOTS, readout and readout(rules))
+    if prepare is not None:
+        prepare(ours.sampler)
+    walk = Walk(family, [ours, theirs], seed=1)
+    num_left = NUM_DRAWN
+    for step in range(NUM_STEPS):
+        for mine, expected in zip(*walk.step(), strict=True):
+            assert torch.equal(mine.long(), expected.long()), step
+        for name in ("state", "codes", "seen", "texts"):
+            mine, expected = (getattr(side.slots.tables, name) for side in (ours, theirs))
+            assert torch.equal(mine, expected), (step, name)
+        num_left -= bool(walk.num_ended.all())
+        if num_left == 0 and not is_whole:
+            break
+    assert num_left <= 0, "replies have ended, and others begun, in every slot"

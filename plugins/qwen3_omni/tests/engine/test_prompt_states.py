@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from plugins.qwen3_omni.tests.small_families import SPOKEN
 from stretto.errors import CheckpointError
 from stretto.family.log_mel import MelFormat
 from stretto.family.mechanism import Mechanism
@@ -20,7 +21,6 @@ from stretto.testing.reference import ReferenceModel
 from stretto_qwen3_omni.qwen3_omni.family import Talker
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint
-from tests.speech_families import SPOKEN
 from tests.tiers import ASYNC_BY_DAY
 
 pytestmark = pytest.mark.engine
