@@ -102,8 +102,6 @@ def orpheus(vocabulary: OrpheusVocabulary) -> Family:
         tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING),),
         codec="snac",
         end_of_reply=end,
-        end_of_text=end,
-        end_of_audio=end,
         voices=vocabulary.voices,
         tags=TAGS,
         max_text_chars=300,

@@ -220,8 +220,6 @@ def cosyvoice3(vocabulary: CosyVoice3Vocabulary) -> Family:
         tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, system=("audio", "text")),),
         codec="cosyvoice3",
         end_of_reply=ends[EOS],
-        end_of_text=ends[EOS],
-        end_of_audio=ends[EOS],
         drawn_ends=tuple(ends),
         options=("instruct",),
         tags=SOUNDS,

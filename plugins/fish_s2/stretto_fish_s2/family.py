@@ -64,13 +64,7 @@ class FishVocabulary(Vocabulary):
         size = self.codebook_size
         first = self.num_text_ids
         starts = self.first_semantic, *range(first, first + (self.num_codebooks - 1) * size, size)
-        return StreamLayout(
-            vocab_size=first + (self.num_codebooks - 1) * size,
-            audio=tuple(range(start, start + size) for start in starts),
-            delays=(0,) * self.num_codebooks,
-            codebook_streams=tuple(range(self.num_codebooks)),
-            pad_id=self.pad,
-        )
+        return StreamLayout.of_frames(starts, size, pad_id=self.pad)
 
 
 @dataclass(frozen=True)
@@ -122,8 +116,6 @@ def fish_s2(vocabulary: FishVocabulary) -> Family:
         ),
         codec="fish_s2",
         end_of_reply=end,
-        end_of_text=end,
-        end_of_audio=end,
         tags=SPEAKERS,
         max_text_chars=4000,
         max_audio_s=60.0,

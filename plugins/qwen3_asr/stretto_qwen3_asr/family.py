@@ -75,18 +75,10 @@ def qwen3_asr(vocabulary: AsrVocabulary) -> Family:
     everything = (range(vocabulary.num_ids),)
     return Family(
         name=NAME,
-        layout=StreamLayout(
-            vocab_size=vocabulary.num_ids,
-            audio=(range(0),),  # no audio is generated
-            delays=(0,),
-            codebook_streams=(),
-            pad_id=vocabulary.im_end,
-        ),
+        layout=StreamLayout.of_text(vocabulary.num_ids, vocabulary.im_end),
         tasks=(Task("asr", (Segment.TEXT,), everything, ("audio",), SAMPLING, system=("text",)),),
         codec="soundless",
         end_of_reply=vocabulary.im_end,
-        end_of_text=vocabulary.im_end,
-        end_of_audio=vocabulary.im_end,
         drawn_ends=(vocabulary.im_end, vocabulary.text_end),
         languages=Languages(vocabulary.languages),
         max_text_chars=8_000,

@@ -103,8 +103,6 @@ def voxcpm2(vocabulary: VoxCpmVocabulary) -> Family:
         tasks=(tts,),
         codec="audiovae",
         end_of_reply=vocabulary.end,
-        end_of_text=vocabulary.end,
-        end_of_audio=vocabulary.end,
         options=("instruct",),
         max_text_chars=MAX_TEXT_CHARS,
         max_audio_s=MAX_AUDIO_S,

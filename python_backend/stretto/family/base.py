@@ -348,15 +348,18 @@ class DrawRules:
         return ()
 
 
+SAME_END = -1  # stands for `end_of_reply` of the family
+
+
 @dataclass(frozen=True)
 class Family:
     """Description of a published model family: everything except the weights.
 
     Attributes:
         end_of_reply: Id of stream 0 in the row that ends the reply; this row is not read by the model.
-        end_of_text: Id of stream 0 in the row that ends a text followed by audio. If None, the sampled id is kept, and
-            the transition follows immediately if a limit ended the text.
-        end_of_audio: Id of stream 0 in the row that ends the audio.
+        end_of_text: Id of stream 0 in the row that ends a text followed by audio; default: `end_of_reply`. If None, the
+            sampled id is kept, and the transition follows immediately if a limit ended the text.
+        end_of_audio: Id of stream 0 in the row that ends the audio; default: `end_of_reply`.
         transition: Ids forced on stream 0, one per row, between the text and the audio segment.
         guided_streams: Output streams with classifier-free guidance in the audio segment.
         voice_titles: Display names of the voices, such as "Female", in the order of `voices`; empty if `voices`
@@ -388,8 +391,8 @@ class Family:
     tasks: tuple[Task, ...]
     codec: str
     end_of_reply: int
-    end_of_text: int | None
-    end_of_audio: int
+    end_of_text: int | None = SAME_END
+    end_of_audio: int = SAME_END
     transition: tuple[int, ...] = ()
     guided_streams: tuple[int, ...] = ()
     unconditional: UnconditionalContext = UNGUIDED
@@ -417,6 +420,11 @@ class Family:
     has_text_beside_codes: bool = False
     audio_head: Literal["plain", "biased"] | None = None
     mechanism: Mechanism = NO_MECHANISM
+
+    def __post_init__(self) -> None:
+        for name in ("end_of_text", "end_of_audio"):
+            if getattr(self, name) == SAME_END:
+                object.__setattr__(self, name, self.end_of_reply)
 
     @property
     def text_track(self) -> TextTrack | None:

@@ -246,6 +246,18 @@ class StreamLayout:
             **others,
         )
 
+    @classmethod
+    def of_text(cls, vocab_size: int, pad_id: int, num_input_only: int = 0) -> Self:
+        """Return the layout of a family that generates only text."""
+        return cls(
+            vocab_size=vocab_size,
+            audio=(range(0),),
+            delays=(0,),
+            codebook_streams=(),
+            pad_id=pad_id,
+            num_input_only=num_input_only,
+        )
+
     def _check_latents(self, latents: LatentSpec) -> None:
         streams = tuple(range(1, 1 + len(self.codebook_streams)))
         if len(self.audio) != 1 or len(self.audio[0]) not in (1, 2) or self.audio[0].stop > self.vocab_size:

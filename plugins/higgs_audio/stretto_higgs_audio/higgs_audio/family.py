@@ -127,8 +127,6 @@ def higgs_audio(vocabulary: HiggsAudioVocabulary) -> Family:
         ),
         codec="higgs",
         end_of_reply=vocabulary.end_of_reply,
-        end_of_text=vocabulary.end_of_reply,
-        end_of_audio=vocabulary.end_of_reply,
         guided_streams=tuple(range(layout.num_output_streams)),
         unconditional=UnconditionalContext(null_id=vocabulary.pad, keep_first=1, keep_last=2),
         options=("instruct",),

@@ -96,7 +96,6 @@ def higgs_audio_v3(vocabulary: HiggsAudioV3Vocabulary) -> Family:
         tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), sampling, system=("audio", "text"), continues="voice"),),
         codec="higgs",
         end_of_reply=end,
-        end_of_text=end,
         end_of_audio=vocabulary.marks[0][1],
         tags=vocabulary.tags,
         max_text_chars=4000,

@@ -132,19 +132,10 @@ def kyutai_stt(vocabulary: SttVocabulary) -> Family:
     pauses_s = PAUSES_S[: vocabulary.num_pauses]
     return Family(
         name=NAME,
-        layout=StreamLayout(
-            vocab_size=vocabulary.vocab_size,
-            audio=(range(0),),  # no audio is generated
-            delays=(0,),
-            codebook_streams=(),
-            num_input_only=vocabulary.num_codebooks,
-            pad_id=vocabulary.nothing,
-        ),
+        layout=StreamLayout.of_text(vocabulary.vocab_size, vocabulary.nothing, vocabulary.num_codebooks),
         tasks=(Task("asr", (Segment.TEXT,), (text,), ("audio",), sampling),),
         codec="mimi",
         end_of_reply=vocabulary.end_of_reply,
-        end_of_text=vocabulary.end_of_reply,
-        end_of_audio=vocabulary.end_of_reply,
         max_audio_s=max(1.0, min(MAX_AUDIO_S, float(int(longest_s)))),
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,

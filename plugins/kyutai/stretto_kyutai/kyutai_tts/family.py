@@ -185,8 +185,6 @@ def kyutai_tts(vocabulary: TtsVocabulary) -> Family:
         tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), sampling, system=system),),
         codec="mimi",
         end_of_reply=vocabulary.end_of_reply,
-        end_of_text=vocabulary.end_of_reply,
-        end_of_audio=vocabulary.end_of_reply,
         guided_streams=() if vocabulary.conditions else tuple(range(1, second)),
         unconditional=UnconditionalContext(vocabulary.nothing, keep_first=1, keep_last=0, hidden_streams=(0, second)),
         tags=("<break>",),

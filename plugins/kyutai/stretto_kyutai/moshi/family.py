@@ -151,8 +151,6 @@ def moshi(vocabulary: MoshiVocabulary) -> Family:
         tasks=(Task("duplex", (Segment.AUDIO,), (), ("audio",), sampling),),
         codec="mimi",
         end_of_reply=vocabulary.end_of_reply,
-        end_of_text=vocabulary.end_of_reply,
-        end_of_audio=vocabulary.end_of_reply,
         max_audio_s=max(1.0, min(MAX_AUDIO_S, float(int(longest_s)))),
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,

@@ -132,8 +132,6 @@ def moss_family(
         tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), sampling, system=("audio",), continues="voice"),),
         codec=codec,
         end_of_reply=end,
-        end_of_text=end,
-        end_of_audio=end,
         max_text_chars=4000,
         max_audio_s=60.0,
         max_model_len=vocabulary.max_model_len,

@@ -148,8 +148,6 @@ def pocket_tts(vocabulary: PocketVocabulary) -> Family:
         tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), vocabulary.sampling, system=system),),
         codec="pocket",
         end_of_reply=vocabulary.end,
-        end_of_text=vocabulary.end,
-        end_of_audio=vocabulary.end,
         voices=tuple(name for name, _ in vocabulary.voices),
         max_text_chars=MAX_TEXT_CHARS,
         options=("piece",),

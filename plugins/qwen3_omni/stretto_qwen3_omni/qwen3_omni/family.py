@@ -107,18 +107,10 @@ def qwen3_omni(vocabulary: ThinkerVocabulary) -> Family:
     dialogue = SpokenTask(**vars(chat) | {"name": "dialogue"})
     return Family(
         name=NAME,
-        layout=StreamLayout(
-            vocab_size=vocabulary.num_ids,
-            audio=(range(0),),  # the thinker generates no audio
-            delays=(0,),
-            codebook_streams=(),
-            pad_id=vocabulary.im_end,
-        ),
+        layout=StreamLayout.of_text(vocabulary.num_ids, vocabulary.im_end),
         tasks=(chat, dialogue) if vocabulary.voices else (chat,),
         codec="qwen3_omni" if vocabulary.voices else "soundless",
         end_of_reply=vocabulary.im_end,
-        end_of_text=vocabulary.im_end,
-        end_of_audio=vocabulary.im_end,
         voices=vocabulary.voices,
         max_text_chars=32_000,
         max_audio_s=120.0,

@@ -163,8 +163,6 @@ def vibevoice(vocabulary: VibeVoiceVocabulary) -> Family:
         tasks=(tts,),
         codec="vibevoice",
         end_of_reply=vocabulary.end_of_reply,
-        end_of_text=vocabulary.end_of_reply,
-        end_of_audio=vocabulary.end_of_reply,
         guided_streams=layout.codebook_streams,
         unconditional=StretchContext(null_id=0, keep_first=0, keep_last=1, stretches=stretches),
         max_text_chars=MAX_TEXT_CHARS,

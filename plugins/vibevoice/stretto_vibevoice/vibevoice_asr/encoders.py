@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stretto.codecs.base import CodecSpec, Window, Windowed
+from stretto.codecs.base import CodecSpec, Windowed
+from stretto.codecs.soundless import Soundless
 from stretto.codecs.streaming import prepare_products
-from stretto.errors import InvalidRequest
 from stretto.family.encoding_turns import pass_turn
 from stretto.untrusted_files import entry, json_object
 from stretto.weights.loading import CONFIG_FILE, load_strictly, read_tensors
@@ -81,23 +81,10 @@ def load_encoders(checkpoint: Path, device: str) -> RecordingEncoders:
     return prepare_products(encoders.eval().requires_grad_(False).to(device))
 
 
-class NoFrames(nn.Module):
+class NoFrames(Soundless):
     """Codec of a model that generates no audio. Its frame rate is that of the times in transcripts."""
 
     spec = CodecSpec(NAME, SAMPLE_RATE, int(SAMPLE_RATE / TIMES_PER_S), 1, 1, Windowed(0, 0))
-
-    def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Raise InvalidRequest, because there are no codes."""
-        raise InvalidRequest("audio", "no audio to encode (this model generates only text)", "audio")
-
-    def initial_state(self, batch: int) -> Tensor:
-        """Return an empty state, [batch, 0]."""
-        return torch.zeros(batch, 0)
-
-    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return silence."""
-        batch, _, frames = window.codes.shape
-        return window.state.new_zeros(batch, frames * self.spec.samples_per_frame), window.state
 
 
 def load(directory: Path, device: str = "cpu") -> NoFrames:

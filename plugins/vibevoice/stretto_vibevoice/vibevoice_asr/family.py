@@ -83,18 +83,10 @@ def vibevoice_asr(vocabulary: AsrVocabulary) -> Family:
     everything = (range(vocabulary.num_ids),)
     return Family(
         name=NAME,
-        layout=StreamLayout(
-            vocab_size=vocabulary.num_ids,
-            audio=(range(0),),  # no audio is generated
-            delays=(0,),
-            codebook_streams=(),
-            pad_id=vocabulary.im_end,
-        ),
+        layout=StreamLayout.of_text(vocabulary.num_ids, vocabulary.im_end),
         tasks=(Task("asr", (Segment.TEXT,), everything, ("audio",), SAMPLING, system=("text",)),),
         codec=NAME,
         end_of_reply=vocabulary.end_of_reply,
-        end_of_text=vocabulary.end_of_reply,
-        end_of_audio=vocabulary.end_of_reply,
         max_text_chars=8_000,
         max_audio_s=MAX_AUDIO_S,
         max_model_len=vocabulary.max_model_len,

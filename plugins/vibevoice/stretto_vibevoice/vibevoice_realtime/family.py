@@ -237,8 +237,6 @@ def vibevoice_realtime(vocabulary: VibeVoiceRealtimeVocabulary) -> Family:
         tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING),),
         codec="vibevoice",
         end_of_reply=vocabulary.end,
-        end_of_text=vocabulary.end,
-        end_of_audio=vocabulary.end,
         guided_streams=layout.codebook_streams,
         unconditional=WindowContext(null_id=0, keep_first=0, keep_last=1, windows=windows),
         voices=tuple(voice.name for voice in vocabulary.voices),

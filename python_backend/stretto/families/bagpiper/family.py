@@ -85,7 +85,6 @@ def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
         codec="xcodec",
         end_of_reply=NEVER_READ,
         end_of_text=None,
-        end_of_audio=NEVER_READ,
         drawn_ends=(END_OF_REPLY, END_OF_TURN),
         transition=(ASSISTANT, AUDIO),
         guided_streams=tuple(range(NUM_STREAMS)),

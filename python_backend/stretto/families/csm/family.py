@@ -101,8 +101,6 @@ def csm(vocabulary: CsmVocabulary) -> Family:
         tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING), SPEAK),
         codec="mimi",
         end_of_reply=vocabulary.end_of_audio,
-        end_of_text=vocabulary.end_of_audio,
-        end_of_audio=vocabulary.end_of_audio,
         guided_streams=tuple(range(vocabulary.num_codebooks)),
         unconditional=UnconditionalContext(null_id=vocabulary.pad, keep_first=1, keep_last=1),
         voices=VOICES,

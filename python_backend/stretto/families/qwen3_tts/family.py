@@ -150,8 +150,6 @@ def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
         tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, system=("text", "audio") if clones else ()),),
         codec="qwen3_12hz",
         end_of_reply=end,
-        end_of_text=end,
-        end_of_audio=end,
         voices=tuple(vocabulary.speakers),
         languages=Languages(tuple(name for name in vocabulary.languages if name not in DIALECTS)),
         options=() if clones else ("instruct",),

@@ -125,7 +125,6 @@ def vita_audio(vocabulary: VitaVocabulary) -> Family:
         codec="glm4_voice",
         end_of_reply=end,
         end_of_text=None,
-        end_of_audio=end,
         drawn_ends=(end, also_end),
         max_text_chars=8000,
         max_audio_s=30.0,
