@@ -101,7 +101,7 @@ class ModelProfile:
         phonemes: Phonetic alphabets that the model reads; empty for a model that reads letters only.
         lookahead_frames: Number of frames after those of a sample that it may depend on; negative if a request cannot
             redraw replies.
-        has_codes: False if frames of the model have no codes, so that a request cannot ask for them.
+        has_codes: True if a request can ask for the codes of frames; False for a repository that does not report it.
         signals: Limits beyond which the samples of its speech are faulty.
     """
 
@@ -126,7 +126,7 @@ class ModelProfile:
     frame_rate: float = 0.0
     phonemes: tuple[str, ...] = ()
     lookahead_frames: int = -1
-    has_codes: bool = True
+    has_codes: bool = False
     signals: SignalLimits = USUAL_SIGNALS
 
     @classmethod

@@ -150,7 +150,7 @@ async def repeat(
         "rates": True,
         "voices": MarkedVoices(partial(marked_voice, receipt)),
     }
-    if (await client.profile()).has_codes:
+    if receipt["codes"]["frames"]:
         arguments["output"] = {"codes": True}
     digest = CodeDigest()
     parts = list[tuple[float, NDArray[np.int16]]]()

@@ -14,6 +14,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 PROFILE = {
+    "has_codes": True,
     "lookahead_frames": 1 << 20,  # a reply is only drawn anew as a whole
     "family": "tiny",
     "sample_rate": 16_000,

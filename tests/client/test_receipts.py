@@ -264,13 +264,11 @@ async def verified(
     record: Any = None,
     model: dict[str, str] = MODEL,
     clip: bytes = b"mp3",
-    has_codes: bool = True,
     has_receipt: bool = True,
 ) -> Verified:
     """Verify a clip by a receipt, in a file or in its manifest, against a scripted server."""
     script = spoken() if steps is None else steps
-    profile = PROFILE | {"has_codes": has_codes}
-    server = FakeServer(lambda _: script, profile=profile, name=json.dumps(model))
+    server = FakeServer(lambda _: script, profile=PROFILE, name=json.dumps(model))
     (folder / "receipt.json").write_bytes(signed(record))
     (folder / "clip.mp3").write_bytes(clip)
     beside = ["--receipt", str(folder / "receipt.json")] if has_receipt else []
@@ -375,7 +373,7 @@ async def test_model_without_codes_is_compared_by_its_samples(
     of_sent_file = record | {"file": file}
     for signed_record, clip, status in ((record, b"mp3", 0), (record, b"other", 5), (of_sent_file, b"other", 5)):
         words = ("--text", TEXT)
-        result = await verified(tmp_path, capsys, speech, *words, record=signed_record, clip=clip, has_codes=False)
+        result = await verified(tmp_path, capsys, speech, *words, record=signed_record, clip=clip)
         assert result.status == status, result.out
         assert "codes: this model has none, only samples are compared (the same numeric class)" in result.out
         assert ("passage: replaced" in result.out) == (status == DIFFERS)

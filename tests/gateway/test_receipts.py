@@ -33,6 +33,7 @@ FILE_SIGNER = FileSigner(chain(KEY), KEY)
 KEYS = ("the-key-of-the-first", "the-key-of-the-other")
 BODY = {"model": "tts-1", "voice": "rms", "input": "A cat sat.", "response_format": "pcm", "seed": 1}
 SAMPLES = 4800
+WITHOUT_HAS_CODES = {name: value for name, value in PROFILE.items() if name != "has_codes"}
 CODES = np.arange(20, dtype=np.int32).reshape(2, 10)
 SILENT = np.zeros(6 * 24_000, np.int16)
 
@@ -117,14 +118,15 @@ async def test_receipt_has_the_voices_of_marks(start: Start, tmp_path: Path) -> 
     assert receipt["marked_voices"] == {"mine": digests, "SLT": "slt", "echo": expected}
 
 
-async def test_model_without_codes_has_receipts(start: Start) -> None:
-    """Its server refuses requests for codes."""
+@pytest.mark.parametrize("profile", [PROFILE | {"has_codes": False}, WITHOUT_HAS_CODES], ids=["has-none", "older"])
+async def test_model_without_codes_has_receipts(start: Start, profile: dict[str, Any]) -> None:
+    """Its server refuses requests for codes, and a model repository of an older version does not report it."""
 
     def script(request: Request) -> list[Step]:
         assert "codes" not in json.loads(request["options"]).get("output", {})
         return [Chunk(0, SAMPLES, is_16_bit=True, pcm=noise(1, SAMPLES), is_final=True, is_last=True)]
 
-    running = await started(start, script, profile=PROFILE | {"has_codes": False})
+    running = await started(start, script, profile=profile)
     async with running.http() as http:
         receipt = await receipt_of(http, await http.post(PATH, json=BODY))
     assert (receipt["codes"]["frames"], receipt["samples"]) == (0, SAMPLES)

@@ -77,10 +77,9 @@ def profile(
         "reads_live_text": family.text_track is not None,
         "reads_live_audio": reads_live_audio(family),
         "lookahead_frames": reach,
+        "has_codes": not family.layout.latents,
         "tasks": [_task(task, family, frame_rate) for task in family.tasks],
     }
-    if family.layout.latents:
-        record["has_codes"] = False
     if family.pauses_s:
         record["pauses_s"] = list(family.pauses_s)
     if family.guidance_scales:
