@@ -286,7 +286,7 @@ class SpokenItem(TypedDict):
     """Audio for one text in a batch.
 
     `audio_data` is the file in base64; it may lack `untimed_words`. `finish_reason` is present if a limit
-    ended the audio.
+    ended the audio, `receipt`, a flattened JSON Web Signature, if the gateway signs receipts.
     """
 
     index: int
@@ -299,6 +299,7 @@ class SpokenItem(TypedDict):
     redrawn: NotRequired[int]
     unchecked: NotRequired[list[speech_checks.Unchecked]]
     transcripts: NotRequired[list[str]]
+    receipt: NotRequired[dict[str, str]]
 
 
 class FailedItem(TypedDict):

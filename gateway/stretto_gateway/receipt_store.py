@@ -53,8 +53,12 @@ class ReceiptStore:
         async with aclosing(parts):
             async for data in parts:
                 yield data
-        receipt = sign(draft.payload(), self._key)
+        receipt = self.signed(draft)
         self._receipts.add(owner, request_id, receipt, len(receipt) + RECEIPT_BYTES)
+
+    def signed(self, draft: Draft) -> bytes:
+        """Return the signed receipt of complete speech, as JSON."""
+        return sign(draft.payload(), self._key)
 
     async def complete(self, audio: bytes | bytearray, draft: Draft, asked: State) -> bytes | bytearray:
         """Return a whole file, with its receipt in a C2PA manifest if this gateway writes manifests in its format.

@@ -21,7 +21,8 @@ from stretto_gateway.encoding import MEDIA_TYPES
 from stretto_gateway.events import Streamed
 from stretto_gateway.fields import Ignored, check_options_size
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.speech import audio_parts, quality, speech_options
+from stretto_gateway.receipt_draft import Draft
+from stretto_gateway.speech import DRAFT, audio_parts, quality, speech_options
 from stretto_gateway.speech_request import SpeechFields, SpeechItem, given_options
 from stretto_gateway.whole_file import WHOLE_HOLD_S, AudioBudget, whole_file
 
@@ -92,7 +93,7 @@ class ItemResult:
     """
 
     fields: dict[str, Any]
-    audio: bytearray | None = None
+    audio: bytes | bytearray | None = None
 
 
 async def batch_parts(results: list[ItemResult]) -> AsyncGenerator[bytes, None]:
@@ -129,9 +130,18 @@ async def result(
         options = await speech_options(gateway, item, asked, ignored)
         options["hold_s"] = max(item.hold_s, WHOLE_HOLD_S)
         report = dict[str, Any]()
+        draft = Draft(item.input, f"{asked.request_id}.{index}", item.response_format, item.speed or 1.0)
+        if gateway.receipts is not None:
+            report[DRAFT] = draft
         parts = audio_parts(gateway, item, item.input, options, ignored, report)
-        audio = await whole_file(item, parts, room, asked)
+        audio: bytes | bytearray = await whole_file(item, parts, room, asked)
+        signed = {}
+        if gateway.receipts is not None:
+            audio = await gateway.receipts.complete(audio, draft, asked)
+            receipt = gateway.receipts.signed(draft)
+            asked.keep(len(receipt))
+            signed = {"receipt": json.loads(receipt)}
     except ApiError as error:
         return ItemResult({"index": index, "status": "error", "error": error.message})
     fields: dict[str, Any] = {"index": index, "status": "success", "media_type": MEDIA_TYPES[item.response_format]}
-    return ItemResult(fields | quality(report), audio)
+    return ItemResult(fields | quality(report) | signed, audio)

@@ -1,6 +1,7 @@
 """`GET /v1/audio/speech/ID/receipt`: receipts of the gateway's speech, and whose they are."""
 
 import asyncio
+import base64
 import hashlib
 import json
 from pathlib import Path
@@ -161,6 +162,21 @@ async def test_whole_file_has_a_manifest_with_its_receipt(start: Start, file_for
         inner = read_receipt(manifest.receipt.payload)
         assert inner["file"]["speed"] == 1.25
         assert {**inner, "file": None, "time": ""} == {**receipt, "file": None, "time": ""}
+
+
+async def test_items_of_a_batch_have_receipts(start: Start) -> None:
+    running = await started(start, file_signer=FILE_SIGNER)
+    items = [{"input": "A cat sat.", "response_format": "mp3"}, {"input": "A cow sat.", "response_format": "opus"}]
+    async with running.http() as http:
+        answer = await http.post(f"{PATH}/batch", json={"items": items, "voice": "rms", "seed": 1, "speed": 1.25})
+    for index, (item, result) in enumerate(zip(items, answer.json()["results"], strict=True)):
+        audio = base64.b64decode(result["audio_data"])
+        receipt = read_receipt(open_signed(json.dumps(result["receipt"]).encode()).payload)
+        assert receipt["id"] == f"{answer.headers['x-request-id']}.{index}"
+        assert receipt["text_sha256"] == text_digest(item["input"])
+        assert receipt["file"]["sha256"] == hashlib.sha256(audio).hexdigest()
+        assert (receipt["file"]["format"], receipt["file"]["speed"]) == (item["response_format"], 1.25)
+        assert (read_manifest(audio) is not None) == (item["response_format"] == "mp3")
 
 
 @pytest.mark.parametrize("fields", [{"stream": True}, {"response_format": "opus", "stream": False}], ids=str)
