@@ -99,8 +99,6 @@ class Attempt:
     """Attempt to speak a clause, whose events are measured as they arrive.
 
     Args:
-        text: The clause.
-        limits: Limits beyond which its samples are faulty.
         is_judged: True to keep its samples for a judge.
         frames: Frames from which on it is drawn anew.
 
@@ -254,9 +252,7 @@ def checked(
 
     Args:
         speak: Function of options, the clause and further arguments, which speaks it.
-        options: Options of the whole text.
         attempts: Maximum number of attempts for a clause; more than one need a seed in the options. 0 not to measure.
-        lead: Speech before the clause.
         tries: Tries of each attempt after the first one, while the server is full.
         judge: Further measure of whole attempts; None for none.
         profile: Function that returns the profile with the limits of the samples; None for the usual ones.

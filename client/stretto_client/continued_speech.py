@@ -51,7 +51,6 @@ def clause_chars(text: str, max_chars: int, join: Join) -> int:
     """Return the maximum length of a clause of `text` in characters.
 
     Args:
-        max_chars: Limit of the model.
         join: `continued` for clauses that the next one may continue.
     """
     if join == "independent":
@@ -93,7 +92,6 @@ class ContinuedSpeech:
 
     Args:
         speak: Function that speaks a clause. With the keyword `earlier`, the speech to continue, its events have codes.
-        profile: Function that returns the model profile.
         options: Options of the whole text. If they have a voice and the model reads earlier speech as a voice, nothing
             is continued.
     """

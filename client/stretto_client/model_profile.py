@@ -62,7 +62,6 @@ class TaskProfile:
         """Parse a task in JSON from a server of any version.
 
         Args:
-            record: JSON value.
             path: Path of the task in error messages.
 
         Raises:
@@ -242,7 +241,6 @@ async def fetch_profile(client: InferenceServerClient, model: str, server: str, 
 
     Args:
         server: Address of the server (host:port), for error messages.
-        timeout_s: Timeout in seconds.
 
     Raises:
         ClientError: No server answers.
@@ -260,7 +258,6 @@ async def fetch_name(client: InferenceServerClient, server: str, timeout_s: floa
 
     Args:
         server: Address of the server (host:port), for error messages.
-        timeout_s: Timeout in seconds.
 
     Raises:
         ClientError: No server answers.

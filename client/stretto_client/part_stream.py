@@ -44,7 +44,6 @@ class PartStream:
 
         Args:
             number: Number of the part, from 0.
-            is_last: True if the text ends with this part.
 
         Raises:
             ClientError: The server did not accept the part.
@@ -59,7 +58,6 @@ class PartStream:
         Args:
             number: Number of the part, from 0.
             audio: Samples [n], where n may be 0, and their rate in Hz.
-            is_last: True if the audio ends with this part.
 
         Raises:
             ClientError: The server did not accept the part.

@@ -105,9 +105,6 @@ class ServerMemory:
 
     The decoder sends its descriptor to a socket in /dev/shm before it sends the first event.
 
-    Args:
-        byte_size: Size of the slots in bytes.
-
     Raises:
         ServerUnavailable: The socket cannot be created.
         ImportError: `cuda-bindings` is not installed.

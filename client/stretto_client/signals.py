@@ -43,9 +43,7 @@ class SignalMeter:
     """Measures the samples of one text as they arrive.
 
     Args:
-        text: The text that is spoken.
         sample_rate: Sample rate in Hz.
-        limits: Limits of the speech.
 
     Attributes:
         num_loud: Number of blocks that are not silent.

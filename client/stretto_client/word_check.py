@@ -43,7 +43,6 @@ class Verdict:
 
     Attributes:
         size: Size of the largest error (`error_size`).
-        transcript: Transcript of the speech.
         unchecked: Reason why nothing was compared; None if the speech was checked.
     """
 
@@ -62,8 +61,6 @@ class Listener:
 
     Args:
         name: Address of the recogniser (`Address`).
-        speaker: Client of the server that speaks.
-        connect: Function that returns a client of another server.
     """
 
     def __init__(self, name: str, speaker: Client, connect: Callable[[str], Client]):
@@ -194,7 +191,6 @@ class WordCheck:
     """Check of the words of one request.
 
     Args:
-        listener: Recogniser of the speech.
         options: Options of the request. Its `pronunciations` are words that are read in another way.
     """
 
@@ -204,11 +200,7 @@ class WordCheck:
         self._pronouncer = Pronouncer((Dictionary(spellings_of(options.get("pronunciations"))),))
 
     async def measure(self, attempt: Attempt, report: dict[str, Any]) -> None:
-        """Compare the speech of a clause with its text, and add the result to the attempt.
-
-        Args:
-            report: Report of the last event.
-        """
+        """Compare the speech of a clause with its text, and add the result to the attempt."""
         verdict = await self._verdict(attempt, report)
         if verdict.unchecked is not None:
             attempt.report["unchecked"] = [verdict.unchecked]

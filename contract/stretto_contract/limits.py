@@ -124,7 +124,6 @@ def eviction_order(members: Iterable[T], host: Callable[[T], str], rank: Callabl
     Each one is the lowest-ranked member of the host that has the most members left.
 
     Args:
-        members: Members to order.
         host: Returns a member's host.
         rank: Returns a member's sort key.
     """

@@ -104,7 +104,6 @@ def read_entry(word: str, value: Any) -> DictionaryEntry:
     """Return the entry in its JSON form.
 
     Args:
-        word: Word or phrase.
         value: Its spelling, or an object with `phonemes` and `alphabet`.
 
     Raises:
@@ -216,7 +215,6 @@ class Dictionary:
         Args:
             folded_text: The text with its characters folded.
             start: Place of a possible word.
-            is_last: True if nothing follows the text.
 
         Returns:
             The end, which is `start` if there is no such word; None if more of the text is needed.
@@ -347,9 +345,6 @@ class Pronouncer:
 
     def after(self, text: str, is_last: bool = True) -> tuple[str, list[Replacement], "Pronouncer"]:
         """Append text without changing this object.
-
-        Args:
-            is_last: True if the text ends with this part.
 
         Returns:
             Text that can be spoken now; the words replaced in it, with positions in the whole text; and the object that

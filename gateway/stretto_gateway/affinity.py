@@ -14,7 +14,6 @@ class Candidate:
     """A server as seen by the router.
 
     Attributes:
-        name: Name of the server.
         load: Number of its utterances.
         is_ready: True if it accepts utterances and responds.
     """
@@ -34,7 +33,6 @@ def ranked(key: str, candidates: Sequence[Candidate], refused: Collection[str], 
 
     Args:
         key: Key of the conversation; if empty, the least loaded server is best.
-        candidates: The servers.
         refused: Names of servers that have refused this request.
         free: Number of utterances below which a server keeps its conversations at any load of the others.
     """

@@ -539,7 +539,6 @@ def described(what: str, *media_types: str, model: Any = None, schema: dict[str,
     """Return the OpenAPI description of a response with status 200.
 
     Args:
-        what: Description of the response.
         model: Schema of the JSON response; None if the response is never JSON.
     """
     description: dict[str, Any] = {"description": what, "content": dict.fromkeys(media_types, schema)}

@@ -26,7 +26,6 @@ class Limits:
         max_body_bytes: Maximum body size of a request with audio.
         max_json_bytes: Maximum body size of any other request.
         max_held_bytes: Maximum memory for all requests in progress, not counting the first 64 KiB of each.
-        max_input_chars: Maximum length of a text, in characters.
         max_book_bytes: Maximum size of the text of a job, in UTF-8.
         max_jobs: Maximum number of stored jobs per key.
         max_batch: Maximum number of items in a batch.
@@ -42,7 +41,6 @@ class Limits:
         max_voice_bytes: Maximum size of the recording for a stored voice.
         max_pronunciations: Maximum number of entries in the pronunciation dictionary of a key.
         max_dictionary_bytes: Maximum size of such a dictionary as JSON, so that it fits into a request.
-        max_connections: Maximum number of open connections.
         keep_alive_s: Time for which a connection may be idle, longer than balancers keep theirs (60 s), because a
             request that they send while it is being closed is lost.
         stall_s: Time after which a client that neither reads nor writes is disconnected.
@@ -114,9 +112,7 @@ class GatewayConfig:
     Attributes:
         server: gRPC address of the server (host:port), unless there are several.
         address: IP address to listen on.
-        port: TCP port to listen on.
         keys: API keys; if empty, no key is required.
-        limits: Limits on requests and connections.
         voices: Folder for uploaded voices and pronunciation dictionaries; None to reject them.
         strict: True to reject request fields that have no effect, instead of ignoring them.
         model_aliases: Additional model names, each mapped to the family, or the name of the server, to which it refers.

@@ -330,7 +330,6 @@ class Connection(HttpToolsProtocol):
 
         Args:
             num_unread: Number of unsent bytes at the first check. If the number is now smaller, there was progress.
-            num_checks: Number of checks left.
         """
         if self.transport.get_write_buffer_size() < num_unread:
             self._wait()

@@ -8,12 +8,7 @@ from stretto_client.receipt import SpeechRecorder, write_receipt
 
 
 class Draft:
-    """Receipt of a response in progress.
-
-    Args:
-        file_format: Format of the file that is sent.
-        speed: Speed of the file.
-    """
+    """Receipt of a response in progress."""
 
     def __init__(self, text: str, request_id: str, file_format: str, speed: float):
         self._text = text

@@ -26,7 +26,6 @@ class ReceiptStore:
     """Receipts by caller and id, as `Outcomes` are found.
 
     Args:
-        key: Key that signs them.
         file_signer: Signer of the C2PA manifests of whole files; None for no manifests.
     """
 

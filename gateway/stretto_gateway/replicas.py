@@ -24,7 +24,6 @@ class Replicas:
 
     Args:
         addresses: gRPC addresses (host:port).
-        registry: Registry of the gateway's metrics.
     """
 
     def __init__(self, addresses: Sequence[str], registry: CollectorRegistry):

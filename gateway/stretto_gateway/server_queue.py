@@ -35,9 +35,6 @@ class ServerQueue:
     except that clauses of texts in progress come first.
 
     Callers share the queue fairly (`FairLimit`), so that others can always enter it.
-
-    Args:
-        limits: Maximum number of queued requests and maximum waiting times.
     """
 
     def __init__(self, limits: Limits):

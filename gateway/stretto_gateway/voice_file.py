@@ -67,9 +67,6 @@ def write_voice(voice: StoredVoice, recording: bytes) -> bytes:
 def read_voice(data: bytes, max_bytes: int) -> tuple[VoiceHeader, bytes]:
     """Return the header and the recording of a voice's file.
 
-    Args:
-        max_bytes: Maximum size of the recording.
-
     Raises:
         ValueError: The file is no voice, is damaged, or exceeds a limit.
     """

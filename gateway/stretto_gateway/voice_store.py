@@ -35,7 +35,6 @@ class StoredVoice:
 
     Attributes:
         text: Transcript of the recording; empty if unknown.
-        consent: Statement about the speaker's consent.
         created_at: Unix time in seconds.
         language: Name or code of the speaker's language; empty if unknown, like the fields below.
         description: Sound and manner of the voice.

@@ -86,9 +86,6 @@ def exclude_current_folder(current: str) -> None:
     """Make this process, and all that it starts, import nothing from the current folder unless PYTHONPATH names it.
 
     Python searches it first with `-m` (without `-P`), and for an empty entry of PYTHONPATH, as in `$PYTHONPATH:folder`.
-
-    Args:
-        current: Path of the current folder.
     """
     os.environ["PYTHONSAFEPATH"] = "1"  # as -P
     if not sys.flags.safe_path and sys.path[0] == current:

@@ -15,7 +15,6 @@ class EngineConfig:
     """Configuration of the vLLM engine.
 
     Attributes:
-        checkpoint: Checkpoint folder.
         engine_args: vLLM's engine arguments, passed unchanged (`max_num_seqs`, `gpu_memory_utilization`, ...). The
             model, the scheduler and the tokenizer are set by the plugin.
         kv_share: Maximum share of the KV cache, in (0, 1], for requests with text replies (`understanding`) and for
@@ -121,7 +120,6 @@ class EngineConfig:
         Args:
             engine_json: File `language_model/1/engine.json` of the model repository. Keys that are not fields of this
                 class are vLLM's engine arguments.
-            checkpoint: Checkpoint folder.
 
         Raises:
             ValueError: A value is out of range.
@@ -168,14 +166,12 @@ class DecoderConfig:
         first_frames: Usual number of audible frames in an utterance's first chunk; by default the family's.
         steady_frames: Usual maximum number of frames in a chunk; by default the family's. Windows of the usual sizes
             are captured and warmed up at start-up; clients may request other sizes.
-        max_utterances: Maximum number of concurrent utterances.
         idle_timeout_s: Time without a chunk after which an utterance is dropped, in seconds.
         stop_timeout_s: Maximum time for which a stopping decoder continues to decode open utterances, in seconds.
         warm_up_s: Duration of the warm-up at start-up, in seconds.
         reference_mb: Maximum size, in MiB, of the cache that stores the codec's state after each voice reference.
         memory_mb: Maximum memory of all tensors and workspaces on a GPU, in MiB; 0 for no limit.
         aligner: Folder of the CTC model for word times; empty for none.
-        aligner_device: Device on which the aligner runs.
         align_s: Maximum time from the last samples of an utterance to its word times, in seconds.
         align_mb: Maximum size of the samples stored for word times, in MiB; further utterances get no times.
         marker: Name of the marker of generated speech (`marking.marker`); empty for none.
@@ -259,7 +255,6 @@ def parse_parameter(name: str, value_type: Any, text: str) -> Any:
     Args:
         name: Name of the parameter, for error messages.
         value_type: Type of the value: int, float, str, bool, or a union of one of these with None.
-        text: Value as text.
 
     Raises:
         ValueError: `text` is not a value of `value_type`.

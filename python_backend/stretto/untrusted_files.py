@@ -279,7 +279,6 @@ def check_value(path: str, actual: object, *supported: object, file: str = "conf
     """Raise CheckpointError unless a value of a config is one of the supported ones.
 
     Args:
-        actual: The value; None if there is none.
         supported: Supported values; None if the value may be missing.
         file: Name of the config's file, for the error message.
     """

@@ -30,12 +30,7 @@ STREAM: ContextVar[int] = ContextVar("stream", default=0)  # number of the strea
 
 
 def main(words: list[str], default_server: Callable[[], str], gpu_names: Callable[[], tuple[str, ...]]) -> int:
-    """Measure a server, print the result, and return the exit status.
-
-    Args:
-        default_server: Function that returns the address of this machine's server, if the words contain none.
-        gpu_names: Function that returns the names of this machine's GPUs.
-    """
+    """Measure a server, print the result, and return the exit status."""
     args = parse(words)
     try:
         texts = SENTENCES if args.texts is None else lines_of(args.texts)

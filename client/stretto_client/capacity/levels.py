@@ -43,7 +43,6 @@ class Level:
 
     Attributes:
         traces: Requests that were sent while all streams were running, and that have begun or are late.
-        target: Requirements.
         audio_per_s: Seconds of audio that arrived per second while all streams were running.
         ended: Time at which the level ended, on the clock of the traces.
     """

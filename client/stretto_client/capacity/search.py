@@ -68,7 +68,6 @@ async def find_capacity(
 
     Args:
         first_audio_s: Latest first audio of 95 % of the replies, in seconds after the request.
-        on_level: Function that is called with each level.
     """
     deadline = clock() + seconds
     exploring_until = clock() + EXPLORING * seconds

@@ -51,7 +51,6 @@ def write_book(
     """Write the finished file of a job, and return its chapters.
 
     Args:
-        tags: Tags of the file.
         is_stopped: Function that returns True to write no file, and to return no chapters.
 
     Raises:

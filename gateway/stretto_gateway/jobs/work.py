@@ -171,7 +171,6 @@ class Step:
     """Next work on a job: to speak a section, or if there is none, to write the file.
 
     Attributes:
-        index: Index of the section.
         request: Fields of the request, without the text.
     """
 

@@ -71,9 +71,6 @@ class ClientSecrets:
     def add(self, owner: str, settings: Settings, lifetime_s: int) -> tuple[str, int]:
         """Create a client secret.
 
-        Args:
-            lifetime_s: Lifetime in seconds.
-
         Returns:
             The secret, and its expiry in seconds since the epoch.
 

@@ -207,7 +207,6 @@ def run(layers: Sequence[nn.Module], x: Tensor, memory: Memory, in_parts: bool =
     """Apply layers one after another to x [B, C, n]; each activation is applied by the layer that follows it.
 
     Args:
-        memory: State before and after the window.
         in_parts: False to process the whole batch in each layer on a CPU, too, for layers whose outputs become smaller.
     """
     if runs_kernels(x):
@@ -346,7 +345,6 @@ def samples_of(x: Tensor, memory: Memory, upsample: nn.ModuleList, decoder: nn.M
 
     Args:
         x: Latents, [B, C, n].
-        memory: State before and after the window.
         decoder: Layers after the upsampling stages.
 
     Returns:

@@ -31,7 +31,6 @@ def decoder_layers(config: DacConfig, output_padding: bool) -> list[Layer]:
     The order of the strides determines the receptive field: 10 frames for (8, 5, 4, 2), but 30 for (2, 4, 5, 8).
 
     Args:
-        config: Configuration of the checkpoint.
         output_padding: True if layers with an odd stride use output padding, which completes the last frame.
 
     Raises:

@@ -89,7 +89,6 @@ def encode_ready(encoder: FrameEncoder, streams: Sequence[EncodedStream], max_ba
 
     Args:
         streams: Recordings, which may be at different positions.
-        max_batch: Maximum number of recordings in a batch.
     """
     while any(stream.num_ready for stream in streams):
         encode_round(encoder, streams, max_batch)
@@ -102,7 +101,6 @@ def encode_round(
 
     Args:
         streams: Recordings, which may be at different positions.
-        max_batch: Maximum number of recordings in a batch.
         max_frames: Maximum number of frames to encode per recording.
     """
     ready = sorted((stream for stream in streams if stream.num_ready), key=lambda stream: stream.num_ready)

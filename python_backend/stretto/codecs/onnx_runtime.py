@@ -89,7 +89,6 @@ def load(name: str, directory: Path, device: str = "cpu", threads: int = 1) -> O
     Args:
         directory: Checkpoint folder. The file is in it or in its subfolder `codec/`.
         device: `cpu` or `cuda:<n>`.
-        threads: Number of onnxruntime threads on the CPU.
 
     Raises:
         KeyError: If the name is unknown; the message lists the installed codecs.

@@ -142,7 +142,6 @@ def run_layers(layers: Sequence[Any], x: Tensor, first: Tensor, frequencies: Ten
         x: Steps, [B, n, C].
         first: Position of the first step of each utterance, [B].
         frequencies: Rotary frequencies of a head, [D / 2].
-        memory: State before and after the window.
     """
     if can_launch(layers, x):
         x = x.contiguous()

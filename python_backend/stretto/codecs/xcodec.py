@@ -56,10 +56,6 @@ def load_semantic(
 
     The checkpoint may lack tensors that are used only for encoding and training; the codec then cannot encode.
 
-    Args:
-        model_class: transformers model class for the checkpoint.
-        directory: Folder of the checkpoint.
-
     Raises:
         CheckpointError: If any other tensor is missing, or a tensor is unknown, not finite or of the wrong shape.
     """

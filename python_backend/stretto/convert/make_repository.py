@@ -59,7 +59,6 @@ def profile(
     Args:
         sample_rate: Sample rate of the codec in Hz.
         frame_rate: Frames per second of the codec.
-        has_aligner: True if the decoder has an aligner for word times.
         lookahead_frames: As of the codec (`CodecSpec.lookahead_frames`).
     """
     reach = lookahead_frames + ceil(REACH_S * frame_rate) if family.has_all_frames else MOST_ROWS
@@ -360,7 +359,6 @@ def _place(folder: Path, placement: Placement, arguments: dict[str, Any], tensor
 
     Args:
         tensors: Maximum memory of the decoder's tensors in bytes; 0 for no limit.
-        has_tokenizer: True if the checkpoint has an audio tokenizer.
     """
 
     def on_gpu(number: int) -> dict[str, str]:

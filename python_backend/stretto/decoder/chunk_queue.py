@@ -33,11 +33,7 @@ class Counts:
             self._counts[name] += by
 
     def add_batch(self, num_windows: int, num_frames: int, spent_s: float) -> None:
-        """Count a decoded batch.
-
-        Args:
-            spent_s: Decoding time in seconds.
-        """
+        """Count a decoded batch."""
         with self._counting:
             self._counts += Counter(batches=1, windows=num_windows, frames=num_windows * num_frames)
             self._largest_batch = max(self._largest_batch, num_windows)
@@ -78,7 +74,6 @@ class Stopwatch:
 
         Args:
             num_frames: Number of frames of all its windows, with their context.
-            spent_s: Decoding time in seconds.
         """
         x = 1 / num_frames
         y = spent_s / num_frames

@@ -85,7 +85,6 @@ class Launcher(Protocol):
             windows: Windows of equal shape.
             states: Codec state before each window. The caller keeps them until the batch is done, because the device
                 reads them, and they may have been written on another stream.
-            is_first: True for a batch of first chunks.
         """
         ...
 
@@ -305,7 +304,6 @@ def capture_shapes(launcher: Launcher, codec: Codec, policy: ChunkPolicy, max_ba
 
     Args:
         policy: Chunk sizes of requests without sizes of their own.
-        max_batch: Maximum batch size.
     """
     if not launcher.has_graphs:
         return 0
@@ -335,7 +333,6 @@ def warm_up(
 
     Args:
         policy: Chunk sizes of requests without sizes of their own.
-        max_batch: Maximum batch size.
         seconds: Time after which no further batch is started.
         clock: Monotonic clock in seconds.
     """

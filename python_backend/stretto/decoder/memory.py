@@ -67,11 +67,7 @@ class DecoderMemory:
 
 
 class Peak(TorchDispatchMode):
-    """Largest size of the tensors on META that operators have created and that exist at the same time.
-
-    Attributes:
-        num_bytes: The size in bytes.
-    """
+    """Largest size of the tensors on META that operators have created and that exist at the same time."""
 
     def __init__(self) -> None:
         super().__init__()

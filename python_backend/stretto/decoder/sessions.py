@@ -77,7 +77,6 @@ class ResumableAnswers:
 
     Attributes:
         oldest: Number of the first chunk whose answer is stored.
-        num_bytes: Memory of the stored answers, in bytes.
         is_kept: Function that returns True while the session can be resumed.
     """
 

@@ -21,11 +21,7 @@ Decode = Callable[[Window], tuple[Tensor, Tensor]]
 
 
 class StateRow:
-    """Row of a table, which is free once nothing refers to this object.
-
-    Attributes:
-        nbytes: Memory of the row in bytes.
-    """
+    """Row of a table, which is free once nothing refers to this object."""
 
     def __init__(self, number: int, nbytes: int, free: list[int]) -> None:
         self.number = number

@@ -214,7 +214,6 @@ def load_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") -> Spe
     """Load the speech tokenizer of a checkpoint.
 
     Args:
-        checkpoint: Folder of the checkpoint.
         num_codes: Number of speech tokens in the language model's vocabulary.
 
     Returns:

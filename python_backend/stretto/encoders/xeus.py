@@ -399,7 +399,6 @@ def load_ssl_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") ->
     """Load the semantic tokenizer of a checkpoint.
 
     Args:
-        checkpoint: Folder of the checkpoint.
         num_codes: Number of semantic codes in the language model's vocabulary.
 
     Returns:

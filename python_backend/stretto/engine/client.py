@@ -314,7 +314,6 @@ class EngineClient:
 
         Args:
             ids: Token ids, row by row, int32 [n].
-            is_last: True if these ids complete the track.
         """
         if not self.has(request_id):
             return

@@ -155,7 +155,6 @@ class FrameFeed(TextFeed):
 
     Args:
         room: Maximum number of frames. The reply ends after the last one.
-        frame_s: Duration of a frame in seconds.
         note_tick: Function that is called for each frame that is read, with its lateness and `frame_s`, in seconds.
         clock: Function that returns the time in seconds.
 
@@ -194,7 +193,6 @@ class FrameFeed(TextFeed):
 
         Args:
             frames: Ids of the frames, int32 [n, K].
-            is_last: True if these frames complete the audio.
             seconds: Duration of the whole input so far, in seconds.
         """
         self.check()

@@ -221,7 +221,6 @@ def memory_share(config: EngineConfig, total_bytes: Callable[[], int]) -> dict[s
 
     Args:
         config: Configuration, with the memory of the other processes.
-        total_bytes: Function that returns the memory of the GPU.
 
     Raises:
         ValueError: If nothing is left, or `memory_mb` is more than the GPU has.

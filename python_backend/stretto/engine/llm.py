@@ -125,7 +125,6 @@ class SpeechLLM:
 
         Args:
             request_id: Id of a request whose prompt has `is_open` set.
-            is_last: True if these ids complete the text.
 
         Raises:
             InvalidRequest: If there is no such reply, its text is complete or too long, or an id is invalid.
@@ -143,7 +142,6 @@ class SpeechLLM:
         Args:
             request_id: Id of a request whose prompt has `is_open` set, in a family whose replies read given codes.
             frames: Ids of the frames, int32 [n, K].
-            is_last: True if these frames complete the audio.
             seconds: Duration of the whole input so far, in seconds.
             max_ahead: Maximum number of unread frames when this method returns.
 

@@ -47,7 +47,6 @@ class FlightLimit:
 
     Args:
         target_s: Target time to the first frame, in seconds.
-        most: Upper bound on the limit.
 
     Attributes:
         value: The limit, in sequences, from `MIN_LIMIT` to `most`.

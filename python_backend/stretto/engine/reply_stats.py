@@ -46,7 +46,6 @@ class Stats:
 
         Args:
             late_s: Time since the frame was due, in seconds.
-            frame_s: Duration of a frame in seconds.
         """
         self.live_ticks_total += 1
         self.live_tick_seconds_total += late_s
@@ -66,12 +65,7 @@ class FrameStats:
         self._num_frames = self._num_unguided = 0
 
     def record(self, num_frames: int, changes: Sequence[GuidanceChange]) -> None:
-        """Count the frames generated since the last call, and how many of them were sampled without guidance.
-
-        Args:
-            num_frames: Number of frames of the reply so far.
-            changes: All guidance changes of the reply so far.
-        """
+        """Count the frames generated since the last call, and how many of them were sampled without guidance."""
         self._stats.frames_total += num_frames - self._num_frames
         self._num_frames = num_frames
         if not self._is_guided:

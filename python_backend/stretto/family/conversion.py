@@ -195,7 +195,6 @@ def integer(
     """Return the integer at a dotted path of a config.
 
     Args:
-        record: Contents of the config, or of a part of it.
         file: Name of the config's file, for the error message.
 
     Raises:
@@ -344,9 +343,6 @@ class Published(Protocol):
 
     def convert(self, release: Release, contents: Contents) -> Converted:
         """Return the checkpoint to be written.
-
-        Args:
-            release: Files and options given on the command line.
 
         Raises:
             CheckpointError: If parts of the release are missing or contradict each other; the message lists them.

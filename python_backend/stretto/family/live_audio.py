@@ -62,7 +62,6 @@ class LiveTemplate(Protocol):
 
         Args:
             pieces: Conversation before the audio; empty unless `Task.system` permits a system turn.
-            voice: Name of the voice, or None.
 
         Raises:
             InvalidRequest: A text or a recording is too long or cannot be used.

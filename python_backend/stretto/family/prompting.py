@@ -205,9 +205,6 @@ class Piece:
 def choose_task(name: str | None, turns: tuple[Turn, ...], family: Family) -> Task:
     """Return the named task or, if no name is given, the family's first task that accepts `turns`.
 
-    Args:
-        name: Name of a task, or None.
-
     Raises:
         InvalidRequest: If no such task accepts the turns. The message is about the first task that accepts turns with
             these roles, or otherwise about the first task.
@@ -480,7 +477,6 @@ def codes_of(piece: Piece, family: Family, encode: Callable[[np.ndarray], np.nda
 
     Args:
         piece: The recording.
-        family: The model's family.
         encode: Function of samples [n] that returns their codes; None if the checkpoint has no audio tokenizer.
 
     Raises:
@@ -550,9 +546,6 @@ class Template(Protocol):
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the prompt for a conversation.
-
-        Args:
-            voice: Name of the voice, or None.
 
         Raises:
             InvalidRequest: If a text or a recording is too long or cannot be used.

@@ -337,11 +337,7 @@ class TextStream:
 
 
 class SubwordStream:
-    """Incremental conversion of one text to a family's ids, without leading line ends.
-
-    Args:
-        tokenizer: The checkpoint's tokenizer.
-    """
+    """Incremental conversion of one text to a family's ids, without leading line ends."""
 
     def __init__(self, tokenizer: TextTokenizer, subwords: range):
         self._stream = TextStream(tokenizer)
@@ -350,10 +346,6 @@ class SubwordStream:
 
     def after(self, text: str, is_last: bool) -> tuple[list[int], "SubwordStream"]:
         """Append text without changing this stream.
-
-        Args:
-            text: Next part of the text.
-            is_last: True if the text ends with this part.
 
         Returns:
             Ids that became final, and the stream that continues after `text`.

@@ -46,7 +46,6 @@ class LaunchConfig:
 
     Attributes:
         allowed: APIs in `CLOSED` that the user has opened to all clients.
-        max_request_bytes: Maximum size of a gRPC message, in bytes.
         gateway_port: Gateway port; None to run no gateway.
         log_file: Path of the log; None for standard output.
         start_seconds: Time limit of a start, scaled by the machine's load, in seconds.

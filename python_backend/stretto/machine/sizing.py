@@ -201,7 +201,6 @@ class CodecCost:
     """Cost of a codec.
 
     Attributes:
-        name: Name of the codec.
         gflop: Operations per second of audio by chunk size in frames, with context (counted by `FlopCounterMode`). The
             first size is the steady one.
         convolved: The part of those of the first size in convolutions that tensor cores can compute.
@@ -227,7 +226,6 @@ def num_slots(table_bytes: int, is_on_gpu: bool) -> int:
 
     Args:
         table_bytes: Size of a slot's table and of its utterance's state; 0 without them.
-        is_on_gpu: True for a server on a GPU.
     """
     most = MAX_SLOTS[is_on_gpu]
     if not table_bytes:
@@ -245,8 +243,6 @@ def cpu_slots(family: Family, longest: int, window: int, row_bytes: int, slots: 
     Args:
         longest: Number of rows of the longest request: its prompt and its reply.
         window: Number of rows in the attention window, if all layers have one; 0 otherwise.
-        row_bytes: Size of a row in the KV cache in bytes.
-        slots: Maximum number of batch slots.
     """
     if family.code_track is None:
         return slots
@@ -264,7 +260,6 @@ def longest_rows(family: Family, longest: int, window: int, is_on_gpu: bool) -> 
     Args:
         longest: Number of rows of the longest request: its prompt and its reply.
         window: Number of rows in the attention window, if all layers have one; 0 otherwise.
-        is_on_gpu: True for a server on a GPU.
     """
     # Blocks that leave the window are freed, but those of two steps may be in flight, or of one step on a CPU.
     size, in_flight = (1, MAX_STEPS_IN_FLIGHT * GPU_BATCHED_ROWS) if is_on_gpu else (CPU_BLOCK_SIZE, CPU_BATCHED_ROWS)
@@ -283,8 +278,6 @@ def cpu_cache_bytes(family: Family, longest: int, window: int, row_bytes: int, s
     Args:
         longest: Number of rows of the longest request: its prompt and its reply.
         window: Number of rows in the attention window, if all layers have one; 0 otherwise.
-        row_bytes: Size of a row in bytes.
-        slots: Number of batch slots.
     """
     held = longest_rows(family, longest, window, is_on_gpu=False)
     rows_per_s = family.frame_rate * family.rows_per_frame
@@ -406,8 +399,6 @@ def latent_bytes(family: Family, num_slots: int, num_rows: int) -> int:
     """Return the size of the tables of latents that are fed back; 0 for other families.
 
     Args:
-        family: The family.
-        num_slots: Number of batch slots.
         num_rows: Number of rows of the longest request.
     """
     latents = family.layout.latents

@@ -129,7 +129,6 @@ class Hearing:
             number: Number of the part, from 0.
             pcm: Samples, float32 [n]; the queue keeps a reference to them.
             rate: Sample rate in Hz; None only if the part has no samples, and is the last one or not the first.
-            is_last: True if the audio ends with this part.
             answer: Called once, on another thread, with the part's frames or with the reason for losing the session.
             is_open: Returns False once the session has ended; its audio is then dropped.
 

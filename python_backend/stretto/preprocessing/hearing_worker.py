@@ -65,7 +65,6 @@ class Streams:
         Args:
             pcm: Samples, float32 [n].
             rate: Sample rate of `pcm` in Hz, which does not change within a stream.
-            is_last: True if the stream ends with these samples.
         """
         live = self._live
         if name not in self._streams:

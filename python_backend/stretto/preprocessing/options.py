@@ -49,7 +49,6 @@ def read_delivery(
 
     Args:
         family: The model's family, which provides the default chunk sizes.
-        frame_rate: The codec's frames per second.
         held_frames: The codec's right context in frames.
         blocks: Block sizes in frames if the codec decodes whole blocks, where the last size repeats; otherwise empty.
         chunking: Default chunk sizes of this server; None for the family's.
@@ -121,7 +120,6 @@ def read_options(
 
     Args:
         text: JSON, or None.
-        frame_rate: The codec's frames per second.
         held_frames: The codec's right context in frames.
         blocks: Block sizes in frames if the codec decodes whole blocks, where the last size repeats; otherwise empty.
         chunking: Default chunk sizes of this server; None for the family's.

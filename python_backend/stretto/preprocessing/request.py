@@ -135,7 +135,6 @@ class Preprocessor:
             checkpoint: Folder of the checkpoint; its `config.json` names the family (`speech_family`).
             codec: Codec to use; None for the checkpoint's codec.
             device: torch device for audio encoding (`cpu`, `cuda:1`, …).
-            has_aligner: True if the decoder has an aligner for word times.
             encodings: Folder in which encodings of reused voices are stored; None not to store them.
             chunking: Default chunk sizes of this server; None for the family's.
             pronunciations: File of this server's pronunciation dictionary; None for no dictionary.

@@ -73,9 +73,6 @@ class Connections:
     connections, those with a call, are at most as many as remain free.
 
     Further connections wait in the kernel until a file is closed.
-
-    Args:
-        host: Address on which the server listens.
     """
 
     def __init__(self, limits: ConnectionLimits, host: str = "127.0.0.1") -> None:

@@ -55,7 +55,6 @@ class ProxyConfig:
         triton_grpc: Path of Triton's gRPC socket, without the colon and port that Triton appends.
         key: Secret whose holders may use all APIs.
         allowed: APIs in `CLOSED` that the user has opened to all clients.
-        max_request_bytes: Maximum size of a gRPC message, in bytes.
         cleanup: Command to execute if the launcher has died; empty for none.
         cloning_models: Names of the ensembles for clients that clone voices.
         idle_s: Time without a request after which the server falls asleep, in seconds; 0 for never.

@@ -93,9 +93,6 @@ class Sleep:
     async def enter(self, num_bytes: int, host: str, slot: ExitStack) -> None:
         """Wait until the server is awake, and count a request as in flight until `slot` is closed.
 
-        Args:
-            num_bytes: Size of the request.
-
         Raises:
             BadRequest: If too much is waiting already, the server cannot be started, or it stops.
         """
@@ -178,11 +175,7 @@ class Sleep:
         return self._answers.answer(method, request)
 
     async def watch(self, triton: grpc.aio.Channel, is_ready: Callable[[], bool]) -> None:
-        """Let the idle server fall asleep, and wake it, until cancelled.
-
-        Args:
-            is_ready: Returns True if the launcher reports the server as ready.
-        """
+        """Let the idle server fall asleep, and wake it, until cancelled."""
         while self.is_possible:
             await asyncio.sleep(CHECK_S)
             with suppress(grpc.aio.AioRpcError):  # the next check tries again

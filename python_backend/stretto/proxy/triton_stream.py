@@ -152,7 +152,6 @@ class TritonStream:
     """ModelStreamInfer call to Triton, which the first request opens.
 
     Args:
-        open_call: Opens the call.
         number: Number that the models use to look up whether the client has disconnected.
         note: Called with each serialised response.
 

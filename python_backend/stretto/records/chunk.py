@@ -56,7 +56,6 @@ class Report:
 
     Attributes:
         finish_reason: What ended the reply.
-        num_frames: Number of generated frames.
         guided_frames: Number of frames sampled with guidance; `num_frames` under policy `always`.
         guidance_changes: All guidance changes, for policies other than `always`. Frames are numbered over the whole
             utterance.
@@ -125,7 +124,6 @@ class Sound:
     Attributes:
         tokens: Codes of the recording, int32 [n].
         mel: Mel spectrogram, float32 [F, num_mels].
-        num_mels: Number of mel bins.
         x_vector: x-vector of the speaker, float32 [E].
     """
 
@@ -309,9 +307,6 @@ class RingSlots(TypedDict):
 
     Attributes:
         slot: Number of the first slot.
-        slots: Number of slots.
-        samples: Number of samples.
-        dtype: Dtype of the samples.
     """
 
     slot: int

@@ -137,7 +137,6 @@ def described(hint: Any, of_kind: bool = False) -> str | None:
     """Return the description of the expected value from the annotations of a type or of a nested type.
 
     Args:
-        hint: The type.
         of_kind: True to describe only the kind of a number, without its range.
     """
     for mark in getattr(hint, "__metadata__", ()):

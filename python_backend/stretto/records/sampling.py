@@ -174,8 +174,6 @@ class SamplingConfig:
     checks its defaults.
 
     Attributes:
-        text: Parameters of text segments.
-        audio: Parameters of audio segments.
         guidance_scale: Scale of classifier-free guidance; 1 is unguided.
         script_temperature: Temperature of the alignment pointer's stay-or-advance decision (0: advance if P > 1/2).
         seed: Seed of the sampling noise; set before the request is sent to the engine.
@@ -301,7 +299,6 @@ class OutputForm:
     """Output format of mono samples: float32 in [-1, 1] or int16.
 
     Attributes:
-        encoding: Sample format.
         sample_rate: Sample rate in Hz; None for the codec's sample rate.
         ring: Shared-memory ring for the samples, for a client on the same host; None to send them in the response.
         deterministic: True to decode without batching, so that the samples do not depend on other utterances.

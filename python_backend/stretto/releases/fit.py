@@ -215,7 +215,6 @@ def choose(entry: ReleaseEntry, num_weight_bytes: int, gpu: int | None, cpu: boo
 
     Args:
         gpu: Number of the GPU to use; None to choose.
-        cpu: True to use the CPU.
 
     Raises:
         BadArgument: If there is no such GPU.

@@ -66,7 +66,6 @@ class Choices:
         is_forced: True to install what does not fit, and to install again what is installed.
         updates: True to install the newest commit, if no revision is named.
         gpu: GPU to serve on; None to choose.
-        is_for_cpu: True to serve on the CPU.
     """
 
     revision: str | None = None

@@ -39,17 +39,10 @@ def write_checkpoint(
     """Write a checkpoint with random weights and return its folder.
 
     Args:
-        folder: Folder to create.
-        family: Family that defines the layout of the checkpoint.
         name: Name of the family in config.json.
-        hidden: Width of the backbone.
-        layers: Number of layers in the backbone.
-        seed: Seed of the weights.
         backbone: `qwen3`, `llama` or `olmo2`.
         audio_config: Configuration of the audio encoder, or None.
         vocabulary: Value of `speech_vocabulary` in config.json, or None.
-        heads: Number of query heads in each layer.
-        kv_heads: Number of key heads in each layer.
     """
     inner = 2 * hidden
     head_dim = max(32, hidden // heads)  # vLLM's CPU attention does not support smaller heads
@@ -212,7 +205,6 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
     """Return test prompt number `index`. Lengths, tasks, guidance and temperatures vary with different periods.
 
     Args:
-        family: Family of the checkpoint.
         index: Number of the prompt, also used as the seed of its ids.
         task: Name of the task; None to alternate.
         **changes: Fields of `SamplingConfig` to override.

@@ -52,9 +52,7 @@ class PublishedCodec:
     """Sizes of a published codec, made on the device `meta`.
 
     Attributes:
-        make: Function that returns the codec.
         state_size: Number of elements in the state of an utterance.
-        num_parameters: Number of its parameters.
         shapes: Function that returns the shapes of its tensors by name, as the authors' classes have them.
     """
 
@@ -84,7 +82,6 @@ class CodecCase:
     """Data of a codec that its tests depend on.
 
     Attributes:
-        name: Name of the codec.
         write: Function that writes a small random checkpoint into a folder, and returns the folder for `load_codec`.
         spec: Expected constants of the codec, by attribute of `CodecSpec`.
         prepare: Function that returns a codec that is ready to decode, such as one with a voice, for a loaded one.

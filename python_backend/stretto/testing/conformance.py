@@ -43,7 +43,6 @@ def sampling_params(prompt: Prompt, rules: SegmentRules, host: str = "") -> Samp
     Args:
         prompt: Admitted prompt with a seed.
         rules: Rules of the family's replies.
-        host: Client host.
     """
     fields = sampling_fields(prompt, rules, host)
     return SamplingParams(**fields | {"output_kind": RequestOutputKind(fields["output_kind"])})
@@ -142,7 +141,6 @@ class Engine:
             prompts: Prompts by request id.
             arrivals: Map from request id to the step before which its prompt is queued; step 0 for missing ids.
             aborts: Map from request id to the step before which the request is aborted.
-            after_step: Function that is called after each step.
         """
         arrivals = dict(arrivals or {})
         aborts = dict(aborts or {})
@@ -241,11 +239,8 @@ def assert_family_conforms(
     unbatched replies. A separate test of the family must compare its latents with another implementation.
 
     Args:
-        plugin: Plug-in of the family.
-        folder: Folder for a random checkpoint.
         vocabulary: `speech_vocabulary` of a small model; None for the published vocabulary.
         write: Function that writes a random checkpoint and takes the same arguments as `write_checkpoint`.
-        num_prompts: Number of prompts.
         **shape: Additional arguments of `write`, such as `hidden`, `layers`, `backbone` and `seed`.
 
     Raises:

@@ -77,11 +77,7 @@ class Copies(TorchDispatchMode):
 
 
 class Launches(TorchDispatchMode):
-    """Recorder of operators that compute on the device; a library may launch several kernels for one.
-
-    Attributes:
-        names: Names of the operators.
-    """
+    """Recorder of operators that compute on the device; a library may launch several kernels for one."""
 
     def __init__(self) -> None:
         super().__init__()

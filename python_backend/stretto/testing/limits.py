@@ -29,11 +29,8 @@ def asked(
     """Return the inputs of a request.
 
     Args:
-        text: Text to speak.
         turn: Content of the system turn, such as `{"codes": …}`; None for no such turn, or a recording.
         pcm: Samples of the voice's recording, float32 [n].
-        sample_rate: Their rate in Hz.
-        **options: Options of the request.
     """
     if turn is None and pcm is None:
         return {"text": text, "options": json.dumps(options)}

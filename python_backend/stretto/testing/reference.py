@@ -481,9 +481,6 @@ class _Reply:
 
         Args:
             logits: Logits over the vocabulary.
-            allowed: Permitted ids.
-            stream: Index of the stream.
-            limits: Sampling options.
             penalized: Logits with the repetition penalty, for stream 0 in audio; None otherwise.
         """
         if self.sampled:

@@ -11,9 +11,6 @@ from stretto.records.prompt import Condition
 class ReferenceConditions(ABC):
     """Network of `RequestConditions`, stated once more for a transformers model (`RequestConditions.reference`).
 
-    Args:
-        spec: The family's conditions.
-
     Attributes:
         added: Vector [H] that is added to the embeddings of all rows of the current request.
     """
@@ -25,12 +22,7 @@ class ReferenceConditions(ABC):
 
     @abstractmethod
     def random_weights(self, config: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Return random tensors of the network, named as in a checkpoint.
-
-        Args:
-            config: config.json of the checkpoint.
-            generator: Source of the random numbers.
-        """
+        """Return random tensors of the network, named as in a checkpoint."""
 
     @abstractmethod
     def random_condition(self, index: int) -> Condition | None:

@@ -19,10 +19,6 @@ class ReferenceRule:
         text row    text_is_full ─► id is sampled ─► finish_text_row
         audio row   given_row ─► sampled, or penalized ─► permitted ─► kept ─► is_guarded, counted ─► redrawn_from
                     ─► replace_first ─► other streams are sampled (kept, is_guarded) ─► replace_streams
-
-    Args:
-        rules: Rules of the family, with its constants.
-        prompt: Prompt of the reply.
     """
 
     def __init__(self, rules: Any, prompt: Prompt):
@@ -60,7 +56,6 @@ class ReferenceRule:
             logits: Logits over the vocabulary.
             frame: Index of the row in the audio.
             noise: Uniform number of the row.
-            family: The model's family.
         """
         return None
 
@@ -70,7 +65,6 @@ class ReferenceRule:
         Args:
             logits: Logits over the vocabulary.
             usual: The same with the repetition penalty, as other families have it on stream 0.
-            stream: Index of the stream.
         """
         return usual
 
@@ -84,7 +78,6 @@ class ReferenceRule:
         Args:
             logits: Logits over the vocabulary, for stream 0 from `penalized`.
             ranked: Permitted ids, the most probable one first.
-            limits: Sampling options.
             penalized: Logits with the repetition penalty, as other families have it.
         """
         return kept_ids(logits, ranked, limits)
@@ -93,9 +86,7 @@ class ReferenceRule:
         """Return True if an id of a stream in audio is sampled again when it repeats, as codes usually are.
 
         Args:
-            token: The id.
             stream: The stream, which is a codebook.
-            is_code: True if the id is a code.
         """
         return is_code
 
@@ -109,12 +100,7 @@ class ReferenceRule:
         return ids[-window:]
 
     def redrawn_from(self, allowed: Sequence[int], repeated: int) -> Sequence[int]:
-        """Return the ids of stream 0 from which one is sampled again instead of a repeated one.
-
-        Args:
-            allowed: Permitted ids.
-            repeated: The repeated id.
-        """
+        """Return the ids of stream 0 from which one is sampled again instead of a repeated one."""
         return allowed
 
     def replace_first(self, row: list[int], position: int, family: Family) -> None:
@@ -122,8 +108,6 @@ class ReferenceRule:
 
         Args:
             row: Ids of all streams.
-            position: Position of the row.
-            family: The model's family.
         """
 
     def replace_streams(self, row: list[int], position: int, family: Family) -> None:

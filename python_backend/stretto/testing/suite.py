@@ -81,7 +81,6 @@ class FamilyCase:
     """Data of a family that its tests depend on.
 
     Attributes:
-        plugin: The family's plug-in.
         write: Function that writes a small random release to a folder, given the name of its sizes, and returns the
             arguments of `stretto convert`, without `--out`.
         sizes: Names of small sizes. Most tests use the first.

@@ -33,7 +33,6 @@ class TensorSpec:
         dtype: Triton's data type, without the prefix TYPE_.
         dims: Shape; -1 for any length.
         meaning: Content and unit.
-        optional: True if a request may omit it.
     """
 
     name: str

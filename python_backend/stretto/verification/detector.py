@@ -33,11 +33,7 @@ AUDIBLE_DB = 60.0  # below the loudest level
 
 
 class Detector:
-    """Scores speech: 1 for marked, 0 for unmarked.
-
-    Args:
-        weights: Tensors of the published network, by name.
-    """
+    """Scores speech: 1 for marked, 0 for unmarked."""
 
     name = "perth-implicit-250000"
 

@@ -64,7 +64,6 @@ class Written:
 
     Attributes:
         name: Path relative to the checkpoint.
-        num_bytes: Size in bytes.
         sha256: SHA-256 of the contents, in hexadecimal.
     """
 

@@ -361,9 +361,6 @@ class Matching(nn.Module):
 
     With guidance strength g, a step follows (1 + g) * conditional - g * unconditional. A mean flow is solved in two
     unguided steps of equal length.
-
-    Attributes:
-        on_step: Called after each step.
     """
 
     waves: Tensor

@@ -17,7 +17,6 @@ def sum_on_device(
         codes: Codes, int64 [B, K, n], with any strides.
         entries: Entries of all codebooks, float32 [books, size, C].
         last_code: Code for which higher ones count, in groups after the first.
-        scale: Factor of each sum.
     """
     num_batch, _, num_steps = codes.shape
     _, size, num_channels = entries.shape

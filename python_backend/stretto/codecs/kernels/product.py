@@ -74,7 +74,6 @@ def multiply_on_device(
         sizes: Fields of `Sizes`.
         norm_weight: Factor of each channel of a norm of the inputs, [C], or None.
         norm_bias: Summand of each channel of a LayerNorm; None for a norm that does not subtract the mean.
-        eps: Summand of the norm's variance.
         gain: Factor of each output, [O], or None.
         residual: Summand after the gain, [B, length, O], or None.
         activation: `snake`, `elu`, `gelu`, `gelu_tanh`, `gate` (even columns with SiLU times odd ones), `halves` and

@@ -205,7 +205,6 @@ class Attention(nn.Module):
         Args:
             x: Inputs, [B, n, H].
             is_seen: Attention mask, bool [B, 1, n, before + n].
-            memory: State before and after the window.
         """
         query, key, value = (
             linear(x).unflatten(2, (-1, self.width)) for linear in (self.q_proj, self.k_proj, self.v_proj)
@@ -427,7 +426,6 @@ class Decoder(nn.Module):
         Args:
             codes: Codes, [B, K, n].
             first: Index of the first frame of each utterance, [B].
-            memory: State before and after the window.
         """
         latents = self.pre_conv(self.quantizer(codes), memory).transpose(1, 2)
         x = self.pre_transformer(latents, first, memory).transpose(1, 2)

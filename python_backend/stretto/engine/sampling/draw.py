@@ -28,7 +28,6 @@ def draw(
         logits: float32 [B, S, C] on the CPU, -inf for forbidden tokens.
         token_ids: Token id of each column, [S, C].
         keys: Noise keys from `stream_keys`, int32 [B, S].
-        plan: Properties of the batch (see `DrawPlan`).
 
     Returns:
         Sampled ids, [B, S], with the dtype of `token_ids`.

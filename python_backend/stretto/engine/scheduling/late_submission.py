@@ -26,7 +26,6 @@ class LateSubmission:
         Args:
             early_s: Time before the expected end of the running step, in seconds, to which each request adds
                 HOST_MS_A_ROW. It must cover the host's work for a step; otherwise the GPU waits for the host.
-            sleep: Function that waits for a number of seconds.
         """
         self._early_s = early_s
         self._clock = clock

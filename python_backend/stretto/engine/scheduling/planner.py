@@ -486,7 +486,6 @@ class PairPlanner:
 
         Args:
             scheduled: Number of scheduled rows, keyed by request id.
-            running: Requests that are running after scheduling.
         """
         is_steady = self._steady is not None and len(self._steady) == len(running) == len(scheduled)
         if not is_steady or num_rows != self._num_granted:

@@ -266,7 +266,6 @@ class PairedScheduling(Base):
 
         Args:
             request_ids: One id or several; None for all requests.
-            finished_status: vLLM's status of the finished requests.
         """
         if request_ids is None:
             request_ids = self.requests

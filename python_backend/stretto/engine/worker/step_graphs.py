@@ -45,7 +45,6 @@ class StepGraphs(Generic[Kind]):
 
     Args:
         launch: Function that launches a step, given its variant and number of rows.
-        recorder: Recorder, or None.
         can_capture: Function that returns True if a variant at a size may be recorded.
     """
 

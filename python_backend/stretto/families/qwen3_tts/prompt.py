@@ -78,9 +78,6 @@ class ClonedVoices:
 def open_voices(checkpoint: Path, codec: Codec, device: str, hidden_size: int) -> ClonedVoices:
     """Load a checkpoint's speaker encoder, and combine it with the codec's encoder.
 
-    Args:
-        hidden_size: Width of the backbone.
-
     Raises:
         CheckpointError: If the checkpoint has no speaker encoder or one whose width is not `hidden_size`, or if the
             codec's sample rate differs from the encoder's.

@@ -61,9 +61,6 @@ def _weight(phoneme: str) -> int:
 def matched(spoken: Sequence[Sequence[str]], words: Sequence[str]) -> list[int | None]:
     """Match spoken words with words of the text: return an index for each, in ascending order, or None.
 
-    Args:
-        spoken: Phonemes of each spoken word.
-
     Returns:
         The matching with the largest sum of similarities above LEAST.
     """

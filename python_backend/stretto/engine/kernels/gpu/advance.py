@@ -248,8 +248,6 @@ def finish_row(
     Args:
         laid: Streams 1 to S - 1.
         token: Stream 0.
-        in_text: True if the row is in the text segment.
-        in_audio: True if the row is in the audio segment.
         at: State of the reply before the row.
         entries: Entries of the slot (`SlotTables.texts`).
         constants: Constants of the family (`StepProgram.rule_constants`).

@@ -238,7 +238,6 @@ def repeated(
     """Return True if a code occurs too often in the last audio rows.
 
     Args:
-        is_code: True if it is a code.
         row_stride: Distance between the ids of two positions in `history`.
         constants: Constants of the family (`StepProgram.rule_constants`).
     """

@@ -14,7 +14,6 @@ def move_pointer(advances, pointer, num_entries, may_end, in_audio):
     Args:
         advances: True if the model advances; at pointer 0, it always does.
         pointer: Number of the current entry, from 1; 0 before the first.
-        num_entries: Number of entries.
         may_end: True if the audio has its minimum length; audio without entries may always end.
         in_audio: True in the audio segment, but not in a row in which a limit ends it; in other rows, only the pointer
             has a meaning.
