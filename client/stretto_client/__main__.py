@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from stretto_client.arguments import STANDARD_INPUT, parse
 from stretto_client.client import SpeechClient
 from stretto_client.console import TextDecoder, described, is_of_stream, run
-from stretto_client.errors import ClientError, RequestRefused, Timeouts
+from stretto_client.errors import RequestRefused, Timeouts, exit_status
 from stretto_client.long_speech import Speech
 from stretto_client.sinks import AudioFile, Sink, Tally, find_player, follow
 from stretto_client.speech_stream import Conversation, SpeechEvent, given, system_turn
@@ -436,7 +436,8 @@ def main(
 
 def perform(args: argparse.Namespace, default_server: Callable[[], str]) -> int:
     """Run a command whose arguments have been parsed, and return the exit status; see `main`."""
-    try:
+
+    def command() -> int:
         args.server = args.server or default_server()
         if args.command == "chat":
             return chat(args)
@@ -445,15 +446,9 @@ def perform(args: argparse.Namespace, default_server: Callable[[], str]) -> int:
         if "file" in args and args.file != STANDARD_INPUT:
             args.file = recording(args.file)
         asyncio.run(request(args))
-    except ClientError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except (ValueError, OSError) as error:
-        if is_of_stream(error):
-            raise
-        print(f"error: {described(error)}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_status(command)
 
 
 if __name__ == "__main__":

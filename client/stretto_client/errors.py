@@ -10,10 +10,14 @@ ClientError
 """
 
 import re
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
 from tritonclient.grpc import InferenceServerException
+
+from stretto_client.console import described, is_of_stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,24 @@ class TimedOut(ClientError):
     """Raised if a timeout of this client expired."""
 
     exit_code = 4
+
+
+def exit_status(command: Callable[[], int]) -> int:
+    """Run a command, and return its exit status, or that of the error that has ended it, which is printed.
+
+    Raises:
+        OSError: Standard output failed (see `console.run`).
+    """
+    try:
+        return command()
+    except ClientError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except (ValueError, OSError) as error:
+        if is_of_stream(error):
+            raise
+        print(f"error: {described(error)}", file=sys.stderr)
+        return 2
 
 
 BY_STATUS: dict[grpc.StatusCode, type[ClientError]] = {

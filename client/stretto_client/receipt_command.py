@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from stretto_client.altered_passages import RATE, altered_passages
 from stretto_client.arguments import Parser
 from stretto_client.client import SpeechClient
-from stretto_client.console import TextDecoder, argument_path, argument_text, described, is_of_stream
-from stretto_client.errors import ClientError, Timeouts
+from stretto_client.console import TextDecoder, argument_path, argument_text, described
+from stretto_client.errors import Timeouts, exit_status
 from stretto_client.receipt import MAX_RECEIPT_BYTES, Receipt, ReceiptError, read_receipt, shown
 from stretto_client.repeated_speech import (
     CodeComparison,
@@ -78,19 +78,14 @@ def verify(words: list[str], default_server: Callable[[], str], compared: Compar
         default_server: Function that returns the server's address if the command does not contain one.
     """
     args = verify_arguments(words)
-    try:
+
+    def command() -> int:
         findings = Findings(args, default_server)
         findings.check(compared, stretch)
-    except ClientError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except (ValueError, OSError) as error:
-        if is_of_stream(error):
-            raise
-        print(f"error: {described(error)}", file=sys.stderr)
-        return 2
-    print(json.dumps(findings.record) if args.json else "\n".join(findings.lines))
-    return 0 if findings.record["is_verified"] else DIFFERS
+        print(json.dumps(findings.record) if args.json else "\n".join(findings.lines))
+        return 0 if findings.record["is_verified"] else DIFFERS
+
+    return exit_status(command)
 
 
 def read_bounded(path: Path, max_bytes: int, name: str) -> bytes:

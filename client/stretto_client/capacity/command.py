@@ -20,8 +20,8 @@ from stretto_client.capacity.search import find_capacity
 from stretto_client.capacity.sentences import SENTENCES, lines_of, mixed
 from stretto_client.capacity.traces import Trace, follow
 from stretto_client.client import SpeechClient, is_loopback
-from stretto_client.console import argument_path, argument_text, described, is_of_stream
-from stretto_client.errors import ClientError, RequestRefused
+from stretto_client.console import argument_path, argument_text
+from stretto_client.errors import RequestRefused, exit_status
 from stretto_client.speech_stream import given
 
 LEAST_SECONDS = 10.0
@@ -32,7 +32,8 @@ STREAM: ContextVar[int] = ContextVar("stream", default=0)  # number of the strea
 def main(words: list[str], default_server: Callable[[], str], gpu_names: Callable[[], tuple[str, ...]]) -> int:
     """Measure a server, print the result, and return the exit status."""
     args = parse(words)
-    try:
+
+    def command() -> int:
         texts = SENTENCES if args.texts is None else lines_of(args.texts)
         args.server = args.server or default_server()
         is_here = is_loopback(args.server.rpartition(":")[0].strip("[]"))
@@ -40,16 +41,10 @@ def main(words: list[str], default_server: Callable[[], str], gpu_names: Callabl
         if machine is not None and machine.is_busy:
             print(f"the machine is busy: {machine.busy_cores:.1f} of {machine.cores} cores", file=sys.stderr)
         report = asyncio.run(measure(args, texts, machine))
-    except ClientError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except (ValueError, OSError) as error:
-        if is_of_stream(error):
-            raise
-        print(f"error: {described(error)}", file=sys.stderr)
-        return 2
-    print(json.dumps(report.record()) if args.json else "\n".join(report.lines()))
-    return 0
+        print(json.dumps(report.record()) if args.json else "\n".join(report.lines()))
+        return 0
+
+    return exit_status(command)
 
 
 def parse(words: list[str]) -> argparse.Namespace:
