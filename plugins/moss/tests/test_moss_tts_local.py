@@ -1,6 +1,6 @@
 """MOSS-TTS-Local equals OpenMOSS's own code: prompts, and the rows of replies."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,21 +84,34 @@ def prompts(release: SmallRelease) -> Mapping[str, tuple[dict[str, Any], np.ndar
 
 
 def replies(release: SmallRelease) -> Mapping[str, ExpectedReply]:
+    return expected_replies(release, stored(), REPLIES, MAX_ROWS)
+
+
+def expected_replies(
+    release: SmallRelease, stored: Mapping[str, np.ndarray], seeds: Sequence[tuple[int, str]], max_rows: int
+) -> Mapping[str, ExpectedReply]:
+    """Return the replies to both stored prompts.
+
+    Args:
+        stored: Prompts, and the authors' rows of each reply, [T, 1 + K], by name.
+        seeds: Seed and mode of each reply.
+    """
     family = release.family
     last = [family.end_of_audio, *[family.layout.pad_id] * family.num_codebooks]
     expected = dict[str, ExpectedReply]()
     for number in range(2):
-        for seed, mode in REPLIES:
+        rows = absolute(stored[f"{release.size}.prompt{number}"], family)
+        for seed, mode in seeds:
             name = f"{release.size}.{number}.{seed}.{mode}"
             sampling = replace(family.tasks[0].sampling, seed=seed)
-            audio = replace(sampling.audio, max_rows=MAX_ROWS)
+            audio = replace(sampling.audio, max_rows=max_rows)
             codes = sampling.depth
             if mode == "greedy":
                 audio = replace(audio, temperature=0.0)
                 codes = CodeSampling(0.0)
-            prompt = Prompt("tts", prompt_rows(release, number), replace(sampling, audio=audio, depth=codes))
-            expected[name] = ExpectedReply(prompt, [*absolute(stored()[name], family).tolist(), last])
-    assert {len(reply.rows) <= MAX_ROWS for reply in expected.values()} == {True, False}, "some end, some are cut"
+            prompt = Prompt("tts", rows, replace(sampling, audio=audio, depth=codes))
+            expected[name] = ExpectedReply(prompt, [*absolute(stored[name], family).tolist(), last])
+    assert {len(reply.rows) <= max_rows for reply in expected.values()} == {True, False}, "some end, some are cut"
     return expected
 
 

@@ -1,7 +1,6 @@
 """MOSS-TTS-Nano equals OpenMOSS's own code: prompts, the rows of replies, and the codec."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,9 @@ from plugins.moss.lab.random_moss_nano import (
     write_release,
 )
 from plugins.moss.tests.small_families import SMALL_MOSS_TTS_NANO
-from plugins.moss.tests.test_moss_tts_local import absolute, write_with_long_replies
+from plugins.moss.tests.test_moss_tts_local import absolute, expected_replies, write_with_long_replies
 from stretto.family.plugin import decoder_size
 from stretto.preprocessing.request import RawRequest
-from stretto.records.prompt import Prompt
-from stretto.records.sampling import CodeSampling
 from stretto.testing.codec_streams import stream
 from stretto.testing.codec_suite import CodecCase, CodecSuite
 from stretto.testing.limits import asked
@@ -84,25 +81,12 @@ def prompts(release: SmallRelease) -> Mapping[str, tuple[dict[str, Any], np.ndar
 
 
 def replies(release: SmallRelease) -> Mapping[str, ExpectedReply]:
-    family = release.family
-    last = [family.end_of_audio, *[family.layout.pad_id] * family.num_codebooks]
-    expected = dict[str, ExpectedReply]()
-    for number in range(2):
-        for seed, mode in REPLIES:
-            name = f"{release.size}.{number}.{seed}.{mode}"
-            sampling = replace(family.tasks[0].sampling, seed=seed)
-            audio = replace(sampling.audio, max_rows=MAX_ROWS)
-            codes = sampling.depth
-            if mode == "greedy":
-                audio = replace(audio, temperature=0.0)
-                codes = CodeSampling(0.0)
-            prompt = Prompt("tts", prompt_rows(release, number), replace(sampling, audio=audio, depth=codes))
-            frames = stored()[name]
-            slots = np.full((len(frames), 1), IDS["audio_assistant_slot_token_id"])
-            rows = absolute(np.concatenate([slots, frames], 1), family).tolist()
-            expected[name] = ExpectedReply(prompt, [*rows, last])
-    assert {len(reply.rows) <= MAX_ROWS for reply in expected.values()} == {True, False}, "some end, some are cut"
-    return expected
+    slot = IDS["audio_assistant_slot_token_id"]
+    rows = {
+        name: np.pad(value, ((0, 0), (1, 0)), constant_values=slot) if name.endswith(("greedy", "sampled")) else value
+        for name, value in stored().items()
+    }
+    return expected_replies(release, rows, REPLIES, MAX_ROWS)
 
 
 class TestMossTtsNano(FamilySuite):
