@@ -192,63 +192,31 @@ class Metrics:
         self.family = family
         self.spans = spans
         self.usage = Usage(owners, ceilings, self.registry)
-        self.first_audio = Histogram(
-            "audio_ttfp_seconds", "Seconds to the first samples", LABELS, buckets=SECONDS, registry=self.registry
-        )
-        self.first_sound = Histogram(
-            "audio_first_sound_seconds",
-            "Seconds until a player without a buffer plays the first sample above -50 dBFS",
-            LABELS,
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self.real_time = Histogram(
-            "audio_rtf", "Seconds of generation per second of audio", LABELS, buckets=RATIOS, registry=self.registry
-        )
-        self.underrun = Histogram(
-            "audio_underrun_seconds",
-            "Seconds that a player without a buffer waits for later audio",
-            LABELS,
-            buckets=GAPS,
-            registry=self.registry,
-        )
-        self.continuous = Counter(
-            "audio_continuity_ok", "Utterances without such a wait", LABELS, registry=self.registry
-        )
-        self.silent = Counter("audio_skipped", "Utterances without audible audio", LABELS, registry=self.registry)
-        self.cut = Counter("audio_cut", "Utterances ended by a limit", [*LABELS, "reason"], registry=self.registry)
-        self.faults = Counter("audio_faults", "Faults of utterances", [*LABELS, "fault"], registry=self.registry)
-        unchecked = "Clauses whose words were not checked"
-        self.unchecked = Counter("audio_unchecked", unchecked, [*LABELS, "reason"], registry=self.registry)
-        self.redrawn = Counter("audio_redrawn", "Attempts to speak clauses given up", LABELS, registry=self.registry)
-        self.left = Counter(
-            "audio_left", "Utterances that did not complete", [*LABELS, "reason"], registry=self.registry
-        )
-        self.interrupted = Counter(
-            "audio_interrupted", "Replies interrupted by the user's speech", registry=self.registry
-        )
-        self.text_seconds = Histogram(
-            "text_seconds", "Seconds to the end of a text response", LABELS, buckets=SECONDS, registry=self.registry
-        )
-        self.text_cut = Counter(
-            "text_cut", "Text responses ended by a limit", [*LABELS, "reason"], registry=self.registry
-        )
-        self.text_left = Counter(
-            "text_left", "Text responses that did not complete", [*LABELS, "reason"], registry=self.registry
-        )
-        self._turns = Histogram(
-            "gateway_turn_decision_seconds",
-            "Seconds for which a session waited for the end-of-turn model",
-            ["outcome"],
-            buckets=WAITS,
-            registry=self.registry,
-        )
-        self.answers = Counter(
-            "gateway_answers", "Responses by route and status", ["route", "status"], registry=self.registry
-        )
-        self._queue = Histogram(
-            "gateway_queue_seconds", "Seconds that requests waited for a slot", buckets=WAITS, registry=self.registry
-        )
+        counter = partial(Counter, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        self.first_audio = histogram("audio_ttfp_seconds", "Seconds to the first samples", LABELS, buckets=SECONDS)
+        about = "Seconds until a player without a buffer plays the first sample above -50 dBFS"
+        self.first_sound = histogram("audio_first_sound_seconds", about, LABELS, buckets=SECONDS)
+        about = "Seconds of generation per second of audio"
+        self.real_time = histogram("audio_rtf", about, LABELS, buckets=RATIOS)
+        about = "Seconds that a player without a buffer waits for later audio"
+        self.underrun = histogram("audio_underrun_seconds", about, LABELS, buckets=GAPS)
+        self.continuous = counter("audio_continuity_ok", "Utterances without such a wait", LABELS)
+        self.silent = counter("audio_skipped", "Utterances without audible audio", LABELS)
+        self.cut = counter("audio_cut", "Utterances ended by a limit", [*LABELS, "reason"])
+        self.faults = counter("audio_faults", "Faults of utterances", [*LABELS, "fault"])
+        self.unchecked = counter("audio_unchecked", "Clauses whose words were not checked", [*LABELS, "reason"])
+        self.redrawn = counter("audio_redrawn", "Attempts to speak clauses given up", LABELS)
+        self.left = counter("audio_left", "Utterances that did not complete", [*LABELS, "reason"])
+        self.interrupted = counter("audio_interrupted", "Replies interrupted by the user's speech")
+        self.text_seconds = histogram("text_seconds", "Seconds to the end of a text response", LABELS, buckets=SECONDS)
+        self.text_cut = counter("text_cut", "Text responses ended by a limit", [*LABELS, "reason"])
+        self.text_left = counter("text_left", "Text responses that did not complete", [*LABELS, "reason"])
+        about = "Seconds for which a session waited for the end-of-turn model"
+        self._turns = histogram("gateway_turn_decision_seconds", about, ["outcome"], buckets=WAITS)
+        self.answers = counter("gateway_answers", "Responses by route and status", ["route", "status"])
+        about = "Seconds that requests waited for a slot"
+        self._queue = histogram("gateway_queue_seconds", about, buckets=WAITS)
 
     def note_turn(self, outcome: str, seconds: float) -> None:
         """Record a decision of the end-of-turn model: `complete`, `incomplete`, `failed`, `late` or `busy`."""
