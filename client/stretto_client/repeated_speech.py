@@ -18,8 +18,8 @@ from stretto_client.receipt import CodeDigest, Receipt, ReceiptError, frame_chec
 from stretto_client.voices import MarkedVoices, RecordedVoice
 
 # Share of equal frames, in the order of the receipt, from which codes of another numeric class are taken for the same
-# speech (docs/marking.md).
-MIN_EQUAL_FRAMES = 0.5
+# speech: three times the most that speech with another seed has (docs/marking.md).
+MIN_EQUAL_FRAMES = 0.25
 NUMERICS = "numerics"
 Stretch = Callable[[NDArray[np.int16], int, float], NDArray[np.int16]]
 """Function of samples [n], their rate in Hz and a speed, which changes their duration but not their pitch."""
