@@ -154,40 +154,6 @@ def test_voice_from_a_recording_matches_its_voice_file(english: ServedCheckpoint
     assert other[1].shape != pcm.shape or np.abs(other[1] - pcm).max() > 1e-2
 
 
-def test_invalid_input_error_names_its_field(english: ServedCheckpoint) -> None:
-    turns = [{"role": "user", "codes": [[1, 2]]}]
-    for inputs, message in (
-        ({"text": " "}, "text: expected text of at least one character"),
-        ({"text": "a", "options": '{"voice": "bob"}'}, "options.voice: expected one of default, anna, odd"),
-        ({"text": "a" * 65}, "text: expected"),
-        ({"messages": json.dumps(turns)}, "messages[0]: expected text for task 'tts', got audio"),
-        (
-            recorded(np.zeros(24_000, np.float32), "a"),
-            "messages[0].audio: expected a recording of a voice, got silence",
-        ),
-        (
-            recorded(at_24_khz(RECORDED), "a") | {"options": '{"voice": "anna"}'},
-            "options.voice: expected no value, because the request contains a recording of the voice, got 'anna'",
-        ),
-    ):
-        english.server.refuses(inputs, message)
-
-
-def test_unsuitable_requests_are_refused(turbo: ServedCheckpoint) -> None:
-    turns = [{"role": "system", "audio": "pcm_in"}, {"role": "user", "text": "a"}]
-    recorded = {"messages": json.dumps(turns), "sample_rate": np.array([24_000], np.int32)}
-    for inputs, message in (
-        ({"text": "a", "options": '{"exaggeration": 0.5}'}, "options.exaggeration: expected no value"),
-        ({"text": "a", "options": '{"guidance_scale": 2.0}'}, "options.guidance_scale: expected"),
-        (
-            {**recorded, "pcm_in": np.resize([0.5, -0.5], 72_000).astype(np.float32)},
-            "messages[0].audio: expected more than 5.0 s, got 3.0000 s",
-        ),
-        ({**recorded, "pcm_in": np.zeros(144_000, np.float32)}, "messages[0].audio: expected a recording of a voice"),
-    ):
-        turbo.server.refuses(inputs, message)
-
-
 async def test_uploaded_voice_via_gateway_matches_a_direct_request(turbo: ServedCheckpoint, tmp_path: Path) -> None:
     """It sounds like the same recording in a request to the server, until it is deleted."""
     wav = io.BytesIO()

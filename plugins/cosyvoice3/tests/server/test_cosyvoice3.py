@@ -224,12 +224,3 @@ def test_published_clients_get_errors_by_the_names_of_their_fields(
     with client, pytest.raises(InferenceServerException, match="INVALID_ARGUMENT") as refused:
         client.infer("cosyvoice3", published_request(**changes))
     assert f"invalid request: {message}" in str(refused.value)
-
-
-def test_invalid_input_error_names_its_field(served: ServedCheckpoint) -> None:
-    for given, message in (
-        ({"text": "hello"}, "messages: expected a system turn with audio"),
-        (inputs(recording(0.9), "a"), "messages[0].audio: expected at least 1 s, got 0.9000 s"),
-        (inputs(recording(), "a<|endofprompt|>"), "messages[1].text: expected none of the model's markers"),
-    ):
-        served.server.refuses(given, message)

@@ -72,14 +72,3 @@ def test_voice_and_earlier_turns_match_the_reference(served: ServedCheckpoint) -
     check(served, served.server.ask(OPTIONS, messages=messages), expected)
     plain = codes_of(served.checkpoint, OPTIONS, text=TEXT)
     assert not np.array_equal(expected, plain[:, : expected.shape[1]])
-
-
-def test_invalid_input_error_names_its_field(served: ServedCheckpoint) -> None:
-    silent = [{"role": "system", "codes": [[1]] * 10}, {"role": "user", "text": "a"}]
-    for inputs, message in (
-        ({"text": ""}, "text: expected text with at least one non-space character"),
-        ({"text": "Oh. <|speaker:1|>a"}, "text: expected no words before the first tag <|speaker:N|>"),
-        ({"text": "a", "options": '{"voice": "alloy"}'}, "options.voice: expected no value"),
-        ({"messages": json.dumps(silent)}, "messages[0].codes: expected the audio of a voice together with its words"),
-    ):
-        served.server.refuses(inputs, message)

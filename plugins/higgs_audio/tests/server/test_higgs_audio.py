@@ -86,13 +86,3 @@ def test_served_model_streams_the_reference_codes(served: ServedHiggsAudio, case
     )
     assert len(answer.pcm) == answer.codes.shape[1] * 960  # 24 kHz
     assert not any(event["text"] for event in answer.events)
-
-
-def test_invalid_input_error_names_its_field(served: ServedHiggsAudio) -> None:
-    unspoken = [{"role": "user", "codes": CODES}, {"role": "user", "text": "a"}]
-    for inputs, message in (
-        ({"messages": json.dumps(unspoken)}, "messages[1]: expected only text for task 'tts'"),
-        ({"text": "a", "options": '{"voice": "2"}'}, "options.voice: expected"),
-        (HEARD, "text: expected text for task 'tts'"),
-    ):
-        served.server.refuses(inputs, message)

@@ -42,11 +42,3 @@ def test_served_model_streams_the_authors_codes(served: ServedCheckpoint, number
     if expected.shape[1] > 1:
         check_sound(answer.pcm, expected, load_codec("moss", served.checkpoint), 0, answer.report["finish_reason"])
     assert len(answer.pcm) == expected.shape[1] * 3840  # 48 kHz
-
-
-def test_invalid_input_error_names_its_field(served: ServedCheckpoint) -> None:
-    for inputs, message in (
-        ({"text": ""}, "text: expected text of at least one character"),
-        ({"text": "a", "options": '{"text_mode": "open"}'}, "options.text_mode: expected no value"),
-    ):
-        served.server.refuses(inputs, message)

@@ -96,13 +96,3 @@ def test_streamed_text_gives_the_same_speech_as_complete_text(
     answer.responses = [*responses, *answer.responses]
     np.testing.assert_array_equal(answer.codes, at_once.codes)
     np.testing.assert_allclose(answer.pcm, at_once.pcm, atol=1e-4)
-
-
-def test_invalid_input_error_names_its_field(served: ServedCheckpoint) -> None:
-    short = [{"role": "system", "codes": [[1], [2]]}, {"role": "user", "text": "a"}]
-    for inputs, message in (
-        ({"text": ""}, "text: expected text of at least one character"),
-        ({"text": "a", "options": '{"voice": "alloy"}'}, "options.voice: expected no value"),
-        ({"messages": json.dumps(short)}, "messages[0].codes: expected 3 lists of at most 750 codes in [0, 16)"),
-    ):
-        served.server.refuses(inputs, message)

@@ -65,16 +65,3 @@ def decoded(model: VibeVoiceForConditionalGeneration, latents: np.ndarray) -> np
     with torch.inference_mode():
         codes = (torch.from_numpy(latents) / SCALE - OFFSET).T[None]
         return model.model.audio_tower.decoder(codes).audio.clamp(-1, 1).flatten().numpy()
-
-
-def test_invalid_input_error_names_its_field(served: ServedCheckpoint) -> None:
-    for options, message in (
-        ({"voice": "bob"}, "options.voice: expected no value (this model has no named voices"),
-        ({"guidance": {"policy": "adaptive"}}, "options.guidance.policy: expected 'always'"),
-        ({"audio": {"temperature": 0.5}}, "options.audio.temperature: expected 1.0"),
-        ({"audio": {"top_k": 5}}, "options.audio.top_k: expected 0 (frames of vibevoice have no ids), got 5"),
-        ({"latents": {"steps": 51}}, "options.latents.steps: expected an integer in [2, 50]"),
-        ({"output": {"codes": True}}, "options.output.codes: expected false"),
-    ):
-        served.server.refuses({"text": "Hello.", "options": json.dumps(options)}, message)
-    served.server.refuses({"text": "Speaker 9: a"}, "text: expected speakers 1 to 4")
