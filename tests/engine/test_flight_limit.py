@@ -14,19 +14,32 @@ def seen(limit: FlightLimit, num_sequences: int, in_flight: int, first_frame_s: 
     return limit.value
 
 
-def test_late_reply_cuts_the_flight_limit_by_at_most_half() -> None:
-    assert seen(FlightLimit(1.0, 80), 2, 40, 1.25) == pytest.approx(64)
-    assert seen(FlightLimit(1.0, 80), 2, 80, 9.0) == 40
+INFINITE = float("inf")
 
 
-def test_unused_flight_limit_falls_gently_to_twice_the_use() -> None:
-    limit = FlightLimit(1.0, 80)
-    assert seen(limit, 2, 12, 9.0) == pytest.approx(77.6)
-    for _ in range(100):
-        seen(limit, 2, 12, 9.0)
-        if limit.value == 24:
-            break
-    assert limit.value == 24
+@pytest.mark.parametrize(
+    ("most", "start", "in_flight", "first_s", "times", "expected"),
+    [
+        pytest.param(80, 80, 40, 1.25, 1, (64, 64), id="late: cut"),
+        pytest.param(80, 80, 80, 9.0, 1, (40, 40), id="very late: halved"),
+        pytest.param(80, 80, 12, 9.0, 1, (77.6, 77.6), id="late and unused: cut gently"),
+        pytest.param(80, 80, 12, 9.0, 40, (24, 24), id="late and unused: down to twice the use"),
+        pytest.param(80, 80, 2, 60.0, 500, (4, 4), id="very late and unused: down to twice the use"),
+        pytest.param(80, 16, 16, 0.9, 8, (17.5, 18), id="timely: raised additively"),
+        pytest.param(20, 16, 7, 0.1, 1, (16, 16), id="timely and unused: kept"),
+        pytest.param(20, 16, 16, 0.1, 100, (20, 20), id="timely: up to the maximum"),
+        pytest.param(INFINITE, INFINITE, 40, 2.0, 200, (4, 4), id="late: found from an infinite start"),
+    ],
+)
+def test_first_frames_move_the_flight_limit(
+    most: float, start: float, in_flight: int, first_s: float, times: int, expected: tuple[float, float]
+) -> None:
+    limit = FlightLimit(1.0, most)
+    limit.value = min(start, limit.value)
+    for _ in range(times):
+        seen(limit, 2, in_flight, first_s)
+    low, high = expected
+    assert low == pytest.approx(limit.value) if low == high else low < limit.value < high
 
 
 def test_requests_admitted_before_a_cut_do_not_change_the_limit() -> None:
@@ -39,43 +52,12 @@ def test_requests_admitted_before_a_cut_do_not_change_the_limit() -> None:
     assert limit.value == 40
 
 
-def test_timely_replies_raise_the_flight_limit_additively() -> None:
-    limit = FlightLimit(1.0, 80)
-    limit.value = 16.0
-    for _ in range(8):
-        seen(limit, 2, 16, 0.9)
-    assert 17.5 < limit.value < 18
-
-
-def test_flight_limit_rises_only_near_capacity_and_up_to_its_maximum() -> None:
-    limit = FlightLimit(1.0, 20)
-    limit.value = 16.0
-    assert seen(limit, 2, 7, 0.1) == 16
-    for _ in range(100):
-        seen(limit, 2, 16, 0.1)
-    assert limit.value == 20
-
-
-def test_flight_limit_never_falls_below_twice_the_current_use() -> None:
-    limit = FlightLimit(1.0, 80)
-    for _ in range(500):
-        seen(limit, 2, 2, 60.0)
-    assert limit.value == 4
-
-
 def test_flight_limit_has_a_minimum() -> None:
     limit = FlightLimit(1.0, 80)
     for _ in range(20):
         seen(limit, 1, int(limit.value), 1e6)
     assert limit.value == MIN_LIMIT
     assert seen(FlightLimit(1.0, 3), 1, 3, 1e6) == 3
-
-
-def test_flight_limit_is_found_from_an_infinite_start() -> None:
-    limit = FlightLimit(1.0, float("inf"))
-    for _ in range(200):
-        seen(limit, 2, 40, 2.0)
-    assert limit.value < 80
 
 
 @dataclass(eq=False)

@@ -54,10 +54,6 @@ def checks_until_it_hangs(machine: Machine, change: Change = lambda *_: None, mo
     return None
 
 
-def test_thread_with_work_but_no_cpu_time_is_a_hang(machine: Machine) -> None:
-    assert checks_until_it_hangs(machine) == NUM_CHECKS
-
-
 def test_idle_thread_is_not_a_hang(machine: Machine) -> None:
     watch = HangWatch(lambda: False, [(7, 8)], [5], machine.folder)
     assert not any(watch.poll() for _ in range(4 * NUM_CHECKS))
@@ -70,28 +66,22 @@ def test_starved_or_stopped_thread_is_not_a_hang(machine: Machine, who: tuple[in
         assert checks_until_it_hangs(machine) is None
 
 
-@pytest.mark.parametrize(("every", "found"), [(4, NUM_CHECKS), (2, None)])
-def test_occasional_wakeups_of_other_threads_do_not_hide_a_hang(
-    machine: Machine, every: int, found: int | None
-) -> None:
-    def change(machine: Machine, check: int) -> None:
-        machine.be(9, 9, "S" if check % every else "R")
+CHANGES: dict[str, tuple[Change, int | None]] = {
+    "none": (lambda *_: None, NUM_CHECKS),
+    "another thread runs rarely": (
+        lambda machine, check: machine.be(9, 9, "S" if check % 4 else "R"),
+        NUM_CHECKS,
+    ),
+    "another thread runs often": (lambda machine, check: machine.be(9, 9, "S" if check % 2 else "R"), None),
+    "all wait for a CPU": (lambda machine, check: machine.be(9, 9, "S" if check < NUM_CHECKS // 2 else "R"), None),
+    "it uses a CPU now and then": (lambda machine, check: machine.use(7, 8, 100 + check // (NUM_CHECKS // 2)), None),
+}
 
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_thread_with_work_but_no_cpu_time_is_a_hang(machine: Machine, name: str) -> None:
+    change, found = CHANGES[name]
     assert checks_until_it_hangs(machine, change) == found
-
-
-def test_threads_waiting_for_a_cpu_are_not_hung(machine: Machine) -> None:
-    def change(machine: Machine, check: int) -> None:
-        machine.be(9, 9, "S" if check < NUM_CHECKS // 2 else "R")
-
-    assert checks_until_it_hangs(machine, change) is None
-
-
-def test_thread_using_occasional_cpu_time_is_not_a_hang(machine: Machine) -> None:
-    def change(machine: Machine, check: int) -> None:
-        machine.use(7, 8, 100 + check // (NUM_CHECKS // 2))
-
-    assert checks_until_it_hangs(machine, change) is None
 
 
 def test_hang_requires_all_watched_threads_to_hang(machine: Machine) -> None:
