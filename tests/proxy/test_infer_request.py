@@ -176,6 +176,7 @@ def test_request_with_all_permitted_fields_is_read() -> None:
     assert read_infer_request(request.SerializeToString()).head == request
     texts = message([MAX_STRINGS], None, "BYTES", bytes_contents=[b"hi"] * MAX_STRINGS)
     assert len(read_infer_request(texts).head.inputs[0].contents.bytes_contents) == MAX_STRINGS
+    read_infer_request(message([MAX_STRINGS], bytes(4 * MAX_STRINGS), "BYTES"))
     unpacked = field(5, b"\x18\2\x18\3" + field(2, b"BOOL"))  # as an encoder may write numbers, too
     assert list(read_infer_request(unpacked + field(7, bytes(6))).head.inputs[0].shape) == [2, 3]
 

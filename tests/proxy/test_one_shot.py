@@ -184,7 +184,7 @@ async def test_samples_of_long_replies_are_exact(web: Http, monkeypatch: pytest.
     ("given", "headers", "text"),
     [
         (b"{", {}, "request: expected JSON with a list of inputs"),
-        (b"[" * 900, {}, "request: expected JSON with a list of inputs"),
+        (b"[" * 1024, {}, "request: expected JSON with a list of inputs"),
         (body(("target_text", "BYTES", [1, 1], [[["you"]]])), {}, "request: expected JSON with a list of inputs"),
         (body(("target_text", "BYTES", [1, 1], [1])), {}, "inputs.target_text: expected strings for BYTES"),
         (body(("target_text", "BYTES", [1, 2], ["you"])), {}, "inputs.target_text: expected 2 strings"),
