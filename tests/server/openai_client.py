@@ -10,6 +10,7 @@ import openai
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from stretto_client.errors import Timeouts
+from stretto_client.manifest import FileSigner
 from stretto_gateway.command import make_server
 from stretto_gateway.config import CacheSettings, GatewayConfig
 from tests.patience import PATIENCE_S
@@ -24,6 +25,7 @@ async def gateway_port(
     keys: tuple[str, ...] = (),
     cache: CacheSettings | None = None,
     signing_key: Ed25519PrivateKey | None = None,
+    file_signer: FileSigner | None = None,
     **others: int,
 ) -> AsyncIterator[int]:
     """Run a gateway during the `with` block and yield its port.
@@ -34,6 +36,7 @@ async def gateway_port(
         keys: API keys.
         cache: Settings of the speech cache.
         signing_key: Key of receipts.
+        file_signer: Signer of manifests by that key.
         others: Ports of other servers by name.
     """
     listener = socket.create_server(("127.0.0.1", 0))
@@ -46,6 +49,7 @@ async def gateway_port(
         named_servers=servers,
         cache=cache,
         signing_key=signing_key,
+        file_signer=file_signer,
     )
     gateway = make_server(config, listener)
     serving = asyncio.ensure_future(gateway.serve([listener]))

@@ -13,10 +13,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from stretto.cli import verify
+from stretto_client.manifest import FileSigner
 from stretto_gateway.encoding import make_encoder
 from tests.patience import PATIENCE_S
 from tests.server.conftest import Server
 from tests.server.openai_client import gateway_port
+from tests.signing_certificates import chain
 
 pytestmark = pytest.mark.server
 TEXT = "Your flight to Lisbon leaves from gate twenty. [voice:alloy]Please have your passport ready."
@@ -38,10 +40,10 @@ def decoded(data: bytes) -> np.ndarray:
 
 
 async def test_signed_speech_is_verified(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    body = {"model": "tts-1", "voice": "alloy", "input": TEXT, "response_format": "flac"}
+    body = {"model": "tts-1", "voice": "alloy", "input": TEXT, "response_format": "flac", "stream": False}
     key = Ed25519PrivateKey.generate()
     async with (
-        gateway_port(server.grpc, signing_key=key) as port,
+        gateway_port(server.grpc, signing_key=key, file_signer=FileSigner(chain(key), key)) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as http,
     ):
         sent = await http.post("/v1/audio/speech", json=body)
@@ -51,24 +53,27 @@ async def test_signed_speech_is_verified(server: Server, tmp_path: Path, capsys:
     (tmp_path / "receipt.json").write_bytes(receipt.content)
     (tmp_path / "key.json").write_bytes(public.content)
 
-    async def findings(clip: bytes, text: str = TEXT) -> tuple[int, dict[str, Any]]:
+    async def findings(clip: bytes, *words: str) -> tuple[int, dict[str, Any]]:
         (tmp_path / "clip").write_bytes(clip)
-        words = [str(tmp_path / "clip"), "--receipt", str(tmp_path / "receipt.json"), "--text", text]
-        words += ["--key", str(tmp_path / "key.json"), "--server", f"localhost:{server.grpc}", "--json"]
-        status = await asyncio.to_thread(verify, words)
+        words = (str(tmp_path / "clip"), "--text", TEXT, "--key", str(tmp_path / "key.json"), *words)
+        words += ("--server", f"localhost:{server.grpc}", "--json")
+        status = await asyncio.to_thread(verify, list(words))
         output = capsys.readouterr()
         assert not output.err
         return status, json.loads(output.out)
 
-    status, found = await findings(sent.content)
-    assert (status, found["is_sent_file"], found["signature"]["is_trusted"]) == (0, True, True)
-    assert found["codes"]["is_equal"]
+    beside = ("--receipt", str(tmp_path / "receipt.json"))
+    for words in (beside, ()):  # without it, by the receipt in the manifest
+        status, found = await findings(sent.content, *words)
+        assert (status, found["is_sent_file"], found["signature"]["is_trusted"]) == (0, True, True)
+        assert found["codes"]["is_equal"]
+        assert ("manifest" in found) == (words == ())
     pcm = decoded(sent.content)
     for file_format in ("mp3", "opus"):
-        status, found = await findings(encoded(pcm, file_format))
+        status, found = await findings(encoded(pcm, file_format), *beside)
         assert (status, found["is_sent_file"], found["passages"]) == (0, False, [])
     pcm[RATE : RATE + RATE // 2] = pcm[2 * RATE : 2 * RATE + RATE // 2]
-    status, found = await findings(encoded(pcm, "mp3"))
+    status, found = await findings(encoded(pcm, "mp3"), *beside)
     (passage,) = found["passages"]
     assert (status, passage["change"]) == (5, "replaced")
     assert passage["start_s"] == pytest.approx(1.0, abs=0.15)
