@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerException, InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
+from stretto_client.adapters import run_adapter_command
 from stretto_client.checked_speech import Lead, attempts_of, check_one_of, checked
 from stretto_client.continued_speech import continued
 from stretto_client.errors import Timeouts
@@ -191,6 +192,7 @@ class SpeechClient:
         self._shared: set[Sharing] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._client = InferenceServerClient(server, channel_args=CHANNEL)
+        self.adapters = partial(run_adapter_command, self._client, server, partial(key_headers, server))
         self._profile: ModelProfile | None = None
         self._listeners = Listeners(self, partial(SpeechClient, caller=caller))
         self.tries: Tries = patiently  # of the later clauses of a long text, while the server is full

@@ -230,7 +230,7 @@ class SpeechOptions(TypedDict, total=False):
             " before it stay the same. `[0]` is the whole reply; an entry may repeat ([checks](checks.md))."
         ),
     ]
-    adapter: Annotated[String, Doc("Name of a LoRA adapter in `engine.json`; none by default.")]
+    adapter: Annotated[String, Doc("Name of a LoRA adapter of the server; none by default.")]
     language: Annotated[
         str,
         BY_FAMILY,

@@ -179,7 +179,8 @@ class Model(TypedDict):
 
     `root` repeats the id, because `vllm bench serve` reads it if no model is specified. `voices` has the model's voices
     as objects, because clients of Speaches read their `name`. `sample_rate` is the codec's sample rate in Hz.
-    `takes_role` is true if full-duplex sessions accept a role as instructions.
+    `takes_role` is true if full-duplex sessions accept a role as instructions. `parent` is the model of a LoRA adapter,
+    whose `root` is its folder.
     """
 
     id: str
@@ -193,6 +194,7 @@ class Model(TypedDict):
     sample_rate: int
     times_words: bool
     takes_role: bool
+    parent: NotRequired[str]
 
 
 class Health(TypedDict):

@@ -21,6 +21,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
 from stretto_gateway import (
+    adapters,
     chat,
     page,
     pronunciations,
@@ -129,7 +130,7 @@ def all_routes() -> list[BaseRoute]:
     every = APIRouter()
     first = (speech, speech_batch, speech_records, transcription, verification, chat)
     added = [route.router for route in installed_routes()]
-    last = (voice_preview, voices, pronunciations, page)
+    last = (voice_preview, voices, pronunciations, adapters, page)
     for one in (*(module.router for module in first), *added, *(module.router for module in last), router):
         every.include_router(one, responses=ERRORS)
     add_health(every)
@@ -216,7 +217,7 @@ async def list_models(request: Request) -> Models:
     """List the models of all servers that accept requests. OpenAI's model names select one of them, too."""
     gateway: Gateway = request.app.state.gateway
     catalogues = [server.catalogue for server in await gateway.servers.up()]
-    models = [catalogue.record(await catalogue.profile()) for catalogue in catalogues]
+    models = [model for catalogue in catalogues for model in await catalogue.records()]
     return {"object": "list", "data": models, "calls": gateway.takes_calls}
 
 

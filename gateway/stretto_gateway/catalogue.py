@@ -1,9 +1,11 @@
 """Served model and the voices that a request may name: the model's, a caller's own, and aliases of other engines."""
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from stretto_client import ClientError, ModelProfile, RecordedVoice, SpeechClient, TaskProfile
@@ -50,9 +52,22 @@ class Catalogue:
     Args:
         aliases: Additional model names, each mapped to the family to which it refers, or to the name of a server.
         name: Name of the model in requests; empty for that of its family.
+        lists_adapters: True to ask the server for its LoRA adapters, too.
+
+    Attributes:
+        adapters: Folders of the adapters, keyed by the name used in requests.
     """
 
-    def __init__(self, client: SpeechClient | RoutedClient, aliases: Mapping[str, str], name: str = ""):
+    def __init__(
+        self,
+        client: SpeechClient | RoutedClient,
+        aliases: Mapping[str, str],
+        name: str = "",
+        lists_adapters: bool = False,
+    ):
+        self.adapters: Mapping[str, str] = {}
+        self._lists_adapters = lists_adapters
+        self._listed_s: float | None = None
         self._client = client
         self._aliases = aliases
         self._name = name
@@ -142,6 +157,29 @@ class Catalogue:
             "times_words": profile.times_words,
             "takes_role": any(task.name == DUPLEX and "text" in task.system for task in profile.tasks),
         }
+
+    async def has_adapter(self, name: str) -> bool:
+        """Return True if `name` is an adapter's, as far as the server was asked in the last seconds."""
+        if name not in self.adapters and name != self.label and not is_alias(name):
+            await self._list_adapters(REFRESH_S)
+        return name in self.adapters
+
+    async def _list_adapters(self, max_age_s: float) -> None:
+        now_s = time.monotonic()
+        if not self._lists_adapters or (self._listed_s is not None and now_s - self._listed_s <= max_age_s):
+            return
+        self._listed_s = now_s
+        with suppress(ClientError):
+            self.adapters = await self._client.adapters({"action": "list"})
+
+    async def records(self) -> list[Model]:
+        """Return the `model` objects of the model and of its adapters; see `profile` for the exceptions."""
+        model = self.record(await self.profile())
+        await self._list_adapters(math.inf)
+        adapted: list[Model] = [
+            {**model, "id": name, "root": path, "parent": model["id"]} for name, path in self.adapters.items()
+        ]
+        return [model, *adapted]
 
 
 def is_alias(name: str) -> bool:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from stretto_client.manifest import FileSigner
 
 KEYS = "STRETTO_API_KEYS"
+ADMIN_KEYS = "STRETTO_ADMIN_KEYS"
 VOICES = "STRETTO_VOICES"
 STRICT = "STRETTO_STRICT"
 ORIGINS = "STRETTO_CORS_ORIGINS"
@@ -201,6 +202,8 @@ def arguments() -> Parser:
         metavar="FILE",
         help="file of API keys, one per line; clients must send one; default: no key is needed",
     )
+    about = f"file of keys, one per line, that may load and unload adapters; default: {ADMIN_KEYS}, or nobody may"
+    add("--admin-keys", type=argument_path, metavar="FILE", help=about)
     add(
         "--voices",
         type=argument_path,
@@ -392,6 +395,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
         signing_key=signing_key,
         file_signer=read_signing_certificate(args.signing_certificate, signing_key),
         routes=tuple(options for options in settings if options is not None),
+        admin_keys=read_keys(args.admin_keys, "--admin-keys", ADMIN_KEYS),
     )
 
 
@@ -419,17 +423,22 @@ def read_servers(words: list[str]) -> tuple[str, dict[str, str]]:
     return "", named
 
 
-def read_keys(path: Path | None) -> tuple[str, ...]:
-    """Return the keys from the file and the environment; raise ValueError for a weak key or an empty file."""
+def read_keys(path: Path | None, flag: str = "--keys", variable: str = KEYS) -> tuple[str, ...]:
+    """Return the keys from the file and the environment; raise ValueError for a weak key or an empty file.
+
+    Args:
+        flag: Flag that names the file.
+        variable: Environment variable with further keys, comma-separated.
+    """
     try:
         lines = [] if path is None else path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise ValueError(f"--keys: expected a text file, got {path}, which is not UTF-8") from None
-    keys = tuple(key for line in [*lines, *os.environ.get(KEYS, "").split(",")] if (key := line.strip()))
+        raise ValueError(f"{flag}: expected a text file, got {path}, which is not UTF-8") from None
+    keys = tuple(key for line in [*lines, *os.environ.get(variable, "").split(",")] if (key := line.strip()))
     if path is not None and not keys:
-        raise ValueError(f"--keys: expected at least one key in {path}, got none")
-    if KEYS in os.environ and not keys:
-        raise ValueError(f"{KEYS}: expected at least one key, got none; unset it to allow access without a key")
+        raise ValueError(f"{flag}: expected at least one key in {path}, got none")
+    if variable in os.environ and not keys:
+        raise ValueError(f"{variable}: expected at least one key, got none; unset it to allow access without a key")
     if not all(len(key) >= MIN_KEY_CHARS and key.isascii() and key.isprintable() for key in keys):
         raise ValueError(f"keys: each key must have at least {MIN_KEY_CHARS} characters, all printable ASCII")
     return keys

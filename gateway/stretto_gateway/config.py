@@ -113,6 +113,7 @@ class GatewayConfig:
         server: gRPC address of the server (host:port), unless there are several.
         address: IP address to listen on.
         keys: API keys; if empty, no key is required.
+        admin_keys: Keys for the paths that change the servers; if empty, nobody may use these.
         voices: Folder for uploaded voices and pronunciation dictionaries; None to reject them.
         strict: True to reject request fields that have no effect, instead of ignoring them.
         model_aliases: Additional model names, each mapped to the family, or the name of the server, to which it refers.
@@ -148,6 +149,7 @@ class GatewayConfig:
     signing_key: "Ed25519PrivateKey | None" = field(default=None, repr=False)
     file_signer: "FileSigner | None" = None
     routes: tuple[RouteSettings, ...] = ()
+    admin_keys: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def addresses(self) -> Mapping[str, str]:

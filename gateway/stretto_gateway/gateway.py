@@ -79,6 +79,7 @@ class Gateway:
             self.voices = VoiceStore(config.voices, config.limits.max_voices)
             sizes = config.limits.max_pronunciations, config.limits.max_dictionary_bytes
             self.pronunciations = PronunciationStore(config.voices, *sizes)
+        self.changing_adapters = asyncio.Lock()
         states = [route.make_state(self) for route in installed_routes()]
         self._states = {type(state): state for state in states if state is not None}
         self._use(model_servers[0])
@@ -109,6 +110,19 @@ class Gateway:
         other._use(server)
         other.metrics = self.metrics.labelled(lambda: server.catalogue.label)
         return other
+
+    @property
+    def each_client(self) -> tuple[SpeechClient, ...]:
+        """A client of each server of the model.
+
+        Raises:
+            ApiError: The servers are not known by address.
+        """
+        if self._replicas is not None:
+            return self._replicas.clients
+        if isinstance(self.client, RoutedClient):
+            raise ApiError(400, "model: this gateway does not know the addresses of all servers", code="unsupported")
+        return (self.client,)
 
     @property
     def listener(self) -> "Gateway":

@@ -29,6 +29,7 @@ from stretto_gateway.voice_store import EVERYBODY
 LOG = logging.getLogger("stretto_gateway")
 # Paths that need no key, for load balancers and for browsers before the user has entered a key.
 OPEN_PATHS = ("/health", "/health/live", "/health/ready", "/api/build_info", "/v1/audio/receipts/key", *page.PATHS)
+ADMIN_PATHS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")  # for which an admin key is needed
 GONE = 499  # logged status if the client disconnected before the response
 SWITCHED = 101  # logged status of a WebSocket
 FAILED_CODE = 1011  # close code after an internal error (RFC 6455, section 7.4.1)
@@ -201,6 +202,7 @@ class Guard:
         self._app = app
         self._limits = config.limits
         self._keys = Keys(config.keys)
+        self._admin_keys = Keys(config.admin_keys)
         self._origins = config.cors_origins
         self._held = Held(config.limits)
 
@@ -271,7 +273,11 @@ class Guard:
             return ApiError(400, message, code="invalid_value")
         if is_unknown and not self._keys:
             return ApiError(401, "the client secret is unknown or expired", code="invalid_api_key")
-        may_enter = path in OPEN_PATHS or any(route.authenticates(scope, authorization) for route in installed_routes())
+        if path in ADMIN_PATHS and (error := self._admin_refusal(authorization)):
+            return error
+        may_enter = path in (*OPEN_PATHS, *ADMIN_PATHS) or any(
+            route.authenticates(scope, authorization) for route in installed_routes()
+        )
         if not may_enter and not has_key:
             return ApiError(401, "no valid key: expected the header Authorization: Bearer KEY", code="invalid_api_key")
         origin = headers.get(b"origin")
@@ -290,6 +296,15 @@ class Guard:
         length = headers.get(b"content-length", "0")
         max_bytes = self._max_bytes(path, headers)
         return too_large(max_bytes) if length.isdecimal() and int(length[:20]) > max_bytes else None
+
+    def _admin_refusal(self, authorization: str) -> ApiError | None:
+        if not self._admin_keys:
+            message = "this gateway has no admin keys; start it with --admin-keys FILE"
+            return ApiError(401, message, code="invalid_api_key")
+        if self._admin_keys.admit(authorization):
+            return None
+        message = "no valid admin key: expected the header Authorization: Bearer KEY"
+        return ApiError(401, message, code="invalid_api_key")
 
     def _max_bytes(self, path: str, headers: dict[bytes, str]) -> int:
         if path == VOICES and is_form(headers):

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import chain
 
 from stretto_client import ClientError, ModelProfile, SpeechClient
 from stretto_gateway.admission import Admission
@@ -46,7 +47,7 @@ class ModelServer:
         self.is_up = not name
         self.queue = ServerQueue(config.limits)
         self.client.tries = self.queue.later_tries
-        self.catalogue = Catalogue(client, config.model_aliases, name)
+        self.catalogue = Catalogue(client, config.model_aliases, name, lists_adapters=bool(config.admin_keys))
         self.admission = Admission(config.limits.max_active, config.limits.max_waiting, waited)
         self._is_checked = asyncio.Event()
         self._checking: asyncio.Task[None] | None = None
@@ -152,7 +153,8 @@ class Servers:
         target = self._aliases.get(name, name)
         by_name = (server for server in self.all if server.name == target)
         by_family = (server for server in self.all if server.catalogue.family == target)
-        return next(by_name, next(by_family, None)) if target else None
+        by_adapter = (server for server in self.all if name in server.catalogue.adapters)
+        return next(chain(by_name, by_family, by_adapter), None) if target else None
 
     def _first(self, abilities: Sequence[Can]) -> ModelServer:
         profiles = [(server, server.catalogue.known) for server in self.all]

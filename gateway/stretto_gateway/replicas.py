@@ -39,6 +39,11 @@ class Replicas:
             ready.labels(address).set_function(partial(self._is_ready.__getitem__, address))
             active.labels(address).set_function(partial(self._loads.__getitem__, address))
 
+    @property
+    def clients(self) -> tuple[SpeechClient, ...]:
+        """A client of each replica."""
+        return tuple(self._clients.values())
+
     @asynccontextmanager
     async def choose(self, key: str, refused: tuple[str, ...]) -> AsyncIterator[Lease]:
         """Lease a replica during the `with` block.

@@ -152,6 +152,11 @@ class RoutedClient:
         async with self._lent("") as (client, _):
             return await client.server_name()
 
+    async def adapters(self, command: dict[str, str]) -> dict[str, str]:
+        """Return the LoRA adapters of one of the servers, if the command lists them."""
+        async with self._lent("") as (client, _):
+            return await client.adapters(command)
+
     async def close(self) -> None:
         """Close the clients of all servers."""
         await asyncio.gather(*(client.close() for client in self._clients.values()))

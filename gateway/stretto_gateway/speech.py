@@ -192,7 +192,8 @@ async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, igno
     Raises:
         ApiError: This gateway or model does not support the requested fields.
     """
-    profile = await gateway.catalogue.model(item.model)
+    adapter = item.model if item.model and await gateway.catalogue.has_adapter(item.model) else None
+    profile = await gateway.catalogue.model(item.model if adapter is None else "")
     find_task(profile, ("tts",), "text to speech")
     kept_s = item.hold_s + (MAX_JUDGED_S * (1 + MAX_LATE) if item.check == "words" else 0.0)
     asked.keep(held_bytes(item.options) + round(kept_s * item.rate) * np.int16().itemsize)
@@ -203,6 +204,8 @@ async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, igno
     if item.cache and gateway.cache is None:
         ignored.add("cache", "false or no value, because this gateway has no --speech-cache", item.cache)
     options = item.for_server(profile, ignored, await choose_voice(gateway, profile, item, asked, ignored))
+    if adapter is not None:
+        options.setdefault("adapter", adapter)
     options["check_with"] = gateway.config.check_with
     options["voices"] = marked_voices(gateway, profile, asked, "input" if isinstance(item, SpeechItem) else "text")
     await add_dictionary(gateway, profile, options, asked.owner, ignored)

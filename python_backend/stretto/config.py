@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 # vLLM's engine arguments for memory
+MAX_SLOTS = 64  # of LoRA adapters
+MAX_RANK = 512  # of an adapter, in vLLM
 MEMORY_ARGUMENTS = frozenset({"gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override"})
 
 
@@ -28,6 +30,10 @@ class EngineConfig:
         live_reserve: True if live sessions keep the KV blocks of their attention window and are never preempted. False
             if they may be preempted. A preempted session is delayed while all its rows are recomputed.
         adapters: LoRA adapter folders in PEFT format, relative to `checkpoint`, keyed by the name used in requests.
+        adapters_folder: Folder, relative to `checkpoint`, of adapters that are loaded and unloaded while the engine
+            runs. None if there are none.
+        adapter_slots: Maximum number of such adapters, whose memory is reserved at the start.
+        adapter_rank: Maximum rank of such an adapter.
         reserved_mb: Memory of the GPU that is left to other processes, in MiB. `gpu_memory_utilization` is then set at
             start-up to the share of the rest, unless it is given. None for vLLM's default.
         latent_steps: Solver step counts for which CUDA graphs are captured, in addition to the family's default.
@@ -53,6 +59,9 @@ class EngineConfig:
     max_waiting: int | None = None
     first_frame_target_s: float | None = None
     adapters: Mapping[str, str | Path] = field(default_factory=dict)
+    adapters_folder: str | None = None
+    adapter_slots: int = 4
+    adapter_rank: int = 16
     live_reserve: bool = True
     latent_steps: Sequence[int] = ()
     reserved_mb: int | None = None
@@ -96,6 +105,12 @@ class EngineConfig:
         for name, folder in self.adapters.items():
             if not isinstance(folder, str | Path) or not str(folder) or not name:
                 raise ValueError(f"adapters: expected a name and its folder, got {name!r} and {folder!r}")
+        if self.adapters_folder is not None and (not isinstance(self.adapters_folder, str) or not self.adapters_folder):
+            raise ValueError(f"adapters_folder: expected a folder, or null for none, got {self.adapters_folder!r}")
+        for name, most in (("adapter_slots", MAX_SLOTS), ("adapter_rank", MAX_RANK)):
+            number = getattr(self, name)
+            if type(number) is not int or not 1 <= number <= most:
+                raise ValueError(f"{name} must be an integer in [1, {most}], got {number!r}")
         for name, least in (("reserved_mb", 0), ("memory_mb", 1)):
             size_mb = getattr(self, name)
             if size_mb is not None and (type(size_mb) is not int or size_mb < least):
@@ -112,6 +127,11 @@ class EngineConfig:
     def adapter_folders(self) -> dict[str, Path]:
         """LoRA adapter folders, keyed by the name used in requests."""
         return {name: self.checkpoint / folder for name, folder in self.adapters.items()}
+
+    @property
+    def loadable_folder(self) -> Path | None:
+        """Folder of the adapters that may be loaded while the engine runs; None if there is none."""
+        return None if self.adapters_folder is None else self.checkpoint / self.adapters_folder
 
     @classmethod
     def from_file(cls, engine_json: Path, checkpoint: Path) -> "EngineConfig":

@@ -23,8 +23,10 @@ from vllm.v1.engine import (
     EngineCoreRequest,
     EngineCoreRequestType,
     FinishReason,
+    UtilityOutput,
 )
-from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+from vllm.v1.engine.core import EngineCore, EngineCoreProc
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder, UtilityResult
 
 from stretto.config import EngineConfig
 from stretto.engine import client as module
@@ -232,8 +234,39 @@ async def test_engine_host_exceptions_are_raised_in_the_client(engines: Engines)
 
 async def test_engine_protocol_matches_vllm() -> None:
     assert module.FINISH_REASONS == FINISH_REASON_STRINGS
-    assert {module.ADD, module.ABORT} == {EngineCoreRequestType.ADD.value, EngineCoreRequestType.ABORT.value}
+    kinds = EngineCoreRequestType.ADD, EngineCoreRequestType.ABORT, EngineCoreRequestType.UTILITY
+    assert tuple(kind.value for kind in kinds) == (module.ADD, module.ABORT, module.UTILITY)
     assert module.EngineOutput.__struct_fields__ == EngineCoreOutput.__struct_fields__[:6]
-    assert module.EngineOutputs.__struct_fields__ == EngineCoreOutputs.__struct_fields__[:2]
+    assert module.EngineOutputs.__struct_fields__ == EngineCoreOutputs.__struct_fields__[:5]
+    assert module.CallOutput.__struct_fields__ == UtilityOutput.__struct_fields__[:2]
     assert set(READY) <= set(EngineCoreReadyResponse.__dataclass_fields__)
     assert RequestOutputKind(DELTA) is RequestOutputKind.DELTA
+
+
+@pytest.mark.parametrize("failure", [None, "Call to add_lora method failed: adapters.n: no"])
+async def test_methods_are_called_in_all_engines(client: EngineClient, engines: Engines, failure: str | None) -> None:
+    calling = asyncio.create_task(client.call("add_lora", Adapter("n", 3, "folder")))
+    await asyncio.sleep(0)
+    for index in (0, 1):
+        kind, (client_index, call_id, method, arguments) = engines.read(index)
+        assert (kind, client_index, method) == (EngineCoreRequestType.UTILITY, 0, "add_lora")
+        (converted,) = EngineCoreProc._convert_msgspec_args(EngineCore.add_lora.__get__(client), arguments)
+        assert converted == LoRARequest("n", 3, "folder")
+        assert not calling.done()
+        output = (
+            UtilityOutput(call_id, failure) if index and failure else UtilityOutput(call_id, None, UtilityResult(True))
+        )
+        engines.output.send_multipart(MsgpackEncoder().encode(EngineCoreOutputs(utility_output=output)))
+    if failure is None:
+        await calling
+    else:
+        with pytest.raises(StrettoError, match=failure):
+            await calling
+
+
+async def test_calls_fail_when_the_engine_has_ended(client: EngineClient, engines: Engines) -> None:
+    calling = asyncio.create_task(client.call("remove_lora", 3))
+    await asyncio.sleep(0)
+    engines.output.send(b"ENGINE_CORE_DEAD")
+    with pytest.raises(StrettoError, match="the engine has ended"):
+        await calling

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from stretto_gateway.encoding import wav_header
+from stretto_gateway.guard import ADMIN_PATHS
 from tests.client.fake_server import PROFILE, Chunk, Request, Step
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 from tests.gateway.realtime.caller import RATE, spoken
@@ -20,9 +21,10 @@ PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text()
 BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", PAGE, re.DOTALL)
 CLONES = [each | {"system": ["text", "audio"]} if each["name"] == "tts" else each for each in PROFILE["tasks"]]
 TALKS = PROFILE | {"tasks": [*CLONES, task("dialogue", needs=[], also=["text", "audio"])]}
-# The page shows the list of models alone, of translations that no family has them, and calls in JavaScript.
+# The page shows the list of models alone, of translations that no family has them, and calls in JavaScript. Adapters
+# are on docs/production.md.
 CALLS = ("/v1/realtime/calls", "/v1/realtime/calls/{call_id}/hangup")
-WITHOUT_A_LINE = ("/v1/models/{name}", "/v1/audio/receipts/key", "/v1/audio/translations", *CALLS)
+WITHOUT_A_LINE = ("/v1/models/{name}", "/v1/audio/receipts/key", "/v1/audio/translations", *CALLS, *ADMIN_PATHS)
 
 
 def script(request: Request) -> list[Step]:

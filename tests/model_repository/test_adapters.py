@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stretto.engine.adapter_table import AdapterTable
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import TINY
 from stretto.records.chunk import Chunk, LMChunk
@@ -203,6 +204,7 @@ class Speaking:
 
     def __init__(self, config: Any) -> None:
         self.config, self.engine_pids, self.parts = config, [os.getpid()], (self,)
+        self.adapters = AdapterTable(config, None)
 
     async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer, host: str) -> AsyncGenerator[LMChunk, None]:
         yield LMChunk(Chunk(0, Segment.AUDIO, is_final=True), prompt.rows)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import grpc
 import pytest
@@ -12,8 +13,10 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from stretto.disconnects import HOST, STREAM
 from stretto.proxy import grpc_proxy
 from stretto.proxy.__main__ import LauncherConnection, grpc_listener
-from stretto.proxy.apis import CALLER_HEADER, KEY_HEADER
+from stretto.proxy.access import Access, OurModels, ServedModels
+from stretto.proxy.apis import CALLER_HEADER, KEY_HEADER, MODELS
 from stretto.proxy.grpc_proxy import CROWDED
+from stretto.proxy.infer_request import BadRequest
 from stretto_client import RequestRefused, ServerUnavailable, SpeechClient
 from tests.client.fake_server import Abort, Chunk, ErrorText, FakeServer, Until
 from tests.patience import PATIENCE_S, until_async
@@ -294,6 +297,18 @@ async def test_ensemble_step_models_require_the_key(proxy: Proxied, model: str) 
     assert refused.error_message.startswith(closed)
     assert len(await answers(proxy.address, request(model), metadata=[(KEY_HEADER, KEY)])) == 2
     assert [each["model"] for each in proxy.triton.requests] == [model]
+
+
+async def test_commands_for_adapters_require_the_key_whatever_is_allowed(proxy: Proxied) -> None:
+    command = request("language_model")
+    command.inputs.add(name="adapters", datatype="BYTES", shape=[1])
+    command.raw_input_contents.append(b"\2\0\0\0{}")
+    access = Access(KEY, frozenset({MODELS}))
+    served = ServedModels(access, OurModels().names, AsyncMock())
+    with pytest.raises(BadRequest, match=r"inputs\.adapters: expected the server's key in the header"):
+        await served.check(command, ())
+    await served.check(command, [(KEY_HEADER, KEY)])
+    await served.check(request("language_model"), ())
 
 
 @pytest.mark.parametrize(

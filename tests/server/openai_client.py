@@ -26,6 +26,7 @@ async def gateway_port(
     cache: CacheSettings | None = None,
     signing_key: Ed25519PrivateKey | None = None,
     file_signer: FileSigner | None = None,
+    admin_keys: tuple[str, ...] = (),
     **others: int,
 ) -> AsyncIterator[int]:
     """Run a gateway during the `with` block and yield its port.
@@ -37,6 +38,7 @@ async def gateway_port(
         cache: Settings of the speech cache.
         signing_key: Key of receipts.
         file_signer: Signer of manifests by that key.
+        admin_keys: Keys for the paths that change the server.
         others: Ports of other servers by name.
     """
     listener = socket.create_server(("127.0.0.1", 0))
@@ -50,6 +52,7 @@ async def gateway_port(
         cache=cache,
         signing_key=signing_key,
         file_signer=file_signer,
+        admin_keys=admin_keys,
     )
     gateway = make_server(config, listener)
     serving = asyncio.ensure_future(gateway.serve([listener]))

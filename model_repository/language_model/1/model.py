@@ -12,6 +12,7 @@ class TritonPythonModel:
 
     in   rows    INT32 [P, S]  token ids of the prompt; absent for a text part
          prompt  UINT8 [n]     authenticated MessagePack: Prompt without its rows and features, or TextPart
+         adapters STRING [1]   instead of all others: JSON of an AdapterCommand, whose answer is JSON in `chunk`
          features FP32 [F, M]  log-mel frames; absent without an audio encoder
          patches FP32 [F, M]   patches of images; absent without one
     out  codes   INT32 [K, T]  codes of T new frames; absent in a text-only chunk, in a probe and in a receipt
@@ -25,6 +26,7 @@ class TritonPythonModel:
         stub.keep_large_memory()
         from stretto.config import EngineConfig
         from stretto.engine.llm import launch
+        from stretto.triton_io.adapter_commands import restore_adapters
         from stretto.triton_io.chunk_sender import SenderLimits
         from stretto.triton_io.flow import FlowTable
         from stretto.triton_io.seal import SealKey
@@ -46,6 +48,7 @@ class TritonPythonModel:
         words = os.environ.get(stub.PRONUNCIATIONS)
         dictionary = Path(words) if words else None
         self.service = SpeechService(self.model, self.loop, table, limits, self.key.seal, dictionary)
+        self.loop.run(restore_adapters(self.model.adapters))
         self.watches = [
             HangWatch(engine.has_work, [(pid, pid) for pid in engine.engine_pids]) for engine in self.model.parts
         ]

@@ -10,14 +10,16 @@ from vllm.config import VllmConfig
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.request import LoRARequest
 
-from stretto.engine.protocol import Adapters
+from stretto.config import EngineConfig
+from stretto.engine.adapter_table import CONFIG, WEIGHTS
+from stretto.engine.protocol import configured_adapters
 from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import UNPARSABLE, json_object, regular_file
 
-KEY = "adapters"  # key in vLLM's `additional_config`
+# keys in vLLM's `additional_config`
+KEY = "adapters"
+FOLDER = "adapters_folder"
 RANKS = 1, 8, 16, 32, 64, 128, 256, 320, 512  # ranks that vLLM supports (`MaxLoRARanks`)
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 # Linear layers of a decoder layer, as fused by vLLM. They are the same in all backbones.
 FUSED = "self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"
 PLAIN_PATTERN = re.compile(r"\^?[\w.]+")  # PEFT keys are regular expressions, which can take exponential time
@@ -27,30 +29,30 @@ TENSOR = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_
 def lora_requests(config: VllmConfig) -> list[LoRARequest]:
     """Return vLLM's records of the adapters configured for an engine."""
     assert isinstance(config.additional_config, dict)
-    return [LoRARequest(*adapter) for adapter in Adapters.from_paths(config.additional_config.get(KEY, {})).values()]
+    return [LoRARequest(*adapter) for adapter in configured_adapters(config.additional_config.get(KEY, {}))]
 
 
-def lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:
-    """Return vLLM's engine arguments for `adapters`; empty if there are none.
+def lora_arguments(config: EngineConfig) -> dict[str, Any]:
+    """Return vLLM's engine arguments for adapters; empty if there are none and none can be loaded later.
 
     One extra slot is reserved and stays empty: vLLM's CPU kernels (`bgmv_shrink`, `bgmv_expand`) use index -1 for rows
     without an adapter, which selects the last slot.
 
-    Args:
-        adapters: Adapter folders in PEFT format, keyed by name.
-
     Raises:
         CheckpointError: If an adapter cannot be read, uses an unsupported feature, or its rank is too large.
     """
-    if not adapters:
+    ranks = [_largest_rank(name, folder) for name, folder in config.adapter_folders.items()]
+    num_slots = len(ranks) + 1
+    if config.loadable_folder is not None:
+        ranks.append(config.adapter_rank)
+        num_slots += config.adapter_slots
+    if not ranks:
         return {}
-    written = [_read_config(name, folder) for name, folder in adapters.items()]
-    rank = max(max([config.r, *config.rank_pattern.values()]) for config in written)
+    rank = max(ranks)
     if rank > RANKS[-1]:
         raise CheckpointError(f"adapters: expected ranks of at most {RANKS[-1]}, got {rank}")
-    places = len(adapters) + 1
     room = min(limit for limit in RANKS if limit >= rank)
-    return {"enable_lora": True, "max_loras": places, "max_cpu_loras": places, "max_lora_rank": room}
+    return {"enable_lora": True, "max_loras": num_slots, "max_cpu_loras": num_slots, "max_lora_rank": room}
 
 
 def restrict_to_backbone(config: VllmConfig, adapters: Mapping[str, Path]) -> None:
@@ -70,7 +72,12 @@ def restrict_to_backbone(config: VllmConfig, adapters: Mapping[str, Path]) -> No
         f"model.layers.{layer}.{name}" for layer in range(num_layers) for name in FUSED
     ]
     for name, folder in adapters.items():
-        _check_tensors(name, folder, config)
+        check_adapter(name, folder, config)
+
+
+def _largest_rank(name: str, folder: Path) -> int:
+    written = _read_config(name, folder)
+    return max([written.r, *written.rank_pattern.values()])
 
 
 def _read_config(name: str, folder: Path) -> PEFTHelper:
@@ -94,12 +101,16 @@ def _read_config(name: str, folder: Path) -> PEFTHelper:
     return config
 
 
-def _check_tensors(name: str, folder: Path, config: VllmConfig) -> None:
+def check_adapter(name: str, folder: Path, config: VllmConfig) -> None:
     """Raise CheckpointError unless each tensor of an adapter belongs to a backbone layer and has the right shape.
 
     vLLM does not check this. It would apply too small a tensor to only a part of the layer, and it would compute a
     tensor's scale from the configured rank even if the tensor has another rank.
     """
+    assert config.lora_config is not None
+    max_rank = config.lora_config.max_lora_rank
+    if (largest := _largest_rank(name, folder)) > max_rank:
+        raise CheckpointError(f"adapters.{name}: expected ranks of at most {max_rank}, got {largest}")
     path = folder / WEIGHTS
     num_layers = config.model_config.hf_config.num_hidden_layers
     sizes = _sizes(config)
@@ -159,6 +170,8 @@ def check_config(config: VllmConfig) -> None:
     """Raise ValueError if `config` has options that the plugin does not support; the message lists them."""
     if not config.use_v2_model_runner:
         raise ValueError("the speech plugin needs vLLM's Model Runner V2: set VLLM_USE_V2_MODEL_RUNNER=1")
+    assert isinstance(config.additional_config, dict)
+    additional = config.additional_config
     parallel = config.parallel_config
     scheduling = config.scheduler_config
     if scheduling.policy != "fcfs":
@@ -173,7 +186,8 @@ def check_config(config: VllmConfig) -> None:
         "enable_dbo": parallel.enable_dbo,
         "long_prefill_token_threshold": scheduling.long_prefill_token_threshold > 0,
         "speculative_config": config.speculative_config is not None,
-        "lora_config": config.lora_config is not None and not lora_requests(config),  # set by our option `adapters`
+        # set by our options `adapters` and `adapters_folder`
+        "lora_config": config.lora_config is not None and not lora_requests(config) and FOLDER not in additional,
     }
     if any(refused.values()):
         names = [name for name in refused if refused[name]]

@@ -29,6 +29,7 @@ from stretto.hops import Hop, stamp
 # vLLM's EngineCoreRequestType
 ADD = b"\x00"
 ABORT = b"\x01"
+UTILITY = b"\x03"
 DEAD = b"ENGINE_CORE_DEAD"
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")  # vLLM's FinishReason
 READY_S = 60.0  # maximum time from the end of an engine's start to its first message
@@ -47,11 +48,21 @@ class EngineOutput(msgspec.Struct, array_like=True):
     finish_reason: int | None = None
 
 
+class CallOutput(msgspec.Struct, array_like=True):
+    """Leading fields of vLLM's `UtilityOutput`: the end of a call of an engine's method."""
+
+    call_id: int
+    failure_message: str | None = None
+
+
 class EngineOutputs(msgspec.Struct, array_like=True):
     """Leading fields of vLLM's `EngineCoreOutputs`."""
 
     engine_index: int = 0
     outputs: list[EngineOutput] = []
+    scheduler_stats: msgspec.Raw = msgspec.Raw()
+    timestamp: msgspec.Raw = msgspec.Raw()
+    utility_output: CallOutput | None = None
 
 
 class EngineReady(msgspec.Struct):
@@ -197,7 +208,7 @@ class EngineConnection:
         """Send a message to an engine, without waiting.
 
         Args:
-            message_type: ADD or ABORT.
+            message_type: ADD, ABORT or UTILITY.
             record: Content in MessagePack.
         """
         self._inputs.send_multipart([engine, message_type, record])
@@ -257,6 +268,7 @@ class EngineClient:
         self._requests: dict[str, _Request] = {}
         self._ids: dict[str, str] = {}  # internal ids by caller's id
         self._numbers = count()
+        self._calls: dict[int, asyncio.Future[None]] = {}
         self._is_listening = False
         self._appended: dict[str, bytearray] = {}  # ids that have not been sent, by internal id
         self._completed: set[str] = set()
@@ -286,9 +298,7 @@ class EngineClient:
         Raises:
             StrettoError: If an engine has exited.
         """
-        if not self._is_listening:
-            self._is_listening = True
-            self._connection.listen(self.receive)
+        self._listen()
         engine = min(self._load, key=lambda identity: self._load[identity])
         # a number, because outputs of an aborted request with the same id may still arrive
         request = _Request(f"{request_id}-{next(self._numbers)}", engine)
@@ -306,6 +316,24 @@ class EngineClient:
         finally:
             self._load[engine] -= 1
             self._abort(request)
+
+    async def call(self, method: str, *arguments: Any) -> None:
+        """Call a method of all engines, and wait until it has returned in each.
+
+        Raises:
+            StrettoError: If an engine has exited, or the method has failed in one.
+        """
+        self._listen()
+        loop = asyncio.get_running_loop()
+        ends = []
+        for engine in self._load:
+            number = next(self._numbers)
+            self._calls[number] = loop.create_future()
+            ends.append(self._calls[number])
+            self._connection.send(engine, UTILITY, self._encoder.encode([0, number, method, arguments]))
+        for error in await asyncio.gather(*ends, return_exceptions=True):
+            if error is not None:
+                raise error
 
     def append(self, request_id: str, ids: np.ndarray, is_last: bool) -> None:
         """Send further ids of a request's open track to its engine, unless the request has ended.
@@ -359,9 +387,14 @@ class EngineClient:
             for request in list(self._requests.values()):
                 self._forget(request)
                 request.fail(StrettoError("the engine has ended"))
+            for number in list(self._calls):
+                self._end_call(CallOutput(number, "the engine has ended"))
             return
         stamp(Hop.ROW_ARRIVES)
-        for output in self._decoder.decode(message).outputs:
+        decoded = self._decoder.decode(message)
+        if decoded.utility_output is not None:
+            self._end_call(decoded.utility_output)
+        for output in decoded.outputs:
             answered = self._requests.get(output.request_id)
             if answered is None:
                 continue  # aborted
@@ -377,6 +410,21 @@ class EngineClient:
     def shutdown(self) -> None:
         """Stop the engines."""
         self._connection.close()
+
+    def _listen(self) -> None:
+        """Receive the engines' messages on the running event loop, from the first call on."""
+        if not self._is_listening:
+            self._is_listening = True
+            self._connection.listen(self.receive)
+
+    def _end_call(self, output: CallOutput) -> None:
+        end = self._calls.pop(output.call_id, None)
+        if end is None or end.done():
+            return
+        if output.failure_message is None:
+            end.set_result(None)
+        else:
+            end.set_exception(StrettoError(output.failure_message))
 
     def _send(
         self, request: _Request, ids: Sequence[int], fields: dict[str, Any], adapter: Sequence[str | int] | None = None

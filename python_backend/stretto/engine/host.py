@@ -69,12 +69,12 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
 
     folders = config.adapter_folders
     config_at(config.checkpoint)  # rejects keys that make vLLM load code or a model from elsewhere
-    arguments = config.engine_args | adapters.lora_arguments(folders)
+    arguments = config.engine_args | adapters.lora_arguments(config)
     paths = {name: str(folder) for name, folder in folders.items()}
     check_latent_steps(config, latents)
     names = "kv_share", "live_reserve", "latent_steps", "int8", "submit_early_ms", "first_chunk"
     ours = {name: getattr(config, name) for name in names}
-    ours[adapters.KEY] = paths
+    ours |= {adapters.KEY: paths, adapters.FOLDER: config.adapters_folder}
     ours = {name: value for name, value in ours.items() if value not in (None, {}, ())}
     if ours:
         arguments["additional_config"] = arguments.get("additional_config", {}) | ours

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from stretto.config import EngineConfig
+from stretto.engine.adapter_table import AdapterTable
 from stretto.engine.client import EngineClient, EngineConnection, Output
 from stretto.engine.code_loops import CodeLoops
 from stretto.engine.feeds import NO_TEXT, FrameFeed, TextFeed
@@ -22,7 +23,7 @@ from stretto.engine.prompt_checks import (
     max_words,
     num_text_ids,
 )
-from stretto.engine.protocol import Adapters, SharedStats, Trailer, num_guided, read_rows, sampling_fields
+from stretto.engine.protocol import SharedStats, Trailer, num_guided, read_rows, sampling_fields
 from stretto.engine.reply_rules import UNKNOWN, ReplyState, SegmentRules
 from stretto.engine.reply_stats import FrameStats, Stats
 from stretto.engine.utterance import Utterance, first_chunk, num_first_frames
@@ -56,7 +57,7 @@ class SpeechLLM:
         self._image_format = ImageFormat.from_config(record)
         self._rules = SegmentRules(self.family, engine.ready.max_model_len)
         self._capacity = Capacity.from_engine(engine)
-        self._adapters = Adapters.from_paths(config.adapter_folders)
+        self.adapters = AdapterTable(config, engine.call)
         self._stats = Stats()
         self.active: set[str] = set()
         self._texts: dict[str, TextFeed] = {}
@@ -215,13 +216,22 @@ class SpeechLLM:
 
     @contextmanager
     def place(self, prompt: Prompt, request_id: str, host: str) -> Iterator[Permit]:
-        """Hold the permit of a reply during the `with` block; raise NoCapacity if none is free."""
+        """Hold the permit of a reply, and its adapter, during the `with` block.
+
+        Raises:
+            InvalidRequest: If there is no such adapter.
+            NoCapacity: If no permit is free.
+        """
         is_guided = prompt.sampling.has_pair
         self.active.add(request_id)
         self._stats.active += 1
         self._stats.pairs += is_guided
         try:
-            with self._permits.acquire(request_id, 1 + is_guided, _is_timed(prompt, self.family), host) as permit:
+            with (
+                self.adapters.leased(prompt.adapter) as adapter,
+                self._permits.acquire(request_id, 1 + is_guided, _is_timed(prompt, self.family), host) as permit,
+            ):
+                permit.adapter = adapter
                 yield permit
         finally:
             self.active.discard(request_id)
@@ -286,7 +296,6 @@ class SpeechLLM:
         if self._decodes_first:
             prompt = replace(prompt, num_first_frames=num_first_frames(prompt))
         fields = sampling_fields(prompt, self._rules, permit.host)
-        adapter = self._adapters.named(prompt.adapter)
         width = self._rules.num_row_words
         text = self._texts.get(request_id, NO_TEXT)
         session = self._sessions.get(request_id)
@@ -297,7 +306,7 @@ class SpeechLLM:
             utterance.alignment = prompt.alignment
             utterance.sound = prompt.sound
         begin = _end_at_once if prompt.has_empty_reply else self._engine.generate
-        begun = begin(prompt.rows[:, 0].tolist(), fields, request_id, adapter)
+        begun = begin(prompt.rows[:, 0].tolist(), fields, request_id, permit.adapter)
         # Audio, images and hidden states, of up to 100 MB, are needed only until they have been sent.
         del fields
         prompt = replace(prompt, audios=(), images=())

@@ -13,7 +13,7 @@ from functools import partial
 
 from stretto.config import EngineConfig
 from stretto.engine.client import EngineClient
-from stretto.engine.protocol import SharedStats
+from stretto.engine.protocol import Adapter, SharedStats
 from stretto.errors import NoCapacity
 from stretto_contract.limits import IN_FLIGHT
 
@@ -87,6 +87,7 @@ class Permit:
         num_sequences: Number of vLLM requests of the reply: 2 if guided, else 1.
         record_first_frame: Callback for the time from admission to the first frame, in seconds.
         has_begun: True once the engine has sent output for the request.
+        adapter: LoRA adapter of the reply, or None.
     """
 
     request_id: str
@@ -94,6 +95,7 @@ class Permit:
     host: str = ""
     record_first_frame: Callable[[float], None] = lambda _: None
     has_begun: bool = False
+    adapter: Adapter | None = None
 
 
 class Permits:

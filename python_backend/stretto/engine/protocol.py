@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from stretto.engine.reply_rules import SegmentRules
-from stretto.errors import InvalidRequest, shown
+from stretto.errors import InvalidRequest
 from stretto.family.base import Family
 from stretto.family.plugin import read_family
 from stretto.records.prompt import Prompt
@@ -128,24 +128,9 @@ class Adapter(NamedTuple):
     path: str
 
 
-class Adapters(dict[str, Adapter]):
-    """LoRA adapters that the engine can serve, keyed by name."""
-
-    @classmethod
-    def from_paths(cls, paths: Mapping[str, str | Path]) -> "Adapters":
-        """Return the adapters in the folders `paths`, with ids 1, 2, … in order."""
-        return cls({name: Adapter(name, number, str(path)) for number, (name, path) in enumerate(paths.items(), 1)})
-
-    def named(self, name: str | None) -> Adapter | None:
-        """Return the adapter called `name`, or None if `name` is None.
-
-        Raises:
-            InvalidRequest: If there is no adapter called `name`.
-        """
-        if name is None or name in self:
-            return None if name is None else self[name]
-        expected = f"one of {', '.join(self)}" if self else "no value (this server has no adapters)"
-        raise InvalidRequest("options.adapter", expected, shown(name))
+def configured_adapters(paths: Mapping[str, str | Path]) -> list[Adapter]:
+    """Return the adapters in the folders `paths`, with ids 1, 2, … in order."""
+    return [Adapter(name, number, str(path)) for number, (name, path) in enumerate(paths.items(), 1)]
 
 
 NO_CHANGE = 0

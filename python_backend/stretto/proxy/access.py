@@ -15,7 +15,7 @@ from tritonclient.grpc.service_pb2 import (
 )
 
 from stretto.errors import UNAVAILABLE
-from stretto.proxy.apis import CALLER_HEADER, ENSEMBLE, INNER_MODELS, KEY_HEADER, MODELS, OPEN
+from stretto.proxy.apis import CALLER_HEADER, COMMAND, ENSEMBLE, INNER_MODELS, KEY_HEADER, MODELS, OPEN
 from stretto.proxy.infer_request import SHOWN, BadRequest
 from stretto_contract.limits import host_of
 
@@ -109,6 +109,9 @@ class ServedModels:
         version = head.model_version
         if name in INNER_MODELS and not self._access.admits(MODELS, metadata):
             raise BadRequest(f"model_name: {refusal(MODELS)}", head.id)
+        if any(tensor.name == COMMAND for tensor in head.inputs) and not self._access.is_key_holder(metadata):
+            expected = f"the server's key in the header {KEY_HEADER}"
+            raise BadRequest(f"inputs.{COMMAND}: expected {expected}, got none or another one", head.id)
         if name not in self._ours:
             if not await self._is_served(head):
                 expected = "model_name: expected a model that the server has"

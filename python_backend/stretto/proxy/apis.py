@@ -35,3 +35,4 @@ APIS |= {SERVICE + call: api for api, calls in CLOSED_APIS.items() for call in c
 
 INNER_MODELS = ("preprocessor", "language_model", "acoustic_decoder")
 ENSEMBLE = "speech"
+COMMAND = "adapters"  # input of the language model for commands of holders of the key

@@ -75,6 +75,10 @@ class Responses:
             tensors.append(array_tensor(CODES, codes))
         self._thread.submit(self._send, pb_utils.InferenceResponse(tensors))
 
+    def answer(self, record: bytes) -> None:
+        """Send the answer to a command, which the client reads itself."""
+        self._thread.submit(self._send, pb_utils.InferenceResponse([bytes_tensor(CHUNK, record)]))
+
     def _send(self, response: Any) -> None:
         stamp(Hop.CHUNK_IS_SENT)
         try:

@@ -23,6 +23,7 @@ from stretto.records.prompt import ID_BYTES, AudioPart, Prompt, Resumption, Sour
 from stretto.records.sampling import Delivery
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment
+from stretto.triton_io.adapter_commands import Adapters, run_command
 from stretto.triton_io.callers import Caller, refuse
 from stretto.triton_io.chunk_sender import ChunkSender, Responses, ResponseThread, SenderLimits
 from stretto.triton_io.flow import DecoderRefused, FlowTable
@@ -30,7 +31,7 @@ from stretto.triton_io.live_sessions import LiveModel, LiveSessions
 from stretto.triton_io.metrics import BuildInfo, Gauges
 from stretto.triton_io.seal import Seal
 from stretto.triton_io.stub import EventLoop
-from stretto.triton_io.tensors import read_prompt
+from stretto.triton_io.tensors import ADAPTERS, read_bytes, read_prompt
 from stretto_contract.limits import FairLimit
 from stretto_contract.pronunciation import Dictionary, Pronouncer, Replacement
 
@@ -331,6 +332,8 @@ STATS_PERIOD_S = 0.5
 class LanguageModel(SpeechModel, LiveModel, Protocol):
     """Interface of the engine (`engine.llm.SpeechLLM`). Closing an iterator of chunks aborts its reply."""
 
+    adapters: Adapters
+
     def stats(self) -> dict[str, float]:
         """Return metrics, keyed by name; those in METRICS are published."""
         ...
@@ -367,7 +370,7 @@ class SpeechService:
         loop.start(self._report())
 
     def accept(self, request: Any) -> None:
-        """Accept a request (a prompt, or a part of streamed text or live audio), and return immediately.
+        """Accept a request (a prompt, a part of streamed text or live audio, or a command), and return immediately.
 
         Each utterance gets a random id, because clients' request ids may be empty or duplicated.
         """
@@ -375,12 +378,15 @@ class SpeechService:
         utterance = uuid.uuid4().hex
         caller = Caller(request, self._disconnects)
         try:
-            parsed = read_prompt(request, self._seal)
+            command = read_bytes(request, ADAPTERS)
+            parsed = read_prompt(request, self._seal) if command is None else command
         except Exception as error:
             refuse(caller.sender, error, f"utterance {utterance}")
             return
         responses = Responses(caller, self._thread, self._seal)
-        if isinstance(parsed, TextPart | AudioPart):
+        if isinstance(parsed, bytes):
+            self._loop.start(self._administer(parsed, responses))
+        elif isinstance(parsed, TextPart | AudioPart):
             self._loop.start(self._take(parsed, responses))
         elif caller.is_flagged:
             self._loop.start(self._end(utterance, responses, Cancelled("the client has disconnected")))
@@ -392,6 +398,15 @@ class SpeechService:
         self._loop.close()
         self._thread.close()
         self.table.remove()
+
+    async def _administer(self, command: bytes, responses: Responses) -> None:
+        try:
+            answer = await run_command(self._model.adapters, command)
+        except Exception as error:
+            await responses.refuse(error, "a command for adapters")
+            return
+        responses.answer(answer)
+        await responses.end()
 
     async def _take(self, text_or_audio: TextPart | AudioPart, responses: Responses) -> None:
         """Append a part of streamed text or live audio.

@@ -75,10 +75,15 @@ ROWS = TensorSpec(
     "rows", "INT32", (-1, -1), "[P, S] token ids of the prompt; absent in a part of a streamed text", optional=True
 )
 PROMPT = TensorSpec(
-    "prompt", "UINT8", (-1,), "MessagePack with a MAC: rest of the prompt, or a part of a streamed text"
+    "prompt",
+    "UINT8",
+    (-1,),
+    "MessagePack with a MAC: rest of the prompt, or a part of a streamed text; absent in a command",
+    optional=True,
 )
 FEATURES = TensorSpec("features", "FP32", (-1, -1), "[F, M] log-mel frames of all audio of the prompt", optional=True)
 PATCHES = TensorSpec("patches", "FP32", (-1, -1), "[F, M] patches of all images of the prompt", optional=True)
+ADAPTERS = TensorSpec("adapters", "STRING", (1,), "JSON: a command that loads or unloads an adapter", optional=True)
 CODES = TensorSpec("codes", "INT32", (-1, -1), "[K, T] codes of new frames; absent in a text-only chunk", optional=True)
 CHUNK = TensorSpec("chunk", "UINT8", (-1,), "MessagePack with a MAC: the chunk, its utterance, and its flow slot")
 
@@ -93,7 +98,7 @@ RESPONSE = (PCM, PCM16, EVENT)
 MODELS = {
     "speech": ModelSchema(REQUEST, RESPONSE, is_decoupled=True),
     "preprocessor": ModelSchema((*REQUEST, *CLONING_REQUEST), (ROWS, PROMPT, FEATURES, PATCHES)),
-    "language_model": ModelSchema((ROWS, PROMPT, FEATURES, PATCHES), (CODES, CHUNK), is_decoupled=True),
+    "language_model": ModelSchema((ROWS, PROMPT, FEATURES, PATCHES, ADAPTERS), (CODES, CHUNK), is_decoupled=True),
     "acoustic_decoder": ModelSchema((CODES, CHUNK), RESPONSE, is_decoupled=True),
 }
 

@@ -5,12 +5,14 @@ streamed-text updates before each step.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 from vllm.config import CompilationMode, VllmConfig
+from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -26,7 +28,7 @@ from vllm.v1.worker.worker_base import CompilationTimes
 
 from stretto.cpu_backend.depth import CpuDepth, CpuSteppedDepth
 from stretto.cpu_backend.products import pad_products, use_cpu_layers
-from stretto.engine.adapters import lora_requests
+from stretto.engine.adapters import check_adapter, lora_requests
 from stretto.engine.kernels.gpu.advance import gather_rows
 from stretto.engine.kernels.gpu.depth import DeviceDepth, DeviceSteppedDepth
 from stretto.engine.protocol import family_of
@@ -336,6 +338,11 @@ class SpeechWorker(Base):
         for adapter in lora_requests(self.vllm_config):
             self.add_lora(adapter)
         return times
+
+    def add_lora(self, lora_request: LoRARequest) -> bool:
+        """Load an adapter; raise CheckpointError if it is not one for this model."""
+        check_adapter(lora_request.lora_name, Path(lora_request.lora_path), self.vllm_config)
+        return super().add_lora(lora_request)
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | AsyncModelRunnerOutput | None:
         """Write newly arrived text, and where audio has begun, to the slots, then compute the step."""

@@ -46,6 +46,7 @@ class SpokenLLM:
     def __init__(self, writer: SpeechLLM, speaker: SpeechLLM, prompts: TalkerPrompts, width: int):
         self.parts = self.writer, self.speaker = writer, speaker
         self.family: Family = writer.family
+        self.adapters = writer.adapters
         self.prompts = prompts
         self._width = width
         track = speaker.family.text_track
