@@ -325,8 +325,7 @@ class SpeechClient:
         Args:
             pieces: Parts of the samples, of any length, mono [n]: floating-point in [-1, 1], or int16.
             sample_rate: Sample rate of the samples in Hz, 8,000 to 192,000.
-            fill_after_s: Time without samples, in seconds, after which silence is sent in real time; None to let the
-                session wait. Samples that arrive later follow the silence.
+            fill_after_s: Seconds without samples after which silence is sent in real time; None to wait for samples.
             total_s: Maximum duration of the session in seconds; None for the client's `Timeouts.total_s`.
             options: Server options. With `resume_s`, the session continues if its connection is lost and the server is
                 reached again within that time.
