@@ -113,7 +113,7 @@ class GatewayConfig:
         server: gRPC address of the server (host:port), unless there are several.
         address: IP address to listen on.
         keys: API keys; if empty, no key is required.
-        admin_keys: Keys for the paths that change the servers; if empty, nobody may use these.
+        admin_keys: Keys for the paths that change the servers; if empty, these are refused.
         voices: Folder for uploaded voices and pronunciation dictionaries; None to reject them.
         strict: True to reject request fields that have no effect, instead of ignoring them.
         model_aliases: Additional model names, each mapped to the family, or the name of the server, to which it refers.
