@@ -1,5 +1,7 @@
 """`/v1/load_lora_adapter` and `/v1/unload_lora_adapter`: a model's LoRA adapters, for holders of an admin key."""
 
+from contextlib import suppress
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -50,7 +52,8 @@ async def load_lora_adapter(body: AdapterFolder, request: Request) -> Response:
                 gateway.catalogue.adapters = await client.adapters(load)
             except ClientError as error:
                 for earlier in loaded:
-                    gateway.catalogue.adapters = await earlier.adapters(unload)
+                    with suppress(ClientError):  # the first error is the one to report
+                        gateway.catalogue.adapters = await earlier.adapters(unload)
                 raise from_client_error(error, {}) from None
             loaded.append(client)
     return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")

@@ -102,7 +102,8 @@ class SpeechCache:
                 for what the settings say.
         """
         is_random = options.get("seed") is None and "seedless" not in self._settings.also
-        if wanted is False or (wanted is None and is_random):
+        has_adapter = "adapter" in options  # whose weights are not in the digests of the model
+        if wanted is False or (wanted is None and is_random) or has_adapter:
             return None
         try:
             voices = await self._voices(text, options)

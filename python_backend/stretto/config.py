@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
-# vLLM's engine arguments for memory
 MAX_SLOTS = 64  # of LoRA adapters
 MAX_RANK = 512  # of an adapter, in vLLM
+# vLLM's engine arguments for memory
 MEMORY_ARGUMENTS = frozenset({"gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override"})
 
 

@@ -322,6 +322,13 @@ async def test_model_without_digests_is_not_cached(start: Start, name: str) -> N
     assert states(*[await spoken(running, **SEEDED) for _ in range(2)]) == [None, None]
 
 
+async def test_speech_of_an_adapter_is_not_cached(start: Start) -> None:
+    """Other weights may have been loaded under its name."""
+    running = await started(start)
+    assert states(*[await spoken(running, **SEEDED, adapter="narrator") for _ in range(2)]) == [None, None]
+    assert len(running.behind.requests) == 2
+
+
 async def test_another_model_has_other_entries(start: Start) -> None:
     """Speech during which the model changes is not kept."""
     model = Model()
