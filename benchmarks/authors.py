@@ -29,6 +29,7 @@ Folders, each from `pip install --target FOLDER --no-deps`:
                  future threadpoolctl decorator onnx
     cosyvoice3   x-transformers==2.11.24 einops einx frozendict loguru scipy, and the folder cosyvoice/ of
                  https://github.com/FunAudioLLM/CosyVoice at ace7c47
+    moss_tts_nano  the folder models/ of https://github.com/ml-inory/moss-tts-nano.axera at 20017d7, as moss_nano/models
     kyutai_tts   moshi==0.2.13 einops sphn==0.1.12; also for kyutai_tts_large
     orpheus      no folder: orpheus-speech==0.1.0 snac==1.2.1 are installed in an environment of their own, with the
                  packages of requirements/dev.txt but without Stretto, and `--python` is its interpreter. Stretto's
@@ -59,7 +60,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import ALONE, CONTENDERS, SAMPLE_RATE, Contender, Speak
+from benchmarks.contenders import ALONE, CONTENDERS, Contender, Speak
 from benchmarks.harness import (
     ROOT,
     append_result,
@@ -132,13 +133,13 @@ async def listen(client: SpeechClient, contender: Contender, seed: int, frames: 
     sent = time.perf_counter()
     first = 0.0
     heard_s = 0.0
-    seconds = frames * contender.samples / SAMPLE_RATE
+    seconds = frames * contender.samples / contender.sample_rate
     async for event in client.transcribe((noise(seconds, seed), NOISE_RATE)):
         if event.text:
             first = first or time.perf_counter() - sent
         if event.report is not None:
             heard_s = event.report["input_audio_s"]
-    check(round(heard_s * SAMPLE_RATE), frames * contender.samples)
+    check(round(heard_s * contender.sample_rate), frames * contender.samples)
     if not first:
         raise RuntimeError("expected a text, got none")
     return first
@@ -146,7 +147,7 @@ async def listen(client: SpeechClient, contender: Contender, seed: int, frames: 
 
 async def speak(client: SpeechClient, contender: Contender, seed: int, frames: int) -> float:
     """Generate one reply of `frames` frames; return the seconds until its first samples."""
-    if not contender.voice:
+    if contender.voice == "":
         return await listen(client, contender, seed, frames)
     sent = time.perf_counter()
     first = 0.0
@@ -205,7 +206,7 @@ async def measure(
     frames = arguments.frames
     contender = KNOWN[arguments.family]
     sides = ("", *arguments.ports) if arguments.has_package else ()
-    audio_s = frames * contender.samples / SAMPLE_RATE
+    audio_s = frames * contender.samples / contender.sample_rate
     theirs = defaultdict[str, list[dict[str, Any]]](list)
     servers = dict[str, Server]()
     async with AsyncExitStack() as stack:

@@ -20,13 +20,13 @@ from lab.releases import random_orpheus, random_qwen3_codec, random_qwen3_tts
 from plugins.chatterbox.lab import random_chatterbox
 from plugins.cosyvoice3.lab import random_cosyvoice3
 from plugins.kyutai.lab import random_kyutai_stt, random_kyutai_tts
+from plugins.moss.lab import random_moss_nano
 from plugins.pocket.lab import random_pocket
 from plugins.vibevoice.lab import random_vibevoice_realtime
 from stretto_chatterbox.s3gen import NUM_SILENT
 from stretto_kyutai.kyutai_tts.family import GUIDANCE_SCALE
 
 TEXT = "The birch canoe slid on the smooth planks and the garden door is open at last."
-SAMPLE_RATE = 24_000  # of all families here
 Speak = Callable[[int], Iterator[int]]  # a number of frames -> number of samples of each chunk
 
 
@@ -37,7 +37,7 @@ class Contender:
     Attributes:
         write: Writes a release to a folder; returns the converter's arguments, except `--out`.
         samples: Samples of a frame.
-        voice: Name of a voice; empty for a family that transcribes.
+        voice: Name of a voice; None for a family that needs none, empty for one that transcribes.
         sizes: Dimensions and precision of the release, in words.
         load: Loads the release in a folder with the authors' code; returns a function that speaks.
         packages: Packages of the authors, whose versions are recorded.
@@ -46,12 +46,13 @@ class Contender:
         unsent: Frames of a reply that the authors' code does not return.
         rows_before: Rows of a reply that start no frame.
         silent: Frames at the end of a reply that the codec adds.
+        sample_rate: Sample rate in Hz.
         ports: Further contenders for the same release, as `load`, by name.
     """
 
     write: Callable[[Path], list[str]]
     samples: int
-    voice: str
+    voice: str | None
     sizes: str
     load: Callable[[Path], Speak] | None = None
     packages: tuple[str, ...] = ()
@@ -61,6 +62,7 @@ class Contender:
     text: str = TEXT
     rows_before: int = 0
     silent: int = 0
+    sample_rate: int = 24_000
     ports: Mapping[str, Callable[[Path], Speak]] = field(default_factory=dict, hash=False)
 
 
@@ -269,6 +271,33 @@ def load_kyutai_tts(release: Path) -> Speak:
     return speak
 
 
+# ----- MOSS-TTS-Nano
+
+
+def write_moss_tts_nano(folder: Path) -> list[str]:
+    return random_moss_nano.command(random_moss_nano.write_release(folder, "published"))
+
+
+def load_moss_tts_nano(release: Path) -> Speak:
+    """Load a copy of OpenMOSS's classes, in float32; the choice between a frame and the end is always a frame."""
+    from plugins.moss.lab import moss_tts_nano_replies as replies
+
+    model: Any = replies.load("published", torch.float32)
+    codec = replies.load_codec("published")
+    tokenizer = replies.tokenizer_of(release)
+    draw = model._sample_next_token
+    is_slot = torch.zeros(1, dtype=torch.long)
+    model._sample_next_token = lambda logits, **options: is_slot if logits.shape[-1] == 2 else draw(logits, **options)
+
+    @torch.no_grad()
+    def speak(frames: int) -> Iterator[int]:
+        prompt, _ = model.build_inference_input_ids(TEXT, tokenizer)
+        output = model.generate(prompt, max_new_frames=frames, do_sample=True)
+        yield codec.batch_decode([output.audio_token_ids[0].T]).audio.shape[-1]
+
+    return speak
+
+
 # ----- families whose authors' code is not measured
 
 
@@ -361,6 +390,15 @@ CONTENDERS = {
         voice=COSYVOICE_VOICE,
         packages=(),
         sizes="as published: Qwen2 24 layers of 896; flow 22 layers of 1024, 10 guided steps, voice of 3 s; float32",
+    ),
+    "moss_tts_nano": Contender(
+        write=write_moss_tts_nano,
+        load=load_moss_tts_nano,
+        samples=3840,
+        voice=None,
+        sizes="as published: GPT-2 12 layers of 768, depth 1 layer of 768, 16 codebooks; codec as published; float32",
+        engine={"max_model_len": 1024, "kv_cache_memory_bytes": 1 << 30},
+        sample_rate=48_000,
     ),
     "orpheus": Contender(
         write=write_orpheus,

@@ -124,25 +124,32 @@ class Noise:
         return torch.tensor([ids.index(token)])
 
 
-def load(kind: str) -> Any:
-    """Return the authors' model with a release's weights, in float64."""
+def load(kind: str, dtype: torch.dtype = torch.float64) -> Any:
+    """Return the authors' model with a release's weights."""
     settings = authors("configuration_moss_tts_nano").MossTTSNanoConfig(**config(kind), attn_implementation="eager")
     model: Any = authors("modeling_moss_tts_nano").MossTTSNanoForCausalLM(settings)
     model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in model_tensors(kind).items()})
-    return model.double().eval()
+    return model.to(dtype).eval()
 
 
-def load_codec() -> Any:
-    """Return the authors' codec with the weights of the small release."""
-    settings = authors("configuration_moss_audio_tokenizer", "codec.hf_code").MossAudioTokenizerConfig(**codec_config())
+def load_codec(kind: str = "small") -> Any:
+    """Return the authors' codec with a release's weights."""
+    settings = authors("configuration_moss_audio_tokenizer", "codec.hf_code").MossAudioTokenizerConfig(
+        **codec_config(kind)
+    )
     codec: Any = authors("modeling_moss_audio_tokenizer", "codec.hf_code").MossAudioTokenizerModel(settings)
-    codec.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in codec_tensors().items()})
+    codec.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in codec_tensors(kind).items()})
     return codec.eval()
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """Return the authors' tokenizer of a release."""
+    return authors("tokenization_moss_tts_nano").MossTTSNanoSentencePieceTokenizer(f"{folder}/tokenizer.model")
 
 
 def prompts(model: Any, folder: Path, kind: str) -> list[np.ndarray]:
     """Return prompts [P, 1 + K] without and with a recording."""
-    tokenizer = authors("tokenization_moss_tts_nano").MossTTSNanoSentencePieceTokenizer(f"{folder}/tokenizer.model")
+    tokenizer = tokenizer_of(folder)
     codes = torch.from_numpy(heard_codes(kind).T.copy())
     plain, _ = model.build_inference_input_ids(TEXTS[0], tokenizer)
     cloned, _ = model.build_inference_input_ids(TEXTS[1], tokenizer, "voice_clone", prompt_audio_codes=codes)
