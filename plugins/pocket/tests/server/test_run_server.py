@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import soundfile
 
-from lab.releases.random_qwen3_tts import write_with_codec
+from plugins.pocket.lab.random_pocket import write_release
 from tests.hub import Hub
 from tests.installed_models import contents
 from tests.ports import free_row
@@ -24,8 +24,6 @@ from tests.server.conftest import served_repository
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
 SENTENCE, COMMAND_S = "It is ten.", 900
-CONVERT = ["convert", "qwen3-tts", "--model", "release", "--config", "release/config.json", "--tokenizer", "release"]
-CONVERT += ["--codec", "release/speech_tokenizer", "--out", "checkpoint"]
 # Otherwise the last bit of a sample depends on when its frame was decoded.
 SEEDED = ("--seed", "7", "--options", '{"chunking": {"deterministic": true}}')
 
@@ -60,7 +58,7 @@ class User:
 def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     folder = tmp_path_factory.mktemp("user")
     with Hub() as hub:
-        hub.add("acme/voice", write_with_codec(folder / "release"), card={"license": "mit"})
+        hub.add("acme/voice", write_release(folder / "release"), card={"license": "mit"})
         own = {"STRETTO_MODELS": str(folder / "models"), "STRETTO_PORT": str(free_row(4))}
         user = User(hub, folder, hub.environment(folder / "hub", **own))
         yield user
@@ -70,7 +68,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
 @pytest.fixture(scope="module")
 def by_hand(user: User) -> bytes:
     """Return the WAV of the commands that `stretto run` replaces, with a folder instead of a download."""
-    user.stretto(*CONVERT)
+    user.stretto("convert", "pocket-tts", "--model", "release", "--out", "checkpoint")
     user.stretto("make-repository", "--checkpoint", "checkpoint", "--out", "repository")
     (user.folder / "server").mkdir()
     with served_repository(user.folder / "server", user.folder / "repository") as server:
@@ -162,7 +160,7 @@ def test_closed_output_ends_the_command(user: User, spoken: bytes) -> None:
 
 def test_rejected_requests_have_the_message_of_the_server(user: User, spoken: bytes) -> None:
     done = user.stretto("run", "acme/voice", SENTENCE, "--voice", "nobody", status=2)
-    assert done.stderr == b"error: options.voice: expected one of eric, ryan, got 'nobody'\n"
+    assert done.stderr == b"error: options.voice: expected one of alba, jean, got 'nobody'\n"
 
 
 def test_served_model_is_named_and_removed_only_after_the_server(user: User, spoken: bytes) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from plugins.pocket.tests.server.test_run_server import SENTENCE, User, user
 from stretto.launcher import background
 from stretto.launcher.config import default_pid_file
 from stretto.launcher.installation import state_folder
@@ -16,7 +17,6 @@ from stretto.releases.run import RECORD
 from tests.held_processes import MARK, held_at
 from tests.installed_models import contents
 from tests.patience import until
-from tests.releases.test_run_server import SENTENCE, User, user
 
 __all__ = ["user"]  # a fixture
 
