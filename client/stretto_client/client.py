@@ -8,7 +8,7 @@ import hashlib
 import ipaddress
 import json
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -24,12 +24,13 @@ from stretto_client.adapters import run_adapter_command
 from stretto_client.checked_speech import Lead, attempts_of, check_one_of, checked
 from stretto_client.continued_speech import continued
 from stretto_client.errors import Timeouts
+from stretto_client.growing_transcript import transcribe_growing
 from stretto_client.live_speech import LiveSession, LiveText, speak_written
 from stretto_client.long_speech import LongSpeech, Speech, cut, is_short, judged_late
 from stretto_client.markup import MARKUPS, Markup, has_marks
 from stretto_client.model_profile import ModelProfile, fetch_name, fetch_profile
 from stretto_client.part_stream import PartStream
-from stretto_client.produced_speech import ProducedSpeech
+from stretto_client.produced_speech import Items, ProducedSpeech
 from stretto_client.shared_memory import RingSize, Sharing
 from stretto_client.speech_stream import (
     Earlier,
@@ -311,27 +312,26 @@ class SpeechClient:
         sample_rate: int,
         /,
         *,
-        task: str = "asr",
         fill_after_s: float | None = None,
         total_s: float | None = None,
-        **options: Unpack[OptionsRecord],
+        **options: Unpack[TranscriptionOptions],
     ) -> Speech:
         """Transcribe audio while it is being recorded, and return the events.
 
-        Text and word times arrive as soon as the model has generated them (`profile().reads_live_audio`). Audio that is
-        available immediately, such as a file, is transcribed as fast as the server can. The session may last as long as
-        the model's maximum length, up to an hour; `total_s` also limits it.
+        Text and word times arrive as soon as the model has generated them (`profile().reads_live_audio`), or every 2 s
+        (`TaskProfile.reads_beginning`). A file is transcribed as fast as the server can. The session may last as long
+        as the model's maximum length, up to an hour; `total_s` also limits it.
 
         Args:
             pieces: Parts of the samples, of any length, mono [n]: floating-point in [-1, 1], or int16.
             sample_rate: Sample rate of the samples in Hz, 8,000 to 192,000.
             fill_after_s: Seconds without samples after which silence is sent in real time; None to wait for samples.
             total_s: Maximum duration of the session in seconds; None for the client's `Timeouts.total_s`.
-            options: Server options. With `resume_s`, the session continues if its connection is lost and the server is
-                reached again within that time.
+            options: As for `transcribe`. With `resume_s`, a lost connection may be continued within that time.
         """
-        inputs = strings(task=task, options=options_json({**options, "live": True}))
-        return self._live(inputs, UnreadAudio(pieces, sample_rate, fill_after_s), options.get("resume_s", 0.0), total_s)
+        unread = UnreadAudio(pieces, sample_rate, fill_after_s)
+        live = self._live(transcription_inputs(None, options), unread, options.get("resume_s", 0.0), total_s)
+        return ProducedSpeech(partial(transcribe_growing, self, options, unread, total_s, live))
 
     def talk(
         self,
@@ -358,17 +358,17 @@ class SpeechClient:
         recording = voice.audio if isinstance(voice, RecordedVoice) else None
         named = voice if isinstance(voice, str) else None
         turns = [system_turn(system, recording)] if system or recording is not None else []
-        inputs = strings(
-            task=task,
-            messages=json.dumps(turns) if turns else None,
-            options=options_json({**options, "voice": named, "live": True}),
-        )
+        texts = options_json({**options, "voice": named, "live": True})
+        inputs = strings(task=task, messages=json.dumps(turns) if turns else None, options=texts)
         if recording is not None:
             inputs += audio_inputs(recording)
-        return self._live(inputs, UnreadAudio(pieces, sample_rate, fill_after_s), options.get("resume_s", 0.0), total_s)
+        unread = UnreadAudio(pieces, sample_rate, fill_after_s)
+        return ProducedSpeech(self._live(inputs, unread, options.get("resume_s", 0.0), total_s))
 
-    def _live(self, inputs: list[InferInput], unread: UnreadAudio, resume_s: float, total_s: float | None) -> Speech:
-        """Return the events of a live session, which `inputs` open.
+    def _live(
+        self, inputs: list[InferInput], unread: UnreadAudio, resume_s: float, total_s: float | None
+    ) -> Callable[[Items], Awaitable[None]]:
+        """Return the function that puts the events of a live session, which `inputs` open, into a queue.
 
         Args:
             resume_s: Time for which the server keeps the session after a lost connection, in seconds.
@@ -383,7 +383,7 @@ class SpeechClient:
             return self.send(strings(session=json.dumps(record)), None, END if ends else waits)
 
         begin = partial(self.send, inputs, None, waits)
-        return ProducedSpeech(lambda items: LiveSession(begin, resume, self.parts, unread, items).follow(resume_s))
+        return lambda items: LiveSession(begin, resume, self.parts, unread, items).follow(resume_s)
 
     def converse(
         self,

@@ -40,6 +40,7 @@ class TaskProfile:
         max_speech_s: Maximum value of `max_audio_s` in seconds; 0 if unknown or if the task does not accept it.
         times_words: True if events contain word times even without the option `words`.
         reads_language: True if a request may name the language of the recording.
+        reads_beginning: True if a request may contain the beginning of the transcript (the option `beginning`).
         continues: How a clause of a long text reads the codes of one before it: as `turns`, or as the `voice` in a
             system turn; empty if it cannot.
     """
@@ -55,6 +56,7 @@ class TaskProfile:
     max_speech_s: float = 0.0
     times_words: bool = False
     reads_language: bool = False
+    reads_beginning: bool = False
     continues: str = ""
 
     @classmethod
@@ -152,6 +154,12 @@ class ModelProfile:
                 f"got {profile.sample_rate} and {profile.max_text_chars}"
             )
         return profile
+
+    @property
+    def transcribes_live(self) -> bool:
+        """True if the task `asr` can transcribe audio while it is recorded (`SpeechClient.transcribe_live`)."""
+        asr = self.task("asr")
+        return self.reads_live_audio or (asr is not None and asr.reads_beginning)
 
     def task(self, name: str) -> TaskProfile | None:
         """Return the task called `name`, or None."""

@@ -102,8 +102,8 @@ class SpeechEvent:
             last event.
         begun: With `progress=True`, words that are complete since the last event. `words` has them once their ends are
             known.
-        transcribed_s: With `progress=True`, time in the recording up to which the transcript is complete, in seconds;
-            None otherwise.
+        transcribed_s: Time in the recording up to which the transcript is complete, in seconds. It is None without
+            `progress=True`, except in live transcripts of a model that reads whole recordings.
         passages: Passages of a transcript that are complete since the last event; always empty for a model that does
             not report them.
         marker: Name of the marker of `pcm`, by which a detector recognises generated speech; empty if it is not marked.
@@ -433,17 +433,23 @@ class TranscriptionOptions(TaskOptions, total=False):
     system: str
 
 
-def transcription_inputs(audio: Audio, options: TranscriptionOptions, sharing: Sharing | None) -> list[InferInput]:
-    """Return the inputs of a request that transcribes a recording."""
+def transcription_inputs(
+    audio: Audio | None, options: TranscriptionOptions, sharing: Sharing | None = None
+) -> list[InferInput]:
+    """Return the inputs of a request that transcribes a recording, or opens a live session if there is none."""
     system = options.get("system", "")
-    recording = {"role": "user", "audio": "pcm_in" if isinstance(audio, tuple) else "audio"}
-    others = {name: value for name, value in options.items() if name not in ("task", "system")}
+    turns = [system_turn(system, None)] if system else []
+    if turns and audio is not None:
+        turns.append({"role": "user", "audio": "pcm_in" if isinstance(audio, tuple) else "audio"})
+    others: dict[str, Any] = {name: value for name, value in options.items() if name not in ("task", "system")}
+    if audio is None:
+        others["live"] = True
     texts = strings(
         task=options.get("task", "asr"),
-        messages=json.dumps([system_turn(system, None), recording]) if system else None,
+        messages=json.dumps(turns) if turns else None,
         options=options_json(others),
     )
-    return [*audio_inputs(audio, sharing=sharing), *texts]
+    return texts if audio is None else [*audio_inputs(audio, sharing=sharing), *texts]
 
 
 def with_seed(options: SpeakOptions) -> SpeakOptions:

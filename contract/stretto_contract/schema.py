@@ -299,6 +299,13 @@ class SpeechOptions(TypedDict, total=False):
             " which the transcript is complete ([live](live.md))."
         ),
     ]
+    beginning: Annotated[
+        String,
+        Doc(
+            "Transcripts that grow with their recording: text that the transcript continues, `continuation.beginning`"
+            ' in the report of an earlier request; `""` in the first one ([live](live.md#by-requests)).'
+        ),
+    ]
     text: Annotated[
         SegmentOptions,
         OBJECT,

@@ -89,7 +89,7 @@ class RoutedClient:
         /,
         *,
         total_s: float | None = None,
-        **options: Unpack[TaskOptions],
+        **options: Unpack[TranscriptionOptions],
     ) -> Speech:
         """Transcribe live audio as SpeechClient does, on a single server."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stretto_client import ModelProfile, OptionsRecord
+from stretto_client import ModelProfile, TranscriptionOptions
 from stretto_client.tries import Begin
 from stretto_contract.finish_reasons import limit_of
 from stretto_gateway.admission import Held
@@ -85,7 +85,7 @@ class LiveTurn:
 class Transcriber:
     """Background transcription of items, which sends an event for each piece of text.
 
-    With a model that reads live audio, the transcription of a turn begins with its first samples.
+    With a model that transcribes live audio, the transcription of a turn begins with its first samples.
     """
 
     def __init__(self, gateway: Gateway, channel: Channel):
@@ -101,7 +101,7 @@ class Transcriber:
         """Apply the session's settings, None for no transcripts; return True if turns are transcribed while spoken."""
         self._settings = settings or Transcription()
         profile = self.catalogue.known
-        return settings is not None and profile is not None and profile.reads_live_audio
+        return settings is not None and profile is not None and profile.transcribes_live
 
     @property
     def can_transcribe(self) -> bool:
@@ -209,11 +209,12 @@ class Transcriber:
         """Return the function that sends the audio of a turn to the server."""
         client = self._gateway.client
         language = language_hint(profile, self._settings.language)
-        options: OptionsRecord = {"language": language} if language else {}
+        options: TranscriptionOptions = {"system": self._settings.prompt or ""}
+        if language:
+            options["language"] = language
         if live is not None:
             return partial(client.transcribe_live, live.pieces(), DEFAULT_RATE, **options)
-        system = self._settings.prompt or ""
-        return partial(client.transcribe, wav_header(DEFAULT_RATE, len(pcm)) + pcm, system=system, **options)
+        return partial(client.transcribe, wav_header(DEFAULT_RATE, len(pcm)) + pcm, **options)
 
     async def _fail(self, item: Item, error: ApiError) -> None:
         await self._send_event(item, "failed", error=error.record()["error"])

@@ -2,10 +2,11 @@ r"""Prompts of Qwen3-ASR, in the format of its published chat template.
 
     <|im_start|>system\nBerlin, Spree<|im_end|>\n
     <|im_start|>user\n<|audio_start|><|audio_pad|> … <|audio_end|><|im_end|>\n
-    <|im_start|>assistant\nlanguage German<asr_text>
+    <|im_start|>assistant\nlanguage German<asr_text>Der Fluss
 
 The system turn, which is empty without a context, has words that may occur in the recording. The reply begins with the
-language, unless the request names it: the language is then part of the prompt, as in the authors' code.
+language, unless the request names it: the language is then part of the prompt, as in the authors' code. The beginning
+of a transcript (the option `beginning`) follows it.
 """
 
 from collections.abc import Sequence
@@ -49,11 +50,15 @@ class AsrTemplate:
         audio = input_audio(pcm, recording.path, len(ids), self._audio_format)
         ids += [vocabulary.audio_pad] * audio.num_rows
         ids += [vocabulary.audio_end, vocabulary.im_end, *line_end, vocabulary.im_start]
+        beginning = self._tokenizer.encode(manner.beginning or "")
+        markers = {token_id: name for token_id, name in vocabulary.markers.items() if token_id != vocabulary.asr_text}
+        check_no_markers(beginning, markers, "options.beginning")
         if manner.language is None:
-            ids += self._tokenizer.encode("assistant\n")
+            # Not apart, because a beginning with a space may share a token with the end of the line.
+            ids += self._tokenizer.encode(f"assistant\n{manner.beginning or ''}")
         else:
             named = self._tokenizer.encode(f"assistant\nlanguage {manner.language.capitalize()}")
-            ids += [*named, vocabulary.asr_text]
+            ids += [*named, vocabulary.asr_text, *beginning]
         return PromptRows(stream0_rows(self._family.layout, ids), audios=(audio,))
 
     def _checked(self, piece: Piece) -> str:

@@ -3,18 +3,28 @@
 language English<asr_text>Good morning.     ─►  Good morning.    language: english
 language None<asr_text>                     ─►                   language unknown, such as for silence
 Good morning.                               ─►  Good morning.    the request names the language
+
+A transcript that is continued for a longer recording keeps all but its last tokens, as in the authors' streaming:
+
+language English<asr_text>Good morning, how are you?     ─►  language English<asr_text>Good morning
 """
 
+import codecs
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from stretto.family.base import Family
 from stretto.family.plugin import VOCABULARY, config_at
 from stretto.family.text import TextCodec, TextReader, TextTokenizer, subword_codec
+from stretto.records.chunk import Continuation
 from stretto_qwen3_asr.family import AsrVocabulary
 
 HEAD = "language "
 NO_LANGUAGE = "none"
 LONGEST_HEAD = 64  # characters; a longer text is no name of a language
+NUM_OPEN_TOKENS = 5  # at the end of a transcript, which a longer recording may change
+REPLACEMENT = "\ufffd"  # of bytes that are no character
 
 
 class TranscriptReader:
@@ -24,13 +34,62 @@ class TranscriptReader:
         language: English name of the language in lower case; empty if it is unknown.
     """
 
-    def __init__(self, reader: TextReader, asr_text: int):
-        self._reader = reader
+    def __init__(self, open_reader: Callable[[], TextReader], asr_text: int, tokenizer: TextTokenizer):
+        self._open_reader = open_reader
+        self._reader = open_reader()
         self._asr_text = asr_text
+        self._tokenizer = tokenizer
         self._head: str | None = ""  # text that may be the name of the language; None in the transcript
+        self._beginning: str | None = None
+        self._ids: list[int] = []  # of the beginning and of the reply
+        self._unsent = ""  # text of the beginning
         self.language = ""
 
+    def begin(self, text: str) -> None:
+        self._beginning = text
+        self._unsent = "".join(map(self.push, self._tokenizer.encode(text)))
+
     def push(self, token_id: int) -> str:
+        self._ids.append(token_id)
+        return self._pop_unsent() + self._read(token_id)
+
+    def end(self) -> str:
+        return self._pop_unsent() + self._pop_head() + self._reader.end()
+
+    def continuation(self) -> Continuation | None:
+        """Return all but the last tokens, without a character that is incomplete; None without `begin`.
+
+        No part of the beginning of this reply is left out, so that clients never take back a text.
+        """
+        if self._beginning is None:
+            return None
+        ids = self._tokenizer.encode(self._tokenizer.decode(self._ids))
+        text = self._whole_characters(ids[: max(0, len(ids) - NUM_OPEN_TOKENS)])
+        if not text.startswith(self._beginning):
+            text = self._beginning
+        reader = TranscriptReader(self._open_reader, self._asr_text, self._tokenizer)
+        return Continuation(text, len("".join(map(reader.push, self._tokenizer.encode(text)))))
+
+    def _whole_characters(self, ids: Sequence[int]) -> str:
+        """Return the longest text of the first of these tokens that has no incomplete character."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        text = ""
+        pending = ""
+        for token_id in ids:
+            pending += decoder.decode(self._tokenizer.bytes_of(token_id))
+            if REPLACEMENT in pending:
+                break
+            if not decoder.getstate()[0]:
+                text += pending
+                pending = ""
+        return text
+
+    def _pop_unsent(self) -> str:
+        text = self._unsent
+        self._unsent = ""
+        return text
+
+    def _read(self, token_id: int) -> str:
         if self._head is None:
             return self._reader.push(token_id)
         if token_id == self._asr_text:
@@ -38,9 +97,6 @@ class TranscriptReader:
             return ""
         self._head += self._reader.push(token_id)
         return "" if self._is_head(self._head) else self._pop_head()
-
-    def end(self) -> str:
-        return self._pop_head() + self._reader.end()
 
     def _read_language(self, head: str) -> None:
         self._head = None
@@ -60,5 +116,10 @@ class TranscriptReader:
 def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:
     """Return the text codec of a checkpoint, which reads transcripts with the checkpoint's tokenizer."""
     vocabulary = AsrVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
-    subwords = subword_codec(TextTokenizer.at(checkpoint), range(vocabulary.num_ids))
-    return TextCodec(lambda task: TranscriptReader(subwords.reader(task), vocabulary.asr_text), subwords.words)
+    tokenizer = TextTokenizer.at(checkpoint)
+    subwords = subword_codec(tokenizer, range(vocabulary.num_ids))
+
+    def open_reader(task: str) -> TextReader:
+        return TranscriptReader(partial(subwords.reader, task), vocabulary.asr_text, tokenizer)
+
+    return TextCodec(open_reader, subwords.words)

@@ -1,6 +1,6 @@
 """transformers' processor and class of Qwen3-ASR for a small release in the authors' layout."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +94,46 @@ class Theirs:
         assert not missing
 
     @torch.no_grad()
-    def reply(self, inputs: Mapping[str, Tensor], num_ids: int) -> tuple[list[int], np.ndarray]:
-        """Return the greedy ids of `generate`, and the logits of each [n, V]."""
+    def reply(
+        self, inputs: Mapping[str, Tensor], num_ids: int, unused: Sequence[int] | None = None
+    ) -> tuple[list[int], np.ndarray]:
+        """Return the greedy ids of `generate`, none of which is `unused`, and the logits of each [n, V]."""
         output = self.model.generate(
             **inputs,
             max_new_tokens=num_ids,
             do_sample=False,
             eos_token_id=ENDS,
             pad_token_id=ENDS[0],
+            suppress_tokens=unused,
             output_scores=True,
             return_dict_in_generate=True,
         )
         ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         return ids, torch.cat(output.scores).numpy()
+
+
+def streamed(
+    transcribe: Callable[[np.ndarray, str], str], tokenizer: Any, pcm: np.ndarray, chunk: int = 32_000
+) -> list[tuple[str, str]]:
+    """Return the beginning and the whole text of each request of the authors' streaming (`streaming_transcribe`).
+
+    Args:
+        transcribe: Function that returns the text after the beginning, given samples and the beginning.
+        pcm: Samples, float32 [n] at 16 kHz.
+        chunk: Number of samples between two requests.
+    """
+    texts = list[tuple[str, str]]()
+    whole = ""
+    for number, start in enumerate(range(0, len(pcm), chunk)):
+        beginning = ""
+        num_open = 5
+        ids = tokenizer.encode(whole)
+        while number >= 2 and num_open < len(ids):
+            beginning = tokenizer.decode(ids[: len(ids) - num_open])
+            if "\ufffd" not in beginning:
+                break
+            beginning = ""
+            num_open += 1
+        whole = beginning + transcribe(pcm[: start + chunk], beginning)
+        texts.append((beginning, whole))
+    return texts

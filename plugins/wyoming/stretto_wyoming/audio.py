@@ -38,7 +38,7 @@ class ReceivedAudio:
     def can_be_live(self, profile: ModelProfile) -> bool:
         """Return True if a model can transcribe the audio while it is recorded."""
         is_plain = self.form.width == np.int16().itemsize and self.form.channels == 1
-        return profile.reads_live_audio and is_plain and self.form.rate in LIVE_RATES
+        return profile.transcribes_live and is_plain and self.form.rate in LIVE_RATES
 
     def add(self, form: AudioFormat, data: bytes) -> None:
         """Append samples. If they are too many or have another format, reading raises ApiError instead."""

@@ -122,6 +122,7 @@ def _task(task: Task, family: Family, frame_rate: float) -> dict[str, Any]:
         "max_text_rows": task.sampling.text.max_rows if task.writes else 0,
         "times_words": family.times_words(task),
         "reads_language": task.writes_down and bool(family.languages.names),
+        "reads_beginning": task.reads_beginning,
         "max_speech_s": max_speech_s if task.has_audio_segment else 0.0,
         "continues": task.continues,
     }

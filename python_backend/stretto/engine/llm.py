@@ -291,6 +291,8 @@ class SpeechLLM:
             feed = self._texts.get(request_id)
             utterance.track = feed.track if feed else self._rules.track(len(prompt.rows), prompt.track)
         utterance.voice = prompt.voice
+        if prompt.beginning is not None:
+            utterance.begin_text(prompt.beginning)
         utterance.loops = loops_of(prompt, self.family)
         frame_stats = FrameStats(self._stats, prompt.sampling)
         if self._decodes_first:
@@ -401,6 +403,7 @@ def _report(
         num_pieces=prompt.num_pieces,
         untimed_words=utterance.words.untimed,
         language=utterance.language,
+        continuation=utterance.continuation,
     )
 
 

@@ -15,8 +15,18 @@ from stretto.engine.reply_rules import ReplyState
 from stretto.engine.tracks import Track
 from stretto.engine.word_times import WordTimes
 from stretto.family.base import Family
-from stretto.family.text import LanguageReader, PassageReader, TextCodec, TimedReader
-from stretto.records.chunk import CUT_S, Alignment, Chunk, GuidanceChange, LMChunk, Report, Sound, WordMark
+from stretto.family.text import ContinuingReader, LanguageReader, PassageReader, TextCodec, TimedReader
+from stretto.records.chunk import (
+    CUT_S,
+    Alignment,
+    Chunk,
+    Continuation,
+    GuidanceChange,
+    LMChunk,
+    Report,
+    Sound,
+    WordMark,
+)
 from stretto.records.prompt import MAX_FIRST_FRAMES, Prompt, SourceWord
 from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment, StreamLayout, latents_of
@@ -145,6 +155,16 @@ class Utterance:
     def language(self) -> str:
         """English name of a recording's language in lower case, as the model names it; empty if it names none."""
         return self._reader.language if isinstance(self._reader, LanguageReader) else ""
+
+    def begin_text(self, beginning: str) -> None:
+        """Read the beginning of the reply's text, which the prompt contains."""
+        assert isinstance(self._reader, ContinuingReader), "the task has `reads_beginning`"
+        self._reader.begin(beginning)
+
+    @property
+    def continuation(self) -> Continuation | None:
+        """Part of the text that a request for a longer recording keeps; None without `begin_text`."""
+        return self._reader.continuation() if isinstance(self._reader, ContinuingReader) else None
 
     @property
     def num_sent_frames(self) -> int:

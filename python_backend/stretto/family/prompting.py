@@ -284,6 +284,7 @@ class Manner:
         guidance_scale: One of `Family.guidance_scales`; None for the default, and in families without them.
         piece: Number of the text's piece to speak, from 0; None for a text that has only one.
         seed: Seed of the noise that is added to a recording, in families that add it.
+        beginning: Beginning of the reply's text, in tasks with `reads_beginning`; None for none.
     """
 
     language: str | None = None
@@ -295,6 +296,7 @@ class Manner:
     guidance_scale: float | None = None
     piece: int | None = None
     seed: int = 0
+    beginning: str | None = None
 
 
 PLAIN = Manner()

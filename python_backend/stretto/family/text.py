@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders
 from stretto.errors import CheckpointError, InvalidRequest, is_panic, shown
 from stretto.family.base import Family
 from stretto.family.plugin import plugin
-from stretto.records.chunk import WordMark
+from stretto.records.chunk import Continuation, WordMark
 from stretto.untrusted_files import MAX_TEXT_BYTES, regular_file
 from stretto_contract.transcripts import Passage
 
@@ -419,6 +419,19 @@ class LanguageReader(TextReader, Protocol):
     """
 
     language: str
+
+
+@runtime_checkable
+class ContinuingReader(TextReader, Protocol):
+    """Reader of a transcript that continues an earlier one."""
+
+    def begin(self, text: str) -> None:
+        """Read the beginning of the reply, which the prompt contains; the next `push` or `end` returns it, too."""
+        ...
+
+    def continuation(self) -> Continuation | None:
+        """Return the part of the text that a request for a longer recording keeps; None without `begin`."""
+        ...
 
 
 @runtime_checkable

@@ -153,7 +153,8 @@ def read_options(
     if adapter is not None:
         check_text(adapter, "options.adapter", MAX_BYTES)
     if not task.speaks:
-        manner = Manner(language=family.languages.choose(options.get("language")))
+        language = family.languages.choose(options.get("language"))
+        manner = Manner(language=language, beginning=_beginning(options, task, family))
         return Options(sampling, None, delivery, manner, adapter, aligns_words="words" in options)
     manner = replace(read_manner(options, family), guidance_scale=scale)
     spellings = read_spellings(options["pronunciations"], family) if "pronunciations" in options else {}
@@ -171,6 +172,16 @@ def read_options(
         drops_silence=is_usual and not options.get("leading_silence", False),
         has_length=_sets_length(options, task),
     )
+
+
+def _beginning(options: OptionsRecord, task: Task, family: Family) -> str | None:
+    beginning = options.get("beginning")
+    if beginning is not None:
+        if not task.reads_beginning:
+            expected = f"no value (task {task.name!r} of this model continues no transcript)"
+            raise InvalidRequest("options.beginning", expected, shown(beginning))
+        check_text(beginning, "options.beginning", family.max_text_chars)
+    return beginning
 
 
 def _sets_length(options: OptionsRecord, task: Task) -> bool:

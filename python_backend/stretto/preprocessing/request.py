@@ -248,6 +248,7 @@ class Preprocessor:
             images=written.images,
             has_ceiling=task.reads_aloud and limited.max_rows != sampling.max_rows,
             pauses_s=pauses_s(turns[-1].text or "") if task.reads_aloud else 0.0,
+            beginning=options.manner.beginning,
         )
 
     def _within_rate(self, sampling: SamplingConfig, task: Task, pieces: tuple[Piece, ...]) -> SamplingConfig:

@@ -51,6 +51,19 @@ class GuidanceChange:
 
 
 @dataclass(frozen=True, slots=True)
+class Continuation:
+    """Beginning of a transcript that a request for a longer recording can continue.
+
+    Attributes:
+        beginning: Value of the option `beginning` in that request.
+        num_chars: Number of characters of the transcript that it fixes.
+    """
+
+    beginning: str
+    num_chars: int
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Summary of the whole utterance, sent with its last chunk.
 
@@ -68,6 +81,7 @@ class Report:
         untimed_words: Words of the text without a time, in order. If the model itself reports word times, it may have
             skipped these words.
         language: English name of the recording's language in lower case, if the model names it; otherwise empty.
+        continuation: Beginning for a further request, if the request had the option `beginning`; otherwise None.
     """
 
     finish_reason: FinishReason
@@ -87,6 +101,7 @@ class Report:
     num_pieces: int = 1
     untimed_words: tuple[str, ...] = ()
     language: Annotated[str, Meta(max_length=64)] = ""
+    continuation: Continuation | None = None
 
 
 MAX_ALIGNED_CHARS = 1 << 20
@@ -324,6 +339,7 @@ class ReportEvent(TypedDict):
         input_audio_s: Duration of all recordings in the request, in seconds.
         num_pieces: Number of pieces of the text, of which the utterance speaks one (the option `piece`).
         language: English name of the recording's language in lower case; empty if the model does not name it.
+        continuation: `beginning` and `num_chars` for a further request; None without the option `beginning`.
         audio_s: Duration of all samples, in seconds.
         decode_s: Processing time of the decoder, in seconds.
         first_sound_s: Time of the utterance's first sample that is not silent, in seconds; None if all are silent.
@@ -348,6 +364,7 @@ class ReportEvent(TypedDict):
     input_audio_s: NotRequired[float]
     num_pieces: NotRequired[int]
     language: NotRequired[str]
+    continuation: NotRequired[dict[str, Any] | None]
     audio_s: float
     decode_s: float
     first_sound_s: float | None

@@ -130,6 +130,8 @@ class Prompt:
             preprocessor has replaced them.
         has_ceiling: True if the text, not the request or the model, sets the maximum number of audio rows.
         pauses_s: Duration of the pauses that the text asks for, in seconds.
+        beginning: Beginning of the reply's text, in the last rows, if a further request may continue the reply;
+            otherwise None.
     """
 
     task: str
@@ -157,6 +159,7 @@ class Prompt:
     num_first_frames: Annotated[int, Meta(ge=0, le=MAX_FIRST_FRAMES)] = 0
     has_ceiling: bool = False
     pauses_s: Annotated[float, Meta(ge=0, le=MAX_AUDIO_S)] = 0.0
+    beginning: str | None = None
 
     @property
     def features(self) -> NDArray[np.float32] | None:
