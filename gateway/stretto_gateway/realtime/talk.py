@@ -42,11 +42,13 @@ class LiveTurn:
     Args:
         item: Item of the turn, which contains the samples once it has been committed.
         held: Memory account for the samples that are waiting to be transcribed.
+        keeps: True if the transcription keeps the samples until it ends.
     """
 
-    def __init__(self, item: Item, held: Held):
+    def __init__(self, item: Item, held: Held, keeps: bool = False):
         self.item = item
         self._held = held
+        self._keeps = keeps
         self._num_bytes = 0
         self._pieces: asyncio.Queue[bytes] = asyncio.Queue()
         self.task: asyncio.Task[None] | None = None  # None if there is no memory for the first samples
@@ -72,9 +74,10 @@ class LiveTurn:
         self._pieces.put_nowait(pcm)
 
     async def pieces(self) -> AsyncIterator[NDArray[Any]]:
-        """Yield the samples as they arrive, int16 [n], and release their memory."""
+        """Yield the samples as they arrive, int16 [n], and release their memory if they are not kept."""
         while pcm := await self._pieces.get():
-            self._release(len(pcm))
+            if not self._keeps:
+                self._release(len(pcm))
             yield np.frombuffer(pcm, "<i2")
 
     def _release(self, num_bytes: int) -> None:
@@ -120,7 +123,10 @@ class Transcriber:
         if not pcm:
             return
         if self._live is None:
-            live = LiveTurn(Item("user", [ItemPart("input_audio", None)], item_id), self._gateway.sessions.held)
+            profile = self.catalogue.known
+            keeps = profile is not None and not profile.reads_live_audio
+            item = Item("user", [ItemPart("input_audio", None)], item_id)
+            live = LiveTurn(item, self._gateway.sessions.held, keeps)
             self._live = live
             live.add(pcm)
             task = tasks.create_task(self._run(live.item, live))

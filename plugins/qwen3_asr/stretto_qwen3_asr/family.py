@@ -73,11 +73,10 @@ SAMPLING = SamplingConfig(
 def qwen3_asr(vocabulary: AsrVocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary."""
     everything = (range(vocabulary.num_ids),)
-    asr = Task("asr", (Segment.TEXT,), everything, ("audio",), SAMPLING, system=("text",), reads_beginning=True)
     return Family(
         name=NAME,
         layout=StreamLayout.of_text(vocabulary.num_ids, vocabulary.im_end),
-        tasks=(asr,),
+        tasks=(Task("asr", (Segment.TEXT,), everything, ("audio",), SAMPLING, system=("text",)),),
         codec="soundless",
         end_of_reply=vocabulary.im_end,
         drawn_ends=(vocabulary.im_end, vocabulary.text_end),

@@ -195,7 +195,6 @@ class Task:
         speech_limits: Longest speech for the last turn's text, in tasks that read it aloud.
         continues: How a clause of a long text reads the codes of one before it: as `turns`, or as the `voice` in a
             system turn; empty if it cannot.
-        reads_beginning: True if a request may contain the beginning of the transcript, which the reply continues.
     """
 
     name: str
@@ -211,7 +210,6 @@ class Task:
     text_rate: TextRate = TextRate()
     speech_limits: SpeechLimits = USUAL_LIMITS
     continues: Literal["", "turns", "voice"] = ""
-    reads_beginning: bool = False
 
     def __post_init__(self) -> None:
         self.sampling.check()

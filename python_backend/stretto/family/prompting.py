@@ -284,7 +284,7 @@ class Manner:
         guidance_scale: One of `Family.guidance_scales`; None for the default, and in families without them.
         piece: Number of the text's piece to speak, from 0; None for a text that has only one.
         seed: Seed of the noise that is added to a recording, in families that add it.
-        beginning: Beginning of the reply's text, in tasks with `reads_beginning`; None for none.
+        beginning: Beginning of the reply's text, which the reply continues; None for none.
     """
 
     language: str | None = None

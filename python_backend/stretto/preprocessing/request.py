@@ -173,10 +173,9 @@ class Preprocessor:
         is_live = _is_live(raw)
         turns = read_turns(raw, is_live)
         task = choose_task(string("task", raw.task), turns, self.family)
-        text = string("options", raw.options)
         spec = self.codec.spec
         codec = (spec.frame_rate, spec.right_frames, spec.blocks)
-        options = read_options(text, self.family, task, *codec, self._chunking)
+        options = read_options(string("options", raw.options), self.family, task, *codec, self._chunking)
         as_written = turns[-1].text or ""
         changes = list[Replacement]()
         if task.reads_aloud and not options.manner.is_open:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from stretto_gateway.realtime.talk import LiveTurn
 from tests.client.fake_server import PROFILE, Chunk, ErrorText, Request, Step, Taken, Until
 from tests.gateway.conftest import Start
 from tests.gateway.realtime.caller import RATE, TALKS, call, silence, spoken
+from tests.gateway.test_chat import task
 from tests.patience import until_async
 
 TRANSCRIPT = "conversation.item.input_audio_transcription"
@@ -244,3 +246,51 @@ async def test_delayed_live_transcription_starts_at_the_turn_start(
         await caller.send("input_audio_buffer.commit")
         await caller.until(f"{TRANSCRIPT}.completed")
     assert [len(pcm) for pcm in listening.heard] == [2 * RATE]
+
+
+class Growing:
+    """A server that reads whole recordings: its transcript has a word for each second, the last of which is open."""
+
+    def __init__(self) -> None:
+        self.requests = list[tuple[float, dict[str, Any]]]()  # seconds of audio, and options
+        self.systems = list[str]()
+
+    def __call__(self, request: Request) -> list[Step]:
+        options = json.loads(request["options"])
+        seconds = np.size(request["pcm_in"]) / RATE
+        self.requests.append((seconds, options))
+        self.systems.append(json.loads(request["messages"])[0]["text"])
+        words = [f"word{number} " for number in range(int(seconds))]
+        kept = "".join(words[:-1])
+        report = {"num_prompt_rows": len(words), "continuation": {"beginning": kept, "num_chars": len(kept)}}
+        return [Chunk(0, None, "".join(words), is_final=True, is_last=True, more={"report": report})]
+
+
+async def test_model_that_reads_whole_recordings_transcribes_live(start: Start) -> None:
+    """Deltas arrive while the user speaks, and are the transcript; usage is that of the last request."""
+    growing = Growing()
+    asr = task("asr", needs=["audio"]) | {"system": ["text"], "reads_beginning": True}
+    running = await start(growing, PROFILE | {"tasks": [asr]})
+    held = running.app.state.gateway.sessions.held
+    async with call(running, "gpt-4o-transcribe") as caller:
+        transcription = {"model": "gpt-4o-transcribe", "prompt": "Spree"}
+        await caller.update(type="transcription", input={"transcription": transcription})
+        await caller.hear(silence(4.2))  # the client reads at least 80 ms at once
+        delta = (await caller.until(f"{TRANSCRIPT}.delta"))[-1]
+        assert delta.delta == "word0 word1 word2 "
+        assert held.num_bytes == 2 * 2 * round(4.2 * RATE), "the buffer and the transcription have the samples"
+        await caller.hear(silence(2.3))
+        await caller.send("input_audio_buffer.commit")
+        events = [delta, *await caller.until(f"{TRANSCRIPT}.completed")]
+        deltas = [event.delta for event in events if event.type == f"{TRANSCRIPT}.delta"]
+        assert "".join(deltas).strip() == events[-1].transcript == "word0 word1 word2 word3 word4 word5"
+        assert events[-1].usage.input_tokens == 6
+    assert [seconds for seconds, _ in growing.requests] == [2, 4, 6, 6.5]
+    assert [options["beginning"] for _, options in growing.requests] == [
+        "",
+        "",
+        "word0 word1 word2 ",
+        "word0 word1 word2 word3 word4 ",
+    ]
+    assert set(growing.systems) == {"Spree"}
+    await until_async(lambda: not held.num_bytes)

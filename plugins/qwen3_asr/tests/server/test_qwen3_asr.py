@@ -5,17 +5,20 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from plugins.qwen3_asr.lab.random_qwen3_asr import write_release
-from plugins.qwen3_asr.tests.published_qwen3_asr import Processor, Theirs, speech
+from plugins.qwen3_asr.tests.published_qwen3_asr import Processor, Theirs, speech, streamed
 from plugins.qwen3_asr.tests.test_qwen3_asr import write
 from stretto.testing.releases import SmallRelease
+from stretto_client import SpeechClient, Timeouts
 from tests.hub import Hub
 from tests.ports import free_row
 from tests.server.conftest import ServedCheckpoint, serves
@@ -69,7 +72,7 @@ async def test_transcripts_equal_those_of_transformers(served: ServedCheckpoint)
 
 
 async def test_turns_of_a_realtime_session_are_transcribed(served: ServedCheckpoint) -> None:
-    """The model transcribes each turn once it is committed, with the hints of the session."""
+    """The model transcribes each turn with the hints of the session, the whole of it once it is committed."""
     pcm = np.int16(32_767 * speech(3.0, 4))
     async with openai_client(served.server.grpc) as client:
         transcription: Any = {"model": "gpt-4o-transcribe", **HINTS}
@@ -84,6 +87,37 @@ async def test_turns_of_a_realtime_session_are_transcribed(served: ServedCheckpo
                 if event.type == "conversation.item.input_audio_transcription.completed":
                     assert event.transcript
                     break
+
+
+async def test_turn_is_transcribed_while_it_is_spoken(served: ServedCheckpoint) -> None:
+    """The client and the command yield the text of the authors' streaming, by a loop."""
+    pcm = np.int16(32_767 * speech(7.0, 4))
+    heard = (pcm / 32_768).astype(np.float32)
+    processor = Processor(served.checkpoint)
+    theirs = Theirs(SIZE)
+    tokenizer = processor.processor.tokenizer
+
+    def transcribe(samples: np.ndarray, beginning: str) -> str:
+        inputs = processor.inputs(samples)
+        ids = torch.cat([inputs["input_ids"], torch.tensor([tokenizer.encode(beginning)], dtype=torch.int64)], 1)
+        reply, _ = theirs.reply(inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, NUM_IDS)
+        return str(tokenizer.decode(reply, skip_special_tokens=True))
+
+    requests = streamed(transcribe, tokenizer, heard)
+    assert requests[-1][0], "a beginning is continued"
+
+    async def pieces() -> AsyncIterator[np.ndarray]:
+        for start in range(0, len(pcm), 1600):
+            yield pcm[start : start + 1600]
+
+    async with SpeechClient(served.server.grpc, Timeouts(total_s=600)) as client:
+        assert (await client.profile()).transcribes_live
+        events = [event async for event in client.transcribe_live(pieces(), 16_000, text={"max_rows": NUM_IDS})]
+    assert "".join(event.text for event in events) == requests[-1][1]
+    command = [sys.executable, "-m", "stretto", "transcribe", "-", "--rate", "16000", "--server", served.server.grpc]
+    command += ["--options", json.dumps({"text": {"max_rows": NUM_IDS}})]
+    done = subprocess.run(command, input=pcm.tobytes(), capture_output=True, check=True)
+    assert done.stdout.decode().strip() == requests[-1][1].strip()
 
 
 def test_run_transcribes_a_recording_with_a_release_of_the_hub(tmp_path: Path) -> None:
