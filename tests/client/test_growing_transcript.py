@@ -20,7 +20,7 @@ FULL = ErrorText("full: 80 sequences are already in flight; try again")
 
 
 class Recogniser:
-    """Server whose transcript has a word for each second. It keeps all but the last word, and what it was given."""
+    """Server whose transcript has a word for each second, the last of which is open."""
 
     def __init__(self) -> None:
         self.requests = list[tuple[int, dict[str, Any]]]()  # number of samples, and options

@@ -103,6 +103,7 @@ async def test_turn_is_transcribed_while_it_is_spoken(served: ServedCheckpoint) 
         reply, _ = theirs.reply(inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, NUM_IDS)
         return str(tokenizer.decode(reply, skip_special_tokens=True))
 
+    address = f"localhost:{served.server.grpc}"
     requests = streamed(transcribe, tokenizer, heard)
     assert requests[-1][0], "a beginning is continued"
 
@@ -110,11 +111,11 @@ async def test_turn_is_transcribed_while_it_is_spoken(served: ServedCheckpoint) 
         for start in range(0, len(pcm), 1600):
             yield pcm[start : start + 1600]
 
-    async with SpeechClient(served.server.grpc, Timeouts(total_s=600)) as client:
+    async with SpeechClient(address, Timeouts(total_s=600)) as client:
         assert (await client.profile()).transcribes_live
         events = [event async for event in client.transcribe_live(pieces(), 16_000, text={"max_rows": NUM_IDS})]
     assert "".join(event.text for event in events) == requests[-1][1]
-    command = [sys.executable, "-m", "stretto", "transcribe", "-", "--rate", "16000", "--server", served.server.grpc]
+    command = [sys.executable, "-m", "stretto", "transcribe", "-", "--rate", "16000", "--server", address]
     command += ["--options", json.dumps({"text": {"max_rows": NUM_IDS}})]
     done = subprocess.run(command, input=pcm.tobytes(), capture_output=True, check=True)
     assert done.stdout.decode().strip() == requests[-1][1].strip()
