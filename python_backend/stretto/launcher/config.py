@@ -32,7 +32,7 @@ PATH_FLAGS = {"--model-store", "--backend-directory", "--repoagent-directory", "
 PATH_FLAGS |= {"--grpc-server-cert", "--grpc-server-key", "--grpc-root-cert"}
 ROUTES = "stretto_gateway.routes"  # entry points of the gateway's routes
 GATEWAY_PATH_FLAGS = {
-    *("--keys", "--voices", "--jobs", "--turn-model", "--certificate", "--private-key"),
+    *("--keys", "--admin-keys", "--voices", "--jobs", "--turn-model", "--certificate", "--private-key"),
     *("--signing-key", "--signing-certificate"),
 }
 TRACE_FILE = re.compile(r"((?:--trace-config=)?triton,file)=(.*)", re.DOTALL)
