@@ -81,6 +81,9 @@ class Looping:
     def has(self, request_id: str) -> bool:
         return False
 
+    async def call(self, method: str, *_: object) -> None:
+        raise AssertionError(f"{method} is not called")
+
     async def generate(self, *_: object) -> AsyncIterator[Output]:
         try:
             for output in self._outputs():

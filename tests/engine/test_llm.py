@@ -162,6 +162,9 @@ class Silent:
     def has(self, request_id: str) -> bool:
         return False
 
+    async def call(self, method: str, *_: object) -> None:
+        raise AssertionError(f"{method} is not called")
+
     async def generate(self, *_: object) -> AsyncIterator[Output]:
         yield Output([0] * len(Trailer._fields), "stop")
 

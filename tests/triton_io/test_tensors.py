@@ -46,7 +46,7 @@ def test_an_absent_optional_tensor_is_none() -> None:
 
 def test_missing_input_tensor_is_reported() -> None:
     with pytest.raises(InvalidRequest, match=r"prompt: expected UINT8 \[-1\], got none"):
-        read_array(Request({}), tensors.PROMPT)
+        read_record(Request({}), tensors.PROMPT)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,12 @@ def lora_requests(config: VllmConfig) -> list[LoRARequest]:
     return [LoRARequest(*adapter) for adapter in configured_adapters(config.additional_config.get(KEY, {}))]
 
 
+def _has_adapters(config: VllmConfig) -> bool:
+    """Return True if our option `adapters` or `adapters_folder` is set."""
+    assert isinstance(config.additional_config, dict)
+    return bool(lora_requests(config)) or FOLDER in config.additional_config
+
+
 def lora_arguments(config: EngineConfig) -> dict[str, Any]:
     """Return vLLM's engine arguments for adapters; empty if there are none and none can be loaded later.
 
@@ -170,8 +176,6 @@ def check_config(config: VllmConfig) -> None:
     """Raise ValueError if `config` has options that the plugin does not support; the message lists them."""
     if not config.use_v2_model_runner:
         raise ValueError("the speech plugin needs vLLM's Model Runner V2: set VLLM_USE_V2_MODEL_RUNNER=1")
-    assert isinstance(config.additional_config, dict)
-    additional = config.additional_config
     parallel = config.parallel_config
     scheduling = config.scheduler_config
     if scheduling.policy != "fcfs":
@@ -186,8 +190,7 @@ def check_config(config: VllmConfig) -> None:
         "enable_dbo": parallel.enable_dbo,
         "long_prefill_token_threshold": scheduling.long_prefill_token_threshold > 0,
         "speculative_config": config.speculative_config is not None,
-        # set by our options `adapters` and `adapters_folder`
-        "lora_config": config.lora_config is not None and not lora_requests(config) and FOLDER not in additional,
+        "lora_config": config.lora_config is not None and not _has_adapters(config),
     }
     if any(refused.values()):
         names = [name for name in refused if refused[name]]

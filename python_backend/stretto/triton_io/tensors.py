@@ -163,13 +163,6 @@ def read_array(request: Any, spec: TensorSpec) -> np.ndarray | None:
     return array
 
 
-def required_array(request: Any, spec: TensorSpec) -> np.ndarray:
-    """Return a required numeric tensor as an array; see `read_array`."""
-    array = read_array(request, spec)
-    assert array is not None, spec.name
-    return array
-
-
 def read_scalar(request: Any, spec: TensorSpec) -> int | None:
     """Return the number in an optional tensor of one element, or None if the tensor is missing."""
     array = read_array(request, spec)
@@ -204,8 +197,11 @@ def read_files(request: Any, spec: TensorSpec) -> tuple[bytes | memoryview, ...]
 
 
 def read_record(request: Any, spec: TensorSpec) -> bytes:
-    """Return the bytes of a UINT8 tensor."""
-    return required_array(request, spec).tobytes()
+    """Return the bytes of a UINT8 tensor, which must not be missing even if it is optional in other requests."""
+    array = read_array(request, spec)
+    if array is None:
+        raise InvalidRequest(spec.name, _describe(spec), "none")
+    return array.tobytes()
 
 
 def array_tensor(spec: TensorSpec, array: np.ndarray) -> Any:
