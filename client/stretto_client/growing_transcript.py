@@ -91,7 +91,7 @@ class GrowingTranscript:
 
     async def _read(self, is_end: bool) -> None:
         """Transcribe the first `_num_read` samples, and put the text that is fixed; at the end, put all as it comes."""
-        recording = np.frombuffer(bytes(self._recording[: self._num_read * SAMPLE_BYTES]), np.float32)
+        recording = np.frombuffer(self._recording, np.float32, self._num_read).copy()
         begin = partial(self._transcribe, recording, self._beginning)
         transcript = ""
         async with aclosing(events_in_turn(begin, self._tries if self._num_steps else once)) as events:
