@@ -266,7 +266,7 @@ class SpeechCache:
 
 
 def voice_record(voice: str | RecordedVoice | None) -> str | dict[str, str] | None:
-    """Return the part of an entry's key that stands for a voice."""
+    """Return the voice as it is in the key of an entry."""
     if not isinstance(voice, RecordedVoice):
         return voice
     assert isinstance(voice.audio, bytes)

@@ -1,4 +1,4 @@
-"""Faulty clauses are generated again from the end of what has been sent; the same in any division into events."""
+"""Faulty clauses are generated again from the end of the sent samples, however these are divided into events."""
 
 import asyncio
 import math
@@ -174,7 +174,7 @@ async def test_faulty_clause_goes_on_from_what_was_sent(size: int) -> None:
 
 @pytest.mark.parametrize("size", [100, 800, 5_000])
 async def test_samples_that_were_sent_are_those_before_the_first_new_frame(size: int) -> None:
-    """In any division into events: what was sent when an attempt is given up, and what each later attempt repeats."""
+    """For each attempt that is given up, with events of any size."""
     later = np.concatenate([spoken(2.5), np.zeros(3 * RATE, np.float32), spoken(1.0)])
     replies = [SILENT, later, GOOD]
     server = Attempts(*replies, size=size)

@@ -28,7 +28,7 @@ STOPS = "the server is stopping"
 
 
 class State(Enum):
-    """What becomes of a request that arrives.
+    """State of the server, which decides whether a new request is forwarded or waits.
 
     Only the launcher's message `ASLEEP` ends TIRED: until then, Triton may end at any time.
     """

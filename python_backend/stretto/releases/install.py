@@ -55,7 +55,7 @@ WEIGHTS = (HEADED, ".pt", ".pth", ".bin", ".tgz", ".onnx", ".mdl")
 
 @dataclass(frozen=True)
 class Choices:
-    """The user's choices for an installation.
+    """Options of an installation.
 
     Attributes:
         revision: Commit, branch or tag; None for that of the names table, or the newest.
