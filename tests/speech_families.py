@@ -185,7 +185,8 @@ SEPARATE_TEXT = replace(
 )
 
 # Text beside the codes of a recording, which has three codebooks of 20 codes.
-_NUM_RECORDED, _RECORDED_SIZE = 3, 20
+_NUM_RECORDED = 3
+_RECORDED_SIZE = 20
 RECORDED = Family(
     name="recorded",
     layout=StreamLayout(

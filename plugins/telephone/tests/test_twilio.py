@@ -53,7 +53,9 @@ class Peer:
     """Twilio's side of a call."""
 
     def __init__(self, opened: Any):
-        self.opened, self.num_sent, self.num_chunks = opened, 0, 0
+        self.opened = opened
+        self.num_sent = 0
+        self.num_chunks = 0
 
     async def send(self, event: str, **fields: Any) -> None:
         """Send a message, with the sequence number and the stream that Twilio adds to all but the first one."""
@@ -171,7 +173,8 @@ class Hook:
     """Webhook of the operator: records events, and answers with the bytes that `script` returns."""
 
     def __init__(self, script: Callable[[dict[str, Any]], Sequence[bytes | asyncio.Event]]):
-        self._script, self.events = script, list[dict[str, Any]]()
+        self._script = script
+        self.events = list[dict[str, Any]]()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -303,7 +306,8 @@ async def test_late_and_repeated_audio_is_dropped(start: Start) -> None:
         await peer.media(frames[0], chunk="1000")
         for chunk in range(1001, 1006):  # less than a part of 80 ms may wait for more
             await peer.media(frames[0], chunk=str(chunk))
-        reader, kept = WireReader(PHONE), [*range(10), *range(11, len(frames)), *[0] * 6]
+        reader = WireReader(PHONE)
+        kept = [*range(10), *range(11, len(frames)), *[0] * 6]
         expected = np.frombuffer(b"".join(reader.read(frames[index]) for index in kept), "<i2")
         await until_async(lambda: len(partner.heard) >= 3 * FRAME * len(frames))
         heard = np.rint(np.array(partner.heard) * 32768)

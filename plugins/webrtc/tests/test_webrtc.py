@@ -75,7 +75,8 @@ def tone(seconds: float) -> np.ndarray:
 
 def says(pcm: np.ndarray, *before_last: Any) -> list[Any]:
     """Return the steps of a reply with these samples; `before_last` come before its last ones."""
-    first, last = pcm[:-RATE], pcm[-RATE:]
+    first = pcm[:-RATE]
+    last = pcm[-RATE:]
     return [
         Chunk(0, len(first), text="so it", is_16_bit=True, pcm=first),
         *before_last,
@@ -102,7 +103,8 @@ class Microphone(MediaStreamTrack):
         await asyncio.sleep(0.002)
         pcm = await self._frames.get()
         frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
-        frame.sample_rate, frame.pts = RATE, self._num_samples
+        frame.sample_rate = RATE
+        frame.pts = self._num_samples
         self._num_samples += len(pcm)
         return frame
 
@@ -490,7 +492,10 @@ async def test_messages_without_end_end_their_call_alone(start: Start, caplog: p
         with suppress(ConnectionError):  # once the gateway has ended the call
             for n in range(1200):  # 1.2 MB: above what aiortc announces, and does not check
                 chunk = DataChunk(flags=1 if n == 0 else 0)
-                chunk.tsn, chunk.stream_id, chunk.stream_seq, chunk.protocol = sctp._local_tsn + n, 1, 5, 51
+                chunk.tsn = sctp._local_tsn + n
+                chunk.stream_id = 1
+                chunk.stream_seq = 5
+                chunk.protocol = 51
                 chunk.user_data = bytes(1000)
                 await sctp._send_chunk(chunk)
                 await asyncio.sleep(0)
@@ -510,7 +515,8 @@ async def send_from_many_sources(connection: Connection, _: Any) -> None:
     """Send audio from one source too many."""
     for n in range(peers.MAX_SOURCES + 1):
         packet = RtpPacket(payload_type=96, sequence_number=n, timestamp=960 * n)
-        packet.ssrc, packet.payload = 1000 + n, SILENT_PACKET
+        packet.ssrc = 1000 + n
+        packet.payload = SILENT_PACKET
         await connection.peer.sctp.transport._send_rtp(packet.serialize())
 
 
@@ -527,7 +533,8 @@ async def send_far_times(_: Connection, peer: Any) -> None:
 async def confirm_what_was_not_sent(connection: Connection, _: Any) -> None:
     """Send a confirmation of 65,535 chunks."""
     sack = SackChunk()
-    sack.cumulative_tsn, sack.gaps = connection.peer.sctp._last_received_tsn, [(1, 65_535), (65_535, 0)]
+    sack.cumulative_tsn = connection.peer.sctp._last_received_tsn
+    sack.gaps = [(1, 65_535), (65_535, 0)]
     await connection.peer.sctp._send_chunk(sack)
 
 
@@ -673,7 +680,8 @@ async def test_events_wait_for_a_caller_that_reads(caplog: pytest.LogCaptureFixt
 
 
 async def test_packets_of_the_data_channel_are_handled_in_turns() -> None:
-    peer, others = peers.Peer(CallNetwork.from_texts(("127.0.0.1",), ""), 1000), list[int]()
+    peer = peers.Peer(CallNetwork.from_texts(("127.0.0.1",), ""), 1000)
+    others = list[int]()
     await peer.answer(read_offer(await offered()))
     sctp: Any = peer._connection.sctp
     asyncio.get_running_loop().call_soon(others.append, 1)
@@ -684,7 +692,8 @@ async def test_packets_of_the_data_channel_are_handled_in_turns() -> None:
 
 def test_packets_that_wait_are_bounded() -> None:
     async def run() -> None:
-        ice, has_room = Ice(ice_controlling=False), [True]
+        ice = Ice(ice_controlling=False)
+        has_room = [True]
         peers.bound_ice(ice, lambda: has_room[0])
         ice.data_received(bytes(peers.MAX_DATAGRAM_BYTES + 1), 1)
         assert not ice._queue.qsize()
@@ -727,7 +736,8 @@ async def test_audio_that_waits_is_bounded() -> None:
 
 async def test_playout_cuts_frames_anywhere_and_waits_when_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(playouts, "FULL", 2 * FRAME)
-    queue, pcm = Playout(), np.arange(1, 3 * FRAME, dtype="<i2")
+    queue = Playout()
+    pcm = np.arange(1, 3 * FRAME, dtype="<i2")
     assert queue.next_frame() is None
     await queue.add("a", pcm[: FRAME - 1].tobytes())
     assert queue.next_frame() is None  # the rest of the frame may follow
@@ -751,7 +761,8 @@ async def test_playout_cuts_frames_anywhere_and_waits_when_full(monkeypatch: pyt
 
 
 async def test_live_speech_catches_up_in_its_pauses() -> None:
-    queue, pause = Playout(), bytes(2 * FRAME)
+    queue = Playout()
+    pause = bytes(2 * FRAME)
     speech = tone(0.02).tobytes()
     await queue.add("a", speech + 6 * pause + speech)
     queue.is_live = True
@@ -760,7 +771,8 @@ async def test_live_speech_catches_up_in_its_pauses() -> None:
 
 
 async def test_frames_follow_the_clock_of_the_track() -> None:
-    now_s, waited = 5.0, list[float]()
+    now_s = 5.0
+    waited = list[float]()
 
     async def sleep(seconds: float) -> None:
         nonlocal now_s
@@ -779,8 +791,10 @@ async def test_frames_follow_the_clock_of_the_track() -> None:
 
 
 def test_speech_is_encoded_to_its_end() -> None:
-    encoder, decoder = OpusEncoder(), av.CodecContext.create("libopus", "r")
-    decoder.layout, decoder.sample_rate = "mono", 48_000
+    encoder = OpusEncoder()
+    decoder = av.CodecContext.create("libopus", "r")
+    decoder.layout = "mono"
+    decoder.sample_rate = 48_000
     packets = [encoder.encode(None), *(encoder.encode(tone(0.02)) for _ in range(10)), encoder.encode(None)]
     assert packets[0] == SILENT_PACKET
     assert packets[-1] != SILENT_PACKET  # the encoder's look-ahead has the end of the speech

@@ -29,7 +29,8 @@ if not torch.cuda.is_available():
     from vllm.v1.worker.cpu import shm  # noqa: F401  (events of the CPU in the place of a GPU's)
 
 LENGTH, WIDTH, CPU = 128, 12, torch.device("cpu")
-NUM_SLOTS, NUM_STEPS = 4, 60
+NUM_SLOTS = 4
+NUM_STEPS = 60
 NUM_DRAWN = 4  # steps after others have followed in every slot
 # Top-k and top-p of audio go round: in the interpreter the search for either is most of what a draw takes.
 RANKS = ((10, 0.9), (0, 1.0), (4, 1.0), (0, 1.0), (0, 0.8))

@@ -52,7 +52,8 @@ def test_kernels_match_the_reference_sampler(is_whole: bool) -> None:
 
 def test_text_in_separate_rows_is_limited_by_its_groups() -> None:
     """In 40 rows, 13 words fit: six groups of two words and four frames, then a word, the end and a frame."""
-    rules, made = SegmentRules(GROUPED, 112), make_prompt(GROUPED, 0)
+    rules = SegmentRules(GROUPED, 112)
+    made = make_prompt(GROUPED, 0)
     audio = replace(made.sampling.audio, min_rows=0, max_rows=40)
     prompt = replace(made, sampling=replace(made.sampling, audio=audio))
     code = GROUPED.layout.audio[0].start

@@ -47,7 +47,8 @@ def test_requests_with_different_conditions_share_no_blocks(tmp_path: Path) -> N
 
 def test_largest_vectors_do_not_affect_other_replies(tmp_path: Path) -> None:
     """Their keys and values are finite, so KV blocks that other requests reuse contain no NaN."""
-    folder, prompts = write_checkpoint(tmp_path, FAMILY, "conditioned", backbone="llama"), make_prompts(FAMILY, 2)
+    folder = write_checkpoint(tmp_path, FAMILY, "conditioned", backbone="llama")
+    prompts = make_prompts(FAMILY, 2)
     largest = Condition((0,), np.full((21, 3), MAX_MAGNITUDE, np.float32))
     with Engine(folder, max_model_len=160) as engine:
         alone = {name: answer.rows for name, answer in engine.run(prompts).items()}
@@ -79,7 +80,8 @@ def test_vectors_are_not_among_the_parameters_that_vllm_logs(tmp_path: Path) -> 
 @pytest.mark.nightly  # by day in float32, above, and in random histories
 def test_bfloat16_replies_do_not_depend_on_batching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights of conditions stay float32. The first hidden state equals that of float32 within bfloat16's precision."""
-    hidden, sample = list[torch.Tensor](), SpeechSampler._row
+    hidden = list[torch.Tensor]()
+    sample = SpeechSampler._row
 
     def record(self: Any, states: torch.Tensor, *rest: Any) -> Any:
         hidden.append(states[0].float())
@@ -88,7 +90,8 @@ def test_bfloat16_replies_do_not_depend_on_batching(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(SpeechSampler, "_row", record)
     folder = write_checkpoint(tmp_path, FAMILY, "conditioned", layers=2, backbone="llama")
     prompts = make_prompts(FAMILY, 4)  # with all, some and no vectors
-    alone, first = dict[str, Any](), dict[str, list[torch.Tensor]]()
+    alone = dict[str, Any]()
+    first = dict[str, list[torch.Tensor]]()
     for dtype in ("float32", "bfloat16"):
         first[dtype] = []
         with Engine(folder, max_model_len=160, dtype=dtype) as engine:

@@ -54,7 +54,9 @@ def test_ended_start_leaves_nothing(
     elif not (model / "served-cpu").exists():
         user.stretto("run", "acme/voice", SENTENCE)
         user.stretto("serve", "--stop")
-    before, mark, log = contents(model), tmp_path / "mark", tmp_path / "log"
+    before = contents(model)
+    mark = tmp_path / "mark"
+    log = tmp_path / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "stretto", *COMMANDS[command]],

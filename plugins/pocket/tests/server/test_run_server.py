@@ -23,7 +23,8 @@ from tests.server.conftest import served_repository
 # By night, because the commands import torch twice and start two servers.
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
-SENTENCE, COMMAND_S = "It is ten.", 900
+SENTENCE = "It is ten."
+COMMAND_S = 900
 # Otherwise the last bit of a sample depends on when its frame was decoded.
 SEEDED = ("--seed", "7", "--options", '{"chunking": {"deterministic": true}}')
 
@@ -96,7 +97,8 @@ def test_checkpoint_is_that_of_the_converter(user: User, spoken: bytes) -> None:
 
 
 def test_second_run_neither_asks_nor_writes(user: User, spoken: bytes) -> None:
-    asked, written = len(user.hub.requests), contents(user.folder / "models")
+    asked = len(user.hub.requests)
+    written = contents(user.folder / "models")
     again = user.stretto("run", "acme/voice", SENTENCE, *SEEDED)
     assert again.stdout == spoken
     assert user.stretto("run", "acme/voice", "-", *SEEDED, "--offline", input=SENTENCE.encode()).stdout == spoken
@@ -123,7 +125,8 @@ def test_wav_in_a_pipe_and_in_a_file(user: User, spoken: bytes) -> None:
 
 @pytest.mark.parametrize("has_player", [True, False])
 def test_speech_at_a_terminal_is_played_or_written(user: User, spoken: bytes, has_player: bool, tmp_path: Path) -> None:
-    player, front_back = tmp_path / "aplay", os.openpty()
+    player = tmp_path / "aplay"
+    front_back = os.openpty()
     if has_player:
         player.write_text(f"#!/bin/sh\nexec /bin/cat >{tmp_path}/played\n")
         player.chmod(0o755)

@@ -19,7 +19,8 @@ FAMILY = vibevoice(VibeVoiceVocabulary(64, 51, 52, 53, 50, 8, NUM_FEATURES, 512)
 class Echo:
     """Fake `LatentFeedback`, whose memory is a decaying sum of latents and whose features are the memory."""
 
-    num_kept, reach = NUM_FEATURES, 24
+    num_kept = NUM_FEATURES
+    reach = 24
 
     def __call__(self, latents: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         memory = 0.5 * memory + latents[:, : self.num_kept]
