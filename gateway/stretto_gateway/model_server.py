@@ -178,12 +178,6 @@ async def served_model(client: SpeechClient | RoutedClient) -> dict[str, str]:
     return {name: record[name] for name in IDENTITY if isinstance(record.get(name), str)}
 
 
-async def model_identity(client: SpeechClient | RoutedClient) -> dict[str, str]:
-    """Return name and weights of the served model, as stored with a voice; empty texts if the server reports none."""
-    reported = await served_model(client)
-    return {"model": reported.get("model", ""), "weights": reported.get("weights", "")}
-
-
 def _down(servers: Sequence[ModelServer]) -> ApiError:
     names = ", ".join(repr(server.name) for server in servers)
     many = f"the server {names} accepts" if len(servers) == 1 else f"the servers {names} accept"

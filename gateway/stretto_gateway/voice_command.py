@@ -23,7 +23,6 @@ from stretto_gateway.catalogue import plain_name
 from stretto_gateway.command import MIN_KEY_CHARS, VOICES, port_in_row
 from stretto_gateway.config import Limits
 from stretto_gateway.guard import Keys
-from stretto_gateway.model_server import model_identity
 from stretto_gateway.speech_request import MAX_REF_CHARS
 from stretto_gateway.voice_file import MAX_HEADER_BYTES, read_voice, write_voice
 from stretto_gateway.voice_store import EVERYBODY, UNFINISHED, StoredVoice, TooManyVoices, VoiceStore, write_whole
@@ -201,7 +200,7 @@ def add(store: VoiceStore, owner: str, args: argparse.Namespace) -> int:
     recording = read_file(args.recording, "FILE", Limits().max_voice_bytes)
     about = {"language": args.language, "gender": args.gender, "description": args.description}
     if not args.untried:
-        about |= asyncio.run(try_voice(address_of(args), args.name, RecordedVoice(recording, args.text)))
+        asyncio.run(try_voice(address_of(args), args.name, RecordedVoice(recording, args.text)))
     print(store.add(owner, args.name, args.text, args.consent, recording, **about).id)
     return 0
 
@@ -228,17 +227,12 @@ def export_voice(store: VoiceStore, owner: str, args: argparse.Namespace) -> int
 
 
 def import_voice(store: VoiceStore, owner: str, args: argparse.Namespace) -> int:
-    """Store the voice of a file, and print its id.
-
-    The server tests the voice, unless it serves the model with which the voice was stored.
-    """
+    """Store the voice of a file once the server has generated audio with it, and print its id."""
     max_bytes = Limits().max_voice_bytes
     header, recording = read_voice(read_file(args.file, "FILE", MAX_HEADER_BYTES + max_bytes), max_bytes)
-    about = header.model_dump(include={"language", "gender", "description", "model", "weights"})
+    about = header.model_dump(include={"language", "gender", "description"})
     if not args.untried:
-        tried_with = {"model": header.model, "weights": header.weights}
-        voice = RecordedVoice(recording, header.ref_text)
-        about |= asyncio.run(try_voice(address_of(args), header.name, voice, tried_with))
+        asyncio.run(try_voice(address_of(args), header.name, RecordedVoice(recording, header.ref_text)))
     print(store.add(owner, header.name, header.ref_text, header.consent, recording, **about).id)
     return 0
 
@@ -250,29 +244,16 @@ KEYED: dict[str, Callable[[VoiceStore, str, argparse.Namespace], int]] = {
 }
 
 
-async def try_voice(
-    server: str, name: str, voice: RecordedVoice, tried_with: dict[str, str] | None = None
-) -> dict[str, str]:
-    """Generate the first audio with a voice, and return the identity of the model (`model_identity`).
-
-    Args:
-        tried_with: Identity of a model that needs no test, because it has spoken with the voice before.
-
-    Raises:
-        ClientError, ApiError: The model rejects the voice or its name.
-    """
+async def try_voice(server: str, name: str, voice: RecordedVoice) -> None:
+    """Generate the first audio with a voice; raise ClientError or ApiError if the model rejects it or its name."""
     async with SpeechClient(server) as client:
-        identity = await model_identity(client)
         profile = await client.profile()
         task = cloning_task(profile)
         check_name(profile, name)
         if voice.text and "text" not in task.system:
             raise ValueError("--text: expected no value (this model does not use the transcript of a recording)")
-        if identity == tried_with and all(identity.values()):
-            return identity
         async with aclosing(client.speak(SAMPLE, voice=voice)) as events:
             await anext(events, None)
-        return identity
 
 
 def show(store: VoiceStore, owners: list[str], as_json: bool) -> int:

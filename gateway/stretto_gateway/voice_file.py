@@ -16,20 +16,13 @@ from stretto_gateway.voice_store import StoredVoice
 from stretto_gateway.voices import MAX_CONSENT_CHARS, MAX_DESCRIPTION_CHARS, MAX_LABEL_CHARS, MAX_NAME_CHARS
 
 MAX_HEADER_BYTES = 64 << 10  # of the line of JSON
-MAX_MODEL_CHARS = 200  # of the name and of the digest of a model
 Label = Annotated[str, Field(max_length=MAX_LABEL_CHARS)]
-ModelText = Annotated[str, Field(max_length=MAX_MODEL_CHARS)]
 
 
 class VoiceHeader(BaseModel):
-    """First line of a voice's file.
+    """First line of a voice's file. The digest includes the fields that this version does not know."""
 
-    Attributes:
-        model: Name of the model that has spoken with the voice when it was stored; empty if unknown.
-        weights: Digest of that model's weights; empty if unknown.
-    """
-
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="allow")
 
     format: Literal["stretto-voice"] = "stretto-voice"
     sha256: str = ""
@@ -39,8 +32,6 @@ class VoiceHeader(BaseModel):
     language: Label
     gender: Label
     description: Annotated[str, Field(max_length=MAX_DESCRIPTION_CHARS)]
-    model: ModelText
-    weights: ModelText
 
     def digest(self, recording: bytes) -> str:
         """Return the digest of the file with this header and a recording."""
@@ -57,8 +48,6 @@ def write_voice(voice: StoredVoice, recording: bytes) -> bytes:
         language=voice.language,
         gender=voice.gender,
         description=voice.description,
-        model=voice.model,
-        weights=voice.weights,
     )
     header.sha256 = header.digest(recording)
     return json.dumps(header.model_dump()).encode() + b"\n" + recording
@@ -78,7 +67,7 @@ def read_voice(data: bytes, max_bytes: int) -> tuple[VoiceHeader, bytes]:
         header = VoiceHeader.model_validate_json(line)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        field = ascii(".".join(map(str, first["loc"])))[1:-1][:60] or "header"
+        field = first["loc"][0] if first["loc"] else "header"
         expected = "a file that stretto voices export has written"
         raise ValueError(f"{field}: expected {expected}, got an error: {first['msg']}") from None
     if not 0 < len(recording) <= max_bytes:

@@ -38,8 +38,6 @@ class StoredVoice:
         created_at: Unix time in seconds.
         language: Name or code of the speaker's language; empty if unknown, like the fields below.
         description: Sound and manner of the voice.
-        model: Name of the model that has spoken with the voice when it was stored.
-        weights: Digest of that model's weights.
     """
 
     id: str
@@ -50,8 +48,6 @@ class StoredVoice:
     language: str = ""
     gender: str = ""
     description: str = ""
-    model: str = ""
-    weights: str = ""
 
 
 class TooManyVoices(Exception):
@@ -76,7 +72,7 @@ class VoiceStore:
 
         Args:
             text: Transcript of the recording; empty if unknown.
-            about: Language, gender, description, model and weights, if known.
+            about: Language, gender and description, if known.
 
         Raises:
             TooManyVoices: The owner has the maximum number of voices.
@@ -196,8 +192,12 @@ def keep_names(folder: Path) -> None:
 
 
 def _read(line: bytes) -> StoredVoice:
-    """Return the voice described by the first line of a file; raise ValueError or TypeError if it is damaged."""
-    voice = StoredVoice(**json.loads(line))
+    """Return the voice described by the first line of a file; raise ValueError or TypeError if it is damaged.
+
+    Fields that this version does not know are ignored.
+    """
+    record = json.loads(line)
+    voice = StoredVoice(**{field.name: record[field.name] for field in fields(StoredVoice) if field.name in record})
     for field in fields(voice):
         if not isinstance(getattr(voice, field.name), int if field.name == "created_at" else str):
             raise TypeError(field.name)

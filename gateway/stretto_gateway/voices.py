@@ -33,7 +33,6 @@ from stretto_gateway.catalogue import (
 from stretto_gateway.events import client_events
 from stretto_gateway.fields import Ignored, Text, TextFields
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.model_server import model_identity
 from stretto_gateway.speech_request import MAX_REF_CHARS, WITH_FILE, File, SpeechFields
 from stretto_gateway.turns import FILES
 from stretto_gateway.voice_store import StoredVoice, TooManyVoices
@@ -110,7 +109,6 @@ async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, 
         raise mismatch("audio_sample", expected, f"{len(recording)} bytes")
     await unless_disconnected(request.receive, try_voice(gateway, RecordedVoice(recording, form.ref_text)))
     about = {"language": form.language, "gender": form.gender, "description": form.description}
-    about |= await model_identity(gateway.client)
     metadata = (form.name, form.ref_text, form.consent)
     try:
         return record(await FILES.run(store.add, request.state.owner, *metadata, recording, **about))
