@@ -85,7 +85,7 @@ ALLOWED = {
     },
     "releases": {
         "convert", "engine", "launcher", "family", "codecs", "config", "entry_points", "machine", "weights",
-        "untrusted_files", "errors",
+        "records", "untrusted_files", "errors",
     },
     "testing": {
         "convert", "preprocessing", "engine", "family", "decoder", "codecs", "weights", "records", "streams", "config",

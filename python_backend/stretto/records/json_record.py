@@ -128,8 +128,10 @@ def _parts(hint: Any) -> Mapping[Any, Any]:
 
 
 def _element(hint: Any) -> Any:
-    """Return the type of a list's elements."""
+    """Return the type of a list's elements, or of a mapping's values."""
     bare = _bare(hint)
+    if get_origin(bare) is Mapping:
+        return get_args(bare)[1]
     return get_args(bare)[0] if get_origin(bare) in (list, tuple) else None
 
 
@@ -226,9 +228,6 @@ class PackedRecord(Generic[T]):
 
     def read(self, field: str, data: bytes) -> T:
         """Return the record in MessagePack `data`.
-
-        Args:
-            data: Output of `write`.
 
         Raises:
             InvalidRequest: If `data` is not MessagePack, a value is missing, has the wrong type or is outside its

@@ -8,22 +8,24 @@ Keys are strict. Facts about the hub (revision, sizes, licence, gate) come from 
 listed in `unproved`, and have the value for "unknown".
 """
 
-import json
 import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeInt
 
 from stretto.entry_points import FAMILIES, OWN, installed
-from stretto.errors import CheckpointError, shown
+from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.family.plugin import FamilyPlugin, plugin
 from stretto.family.recognition import REPOSITORY
+from stretto.records.json_record import JsonRecord
 from stretto.releases.messages import BadArgument, Unavailable
 
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
@@ -43,6 +45,21 @@ COMPANION = "companion"
 PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
 
+def matching(pattern: str, description: str) -> Any:
+    """Return the annotation of a text that matches a regular expression as a whole."""
+    return Field(pattern=f"^({pattern})$", description=description)
+
+
+def one_of(texts: Sequence[str]) -> Any:
+    """Return the annotation of one of several texts."""
+    return matching("|".join(texts), f"one of {', '.join(texts)}")
+
+
+Name = Annotated[str, matching(NAME.pattern, f"a name like {NAME.pattern}")]
+Repository = Annotated[str, Field(max_length=MAX_REPOSITORY_CHARS), matching(REPOSITORY.pattern, "OWNER/NAME")]
+Fact = Annotated[str, one_of(FACTS)]
+
+
 @dataclass(frozen=True)
 class Licence:
     """Licence of a repository's files.
@@ -56,8 +73,10 @@ class Licence:
 
     id: str = "unknown"
     url: str = ""
-    commercial: str = "unknown"
-    facts: tuple[str, ...] = ()
+    commercial: Annotated[str, one_of(COMMERCIAL)] = "unknown"
+    facts: Annotated[
+        tuple[str, ...], Field(max_length=MAX_LICENCE_FACTS, description=f"at most {MAX_LICENCE_FACTS} texts")
+    ] = ()
 
 
 @dataclass(frozen=True)
@@ -74,14 +93,14 @@ class RepositoryFiles:
         sha256: Known SHA-256 sums, by path.
     """
 
-    repository: str
-    files: tuple[str, ...]
-    revision: str | None = None
+    repository: Repository
+    files: Annotated[tuple[str, ...], Field(min_length=1, description="a list of at least one pattern")]
+    revision: Annotated[str, matching(REVISION.pattern, "40 hexadecimal digits")] | None = None
     exclude: tuple[str, ...] = ()
     licence: Licence = Licence()
-    gated: str = "unknown"
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    sha256: Mapping[str, str] = field(default_factory=dict)
+    gated: Annotated[str, one_of(GATES)] = "unknown"
+    sizes: Mapping[str, NonNegativeInt] = field(default_factory=dict)
+    sha256: Mapping[str, Annotated[str, matching(SHA256.pattern, "64 hexadecimal digits")]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,7 +129,6 @@ class ReleaseEntry:
             `speaker` has the family and the numbers of a second model, which speaks the text of the first one. `codec`
             is a name in `FamilyPlugin.decoders`, if it is not the family's codec.
         smaller: Name of a smaller release that may replace this one, or None.
-        default_voice: Voice for requests without one, or None.
         tasks: Tasks of the family that the release supports; empty for all.
         needs: Inputs without which a request fails: some of NEEDS.
         requires: Options of the converter that the user must give, such as `codec` for `--codec FOLDER`.
@@ -120,23 +138,23 @@ class ReleaseEntry:
         unproved: Facts without a source.
     """
 
-    name: str
+    name: Name
     family: str
     source: RepositoryFiles
     convert: tuple[str, ...]
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[Name, ...] = ()
     companions: tuple[Companion, ...] = ()
     shape: Mapping[str, Any] | None = None
-    smaller: str | None = None
+    smaller: Name | None = None
     default_voice: str | None = None
     languages: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()
+    needs: tuple[Annotated[str, one_of(NEEDS)], ...] = ()
     requires: tuple[str, ...] = ()
     checked: str = ""
     serves: bool = True
-    evidence: Mapping[str, str] = field(default_factory=dict)
-    unproved: tuple[str, ...] = ()
+    evidence: Mapping[Fact, str] = field(default_factory=dict)
+    unproved: tuple[Fact, ...] = ()
 
     @property
     def repositories(self) -> tuple[RepositoryFiles, ...]:
@@ -162,135 +180,33 @@ def placeholders(word: str) -> list[str]:
     return PLACEHOLDER.findall(word)
 
 
-def read(record: object, where: str) -> ReleaseEntry:
-    """Return the entry in a JSON value.
+@dataclass(frozen=True)
+class ReleaseTable:
+    """Contents of a family's `releases.json`."""
 
-    Args:
-        where: Its place, for error messages.
+    releases: tuple[ReleaseEntry, ...]
+
+
+TABLE: JsonRecord[ReleaseTable] = JsonRecord(ReleaseTable)
+
+
+def read_table(table: str, where: str) -> tuple[ReleaseEntry, ...]:
+    """Return the entries in the JSON of a `releases.json`.
 
     Raises:
         CheckpointError: If a key is unknown or missing, or a value is invalid.
     """
-    values = _fields(record, where, ReleaseEntry)
-    where = f"{where}: {shown(values['name'])}"
-    companions = [
-        _companion(companion, f"{where}: companions") for companion in _list(values.get("companions", []), where)
-    ]
-    entry = ReleaseEntry(
-        **values
-        | {
-            "source": _source(values["source"], f"{where}: source"),
-            "companions": tuple(companions),
-            **{
-                name: _words(values.get(name, []), f"{where}: {name}")
-                for name in ("aliases", "convert", "languages", "tasks", "needs", "requires", "unproved")
-            },
-            "evidence": _texts(values.get("evidence", {}), f"{where}: evidence"),
-        }
-    )
-    _check(entry, where)
-    return entry
-
-
-def _check(entry: ReleaseEntry, where: str) -> None:
-    """Raise CheckpointError if a value of `entry` is invalid."""
-    for name in (entry.name, *entry.aliases, *([entry.smaller] if entry.smaller is not None else [])):
-        _expect(isinstance(name, str) and NAME.fullmatch(name), where, f"names like {NAME.pattern}", name)
-    _expect(isinstance(entry.serves, bool), f"{where}: serves", "true or false", entry.serves)
-    _expect(entry.shape is None or isinstance(entry.shape, Mapping), f"{where}: shape", "an object", entry.shape)
-    for name in ("family", "checked"):
-        _text(getattr(entry, name), f"{where}: {name}")
-    _expect(entry.default_voice is None or isinstance(entry.default_voice, str), where, "a voice", entry.default_voice)
-    _expect({*entry.needs} <= {*NEEDS}, f"{where}: needs", ", ".join(NEEDS), entry.needs)
-    for name in ("unproved", "evidence"):
-        _expect({*getattr(entry, name)} <= {*FACTS}, f"{where}: {name}", ", ".join(FACTS), getattr(entry, name))
-    supported = {REPO, VIEW, *(f"{COMPANION}{number}" for number in range(1, len(entry.companions) + 1))}
-    for word in entry.convert:
-        _expect({*placeholders(word)} <= supported, f"{where}: convert", f"the placeholders {sorted(supported)}", word)
-
-
-def _fields(record: object, where: str, record_class: type) -> dict[str, Any]:
-    """Return a JSON object with the fields of a dataclass; raise CheckpointError for other or missing keys."""
-    known_fields = {field_of_record.name: field_of_record for field_of_record in fields(record_class)}
-    if not isinstance(record, Mapping):
-        raise CheckpointError(f"{where}: expected an object, got {shown(record)}")
-    if odd := sorted(record.keys() - known_fields.keys()):
-        raise CheckpointError(f"{where}: unknown {shown(odd[0])}; expected {', '.join(known_fields)}")
-    needed = {
-        name
-        for name, field_of_record in known_fields.items()
-        if field_of_record.default is MISSING and field_of_record.default_factory is MISSING
-    }
-    if missing := sorted(needed - record.keys()):
-        raise CheckpointError(f"{where}: {missing[0]} is missing")
-    return dict(record)
-
-
-def _source(record: object, where: str) -> RepositoryFiles:
-    values = _fields(record, where, RepositoryFiles)
-    licence = _fields(values.get("licence", {}), f"{where}: licence", Licence)
-    licence["facts"] = _words(licence.get("facts", []), f"{where}: licence: facts")
-    source = RepositoryFiles(
-        **values
-        | {
-            "licence": Licence(**licence),
-            "files": _words(values["files"], f"{where}: files"),
-            "exclude": _words(values.get("exclude", []), f"{where}: exclude"),
-            "sha256": _texts(values.get("sha256", {}), f"{where}: sha256"),
-        }
-    )
-    repository = source.repository
-    valid = isinstance(repository, str) and REPOSITORY.fullmatch(repository) and len(repository) <= MAX_REPOSITORY_CHARS
-    _expect(valid, f"{where}: repository", "OWNER/NAME", repository)
-    revision = source.revision
-    is_commit = revision is None or (isinstance(revision, str) and REVISION.fullmatch(revision))
-    _expect(is_commit, f"{where}: revision", "40 hexadecimal digits", revision)
-    _expect(source.files, f"{where}: files", "at least one pattern", source.files)
-    _expect(source.gated in GATES, f"{where}: gated", ", ".join(GATES), source.gated)
-    for name in ("id", "url"):
-        _text(getattr(source.licence, name), f"{where}: licence: {name}")
-    commercial = source.licence.commercial
-    _expect(commercial in COMMERCIAL, f"{where}: licence: commercial", ", ".join(COMMERCIAL), commercial)
-    facts = source.licence.facts
-    _expect(len(facts) <= MAX_LICENCE_FACTS, f"{where}: licence: facts", f"at most {MAX_LICENCE_FACTS}", facts)
-    sizes = source.sizes
-    is_sized = isinstance(sizes, Mapping) and all(type(size) is int and size >= 0 for size in sizes.values())
-    _expect(is_sized, f"{where}: sizes", "bytes by path", sizes)
-    _expect(all(map(SHA256.fullmatch, source.sha256.values())), f"{where}: sha256", "64 digits", source.sha256)
-    return source
-
-
-def _companion(record: object, where: str) -> Companion:
-    values = _fields(record, where, Companion)
-    for name in ("option", "to"):
-        if values.get(name) is not None:
-            _text(values[name], f"{where}: {name}")
-    return Companion(**values | {"source": _source(values["source"], where)})
-
-
-def _expect(valid: object, where: str, expected: str, got: object) -> None:
-    if not valid:
-        raise CheckpointError(f"{where}: expected {expected}, got {shown(got)}")
-
-
-def _text(value: object, where: str) -> str:
-    _expect(isinstance(value, str), where, "text", value)
-    return str(value)
-
-
-def _list(value: object, where: str) -> list[Any]:
-    _expect(isinstance(value, list), where, "a list", value)
-    return list(value)  # type: ignore[call-overload]
-
-
-def _words(value: object, where: str) -> tuple[str, ...]:
-    return tuple(_text(word, where) for word in _list(value, where))
-
-
-def _texts(value: object, where: str) -> dict[str, str]:
-    if not isinstance(value, Mapping):
-        raise CheckpointError(f"{where}: expected an object, got {shown(value)}")
-    return {str(name): _text(text, f"{where}: {name}") for name, text in value.items()}
+    try:
+        entries_read = TABLE.read(where, table.encode()).releases
+    except InvalidRequest as error:
+        raise CheckpointError(str(error)) from None
+    for entry in entries_read:
+        supported = {REPO, VIEW, *(f"{COMPANION}{number}" for number in range(1, len(entry.companions) + 1))}
+        used = {name for word in entry.convert for name in placeholders(word)}
+        if not used <= supported:
+            expected = f"the placeholders {', '.join(sorted(supported))}"
+            raise CheckpointError(f"{where}: {entry.name}.convert: expected {expected}, got {shown(sorted(used))}")
+    return entries_read
 
 
 logger = logging.getLogger(__name__)
@@ -390,13 +306,7 @@ def resource(reference: str) -> str:
 
 @cache
 def _read_file(reference: str) -> tuple[ReleaseEntry, ...]:
-    try:
-        record: Any = json.loads(resource(reference))
-    except ValueError as error:
-        raise CheckpointError(f"{reference}: expected JSON, got {error}") from error
-    if not isinstance(record, dict) or record.keys() != {"releases"} or not isinstance(record["releases"], list):
-        raise CheckpointError(f"{reference}: expected an object with the list releases, got {shown(record)}")
-    return tuple(read(entry, reference) for entry in record["releases"])
+    return read_table(resource(reference), reference)
 
 
 def _plugins() -> Iterator[tuple[bool, FamilyPlugin]]:
