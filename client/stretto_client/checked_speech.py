@@ -105,11 +105,9 @@ class Attempt:
     Attributes:
         held: Events, or the parts of them, that have not been sent.
         chunks: Samples of the first MAX_JUDGED_S seconds, for a judge.
-        faults: Faults of the events so far, in the order in which they were found.
         report: Further entries of the last event's report.
         sent_report: Report of the last event, once it has been sent; a late judge adds to it.
         error_size: Size of the largest error in its words; 0 if they are not checked.
-        sample_rate: Sample rate in Hz.
     """
 
     def __init__(self, text: str, limits: SignalLimits = USUAL_SIGNALS, is_judged: bool = False, frames: Frames = ()):
@@ -284,7 +282,6 @@ def repeated(
 
     Args:
         speak: Function of options, the clause and further arguments, which speaks it.
-        options: Options of the whole text, with its seed.
         redraws: `redraw_from` of each clause's last attempt, as in the report of the whole text.
     """
     left = deque(redraws)
@@ -311,8 +308,6 @@ class _Stream:
 
     Attributes:
         repeated: Earlier attempt that this one repeats, or None. Its faults are only reported.
-        first: The first event; None if there is none.
-        events: The other events.
     """
 
     attempt: Attempt

@@ -118,7 +118,6 @@ async def speak_written(
 
     Args:
         attempts: Maximum number of attempts for a clause, if the model reads whole sentences; 0 not to measure them.
-        hold_s: As in `SpeechClient.speak`.
         judge: Further measure of the clauses; None for none.
     """
     profile = await profile_of(client)
@@ -346,7 +345,6 @@ class LiveSession:
     Args:
         resume: Function that continues a session, given its name and the number of events received, or ends the session
             if its third argument is True.
-        parts: Function that returns a gRPC stream for the parts.
     """
 
     def __init__(
@@ -463,7 +461,6 @@ async def _follow(
 
     Args:
         write: Function that sends all parts, given the session's name.
-        ended: Beginning of the server's error for a part after the reply has ended.
     """
     failures: list[Exception] = []
 

@@ -38,7 +38,6 @@ class FileSigner:
 
     Args:
         chain: Its certificate, and those of the issuers, in PEM.
-        key: Key of the certificate.
 
     Raises:
         ReceiptError: C2PA does not admit the certificate, or it has another key.
@@ -67,7 +66,6 @@ class FileSigner:
 
         Args:
             file_format: A format in MEDIA_TYPES.
-            receipt: Receipt as JSON.
 
         Raises:
             ReceiptError: C2PA does not admit the certificate; it may have expired.

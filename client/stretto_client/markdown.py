@@ -116,9 +116,6 @@ class MarkdownReader:
 
     Args:
         rendered: Tags that the model renders; None if unknown.
-
-    Attributes:
-        left_out: Stage directions that were left out, without duplicates.
     """
 
     def __init__(self, rendered: Collection[str] | None = None) -> None:

@@ -214,9 +214,6 @@ def write_receipt(receipt: Receipt) -> bytes:
 def strict_json(data: bytes, name: str) -> dict[str, Any]:
     """Return a JSON object in which no key occurs twice and all numbers are finite.
 
-    Args:
-        name: Name of the record, for error messages.
-
     Raises:
         ReceiptError: The bytes are not such an object.
     """

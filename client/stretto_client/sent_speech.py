@@ -11,11 +11,7 @@ LISTS = ("text", "words", "guidance_changes")  # of an event
 
 
 class SentSpeech:
-    """Speech of a clause that has been sent.
-
-    Attributes:
-        num_events: Number of its events.
-    """
+    """Speech of a clause that has been sent."""
 
     def __init__(self) -> None:
         self.num_events = 0

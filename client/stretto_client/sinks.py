@@ -115,11 +115,7 @@ class Tally:
 
 
 async def follow(stream: Speech, handle: Callable[[SpeechEvent], None], shows_progress: bool) -> Tally:
-    """Pass every event of an utterance to `handle` as it arrives, and return the statistics.
-
-    Args:
-        shows_progress: True to show a progress line on a terminal.
-    """
+    """Pass every event of an utterance to `handle` as it arrives, and return the statistics."""
     tally = Tally(shows_progress)
     async with stream:
         try:
@@ -182,7 +178,6 @@ class AudioFile:
     The path may also be a pipe or a device, or `-` for standard output. If it has no suffix, these receive wav.
 
     Attributes:
-        name: Name of the file for messages.
         is_standard_output: True if the samples go where standard output goes, so that text must go elsewhere.
     """
 

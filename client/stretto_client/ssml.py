@@ -63,7 +63,6 @@ class SsmlReader:
     Document types are rejected, so entities cannot expand.
 
     Args:
-        alphabets: Phonetic alphabets that the model reads.
         has_rates: True if changes of the speaking rate have an effect.
 
     Attributes:

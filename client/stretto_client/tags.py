@@ -73,7 +73,6 @@ class Tag(NamedTuple):
     """Tag or special token.
 
     Attributes:
-        text: The tag as written.
         is_closing: True if it begins with a slash.
     """
 

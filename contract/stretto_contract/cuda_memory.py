@@ -99,8 +99,6 @@ class CudaMemory:
 
         Args:
             offset: Destination offset in bytes.
-            source: Source address, on the host or a GPU.
-            num_bytes: Size in bytes.
         """
         self._copy(int(self._address) + offset, source, num_bytes)
 

@@ -77,11 +77,7 @@ class Rotation(Generic[T]):
         self._items.setdefault(host, deque()).append(item)
 
     def pop(self, is_eligible: Callable[[str], bool] = lambda host: True) -> T | None:
-        """Remove and return the next item; None if no host with items is eligible.
-
-        Args:
-            is_eligible: Returns True for a host that may be served.
-        """
+        """Remove and return the next item; None if no host with items is eligible."""
         host = next(filter(is_eligible, self._items), None)
         if host is None:
             return None
@@ -122,10 +118,6 @@ def eviction_order(members: Iterable[T], host: Callable[[T], str], rank: Callabl
     """Yield members in the order in which they should be evicted.
 
     Each one is the lowest-ranked member of the host that has the most members left.
-
-    Args:
-        host: Returns a member's host.
-        rank: Returns a member's sort key.
     """
     of_host: dict[str, list[T]] = {}
     for member in sorted(members, key=rank, reverse=True):

@@ -214,7 +214,6 @@ class Dictionary:
 
         Args:
             folded_text: The text with its characters folded.
-            start: Place of a possible word.
 
         Returns:
             The end, which is `start` if there is no such word; None if more of the text is needed.

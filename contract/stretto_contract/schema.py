@@ -30,12 +30,7 @@ class Expected:
     """Expected value of an option, as metadata in an `Annotated` type.
 
     Attributes:
-        description: Expected value, for error messages and the documentation.
-        ge: Minimum of a number.
-        le: Maximum of a number.
-        pattern: Regular expression for a text.
         is_checked: False if the model family, not pydantic, validates the value.
-        gt: Limit above which a number must be.
         kind: `a number` or `an integer`, for error messages about values of other types; empty if they have
             the description, too.
     """

@@ -238,7 +238,6 @@ class OpenSessions:
 
     Attributes:
         pace: Pace of each caller's events.
-        windows: Queue of audio windows for voice activity detection.
         draining: Event that is set when the gateway begins to shut down.
     """
 

@@ -14,7 +14,6 @@ class Candidate:
     """A server as seen by the router.
 
     Attributes:
-        load: Number of its utterances.
         is_ready: True if it accepts utterances and responds.
     """
 

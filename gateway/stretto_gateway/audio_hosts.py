@@ -42,7 +42,6 @@ class AudioHosts:
         """Return the recording at a URL. Redirects are not followed.
 
         Args:
-            param: Name of the field, for error messages.
             keep: Function that accounts for each number of bytes in memory.
 
         Raises:

@@ -21,9 +21,7 @@ def read_base64(param: str, text: str, expected: str = "base64") -> bytes:
     Blanks and the URL-safe alphabet, also without padding, are accepted, because programs write all of these forms.
 
     Args:
-        param: Name of the field, for error messages.
         text: Base64, or a `data:` URL with base64.
-        expected: Description of valid text, for error messages.
 
     Raises:
         ApiError: `text` is another kind of URL, or is not base64.

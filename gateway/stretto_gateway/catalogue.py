@@ -256,9 +256,6 @@ def find_voice(profile: ModelProfile, name: str | None, others: Sequence[str] = 
 def find_task(profile: ModelProfile, names: tuple[str, ...], what: str) -> TaskProfile:
     """Return the first of the tasks `names` that the model has.
 
-    Args:
-        what: Description of the tasks for the error message.
-
     Raises:
         ApiError: The model has none of these tasks.
     """

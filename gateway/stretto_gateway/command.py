@@ -427,7 +427,6 @@ def read_keys(path: Path | None, flag: str = "--keys", variable: str = KEYS) -> 
     """Return the keys from the file and the environment; raise ValueError for a weak key or an empty file.
 
     Args:
-        flag: Flag that names the file.
         variable: Environment variable with further keys, comma-separated.
     """
     try:

@@ -111,7 +111,6 @@ class GatewayConfig:
 
     Attributes:
         server: gRPC address of the server (host:port), unless there are several.
-        address: IP address to listen on.
         keys: API keys; if empty, no key is required.
         admin_keys: Keys for the paths that change the servers; if empty, these are refused.
         voices: Folder for uploaded voices and pronunciation dictionaries; None to reject them.

@@ -217,11 +217,7 @@ class Ignored:
         self._names = list(first_names(unknown_fields(body)))
 
     def add(self, name: str, expected: str, got: object) -> None:
-        """Record a field that has no effect; if the gateway is strict, raise ApiError instead.
-
-        Args:
-            expected: Value that would have an effect, for the error message.
-        """
+        """Record a field that has no effect; if the gateway is strict, raise ApiError instead."""
         if self._is_strict:
             raise refused(name, expected, got)
         self.record(name)

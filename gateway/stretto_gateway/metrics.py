@@ -176,7 +176,6 @@ class Metrics:
     """Metrics of one gateway. Durations are wall-clock times measured in the gateway, in seconds.
 
     Args:
-        family: Function that returns the name of the served family.
         spans: Exporter of traces; None if tracing is off.
         owners: Digests of the API keys.
     """

@@ -117,7 +117,6 @@ async def add_dictionary(
 
     Args:
         options: Arguments of `SpeechClient.speak`; changed.
-        ignored: Receives entries of the request whose phonemes the model does not read.
 
     Raises:
         ApiError: 400 if the entries of the request are no object.

@@ -39,7 +39,6 @@ class Lease:
     """Server selected for one utterance.
 
     Attributes:
-        server: Address of its gRPC service.
         lost: Future that is done once the server is lost.
     """
 

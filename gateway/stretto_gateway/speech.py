@@ -114,12 +114,7 @@ def answered(
     report: Mapping[str, Any],
     last_words: Callable[[ApiError], bytes] | None = None,
 ) -> Streamed:
-    """Return the response of a speech request, whose outcome is recorded.
-
-    Args:
-        asked: State of the request, set by the guard.
-        report: The same as in `timed_parts`.
-    """
+    """Return the response of a speech request, whose outcome is recorded."""
 
     def first_headers() -> dict[str, str]:
         attempts = {} if item.check == "off" else {ResponseHeader.ATTEMPTS: str(report["attempts"])}
@@ -157,7 +152,6 @@ async def prepare_text(gateway: Gateway, text: str, options: SpeakArguments, ign
 
     Args:
         options: Other arguments of `SpeechClient.speak`. Entries of the dictionary that do not occur are removed.
-        ignored: Receives the tags in the text that are not spoken.
     """
     markup = options.get("markup", "none")
     await keep_occurring(options, text, markup)
@@ -187,7 +181,6 @@ async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, igno
 
     Args:
         asked: Request state that the guard has set: the owner, and `keep`, which accounts for memory.
-        ignored: Receives the fields that this model does not support.
 
     Raises:
         ApiError: This gateway or model does not support the requested fields.
@@ -435,8 +428,6 @@ async def spoken(
     Args:
         text: The text, or an async iterable of pieces of streamed text.
         options: Other arguments of `SpeechClient.speak`.
-        ignored: Receives the tags in a complete text that are not spoken.
-        voice_field: Field of the request that selects the voice, for error messages.
     """
     trace = SpeechTrace(gateway.metrics, "tts")
     fields = (FIELDS if isinstance(text, str) else WRITTEN_FIELDS) | dict.fromkeys(OF_THE_VOICE, voice_field)

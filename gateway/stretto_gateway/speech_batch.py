@@ -119,9 +119,6 @@ async def result(
 ) -> ItemResult:
     """Generate the audio of one text of a batch.
 
-    Args:
-        ignored: Receives the fields that this model does not support.
-
     Returns:
         The audio, or the error.
     """

@@ -235,7 +235,6 @@ class SpeechFields(WithOptions):
         """Return the arguments of `SpeechClient.speak` except the text.
 
         Args:
-            ignored: Receives the fields that this model does not support.
             voice: Recorded voice, or the model's name of a voice; None for the default.
 
         Raises:

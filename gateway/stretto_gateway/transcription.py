@@ -220,9 +220,6 @@ async def read_form(
 ) -> tuple[bytes, TranscriptionOptions]:
     """Return the file's contents and the server's options.
 
-    Args:
-        what: Description of the task, for the error message.
-
     Raises:
         ApiError: The model has no such task, or fields contradict each other.
     """
@@ -260,7 +257,6 @@ class Transcript:
     """Text of a recording.
 
     Attributes:
-        report: The server's report, with the duration of the recording.
         words: Words with their times, if the model or an aligner reports them.
         passages: Passages with their times and speakers; empty if the model does not report them.
     """

@@ -145,9 +145,6 @@ def owned_folder(folder: Path | None) -> Path:
 def read_file(path: Path, flag: str, max_bytes: int) -> bytes:
     """Read a file, or a pipe that has a writer, such as `<(command)`; `-` is standard input.
 
-    Args:
-        flag: Flag for error messages.
-
     Raises:
         ValueError: The file is empty, too large, a folder, a device, or a pipe without a writer.
         OSError: The file cannot be read.

@@ -133,8 +133,6 @@ async def choose_voice(
 
     Args:
         item: Fields of the request; `ref_audio` takes precedence over `voice`.
-        asked: State of the request, set by the guard.
-        ignored: Receives the fields that have no effect.
 
     Raises:
         ApiError: The caller has no such voice, the model does not clone voices, the recording is unreadable, or the
@@ -152,12 +150,7 @@ async def choose_voice(
 
 
 def marked_voices(gateway: Gateway, profile: ModelProfile, asked: State, field: str) -> MarkedVoices:
-    """Return the voices that marks in a text may select.
-
-    Args:
-        asked: State of the request, set by the guard.
-        field: Field of the text, for error messages.
-    """
+    """Return the voices that marks in a text may select."""
     voices = CallersVoices(gateway.voices, asked.owner)
     task = find_task(profile, ("tts",), "text to speech")
 

@@ -21,14 +21,7 @@ OWN = "stretto"  # package of the built-in entry points, which other packages ca
 
 @dataclass(frozen=True)
 class Installed:
-    """Entry point of a model family, a codec or a marker.
-
-    Attributes:
-        name: Name of the family, codec or marker.
-        distribution: Name of the package that registers it.
-        version: Version of the package.
-        entry_point: The entry point, which has not been loaded yet.
-    """
+    """Entry point of a model family, a codec or a marker."""
 
     name: str
     distribution: str

@@ -32,7 +32,6 @@ class InvalidRequest(StrettoError, ValueError):
 
     Attributes:
         field: Path of the invalid field, for example `options.audio.top_k`.
-        expected: Description of valid values.
         got: Value in the request, or a description of it.
     """
 

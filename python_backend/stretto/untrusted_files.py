@@ -111,7 +111,6 @@ def plain_name(folder: Path, name: object) -> str:
     """Return `name` if it is a file name without a folder, otherwise raise CheckpointError.
 
     Args:
-        folder: Folder of the file, for the error message.
         name: Name from a file of the release, such as the `weight_map` of an index.
     """
     if not isinstance(name, str) or name in ("", ".", "..") or name != os.path.basename(name) or "\0" in name:
@@ -202,9 +201,6 @@ def json_object(path: Path) -> dict[str, Any]:
 def parsed_json(text: str, path: Path | str) -> dict[str, Any]:
     """Return the JSON object in the text of a file.
 
-    Args:
-        path: The file, for error messages.
-
     Raises:
         CheckpointError: For any other value, or for excessive nesting.
     """
@@ -227,9 +223,6 @@ def check_layers(record: Any, path: Path | str) -> None:
     """Raise CheckpointError if a config specifies more than MAX_LAYERS layers, at any level.
 
     Configs and conversion plans have an entry for each layer, so too large a number of layers would exhaust the memory.
-
-    Args:
-        path: Path of the config file, for error messages.
     """
     for key, value in record.items() if isinstance(record, Mapping) else enumerate(record):
         if isinstance(value, Mapping | list):
@@ -280,7 +273,6 @@ def check_value(path: str, actual: object, *supported: object, file: str = "conf
 
     Args:
         supported: Supported values; None if the value may be missing.
-        file: Name of the config's file, for the error message.
     """
     if actual not in supported:
         expected = " or ".join(shown(value) for value in supported if value is not None) or "no value"
@@ -307,7 +299,6 @@ def parsed_yaml(text: str, path: Path | str, loader: Any = None) -> dict[str, An
     """Return the mapping in the text of a YAML file, parsed by a safe loader.
 
     Args:
-        path: The file, for error messages.
         loader: A subclass of `yaml.SafeLoader`, for files with tags; None for plain YAML.
 
     Raises:

@@ -18,7 +18,6 @@ class Host:
 
     Attributes:
         cores: Number of cores that this process may use.
-        load_average: Load average of the last minute.
         busy_cores: Number of cores that all programs together used in the last second.
     """
 

@@ -19,7 +19,6 @@ class Report:
 
     Attributes:
         host: The machine; None if the server is on another one.
-        load: Description of the requests.
         lag_s: 95th percentile of how late this client was, in seconds.
         cost_per_hour: Price of an hour of the machine, in any currency; None if it is unknown.
     """

@@ -21,7 +21,6 @@ class Capacity:
     """Result of a search.
 
     Attributes:
-        tried: Levels in the order in which they were tried.
         best: Measurement of the largest level without a fault; None if there is none.
         is_measured: False if the time was only enough to try this level.
         first_fault: Smallest level with a fault; None if all levels that were tried had none.

@@ -25,7 +25,6 @@ class Section:
     """Text that is spoken by one request.
 
     Attributes:
-        pause_s: Silence before the section, in seconds.
         title: Title of the chapter that begins with this section; None in the middle of a chapter.
     """
 

@@ -41,7 +41,6 @@ class JobState:
         created_at, ended_at: Unix times in seconds; `ended_at` is 0 until the end.
         response_format: Extension of the finished file.
         sample_rate: Sample rate in Hz.
-        error: Message of a failed job; empty for others.
     """
 
     caller: str

@@ -286,11 +286,7 @@ class SettingsChange:
         self.settings = self._valid()
 
     def ignore(self, name: str, expected: str, got: Any) -> None:
-        """Restore the previous value of a field that has no effect, and record the field.
-
-        Args:
-            expected: Value that would have an effect.
-        """
+        """Restore the previous value of a field that has no effect, and record the field."""
         self.ignored.append(refused(f"session.{name}", expected, got))
         undo(self._record, self._before, name.split("."))
         self.settings = self._valid()
@@ -422,9 +418,6 @@ def merged(
     If a field cannot be null, a null counts as a missing field. Objects of different types are not merged.
 
     Args:
-        model: Type of the object, which is validated afterwards.
-        old: Current fields.
-        new: Fields sent by a client.
         path: Path of the object; empty for a whole event.
         ignored: Receives, for each field without effect, the error that a strict gateway raises.
     """
@@ -443,11 +436,7 @@ def merged(
 
 
 def known_value(annotation: Any, old: Any, value: Any, path: str, ignored: list[ApiError]) -> Any:
-    """Merge a field's value, without unsupported fields, into the old value; return the result.
-
-    Args:
-        ignored: Receives, for each field without effect, the error that a strict gateway raises.
-    """
+    """Merge a field's value, without unsupported fields, into the old value; return the result."""
     if isinstance(value, list):
         return [known_value(annotation, None, item, f"{path}.{n}", ignored) for n, item in enumerate(value)]
     if not isinstance(value, dict):

@@ -336,9 +336,6 @@ class Codec(Protocol):
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Decode a window.
 
-        Args:
-            window: Codes with context, positions, and the state before the window.
-
         Returns:
             Waveform of frames [first, last), [B, n] in [-1, 1], in the dtype of the codec's weights, with n given by
             `spec.num_samples`; and the state after the window, [B, D], or the table.

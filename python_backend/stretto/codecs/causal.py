@@ -61,7 +61,6 @@ class Upsampling(nn.Module):
 
     Args:
         late: Number of steps at an utterance's start to set to zero.
-        name: Name of the convolution in the published file.
     """
 
     def __init__(
@@ -103,9 +102,6 @@ class Downsampling(nn.Module):
 
     Args:
         repeats_first: True to pad the start of an utterance with its first input instead of zeros.
-
-    Attributes:
-        kept: Number of elements in the streaming state that store this layer's earlier inputs.
     """
 
     def __init__(

@@ -100,7 +100,6 @@ def encode_round(
     """Encode at least one frame of every stream that has a complete frame.
 
     Args:
-        streams: Recordings, which may be at different positions.
         max_frames: Maximum number of frames to encode per recording.
     """
     ready = sorted((stream for stream in streams if stream.num_ready), key=lambda stream: stream.num_ready)

@@ -480,7 +480,6 @@ class Glm4VoiceCodec(nn.Module):
         """Decode a complete block of mel frames except for its end, and return the next state.
 
         Args:
-            memory: State after the previous block.
             goes_on: True unless this is the first block.
         """
         spoken = mel[..., : -self.overlap]

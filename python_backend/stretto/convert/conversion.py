@@ -268,11 +268,7 @@ def plan(release: Release) -> Conversion:
 
 @contextmanager
 def refusing(message: str) -> Iterator[None]:
-    """Replace other exceptions by a CheckpointError, because libraries raise any of them for invalid values.
-
-    Args:
-        message: Beginning of the error message.
-    """
+    """Replace other exceptions by a CheckpointError, because libraries raise any of them for invalid values."""
     try:
         yield
     except (CheckpointError, OSError):

@@ -252,7 +252,6 @@ class _DepthLayer:
 
     Args:
         layer: Projections, and norms of the heads if there are any.
-        rotary: Rotary embedding, or None.
         is_first: True for the first layer, whose input is the residual.
         norms: Module with the norms before attention and MLP; None for `layer` itself.
     """

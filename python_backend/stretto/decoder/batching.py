@@ -94,9 +94,6 @@ class BatchesInFlight:
     """Batches that have been launched and not completed, each with its launch time.
 
     First chunks with a lane of their own have at most one; all others have one more than `depth`.
-
-    Args:
-        depth: As in `Launcher`.
     """
 
     def __init__(self, depth: int) -> None:

@@ -90,7 +90,6 @@ class ChunkAnswer(Protocol):
     """Answer to one chunk; exactly one of `send` and `fail` is called, once.
 
     Attributes:
-        host: Client host that receives the answer.
         wanted_s: Time until which the chunk was not urgent, on the decoder's clock; its wait until then is no latency.
             The decoder sets it before it calls `send`.
     """

@@ -70,19 +70,13 @@ class Launcher(Protocol):
         ...
 
     def capture(self, windows: Sequence[FrameWindow], is_first: bool = False) -> bool:
-        """Capture a graph for a batch of this shape; return True if one exists afterwards.
-
-        Args:
-            windows: As in `launch`.
-            is_first: As in `launch`.
-        """
+        """Capture a graph for a batch of this shape; return True if one exists afterwards."""
         ...
 
     def launch(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> Flight:
         """Start decoding a batch.
 
         Args:
-            windows: Windows of equal shape.
             states: Codec state before each window. The caller keeps them until the batch is done, because the device
                 reads them, and they may have been written on another stream.
         """

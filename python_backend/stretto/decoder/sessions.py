@@ -129,16 +129,13 @@ class DecoderSession:
     """Decoder state of one utterance.
 
     Attributes:
-        windower: Frames that have not been decoded yet, with their left context.
         state: Codec state before frame `windower.next_frame`: [1, D], or a row of the launcher's table.
         last_used_s: Time of the last chunk, in seconds.
         reference: Frames of a voice reference, which are decoded but not sent.
         num_silent: Number of silent frames after the reference, which are decoded but not sent.
         num_samples: Number of samples sent, at `renderer.sample_rate`.
-        decode_s: Decoding time, in seconds.
         first_sound: Index of the first sample that is not silence; None until one has been sent.
         collected: Samples and text for word times; None if these were not requested.
-        has_ended: True after the last frame.
         failure: Error in decoding a chunk that had already been answered; None without one.
         sound: Key of the recorded voice in `SoundTable`; None if there is none.
         dry_s: Time at which a client that started to play the first sample when it was sent will have played all

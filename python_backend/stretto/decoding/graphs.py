@@ -47,7 +47,6 @@ def batch_limit(spec: CodecSpec, num_frames: int, max_batch: int, longest_s: flo
 
     Args:
         num_frames: Number of frames in each window, including context.
-        longest_s: Maximum audio in a batch, in seconds.
     """
     if spec.max_frames is not None:
         return 1
@@ -118,9 +117,6 @@ class GraphCache:
     served, because a capture stops all of them for 0.1 s.
 
     All windows have the same table of states, and `Window.rows` for a batch that is padded to `padded_batch`.
-
-    Args:
-        longest_s: Maximum audio in a batch, in seconds.
     """
 
     def __init__(

@@ -87,7 +87,6 @@ def normalised(pcm: np.ndarray, rate: int, level: float) -> np.ndarray:
     Args:
         pcm: Mono samples, float32 [n], at least 0.4 s.
         rate: Sample rate in Hz.
-        level: Loudness of the result in LUFS.
     """
     gain = 10 ** ((level - loudness(pcm, rate)) / 20)
     return (pcm * gain).astype(np.float32) if 0 < gain < math.inf else pcm

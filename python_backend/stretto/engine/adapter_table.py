@@ -33,9 +33,6 @@ class AdapterTable:
 
     Each adapter has a number of its own, which is never used again, because the prefix cache is keyed by it. A reply
     holds its adapter until it ends, so an adapter that is unloaded leaves the engine after its last reply.
-
-    Args:
-        call: Function that calls a method of all engines.
     """
 
     def __init__(self, config: EngineConfig, call: CallEngines):
@@ -189,9 +186,7 @@ def copy_adapter(root: Path, path: str, target: Path) -> None:
     """Copy the files of an adapter.
 
     Args:
-        root: Folder that contains the adapter's.
         path: The adapter's folder, relative to `root` or absolute.
-        target: Folder of the copies.
 
     Raises:
         InvalidRequest: If a file is missing, is outside `root`, is not regular or is too large.

@@ -64,10 +64,6 @@ def lora_arguments(config: EngineConfig) -> dict[str, Any]:
 def restrict_to_backbone(config: VllmConfig, adapters: Mapping[str, Path]) -> None:
     """Restrict LoRA in `config` to the backbone's linear layers, if there are adapters.
 
-    Args:
-        config: vLLM's configuration, changed in place.
-        adapters: Adapter folders, keyed by name.
-
     Raises:
         CheckpointError: If an adapter has tensors for other layers, or tensors of the wrong shape.
     """

@@ -87,7 +87,6 @@ class Permit:
         num_sequences: Number of vLLM requests of the reply: 2 if guided, else 1.
         record_first_frame: Callback for the time from admission to the first frame, in seconds.
         has_begun: True once the engine has sent output for the request.
-        adapter: LoRA adapter of the reply, or None.
     """
 
     request_id: str
@@ -109,7 +108,6 @@ class Permits:
     the engine preempts replies of the hosts that have the most (`ClientTurns`).
 
     Args:
-        max_running: Maximum number of sequences in the engine's batches.
         max_waiting: Maximum number of queued sequences; None for no limit.
         is_in_engine: Function that returns True while the engine has the request with a given id.
         num_blocked: Function that returns the number of replies that are waiting for streamed text.

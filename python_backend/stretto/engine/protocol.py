@@ -143,7 +143,6 @@ class Trailer(NamedTuple):
 
     Attributes:
         was_cut: 1 if a length limit ended a segment before the model did, else 0.
-        queue_us: Time in the queue, in microseconds.
         held_us: Time spent waiting for streamed text or live audio, in microseconds.
     """
 

@@ -210,7 +210,6 @@ class SegmentRules:
         """Return the number of rows that a step generates after the backbone's row.
 
         Args:
-            schedule: Schedule of the reply, or None.
             num_rows: Total number of rows computed by the end of the step, including the prompt.
         """
         if schedule is None:

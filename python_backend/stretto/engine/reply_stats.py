@@ -42,11 +42,7 @@ class Stats:
     live_ticks_80ms_total: int = 0
 
     def note_tick(self, late_s: float, frame_s: float) -> None:
-        """Record that a frame of a live session was read.
-
-        Args:
-            late_s: Time since the frame was due, in seconds.
-        """
+        """Record that a frame of a live session was read."""
         self.live_ticks_total += 1
         self.live_tick_seconds_total += late_s
         self.live_late_frames_total += late_s > frame_s

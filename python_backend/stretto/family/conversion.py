@@ -194,9 +194,6 @@ def integer(
 ) -> int:
     """Return the integer at a dotted path of a config.
 
-    Args:
-        file: Name of the config's file, for the error message.
-
     Raises:
         CheckpointError: The value is missing, or no integer from 1 to `most`.
     """

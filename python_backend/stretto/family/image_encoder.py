@@ -67,7 +67,6 @@ def positions_of(images: Sequence[InputImage], first: int, last: int) -> NDArray
         column    0  1 │ 2  3  4  2  3  4 │ 5
 
     Args:
-        images: Images of the prompt, in order.
         last: Index of the row after the last one.
     """
     rows = np.arange(first, last)

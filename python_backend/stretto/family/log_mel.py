@@ -84,7 +84,6 @@ def input_audio(pcm: np.ndarray, path: str, first_row: int, audio_format: MelFor
 
     Args:
         pcm: Mono samples, float32 [n] at 16 kHz.
-        path: Name of the recording in error messages.
         audio_format: Input format of the audio encoder; None if the checkpoint has no audio encoder.
 
     Raises:

@@ -65,7 +65,6 @@ class Turn:
     """One turn of a conversation: text, audio, an image, or several of them.
 
     Attributes:
-        text: Text, or None.
         codes: Audio as codes, int64 [S, T], or None.
         latents: Audio as the elements of latents [D, T], float32 [D · T], or None.
         has_image: True if the turn has an image, in the input tensor `image`.
@@ -156,9 +155,6 @@ def _latents(text: str, path: str) -> np.ndarray:
 def given_codes(turn: Turn, family: Family) -> np.ndarray:
     """Return the codes of a turn, [S, T], or the words of its latents, int32 [D, T].
 
-    Args:
-        family: Family of the model, which checks the values of codes later.
-
     Raises:
         InvalidRequest: If the latents are invalid, or the turn has codes and the family needs latents or vice versa.
     """
@@ -188,7 +184,6 @@ class Piece:
 
     Attributes:
         path: Name of the text or recording in error messages.
-        text: The text, or None.
         pcm: Mono samples, float32 [n] at the sample rate of the audio encoder, or None.
         codes: Audio as codes, [S, T], or as words of latents, int32 [D, T]; None if there is neither.
         pixels: Image, uint8 [height, width, 3], or None.
@@ -456,7 +451,6 @@ def check_codes(codes: np.ndarray, family: Family, path: str) -> None:
 
     Args:
         codes: Codes, int [S, T].
-        path: Name of the codes in error messages.
 
     Raises:
         InvalidRequest: If the number of streams, the duration or a code is outside the family's limits.
@@ -478,7 +472,6 @@ def codes_of(piece: Piece, family: Family, encode: Callable[[np.ndarray], np.nda
     """Return the codes of a recording, int [S, T]: those in the request, or those of its samples.
 
     Args:
-        piece: The recording.
         encode: Function of samples [n] that returns their codes; None if the checkpoint has no audio tokenizer.
 
     Raises:

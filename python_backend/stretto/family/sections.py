@@ -35,9 +35,6 @@ class Section(BaseModel):
     def read(cls, record: object, file: str = "config.json") -> Self:
         """Return the section in a parsed config.
 
-        Args:
-            file: Name of its file, for error messages.
-
         Raises:
             CheckpointError: A field is missing or invalid. The message names the first one, its limits and its value.
         """

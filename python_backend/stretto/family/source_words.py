@@ -24,7 +24,6 @@ def source_words(text: str, spoken: Sequence[str], speak: Callable[[str], Sequen
     Args:
         text: The text, whose words are separated by spaces.
         spoken: Spoken words of the whole text, in order.
-        speak: Function that converts a word of the text to spoken words.
 
     Returns:
         The word of the text for each spoken word; empty if too many words would have to be aligned.

@@ -120,7 +120,6 @@ def check_ids(vocabulary: Mapping[str, Any], path: Path | str) -> None:
 
     Args:
         vocabulary: Ids by token, from the file of a tokenizer.
-        path: The file, for the error message.
 
     Raises:
         CheckpointError: An id is no integer, is negative, or is far above the number of tokens.
@@ -217,9 +216,6 @@ def without_leading_line_ends(text: str) -> str:
 def check_text(text: str, path: str, max_chars: int) -> None:
     """Check a text's length and encoding.
 
-    Args:
-        path: Name of the text in error messages.
-
     Raises:
         InvalidRequest: If the text is too long or contains lone surrogates.
     """
@@ -231,9 +227,6 @@ def check_text(text: str, path: str, max_chars: int) -> None:
 
 def check_no_markers(ids: Sequence[int], markers: Mapping[int, str], path: str) -> None:
     """Check that a text has no marker. A tokenizer finds a marker in a text if the release does not call it special.
-
-    Args:
-        path: Name of the text in error messages.
 
     Raises:
         InvalidRequest: If an id is a marker.
@@ -254,9 +247,6 @@ class Subwords:
 
     def ids(self, text: str, path: str) -> list[int]:
         """Return the token ids of a text in the family's vocabulary.
-
-        Args:
-            path: Name of the text in error messages.
 
         Raises:
             InvalidRequest: If the text is empty, too long or not valid Unicode, or the model has no id for part of it.
@@ -448,7 +438,6 @@ class TextCodec:
     """Conversion between text and a family's ids.
 
     Attributes:
-        reader: Function that creates a reader of generated text for a task.
         words: Function that returns the word index of each spoken token in a text segment, or None for a pause.
         match: The same for a text segment whose number of words is not that of the text to speak. It is given these
             words, to which the indices refer, and returns None for tokens of other words. None if there is no such

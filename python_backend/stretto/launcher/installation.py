@@ -102,7 +102,6 @@ class Installation:
     """Triton server on this machine.
 
     Attributes:
-        executable: Path of tritonserver.
         arguments: Flags that this installation needs.
         library_path: Folders of shared libraries, searched first.
         python: Folder of the Python interpreter whose packages the stubs use.

@@ -283,9 +283,6 @@ MAX_TAG_CHARS = 200
 def read_tag(data: bytes, name: str) -> str | None:
     """Return a tag of an audio file, without unprintable characters and cut to MAX_TAG_CHARS.
 
-    Args:
-        name: Name of the tag, in lower case.
-
     Returns:
         The tag of the container or else of a stream; None if there is none, or FFmpeg cannot read the file.
     """

@@ -49,7 +49,6 @@ def read_delivery(
     """Return the output format and the chunk sizes in a request's options.
 
     Args:
-        family: The model's family, which provides the default chunk sizes.
         held_frames: The codec's right context in frames.
         blocks: Block sizes in frames if the codec decodes whole blocks, where the last size repeats; otherwise empty.
         chunking: Default chunk sizes of this server; None for the family's.
@@ -87,8 +86,6 @@ class Options:
 
     Attributes:
         voice: Name of the voice; None if the task generates no speech or the family has no named voices.
-        adapter: Name of the LoRA adapter, or None.
-        names_voice: True if the request names a voice.
         spellings: Text that the model reads in place of words of the text.
         aligns_words: True if word times are requested from the aligner.
         drops_silence: True if silent frames at the start of the reply are not sent. A template knows them only for
@@ -120,7 +117,6 @@ def read_options(
     """Return the request's options, with the task's defaults for missing values.
 
     Args:
-        text: JSON, or None.
         held_frames: The codec's right context in frames.
         blocks: Block sizes in frames if the codec decodes whole blocks, where the last size repeats; otherwise empty.
         chunking: Default chunk sizes of this server; None for the family's.

@@ -57,11 +57,7 @@ class RefusedHosts:
         self._refusals: dict[str, Refusal] = {}  # of each host
 
     def check(self, head: ModelInferRequest, host: str) -> None:
-        """Raise BadRequest if the request would begin a reply, and its host has just been refused.
-
-        Args:
-            head: The request, without tensor contents.
-        """
+        """Raise BadRequest if the request would begin a reply, and its host has just been refused."""
         refusal = self._refusals.get(host)
         now = self._now()
         if refusal is None or not self._begins_reply(head):

@@ -262,10 +262,6 @@ class ClientStream:
 
         Invalid requests are answered with an error, and the stream stays open. No request is read while a response is
         waiting for the client to read it, because requests would only be buffered.
-
-        Args:
-            check: Raises BadRequest for an invalid request.
-            host: Host of the client, added to each request.
         """
         while True:
             async with self._writing:

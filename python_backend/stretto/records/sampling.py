@@ -63,7 +63,6 @@ class Option:
     whose frames have no ids refuse it, and the samplers get the numbers of all rows as a column.
 
     Attributes:
-        name: Name in the options of a request.
         off: Value that has no effect; None if every value may have one.
         to_column: Function of the sampling parameters that returns the column's number; None for the option's value.
         column_off: Number in the column that has no effect; None for `off`.
@@ -96,7 +95,6 @@ def check_ranges(record: Any, path: str = "") -> None:
 
     Args:
         record: Dataclass whose fields have types of the schema.
-        path: Name of the record's object in the options, followed by a dot.
     """
     for name, expected, may_be_none in _ranges(record.__class__):
         value = getattr(record, name)

@@ -61,7 +61,6 @@ class Choices:
         revision: Commit, branch or tag; None for that of the names table, or the newest.
         family: Family to accept; None for any.
         is_offline: True to install only without the hub.
-        accepts_licence: True if the user accepts all licences.
         takes_smaller: True to take a smaller release if this one does not fit.
         is_forced: True to install what does not fit, and to install again what is installed.
         updates: True to install the newest commit, if no revision is named.

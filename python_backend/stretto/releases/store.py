@@ -68,13 +68,11 @@ class Manifest:
 
     Attributes:
         key: Digest of everything that determines the converted files, 16 hexadecimal digits.
-        default_voice: Voice for requests without one, or None.
         sources: `repository`, `commit` and `files` of each source; a folder has no commit, and no files in the cache.
         files: Size and SHA-256 of each file of the checkpoint, by path.
         date: Time of the installation, in ISO format.
         resolved: Time in ISO format at which the hub last named the commit of `sources` for a revision, by revision.
         checkpoint: Absolute path of a checkpoint of the user's own; None for the folder `checkpoint`.
-        serves: False if the model cannot be served.
     """
 
     name: str

@@ -144,10 +144,6 @@ class Pacer:
     ones would overload the decoder for all utterances.
 
     Args:
-        policy: Requested chunk sizes and constants of the codec.
-        load: Function that returns the current speed of the decoder.
-        clock: Function that returns the time in seconds.
-        wait_for_turn: Function that waits until playback and the decoder permit the next chunk.
         note_gap: Function that is called with each time between two frames, in seconds.
 
     Attributes:

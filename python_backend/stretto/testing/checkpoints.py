@@ -39,7 +39,6 @@ def write_checkpoint(
     """Write a checkpoint with random weights and return its folder.
 
     Args:
-        name: Name of the family in config.json.
         backbone: `qwen3`, `llama` or `olmo2`.
         audio_config: Configuration of the audio encoder, or None.
         vocabulary: Value of `speech_vocabulary` in config.json, or None.

@@ -38,12 +38,7 @@ from stretto.engine.protocol import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows, 
 
 
 def sampling_params(prompt: Prompt, rules: SegmentRules, host: str = "") -> SamplingParams:
-    """Return the parameters of a request in the form that the engine reads.
-
-    Args:
-        prompt: Admitted prompt with a seed.
-        rules: Rules of the family's replies.
-    """
+    """Return the parameters of a request in the form that the engine reads."""
     fields = sampling_fields(prompt, rules, host)
     return SamplingParams(**fields | {"output_kind": RequestOutputKind(fields["output_kind"])})
 
@@ -138,7 +133,6 @@ class Engine:
         """Generate replies and return them by request id.
 
         Args:
-            prompts: Prompts by request id.
             arrivals: Map from request id to the step before which its prompt is queued; step 0 for missing ids.
             aborts: Map from request id to the step before which the request is aborted.
         """

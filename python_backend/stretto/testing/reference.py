@@ -175,7 +175,6 @@ class ReferenceModel:
         rows. From the first wrong row on, the guess is not used.
 
         Args:
-            prompt: Prompt of the reply, with a seed.
             changes: For policy `adaptive`, frames at which guidance is switched on (True) or off.
             guess: Ids of the output streams in the rows that the reply probably has, such as those of an engine.
 
@@ -480,7 +479,6 @@ class _Reply:
         """Sample an id.
 
         Args:
-            logits: Logits over the vocabulary.
             penalized: Logits with the repetition penalty, for stream 0 in audio; None otherwise.
         """
         if self.sampled:

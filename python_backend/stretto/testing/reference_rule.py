@@ -53,8 +53,6 @@ class ReferenceRule:
         """Return stream 0 of an audio row and the margin of the decision; None to sample it from its logits as usual.
 
         Args:
-            logits: Logits over the vocabulary.
-            frame: Index of the row in the audio.
             noise: Uniform number of the row.
         """
         return None

@@ -198,9 +198,6 @@ class DecodingService:
     """Dispatcher of Triton requests to the worker.
 
     The model has a single instance, so requests arrive in the order of an utterance's chunks.
-
-    Args:
-        device: Device of the decoder (`cpu`, `cuda:0`, …).
     """
 
     def __init__(self, worker: DecodingWorker, seal: Seal, device: str = "cpu") -> None:

@@ -88,9 +88,6 @@ def split(entries: list[PendingTensor], max_bytes: int) -> list[list[PendingTens
 def write_shards(folder: Path, entries: list[PendingTensor], max_bytes: int, progress: Progress) -> list[Written]:
     """Write the shards `model-0000N-of-0000M.safetensors` and their index.
 
-    Args:
-        entries: Tensors to write, in order.
-
     Returns:
         Written files.
     """
@@ -332,7 +329,6 @@ def read_pickled(path: Path, expected: str = "tensors", stays_in_file: bool = Fa
     """Return the contents of a file written by `torch.save`, without executing code from it.
 
     Args:
-        expected: Description of the expected contents, for error messages.
         stays_in_file: True to memory-map the tensors and read them on use. Files from torch versions before 1.6 are
             then rejected.
 
@@ -384,9 +380,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def in_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Convert tensors to float32.
 
-    Args:
-        path: Path of the file that contains the tensors, for error messages.
-
     Raises:
         CheckpointError: If tensors are not dense or not real.
     """
@@ -413,7 +406,6 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: Path
     """Load tensors into a module.
 
     Args:
-        source: Source of the tensors, for error messages.
         assign: True to use the tensors themselves as parameters, as required for a module on the `meta` device.
 
     Raises:

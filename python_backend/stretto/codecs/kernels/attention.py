@@ -35,7 +35,6 @@ def attend_on_device(
         before: Keys and values of the last steps before the window, [B, num_before · 2 · kv_heads · D].
         after: The same after the window; written.
         first: Position of the first step, [B].
-        rows: As in `multiply_on_device`.
         num_before: Number of earlier steps that a step attends to.
     """
     num_batch, num_inputs, width = x.shape

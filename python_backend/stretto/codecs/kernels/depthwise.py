@@ -41,7 +41,6 @@ def filter_on_device(
         weight: Filters, [C, k]. The first tap reads the earliest input or, of a transposed convolution, each `rate`
             taps read an input, the last one first. None if the outputs are the inputs.
         bias: Bias, [C], or None.
-        before: As in `multiply_on_device`, like the other arguments.
     """
     shape = Sizes._make(sizes)
     num_batch, num_inputs, num_channels = x.shape

@@ -91,9 +91,6 @@ Weights = Iterable[tuple[str, Tensor]]
 def load_strictly(model: "MultiStreamMixin", load: Callable[[Weights], set[str]], weights: Weights) -> set[str]:
     """Call `load` with `weights`, and return the names of the loaded parameters.
 
-    Args:
-        weights: Tensors with their checkpoint names.
-
     Raises:
         CheckpointError: If a tensor does not have its parameter's shape, if tensors or parts of fused parameters are
             missing, or if the model's quantization is not supported.

@@ -76,7 +76,6 @@ def stream_keys(seed_keys: Words, positions: Words, num_streams: int) -> Words:
     Args:
         seed_keys: Keys of the requests' seeds from `seed_key`, int32 [B].
         positions: Position of each row in its request, int32 [B].
-        num_streams: Number of streams, S.
 
     Returns:
         int32 [B, S].

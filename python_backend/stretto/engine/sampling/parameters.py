@@ -16,7 +16,6 @@ class DrawPlan:
 
     Attributes:
         is_random: True if any row has a temperature above 0.
-        has_top_p: True if any row uses top-p.
     """
 
     is_random: bool
@@ -45,7 +44,6 @@ class PairRows:
         is_open: True for pairs without top-k; None if all pairs have it.
         is_greedy: True for pairs at temperature 0; None if there are none.
         keeps_all: True if no pair uses top-k or top-p.
-        has_top_p: True if any pair uses top-p.
         grouping: Width and number of column groups (`group_width`) for a single pair with top-k, but without top-p;
             None for other pairs.
     """

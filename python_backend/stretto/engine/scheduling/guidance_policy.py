@@ -31,7 +31,6 @@ class StepLoad:
 
     Attributes:
         period_s: Duration of one audio row in seconds; infinite if unknown.
-        step_s: Average step time in seconds.
     """
 
     def __init__(self, row_rate: float, clock: Callable[[], float] = time.perf_counter):

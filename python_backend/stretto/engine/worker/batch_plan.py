@@ -158,7 +158,6 @@ class PlanArrays:
         speaking: Indices into `drawing` of rows that may be after the text segment, [A].
         text_rows: Rows of the batch whose hidden states the text head needs, [W].
         audio_rows: Rows of the batch whose hidden states the audio heads need, [A + P]; unconditional rows are last.
-        audio: Sampling parameters of stream 0 in audio.
         guidance: Guidance scales, float32 [P].
         num_sampled: 1 for each row of the batch that is sampled, else 0, int32 [B].
     """

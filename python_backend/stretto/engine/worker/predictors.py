@@ -353,7 +353,6 @@ class LatentPredictor(Protocol):
             hidden: Hidden states, [N, H].
             noise: Gaussian noise with which the solver begins, float32 [N, D], scaled by the temperature.
             steps: Number of solver steps of each row, int64 [N], from 1 to `plan.num_steps`.
-            plan: Solver steps and guidance of the batch.
         """
         ...
 
@@ -385,9 +384,7 @@ class LatentReadout:
     """Output head and latent predictor of a family's model.
 
     Attributes:
-        heads: Head of stream 0.
         latents: Predictor, which is guided with `Family.guides_rows` or CFG pairs.
-        width: Width of the hidden states, H.
     """
 
     heads: FirstHead
@@ -470,7 +467,6 @@ class RowPredictor(Protocol):
 
         Args:
             hidden: Hidden states from which the first row was sampled, [B, H].
-            sample_row: Function that samples and records the next row.
         """
         ...
 

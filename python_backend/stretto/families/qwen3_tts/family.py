@@ -98,8 +98,6 @@ class Qwen3TtsVocabulary(Vocabulary):
         kind: How the voice is chosen: by name, by description or by recording.
         takes_instructions: True if the model was trained to follow instructions. If not, instructions are dropped, as
             in the authors' code.
-        languages: Codec-vocabulary ids by language.
-        speakers: Codec-vocabulary ids by speaker.
         dialects: Dialect of a speaker, used if the request's language is Chinese or not set.
         silent_frames: Number of frames at the start of a reply that are silence if one of the speakers speaks without
             instructions.

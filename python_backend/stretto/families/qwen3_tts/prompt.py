@@ -190,7 +190,6 @@ class RowWriter:
         """Return the prompt up to the row before the first frame, and the words that are read with the frames.
 
         Args:
-            head: Result of `head`.
             is_streaming: True if words are read with the frames; False if all of them precede the first frame.
             voice: Cloned voice, as in `head`.
         """

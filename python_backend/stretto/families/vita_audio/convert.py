@@ -225,7 +225,6 @@ def plan(record: dict[str, Any], num_modules: int, prefix: str) -> Plan:
     """Return the plan of tensors to write; names are unchanged, except that `prefix` is removed from module names.
 
     Args:
-        record: config.json of the checkpoint.
         prefix: Prefix of the modules' published names.
     """
     num_layers = record["num_hidden_layers"] + num_modules

@@ -109,7 +109,6 @@ class VitaTemplate:
 
     Args:
         ratio: Interleaving of text and codes, as in `VitaVocabulary`.
-        tokenizer: Audio tokenizer, if the checkpoint has one.
         audio: `audio_config` in config.json, if the checkpoint has an audio encoder.
     """
 

@@ -36,7 +36,6 @@ def embed_rows(
         table: Embeddings of the whole vocabulary, [V, H].
         ids: Ids of all streams, [N, S].
         pad_is_silent: True if `pad_id` contributes nothing except on stream 0.
-        out: Output buffer, or None.
     """
     if table.device.type != "cpu":
         return embed_on_device(table, ids, pad_id, pad_is_silent, out)

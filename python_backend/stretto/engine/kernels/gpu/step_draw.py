@@ -262,9 +262,6 @@ class SamplingFunctions(NamedTuple):
 
     Attributes:
         penalized: Returns logits with the repetition penalty (`with_penalty`).
-        chosen: Returns the column of the sampled id.
-        redrawn_from: Returns the logits from which an id is sampled again.
-        hidden_ends: Returns True for end ids that a row may not have.
         repeated: Returns True if a code occurs too often.
         counted: Returns True for each id that the penalty applies to, in a family without a table of counted ids, given
             the ids, the history, the positions of the row and of the first audio row, the distance of two positions in
