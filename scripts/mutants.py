@@ -34,7 +34,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import pytest
@@ -162,8 +162,16 @@ class Recorder:
     Lines of fixtures count for all tests of their file, because others may use the fixture without executing it.
     """
 
-    def __init__(self, tree: Path, paths: list[str]) -> None:
-        self.names = {str(tree / path): path for path in paths}
+    def __init__(self, tree: Path, wanted: dict[str, set[int]]) -> None:
+        """Create the plugin.
+
+        Args:
+            wanted: Numbers of the lines to record, by the path of their file. Of functions without one, only calls
+                are recorded, because tracing each line of a codec takes many times as long as its tests.
+        """
+        self.names = {str(tree / path): path for path in wanted}
+        self.wanted = wanted
+        self.is_wanted = dict[tuple[str, int, str], bool]()
         self.lines = defaultdict[str, set[tuple[str, int]]](set)
         self.seconds = defaultdict[str, float](float)
         self.failed = set[str]()
@@ -176,7 +184,13 @@ class Recorder:
             return None
         if frame.f_lineno is not None:  # code that the compiler adds, such as the end of a `with`, has none
             self.lines[self.key].add((name, frame.f_lineno))
-        return self.trace
+        return self.trace if event != "call" or self._has_wanted(name, frame.f_code) else None
+
+    def _has_wanted(self, name: str, code: CodeType) -> bool:
+        key = (name, code.co_firstlineno, code.co_name)
+        if key not in self.is_wanted:
+            self.is_wanted[key] = any(line in self.wanted[name] for _, _, line in code.co_lines())
+        return self.is_wanted[key]
 
     def pytest_sessionstart(self) -> None:
         threading.settrace(self.trace)
@@ -316,13 +330,16 @@ def position(source: str, mutant: Mutant) -> int | None:
 class Trial:
     """The tests of a tree with the lines that they execute, for judging mutants."""
 
-    def __init__(self, tree: Tree, paths: list[str], tests: list[str], marks: str, seconds: float) -> None:
+    def __init__(self, tree: Tree, mutants: list[Mutant], tests: list[str], marks: str, seconds: float) -> None:
         self.tree = tree
         self.marks = marks
         self.seconds = seconds
+        wanted = defaultdict[str, set[int]](set)
+        for mutant in mutants:
+            wanted[mutant.path] |= self._lines_of(mutant)
 
         def record() -> dict[str, Any]:
-            recorder = Recorder(tree.folder, paths)
+            recorder = Recorder(tree.folder, wanted)
             pytest.main(pytest_options(tests, marks), [recorder])
             return recorder.found()
 
@@ -336,15 +353,22 @@ class Trial:
         for name in recorded["installed"]:
             with suppress(Exception):
                 importlib.import_module(name)
-        for path in paths:  # bytecode is compared by second and size, which a mutant may share with its original
+        for path in wanted:  # bytecode is compared by second and size, which a mutant may share with its original
             for compiled in (tree.folder / path).parent.glob(f"__pycache__/{Path(path).stem}.*.pyc"):
                 compiled.unlink()
         sys.dont_write_bytecode = True
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
-    def tests_of(self, mutant: Mutant, line: int) -> list[str]:
+    def _lines_of(self, mutant: Mutant) -> set[int]:
+        """Return the numbers of a mutant's lines in the tree; none if they are gone."""
+        source = (self.tree.folder / mutant.path).read_text()
+        start = position(source, mutant)
+        first = 0 if start is None else source.count("\n", 0, start) + 1
+        return set() if start is None else {*range(first, first + mutant.before.count("\n"))}
+
+    def tests_of(self, mutant: Mutant) -> list[str]:
         """Return the tests that execute a line of the mutant, short files and tests first."""
-        wanted = {(mutant.path, number) for number in range(line, line + mutant.before.count("\n"))}
+        wanted = {(mutant.path, number) for number in self._lines_of(mutant)}
         keys = {
             key
             for key, lines in self.lines.items()
@@ -367,7 +391,7 @@ class Trial:
         if start is None:
             mutant.result = "gone"
             return
-        tests = self.tests_of(mutant, source.count("\n", 0, start) + 1)
+        tests = self.tests_of(mutant)
         mutant.tests = len(tests)
         if not tests:
             mutant.result = "not executed"
@@ -409,8 +433,7 @@ def main(words: list[str]) -> int:
     before = [mutant.result for mutant in mutants]
     with tempfile.TemporaryDirectory(prefix="mutants") as folder:
         tree = Tree(Path(folder).resolve() / "tree")
-        paths = sorted({mutant.path for mutant in mutants})
-        trial = Trial(tree, paths, options.tests, options.marks, options.seconds)
+        trial = Trial(tree, mutants, options.tests, options.marks, options.seconds)
         for name in sorted(trial.failed):
             print(f"left out, because it fails without a change: {name}")
         for mutant in mutants:

@@ -66,7 +66,7 @@ def test_mutant_with_which_no_test_can_run_is_killed(tmp_path: Path) -> None:
 
 
 def test_frame_without_a_line_is_not_recorded(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, ["product.py"])
+    recorder = Recorder(tmp_path, {"product.py": {1}})
     code = SimpleNamespace(co_filename=str(tmp_path / "product.py"))
     for line in (3, None, 1):
         recorder.trace(SimpleNamespace(f_code=code, f_lineno=line), "line", None)  # type: ignore[arg-type]
