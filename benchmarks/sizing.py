@@ -3,9 +3,12 @@
     python -m benchmarks.sizing                     # tables, also those of docs/gpu_sizes.md and docs/scale.md
     python -m benchmarks.sizing --gpu-price 3.20    # price of a GPU hour
 
-`stretto.machine.sizing` has the arithmetic of time and its assumptions. Memory is computed in the same way as by
-`make-repository --gpu`. The codec shares the language model's GPU. The cost of gateways per second of audio is
-measured. All other assumptions are constants in this module.
+A step computes one row for each unguided stream and two rows for each guided stream. It must end before the next frame
+is due. It reads all weights once and the KV cache of every row, and computes two operations per weight and row. For a
+family with a depth transformer, the depth layers are read again for each code. Memory is computed in the same way as by
+`make-repository --gpu` (`stretto.machine.sizing`). The codec shares the language model's GPU, and computes in float32,
+unless other convolutions are chosen. The cost of gateways per second of audio is measured. All other assumptions are
+constants in this module.
 """
 
 import argparse
@@ -14,20 +17,108 @@ from functools import cache
 from itertools import takewhile
 
 from benchmarks.decoder_memory import row_of
-from stretto.machine.sizing import (
-    BYTES,
-    MOST_STREAMS,
-    SHARE_OF_TIME,
-    Backbone,
-    CodecCost,
-    Depth,
-    Gpu,
-    Needs,
-    step_ms,
-    streams_in_time,
-    streams_of_codec,
-    streams_with,
-)
+from stretto.machine.sizing import BYTES, HOST_MS_A_ROW, Backbone, Depth, Needs
+
+# Times were measured on an H100 (benchmarks/results/gpu_check.jsonl) and are assumed for other GPUs.
+# share of the data sheet's values that kernels reach
+SHARE_OF_BANDWIDTH = 0.7
+SHARE_OF_COMPUTE = 0.5
+SHARE_OF_CODEC = 0.26  # share of a GPU's operations that a codec reaches
+SHARE_OF_TIME = 0.8  # share of the time between two frames that a step may take
+HOST_MS = 2.3  # Python time around a step, to which each row adds HOST_MS_A_ROW: 4.8 ms at 64 rows
+BACKBONE_LAYER_MS = 0.077  # least time of a layer of the backbone
+# Least time of a depth transformer's layer, and of the rest of a pass. They run eight and five small kernels one after
+# another (counted in tests/engine/kernels/gpu/test_depth.py), 15 passes of five layers in 3.0 ms.
+LAYER_MS = 0.036
+DRAW_MS = 0.022
+MOST_STREAMS = 1024
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Data sheet values of a GPU: memory, bandwidth, and dense operations per second in bfloat16, float32 and TF32."""
+
+    name: str
+    memory_gb: float
+    tb_per_s: float
+    tflops: float
+    float32_tflops: float
+    tf32_tflops: float
+
+
+@dataclass(frozen=True)
+class CodecCost:
+    """Cost of a codec.
+
+    Attributes:
+        gflop: Operations per second of audio by chunk size in frames, with context (counted by `FlopCounterMode`). The
+            first size is the steady one.
+        convolved: The part of those of the first size in convolutions that tensor cores can compute.
+        history: Number of earlier frames that each chunk decodes again; None for the codec's left context.
+    """
+
+    name: str
+    gflop: dict[int, float]
+    convolved: float
+    history: int | None = None
+
+    @property
+    def steady_frames(self) -> int:
+        """Chunk size of a steady stream in frames."""
+        return next(iter(self.gflop))
+
+
+def step_ms(backbone: Backbone, gpu: Gpu, streams: int) -> float:
+    """Return the milliseconds of a step with `streams` streams, with replies half complete or with full windows.
+
+    The slower of device and host determines the time.
+    """
+    rows = streams * backbone.rows
+    products = products_ms(backbone.layer_weights + backbone.head_columns * backbone.hidden, gpu, rows)
+    attention = 1e3 * rows * backbone.attended * backbone.kv_bytes / (SHARE_OF_BANDWIDTH * gpu.tb_per_s * 1e12)
+    layers = max(products + attention, backbone.layers * BACKBONE_LAYER_MS)
+    depth = 0.0 if backbone.depth is None else depth_ms(backbone.depth, gpu, rows)
+    return max(layers + depth, HOST_MS + HOST_MS_A_ROW * rows)
+
+
+def products_ms(weights: int, gpu: Gpu, rows: int) -> float:
+    """Return the milliseconds of matrix products: the longer of reading the weights and computing."""
+    read_s = BYTES * weights / (SHARE_OF_BANDWIDTH * gpu.tb_per_s * 1e12)
+    return 1e3 * max(read_s, 2 * rows * weights / (SHARE_OF_COMPUTE * gpu.tflops * 1e12))
+
+
+def streams_in_time(backbone: Backbone, gpu: Gpu) -> int:
+    """Return the largest number of streams whose step ends within the time of a frame."""
+    limit_ms = SHARE_OF_TIME * 1e3 / backbone.frame_rate
+    return sum(1 for _ in takewhile(lambda n: step_ms(backbone, gpu, n) <= limit_ms, range(1, MOST_STREAMS + 1)))
+
+
+def streams_of_codec(codec: CodecCost, gpu: Gpu, frames: int) -> int:
+    """Return how many streams the codec serves on its own GPU in float32, in chunks of `frames` frames."""
+    return int(1e3 * SHARE_OF_CODEC * gpu.float32_tflops // codec.gflop[frames])
+
+
+def streams_with(convolutions: str, codec: CodecCost, gpu: Gpu) -> int:
+    """Return how many streams the codec serves on its own GPU in steady chunks, with other convolutions.
+
+    Args:
+        convolutions: One of `DecoderConfig.CONVOLUTIONS`, but `float32`.
+    """
+    tflops = {"exact": gpu.tf32_tflops / 3, "tf32": gpu.tf32_tflops, "bfloat16": gpu.tflops}[convolutions]
+    others = (codec.gflop[codec.steady_frames] - codec.convolved) / gpu.float32_tflops
+    return int(1e3 * SHARE_OF_CODEC / (others + codec.convolved / tflops))
+
+
+def depth_ms(depth: Depth, gpu: Gpu, rows: int) -> float:
+    """Return the milliseconds in which a depth transformer completes the frames of `rows` rows."""
+    products = products_ms(depth.layer_weights + depth.columns * depth.hidden, gpu, rows)
+    return depth.passes * max(products, depth.layers * LAYER_MS + DRAW_MS)
+
+
+def stream_bytes(backbone: Backbone) -> int:
+    """Return the size of a stream's KV cache for the longest reply in bytes."""
+    return backbone.rows * backbone.longest * backbone.kv_bytes
+
 
 CSM_DEPTH = Depth(1024, 4, 2, 128, 8, 8_192, passes=31, columns=2_048)
 QWEN3_TTS_DEPTH = Depth(1024, 5, 8, 128, 16, 3_072, passes=15, columns=2_048)
@@ -112,7 +203,7 @@ def tables() -> str:
     ]
     for backbone in BACKBONES:
         weights_gb = BYTES * backbone.weights / 1e9
-        sizes = f"{weights_gb:.1f} | {backbone.kv_bytes / 1024:.0f} | {backbone.stream_bytes / 1e9:.2f}"
+        sizes = f"{weights_gb:.1f} | {backbone.kv_bytes / 1024:.0f} | {stream_bytes(backbone) / 1e9:.2f}"
         lines.append(f"| {backbone.name} | {sizes} | " + " | ".join(_cell(backbone, gpu) for gpu in GPUS) + " |")
     lines += ["", f"| codec | {gpus} |", "|---|" + "---|" * len(GPUS)]
     for codec in CODECS:
@@ -142,12 +233,12 @@ def needs_of(backbone: Backbone) -> Needs:
     The voices' vectors of Kyutai TTS are counted for each stream, as a part of its window.
     """
     memory = row_of(CODEC_OF[backbone.name.split()[0]]).memory.total
-    return Needs(memory, None, weights=BYTES * backbone.weights, tables=0, cache=backbone.stream_bytes)
+    return Needs(memory, None, weights=BYTES * backbone.weights, tables=0, cache=stream_bytes(backbone))
 
 
 def streams_in_memory(backbone: Backbone, gpu: Gpu) -> int:
     """Return how many replies of the greatest length fit the KV cache; 0 or less if the weights do not fit."""
-    return needs_of(backbone).cache_on(round(1e9 * gpu.memory_gb)) // backbone.stream_bytes
+    return needs_of(backbone).cache_on(round(1e9 * gpu.memory_gb)) // stream_bytes(backbone)
 
 
 def codec_of(backbone: Backbone) -> CodecCost | None:

@@ -13,6 +13,7 @@ from benchmarks.sizing import (
     COUNTED,
     GATEWAY_STREAMS,
     GPUS,
+    MOST_STREAMS,
     OUTSIDE_KBIT,
     SHARE_OF_TIME,
     Fleet,
@@ -21,9 +22,11 @@ from benchmarks.sizing import (
     fleet_table,
     share_of_time,
     streams_in_memory,
+    streams_in_time,
     streams_of,
+    streams_of_codec,
 )
-from stretto.machine.sizing import MOST_STREAMS, Backbone, streams_in_time, streams_of_codec
+from stretto.machine.sizing import Backbone
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import CODECS as FORMATS
 from tests.tiers import by_night

@@ -20,14 +20,26 @@ from transformers import (
 
 from benchmarks.codec_operations import operations_of
 from benchmarks.decoder_memory import CHUNKS
-from benchmarks.sizing import BACKBONES, CODEC_OF, CODECS, GPUS, needs_of, streams_in_memory, tables
+from benchmarks.sizing import (
+    BACKBONES,
+    CODEC_OF,
+    CODECS,
+    GPUS,
+    depth_ms,
+    needs_of,
+    step_ms,
+    stream_bytes,
+    streams_in_memory,
+    streams_in_time,
+    tables,
+)
 from lab.releases.every_codec import every_codec
 from stretto.codecs.base import Window
 from stretto.decoder.memory import META, tensors_to_meta
 from stretto.errors import CheckpointError
 from stretto.families.csm.family import CsmVocabulary
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
-from stretto.machine.sizing import Backbone, Shape, step_ms, streams_in_time
+from stretto.machine.sizing import Backbone, Shape
 from tests.benchmarks.sizes import assert_shape_of
 from tests.tiers import by_night
 
@@ -90,10 +102,10 @@ def test_streams_per_gpu_are_limited_by_kv_cache_and_step_time() -> None:
     assert streams_in_memory(unguided, large) == pytest.approx(2 * streams_in_memory(guided, large), abs=1)
     assert streams_in_memory(replace(guided, layers=200), small) < 1
     memory, streams = round(1e9 * large.memory_gb), streams_in_memory(guided, large)
-    whole = replace(needs_of(guided), cache=streams * guided.stream_bytes)
+    whole = replace(needs_of(guided), cache=streams * stream_bytes(guided))
     whole.check(memory)
     with pytest.raises(CheckpointError, match="expected a GPU with at least"):
-        replace(whole, cache=whole.cache + guided.stream_bytes).check(memory)
+        replace(whole, cache=whole.cache + stream_bytes(guided)).check(memory)
     limit = streams_in_time(guided, large)
     assert step_ms(guided, large, limit) <= 16.0 < step_ms(guided, large, limit + 1)
     assert streams_in_time(guided, small) == 0  # its weights alone take longer to read
@@ -107,8 +119,8 @@ def test_small_model_step_time_is_bounded_by_the_host() -> None:
 def test_step_time_includes_the_depth_transformer_passes() -> None:
     csm, fastest = next(each for each in BACKBONES if "CSM" in each.name), GPUS[-1]
     assert csm.depth is not None
-    assert csm.depth.ms(fastest, 1) == pytest.approx(31 * (4 * 0.036 + 0.022)), "launches, where one row is computed"
-    assert step_ms(csm, fastest, 1) > csm.depth.ms(fastest, 1)
+    assert depth_ms(csm.depth, fastest, 1) == pytest.approx(31 * (4 * 0.036 + 0.022))  # of launches
+    assert step_ms(csm, fastest, 1) > depth_ms(csm.depth, fastest, 1)
     assert step_ms(csm, GPUS[0], 1) > 31 * (4 * 0.036 + 0.022) + step_ms(replace(csm, depth=None), GPUS[0], 1)
 
 

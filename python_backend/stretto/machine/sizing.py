@@ -1,18 +1,14 @@
-"""Estimate of the time that a language model and its codec need on a GPU, and of the KV cache there and on a CPU.
+"""Estimate of the memory that a language model, its codec and the server need on a GPU, and of the KV cache on a CPU.
 
-A step computes one row for each unguided stream and two rows for each guided stream. It must end before the next frame
-is due. It reads all weights once and the KV cache of every row, and computes two operations per weight and row. For a
-family with a depth transformer, the depth layers are read again for each code. The KV cache has the longest reply of
-each stream. The codec computes in float32, unless other convolutions are chosen. All assumptions are constants in this
-module. `Needs` divides the memory of a GPU between the language model and the
-other processes: the decoder, the preprocessor and the server need the same on every GPU (`Needs.reserved`), and the
-language model gets the rest when it starts (`EngineConfig.reserved_mb`), in whatever order the processes start.
+The KV cache has the longest reply of each stream. All assumptions are constants in this module. `Needs` divides the
+memory of a GPU between the language model and the other processes: the decoder, the preprocessor and the server need
+the same on every GPU (`Needs.reserved`), and the language model gets the rest when it starts
+(`EngineConfig.reserved_mb`), in whatever order the processes start.
 
 The module imports no torch, because `stretto run` estimates with it whether a release fits before it is installed.
 """
 
 from dataclasses import dataclass
-from itertools import takewhile
 
 from stretto.errors import CheckpointError
 from stretto.family.base import Family
@@ -23,28 +19,14 @@ SERVER_BYTES = 1 << 30  # context of the server process, clients' rings, and mem
 ENGINE_BYTES = 2 << 30  # context, activations and CUDA graphs of the language model
 
 BYTES = 2  # bfloat16
-# Times were measured on an H100 (benchmarks/results/gpu_check.jsonl) and are assumed for other GPUs.
-# share of the data sheet's values that kernels reach
-SHARE_OF_BANDWIDTH = 0.7
-SHARE_OF_COMPUTE = 0.5
 LIBRARY_BYTES = 1 << 30  # CUDA context of a process, and workspaces and kernels of cuBLAS and cuDNN
 # The same for a decoder: 4.4 GiB were measured with one codec and its graphs, 2 of them local memory of kernels.
 DECODER_LIBRARY_BYTES = 9 << 29
 WORKSPACE_BYTES = 3 << 29  # of cuDNN: about 0.6 GiB were measured for graphs, and as much without
-SHARE_OF_CODEC = 0.26  # share of a GPU's operations that a codec reaches
-SHARE_OF_TIME = 0.8  # share of the time between two frames that a step may take
-# Python time around a step: 4.8 ms at 64 rows
-HOST_MS = 2.3
-HOST_MS_A_ROW = 0.039
-BACKBONE_LAYER_MS = 0.077  # least time of a layer of the backbone
-# Least time of a depth transformer's layer, and of the rest of a pass. They run eight and five small kernels one after
-# another (counted in tests/engine/kernels/gpu/test_depth.py), 15 passes of five layers in 3.0 ms.
-LAYER_MS = 0.036
-DRAW_MS = 0.022
+HOST_MS_A_ROW = 0.039  # Python time around a step for each row (measured with an H100)
 # longest reply; on average, streams are halfway through it
 SECONDS = 30.0
 PROMPT_ROWS = 200
-MOST_STREAMS = 1024
 MAX_SLOTS = {True: 256, False: 32}  # batch slots of a server on a GPU, and on a CPU
 TABLE_BYTES = 6 << 30  # limit for keys and values of speaker vectors: a quarter of a GPU with 24 GiB
 # rows per step
@@ -95,17 +77,6 @@ class Depth(Shape):
     def weights(self) -> int:
         """Number of weights, with an embedding and a head for each pass."""
         return self.sets * self.layer_weights + 2 * self.passes * self.columns * self.hidden
-
-    def ms(self, gpu: "Gpu", rows: int) -> float:
-        """Return how many milliseconds it takes to complete the frames of `rows` rows."""
-        return self.passes * max(
-            products_ms(self.layer_weights + self.columns * self.hidden, gpu, rows), self.launch_ms
-        )
-
-    @property
-    def launch_ms(self) -> float:
-        """Least milliseconds of a pass on any GPU."""
-        return self.layers * LAYER_MS + DRAW_MS
 
 
 @dataclass(frozen=True)
@@ -169,11 +140,6 @@ class Backbone(Shape):
         return 2 if self.is_guided else 1
 
     @property
-    def stream_bytes(self) -> int:
-        """Size of a stream's KV cache for the longest reply in bytes."""
-        return self.rows * self.longest * self.kv_bytes
-
-    @property
     def longest(self) -> int:
         """Number of rows in the KV cache of the longest reply, including its prompt."""
         return self.window or PROMPT_ROWS + round(SECONDS * self.frame_rate)
@@ -182,40 +148,6 @@ class Backbone(Shape):
     def attended(self) -> float:
         """Mean number of rows that a row attends to."""
         return self.window or self.longest / 2
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """Data sheet values of a GPU: memory, bandwidth, and dense operations per second in bfloat16, float32 and TF32."""
-
-    name: str
-    memory_gb: float
-    tb_per_s: float
-    tflops: float
-    float32_tflops: float
-    tf32_tflops: float
-
-
-@dataclass(frozen=True)
-class CodecCost:
-    """Cost of a codec.
-
-    Attributes:
-        gflop: Operations per second of audio by chunk size in frames, with context (counted by `FlopCounterMode`). The
-            first size is the steady one.
-        convolved: The part of those of the first size in convolutions that tensor cores can compute.
-        history: Number of earlier frames that each chunk decodes again; None for the codec's left context.
-    """
-
-    name: str
-    gflop: dict[int, float]
-    convolved: float
-    history: int | None = None
-
-    @property
-    def steady_frames(self) -> int:
-        """Chunk size of a steady stream in frames."""
-        return next(iter(self.gflop))
 
 
 def num_slots(table_bytes: int, is_on_gpu: bool) -> int:
@@ -289,47 +221,6 @@ def cpu_cache_bytes(family: Family, longest: int, window: int, row_bytes: int, s
     num_bytes = (rows + 2 * CPU_BLOCK_SIZE) * row_bytes
     latents = family.layout.latents
     return num_bytes if latents is None else max(num_bytes, latents.cache_bytes(slots, longest))
-
-
-def step_ms(backbone: Backbone, gpu: Gpu, streams: int) -> float:
-    """Return the milliseconds of a step with `streams` streams, with replies half complete or with full windows.
-
-    The slower of device and host determines the time.
-    """
-    rows = streams * backbone.rows
-    products = products_ms(backbone.layer_weights + backbone.head_columns * backbone.hidden, gpu, rows)
-    attention = 1e3 * rows * backbone.attended * backbone.kv_bytes / (SHARE_OF_BANDWIDTH * gpu.tb_per_s * 1e12)
-    layers = max(products + attention, backbone.layers * BACKBONE_LAYER_MS)
-    depth = 0.0 if backbone.depth is None else backbone.depth.ms(gpu, rows)
-    return max(layers + depth, HOST_MS + HOST_MS_A_ROW * rows)
-
-
-def products_ms(weights: int, gpu: Gpu, rows: int) -> float:
-    """Return the milliseconds of matrix products: the longer of reading the weights and computing."""
-    read_s = BYTES * weights / (SHARE_OF_BANDWIDTH * gpu.tb_per_s * 1e12)
-    return 1e3 * max(read_s, 2 * rows * weights / (SHARE_OF_COMPUTE * gpu.tflops * 1e12))
-
-
-def streams_in_time(backbone: Backbone, gpu: Gpu) -> int:
-    """Return the largest number of streams whose step ends within the time of a frame."""
-    limit_ms = SHARE_OF_TIME * 1e3 / backbone.frame_rate
-    return sum(1 for _ in takewhile(lambda n: step_ms(backbone, gpu, n) <= limit_ms, range(1, MOST_STREAMS + 1)))
-
-
-def streams_of_codec(codec: CodecCost, gpu: Gpu, frames: int) -> int:
-    """Return how many streams the codec serves on its own GPU in float32, in chunks of `frames` frames."""
-    return int(1e3 * SHARE_OF_CODEC * gpu.float32_tflops // codec.gflop[frames])
-
-
-def streams_with(convolutions: str, codec: CodecCost, gpu: Gpu) -> int:
-    """Return how many streams the codec serves on its own GPU in steady chunks, with other convolutions.
-
-    Args:
-        convolutions: One of `DecoderConfig.CONVOLUTIONS`, but `float32`.
-    """
-    tflops = {"exact": gpu.tf32_tflops / 3, "tf32": gpu.tf32_tflops, "bfloat16": gpu.tflops}[convolutions]
-    others = (codec.gflop[codec.steady_frames] - codec.convolved) / gpu.float32_tflops
-    return int(1e3 * SHARE_OF_CODEC / (others + codec.convolved / tflops))
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ def one_of(texts: Sequence[str]) -> Any:
 
 Name = Annotated[str, matching(NAME.pattern, f"a name like {NAME.pattern}")]
 Repository = Annotated[str, Field(max_length=MAX_REPOSITORY_CHARS), matching(REPOSITORY.pattern, "OWNER/NAME")]
+Digest = Annotated[str, matching(SHA256.pattern, "64 hexadecimal digits")]
 Fact = Annotated[str, one_of(FACTS)]
 
 
@@ -100,7 +101,7 @@ class RepositoryFiles:
     licence: Licence = Licence()
     gated: Annotated[str, one_of(GATES)] = "unknown"
     sizes: Mapping[str, NonNegativeInt] = field(default_factory=dict)
-    sha256: Mapping[str, Annotated[str, matching(SHA256.pattern, "64 hexadecimal digits")]] = field(default_factory=dict)
+    sha256: Mapping[str, Digest] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
