@@ -6,14 +6,16 @@
 
 `plugins/tested.json` is the record: a digest for each plug-in, stored when its day tests have passed, by the second
 command or by `scripts/test.sh`. A digest covers the plug-in's package, tests and scripts, every file of this repository
-that these import directly, and the lock file with the versions of other packages.
+that these import directly, and the lock file with the versions of other packages. It leaves out docstrings.
 """
 
 import ast
+import gc
 import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -57,6 +59,28 @@ def files_of(module: str) -> list[Path]:
     return [file.resolve() for file in files if file.is_file()]
 
 
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def docstrings(node: Documented) -> Iterator[ast.stmt]:
+    """Yield the docstrings of a module, of its classes and functions, and of theirs."""
+    if ast.get_docstring(node, clean=False) is not None:
+        yield node.body[0]
+    for statement in node.body:
+        if isinstance(statement, Documented):
+            yield from docstrings(statement)
+
+
+@cache
+def without_docstrings(source: bytes) -> bytes:
+    """Return the lines of Python code that are neither empty nor in a docstring."""
+    lines = source.splitlines()
+    for docstring in docstrings(ast.parse(source)):
+        for number in range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1):
+            lines[number - 1] = b""
+    return b"\n".join(line for line in lines if line.strip())
+
+
 def digest(name: str) -> str:
     """Return the digest of all files that decide about the tests of a plug-in, in hexadecimal."""
     files = {*own_files(name), LOCK}
@@ -64,7 +88,8 @@ def digest(name: str) -> str:
     files |= {file for module in modules for file in files_of(module)}
     total = hashlib.sha256()
     for file in sorted(files):
-        total.update(f"{file.relative_to(ROOT)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+        content = without_docstrings(file.read_bytes()) if file.suffix == ".py" else file.read_bytes()
+        total.update(f"{file.relative_to(ROOT)} {hashlib.sha256(content).hexdigest()}\n".encode())
     return total.hexdigest()
 
 
@@ -110,4 +135,5 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    gc.disable()  # syntax trees are many objects, and collecting them takes as long as parsing
     sys.exit(main(sys.argv[1:]))

@@ -52,6 +52,14 @@ def test_plugin_has_changed_if_a_file_that_decides_about_its_tests_has(
     assert written(capsys) == ("voice\n" if unrelated else "\n")
 
 
+def test_docstring_is_no_change(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plugins.RECORD.write_text(written(capsys, "digests"))
+    (tree / OWN).write_text(f'"""Family."""\n\n{FILES[OWN]}'.replace("late():\n", 'late():\n    """Import."""\n\n'))
+    assert written(capsys) == "voice\n"
+    (tree / OWN).write_text(f'{FILES[OWN]}NAME = """Family."""\n')
+    assert written(capsys) == "\n"
+
+
 def test_new_file_of_a_plugin_is_a_change(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plugins.RECORD.write_text(written(capsys, "digests"))
     (tree / "plugins/voice/stretto_voice/model.py").touch()
