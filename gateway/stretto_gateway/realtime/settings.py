@@ -244,9 +244,7 @@ def session_record(settings: Settings, session_id: str, expires_at: int) -> dict
     record: dict[str, Any] = {"id": session_id, "object": f"realtime.{prefix}session", "expires_at": expires_at}
     record |= settings.model_dump()
     audio_input = record["audio"]["input"]
-    if (
-        audio_input["transcription"] is not None
-    ):  # leave out empty fields, because Pipecat's type accepts only three fields
+    if audio_input["transcription"] is not None:  # without empty fields: Pipecat's type accepts only three fields
         audio_input["transcription"] = {name: value for name, value in audio_input["transcription"].items() if value}
     return record
 
