@@ -21,7 +21,7 @@ from lab.releases.every_codec import codec_cases
 from stretto.codecs.base import Codec, CodecSpec, Window
 from stretto.codecs.kernels import operators
 from stretto.decoder.memory import META, Peak, tensors_to_meta
-from stretto.decoder.streaming import FrameWindow, Windower
+from stretto.decoder.windows import FrameWindow, Windower
 
 REPLY_S = 4
 # the case and a codec of published size for each name of a decoder's size

@@ -35,7 +35,7 @@ from stretto.codecs.base import Blocks, Codec, Window, load_codec
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.glm4_voice import Glm4VoiceCodec
 from stretto.codecs.recorded_voices import FlowVoice
-from stretto.decoder.streaming import FrameWindow, Windower
+from stretto.decoder.windows import FrameWindow, Windower
 from stretto.entry_points import CODECS, names
 from stretto.testing.codec_streams import chunks_of, random_codes, stream
 from stretto_chatterbox import s3gen

@@ -12,7 +12,7 @@ import torch
 from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import Launcher, make_launcher
-from stretto.decoder.streaming import FrameWindow
+from stretto.decoder.windows import FrameWindow
 
 WARM_UPS = 3
 

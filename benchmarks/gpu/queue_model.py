@@ -28,7 +28,7 @@ from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, Pending
 from stretto.decoder.launching import CudaLauncher, Flight, State
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
-from stretto.decoder.streaming import FrameWindow
+from stretto.decoder.windows import FrameWindow
 from stretto.decoding.graphs import padded_batch
 from stretto.records.chunk import Chunk
 from stretto.streams.chunking import ChunkPolicy, DecodingTime

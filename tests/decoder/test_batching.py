@@ -7,7 +7,7 @@ from stretto.decoder.batching import ChunkJob, HostTurns, LaunchedBatch, next_gr
 from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.launching import HostLauncher, stack
 from stretto.decoder.sessions import DecoderSession, Renderer
-from stretto.decoder.streaming import Windower
+from stretto.decoder.windows import Windower
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
 from stretto.streams.layout import Segment

@@ -3,7 +3,7 @@ from dataclasses import replace
 from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.events import make_event
 from stretto.decoder.sessions import DecoderSession, Renderer
-from stretto.decoder.streaming import Windower
+from stretto.decoder.windows import Windower
 from stretto.records.chunk import EVENT, Chunk, GuidanceChange, Report, WordMark
 from stretto.records.sampling import OutputForm
 from stretto.streams.layout import Segment

@@ -13,7 +13,7 @@ from stretto.codecs.base import Window
 from stretto.config import DecoderConfig
 from stretto.decoder import worker as worker_module
 from stretto.decoder.launching import CudaLauncher, Flight, HostLauncher, make_launcher, stack
-from stretto.decoder.streaming import FrameWindow
+from stretto.decoder.windows import FrameWindow
 from stretto.decoder.worker import DecoderWorker
 from stretto.decoding.convolutions import convolutions_in
 from stretto.decoding.states import State

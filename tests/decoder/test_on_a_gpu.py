@@ -18,7 +18,7 @@ from stretto.decoder.chunk_queue import ChunkQueue, Counts, PendingChunk
 from stretto.decoder.launching import CudaLauncher, Flight
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
-from stretto.decoder.streaming import FrameWindow
+from stretto.decoder.windows import FrameWindow
 from stretto.errors import Cancelled, Closing
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm

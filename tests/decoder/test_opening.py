@@ -8,7 +8,7 @@ from transformers import DacModel
 
 from lab.releases.random_codecs import write_checkpoint
 from stretto.config import DecoderConfig
-from stretto.decoder.streaming import Windower
+from stretto.decoder.windows import Windower
 from stretto.decoder.worker import DecoderWorker, open_codec
 from stretto.errors import CheckpointError
 from stretto.records.chunk import Chunk

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from lab.releases.random_qwen3_codec import make_qwen3_codec
 from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig
-from stretto.decoder import streaming
-from stretto.decoder.streaming import PART_FRAMES, References, Windower
+from stretto.decoder import windows
+from stretto.decoder.windows import PART_FRAMES, References, Windower
 from stretto.decoder.worker import DecoderWorker
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk
@@ -222,7 +222,7 @@ def test_least_recently_used_references_are_evicted() -> None:
 
 def test_number_of_references_is_bounded_however_small_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU, each state occupies one row of a table with a fixed number of rows."""
-    monkeypatch.setattr(streaming, "MAX_REFERENCES", 2)
+    monkeypatch.setattr(windows, "MAX_REFERENCES", 2)
     references = References(1 << 20)
     for name in (b"a", b"b", b"c"):
         references.remember(name, Windower(FakeCodec.spec), torch.zeros(1, 1))

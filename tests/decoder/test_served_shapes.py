@@ -10,7 +10,7 @@ import pytest
 from lab.releases.every_codec import every_codec
 from stretto.codecs.base import Codec, CodecSpec
 from stretto.decoder.launching import Flight, HostLauncher, capture_shapes, warm_up
-from stretto.decoder.streaming import FrameWindow, Windower
+from stretto.decoder.windows import FrameWindow, Windower
 from stretto.decoding.states import State
 from stretto.entry_points import CODECS, find
 from stretto.family.base import Family

@@ -10,7 +10,7 @@ import torch
 from stretto.codecs.base import Codec, Window
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import HostLauncher, capture_shapes, warm_up
-from stretto.decoder.streaming import FrameWindow
+from stretto.decoder.windows import FrameWindow
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
 from stretto.streams.chunking import ChunkPolicy

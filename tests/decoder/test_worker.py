@@ -18,7 +18,7 @@ from stretto.config import DecoderConfig
 from stretto.decoder.batching import next_group
 from stretto.decoder.launching import Flight, own_states, stack
 from stretto.decoder.sessions import Sessions
-from stretto.decoder.streaming import FrameWindow
+from stretto.decoder.windows import FrameWindow
 from stretto.decoder.worker import MAX_FAILED_TURNS, DecoderWorker
 from stretto.decoding.states import State
 from stretto.errors import Cancelled, Closing, InvalidRequest

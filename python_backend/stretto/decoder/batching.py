@@ -16,7 +16,7 @@ from stretto.codecs.base import CodecSpec
 from stretto.decoder.chunk_queue import PendingChunk, check_connected
 from stretto.decoder.launching import Launcher
 from stretto.decoder.sessions import DecoderSession
-from stretto.decoder.streaming import FrameWindow
+from stretto.decoder.windows import FrameWindow
 from stretto.errors import Cancelled
 
 

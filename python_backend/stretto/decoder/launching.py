@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stretto.codecs.base import Codec, CodecSpec, Window, use_whole_float32
 from stretto.config import DecoderConfig
-from stretto.decoder.streaming import MAX_REFERENCES, FrameWindow, Windower
+from stretto.decoder.windows import MAX_REFERENCES, FrameWindow, Windower
 from stretto.decoding.convolutions import check_mode, convolutions_in
 from stretto.decoding.graphs import CudaGraphs, GraphCache, batch_limit, limits_of, padded_batch
 from stretto.decoding.states import Decode, State, StateRow, StateTable, decode_in_rows, row_numbers

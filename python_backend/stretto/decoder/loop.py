@@ -27,7 +27,7 @@ from stretto.decoder.chunk_queue import ChunkQueue, Counts, PendingChunk, Stopwa
 from stretto.decoder.events import make_event
 from stretto.decoder.launching import Launcher, capture_shapes, warm_up
 from stretto.decoder.sessions import RESUME, DecoderSession, Sessions
-from stretto.decoder.streaming import FrameWindow
+from stretto.decoder.windows import FrameWindow
 from stretto.decoding.graphs import batch_limit, limits_of, padded_batch
 from stretto.errors import Cancelled, Closing, InvalidRequest
 from stretto.hops import Hop, stamp

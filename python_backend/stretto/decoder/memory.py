@@ -18,7 +18,7 @@ from stretto.codecs.base import Codec, CodecSpec, Window
 from stretto.codecs.seanet import LENGTHS
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import num_in_flight, windows_of
-from stretto.decoder.streaming import FrameWindow, Windower
+from stretto.decoder.windows import FrameWindow, Windower
 from stretto.decoding.convolutions import Convolutions, check_mode, convolutions_in
 from stretto.decoding.graphs import FIRST_BATCH_S, MAX_BATCH_S, batch_limit
 from stretto.decoding.states import NUM_RESERVED, decode_in_rows

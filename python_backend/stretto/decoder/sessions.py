@@ -14,7 +14,7 @@ from torch import Tensor
 from stretto.codecs.base import Codec, CodecSpec
 from stretto.decoder.alignment import Collected, StoredBytes
 from stretto.decoder.reply_end import ended_in_pause
-from stretto.decoder.streaming import (
+from stretto.decoder.windows import (
     FrameWindow,
     References,
     SoundTable,

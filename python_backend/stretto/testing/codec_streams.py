@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stretto.codecs.base import Codec, Window
-from stretto.decoder.streaming import Windower
+from stretto.decoder.windows import Windower
 from stretto.streams.layout import words_of
 
 NUM_PADDED = 3  # frames

@@ -10,7 +10,7 @@ from plugins.chatterbox.lab import random_chatterbox
 from stretto.codecs.base import Window
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import HostLauncher, warm_up
-from stretto.decoder.streaming import Windower
+from stretto.decoder.windows import Windower
 from stretto.decoder.worker import DecoderWorker
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk

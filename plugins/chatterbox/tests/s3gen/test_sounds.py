@@ -9,7 +9,7 @@ import pytest
 
 from plugins.chatterbox.lab import random_chatterbox
 from stretto.config import DecoderConfig
-from stretto.decoder.streaming import SoundTable
+from stretto.decoder.windows import SoundTable
 from stretto.decoder.worker import DecoderWorker
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk, Sound

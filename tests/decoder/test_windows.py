@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from stretto.codecs.base import CodecSpec, Stateful, Windowed
-from stretto.decoder.streaming import FrameWindow, SoundTable, Windower
+from stretto.decoder.windows import FrameWindow, SoundTable, Windower
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk, Envelope, Sound
 from stretto.records.flow_address import FlowAddress
