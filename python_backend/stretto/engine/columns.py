@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from stretto.records.sampling import NUMBERS
+from stretto.records.sampling import NUMBER_OPTIONS
 
 Array = Any  # np.ndarray or torch.Tensor
 
@@ -64,7 +64,7 @@ class SlotScales:
     Attributes:
         depth_temperature: Temperature of streams 1 to S - 1 in audio rows, also without a depth transformer.
         guidance: Guidance scale of a CFG pair, or of guidance within the latent predictor; 1 for none.
-        options: Columns of the options in `NUMBERS` (`Option.to_column`), keyed by the name of the field.
+        options: Columns of the options in `NUMBER_OPTIONS` (`Option.to_column`), keyed by the name of the field.
     """
 
     text_temperature: Array
@@ -80,7 +80,7 @@ class SlotScales:
     def from_columns(cls, columns: Array) -> Self:
         """Return the parameters in the columns of a table, in the order of `SCALES`, [C, B]."""
         named = dict(zip(SCALES, columns, strict=True))
-        options = {name: named.pop(name) for name in NUMBERS}
+        options = {name: named.pop(name) for name in NUMBER_OPTIONS}
         return cls(**named, options=options)
 
 
@@ -93,10 +93,10 @@ def _index(table: type, *others: str) -> dict[str, int]:
 STATE = _index(SlotState)
 LIMITS = _index(SlotLimits)
 REDRAWS = slice(LIMITS["redraw_1"], LIMITS["redraw_4"] + 1)
-SCALES = _index(SlotScales, *NUMBERS)
+SCALES = _index(SlotScales, *NUMBER_OPTIONS)
 # Number of each option's column that has no effect; options that always have one are left out.
 COLUMNS_OFF = {
     name: option.off if option.column_off is None else option.column_off
-    for name, option in NUMBERS.items()
+    for name, option in NUMBER_OPTIONS.items()
     if option.off is not None
 }

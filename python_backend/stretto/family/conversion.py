@@ -13,7 +13,7 @@ from stretto.errors import CheckpointError, shown
 from stretto.family.base import VOCABULARY, Vocabulary
 from stretto.family.plugin import DRAWN, NAME
 from stretto.records.prompt import MAX_MAGNITUDE
-from stretto.records.sampling import NUMBERS
+from stretto.records.sampling import NUMBER_OPTIONS
 from stretto.untrusted_files import entry
 from stretto.weights.backbones import dtype_of
 from stretto.weights.loading import Part, PendingTensor, Plan, Progress, Shape, Written, check
@@ -288,7 +288,7 @@ class Published(Protocol):
         GENERATION: Fields of `speech_sampling` by generation_config.json key; empty if releases have no such file.
         MARKS: Maps names of tensors that only releases of this family contain to a description of these releases, for
             error messages.
-        IS_BARE: True if releases have no config, and any kind of tokenizer because the family generates no text.
+        IS_BARE: True if releases may have no config, and a tokenizer that is not byte-level.
         IS_FLOAT32: True for a model that is trained and served in float32 only, because latents are fed back.
         AUTHORS_FORMAT: Authors' format, for the error message about a release in transformers format; empty if such
             releases can be converted.
@@ -394,4 +394,4 @@ def prefixed(prefix: str, segment: str) -> dict[str, tuple[str, ...]]:
 
 
 # Keys used by transformers, for the audio segment.
-AUDIO = prefixed("", "audio") | {name: (name,) for name in NUMBERS}
+AUDIO = prefixed("", "audio") | {name: (name,) for name in NUMBER_OPTIONS}

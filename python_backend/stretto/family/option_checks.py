@@ -2,7 +2,7 @@
 
 from stretto.errors import InvalidRequest, shown
 from stretto.family.base import Family, Task
-from stretto.records.sampling import NUMBERS, LatentSampling, SamplingConfig
+from stretto.records.sampling import NUMBER_OPTIONS, LatentSampling, SamplingConfig
 from stretto.streams.layout import LatentSpec
 
 
@@ -52,7 +52,7 @@ def _check_latents(sampling: SamplingConfig, spec: LatentSpec, family: Family) -
         expected = "1.0 (the noise of this model has a fixed variance)"
         raise InvalidRequest("options.audio.temperature", expected, audio.temperature)
     off: dict[str, tuple[float, float]] = {"audio.top_k": (audio.top_k, 0), "audio.top_p": (audio.top_p, 1.0)}
-    for field, option in NUMBERS.items():
+    for field, option in NUMBER_OPTIONS.items():
         if option.off is not None and option.name.startswith("audio."):
             off[option.name] = getattr(sampling, field), option.off
     for name, (value, neutral) in off.items():

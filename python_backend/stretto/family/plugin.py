@@ -26,7 +26,7 @@ from stretto.codecs.decoder_sizes import BUILT_IN, UNKNOWN, DecoderSize
 from stretto.entry_points import FAMILIES, Installed, find, installed, names
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.family.base import VOCABULARY, Family, Task
-from stretto.records.sampling import NUMBERS, CodeSampling, SamplingConfig, SegmentSampling
+from stretto.records.sampling import NUMBER_OPTIONS, CodeSampling, SamplingConfig, SegmentSampling
 from stretto.untrusted_files import UNPARSABLE, json_object, leading_elsewhere
 from stretto_contract.speech_checks import USUAL_SIGNALS, SignalLimits
 
@@ -159,7 +159,7 @@ def with_defaults(family: Family, record: object) -> Family:
     if not isinstance(record, Mapping):
         raise CheckpointError(f"config.json: {SAMPLING}: expected an object, got {shown(record)}")
     for name, value in record.items():
-        if name not in (*SEGMENTS, "depth", *NUMBERS):
+        if name not in (*SEGMENTS, "depth", *NUMBER_OPTIONS):
             raise CheckpointError(f"config.json: {SAMPLING}: unknown {shown(name)}")
         if name in (*SEGMENTS, "depth") and not (isinstance(value, Mapping) and {*value} <= {*DRAWN}):
             raise CheckpointError(f"config.json: {SAMPLING}.{name}: expected {', '.join(DRAWN)}, got {shown(value)}")
@@ -178,7 +178,7 @@ def _over(defaults: SamplingConfig, record: Mapping[str, Any]) -> SamplingConfig
     depth = defaults.depth
     if sampling is not None:
         depth = replace(depth or CodeSampling(audio.temperature, audio.top_k, audio.top_p), **sampling)
-    others = {name: record[name] for name in NUMBERS if name in record}
+    others = {name: record[name] for name in NUMBER_OPTIONS if name in record}
     return replace(defaults, text=text, audio=audio, depth=depth, **others)
 
 

@@ -20,7 +20,7 @@ from stretto.family.text import check_text
 from stretto.preprocessing.hearing import read_session_options
 from stretto.records.json_record import MAX_BYTES, read_json
 from stretto.records.sampling import (
-    NUMBERS,
+    NUMBER_OPTIONS,
     OPTIONS,
     CodeSampling,
     Delivery,
@@ -261,7 +261,7 @@ def _within_max_rows(sampling: SegmentSampling, requested: SegmentOptions) -> Se
 def _numbers(options: OptionsRecord) -> dict[str, Any]:
     """Return the requested options of one number as fields of SamplingConfig."""
     numbers = {}
-    for field_name, option in NUMBERS.items():
+    for field_name, option in NUMBER_OPTIONS.items():
         *objects, key = option.name.split(".")
         record: Mapping[str, Any] = options
         for name in objects:

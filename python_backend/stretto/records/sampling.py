@@ -116,7 +116,7 @@ def _ranges(record: Any) -> tuple[tuple[str, Expected, bool], ...]:
 
 def option_name(field: str) -> str:
     """Return the name of an option, given the name of a field of `SamplingConfig` or of one of its parts."""
-    return NUMBERS[field].name if field in NUMBERS else OPTION_NAMES.get(field, field)
+    return NUMBER_OPTIONS[field].name if field in NUMBER_OPTIONS else OPTION_NAMES.get(field, field)
 
 
 def check_temperature(name: str, value: float) -> None:
@@ -209,10 +209,10 @@ class SamplingConfig:
 
     @property
     def columns(self) -> list[float]:
-        """Column numbers of the options in `NUMBERS`, in that order."""
+        """Column numbers of the options in `NUMBER_OPTIONS`, in that order."""
         return [
             getattr(self, name) if option.to_column is None else option.to_column(self)
-            for name, option in NUMBERS.items()
+            for name, option in NUMBER_OPTIONS.items()
         ]
 
     @property
@@ -289,7 +289,9 @@ def _numbers(record: type) -> dict[str, Option]:
     return {name: mark for name, many in marks.items() for mark in many if isinstance(mark, Option)}
 
 
-NUMBERS: Mapping[str, Option] = _numbers(SamplingConfig)  # options of one number each, keyed by the name of the field
+NUMBER_OPTIONS: Mapping[str, Option] = _numbers(
+    SamplingConfig
+)  # options of one number each, keyed by the name of the field
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ class Responses:
         self._thread.submit(self._send, pb_utils.InferenceResponse(tensors))
 
     def answer(self, record: bytes) -> None:
-        """Send the answer to a command, which the client reads itself."""
+        """Send a command's answer, which only the client reads."""
         self._thread.submit(self._send, pb_utils.InferenceResponse([bytes_tensor(CHUNK, record)]))
 
     def _send(self, response: Any) -> None:
@@ -189,7 +189,7 @@ class ChunkSender:
     def _poll(self, scope: asyncio.Timeout) -> None:
         """End the timeout scope if the utterance is over; otherwise check the client and the decoder."""
         if not self._is_over():
-            self._check_client()
+            self._check_client_if_quiet()
             self._probe_if_quiet()
         elif scope.when() is None:
             scope.reschedule(0.0)
@@ -244,7 +244,7 @@ class ChunkSender:
             nonlocal num_answered, progress, since
             if condition():
                 return True
-            self._check_client()
+            self._check_client_if_quiet()
             if self._num_chunks_answered() > num_answered or self._slot.progress != progress:
                 num_answered = self._num_chunks_answered()
                 progress = self._slot.progress
@@ -290,7 +290,7 @@ class ChunkSender:
         self._num_probes += 1
         self._send(Envelope(self._utterance, self._slot.address, None), None)
 
-    def _check_client(self) -> None:
+    def _check_client_if_quiet(self) -> None:
         """Check the client's connection if the decoder has not answered for `check_s`.
 
         The decoder may be waiting for this client to release slots of its ring.

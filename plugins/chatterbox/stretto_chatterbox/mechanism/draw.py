@@ -15,7 +15,7 @@ import triton.language as tl
 from stretto.engine.kernels.draw import draw
 from stretto.engine.kernels.gpu.step_draw import SAMPLING_FUNCTIONS, floor_of, noisiest_of, with_penalty
 from stretto.engine.sampling.parameters import DrawParams
-from stretto.engine.sampling.truncation import kept
+from stretto.engine.sampling.truncation import kept_candidates
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays
 from stretto.engine.worker.sampler import RowDraw
 from stretto.engine.worker.segment_state import Rows
@@ -41,7 +41,7 @@ def truncate(logits: torch.Tensor, params: DrawParams) -> torch.Tensor:
         if rows.keeps_all:
             continue
         index = np.arange(len(values)) if rows.index is None else rows.index
-        floor = kept(values[index], rows)[2]
+        floor = kept_candidates(values[index], rows)[2]
         is_dropped = values[index] < floor
         if rows.is_greedy is not None:
             is_dropped &= ~rows.is_greedy

@@ -6,7 +6,7 @@ import torch
 from stretto.engine.sampling.candidates import LOWEST, candidates
 from stretto.engine.sampling.noise import gumbel
 from stretto.engine.sampling.parameters import DrawParams, DrawPlan, PairRows
-from stretto.engine.sampling.truncation import kept
+from stretto.engine.sampling.truncation import kept_candidates
 
 # 23-bit Gumbel noise is in (-2.82, 16.64). At temperature 1, a logit is never sampled if it is below the largest logit
 # by more than the difference of these bounds.
@@ -62,7 +62,7 @@ def _draw_part(logits: np.ndarray, ids: np.ndarray, keys: np.ndarray, rows: Pair
         drawn = _draw_single(logits[0], ids, keys[0], rows, *rows.grouping)
         if drawn is not None:
             return drawn
-    values, columns, floor = (_all if rows.keeps_all else kept)(logits, rows)
+    values, columns, floor = (_all if rows.keeps_all else kept_candidates)(logits, rows)
     positions = rows.first_column + (np.arange(logits.shape[1]) if columns is None else columns)
     ids = ids[positions]
     scores = values / rows.temperature

@@ -7,8 +7,16 @@ from stretto.engine.sampling.candidates import LOWEST, candidates, lower_bound
 from stretto.engine.sampling.parameters import PairRows
 
 
-def kept(logits: np.ndarray, rows: PairRows) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Return the candidates of rows with top-k or top-p, in the form that `_all` returns."""
+def kept_candidates(logits: np.ndarray, rows: PairRows) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Return the logits among which rows with top-k or top-p sample.
+
+    Args:
+        logits: Float [N, C].
+
+    Returns:
+        Largest logits of each row, float [N, M]; their columns, int [N, M], or None if they are all; and the smallest
+        logit that each row keeps, float [N, 1].
+    """
     num_columns = logits.shape[1]
     reach = rows.reach
     total = None

@@ -196,5 +196,7 @@ class HeldReplies:
         held = [request for request in self.held(running) if request.request_id not in self._blocks.sessions]
         first = next((request for request in waiting if not self.is_held(request)), None) if held else None
         return (
-            [] if first is None or self._planner.has_room(first, running, num_slots) else self._planner.blocked(running)
+            []
+            if first is None or self._planner.has_room(first, running, num_slots)
+            else self._planner.next_to_preempt(running)
         )

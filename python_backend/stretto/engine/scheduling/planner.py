@@ -44,11 +44,11 @@ def plan_grants(rows: Iterable[RunningRow], budget: int) -> dict[str, int]:
             continue
         partner = by_id.get(row.partner) if row.partner is not None else None
         if row.partner is None:
-            is_joint = row.may_finish
+            may_sample = row.may_finish
         else:
-            is_joint = row.may_finish and partner is not None and row.remaining + partner.remaining <= budget
+            may_sample = row.may_finish and partner is not None and row.remaining + partner.remaining <= budget
         for half in (row,) if partner is None else (row, partner):
-            grant = grants[half.request_id] = _grant(half, is_joint, budget)
+            grant = grants[half.request_id] = _grant(half, may_sample, budget)
             budget -= grant
     return grants
 
@@ -426,8 +426,8 @@ class PairPlanner:
         partner = self._table.partner(last.request_id)
         return [request for request in running if request.request_id in (last.request_id, partner)]
 
-    def blocked(self, running: list[Request]) -> list[Request]:
-        """Return the members of the youngest pair (or the single request) that is blocked on streamed text."""
+    def next_to_preempt(self, running: list[Request]) -> list[Request]:
+        """Return the members of the youngest pair (or single request) that waits for text, or else of the last one."""
         return self.with_partner(self.tail(running))
 
     def with_partner(self, tail: list[Request]) -> list[Request]:

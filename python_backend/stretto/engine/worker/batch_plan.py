@@ -71,7 +71,7 @@ class BatchPlan:
         audio: Sampling methods needed for stream 0 in audio.
         depth: Sampling methods needed for the other streams.
         ras_window: Maximum window of repetition-aware sampling among the rows.
-        used: Names of the options in `NUMBERS` that have an effect on any row.
+        used: Names of the options in `NUMBER_OPTIONS` that have an effect on any row.
         has_delayed_tail: True if any reply continues audio in its prompt.
     """
 

@@ -13,7 +13,7 @@ from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.sampling.noise import seed_key
 from stretto.engine.tracks import ENDLESS, Track
 from stretto.records.prompt import Prompt
-from stretto.records.sampling import NUMBERS, SamplingConfig
+from stretto.records.sampling import NUMBER_OPTIONS, SamplingConfig
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
     from stretto.engine.step_records import NewText
@@ -147,7 +147,7 @@ def scales_row(sampling: SamplingConfig) -> list[float]:
         "depth_temperature": sampling.codes.temperature,
         "depth_top_p": sampling.codes.top_p,
         "guidance": sampling.guidance_scale if inside is None else inside.guidance_scale,
-        **dict(zip(NUMBERS, sampling.columns, strict=True)),
+        **dict(zip(NUMBER_OPTIONS, sampling.columns, strict=True)),
     }
     return [row[name] for name in SCALES]
 
@@ -175,7 +175,7 @@ class SlotTables:
         texts: Texts whose ids are not read row by row, or that rows write, int32 [R, G], in a format of the mechanism
             (`DrawRules.num_text_entries`); [R, 0] for other families.
         limits: Values of SlotLimits, numpy int64 [R, 17].
-        scales: Values of SlotScales, numpy float32 [R, 7 + N], with the N options in `NUMBERS` last.
+        scales: Values of SlotScales, numpy float32 [R, 7 + N], with the N options in `NUMBER_OPTIONS` last.
         seen: True for ids that the reply contains, for the repetition penalty, bool [R, V + 1]. The last column is for
             ids that are not counted. The shape is [R, 0] for families without a penalty.
         sent_columns: Columns of `state` that are sent to the host with each row (`SegmentRules.sent_state`).

@@ -306,7 +306,7 @@ def _guided(
 
 
 @triton.jit
-def _rules(
+def _parameters_of(
     mine: tl.tensor, first_stream: tl.constexpr, plan_stride: tl.constexpr, is_greedy: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """Return temperature, top-k, top-p and min-p (distance from the largest logit) for a stream."""
@@ -397,7 +397,7 @@ def draw_streams_kernel(
     if places is not None:
         forbidden = places + (position - audio_start) % num_places * num_columns + columns
         values = tl.where(tl.load(forbidden, mask=inside, other=1) != 0, float("-inf"), values)
-    temperature, top_k, top_p, span = _rules(mine, first_stream, plan_stride, is_greedy)
+    temperature, top_k, top_p, span = _parameters_of(mine, first_stream, plan_stride, is_greedy)
     key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), position, first_stream + stream)
     column = chosen(values, ids, key, num_columns, temperature, top_k, top_p, span, is_seen, penalty)
     token = tl.load(token_ids + stream * num_columns + column)
