@@ -191,7 +191,7 @@ class Comparison:
             yield self._passage("cut", start, start, first, last)
 
     def _is_audible(self, first: int, last: int) -> bool:
-        """Return True if a part of the generated speech is not silent."""
+        """Return True if samples [first, last) of the generated speech are not all silent."""
         samples = self._generated[max(0, first) : max(0, last)]
         return len(samples) > 0 and bool((levels(samples) >= self._generated_silence).any())
 

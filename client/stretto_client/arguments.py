@@ -148,7 +148,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def check_file(parser: argparse.ArgumentParser, path: Path) -> None:
-    """Exit with status 2 unless the path is a file or a pipe."""
+    """Exit with status 2 if the path is missing or a folder."""
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except OSError as error:

@@ -76,7 +76,7 @@ class Spoken:
     codes: NDArray[np.int32]
 
     def earlier(self, task: TaskProfile) -> Earlier:
-        """Return the part of a request with which a clause of `task` continues this one."""
+        """Return the request field that makes a clause of `task` continue this one."""
         codes = {"codes": self.codes.tolist()}
         text = {"text": self.text}
         if task.continues == "voice":

@@ -261,7 +261,7 @@ def first_in_other_script(pieces: Iterable[str]) -> str | None:
 
 
 def transliterated(speak: Speak, transliteration: Transliteration | None, text: str, **options: Any) -> Events:
-    """Speak a clause whose letters of other scripts are transliterated if the whole text is mostly Latin."""
+    """Speak a clause; transliterate it if most of it is not Latin in a text that mostly is."""
     if transliteration is not None and transliteration.is_needed(text):
         return speak(text, **options, transliterates=True)
     return speak(text, **options)

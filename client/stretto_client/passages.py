@@ -1,4 +1,4 @@
-"""Passages of a streamed text: it is divided where its marks change the voice."""
+"""Passages of a streamed text, divided where a mark changes the voice."""
 
 import re
 from collections import deque

@@ -370,7 +370,7 @@ def read_receipt(data: bytes) -> Receipt:
 
 
 def check_fields(path: str, record: dict[str, Any], fields: Mapping[str, Field]) -> None:
-    """Raise ReceiptError unless a record has these fields and no others."""
+    """Raise ReceiptError if a field is missing, unknown or invalid."""
     for name in record.keys() - fields.keys():
         raise ReceiptError(f"{path}: expected no field {shown(name)}")
     for name, field in fields.items():

@@ -110,7 +110,7 @@ def tag_at(text: str, start: int) -> tuple[Tag | None, bool]:
 
 
 class TagFilter:
-    """Incremental filter of text. The result does not depend on how the text is split into pieces.
+    """Incremental filter that removes tags. The result does not depend on how the text is split into pieces.
 
     Code in Markdown is unchanged, as are tags that the model renders, and HTML used in Markdown. A block of reasoning
     that is not closed is left out to the end of the text.

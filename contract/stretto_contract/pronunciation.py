@@ -203,7 +203,7 @@ class Dictionary:
         return bool(self._words)
 
     def begins(self, character: str) -> bool:
-        """Return True if a word of the dictionary begins with this character of a folded text."""
+        """Return True if a word of the dictionary begins with this character, which must be folded."""
         return character in self._begins
 
     def find(self, text: str, folded_text: str, start: int, is_last: bool) -> tuple[int, str] | None:

@@ -159,7 +159,7 @@ class Catalogue:
         }
 
     async def has_adapter(self, name: str) -> bool:
-        """Return True if `name` is an adapter's, as far as the server was asked in the last seconds."""
+        """Return True if `name` is an adapter; for an unknown name, the server is asked if the list is old."""
         if name not in self.adapters and name != self.label and not is_alias(name):
             await self._list_adapters(REFRESH_S)
         return name in self.adapters

@@ -33,7 +33,7 @@ SENTENCES = (
 
 
 def mixed(texts: Sequence[str] = SENTENCES, seed: int = 0) -> Iterator[str]:
-    """Yield texts in random order, without end; each of them equally often. Equal seeds give equal texts."""
+    """Yield shuffled texts endlessly, with a random number for `{}`. Equal seeds give equal texts."""
     choice = random.Random(seed)
     while True:
         for text in choice.sample(texts, len(texts)):

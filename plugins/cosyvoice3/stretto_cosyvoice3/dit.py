@@ -60,14 +60,14 @@ class _TimeInput(nn.Module):
 
 
 class Context:
-    """Rows of earlier frames that the layers of an evaluation read before their own: inputs, keys and values.
+    """Inputs, keys and values of earlier frames, which each layer reads before the rows of its own frames.
 
     Attributes:
         kept: With `is_kept`, the rows that evaluations of later frames read, in the order of the layers.
 
     Args:
         num_frames: Number of earlier frames, whole chunks; 0 at the beginning of an utterance.
-        rows: `kept` of the evaluation of the earlier frames, which had none before them.
+        rows: `kept` of the evaluation of the first `num_frames` frames.
         is_kept: True to keep the rows of this evaluation.
     """
 

@@ -106,7 +106,7 @@ class Order:
 
 
 async def ordered(voice_id: str, body: SpeechBody, output_format: str, request: Request) -> Order:
-    """Return the speech that a request asks for; raise ApiError if a field is invalid."""
+    """Return the order for a request; raise ApiError if a field is invalid."""
     gateway = await speaking(request.app.state.gateway, body.model_id)
     ignored = Ignored(body, gateway.strict)
     body.refuse_dictionaries()

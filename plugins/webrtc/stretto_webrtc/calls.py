@@ -51,7 +51,7 @@ class WebRtcCall:
         self.task = asyncio.create_task(self._hold())
 
     async def answer(self) -> str:
-        """Return the session description that answers the caller's; raise ApiError if there is no call."""
+        """Return the session description that answers the caller's; raise ApiError if the call fails."""
         either: list[asyncio.Future[Any]] = [self.task, self._answered]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not self._answered.done():

@@ -144,7 +144,7 @@ Launched = Convolution | Upsampling | Downsampling
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Layer with a launch of its own, and its connection to the layers before it.
+    """Layer with its own kernel launch, and its connection to earlier layers.
 
     Attributes:
         begins_residual: True if its input, before the activation, is a residual.
@@ -180,7 +180,7 @@ def residual_links(layers: Iterable[nn.Module]) -> Iterator[Link]:
 
 
 def run_links(links: Sequence[Link], x: Tensor, memory: Any) -> Tensor:
-    """Launch links one after another; each activates its output for the next one, and keeps it if it is needed."""
+    """Launch links in order; each applies the next link's activation, and also keeps the plain output if needed."""
     followers: list[Link | None] = [*links[1:], None]
     residual: Tensor | None = None
     active: Tensor | None = None

@@ -218,7 +218,7 @@ class WithConstants(nn.Module):
         self._is_joined = True
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
-        """Convert the weights, as torch does for `to` and `double`, and compute the constants of the new ones."""
+        """Convert the weights, as torch does for `to` and `double`; compute again the constants that `join` made."""
         super()._apply(fn, recurse)
         if self._is_joined:
             self.join()

@@ -249,7 +249,7 @@ class BackgroundServer:
         return read(default_pid_file(self.port, self.folder))
 
     def check_model(self) -> None:
-        """Raise LaunchError if the server on the port has another model than `repository`."""
+        """Raise LaunchError if the port has a model other than `repository`, or another program."""
         if self.repository is None:
             return
         record = self.record()

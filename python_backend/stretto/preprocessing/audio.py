@@ -184,7 +184,7 @@ class FairQueue(Generic[Item]):
             return self._waiting.pop()
 
     def close(self) -> None:
-        """Close the queue to new items."""
+        """Let `get` no longer wait."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()

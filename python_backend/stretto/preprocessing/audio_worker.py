@@ -75,7 +75,7 @@ def limit_cpu(time_s: int) -> None:
 
 
 def answer(memory: int, job: dict[str, Any]) -> dict[str, Any]:
-    """Run a job and return its answer; the samples replace the job's audio in the file `memory`."""
+    """Run a job and return its answer; samples or pixels replace the input in the file `memory`."""
     try:
         if "tag" in job:
             return {"tag": read_tag(contents(memory), job["tag"])}

@@ -1,4 +1,4 @@
-"""Sizes of a request's files of audio and images."""
+"""Limit on the size of audio and image files."""
 
 from stretto.errors import InvalidRequest
 

@@ -211,7 +211,7 @@ def _stored_bytes(shape: Backbone, num_weight_bytes: int) -> int:
 
 
 def choose(entry: ReleaseEntry, num_weight_bytes: int, gpu: int | None, cpu: bool) -> Device:
-    """Return the device for a release: the given one, or else the GPU with the most free memory that fits, or the CPU.
+    """Return the device for a release: the given one, or the freest GPU, or the CPU without a usable GPU.
 
     Args:
         gpu: Number of the GPU to use; None to choose.

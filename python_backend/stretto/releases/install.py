@@ -361,7 +361,7 @@ class Installer:
 
 
 def prefers_gpu(gpu: int | None, is_for_cpu: bool) -> bool:
-    """Return True if a model is served on a GPU if it fits.
+    """Return True unless the CPU is wanted or no GPU is usable.
 
     Args:
         gpu: GPU that the user named, or None.

@@ -288,7 +288,7 @@ def _check_redraws(
 
 
 def _frames(family: Family, rows: list[Row]) -> np.ndarray:
-    """Return the frames of a reply that has an audio segment, [n, K]."""
+    """Return the first frames of a reply with audio, [n, K]."""
     layout = family.layout
     first = layout.audio[0]
     frames = FrameCodes(family, layout.codebook_streams or range(len(rows[0])))

@@ -35,7 +35,7 @@ TEXT = 1
 
 
 class EndClassifier(nn.Module):
-    """Logit of the end of a reply, after a frame."""
+    """Logit that the reply ends after a frame."""
 
     def __init__(self, width: int):
         super().__init__()

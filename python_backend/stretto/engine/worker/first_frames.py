@@ -111,7 +111,7 @@ class CudaLane:
         self._graphs = GraphCache(decode, CudaGraphs(self._stream), codec.spec, MAX_BATCH, longest_s)
 
     def capture(self) -> None:
-        """Capture graphs for each number of frames and of replies, the largest first: the others use its memory."""
+        """Capture graphs for all numbers of frames and for 1, 2, 4… replies, the largest first to share its memory."""
         torch.cuda.synchronize(self._device)
         with torch.cuda.stream(self._stream), torch.inference_mode():
             for num_frames in range(MAX_FIRST_FRAMES, 0, -1):

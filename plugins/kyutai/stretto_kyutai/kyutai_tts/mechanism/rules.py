@@ -8,7 +8,7 @@ from stretto.engine.rules import where
 
 
 def ask_for_word(token, in_audio, remaining, forced, main_at, main_end, taken, num_words, script):
-    """Return True if a row asks for a word, and True if it takes one, which is word number `taken`."""
+    """Return two flags: the row asks for a word, and the row takes one (word number `taken`)."""
     is_waiting = (main_at < main_end) | (forced > 0)
     asks = in_audio & (is_waiting == 0) & ((token == script.new_id) | (remaining <= 0))
     return asks, asks & (taken < num_words)

@@ -211,7 +211,7 @@ class SpokenLLM:
 
 
 def _begun(configs: Iterable[EngineConfig], failed: ExitStack) -> Iterator[StartingLLM]:
-    """Begin to start an engine for each configuration, and yield it; `failed` will stop those that have begun."""
+    """Start an engine for each configuration without waiting, and yield it; `failed` stops those started."""
     for config in configs:
         starting = StartingLLM(config)
         failed.callback(starting.stop)
