@@ -4,8 +4,6 @@ from typing import Any
 
 import pytest
 
-from stretto.codecs.base import load_codec
-from stretto.convert.make_repository import CLONING
 from stretto.families.tiny import PLUGIN
 from stretto.families.tiny.family import TINY
 from stretto.triton_io.tensors import ADAPTERS, CLONING_REQUEST, MODELS, REQUEST, TensorSpec
@@ -63,8 +61,11 @@ def test_ensemble_maps_tensors_to_identical_names() -> None:
             assert [(entry["key"][0], entry["value"][0]) for entry in step[field]] == [(name, name) for name in names]
 
 
+@pytest.mark.slow
 def test_cloning_ensemble_differs_from_speech_in_names_only() -> None:
     """Its inputs are those of the preprocessor, and `pcm` is its only output."""
+    from stretto.convert.make_repository import CLONING  # imports transformers
+
     config = parse(CLONING.format(name="other"))
     speech = read_config("speech")
     assert [as_spec(entry) for entry in config["input"]] == plain(CLONING_REQUEST)
@@ -94,6 +95,7 @@ def test_repository_models_resolve_to_one_checkpoint() -> None:
 
 @pytest.mark.slow
 def test_bundled_speech_config_contains_the_model_profile() -> None:
+    from stretto.codecs.base import load_codec
     from stretto.convert.make_repository import profile  # imports transformers
 
     (parameter,) = read_config("speech")["parameters"]

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
-from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
 from stretto.family.base import DepthSpec, Family
 from stretto.records.prompt import Condition, Prompt
@@ -130,6 +128,10 @@ def _depth_weights(
 
 
 def _audio_weights(audio_config: dict[str, Any], hidden: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    # takes seconds
+    from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
+    from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
+
     tower = Qwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoderConfig(**audio_config))
     shapes = {f"audio_tower.{name}": tensor.shape for name, tensor in tower.state_dict().items()}
     shapes |= {
