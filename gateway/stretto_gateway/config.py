@@ -24,8 +24,10 @@ class Limits:
 
     Attributes:
         max_body_bytes: Maximum body size of a request with audio.
+        max_json_bytes: Maximum body size of any other request.
         max_held_bytes: Maximum memory for all requests in progress, not counting the first 64 KiB of each.
         max_book_bytes: Maximum size of the text of a job, in UTF-8.
+        max_jobs: Maximum number of stored jobs per key.
         max_active: Maximum number of concurrent utterances, half of which a single caller may use.
         max_waiting: Maximum number of requests that wait for a slot, half of which a single caller may use, and also
             of requests that wait for a full server. Further requests get status 429.
@@ -33,15 +35,18 @@ class Limits:
         max_fetching: Maximum number of recordings that are fetched at once, half of which a single caller may use.
         full_s: Maximum time for which a request waits for a full server.
         later_full_s: The same for a later clause of a long text.
+        max_voices: Maximum number of stored voices per key.
         max_pronunciations: Maximum number of entries in the pronunciation dictionary of a key.
         max_dictionary_bytes: Maximum size of such a dictionary as JSON, so that it fits into a request.
         keep_alive_s: Time for which a connection may be idle, longer than balancers keep theirs (60 s), because a
             request that they send while it is being closed is lost.
         stall_s: Time after which a client that neither reads nor writes is disconnected.
         drain_s: Maximum time for running responses to finish at shutdown, and for the output of a session at its end.
+        first_s: Maximum time until the server begins to answer.
         max_sessions: Maximum number of open WebSockets and WebRTC calls.
         max_event_bytes: Maximum size of a WebSocket message, and of the events of a WebRTC call that wait.
         max_turn_s: Maximum duration of uncommitted audio in a realtime session.
+        max_items: Maximum number of items in a realtime conversation.
         idle_s: Time without a message after which a session ends.
         resume_s: Time for which a full-duplex session outlasts a lost connection to the server.
         writing_s: Maximum time for a client to finish sending the text of a streamed utterance.
