@@ -319,8 +319,8 @@ class SpeechClient:
         """Transcribe audio while it is being recorded, and return the events.
 
         Text and word times arrive as soon as the model has generated them (`profile().reads_live_audio`), or every 2 s
-        (`TaskProfile.reads_beginning`). A file is transcribed as fast as the server can. The session may last as long
-        as the model's maximum length, up to an hour; `total_s` also limits it.
+        (`profile().continues_transcripts`). A file is transcribed as fast as the server can. The session may last as
+        long as the model's maximum length, up to an hour; `total_s` also limits it.
 
         Args:
             pieces: Parts of the samples, of any length, mono [n]: floating-point in [-1, 1], or int16.

@@ -20,17 +20,19 @@ from typing import Literal, Protocol, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from stretto_client.errors import ClientError, TimedOut, Timeouts
+from stretto_client.errors import ClientError, RequestRefused, TimedOut, Timeouts
 from stretto_client.model_profile import ModelProfile, known_profile
 from stretto_client.produced_speech import Items
+from stretto_client.signals import FULL_SCALE, as_floats
 from stretto_client.speech_stream import SpeechEvent, SpeechStream, TranscriptionOptions
 from stretto_client.tries import Tries, events_in_turn, once
-from stretto_client.unread import SAMPLE_BYTES, UnreadAudio
+from stretto_client.unread import UnreadAudio
 from stretto_client.voices import Audio
 
 STEP_S = 2.0
 NUM_FREE_STEPS = 2  # the first requests, whose transcripts are not continued
 SESSION_OPTIONS: set[Literal["resume_s", "progress"]] = {"resume_s", "progress"}  # that requests do not have
+SAMPLE_BYTES = 2  # of the recording that a live transcript keeps, int16
 SESSION = "growing"  # of the first event, as in sessions of the server; nothing can be sent to it
 
 Transcribe = Callable[[NDArray[np.float32], str], SpeechStream]
@@ -52,7 +54,7 @@ class GrowingTranscript:
         self._tries = tries
         self._unread = unread
         self._items = items
-        self._recording = bytearray()  # float32, all audio that has arrived
+        self._recording = bytearray()  # int16, all audio that has arrived
         self._num_read = 0  # samples of it that have been transcribed
         self._num_steps = 0
         self._num_events = 0
@@ -65,6 +67,10 @@ class GrowingTranscript:
     def _num_samples(self) -> int:
         return len(self._recording) // SAMPLE_BYTES
 
+    @property
+    def _read_s(self) -> float:
+        return self._num_read / self._unread.sample_rate
+
     async def follow(self) -> None:
         """Put all events into the queue. If a request fails, put the transcript so far before the error is raised."""
         await self._put(SpeechEvent(None, "", 0, "text", session=SESSION))
@@ -73,7 +79,8 @@ class GrowingTranscript:
         except ClientError:
             await self._put_text(len(self._transcript))
             raise
-        await self._put_text(len(self._transcript), self._last)
+        assert self._last is not None
+        await self._put_text(len(self._transcript), self._read_s, self._last)
 
     async def _read_all(self) -> None:
         step = round(STEP_S * self._unread.sample_rate)
@@ -81,7 +88,7 @@ class GrowingTranscript:
         async with self._unread:
             while not is_complete:
                 pcm, is_complete = await self._unread.pop()
-                self._recording += pcm.tobytes()
+                self._recording += sixteen_bit(pcm).tobytes()
                 while self._num_samples - self._num_read >= step:
                     self._num_read += step
                     await self._read(is_complete and self._num_read == self._num_samples)
@@ -91,7 +98,7 @@ class GrowingTranscript:
 
     async def _read(self, is_end: bool) -> None:
         """Transcribe the first `_num_read` samples, and put the text that is fixed; at the end, put all as it comes."""
-        recording = np.frombuffer(self._recording, np.float32, self._num_read).copy()
+        recording = as_floats(np.frombuffer(self._recording, np.int16, self._num_read))
         begin = partial(self._transcribe, recording, self._beginning)
         transcript = ""
         async with aclosing(events_in_turn(begin, self._tries if self._num_steps else once)) as events:
@@ -108,22 +115,32 @@ class GrowingTranscript:
             assert self._last.report is not None
             continuation = self._last.report["continuation"]
             self._beginning = continuation["beginning"]
-            await self._put_text(continuation["num_chars"])
+            await self._put_text(continuation["num_chars"], self._read_s)
 
-    async def _put_text(self, stop: int, last: SpeechEvent | None = None) -> None:
-        """Put the text before character `stop` that has not been sent, with the report of the last event, if it is."""
+    async def _put_text(self, stop: int, transcribed_s: float | None = None, last: SpeechEvent | None = None) -> None:
+        """Put the text before character `stop` that has not been sent.
+
+        Args:
+            transcribed_s: Time up to which no text is missing, in seconds; None if some may be.
+            last: Last event of the last request, whose report the event gets; None before the end.
+        """
         text = self._transcript[self._num_sent : stop]
         self._num_sent = max(self._num_sent, stop)
-        seconds = self._num_read / self._unread.sample_rate
-        event = SpeechEvent(None, "", self._num_events, "text", text, transcribed_s=seconds)
-        if last is not None:
-            event = replace(last, index=self._num_events, text=text, transcribed_s=seconds)
+        event = last or SpeechEvent(None, "", 0, "text")
         if text or last is not None:
-            await self._put(event)
+            await self._put(replace(event, index=self._num_events, text=text, transcribed_s=transcribed_s))
 
     async def _put(self, event: SpeechEvent) -> None:
         self._num_events += 1
         await self._items.put(event)
+
+
+def sixteen_bit(pcm: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Return samples [n] as int16; those outside [-1, 1] are clipped."""
+    if not np.isfinite(pcm).all():
+        raise RequestRefused("pcm_in: expected finite samples, got NaN or infinity")
+    scaled: NDArray[np.float32] = np.rint(np.clip(pcm, -1, 1) * FULL_SCALE)
+    return np.minimum(scaled, FULL_SCALE - 1).astype(np.int16)
 
 
 class Client(Protocol):
@@ -157,8 +174,7 @@ async def transcribe_growing(
         transcribe_live: Function that does so with a model that reads live audio.
     """
     profile = await known_profile(client.profile)
-    task = None if profile is None or profile.reads_live_audio else profile.task(options.get("task", "asr"))
-    if task is None or not task.reads_beginning:
+    if profile is None or not profile.continues_transcripts:
         await transcribe_live(items)
         return
 

@@ -21,7 +21,7 @@ NUM_SEQUENCES = 200  # of a pace, at most
 Profile = TypeVar("Profile", bound="DataclassInstance")
 # Options that only some families or servers support.
 FIRST_OPTIONS = ("depth", "instruct", "language", "repetition_penalty", "schedule", "text_mode", "transliterate")
-FAMILY_OPTIONS = (*FIRST_OPTIONS, "exaggeration", "piece", "script_temperature", "words")
+FAMILY_OPTIONS = (*FIRST_OPTIONS, "beginning", "exaggeration", "piece", "script_temperature", "words")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,6 @@ class TaskProfile:
         max_speech_s: Maximum value of `max_audio_s` in seconds; 0 if unknown or if the task does not accept it.
         times_words: True if events contain word times even without the option `words`.
         reads_language: True if a request may name the language of the recording.
-        reads_beginning: True if a request may contain the beginning of the transcript (the option `beginning`).
         continues: How a clause of a long text reads the codes of one before it: as `turns`, or as the `voice` in a
             system turn; empty if it cannot.
     """
@@ -56,7 +55,6 @@ class TaskProfile:
     max_speech_s: float = 0.0
     times_words: bool = False
     reads_language: bool = False
-    reads_beginning: bool = False
     continues: str = ""
 
     @classmethod
@@ -158,8 +156,12 @@ class ModelProfile:
     @property
     def transcribes_live(self) -> bool:
         """True if the task `asr` can transcribe audio while it is recorded (`SpeechClient.transcribe_live`)."""
-        asr = self.task("asr")
-        return self.reads_live_audio or (asr is not None and asr.reads_beginning)
+        return self.reads_live_audio or self.continues_transcripts
+
+    @property
+    def continues_transcripts(self) -> bool:
+        """True if live audio is transcribed by requests for all audio so far, with the option `beginning`."""
+        return "beginning" in self.options and not self.reads_live_audio
 
     def task(self, name: str) -> TaskProfile | None:
         """Return the task called `name`, or None."""

@@ -5,14 +5,17 @@ This module also identifies callers, and cancels work when its caller disconnect
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
+from numpy.typing import NDArray
 from starlette.types import Receive
 
+from stretto_client import ModelProfile
+from stretto_client.growing_transcript import SAMPLE_BYTES
 from stretto_client.turns import CALLER as CALLER
 from stretto_contract.limits import FairLimit, Rotation
 from stretto_gateway.answers import ApiError
@@ -201,6 +204,29 @@ class Held:
     def remove(self, num_bytes: int) -> None:
         """Release `num_bytes` of the memory held for the current caller (context variable CALLER)."""
         self._bytes.release(CALLER.get(), num_bytes)
+
+
+class KeptAudio:
+    """Audio of a live transcript, which a model that reads whole recordings keeps until the `with` block ends."""
+
+    def __init__(self, held: Held, profile: ModelProfile):
+        self._held = held
+        self._sample_bytes = SAMPLE_BYTES if profile.continues_transcripts else 0
+        self._num_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.remove(self._num_bytes)
+
+    async def counted(self, pieces: AsyncIterable[NDArray[Any]]) -> AsyncIterator[NDArray[Any]]:
+        """Yield the samples, and count those that are kept; raise ApiError if the memory limit is exceeded."""
+        async for pcm in pieces:
+            num_bytes = self._sample_bytes * len(pcm)
+            self._held.add(num_bytes)
+            self._num_bytes += num_bytes
+            yield pcm
 
 
 class EventPace:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from stretto_client import RequestRefused, ServerFull, SpeechClient, SpeechEvent, TimedOut
+from stretto_client.growing_transcript import sixteen_bit
 from tests.client.fake_server import PROFILE, Chunk, ErrorText, FakeServer, Pause, Request, Step
 from tests.patience import PATIENCE_S
 
-ASR = {"name": "asr", "needs": ["audio"], "system": ["text"], "reads_beginning": True}
-GROWING = PROFILE | {"tasks": [ASR]}
+ASR = {"name": "asr", "needs": ["audio"], "system": ["text"]}
+GROWING = PROFILE | {"tasks": [ASR], "options": ["beginning"]}
 RATE = 8_000
 WORDS = "one two three four five six seven eight nine ten"
 FULL = ErrorText("full: 80 sequences are already in flight; try again")
@@ -145,3 +146,13 @@ async def test_session_has_a_time_limit() -> None:
     recogniser.instead[0] = Pause(PATIENCE_S)
     with pytest.raises(TimedOut, match=r"was not complete after 0\.2 s"):
         await transcribed(recogniser, halves(3), total_s=0.2)
+
+
+def test_kept_samples_have_16_bits() -> None:
+    samples = np.array([0.5, 1 / 32_768, -1.0, 1.0, -7.0], np.float32)
+    assert sixteen_bit(samples).tolist() == [16_384, 1, -32_768, 32_767, -32_768]
+    whole = np.arange(-32_768, 32_768, dtype=np.int16)
+    np.testing.assert_array_equal(sixteen_bit((whole / 32_768).astype(np.float32)), whole)
+    for value in (np.nan, np.inf):
+        with pytest.raises(RequestRefused, match="pcm_in: expected finite samples"):
+            sixteen_bit(np.array([0.0, value], np.float32))

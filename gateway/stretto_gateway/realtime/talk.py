@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stretto_client import ModelProfile, TranscriptionOptions
 from stretto_client.tries import Begin
 from stretto_contract.finish_reasons import limit_of
-from stretto_gateway.admission import Held
+from stretto_gateway.admission import Held, KeptAudio
 from stretto_gateway.answers import ApiError, error_path, mismatch, refused
 from stretto_gateway.base64_data import DATA_URL, read_base64
 from stretto_gateway.catalogue import CallersVoices, find_task
@@ -42,13 +42,11 @@ class LiveTurn:
     Args:
         item: Item of the turn, which contains the samples once it has been committed.
         held: Memory account for the samples that are waiting to be transcribed.
-        keeps: True if the transcription keeps the samples until it ends.
     """
 
-    def __init__(self, item: Item, held: Held, keeps: bool = False):
+    def __init__(self, item: Item, held: Held):
         self.item = item
         self._held = held
-        self._keeps = keeps
         self._num_bytes = 0
         self._pieces: asyncio.Queue[bytes] = asyncio.Queue()
         self.task: asyncio.Task[None] | None = None  # None if there is no memory for the first samples
@@ -74,10 +72,9 @@ class LiveTurn:
         self._pieces.put_nowait(pcm)
 
     async def pieces(self) -> AsyncIterator[NDArray[Any]]:
-        """Yield the samples as they arrive, int16 [n], and release their memory if they are not kept."""
+        """Yield the samples as they arrive, int16 [n], and release their memory."""
         while pcm := await self._pieces.get():
-            if not self._keeps:
-                self._release(len(pcm))
+            self._release(len(pcm))
             yield np.frombuffer(pcm, "<i2")
 
     def _release(self, num_bytes: int) -> None:
@@ -123,10 +120,8 @@ class Transcriber:
         if not pcm:
             return
         if self._live is None:
-            profile = self.catalogue.known
-            keeps = profile is not None and not profile.reads_live_audio
             item = Item("user", [ItemPart("input_audio", None)], item_id)
-            live = LiveTurn(item, self._gateway.sessions.held, keeps)
+            live = LiveTurn(item, self._gateway.sessions.held)
             self._live = live
             live.add(pcm)
             task = tasks.create_task(self._run(live.item, live))
@@ -196,10 +191,11 @@ class Transcriber:
         text = ""
         report = dict[str, Any]()
         trace = Trace(self._gateway.metrics, task.name)
-        async with self._gateway.slot():
-            begin = self._transcription(pcm, live, profile)
-            queue = None if live else self._gateway.queue
-            async with closing(text_events(begin, {}, trace, queue)) as events:
+        queue = None if live else self._gateway.queue
+        with KeptAudio(self._gateway.sessions.held, profile) as kept:
+            pieces = None if live is None else kept.counted(live.pieces())
+            begin = self._transcription(pcm, pieces, profile)
+            async with self._gateway.slot(), closing(text_events(begin, {}, trace, queue)) as events:
                 async for event in events:
                     report = event.report or report
                     text += event.text
@@ -211,15 +207,20 @@ class Transcriber:
         reason = {} if limit is None else {FINISH_REASON: limit}
         await self._send_event(item, "completed", transcript=text.strip(), usage=counts, **reason)
 
-    def _transcription(self, pcm: bytes, live: LiveTurn | None, profile: ModelProfile) -> Begin:
-        """Return the function that sends the audio of a turn to the server."""
+    def _transcription(self, pcm: bytes, pieces: AsyncIterator[NDArray[Any]] | None, profile: ModelProfile) -> Begin:
+        """Return the function that sends the audio of a turn to the server.
+
+        Args:
+            pcm: The whole turn, pcm16 at 24 kHz.
+            pieces: Samples of a turn that is being spoken; None if the turn is complete.
+        """
         client = self._gateway.client
         language = language_hint(profile, self._settings.language)
         options: TranscriptionOptions = {"system": self._settings.prompt or ""}
         if language:
             options["language"] = language
-        if live is not None:
-            return partial(client.transcribe_live, live.pieces(), DEFAULT_RATE, **options)
+        if pieces is not None:
+            return partial(client.transcribe_live, pieces, DEFAULT_RATE, **options)
         return partial(client.transcribe, wav_header(DEFAULT_RATE, len(pcm)) + pcm, **options)
 
     async def _fail(self, item: Item, error: ApiError) -> None:

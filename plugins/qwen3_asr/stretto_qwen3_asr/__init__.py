@@ -9,7 +9,6 @@ PLUGIN = family_plugin(
     __name__,
     recognise=f"{__name__}:RELEASE",
     text_codec=lazy(f"{__name__}.reader:open_text_codec"),
-    reads_beginning=True,
     audio_encoders={
         "qwen3_asr_audio_encoder": AudioEncoder(
             lazy("stretto.family.log_mel:MelFormat.from_record"), "stretto.family.log_mel_encoder"

@@ -81,6 +81,7 @@ def qwen3_asr(vocabulary: AsrVocabulary) -> Family:
         end_of_reply=vocabulary.im_end,
         drawn_ends=(vocabulary.im_end, vocabulary.text_end),
         languages=Languages(vocabulary.languages),
+        options=("beginning",),
         max_text_chars=8_000,
         max_audio_s=300.0,
         max_model_len=vocabulary.max_model_len,

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
 
+from stretto_gateway.admission import KeptAudio
 from stretto_gateway.answers import ApiError, mismatch
 from stretto_gateway.catalogue import find_task, speaks, transcribes
 from stretto_gateway.events import closing, text_events
@@ -206,20 +207,23 @@ class WyomingSession:
         gateway = await self._gateway.for_model(program, transcribes)
         profile = await gateway.catalogue.model(program)
         find_task(profile, (TRANSCRIBE,), "transcription")
-        if audio.can_be_live(profile):
-            total_s = gateway.limits.session_s
-            begin = partial(gateway.client.transcribe_live, audio.pieces(), audio.form.rate, total_s=total_s)
-            queue = None
-        else:
-            begin = partial(gateway.client.transcribe, await audio.file())
-            queue = gateway.queue
-        await self._channel.send("transcript-start")
+        trace = Trace(gateway.metrics, TRANSCRIBE)
         text = ""
-        async with gateway.slot(), closing(text_events(begin, {}, Trace(gateway.metrics, TRANSCRIBE), queue)) as events:
-            async for event in events:
-                text += event.text
-                if event.text:
-                    await self._channel.send("transcript-chunk", text=event.text)
+        with KeptAudio(gateway.sessions.held, profile) as kept:
+            if audio.can_be_live(profile):
+                pieces = kept.counted(audio.pieces())
+                total_s = gateway.limits.session_s
+                begin = partial(gateway.client.transcribe_live, pieces, audio.form.rate, total_s=total_s)
+                queue = None
+            else:
+                begin = partial(gateway.client.transcribe, await audio.file())
+                queue = gateway.queue
+            await self._channel.send("transcript-start")
+            async with gateway.slot(), closing(text_events(begin, {}, trace, queue)) as events:
+                async for event in events:
+                    text += event.text
+                    if event.text:
+                        await self._channel.send("transcript-chunk", text=event.text)
         await self._channel.send("transcript", text=text.strip())
         await self._channel.send("transcript-stop")
 

@@ -16,10 +16,10 @@ from stretto_wyoming.session import MAX_WAITING
 from stretto_wyoming.state import WyomingOptions
 from tests.client.fake_server import PROFILE, Chunk, Request, Step, Until
 from tests.gateway.conftest import HEARD, NUM_SAMPLES, SPOKEN
-from tests.gateway.realtime.test_live_transcripts import LISTENS, Listening
+from tests.gateway.realtime.test_live_transcripts import CONTINUES, LISTENS, Growing, Listening
 from tests.gateway.test_model_servers import Begin as BeginSeveral
 from tests.gateway.test_voices import CLONES, RECORDING, added_voice, told
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until_async
 
 TEXT = "It is twenty past nine."
 LANGUAGES = PROFILE | {"languages": ["english", "german"], "options": ["language"]}
@@ -175,6 +175,23 @@ async def test_live_audio_is_transcribed_while_it_is_sent(begin: Begin) -> None:
     events += await line.until("transcript-stop")
     assert (types(events), events[-2]["text"]) == (TRANSCRIPT, "fine then")
     assert len(listening.heard[0]) * 16_000 == pytest.approx(12_000 * PROFILE["sample_rate"], rel=0.1)
+    line.close()
+    await running.idle()
+
+
+async def test_audio_that_a_live_transcript_keeps_counts_until_its_end(begin: Begin) -> None:
+    growing = Growing()
+    running, line = await begin(growing, CONTINUES)
+    held = running.app.state.gateway.sessions.held
+    await line.send("audio-start", **FORM)
+    for _ in range(4):
+        await line.send("audio-chunk", bytes(32_000), **FORM)
+    events = await line.until("transcript-chunk")
+    await until_async(lambda: held.num_bytes == 4 * 32_000)
+    await line.send("audio-stop")
+    events += await line.until("transcript-stop")
+    assert events[-2]["text"].startswith(events[1]["text"])
+    assert not held.num_bytes
     line.close()
     await running.idle()
 

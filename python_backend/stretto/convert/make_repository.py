@@ -35,7 +35,7 @@ from stretto.decoder.memory import measure
 from stretto.errors import CheckpointError, CommandParser, argument_path, shown
 from stretto.family.base import Family, Task
 from stretto.family.conversion import AUDIO_TOKENIZER
-from stretto.family.plugin import config_at, family_at, plugin, reads_beginning
+from stretto.family.plugin import config_at, family_at, plugin
 from stretto.family.pronunciations import alphabets
 from stretto.family.served import speaking_folder
 from stretto.launcher.installation import bundled_repository
@@ -122,7 +122,6 @@ def _task(task: Task, family: Family, frame_rate: float) -> dict[str, Any]:
         "max_text_rows": task.sampling.text.max_rows if task.writes else 0,
         "times_words": family.times_words(task),
         "reads_language": task.writes_down and bool(family.languages.names),
-        "reads_beginning": reads_beginning(family, task),
         "max_speech_s": max_speech_s if task.has_audio_segment else 0.0,
         "continues": task.continues,
     }

@@ -158,7 +158,7 @@ class Utterance:
 
     def begin_text(self, beginning: str) -> None:
         """Read the beginning of the reply's text, which the prompt contains."""
-        assert isinstance(self._reader, ContinuingReader), "the plug-in has `reads_beginning`"
+        assert isinstance(self._reader, ContinuingReader), "the family has the option `beginning`"
         self._reader.begin(beginning)
 
     @property

@@ -118,10 +118,11 @@ class DepthSpec:
         return 1 + max(self.schedule, default=-1)
 
 
-# Speaking options that a family may take: the strength of the voice's emotion, a description of the speaking style, the
-# number of a piece of a text that is spoken by several requests, the temperature at which speech moves through its
-# script, and transliteration of text in scripts other than Latin, which is otherwise rejected.
-SpeakingOption = Literal["exaggeration", "instruct", "piece", "script_temperature", "transliterate"]
+# Options that a family may take: the beginning of a transcript, which the template writes at the end of the prompt and
+# a `ContinuingReader` reads; the strength of the voice's emotion, a description of the speaking style, the number of a
+# piece of a text that is spoken by several requests, the temperature at which speech moves through its script, and
+# transliteration of text in scripts other than Latin, which is otherwise rejected.
+FamilyOption = Literal["beginning", "exaggeration", "instruct", "piece", "script_temperature", "transliterate"]
 Role = Literal["system", "user", "assistant"]
 ROLES = get_args(Role)
 
@@ -365,7 +366,7 @@ class Family:
         voice_titles: Display names of the voices, such as "Female", in the order of `voices`; empty if `voices`
             suffices.
         tags: Tags in a text, such as `[laugh]`, that the model renders as a sound or a manner of speaking.
-        options: Speaking options that not every family takes (`SpeakingOption`).
+        options: Options that not every family takes (`FamilyOption`).
         frame_rate: Frames per second of the codec; 0 if the engine cannot convert seconds to frames.
         drawn_ends: Ids that the model samples to end a segment, if these differ from the ids above.
         warm_up, tail: The two ends of the delay pattern (see the drawings in `streams/layout.py`).
@@ -400,7 +401,7 @@ class Family:
     voice_titles: tuple[str, ...] = ()
     languages: Languages = Languages()
     tags: tuple[str, ...] = ()
-    options: tuple[SpeakingOption, ...] = ()
+    options: tuple[FamilyOption, ...] = ()
     max_text_chars: int = 0
     max_audio_s: float = 0.0
     max_model_len: int = 0

@@ -25,7 +25,7 @@ from typing import Any
 from stretto.codecs.decoder_sizes import BUILT_IN, UNKNOWN, DecoderSize
 from stretto.entry_points import FAMILIES, Installed, find, installed, names
 from stretto.errors import CheckpointError, InvalidRequest, shown
-from stretto.family.base import VOCABULARY, Family, Task
+from stretto.family.base import VOCABULARY, Family
 from stretto.records.sampling import NUMBER_OPTIONS, CodeSampling, SamplingConfig, SegmentSampling
 from stretto.untrusted_files import UNPARSABLE, json_object, leading_elsewhere
 from stretto_contract.speech_checks import USUAL_SIGNALS, SignalLimits
@@ -95,8 +95,6 @@ class FamilyPlugin:
         decoders: Sizes of the decoder with the package's codecs, keyed by the codec, or by a variant of a codec that
             `shape` of a release names. A codec that several families of a package use is stated by one of them.
         signals: Limits beyond which the samples of the model's speech are faulty.
-        reads_beginning: True if a request may contain the beginning of the transcript: the template writes
-            `Manner.beginning` at the end of the prompt, and the reader is a `ContinuingReader`.
     """
 
     name: str
@@ -114,7 +112,6 @@ class FamilyPlugin:
     phonemes: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
     decoders: Mapping[str, DecoderSize] = field(default_factory=dict)
     signals: SignalLimits = USUAL_SIGNALS
-    reads_beginning: bool = False
 
 
 def family_plugin(package: str, **members: Any) -> FamilyPlugin:
@@ -207,12 +204,6 @@ def plugin(name: str) -> FamilyPlugin | None:
     """
     registered = find(FAMILIES, name)
     return None if registered is None else _loaded(registered)
-
-
-def reads_beginning(family: Family, task: Task) -> bool:
-    """Return True if a request for this task may contain the beginning of the transcript."""
-    family_plugin = plugin(family.name)
-    return task.writes_down and family_plugin is not None and family_plugin.reads_beginning
 
 
 def plugins() -> Iterator[FamilyPlugin]:

@@ -7,7 +7,6 @@ from typing import Any
 from stretto.errors import InvalidRequest, shown
 from stretto.family.base import Family, Task
 from stretto.family.option_checks import check_sampling
-from stretto.family.plugin import reads_beginning
 from stretto.family.prompting import (
     PLAIN,
     Manner,
@@ -174,7 +173,7 @@ def read_options(
 def _beginning(options: OptionsRecord, task: Task, family: Family) -> str | None:
     beginning = options.get("beginning")
     if beginning is not None:
-        if not reads_beginning(family, task):
+        if not task.writes_down or "beginning" not in family.options:
             expected = f"no value (task {task.name!r} of this model continues no transcript)"
             raise InvalidRequest("options.beginning", expected, shown(beginning))
         check_text(beginning, "options.beginning", family.max_text_chars)

@@ -6,11 +6,11 @@ from typing import Any, get_args
 
 import numpy as np
 
-from stretto.family.base import Family, SpeakingOption
+from stretto.family.base import Family, FamilyOption
 
 RATE = 24_000  # of recordings, in Hz
-OPTIONS: dict[SpeakingOption, Any] = {"exaggeration": 0.5, "instruct": "a", "piece": 0, "transliterate": True}
-assert {*OPTIONS} == {*get_args(SpeakingOption)} - {"script_temperature"}
+OPTIONS: dict[FamilyOption, Any] = {"exaggeration": 0.5, "instruct": "a", "piece": 0, "transliterate": True}
+assert {*OPTIONS} == {*get_args(FamilyOption)} - {"beginning", "script_temperature"}
 
 
 def talk(*turns: Mapping[str, Any], **options: Any) -> dict[str, Any]:

@@ -248,6 +248,13 @@ async def test_delayed_live_transcription_starts_at_the_turn_start(
     assert [len(pcm) for pcm in listening.heard] == [2 * RATE]
 
 
+CONTINUES = PROFILE | {
+    "options": ["beginning"],
+    "max_audio_s": 300.0,
+    "tasks": [task("asr", needs=["audio"]) | {"system": ["text"]}],
+}
+
+
 class Growing:
     """A server that reads whole recordings: its transcript has a word for each second, the last of which is open."""
 
@@ -259,7 +266,7 @@ class Growing:
         options = json.loads(request["options"])
         seconds = np.size(request["pcm_in"]) / RATE
         self.requests.append((seconds, options))
-        self.systems.append(json.loads(request["messages"])[0]["text"])
+        self.systems += [turn["text"] for turn in json.loads(request.get("messages", "[]"))[:1]]
         words = [f"word{number} " for number in range(int(seconds))]
         kept = "".join(words[:-1])
         report = {"num_prompt_rows": len(words), "continuation": {"beginning": kept, "num_chars": len(kept)}}
@@ -269,8 +276,7 @@ class Growing:
 async def test_model_that_reads_whole_recordings_transcribes_live(start: Start) -> None:
     """Deltas arrive while the user speaks, and are the transcript; usage is that of the last request."""
     growing = Growing()
-    asr = task("asr", needs=["audio"]) | {"system": ["text"], "reads_beginning": True}
-    running = await start(growing, PROFILE | {"tasks": [asr]})
+    running = await start(growing, CONTINUES)
     held = running.app.state.gateway.sessions.held
     async with call(running, "gpt-4o-transcribe") as caller:
         transcription = {"model": "gpt-4o-transcribe", "prompt": "Spree"}
