@@ -6,10 +6,10 @@ work unchanged. Audio is mono at 24 kHz: Ogg Opus, or samples in MessagePack.
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from functools import partial
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 from fastapi import APIRouter
@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from starlette.websockets import WebSocket
 
-from stretto_client import ModelProfile, SpeechEvent, TaskOptions, Word
+from stretto_client import ModelProfile, Speech, SpeechEvent, TaskOptions, Word
+from stretto_gateway.admission import KeptAudio
 from stretto_gateway.answers import ApiError, refused
 from stretto_gateway.catalogue import DUPLEX, VoiceFile, find_task, find_voice, is_full_duplex, speaks, transcribes
 from stretto_gateway.encoding import DEFAULT_RATE, FULL_SCALE, make_encoder
+from stretto_gateway.events import reply_events
 from stretto_gateway.fields import Ignored, Text, TextFields, validated
 from stretto_gateway.metrics import SpeechTrace, Trace
 from stretto_gateway.socket_session import DONE, SessionEnd
@@ -28,6 +30,7 @@ from stretto_gateway.speech import encoded, spoken, voice_options, wants_alignme
 from stretto_gateway.speech_request import SpeechFields
 from stretto_gateway.speech_stream import IncomingText, asking
 from stretto_gateway.voice_store import StoredVoice
+from stretto_kyutai.protocols.estimated_words import TranscriptWords, estimated_words
 from stretto_kyutai.protocols.messages import bytes_in, field_of, packed, packed_error, samples_in, unpacked
 from stretto_kyutai.protocols.sessions import KyutaiSession, ListeningSession, open_session
 
@@ -131,28 +134,76 @@ async def open_chat(socket: WebSocket) -> None:
 
 def reads_speech(profile: ModelProfile) -> bool:
     """Return True if the model transcribes live audio."""
-    return transcribes(profile) and profile.reads_live_audio
+    return transcribes(profile) and profile.transcribes_live
 
 
 class TranscriptSession(ListeningSession):
-    """Live transcription: sends completed words, then their ends, and pause probabilities."""
+    """Live transcription: sends completed words, then their ends, and pause probabilities.
+
+    A model that reads whole recordings transcribes turn by turn; its words have estimated times.
+    """
 
     def _listen_anew(self) -> None:
         super()._listen_anew()
-        self._num_steps = self._num_open = 0  # `_num_open`: words sent whose ends have not been sent
+        self._num_steps = 0
+        self._num_open = 0  # words sent whose ends have not been sent
 
     async def begin(self) -> None:
         profile = await self._select(reads_speech)
         find_task(profile, ("asr",), "transcription")
-        if not profile.reads_live_audio:
+        if not profile.transcribes_live:
             raise ApiError(400, f"model: {profile.family!r} does not transcribe live audio", "model", "unsupported")
+        if profile.continues_transcripts:
+            self._task = self._tasks.create_task(self._follow_turns(profile))
+            return
         options: TaskOptions = {"progress": True}
         if profile.pauses_s:
             options["pauses"] = True
-        audio = self._audio.pieces()
-        total_s = self._gateway.limits.session_s
-        start = partial(self._gateway.client.transcribe_live, audio, DEFAULT_RATE, total_s=total_s, **options)
+        start = partial(self._transcribe, self._audio.pieces(), **options)
         self._task = self._tasks.create_task(self._follow(Trace(self._gateway.metrics, "asr"), start))
+
+    def _transcribe(self, pieces: AsyncIterator[NDArray[Any]], **options: Unpack[TaskOptions]) -> Speech:
+        total_s = self._gateway.limits.session_s
+        return self._gateway.client.transcribe_live(pieces, DEFAULT_RATE, total_s=total_s, **options)
+
+    async def _follow_turns(self, profile: ModelProfile) -> None:
+        """Transcribe turn by turn, and end the session."""
+        pieces = self._audio.pieces()
+        async with self._gateway.slot():
+            await self._send("Ready")
+            async for first in pieces:
+                if len(first):
+                    await self._follow_turn(first, pieces, profile)
+                await self._send_markers(self._audio.num_samples)
+        raise SessionEnd(DONE)
+
+    async def _follow_turn(
+        self, first: NDArray[np.float32], pieces: AsyncIterator[NDArray[np.float32]], profile: ModelProfile
+    ) -> None:
+        """Send the words of a turn, which begins with the samples `first`."""
+        words = TranscriptWords((self._audio.num_samples - len(first)) / DEFAULT_RATE)
+        max_samples = round(profile.max_audio_s / 2 * DEFAULT_RATE)
+        with KeptAudio(self._gateway.sessions.held, profile) as kept:
+            turn = kept.counted(self._turn(first, pieces, max_samples))
+            trace = Trace(self._gateway.metrics, "asr")
+            async with aclosing(reply_events(partial(self._transcribe, turn), {}, trace)) as events:
+                async for event in events:
+                    ended = words.push(event)
+                    await self._send_words(deque(ended), ended)
+
+    async def _turn(
+        self, first: NDArray[np.float32], pieces: AsyncIterator[NDArray[np.float32]], max_samples: int
+    ) -> AsyncIterator[NDArray[np.float32]]:
+        """Yield samples up to the next marker, or at least `max_samples` of them; silence completes a frame."""
+        yield first
+        num_samples = len(first)
+        while num_samples < max_samples and not self._audio.markers:
+            pcm = await anext(pieces, None)
+            if pcm is None:
+                break
+            yield pcm
+            num_samples += len(pcm)
+        yield np.zeros(max(0, FRAME - num_samples), np.float32)
 
     async def handle(self, message: str | bytes | None) -> None:
         if not isinstance(message, bytes):
@@ -185,8 +236,11 @@ class TranscriptSession(ListeningSession):
             num_unread = max(0, self._audio.num_samples - FRAME * self._num_steps)
             await self._send("Step", step_idx=self._num_steps, prs=list(probabilities), buffered_pcm=num_unread)
         await self._send_words(deque(event.begun), event.words)
+        await self._send_markers(round((event.transcribed_s or 0.0) * DEFAULT_RATE))
+
+    async def _send_markers(self, num_transcribed: int) -> None:
+        """Send the markers before sample `num_transcribed`."""
         markers = self._audio.markers
-        num_transcribed = round((event.transcribed_s or 0.0) * DEFAULT_RATE)
         while markers and markers[0][0] <= num_transcribed:
             await self._send("Marker", id=markers.popleft()[1])
 
@@ -367,18 +421,6 @@ class SpeakSession(KyutaiSession):
         """Send a message, or nothing if the session's format does not use MessagePack."""
         if self._is_packed:
             await self._channel.send_bytes(packed(message_type, **fields))
-
-
-def estimated_words(words: list[str], duration_s: float) -> Iterator[Word]:
-    """Yield words with times estimated from their lengths, for a model without word times.
-
-    Args:
-        duration_s: Duration of the utterance in seconds.
-    """
-    ends = np.cumsum([len(word) for word in words])
-    times = (np.concatenate([[0], ends]) / max(1, ends[-1] if words else 0) * duration_s).tolist()
-    for word, (start_s, end_s) in zip(words, pairwise(times), strict=True):
-        yield Word(word, start_s, end_s)
 
 
 @router.websocket("/api/tts_streaming")

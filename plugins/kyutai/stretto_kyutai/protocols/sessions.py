@@ -68,7 +68,7 @@ class ReceivedAudio:
         self._changed.set()
 
     async def pieces(self) -> AsyncIterator[NDArray[np.float32]]:
-        """Yield samples as they arrive, and release their memory; raise SessionEnd if malformed."""
+        """Yield samples as they arrive, none for a marker, and release their memory; raise SessionEnd if malformed."""
         while self._waiting or not self._is_complete:
             if not self._waiting:
                 self._changed.clear()
@@ -84,6 +84,7 @@ class ReceivedAudio:
         if isinstance(item, int):
             self._num_markers -= 1
             self.markers.append((self.num_samples, item))
+            yield np.zeros(0, np.float32)
             return
         try:
             for pcm in self._decoder.push(item) if isinstance(item, bytes) else [item]:

@@ -10,6 +10,7 @@ import msgpack
 import numpy as np
 import pytest
 
+from stretto_client import SpeechEvent
 from stretto_client.model_profile import ModelProfile
 from stretto_client.unread import UnreadAudio
 from stretto_gateway.admission import Held
@@ -19,11 +20,13 @@ from stretto_gateway.config import Limits
 from stretto_gateway.encoding import make_encoder
 from stretto_gateway.speech_stream import IncomingText
 from stretto_kyutai.protocols.endpoints import SpeakQuery
+from stretto_kyutai.protocols.estimated_words import TranscriptWords
 from stretto_kyutai.protocols.sessions import ReceivedAudio
 from tests.client.fake_server import PROFILE, Chunk, EmptyFinal, ErrorText, Request, Step, Taken, Until
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.caller import task
 from tests.gateway.realtime.test_bounds import closed, open_socket, status
+from tests.gateway.realtime.test_live_transcripts import CONTINUES, Growing
 from tests.gateway.test_ogg import HEADER, TAGS, decode, opus, page
 from tests.patience import PATIENCE_S, until_async
 
@@ -281,6 +284,88 @@ async def test_init_message_starts_new_transcript(start: Start) -> None:
         await until_async(lambda: len(partner.heard) > RATE)
     assert len(partner.begun) == 2
     await running.idle()
+
+
+async def test_marker_ends_a_turn_of_a_model_that_reads_whole_recordings(start: Start) -> None:
+    growing = Growing()
+    running = await start(growing, CONTINUES)
+    held = running.app.state.gateway.sessions.held
+    async with open_socket(running, ASR) as opened:
+        assert await unpacked(opened, "Ready") == [{"type": "Ready"}]
+        await opened.send(pack("Marker", id=0))  # without audio before it
+        await opened.send(pack("Audio", pcm=[0.25] * (4 * RATE)))
+        messages = await unpacked(opened, "EndWord")
+        await until_async(lambda: held.num_bytes == 2 * 4 * RATE)
+        await opened.send(pack("Audio", pcm=[0.25] * (RATE // 2)))
+        for number in (1, 2):
+            await opened.send(pack("Marker", id=number))
+        for number in (1, 2):
+            messages += await unpacked(opened, "Marker")
+            assert messages[-1]["id"] == number
+        await until_async(lambda: not held.num_bytes)
+        await opened.send(pack("Audio", pcm=[0.25] * round(1.5 * RATE)))
+        await opened.send(pack("Marker", id=3))
+        messages += await unpacked(opened, "Marker")
+    told = [(each.get("text"), each.get("start_time", each.get("stop_time", each.get("id")))) for each in messages]
+    assert told == [
+        (None, 0),
+        ("word0", 0.0),
+        (None, pytest.approx(4 / 3)),
+        ("word1", pytest.approx(4 / 3)),
+        (None, pytest.approx(8 / 3)),
+        ("word2", pytest.approx(8 / 3)),
+        (None, 4.0),
+        ("word3", 4.0),
+        (None, 4.5),
+        (None, 1),
+        (None, 2),
+        ("word0", 4.5),
+        (None, 6.0),
+        (None, 3),
+    ]
+    assert [seconds for seconds, _ in growing.requests] == [2, 4, 4.5, 1.5]
+    assert [options["beginning"] for _, options in growing.requests] == ["", "", "word0 word1 word2 ", ""]
+    await running.idle()
+
+
+async def test_turn_without_a_marker_ends_at_half_of_the_longest_recording(start: Start) -> None:
+    growing = Growing()
+    running = await start(growing, CONTINUES | {"max_audio_s": 3.0})
+    async with open_socket(running, ASR) as opened:
+        await unpacked(opened, "Ready")
+        for _ in range(3):
+            await opened.send(pack("Audio", pcm=[0.25] * RATE))
+        await opened.send(pack("Audio", pcm=[0.25]))  # less than the server accepts
+        await opened.send(pack("Marker", id=1))
+        await unpacked(opened, "Marker")
+    assert [seconds for seconds, _ in growing.requests] == [2, 1 + 1 / RATE]
+    await running.idle()
+
+
+async def test_failed_turn_ends_the_session_with_its_error(start: Start) -> None:
+    running = await start([ErrorText("invalid request: pcm_in: expected at most 1 s, got 2 s")], CONTINUES)
+    async with open_socket(running, ASR) as opened:
+        await opened.send(pack("Audio", pcm=[0.25] * (2 * RATE)))
+        assert "at most 1 s" in (await unpacked(opened, "Error"))[-1]["message"]
+    await running.idle()
+    assert not running.app.state.gateway.sessions.held.num_bytes
+
+
+def test_words_share_the_time_of_their_text() -> None:
+    words = TranscriptWords(10.0)
+    texts = [("a ca", 2.0), ("t 你好, do", 4.0), ("g", None), ("s", 5.0)]
+    found = list[tuple[str, float, float | None]]()
+    for text, transcribed_s in texts:
+        event = SpeechEvent(None, "", 0, "text", text, transcribed_s=transcribed_s, is_final=transcribed_s == 5.0)
+        found += [(word.word, word.start_s, word.end_s) for word in words.push(event)]
+    assert [word for word, *_ in found] == ["a", "cat", "你好", ",", "dogs"]
+    assert [(start_s, end_s) for _, start_s, end_s in found] == [
+        (10.0, 12.0),
+        (12.0, 13.0),
+        (13.0, pytest.approx(13 + 2 / 3)),
+        (pytest.approx(13 + 2 / 3), 14.0),
+        (14.0, 15.0),
+    ]
 
 
 MALFORMED: list[tuple[str, bytes, str]] = [
