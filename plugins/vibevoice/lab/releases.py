@@ -40,6 +40,7 @@ LAYOUTS = {
         "vibevoice-asr", _vibevoice_asr, {"release": ("config.json", SHARD, INDEX, "tokenizer.json")}
     ),
 }
+BY_HAND = {"microsoft/VibeVoice-ASR-HF": ("--model {release} --config {release}/config.json --tokenizer {release}", "")}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "VibeVoice Realtime without weights": (
         {"config.json": {"model_type": "vibevoice_streaming"}},
@@ -56,6 +57,18 @@ DETECTED: dict[str, tuple[dict[str, Any], str | None, dict[str, Any]]] = {
         {"config.json": {"model_type": "vibevoice", "acoustic_tokenizer_config": {}}, "model.safetensors": ""},
         None,
         {"family": "vibevoice", "repositories": ["Qwen/Qwen2.5-1.5B"]},
+    ),
+    "VibeVoice-ASR in the authors' format": (
+        {
+            "config.json": {
+                "model_type": "vibevoice",
+                "architectures": ["VibeVoiceForASRTraining"],
+                "acoustic_tokenizer_config": {},
+            },
+            "model.safetensors": "",
+        },
+        None,
+        {"family": "vibevoice_asr", "repositories": ["Qwen/Qwen2.5-7B"]},
     ),
     "realtime": (
         {"config.json": {"model_type": "vibevoice_streaming"}, "model.safetensors": ""},

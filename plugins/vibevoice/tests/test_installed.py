@@ -12,6 +12,7 @@ from stretto.releases.catalogue import find
 from stretto.releases.store import InstalledModels
 from tests.hub import Hub
 from tests.installed_models import contents
+from tests.named_releases import add_named
 
 pytestmark = pytest.mark.nightly
 
@@ -27,12 +28,7 @@ def test_name_whose_files_are_in_three_repositories(tmp_path: Path) -> None:
     for name in ("vocab.json", "merges.txt"):  # of Qwen2.5; the converter reads tokenizer.json
         (release / name).write_text("{}")
     with Hub() as hub:
-        for source in entry.repositories:
-            found = {path for pattern in source.files for path in release.glob(pattern)}
-            files = {path.relative_to(release).as_posix(): path.read_bytes() for path in found}
-            repository = hub.add(source.repository, files, card={"license": "mit"})
-            if source.revision is not None:
-                repository.pin(source.revision)
+        add_named(hub, entry.name, release)
         environment = hub.environment(tmp_path / "hub", STRETTO_MODELS=str(tmp_path / "models"))
         command = [sys.executable, "-m", "stretto", "pull", "vibevoice-realtime", "--cpu", "--accept-license"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)

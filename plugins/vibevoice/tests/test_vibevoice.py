@@ -6,7 +6,7 @@ Parts of prompts are tokenized as by the authors, with up to four voices and spe
 import base64
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from io import BytesIO
@@ -396,14 +396,28 @@ PUBLISHED_NAMES = (
 )
 
 
-def published_name_of(name: str) -> str:
-    for pattern, replacement in PUBLISHED_NAMES:
+def published_name_of(name: str, published_names: Sequence[tuple[str, str]] = PUBLISHED_NAMES) -> str:
+    for pattern, replacement in published_names:
         match = re.search(pattern, name)
         if match is not None:
             if "-" in replacement:
                 replacement = replacement.replace("-", str(int(match[2]) - 1))
             name = name[: match.start()] + match.expand(replacement) + name[match.end() :]
     return name
+
+
+def authors_network(sizes: Mapping[str, Any], size: int, **others: Any) -> dict[str, Any]:
+    """Return a tokenizer's section of the authors' config.json.
+
+    Args:
+        sizes: Section in transformers format.
+    """
+    ratios = sizes["downsampling_ratios"][::-1]
+    filters = sizes["num_filters"]
+    encoder = {"vae_dim": size, "encoder_ratios": ratios, "encoder_n_filters": filters, "causal": True}
+    depths = "-".join(map(str, sizes["depths"]))
+    decoder = {"decoder_ratios": ratios, "decoder_n_filters": filters, "decoder_depths": None}
+    return {**encoder, **decoder, "channels": 1, "layernorm_eps": 1e-5, "encoder_depths": depths, **others}
 
 
 def authors_release(folder: Path, kind: str) -> Path:
@@ -417,21 +431,14 @@ def authors_release(folder: Path, kind: str) -> Path:
         tensors.update(renamed)
     record = json.loads((release / "config.json").read_text())
 
-    def network(section: str, size: int, **others: Any) -> dict[str, Any]:
-        sizes = record[section]
-        ratios = sizes["downsampling_ratios"][::-1]
-        filters = sizes["num_filters"]
-        encoder = {"vae_dim": size, "encoder_ratios": ratios, "encoder_n_filters": filters, "causal": True}
-        depths = "-".join(map(str, sizes["depths"]))
-        decoder = {"decoder_ratios": ratios, "decoder_n_filters": filters, "decoder_depths": None}
-        return {**encoder, **decoder, "channels": 1, "layernorm_eps": 1e-5, "encoder_depths": depths, **others}
-
     head = record["diffusion_head_config"]
     config = {
         "model_type": "vibevoice",
         "decoder_config": record["text_config"] | {"tie_word_embeddings": kind != "untied"},
-        "acoustic_tokenizer_config": network("audio_config", 8, fix_std=0.4, std_dist_type="gaussian"),
-        "semantic_tokenizer_config": network("semantic_model_config", 12, fix_std=0, std_dist_type="none"),
+        "acoustic_tokenizer_config": authors_network(record["audio_config"], 8, fix_std=0.4, std_dist_type="gaussian"),
+        "semantic_tokenizer_config": authors_network(
+            record["semantic_model_config"], 12, fix_std=0, std_dist_type="none"
+        ),
         "diffusion_head_config": {
             "hidden_size": head["hidden_size"],
             "latent_size": head["latent_size"],

@@ -1,5 +1,6 @@
 """VibeVoice-ASR equals transformers: prompts, and greedy replies alone, in a batch, preempted and cached."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from plugins.vibevoice.tests.test_vibevoice import authors_network, published_name_of
 from plugins.vibevoice.tests.vibevoice_asr_release import (
     DEVIATION,
     END_OF_REPLY,
     HOP,
+    NUM_FEATURES,
     NUM_NUMBERS,
     SCRIPT,
     SPECIAL,
@@ -28,13 +32,13 @@ from stretto.family.text import load_text_codec
 from stretto.preprocessing.request import RawRequest
 from stretto.records.prompt import Prompt
 from stretto.testing.limits import talk
-from stretto.testing.releases import REMOVED, SmallRelease
+from stretto.testing.releases import REMOVED, SmallRelease, edited
 from stretto.testing.suite import ExpectedReply, FamilyCase, PublishedSizes
 from stretto_contract.transcripts import Passage
 from stretto_vibevoice.codec import TokenizerConfig, gaussian_noise
 from stretto_vibevoice.vibevoice_asr import PLUGIN
-from stretto_vibevoice.vibevoice_asr.convert import encoders_plan, plan
-from stretto_vibevoice.vibevoice_asr.encoders import CHUNK_FRAMES, load_encoders
+from stretto_vibevoice.vibevoice_asr.convert import authors_name, encoders_plan, plan
+from stretto_vibevoice.vibevoice_asr.encoders import CHUNK_FRAMES, FOLDER, load_encoders
 from stretto_vibevoice.vibevoice_asr.reader import TranscriptReader
 from tests.family_suite import FamilySuite
 
@@ -181,6 +185,75 @@ class TestVibeVoiceAsr(FamilySuite):
         assert isinstance(reader, TranscriptReader)
         assert text == 'Good morning. Hello, "you". [Silence]'
         assert reader.pop_passages() == PASSAGES
+
+
+# Names of the authors' checkpoint, and those in transformers format; `-` is one less than the number.
+PUBLISHED_NAMES = (
+    (r"^model\.language_model\.", "language_model.model."),
+    (r"^lm_head\.", "language_model.lm_head."),
+    (r"^model\.(acoustic|semantic)_connector\.fc([12])\.", r"multi_modal_projector.\1_linear_\2."),
+    (r"^model\.(acoustic|semantic)_connector\.norm\.", r"multi_modal_projector.\1_norm."),
+    (r"^model\.(acoustic|semantic)_tokenizer\.encoder\.", r"\1_tokenizer_encoder."),
+    (r"encoder\.downsample_layers\.0\.0\.conv\.", "encoder.stem.conv."),
+    (r"encoder\.stages\.0\.", "encoder.stem.stage."),
+    (r"(en)coder\.downsample_layers\.(\d+)\.0\.conv\.", "encoder.conv_layers.-.conv."),
+    (r"(en)coder\.stages\.(\d+)\.", "encoder.conv_layers.-.stage."),
+    (r"encoder\.head\.conv\.", "encoder.head."),
+    (r"mixer\.conv\.conv\.conv\.", "mixer.conv."),
+)
+
+
+def write_authors(folder: Path, size: str) -> list[str]:
+    """Write a release in the authors' layout, including its tokenizer, and return the converter's arguments."""
+    release = write_release(folder / "release", size)
+    with edited(release / "model.safetensors") as tensors:
+        renamed = {authors_name(name): tensor for name, tensor in tensors.items()}
+        assert {published_name_of(name, PUBLISHED_NAMES): name for name in renamed}.keys() == tensors.keys()
+        tensors.clear()
+        tensors.update(renamed | {"model.acoustic_tokenizer.decoder.head.conv.conv.bias": torch.zeros(1)})
+    record = json.loads((release / "config.json").read_text())
+    acoustic = authors_network(record[ACOUSTIC], NUM_NUMBERS, fix_std=0.8 * DEVIATION, std_dist_type="gaussian")
+    semantic = authors_network(
+        record["semantic_tokenizer_encoder_config"], NUM_FEATURES, fix_std=0, std_dist_type="none"
+    )
+    config = {
+        "model_type": "vibevoice",
+        "architectures": ["VibeVoiceForASRTraining"],
+        "decoder_config": record["text_config"],
+        "acoustic_tokenizer_config": acoustic,
+        "semantic_tokenizer_config": semantic,
+        "diffusion_head_config": {"head_layers": 4},
+    }
+    (release / "config.json").write_text(json.dumps(config))
+    return command(release)
+
+
+class TestAuthorsLayout(FamilySuite):
+    case = FamilyCase(
+        PLUGIN,
+        write_authors,
+        sizes=("small", "other"),
+        needed_tokens=SPECIAL[1:],
+        unneeded_tensors=("model.acoustic_tokenizer.decoder.head.conv.conv.bias",),
+        refused_configs=[
+            ({"model_type": "vibevoice_streaming"}, "model_type"),
+            ({"decoder_config": REMOVED}, "decoder_config"),
+            ({"acoustic_tokenizer_config.causal": False}, "acoustic_tokenizer_config.causal: expected True, got False"),
+        ],
+    )
+
+    def test_transformers_layout_gives_the_same_checkpoint(
+        self, releases: dict[str, SmallRelease], tmp_path: Path
+    ) -> None:
+        for size, release in releases.items():
+            other = SmallRelease.written(tmp_path / size, size, write)
+            assert config_at(release.checkpoint) == config_at(other.checkpoint)
+            encoders = [load_file(one.checkpoint / FOLDER / "model.safetensors") for one in (release, other)]
+            for ours, theirs in ((release.weights, other.weights), encoders):
+                assert ours.keys() == theirs.keys()
+                assert all(tensor.equal(theirs[name]) for name, tensor in ours.items())
+            noises = [load_encoders(one.checkpoint, "cpu").deviation for one in (release, other)]
+            assert noises[0] == pytest.approx(noises[1])
 
 
 PASSAGES = [

@@ -4,6 +4,7 @@ from stretto.family.recognition import CONFIG, QWEN_TOKENIZER, TOKENIZER, Listin
 
 AUTHORS = "acoustic_tokenizer_config"  # key in a config.json in the authors' format, whose folder has no tokenizer
 AUTHORS_TOKENIZER = Needed("Qwen/Qwen2.5-1.5B", QWEN_TOKENIZER)
+ASR = ["VibeVoiceForASRTraining"]  # `architectures` of VibeVoice-ASR in the authors' format
 
 
 def recognise(listing: Listing) -> list[Match]:
@@ -11,7 +12,7 @@ def recognise(listing: Listing) -> list[Match]:
     config = listing.json(CONFIG)
     weights = listing.weights()
     model_type = config.get("model_type")
-    if model_type != "vibevoice":
+    if model_type != "vibevoice" or is_authors_asr(listing):
         return []
     if not weights:
         refusal = "expected model.safetensors, or the files of model.safetensors.index.json"
@@ -26,3 +27,8 @@ def recognise(listing: Listing) -> list[Match]:
             companions=() if has_tokenizer else (AUTHORS_TOKENIZER,),
         )
     ]
+
+
+def is_authors_asr(listing: Listing) -> bool:
+    """Return True if a listing has VibeVoice-ASR in the authors' format, whose `model_type` is that of VibeVoice."""
+    return listing.json(CONFIG).get("architectures") == ASR

@@ -1,12 +1,9 @@
 """VibeVoice-ASR: Qwen2.5 that reads features of a recording, and writes a transcript with speakers and times."""
 
 from stretto.family.plugin import AudioEncoder, family_plugin, lazy
-from stretto.family.recognition import OneRelease
 
-RELEASE = OneRelease("vibevoice_asr", "VibeVoice-ASR", "vibevoice_asr")
 PLUGIN = family_plugin(
     __name__,
-    recognise=f"{__name__}:RELEASE",
     text_codec=lazy(f"{__name__}.reader:open_text_codec"),
     audio_encoders={
         "vibevoice_asr": AudioEncoder(lazy(f"{__name__}.family:FeatureFormat.from_record"), f"{__name__}.model")
