@@ -22,6 +22,7 @@ LAYOUTS = {
     "Qwen/Qwen3-ASR-1.7B": Layout("qwen3-asr", _sharded, {"release": ("config.json", SHARD, INDEX, *BPE)}),
     "Qwen/Qwen3-ASR-0.6B": Layout("qwen3-asr", _whole, {"release": ("config.json", "model.safetensors", *BPE)}),
 }
+BY_HAND = dict.fromkeys(LAYOUTS, ("--model {release} --config {release}/config.json --tokenizer {release}", ""))
 ALIGNER = {"model_type": "qwen3_asr", "thinker_config": config()["thinker_config"] | {"classify_num": 5000}}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "Qwen3-ForcedAligner": (

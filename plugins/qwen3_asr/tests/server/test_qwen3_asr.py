@@ -1,11 +1,13 @@
 """Qwen3-ASR through the real server and its gateway: transcripts equal those of transformers."""
 
+import asyncio
 import base64
 import io
 import json
+import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,19 @@ import pytest
 import soundfile
 import torch
 
+from plugins.kyutai.tests.server.test_kyutai_clients import SERVICES, source
 from plugins.qwen3_asr.lab.random_qwen3_asr import write_release
 from plugins.qwen3_asr.tests.published_qwen3_asr import Processor, Theirs, speech, streamed
 from plugins.qwen3_asr.tests.test_qwen3_asr import write
+from stretto.aligning.align import split_words
+from stretto.aligning.model import Aligner
+from stretto.convert.make_repository import make
 from stretto.testing.releases import SmallRelease
 from stretto_client import SpeechClient, Timeouts
-from tests.hub import Hub
-from tests.ports import free_row
-from tests.server.conftest import ServedCheckpoint, serves
-from tests.server.openai_client import openai_client
+from tests.aligning import ctc_release
+from tests.named_releases import transcribed_by_run
+from tests.server.conftest import ServedCheckpoint, served_repository
+from tests.server.openai_client import gateway_port, openai_client
 
 # By night: test_qwen3_asr.py compares the engine; prompts and the gateway's fields have tests of their own.
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
@@ -31,11 +37,18 @@ NUM_IDS = 20
 HINTS: dict[str, Any] = {"language": "en", "prompt": "user hello"}
 
 
-def convert(folder: Path) -> Path:
-    return SmallRelease.written(folder / "published", SIZE, write).checkpoint
+@pytest.fixture(scope="module")
+def aligner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ctc_release.write_release(tmp_path_factory.mktemp("aligner"))
 
 
-served = serves(convert)
+@pytest.fixture(scope="module")
+def served(aligner: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCheckpoint]:
+    folder = tmp_path_factory.mktemp("served")
+    checkpoint = SmallRelease.written(folder / "published", SIZE, write).checkpoint
+    make(checkpoint, folder / "repository", {}, aligner=aligner)
+    with served_repository(folder, folder / "repository") as server:
+        yield ServedCheckpoint(server, checkpoint)
 
 
 def wav(pcm: np.ndarray, rate: int = 16_000) -> bytes:
@@ -69,6 +82,52 @@ async def test_transcripts_equal_those_of_transformers(served: ServedCheckpoint)
         assert (hinted.language, round(hinted.duration, 1)) == ("english", 3.3)
         (segment,) = hinted.segments
         assert segment.text == hinted.text
+
+
+async def test_words_have_the_times_of_the_aligner(served: ServedCheckpoint, aligner: Path) -> None:
+    pcm = speech(6.0, 4)
+    async with openai_client(served.server.grpc) as client:
+        transcript: Any = await client.audio.transcriptions.create(
+            model="qwen3_asr",
+            file=("a.wav", wav(pcm)),
+            response_format="verbose_json",
+            timestamp_granularities=["word"],
+            extra_body={"max_completion_tokens": NUM_IDS},
+        )
+    stored, _ = soundfile.read(io.BytesIO(wav(pcm)), dtype="float32")
+    aligned = np.rint(stored * 32_767).astype(np.int16).astype(np.float32) / 32_768
+    expected = Aligner(aligner).times(aligned, split_words(transcript.text))
+    assert len(expected) > 1
+    found = [(word.word, word.start, word.end) for word in transcript.words]
+    assert found == [(word.word, pytest.approx(word.start_s), pytest.approx(word.end_s)) for word in expected]
+
+
+async def test_script_of_kyutai_prints_the_words_of_a_turn(served: ServedCheckpoint, tmp_path: Path) -> None:
+    """Its marker ends the turn; it waits for the marker, and not for the silence after it."""
+    scripts = await asyncio.to_thread(source, "delayed-streams-modeling")
+    made = await asyncio.to_thread(SERVICES.make)
+    script = str(scripts / "scripts" / "stt_from_file_rust_server.py")
+    python = str(made / "env" / "bin" / "python")
+    pcm = np.int16(20_000 * np.sin(np.arange(60_000) ** 1.3 / 300))
+    (tmp_path / "a.wav").write_bytes(wav(pcm, 24_000))
+    async with gateway_port(served.server.grpc) as port:
+        command = [python, script, str(tmp_path / "a.wav"), "--url", f"ws://127.0.0.1:{port}", "--rtf", "1000"]
+        done = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        printed, _ = await asyncio.wait_for(done.communicate(), 300)
+    assert done.returncode == 0
+    second = np.zeros(24_000, np.int16)
+
+    async def turn() -> AsyncIterator[np.ndarray]:
+        yield np.concatenate([second, pcm, *[second] * 5])
+
+    async with SpeechClient(f"localhost:{served.server.grpc}", Timeouts(total_s=600)) as client:
+        text = "".join([event.text async for event in client.transcribe_live(turn(), 24_000)])
+    found = re.findall(r"^ *([0-9.]+) - *([0-9.]+)  (.+)$", printed.decode(), re.MULTILINE)
+    assert len(found) > 3
+    assert "".join(word for *_, word in found) == "".join(text.split())
+    starts = [float(start_s) for start_s, *_ in found]
+    assert starts == sorted(starts)
+    assert float(found[-1][1]) == 8.5
 
 
 async def test_turns_of_a_realtime_session_are_transcribed(served: ServedCheckpoint) -> None:
@@ -121,28 +180,15 @@ async def test_turn_is_transcribed_while_it_is_spoken(served: ServedCheckpoint) 
     assert done.stdout.decode().strip() == requests[-1][1].strip()
 
 
-def test_run_transcribes_a_recording_with_a_release_of_the_hub(tmp_path: Path) -> None:
-    """`stretto run` recognises the release, downloads, converts and serves it."""
+@pytest.mark.parametrize(("name", "size"), [("qwen3-asr", "1.7B"), ("qwen3-asr-0.6b", "0.6B")])
+def test_run_transcribes_a_recording_with_a_release_of_the_hub(tmp_path: Path, name: str, size: str) -> None:
+    """`stretto run` finds the release by its name, downloads, converts and serves it."""
     file = wav(speech(2.0, 1))
-    (tmp_path / "a.wav").write_bytes(file)
     options = json.dumps({"text": {"max_rows": NUM_IDS}})
-    with Hub() as hub:
-        hub.add("acme/asr", write_release(tmp_path / "release", SIZE), card={"license": "apache-2.0"})
-        own = {"STRETTO_MODELS": str(tmp_path / "models"), "STRETTO_PORT": str(free_row(4))}
-        environment = hub.environment(tmp_path / "hub", **own)
-
-        def stretto(*words: str) -> str:
-            command = [sys.executable, "-m", "stretto", *words]
-            done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            return done.stdout
-
-        try:
-            text = stretto("run", "acme/asr", "a.wav", "--options", options)
-        finally:
-            stretto("serve", "--stop")
+    release = write_release(tmp_path / "release", size)
+    text = transcribed_by_run(name, release, file, tmp_path, "--options", options)
     checkpoint = next((tmp_path / "models").rglob("tokenizer.json")).parent
     pcm, _ = soundfile.read(io.BytesIO(file), dtype="float32")
     processor = Processor(checkpoint)
-    ids, _ = Theirs(SIZE).reply(processor.inputs(pcm), NUM_IDS)
+    ids, _ = Theirs(size).reply(processor.inputs(pcm), NUM_IDS)
     assert text.strip() == processor.processor.decode(ids, return_format="transcription_only")
