@@ -70,11 +70,11 @@ def convert(release: Release, contents: Contents) -> Converted:
         KEY: {"model_type": NAME, "acoustic_size": acoustic.size, "semantic_size": semantic.size},
     }
     name_of: Callable[[str], str] = authors_name if is_authors else str
-    encoders = {name_of(name): part for name, part in encoders_plan(acoustic, semantic).items()}
+    encoders = {name_of(name): tensor for name, tensor in encoders_plan(acoustic, semantic).items()}
     parts = plan(llama_numbers(backbone), backbone.vocab_size, acoustic, semantic)
     return Converted(
         record,
-        {name_of(name): part for name, part in parts.items()},
+        {name_of(name): tensor for name, tensor in parts.items()},
         (DECODER,) if is_authors else (),
         networks=(Network("codec", {}, {}), Network(FOLDER, sections, encoders)),
     )
