@@ -161,12 +161,21 @@ async def read_parts(text: str, reader: MarkupReader) -> Parts:
     return parts
 
 
-async def find_voices(text: str, markup: Markup) -> list[str]:
-    """Return the names in the marks of voices in a complete text, without duplicates; none if its markup is invalid."""
-    if markup == "none" or MAY_CHANGE_VOICE.search(text.translate(INVISIBLE)) is None:
+def may_change_voice(text: str, markup: Markup) -> bool:
+    """Return True if a text may have marks of voices."""
+    return markup != "none" and MAY_CHANGE_VOICE.search(text.translate(INVISIBLE)) is not None
+
+
+async def find_voices(text: str, markup: Markup, tags: Collection[str] | None = None) -> list[str]:
+    """Return the names in the marks of voices in a complete text, without duplicates; none if its markup is invalid.
+
+    Args:
+        tags: Tags that the model renders; None if unknown.
+    """
+    if not may_change_voice(text, markup):
         return []
     with suppress(RequestRefused):
-        parts = await read_text(text, markup)
+        parts = await read_text(text, markup, tags)
         names = [change.name for change in parts if isinstance(change, VoiceChange) and change.name is not None]
         return list(dict.fromkeys(names))
     return []

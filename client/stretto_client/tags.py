@@ -318,11 +318,15 @@ class TagFilter:
             self._code = 0
 
 
-def marked_voices(text: str) -> list[str | None]:
-    """Return the voices of the marks in a text in Markdown, in order; None for the voice of the request."""
+def marked_voices(text: str, tags: Collection[str] | None = None) -> list[str | None]:
+    """Return the voices of the marks in a text in Markdown, in order; None for the voice of the request.
+
+    Args:
+        tags: Tags that the model renders; None if unknown.
+    """
     if VOICE_MARK.search(text.translate(INVISIBLE)) is None:
         return []
-    tag_filter = TagFilter(reads_voices=True)
+    tag_filter = TagFilter(tags, reads_voices=True)
     tag_filter.add(text)
     tag_filter.end()
     return [*tag_filter.voices]

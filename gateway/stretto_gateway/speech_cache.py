@@ -18,8 +18,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from stretto_client import RecordedVoice, RequestRefused, SpeakArguments, SpeechClient, SpeechEvent
-from stretto_client.markup import find_voices
+from stretto_client import ClientError, RecordedVoice, SpeakArguments, SpeechClient, SpeechEvent
+from stretto_client.markup import find_voices, may_change_voice
 from stretto_client.voices import MarkedVoice
 from stretto_contract.finish_reasons import STOP
 from stretto_contract.limits import FairLimit
@@ -106,8 +106,8 @@ class SpeechCache:
         if wanted is False or (wanted is None and is_random) or has_adapter:
             return None
         try:
-            voices = await self._voices(text, options)
-        except RequestRefused:  # the client refuses it
+            voices = await self._voices(client, text, options)
+        except ClientError:  # the client refuses it, or the server is lost
             return None
         has_recording = any(isinstance(voice, RecordedVoice) for voice in voices.values())
         if wanted is None and has_recording and "voices" not in self._settings.also:
@@ -125,11 +125,15 @@ class SpeechCache:
             await asyncio.wait(checks)
         return CachedRequest(key, owner, client, model)
 
-    async def _voices(self, text: str, options: SpeakArguments) -> dict[str, str | RecordedVoice | None]:
+    async def _voices(
+        self, client: SpeechClient | RoutedClient, text: str, options: SpeakArguments
+    ) -> dict[str, str | RecordedVoice | None]:
         """Return the voices of a text: that of the request, under an empty name, and those that its marks select."""
         marked = list[MarkedVoice]()
-        if (voices := options.get("voices")) is not None:
-            marked = await voices.choose_all(await find_voices(text, options.get("markup", "none")))
+        markup = options.get("markup", "none")
+        if (voices := options.get("voices")) is not None and may_change_voice(text, markup):
+            profile = await client.profile()
+            marked = await voices.choose_all(await find_voices(text, markup, profile.tags))
         return {"": options.get("voice")} | dict(marked)
 
     @contextmanager

@@ -202,5 +202,7 @@ async def test_marks_are_found_without_speaking() -> None:
     assert await find_voices(TEXT + "[voice:SLT]Five.", "auto") == ["SLT", "rms"]
     assert await find_voices(SSML, "ssml") == ["slt", "rms"]
     assert await find_voices("[vo\u200bice:slt]One.", "auto") == ["slt"]  # invisible characters are not read
+    thought = "<thinking>[voice:slt]One.</thinking>Two."  # a tag of the model, or reasoning, which is not spoken
+    assert [await find_voices(thought, "auto", tags) for tags in (["<thinking>"], [])] == [["slt"], []]
     assert await find_voices(TEXT, "none") == await find_voices("<speak><voice>", "ssml") == []
     assert (await read_text("[voice:a]Hi.", "markdown"))[0] == VoiceChange("a")

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -12,9 +13,19 @@ import numpy as np
 import pytest
 import soundfile
 
+from stretto_client.tags import VOICE_MARK
 from stretto_gateway.jobs import endpoints, work
-from stretto_gateway.jobs.book import SECTION_CHARS, Section, sections_of
-from stretto_gateway.jobs.store import JobState, JobStore
+from stretto_gateway.jobs.book import (
+    EMPTY,
+    MARK_BEGIN,
+    MARK_REST,
+    SECTION_CHARS,
+    STEP_BLOCKS,
+    Section,
+    sections_of,
+    voice_names,
+)
+from stretto_gateway.jobs.store import Job, JobState, JobStore
 from tests.client.fake_server import Abort, Chunk, ErrorText, Request, Step, Until
 from tests.gateway.conftest import NUM_SAMPLES, Running, Start
 from tests.patience import PATIENCE_S, until_async
@@ -125,7 +136,7 @@ async def test_job_yields_a_file_with_chapters(start: Start, tmp_path: Path, nam
 def test_a_voice_goes_on_in_later_sections_up_to_the_next_heading() -> None:
     long = ", ".join(["It rained"] * (SECTION_CHARS // 11))
     text = f"[voice:slt]\n\n{long}.\n\nIt went on. [/voice]\n\n{long}.\n\nChapter 2\n\nIt woke."
-    sections = [(section.text[:14], section.pause_s, section.title) for section in sections_of(text)]
+    sections = [(section.text[:14], section.pause_s, section.title) for section in sections_of(text) if section.text]
     assert sections == [
         ("[voice:slt]It ", 0.0, ""),
         ("[voice:slt]It ", 0.75, None),
@@ -134,6 +145,33 @@ def test_a_voice_goes_on_in_later_sections_up_to_the_next_heading() -> None:
         ("It woke.", 1.0, None),
     ]
     assert not any("[voice:slt]It" in section.text for section in sections_of(text, has_voices=False))
+
+
+def test_text_without_speech_is_divided_into_steps() -> None:
+    """Each step is an empty section, so that one text of marks or of many paragraphs does not occupy a thread."""
+    marks = "[voice:rms]" * 500
+    assert [*sections_of(marks)] == [EMPTY] * 10
+    assert [*sections_of(f"{marks}It rained.")][-1].title == ""
+    short = "It rained.\f" * 3 * STEP_BLOCKS
+    assert [*sections_of(short)][:3] == [EMPTY] * 3
+
+
+@pytest.mark.parametrize("text", ["[voice:Dr. Who! Yes. No]It rained. ", "[voice:a b]x", "雨。[voice:{}. A]"])
+def test_marks_are_not_cut(text: str) -> None:
+    book = "".join(text.replace("{}", str(number)) for number in range(300))
+    sections = [section.text for section in sections_of(book) if section.text]
+    assert len(sections) > 2
+    spoken = "".join(VOICE_MARK.sub("", section) for section in sections)
+    assert "".join(spoken.split()) == "".join(VOICE_MARK.sub("", book).split())
+    assert not any(letter in spoken for letter in (MARK_BEGIN, MARK_REST))
+
+
+def test_tags_of_the_model_are_no_reasoning_with_marks() -> None:
+    text = "<thinking>[voice:rms]It rained.</thinking>\f" + "It rained. " * 100
+    for tags, mark in ((["<thinking>"], "[voice:rms]"), ([], "")):
+        sections = [*sections_of(text, tags)]
+        assert voice_names(sections, tags) == (["rms"] if mark else [])
+        assert sections[-1].text.startswith(f"{mark}It")
 
 
 async def test_voices_in_a_book_are_refused_when_it_is_sent_and_kept_in_its_sections(
@@ -205,10 +243,10 @@ async def test_long_text_is_split_in_turns(start: Start, tmp_path: Path, monkeyp
     monkeypatch.setattr(endpoints, "MAX_SECTIONS", 100)
     sizes = list[int]()
 
-    def counted(text: str, has_voices: bool) -> Iterator[Section]:
+    def counted(text: str, tags: list[str], has_voices: bool) -> Iterator[Section]:
         sizes.append(0)
-        for section in sections_of(text, has_voices):
-            sizes[0] += 1
+        for section in sections_of(text, tags, has_voices):
+            sizes[0] += bool(section.text)
             yield section
 
     monkeypatch.setattr(endpoints, "sections_of", counted)
@@ -242,6 +280,11 @@ async def test_other_requests_come_first(start: Start, tmp_path: Path) -> None:
     assert (await ended(running, job["id"]))["status"] == "completed"
     texts = [text_of(request) for request in running.behind.requests]
     assert texts[:3] == ["Chapter 1", "Hello.", "Chapter 1"]
+
+
+def test_job_that_is_deleted_while_jobs_are_listed_is_left_out(tmp_path: Path) -> None:
+    store: Any = SimpleNamespace(all=lambda _: [Job(tmp_path / "job_0")])
+    assert endpoints.records_of(store, "everybody") == []
 
 
 async def test_jobs_take_turns(start: Start, tmp_path: Path) -> None:

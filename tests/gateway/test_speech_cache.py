@@ -565,11 +565,13 @@ def test_age_is_at_least_a_second() -> None:
         read_config(arguments().parse_args(["--speech-cache-age", "0.5"]))
 
 
-async def test_the_key_of_an_entry_has_the_voices_of_marks(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["A cat [voice:mine]sat.", "<thinking>A cat [voice:mine]sat.</thinking>"])
+async def test_the_key_of_an_entry_has_the_voices_of_marks(start: Start, tmp_path: Path, text: str) -> None:
     voices = VoiceStore(tmp_path / "voices", 100)
     settings = dataclasses.replace(SETTINGS, also=("voices",))
-    running = await started(start, cache=settings, profile=CLONES, voices=tmp_path / "voices")
-    body = SEEDED | {"input": "A cat [voice:mine]sat."}
+    profile = CLONES | {"tags": ["<thinking>"]}  # which is no reasoning for a model that renders it
+    running = await started(start, cache=settings, profile=profile, voices=tmp_path / "voices")
+    body = SEEDED | {"input": text}
     stored = voices.add("everybody", "mine", "", "yes", b"RIFF")
     answers = [(await spoken(running, **body)).headers["stretto-cache"] for _ in range(2)]
     voices.remove("everybody", stored.id)

@@ -1,7 +1,7 @@
 """Texts of books: their chapters, and the sections that are spoken one after the other."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -11,8 +11,12 @@ from stretto_contract.sentence_ends import is_spoken
 
 SECTION_CHARS = 600  # about 40 s of speech: as much is lost if other requests interrupt a section
 TITLE_CHARS = 80
+STEP_BLOCKS = 100  # paragraphs that are read before an empty section is yielded
 CHAPTER_PAUSE_S = 2.0
 HEADING_PAUSE_S = 1.0
+# Letters without a sound, as long as a mark, which stand for it while the text is cut: a mark is never cut in two.
+MARK_BEGIN = "\u3164"
+MARK_REST = "\u115f"
 BLOCK_END = re.compile(r"\f|\n[ \t]*\n")
 MARKDOWN_HEADING = re.compile(r"#{1,3}[ \t]+(?P<title>\S.*?)[ \t#]*")
 PLAIN_HEADING = re.compile(
@@ -25,6 +29,7 @@ class Section:
     """Text that is spoken by one request.
 
     Attributes:
+        text: The text; empty for a part of the text without speech, so that work on it is divided like other work.
         title: Title of the chapter that begins with this section; None in the middle of a chapter.
     """
 
@@ -33,28 +38,35 @@ class Section:
     title: str | None = None
 
 
-def sections_of(text: str, has_voices: bool = True) -> Iterator[Section]:
+EMPTY = Section("", 0.0)
+
+
+def sections_of(text: str, tags: Collection[str] | None = None, has_voices: bool = True) -> Iterator[Section]:
     """Yield the sections of a text. Chapters begin with headings, and one without a title before the first heading.
 
     Headings are lines between blank lines, in Markdown (`# Title`) or plain (`Chapter 1`, `Prologue`). They are spoken.
     A mark of a voice applies up to the next heading.
 
     Args:
+        tags: Tags that the model renders; None if unknown.
         has_voices: False if the text has no marks of voices, because its markup is `none`.
     """
     paragraphs = list[str]()
     title: str | None = ""
     is_first = True
-    for block in chain(blocks_of(text), [None]):
+    for number, block in enumerate(chain(blocks_of(text), [None]), 1):
         heading = None if block is None else heading_of(block)
         if block is not None and heading is None:
-            paragraphs.append(block)
+            paragraphs += [block] if block else []
+            if number % STEP_BLOCKS == 0:
+                yield EMPTY
             continue
         sections = _paragraph_sections("\n\n".join(paragraphs), title, is_first)
-        for section in _with_voices(sections) if has_voices else sections:
+        for section in _with_voices(sections, tags) if has_voices else sections:
             yield section
-            title = None
-            is_first = False
+            if section.text:
+                title = None
+                is_first = False
         paragraphs = []
         if heading is not None:
             yield Section(heading, 0.0 if is_first else CHAPTER_PAUSE_S, heading)
@@ -63,14 +75,12 @@ def sections_of(text: str, has_voices: bool = True) -> Iterator[Section]:
 
 
 def blocks_of(text: str) -> Iterator[str]:
-    """Yield the paragraphs of a text that are not empty."""
+    """Yield the paragraphs of a text, of which some may be empty."""
     begin = 0
     for end in BLOCK_END.finditer(text):
-        if block := text[begin : end.start()].strip():
-            yield block
+        yield text[begin : end.start()].strip()
         begin = end.end()
-    if block := text[begin:].strip():
-        yield block
+    yield text[begin:].strip()
 
 
 def heading_of(block: str) -> str | None:
@@ -91,33 +101,37 @@ def _paragraph_sections(text: str, title: str | None, is_first: bool) -> Iterato
         is_first: True if nothing is spoken before them.
     """
     pause_s = 0.0 if is_first else HEADING_PAUSE_S
-    for piece in pieces_with_pauses(text, SECTION_CHARS):
+    text = text.replace(MARK_BEGIN, " ").replace(MARK_REST, " ")
+    marks = VOICE_MARK.finditer(text)
+    unmarked = VOICE_MARK.sub(lambda mark: MARK_BEGIN.ljust(len(mark.group()), MARK_REST), text)
+    for piece in pieces_with_pauses(unmarked, SECTION_CHARS):
         if isinstance(piece, float):
             pause_s = piece
-        else:
-            yield Section(str(piece), pause_s, title)
+        elif marked := re.sub(MARK_BEGIN, lambda _: next(marks).group(), str(piece).replace(MARK_REST, "")):
+            yield Section(marked, pause_s, title)
             title = None
             pause_s = 0.0
 
 
-def _with_voices(sections: Iterable[Section]) -> Iterator[Section]:
+def _with_voices(sections: Iterable[Section], tags: Collection[str] | None) -> Iterator[Section]:
     """Yield successive sections, each of which begins with a mark of the voice in which the one before has ended.
 
-    A section that has only marks is left out; the next one has its pause and its title.
+    A section that has only marks is empty; the next one has its pause and its title.
     """
     voice: str | None = None
-    bare: Section | None = None  # section that has been left out
+    bare: Section | None = None  # section that is empty
     for section in sections:
         mark = "" if voice is None else f"[voice:{voice}]"
-        voice = [voice, *marked_voices(section.text)][-1]
+        voice = [voice, *marked_voices(section.text, tags)][-1]
         if not is_spoken(VOICE_MARK.sub("", section.text)):
             bare = bare or section
+            yield EMPTY
             continue
         first = bare or section
         yield Section(mark + section.text, first.pause_s, first.title)
         bare = None
 
 
-def voice_names(sections: Iterable[Section]) -> list[str]:
+def voice_names(sections: Iterable[Section], tags: Collection[str]) -> list[str]:
     """Return the names in the marks of voices in sections, without duplicates."""
-    return list(dict.fromkeys(name for section in sections for name in marked_voices(section.text) if name))
+    return list(dict.fromkeys(name for section in sections for name in marked_voices(section.text, tags) if name))

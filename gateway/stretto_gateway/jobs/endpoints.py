@@ -4,6 +4,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
@@ -124,15 +125,17 @@ async def create_job(body: JobRequest, request: Request, response: Response) -> 
     sections = list[Section]()
     names = list[str]()
     has_voices = body.markup != "none"
-    unread = sections_of(body.input, has_voices)
+    server = await gateway.for_model(body.model, speaks)
+    tags = (await server.catalogue.profile()).tags
+    unread = sections_of(body.input, tags, has_voices)
     while len(sections) <= MAX_SECTIONS and (read := await WORK.run(list, islice(unread, SLICE_SECTIONS))):
-        sections += read
-        names += await WORK.run(voice_names, read) if has_voices else []
+        sections += [section for section in read if section.text]
+        names += await WORK.run(voice_names, read, tags) if has_voices else []
     if not 0 < len(sections) <= MAX_SECTIONS:
         raise mismatch("input", f"1 to {MAX_SECTIONS} sections of text to speak", str(len(sections)))
     fields = body.model_dump(exclude_unset=True, exclude={"input", "title", "response_format"}) | {"seed": seed}
     item = SpeechItem(**fields, input=sections[0].text, response_format="pcm")
-    options = await speech_options(await gateway.for_model(item.model, speaks), item, request.state, ignored)
+    options = await speech_options(server, item, request.state, ignored)
     if (voices := options.get("voices")) is not None:
         try:
             await voices.choose_all(names)
@@ -221,7 +224,11 @@ async def find_job(job_id: str, request: Request) -> Job:
 
 def records_of(store: JobStore, owner: str) -> list[AudioJob]:
     """Return the API's objects for all jobs of an owner."""
-    return [record_of(job) for job in store.all(owner)]
+    records = list[AudioJob]()
+    for job in store.all(owner):
+        with suppress(FileNotFoundError):  # deleted a moment ago
+            records.append(record_of(job))
+    return records
 
 
 def record_of(job: Job) -> AudioJob:
