@@ -47,13 +47,13 @@ class Gateway:
         ceilings = [Ceiling.from_text(text) for text in config.ceilings]
         self.metrics = Metrics(lambda: self.catalogue.label, open_spans(), Keys(config.keys).owners, ceilings)
         self._replicas: Replicas | None = None
-        if client is None and config.replicas:
-            self._replicas = Replicas(config.replicas, self.metrics.registry)
-            client = RoutedClient(self._replicas.choose, CALLER.get)
-        served: dict[str, SpeechClient | RoutedClient] = {} if client is None else {"": client}
         usual = Timeouts()
         later_s = config.limits.first_s - usual.first_s
         timeouts = Timeouts(config.limits.first_s, total_s=usual.total_s + max(later_s, 0.0))
+        if client is None and config.replicas:
+            self._replicas = Replicas(config.replicas, self.metrics.registry)
+            client = RoutedClient(self._replicas.choose, CALLER.get, timeouts)
+        served: dict[str, SpeechClient | RoutedClient] = {} if client is None else {"": client}
         for name, address in config.addresses.items() if client is None else ():
             served[name] = SpeechClient(address, timeouts, caller=CALLER.get)
         model_servers = [

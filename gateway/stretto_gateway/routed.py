@@ -21,6 +21,7 @@ from stretto_client import (
     SpeechEvent,
     SpeechOptions,
     TaskOptions,
+    Timeouts,
     TranscriptionOptions,
 )
 from stretto_client.long_speech import Speech
@@ -60,14 +61,16 @@ class RoutedClient:
 
     Args:
         caller: Function that identifies the caller of the current request, for servers on this host.
+        timeouts: Timeouts for each utterance.
 
     Attributes:
         tries: Tries of the clauses of a long text after the first one, while the server is full.
     """
 
-    def __init__(self, choose: Choose, caller: Callable[[], str] | None = None):
+    def __init__(self, choose: Choose, caller: Callable[[], str] | None = None, timeouts: Timeouts | None = None):
         self._choose = choose
         self._caller = caller
+        self._timeouts = timeouts
         self._clients: dict[str, SpeechClient] = {}
         self._profile: ModelProfile | None = None
         self.tries: Tries = patiently
@@ -151,8 +154,8 @@ class RoutedClient:
         async with self._lent("") as (client, _):
             return await client.server_name()
 
-    async def adapters(self, command: dict[str, str]) -> dict[str, str]:
-        """Return the LoRA adapters of one of the servers, if the command lists them."""
+    async def adapters(self, command: dict[str, str]) -> list[str]:
+        """Return the names of the LoRA adapters of one of the servers, if the command lists them."""
         async with self._lent("") as (client, _):
             return await client.adapters(command)
 
@@ -189,7 +192,7 @@ class RoutedClient:
     async def _lent(self, key: str, refused: tuple[str, ...] = ()) -> AsyncIterator[tuple[SpeechClient, Lease]]:
         async with self._choose(key, refused) as lease:
             if lease.server not in self._clients:
-                self._clients[lease.server] = SpeechClient(lease.server, caller=self._caller)
+                self._clients[lease.server] = SpeechClient(lease.server, self._timeouts, caller=self._caller)
                 self._clients[lease.server].tries = self.tries
             yield self._clients[lease.server], lease
 

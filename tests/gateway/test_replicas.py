@@ -8,11 +8,13 @@ from typing import Any, cast
 import pytest
 from prometheus_client import CollectorRegistry
 
-from stretto_client import ServerUnavailable
+from stretto_client import ServerUnavailable, Timeouts
 from stretto_gateway.command import arguments, read_config
+from stretto_gateway.config import Limits
 from stretto_gateway.replicas import Replicas
 from stretto_gateway.routed import Lease, RoutedClient, _ended_with
 from tests.client.fake_server import Chunk, FakeServer, Request, Step, Until
+from tests.gateway.conftest import Start
 
 ENDED = Chunk(1, 640, is_final=True, is_last=True)
 
@@ -105,6 +107,13 @@ def test_replicas_are_given_by_their_addresses() -> None:
     assert read_config(arguments().parse_args(words)).replicas == ("localhost:8001", "localhost:8011")
     with pytest.raises(ValueError, match="expected no --server with a name"):
         read_config(arguments().parse_args([*words, "--server", "tts=localhost:8001"]))
+
+
+async def test_replies_of_replicas_have_the_timeouts_of_the_gateway(start: Start, two: TwoServers) -> None:
+    gateway = await start(replicas=tuple(two.addresses), limits=Limits(first_s=40.0, drain_s=1))
+    async with gateway.app.state.gateway.client._lent("") as (client, _):
+        assert client.timeouts.first_s == 40.0
+        assert client.timeouts.total_s > Timeouts().total_s
 
 
 async def test_server_does_not_keep_its_ended_streams() -> None:
