@@ -4,13 +4,15 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from stretto.launcher import replicas, shares
+from stretto.launcher import installation, replicas, shares, supervisor
 from stretto.launcher.config import LaunchConfig, launch_config, parser
-from stretto.launcher.installation import LaunchError
+from stretto.launcher.installation import LaunchError, wait_for_ports
 from stretto.launcher.replicas import Replicas, replica_config, words_of
 from stretto.launcher.shares import Share, number_of_replicas, shares_of
 from stretto.machine.gpus import Gpu
@@ -95,6 +97,18 @@ def test_further_replicas_have_the_settings_of_the_first(machine: Callable[[int,
     assert third.ports == {"http": 9020, "grpc": 9021, "metrics": 9022}
     assert config_of(*words_of(third)) == third
     assert third.pid_file != first.pid_file
+
+
+def test_ports_of_each_replica_must_be_free(
+    machine: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(4, 0)
+    config = config_of("--gateway", "--replicas", "3")
+    monkeypatch.setattr(installation, "_is_taken", lambda port: port == config.grpc_port + 20)
+    monkeypatch.setattr(supervisor, "wait_for_ports", partial(wait_for_ports, timeout_s=0.0))
+    nothing: Any = None
+    with pytest.raises(LaunchError, match=f"port {config.grpc_port + 20} is in use"):
+        supervisor.Supervisor(config, nothing, nothing, nothing).run()
 
 
 def test_launchers_are_started_restarted_and_ended(

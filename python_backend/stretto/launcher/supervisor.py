@@ -15,7 +15,7 @@ from stretto.launcher.front_ends import GatewayProcess, ProxyProcess, engine_spa
 from stretto.launcher.installation import Installation, LaunchError, page_address, wait_for_ports
 from stretto.launcher.launch import Launch
 from stretto.launcher.launch_log import LaunchLog, log_line
-from stretto.launcher.replicas import Replicas
+from stretto.launcher.replicas import Replicas, replica_config
 from stretto.launcher.server import AbortedStart, TritonServer, identity
 from stretto.launcher.timeouts import BackOff, slowness
 from stretto.triton_io.flow import DIRECTORY, tables_of
@@ -253,6 +253,8 @@ class Supervisor:
     def run(self) -> int:
         """Serve until a signal requests a stop; return 0."""
         wait_for_ports(self._config.ports)
+        for number in range(1, len(self._config.shares)):
+            wait_for_ports(replica_config(self._config, number).ports)  # the gateway would send requests to a stranger
         self._log = LaunchLog(self._config.log_file, self._launch.work_folder)
         try:
             self._front_ends = FrontEndProcesses(self._config, self._installation, self._launch, self._log)
