@@ -17,8 +17,8 @@ COMMAND_S = 120.0  # for a gigabyte from a slow disk
 
 async def run_adapter_command(
     client: InferenceServerClient, server: str, find_key: Callable[[], dict[str, str]], command: dict[str, str]
-) -> dict[str, str]:
-    """Send a command and return the folders of the server's adapters, keyed by name.
+) -> list[str]:
+    """Send a command and return the names of the server's adapters.
 
     Args:
         server: Address of the server (host:port), for error messages.
@@ -49,5 +49,5 @@ async def run_adapter_command(
         answers.cancel()
     if error is not None:
         raise from_text(error.message())
-    paths: dict[str, str] = json.loads(answer.as_numpy("chunk").tobytes())
-    return paths
+    names: list[str] = json.loads(answer.as_numpy("chunk").tobytes())
+    return names

@@ -55,7 +55,7 @@ class Catalogue:
         lists_adapters: True to ask the server for its LoRA adapters, too.
 
     Attributes:
-        adapters: Folders of the adapters, keyed by the name used in requests.
+        adapters: Names of the adapters, as used in requests.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Catalogue:
         name: str = "",
         lists_adapters: bool = False,
     ):
-        self.adapters: Mapping[str, str] = {}
+        self.adapters: Sequence[str] = ()
         self._lists_adapters = lists_adapters
         self._listed_s: float | None = None
         self._client = client
@@ -176,9 +176,7 @@ class Catalogue:
         """Return the `model` objects of the model and of its adapters; see `profile` for the exceptions."""
         model = self.record(await self.profile())
         await self._list_adapters(math.inf)
-        adapted: list[Model] = [
-            {**model, "id": name, "root": path, "parent": model["id"]} for name, path in self.adapters.items()
-        ]
+        adapted: list[Model] = [{**model, "id": name, "root": name, "parent": model["id"]} for name in self.adapters]
         return [model, *adapted]
 
 

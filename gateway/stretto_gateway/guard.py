@@ -300,7 +300,7 @@ class Guard:
     def _admin_refusal(self, authorization: str) -> ApiError | None:
         if not self._admin_keys:
             message = "this gateway has no admin keys; start it with --admin-keys FILE"
-            return ApiError(401, message, code="invalid_api_key")
+            return ApiError(404, message, code="no_admin_keys")
         if self._admin_keys.admit(authorization):
             return None
         message = "no valid admin key: expected the header Authorization: Bearer KEY"

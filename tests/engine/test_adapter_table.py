@@ -80,7 +80,7 @@ async def test_an_unloaded_adapter_leaves_after_its_last_reply(folder: Path, eng
     await asyncio.sleep(0)
     assert engines.calls[1:] == [("remove_lora", 2)]
     await table.load("w", "whisperer")
-    assert table.paths == {"built": "/built", "w": "whisperer"}
+    assert table.names == ["built", "w"]
 
 
 async def test_a_restarted_engine_loads_the_same_adapters(folder: Path, engines: Engines) -> None:
@@ -92,7 +92,7 @@ async def test_a_restarted_engine_loads_the_same_adapters(folder: Path, engines:
     restarted = table_of(folder, engines)
     (message,) = await restarted.restore()
     assert "adapter 'gone'" in message
-    assert restarted.paths == {"built": "/built", "w": "whisperer"}
+    assert restarted.names == ["built", "w"]
 
 
 def link_outside(folder: Path) -> str:
@@ -169,7 +169,7 @@ async def test_an_adapter_that_cannot_be_remembered_is_not_loaded(folder: Path, 
     (folder / LOADED).write_text("[]")
     with pytest.raises(InvalidRequest, match=rf"adapters: expected a file {folder / LOADED} that the server can write"):
         await table.load("n", "narrator")
-    assert table.paths == {"built": "/built"}
+    assert table.names == ["built"]
     assert engines.calls == [("add_lora", ("n", 2)), ("remove_lora", 2)]
 
 

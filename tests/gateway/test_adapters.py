@@ -25,7 +25,7 @@ class Adapters:
         self.failure: ClientError | None = None
         self.num_lists = 0
 
-    async def run(self, command: dict[str, str]) -> dict[str, str]:
+    async def run(self, command: dict[str, str]) -> list[str]:
         self.num_lists += command["action"] == "list"
         if self.failure is not None:
             raise self.failure
@@ -33,7 +33,7 @@ class Adapters:
             self.paths[command["name"]] = command["path"]
         if command["action"] == "unload" and self.paths.pop(command["name"], None) is None:
             raise RequestRefused(f"lora_name: expected no value (no adapter was loaded), got {command['name']!r}")
-        return dict(self.paths)
+        return [*self.paths]
 
 
 def adapters_of(gateway: Running) -> Adapters:
@@ -55,8 +55,8 @@ async def test_adapters_are_loaded_listed_named_and_unloaded(start: Start) -> No
         assert adapters.paths == {"narrator": "voices/narrator"}
         models = (await http.get("/v1/models")).json()["data"]
         assert [(model["id"], model.get("parent"), model["root"]) for model in models[1:]] == [
-            ("narrator", models[0]["id"], "voices/narrator")
-        ]
+            ("narrator", models[0]["id"], "narrator")
+        ], "callers do not see the server's folders"
         for model, expected in (("narrator", "narrator"), ("tts-1", None)):
             spoken = await http.post("/v1/audio/speech", json={"input": "Hello.", "model": model})
             assert spoken.status_code == 200
@@ -83,17 +83,17 @@ async def test_a_gateway_that_starts_later_finds_the_adapters(start: Start) -> N
 
 
 @pytest.mark.parametrize(
-    ("admin_keys", "keys", "sent", "status"),
+    ("admin_keys", "keys", "sent", "status", "code"),
     [
-        ((), (), KEY, 401),
-        ((), (KEY,), KEY, 401),
-        ((KEY,), (), "", 401),
-        ((KEY,), ("another-key-of-callers",), "another-key-of-callers", 401),
-        ((KEY,), ("another-key-of-callers",), KEY, 200),
+        ((), (), KEY, 404, "no_admin_keys"),
+        ((), (KEY,), KEY, 404, "no_admin_keys"),
+        ((KEY,), (), "", 401, "invalid_api_key"),
+        ((KEY,), ("another-key-of-callers",), "another-key-of-callers", 401, "invalid_api_key"),
+        ((KEY,), ("another-key-of-callers",), KEY, 200, ""),
     ],
 )
 async def test_an_admin_key_is_needed(
-    start: Start, admin_keys: tuple[str, ...], keys: tuple[str, ...], sent: str, status: int
+    start: Start, admin_keys: tuple[str, ...], keys: tuple[str, ...], sent: str, status: int, code: str
 ) -> None:
     gateway = await start(admin_keys=admin_keys, keys=keys)
     adapters = adapters_of(gateway)
@@ -101,7 +101,9 @@ async def test_an_admin_key_is_needed(
         headers = {"authorization": f"Bearer {sent}"} if sent else {}
         for path in (LOAD, f"{LOAD}/", UNLOAD):
             adapters.paths = {} if path != UNLOAD else {"narrator": ""}
-            assert (await http.post(path, json=NARRATOR, headers=headers)).status_code == status
+            answer = await http.post(path, json=NARRATOR, headers=headers)
+            assert answer.status_code == status
+            assert not code or answer.json()["error"]["code"] == code
         if keys and admin_keys:
             refused = await http.post("/v1/audio/speech", json={"input": "a"}, headers=ADMIN)
             assert refused.status_code == 401, "an admin key is no key of a caller"

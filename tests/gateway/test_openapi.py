@@ -368,7 +368,7 @@ async def test_openapi_declares_keys_only_if_configured(start: Start) -> None:
         schema = (await http.get("/openapi.json")).json()
     assert "security" not in schema
     assert schema["info"]["version"] == version("stretto")
-    async with (await start(keys=(KEY,))).http() as http:
+    async with (await start(keys=(KEY,), admin_keys=("admin-key-of-sixteen",))).http() as http:
         schema = (await http.get("/openapi.json", headers={"authorization": f"Bearer {KEY}"})).json()
         assert schema["components"]["securitySchemes"]["key"] == {"type": "http", "scheme": "bearer"}
         assert schema["security"] == [{"key": []}]

@@ -49,9 +49,9 @@ class AdapterTable:
         self._changing = asyncio.Lock()
 
     @property
-    def paths(self) -> dict[str, str]:
-        """Folders of the adapters, keyed by the name used in requests."""
-        return {name: adapter.path for name, adapter in self._named.items()}
+    def names(self) -> list[str]:
+        """Names of the adapters, as used in requests."""
+        return [*self._named]
 
     @contextmanager
     def leased(self, name: str | None) -> Iterator[Adapter | None]:

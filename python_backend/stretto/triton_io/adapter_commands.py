@@ -16,8 +16,8 @@ class Adapters(Protocol):
     """Adapters of the engine (`engine.adapter_table.AdapterTable`)."""
 
     @property
-    def paths(self) -> dict[str, str]:
-        """Folders of the adapters, keyed by the name used in requests."""
+    def names(self) -> list[str]:
+        """Names of the adapters, as used in requests."""
         ...
 
     async def restore(self) -> list[str]:
@@ -45,7 +45,7 @@ COMMAND: JsonRecord[AdapterCommand] = JsonRecord(Annotated[AdapterCommand, Field
 
 
 async def run_command(adapters: Adapters, command: bytes) -> bytes:
-    """Run a command, and return the folders of all adapters by name, as JSON.
+    """Run a command, and return the names of all adapters, as JSON.
 
     Raises:
         InvalidRequest: If the command is malformed, or cannot be done.
@@ -56,7 +56,7 @@ async def run_command(adapters: Adapters, command: bytes) -> bytes:
         await adapters.load(_text(record, "name"), _text(record, "path"))
     elif record["action"] == "unload":
         await adapters.unload(_text(record, "name"))
-    return json.dumps(adapters.paths).encode()
+    return json.dumps(adapters.names).encode()
 
 
 def _text(record: AdapterCommand, field: Literal["name", "path"]) -> str:
