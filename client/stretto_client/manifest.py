@@ -11,15 +11,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import c2pa
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509 import Certificate, load_pem_x509_certificate, load_pem_x509_certificates
+from cryptography.x509 import (
+    Certificate,
+    ExtensionNotFound,
+    KeyUsage,
+    load_pem_x509_certificate,
+    load_pem_x509_certificates,
+)
 
 from stretto_client.receipt import ReceiptError, shown
 from stretto_client.signature import key_id
 from stretto_client.sinks import wav_header
 
-LABEL = "stretto.receipt"  # of the assertion
+# Label of the assertion. Labels of a project begin with its reversed domain; names under `alt` need none (RFC 9476).
+LABEL = "alt.stretto.receipt"
 MEDIA_TYPES = {"flac": "audio/flac", "mp3": "audio/mpeg", "wav": "audio/wav"}  # formats that can contain a manifest
 # No file makes the reader or the signer send a request.
 OFFLINE: dict[str, Any] = {
@@ -49,9 +57,11 @@ class FileSigner:
         except ValueError:
             raise ReceiptError("certificate: expected certificates in PEM, got another file") from None
         name = key_id(key.public_key())
-        public_key = certificate.public_key()
-        if not isinstance(public_key, Ed25519PublicKey) or key_id(public_key) != name:
+        public_key = key_of(certificate)
+        if public_key is None or key_id(public_key) != name:
             raise ReceiptError(f"certificate: expected one of the signing key ({name}), got one of another key")
+        if not may_sign(certificate):  # the library also accepts others, such as nonRepudiation
+            raise ReceiptError(f"certificate: expected {ADMITTED}, got keyUsage without digitalSignature")
         self._certificate = pem_of(certificate)
         private_pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         self._signer_info = c2pa.C2paSignerInfo("ed25519", chain, private_pem, None)
@@ -141,8 +151,8 @@ def signed_receipt(data: bytes, assertion: Any) -> SignedReceipt:
         certificate = load_pem_x509_certificate(str(assertion["certificate"]).encode())
     except ValueError:
         raise ReceiptError(f"manifest.certificate: expected PEM, got {shown(assertion['certificate'])}") from None
-    key = certificate.public_key()
-    if not isinstance(key, Ed25519PublicKey):
+    key = key_of(certificate)
+    if key is None:
         raise ReceiptError("manifest.certificate: expected one of an Ed25519 key, got one of another key")
     verify = OFFLINE["verify"] | {"verify_trust": True}
     only_this = {"trust_kind": "manifest", "trust_anchors": "", "allowed_list": pem_of(certificate)}
@@ -183,6 +193,23 @@ def failures_of(report: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the codes of failed checks; one of our own if the library rejects the manifest without a code."""
     is_valid = report.get("validation_state") in ("Valid", "Trusted")
     return () if is_valid else tuple(sorted(codes_of(report, "failure"))) or ("invalid",)
+
+
+def key_of(certificate: Certificate) -> Ed25519PublicKey | None:
+    """Return the public key of a certificate; None if it is malformed or of another algorithm."""
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+    return key if isinstance(key, Ed25519PublicKey) else None
+
+
+def may_sign(certificate: Certificate) -> bool:
+    """Return True if a certificate permits its key to sign."""
+    try:
+        return certificate.extensions.get_extension_for_class(KeyUsage).value.digital_signature
+    except (ExtensionNotFound, ValueError):  # ValueError: the extensions are malformed
+        return False
 
 
 def pem_of(certificate: Certificate) -> str:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import load_der_x509_certificate, load_pem_x509_certificates
 
 from stretto_client.manifest import LABEL, MEDIA_TYPES, FileSigner, read_manifest
 from stretto_client.receipt import ReceiptError, read_receipt, write_receipt
@@ -108,19 +110,37 @@ def test_files_without_a_manifest_have_none() -> None:
         assert manifest_record(data) is None
 
 
+def of_unknown_algorithm(certificates: bytes) -> bytes:
+    """Return the first certificate with an algorithm that does not exist in place of Ed25519 (1.3.101.112)."""
+    data = load_pem_x509_certificates(certificates)[0].public_bytes(Encoding.DER)
+    other = data.replace(b"\x06\x03\x2b\x65\x70", b"\x06\x03\x2b\x65\x7f")
+    return load_der_x509_certificate(other).public_bytes(Encoding.PEM)
+
+
+def test_receipt_with_a_certificate_of_an_unknown_algorithm_is_refused() -> None:
+    forger = FileSigner(chain(KEY), KEY)
+    forger._certificate = of_unknown_algorithm(chain(KEY)).decode()
+    with pytest.raises(ReceiptError, match="certificate: expected one of an Ed25519 key"):
+        read_manifest(signed(signer=forger))
+
+
 @pytest.mark.parametrize(
     ("certificates", "words"),
     [
         (b"words", "expected certificates in PEM"),
         (chain(OTHER_KEY), "expected one of the signing key"),
         (chain(generate_private_key(65_537, 2048)), "expected one of the signing key"),
+        (of_unknown_algorithm(chain(KEY)), "expected one of the signing key"),
         (chain(KEY, days=(-30, -1)), "valid now, .* not valid at time of signing"),
         (chain(KEY, days=(1, 30)), "valid now, .* not valid at time of signing"),
-        (chain(KEY, usage="key_agreement"), "keyUsage digitalSignature, .*certificate is invalid"),
+        (chain(KEY, usage="key_agreement"), "keyUsage digitalSignature, .*got keyUsage without digitalSignature"),
+        (chain(KEY, usage="content_commitment"), "got keyUsage without digitalSignature"),
         (chain(KEY, has_extended_usage=False), "extendedKeyUsage emailProtection, .*certificate is invalid"),
         (chain(KEY, is_authority=True), "not of an authority, .*certificate is invalid"),
     ],
-    ids="text another-key rsa expired future no-signatures no-extended-usage authority".split(),
+    ids=(
+        "text another-key rsa unknown-algorithm expired future no-signing non-repudiation no-extended-usage authority"
+    ).split(),
 )
 def test_wrong_certificates_are_refused(certificates: bytes, words: str) -> None:
     with pytest.raises(ReceiptError, match=f"^certificate: .*{words}"):
