@@ -1,5 +1,6 @@
 """Adapters that an operator loads into a running server, through the gateway."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -11,16 +12,20 @@ from typing import Any
 import httpx
 import pytest
 
+from stretto.launcher.config import PORT_STEP
 from stretto.launcher.processes import descendants
 from tests.engine.adapters import write_adapter
 from tests.patience import PATIENCE_S, until
-from tests.server.conftest import REPOSITORY, Server, served_repository
+from tests.ports import free_row
+from tests.server.conftest import REPOSITORY, START_S, Server, served_repository
+from tests.server.listening import Answer, Stream, as_inputs
 from tests.server.openai_client import gateway_port
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 TEXT = "The train to Lisbon leaves at nine."
 KEY = "admin-key-of-sixteen"
 ADMIN = {"authorization": f"Bearer {KEY}"}
+NARRATOR = {"lora_name": "narrator", "lora_path": "narrator"}
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +67,36 @@ def replies_of_configured(folder: Path, tmp_path_factory: pytest.TempPathFactory
         return {name: speech(server, name) for name in ("", *names)}
 
 
+@pytest.fixture(scope="module")
+def replicas(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two replicas with a folder of adapters, whose ports follow those of the first one, and their gateway."""
+    home = tmp_path_factory.mktemp("replicas")
+    keys = home / "admins"
+    keys.write_text(f"{KEY}\n")
+    shutil.copytree(folder / "narrator", home / "adapters" / "narrator")
+    engine = {"adapters_folder": str(home / "adapters"), "adapter_slots": 1, "adapter_rank": 8}
+    first = free_row(PORT_STEP + 3)
+    flags = ("--gateway", f"--gateway-port={first + 3}", f"--gateway-arg=--admin-keys={keys}", "--replicas=2")
+    server = Server(home, repository_with(home, engine), *flags)
+    server.http = first
+    server.grpc = first + 1
+    server.metrics = first + 2
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+def reply_of(port: int, adapter: str) -> Answer:
+    """Return a reply of the server with this gRPC port, with its codes."""
+    options: dict[str, Any] = {"seed": 7, "output": {"codes": True}}
+    return Stream(port, **as_inputs(options | ({"adapter": adapter} if adapter else {}), {"text": TEXT})).listen()
+
+
 def speech(server: Server, adapter: str) -> list[list[int]]:
     """Return the codes of a reply."""
-    options: dict[str, Any] = {"seed": 7, "output": {"codes": True}}
-    answer = server.ask(options | ({"adapter": adapter} if adapter else {}), text=TEXT)
+    answer = reply_of(server.grpc, adapter)
     assert answer.error is None
     return answer.codes.tolist()
 
@@ -116,3 +147,30 @@ async def test_an_adapter_loaded_at_run_time_equals_one_loaded_at_the_start(
         assert refused.status_code == 400
         assert "lora_path: expected an adapter for this model" in refused.json()["error"]["message"]
         assert speech(loading, "whisperer") == replies_of_configured["whisperer"]
+
+
+async def test_replicas_load_and_unload_an_adapter_together(replicas: Server) -> None:
+    ports = (replicas.grpc, replicas.grpc + PORT_STEP)
+    url = f"http://127.0.0.1:{replicas.http + 3}"
+    spoken = {"input": TEXT, "seed": 7, "response_format": "pcm", "model": "narrator"}
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as http, asyncio.timeout(START_S):
+        while any(reply_of(port, "").error for port in ports):
+            await asyncio.sleep(0.1)
+        plain = [reply_of(port, "").codes.tolist() for port in ports]
+        loaded = await http.post("/v1/load_lora_adapter", json=NARRATOR, headers=ADMIN)
+        assert loaded.status_code == 200, loaded.text
+        narrated = [reply_of(port, "narrator").codes.tolist() for port in ports]
+        assert narrated[0] == narrated[1] != plain[0] == plain[1]
+        answers = await asyncio.gather(*(http.post("/v1/audio/speech", json=spoken) for _ in range(4)))
+        (num_bytes,) = {len(answer.content) for answer in answers}
+
+        async with http.stream("POST", "/v1/audio/speech", json=spoken) as answer:
+            parts = answer.aiter_bytes()
+            begin = await anext(parts)
+            unloaded = await http.post("/v1/unload_lora_adapter", json=NARRATOR, headers=ADMIN)
+            assert unloaded.status_code == 200, unloaded.text
+            assert len(begin) + len(b"".join([part async for part in parts])) == num_bytes
+        for port in ports:
+            assert "options.adapter: expected no value" in str(reply_of(port, "narrator").error)
+        assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == ["tiny"]
+        assert (await http.post("/v1/audio/speech", json=spoken)).status_code == 404
