@@ -145,7 +145,7 @@ class Tab:
     async def press(self, key: str, modifiers: int = 0) -> None:
         """Press a key. In `modifiers`, 2 is Control and 8 is Shift."""
         text = {"Enter": "\r", " ": " "}.get(key, "") if not modifiers else ""
-        code = {"Enter": 13, "Tab": 9, "Escape": 27, " ": 32, "ArrowRight": 39, "ArrowLeft": 37}[key]
+        code = {"Enter": 13, "Tab": 9, "Escape": 27, " ": 32, "ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40}[key]
         known = {"key": key, "modifiers": modifiers, "windowsVirtualKeyCode": code}
         await self.send("Input.dispatchKeyEvent", type="keyDown", **known, **({"text": text} if text else {}))
         await self.send("Input.dispatchKeyEvent", type="keyUp", **known)

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from tritonclient.grpc import InferenceServerException
@@ -12,6 +12,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from stretto_client.errors import ClientError, from_exception
 from stretto_contract.speech_checks import USUAL_SIGNALS, Pace, SignalLimits
+from stretto_contract.voice_details import VoiceDetails
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -81,7 +82,7 @@ class ModelProfile:
         sample_rate: Sample rate of the codec in Hz.
         max_text_chars: Maximum length of one request's text in characters; 0 if no task has text as input.
         voices: Names of the voices.
-        voice_titles: Display names of the voices, in the same order; empty if `voices` suffices.
+        voice_details: Facts that the publisher states about voices, by name.
         max_voices: Maximum number of voices of a reply; if it is above 1, a request separates their names by commas.
         guidance_scales: Guidance scales that a request may have; empty if the model does not restrict them.
         max_audio_s: Maximum duration of audio input in seconds.
@@ -108,7 +109,7 @@ class ModelProfile:
     sample_rate: int
     max_text_chars: int
     voices: tuple[str, ...] = ()
-    voice_titles: tuple[str, ...] = ()
+    voice_details: dict[str, VoiceDetails] = field(default_factory=dict, hash=False)
     max_voices: int = 1
     guidance_scales: tuple[float, ...] = ()
     max_audio_s: float = 0.0
@@ -144,7 +145,7 @@ class ModelProfile:
             record = json.loads(parameter["string_value"])
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{PARAMETER}: expected JSON, got an error: {error}") from None
-        profile = _read(cls, record, PARAMETER, {"tasks": _tasks, "signals": _signals})
+        profile = _read(cls, record, PARAMETER, {"tasks": _tasks, "signals": _signals, "voice_details": _voice_details})
         reads_text = not profile.tasks or any("text" in (*task.needs, *task.also) for task in profile.tasks)
         if profile.sample_rate <= 0 or (reads_text and profile.max_text_chars <= 0):
             raise ValueError(
@@ -180,12 +181,12 @@ def _read(
     if not isinstance(record, dict):
         raise ValueError(f"{path}: expected an object, got {_shown(record)}")
     values: dict[str, Any] = {}
-    for field in fields(profile_class):
-        where = f"{path}.{field.name}"
-        if field.name in record:
-            read = readers.get(field.name) or READERS[field.type]
-            values[field.name] = read(record[field.name], where)
-        elif field.default is MISSING:
+    for entry in fields(profile_class):
+        where = f"{path}.{entry.name}"
+        if entry.name in record:
+            read = readers.get(entry.name) or READERS[entry.type]
+            values[entry.name] = read(record[entry.name], where)
+        elif entry.default is MISSING and entry.default_factory is MISSING:
             raise ValueError(f"{where}: expected a value, got none")
     return profile_class(**values)
 
@@ -198,6 +199,12 @@ def _tasks(value: Any, path: str) -> tuple[TaskProfile, ...]:
 
 def _signals(value: Any, path: str) -> SignalLimits:
     return _read(SignalLimits, value, path, {"pace": _pace})
+
+
+def _voice_details(value: Any, path: str) -> dict[str, VoiceDetails]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected an object, got {_shown(value)}")
+    return {name: _read(VoiceDetails, details, f"{path}.{name}", {}) for name, details in value.items()}
 
 
 def _pace(value: Any, path: str) -> Pace | None:

@@ -216,9 +216,15 @@ class Health(TypedDict):
 
 
 class ListedVoice(NamedId):
-    """Voice that a request may name, with the path of a sentence in it."""
+    """Voice that a request may name.
+
+    `preview` is the path of a sentence in it. `language`, `gender` and `description` are empty if unknown.
+    """
 
     preview: str
+    language: str
+    gender: str
+    description: str
 
 
 class Models(TypedDict):
@@ -254,16 +260,14 @@ class Voice(TypedDict):
 class Voices(TypedDict):
     """All voices that a request may name.
 
-    `voices` contains the model's voices and the caller's own voices. `names` contains only the model's voices, and
-    `titles` their display names. `aliases` contains the voice that each alias selects. `form` lists the fields of a
-    request that adds a voice; it is empty if voices cannot be added. `data` contains the caller's own voices with all
-    fields.
+    `voices` contains the model's voices and the caller's own voices. `names` contains only the model's voices.
+    `aliases` contains the voice that each alias selects. `form` lists the fields of a request that adds a voice; it is
+    empty if voices cannot be added. `data` contains the caller's own voices with all fields.
     """
 
     object: Literal["list"]
     voices: list[ListedVoice]
     names: list[str]
-    titles: dict[str, str]
     aliases: dict[str, str | None]
     form: list[str]
     data: list[Voice]

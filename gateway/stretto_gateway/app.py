@@ -30,6 +30,7 @@ from stretto_gateway import (
     speech_records,
     transcription,
     verification,
+    voice_file,
     voice_preview,
     voices,
 )
@@ -130,7 +131,7 @@ def all_routes() -> list[BaseRoute]:
     every = APIRouter()
     first = (speech, speech_batch, speech_records, transcription, verification, chat)
     added = [route.router for route in installed_routes()]
-    last = (voice_preview, voices, pronunciations, adapters, page)
+    last = (voice_preview, voice_file, voices, pronunciations, adapters, page)
     for one in (*(module.router for module in first), *added, *(module.router for module in last), router):
         every.include_router(one, responses=ERRORS)
     add_health(every)

@@ -49,6 +49,7 @@ SMALL_BYTES = 65_536  # body size that is always admitted
 CONVERSATIONS = "/v1/chat/completions"
 SPEECH = ("/v1/audio/speech", "/v1/audio/speech/batch")  # bodies may contain a recorded voice in base64
 VOICES = "/v1/audio/voices"
+IMPORTED_VOICES = f"{VOICES}/import"
 JOBS = "/v1/audio/jobs"  # whose text may be twice as large in JSON
 RECORDINGS = ("/v1/audio/transcriptions", "/v1/audio/translations", "/v1/audio/verify")
 PLACE = re.compile(r"(?:\[(?P<bracketed>[^\[\]/?#@]+)\]|(?P<plain>[^:/?#@\[\]]+))(?::\d{0,5})?")
@@ -307,8 +308,8 @@ class Guard:
         return ApiError(401, message, code="invalid_api_key")
 
     def _max_bytes(self, path: str, headers: dict[bytes, str]) -> int:
-        if path == VOICES and is_form(headers):
-            return self._limits.max_voice_bytes + SMALL_BYTES  # for the rest of the form
+        if path in (VOICES, IMPORTED_VOICES) and is_form(headers):
+            return self._limits.max_voice_bytes + 2 * SMALL_BYTES  # for an exported file's header and the other fields
         if path in SPEECH:
             return self._limits.max_json_bytes + 4 * self._limits.max_voice_bytes // 3
         if path == JOBS:

@@ -34,6 +34,7 @@ from stretto_gateway.voices import (
     SAMPLE,
     check_name,
     cloning_task,
+    record,
 )
 
 PROG = "stretto voices"
@@ -257,15 +258,8 @@ def show(store: VoiceStore, owners: list[str], as_json: bool) -> int:
     """Print the voices of the given owners, without recordings or keys."""
     for owner in owners:
         for voice in store.all(owner):
-            print(json.dumps(fields_of(voice)) if as_json else line_of(voice))
+            print(json.dumps(record(voice)) if as_json else line_of(voice))
     return 0
-
-
-def fields_of(voice: StoredVoice) -> dict[str, str | int]:
-    """Return a voice's metadata under the field names used by the API."""
-    named: dict[str, str | int] = {"id": voice.id, "name": voice.name, "consent": voice.consent}
-    named |= {"ref_text": voice.text, "created_at": voice.created_at}
-    return named | {"language": voice.language, "gender": voice.gender, "description": voice.description}
 
 
 def line_of(voice: StoredVoice) -> str:

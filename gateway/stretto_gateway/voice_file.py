@@ -1,4 +1,4 @@
-"""Files that move a stored voice to another gateway (`stretto voices export` and `import`).
+"""Files that move a stored voice to another gateway, as endpoints and `stretto voices` write and read them.
 
     {"format": "stretto-voice", "sha256": …, "name": …, …}      a line of JSON, then the bytes of the recording
 
@@ -9,12 +9,31 @@ import hashlib
 import json
 from typing import Annotated, Literal
 
+from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
 
-from stretto_gateway.speech_request import MAX_REF_CHARS
-from stretto_gateway.voice_store import StoredVoice
-from stretto_gateway.voices import MAX_CONSENT_CHARS, MAX_DESCRIPTION_CHARS, MAX_LABEL_CHARS, MAX_NAME_CHARS
+from stretto_gateway.answers import FILE, ApiError, Voice, described
+from stretto_gateway.catalogue import expect_store, speaks, unknown_voice
+from stretto_gateway.fields import Ignored, Text, TextFields
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.response_headers import ResponseHeader
+from stretto_gateway.speech_request import MAX_REF_CHARS, WITH_FILE, File
+from stretto_gateway.turns import FILES
+from stretto_gateway.voice_store import StoredVoice, VoiceStore
+from stretto_gateway.voices import (
+    MAX_CONSENT_CHARS,
+    MAX_DESCRIPTION_CHARS,
+    MAX_LABEL_CHARS,
+    MAX_NAME_CHARS,
+    clones_voices,
+    keep_voice,
+)
 
+router = APIRouter()
+MEDIA_TYPE = "application/octet-stream"
+DETAILS = {"name", "consent", "ref_text", "language", "gender", "description"}  # fields that a gateway stores again
 MAX_HEADER_BYTES = 64 << 10  # of the line of JSON
 Label = Annotated[str, Field(max_length=MAX_LABEL_CHARS)]
 
@@ -36,7 +55,9 @@ class VoiceHeader(BaseModel):
     def digest(self, recording: bytes) -> str:
         """Return the digest of the file with this header and a recording."""
         line = json.dumps(self.model_dump(exclude={"sha256"}), sort_keys=True)
-        return hashlib.sha256(line.encode() + b"\n" + recording).hexdigest()
+        digest = hashlib.sha256(line.encode() + b"\n")
+        digest.update(recording)
+        return digest.hexdigest()
 
 
 def write_voice(voice: StoredVoice, recording: bytes) -> bytes:
@@ -68,10 +89,54 @@ def read_voice(data: bytes, max_bytes: int) -> tuple[VoiceHeader, bytes]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = first["loc"][0] if first["loc"] else "header"
-        expected = "a file that stretto voices export has written"
+        expected = "an exported voice"
         raise ValueError(f"{field}: expected {expected}, got an error: {first['msg']}") from None
     if not 0 < len(recording) <= max_bytes:
         raise ValueError(f"recording: expected 1 to {max_bytes} bytes, got {len(recording)} bytes")
     if header.sha256 != header.digest(recording):
         raise ValueError("sha256: expected the digest of the file's content, got another one (the file is damaged)")
     return header, recording
+
+
+class VoiceFileForm(TextFields):
+    """Multipart form that adds an exported voice."""
+
+    file: Annotated[File, Field(description="file of an exported voice")]
+    model: Text = "tts-1"
+
+
+@router.get(
+    "/v1/audio/voices/{voice_id}/export",
+    response_class=Response,
+    responses=described("File with the recording and all fields", MEDIA_TYPE, schema=FILE),
+)
+async def export_voice(voice_id: str, request: Request) -> Response:
+    """Return a voice that the caller added, as a file for another gateway."""
+    gateway: Gateway = request.app.state.gateway
+    request.state.keep(2 * (MAX_HEADER_BYTES + gateway.limits.max_voice_bytes))  # the recording, and the file with it
+    data = await FILES.run(exported, expect_store(gateway.voices), request.state.owner, voice_id)
+    if data is None:
+        raise unknown_voice(404, voice_id)
+    answer = Response(data, media_type=MEDIA_TYPE)
+    answer.headers[ResponseHeader.CONTENT_DISPOSITION] = f'attachment; filename="{voice_id}.voice"'
+    return answer
+
+
+def exported(store: VoiceStore, owner: str, voice_id: str) -> bytes | None:
+    """Return the file of an owner's voice, or None if the owner has no such voice."""
+    stored = store.find(owner, voice_id)
+    return None if stored is None else write_voice(*stored)
+
+
+@router.post("/v1/audio/voices/import")
+async def import_voice(form: Annotated[VoiceFileForm, WITH_FILE], request: Request, response: Response) -> Voice:
+    """Store the voice in an exported file once the model has generated audio with it."""
+    gateway: Gateway = await request.app.state.gateway.for_model(form.model, clones_voices, speaks)
+    response.headers.update(Ignored(form, gateway.strict).headers)
+    data = await form.file.read()
+    request.state.keep(len(data))  # for the recording, which is copied from it
+    try:
+        header, recording = await FILES.run(read_voice, data, gateway.limits.max_voice_bytes)
+    except ValueError as error:
+        raise ApiError(400, f"file: {error}", "file", "invalid_value") from None
+    return await keep_voice(gateway, form.model, request, "file", recording, **header.model_dump(include=DETAILS))

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from stretto_client import ModelProfile, RecordedVoice, TaskProfile
 from stretto_client.voices import MarkedVoices
+from stretto_contract.voice_details import UNKNOWN_VOICE, VoiceDetails
 from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import ApiError, DeletedVoice, ListedVoice, Voice, Voices, error_path, mismatch, refused
 from stretto_gateway.base64_data import FETCHES_NOTHING, read_base64
@@ -38,8 +39,6 @@ from stretto_gateway.turns import FILES
 from stretto_gateway.voice_store import StoredVoice, TooManyVoices
 
 router = APIRouter()
-# Request fields, keyed by the server's field names.
-FIELDS = {"audio": "audio_sample", "messages[0].audio": "audio_sample", "messages[0].text": "ref_text"}
 SAMPLE = "One, two."  # text that is spoken to test a new voice
 MAX_NAME_CHARS = 100
 MAX_CONSENT_CHARS = 200
@@ -74,17 +73,15 @@ async def list_voices(request: Request, model: str = "") -> Voices:
     gateway: Gateway = await request.app.state.gateway.for_model(model, speaks)
     profile = await gateway.catalogue.profile()
     stored = [] if gateway.voices is None else await FILES.run(gateway.voices.all, request.state.owner)
-    titles = dict(zip(profile.voices, profile.voice_titles, strict=False))
     # a caller's own voice takes precedence over an alias
     stored_names = {plain_name(voice.name) for voice in stored if any(map(clones, profile.tasks))}
     return {
         "object": "list",
         "voices": [
-            *(named(name, titles.get(name, name), model) for name in profile.voices),
-            *(named(stored_voice.id, stored_voice.name, model) for stored_voice in stored),
+            *(named(name, name, profile.voice_details.get(name, UNKNOWN_VOICE), model) for name in profile.voices),
+            *(named(voice.id, voice.name, voice, model) for voice in stored),
         ],
         "names": list(profile.voices),
-        "titles": titles,
         "aliases": {name: voice for name, voice in aliases(profile).items() if name not in stored_names},
         "form": fields_taken(gateway, profile),
         "data": [record(voice) for voice in stored],
@@ -96,22 +93,42 @@ async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, 
     """Store the voice in a recording once the model has generated audio with it."""
     gateway: Gateway = await request.app.state.gateway.for_model(form.model, clones_voices, speaks)
     response.headers.update(Ignored(form, gateway.strict).headers)
-    store = expect_store(gateway.voices)
-    profile = await gateway.catalogue.model(form.model)
-    task = cloning_task(profile)
-    check_name(profile, form.name)
-    if form.ref_text and "text" not in task.system:
-        expected = f"no value ({profile.family!r} does not use the transcript of a recording)"
-        raise refused("ref_text", expected, form.ref_text)
     recording = await form.audio_sample.read()
     if len(recording) > gateway.limits.max_voice_bytes:
         expected = f"at most {gateway.limits.max_voice_bytes} bytes"
         raise mismatch("audio_sample", expected, f"{len(recording)} bytes")
-    await unless_disconnected(request.receive, try_voice(gateway, RecordedVoice(recording, form.ref_text)))
-    about = {"language": form.language, "gender": form.gender, "description": form.description}
-    metadata = (form.name, form.ref_text, form.consent)
+    fields = form.model_dump(exclude={"audio_sample", "model"})
+    return await keep_voice(gateway, form.model, request, "audio_sample", recording, **fields)
+
+
+async def keep_voice(
+    gateway: Gateway,
+    model: str,
+    request: Request,
+    field: str,
+    recording: bytes,
+    *,
+    name: str,
+    consent: str,
+    ref_text: str,
+    **details: str,
+) -> Voice:
+    """Store a voice once the model has generated audio with it.
+
+    Args:
+        field: Field of the recording, for error messages.
+        details: Language, gender and description.
+    """
+    store = expect_store(gateway.voices)
+    profile = await gateway.catalogue.model(model)
+    task = cloning_task(profile)
+    check_name(profile, name)
+    if ref_text and "text" not in task.system:
+        expected = f"no value ({profile.family!r} does not use the transcript of a recording)"
+        raise refused("ref_text", expected, ref_text)
+    await unless_disconnected(request.receive, try_voice(gateway, RecordedVoice(recording, ref_text), field))
     try:
-        return record(await FILES.run(store.add, request.state.owner, *metadata, recording, **about))
+        return record(await FILES.run(store.add, request.state.owner, name, ref_text, consent, recording, **details))
     except TooManyVoices:
         message = f"there are {gateway.limits.max_voices} voices of this key, which is the limit; delete one"
         raise ApiError(400, message, code="too_many_voices") from None
@@ -191,11 +208,12 @@ async def _reference(
     return VoiceFile(recording, text)
 
 
-async def try_voice(gateway: Gateway, voice: RecordedVoice) -> None:
-    """Generate the first audio with a voice; raise ApiError if that fails."""
+async def try_voice(gateway: Gateway, voice: RecordedVoice, field: str) -> None:
+    """Generate the first audio with a voice; raise ApiError for the recording's `field` if that fails."""
+    fields = {"audio": field, "messages[0].audio": field, "messages[0].text": "ref_text"}
     async with gateway.slot():
         begin = partial(gateway.client.speak, SAMPLE, voice=voice)
-        async with aclosing(client_events(begin, FIELDS, gateway.queue)) as events:
+        async with aclosing(client_events(begin, fields, gateway.queue)) as events:
             await anext(events, None)
 
 
@@ -230,10 +248,17 @@ def fields_taken(gateway: Gateway, profile: ModelProfile) -> list[str]:
     return [name for name in VoiceForm.model_fields if name not in without]
 
 
-def named(voice_id: str, name: str, model: str) -> ListedVoice:
-    """Return a voice in the format that Open WebUI expects, with the path of its preview by a model."""
+def named(voice_id: str, name: str, details: VoiceDetails | StoredVoice, model: str) -> ListedVoice:
+    """Return a voice in the format that Open WebUI expects, with its details and the path of its preview by a model."""
     query = f"?model={quote(model)}" if model else ""
-    return {"id": voice_id, "name": name, "preview": f"/v1/audio/voices/{quote(voice_id)}/preview{query}"}
+    return {
+        "id": voice_id,
+        "name": name,
+        "preview": f"/v1/audio/voices/{quote(voice_id)}/preview{query}",
+        "language": details.language,
+        "gender": details.gender,
+        "description": details.description,
+    }
 
 
 def record(voice: StoredVoice) -> Voice:

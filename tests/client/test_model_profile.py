@@ -80,6 +80,11 @@ async def test_speech_is_measured_even_if_the_profile_cannot_be_read(error: Exce
             "an object with at most 200 entries, got {'0': 0",
         ),
         (PROFILE | {"signals": {"pace": {"seconds": {"a": None}}}}, r"pace\.seconds\.a: expected a finite number"),
+        (PROFILE | {"voice_details": []}, r"profile\.voice_details: expected an object, got \[\]"),
+        (
+            PROFILE | {"voice_details": {"slt": {"gender": 1}}},
+            r"profile\.voice_details\.slt\.gender: expected text, got 1",
+        ),
         (PROFILE | {"tasks": {}}, r"profile\.tasks: expected a list, got {}"),
         (PROFILE | {"tasks": [3]}, r"profile\.tasks\[0\]: expected an object, got 3"),
         (PROFILE | {"tasks": [{}]}, r"profile\.tasks\[0\]\.name: expected a value, got none"),
@@ -101,7 +106,11 @@ VALUES = st.recursive(
 )
 
 
-@given(changes=st.dictionaries(st.sampled_from([*PROFILE, "reads_live_text", "signals"]), VALUES, max_size=3))
+@given(
+    changes=st.dictionaries(
+        st.sampled_from([*PROFILE, "reads_live_text", "signals", "voice_details"]), VALUES, max_size=3
+    )
+)
 def test_any_profile_parses_or_raises_a_value_error(changes: dict[str, Any]) -> None:
     try:
         profile = read(PROFILE | changes)

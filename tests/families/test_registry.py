@@ -16,6 +16,7 @@ from stretto.family.plugin import FamilyPlugin, family_at, plugin, plugins, read
 from stretto.family.pronunciations import spelling
 from stretto.records.sampling import SegmentSampling
 from stretto.streams.layout import Segment
+from stretto_contract.languages import CODES
 from stretto_contract.pronunciation import DictionaryEntry
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 
@@ -38,6 +39,16 @@ def test_every_built_in_family_is_consistent(name: str) -> None:
     for task in family.tasks:
         closings = SegmentRules(family, 1024).closings(task)
         assert all(token < layout.vocab_size for token in (*closings, family.end_of_audio, family.end_of_reply))
+
+
+@pytest.mark.parametrize("name", [each.name for each in installed(FAMILIES)])
+def test_voice_details_belong_to_voices_and_have_known_codes(name: str) -> None:
+    """A family whose voices come with the release has none by default."""
+    family = read_family({"speech_family": name})
+    assert not family.voices or family.voice_details.keys() <= {*family.voices}
+    for details in family.voice_details.values():
+        assert details.language.partition("-")[0] in ("", *CODES)
+        assert details.gender in ("", "female", "male")
 
 
 def test_vocabulary_intervals_match_the_published_ones() -> None:

@@ -58,7 +58,7 @@ async def test_api_documentation_examples_run(start: Start, tmp_path: Path, monk
     assert names["names"] == ["tiny"]
     assert (tmp_path / "speech.mp3").stat().st_size > 1000
     assert (tmp_path / "mine.mp3").stat().st_size > 1000
-    assert list((tmp_path / "voices" / "everybody").iterdir()) == []
+    assert len([*(tmp_path / "voices" / "everybody").iterdir()]) == 1, "one of the two is deleted"
     assert (tmp_path / "speech.wav").read_bytes().startswith(b"RIFF")
     assert json.loads((tmp_path / "batch.json").read_text())["succeeded"] == 2
     assert json.loads((tmp_path / "reply.json").read_text())["choices"][0]["message"]["audio"]["data"]

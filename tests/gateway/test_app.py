@@ -103,7 +103,8 @@ async def test_missing_or_wrong_content_type_is_reported(start: Start, kind: str
 
 
 VOICES = [{"id": "slt", "name": "slt"}, {"id": "rms", "name": "rms"}]
-LISTED = [voice | {"preview": f"/v1/audio/voices/{voice['id']}/preview"} for voice in VOICES]
+UNKNOWN = {"language": "", "gender": "", "description": ""}
+LISTED = [voice | {"preview": f"/v1/audio/voices/{voice['id']}/preview"} | UNKNOWN for voice in VOICES]
 MODEL = {"id": "tiny", "root": "tiny", "object": "model", "owned_by": "stretto"}
 # Path, and the fields of its answer that other clients read: Open WebUI, Speaches, vLLM's benchmark, and llm-d.
 LISTS: list[tuple[str, Any]] = [

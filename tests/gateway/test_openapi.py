@@ -30,7 +30,7 @@ from tests.gateway.test_chat import task
 from tests.gateway.test_fuzz import Door, resolved, values
 from tests.gateway.test_page import ADDRESS, KEY, NAMES, Elements
 from tests.gateway.test_transcription import FILE, TRANSLATES
-from tests.gateway.test_voices import CLONES, FORM, RECORDING
+from tests.gateway.test_voices import CLONES, FORM, RECORDING, exported_voice
 from tests.tiers import by_night
 
 EXAMPLES = [10, *by_night(80)]  # an operation
@@ -46,6 +46,7 @@ SPOKEN_CHAT = CHAT | {"modalities": ["text", "audio"]}
 VERIFY = "/v1/audio/verify"  # which starts a process for each file
 CANCEL = "/v1/audio/jobs/{job_id}/cancel"  # which has no body
 FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
+EXPORTED = exported_voice()
 GOOD = [
     *(("post", "/v1/audio/speech", {"json": SPEECH | {"response_format": name}}) for name in ("mp3", "opus", "aac")),
     *(("post", "/v1/audio/speech", {"json": SPEECH | {"response_format": name}}) for name in ("flac", "wav", "pcm")),
@@ -71,6 +72,8 @@ GOOD = [
     ("post", "/v1/audio/voices", {"files": {"audio_sample": ("me.wav", RECORDING)}, "data": FORM}),
     ("get", "/v1/audio/voices", {}),
     ("get", "/v1/audio/voices/{name}/preview", {"name": "slt"}),
+    ("get", "/v1/audio/voices/{voice_id}/export", {"voice_id": None}),
+    ("post", "/v1/audio/voices/import", {"files": {"file": EXPORTED}}),
     ("delete", "/v1/audio/voices/{voice_id}", {"voice_id": None}),
     ("put", "/v1/audio/pronunciations", {"json": {"SQL": "sequel"}}),
     ("get", "/v1/audio/pronunciations", {}),
@@ -93,6 +96,14 @@ LONE = {"content": json.dumps({"input": "\ud800"}).encode(), "headers": {"conten
 
 def voice(**change: str) -> dict[str, Any]:
     return {"files": {"audio_sample": ("me.wav", RECORDING)}, "data": FORM | change}
+
+
+BAD_VOICES = (
+    (RECORDING, "header: expected an exported voice"),
+    (EXPORTED[:-1], "sha256: expected the digest"),
+    (EXPORTED.replace(b"my own", b"MY OWN"), "sha256: expected the digest"),
+    (EXPORTED[: EXPORTED.index(b"\n") + 1], "recording: expected 1 to 4194304 bytes"),
+)
 
 
 def heard(**change: str) -> dict[str, Any]:
@@ -209,6 +220,10 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
         for form in (more | {field: "cat.wav"}, more | {field: ""})
     ),
     ("/v1/audio/voices", {"data": FORM}, "audio_sample", ""),
+    *(("/v1/audio/voices/import", {"files": {"file": data}}, "file", words) for data, words in BAD_VOICES),
+    ("/v1/audio/voices/import", {"data": FORM}, "file", ""),
+    ("/v1/audio/voices/import", {"files": {"file": EXPORTED}, "data": {"name": "other"}}, "name", ""),
+    ("/v1/audio/voices/import", {"files": {"file": exported_voice(name="SLT")}}, "name", "no voice of"),
     (VERIFY, {"data": {"x": "y"}}, "file", ""),
     *(
         ("/v1/audio/voices", voice(**{field: value}), field, "")

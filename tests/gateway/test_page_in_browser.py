@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from stretto_gateway.config import Limits
+from stretto_gateway.voice_preview import SENTENCE
 from tests.browser import EXECUTABLE, Browser, Tab, chromium, driving
 from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, Request, Step, Until
 from tests.gateway.conftest import Start
@@ -268,13 +269,14 @@ async def test_page_replaces_current_speech_with_new_text(start: Start, browser:
         await running.behind.cancelled.wait()
 
 
-async def test_page_shows_an_example_text_and_voice_titles(start: Start, browser: Browser) -> None:
-    running = await start(CHUNKS, PROFILE | {"voice_titles": ["Female", "Male"]})
+async def test_page_shows_an_example_text_and_details_of_voices(start: Start, browser: Browser) -> None:
+    details = {"slt": {"gender": "female", "language": "en-US"}, "rms": {"gender": "male"}}
+    running = await start(CHUNKS, PROFILE | {"voice_details": details})
     tab = await browser.tab()
     await tab.open(running.url, READY)
     assert "audio is still being generated" in await tab.text("#about")
     options = "[...document.querySelector('#voice').options].map(({ text, value }) => [text, value])"
-    assert await tab.value(options) == [["Female (slt)", "slt"], ["Male (rms)", "rms"]]
+    assert await tab.value(options) == [["slt (female, en-US)", "slt"], ["rms (male)", "rms"]]
     examples = await tab.value("document.querySelectorAll('#examples button').length")
     for number in range(1, examples + 1):
         example = f"#examples button:nth-of-type({number})"
@@ -291,6 +293,42 @@ async def test_page_shows_an_example_text_and_voice_titles(start: Start, browser
     assert await tab.value(
         "['#used-seed', '#ahead', '#speed'].every((id) => document.querySelector(id).checkVisibility())"
     )
+
+
+async def test_page_plays_a_preview_of_the_chosen_voice(start: Start, browser: Browser) -> None:
+    """The keyboard chooses the voice and plays it; speech takes the place of a preview."""
+
+    def script(request: Request) -> list[Step]:
+        return [LONG, Until(asyncio.Event())] if request["text"] == b"Two." else CHUNKS
+
+    running = await start(script, PROFILE | {"voice_details": {"rms": {"description": "calm"}}})
+    tab = await listened(browser, running.url)
+    await tab.write("#text", "Two.")
+    await tab.click("#speak-button")
+    await tab.wait("heard.length > 0")
+    await tab.value("document.querySelector('#voice').focus()")
+    await tab.press("ArrowDown")
+    assert await tab.value("document.querySelector('#voice').value") == "rms"
+    assert await tab.text("#voice-hint") == "calm"
+    await tab.press("Tab")
+    assert await tab.value("document.activeElement.ariaLabel") == "Listen to the voice"
+    await tab.press("Enter")
+    async with asyncio.timeout(PATIENCE_S):
+        await running.behind.cancelled.wait()
+    await tab.wait(f"heard.length >= {len(ALL)} && document.querySelector('#listen-button').textContent === 'Listen'")
+    assert await tab.value(f"heard.slice(-{len(ALL)})") == ALL
+    request = running.behind.requests[-1]
+    assert (request["text"].decode(), json.loads(request["options"])["voice"]) == (SENTENCE, "rms")
+    assert await tab.value("document.activeElement.id") == "listen-button"
+
+
+async def test_preview_that_fails_is_reported_at_the_voice(start: Start, browser: Browser) -> None:
+    running = await start([ErrorText("full: 9 utterances are already in flight")], limits=Limits(full_s=0.0, drain_s=1))
+    tab = await browser.tab()
+    await tab.open(running.url, READY)
+    await tab.click("#listen-button")
+    await tab.reads("#voice-error", "The model is busy with other requests.")
+    assert await tab.text("#listen-button") == "Listen"
 
 
 async def test_status_is_preparing_until_the_first_audio(start: Start, browser: Browser) -> None:
@@ -673,10 +711,17 @@ async def test_page_is_accessible_by_keyboard_and_name(start: Start, browser: Br
     await tab.open(running.url, READY)
     await tab.value("document.querySelector('#compare').open = true")
     reached = []
-    for _ in range(12):
+    for _ in range(13):
         await tab.press("Tab")
         reached.append(await tab.value("document.activeElement.id"))
-    assert [each for each in reached if each][:5] == ["speak-tab", "text", "voice", "seed", "speak-button"]
+    assert [each for each in reached if each][:6] == [
+        "speak-tab",
+        "text",
+        "voice",
+        "listen-button",
+        "seed",
+        "speak-button",
+    ]
     await tab.value("document.querySelector('#speak-tab').focus()")
     for name in (*TABS[1:], TABS[0]):
         await tab.press("ArrowRight")

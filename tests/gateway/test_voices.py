@@ -22,8 +22,9 @@ from stretto_gateway.command import VOICES, arguments, read_config
 from stretto_gateway.config import Limits
 from stretto_gateway.pronunciation_store import PronunciationStore
 from stretto_gateway.response_headers import ResponseHeader
+from stretto_gateway.voice_file import write_voice
 from stretto_gateway.voice_preview import SEED, SENTENCE
-from stretto_gateway.voice_store import TooManyVoices, VoiceStore
+from stretto_gateway.voice_store import StoredVoice, TooManyVoices, VoiceStore
 from tests.client.fake_server import PROFILE, Chunk, ErrorText, Request, Until
 from tests.gateway.conftest import SPOKEN, Running, Start
 from tests.gateway.realtime.test_bounds import open_socket
@@ -45,6 +46,12 @@ def cloning(*system: str) -> dict[str, Any]:
 CLONES = cloning("text", "audio")
 
 
+def exported_voice(**change: str) -> bytes:
+    """Return the file of a voice."""
+    fields = {"name": "mine", "text": "It is me.", "consent": "my own"} | ABOUT | change
+    return write_voice(StoredVoice("", created_at=1, **fields), RECORDING)
+
+
 class Caller:
     """Client of the gateway, with or without a key."""
 
@@ -57,6 +64,14 @@ class Caller:
     async def bring(self, recording: bytes = RECORDING, **form: str) -> httpx.Response:
         async with self._http as http:
             return await http.post("/voices", data=FORM | form, files={"audio_sample": ("me.wav", recording)})
+
+    async def export(self, voice: str) -> httpx.Response:
+        async with self._http as http:
+            return await http.get(f"/voices/{voice}/export")
+
+    async def import_(self, file: bytes) -> httpx.Response:
+        async with self._http as http:
+            return await http.post("/voices/import", files={"file": ("mine.voice", file)})
 
     async def list(self) -> dict[str, Any]:
         async with self._http as http:
@@ -126,7 +141,7 @@ async def test_a_voice_is_usable_after_a_restart_until_it_is_deleted(start: Star
 
 async def test_voice_is_described_and_has_a_preview(start: Start, tmp_path: Path) -> None:
     """A preview is a request for speech, and counts as use."""
-    running = await start(SPOKEN, CLONES, voices=tmp_path / "voices")
+    running = await start(SPOKEN, CLONES | {"voice_details": {"rms": ABOUT}}, voices=tmp_path / "voices")
     plain = await added_voice(running)
     described = await added_voice(running, **ABOUT)
     listed = await Caller(running).list()
@@ -134,6 +149,9 @@ async def test_voice_is_described_and_has_a_preview(start: Start, tmp_path: Path
         plain: dict.fromkeys(ABOUT, ""),
         described: ABOUT,
     }
+    details = {voice["id"]: {name: voice[name] for name in ABOUT} for voice in listed["voices"]}
+    unknown = dict.fromkeys(ABOUT, "")
+    assert details == {"slt": unknown, "rms": ABOUT, plain: unknown, described: ABOUT}
     previews = {voice["id"]: voice["preview"] for voice in listed["voices"]}
     assert previews.keys() == {*PROFILE["voices"], plain, described}
     async with running.http() as http:
@@ -145,10 +163,53 @@ async def test_voice_is_described_and_has_a_preview(start: Start, tmp_path: Path
             options = json.loads(request["options"])
             assert options["seed"] == SEED
             assert options.get("voice") == voice or told(request)[1] == RECORDING
-        unknown = await http.get("/v1/audio/voices/anna/preview")
+        unknown_name = await http.get("/v1/audio/voices/anna/preview")
         usage = (await http.get("/v1/usage")).json()
-    assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "voice")
+    assert (unknown_name.status_code, unknown_name.json()["error"]["param"]) == (400, "voice")
     assert usage["characters"] >= len(previews) * len(SENTENCE)
+
+
+async def test_exported_voice_is_tried_and_stored_by_another_gateway(start: Start, tmp_path: Path) -> None:
+    """Only the key that added a voice exports it, and the copy belongs to the key that imports it."""
+    running = await start(SPOKEN, CLONES, keys=KEYS, voices=tmp_path / "voices")
+    voice = await added_voice(running, KEYS[0], **ABOUT)
+    exported = await Caller(running, KEYS[0]).export(voice)
+    assert exported.status_code == 200, exported.text
+    assert exported.headers[ResponseHeader.CONTENT_DISPOSITION] == f'attachment; filename="{voice}.voice"'
+    other = await start(SPOKEN, CLONES, keys=KEYS, voices=tmp_path / "other")
+    answer = await Caller(other, KEYS[1]).import_(exported.content)
+    assert answer.status_code == 200, answer.text
+    assert told(other.behind.requests[0]) == ({"role": "system", "audio": "audio", "text": "It is me."}, RECORDING)
+    assert answer.json() | FORM | ABOUT == answer.json()
+    assert (await Caller(other, KEYS[0]).list())["data"] == []
+    assert (await Caller(other, KEYS[1]).speak("mine")).status_code == 200
+    for unknown in (voice.replace("_", "_0")[:-1], *STRANGE_IDS):
+        assert (await Caller(running, KEYS[0]).export(unknown)).status_code == 404, unknown
+    refused = await Caller(running, KEYS[1]).export(voice)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "voice_not_found")
+
+
+async def test_imported_voices_are_refused_as_uploaded_ones(start: Start, tmp_path: Path) -> None:
+    limits = Limits(max_voices=1, drain_s=1)
+    running = await start(SPOKEN, CLONES, limits=limits, voices=tmp_path / "voices")
+    file = exported_voice()
+    no_store = await start(SPOKEN, CLONES)
+    silent = await start([ErrorText("invalid request: audio: expected speech, got silence")], CLONES, voices=tmp_path)
+    plain = await start(SPOKEN, cloning("audio"), voices=tmp_path)
+    large = file + bytes(limits.max_voice_bytes)
+    for gateway, data, status, message in (
+        (no_store, file, 400, "this gateway stores no voices"),
+        (silent, file, 400, "file: expected speech, got silence"),
+        (plain, file, 400, "ref_text: expected no value"),
+        (running, file[:-1], 400, "file: sha256: expected the digest"),
+        (running, large, 400, "file: recording: expected 1 to 4194304 bytes"),
+        (running, large + bytes(1 << 17), 413, "the body has more than"),
+        (running, file, 200, ""),
+        (running, file, 400, "there are 1 voices of this key"),
+    ):
+        answer = await Caller(gateway).import_(data)
+        assert (answer.status_code, message in answer.text) == (status, True), answer.text
+    assert len([*tmp_path.rglob("*.recording")]) == 1
 
 
 def test_voice_that_was_stored_without_a_description_is_read(tmp_path: Path) -> None:

@@ -103,7 +103,9 @@ PLACES = {
     "stretto_gateway.pronunciations.put_pronunciations": Place(WORDS, {"cat": "kat"}, "PUT", has_slot=False),
     "stretto_gateway.pronunciations.delete_pronunciations": Place(WORDS, None, "DELETE", has_slot=False),
     "stretto_gateway.voices.list_voices": Place(VOICES, None, "GET", has_slot=False),
-    "stretto_gateway.voices.create_voice": Place(VOICES, None, "POST", has_slot=False),
+    "stretto_gateway.voices.keep_voice": Place(VOICES, None, "POST", has_slot=False),
+    "stretto_gateway.voice_file.export_voice": Place(VOICES + "/voice_" + "0" * 32 + "/export", None, "GET", False),
+    "stretto_gateway.voice_file.import_voice": Place(VOICES + "/import", None, "POST", has_slot=False),
     "stretto_gateway.voices.delete_voice": Place(VOICES + "/voice_" + "0" * 32, None, "DELETE", has_slot=False),
     "stretto_gateway.jobs.endpoints.create_job": Place(JOBS, {"input": "A cat."}, has_slot=False),
     "stretto_gateway.jobs.endpoints.list_jobs": Place(JOBS, None, "GET", has_slot=False),
@@ -207,6 +209,8 @@ async def ask(running: Running, place: Place, key: int = 0) -> httpx.Response:
     async with httpx.AsyncClient(base_url=running.url, headers=headers, timeout=PATIENCE_S) as http:
         if place.path == VOICES and place.method == "POST":
             return await http.post(place.path, data=FORM, files={"audio_sample": b"recording"})
+        if place.path == VOICES + "/import":
+            return await http.post(place.path, files={"file": b"recording"})
         return await http.request(place.method, place.path, json=place.body)
 
 

@@ -48,6 +48,7 @@ async function listVoices() {
 
 function speakIn(voice) {
   element("voice").value = voice;
+  element("voice").dispatchEvent(new Event("change"));
   open("speak");
   element("text").focus();
 }

@@ -3,6 +3,7 @@
 import { element, enable, forgive, show, tell } from "./form.js";
 import { speech } from "./gateway.js";
 import { Playback, RATE } from "./player.js";
+import { VoicePreview } from "./preview.js";
 import { wavFile } from "./recording.js";
 import { Waveform } from "./waveform.js";
 
@@ -223,19 +224,26 @@ class SpeakPanel {
   }
 }
 
+function option({ id, name, gender, language }) {
+  const details = [gender, language].filter(Boolean).join(", ");
+  return new Option(details === "" ? name : `${name} (${details})`, id);
+}
+
 /** Set up the panel; return a function that lists the named voices and the recorded ones. */
 export function speakPanel() {
-  new SpeakPanel();
-  return ({ names, titles, data }) => {
+  const panel = new SpeakPanel();
+  const preview = new VoicePreview(() => panel.stop());
+  return ({ voices, names, data }) => {
     const menu = element("voice");
     const chosen = menu.value;
     const own = document.createElement("optgroup");
     own.label = "From recordings";
-    own.append(...data.map(({ id, name }) => new Option(name, id)));
-    const named = names.map((name) => new Option(name in titles ? `${titles[name]} (${name})` : name, name));
+    own.append(...data.map(option));
+    const named = voices.filter(({ id }) => names.includes(id)).map(option);
     const others = named.length > 0 ? named : [new Option("the model’s own", "")];
     menu.replaceChildren(...others, ...(data.length > 0 ? [own] : []));
     if ([...menu.options].some(({ value }) => value === chosen)) menu.value = chosen;
     element("voice-field").hidden = menu.options.length < 2 && names.length === 0;
+    preview.show(voices);
   };
 }

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -36,7 +36,6 @@ router = APIRouter()
 LANGUAGE_CODES = {name: code for code, name in reversed(CODES.items())}
 ANSWERS = described("Audio, chunk by chunk", *MEDIA_TYPES.values(), schema=FILE) | ERRORS
 LINES = "application/x-ndjson"
-LABELS = ("language", "gender")
 AUDIO_BEGIN = b'{"audio_base64": "'
 AUDIO_END = b'", '
 STEP_BYTES = 49_152  # a multiple of three, so that only the last part has padding
@@ -231,17 +230,17 @@ async def stream_with_times(
 async def all_voices(request: Request) -> list[Voice]:
     """Return the model's voices and the caller's own."""
     listed = await list_voices(request)
-    added: dict[str, Mapping[str, Any]] = {voice["id"]: voice for voice in listed["data"]}
+    added = {voice["id"] for voice in listed["data"]}
     voices = list[Voice]()
     for voice in listed["voices"]:
-        about = added.get(voice["id"], {})
+        labels = {"language": voice["language"], "gender": voice["gender"]}
         voices.append(
             {
                 "voice_id": voice["id"],
                 "name": voice["name"],
-                "category": "cloned" if about else "premade",
-                "labels": {name: about[name] for name in LABELS if about.get(name)},
-                "description": about.get("description") or None,
+                "category": "cloned" if voice["id"] in added else "premade",
+                "labels": {name: label for name, label in labels.items() if label},
+                "description": voice["description"] or None,
                 "preview_url": f"{request.base_url}{voice['preview'].removeprefix('/')}",
             }
         )

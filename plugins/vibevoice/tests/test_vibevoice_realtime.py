@@ -42,6 +42,7 @@ from stretto.streams.layout import latents_of
 from stretto.testing.limits import asked
 from stretto.testing.releases import SmallRelease
 from stretto.testing.suite import ExpectedReply, FamilyCase
+from stretto_contract.voice_details import VoiceDetails
 from stretto_vibevoice.codec import load
 from stretto_vibevoice.vibevoice_realtime import PLUGIN
 from stretto_vibevoice.vibevoice_realtime.convert import DROPPED
@@ -82,7 +83,9 @@ def write(folder: Path, size: str) -> list[str]:
 
 
 def prompts(release: SmallRelease) -> Mapping[str, tuple[dict[str, Any], np.ndarray]]:
-    assert release.family.voices == ("en-ann_woman", "en-bob_man")
+    details = {"en-ann_woman": VoiceDetails("en", "female"), "en-bob_man": VoiceDetails("en", "male")}
+    assert release.family.voices == tuple(details)
+    assert release.family.voice_details == details
     first = release.family.end_of_reply + 17
     return {
         "the second voice": (

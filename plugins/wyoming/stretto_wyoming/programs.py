@@ -7,6 +7,7 @@ from typing import Any
 
 from stretto_client import ModelProfile
 from stretto_contract.languages import CODES, code_name
+from stretto_contract.voice_details import UNKNOWN_VOICE, VoiceDetails
 from stretto_gateway.answers import refused
 from stretto_gateway.catalogue import clones, speaks, transcribes
 from stretto_gateway.gateway import Gateway
@@ -54,17 +55,21 @@ def offered_voices(profile: ModelProfile, model: str, stored: Sequence[StoredVoi
     Args:
         model: Name of the model, which is that of its default voice.
     """
-    titles = dict(zip(profile.voices, profile.voice_titles, strict=False))
     codes = language_codes(profile)
     voices = [OfferedVoice(model, f"{model}, default voice", codes, {}, profile.voices)]
-    voices += [OfferedVoice(name, titles.get(name, name), codes, {"voice": name}) for name in profile.voices]
+    for name in profile.voices:
+        title = _title(name, profile.voice_details.get(name, UNKNOWN_VOICE))
+        voices.append(OfferedVoice(name, title, codes, {"voice": name}))
     for voice in stored:
-        title = f"{voice.name}, {voice.description}" if voice.description else voice.name
         spoken = tuple(code for code in codes if code == CODE_OF.get(code_name(voice.language)))
-        voices.append(OfferedVoice(voice.id, title, spoken or codes, {"voice": voice.id}))
+        voices.append(OfferedVoice(voice.id, _title(voice.name, voice), spoken or codes, {"voice": voice.id}))
     if not profile.requires_language:
         return voices
     return [_in_language(voice, code) for code in codes for voice in voices if code in voice.languages]
+
+
+def _title(name: str, details: VoiceDetails | StoredVoice) -> str:
+    return ", ".join(filter(None, (name, details.gender, details.language, details.description)))
 
 
 def _in_language(voice: OfferedVoice, code: str) -> OfferedVoice:

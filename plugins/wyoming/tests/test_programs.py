@@ -26,14 +26,14 @@ def artifact(name: str, description: str, **fields: Any) -> dict[str, Any]:
 
 
 async def test_description_lists_programs_and_voices(begin: Begin) -> None:
-    profile = PROFILE | {"languages": ["english"], "voice_titles": ["Susan", "Robert"]}
+    profile = PROFILE | {"languages": ["english"], "voice_details": {"slt": {"language": "en-US", "gender": "female"}}}
     _, line = await begin(SPOKEN, profile)
     await line.send("describe")
     speakers = [{"name": "slt"}, {"name": "rms"}]
     voices = [
         artifact("tiny", "tiny, default voice", languages=["en"], speakers=speakers),
-        artifact("slt", "Susan", languages=["en"], speakers=None),
-        artifact("rms", "Robert", languages=["en"], speakers=None),
+        artifact("slt", "slt, female, en-US", languages=["en"], speakers=None),
+        artifact("rms", "rms", languages=["en"], speakers=None),
     ]
     speech = artifact("tiny", "tiny, text to speech", voices=voices, supports_synthesize_streaming=True)
     models = [artifact("tiny", "tiny", languages=["en"])]

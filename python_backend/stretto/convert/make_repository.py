@@ -67,7 +67,6 @@ def profile(
         "sample_rate": sample_rate,
         "frame_rate": frame_rate,
         "voices": list(family.voices),
-        "voice_titles": list(family.voice_titles),
         "languages": list(family.languages.names),
         "options": [*_options(family), *(["words"] if has_aligner else [])],
         "max_text_chars": family.max_text_chars,
@@ -85,6 +84,9 @@ def profile(
         record["guidance_scales"] = list(family.guidance_scales)
     if family.max_voices > 1:
         record["max_voices"] = family.max_voices
+    details = {name: asdict(family.voice_details[name]) for name in family.voices if name in family.voice_details}
+    if details:
+        record["voice_details"] = details
     family_plugin = plugin(family.name)
     if family_plugin is not None and family_plugin.signals != USUAL_SIGNALS:
         record["signals"] = asdict(family_plugin.signals)

@@ -13,6 +13,7 @@ from stretto.family.speech_limits import USUAL_LIMITS, SpeechLimits
 from stretto.records.json_record import JsonRecord
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import FORCED_TAIL, PADDED_WARM_UP, Segment, StreamLayout, Tail, WarmUp
+from stretto_contract.voice_details import VoiceDetails
 
 VOCABULARY = "speech_vocabulary"  # key of a checkpoint's config.json
 
@@ -363,8 +364,7 @@ class Family:
         end_of_audio: Id of stream 0 in the row that ends the audio; default: `end_of_reply`.
         transition: Ids forced on stream 0, one per row, between the text and the audio segment.
         guided_streams: Output streams with classifier-free guidance in the audio segment.
-        voice_titles: Display names of the voices, such as "Female", in the order of `voices`; empty if `voices`
-            suffices.
+        voice_details: Facts that the publisher states about voices, keyed by name; only those in `voices` count.
         tags: Tags in a text, such as `[laugh]`, that the model renders as a sound or a manner of speaking.
         options: Options that not every family takes (`FamilyOption`).
         frame_rate: Frames per second of the codec; 0 if the engine cannot convert seconds to frames.
@@ -398,7 +398,7 @@ class Family:
     guided_streams: tuple[int, ...] = ()
     unconditional: UnconditionalContext = UNGUIDED
     voices: tuple[str, ...] = ()
-    voice_titles: tuple[str, ...] = ()
+    voice_details: Mapping[str, VoiceDetails] = field(default_factory=dict, hash=False)
     languages: Languages = Languages()
     tags: tuple[str, ...] = ()
     options: tuple[FamilyOption, ...] = ()

@@ -219,7 +219,8 @@ async def test_other_errors_have_a_code_and_the_id_of_the_request(start: Start) 
 
 
 async def test_voices_are_those_of_the_gateway_page_by_page(start: Start, tmp_path: Path) -> None:
-    running = await start(SPOKEN, CLONES, voices=tmp_path)
+    details = {"slt": {"language": "en-US", "gender": "female", "description": "bright"}}
+    running = await start(SPOKEN, CLONES | {"voice_details": details}, voices=tmp_path)
     own = await added_voice(running, language="English", description="calm")
     async with running.http() as http:
         voices = (await http.get("/v1/voices")).json()["voices"]
@@ -236,7 +237,9 @@ async def test_voices_are_those_of_the_gateway_page_by_page(start: Start, tmp_pa
     assert {page["total_count"] for page in pages} == {len(voices)}
     assert one in voices
     assert (one["category"], one["description"], one["labels"]) == ("cloned", "calm", {"language": "English"})
-    assert (voices[0]["category"], voices[0]["description"], voices[0]["labels"]) == ("premade", None, {})
+    labels = {"language": "en-US", "gender": "female"}
+    assert (voices[0]["category"], voices[0]["description"], voices[0]["labels"]) == ("premade", "bright", labels)
+    assert (voices[1]["description"], voices[1]["labels"]) == (None, {})
     assert {preview.headers["content-type"] for preview in previews} == {"audio/mpeg"}
     assert one in sought["voices"]
     assert (unknown.status_code, unknown.json()["detail"]["status"]) == (404, "voice_not_found")

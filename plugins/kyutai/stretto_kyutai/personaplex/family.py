@@ -11,9 +11,11 @@ each of its rows, which the checkpoint stores as additional rows of the embeddin
 https://arxiv.org/abs/2602.06053. The numbers come from the authors' code for `nvidia/personaplex-7b-v1`.
 """
 
+import string
 from dataclasses import dataclass, replace
 
 from stretto.family.base import Family, builder
+from stretto_contract.voice_details import VoiceDetails
 from stretto_kyutai.moshi.family import MoshiVocabulary, moshi
 
 NAME = "personaplex"
@@ -23,6 +25,13 @@ SINE = (430, 1268, 381, 1611, 1095, 1495, 56, 472)  # codes of a frame of a 440 
 SILENT_FRAMES = 6  # number of silent frames after the voice and after the role: 0.5 s each
 MAX_PROMPT_ROWS = 2499  # 500 rows less than the attention window
 MAX_ROLE_CHARS = 1 << 15
+# Names of voices without their numbers, as the authors explain them: https://github.com/NVIDIA/personaplex.
+NAMED = {
+    "natf": VoiceDetails(gender="female", description="natural, as in a conversation"),
+    "natm": VoiceDetails(gender="male", description="natural, as in a conversation"),
+    "varf": VoiceDetails(gender="female", description="one of the more varied voices"),
+    "varm": VoiceDetails(gender="male", description="one of the more varied voices"),
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,11 @@ def personaplex(vocabulary: PersonaPlexVocabulary) -> Family:
         name=NAME,
         tasks=tuple(replace(task, system=("text", "audio")) for task in base.tasks),
         voices=tuple(voice.name for voice in vocabulary.voices),
-        voice_titles=tuple(voice.name.upper() for voice in vocabulary.voices),
+        voice_details={
+            voice.name: details
+            for voice in vocabulary.voices
+            if (details := NAMED.get(voice.name.rstrip(string.digits)))
+        },
         max_text_chars=MAX_ROLE_CHARS,
     )
 

@@ -140,7 +140,8 @@ class TestPersonaPlex(FamilySuite):
             (name.lower(), length - 1) for name, length in sorted(VOICES.items())
         ]
         assert release.family.voices == ("natf0", "natm1", "varm4")
-        assert release.family.voice_titles == ("NATF0", "NATM1", "VARM4")
+        genders = [release.family.voice_details[name].gender for name in ("natf0", "natm1", "varm4")]
+        assert genders == ["female", "male", "male"]
         table = release.weights["model.embed_tokens.weight"]
         assert release.weights["depth.layers.0.qkv_proj.weight"].shape == (8 * 3 * 32, 32)
         assert release.weights["depth.heads"].shape == (8, 2048, 32)

@@ -41,7 +41,7 @@ class PhononVocabulary(PocketVocabulary):
 
 def phonon(vocabulary: PhononVocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary."""
-    return replace(pocket_tts(vocabulary), name=NAME)
+    return replace(pocket_tts(vocabulary), name=NAME, voice_details={})
 
 
 build = builder(PhononVocabulary, phonon)

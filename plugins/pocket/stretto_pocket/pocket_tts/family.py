@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from stretto.family.base import Family, Task, Vocabulary, builder
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
+from stretto_contract.voice_details import VoiceDetails
 
 NAME = "pocket_tts"
 FRAME_RATE = 12.5
@@ -28,6 +29,15 @@ DEFAULT_STEPS = {"lsd": 1, "flow_matching": 16, "drifting": 1, "pointwise": 1}
 SHORT_TAIL_ROWS = 5
 TAIL_ROWS = 3
 FEW_WORDS = 4
+# Speakers of the VCTK corpus and recordings of Common Voice, as the authors' code and the corpus state. Voices whose
+# recordings have no such facts are left out.
+VOICE_DETAILS = {
+    **dict.fromkeys("anna azelma eponine eve fantine jane mary vera".split(), VoiceDetails("en", "female")),
+    **dict.fromkeys("charles george michael paul".split(), VoiceDetails("en", "male")),
+    "giovanni": VoiceDetails("it"),
+    "juergen": VoiceDetails("de-DE"),
+    "lola": VoiceDetails("es"),
+}
 
 
 @dataclass(frozen=True)
@@ -149,6 +159,7 @@ def pocket_tts(vocabulary: PocketVocabulary) -> Family:
         codec="pocket",
         end_of_reply=vocabulary.end,
         voices=tuple(name for name, _ in vocabulary.voices),
+        voice_details=VOICE_DETAILS,
         max_text_chars=MAX_TEXT_CHARS,
         options=("piece",),
         max_audio_s=MAX_VOICE_S if vocabulary.clones else 0.0,

@@ -20,10 +20,17 @@ from stretto.family.plugin import lazy
 from stretto.family.served import SpokenTask
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
+from stretto_contract.voice_details import VoiceDetails
 
 NAME = "qwen3_omni"
 MECHANISM = f"{__package__}.mechanism"
 FRAME_RATE = 12.5  # of the talker's codec
+# The authors' table of voices, https://github.com/QwenLM/Qwen3-Omni.
+VOICE_DETAILS = {
+    "ethan": VoiceDetails(gender="male", description="bright, energetic and friendly"),
+    "chelsie": VoiceDetails(gender="female", description="smooth, soft and clear"),
+    "aiden": VoiceDetails("en-US", "male", "warm, relaxed and boyish"),
+}
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ def qwen3_omni(vocabulary: ThinkerVocabulary) -> Family:
         codec="qwen3_omni" if vocabulary.voices else "soundless",
         end_of_reply=vocabulary.im_end,
         voices=vocabulary.voices,
+        voice_details=VOICE_DETAILS,
         max_text_chars=32_000,
         max_audio_s=120.0,
         max_model_len=vocabulary.max_model_len,

@@ -10,7 +10,8 @@ from the row before it, and is guided by a request that reads only the frames.
 A voice is published as the keys and values of both models, and as those of the unconditional request's first row.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from stretto.family.mechanism import FrameFilter, Mechanism
 from stretto.family.plugin import lazy
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
+from stretto_contract.voice_details import VoiceDetails
 
 NAME = "vibevoice_realtime"
 FRAME_RATE = 7.5
@@ -38,6 +40,10 @@ MAX_VOICES = 64
 MAX_VOICE_ROWS = 2048
 MAX_TEXT_CHARS = 10_000
 END_OF_TEXT = 0  # ends the ids of a text; not a row
+# The authors name a voice by its language, its name and its gender, such as `en-Carter_man`. They list these languages.
+VOICE = re.compile("(?P<language>de|en|fr|it|jp|kr|nl|pl|pt|sp)-[a-z0-9]+_(?P<gender>man|woman)")
+CODES = {"jp": "ja", "kr": "ko", "sp": "es"}
+GENDERS = {"man": "male", "woman": "female"}
 
 
 @dataclass(frozen=True)
@@ -218,6 +224,15 @@ SAMPLING = SamplingConfig(
 )
 
 
+def voice_details(names: Iterable[str]) -> dict[str, VoiceDetails]:
+    """Return the language and gender in the names of voices, which are in lower case."""
+    matches = {name: match for name in names if (match := VOICE.fullmatch(name))}
+    return {
+        name: VoiceDetails(CODES.get(match["language"], match["language"]), GENDERS[match["gender"]])
+        for name, match in matches.items()
+    }
+
+
 def vibevoice_realtime(vocabulary: VibeVoiceRealtimeVocabulary) -> Family:
     """Return the family for a vocabulary."""
     layout = vocabulary.layout
@@ -240,6 +255,7 @@ def vibevoice_realtime(vocabulary: VibeVoiceRealtimeVocabulary) -> Family:
         guided_streams=layout.codebook_streams,
         unconditional=WindowContext(null_id=0, keep_first=0, keep_last=1, windows=windows),
         voices=tuple(voice.name for voice in vocabulary.voices),
+        voice_details=voice_details(voice.name for voice in vocabulary.voices),
         max_text_chars=MAX_TEXT_CHARS,
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,

@@ -19,6 +19,7 @@ from stretto.family.base import DepthSpec, DrawRules, Family, Languages, Task, V
 from stretto.family.input_tracks import TextTrack
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
+from stretto_contract.voice_details import VoiceDetails
 
 Kind = Literal["custom_voice", "voice_design", "base"]
 FRAME_RATE = 12.5
@@ -46,6 +47,18 @@ SPEAKERS = {
     "sohee": 2864,
     "eric": 2875,
     "dylan": 2878,
+}
+# The authors' table of speakers, https://github.com/QwenLM/Qwen3-TTS, with the language that each speaks best.
+VOICE_DETAILS = {
+    "serena": VoiceDetails("zh", "female", "young, warm and gentle"),
+    "vivian": VoiceDetails("zh", "female", "young, bright, with a slight edge"),
+    "uncle_fu": VoiceDetails("zh", "male", "experienced, low and mellow"),
+    "ryan": VoiceDetails("en", "male", "lively, with a strong rhythm"),
+    "aiden": VoiceDetails("en-US", "male", "cheerful, clear in the middle range"),
+    "ono_anna": VoiceDetails("ja", "female", "playful, light and agile"),
+    "sohee": VoiceDetails("ko", "female", "warm and expressive"),
+    "eric": VoiceDetails("zh", "male", "lively, bright and a little husky, from Chengdu, with the Sichuan dialect"),
+    "dylan": VoiceDetails("zh", "male", "young, clear and natural, with the Beijing dialect"),
 }
 SILENT_FRAMES = 1  # with which every reply of the published speakers begins
 DIALECTS = ("beijing_dialect", "sichuan_dialect")  # languages of certain speakers that requests may not choose
@@ -149,6 +162,8 @@ def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
         codec="qwen3_12hz",
         end_of_reply=end,
         voices=tuple(vocabulary.speakers),
+        # other releases may use a name for another speaker
+        voice_details={name: VOICE_DETAILS[name] for name, _ in vocabulary.speakers.items() & SPEAKERS.items()},
         languages=Languages(tuple(name for name in vocabulary.languages if name not in DIALECTS)),
         options=() if clones else ("instruct",),
         max_text_chars=4000,

@@ -16,9 +16,12 @@ from stretto.family.base import DrawRules, Family, Languages, Task, TextRate, Un
 from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
+from stretto_contract.voice_details import VoiceDetails
 
 PAD, END_OF_REPLY, END_OF_TEXT, BEGIN_AUDIO, END_OF_AUDIO, NULL, TTS, ASR, BEGIN_TEXT, SEPARATOR = range(10)
 VOICES = {"heart": 10}
+# The list of voices in hexgrad/Kokoro-82M, from whose `af_heart` the voice was distilled.
+VOICE_DETAILS = {"heart": VoiceDetails("en-US", "female")}
 CHARACTERS = " abcdefghijklmnopqrstuvwxyz',.?!"
 FIRST_CHARACTER = 16
 PHONEMES = (  # as in the CMU dictionary: a vowel with 1 has the main stress, with 2 a secondary one
@@ -161,7 +164,7 @@ TINY = Family(
     guided_streams=tuple(range(1, NUM_CODEBOOKS + 1)),
     unconditional=UnconditionalContext(null_id=NULL, keep_first=2, keep_last=1, hidden_streams=(0, 8)),
     voices=tuple(VOICES),
-    voice_titles=("Female",),
+    voice_details=VOICE_DETAILS,
     languages=Languages(("english", "en")),
     options=("script_temperature", "transliterate"),
     max_text_chars=300,
