@@ -184,7 +184,7 @@ class SpeechModelState(DefaultModelState):
         texts = None if self.rules.text_rows is None else tables.texts
         gather_rows(rows, ids, slots, positions, tables.codes, self.rules.family.layout.pad_id, texts)
         if self._conditions is not None:
-            self._conditions.fill(self.arrays.tensor(slots))
+            self._conditions.fill(self.arrays.tensor(slots), rows)
         encoded_inputs = {} if self.input_embeddings is None else self.input_embeddings.fill(input_batch)
         inputs = {**inputs, "rows": rows, "inputs_embeds": self._batch_embeds[: len(rows)], **encoded_inputs}
         if self._latent_rows is not None and num_rows != input_batch.num_reqs:
@@ -250,14 +250,14 @@ class SpeechModelState(DefaultModelState):
             rows = depth.first_head.data
             begins = family.depth.num_first > 0
             first = DepthFirstHead(rows, self.rules, steps.start) if begins else FirstHead(rows, self.rules)
-            return Readout(first, frames)
+            return Readout(first, frames, self.model)
         if family.audio_head:
             head_bias = self.model.get_parameter("audio_head.bias").data if family.audio_head == "biased" else None
             audio_heads = AudioHeads(self.model.get_parameter("audio_head.weight").data, self.rules, head_bias)
-            return Readout(audio_heads, ParallelHeads(audio_heads))
+            return Readout(audio_heads, ParallelHeads(audio_heads), self.model)
         bias = self.model.get_parameter("stream_bias.weight").data if family.has_stream_bias else None
         heads = StreamHeads(self.model.get_submodule("lm_head"), self.rules, bias)
-        return Readout(heads, ParallelHeads(heads))
+        return Readout(heads, ParallelHeads(heads), self.model)
 
     def _step_program(self, tokens: torch.Tensor) -> StepProgram:
         program_class = self.rules.family.drawing.step_program

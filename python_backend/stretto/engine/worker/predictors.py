@@ -333,10 +333,11 @@ class DepthFrames:
 
 
 class Readout(NamedTuple):
-    """Output heads and frame predictor of a model."""
+    """Output heads and frame predictor of a model, and the model itself, for samplers of families."""
 
     heads: StreamHeads
     frames: FramePredictor
+    model: Any = None
 
 
 class LatentPredictor(Protocol):
@@ -417,8 +418,8 @@ class ConditionNetwork(Protocol):
     def fill_slot(self, slot: int, condition: Condition | None, arrays: Arrays) -> None:
         """Store the condition of the request in `slot`."""
 
-    def fill(self, slots: torch.Tensor) -> None:
-        """Record the slot of each row of a step, int [N]."""
+    def fill(self, slots: torch.Tensor, rows: torch.Tensor) -> None:
+        """Record the slot of each row of a step, int [N]; the ids of its streams are in `rows`, [at least N, S]."""
 
     def add_to(self, embeds: torch.Tensor) -> torch.Tensor:
         """Add a vector of each row's request to the embeddings [N, H], in place, and return them."""

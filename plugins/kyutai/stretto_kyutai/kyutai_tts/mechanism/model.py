@@ -95,8 +95,8 @@ class Conditions(nn.Module):
         vectors = arrays.upload(stored.vectors.copy())  # torch warns about the received buffer, which is read-only
         self.store(slot, arrays.tensor(ids), arrays.tensor(vectors))
 
-    def fill(self, slots: torch.Tensor) -> None:
-        """Record the slot of each row of a step, int [N]."""
+    def fill(self, slots: torch.Tensor, rows: torch.Tensor) -> None:
+        """Record the slot of each row of a step, int [N]; `rows` are unused."""
         self.slots[: len(slots)].copy_(slots)
 
     @torch.no_grad()
