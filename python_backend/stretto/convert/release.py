@@ -190,9 +190,9 @@ def check_format(release: Release) -> None:
 def read_contents(release: Release) -> Contents:
     """Read everything except the tensor values; raise CheckpointError if a file is invalid."""
     config = _config(release)
-    tensors = open_tensors(release.model)
-    _refuse_quantized(release, config, tensors)
     family = published(release)
+    tensors = family.own_tensors(release) or open_tensors(release.model)
+    _refuse_quantized(release, config, tensors)
     tokenizer = family.own_tokenizer(release, tensors)
     if family.TOKENIZER_KEY and family.TOKENIZER_KEY in config:
         tokenizer = read_named_tokenizer(named_file(release.tokenizer, config, family.TOKENIZER_KEY))

@@ -334,6 +334,11 @@ class Published(Protocol):
         return release
 
     @staticmethod
+    def own_tensors(release: Release) -> Mapping[str, Tensor] | None:
+        """Return the tensors by name if the file of the weights is not a usual one, otherwise None."""
+        return None
+
+    @staticmethod
     def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer | None:
         """Return the text tokenizer if its files are not the usual ones, otherwise None."""
         return None
