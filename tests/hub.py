@@ -28,7 +28,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 CHUNK_BYTES = 1 << 16
 LFS_BYTES = 1 << 20  # larger files are LFS files, as are files with these suffixes
-LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".tgz", ".model", ".wav")
+LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".tgz", ".model", ".wav", ".nemo")
 PAGE_ENTRIES = 1000
 POINTER_BYTES = 134
 DATE = "2026-01-01T00:00:00.000Z"

@@ -23,7 +23,7 @@ from stretto.releases.target import Folder, detect
 from tests.family_releases import LAYOUTS
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_family"
-WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".onnx", ".tgz", ".model", ".mdl")
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".onnx", ".tgz", ".model", ".mdl", ".nemo")
 ORPHEUS = Layout("orpheus", lambda folder: whole(random_orpheus.write_release(folder / "release")), {"release": ("*",)})
 RELEASES = LAYOUTS | {"example": ORPHEUS}
 

@@ -50,7 +50,7 @@ from stretto.untrusted_files import released_file
 BUILD = "stretto.releases.build"
 LARGE_BYTES = 10_000_000  # files whose download takes longer than a question about their header
 HEADED = ".safetensors"  # files whose header names all tensors and their shapes
-WEIGHTS = (HEADED, ".pt", ".pth", ".bin", ".tgz", ".onnx", ".mdl")
+WEIGHTS = (HEADED, ".pt", ".pth", ".bin", ".tgz", ".onnx", ".mdl", ".nemo")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Attention to the text, its prior, and the end of a reply: this family's mechanism."""

@@ -1,0 +1,239 @@
+"""Ids of texts: symbols of pronunciations from a dictionary, or bytes, as NeMo's tokenizers have them.
+
+NeMo spells some words at random in place of their pronunciation; here, as in its evaluation, none are.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from stretto.errors import CheckpointError, shown
+
+ENGLISH = "en-US"
+MIXED = "mixed"
+CASES = ("upper", "lower", MIXED)
+FIRST_BYTE = 3  # id of byte 0
+END_OF_BYTES = 1
+NUM_BYTES = 384  # ids of ByT5, with those that no text has
+LATIN = "A-Za-z"
+# with Devanagari, five more Indian scripts and Korean
+LETTERS = (
+    f"{LATIN}À-ÖØ-öø-ÿ"
+    r"\u0900-\u0963\u0966-\u097F\u0980-\u09FF\u0A80-\u0AFF\u0B80-\u0BFF\u0C00-\u0C7F\u0C80-\u0CFF"
+    r"\uAC00-\uD7A3\u1100-\u11FF\u3130-\u318F"
+)
+PRONOUNCED = re.compile(rf"[{LETTERS}\d]")
+APOSTROPHE = {ord("’"): "'"}
+QUOTES = {**APOSTROPHE, ord("”"): '"', ord("“"): '"'}
+
+
+def _words(letters: str) -> re.Pattern[str]:
+    """Return a pattern of words, of symbols between two bars, and of anything between them."""
+    return re.compile(rf"[{letters}](?:[{letters}'-]*[{letters}])?|\|[^|]*\||[^{letters}|]+")
+
+
+ENGLISH_WORDS = _words(LATIN)
+WORDS = _words(LETTERS)
+
+
+# of the fields of `Pronunciations`
+TYPES: dict[str, type] = {
+    "offset": int,
+    "locale": str,
+    "symbols": list,
+    "case": str,
+    "prefix": str,
+    "is_padded": bool,
+    "spelled": list,
+    "words": dict,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """Ids of the bytes of a text, and an end."""
+
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Number of ids."""
+        return NUM_BYTES
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text."""
+        return [*(self.offset + FIRST_BYTE + byte for byte in text.encode()), self.offset + END_OF_BYTES]
+
+
+@dataclass(frozen=True, slots=True)
+class Pronunciations:
+    """Dictionary of a language's words. Words that it lacks are spelled.
+
+    Attributes:
+        offset: Id of the first symbol.
+        symbols: Symbols in the order of their ids.
+        case: Case of the dictionary's words, one of CASES.
+        prefix: Prefix of a letter's symbol, which tells it from that of a sound.
+        is_padded: True if a space begins and ends a text.
+        spelled: Words that are spelled although they are in the dictionary.
+        words: Pronunciations, one character for each symbol; empty for a word that has several and is spelled.
+    """
+
+    offset: int
+    locale: str
+    symbols: list[str]
+    case: str
+    prefix: str
+    is_padded: bool
+    spelled: list[str]
+    words: dict[str, str]
+
+    @property
+    def size(self) -> int:
+        """Number of ids."""
+        return len(self.symbols)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """Return the dictionary in a record; raise CheckpointError if a value is missing or of another type."""
+        for name, value_type in TYPES.items():
+            value = record.get(name)
+            if type(value) is not value_type:
+                raise CheckpointError(f"{name}: expected {value_type.__name__}, got {shown(value)}")
+            words: Any = value.values() if isinstance(value, dict) else value
+            if value_type in (list, dict) and not all(isinstance(word, str) for word in words):
+                raise CheckpointError(f"{name}: expected strings, got {shown(value)}")
+        return cls(**{name: record[name] for name in TYPES})
+
+
+class PronouncedText:
+    """Ids of texts by a dictionary of pronunciations."""
+
+    def __init__(self, dictionary: Pronunciations) -> None:
+        self._dictionary = dictionary
+        self._ids = {symbol: dictionary.offset + at for at, symbol in enumerate(dictionary.symbols)}
+        self._spelled = frozenset(dictionary.spelled)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text; characters without a symbol have none."""
+        symbols = [symbol for symbol in self._symbols(text) if symbol in self._ids]
+        while symbols and symbols[-1] == " ":
+            symbols.pop()
+        if self._dictionary.is_padded:
+            symbols = [" ", *symbols, " "]
+        return [self._ids[symbol] for symbol in symbols]
+
+    def _symbols(self, text: str) -> Iterator[str]:
+        is_english = self._dictionary.locale == ENGLISH
+        if is_english:
+            letters = unicodedata.normalize("NFD", text)
+            text = "".join(letter for letter in letters if unicodedata.category(letter) != "Mn").translate(QUOTES)
+        else:
+            text = unicodedata.normalize("NFC", text).translate(APOSTROPHE)
+        text = unicodedata.normalize("NFC", text)
+        for match in (ENGLISH_WORDS if is_english else WORDS).finditer(text):
+            word = match[0]
+            if word[0] == "|":
+                yield from (f"{self._dictionary.prefix}{symbol}" for symbol in word[1:-1].split(" "))
+            else:
+                yield from self._sounds(word.lower() if is_english else word)
+
+    def _sounds(self, word: str) -> list[str]:
+        """Return the symbols of a word; of one with hyphens that is not in the dictionary, those of its parts."""
+        word = cased(word, self._dictionary.case)
+        sounds = self._known(word)
+        if sounds is not None:
+            return sounds
+        first, *others = word.split("-")
+        symbols = self._known_or_spelled(first)
+        for other in others:
+            symbols += ["-", *self._known_or_spelled(other)]
+        return symbols
+
+    def _known_or_spelled(self, word: str) -> list[str]:
+        sounds = self._known(word)
+        return self._letters(word) if sounds is None else sounds
+
+    def _known(self, word: str) -> list[str] | None:
+        """Return the symbols of a word, or None if the dictionary does not have it."""
+        words = self._dictionary.words
+        if not PRONOUNCED.search(word):
+            return list(word)
+        if word in self._spelled:
+            return self._letters(word)
+        if self._dictionary.locale == ENGLISH:
+            inflected = self._inflected(word)
+            if inflected:
+                return list(inflected)
+        if self._dictionary.case == MIXED and word not in words:
+            word = word.upper()
+        return list(words.get(word, "")) or None
+
+    def _inflected(self, word: str) -> str | None:
+        """Return the pronunciation of an English word with a final s if the dictionary has the word only without it."""
+        words = self._dictionary.words
+        if word in words or word.upper() in words:
+            return None
+        for ending in ("'s", "s"):
+            if len(word) > len(ending) and word.endswith((ending, ending.upper())):
+                stem = word[: -len(ending)]
+                stem = stem if stem in words else stem.upper()
+                sounds = words.get(stem)
+                if sounds:
+                    return sounds + _final_s(stem[-1], ending)
+        return None
+
+    def _letters(self, word: str) -> list[str]:
+        return [f"{self._dictionary.prefix}{letter}" for letter in word]
+
+
+def cased(word: str, case: str) -> str:
+    """Return a word in a case, one of CASES."""
+    if case == MIXED:
+        return word
+    return word.upper() if case == "upper" else word.lower()
+
+
+def _final_s(last: str, ending: str) -> str:
+    """Return the sounds of a final s after a letter."""
+    if last in "Tt":
+        return "s"
+    return "ɪz" if last in "Ss" and ending == "'s" else "z"
+
+
+class Texts:
+    """Ids of texts in the languages of a model.
+
+    Attributes:
+        size: Number of ids that texts may have.
+        languages: Codes of the languages, as the release names them.
+    """
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        """Read a record of `convert_text.read_texts`; raise CheckpointError if it is another."""
+        size = record.get("size")
+        languages = record.get("languages")
+        if not isinstance(size, int) or not isinstance(languages, dict):
+            raise CheckpointError(f"expected size and languages, got {shown(dict(record))}")
+        self.size = size
+        self._encoders: dict[str, Bytes | PronouncedText] = {}
+        for code, entry in languages.items():
+            try:
+                self._encoders[code] = self._encoder(entry)
+            except CheckpointError as error:
+                raise CheckpointError(f"languages: {code}: {error}") from error
+        self.languages = tuple(self._encoders)
+
+    def encode(self, text: str, language: str) -> list[int]:
+        """Return the ids of a text in one of the languages."""
+        return self._encoders[language].encode(text)
+
+    def _encoder(self, record: Any) -> Bytes | PronouncedText:
+        if not isinstance(record, dict) or type(record.get("offset")) is not int:
+            raise CheckpointError(f"offset: expected an integer, got {shown(record)}")
+        table = Bytes(record["offset"]) if "symbols" not in record else Pronunciations.from_record(record)
+        if not 0 <= table.offset <= self.size - table.size:
+            raise CheckpointError(f"offset: expected {table.size} ids below {self.size}, got {table.offset}")
+        return table if isinstance(table, Bytes) else PronouncedText(table)
