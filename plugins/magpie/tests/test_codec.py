@@ -119,10 +119,10 @@ class TestStackedFrames(CodecSuite):
 
 
 @pytest.mark.nightly
-class TestKernels(CodecSuite):
+class TestKernels(TestStackedFrames):
     """Convolutions and activations are launches of our kernels; upsampling layers are four operations of torch."""
 
-    case = replace(TestStackedFrames.case, on_gpu=OnGpu(one_stage, {"product": 20, "depthwise": 20}, 0))
+    case = replace(TestStackedFrames.case, on_gpu=OnGpu(one_stage, {"product": 20, "depthwise": 20}, 41))
 
 
 @pytest.mark.parametrize("kind", KINDS)
