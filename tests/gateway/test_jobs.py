@@ -27,7 +27,9 @@ from stretto_gateway.jobs.book import (
 )
 from stretto_gateway.jobs.store import Job, JobState, JobStore
 from tests.client.fake_server import Abort, Chunk, ErrorText, Request, Step, Until
-from tests.gateway.conftest import NUM_SAMPLES, Running, Start
+from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start
+from tests.gateway.test_audio_hosts import host
+from tests.gateway.test_voices import CLONES, RECORDING
 from tests.patience import PATIENCE_S, until_async
 
 RATE = 24_000
@@ -198,6 +200,17 @@ async def test_samples_are_those_of_the_sections_with_pauses(start: Start, tmp_p
         expected += [np.zeros(round(section.pause_s * RATE), np.int16), spoken({"text": section.text.encode()})[0].pcm]
     assert np.array_equal(samples, np.concatenate(expected))
     assert not list(tmp_path.glob("jobs/*/*/*.flac")), "the speech of the sections is deleted"
+
+
+async def test_voice_at_a_url_is_fetched_once_for_all_sections(start: Start, tmp_path: Path) -> None:
+    async with host() as address:
+        running = await start(SPOKEN, CLONES, jobs=tmp_path / "jobs", audio_hosts=(address,))
+        job = await begun(running, ref_audio=f"http://{address}/once?signed=%27%2B%2f%21")
+        record = await ended(running, job["id"])
+    assert record["status"] == "completed", record
+    audios = [request["audio"] for request in running.behind.requests]
+    assert audios == len(audios) * [RECORDING]
+    assert len(audios) > 1
 
 
 async def test_job_goes_on_after_a_restart(start: Start, tmp_path: Path) -> None:

@@ -136,6 +136,9 @@ async def create_job(body: JobRequest, request: Request, response: Response) -> 
     fields = body.model_dump(exclude_unset=True, exclude={"input", "title", "response_format"}) | {"seed": seed}
     item = SpeechItem(**fields, input=sections[0].text, response_format="pcm")
     options = await speech_options(server, item, request.state, ignored)
+    if item.ref_audio is not None:  # a URL has been fetched, once for all sections
+        fields.pop("references", None)
+        fields |= {"ref_audio": item.ref_audio, "ref_text": item.ref_text}
     if (voices := options.get("voices")) is not None:
         try:
             await voices.choose_all(names)
