@@ -27,9 +27,6 @@ MAX_EVENT_WORK = 2_000_000  # per second and caller, in units that take the even
 EVENT_WORK = 128  # of an event, however small
 UNIT_BYTES = 16  # bytes of an event that count as one unit
 BURST_S = 0.01  # work of a caller's events that need not wait
-MAX_BUSY_S = (
-    10.0  # time for which a caller sends as much as is read or more; then a session ends, so that the rest catch up
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +207,10 @@ class Held:
 
 
 class KeptAudio:
-    """Audio of a live transcript, which a model that reads whole recordings keeps until the `with` block ends."""
+    """Memory account of the audio that a live transcript keeps; released when the `with` block ends.
+
+    Only transcripts of models that read whole recordings keep audio.
+    """
 
     def __init__(self, held: Held, profile: ModelProfile):
         self._held = held
@@ -239,35 +239,19 @@ class EventPace:
     """
 
     def __init__(self) -> None:
-        # by caller: when all its events so far will have been read, and since when there was always one to read
-        self._free_at: dict[str, float] = {}
-        self._busy_since: dict[str, float] = {}
+        self._free_at: dict[str, float] = {}  # time by caller at which all its events will have been read
 
     async def wait(self, event: str | bytes) -> None:
-        """Wait until an event of the current caller (context variable CALLER) may be read; raise as `delay_s` does."""
+        """Wait until an event of the current caller (context variable CALLER) may be read."""
         delay_s = self.delay_s(CALLER.get(), work_of(event), asyncio.get_running_loop().time())
         if delay_s > 0:
             await asyncio.sleep(delay_s)
 
     def delay_s(self, caller: str, work: int, now: float) -> float:
-        """Count the work of an event, and return the time in seconds for which it has to wait.
-
-        Raises:
-            ApiError: 429 if the caller has sent too much for MAX_BUSY_S. It ends the session; the next one of the
-                caller ends after as long again, if those that remain still send too much.
-        """
+        """Count the work of an event, and return the time in seconds for which it has to wait."""
         if caller not in self._free_at:  # the number of distinct hosts is unbounded
             self._free_at = {name: free_at for name, free_at in self._free_at.items() if free_at > now}
-            self._busy_since = {name: self._busy_since[name] for name in self._free_at}
         begins_at = max(now, self._free_at.get(caller, now))
-        if begins_at == now:
-            self._busy_since[caller] = now
-        elif now - self._busy_since[caller] > MAX_BUSY_S:
-            self._busy_since[caller] = now
-            expected = f"at most {MAX_EVENT_WORK} units of work per second in all of your sessions"
-            raise ApiError(
-                429, f"events: expected {expected}, got more for {MAX_BUSY_S:g} s", code="rate_limit_exceeded"
-            )
         self._free_at[caller] = begins_at + work / MAX_EVENT_WORK
         return max(0.0, begins_at - now - BURST_S)
 

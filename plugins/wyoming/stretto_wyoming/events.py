@@ -14,7 +14,7 @@ from starlette.websockets import WebSocketDisconnect
 from stretto_gateway.admission import EventPace
 from stretto_gateway.answers import ApiError, mismatch, refused
 from stretto_gateway.connection import POLICY
-from stretto_gateway.socket_session import TRY_AGAIN, SessionEnd, SocketChannel, read_json
+from stretto_gateway.socket_session import SessionEnd, SocketChannel, read_json
 
 MAX_LINE_BYTES = 65_536  # the longest line that the package `wyoming` reads
 LINGER_S = 1.0  # for the client to read why the session has ended
@@ -44,8 +44,7 @@ async def read_event(reader: asyncio.StreamReader, max_bytes: int, pace: EventPa
 
     Raises:
         ApiError: The event is invalid, and its end has been read.
-        SessionEnd: The line is not a JSON object, the event is too large, its end is unknown, or the caller sends too
-            much (`EventPace`).
+        SessionEnd: The line is not a JSON object, or the event is too large, or its end is unknown.
         IncompleteReadError: The client has disconnected.
     """
     try:
@@ -73,13 +72,10 @@ async def read_event(reader: asyncio.StreamReader, max_bytes: int, pace: EventPa
 async def _record(data: bytes, pace: EventPace) -> dict[str, Any]:
     try:
         text = data.decode()
+        await pace.wait(text)
+        return read_json(text)
     except UnicodeDecodeError:
         raise ApiError(400, "expected an event in UTF-8, got other bytes", code="invalid_event") from None
-    try:
-        await pace.wait(text)
-    except ApiError as error:
-        raise SessionEnd(TRY_AGAIN, "too many events", error) from None
-    return read_json(text)
 
 
 def _broken(error: ApiError) -> SessionEnd:

@@ -185,17 +185,6 @@ async def test_sessions_of_a_host_share_the_pace_of_its_events(begin: Begin, mon
         line.close()
 
 
-async def test_session_with_too_many_events_ends(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "MAX_EVENT_WORK", 1e-3)
-    monkeypatch.setattr(admission, "MAX_BUSY_S", 0.0)
-    _, line = await begin()
-    for _ in range(2):
-        await line.write(INVALID["no type"][0])
-    assert (await line.read())["type"] == "error"
-    assert (await line.read())["text"].startswith("events: expected at most 0.001 units of work per second")
-    assert await line.is_closed()
-
-
 @pytest.mark.parametrize("number", [20, *by_night(1000)])
 async def test_one_host_gets_half_of_the_sessions(begin: Begin, number: int) -> None:
     running, line = await begin(limits=Limits(max_sessions=4, drain_s=1))
