@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from stretto_gateway.answers import FILE, ApiError, Voice, described
 from stretto_gateway.catalogue import expect_store, speaks, unknown_voice
-from stretto_gateway.fields import Ignored, Text, TextFields
+from stretto_gateway.fields import Ignored, Text, TextFields, is_blank
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.response_headers import ResponseHeader
 from stretto_gateway.speech_request import MAX_REF_CHARS, WITH_FILE, File
@@ -33,7 +33,14 @@ from stretto_gateway.voices import (
 
 router = APIRouter()
 MEDIA_TYPE = "application/octet-stream"
-DETAILS = {"name", "consent", "ref_text", "language", "gender", "description"}  # fields that a gateway stores again
+STORED_FIELDS = {
+    "name",
+    "consent",
+    "ref_text",
+    "language",
+    "gender",
+    "description",
+}  # fields that a gateway stores again
 MAX_HEADER_BYTES = 64 << 10  # of the line of JSON
 Label = Annotated[str, Field(max_length=MAX_LABEL_CHARS)]
 
@@ -82,15 +89,17 @@ def read_voice(data: bytes, max_bytes: int) -> tuple[VoiceHeader, bytes]:
     """
     line, end, recording = data[:MAX_HEADER_BYTES].partition(b"\n")
     if not end:
-        raise ValueError(f"header: expected a line of at most {MAX_HEADER_BYTES} bytes, got a longer one")
+        raise ValueError(f"header: expected a line of at most {MAX_HEADER_BYTES} bytes, got no end of line")
     recording = data[len(line) + 1 :]
     try:
         header = VoiceHeader.model_validate_json(line)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = first["loc"][0] if first["loc"] else "header"
-        expected = "an exported voice"
-        raise ValueError(f"{field}: expected {expected}, got an error: {first['msg']}") from None
+        raise ValueError(f"{field}: expected the header of an exported voice, got an error: {first['msg']}") from None
+    for field in ("name", "consent"):
+        if is_blank(getattr(header, field)):
+            raise ValueError(f"{field}: expected text, got white space")
     if not 0 < len(recording) <= max_bytes:
         raise ValueError(f"recording: expected 1 to {max_bytes} bytes, got {len(recording)} bytes")
     if header.sha256 != header.digest(recording):
@@ -139,4 +148,4 @@ async def import_voice(form: Annotated[VoiceFileForm, WITH_FILE], request: Reque
         header, recording = await FILES.run(read_voice, data, gateway.limits.max_voice_bytes)
     except ValueError as error:
         raise ApiError(400, f"file: {error}", "file", "invalid_value") from None
-    return await keep_voice(gateway, form.model, request, "file", recording, **header.model_dump(include=DETAILS))
+    return await keep_voice(gateway, form.model, request, "file", recording, **header.model_dump(include=STORED_FIELDS))

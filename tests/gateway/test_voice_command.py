@@ -318,14 +318,18 @@ def test_voices_and_files_with_fields_of_other_versions_are_read(
         (lambda data: data.replace(b"my own", b"my OWN"), "sha256: expected the digest"),
         (lambda data: data[: data.index(b"\n")], "header: expected a line of at most"),
         (lambda data: data[: data.index(b"\n") + 1], "recording: expected 1 to 4194304 bytes, got 0 bytes"),
-        (lambda data: b"[" * 60_000 + b"\n" + data, "header: expected an exported voice"),
-        (lambda data: data.replace(b'"name": "mine"', b'"name": 7'), "name: expected an exported voice"),
-        (lambda data: data.replace(b'"name": "mine"', b'"name": "\\ud800"'), "header: expected an exported voice"),
+        (lambda data: b"[" * 60_000 + b"\n" + data, "header: expected the header of an exported voice"),
+        (lambda data: data.replace(b'"my own"', b'" "'), "consent: expected text, got white space"),
+        (lambda data: data.replace(b'"name": "mine"', b'"name": 7'), "name: expected the header of an exported voice"),
+        (lambda data: data.replace(b'"name": "mine"', b'"name": "\\ud800"'), "header: expected the header of an"),
         (lambda data: data.replace(b'"name"', b'"../x": "a", "name"'), "sha256: expected the digest"),
-        (lambda data: data.replace(b'"gender": ""', b'"gender": "' + b"f" * 41 + b'"'), "gender: expected an exported"),
+        (
+            lambda data: data.replace(b'"gender": ""', b'"gender": "' + b"f" * 41 + b'"'),
+            "gender: expected the header of",
+        ),
         (lambda data: data + bytes(5 << 20), "FILE: expected a file of 1 to "),
     ],
-    ids=["recording", "metadata", "cut", "empty", "deep", "type", "surrogate", "added field", "long", "large"],
+    ids=["recording", "metadata", "cut", "empty", "deep", "blank", "type", "surrogate", "added field", "long", "large"],
 )
 def test_files_that_are_no_voices_are_refused_and_nothing_is_stored(
     damage: Any, message: str, folder: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
