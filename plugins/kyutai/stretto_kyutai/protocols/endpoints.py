@@ -169,12 +169,12 @@ class TranscriptSession(ListeningSession):
     async def _follow_turns(self, profile: ModelProfile) -> None:
         """Transcribe turn by turn, and end the session."""
         pieces = self._audio.pieces()
-        async with self._gateway.slot():
-            await self._send("Ready")
-            async for first in pieces:
-                if len(first):
+        await self._send("Ready")
+        async for first in pieces:
+            if len(first):
+                async with self._gateway.slot():
                     await self._follow_turn(first, pieces, profile)
-                await self._send_markers(self._audio.num_samples)
+            await self._send_markers(self._audio.num_samples)
         raise SessionEnd(DONE)
 
     async def _follow_turn(
@@ -194,7 +194,7 @@ class TranscriptSession(ListeningSession):
     async def _turn(
         self, first: NDArray[np.float32], pieces: AsyncIterator[NDArray[np.float32]], max_samples: int
     ) -> AsyncIterator[NDArray[np.float32]]:
-        """Yield samples up to the next marker, or at least `max_samples` of them; silence completes a frame."""
+        """Yield a turn's samples, up to the next marker or until there are `max_samples`; silence completes a frame."""
         yield first
         num_samples = len(first)
         while num_samples < max_samples and not self._audio.markers:

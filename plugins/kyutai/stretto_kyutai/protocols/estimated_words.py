@@ -9,8 +9,8 @@ import numpy as np
 from stretto_client import SpeechEvent, Word
 from stretto_contract.sentence_ends import WIDE
 
-# A word that no further text continues. In scripts without spaces, characters in a row are one.
-WORD = re.compile(rf"[{WIDE}]+|[^\s{WIDE}]+(?=[\s{WIDE}])")
+# A complete word: text before a space, or a run of characters of a script without spaces.
+WORD = re.compile(rf"[{WIDE}]+|(?<![^\s{WIDE}])[^\s{WIDE}]++(?=[\s{WIDE}])")
 
 
 def estimated_words(words: list[str], duration_s: float, start_s: float = 0.0) -> Iterator[Word]:
