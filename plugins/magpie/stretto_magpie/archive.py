@@ -1,12 +1,12 @@
 """`.nemo` archives: tar files, without compression, with a config, weights and further files."""
 
-import shutil
-import tarfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+import os
+from collections.abc import Iterator, Mapping
+from math import ceil
 from pathlib import Path
+from tarfile import AREGTYPE, BLOCKSIZE, ENCODING, REGTYPE, TarError, TarInfo
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
@@ -16,11 +16,23 @@ from stretto.weights.loading import open_tensors
 
 CONFIG = "model_config.yaml"
 WEIGHTS = "model_weights.ckpt"
+IN_ARCHIVE = "nemo:"  # before the name of a file of the archive, in a config
 MAX_MEMBERS = 1 << 10
+PART_BYTES = 1 << 20  # of a file's content, read at once
+
+
+class Member(NamedTuple):
+    """File in an archive, at an offset in bytes."""
+
+    offset: int
+    size: int
 
 
 class NemoArchive:
     """Archive that is open within a `with` block. Names of its files have no leading `./`.
+
+    Headers that extend others (of long names, times or sparse files) are left out: they may be of any size, and their
+    files cannot be any that the archive must have.
 
     Raises:
         CheckpointError: At the beginning of the block, if the file is missing, or is not an uncompressed tar file.
@@ -30,37 +42,44 @@ class NemoArchive:
         self.path = path
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            try:
-                self._tar = stack.enter_context(tarfile.open(regular_file(self.path), "r:"))
-                self._members = self._files()
-            except (OSError, tarfile.TarError, ValueError) as error:
-                raise CheckpointError(f"{self.path}: expected an uncompressed tar file, got {error!r}") from error
-            self._close = stack.pop_all().close
+        try:
+            self._file = regular_file(self.path).open("rb")
+        except OSError as error:
+            raise self._not_an_archive(error) from error
+        try:
+            self._members = self._read_headers()
+        except (OSError, TarError, ValueError) as error:
+            self._file.close()
+            raise self._not_an_archive(error) from error
+        except CheckpointError:
+            self._file.close()
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._close()
+        self._file.close()
 
-    def _files(self) -> dict[str, tarfile.TarInfo]:
+    def _not_an_archive(self, error: Exception) -> CheckpointError:
+        return CheckpointError(f"{self.path}: expected an uncompressed tar file, got {error!r}")
+
+    def _read_headers(self) -> dict[str, Member]:
         """Return the regular files in the archive by name."""
-        size = self.path.stat().st_size
-        files: dict[str, tarfile.TarInfo] = {}
-        for number, member in enumerate(self._tar):
-            if number == MAX_MEMBERS:
-                raise CheckpointError(f"{self.path}: expected at most {MAX_MEMBERS} files, got more")
-            if not member.isreg():
-                continue
-            # A sparse file may be larger than the archive.
-            if member.issparse() or member.offset_data + member.size > size:
-                raise CheckpointError(f"{self.path}: {member.name}: expected a file that the archive holds completely")
-            files[member.name.removeprefix("./")] = member
-        return files
-
-    @property
-    def names(self) -> list[str]:
-        """Names of all files."""
-        return list(self._members)
+        size = self._file.seek(0, os.SEEK_END)
+        members: dict[str, Member] = {}
+        offset = 0
+        for _ in range(MAX_MEMBERS + 1):
+            self._file.seek(offset)
+            block = self._file.read(BLOCKSIZE)
+            if offset and not block.strip(b"\0"):
+                return members
+            header = TarInfo.frombuf(block, ENCODING, "surrogateescape")
+            offset += BLOCKSIZE
+            if not 0 <= header.size <= size - offset:
+                raise CheckpointError(f"{self.path}: {header.name}: expected a file that the archive holds completely")
+            if header.type in (REGTYPE, AREGTYPE):
+                members[header.name.removeprefix("./")] = Member(offset, header.size)
+            offset += ceil(header.size / BLOCKSIZE) * BLOCKSIZE
+        raise CheckpointError(f"{self.path}: expected at most {MAX_MEMBERS} files, got more")
 
     def config(self) -> dict[str, Any]:
         """Return the config; raise CheckpointError if it is missing or is not a mapping."""
@@ -75,10 +94,8 @@ class NemoArchive:
         member = self._member(name)
         if member.size > max_bytes:
             raise CheckpointError(f"{self.path}: {name}: expected at most {max_bytes} bytes, got {member.size}")
-        content = self._tar.extractfile(member)
-        assert content is not None, "a regular file has content"
         try:
-            return content.read().decode()
+            return b"".join(self._parts(member)).decode()
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{self.path}: {name}: expected UTF-8, got {error}") from error
 
@@ -93,16 +110,22 @@ class NemoArchive:
         member = self._member(WEIGHTS)
         with TemporaryDirectory() as folder:
             copy = Path(folder) / WEIGHTS
-            content = self._tar.extractfile(member)
-            assert content is not None, "a regular file has content"
             with copy.open("wb") as file:
-                shutil.copyfileobj(content, file)
+                file.writelines(self._parts(member))
             try:
                 return open_tensors(copy)
             except CheckpointError as error:
                 raise CheckpointError(f"{self.path}: {error}") from error
 
-    def _member(self, name: str) -> tarfile.TarInfo:
+    def _parts(self, member: Member) -> Iterator[bytes]:
+        """Yield the content of a file in parts."""
+        self._file.seek(member.offset)
+        num_left = member.size
+        while num_left and (part := self._file.read(min(num_left, PART_BYTES))):
+            yield part
+            num_left -= len(part)
+
+    def _member(self, name: str) -> Member:
         if name not in self._members:
             raise CheckpointError(f"{self.path}: {name} is missing, got {sorted(self._members)[:8]}")
         return self._members[name]

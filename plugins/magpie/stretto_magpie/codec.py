@@ -27,6 +27,7 @@ from stretto.codecs.streaming import AlphaSnake, Elu, Snake, prepare
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.untrusted_files import check_value, json_object
 from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
+from stretto_magpie.family import MAX_STREAMS
 
 MODEL_TYPE = "nanocodec"
 FIRST_KERNEL = 7
@@ -69,9 +70,10 @@ class NanoCodecConfig:
             numbers: Any = value if is_list else [value]
             is_valid = isinstance(numbers, list | tuple) and 1 <= len(numbers) <= MAX_LENGTH
             least = 2 if field.name == "num_levels_per_group" else 1
-            if not is_valid or not all(type(number) is int and least <= number <= MAX_SIZE for number in numbers):
+            most = MAX_STREAMS if field.name in ("num_groups", "frame_stacking_factor") else MAX_SIZE
+            if not is_valid or not all(type(number) is int and least <= number <= most for number in numbers):
                 expected = f"1 to {MAX_LENGTH} integers" if is_list else "an integer"
-                raise CheckpointError(f"{field.name}: expected {expected} in [{least}, {MAX_SIZE}], got {shown(value)}")
+                raise CheckpointError(f"{field.name}: expected {expected} in [{least}, {most}], got {shown(value)}")
             values[field.name] = tuple(numbers) if is_list else value
         config = cls(**values)
         if config.codebook_size > MAX_CODES:
@@ -100,7 +102,7 @@ class NanoCodecConfig:
         return self.num_groups * len(self.num_levels_per_group)
 
     def entries(self) -> Tensor:
-        """Return the entries of every codebook, numbers from -1 to less than or equal to 1, [codebook_size, D]."""
+        """Return the entries of every codebook, in [-1, 1], [codebook_size, D]."""
         columns = []
         below = 1  # number of codes that differ only in the levels before
         for num_levels in self.num_levels_per_group:
@@ -229,7 +231,8 @@ class NanoCodec(CausalCodec):
             streaming=Stateful(),
             reads_rows=True,
         )
-        self._shape = config.frame_stacking_factor, config.width
+        self._num_stacked = config.frame_stacking_factor
+        self._width = config.width
         self.state_size = num_kept(self)
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
@@ -247,10 +250,9 @@ class NanoCodec(CausalCodec):
 
     def _latents(self, codes: Tensor) -> Tensor:
         """Return the latents [B, C, n · stacked] of codes [B, K, n]; those of absent codebooks are zeros."""
-        stacked, width = self._shape
         rows = F.embedding(codes.transpose(1, 2), self.entries).flatten(2)
-        rows = F.pad(rows, (0, stacked * width - rows.shape[2]))
-        return rows.unflatten(2, (stacked, width)).flatten(1, 2).transpose(1, 2)
+        rows = F.pad(rows, (0, self._num_stacked * self._width - rows.shape[2]))
+        return rows.unflatten(2, (self._num_stacked, self._width)).flatten(1, 2).transpose(1, 2)
 
 
 def _activated(layer: Convolution | Upsampling, activation: HalfSnake) -> Any:

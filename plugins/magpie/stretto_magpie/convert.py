@@ -30,13 +30,14 @@ from stretto.family.conversion import (
 from stretto.family.sections import Integer, NumLayers, Section, Size
 from stretto.untrusted_files import parsed_json
 from stretto.weights.loading import Part, Plan, Shape, require
-from stretto_magpie.archive import CONFIG, NemoArchive
+from stretto_magpie.archive import CONFIG, IN_ARCHIVE, NemoArchive
 from stretto_magpie.convert_codec import codec_network
 from stretto_magpie.convert_text import read_texts
 from stretto_magpie.family import (
     BIAS_COLUMNS,
     MAX_TEXT_TOKENS,
     NAME,
+    NORM_EPS,
     EncoderSpec,
     LocalSpec,
     MagpieVocabulary,
@@ -54,8 +55,6 @@ UNUSED = (
 )
 NUM_SPECIAL = 8  # ids of a codebook after its codes
 NUM_ENDS = 2  # ids of the beginning and the end of a text, after those of its tokens
-NORM_EPS = 1e-5
-IN_ARCHIVE = "nemo:"  # before the name of a file of the archive
 NAMES = {"John": 0, "Sofia": 1, "Aria": 2, "Jason": 3, "Leo": 4}  # of v2602, whose archive does not have them
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Layers = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 8)]], Field(min_length=1, max_length=1 << 8)]
@@ -116,7 +115,7 @@ class Inference(Section):
     eos_detection_method: Literal["argmax_or_multinomial_any"] = "argmax_or_multinomial_any"
 
     def prior(self, num_layers: int) -> PriorSpec | None:
-        """Return the prior of a decoder of so many layers."""
+        """Return the prior for `num_layers` layers, or None without one."""
         every = range(num_layers)
         if not self.apply_attention_prior:
             return None
@@ -276,7 +275,7 @@ def dropped(config: Config) -> tuple[str, ...]:
     """Return the names of tensors that a release may have and the checkpoint does not need."""
     stacks = {"encoder": config.encoder.n_layers, "decoder": config.decoder.n_layers}
     stacks["local_transformer"] = config.local_transformer_n_layers
-    layers = (f"{name}.layers.{at}" for name, number in stacks.items() for at in range(number))
+    layers = (f"{name}.layers.{at}" for name, num_layers in stacks.items() for at in range(num_layers))
     return (*(f"{layer}.self_attention.causal_mask" for layer in layers), *UNUSED)
 
 

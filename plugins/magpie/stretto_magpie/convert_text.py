@@ -6,14 +6,13 @@ The ids of all tokenizers follow one another in the order of the config, so the 
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
 from io import StringIO
-from typing import Any
+from typing import Any, get_args
 
 from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import check_value, entry
-from stretto_magpie.archive import CONFIG
-from stretto_magpie.text import CASES, ENGLISH, LETTERS, MIXED, Bytes, Pronunciations, cased
+from stretto_magpie.archive import CONFIG, IN_ARCHIVE
+from stretto_magpie.text import ENGLISH, LETTERS, MAX_PREFIX, MIXED, Bytes, Case, Pronunciations, cased
 
 TextOf = Callable[[str], str]
 Words = dict[str, list[str]]
@@ -27,15 +26,15 @@ SIZES = {
     f"{MODULE}ArabicCharsTokenizer": 164,
 }
 BYTES = "google/byt5-small"
-MARKS = ',.!?-:;/"()[]{}'
+PUNCTUATION = ',.!?-:;/"()[]{}'
 GUILLEMETS = "«»‹›"
-MARKS_OF = {
-    ENGLISH: MARKS,
-    "es-ES": f"{MARKS}{GUILLEMETS}¿¡",
-    "de-DE": f"{MARKS}{GUILLEMETS}„“‚‘‒–—",
-    "pt-BR": f"{MARKS}{GUILLEMETS}“”‘’–—…",
-    "hi-IN": f"{MARKS}।॥",
-    "vi-VN": MARKS,
+PUNCTUATION_OF = {
+    ENGLISH: PUNCTUATION,
+    "es-ES": f"{PUNCTUATION}{GUILLEMETS}¿¡",
+    "de-DE": f"{PUNCTUATION}{GUILLEMETS}„“‚‘‒–—",
+    "pt-BR": f"{PUNCTUATION}{GUILLEMETS}“”‘’–—…",
+    "hi-IN": f"{PUNCTUATION}।॥",
+    "vi-VN": PUNCTUATION,
 }
 # Tokenizers of languages, for releases whose config does not name them.
 LANGUAGES = {
@@ -47,9 +46,10 @@ LANGUAGES = {
     "vi": ["vietnamese_phoneme"],
 }
 MAPPING = "language_to_tokenizer_mapping"
+MAX_LANGUAGES = 64
+MAX_SOURCES = 16  # of a dictionary
 UNSUPPORTED = ("non_default_punct_list", "fixed_vocab", "silence", "add_blank_at")
 UNSTRESSED = dict.fromkeys(map(ord, "ˈˌ"))
-IN_ARCHIVE = "nemo:"
 VARIANT = re.compile(r"\([0-9]+\)")
 STARTS_WORD = re.compile(f"[{LETTERS}']")
 NOT_IN_WORD = re.compile(rf"[^{LETTERS}\d]")
@@ -67,7 +67,7 @@ def read_texts(config: Mapping[str, Any], text_of: TextOf) -> dict[str, Any]:
     """
     tables: dict[str, Bytes | Pronunciations] = {}
     offset = 0
-    for name, options in _mapping(config, "text_tokenizers").items():
+    for name, options in _few(_mapping(config, "text_tokenizers"), "text_tokenizers").items():
         path = f"text_tokenizers.{name}"
         target = str(_mapping(config, path).get("_target_"))
         if target in SIZES:
@@ -78,17 +78,24 @@ def read_texts(config: Mapping[str, Any], text_of: TextOf) -> dict[str, Any]:
             table: Bytes | Pronunciations = _pronunciations(config, path, offset, text_of)
         else:
             check_value(f"{path}.pretrained_model", options.get("pretrained_model"), BYTES, file=CONFIG)
-            table = Bytes(offset)
+            table = Bytes(offset=offset)
         tables[name] = table
         offset += table.size
-    tokenizers = _mapping(config, MAPPING) if MAPPING in config else LANGUAGES
+    tokenizers = _few(_mapping(config, MAPPING), MAPPING) if MAPPING in config else LANGUAGES
     named = {
         str(code): name
         for code, names in tokenizers.items()
         for name in tables
         if isinstance(names, list) and [name] == names[:1]
     }
-    return {"size": offset, "languages": {code: asdict(tables[name]) for code, name in named.items()}}
+    return {"size": offset, "languages": {code: tables[name].model_dump() for code, name in named.items()}}
+
+
+def _few(values: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """Return values; raise CheckpointError if there are more than MAX_LANGUAGES, each of which has a dictionary."""
+    if len(values) > MAX_LANGUAGES:
+        raise CheckpointError(f"{CONFIG}: {path}: expected at most {MAX_LANGUAGES} entries, got {len(values)}")
+    return values
 
 
 def _mapping(config: Mapping[str, Any], path: str) -> Mapping[str, Any]:
@@ -105,11 +112,14 @@ def _pronunciations(config: Mapping[str, Any], path: str, offset: int, text_of: 
     locale = options.get("locale", ENGLISH)
     case = g2p.get("grapheme_case", "upper")
     prefix = g2p.get("grapheme_prefix") or ""
+    if not isinstance(prefix, str) or len(prefix) > MAX_PREFIX:
+        expected = f"at most {MAX_PREFIX} characters"
+        raise CheckpointError(f"{CONFIG}: {path}.g2p.grapheme_prefix: expected {expected}, got {shown(prefix)}")
     spells_ambiguous = g2p.get("ignore_ambiguous_words", True)
     for name, value, supported in (
-        ("locale", locale, [*MARKS_OF]),
+        ("locale", locale, [*PUNCTUATION_OF]),
         ("g2p.locale", g2p.get("locale", ENGLISH), [locale]),
-        ("g2p.grapheme_case", case, CASES),
+        ("g2p.grapheme_case", case, get_args(Case)),
         ("g2p.ignore_ambiguous_words", spells_ambiguous, [False] if case == MIXED else [False, True]),
         ("punct", options.get("punct", True), [True]),
         *((name, options.get(name), [None]) for name in UNSUPPORTED),
@@ -122,30 +132,34 @@ def _pronunciations(config: Mapping[str, Any], path: str, offset: int, text_of: 
     if g2p.get("use_chars") or g2p.get("phoneme_probability") is not None:
         spellings = (NOT_IN_WORD.sub("", cased(word, case)) for word in words)
         symbols |= {f"{prefix}{letter}" for spelling in spellings for letter in spelling}
-    symbols |= set(MARKS_OF[locale] if options.get("locale_specific_punct", True) else MARKS)
+    symbols |= set(PUNCTUATION_OF[locale] if options.get("locale_specific_punct", True) else PUNCTUATION)
     if options.get("apostrophe"):
         symbols.add("'")
     space = [] if " " in symbols else [" "]
     heteronyms = _lines(g2p["heteronyms"], text_of) if g2p.get("heteronyms") else []
-    return Pronunciations(
-        offset=offset,
-        locale=locale,
-        symbols=[*sorted(symbols), *space, "<pad>", "<oov>"],
-        case=case,
-        prefix=prefix,
-        is_padded=bool(options.get("pad_with_space")),
-        spelled=[cased(word.rstrip(), case) for word in heteronyms],
-        words={
+    record = {
+        "offset": offset,
+        "locale": locale,
+        "symbols": [*sorted(symbols), *space, "<pad>", "<oov>"],
+        "case": case,
+        "prefix": prefix,
+        "is_padded": bool(options.get("pad_with_space")),
+        "spelled": [cased(word.rstrip(), case) for word in heteronyms],
+        "words": {
             word: "" if spells_ambiguous and len(variants) > 1 else variants[0]
             for word, variants in _cased_words(words, case).items()
         },
-    )
+    }
+    return Pronunciations.read(record, f"{CONFIG}: {path}")
 
 
 def _read_words(sources: Any, text_of: TextOf) -> Words:
     """Return the pronunciations of each word in one or several dictionaries; one word's are in the order of lines."""
     words: Words = {}
-    for source in sources if isinstance(sources, list) else [sources]:
+    names = sources if isinstance(sources, list) else [sources]
+    if len(names) > MAX_SOURCES:
+        raise CheckpointError(f"{CONFIG}: g2p.phoneme_dict: expected at most {MAX_SOURCES} files, got {len(names)}")
+    for source in names:
         for line in _lines(source, text_of):
             composed = unicodedata.normalize("NFC", line)
             word, *sounds = composed.split() or [""]
@@ -165,7 +179,7 @@ def _lines(name: Any, text_of: TextOf) -> Iterable[str]:
 
 
 def _cased_words(words: Words, case: str) -> Words:
-    """Return the words in a case. If case is mixed, words in capitals are there, too."""
+    """Return the words in a case; for mixed case, also in capitals."""
     in_case: Words = {}
     for word, variants in words.items():
         in_case[cased(word, case)] = variants

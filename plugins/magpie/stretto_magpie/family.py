@@ -16,7 +16,9 @@ CFG pair, the voice rows are zeros and there is no text. The numbers come from `
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from stretto.errors import InvalidRequest, shown
 from stretto.family.base import (
@@ -37,7 +39,9 @@ from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
 NAME = "magpie"
 CODEC_FRAME_RATE = 22_050 / 1024
+MAX_STREAMS = 64  # codebooks of a frame, and frames of a row
 MAX_TEXT_TOKENS = 512  # the authors split longer texts
+NORM_EPS = 1e-5  # of all norms in the authors' code
 BIAS_COLUMNS = 16  # of a head, the first of which has its biases; the number keeps the rows of weights aligned
 
 
@@ -55,7 +59,7 @@ LOCAL = LocalSpec(
     num_heads=12,
     num_kv_heads=12,
     head_dim=64,
-    eps=1e-5,
+    eps=NORM_EPS,
     projection=None,
 )
 
@@ -90,7 +94,7 @@ class PriorSpec:
 
 @dataclass(frozen=True)
 class MagpieVocabulary(Vocabulary):
-    """Positions of the text, four ids of our own, the voices' rows, and the ids of each codebook.
+    """Positions of the text, three further ids, the voices' rows, and the ids of each codebook.
 
     Attributes:
         num_text_ids: Number of ids of text tokens, the last of which ends a text.
@@ -102,9 +106,9 @@ class MagpieVocabulary(Vocabulary):
     """
 
     num_text_ids: int = 3359
-    num_codebooks: int = 8
+    num_codebooks: Annotated[int, Field(ge=1, le=MAX_STREAMS)] = 8
     codebook_size: int = 2016
-    frames_per_row: int = 2
+    frames_per_row: Annotated[int, Field(ge=1, le=MAX_STREAMS)] = 2
     voices: tuple[str, ...] = ("aria", "jason", "john", "leo", "sofia")
     languages: tuple[str, ...] = ("en", "es", "de", "fr", "it", "vi", "ko", "pt-br", "hi")
     voice_rows: int = 217
@@ -116,7 +120,7 @@ class MagpieVocabulary(Vocabulary):
     encoder: EncoderSpec = EncoderSpec()
     prior: PriorSpec | None = PriorSpec()
     depth: LocalSpec = field(default=LOCAL)
-    temperature: float = 0.7
+    temperature: float = 0.6
     top_k: int = 80
     guidance_scale: float = 2.5
     min_frames: int = 4
@@ -175,7 +179,7 @@ class TextConditions(RequestConditions):
         num_ids: Number of ids of text tokens.
         hidden_id: Id of stream 0 in rows that do not attend to the text.
         max_tokens: Maximum number of tokens.
-        vector_rows: Number of keys of the decoder's width that take the memory of those of a text.
+        vector_rows: Number of keys of the decoder's width that need as much memory as a text's keys.
         num_heads, head_dim: Heads of the attention to the text.
     """
 

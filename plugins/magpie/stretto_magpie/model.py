@@ -114,7 +114,8 @@ class _Layer(nn.Module):
         keys, values = kv[:, : len(x)]
         keys[:, :, position] = key
         values[:, :, position] = value
-        seen = keys[:, :, : position + 1], values[:, :, : position + 1]
-        attended = F.scaled_dot_product_attention(query[:, :, None], *seen)
+        keys = keys[:, :, : position + 1]
+        values = values[:, :, : position + 1]
+        attended = F.scaled_dot_product_attention(query[:, :, None], keys, values)
         x = x + self.o_proj(attended.reshape(len(x), -1))
         return x + self.fc_out(gelu_rows(self.fc_in(self.ln_2(x))))

@@ -6,14 +6,18 @@ NeMo spells some words at random in place of their pronunciation; here, as in it
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from stretto.errors import CheckpointError, shown
+from stretto.family.sections import Section
 
+MAX_PREFIX = 8  # characters
+MAX_SOUNDS = 256  # of a word, so that texts have a bounded number of ids
 ENGLISH = "en-US"
 MIXED = "mixed"
-CASES = ("upper", "lower", MIXED)
+Case = Literal["upper", "lower", "mixed"]
 FIRST_BYTE = 3  # id of byte 0
 END_OF_BYTES = 1
 NUM_BYTES = 384  # ids of ByT5, with those that no text has
@@ -38,21 +42,7 @@ ENGLISH_WORDS = _words(LATIN)
 WORDS = _words(LETTERS)
 
 
-# of the fields of `Pronunciations`
-TYPES: dict[str, type] = {
-    "offset": int,
-    "locale": str,
-    "symbols": list,
-    "case": str,
-    "prefix": str,
-    "is_padded": bool,
-    "spelled": list,
-    "words": dict,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Bytes:
+class Bytes(Section):
     """Ids of the bytes of a text, and an end."""
 
     offset: int
@@ -67,15 +57,14 @@ class Bytes:
         return [*(self.offset + FIRST_BYTE + byte for byte in text.encode()), self.offset + END_OF_BYTES]
 
 
-@dataclass(frozen=True, slots=True)
-class Pronunciations:
+class Pronunciations(Section):
     """Dictionary of a language's words. Words that it lacks are spelled.
 
     Attributes:
         offset: Id of the first symbol.
         symbols: Symbols in the order of their ids.
-        case: Case of the dictionary's words, one of CASES.
-        prefix: Prefix of a letter's symbol, which tells it from that of a sound.
+        case: Case of the dictionary's words.
+        prefix: Prefix of a letter's symbol, which distinguishes it from a phoneme.
         is_padded: True if a space begins and ends a text.
         spelled: Words that are spelled although they are in the dictionary.
         words: Pronunciations, one character for each symbol; empty for a word that has several and is spelled.
@@ -84,28 +73,16 @@ class Pronunciations:
     offset: int
     locale: str
     symbols: list[str]
-    case: str
-    prefix: str
+    case: Case
+    prefix: Annotated[str, Field(max_length=MAX_PREFIX)]
     is_padded: bool
     spelled: list[str]
-    words: dict[str, str]
+    words: dict[str, Annotated[str, Field(max_length=MAX_SOUNDS)]]
 
     @property
     def size(self) -> int:
         """Number of ids."""
         return len(self.symbols)
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Return the dictionary in a record; raise CheckpointError if a value is missing or of another type."""
-        for name, value_type in TYPES.items():
-            value = record.get(name)
-            if type(value) is not value_type:
-                raise CheckpointError(f"{name}: expected {value_type.__name__}, got {shown(value)}")
-            words: Any = value.values() if isinstance(value, dict) else value
-            if value_type in (list, dict) and not all(isinstance(word, str) for word in words):
-                raise CheckpointError(f"{name}: expected strings, got {shown(value)}")
-        return cls(**{name: record[name] for name in TYPES})
 
 
 class PronouncedText:
@@ -212,7 +189,7 @@ class Texts:
     """
 
     def __init__(self, record: Mapping[str, Any]) -> None:
-        """Read a record of `convert_text.read_texts`; raise CheckpointError if it is another."""
+        """Read a record of `convert_text.read_texts`; raise CheckpointError if it is malformed."""
         size = record.get("size")
         languages = record.get("languages")
         if not isinstance(size, int) or not isinstance(languages, dict):
@@ -220,20 +197,17 @@ class Texts:
         self.size = size
         self._encoders: dict[str, Bytes | PronouncedText] = {}
         for code, entry in languages.items():
-            try:
-                self._encoders[code] = self._encoder(entry)
-            except CheckpointError as error:
-                raise CheckpointError(f"languages: {code}: {error}") from error
+            self._encoders[code] = self._encoder(entry, f"languages: {code}")
         self.languages = tuple(self._encoders)
 
     def encode(self, text: str, language: str) -> list[int]:
         """Return the ids of a text in one of the languages."""
         return self._encoders[language].encode(text)
 
-    def _encoder(self, record: Any) -> Bytes | PronouncedText:
-        if not isinstance(record, dict) or type(record.get("offset")) is not int:
-            raise CheckpointError(f"offset: expected an integer, got {shown(record)}")
-        table = Bytes(record["offset"]) if "symbols" not in record else Pronunciations.from_record(record)
+    def _encoder(self, record: Any, path: str) -> Bytes | PronouncedText:
+        has_symbols = isinstance(record, dict) and "symbols" in record
+        table = Pronunciations.read(record, path) if has_symbols else Bytes.read(record, path)
         if not 0 <= table.offset <= self.size - table.size:
-            raise CheckpointError(f"offset: expected {table.size} ids below {self.size}, got {table.offset}")
+            expected = f"{table.size} ids below {self.size}"
+            raise CheckpointError(f"{path}: offset: expected {expected}, got {table.offset}")
         return table if isinstance(table, Bytes) else PronouncedText(table)

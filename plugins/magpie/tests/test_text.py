@@ -80,6 +80,9 @@ GERMAN = "text_tokenizers.german_phoneme"
         (f"{ENGLISH}.g2p.grapheme_case", "title", f"{ENGLISH}.g2p.grapheme_case: expected 'upper' or "),
         (f"{GERMAN}.g2p.ignore_ambiguous_words", True, "ignore_ambiguous_words: expected False, got True"),
         (f"{ENGLISH}.g2p.phoneme_dict", "/etc/passwd", "expected a file of the archive, such as nemo:words.dict"),
+        (f"{ENGLISH}.g2p.phoneme_dict", ["nemo:a"] * 17, "g2p.phoneme_dict: expected at most 16 files, got 17"),
+        (f"{ENGLISH}.g2p.grapheme_prefix", "#" * 9, f"{ENGLISH}.g2p.grapheme_prefix: expected at most 8 characters"),
+        ("language_to_tokenizer_mapping", {f"{n}": [] for n in range(65)}, "expected at most 64 entries, got 65"),
         (f"{ENGLISH}.g2p.phoneme_dict", [], "g2p.phoneme_dict: expected a dictionary with words, got []"),
         (f"{ENGLISH}.g2p.phoneme_dict", "nemo:english.heteronyms", "expected a dictionary with words"),
     ],
@@ -96,17 +99,19 @@ def test_error_names_the_unsupported_value(name: str, value: object, message: st
     [
         ("size", None, "expected size and languages"),
         ("languages", [], "expected size and languages"),
-        ("languages.en", [], "languages: en: offset: expected an integer"),
+        ("languages.en", [], "languages: en: expected "),
         ("languages.fr.offset", True, "languages: fr: offset: expected an integer"),
         ("languages.it.offset", 10**6, "languages: it: offset: expected 384 ids below "),
         ("languages.en.offset", -1, "languages: en: offset: expected "),
-        ("languages.en.words", REMOVED, "languages: en: words: expected dict, got None"),
-        ("languages.en.words.A", 3, "languages: en: words: expected strings"),
-        ("languages.en.symbols", [1], "languages: en: symbols: expected strings"),
-        ("languages.en.is_padded", "yes", "languages: en: is_padded: expected bool, got 'yes'"),
+        ("languages.en.words", REMOVED, "languages: en: words is missing"),
+        ("languages.en.words.A", "a" * 257, "languages: en: words.A: expected "),
+        ("languages.en.words.A", 3, "languages: en: words.A: expected "),
+        ("languages.en.symbols", [1], "languages: en: symbols.0: expected "),
+        ("languages.en.case", "title", "languages: en: case: expected "),
+        ("languages.en.is_padded", "yes", "languages: en: is_padded: expected "),
     ],
 )
-def test_other_records_are_refused(name: str, value: object, message: str) -> None:
+def test_malformed_records_are_refused(name: str, value: object, message: str) -> None:
     record = record_of({})
     set_fields(record, {name: value})
     with pytest.raises(CheckpointError) as refused:

@@ -2,8 +2,8 @@
 
 The position is the one with the most attention in a window from the last position on, as in the authors'
 `get_most_attended_text_timestep`. After MAX_ATTENDED rows, a position is left. Positions only grow, so the rows that
-attended to a position are the newest ones. If the window reaches the end of the text, its last position is attended to,
-and after SINK_ROWS rows the attention has no prior. Nor has that to a text of at most SHORTEST tokens.
+attended to a position are the newest ones. If the window is empty, the last position counts as attended to; after
+SINK_ROWS rows of that, the attention has no prior. That to a text of at most SHORTEST tokens never has one.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ class AttendedDraw(RowDraw):
         self._read = self.arrays.wrap(model.conditions.read)
         self._stop = exact_product(model.depth.first_head.data)
         self._stop_bias = model.depth.stop_bias.data.float()
-        self._places = self.arrays.upload(np.arange(self._read.shape[1]))
+        self._text_positions = self.arrays.upload(np.arange(self._read.shape[1]))
         self._back = self.arrays.upload(np.arange(1, SINK_ROWS))
         self._no_prior = self.segments.family.layout.audio[0][-1]
         ends = [ids[0] for ids in self.segments.family.layout.extra[1:]]
@@ -90,7 +90,7 @@ class AttendedDraw(RowDraw):
         is_same = (before == last[:, None]) & is_row
         first = last + is_same[:, :MAX_ATTENDED].all(1)
         stop = xp.minimum(first + self._rules.window, end + 1 - NUM_LEFT_OUT)
-        is_near = (self._places >= first[:, None]) & (self._places < stop[:, None])
+        is_near = (self._text_positions >= first[:, None]) & (self._text_positions < stop[:, None])
         best = xp.where(is_near, self._read[rows.slots], -1.0).argmax(1)
         attended = xp.where(stop > first, best, end)
         is_sink = (attended == end) & ((before == end[:, None]) & is_row).all(1)

@@ -18,11 +18,9 @@ from vllm.model_executor.models.llama import LlamaDecoderLayer
 
 from stretto.engine.worker.slots import Arrays
 from stretto.records.prompt import Condition
-from stretto_magpie.family import EncoderSpec, PriorSpec, TextConditions
+from stretto_magpie.family import NORM_EPS, EncoderSpec, PriorSpec, TextConditions
 from stretto_magpie.mechanism.text_attention import attend
 from stretto_magpie.model import gelu, gelu_rows
-
-NORM_EPS = 1e-5  # of all norms in the authors' code
 
 
 def _weight(*shape: int) -> nn.Parameter:
@@ -70,13 +68,13 @@ class TextNetwork(nn.Module):
         self.attended = torch.zeros(max_rows, dtype=torch.int32, device=device)
         self.num_tokens = torch.zeros(num_slots + 1, dtype=torch.int32, device=device)
         self.read = torch.zeros(num_slots + 1, spec.max_tokens, device=device)
-        nothing = self.read[:0]
+        no_sums = self.read[:0]
         shape = 2, len(layers), num_slots + 1, spec.num_heads, spec.max_tokens, spec.head_dim
         self._tables = torch.zeros(shape, dtype=dtype, device=device)
         for number, (attention, keys, values) in enumerate(zip(self._attentions, *self._tables, strict=True)):
             attention.prepare(
                 {"keys": keys, "values": values, "slots": self.slots, "num_tokens": self.num_tokens}
-                | {"attended": self.attended, "read": self.read if _is_read(prior, number) else nothing},
+                | {"attended": self.attended, "read": self.read if _is_read(prior, number) else no_sums},
                 prior if prior is not None and number in prior.layers else None,
             )
 
@@ -146,8 +144,8 @@ class _EncoderLayer(nn.Module):
         query, key, value = heads.permute(1, 2, 0, 3)
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=self._spec.is_causal)
         x = x + F.linear(attended.transpose(0, 1).flatten(1), self.o_proj)
-        opened = gelu(self._convolved(self.norm_mlp(x).T, self.conv_in))
-        return x + self._convolved(opened, self.conv_out).T
+        activated = gelu(self._convolved(self.norm_mlp(x).T, self.conv_in))
+        return x + self._convolved(activated, self.conv_out).T
 
     def _convolved(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Return the convolution [C', T] of x [C, T] over as many positions."""
@@ -191,8 +189,8 @@ class TextAttention(nn.Module):
 
     def keys_and_values(self, encoded: torch.Tensor) -> torch.Tensor:
         """Return the keys and the values of an encoded text [T, H], [2, Q, T, D]."""
-        both = self.memory_proj(self.memory_norm(encoded))
-        return both.view(len(encoded), 2, self._spec.num_heads, self._spec.head_dim).permute(1, 2, 0, 3)
+        keys_and_values = self.memory_proj(self.memory_norm(encoded))
+        return keys_and_values.view(len(encoded), 2, self._spec.num_heads, self._spec.head_dim).permute(1, 2, 0, 3)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the output of attention for the rows of the step, [N, H]."""
@@ -224,8 +222,8 @@ class _NoRotation(nn.Module):
 class DecoderLayer(LlamaDecoderLayer):
     """Layer of the decoder: a Llama layer without rotation, with attention to the text, and an MLP without a gate.
 
-    The authors' LayerNorms are RMS norms here, because the converter subtracts the mean of all vectors that are added
-    to a row. The first layer adds the positions of the rows.
+    Each vector that is added to a row is stored minus the mean of its elements, so that the authors' LayerNorms, which
+    have no biases, are RMS norms here. The first layer adds the positions of the rows.
     """
 
     def __init__(self, spec: TextConditions, vllm_config: VllmConfig, prefix: str = "", **options: Any):

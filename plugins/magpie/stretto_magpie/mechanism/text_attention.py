@@ -32,7 +32,7 @@ def attend(
         slots: Slot of each row, int32 [at least N]; R for rows that are not used.
         num_tokens: Number of tokens of the text in each slot, int32 [R + 1].
         attended: Position of the text around which the prior lies, int32 [at least N]; one outside the text for none.
-        read: Mean attention of the newest row in each slot is added to these sums, float32 [R + 1, T]; [0] for none.
+        read: Mean attention of the newest row in each slot is added to these sums, float32 [R + 1, T]; [0, T] for none.
         epsilon: Factor of the attention outside the window of the prior.
         window: Number of positions of the window after the one attended to; 0 for no prior.
     """
@@ -54,9 +54,9 @@ def with_prior(
     """
     if not window:
         return weights
-    places = torch.arange(weights.shape[-1], device=weights.device)
+    positions = torch.arange(weights.shape[-1], device=weights.device)
     center = attended[:, None]
-    is_near = (places == (center - 1).clamp(min=1)) | ((places >= center) & (places <= center + window))
+    is_near = (positions == (center - 1).clamp(min=1)) | ((positions >= center) & (positions <= center + window))
     weighted = torch.where(is_near[:, None, None], weights, weights * epsilon)
     weighted = weighted / weighted.sum(-1, keepdim=True)
     has_prior = (attended >= 0) & (attended < num_tokens)
@@ -84,12 +84,12 @@ def attend_on_host(
         size = int(num_tokens[slot])
         if not size:
             continue
-        shape = rows.stop - rows.start, -1, -1, -1
-        scores = heads[rows].float() @ keys[slot, :, :size].float().transpose(1, 2).expand(shape)
+        num_rows = rows.stop - rows.start
+        scores = heads[rows].float() @ keys[slot, :, :size].float().transpose(1, 2).expand(num_rows, -1, -1, -1)
         weights = (scores * keys.shape[3] ** -0.5).softmax(-1)
-        sizes = num_tokens[slot].expand(shape[0])
+        sizes = num_tokens[slot].expand(num_rows)
         weights = with_prior(weights, attended[rows], sizes, epsilon, window)
-        output[rows] = (weights @ values[slot, :, :size].float().expand(shape)).to(query.dtype)
+        output[rows] = (weights @ values[slot, :, :size].float().expand(num_rows, -1, -1, -1)).to(query.dtype)
         if len(read):
             read[slot, :size] += weights[-1, :, 0].mean(0)
     return output.view_as(query)
@@ -108,7 +108,7 @@ def attend_on_device(
 ) -> torch.Tensor:
     """Compute `attend` in torch without waiting for the device."""
     heads = query.view(len(query), keys.shape[1], 1, keys.shape[3])
-    places = torch.arange(keys.shape[2], device=query.device)
+    positions = torch.arange(keys.shape[2], device=query.device)
     unused = len(num_tokens) - 1
     slots = slots[: len(query)].long()
     is_newest = torch.ones_like(slots, dtype=torch.bool)
@@ -116,13 +116,13 @@ def attend_on_device(
     written = torch.where(is_newest, slots, unused)
     outputs = []
     for rows in torch.arange(len(query), device=query.device).split(NUM_TOGETHER):
-        mine = slots[rows]
-        sizes = num_tokens[mine]
-        is_token = (places < sizes[:, None])[:, None, None]
-        scores = (heads[rows].float() @ keys[mine].float().transpose(2, 3)) * keys.shape[3] ** -0.5
+        row_slots = slots[rows]
+        sizes = num_tokens[row_slots]
+        is_token = (positions < sizes[:, None])[:, None, None]
+        scores = (heads[rows].float() @ keys[row_slots].float().transpose(2, 3)) * keys.shape[3] ** -0.5
         weights = scores.masked_fill(~is_token, -torch.inf).softmax(-1).masked_fill(~is_token, 0.0)
         weights = with_prior(weights, attended[rows], sizes, epsilon, window)
-        outputs.append((weights @ values[mine].float()).to(query.dtype))
+        outputs.append((weights @ values[row_slots].float()).to(query.dtype))
         if len(read):
             read.index_add_(0, written[rows], weights[:, :, 0].mean(1))
     return torch.cat(outputs).view_as(query)
