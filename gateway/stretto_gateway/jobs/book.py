@@ -14,7 +14,7 @@ TITLE_CHARS = 80
 STEP_BLOCKS = 100  # paragraphs that are read before an empty section is yielded
 CHAPTER_PAUSE_S = 2.0
 HEADING_PAUSE_S = 1.0
-# Letters without a sound, as long as a mark, which stand for it while the text is cut: a mark is never cut in two.
+# While a text is divided, these silent letters replace each mark at equal length, so that it is never split.
 MARK_BEGIN = "\u3164"
 MARK_REST = "\u115f"
 BLOCK_END = re.compile(r"\f|\n[ \t]*\n")
@@ -29,7 +29,7 @@ class Section:
     """Text that is spoken by one request.
 
     Attributes:
-        text: The text; empty for a part of the text without speech, so that work on it is divided like other work.
+        text: The text; empty for a step without speech, so that the caller can pause.
         title: Title of the chapter that begins with this section; None in the middle of a chapter.
     """
 

@@ -335,7 +335,7 @@ class Published(Protocol):
 
     @staticmethod
     def own_tensors(release: Release) -> Mapping[str, Tensor] | None:
-        """Return the tensors by name if the file of the weights is not a usual one, otherwise None."""
+        """Return the tensors by name if `open_tensors` cannot read the weights' file, otherwise None."""
         return None
 
     @staticmethod

@@ -289,9 +289,8 @@ def _numbers(record: type) -> dict[str, Option]:
     return {name: mark for name, many in marks.items() for mark in many if isinstance(mark, Option)}
 
 
-NUMBER_OPTIONS: Mapping[str, Option] = _numbers(
-    SamplingConfig
-)  # options of one number each, keyed by the name of the field
+# Options of one number each, keyed by the name of the field.
+NUMBER_OPTIONS: Mapping[str, Option] = _numbers(SamplingConfig)
 
 
 @dataclass(frozen=True, slots=True)

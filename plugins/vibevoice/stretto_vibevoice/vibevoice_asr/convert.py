@@ -24,7 +24,7 @@ from stretto_vibevoice.vibevoice.convert import (
     network_from_authors,
     qwen2_backbone,
 )
-from stretto_vibevoice.vibevoice.convert import authors_name as speakers_name
+from stretto_vibevoice.vibevoice.convert import authors_name as vibevoice_name
 from stretto_vibevoice.vibevoice_asr.encoders import FOLDER, NETWORKS, RecordingEncoders
 from stretto_vibevoice.vibevoice_asr.family import MARKERS, MAX_MODEL_LEN, NAME, AsrVocabulary
 
@@ -33,7 +33,7 @@ HEAD = "language_model.lm_head.weight"
 HOP = 3200  # samples of a row, 7.5 rows/s
 DECODER = "model.acoustic_tokenizer.decoder."  # in the authors' format
 # Beginnings of names here, and of those that VibeVoice 1.5B has in transformers format.
-SPEAKERS_NAMES = {
+VIBEVOICE_PREFIXES = {
     "language_model.model.": "model.language_model.",
     "language_model.lm_head.": "lm_head.",
     "acoustic_tokenizer_encoder.": "model.audio_tower.encoder.",
@@ -93,8 +93,8 @@ def from_authors(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def authors_name(name: str) -> str:
     """Convert a tensor name in transformers format to the authors' name."""
-    ours, speakers = next(names for names in SPEAKERS_NAMES.items() if name.startswith(names[0]))
-    return speakers_name(speakers + name.removeprefix(ours))
+    ours, speakers = next(names for names in VIBEVOICE_PREFIXES.items() if name.startswith(names[0]))
+    return vibevoice_name(speakers + name.removeprefix(ours))
 
 
 def encoder_config(section: Mapping[str, Any], name: str) -> TokenizerConfig:
