@@ -14,7 +14,7 @@ from stretto_magpie.convert_codec import codec_network, read_config
 def nanocodec(is_narrow: bool) -> NanoCodec:
     """Return the codec; that of published size has no values."""
     with torch.device("cpu" if is_narrow else "meta"):
-        return NanoCodec(read_config(KINDS["small" if is_narrow else "published"], 1))
+        return NanoCodec(read_config(KINDS["small" if is_narrow else "published"], 1 if is_narrow else 2))
 
 
 def convert_codec(folder: Path, kind: str = "small", stacked: int = 1) -> Path:
@@ -26,4 +26,4 @@ def convert_codec(folder: Path, kind: str = "small", stacked: int = 1) -> Path:
     return checkpoint
 
 
-CASES = {"nanocodec": CodecCase(nanocodec, convert_codec, (2, 21))}
+CASES = {"nanocodec": CodecCase(nanocodec, convert_codec, (2, 11))}

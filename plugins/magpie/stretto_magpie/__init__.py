@@ -3,4 +3,4 @@
 from stretto.codecs.decoder_sizes import DecoderSize
 from stretto.family.plugin import family_plugin
 
-PLUGIN = family_plugin(__name__, decoders={"nanocodec": DecoderSize(7.68, 52.6)})
+PLUGIN = family_plugin(__name__, decoders={"nanocodec": DecoderSize(7.56, 52.6)})
