@@ -99,7 +99,7 @@ def voice(**change: str) -> dict[str, Any]:
 
 
 BAD_VOICES = (
-    (RECORDING, "header: expected an exported voice"),
+    (RECORDING, "header: expected the header of an exported voice"),
     (EXPORTED[:-1], "sha256: expected the digest"),
     (EXPORTED.replace(b"my own", b"MY OWN"), "sha256: expected the digest"),
     (EXPORTED[: EXPORTED.index(b"\n") + 1], "recording: expected 1 to 4194304 bytes"),

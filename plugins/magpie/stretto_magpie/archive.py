@@ -121,9 +121,9 @@ class NemoArchive:
         """Yield the content of a file in parts."""
         self._file.seek(member.offset)
         num_left = member.size
-        while num_left and (part := self._file.read(min(num_left, PART_BYTES))):
-            yield part
-            num_left -= len(part)
+        while num_left and (content := self._file.read(min(num_left, PART_BYTES))):
+            yield content
+            num_left -= len(content)
 
     def _member(self, name: str) -> Member:
         if name not in self._members:
