@@ -20,11 +20,14 @@ from plugins.kyutai.tests.server.test_kyutai_clients import SERVICES, source
 from plugins.qwen3_asr.lab.random_qwen3_asr import write_release
 from plugins.qwen3_asr.tests.published_qwen3_asr import Processor, Theirs, speech, streamed
 from plugins.qwen3_asr.tests.test_qwen3_asr import write
+from stretto.aligning.align import split_words
+from stretto.aligning.model import Aligner
 from stretto.convert.make_repository import make
 from stretto.testing.releases import SmallRelease
 from stretto_client import SpeechClient, Timeouts
 from tests.aligning import ctc_release
 from tests.named_releases import transcribed_by_run
+from tests.patience import PATIENCE_S
 from tests.server.conftest import ServedCheckpoint, served_repository
 from tests.server.openai_client import gateway_port, openai_client
 
@@ -80,6 +83,27 @@ async def test_transcripts_equal_those_of_transformers(served: ServedCheckpoint)
         assert (hinted.language, round(hinted.duration, 1)) == ("english", 3.3)
         (segment,) = hinted.segments
         assert segment.text == hinted.text
+
+
+async def test_words_have_the_times_of_the_aligner(served: ServedCheckpoint, aligner: Path) -> None:
+    pcm = speech(6.0, 4)
+    words: Any = None
+    async with openai_client(served.server.grpc) as client, asyncio.timeout(PATIENCE_S):
+        while words is None:  # on a busy machine, the aligner may answer too late
+            transcript: Any = await client.audio.transcriptions.create(
+                model="qwen3_asr",
+                file=("a.wav", wav(pcm)),
+                response_format="verbose_json",
+                timestamp_granularities=["word"],
+                extra_body={"max_completion_tokens": NUM_IDS},
+            )
+            words = transcript.words
+    stored, _ = soundfile.read(io.BytesIO(wav(pcm)), dtype="float32")
+    aligned = np.rint(stored * 32_767).astype(np.int16).astype(np.float32) / 32_768
+    expected = Aligner(aligner).times(aligned, split_words(transcript.text))
+    timed = [(word.word, word.start, word.end) for word in words]
+    assert timed == [(word.word, pytest.approx(word.start_s), pytest.approx(word.end_s)) for word in expected]
+    assert timed
 
 
 async def test_script_of_kyutai_prints_the_words_of_a_turn(served: ServedCheckpoint, tmp_path: Path) -> None:
