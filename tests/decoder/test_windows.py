@@ -16,7 +16,9 @@ SPEC = CodecSpec("any", 100, 4, num_codebooks=2, codebook_size=8, streaming=Wind
 
 
 def push_all(codes: np.ndarray, sizes: list[int], spec: CodecSpec = SPEC) -> list[FrameWindow]:
-    windower, start, windows = Windower(spec), 0, []
+    windower = Windower(spec)
+    start = 0
+    windows = []
     for position, size in enumerate(sizes):
         window = windower.push(codes[:, start : start + size], position == len(sizes) - 1)
         windows += [window] if window else []
@@ -47,7 +49,8 @@ def test_windows_are_utterance_slices_with_full_inner_context(seed: int) -> None
     codes = np.random.default_rng(seed).integers(0, 8, (2, total)).astype(np.int32)
     expected_first = 0
     for window in push_all(codes, random_sizes(total, rng)):
-        first, last = window.first, window.first + window.num_frames
+        first = window.first
+        last = window.first + window.num_frames
         assert first == expected_first
         assert window.left == min(first, SPEC.left_frames)
         assert window.right == min(SPEC.right_frames, total - last) or last + window.right < total
@@ -58,7 +61,8 @@ def test_windows_are_utterance_slices_with_full_inner_context(seed: int) -> None
 
 
 def test_frames_wait_for_their_right_context() -> None:
-    windower, codes = Windower(SPEC), np.zeros((2, 2), dtype=np.int32)
+    windower = Windower(SPEC)
+    codes = np.zeros((2, 2), dtype=np.int32)
     assert windower.push(codes, False) is None
     assert windower.push(None, False) is None
     assert windower.push(codes[:, :1], False).shape == (0, 1, 2)
@@ -66,7 +70,8 @@ def test_frames_wait_for_their_right_context() -> None:
 
 
 def test_first_window_waits_for_the_required_start_frames() -> None:
-    spec, codes = replace(SPEC, streaming=Stateful(left=3, start=4)), np.zeros((2, 9), dtype=np.int32)
+    spec = replace(SPEC, streaming=Stateful(left=3, start=4))
+    codes = np.zeros((2, 9), dtype=np.int32)
     assert [window.shape for window in push_all(codes, [1, 2, 1, 1, 4], spec)] == [(0, 4, 0), (3, 1, 0), (3, 4, 0)]
     assert [window.shape for window in push_all(codes[:, :3], [1, 2], spec)] == [(0, 3, 0)]  # it ends before
 

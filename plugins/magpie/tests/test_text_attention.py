@@ -8,11 +8,15 @@ import torch
 
 from stretto_magpie.mechanism.text_attention import attend_on_device, attend_on_host
 
-NUM_SLOTS, NUM_HEADS, NUM_TOKENS, HEAD_DIM = 3, 2, 11, 8
+NUM_SLOTS = 3
+NUM_HEADS = 2
+NUM_TOKENS = 11
+HEAD_DIM = 8
 SIZES = (9, 0, 11)
 # Slot of each row, and position of the text around which its prior lies; NUM_TOKENS for none.
 ROWS = ((0, NUM_TOKENS), (0, 0), (0, 4), (0, 8), (1, 2), (2, 10), (2, 1))
-EPSILON, WINDOW = 0.1, 3
+EPSILON = 0.1
+WINDOW = 3
 Attend = Callable[..., torch.Tensor]
 
 
