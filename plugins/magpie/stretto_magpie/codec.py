@@ -9,8 +9,9 @@ once, *stacked*: codebook `lane * 8 + c` of such a frame is codebook c of its fr
 NeMo's `CausalHiFiGANDecoder`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codecs.base import CodecSpec, Stateful
-from stretto.codecs.causal import Convolution, Upsampling, run_in_parts
+from stretto.codecs.causal import Convolution, Upsampling, run_in_parts, steps_of
 from stretto.codecs.memory import CausalCodec, Memory, num_kept
 from stretto.codecs.streaming import AlphaSnake, Elu, Snake, prepare
 from stretto.errors import CheckpointError, InvalidRequest, shown
@@ -241,23 +242,15 @@ class NanoCodec(CausalCodec):
 
     def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
         """Decode frames (see `CausalCodec`)."""
-        layers: list[Any] = [self.pre_conv]
-        stages: Iterable[Any] = zip(self.activations, self.up_sample_conv_layers, self.res_layers, strict=True)
-        for activation, upsampling, branches in stages:
-            layers += [_activated(upsampling, activation), branches]
-        layers.append(_activated(self.post_conv, self.post_activation))
-        return run_in_parts(layers, self._latents(codes), memory)[:, 0].clamp(-1, 1)
+        stages = zip(self.activations, self.up_sample_conv_layers, self.res_layers, strict=True)
+        layers = [self.pre_conv, *chain.from_iterable(stages), self.post_activation, self.post_conv]
+        return run_in_parts(steps_of(layers), self._latents(codes), memory)[:, 0].clamp(-1, 1)
 
     def _latents(self, codes: Tensor) -> Tensor:
         """Return the latents [B, C, n · stacked] of codes [B, K, n]; those of absent codebooks are zeros."""
         rows = F.embedding(codes.transpose(1, 2), self.entries).flatten(2)
         rows = F.pad(rows, (0, self._num_stacked * self._width - rows.shape[2]))
         return rows.unflatten(2, (self._num_stacked, self._width)).flatten(1, 2).transpose(1, 2)
-
-
-def _activated(layer: Convolution | Upsampling, activation: HalfSnake) -> Any:
-    """Return a layer whose inputs are activated."""
-    return lambda x, memory: layer(x, memory, activation)
 
 
 def codec_shapes(config: NanoCodecConfig) -> dict[str, tuple[int, ...]]:

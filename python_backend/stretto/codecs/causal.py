@@ -207,6 +207,16 @@ def run(layers: Sequence[nn.Module], x: Tensor, memory: Memory, in_parts: bool =
     """
     if runs_kernels(x):
         return run_links(list(links_of(layers)), x, memory)
+    steps = steps_of(layers)
+    if in_parts:
+        return run_in_parts(steps, x, memory)
+    for step in steps:
+        x = step(x, memory)
+    return x
+
+
+def steps_of(layers: Iterable[nn.Module]) -> list[Callable[[Tensor, Memory], Tensor]]:
+    """Return the layers as functions of their input and memory; each activation is applied by the layer after it."""
     steps = list[Callable[[Tensor, Memory], Tensor]]()
     activation: Snake | Elu | None = None
     for layer in layers:
@@ -215,11 +225,7 @@ def run(layers: Sequence[nn.Module], x: Tensor, memory: Memory, in_parts: bool =
             continue
         steps.append(layer if activation is None else partial(layer, activation=activation))
         activation = None
-    if in_parts:
-        return run_in_parts(steps, x, memory)
-    for step in steps:
-        x = step(x, memory)
-    return x
+    return steps
 
 
 class SnakeBeta(Snake):
