@@ -37,7 +37,7 @@ class Reference:
         return self._conv("post_conv", self._half_snake("post_activation", x))[0].clamp(-1, 1)
 
     def entry(self, code: int) -> list[float]:
-        """Return the numbers that a code stands for; the first level changes fastest."""
+        """Return the codebook entry of a code; the first level changes fastest."""
         numbers = []
         for num_levels in self.levels:
             code, level = divmod(code, num_levels)

@@ -8,25 +8,21 @@ import pytest
 
 from plugins.magpie.lab.random_magpie import command, write_release
 from stretto.convert.command import main as convert
-from stretto.releases.catalogue import find
 from stretto.releases.store import InstalledModels
 from tests.hub import Hub
 from tests.installed_models import contents
+from tests.named_releases import add_named
 
 pytestmark = pytest.mark.nightly
+NAME = "magpie-tts"
 
 
 def test_checkpoint_of_the_name_is_that_of_the_converter(tmp_path: Path) -> None:
-    entry = find("magpie-tts")
-    assert entry is not None
     release = write_release(tmp_path / "release")
     with Hub() as hub:
-        for source in entry.repositories:
-            repository = hub.add(source.repository, {name: (release / name).read_bytes() for name in source.files})
-            assert source.revision is not None
-            repository.pin(source.revision)
+        add_named(hub, NAME, release)
         environment = hub.environment(tmp_path / "hub", STRETTO_MODELS=str(tmp_path / "models"))
-        words = [sys.executable, "-m", "stretto", "pull", entry.name, "--cpu", "--accept-license"]
+        words = [sys.executable, "-m", "stretto", "pull", NAME, "--cpu", "--accept-license"]
         done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     (model,) = InstalledModels(tmp_path / "models").all()
