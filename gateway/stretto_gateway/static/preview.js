@@ -36,8 +36,10 @@ export class VoicePreview {
     forgive(element("speak"));
     const url = new URL(this.#voices.get(element("voice").value).preview.slice(1), document.baseURI);
     url.searchParams.set("response_format", "pcm");
-    const request = (this.#request = new AbortController());
-    const playback = (this.#playback = new Playback({ keeps: false }));
+    const request = new AbortController();
+    const playback = new Playback({ keeps: false });
+    this.#request = request;
+    this.#playback = playback;
     this.#name("Stop", "Stop the preview");
     try {
       const answer = await ask(url, { signal: request.signal });

@@ -48,7 +48,8 @@ def plan_grants(rows: Iterable[RunningRow], budget: int) -> dict[str, int]:
         else:
             may_sample = row.may_finish and partner is not None and row.remaining + partner.remaining <= budget
         for half in (row,) if partner is None else (row, partner):
-            grant = grants[half.request_id] = _grant(half, may_sample, budget)
+            grant = _grant(half, may_sample, budget)
+            grants[half.request_id] = grant
             budget -= grant
     return grants
 
