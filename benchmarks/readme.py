@@ -69,14 +69,24 @@ def latest(records: Iterable[Record], field: str, places: Sequence[int], **wante
 
 def machine(record: Record) -> str:
     """Return a text that describes where and when a record was measured."""
-    host = record["hardware"]
+    cpu, has_avx512 = _processor(record)
+    vectors = "AVX-512" if has_avx512 else "AVX2 only"
     day = record["time"][:10]
-    vectors = "AVX-512" if host.get("avx512") else "AVX2 only"
-    return f"{host['cores']} cores of an {host['cpu']} with {vectors}, {day}, revision `{record['revision']}`"
+    return f"{record['hardware']['cores']} cores of an {cpu} with {vectors}, {day}, revision `{record['revision']}`"
 
 
 def text(records: Sequence[Record]) -> str:
-    """Return the README's figures as Markdown; raise ValueError if the bundled model's figures are missing."""
+    """Return the README's figures as Markdown.
+
+    Args:
+        records: Result lines, oldest first. Those of other processors than the bundled model's latest are left out.
+
+    Returns:
+        The lines between the README's comments.
+
+    Raises:
+        ValueError: The bundled model's figures are missing.
+    """
     bundled = latest(records, "concurrency", BUNDLED, benchmark="speech")
     if not bundled:
         raise ValueError(f"results: expected lines of `ensemble` at {BUNDLED} concurrent requests")
@@ -95,11 +105,10 @@ def text(records: Sequence[Record]) -> str:
         for record in bundled
     ]
     others = list[str]()
-    measured = list[Record]()
-    if family := latest(records, "concurrency", FAMILY, benchmark="families", family=SMALL_FAMILY):
+    here = [record for record in records if _processor(record) == _processor(bundled[-1])]
+    if family := latest(here, "concurrency", FAMILY, benchmark="families", family=SMALL_FAMILY):
         others.append(f"a small Qwen3-TTS {_speeds(family)}")
-        measured.append(family[-1])
-    beside = [record for record in records if "package_frames_per_cpu_s" in record]  # others measured the server alone
+    beside = [record for record in here if "package_frames_per_cpu_s" in record]  # others measured the server alone
     plain, quantized = (
         [record for record in beside if record.get("quantize") == quantization] for quantization in (None, "int8")
     )
@@ -109,21 +118,19 @@ def text(records: Sequence[Record]) -> str:
         if int8 := latest(quantized, "streams", POCKET, benchmark=AUTHORS):
             speed += f", in int8 {_speeds(int8)}"
         others.append(f"Pocket TTS {speed} (its authors' package: {theirs:.1f})")
-        measured.append(pocket[-1])
     if others:
-        where = _elsewhere(bundled, measured)
         lines += [
             "",
-            f"Frames per second of processor time at 1 / 4 / 16 streams, with random weights{where}:",
+            "Frames per second of processor time at 1 / 4 / 16 streams, with random weights:",
             ";\n".join(others) + ".",
         ]
     return "\n".join(lines) + "\n"
 
 
-def _elsewhere(bundled: Sequence[Record], others: Iterable[Record]) -> str:
-    """Return the processors of `others` as text, unless they are the one on which `bundled` was measured."""
-    processors = list(dict.fromkeys(record["hardware"]["cpu"] for record in others))
-    return "" if processors == [bundled[-1]["hardware"]["cpu"]] else f", on an {' or '.join(processors)}"
+def _processor(record: Record) -> tuple[str, bool]:
+    """Return the name of a record's processor and whether it has AVX-512."""
+    host = record["hardware"]
+    return host["cpu"], bool(host.get("avx512"))
 
 
 def _speeds(records: Iterable[Record]) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.readme import BUNDLED, README, RESULTS, read_results, replaced, text
+from benchmarks.readme import BUNDLED, POCKET, README, RESULTS, read_results, replaced, text
 
 
 def line(concurrency: int, **other: Any) -> dict[str, Any]:
@@ -19,6 +19,18 @@ def test_readme_uses_the_latest_result_of_each_point() -> None:
     assert "| 1 | 0.20 / 0.25 s | 0.14 | 7.0 | 0.94 |" in written
     assert "| 8 | 0.20 / 0.25 s | 0.14 | 31.2 | 0.94 |" in written
     assert "Pocket TTS" not in written
+
+
+def test_readme_compares_only_figures_of_the_same_processor() -> None:
+    other = {"cpu": "AMD EPYC", "cores": 2, "avx512": False}
+    pocket = [
+        line(0, benchmark="pocket_tts", streams=streams, package_frames_per_cpu_s=15.0, frames_per_cpu_s=30.0)
+        for streams in POCKET
+    ]
+    quantized = [{**record, "quantize": "int8", "hardware": other} for record in pocket]
+    written = text([*map(line, BUNDLED), *pocket, *quantized])
+    assert "Pocket TTS 30 / 30 / 30 (its authors' package: 15.0)" in written
+    assert "int8" not in written
 
 
 def test_readme_has_the_latest_results() -> None:
