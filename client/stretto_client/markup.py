@@ -8,12 +8,12 @@ from typing import Literal, NamedTuple, Protocol, get_args
 
 from stretto_client.decoration import ADVERB, EMOJI, FIRST_WORDS
 from stretto_client.errors import RequestRefused
+from stretto_client.fair_threads import Turns
 from stretto_client.markdown import MAX_HELD_CHARS as MAX_HELD_CHARS
 from stretto_client.markdown import MarkdownReader
 from stretto_client.plain import PlainReader
 from stretto_client.ssml import Change, SsmlReader, VoiceChange
 from stretto_client.tags import INVISIBLE, MAX_NAMES, MAY_BEGIN, TagFilter
-from stretto_client.turns import Turns
 from stretto_contract.scripts import FURTHER_LETTERS, transliterated_words
 from stretto_contract.sentence_ends import PAUSE, is_spoken
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from stretto_client.checked_speech import MAX_JUDGED_S, Attempt, Judge
 from stretto_client.errors import ClientError, ServerFull
+from stretto_client.fair_threads import Turns
 from stretto_client.recognisers import Ability, Address, Client, Recogniser, ServerRecogniser, WebRecogniser
 from stretto_client.signals import Fault, as_floats
 from stretto_client.transcript_errors import FAULT, MAX_LETTERS, error_size, is_comparable, spelling
-from stretto_client.turns import Turns
 from stretto_contract.finish_reasons import limit_of
 from stretto_contract.joins import Join
 from stretto_contract.languages import AUTO, code_name

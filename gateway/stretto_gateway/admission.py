@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from starlette.types import Receive
 
 from stretto_client import ModelProfile
+from stretto_client.fair_threads import CALLER as CALLER
 from stretto_client.growing_transcript import SAMPLE_BYTES
-from stretto_client.turns import CALLER as CALLER
 from stretto_contract.limits import FairLimit, Rotation
 from stretto_gateway.answers import ApiError
 from stretto_gateway.config import Limits

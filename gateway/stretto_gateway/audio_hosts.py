@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from stretto_client.turns import Turns
+from stretto_client.fair_threads import Turns
 from stretto_gateway.admission import Admission
 from stretto_gateway.answers import mismatch, refused
 from stretto_gateway.config import Limits

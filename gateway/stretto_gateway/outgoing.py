@@ -24,7 +24,7 @@ from aiohttp import (
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from stretto_client.turns import Turns
+from stretto_client.fair_threads import Turns
 
 SCHEMES = ("http", "https")
 MAX_URL_CHARS = 2048

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from stretto_client.turns import Turns
+from stretto_client.fair_threads import Turns
 from stretto_gateway.answers import ApiError
 
 LOG = logging.getLogger("stretto_gateway")

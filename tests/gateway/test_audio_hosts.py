@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from aiohttp import web
 
-from stretto_client.turns import Turns
+from stretto_client.fair_threads import Turns
 from stretto_gateway.admission import CALLER
 from stretto_gateway.answers import ApiError
 from stretto_gateway.audio_hosts import AudioHosts

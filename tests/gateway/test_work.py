@@ -21,7 +21,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 from stretto_client import markup
-from stretto_client.turns import CALLER, Turns
+from stretto_client.fair_threads import CALLER, Turns
 from stretto_gateway.config import Limits
 from stretto_gateway.guard import Keys
 from tests.client.fake_server import PROFILE, Until
@@ -39,7 +39,7 @@ STARTS = frozenset(
 )
 # Files that start threads or processes, and why their work obeys the rule.
 STARTERS = {
-    "client/stretto_client/turns.py": "the threads of the turns",
+    "client/stretto_client/fair_threads.py": "the threads of the turns",
     "client/stretto_client/sinks.py": "plays audio at the user's own computer",
     "client/stretto_client/__main__.py": "reads the user's own standard input",
     "gateway/stretto_gateway/gateway.py": "exports traces once all requests have ended",

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.datastructures import State
 
-from stretto_client.turns import Turns
+from stretto_client.fair_threads import Turns
 from stretto_gateway.admission import CALLER, Admission
 from stretto_gateway.answers import ApiError
 from stretto_gateway.catalogue import speaks

@@ -22,7 +22,7 @@ import onnxruntime
 import soxr
 from numpy.typing import NDArray
 
-from stretto_client.turns import CALLER, Turns
+from stretto_client.fair_threads import CALLER, Turns
 from stretto_contract.limits import FairLimit
 
 LOG = logging.getLogger("stretto_gateway")

@@ -32,8 +32,8 @@ class TritonPythonModel:
         stub.give_back_large_memory()
         from stretto.preprocessing.audio import AudioLanes, Load
         from stretto.preprocessing.audio_worker import AudioProcess
-        from stretto.preprocessing.cloning_request import CloningRequest
         from stretto.preprocessing.hearing import open_hearing
+        from stretto.preprocessing.other_clients import CloningRequest
         from stretto.preprocessing.request import Preprocessor, RawRequest, read_part
         from stretto.triton_io import tensors
         from stretto.triton_io.flow import HeldSlots

@@ -396,7 +396,7 @@ def change(config: Path, changes: dict[str, str]) -> None:
 
 # Further ensembles, for clients of other Triton servers that clone voices. They have the steps and instances of the
 # main ensemble, so every limit applies to both. They differ in the names of the tensors: the preprocessor reads the
-# inputs (`stretto.preprocessing.cloning_request`), and `pcm` is `waveform`.
+# inputs (`stretto.preprocessing.other_clients`), and `pcm` is `waveform`.
 
 # Names of models that the published clients request (github.com/FunAudioLLM/CosyVoice, runtime/triton_trtllm), besides
 # the family's own. Not `spark_tts`: of that model, the clients expect chunks that overlap by 0.1 s, at 16 kHz.

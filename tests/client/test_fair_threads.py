@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from stretto_client.turns import CALLER, Turns
+from stretto_client.fair_threads import CALLER, Turns
 from tests.patience import PATIENCE_S, until_async
 
 

@@ -11,7 +11,7 @@ import pytest
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import TINY
 from stretto.family.base import Family
-from stretto.preprocessing.cloning_request import CloningRequest
+from stretto.preprocessing.other_clients import CloningRequest
 from stretto.preprocessing.request import Preprocessor, RawRequest, read_turns
 from tests.fakes import FrameCounter
 from tests.recordings import speech
