@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 Samples = NDArray[np.float32]
-RATE = 8_000  # of the samples that are compared, in Hz
+RATE = 8_000  # sample rate of the compared samples, in Hz
 WINDOW = round(0.2 * RATE)
 HOP = round(0.05 * RATE)
-LAG = round(0.01 * RATE)  # by which successive windows may move
+LAG = round(0.01 * RATE)  # maximum change of offset between successive windows, in samples
 SEARCHED = 120 * RATE  # samples around the last position in which a window is searched
 HOPS_PER_SEARCH = 4
-MIN_WINDOWS = 3  # of a run
+MIN_WINDOWS = 3  # minimum length of a run
 MIN_CORRELATION = 0.6
 MIN_FOUND_CORRELATION = 0.8
-SILENCE_DB = -40.0  # below the loudest windows
-SILENCE_MARGIN = 3.0  # of levels of silence, because encoders change it
+SILENCE_DB = -40.0  # level of silence, relative to the loudest windows
+SILENCE_MARGIN = 3.0  # factor by which an encoder may raise the level of silence
 EDGE = round(0.05 * RATE)  # window with which the edges of runs are located
 TOLERANCE = round(0.1 * RATE)  # shorter differences are not reported
 
@@ -136,7 +136,7 @@ class Comparison:
         self._num_failed = 0
 
     def _follow(self, start: int, window: Samples, offset: int, is_silent: bool, lag: int = LAG) -> int | None:
-        """Return the offset at which a window is generated speech, up to `lag` from this one; None if it is not."""
+        """Return the offset, at most `lag` from `offset`, at which the generated speech matches a window, or None."""
         first = max(0, start + offset - lag)
         samples = self._generated[first : max(0, start + offset + lag + len(window))]
         if len(samples) < len(window):
@@ -148,7 +148,7 @@ class Comparison:
         return first + best - start if likeness[best] >= MIN_CORRELATION else None
 
     def _search(self, start: int, window: Samples, position: int) -> int | None:
-        """Return the offset at which a window is generated speech, near a position; None if it is not."""
+        """Return the offset near a position at which the generated speech matches a window; None if it does not."""
         first = max(0, position - SEARCHED)
         samples = self._generated[first : position + SEARCHED]
         if len(samples) < WINDOW:

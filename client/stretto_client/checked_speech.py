@@ -28,10 +28,10 @@ from stretto_contract.finish_reasons import limit_of
 from stretto_contract.joins import Join
 from stretto_contract.speech_checks import CHECKS, FAULTS, MAX_ATTEMPTS, MAX_HOLD_S, USUAL_SIGNALS, Check, SignalLimits
 
-FREE_S = 1.0  # speech of a text of which nothing is held back, except with `hold_s`
-SHARE = 3  # of the other speech, one part of as many is held back
+FREE_S = 1.0  # first speech of a text, which is not held back without `hold_s`
+SHARE = 3  # one part in three of later speech is held back
 MAX_HELD_S = 10.0  # unless `hold_s` is longer
-MAX_HELD_BYTES = 8 << 20  # of samples of a clause
+MAX_HELD_BYTES = 8 << 20  # maximum size of the samples of a clause that are held back
 MAX_JUDGED_S = 40.0  # longest speech that is kept for a judge, also after it has been sent
 MAX_LATE = 2  # clauses of a text that are judged while the next one is spoken
 
@@ -84,7 +84,7 @@ class Lead:
 
 
 Frames = tuple[int, ...]
-"""Frames from each of which on an attempt is drawn anew (`redraw_from`)."""
+"""Frames at which sampling with new noise begins (`redraw_from`)."""
 
 Begin = Callable[[Frames], SpeechStream]
 """Function that speaks the clause, drawn anew from these frames on."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 BROKEN_PIPE = 141  # exit status that shells report for a program that SIGPIPE has ended
 INTERRUPTED = 130
-PRINTING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}  # errors of writes without a file name
+PRINTING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}  # errors of a write to a standard stream
 MAX_SHOWN = 300  # maximum number of characters of a file name in messages
 
 
@@ -60,7 +60,7 @@ def open_closed_streams() -> None:
 
 
 def is_of_stream(error: Exception) -> bool:
-    """Return True if an error is that of a pipe whose reader has left, or of printing, for example to a full disk."""
+    """Return True if an error comes from a standard stream: its reader has left, or for example the disk is full."""
     is_printing = isinstance(error, OSError) and error.filename is None and error.errno in PRINTING
     return is_printing or isinstance(error, BrokenPipeError)
 

@@ -72,7 +72,7 @@ class TimedOut(ClientError):
 
 
 def exit_status(command: Callable[[], int]) -> int:
-    """Run a command, and return its exit status, or that of the error that has ended it, which is printed.
+    """Run a command, and return its exit status. If it raises an error, print it and return the error's exit status.
 
     Raises:
         OSError: Standard output failed (see `console.run`).

@@ -1,13 +1,13 @@
 """Live transcription with a model that reads whole recordings.
 
-Every STEP_S of new audio, all audio so far is transcribed anew. From the third request on, the transcript so far,
-without its last tokens, is the beginning of the next one:
+After every STEP_S seconds of new audio, all audio so far is transcribed anew. From the third request on, the
+transcript so far, without its last tokens, is the beginning of the next transcript:
 
     0 to 2 s    ─► The cat sad            nothing is kept
     0 to 4 s    ─► The cat sat on the     kept: The cat
     0 to 6 s    The cat ─► sat on the mat and slept
 
-The requests depend on the audio only, not on how it arrives, and none is left out. Audio waits while one is running.
+The requests depend only on the audio, not on when it arrives, and none is skipped. New audio waits during a request.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ from stretto_client.voices import Audio
 
 STEP_S = 2.0
 NUM_FREE_STEPS = 2  # the first requests, whose transcripts are not continued
-SESSION_OPTIONS: set[Literal["resume_s", "progress"]] = {"resume_s", "progress"}  # that requests do not have
-SAMPLE_BYTES = 2  # of the recording that a live transcript keeps, int16
-SESSION = "growing"  # of the first event, as in sessions of the server; nothing can be sent to it
+SESSION_OPTIONS: set[Literal["resume_s", "progress"]] = {"resume_s", "progress"}  # unknown to requests
+SAMPLE_BYTES = 2  # bytes of an int16 sample in the recording that a live transcript keeps
+SESSION = "growing"  # session id of the first event, as in the server's sessions; nothing can be sent to it
 
 Transcribe = Callable[[NDArray[np.float32], str], SpeechStream]
 """Function that transcribes samples [n], given the beginning of the transcript."""
@@ -42,7 +42,7 @@ Transcribe = Callable[[NDArray[np.float32], str], SpeechStream]
 class GrowingTranscript:
     """Transcript of live audio, by requests that each read the whole recording so far.
 
-    Its events have only text that later requests keep, and the rest once the audio has ended.
+    Until the audio ends, its events contain only text that later requests do not change.
 
     Args:
         tries: Tries of the requests after the first one, while the server is full.
@@ -55,12 +55,12 @@ class GrowingTranscript:
         self._unread = unread
         self._items = items
         self._recording = bytearray()  # int16, all audio that has arrived
-        self._num_read = 0  # samples of it that have been transcribed
+        self._num_read = 0  # samples that have been transcribed
         self._num_steps = 0
         self._num_events = 0
-        self._beginning = ""  # of the next transcript
+        self._beginning = ""  # beginning of the next transcript
         self._transcript = ""
-        self._num_sent = 0  # characters of the transcript
+        self._num_sent = 0  # characters of the transcript that have been sent
         self._last: SpeechEvent | None = None  # last event of the newest request
 
     @property
@@ -97,7 +97,11 @@ class GrowingTranscript:
             await self._read(is_end=True)
 
     async def _read(self, is_end: bool) -> None:
-        """Transcribe the first `_num_read` samples, and put the text that is fixed; at the end, put all as it comes."""
+        """Transcribe the first `_num_read` samples, and put the text that later requests do not change.
+
+        Args:
+            is_end: True for the last request, whose whole text is put as it arrives.
+        """
         recording = as_floats(np.frombuffer(self._recording, np.int16, self._num_read))
         begin = partial(self._transcribe, recording, self._beginning)
         transcript = ""

@@ -200,7 +200,7 @@ class PassageEvents:
         await self._items.put(self.last)
 
     async def put_end(self) -> None:
-        """Put the end of an utterance of which no passage was the last one."""
+        """Put the end of an utterance after its passages, none of which was known to be the last."""
         if self.last is None:
             raise RequestRefused(NO_TEXT)
         await put_end(self.last, self._joint, self._items)
@@ -209,9 +209,9 @@ class PassageEvents:
 async def speak_passages(
     client: Client, task: str, options: SpeakOptions, voices: MarkedVoices, receiver: PassageEvents
 ) -> None:
-    """Speak the passages of a text, each of which is sent part by part in a request with its voice.
+    """Speak the passages of a text, each sent part by part in a request with its voice.
 
-    A passage that a limit ends is the last one.
+    A passage that a limit ends is the last.
     """
     # The server sends nothing while it waits for text, for as long as the writer pauses.
     waits = replace(client.timeouts, between_s=client.timeouts.total_s)

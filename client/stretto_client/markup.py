@@ -228,7 +228,7 @@ class AutoReader:
         self._has_rates = has_rates
         self._head = ""  # spaces at the beginning
         self._reader: MarkupReader | None = None
-        self._left_out: list[str] = []  # of the texts in earlier voices
+        self._left_out: list[str] = []  # tags left out of the texts in earlier voices
         self.pauses = deque[Change]()
 
     @property

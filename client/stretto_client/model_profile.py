@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 PARAMETER = "profile"
-NUM_SEQUENCES = 200  # of a pace, at most
+NUM_SEQUENCES = 200  # maximum number of entries in a pace
 Profile = TypeVar("Profile", bound="DataclassInstance")
 # Options that only some families or servers support.
 FIRST_OPTIONS = ("depth", "instruct", "language", "repetition_penalty", "schedule", "text_mode", "transliterate")

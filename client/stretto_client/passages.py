@@ -20,7 +20,7 @@ class Passages(UnreadText):
 
     def __init__(self, pieces: AsyncGenerator[str, None], reader: MarkupReader):
         super().__init__(self._divided(pieces, reader))
-        self._changes = deque[VoiceChange]()  # of each PAUSE in the buffer
+        self._changes = deque[VoiceChange]()  # change at each PAUSE in the buffer
         self._voice = VoiceChange(None)
         self.spoken = ""
 

@@ -26,8 +26,8 @@ from stretto_contract.schema import SpeechOptions
 
 FORMAT = "stretto-receipt-1"
 MAX_RECEIPT_BYTES = 1 << 19
-MAX_CHECKED_FRAMES = 1 << 16  # of a speech, whose later frames have no check of their own
-CHECK_BYTES = 2  # of a frame
+MAX_CHECKED_FRAMES = 1 << 16  # first frames of the speech, each with its own check; later frames have none
+CHECK_BYTES = 2  # size of the check of a frame
 MAX_REDRAWN_CLAUSES = 1 << 13
 SHA256 = re.compile("[0-9a-f]{64}")
 # Arguments of `SpeechClient.speak` that do not determine the codes, or only through `redraws`, and those with a field.

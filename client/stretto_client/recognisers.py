@@ -134,7 +134,7 @@ class ServerRecogniser:
 
 
 class WebRecogniser:
-    """Model behind OpenAI's `POST /v1/audio/transcriptions`. The key is that of the environment, if any."""
+    """Model behind OpenAI's `POST /v1/audio/transcriptions`. The environment may contain its API key."""
 
     def __init__(self, address: Address):
         path = address.url.path.rstrip("/") or "/v1"

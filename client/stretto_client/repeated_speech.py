@@ -99,7 +99,7 @@ def voice_of(receipt: Receipt, recording: Path | bytes | None, transcript: str) 
 
 
 def check_marked_voices(receipt: Receipt) -> None:
-    """Raise ReceiptError if a mark in the text has a voice of which the receipt has only digests."""
+    """Raise ReceiptError if a mark in the text selects a voice whose recording is not in the receipt."""
     for name, voice in receipt["marked_voices"].items():
         if isinstance(voice, dict):
             raise ReceiptError(
@@ -118,7 +118,7 @@ async def marked_voice(receipt: Receipt, name: str) -> str | None:
 
 
 async def served_model(client: SpeechClient, receipt: Receipt) -> dict[str, str]:
-    """Return what the server reports about its model; raise ReceiptError if it is another one than the receipt's."""
+    """Return what the server reports about its model; raise ReceiptError if it differs from the receipt."""
     try:
         model = json.loads(await client.server_name())
     except ValueError:
@@ -197,7 +197,7 @@ def compare_codes(
 
 
 def time_of(frame: int, starts: list[tuple[int, float]]) -> float:
-    """Return the time at which a frame begins, in seconds; the end of the speech for a later one."""
+    """Return the time at which a frame begins, in seconds; the end of the speech if the frame is after it."""
     for (first, start_s), (last, end_s) in pairwise(starts):
         if first <= frame < last:
             return start_s + (end_s - start_s) * (frame - first) / (last - first)

@@ -82,7 +82,7 @@ def reserve(name: str, byte_size: int) -> None:
 MAGIC = int.from_bytes(b"STRRING1", "little")
 HEADER = 4096  # bytes, one page
 PREFIX = "stretto_ring"
-MAX_BUS_ID_BYTES = 32  # of a message; a PCI bus id has 12 or 16
+MAX_BUS_ID_BYTES = 32  # maximum size of a message; a PCI bus id has 12 or 16 bytes
 _SLOTS = 1
 _SLOT_BYTES = 2
 _RELEASED = 3

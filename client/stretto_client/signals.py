@@ -18,8 +18,8 @@ from stretto_contract.spoken_units import pauses_s
 BLOCK_S = 0.06
 END_S = 0.02
 NUM_BANDS = 8
-LOWEST_BIN = 6  # of the spectrum of a block: 100 Hz
-DYNAMIC_DB = 30.0  # below the loudest band, where a band does not count
+LOWEST_BIN = 6  # lowest bin in use of a block's spectrum: 100 Hz
+DYNAMIC_DB = 30.0  # range below the loudest band; quieter bands count as this level
 SMOOTHING = 0.2
 SILENT_DB = -50.0  # loudest block that counts as silence
 CLIPPED = 0.999  # smallest magnitude of a clipped sample

@@ -246,7 +246,7 @@ def _status(file: Path | int) -> os.stat_result | None:
 
 
 def _is_standard_output(status: os.stat_result | None) -> bool:
-    """Return True if a file is that of standard output, unless it is the null device."""
+    """Return True if a file is the standard output, unless it is the null device."""
     if status is None or status.st_rdev == os.stat(os.devnull).st_rdev:
         return False
     with suppress(OSError):  # standard output is closed

@@ -31,7 +31,7 @@ RATE = re.compile(r"([+-]?)(\d{1,4}(?:\.\d{0,4})?)(%?)")
 FIRST_MARK = 0xE000
 LAST_MARK = 0xF8FF
 MARKS = dict.fromkeys(range(FIRST_MARK, LAST_MARK + 1))
-# of elements without effect
+# limits on the reported names of elements without effect
 MAX_NAMES = 16
 MAX_NAME_CHARS = 64
 

@@ -15,7 +15,7 @@ from stretto_contract.sentence_ends import PAUSE
 
 MAX_TAG_CHARS = 500  # maximum length of a tag; in a longer one, `<` is text
 MAX_HEADER_CHARS = 64
-# of tags that are left out
+# limits on the reported names of tags that are left out
 MAX_NAMES = 16
 MAX_NAME_CHARS = 64
 # Soft hyphens, zero-width spaces, word joiners and marks of direction. Joiners (U+200C, U+200D) have a meaning in emoji

@@ -76,7 +76,7 @@ class UnreadText(Unread[str]):
         return self._is_complete and not self._text and self._failure is None
 
     def _end(self, max_chars: int) -> int:
-        """Return the end of the next text to return."""
+        """Return the maximum number of characters that `pop` returns now; subclasses may end the text earlier."""
         return max_chars
 
     async def pop(self, max_chars: int, patience_s: float | None = None) -> str:

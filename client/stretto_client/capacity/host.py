@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
-BUSY_SHARE = 0.1  # of the cores; above it, other work changes the result
+BUSY_SHARE = 0.1  # share of the cores beyond which other processes change the result
 WATCHED_S = 1.0
 
 

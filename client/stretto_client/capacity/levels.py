@@ -1,4 +1,4 @@
-"""A level of load: a number of concurrent streams, each of which requests a text when its last one has arrived."""
+"""A level of load: a number of concurrent streams. Each requests its next text once the last reply has arrived."""
 
 import asyncio
 import time

@@ -9,7 +9,7 @@ from stretto_client.capacity.levels import DRAIN_S, MOST_LATE, Level, Target, p9
 EXPLORING = 0.5  # share of the time in which levels are tried; the other half measures the best one
 NUM_TRIED = 20  # requests of a level that is tried: the fewest of which 5 % are one
 NUM_MEASURED = 200  # requests of the result
-LEAST_S = 3.0  # of a measurement
+LEAST_S = 3.0  # minimum duration of a measurement
 RESOLUTION = 8  # the result is at most one eighth below the largest number
 
 Measure = Callable[[int, Target, float], Awaitable[Level]]
