@@ -95,10 +95,10 @@ class CudaMemory:
         return text.partition(b"\0")[0]
 
     def write(self, offset: int, source: int, num_bytes: int) -> None:
-        """Copy data that has been fully computed to the byte offset `offset`.
+        """Copy `num_bytes` bytes to the byte offset `offset`.
 
         Args:
-            offset: Destination offset in bytes.
+            source: Address of the data on the host or a GPU; all computation of the data must have ended.
         """
         self._copy(int(self._address) + offset, source, num_bytes)
 

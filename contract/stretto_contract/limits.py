@@ -73,7 +73,7 @@ class Rotation(Generic[T]):
         return sum(map(len, self._items.values()))
 
     def put(self, host: str, item: T) -> None:
-        """Append an item to those of `host`."""
+        """Append an item to the queue of `host`."""
         self._items.setdefault(host, deque()).append(item)
 
     def pop(self, is_eligible: Callable[[str], bool] = lambda host: True) -> T | None:

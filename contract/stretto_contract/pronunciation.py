@@ -19,7 +19,7 @@ from stretto_contract.phonemes import SYMBOLS
 
 MAX_WORD_CHARS = 100
 MAX_SPELLING_CHARS = 400
-MAX_ENTRIES = 10_000  # of a server's dictionary; fewer fit into a request, whose JSON is limited
+MAX_ENTRIES = 10_000  # maximum for a server's dictionary; fewer fit into a request, whose JSON is limited
 MAX_GAP = 3  # white space between two words of an entry, in characters of the text
 # Scripts without spaces between words. There, an entry may begin and end at any character.
 WIDE = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\uff66-\uff9f]")
@@ -222,7 +222,7 @@ class Dictionary:
         at = start
         best = (start, "")
         read = written = ""
-        index = 0  # of the first word that begins with `read`
+        index = 0  # index of the first word that begins with `read`
         while at < len(text):
             length = 1
             character = folded_text[at]
@@ -244,7 +244,7 @@ class Dictionary:
                     return None
                 if is_end:
                     best = at, self._exact.get(_plain(written), self._spellings[index])
-        index += len(words[index]) == len(read)  # of the first longer word, if there is one
+        index += len(words[index]) == len(read)  # now the index of the first longer word, if there is one
         goes_on = index < len(words) and words[index].startswith(read)
         return None if goes_on and not is_last else best
 

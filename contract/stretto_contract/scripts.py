@@ -20,7 +20,7 @@ LETTERS_OF_DENSE_WORD = 2
 WITH_SHORT_WORDS = {"CJK", "HANGUL", "CYRILLIC", "GREEK", "HEBREW", "ARABIC"}  # a single letter may be a word
 GREEK_SYMBOL = re.compile(r"(?<![Ͱ-Ͽἀ-῿])[Α-ω](?![Ͱ-Ͽἀ-῿])")  # a single letter is a symbol, as in "π" or "Δt"
 LATIN_WORD = re.compile(r"[A-Za-z]{2}")
-# of other scripts that are listed
+# limits on the listed words in other scripts
 MAX_WORDS = 16
 MAX_WORD_CHARS = 64
 FURTHER_LETTERS = re.compile(r"(?![\u0000-\u024f\u1e00-\u1eff])[^\W\d_]")  # those of other scripts, and a few more
@@ -54,7 +54,7 @@ def other_script(text: str) -> tuple[str, str] | None:
 
 
 def latin_surplus(text: str) -> int:
-    """Return the number of Latin words minus that of words in other scripts (two dense letters are a word)."""
+    """Return how many more Latin words a text has than words in other scripts (two dense letters are a word)."""
     if text.isascii():
         return len(text.split())
     surplus = 0

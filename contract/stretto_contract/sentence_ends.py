@@ -9,7 +9,7 @@ WIDE = "\u0e00-\u0eff\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef"  # sc
 # and most wrap lines after 65 to 80 characters.
 NARROW_CHARS = 22
 WRAPPED_CHARS = 64
-MAX_LINE_CHARS = 256  # of a line, this number of characters is examined
+MAX_LINE_CHARS = 256  # characters of a line that are examined
 ENTRY_WORDS = 2  # a short line of at most this number of words is complete even if the next line begins in lower case
 # Words after which a sentence goes on.
 LINKING = set(

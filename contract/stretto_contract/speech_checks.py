@@ -10,9 +10,9 @@ from stretto_contract.spoken_units import spoken_units
 
 Check = Literal["off", "signals", "words"]  # `words` includes `signals`
 CHECKS: tuple[Check, ...] = get_args(Check)
-MAX_ATTEMPTS = 5  # to speak a clause
+MAX_ATTEMPTS = 5  # maximum number of attempts to speak a clause
 ATTEMPTS = 2
-MAX_HOLD_S = 60.0  # of the speech of a clause that is held back
+MAX_HOLD_S = 60.0  # maximum speech of a clause that is held back
 # From the mildest to the worst. `repetition` and `ceiling`: this limit of the server has ended the speech.
 Fault = Literal["clipping", "abrupt_end", "too_slow", "too_fast", "words", "hum", "silence", "repetition", "ceiling"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
@@ -22,7 +22,7 @@ Unchecked = Literal["language", "digits", "checker", "busy", "too_long", "cut"]
 UNCHECKED: tuple[Unchecked, ...] = get_args(Unchecked)
 
 APOSTROPHE = re.compile("['’]")
-MARKS = re.compile(r"([^\w\s])[^\w\s]*")  # of several marks in a row, the first one counts
+MARKS = re.compile(r"([^\w\s])[^\w\s]*")  # marks in a row; only the first counts
 ACRONYM = re.compile(r"\w[A-Z]")
 
 
@@ -50,7 +50,7 @@ class Pace:
         return [spaced.count(sequence) if sequence else 1 for sequence in self.seconds]
 
     def bounds_s(self, text: str) -> tuple[float, float]:
-        """Return the shortest and the longest duration of a text in seconds; those of any sound if it is unknown."""
+        """Return the shortest and the longest duration of a text, in seconds; 0 and infinity if they are unknown."""
         counts = self.counts(text)
         if counts is None:
             return 0.0, math.inf
