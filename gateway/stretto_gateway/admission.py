@@ -22,9 +22,9 @@ from stretto_gateway.answers import ApiError
 from stretto_gateway.config import Limits
 
 Result = TypeVar("Result")
-UNKNOWN_SHARE = 8  # of as many sessions, one more may be open whose client has not identified itself
+UNKNOWN_SHARE = 8  # up to one session in eight is for clients that have not identified themselves
 MAX_EVENT_WORK = 2_000_000  # per second and caller, in units that take the event loop 0.1 to 0.3 µs
-EVENT_WORK = 128  # of an event, however small
+EVENT_WORK = 128  # units for every event, however small
 UNIT_BYTES = 16  # bytes of an event that count as one unit
 BURST_S = 0.01  # work of a caller's events that need not wait
 

@@ -1,4 +1,4 @@
-"""Records of recent requests, which only their own callers find."""
+"""Records of recent requests, each available only to the caller of its request."""
 
 import time
 from collections import OrderedDict
@@ -20,13 +20,13 @@ class Stored(Generic[Record]):
 
 
 class CallerRecords(Generic[Record]):
-    """Records by caller and by the id of the request, which is in the header `x-request-id` of its response.
+    """Records by caller and request id, which a response has in the header `x-request-id`.
 
-    If there is no space, the oldest records of the caller that has most are forgotten.
+    If there is no space, the oldest records of the caller with the largest total size are dropped.
 
     Args:
-        capacity: Sum of the sizes of all records.
-        max_age_s: Time after which a record is not found any more.
+        capacity: Maximum total size of all records.
+        max_age_s: Maximum age of a record, in seconds; older records are not found.
         clock: Function that returns the time in seconds.
     """
 
@@ -38,7 +38,7 @@ class CallerRecords(Generic[Record]):
         self._sizes: dict[str, int] = {}
 
     def find(self, owner: str, request_id: str) -> Record | None:
-        """Return the record of a caller's own request; None if it is unknown."""
+        """Return the record of one of the caller's own requests; None if there is none, or it is too old."""
         of_owner = self._records.get(owner)
         stored = None if of_owner is None else of_owner.get(request_id)
         if stored is None or self._clock() - stored.added_s > self._max_age_s:
@@ -46,7 +46,7 @@ class CallerRecords(Generic[Record]):
         return stored.record
 
     def add(self, owner: str, request_id: str, record: Record, size: int = 1) -> None:
-        """Add a record; one that is larger than the capacity is not kept."""
+        """Add a record, unless it is larger than the capacity."""
         if size > self._capacity:
             return
         self._forget_old(owner)

@@ -89,7 +89,7 @@ class Catalogue:
 
     @property
     def label(self) -> str:
-        """Name of the model in metrics: its own, or that of its family."""
+        """Name of the model in metrics; the name of its family if it has none."""
         return self._name or self.family
 
     def name_of(self, profile: ModelProfile) -> str:

@@ -15,7 +15,7 @@ from stretto_client.sinks import wav_header as wav_header
 from stretto_gateway import g711
 
 DEFAULT_RATE = 24_000  # Hz, assumed by OpenAI's SDKs and players for `pcm`
-FULL_SCALE = 32768.0  # of int16
+FULL_SCALE = 32768.0  # int16 value of a sample of 1.0
 MEDIA_TYPES = {
     "mp3": "audio/mpeg",
     "opus": "audio/ogg",

@@ -210,7 +210,7 @@ class Ignored:
     """Names of the request fields that have no effect; a strict gateway raises an error instead."""
 
     def __init__(self, body: BaseModel, is_strict: bool):
-        """Collect the unknown fields of `body`; raise ApiError for the first one if `is_strict`."""
+        """Collect the unknown fields of `body`; if `is_strict`, raise ApiError for the first unknown field."""
         if is_strict:
             refuse_unknown(body)
         self._is_strict = is_strict

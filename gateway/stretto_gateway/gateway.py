@@ -87,7 +87,7 @@ class Gateway:
         self._by_name |= {server.name: self._with(server) for server in model_servers[1:]}  # in place, for the copies
 
     def of_route(self, state: type[OfRoute]) -> OfRoute:
-        """Return the state of a route, which is of this class."""
+        """Return the route state of the class `state`."""
         only = self._states[state]
         assert isinstance(only, state)
         return only
@@ -126,7 +126,7 @@ class Gateway:
 
     @property
     def listener(self) -> "Gateway":
-        """The same state for the server that transcribes the user's turns, which may be another one."""
+        """Gateway state for the server that transcribes the user's turns, which may be a different server."""
         return self._by_name[self.servers.transcriber(self._server).name]
 
     async def for_model(self, name: str, *abilities: Can) -> "Gateway":
@@ -162,7 +162,7 @@ class Gateway:
             yield
 
     async def start(self) -> None:
-        """Start the routes."""
+        """Start the background work of the routes (`RouteState.start`)."""
         for state in self._states.values():
             await state.start()
 

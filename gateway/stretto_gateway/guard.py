@@ -192,7 +192,7 @@ def key_in_protocol(scope: Scope) -> str:
 
 
 def only(keys: Sequence[str]) -> str:
-    """Return the only one of `keys`; empty if there is none, or more than one."""
+    """Return the key in `keys`; empty if there is no key, or several."""
     return keys[0] if len(keys) == 1 else ""
 
 

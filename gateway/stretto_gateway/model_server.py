@@ -141,7 +141,7 @@ class Servers:
         return server
 
     def transcriber(self, server: ModelServer) -> ModelServer:
-        """Return the server that transcribes conversations with `server`: itself if it can, or the first other one."""
+        """Return the server that transcribes conversations with `server`: itself if it can, or the first that can."""
         profiles = [(other, other.catalogue.known) for other in self.all]
         able = [other for other, profile in profiles if profile is not None and transcribes(profile)]
         return server if server in able else next((other for other in able if other.is_up), server)

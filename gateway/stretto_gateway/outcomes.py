@@ -9,7 +9,7 @@ from stretto_gateway.admission import CLIENT_LEFT
 from stretto_gateway.answers import ApiError, SpeechOutcome
 from stretto_gateway.caller_records import CallerRecords
 
-MAX_OUTCOMES = 4096  # of all callers; the oldest one of the caller with most outcomes is forgotten
+MAX_OUTCOMES = 4096  # maximum for all callers; beyond it, the caller with most outcomes loses its oldest
 
 
 class Outcomes:

@@ -80,7 +80,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 def web_url(text: str) -> URL:
-    """Return an `http` or `https` URL with a host; raise ValueError for another one, or one that is too long."""
+    """Parse an `http` or `https` URL with a host; raise ValueError if it is invalid, has a user, or is too long."""
     if len(text) > MAX_URL_CHARS:  # before it is parsed: the parser's time and caches grow with it
         raise ValueError(f"expected a URL of at most {MAX_URL_CHARS} characters")
     is_valid = text.isascii() and text.isprintable() and " " not in text

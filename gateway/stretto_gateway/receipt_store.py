@@ -17,9 +17,9 @@ from stretto_gateway.turns import AUDIO
 if TYPE_CHECKING:
     from stretto_client.manifest import FileSigner
 
-MAX_STORED_BYTES = 16 << 20  # of the receipts of all callers
+MAX_STORED_BYTES = 16 << 20  # maximum size of the receipts of all callers
 MAX_STORED_S = 86_400.0
-RECEIPT_BYTES = 512  # of a stored receipt, beside its own
+RECEIPT_BYTES = 512  # memory of a stored receipt in addition to its own size
 
 
 class ReceiptStore:
@@ -72,7 +72,7 @@ class ReceiptStore:
         draft.set_file(audio)
         if self._file_signer is None or not self._file_signer.admits(draft.file_format):
             return audio
-        asked.keep(2 * len(audio))  # of the library's copies
+        asked.keep(2 * len(audio))  # memory of the library's copies
         try:
             signed = await AUDIO.run(self._file_signer.sign, audio, draft.file_format, draft.payload())
         except ReceiptError as error:

@@ -1,4 +1,4 @@
-"""Replicas: equal servers of one model, of which an utterance gets the least busy one."""
+"""Replicas: equal servers of one model. Each utterance is sent to the least busy server."""
 
 import asyncio
 from collections import Counter

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class ResponseHeader(StrEnum):
-    """Header of a response, except those of HTTP that all pages may read."""
+    """Response header, except the HTTP headers that any web page may read."""
 
     AGE = "age"
     ATTEMPTS = "stretto-attempts"  # of checked speech

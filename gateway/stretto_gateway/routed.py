@@ -198,7 +198,7 @@ class RoutedClient:
 
 
 def has_output(event: SpeechEvent) -> bool:
-    """Return True if an event has samples, text, words or codes, and False for those of speech that is held back."""
+    """Return True if an event has samples, text, words or codes; events of speech that is held back have none."""
     return event.pcm is not None or event.codes is not None or bool(event.text or event.words)
 
 

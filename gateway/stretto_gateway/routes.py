@@ -36,7 +36,7 @@ class RouteSettings:
 
     @property
     def files_per_session(self) -> int:
-        """Number of open files of a session, beside its connection."""
+        """Number of files that a session opens in addition to its connection."""
         return 0
 
 
@@ -50,7 +50,7 @@ class RouteState:
     takes_calls = False
 
     async def start(self) -> None:
-        """Begin what the state does beside requests, such as listening at a port of its own."""
+        """Start work that does not belong to a request, such as listening on a separate port."""
 
     async def close(self) -> None:
         """Wait for the work in progress, within the gateway's `drain_s`, and release the state's resources."""

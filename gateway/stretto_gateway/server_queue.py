@@ -27,11 +27,11 @@ class QueuedRequest:
 
 
 class ServerQueue:
-    """Turns of callers whose requests the server has refused.
+    """Queue of requests that the server has refused, in which callers take turns.
 
-    One request at a time is sent again: each time the first one of the caller that has waited longest for its turn. If
-    the server still refuses it, the next caller has its turn, because the server's limits are per caller. After a round
-    of all callers, the next one begins when a reply has ended, or after ROOM_S. Requests of a caller keep their order,
+    One request at a time is sent again: the first request of the caller that has waited longest for its turn. If the
+    server still refuses it, the next caller has its turn, because the server's limits are per caller. After a round of
+    all callers, the next round begins when a reply has ended, or after ROOM_S. Requests of a caller keep their order,
     except that clauses of texts in progress come first.
 
     Callers share the queue fairly (`FairLimit`), so that others can always enter it.

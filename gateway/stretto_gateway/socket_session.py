@@ -50,7 +50,7 @@ class SessionEnd(ClientEnd):
 
 
 class Socket(Protocol):
-    """Connection to a client: a WebSocket, or an object with the same messages, which are those of ASGI."""
+    """Connection to a client: a WebSocket, or another object that exchanges ASGI's WebSocket messages."""
 
     async def receive(self) -> Message:
         """Return the next message."""

@@ -61,7 +61,7 @@ DRAFT = "draft"  # key of the receipt of a response
 WHOLE = "whole"  # key of headers of a file that is sent once it is complete
 CACHE = "cache"  # key of headers about the cache
 TRANSLITERATED = "input.transliterated"
-LISTED_LETTERS = 12  # of a transliterated word, each of which may have three codes
+LISTED_LETTERS = 12  # letters of a transliterated word that are reported; each may become three `%XX` codes
 MARKS = "*_[]().,:;!?…"  # around a stage direction
 FIRST_SAMPLES = 2400  # samples that are encoded first; mp3 needs 1800 and aac 2160 before their first bytes
 OF_THE_VOICE = ("messages[0].text", "messages[0].audio", "audio", "messages")  # the server's fields of a recorded voice
@@ -213,7 +213,7 @@ async def timed_parts(
     ignored: Ignored,
     report: dict[str, Any],
 ) -> AsyncGenerator[bytes | list[dict[str, Any]], None]:
-    """Yield the audio file for a text, in parts, as they become ready, and lists of its words.
+    """Yield the audio file for a text in parts as they become ready, and lists of its words with their times.
 
     A word comes before the audio in which it begins or, if words are aligned, after its clause.
 
@@ -221,8 +221,8 @@ async def timed_parts(
         text: The text, or an async iterable of pieces of streamed text.
         options: Other arguments of `SpeechClient.speak`.
         ignored: Receives the tags in the text that are not spoken: before the first part if the text is complete.
-        report: Receives the same as in `recalled` and `note_first` before the first part, the duration of the file so
-            far in seconds as FILE_S, and the server's report at the end.
+        report: Receives the entries of `recalled` and `note_first` before the first part; as FILE_S, the duration of
+            the file so far in seconds; and at the end, the server's report.
     """
     encoder = PacedEncoder(item, gateway.audio_tags)
     draft: Draft | None = report.get(DRAFT)
@@ -264,7 +264,7 @@ async def whole_parts(
     """Yield the file of `parts` once it is complete.
 
     Args:
-        report: The same as in `timed_parts`. Receives headers with the length and vLLM-Omni's token counts as WHOLE.
+        report: Report that `timed_parts` fills. Receives headers with the length and vLLM-Omni's token counts as WHOLE.
     """
     max_bytes = gateway.limits.max_batch_bytes
     excess = f"expected no value for more than {max_bytes} bytes of audio, got false"
@@ -287,9 +287,9 @@ def note_first(event: SpeechEvent, report: dict[str, Any]) -> None:
 async def sse_parts(
     gateway: Gateway, item: SpeechRequest, options: SpeakArguments, ignored: Ignored, report: dict[str, Any]
 ) -> AsyncGenerator[bytes, None]:
-    """Yield `speech.audio.delta` events, with `timestamps` those of words, and a final `speech.audio.done`.
+    """Yield `speech.audio.delta` events, `speech.audio.words` if requested, and a final `speech.audio.done`.
 
-    The last event lists the words without a time. `ignored` and `report` receive the same as in `timed_parts`.
+    The last event lists the words without a time. `ignored` and `report` are filled as in `timed_parts`.
     """
     async with closing(timed_parts(gateway, item, item.input, options, ignored, report)) as parts:
         async for piece in parts:
@@ -333,7 +333,7 @@ def timed_word(word: Word, playing_time: Callable[[float], float] = float) -> di
 
 
 class PacedEncoder:
-    """Encoder of one file, whose speed is that of the request times that of each event (`SpeechEvent.speed`).
+    """Encoder of one file. Its speed is the request's speed times the event's speed (`SpeechEvent.speed`).
 
     Audio is stretched from one change of the speed to the next, so the file does not depend on the sizes of the events.
     """

@@ -28,7 +28,7 @@ from stretto_gateway.whole_file import WHOLE_HOLD_S, AudioBudget, whole_file
 
 router = APIRouter()
 MAX_ITEMS = 1024  # maximum for validation; the gateway's own limit is lower
-PART_BYTES = 49_152  # of audio, encoded at once in 0.1 ms; a multiple of 3, so that base64 pads only the last part
+PART_BYTES = 49_152  # audio encoded at once, in 0.1 ms; a multiple of 3, so that base64 pads only the last part
 
 
 class BatchRequest(SpeechFields):

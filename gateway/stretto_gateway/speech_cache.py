@@ -29,8 +29,8 @@ from stretto_gateway.model_server import served_model
 from stretto_gateway.routed import RoutedClient
 
 SHARES = 8  # an entry takes at most this part of the cache, so that one long text does not replace all others
-ENTRY_BYTES = 640  # of an entry without events, and of its key
-EVENT_BYTES = 96  # of an event beside its pickled bytes
+ENTRY_BYTES = 640  # memory of an entry without events, and of its key
+EVENT_BYTES = 96  # memory of an event in addition to its pickled bytes
 DIGESTS = {"configuration", "weights"}  # fields of `served_model` without which the model is not known
 
 
@@ -84,7 +84,7 @@ class SpeechCache:
         self._entries: dict[bytes, Entry] = {}
         # Keys of the entries that no response uses, by owner; the oldest use is the first.
         self._unused: dict[str, OrderedDict[bytes, None]] = {}
-        self._checks = dict[asyncio.Task[dict[str, str]], bytes]()  # of complete replies, with their keys
+        self._checks = dict[asyncio.Task[dict[str, str]], bytes]()  # key by the check of a complete reply
         self._shares = FairLimit(settings.max_bytes)
         self._hits = Counter("gateway_cache_hits", "Speech sent from the cache", registry=registry)
         self._misses = Counter("gateway_cache_misses", "Speech that the cache did not have", registry=registry)
@@ -128,7 +128,7 @@ class SpeechCache:
     async def _voices(
         self, client: SpeechClient | RoutedClient, text: str, options: SpeakArguments
     ) -> dict[str, str | RecordedVoice | None]:
-        """Return the voices of a text: that of the request, under an empty name, and those that its marks select."""
+        """Return the voices of a text by name: the request's voice (an empty name), and voices that marks select."""
         marked = list[MarkedVoice]()
         markup = options.get("markup", "none")
         if (voices := options.get("voices")) is not None and may_change_voice(text, markup):
@@ -261,7 +261,7 @@ class SpeechCache:
                 del self._unused[entry.owner]
 
     def _leave(self, entry: Entry) -> None:
-        """End a use of an entry, whose memory is free after the last one."""
+        """End a use of an entry; the last use frees its memory."""
         entry.num_users -= 1
         if not entry.num_users:
             self._shares.release(entry.owner, entry.num_bytes)
@@ -270,7 +270,7 @@ class SpeechCache:
 
 
 def voice_record(voice: str | RecordedVoice | None) -> str | dict[str, str] | None:
-    """Return the voice as it is in the key of an entry."""
+    """Return the form of a voice in the key of an entry: a recording is replaced by its digest."""
     if not isinstance(voice, RecordedVoice):
         return voice
     assert isinstance(voice.audio, bytes)

@@ -197,7 +197,7 @@ class SpeechFields(WithOptions):
 
     @model_validator(mode="after")
     def use_other_names(self) -> Self:
-        """Set the fields of this API that are missing from those of other APIs."""
+        """Set missing fields of this API from the corresponding fields of other APIs."""
         if self.ref_audio is None and self.references:
             self.ref_audio = self.references[0].audio_path
             self.ref_text = self.references[0].text

@@ -309,7 +309,7 @@ class StreamSession:
         await self._channel.send("session.done", utterance_index=index, total_sentences=0)
 
     async def _cancel(self) -> None:
-        """Stop the utterance in progress; without one, do nothing, because its last event and this one may cross."""
+        """Stop the utterance in progress; do nothing if it ended while the client's event was in transit."""
         await asyncio.sleep(0)  # the task of an utterance that has just begun is running then
         if self._text is not None:
             self._text.end()

@@ -232,13 +232,13 @@ async def read_form(
 
 
 def readable(content: bytes, content_type: str) -> bytes:
-    """Return a file that the server reads: `content`, with a header if it is G.711 without one.
+    """Return `content` as a file that the server can read: G.711 without a header becomes a WAV file.
 
     Args:
         content_type: Media type of the file, which may have the parameters `rate` and `channels`.
 
     Raises:
-        ApiError: G.711 has another rate than 8000 Hz, or several channels.
+        ApiError: G.711 has a rate other than 8000 Hz, or several channels.
     """
     media_type, *parameters = (word.strip().lower() for word in content_type.split(";"))
     law = RAW_TYPES.get(media_type)
@@ -273,7 +273,7 @@ class Transcript:
 
     @property
     def timed(self) -> tuple[Passage, ...]:
-        """The passages, or the whole text as one; none if the recording has no words."""
+        """The passages, or one passage with the whole text; empty if the recording has no words."""
         whole = (Passage(self.text, 0.0, self.duration_s),) if self.text else ()
         return self.passages or whole
 
@@ -294,7 +294,7 @@ def diarized(transcript: Transcript) -> dict[str, Any]:
 
 
 def spoken_segment(number: int, passage: Passage) -> SpokenSegment:
-    """Return a segment of `diarized_json`, or the event of one; an unknown speaker is empty."""
+    """Return a passage as a segment of `diarized_json` or as its event; an unknown speaker is an empty string."""
     return {
         "type": "transcript.text.segment",
         "id": f"seg_{number}",
@@ -394,7 +394,7 @@ def limit_header(report: dict[str, Any]) -> dict[str, str]:
 
 
 def text_segment(number: int, passage: Passage, temperature: float | None) -> TextSegment:
-    """Return a segment of a transcript, in which numbers that no model reports are 0 and listed as such.
+    """Return a segment of a transcript. Numbers that no model reports are 0 and listed in `unmeasured`.
 
     Args:
         temperature: Temperature of the request; None for the model's own.

@@ -27,7 +27,7 @@ COUNTERS: dict[Measure, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Ceiling:
-    """Maximum of a measure within a period, which begins with each minute or day of UTC, for each key."""
+    """Maximum of a measure for each key within one period: a minute or a day of UTC."""
 
     measure: Measure
     amount: int
@@ -71,7 +71,7 @@ class Use:
         self._windows = dict.fromkeys(ceilings, (0, 0.0))  # number of the period, and amount used in it
 
     def add(self, measure: Measure, amount: float) -> None:
-        """Count an amount."""
+        """Add `amount` to the total of a measure, and to the current period of each ceiling on it."""
         self._totals[measure] += amount
         self._counters[measure].inc(amount)
         for ceiling in self._windows:
@@ -97,7 +97,7 @@ class Use:
         return followed(pieces, lambda piece: self.add("characters", len(piece)))
 
     def record(self) -> KeyUsage:
-        """Return the API's object."""
+        """Return the API's `usage` object."""
         totals = self._totals
         return {
             "object": "usage",

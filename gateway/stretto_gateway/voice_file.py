@@ -41,7 +41,7 @@ STORED_FIELDS = {
     "gender",
     "description",
 }  # fields that a gateway stores again
-MAX_HEADER_BYTES = 64 << 10  # of the line of JSON
+MAX_HEADER_BYTES = 64 << 10  # maximum length of the JSON line
 Label = Annotated[str, Field(max_length=MAX_LABEL_CHARS)]
 
 
@@ -68,7 +68,7 @@ class VoiceHeader(BaseModel):
 
 
 def write_voice(voice: StoredVoice, recording: bytes) -> bytes:
-    """Return the file of a voice."""
+    """Return the contents of a voice's file."""
     header = VoiceHeader(
         name=voice.name,
         consent=voice.consent,
@@ -85,7 +85,7 @@ def read_voice(data: bytes, max_bytes: int) -> tuple[VoiceHeader, bytes]:
     """Return the header and the recording of a voice's file.
 
     Raises:
-        ValueError: The file is no voice, is damaged, or exceeds a limit.
+        ValueError: The file is not a voice's file, is damaged, or exceeds a limit.
     """
     line, end, recording = data[:MAX_HEADER_BYTES].partition(b"\n")
     if not end:

@@ -75,7 +75,7 @@ def sections_of(text: str, tags: Collection[str] | None = None, has_voices: bool
 
 
 def blocks_of(text: str) -> Iterator[str]:
-    """Yield the paragraphs of a text, of which some may be empty."""
+    """Yield the paragraphs of a text; some may be empty."""
     begin = 0
     for end in BLOCK_END.finditer(text):
         yield text[begin : end.start()].strip()
@@ -114,9 +114,9 @@ def _paragraph_sections(text: str, title: str | None, is_first: bool) -> Iterato
 
 
 def _with_voices(sections: Iterable[Section], tags: Collection[str] | None) -> Iterator[Section]:
-    """Yield successive sections, each of which begins with a mark of the voice in which the one before has ended.
+    """Yield the sections, each beginning with a mark of the voice in which the previous section has ended.
 
-    A section that has only marks is empty; the next one has its pause and its title.
+    A section that has only marks becomes empty; its pause and title move to the next section.
     """
     voice: str | None = None
     bare: Section | None = None  # section that is empty

@@ -35,7 +35,7 @@ router = APIRouter()
 MAX_TITLE_CHARS = 200
 MAX_SECTIONS = 10_000  # 2 MB of prose has 3,500
 SLICE_SECTIONS = 25  # found in one turn, in 1 to 3 ms
-READ_BYTES = 1 << 20  # of a finished file, at once
+READ_BYTES = 1 << 20  # bytes of a finished file that are read at once
 AS_FILE = described("The finished file", *MEDIA_TYPES.values(), schema=FILE)
 
 

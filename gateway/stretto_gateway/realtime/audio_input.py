@@ -235,7 +235,7 @@ class WindowQueue:
     """Queue that limits voice activity detection to WINDOWS_AT_ONCE windows per iteration of the event loop.
 
     Audio may arrive as fast as the network allows, and the detector blocks the event loop. The limit keeps other
-    requests responsive. Callers have turns, however many sessions they have.
+    requests responsive. Callers take turns, so that a caller with many sessions gets no more windows than others.
     """
 
     def __init__(self) -> None:

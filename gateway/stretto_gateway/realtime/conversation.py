@@ -221,7 +221,7 @@ class Conversation:
         return [content_part for item in self.items if item.role == role for content_part in item.parts]
 
     def _position_after(self, item_id: str) -> int:
-        """Return the position after an item, or the first one for ROOT."""
+        """Return the position after an item; 0 for ROOT."""
         return 0 if item_id == ROOT else self._index(item_id) + 1
 
     def _index(self, item_id: str) -> int:

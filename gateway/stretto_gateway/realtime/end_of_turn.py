@@ -27,7 +27,7 @@ from stretto_contract.limits import FairLimit
 
 LOG = logging.getLogger("stretto_gateway")
 RATE = 16_000
-SECONDS = 8  # of a turn, which the model reads
+SECONDS = 8  # duration of the end of a turn that the model reads
 NUM_SAMPLES = SECONDS * RATE
 FOURIER = 400
 HOP = 160
@@ -38,7 +38,7 @@ MAX_FILE_BYTES = 128 << 20  # the largest published file has 32 MB
 THREADS = 2  # a decision takes about 50 ms of one core
 MAX_WAITING = 32  # decisions that are running or waiting for a thread, each with 0.4 MB of samples
 WAIT_S = 1.0  # maximum time for a decision; its session waits for it, and no other one
-FULL_SCALE = 32768.0  # of int16; the process that checks a file would load more with `encoding`
+FULL_SCALE = 32768.0  # as in `encoding`, which loads more than the process that checks a file needs
 # Limits on the process that checks the file, because a graph may ask for any amount of memory and time.
 CHECK_BYTES = 4 << 30
 CHECK_CPU_S = 60
@@ -205,7 +205,7 @@ class EndOfTurn:
                     outcome = "complete" if is_complete else "incomplete"
                 except TimeoutError:
                     outcome = "late"
-                except Exception:  # of any kind that onnxruntime has; the session goes on without the model
+                except Exception:  # onnxruntime raises many kinds; the session goes on without the model
                     LOG.exception("the end-of-turn model failed")
         self._note(outcome, time.monotonic() - begun_s)
         return is_complete

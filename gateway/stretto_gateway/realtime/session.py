@@ -133,7 +133,7 @@ class RealtimeSession:
         return session_record(self._settings, self._session_id, self._expires_at)
 
     def _expect_format(self, direction: str, param: str) -> None:
-        """Raise ApiError if the client has set another format for its audio, which would be noise in this one.
+        """Raise ApiError if the gateway has refused the client's audio format: in another format, its audio is noise.
 
         Args:
             direction: `input` or `output`.

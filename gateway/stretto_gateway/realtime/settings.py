@@ -70,7 +70,7 @@ class Format(Body):
     @field_validator("rate")
     @classmethod
     def check_rate(cls, rate: int, info: ValidationInfo) -> int:
-        """Return the sample rate of the type in Hz; raise ValueError if `rate` is another one."""
+        """Return the sample rate of the type in Hz; raise ValueError if `rate` differs from it (0: not set)."""
         format_type = info.data.get("type", PCM)
         expected = DEFAULT_RATE if format_type == PCM else g711.RATE
         if rate not in (0, expected):
