@@ -213,7 +213,7 @@ class _DenseLayer(nn.Module):
 
 
 class _NormedConv(nn.Module):
-    """Convolution `linear` and norm `nonlinear`; the caller decides which one comes first."""
+    """Convolution `linear` and norm `nonlinear`; the caller decides which is applied first."""
 
     def __init__(self, convolution: nn.Conv1d, norm: nn.Module):
         super().__init__()

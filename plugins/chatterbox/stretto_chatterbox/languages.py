@@ -124,7 +124,7 @@ def as_read(words: Sequence[Mapping[str, str]]) -> str:
 
 @dataclass(frozen=True)
 class RequiredLanguages(base.Languages):
-    """Languages of a multilingual release, one of which each request has to name.
+    """Languages of a multilingual release; each request has to name its language.
 
     Attributes:
         missing: Missing packages or files, keyed by the name of the language that cannot be spoken without them.

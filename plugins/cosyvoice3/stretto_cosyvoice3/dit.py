@@ -147,7 +147,7 @@ def _rotated(x: Tensor, angles: Tensor) -> Tensor:
 
 
 class _Attention(nn.Module):
-    """Self-attention; `to_out[1]` is the dropout used in training."""
+    """Self-attention; `to_out[1]` takes the place of the dropout used in training."""
 
     def __init__(self, shape: DitShape) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class _Attention(nn.Module):
 
 
 class _FeedForward(nn.Module):
-    """Two linear layers with GELU between them; `ff[1]` is the dropout used in training."""
+    """Two linear layers with GELU between them; `ff[1]` takes the place of the dropout used in training."""
 
     def __init__(self, shape: DitShape) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ MAX_VOICE_S = 30.0
 # codes per text token
 MIN_ROWS_PER_TOKEN = 2
 MAX_ROWS_PER_TOKEN = 20
-# Codes of silence and breath, and the number of successive ones that are decoded.
+# Codes of silence and breath, and how many of them in succession are decoded.
 QUIET = (1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323)
 MAX_QUIET = 5
 # Speech ids after the codes. In streamed text, rows that carry words have FILL or the last spare id.
@@ -99,7 +99,7 @@ class Quiet(FrameFilter):
 
     Attributes:
         codes: Codes of silence and breath, numbered from 0.
-        most: Number of successive ones that are decoded. The model reads any further ones, but they are neither decoded
+        most: Number of successive codes that are decoded. The model reads further codes, but they are neither decoded
             nor reported.
     """
 

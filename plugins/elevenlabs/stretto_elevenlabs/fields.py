@@ -1,4 +1,4 @@
-"""Fields of ElevenLabs' requests, and those of the gateway's speech requests that they become."""
+"""Fields of ElevenLabs' requests, and their conversion to fields of the gateway's speech requests."""
 
 import re
 from typing import Annotated, Any
@@ -69,7 +69,7 @@ class ElevenLabsItem(SpeechItem):
 
 
 async def speaking(gateway: Gateway, model_id: str) -> Gateway:
-    """Return the state for the server that `model_id` selects, or for the first one that speaks if it selects none."""
+    """Return the state for the server that `model_id` selects; if there is none, for the first server that speaks."""
     try:
         return await gateway.for_model(model_id, speaks)
     except ApiError as error:

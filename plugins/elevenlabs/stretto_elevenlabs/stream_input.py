@@ -182,7 +182,7 @@ class InputChannel(SocketChannel):
     """Channel whose messages have ElevenLabs' form."""
 
     async def send_record(self, context_id: str | None, **fields: Any) -> None:
-        """Send a message; `context_id` is that of the client, or None for the only context."""
+        """Send a message with the client's id of its context, or None for the only context."""
         named = {} if context_id is None else {"contextId": context_id}
         await self._taken(self._socket.send_text(json.dumps(fields | named)))
 
@@ -219,7 +219,7 @@ class InputSession:
 
     @property
     def patience_s(self) -> float:
-        """Maximum time until the next message: that of the client, except while it has to wait for audio."""
+        """Maximum time until the next message in seconds: `inactivity_timeout`, unless the client waits for audio."""
         is_waiting = any(not context.is_reading for context in self._contexts.values())
         return self._gateway.limits.session_s if is_waiting else self._query.inactivity_timeout
 
@@ -257,7 +257,7 @@ class InputSession:
         return context
 
     async def _run(self, context_id: str | None, context: Context) -> None:
-        """Speak the texts of a context; without ids, its end is that of the session."""
+        """Speak the texts of a context. If contexts have no ids, its end ends the session."""
 
         async def speak(text: FlushedText) -> None:
             await self._speak(context_id, context.speed, text)

@@ -47,11 +47,11 @@ from stretto.untrusted_files import check_value, json_object
 from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
 
 MODEL_TYPE = "fish_s2"
-HEAD_DIM = 64  # of all transformers, like the next two
+HEAD_DIM = 64  # the same in all transformers, like the next two constants
 ROPE_THETA = 10_000.0
 NORM_EPS = 1e-5
-LAST_KERNEL = 3  # of the encoder's last convolution
-# of a number in config.json, and of a list
+LAST_KERNEL = 3  # kernel size of the encoder's last convolution
+# maximum of a number in config.json, and maximum length of a list
 MAX_SIZE = 1 << 16
 MAX_STAGES = 8
 MAX_WINDOW = 1 << 12  # steps; no weight depends on it
@@ -239,7 +239,7 @@ class FishS2Codec(CausalCodec):
             reads_rows=True,
         )
         self._last_code = config.codebook_size - 1
-        self._joined: JointCodebooks | None = None  # of `joined_codebooks`
+        self._joined: JointCodebooks | None = None  # result of `joined_codebooks`
         self.state_size = num_kept(self.post_transformer, self.upsample, self.decoder)
 
     @torch.inference_mode()

@@ -139,7 +139,7 @@ def plan(config: FishS2Config) -> Plan:
 
 
 def published_name(name: str, num_blocks: int) -> str:
-    """Return the published name of a tensor of an encoder of `num_blocks` blocks; that of its weight norm is longer."""
+    """Return the published name of a tensor in an encoder of `num_blocks` blocks, without the suffix of weight norm."""
     for pattern, replacement in RENAMED:
         name = re.sub(pattern, replacement, name)
     return name.format(num_blocks)

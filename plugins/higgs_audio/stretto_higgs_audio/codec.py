@@ -16,7 +16,7 @@ from stretto.codecs.xcodec import SemanticCodec, load_semantic
 from stretto.encoders.voice_spectra import resample_by_sinc
 from stretto.weights.pretrained import load_config
 
-RATES = (24_000, 16_000)  # of the audio and of the semantic model's input, in Hz
+RATES = (24_000, 16_000)  # sample rates of the audio and of the semantic model's input, in Hz
 MARGIN = 160  # samples of silence on each side of HuBERT's input
 
 

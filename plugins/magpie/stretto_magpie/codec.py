@@ -33,9 +33,9 @@ from stretto_magpie.family import MAX_STREAMS
 MODEL_TYPE = "nanocodec"
 FIRST_KERNEL = 7
 LAST_KERNEL = 3
-KERNELS = (3, 7, 11)  # of the branches of a stage
-DILATIONS = (1, 3, 5)  # of the units of a branch
-# of a number in config.json, and of a list
+KERNELS = (3, 7, 11)  # kernel sizes of the branches of a stage
+DILATIONS = (1, 3, 5)  # dilations of the units of a branch
+# maximum of a number in config.json, and maximum length of a list
 MAX_SIZE = 1 << 16
 MAX_LENGTH = 8
 MAX_CODES = 1 << 16

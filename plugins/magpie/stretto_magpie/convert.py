@@ -55,13 +55,13 @@ UNUSED = (
 )
 NUM_SPECIAL = 8  # ids of a codebook after its codes
 NUM_ENDS = 2  # ids of the beginning and the end of a text, after those of its tokens
-NAMES = {"John": 0, "Sofia": 1, "Aria": 2, "Jason": 3, "Leo": 4}  # of v2602, whose archive does not have them
+NAMES = {"John": 0, "Sofia": 1, "Aria": 2, "Jason": 3, "Leo": 4}  # names in v2602, whose archive does not contain them
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Layers = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 8)]], Field(min_length=1, max_length=1 << 8)]
 
 
 class Stack(Section):
-    """Hyperparameters of a stack of layers, of which those with defaults may be left out."""
+    """Hyperparameters of a stack of layers; those with defaults may be missing."""
 
     n_layers: NumLayers
     d_model: Size

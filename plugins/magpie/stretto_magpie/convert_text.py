@@ -47,7 +47,7 @@ LANGUAGES = {
 }
 MAPPING = "language_to_tokenizer_mapping"
 MAX_LANGUAGES = 64
-MAX_SOURCES = 16  # of a dictionary
+MAX_SOURCES = 16  # maximum number of files of a dictionary
 UNSUPPORTED = ("non_default_punct_list", "fixed_vocab", "silence", "add_blank_at")
 UNSTRESSED = dict.fromkeys(map(ord, "ˈˌ"))
 VARIANT = re.compile(r"\([0-9]+\)")

@@ -41,8 +41,8 @@ NAME = "magpie"
 CODEC_FRAME_RATE = 22_050 / 1024
 MAX_STREAMS = 64  # codebooks of a frame, and frames of a row
 MAX_TEXT_TOKENS = 512  # the authors split longer texts
-NORM_EPS = 1e-5  # of all norms in the authors' code
-BIAS_COLUMNS = 16  # of a head, the first of which has its biases; the number keeps the rows of weights aligned
+NORM_EPS = 1e-5  # epsilon of all norms in the authors' code
+BIAS_COLUMNS = 16  # biases of a head, then zeros that keep the rows of its weights aligned
 
 
 @dataclass(frozen=True)

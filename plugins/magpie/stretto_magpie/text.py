@@ -14,7 +14,7 @@ from stretto.errors import CheckpointError, shown
 from stretto.family.sections import Section
 
 MAX_PREFIX = 8  # characters
-MAX_SOUNDS = 256  # of a word, so that texts have a bounded number of ids
+MAX_SOUNDS = 256  # maximum per word, so that texts have a bounded number of ids
 ENGLISH = "en-US"
 MIXED = "mixed"
 Case = Literal["upper", "lower", "mixed"]
@@ -118,7 +118,7 @@ class PronouncedText:
                 yield from self._sounds(word.lower() if is_english else word)
 
     def _sounds(self, word: str) -> list[str]:
-        """Return the symbols of a word; of one with hyphens that is not in the dictionary, those of its parts."""
+        """Return the symbols of a word. An unknown word with hyphens is looked up part by part."""
         word = cased(word, self._dictionary.case)
         sounds = self._known(word)
         if sounds is not None:

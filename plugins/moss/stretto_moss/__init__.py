@@ -9,7 +9,7 @@ DELAY = OneRelease(
     "moss_tts",
     "MOSS-TTS",
     "moss_tts_delay",
-    expected={"local_num_layers": (None,)},  # of MOSS-TTS-Local-Transformer 1.0, with the same model_type
+    expected={"local_num_layers": (None,)},  # set in MOSS-TTS-Local-Transformer 1.0, which has the same model_type
     convert=CODEC_FROM_COMPANION,
     companions=(Needed("OpenMOSS-Team/MOSS-Audio-Tokenizer", CODEC_FILES),),
 )

@@ -345,7 +345,7 @@ def plain_names(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_config(directory: Path) -> MossConfig:
-    """Return the hyperparameters of the release in a folder; raise CheckpointError if they are those of another one."""
+    """Return the hyperparameters of the release in a folder; raise CheckpointError if it is not supported."""
     try:
         return MossConfig.from_record(json_object(directory / CONFIG_FILE))
     except CheckpointError as error:

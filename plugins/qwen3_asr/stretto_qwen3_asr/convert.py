@@ -21,7 +21,7 @@ AUDIO = "thinker_config.audio_config."
 
 
 class Rope(Section):
-    """Rotary embedding, of whose three positions of a row all are equal without images, so that one suffices."""
+    """Rotary embedding. The three positions of a row are equal without images, so one position suffices."""
 
     rope_type: Literal["default"] = "default"
     type: Literal["default", "mrope"] = "default"

@@ -22,9 +22,9 @@ from stretto_qwen3_asr.family import AsrVocabulary
 
 HEAD = "language "
 NO_LANGUAGE = "none"
-LONGEST_HEAD = 64  # characters; a longer text is no name of a language
+LONGEST_HEAD = 64  # characters; a longer text is not the name of a language
 NUM_OPEN_TOKENS = 5  # at the end of a transcript, which a longer recording may change
-REPLACEMENT = "\ufffd"  # of bytes that are no character
+REPLACEMENT = "\ufffd"  # replaces bytes that are not a character
 
 
 class TranscriptReader:
@@ -41,7 +41,7 @@ class TranscriptReader:
         self._tokenizer = tokenizer
         self._head: str | None = ""  # text that may be the name of the language; None in the transcript
         self._beginning: str | None = None
-        self._ids: list[int] = []  # of the beginning and of the reply
+        self._ids: list[int] = []  # ids of the beginning and of the reply
         self._unsent = ""  # text of the beginning
         self.language = ""
 

@@ -12,7 +12,7 @@ from stretto_gateway.realtime.settings import Format
 from stretto_gateway.socket_session import read_json
 
 PHONE = Format(type="audio/pcmu")
-MAX_MEDIA_BYTES = g711.RATE  # of one message: a second, fifty times what Twilio sends
+MAX_MEDIA_BYTES = g711.RATE  # maximum audio in a message: one second, fifty times what Twilio sends
 MAX_PARAMETERS = 32
 MAX_NAME_CHARS = 100
 MAX_VALUE_CHARS = 10_000
@@ -22,7 +22,7 @@ Digit = Annotated[str, Field(pattern=r"^[0-9A-D*#]$")]
 
 
 class MediaFormat(Body):
-    """Audio format of a stream; Twilio has no other one."""
+    """Audio format of a stream, the only format that Twilio uses."""
 
     encoding: Literal["audio/x-mulaw"]
     sample_rate: Literal[8000] = Field(alias="sampleRate")

@@ -15,7 +15,7 @@ PATH = "/v1/twilio"
 
 
 class TelephoneRoute(Route):
-    """Twilio's media streams, whose credentials may be a signature, or in the first message."""
+    """Route for Twilio's media streams. A request signature or a key in the first message may authenticate a call."""
 
     position = 30
     about = f"{PATH}, Twilio's media streams"
@@ -37,7 +37,7 @@ class TelephoneRoute(Route):
 
 
 def web_address(text: str) -> str:
-    """Check a URL, for argparse; empty for none."""
+    """Return a checked URL (an argparse type); an empty argument stays empty."""
     try:
         return str(web_url(text)) if text else ""
     except ValueError as error:

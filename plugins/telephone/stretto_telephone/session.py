@@ -23,7 +23,7 @@ from stretto_telephone.channel import CallChannel
 from stretto_telephone.messages import PHONE, read_message
 from stretto_telephone.webhook import Webhook
 
-MAX_EVENTS = 64  # of a call that wait for the webhook
+MAX_EVENTS = 64  # maximum number of a call's events that wait for the webhook
 TRANSCRIBED = f"{NAME}.completed"  # event with the transcript of a turn
 
 

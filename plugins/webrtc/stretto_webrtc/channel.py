@@ -13,13 +13,13 @@ from stretto_webrtc.playout import Playout
 
 
 def check_track_format(param: str, form: Format) -> None:
-    """Raise ApiError unless a format is that of the tracks, whose Opus is converted to and from it."""
+    """Raise ApiError unless a format is PCM, to and from which the Opus of the tracks is converted."""
     if form.type != PCM:
         raise refused(param, f"{PCM} (the audio of a WebRTC call is on its own tracks, as Opus)", form.type)
 
 
 def check_track_formats(settings: Settings) -> None:
-    """Raise ApiError unless a session's formats are that of the tracks."""
+    """Raise ApiError unless a session's formats are PCM; see `check_track_format`."""
     check_track_format("session.audio.input.format", settings.audio.input.format)
     if isinstance(settings, RealtimeSettings):
         check_track_format("session.audio.output.format", settings.audio.output.format)

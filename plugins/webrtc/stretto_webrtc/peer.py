@@ -31,23 +31,23 @@ LOG = logging.getLogger("stretto_gateway")
 for package in ("aioice", "aiortc"):  # they log the addresses of callers, and a traceback for each invalid packet
     logging.getLogger(package).setLevel(logging.ERROR)
 REORDERED = 4  # packets within which one may be late; a power of two
-MAX_DATAGRAMS = 256  # that wait to be read, of at most MAX_DATAGRAM_BYTES
+MAX_DATAGRAMS = 256  # maximum number that wait to be read, each of at most MAX_DATAGRAM_BYTES
 MAX_DATAGRAM_BYTES = 2048  # above the largest that networks carry whole
-MAX_STUN_BYTES = 1280  # of connectivity checks, which must not be fragmented (RFC 8489, section 6.1)
+MAX_STUN_BYTES = 1280  # maximum size of connectivity checks, which must not be fragmented (RFC 8489, section 6.1)
 MAX_STUN_ATTRIBUTES = 32  # browsers send ten
 STUN_HEADER_BYTES = 20
 STUN_COOKIE = b"\x21\x12\xa4\x42"
 STUN_REQUEST = b"\x00\x01"  # a binding request
 STUN_FINGERPRINT = 0x8028
 ATTRIBUTE_HEAD = struct.Struct("!HH")
-MAX_ADDRESSES = 16  # of a caller, learned from its connectivity checks
+MAX_ADDRESSES = 16  # maximum number of a caller's addresses, learned from its connectivity checks
 MAX_HEARD_S = 5.0  # received audio that waits for the session
 MAX_DECODING = 64  # received packets that wait to be decoded, and decoded ones, of up to 120 ms each
 MAX_SOURCES = 8  # SSRCs in a caller's packets; libsrtp and aiortc keep a state for each, and search through them
 MAX_CHANNELS = 8  # data channels that a caller may open; the gateway uses the first one
-MAX_LABEL_CHARS = 1000  # of a data channel, with its protocol
+MAX_LABEL_CHARS = 1000  # maximum length of a data channel's label and protocol together
 MAX_CHUNKS = 2048  # parts of data channel messages that are not complete yet
-EVENT_BYTES = 256  # of memory for each event that waits, in addition to its text
+EVENT_BYTES = 256  # memory for each event that waits, in addition to its text
 MAX_UNREAD_BYTES = 262_144  # sent events that wait; beyond, the session waits for the caller to read
 LINGER_S = 2.0  # time for the last events to arrive before the connection is closed
 CLOSE_S = 5.0  # time for aiortc to end a connection, or one part of it
@@ -75,7 +75,7 @@ class Peer:
         self._is_over = False
         self._offers_channel = False
         self._listening: asyncio.Task[None] | None = None
-        self._parts: list[Any] = []  # of aiortc's connection, in the order of their end
+        self._parts: list[Any] = []  # parts of aiortc's connection, in the order in which they are stopped
         self._sockets: list[asyncio.DatagramTransport] = []
         self._sources = set[bytes]()  # SSRCs in the caller's packets
 

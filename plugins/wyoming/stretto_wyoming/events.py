@@ -127,7 +127,7 @@ class WyomingSocket:
 
 
 class WyomingChannel(SocketChannel):
-    """Channel whose events are those of Wyoming."""
+    """Channel for Wyoming events."""
 
     async def send(self, event_type: str, **fields: Any) -> None:
         """Send an event without bytes; raise SessionEnd if the client has disconnected or does not read."""

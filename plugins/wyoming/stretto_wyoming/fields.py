@@ -8,7 +8,7 @@ from stretto_gateway.fields import Body, Text
 
 
 class Signal(Body):
-    """Event without fields that matter."""
+    """Event whose fields have no effect."""
 
     timestamp: Any = None
 
@@ -65,7 +65,7 @@ class Transcribe(Body):
 
 
 class AudioFormat(Body):
-    """Format of samples: the rate in Hz, and the width of each in bytes. The server has narrower limits."""
+    """Format of samples: rate in Hz, and width of a sample in bytes. The server's limits are narrower."""
 
     rate: int = Field(ge=1, le=1_000_000)
     width: int = Field(ge=1, le=4)

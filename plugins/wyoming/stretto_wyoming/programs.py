@@ -39,7 +39,7 @@ class OfferedVoice:
 
 
 def language_codes(profile: ModelProfile) -> tuple[str, ...]:
-    """Return the codes of a model's languages; those of all known ones for a model that lists none with a code.
+    """Return the codes of a model's languages, or of all known languages if the model lists none with a code.
 
     Home Assistant offers only programs with a language.
     """

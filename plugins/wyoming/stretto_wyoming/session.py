@@ -34,7 +34,7 @@ from stretto_wyoming.programs import chosen_fields, describe, offered_voices, st
 
 MAX_WAITING = 4  # texts and recordings of a session, beside the one in progress
 MARKUP = {None: "auto", "text": "none", "ssml": "ssml"}
-SAMPLE_BYTES = 2  # of speech
+SAMPLE_BYTES = 2  # bytes per sample of speech
 Fields = TypeVar("Fields", bound=Body)
 
 

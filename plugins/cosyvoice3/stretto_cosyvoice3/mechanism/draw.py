@@ -59,7 +59,7 @@ class CodeDraw(RowDraw):
         tokens: Stream 0 of every slot by position, int32 [R, T].
     """
 
-    _params: tuple[DrawParams, DrawParams] | None = None  # of the last step, and the same for all ids
+    _params: tuple[DrawParams, DrawParams] | None = None  # parameters of the last step, and a copy with `of_all`
 
     def __init__(
         self,

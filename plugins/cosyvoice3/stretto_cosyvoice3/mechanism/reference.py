@@ -95,5 +95,5 @@ class Codes(ReferenceRule):
         return {token: logits[token] for token in kept}
 
     def redrawn_from(self, allowed: Sequence[int], repeated: int) -> list[int]:
-        """Return the ids from which one is sampled again instead of a repeated one."""
+        """Return the ids from which a replacement for a repeated id is sampled."""
         return [token for token in allowed if token != repeated]

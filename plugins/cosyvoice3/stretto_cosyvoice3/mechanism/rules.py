@@ -8,7 +8,7 @@ from stretto.engine.rules import where
 
 
 def hides_end(is_fill, is_short, is_free):
-    """Return True for an end id that may not be sampled; in a group, only the one that ends the group may be.
+    """Return True for an end id that may not be sampled; in a group, only the id that ends the group may be.
 
     Args:
         is_fill: True for the id that ends a group.
@@ -19,7 +19,7 @@ def hides_end(is_fill, is_short, is_free):
 
 
 def lay_row(token, goes_on, num_given, num_in_group, num_first, track_total, end_of_audio, groups):
-    """Return stream 0 of a row, True if it is a given row, and `num_given` and `num_in_group` after it.
+    """Return stream 0 of a row, True if the row is given (`TextGroups`), and the new `num_given` and `num_in_group`.
 
     Args:
         goes_on: True in an audio row in which no limit ends the audio.

@@ -55,7 +55,7 @@ class FirstCodebookGuard(RepetitionGuard):
     """Repetition-aware sampling of codebook 0, in which the first frame of a reply does not count."""
 
     def recent(self, rows: Rows, index: Array | None, window: int) -> RecentRows:
-        """Return the last `window` rows, of which those after another audio row count."""
+        """Return the last `window` rows; only rows after another audio row count."""
         recent = super().recent(rows, index, window + 1)
         return replace(recent, positions=recent.positions[:, :-1], counts=recent.counts[:, 1:])
 
@@ -83,7 +83,7 @@ class LateTemperatureDraw(RowDraw):
         super().__init__(readout, segments, tables, arrays, tokens)
         self.guard = FirstCodebookGuard(tokens, tables, segments.family, arrays)
         self._redraw_top_p = rules.redraw_top_p
-        self._top_k = torch.zeros(0, dtype=torch.int64)  # of the rows sampled last
+        self._top_k = torch.zeros(0, dtype=torch.int64)  # top-k of the rows sampled last
 
     def chosen(
         self, logits: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, step: PlanArrays, rows: Rows

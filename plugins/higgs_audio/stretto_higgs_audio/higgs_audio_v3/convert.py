@@ -106,7 +106,7 @@ class Config(Section):
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return the dtype used in training, which is that of the text model if the config has no other."""
+    """Return the dtype used in training; the text model's dtype if the config has no other."""
     return dtype_of(config) or dtype_of(entry(config, "text_config"))
 
 

@@ -63,7 +63,7 @@ EXPECTED = {"model_type": ("stt", None), "dep_q": (0,), **SHARED_EXPECTED}
 DELAY_ROWS = {0.5: 6, 2.5: 32}
 PAUSES = "extra_heads.{}.weight"
 EPS = 1e-8
-# of Mimi
+# limits on Mimi's config
 MAX_CODEBOOKS = 257
 MAX_WIDTH = 1 << 15
 MAX_RATIOS = 8

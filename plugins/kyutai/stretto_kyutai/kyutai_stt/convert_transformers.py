@@ -48,7 +48,7 @@ class Layers(Section):
     num_attention_heads: Size
     num_key_value_heads: int | None = None
     head_dim: int | None = None
-    ffn_dim: Annotated[int, Field(ge=2, le=1 << 17, multiple_of=2)]  # of gate and input together
+    ffn_dim: Annotated[int, Field(ge=2, le=1 << 17, multiple_of=2)]  # width of gate and input together
     rms_norm_eps: Epsilon
     sliding_window: Integer
 
@@ -172,7 +172,7 @@ def plan(config: Config, vocab: SttVocabulary) -> Plan:
         return torch.cat([stored[: num_text + 1], stored.new_zeros(2, width), stored[num_text + 1 : -1]])
 
     def head(stored: Tensor) -> Tensor:
-        """Return the head of text; the last row is that of the initial id, which is never generated."""
+        """Return the head of text without the last row: it belongs to the initial id, which is never generated."""
         return torch.cat([stored[:-1], stored.new_zeros(num_ids - num_text, width)])
 
     return {

@@ -82,7 +82,7 @@ class TextNetwork(nn.Module):
         """Encode and store the text of the request in `slot`; None for no text."""
         ids = () if condition is None else condition.ids
         self.num_tokens[slot] = len(ids)
-        if ids == self._newest_ids:  # of the other request of a CFG pair
+        if ids == self._newest_ids:  # same text as the other request of a CFG pair
             self._tables[:, :, slot] = self._tables[:, :, self._newest_slot]
         elif ids:
             self._store(slot, arrays.tensor(arrays.upload(np.array(ids, np.int64))))
@@ -181,7 +181,7 @@ class TextAttention(nn.Module):
         self.o_proj = ReplicatedLinear(inner, width, prefix=f"{prefix}.o_proj", **shared)
 
     def prepare(self, tables: dict[str, torch.Tensor], prior: PriorSpec | None) -> None:
-        """Set the tables (see the attributes), and the prior; None for none in this layer."""
+        """Set the tables (see the attributes), and the prior; None if this layer has no prior."""
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
         self._epsilon = 1.0 if prior is None else prior.epsilon

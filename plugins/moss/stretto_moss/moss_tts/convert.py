@@ -39,7 +39,7 @@ IDS = {
 
 
 class MarkedIds(Section):
-    """Ids of marks in config.json, with the defaults of the authors' classes."""
+    """Ids of special tokens in config.json, with the defaults of the authors' classes."""
 
     pad_token_id: int = 151643
     im_start_token_id: int = 151644
@@ -55,7 +55,7 @@ class MarkedIds(Section):
 
 
 class MarkedSpeech(MarkedIds):
-    """Fields of config.json that releases with marked speech and a backbone of Qwen3 share."""
+    """Fields of config.json shared by releases with a Qwen3 backbone and special tokens around speech."""
 
     ids_below = "language_config.vocab_size"
 
@@ -69,7 +69,7 @@ class Config(MarkedSpeech):
     model_type: Literal["moss_tts_delay"]
     n_vq: NumCodebooks = 32
     audio_pad_code: int | None = None
-    local_num_layers: None = None  # of MOSS-TTS-Local-Transformer 1.0, with the same model_type
+    local_num_layers: None = None  # set in MOSS-TTS-Local-Transformer 1.0, which has the same model_type
     audio_start_token_id: int = 151652
     audio_end_token_id: int = 151653
     audio_assistant_gen_slot_token_id: int = 151656

@@ -33,7 +33,7 @@ from stretto_moss.moss_tts.cleaning import cleaned
 from stretto_moss.moss_tts.family import LANGUAGES, MossVocabulary
 
 FIELDS = ("Reference(s)", "Instruction", "Tokens", "Quality", "Sound Event", "Ambient Sound", "Language", "Text")
-# of a recording, in dB relative to full scale
+# Level to which a recording is scaled, in dB relative to full scale, and limit on the change.
 LEVEL_DB = -20.0
 MAX_GAIN_DB = 3.0
 EPS = 1e-9

@@ -1,4 +1,4 @@
-"""MOSS-TTS-Nano prompts: those of MOSS-TTS-Local with other ids, and recordings as they are."""
+"""MOSS-TTS-Nano prompts: MOSS-TTS-Local prompts with other ids, and unchanged recordings."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Phonon language model: that of Pocket TTS with another activation, another norm of times, and a bias for latents."""
+"""Phonon language model: Pocket TTS with another activation, another norm of times, and a bias for latents."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Phonon prompts: those of Pocket TTS, with the text changes and the end of the authors' runtime (ptts 0.4.2)."""
+"""Phonon prompts: Pocket TTS prompts with the text changes and the end of the authors' runtime (ptts 0.4.2)."""
 
 from pathlib import Path
 

@@ -26,7 +26,7 @@ CODEC_TYPE = "pocket_tts_audio_tokenizer"
 TABLE = "model.embed_tokens.weight"
 QUERIES = "self_attn.q_proj.weight"
 GENERATION_FILE = "generation_config.json"
-END_THRESHOLD = -4.0  # of a generation_config.json that does not state it
+END_THRESHOLD = -4.0  # default if generation_config.json does not state it
 # Fields of `speech_sampling` by generation_config.json key.
 GENERATION = {"temperature": ("audio.temperature",), "do_sample": ("audio.temperature",)}
 DROPPED = ("loss_weighting.", "latent_stats_num_updates")  # for training only
@@ -74,7 +74,7 @@ NAMES = (
 )
 Names = tuple[tuple[str, str], ...]
 Parts = Mapping[str, tuple[str, Callable[[Tensor], Tensor]]]
-STATISTICS = ("latent_mean", "latent_std", "flow_lm.emb_mean", "flow_lm.emb_std")  # of the codec's latents
+STATISTICS = ("latent_mean", "latent_std", "flow_lm.emb_mean", "flow_lm.emb_std")  # statistics of the codec's latents
 NUMBERS = (  # fields of the codec's config.json
     *(
         "sampling_rate",
@@ -109,7 +109,7 @@ CODEC_EXPECTED: dict[str, Any] = {
 
 
 def renamed(name: str, names: Names) -> str:
-    """Return a name with the first fitting beginning replaced by the other one; unchanged if none fits."""
+    """Replace the first beginning in `names` that a name has by its counterpart; keep the name if it has none."""
     for one, other in names:
         if match := re.match(re.escape(one).replace(r"\#", r"(\d+)"), name):
             return other.replace("#", match[1] if match.groups() else "#") + name[match.end() :]
@@ -169,7 +169,7 @@ class AuthorsTensors(Mapping[str, Tensor]):
 
 
 def keys_and_values(query: str) -> tuple[str, str]:
-    """Return the names of the keys and of the values, given that of the queries."""
+    """Return the names of the key and value tensors, given the name of the query tensor."""
     return query.replace(".q_proj.", ".k_proj."), query.replace(".q_proj.", ".v_proj.")
 
 
@@ -332,7 +332,7 @@ class TransformersRelease:
         return plan_of_ours, merged
 
     def _reader(self, name: str, tensor: Part) -> Callable[[Tensor], Tensor]:
-        """Return the edit for the tensor that the one with an authors' name is read from."""
+        """Return the edit for the stored tensor from which the authors' tensor `name` is read."""
 
         def edit(stored: Tensor) -> Tensor:
             whole = stored.new_empty(tensor.stored) if stored.is_meta else self.tensors[name]
@@ -365,7 +365,7 @@ def read_codec_config(folder: Path, num_words: int) -> dict[str, Any]:
 
 
 def check_values(config: Mapping[str, Any], expected: Mapping[str, Any], file: str) -> None:
-    """Raise CheckpointError if the value at a dotted path is missing or another one; the message names the path."""
+    """Raise CheckpointError, naming the path, if the value at a dotted path is missing or not the expected value."""
     for path, value in expected.items():
         check_value(path, entry(config, path, file), value, file=file)
 

@@ -13,8 +13,8 @@ from stretto.records.prompt import InputImage
 # an image is scaled to this size; the published limit is 12.8 million
 MIN_PIXELS = 56 * 56
 MAX_PIXELS = 1 << 20
-MAX_RATIO = 200  # of an image's sides, as in transformers
-# of each colour, as in the published preprocessor_config.json
+MAX_RATIO = 200  # maximum ratio of an image's sides, as in transformers
+# mean and standard deviation of each colour, as in the published preprocessor_config.json
 CENTRE = 0.5
 SPAN = 0.5
 

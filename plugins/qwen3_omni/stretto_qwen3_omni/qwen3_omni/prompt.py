@@ -31,7 +31,7 @@ from stretto_qwen3_omni.qwen3_omni.image import Patches
 
 THOUGHTS_END = "</think>"
 MAX_IMAGES = 4  # in a request; the patches of one take up to 25 MB
-MAX_AUDIO_S = 300  # of all recordings in a request, whose features take 51 kB/s
+MAX_AUDIO_S = 300  # maximum for all recordings in a request; their features take 51 kB/s
 
 
 class ThinkerTemplate:

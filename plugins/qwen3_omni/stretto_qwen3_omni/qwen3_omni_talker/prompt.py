@@ -101,7 +101,7 @@ class TalkerPrompts:
         )
 
     def spoken(self, words: Sequence[int]) -> list[int]:
-        """Return those of `words` that may be spoken, because they do not begin, end or pad a text."""
+        """Return the ids in `words` that may be spoken: they do not begin, end or pad a text."""
         text = self._vocabulary.text
         marks = {text.pad, text.bos, text.eos}
         return [word for word in words if word not in marks]

@@ -82,7 +82,7 @@ def load_encoders(checkpoint: Path, device: str) -> RecordingEncoders:
 
 
 class NoFrames(Soundless):
-    """Codec of a model that generates no audio. Its frame rate is that of the times in transcripts."""
+    """Codec of a model that generates no audio. Its frame rate is the resolution of the times in transcripts."""
 
     spec = CodecSpec(NAME, SAMPLE_RATE, int(SAMPLE_RATE / TIMES_PER_S), 1, 1, Windowed(0, 0))
 

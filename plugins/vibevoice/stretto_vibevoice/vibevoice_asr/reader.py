@@ -126,7 +126,7 @@ class TranscriptReader:
 
 
 def parsed(text: str) -> dict[str, Any]:
-    """Return the JSON object in a text; an empty one if it is no object with a content."""
+    """Return the JSON object in a text; empty if the text is not an object with a content."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -28,7 +28,7 @@ class WordProgram(StepProgram):
     """Kernel launches that do what `WordDraw` does.
 
     Args:
-        given: Further arguments of `StepProgram`.
+        arguments: Further arguments of `StepProgram`.
     """
 
     def __init__(self, script: WordScript, readout: Readout, rules: SegmentRules, *arguments: Any):

@@ -100,7 +100,7 @@ class WordScript(DrawRules):
         return state | {"remaining": self.initial_padding, "forced": self.initial_padding, "end": -1}
 
     def sampled_ids(self, ids: Sequence[int]) -> list[int]:
-        """Return those of `ids` that the model may sample."""
+        """Return the ids in `ids` that the model may sample."""
         return [token for token in ids if token != self.wish_id][: self.num_sampled or None]
 
     def num_text_entries(self, max_rows: int) -> int:

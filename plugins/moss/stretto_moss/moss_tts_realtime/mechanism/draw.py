@@ -26,7 +26,7 @@ from stretto_moss.moss_tts_realtime.family import RecentPenalty
 class RecentDraw(RowDraw):
     """Sampler of rows in numpy or torch."""
 
-    _recent: RecentRows  # of the rows that are being sampled
+    _recent: RecentRows  # rows before those that are being sampled
     _penalty: torch.Tensor
 
     def __init__(self, penalty: RecentPenalty, *arguments: Any):

@@ -144,11 +144,11 @@ class SpokenLLM:
         return replace(spoken, delivery=prompt.delivery)
 
     def _sized(self, prompt: Prompt) -> Prompt:
-        """Return a prompt with the size and the options of the one that the speaker will get.
+        """Return a stand-in for the speaker's prompt, with its size and options.
 
-        The speaker's prompt needs the first word and hidden states of the writer. This one is complete before the
-        writer begins, so that a request that the speaker cannot take is refused at once. In place of the word it has an
-        id of the conversation, and in place of the states zeros, which take no memory.
+        The speaker's prompt needs the first word and hidden states of the writer. The stand-in is complete before the
+        writer begins, so that a request that the speaker cannot take is refused at once. It has an id of the
+        conversation in place of the word, and zeros, which take no memory, in place of the states.
         """
         num_states = sum(model_input.num_rows for model_input in prompt.inputs)
         zeros = np.broadcast_to(np.zeros((), np.float32), (num_states, self._width))
@@ -170,7 +170,7 @@ class SpokenLLM:
         return both | {name: of_writer[name] for name in ("active", "finished_total")}
 
     def has_work(self) -> bool:
-        """Return True if one of the models has; see `SpeechLLM.has_work`."""
+        """Return True if one of the models has work; see `SpeechLLM.has_work`."""
         return any(model.has_work() for model in self.parts)
 
     def shutdown(self) -> None:
@@ -184,11 +184,11 @@ class SpokenLLM:
         return [pid for model in self.parts for pid in model.engine_pids]
 
     def text_stream(self) -> StreamedText:
-        """Return the writer's; see `SpeechLLM.text_stream`."""
+        """Return the writer's streamed text; see `SpeechLLM.text_stream`."""
         return self.writer.text_stream()
 
     def max_words(self, prompt: Prompt) -> int:
-        """Return the writer's; see `SpeechLLM.max_words`."""
+        """Return the writer's limit; see `SpeechLLM.max_words`."""
         return self.writer.max_words(prompt)
 
     async def write(self, request_id: str, ids: Sequence[int], is_last: bool = False) -> None:

@@ -31,12 +31,12 @@ class StateRows:
 
     @classmethod
     def of_prompt(cls, talker: Talker, family: Family, prompt: Prompt) -> "StateRows | None":
-        """Return those of a prompt, all unknown; None if the talker reads none (`Speaker.collect_states`)."""
+        """Return the state rows of a prompt, all unknown; None if it has none (`Speaker.collect_states`)."""
         inputs = spoken_inputs(family, prompt)
         return cls(inputs) if inputs else None
 
     def put(self, rows: np.ndarray) -> None:
-        """Add states, float32 [n, 1 + H], whose column 0 has their positions. Known ones do not change."""
+        """Add states, float32 [n, 1 + H], whose column 0 has their positions. Known states do not change."""
         if self._states is None:
             self._states = np.zeros((len(self._positions), rows.shape[1] - 1), np.float32)
         places = np.searchsorted(self._positions, rows[:, 0].astype(np.int64))
