@@ -32,7 +32,7 @@ class DecoderSize:
         return round(1e9 * self.gpu_gb)
 
 
-UNKNOWN = DecoderSize(gpu_gb=9.0, gflop_per_s=0.0)  # of a codec for which no package states its size
+UNKNOWN = DecoderSize(gpu_gb=9.0, gflop_per_s=0.0)  # assumed for a codec if no package states its size
 BUILT_IN = {
     "dac": DecoderSize(8.29, 144.6),
     "espnet_dac": DecoderSize(7.07, 6.2),

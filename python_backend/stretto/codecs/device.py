@@ -1,4 +1,4 @@
-"""Layers of codecs on a GPU, each of which is one launch together with what follows it.
+"""Layers of codecs on a GPU. A layer and the operations after it are one kernel launch.
 
 Signals are [B, C, n], as elsewhere, but stored as rows of channels, [B, n, C].
 """
@@ -23,15 +23,15 @@ MIN_CHANNELS = 8  # tensor cores compute tiles of eight channels
 
 @dataclass(frozen=True, slots=True)
 class StatePart:
-    """Part of a layer in the state before and after a window.
+    """State of one layer before and after a window.
 
     Attributes:
-        before: Last inputs before the window, [B, D], or of all utterances, [R, D]; None if they are zeros.
-        after: Last inputs of the window, the same; written. None if they are not needed.
+        before: Last inputs before the window, [B, D], or a table of all utterances, [R, D]; None if they are zeros.
+        after: Last inputs of the window, with the same shape; written. None if they are not needed.
         again: Number of new inputs at the end that the next window contains again.
         first: Index of the first frame of each utterance, [B].
         late: Number of inputs at an utterance's start that count as zeros.
-        rows: Numbers of the utterances' rows in `before`, and in `after`, [2, B]; None if these are their own.
+        rows: Indices of the utterances' rows in the tables `before` and `after`, [2, B]; None without tables.
     """
 
     before: Tensor | None
@@ -53,7 +53,7 @@ class Rotation:
     Attributes:
         cosines: Cosines of n steps, [B, n, head_dim / 2].
         num_rotated: Number of columns of queries and keys, before those of the values.
-        is_paired: True if a coordinate is paired with the next one, otherwise with that of the other half.
+        is_paired: True if adjacent coordinates are pairs; False if pairs are coordinates half a head apart.
     """
 
     cosines: Tensor
@@ -95,7 +95,7 @@ PLAIN = Ending()
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """Norm of the inputs of a linear layer: RMSNorm or, with a bias, LayerNorm; [C] each."""
+    """Norm of the inputs of a linear layer: RMSNorm or, with a bias, LayerNorm; both tensors are [C]."""
 
     weight: Tensor
     bias: Tensor | None
@@ -103,18 +103,18 @@ class Norm:
 
 
 def norm_of(layer: nn.RMSNorm | nn.LayerNorm) -> Norm:
-    """Return the numbers of a layer of torch."""
+    """Return the weights and the epsilon of a torch layer."""
     assert layer.eps is not None
     return Norm(layer.weight, getattr(layer, "bias", None), layer.eps)
 
 
 def is_supported(conv: Convolving) -> bool:
-    """Return True if `convolve` computes a layer: with all channels in a group, or each in its own."""
+    """Return True if `convolve` supports a layer: all channels are one group, or each channel is a group."""
     return conv.groups in {1, conv.in_channels} and (conv.groups == 1 or conv.in_channels == conv.out_channels)
 
 
 def rows_of(x: Tensor) -> Tensor:
-    """Return the rows [B, n, C] of a signal [B, C, n], which it should be stored as."""
+    """Return the rows [B, n, C] of a signal [B, C, n], without a copy if it is stored as rows."""
     return x.transpose(1, 2).contiguous()
 
 
@@ -125,8 +125,8 @@ def convolve(
 
     Args:
         x: Inputs, [B, C, n].
-        conv: Convolution or, without a dilation, transposed one that `is_supported`.
-        state: Part of a causal layer in the state, which replaces its padding; None for the padding of torch.
+        conv: Convolution, or transposed convolution without dilation, that `is_supported` accepts.
+        state: State of a causal layer, which replaces its padding; None to pad as torch does.
     """
     sizes = sizes_of(x.shape[2], conv) if state is None else causal_sizes(x, conv, state)
     tensors = NO_STATE if state is None else state.tensors()
@@ -165,14 +165,14 @@ def multiply(
 ) -> Tensor:
     """Return the outputs of a linear layer, or their activations if `ending` has one, [B, n, O].
 
-    In the modes that round the operands of convolutions, the products are `tf32x3`, which does not.
+    In modes that round the operands of convolutions, linear layers use `tf32x3`, which does not round theirs.
 
     Args:
         x: Inputs, [B, n, C].
         weight: Weight, [O, C].
         bias: Bias, [O], or None.
         norm: Norm of the inputs, or None.
-        ending: What is done with the sums; its residual is [B, n, O].
+        ending: Operations after the sums; its residual is [B, n, O].
     """
     activation = replace(ending, keeps_sums=ending.activation is None).arguments(len(weight))
     norms = NO_NORM if norm is None else (norm.weight, norm.bias, norm.eps)
@@ -215,7 +215,7 @@ class JointCodebooks:
         """Return the sums [B, n, O] of the projected entries of codes [B, K, n], in two launches.
 
         Args:
-            last_code: Code for which higher ones count, in codebooks after the first.
+            last_code: Code that replaces higher codes in codebooks after the first.
         """
         num_books = codes.shape[1]
         rows = torch.ops.stretto.sum_entries(codes, self.entries, 1, 1, last_code, 1.0)
@@ -254,7 +254,7 @@ class SplitCodebooks:
 
 
 def split_codebooks(tables: Sequence[Tensor], projections: Sequence[nn.Conv1d]) -> SplitCodebooks:
-    """Return codebooks with entries [size, C] whose groups have these projections, which then use its memory."""
+    """Join codebooks with entries [size, C] in two groups; the projections of the groups then share its memory."""
     with torch.inference_mode(False), torch.no_grad():
         entries = torch.stack([table.detach() for table in tables])
         weight = torch.cat([projection.weight.detach()[..., 0] for projection in projections], 1)
@@ -264,7 +264,7 @@ def split_codebooks(tables: Sequence[Tensor], projections: Sequence[nn.Conv1d]) 
 
 
 def _signals(sums: Tensor, activations: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the signals [B, C, n] of rows [B, n, C], and memory that is not used unchanged."""
+    """Return rows [B, n, C] as signals [B, C, n]; an unused result, which has another shape, stays unchanged."""
     if sums.dim() == 3:
         sums = sums.transpose(1, 2)
     if activations.dim() == 3:
@@ -284,7 +284,7 @@ def causal_sizes(x: Tensor, conv: Convolving, state: StatePart) -> Sizes:
 
 
 def sizes_of(num_inputs: int, conv: Convolving) -> Sizes:
-    """Return the sizes of a layer with the padding of torch."""
+    """Return the sizes of a layer that is padded as in torch."""
     (kernel,) = conv.kernel_size
     padding = int(conv.padding[0])
     if isinstance(conv, nn.ConvTranspose1d):
@@ -319,7 +319,7 @@ def taps_of(conv: Convolving) -> Tensor:
 
 
 def packed_taps(taps: Tensor, rate: int) -> Tensor:
-    """Return the columns of all outputs of a step, [k / rate, rate · O, C], for taps [k, O, C] of one."""
+    """Merge each `rate` taps [k, O, C] into one with all outputs of a step, [ceil(k / rate), rate · O, C]."""
     missing = -len(taps) % rate
     if missing:  # a copy; no layer of a served codec with a state has such a kernel
         taps = torch.cat([taps, taps.new_zeros(missing, *taps.shape[1:])])
@@ -327,10 +327,10 @@ def packed_taps(taps: Tensor, rate: int) -> Tensor:
 
 
 def joined_weight(layers: Sequence[nn.Linear], is_interleaved: bool = False) -> Tensor:
-    """Return the weights of linear layers with the same inputs as one weight, which at first use becomes their memory.
+    """Return the weights of linear layers with the same inputs as one weight; the layers then share its memory.
 
     Args:
-        is_interleaved: True if their outputs alternate.
+        is_interleaved: True to alternate the rows of the layers instead of concatenating their weights.
     """
     weights = [layer.weight for layer in layers]
     joint: Tensor | None = getattr(layers[0], "_joint", None)

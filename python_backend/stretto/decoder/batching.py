@@ -147,7 +147,7 @@ class HostTurns:
         self._hosts: dict[str, None] = {}  # the one whose turn was last comes last
 
     def next(self, hosts: Collection[str]) -> str:
-        """Return the one of `hosts` whose last turn was longest ago."""
+        """Return the host in `hosts` whose last turn was longest ago."""
         waiting = [host for host in self._hosts if host in hosts]
         host = next((new for new in hosts if new not in self._hosts), None)
         host = waiting[0] if host is None else host

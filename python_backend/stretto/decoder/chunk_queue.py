@@ -66,7 +66,7 @@ class Stopwatch:
     def __init__(self, num_context_frames: int, longest_s: float = math.inf) -> None:
         self._num_context_frames = num_context_frames
         self._longest_s = longest_s
-        self._sums = np.zeros(5)  # of weights, x, y, x * x and x * y, where x = 1 / frames and y = seconds / frames
+        self._sums = np.zeros(5)  # sums of weights, x, y, x * x and x * y; x = 1 / frames, y = seconds / frames
         self.measured = DecodingTime()
 
     def record(self, num_frames: int, spent_s: float) -> None:

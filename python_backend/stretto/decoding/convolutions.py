@@ -26,7 +26,7 @@ from stretto.codecs.kernels.operators import PRECISION, runs_kernels
 from stretto.config import DecoderConfig
 from stretto.errors import CheckpointError
 
-DROPPED_BITS = 13  # of the 24 significant bits of float32
+DROPPED_BITS = 13  # bits that TF32 drops from the 24 significant bits of float32
 
 
 def convolutions_in(mode: str) -> AbstractContextManager[object]:
@@ -43,7 +43,7 @@ def check_mode(codec: Codec, mode: str) -> None:
     """Check that a codec has convolutions that a mode changes.
 
     Raises:
-        CheckpointError: If it is a module of torch without such layers.
+        CheckpointError: If the codec is a torch module without such layers.
     """
     if mode == "float32" or not isinstance(codec, nn.Module):
         return
@@ -67,11 +67,11 @@ class ConvolutionCall:
 
     @property
     def is_product(self) -> bool:
-        """True if the kernel can compute it: without a stride or, transposed, without dilation."""
+        """True if the kernel supports the call: a convolution without stride, or a transposed one without dilation."""
         return tuple(self.dilation if self.is_transposed else self.stride) == (1,)
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Convolve other inputs and weights with torch."""
+        """Convolve `x` and `weight` with torch, with the sizes of this call."""
         sizes = self.stride, self.padding, self.dilation, self.is_transposed, self.output_padding
         return torch.convolution(x, weight, bias, *sizes, groups=1)
 
@@ -95,7 +95,7 @@ class ConvolutionCall:
 
 
 class Convolutions(TorchFunctionMode):
-    """Mode in which one-dimensional float32 convolutions of at least MIN_CHANNELS channels are products of this module.
+    """Mode in which one-dimensional float32 convolutions of at least MIN_CHANNELS channels use this module.
 
     Convolutions in groups stay unchanged, because they have little arithmetic, and so do those with a stride, which
     only encoders have.
@@ -107,7 +107,7 @@ class Convolutions(TorchFunctionMode):
     def __init__(self, precision: str) -> None:
         super().__init__()
         self._precision = precision
-        # Converted weights by weight. A CUDA graph uses those from the decodes before its capture.
+        # Converted weights, keyed by weight. A CUDA graph uses the weights converted before its capture.
         self._weights = WeakTensorKeyDictionary()
         self._entered = list[Token[str]]()
 
@@ -177,7 +177,10 @@ class Convolutions(TorchFunctionMode):
         return call.run(x, weight, bias)
 
     def _converted_weight(self, call: ConvolutionCall, is_on_device: bool) -> Tensor:
-        """Return the weight for the kernel or, on a CPU, for torch: for `tf32x3`, the parts that match `thirds`."""
+        """Return the weight for the kernel or, on a CPU, the rounded weight for torch.
+
+        For `tf32x3`, torch gets three parts (high, high and low), one for each part of the signal (`thirds`).
+        """
         if is_on_device:
             return call.packed_weight()
         if self._precision != "tf32x3":

@@ -303,7 +303,7 @@ def product_kernel(
     row = row_of(state_rows, batch)
     num_blocks = tl.cdiv(num_channels, CHANNELS)
     has_mean: tl.constexpr = norm_bias is not None
-    if norm_weight is not None:  # of one input for each output, without a state
+    if norm_weight is not None:  # such a layer has one input for each output, and no state
         mean, scale = norm_of_rows(x, batch * num_inputs + step, is_row, num_channels, eps, has_mean, block_rows)
     of_columns = weight + (columns.to(tl.int64) * weight_column)[:, None]
     total = tl.zeros((block_rows, block_columns), tl.float32)

@@ -23,9 +23,9 @@ def memory_or_none(memory: Tensor) -> Tensor | None:
 @triton.jit
 def input_at(
     x: tl.tensor,  # [B, n, C]
-    before: tl.tensor,  # [R, D], of which the layer's part begins here, or None
+    before: tl.tensor,  # [R, D], from the beginning of the layer's part, or None
     batch: tl.tensor,  # below B, even where nothing is inside
-    row: tl.tensor,  # of the utterance in `before`
+    row: tl.tensor,  # row of the utterance in `before`
     step: tl.tensor,
     channel: tl.tensor,
     is_inside: tl.tensor,
