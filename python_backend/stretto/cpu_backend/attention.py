@@ -24,7 +24,7 @@ from vllm.v1.attention.backends.cpu_attn import (
 
 HEADS_OF_A_PASS = {"vec": 8, "vec16": 16, "amx": 32}  # query heads, by the kernel's name; others: one row a pass
 NO_WINDOW = -1
-# of the head sizes that the kernel may support
+# step and maximum of the head sizes that the kernel may support
 HEAD_SIZE_STEP = 16
 MAX_HEAD_SIZE = 512
 

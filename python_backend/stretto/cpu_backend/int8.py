@@ -16,7 +16,7 @@ from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMetho
 
 from stretto.cpu_backend.products import MAX_PREPARED, padded_size
 
-LARGEST = 127  # of a quantized number
+LARGEST = 127  # largest quantized number
 MIN_WIDTH = 256  # narrower layers take less time than the quantization of their input
 TINY = torch.finfo(torch.float32).tiny
 

@@ -11,7 +11,7 @@ INT32S = ctypes.c_int32 * (1 << 30)  # one type for tables of any size, because 
 
 @lru_cache(maxsize=4096)  # addresses stay the same from step to step; making an array takes longer than reading a row
 def _int32s(address: int) -> np.ndarray:
-    """Return the int32 values from a memory address on, of which only those of the table may be used."""
+    """Return the int32 values from a memory address on; only values of the table may be used."""
     return np.ctypeslib.as_array(INT32S.from_address(address))
 
 

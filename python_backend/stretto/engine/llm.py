@@ -422,7 +422,7 @@ def loops_of(prompt: Prompt, family: Family) -> CodeLoops | None:
 
 
 def _trailer_of_loop(utterance: Utterance, sampling: SamplingConfig) -> Trailer:
-    """Return the statistics of a reply that ends at a repetition, of which the engine may have sent further rows."""
+    """Return the statistics of a reply that ends at a repetition. Rows that the engine sent after it do not count."""
     num_frames = utterance.reply.num_frames
     switches = [change.frame for change in utterance.guidance_changes]
     num_guided_frames = num_guided(switches, num_frames) if sampling.has_pair else 0

@@ -226,7 +226,7 @@ class Utterance:
             yield from self._due_chunks(segment)
 
     def _before_loop(self, rows: np.ndarray) -> np.ndarray:
-        """Return the rows up to the one with which a repetition of codes is too long."""
+        """Return the rows up to the row in which a repetition of codes becomes too long."""
         if self.loops is None:
             return rows
         first = self._family.layout.codebook_streams[0]

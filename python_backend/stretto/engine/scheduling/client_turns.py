@@ -217,7 +217,7 @@ class ClientTurns:
         return resting
 
     def end_schedule(self, scheduled: Mapping[str, int]) -> None:
-        """Deduct the rows of a scheduled step; after an empty one, no reply skips the next step.
+        """Deduct the rows of a scheduled step; after an empty step, no reply skips the next step.
 
         Args:
             scheduled: Number of scheduled rows, keyed by request id.

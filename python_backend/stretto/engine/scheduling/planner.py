@@ -428,7 +428,7 @@ class PairPlanner:
         return [request for request in running if request.request_id in (last.request_id, partner)]
 
     def next_to_preempt(self, running: list[Request]) -> list[Request]:
-        """Return the members of the youngest pair (or single request) that waits for text, or else of the last one."""
+        """Return the requests of the youngest pair (or single request) that waits for text, or else of the last."""
         return self.with_partner(self.tail(running))
 
     def with_partner(self, tail: list[Request]) -> list[Request]:

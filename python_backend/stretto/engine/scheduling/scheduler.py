@@ -115,7 +115,7 @@ class PairedScheduling(Base):
         # Step whose output is processed: scheduled requests and their samples.
         self._scheduled: dict[str, int] = {}
         self._sampled = SampledRows(rules)
-        self._audio_starts: dict[str, int] = {}  # of replies whose text has ended since the last scheduled step
+        self._audio_starts: dict[str, int] = {}  # by reply whose text has ended since the last scheduled step
         self._ended: list[str] = []  # conditional requests whose unconditional request ends before the next step
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:

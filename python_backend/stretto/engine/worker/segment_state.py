@@ -103,7 +103,7 @@ class SegmentState:
         Args:
             logits: Logits of stream 0 in audio, [A, C0 + E]; the last E columns are end ids.
             index: Rows whose logits are passed, [A].
-            is_hidden: True for end ids to mask instead, [B, E].
+            is_hidden: True for end ids to mask, [B, E]; None to mask all of them before the minimum length.
         """
         if self._out_of_place is not None:
             row_of_frame = self._arrays.tensor(pick(rows.frame % len(self._out_of_place), index))

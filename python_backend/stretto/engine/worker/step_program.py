@@ -410,14 +410,14 @@ def num_warps(block: int) -> int:
 
 
 class StepSampler:
-    """Sampler of the rows (all streams) of a step, like `SpeechSampler`, but in a few launches for each row.
+    """Sampler of the rows (all streams) of a step, like `SpeechSampler`, but with few kernel launches for each row.
 
     Args:
         program: Launches that sample one row per request.
-        bursts: Steps of several rows, for each of which the program runs; None if each step has one row per request.
+        bursts: Sampler of steps of several rows, which runs the program for each row; None if steps have one row.
 
     Attributes:
-        drawn: Ids of stream 0 that the last step of one row per request has sampled, [B, 1].
+        drawn: Ids of stream 0 that the last step with one row per request has sampled, [B, 1].
     """
 
     drawn: torch.Tensor
