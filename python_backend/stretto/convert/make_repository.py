@@ -48,7 +48,7 @@ from stretto_contract.schema import MOST_ROWS
 from stretto_contract.speech_checks import USUAL_SIGNALS
 
 PARAMETER = "profile"
-REACH_S = 0.1  # of the filters that convert and mark samples: how far one depends on later ones
+REACH_S = 0.1  # later audio on which a sample depends through the filters that convert and mark samples
 
 
 def profile(
@@ -59,7 +59,7 @@ def profile(
     Args:
         sample_rate: Sample rate of the codec in Hz.
         frame_rate: Frames per second of the codec.
-        lookahead_frames: As of the codec (`CodecSpec.lookahead_frames`).
+        lookahead_frames: `CodecSpec.lookahead_frames` of the codec.
     """
     reach = lookahead_frames + ceil(REACH_S * frame_rate) if family.has_all_frames else MOST_ROWS
     record = {
@@ -292,7 +292,7 @@ def make(
 
     Args:
         out: Directory to create; it must be missing or empty.
-        placement: Devices for GPUs; None for the CPU.
+        placement: GPUs to use; None to use the CPU.
         aligner: Folder of the CTC model for word times, or None.
         quantize: Key of QUANTIZATIONS; None to use the weights as stored.
 

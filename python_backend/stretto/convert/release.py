@@ -38,7 +38,7 @@ from stretto.weights.loading import open_tensors
 logger = logging.getLogger(__name__)
 
 FILES = ("vocab.json", "merges.txt")
-# of an added token, as a key
+# id of an added token, as a key
 ID = re.compile("[0-9]{1,9}")
 SURROGATE = re.compile("[\ud800-\udfff]")
 # https://huggingface.co/Qwen/Qwen2-7B/blob/main/tokenizer.json, `pre_tokenizer`.
@@ -246,7 +246,7 @@ def _embeddings(tensors: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _known_dtype(trained: str | None, tensors: Mapping[str, Tensor], embeddings: str) -> str:
-    """Return the dtype used in training; if unknown, that of the embeddings."""
+    """Return the dtype used in training; if unknown, the dtype of the embeddings."""
     stored = _embeddings(tensors, embeddings)
     dtype = trained or str(stored.dtype).removeprefix("torch.")
     if dtype not in DTYPES:

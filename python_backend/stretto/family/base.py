@@ -157,7 +157,7 @@ class UnconditionalContext:
     pair: ClassVar[Callable[..., Any] | None] = None
 
 
-UNGUIDED = UnconditionalContext(null_id=0, keep_first=0, keep_last=1)  # of a family without CFG pairs, which reads none
+UNGUIDED = UnconditionalContext(null_id=0, keep_first=0, keep_last=1)  # placeholder for families without CFG pairs
 READ_ALOUD = ("tts", "speak")  # tasks whose replies speak a given text; others answer it
 WRITTEN_DOWN = ("asr", "translate")  # tasks whose replies are the text of a recording
 

@@ -51,7 +51,7 @@ class Release:
 
     @property
     def folder(self) -> Path:
-        """Folder of the release: that of the weights, which may be a file in it."""
+        """Folder of the release; if `model` is a file, the folder that contains it."""
         return self.model if self.model.is_dir() else self.model.parent
 
     @property

@@ -100,7 +100,7 @@ class RowRotation:
         angles = self._columns[:, 0] % (len(self._columns) // 2)
         self._positions = torch.zeros(3, max_rows, dtype=torch.int64, device=angles.device)
         self._images: dict[int, tuple[InputImage, ...]] = {}  # by slot
-        self._axes = torch.zeros_like(angles)  # of angles: 0 for time, 1 for line, 2 for column
+        self._axes = torch.zeros_like(angles)  # axis of each angle: 0 for time, 1 for line, 2 for column
         for axis in (1, 2):
             self._axes[(angles % 3 == axis) & (angles < 3 * sections[axis])] = axis
         rotary = deepcopy(stock)  # vLLM shares it with other models

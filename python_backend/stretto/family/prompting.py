@@ -469,7 +469,7 @@ def check_codes(codes: np.ndarray, family: Family, path: str) -> None:
 
 
 def codes_of(piece: Piece, family: Family, encode: Callable[[np.ndarray], np.ndarray] | None) -> np.ndarray:
-    """Return the codes of a recording, int [S, T]: those in the request, or those of its samples.
+    """Return the codes of a recording, int [S, T], from the request or encoded from its samples.
 
     Args:
         encode: Function of samples [n] that returns their codes; None if the checkpoint has no audio tokenizer.

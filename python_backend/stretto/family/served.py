@@ -1,4 +1,4 @@
-"""Family of a served checkpoint as its requests see it: that of a writer and its speaker, if it has a speaker."""
+"""Family of a served checkpoint for requests: if it has a speaker, a combination of writer and speaker."""
 
 from dataclasses import replace
 from pathlib import Path

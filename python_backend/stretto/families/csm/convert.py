@@ -39,7 +39,7 @@ class Depth(LlamaLayers):
 
 
 class Codec(Section):
-    """`codec_config`; its other fields are those of transformers' class for Mimi."""
+    """`codec_config`; its other fields are defined by transformers' class for Mimi."""
 
     codebook_size: Size = 2048
 

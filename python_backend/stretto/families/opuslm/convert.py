@@ -48,7 +48,7 @@ CONVOLUTIONS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
 
 
 class FrontEnd(Section):
-    """`frontend_conf` of XEUS, with ESPnet's defaults, of which some are not supported."""
+    """`frontend_conf` of XEUS, with those of ESPnet's defaults that are supported."""
 
     shapes: list[Annotated[list[Size], Field(min_length=3, max_length=3)]] = Field([*map(list, CONVOLUTIONS)])
     norm_mode: Literal["layer_norm", "group_norm"]
@@ -61,7 +61,7 @@ class FrontEnd(Section):
 
 
 class Encoder(Section):
-    """`encoder_conf`, with ESPnet's defaults, of which some are not supported."""
+    """`encoder_conf`, with those of ESPnet's defaults that are supported."""
 
     output_size: Size = 256
     attention_heads: Size = 4

@@ -10,7 +10,7 @@ from stretto.families.tiny.letters import NAMES, is_spelled, spell
 from stretto.families.tiny.numbers import digits, number, year
 
 MAX_SPELLED = 12  # maximum number of letters and digits that are spelled in full
-NUM_SHOWN = 8  # of a longer identifier, as people do with hashes and UUIDs
+NUM_SHOWN = 8  # characters spoken of a longer identifier, as people read hashes and UUIDs
 # Addresses and paths may not end with the punctuation of the surrounding sentence.
 EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,63}")
 URL = re.compile(r"\b(?:(?:https?|ftp)://|www\.)[^\s<>\"]+|(?<![\w.-])(?:[a-z0-9-]{1,63}\.){1,8}[a-z]{2,63}/[^\s<>\"]*")

@@ -21,7 +21,7 @@ LOUDEST_DB = -20.0
 NUM_LOUDEST = 5  # the fifth-loudest frame determines the peak level, so that a click of 0.08 s does not
 NUM_SPEECH = 3  # minimum number of loud frames among NUM_LOUDEST in speech; a click has fewer
 
-# of Silero's voice activity detector, in Hz and samples
+# rate in Hz and window in samples of Silero's voice activity detector
 NETWORK_RATE = 16_000
 WINDOW = 512
 # Of 16 kinds of noise, hum, tones, clicks, breath and chords, none has two windows of this probability. Words of 0.15 s

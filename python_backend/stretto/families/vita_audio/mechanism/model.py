@@ -60,7 +60,7 @@ def add_modules(bursts: ModuleSchedules, model: Any, vllm_config: VllmConfig) ->
 
 
 class ModuleNetwork:
-    """Modules of a model, run one at a time.
+    """MCTP modules of a model, run one at a time.
 
     Args:
         model: Model with the modules that `add_modules` added.
