@@ -54,15 +54,15 @@ TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
 NUM_DOWNLOADS = 4  # files at once
 PIECE = 1 << 20
 MAX_ANSWER_BYTES = 32 << 20  # 10,000 files of a repository have 5 MB
-# of an answer that takes longer
+# minimum speed of an answer that takes longer than PATIENCE_S
 MIN_BYTES_PER_S = 1000
 PATIENCE_S = 60.0
-WORK_S = 120  # of the processor, for a question to the hub
+WORK_S = 120  # processor time for a question to the hub
 QUESTION_S = 1800  # for a question to the hub, with all attempts
-LENGTH_BYTES = 8  # of the length of a safetensors header
+LENGTH_BYTES = 8  # length field before a safetensors header
 FIRST_BYTES = 100_000  # hold most headers
 MAX_HEADER_BYTES = 25_000_000  # as in the client library
-MAX_DIMENSIONS = 8  # of a tensor; published ones have at most 5
+MAX_DIMENSIONS = 8  # maximum for a tensor; published tensors have at most 5
 # Bytes of a number in a safetensors file.
 WIDTHS = {"F64": 8, "I64": 8, "U64": 8, "C64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 WIDTHS |= dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1)

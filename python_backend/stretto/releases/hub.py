@@ -19,7 +19,7 @@ from stretto.releases.messages import BadArgument, ReleaseError, Unavailable, li
 from stretto.releases.target import MAX_FILES
 
 MAX_RELEASE_BYTES = 200_000_000_000
-MAX_PART_BYTES = 255  # of a file name
+MAX_PART_BYTES = 255  # maximum length of a file name
 ENDPOINT = "https://huggingface.co"
 SECRET = re.compile(r"//[^/\s@]*@")  # a user's name and password in an address
 PATH = re.compile(r"[^/\\\x00:]+(/[^/\\\x00:]+)*")

@@ -481,7 +481,7 @@ def choices_of(flags: argparse.Namespace) -> Choices:
 
 
 def token_of(flags: argparse.Namespace) -> str | None:
-    """Return the token in the file that the user names; None for that of the environment."""
+    """Return the token in the file that the user names; None to use the token in the environment."""
     return None if flags.token_file is None else read_token(flags.token_file)
 
 

@@ -38,7 +38,7 @@ WORDS = {
 
 
 def licence_of(source: RepositoryFiles, stated: str | None, endpoint: str) -> Licence:
-    """Return the licence of a source: that of the names table or, if it is unknown, that of the model card.
+    """Return the licence of a source from the names table or, if it is unknown there, from the model card.
 
     Args:
         stated: Licence identifier of the model card, or None.

@@ -308,7 +308,7 @@ def folder_name(manifest: Manifest) -> str:
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """Return the manifest in a file; None if it cannot be read, or is that of another version."""
+    """Return the manifest in a file; None if it cannot be read, or another version has written it."""
     with suppress(CheckpointError, AttributeError, KeyError, TypeError):
         record = json_object(path)
         request = Request(**record["request"] | {"arguments": tuple(record["request"]["arguments"])})
@@ -376,7 +376,7 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-LENGTH_BYTES = 8  # of the length of a safetensors header
+LENGTH_BYTES = 8  # length field before a safetensors header
 
 
 class View:

@@ -59,7 +59,7 @@ class Folder(Listing):
             name = file.relative_to(path).as_posix()
             if any(component.startswith(".") for component in name.split("/")[:-1]):
                 continue
-            with suppress(OSError):  # a link to nothing
+            with suppress(OSError):  # a dangling link
                 if stat.S_ISREG((facts := file.stat()).st_mode):
                     status_of[name] = facts
             if len(status_of) > MAX_FILES:
@@ -94,7 +94,7 @@ class Target:
         release: Name in the names table, OWNER/NAME with an optional `#part`, or real path of a folder.
         entry: Entry of the names table; None for other targets.
         repository: OWNER/NAME on the hub; None for a folder.
-        listing: Files of the folder; None for others.
+        listing: Files of the folder; None for other targets.
         part: Name after `#`, or None.
     """
 
@@ -106,7 +106,7 @@ class Target:
 
     @property
     def folder(self) -> Path | None:
-        """The folder; None for others."""
+        """Path of the folder; None for other targets."""
         return None if self.listing is None else self.listing.path
 
     @property
@@ -116,16 +116,16 @@ class Target:
 
     @property
     def checkpoint_family(self) -> str | None:
-        """Family of a converted checkpoint in the folder, which can be served as it is; None for others."""
+        """Family of a converted checkpoint in the folder, which can be served as it is; None if there is none."""
         family = None if self.listing is None else self.listing.json(CONFIG).get(FAMILY)
         return family if isinstance(family, str) else None
 
 
 def release_of(text: str) -> str:
-    """Return the release that a word of the command line names, as manifests have it: a folder by its real path.
+    """Return the release named by a command-line argument, in the form used in manifests (a folder: its real path).
 
     Raises:
-        BadArgument: If it is the address of something else than a repository.
+        BadArgument: If it is a hub address of something other than a repository.
     """
     text = PAGE.sub("", text.strip(" "))
     where, hash_sign, part = text.partition("#")
@@ -154,7 +154,7 @@ def _repository(word: str) -> str:
 
 
 def parse(text: str) -> Target:
-    """Return the release that a word of the command line names.
+    """Return the release named by a command-line argument.
 
     Raises:
         BadArgument: If it is malformed.
@@ -190,7 +190,7 @@ FOLDER = "folder"  # name of a release whose own name has no usable character
 def detect(
     listing: Listing, repository: str | None = None, part: str | None = None, family: str | None = None
 ) -> ReleaseEntry:
-    """Return the entry of the only release in a listing; one of the table of names if that has the repository.
+    """Return an entry for the only release in a listing, with facts from the names table if it has the repository.
 
     Args:
         listing: Names and small files of a folder or a repository.
@@ -199,7 +199,7 @@ def detect(
         family: Family to accept; None for any.
 
     Returns:
-        Entry without a revision. Licence, gate and sizes are those of the names table, where it has the repository.
+        Entry without a revision. Licence and gate come from the names table if it has the repository.
 
     Raises:
         BadArgument: If the listing has several releases, or is a checkpoint.
@@ -237,7 +237,7 @@ def matches(listing: Listing) -> list[Match]:
         module, _, name = reference.partition(":")
         try:
             all_matches += getattr(import_module(module), name)(listing)
-        except ReleaseError:  # of the hub
+        except ReleaseError:  # from the hub
             raise
         except Exception as error:  # a plug-in may raise anything
             logger.warning("%s: cannot recognise releases: %r", reference, error)
@@ -272,7 +272,7 @@ def entry_of(match: Match, where: str) -> ReleaseEntry:
 
 
 def plain_name(text: str) -> str:
-    """Return a repository's or folder's name in lower case, with `-` for characters that no release's name may have."""
+    """Return a repository's or folder's name in lower case, with `-` for characters that no release name has."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:MAX_NAME_CHARS].rstrip("-.") or FOLDER
 
 
