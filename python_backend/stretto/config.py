@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
-MAX_SLOTS = 64  # of LoRA adapters
-MAX_RANK = 512  # of an adapter, in vLLM
+MAX_SLOTS = 64  # maximum number of slots for LoRA adapters
+MAX_RANK = 512  # maximum rank of an adapter in vLLM
 # vLLM's engine arguments for memory
 MEMORY_ARGUMENTS = frozenset({"gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override"})
 

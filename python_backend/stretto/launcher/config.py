@@ -87,7 +87,7 @@ class LaunchConfig:
 
     @property
     def gateway_address(self) -> str:
-        """Address at which the gateway listens: the launcher's, or that of its own arguments."""
+        """Address at which the gateway listens: `--address` in its own arguments, or the launcher's address."""
         parser = argparse.ArgumentParser(add_help=False)
         parser.add_argument("--address", type=listening_address, default=self.address)
         address: str = parser.parse_known_args(self.gateway_args)[0].address
@@ -339,7 +339,7 @@ def with_absolute_paths(arguments: Iterable[str], path_flags: Container[str]) ->
 
 
 def absolute(path: str) -> str:
-    """Return the absolute form of a path; an empty one and an address such as `s3://bucket` are unchanged."""
+    """Return the absolute form of a path; an empty path and an address such as `s3://bucket` are unchanged."""
     return path if not path or "://" in path else os.path.abspath(os.path.expanduser(path))
 
 

@@ -82,7 +82,7 @@ class ProxyProcess:
             idle_s=config.idle_s,
         )
         self._state = UNREADY
-        self._reports: set[str] = set()  # of the running process: IDLE, WAKE and names of models
+        self._reports: set[str] = set()  # reports of the running process: IDLE, WAKE and names of models
         self._start()
         self._listen()
         write_key(launch, self._config.grpc_port, self._config.key)
@@ -294,7 +294,7 @@ class SpareProcess:
                 self._start()
 
     def stop(self) -> None:
-        """Kill the process. Engine hosts end with their models, and the gateway with its spare."""
+        """Kill the process. A gateway that it has forked ends with it; engine hosts end only with their models."""
         self._process.kill()
         self._process.wait()
 

@@ -21,7 +21,7 @@ KILL_S = 35.0  # a launcher ends this long after its drain at the latest
 
 
 def replica_config(config: LaunchConfig, number: int) -> LaunchConfig:
-    """Return the configuration of a further replica: that of the first one with other ports, and without a gateway."""
+    """Return the configuration of replica `number`: as for the first, but with other ports and without a gateway."""
     http_port = config.http_port + number * PORT_STEP
     pid_file = default_pid_file(http_port, state_folder())
     return replace(

@@ -21,7 +21,7 @@ VERSION_FILE = "TRITON_VERSION"  # in the folder of an installed server
 
 
 def find_installation(cache: Path) -> Installation:
-    """Return the server of a Triton container or, if there is none, the one inside the nvidia-pytriton wheel."""
+    """Return the server of a Triton container or, if there is none, of the nvidia-pytriton wheel."""
     if CONTAINER_SERVER.exists():
         installation = Installation(CONTAINER_SERVER)
     else:

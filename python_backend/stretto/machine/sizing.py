@@ -22,7 +22,7 @@ BYTES = 2  # bfloat16
 LIBRARY_BYTES = 1 << 30  # CUDA context of a process, and workspaces and kernels of cuBLAS and cuDNN
 # The same for a decoder: 4.4 GiB were measured with one codec and its graphs, 2 of them local memory of kernels.
 DECODER_LIBRARY_BYTES = 9 << 29
-WORKSPACE_BYTES = 3 << 29  # of cuDNN: about 0.6 GiB were measured for graphs, and as much without
+WORKSPACE_BYTES = 3 << 29  # workspaces of cuDNN: about 0.6 GiB were measured for graphs, and as much without
 HOST_MS_A_ROW = 0.039  # Python time around a step for each row (measured with an H100)
 # longest reply; on average, streams are halfway through it
 SECONDS = 30.0

@@ -91,7 +91,7 @@ class PerthStream:
 
 
 class Perth:
-    """The marker; its interface is that of `Marker`."""
+    """The marker, with the interface of `Marker`."""
 
     def stream(self, sample_rate: int, samples_per_frame: int) -> PerthStream:
         """Begin an utterance."""

@@ -184,7 +184,7 @@ class FairQueue(Generic[Item]):
             return self._waiting.pop()
 
     def close(self) -> None:
-        """Let `get` no longer wait."""
+        """Close the queue: `get` returns the remaining items, then None, and no longer waits."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()

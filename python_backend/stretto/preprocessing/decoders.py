@@ -59,7 +59,7 @@ def decode(data: bytes, max_s: float, field: str) -> tuple[np.ndarray, int]:
         InvalidRequest: The file cannot be decoded, or its rate or its number of channels is outside the limits.
     """
     data = data[_first_byte(data) :]
-    end = 8 + int.from_bytes(data[4:8], "little")  # of a WAV file
+    end = 8 + int.from_bytes(data[4:8], "little")  # end of the file if it is a WAV file
     if data.startswith(b"RIFF") and data[end : end + 4] == b"RIFF":
         raise InvalidRequest(field, "one recording", f"two WAV files, the second one at byte {end}")
     if data.startswith(b"RF64") and not any(data[28:36]):  # as written to a pipe; as WAV it is read to its end

@@ -8,8 +8,8 @@ from typing import Literal
 
 from stretto.errors import InvalidRequest
 
-MAX_SCANS = 100  # of a JPEG; encoders write up to 10 for a progressive one
-MAX_SCANNED_PIXELS = 20 << 24  # of all scans together, 20 of the largest image; a scan without data takes 1 ns a pixel
+MAX_SCANS = 100  # maximum for a JPEG; encoders write up to 10 for a progressive JPEG
+MAX_SCANNED_PIXELS = 20 << 24  # in all scans together, 20 of the largest image; a scan without data takes 1 ns a pixel
 MAX_SEGMENTS = 20_000  # in a file; Pillow takes 10 us for each. The largest PNG has 2,500 with libpng's buffer of 8 KiB
 MAX_COMPRESSED = 300  # compressed texts and profiles of a PNG; Pillow takes up to 0.6 ms for each
 
@@ -21,7 +21,7 @@ START_OF_SCAN = 0xDA
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_CHUNK_BYTES = 12  # length, name and checksum
 PNG_COMPRESSED = (b"zTXt", b"iTXt", b"iCCP")  # types of chunks that Pillow decompresses, each up to 1 MiB
-WEBP_HEAD_BYTES = 12  # of the file
+WEBP_HEAD_BYTES = 12  # file header
 WEBP_CHUNK_BYTES = 8  # name and length
 
 

@@ -17,7 +17,7 @@ from stretto.preprocessing.image_work import check_scans, count_scans
 FORMATS = ("JPEG", "PNG", "WEBP")
 READABLE = "JPEG, PNG or WebP"
 MAX_PIXELS = 16_777_216  # 48 MiB of colours
-MAX_REQUEST_PIXELS = 4 * MAX_PIXELS  # of all images of a request, which are in memory together
+MAX_REQUEST_PIXELS = 4 * MAX_PIXELS  # maximum for all images of a request, which are in memory together
 MAX_SIDE = 16_384
 MAX_EXIF_BYTES = 65_535  # as in a JPEG; a PNG with more is read without its rotation
 TOO_LARGE = f"at most {MAX_PIXELS} pixels, and at most {MAX_SIDE} in a side"

@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 
-CANCELLED = 0.5  # energy of the mean, relative to that of uncorrelated channels, below which they cancel
+CANCELLED = 0.5  # channels cancel if the energy of their mean, relative to uncorrelated channels, is lower
 QUIET_MEAN = 0.3  # energy of the mean, relative to the loudest channel, below which its level is restored
 
 
@@ -44,15 +44,15 @@ class Mixer:
             self._peak = max(self._peak, float(np.abs(block).max()))
 
     def _covariance(self) -> np.ndarray:
-        """Return the energies of the channels without their means, and their products, [C, C]."""
+        """Return the covariance of the channels times the number of samples, [C, C]."""
         mean = self._sums / self._num_samples
         with np.errstate(invalid="ignore"):
             return self._products - self._num_samples * np.outer(mean, mean)
 
     def better_signs(self) -> np.ndarray | None:
-        """Return the signs [C] of channels that cancel, or None if they do not.
+        """Return signs [C] for a mean of channels that otherwise cancel each other; None if they do not cancel.
 
-        These signs lead to at least the energy of the mean of uncorrelated channels.
+        With these signs, the mean has at least as much energy as the mean of uncorrelated channels.
         """
         if not self._num_samples:
             return None
@@ -69,9 +69,9 @@ class Mixer:
         return mono if not self._num_samples else mono * np.float32(self._gain(mono))
 
     def _gain(self, mono: np.ndarray) -> float:
-        """Return the factor for the mean, which is 1 unless it is much quieter than the loudest channel.
+        """Return the gain for the mean: 1 unless the mean is much quieter than the loudest channel.
 
-        The result never exceeds 1 or the peak of the channels.
+        The scaled mean exceeds neither 1 nor the peak of the channels, whichever is larger.
         """
         covariance = self._covariance()
         loudest = covariance.diagonal().max()

@@ -212,7 +212,7 @@ class Preprocessor:
                 alignment = replace(alignment, is_piece=True)
         num_silent = written.num_silent_frames if options.drops_silence else 0
         chunking = replace(options.delivery.chunking, silent_frames=num_silent)
-        frames = tuple(frame and frame + num_silent for frame in sampling.redraw_from)  # of the audio that is sent
+        frames = tuple(frame and frame + num_silent for frame in sampling.redraw_from)  # in the audio that is sent
         sampling = replace(sampling, redraw_from=frames)
         limited = self._within_rate(written.limited(sampling), task, pieces)
         if not options.has_length and not options.manner.is_open and written.max_rows is None:

@@ -54,7 +54,7 @@ class RefusedHosts:
     def __init__(self, ensembles: Set[str], now: Callable[[], float] = time.monotonic) -> None:
         self._ensembles = ensembles
         self._now = now
-        self._refusals: dict[str, Refusal] = {}  # of each host
+        self._refusals: dict[str, Refusal] = {}  # last refusal by host
 
     def check(self, head: ModelInferRequest, host: str) -> None:
         """Raise BadRequest if the request would begin a reply, and its host has just been refused."""

@@ -178,7 +178,7 @@ class Sound:
 
 
 MAX_EARLY_BYTES = 1 << 18  # samples of a few frames
-CUT_S = 0.3  # of the audio before a limit, where the decoder looks for a pause
+CUT_S = 0.3  # duration of the audio before a limit in which the decoder looks for a pause
 MAX_KEPT_BYTES = 1 << 21  # per session: of events in the language model, and of answers in the decoder
 
 

@@ -25,7 +25,7 @@ T = TypeVar("T")
 MAX_LISTED = 12  # maximum number of keys in a message
 MAX_KEY_CHARS = 64  # characters of an unknown key that are compared with known ones
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's error types for TypedDicts and dataclasses
-OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than_equal")  # likewise, for numbers
+OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than_equal")  # pydantic's error types for numbers
 
 
 def string(field: str, value: str | bytes | None) -> str | None:
@@ -136,7 +136,7 @@ def _element(hint: Any) -> Any:
 
 
 def described(hint: Any, of_kind: bool = False) -> str | None:
-    """Return the description of the expected value from the annotations of a type or of a nested type.
+    """Return the description of the expected value in the annotations of a type or a nested type; None if absent.
 
     Args:
         of_kind: True to describe only the kind of a number, without its range.
@@ -259,7 +259,7 @@ class Packed:
 
     @classmethod
     def from_bytes(cls, field: str, data: bytes) -> Self:
-        """Return the record in MessagePack `data`, the result of `to_bytes`."""
+        """Return the record in MessagePack `data`, the result of `to_bytes`; see `PackedRecord.read`."""
         record: Self = _packed(cls).read(field, data)
         return record
 

@@ -258,7 +258,7 @@ class ImageSpan:
 
 MAX_CONDITION_BYTES = 1 << 24
 MAX_CONDITION_WIDTH = 1 << 16
-MAX_MAGNITUDE = 10_000.0  # of speaker vectors, so that keys and values stay finite in KV blocks that others reuse
+MAX_MAGNITUDE = 10_000.0  # maximum in speaker vectors, so that values stay finite in KV blocks that others reuse
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ class FlowTable:
         self._num_slots = len(self._words) // WORDS - 1  # the first entry is the header
         self._free = deque(range(1, 1 + self._num_slots))
         self._speaking = set[int]()  # slots of utterances with audio
-        self._frame_gap = DecayingBound(GAP_HALF_LIFE_S)  # of the language model alone, so it is not in the file
+        self._frame_gap = DecayingBound(GAP_HALF_LIFE_S)  # used by the language model only, so it is not in the file
         self.clock = time.monotonic  # the same in all processes of a host
 
     @classmethod

@@ -158,7 +158,7 @@ class TextSession:
         ids = read.ids
         self._words = read.words
         self._pronouncer = read.pronouncer
-        words: Sequence[SourceWord] = getattr(read.words, "sources", ())  # of families with word times of their own
+        words: Sequence[SourceWord] = getattr(read.words, "sources", ())  # if the model reports word times
         # A word's source may grow with this part, as "(SQL" does with ")s". A time that was reported keeps its word.
         self.sources = self._source_words.read(words, read.changes)
         if self._keeps_text:

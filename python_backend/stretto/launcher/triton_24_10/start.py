@@ -21,7 +21,7 @@ class StartWatch:
         self._pid = pid
         self._may_wait = may_wait
         self._may_miss = may_miss
-        self._long_lost = lost_children(pid)  # of earlier models, which Triton reaps late, if at all
+        self._long_lost = lost_children(pid)  # children of earlier models, which Triton reaps late, if at all
         self._stuck_since: float | None = None
         self._next_s = time.monotonic()
 
