@@ -97,7 +97,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     (
         "opuslm",
         tensors(lambda found: {"module": [1]}),
-        "expected tensors by name, or under 'module' or 'state_dict'; got none",
+        "expected tensors by name, or under 'module', 'state_dict' or 'model'; got none",
     ),
     ("opuslm", tensors(lambda found: found | {1: torch.zeros(1), "step": 2}), "got ['1', 'step']"),
     (

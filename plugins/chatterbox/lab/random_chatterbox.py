@@ -21,6 +21,7 @@ import torch
 from lab.releases.random_tensors import drawn_by_name, random_tensors
 from plugins.chatterbox.lab import random_s3gen
 from stretto.convert.command import main
+from stretto.family.layers import gpt2_layer
 from stretto.family.text import BYTE_OF
 from stretto_chatterbox.convert import (
     LLAMA_520M,
@@ -46,7 +47,6 @@ from stretto_chatterbox.release import (
     TURBO_FILE,
     VOICE_ENCODER_FILE,
 )
-from stretto_chatterbox.turbo import GPT2_LAYER
 from stretto_chatterbox.voices import RecordingEncoder
 
 SMALL: dict[str, Any] = {
@@ -305,9 +305,9 @@ def turbo_shapes(sizes: Gpt2Sizes = TURBO) -> dict[str, tuple[int, ...]]:
     width = sizes.width
     num_speech_ids = END_OF_SPEECH + 1
     layers = {
-        f"tfmr.h.{layer}.{name}": tuple(width * times for times in shape)
+        f"tfmr.h.{layer}.{name}": shape
         for layer in range(sizes.num_layers)
-        for name, shape in GPT2_LAYER.items()
+        for name, shape in gpt2_layer(width).items()
     }
     return {
         "tfmr.wte.weight": (sizes.num_text_ids, width),

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from stretto.family.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.input_tracks import PositionTrack
 from stretto.family.mechanism import FrameFilter, Mechanism
 from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
@@ -120,24 +121,6 @@ class ChatterboxVocabulary(Vocabulary):
             pad_id=self.pad,
             extra=(tuple(range(self.start, self.end)),),
         )
-
-
-@dataclass(frozen=True)
-class PositionTrack:
-    """Input-only stream of learned positions: row i of the reply carries the i-th of `ids`, then pads.
-
-    The prompt template sets the positions of the prompt's rows, which the unconditional request reads as well.
-    """
-
-    stream: int
-    ids: range
-
-    open: ClassVar = lazy(f"{__package__}.mechanism.positions:begin_track")
-
-    @property
-    def streams(self) -> range:
-        """The stream as a range."""
-        return range(self.stream, self.stream + 1)
 
 
 @dataclass(frozen=True)

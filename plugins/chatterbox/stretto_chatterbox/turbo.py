@@ -18,6 +18,7 @@ from torch import Tensor
 from stretto.errors import CheckpointError, shown
 from stretto.family.audio_format import KEY
 from stretto.family.conversion import Contents, Converted, Network, Release, Tokenizer, merged, unchanged
+from stretto.family.layers import gpt2_layer
 from stretto.family.plugin import NAME, VOCABULARY
 from stretto.family.text import TOKENIZER_FILE, TextTokenizer, check_ids
 from stretto.untrusted_files import MAX_TEXT_BYTES, json_object, regular_file, released_file
@@ -169,18 +170,6 @@ def convert_turbo(release: Release, contents: Contents) -> Converted:
 
 
 TURBO_DROPPED = ("text_head.weight", "tfmr.wte.weight")
-# Tensors of a GPT-2 layer, with their shapes in multiples of the width.
-GPT2_LAYER: dict[str, tuple[int, ...]] = {
-    **{f"{name}.{tensor}": (1,) for name in ("ln_1", "ln_2") for tensor in ("weight", "bias")},
-    "attn.c_attn.weight": (1, 3),
-    "attn.c_attn.bias": (3,),
-    "attn.c_proj.weight": (1, 1),
-    "attn.c_proj.bias": (1,),
-    "mlp.c_fc.weight": (1, 4),
-    "mlp.c_fc.bias": (4,),
-    "mlp.c_proj.weight": (4, 1),
-    "mlp.c_proj.bias": (1,),
-}
 
 
 def _num_layers(tensors: Mapping[str, Tensor]) -> int:
@@ -207,8 +196,7 @@ def turbo_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     shapes |= {HEAD: (num_speech_ids, width), HEAD_BIAS: (num_speech_ids,)}
     shapes |= {f"{CONDITIONS}spkr_enc.weight": (width, X_VECTOR), f"{CONDITIONS}spkr_enc.bias": (width,)}
     for layer in range(_num_layers(tensors)):
-        for name, shape in GPT2_LAYER.items():
-            shapes[f"tfmr.h.{layer}.{name}"] = tuple(width * times for times in shape)
+        shapes |= {f"tfmr.h.{layer}.{name}": shape for name, shape in gpt2_layer(width).items()}
     return shapes | {"tfmr.ln_f.weight": (width,), "tfmr.ln_f.bias": (width,)}
 
 

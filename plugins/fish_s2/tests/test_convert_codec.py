@@ -59,7 +59,7 @@ SEMANTIC = "quantizer.semantic_quantizer.quantizers.0.codebook.weight"
         (lambda t: t.pop(NORM), f"missing: {NORM}"),
         (lambda t: t.pop(SEMANTIC), "semantic_codebook_size: expected an integer in [1, 65536], got None"),
         (lambda t: t.update({"more": torch.zeros(2)}), "unknown: more"),
-        (lambda t: t.update({"more": "text"}), "expected tensors by name, or under 'module' or 'state_dict'"),
+        (lambda t: t.update({"more": "text"}), "expected tensors by name, or under 'module', 'state_dict' or 'model'"),
         (lambda t: t.update({NORM: torch.ones(8)}), f"wrong shape: {NORM} [8] instead of [8, 1, 1]"),
         (
             lambda t: t.update({f"{QUERIES}.weight": torch.ones(256, 128)}),

@@ -135,7 +135,7 @@ class TestVoxCpm2(FamilySuite):
             (
                 CODEC,
                 lambda t: t["state_dict"].update(more="text"),
-                "audiovae.pth: expected tensors by name, or under 'module' or 'state_dict'",
+                "audiovae.pth: expected tensors by name, or under 'module', 'state_dict' or 'model'",
             ),
         ],
         refused_inputs=[

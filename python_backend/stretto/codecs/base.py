@@ -350,13 +350,15 @@ class RecordedVoices(Protocol):
     The first element of an utterance's state is the number of its voice. Only the decoder thread calls these methods.
     """
 
-    def add_voice(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray) -> int:
+    def add_voice(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray, *prompt: np.ndarray) -> int:
         """Add the voice of a recording.
 
         Args:
             tokens: Codes of the recording, int32 [n].
             mel: Its mel spectrogram, float32 [F, M].
             x_vector: x-vector of the speaker, float32 [E].
+            prompt: Ids of the text, int32 [T], and rows of the voice in the prompt, float32 [N · H], for a codec that
+                reads them.
 
         Returns:
             Number of the voice, at least `spec.num_voices`.

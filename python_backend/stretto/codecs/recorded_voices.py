@@ -95,8 +95,10 @@ class RecordedVoiceCodec(nn.Module):
         """Raise InvalidRequest, because this codec only decodes."""
         raise InvalidRequest("audio", f"no audio ({self.spec.name} can only decode)", "audio")
 
-    def add_voice(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray) -> int:
+    def add_voice(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray, *prompt: np.ndarray) -> int:
         """Add the voice of a recording, and return its number; see `VoiceTable.add`."""
+        if prompt:
+            raise InvalidRequest("chunk.sound.text", "none, because this codec reads no text", f"{len(prompt[0])} ids")
         return self.recorded.add(tokens, mel, x_vector, self.noise.device)
 
     def remove_voice(self, number: int) -> None:

@@ -252,7 +252,7 @@ class SoundTable:
             raise InvalidRequest("chunk.sound", f"none, because {self._codec.spec.name} has no recorded voices", "one")
         key = sound.digest
         if key not in self._latest:
-            self._latest[key] = _Recorded(self._codec.add_voice(*sound.arrays()), sound.num_bytes)
+            self._latest[key] = _Recorded(self._codec.add_voice(*sound.arrays(), *sound.prompt), sound.num_bytes)
             self.num_bytes += sound.num_bytes
         self._latest.move_to_end(key)
         voice = self._latest[key]

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from stretto.engine.rules import BEFORE_AUDIO, STATE, ReplyConstants
-from stretto.engine.tracks import ENDLESS, CodesTrack, Track, rows_of
+from stretto.engine.tracks import ENDLESS, Track, common_track
 from stretto.family.base import Family, Task
-from stretto.family.input_tracks import TextRows, TextTrack
+from stretto.family.input_tracks import TextRows
 from stretto.family.mechanism import RowSchedule
 from stretto.records.sampling import MAX_REDRAWS, SamplingConfig
 from stretto.streams.layout import Segment
@@ -240,12 +240,7 @@ class SegmentRules:
         if spec.open is not None:
             track: Track = spec.open(self, first_row, ids, is_open)
             return track
-        streams = spec.streams
-        lanes = slice(streams.start - 1, streams.stop - 1)
-        rows = rows_of(ids, len(streams))
-        if isinstance(spec, TextTrack):
-            return Track(lanes, first_row, rows, spec.pad_id, is_live=is_open, is_open=is_open)
-        return CodesTrack(lanes, first_row, rows, self.family.layout.pad_id, is_live=is_open, is_open=is_open)
+        return common_track(self.family, spec, range(first_row, self.max_model_len), ids, is_open)
 
     @cached_property
     def text_rows(self) -> TextRows | None:

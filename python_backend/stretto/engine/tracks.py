@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from stretto.family.base import Family
+from stretto.family.input_tracks import InputTrack, PositionTrack, TextTrack
 from stretto.records.sampling import SamplingConfig
 
 ENDLESS = 1 << 30
@@ -127,6 +128,24 @@ class CodesTrack(Track):
         num_rows = ENDLESS if self.is_open else len(self.ids) + 1
         text, audio = (min(limits.max_rows, num_rows) for limits in (sampling.text, sampling.audio))
         return {"text_min": ENDLESS, "text_max": text, "audio_max": audio}
+
+
+def common_track(family: Family, spec: InputTrack, rows: range, ids: Sequence[int], is_open: bool) -> Track:
+    """Return a reply's track whose ids are read row by row.
+
+    Args:
+        spec: Track of the family.
+        rows: Rows that the reply may have.
+        is_open: True if more text or audio follows.
+    """
+    streams = spec.streams
+    lanes = slice(streams.start - 1, streams.stop - 1)
+    if isinstance(spec, PositionTrack):
+        return Track(lanes, rows.start, rows_of(spec.ids[: len(rows)], 1), family.layout.pad_id)
+    entries = rows_of(ids, len(streams))
+    if isinstance(spec, TextTrack):
+        return Track(lanes, rows.start, entries, spec.pad_id, is_live=is_open, is_open=is_open)
+    return CodesTrack(lanes, rows.start, entries, family.layout.pad_id, is_live=is_open, is_open=is_open)
 
 
 def rows_of(ids: Sequence[int] | range | np.ndarray, width: int) -> np.ndarray:

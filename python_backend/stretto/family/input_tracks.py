@@ -101,3 +101,22 @@ class CodeTrack:
 
     open: ClassVar[Callable[..., Any] | None] = None
     streams: range
+
+
+@dataclass(frozen=True)
+class PositionTrack:
+    """Input-only stream of learned positions: row i of a reply carries the i-th of `ids`.
+
+    The prompt template sets the positions of the prompt's rows, which the unconditional request of a CFG pair reads as
+    well.
+    """
+
+    stream: int
+    ids: range
+
+    open: ClassVar[Callable[..., Any] | None] = None
+
+    @property
+    def streams(self) -> range:
+        """The stream as a range."""
+        return range(self.stream, self.stream + 1)

@@ -164,6 +164,21 @@ class Qwen3Backbone(Qwen3Layers):
         }
 
 
+def gpt2_layer(width: int) -> dict[str, Shape]:
+    """Return the shapes of the tensors of a GPT-2 layer, by their names in transformers."""
+    shapes: dict[str, Shape] = {
+        f"{name}.{tensor}": (width,) for name in ("ln_1", "ln_2") for tensor in ("weight", "bias")
+    }
+    for name, rows, columns in (
+        ("attn.c_attn", 1, 3),
+        ("attn.c_proj", 1, 1),
+        ("mlp.c_fc", 1, 4),
+        ("mlp.c_proj", 4, 1),
+    ):
+        shapes |= {f"{name}.weight": (rows * width, columns * width), f"{name}.bias": (columns * width,)}
+    return shapes
+
+
 def depth_spec(layers: Any, rope: Mapping[str, Any], **others: Any) -> DepthSpec:
     """Return the specification of a depth transformer.
 

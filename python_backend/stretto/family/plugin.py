@@ -63,6 +63,12 @@ class AudioEncoder:
     network: str
 
 
+# Rows of a recorded voice, which the preprocessor computes.
+VECTORS = AudioEncoder(
+    lazy("stretto.family.audio_format:VectorFormat.from_record"), "stretto.engine.models.vector_rows"
+)
+
+
 @dataclass(frozen=True)
 class FamilyPlugin:
     """Everything that Stretto needs to serve one model family. All callables import lazily.

@@ -3,6 +3,7 @@
 The module also defines the events sent to the client: the JSON tensor `event` of each response.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Annotated, Any, NotRequired
@@ -140,12 +141,16 @@ class Sound:
         tokens: Codes of the recording, int32 [n].
         mel: Mel spectrogram, float32 [F, num_mels].
         x_vector: x-vector of the speaker, float32 [E].
+        text: Ids of the text, int32 [T], for a decoder that reads the prompt; empty for others.
+        rows: Rows of the voice in the prompt, float32 [N · H], for such a decoder.
     """
 
     tokens: Annotated[bytes, Meta(min_length=4, max_length=4 * MAX_SOUND_TOKENS)] = field(repr=False)
     mel: Annotated[bytes, Meta(max_length=MAX_SOUND_BYTES)] = field(repr=False)
     num_mels: Annotated[int, Meta(ge=1, le=MAX_MELS)]
     x_vector: Annotated[bytes, Meta(max_length=4 * MAX_X_VECTOR)] = field(repr=False)
+    text: Annotated[bytes, Meta(max_length=4 * MAX_SOUND_TOKENS)] = field(default=b"", repr=False)
+    rows: Annotated[bytes, Meta(max_length=MAX_SOUND_BYTES)] = field(default=b"", repr=False)
 
     @classmethod
     def from_arrays(cls, tokens: NDArray[Any], mel: NDArray[Any], x_vector: NDArray[Any]) -> "Sound":
@@ -153,12 +158,18 @@ class Sound:
         parts = tokens.astype("<i4").tobytes(), mel.astype("<f4").tobytes(), x_vector.astype("<f4").tobytes()
         return cls(parts[0], parts[1], mel.shape[1], parts[2])
 
+    def with_prompt(self, text: Sequence[int], rows: NDArray[np.float32]) -> "Sound":
+        """Return the record with the ids of a text, and the rows of the voice in its prompt, float32 [N, H]."""
+        return replace(self, text=np.array(text, "<i4").tobytes(), rows=rows.astype("<f4").tobytes())
+
     def arrays(self) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
         """Return tokens [n], mel frames [F, num_mels] and x-vector [E]; raise InvalidRequest if one is incomplete."""
         for name, data, size in (
             ("tokens", self.tokens, 4),
             ("mel", self.mel, 4 * self.num_mels),
             ("x_vector", self.x_vector, 4),
+            ("text", self.text, 4),
+            ("rows", self.rows, 4),
         ):
             if len(data) % size:
                 raise InvalidRequest(f"chunk.sound.{name}", f"a multiple of {size} bytes", f"{len(data)} bytes")
@@ -166,15 +177,24 @@ class Sound:
         return np.frombuffer(self.tokens, "<i4"), mel, np.frombuffer(self.x_vector, "<f4")
 
     @property
+    def prompt(self) -> tuple[NDArray[Any], ...]:
+        """Ids of the text [T] and rows of the voice [N · H], for a decoder that reads the prompt; empty for others."""
+        return (np.frombuffer(self.text, "<i4"), np.frombuffer(self.rows, "<f4")) if self.text else ()
+
+    @property
     def num_bytes(self) -> int:
         """Size in bytes."""
-        return len(self.tokens) + len(self.mel) + len(self.x_vector)
+        return sum(map(len, self._parts))
 
     @property
     def digest(self) -> bytes:
         """Hash of all fields, by which decoders identify a recording."""
-        sizes = f"{len(self.tokens)} {len(self.mel)} {self.num_mels} ".encode()
-        return blake2b(sizes + self.tokens + self.mel + self.x_vector).digest()
+        sizes = f"{[*map(len, self._parts)]} {self.num_mels} ".encode()
+        return blake2b(sizes + b"".join(self._parts)).digest()
+
+    @property
+    def _parts(self) -> tuple[bytes, ...]:
+        return self.tokens, self.mel, self.x_vector, self.text, self.rows
 
 
 MAX_EARLY_BYTES = 1 << 18  # samples of a few frames

@@ -514,8 +514,8 @@ def open_tensors(path: Path) -> Mapping[str, Tensor]:
     """Return the tensors in `path` by name, read on access.
 
     Args:
-        path: `model.pt` ({"module": …} or {"state_dict": …}), `model.pth` or `2epoch.pth`, a safetensors file, its
-            index, or a folder of such files.
+        path: `model.pt` ({"module": …}, {"state_dict": …} or {"model": …}), `model.pth` or `2epoch.pth`, a safetensors
+            file, its index, or a folder of such files.
 
     Raises:
         CheckpointError: If the file is missing, contains anything but tensors, or cannot be memory-mapped.
@@ -527,7 +527,9 @@ def open_tensors(path: Path) -> Mapping[str, Tensor]:
         raise CheckpointError(f"{path}: expected tensors, got {error!r}") from error
     if isinstance(stored, StoredTensors) and stored:
         return stored
-    tensors = stored.get("module", stored.get("state_dict", stored)) if isinstance(stored, dict) else {}
+    tensors: Any = {}
+    if isinstance(stored, dict):
+        tensors = next((stored[name] for name in ("module", "state_dict", "model") if name in stored), stored)
     if not isinstance(tensors, dict):
         tensors = {}
     odd = sorted(
@@ -535,6 +537,6 @@ def open_tensors(path: Path) -> Mapping[str, Tensor]:
     )
     if odd or not tensors:
         raise CheckpointError(
-            f"{path}: expected tensors by name, or under 'module' or 'state_dict'; got {odd[:8] or 'none'}"
+            f"{path}: expected tensors by name, or under 'module', 'state_dict' or 'model'; got {odd[:8] or 'none'}"
         )
     return tensors

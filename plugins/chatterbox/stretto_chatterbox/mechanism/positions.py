@@ -1,28 +1,9 @@
-"""Learned positions of the rows: track of a reply's, and CFG pairs that share the prompt's."""
-
-from collections.abc import Sequence
+"""Learned positions of the rows: CFG pairs that share the prompt's."""
 
 import numpy as np
 
-from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.scheduling.request_state import GuidancePair, RequestState
-from stretto.engine.tracks import Track, rows_of
-from stretto_chatterbox.family import PositionContext, PositionTrack
-
-
-def begin_track(
-    positions: PositionTrack, rules: SegmentRules, first_row: int, ids: Sequence[int], is_open: bool
-) -> Track:
-    """Return the positions of all rows that a reply may have.
-
-    Args:
-        ids: Unused, because the positions do not depend on the request.
-        is_open: Unused.
-    """
-    positions_of_reply = positions.ids[: rules.max_model_len - first_row]
-    streams = positions.streams
-    lanes = slice(streams.start - 1, streams.stop - 1)
-    return Track(lanes, first_row, rows_of(positions_of_reply, 1), rules.family.layout.pad_id)
+from stretto_chatterbox.family import PositionContext
 
 
 class PositionPair(GuidancePair):

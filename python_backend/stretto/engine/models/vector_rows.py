@@ -1,4 +1,4 @@
-"""Chatterbox T3 input for a recorded voice: embedding rows, which the preprocessor computes."""
+"""Audio encoder of models whose preprocessor computes the rows of a recorded voice."""
 
 from collections.abc import Mapping
 from typing import Any
