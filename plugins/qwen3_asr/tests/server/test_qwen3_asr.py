@@ -17,7 +17,7 @@ import soundfile
 import torch
 
 from plugins.kyutai.tests.server.test_kyutai_clients import SERVICES, source
-from plugins.qwen3_asr.lab.random_qwen3_asr import write_release
+from plugins.qwen3_asr.lab.releases import LAYOUTS
 from plugins.qwen3_asr.tests.published_qwen3_asr import Processor, Theirs, speech, streamed
 from plugins.qwen3_asr.tests.test_qwen3_asr import write
 from stretto.aligning.align import split_words
@@ -189,8 +189,8 @@ def test_run_transcribes_a_recording_with_a_release_of_the_hub(tmp_path: Path, n
     """`stretto run` finds the release by its name, downloads, converts and serves it."""
     file = wav(speech(2.0, 1))
     options = json.dumps({"text": {"max_rows": NUM_IDS}})
-    release = write_release(tmp_path / "release", size)
-    text = transcribed_by_run(name, release, file, tmp_path, "--options", options)
+    LAYOUTS[f"Qwen/Qwen3-ASR-{size}"].command(tmp_path)
+    text = transcribed_by_run(name, tmp_path / "release", file, tmp_path, "--options", options)
     checkpoint = next((tmp_path / "models").rglob("tokenizer.json")).parent
     pcm, _ = soundfile.read(io.BytesIO(file), dtype="float32")
     processor = Processor(checkpoint)
