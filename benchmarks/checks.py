@@ -3,16 +3,13 @@
     python -m benchmarks.checks found --folder DIR        # found, missed and false alarms of each signal
     python -m benchmarks.checks spoiled --folder DIR      # spoiled clauses per 1,000, before and after
     python -m benchmarks.checks cost                      # processor time and first sound, in turns
-    python -m benchmarks.judge --folder DIR               # judgement of an independent recogniser
 
 The texts are sentences of the bundled model's domain. Faults are put into its speech where a client requests a clause
-(`FaultyClient`). The folder stores the speech, and `sent.jsonl` lists the recordings for the judge.
+(`FaultyClient`). The folder stores the speech.
 """
 
 import argparse
 import asyncio
-import hashlib
-import json
 import os
 import random
 from collections import Counter, defaultdict
@@ -21,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faulty_speech import KINDS, RATE, Attempt, FaultyClient, Plan, write
+from benchmarks.faulty_speech import KINDS, RATE, Attempt, FaultyClient, Plan
 from benchmarks.harness import (
     append_result,
     command_line,
@@ -38,7 +35,6 @@ from stretto_client.markup import Markup
 from training.tiny.text import QUESTIONS, clause, fill
 
 SEED = 1
-SENT = "sent.jsonl"
 CLAUSES = 8  # of a text of several clauses
 BREAK = '<break time="300ms"/>'  # separates clauses
 CLIENT = "client"
@@ -116,48 +112,24 @@ class Reply:
         return max(generated_s / speed - begun_s - sent_s for generated_s, sent_s in self.starts)
 
 
-class Speaker:
-    """Requests speech with faults, and lists the recordings that were sent.
+async def replies_to(client: FaultyClient, requests: Sequence[str], **options: Any) -> list[Reply]:
+    """Send all requests, one after another, and return the replies."""
+    return [await _reply(client, text, options) for text in requests]
 
-    Args:
-        client: Client that puts faults into the speech.
-        label: Name of the measurement in the list of recordings.
-    """
 
-    def __init__(self, client: FaultyClient, label: str):
-        self._client = client
-        self._label = label
-
-    async def replies(self, requests: Sequence[str], **options: Any) -> list[Reply]:
-        """Send all requests, one after another, and return the replies."""
-        return [await self._reply(text, options) for text in requests]
-
-    async def _reply(self, text: str, options: dict[str, Any]) -> Reply:
-        markup: Markup = "ssml" if text.startswith("<speak>") else "none"
-        markers = dict[str, str]()
-        starts = list[tuple[float, float]]()
-        report: dict[str, Any] = {}
-        before_s = self._client.generated_s
-        async for event in self._client.speak(text, seed=SEED, markup=markup, **options):
-            if event.pcm is not None:
-                clause = self._client.attempts[int(event.marker)].text
-                markers[clause] = event.marker
-                starts.append((self._client.generated_s - before_s, event.start_s))
-            report = event.report or report
-        sent = [self._client.attempts[int(marker)] for marker in markers.values()]
-        for attempt in sent:
-            self._list(attempt, report)
-        return Reply(sent, report, starts)
-
-    def _list(self, attempt: Attempt, report: dict[str, Any]) -> None:
-        pcm = attempt.speech.pcm
-        name = f"{hashlib.blake2b(pcm.tobytes(), digest_size=8).hexdigest()}.sent.wav"
-        if not (self._client.folder / name).exists():
-            write(self._client.folder / name, pcm)
-        faults = [fault["fault"] for fault in report.get("faults", ())]
-        line = {"label": self._label, "file": name, "text": attempt.text, "kind": attempt.kind, "faults": faults}
-        with (self._client.folder / SENT).open("a") as file:
-            file.write(json.dumps(line | {"size": round(attempt.speech.size, 3)}) + "\n")
+async def _reply(client: FaultyClient, text: str, options: dict[str, Any]) -> Reply:
+    markup: Markup = "ssml" if text.startswith("<speak>") else "none"
+    markers = dict[str, str]()
+    starts = list[tuple[float, float]]()
+    report: dict[str, Any] = {}
+    before_s = client.generated_s
+    async for event in client.speak(text, seed=SEED, markup=markup, **options):
+        if event.pcm is not None:
+            clause = client.attempts[int(event.marker)].text
+            markers[clause] = event.marker
+            starts.append((client.generated_s - before_s, event.start_s))
+        report = event.report or report
+    return Reply([client.attempts[int(marker)] for marker in markers.values()], report, starts)
 
 
 async def found(client: FaultyClient, arguments: argparse.Namespace) -> AsyncIterator[dict[str, Any]]:
@@ -166,8 +138,7 @@ async def found(client: FaultyClient, arguments: argparse.Namespace) -> AsyncIte
         client.plan = Plan() if kind == "clean" else Plan(1.0, (kind,))
         asked = client.others if kind == "clean" else client.others[: arguments.faulty]
         for mode in arguments.check:
-            speaker = Speaker(client, f"{kind}, {mode}")
-            replies = await speaker.replies(asked, **checking(mode), attempts=1)
+            replies = await replies_to(client, asked, **checking(mode), attempts=1)
             names = [{fault["fault"] for fault in reply.report["faults"]} for reply in replies]
             any_fault = sum(map(bool, names))
             signals = Counter(name for faults in names for name in faults)
@@ -195,9 +166,8 @@ async def spoiled(client: FaultyClient, arguments: argparse.Namespace) -> AsyncI
                 counts: defaultdict[str, float] = defaultdict(float)
                 for draw in range(arguments.draws if share else 1):
                     client.plan = Plan(share, draw=draw)
-                    speaker = Speaker(client, f"{form}, {mode}, {share}")
                     asked = [request for request in requests if not share or is_faulty(request, client.plan)]
-                    replies = await speaker.replies(asked, **checking(mode), **options)
+                    replies = await replies_to(client, asked, **checking(mode), **options)
                     sent = [attempt for reply in replies for attempt in reply.sent]
                     counts["clauses"] += sum(map(len, map(clauses_of, requests)))
                     counts["faulty_at_first"] += sum(

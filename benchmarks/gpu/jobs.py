@@ -134,8 +134,7 @@ CHECK_S = 110.0
 LONG_CHECK_S = 210.0
 
 
-# The most informative jobs come first: whether results are right, whether a step is fast, whether decoder and engine
-# fit beside each other. The time limits of all jobs except `IF_TIME_IS_LEFT` fit into a call of 600 s that also
+# The most informative jobs come first: whether results are right, whether a step is fast. The time limits of all jobs except `IF_TIME_IS_LEFT` fit into a call of 600 s that also
 # unpacks and imports. Later jobs may use time that earlier ones did not need. `plan.py` prints the calls that run all
 # jobs. With an empty cache, engines of 1.7 billion weights took 41 to 45 s to start, those of 8 billion 48 to 79 s.
 # Stock vLLM compiles a model of its own.
@@ -154,7 +153,6 @@ JOBS = {
         "sanitizers:run_decoder", CHECK_S, arguments={"name": "qwen3_12hz"}, environment={"TORCH_CUDA_SANITIZER": "1"}
     ),
     "ours_qwen3_tts": _ours("qwen3_tts", 70, requests=(1, 16)),
-    "side_by_side": Job("benchmarks.gpu.side_by_side:run", 260),
     "kernels": Job("benchmarks.gpu.kernels:run", 65),
     "decoder_qwen3_12hz": _decoder("qwen3_12hz", 28),
     "whole_qwen3_tts": _ours("qwen3_tts", 70, requests=(1, 16), mode="whole"),
@@ -166,7 +164,6 @@ JOBS = {
     "racecheck": _sanitizer("racecheck"),
     "decoder_mimi": _decoder("mimi", 3),
     "decoder_xcodec": _decoder("xcodec", 5),
-    "schedules_vita": Job("benchmarks.gpu.schedules:run", 120, {"requests": (1, 16)}),
     "ours_1b7": _ours("1b7", 70, requests=(1, 16)),
     "stock_1b7": _stock("1b7", 60, requests=(1, 16)),
     "decoder_tiny": _decoder("tiny", 1),

@@ -31,19 +31,6 @@ DRY = {
     "num_key_value_heads": 2,
     "head_dim": 32,
 }
-# https://huggingface.co/Qwen/Qwen2.5-7B, the backbone of VITA-Audio.
-QWEN2_5_7B = {
-    "model_type": "qwen2",
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "hidden_act": "silu",
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6,
-}
 # Talker of https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice.
 QWEN3_TTS_1B7 = {
     "model_type": "qwen3",
@@ -62,7 +49,7 @@ QWEN3_TTS_1B7 = {
 DRY_DEPTH = replace(DEPTH, hidden=64, intermediate=128, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=32)
 COMPILED = {"mode": 3, "cudagraph_mode": "FULL_AND_PIECEWISE"}
 PROMPTS = (10, 30, 200)  # rows of prompts: streamed text, a short and a long text
-# Steps with prompts: the sizes to which a server pads these (steps of 8 up to 256, then of 16), and some for bursts.
+# Steps with prompts: the sizes to which a server pads these (steps of 8 up to 256, then of 16), and 512.
 PROMPT_SIZES = (16, 32, 200, 256, 512)
 # Engine arguments by name of the graphs, for `--engine-args` of `stretto make-repository`.
 PIECES = "pieces"  # vLLM's default: steps with prompts consist of several graphs and attention without one
@@ -81,7 +68,7 @@ class Model:
 
     Attributes:
         scale: Guidance scale; 1 for a family without guidance.
-        task: Task whose reply begins with audio or interleaves audio and text.
+        task: Task whose reply begins with audio.
         written: Task whose reply begins with text, or None.
         dry: Vocabulary for a dry run if the vocabulary contains model sizes; None for the published one.
     """
@@ -112,7 +99,6 @@ MODELS = {
     "7b": Model("opuslm", OLMO2_7B, 1.0, "tts"),
     "1b7": Model("opuslm", SMOLLM2_1_7B, 1.0, "tts"),
     "qwen3_tts": Model("qwen3_tts", QWEN3_TTS_1B7, 1.0, "tts", dry=Qwen3TtsVocabulary(depth=DRY_DEPTH).to_record()),
-    "vita": Model("vita_audio", QWEN2_5_7B, 1.0, "dialogue"),
 }
 
 
@@ -150,10 +136,7 @@ def engine_config(
 def engine_args(
     setup: Setup, model: Model, requests: tuple[int, ...], graphs: Mapping[str, Any] = GRAPHS[PIECES]
 ) -> dict[str, Any]:
-    """Return vLLM arguments with room for all replies, guided or not, and graphs for all row counts and for prompts.
-
-    A model with multi-token-prediction modules reads several rows per reply, so it gets an additional graph.
-    """
+    """Return vLLM arguments with room for all replies, guided or not, and graphs for all row counts and for prompts."""
     rows = sorted({factor * number for number in requests for factor in (1, model.rows_per_request)})
     args: dict[str, Any] = {
         "dtype": "float32" if setup.is_small else "bfloat16",
@@ -166,9 +149,7 @@ def engine_args(
     }
     if setup.is_small:
         return {**args, "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20}
-    bursts = model.read_family(setup).mechanism.steps
-    sizes = {*rows, *PROMPT_SIZES} | (set() if bursts is None else {rows[-1] * bursts.window})
-    compilation = {**graphs["compilation_config"], "cudagraph_capture_sizes": sorted(sizes)}
+    compilation = {**graphs["compilation_config"], "cudagraph_capture_sizes": sorted({*rows, *PROMPT_SIZES})}
     return {**args, **graphs, "compilation_config": compilation}
 
 
