@@ -35,9 +35,7 @@ OUTSIDE = {"README.md": "index.md"} | {
         "benchmarks/README.md",
         "benchmarks/results/engine.md",
         "benchmarks/results/ensemble.md",
-        "benchmarks/results/families.md",
         "benchmarks/results/robustness.md",
-        "benchmarks/results/ray.md",
     )
 }
 LINK = re.compile(

@@ -44,7 +44,7 @@ def test_repository_links_are_converted_to_site_links() -> None:
         docs_site.converted_links("[a](../benchmarks/README.md)", "docs/api.md")
         == "[a](repository/benchmarks/README.md)"
     )
-    assert docs_site.converted_links("[a](../../docs/api.md)", "benchmarks/results/ray.md") == "[a](../../../api.md)"
+    assert docs_site.converted_links("[a](../../docs/api.md)", "benchmarks/results/engine.md") == "[a](../../../api.md)"
 
 
 def test_named_tests_exist() -> None:
