@@ -134,10 +134,10 @@ CHECK_S = 110.0
 LONG_CHECK_S = 210.0
 
 
-# The most informative jobs come first: whether results are right, whether a step is fast. The time limits of all jobs except `IF_TIME_IS_LEFT` fit into a call of 600 s that also
-# unpacks and imports. Later jobs may use time that earlier ones did not need. `plan.py` prints the calls that run all
-# jobs. With an empty cache, engines of 1.7 billion weights took 41 to 45 s to start, those of 8 billion 48 to 79 s.
-# Stock vLLM compiles a model of its own.
+# The most informative jobs come first: whether results are right, whether a step is fast. The time limits of all jobs
+# except `IF_TIME_IS_LEFT` fit into a call of 600 s that also unpacks and imports. Later jobs may use time that earlier
+# ones did not need. `plan.py` prints the calls that run all jobs. With an empty cache, engines of 1.7 billion weights
+# took 41 to 45 s to start, those of 8 billion 48 to 79 s. Stock vLLM compiles a model of its own.
 JOBS = {
     "host": Job("benchmarks.gpu.host:run", 12),
     "parity_graphs": _parity("FULL_DECODE_ONLY, async"),
