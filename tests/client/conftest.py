@@ -3,17 +3,20 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from stretto_client import SpeechClient, Timeouts
 from stretto_client.__main__ import main
 from tests import fakes_triton
-from tests.client.fake_server import FakeServer, Request, Step
+from tests.client.fake_server import PROFILE, FakeServer, Request, Step
 
 fakes_triton.install()  # before the modules under test are imported
 Script = Callable[[Request], list[Step]]
+Serve = Callable[..., Awaitable[tuple[FakeServer, SpeechClient]]]
 
 
 def status_of(words: list[str]) -> int | str | None:
@@ -68,3 +71,21 @@ async def run(
     commands = CommandLine(monkeypatch, capsys)
     yield commands
     await commands.stop()
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Start scripted servers, each with a client; all end with the test."""
+    started = list[tuple[FakeServer, SpeechClient]]()
+
+    async def start(
+        script: list[Step] | Script, profile: dict[str, Any] | None = PROFILE, timeouts: Timeouts | None = None
+    ) -> tuple[FakeServer, SpeechClient]:
+        server = FakeServer(script if callable(script) else lambda _: script, profile=profile)
+        started.append((server, SpeechClient(await server.start(), timeouts)))
+        return started[-1]
+
+    yield start
+    for server, client in started:
+        await client.close()
+        await server.stop()

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from stretto_client import (
     Timeouts,
     Word,
 )
+from tests.client.conftest import Serve
 from tests.client.fake_server import (
     CHECKED,
     PROFILE,
@@ -31,7 +32,6 @@ from tests.client.fake_server import (
     Chunk,
     EmptyFinal,
     ErrorText,
-    FakeServer,
     Pause,
     Request,
     Step,
@@ -49,22 +49,6 @@ ENDINGS = {
     "FINAL comes alone": [*UTTERANCE[:-1], Chunk(2, 1280, is_final=True), EmptyFinal()],
     "the stream just ends": [*UTTERANCE[:-1], Chunk(2, 1280, is_final=True)],
 }
-Serve = Callable[..., "asyncio.Future[tuple[FakeServer, SpeechClient]]"]
-
-
-@pytest.fixture
-async def serve() -> AsyncIterator[Serve]:
-    started: list[tuple[FakeServer, SpeechClient]] = []
-
-    async def start(steps: list[Step], timeouts: Timeouts | None = None) -> tuple[FakeServer, SpeechClient]:
-        server = FakeServer(lambda _: steps)
-        started.append((server, SpeechClient(await server.start(), timeouts)))
-        return started[-1]
-
-    yield start
-    for server, client in started:
-        await client.close()
-        await server.stop()
 
 
 @pytest.mark.usefixtures("proxy_variables")
@@ -180,18 +164,16 @@ async def test_samples_other_than_mono_floating_point_are_refused(serve: Serve, 
     assert not server.requests
 
 
-async def test_concurrent_utterances_do_not_mix() -> None:
+async def test_concurrent_utterances_do_not_mix(serve: Serve) -> None:
     def count_letters(request: Request) -> list[Step]:
         return [Chunk(0, len(request["text"])), Pause(0.05), Chunk(1, 1, is_final=True, is_last=True)]
 
-    server = FakeServer(count_letters)
-    async with SpeechClient(await server.start()) as client:
+    _, client = await serve(count_letters)
 
-        async def speak(length: int) -> int:
-            return sum([len(event.pcm) async for event in client.speak("a" * length)])
+    async def speak(length: int) -> int:
+        return sum([len(event.pcm) async for event in client.speak("a" * length)])
 
-        assert await asyncio.gather(*map(speak, range(1, 17))) == [length + 1 for length in range(1, 17)]
-    await server.stop()
+    assert await asyncio.gather(*map(speak, range(1, 17))) == [length + 1 for length in range(1, 17)]
 
 
 FAILURES: dict[str, tuple[list[Step], type[ClientError], str]] = {
@@ -229,7 +211,7 @@ TIMEOUTS = {"silent": Timeouts(first_s=0.2), "stalled": Timeouts(between_s=0.1),
 @pytest.mark.parametrize("failure", FAILURES)
 async def test_client_failure_raises_its_exception_type(serve: Serve, failure: str) -> None:
     steps, kind, message = FAILURES[failure]
-    server, client = await serve(steps, TIMEOUTS.get(failure))
+    server, client = await serve(steps, timeouts=TIMEOUTS.get(failure))
     stream = client.speak("a")
     with pytest.raises(kind, match=message) as caught:
         async for _ in stream:

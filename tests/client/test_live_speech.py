@@ -25,6 +25,7 @@ from stretto_client import (
 from stretto_client.live_speech import clauses_of
 from stretto_client.long_speech import first_sentences
 from stretto_client.unread import MAX_WAITING_CHARS, UnreadText
+from tests.client.conftest import Serve
 from tests.client.fake_server import (
     PROFILE,
     Abort,
@@ -171,17 +172,15 @@ async def test_closing_the_stream_stops_reading_live_text(live: Live) -> None:
 
 
 @pytest.mark.parametrize("profile", [LIVE, PROFILE])
-async def test_empty_streamed_text_is_refused_before_any_request(profile: dict[str, Any]) -> None:
-    server = FakeServer(lambda _: [END], profile=profile)
-    async with SpeechClient(await server.start()) as client:
-        with pytest.raises(RequestRefused, match="text: expected at least one character, got none"):
-            _ = [event async for event in client.speak(written("", ""))]
+async def test_empty_streamed_text_is_refused_before_any_request(serve: Serve, profile: dict[str, Any]) -> None:
+    server, client = await serve([END], profile=profile)
+    with pytest.raises(RequestRefused, match="text: expected at least one character, got none"):
+        _ = [event async for event in client.speak(written("", ""))]
     assert server.requests == []
-    await server.stop()
 
 
-async def test_live_text_is_sent_as_sentences_to_whole_text_models() -> None:
-    server = FakeServer(lambda _: [Chunk(0, 640, words=("a",)), Chunk(1, 640, is_final=True, is_last=True)])
+async def test_live_text_is_sent_as_sentences_to_whole_text_models(serve: Serve) -> None:
+    server, client = await serve([Chunk(0, 640, words=("a",)), Chunk(1, 640, is_final=True, is_last=True)])
     heard_first, heard_second = asyncio.Event(), asyncio.Event()
 
     async def slowly() -> AsyncIterator[str]:
@@ -192,7 +191,7 @@ async def test_live_text_is_sent_as_sentences_to_whole_text_models() -> None:
         await heard_second.wait()
         yield " am."
 
-    async with SpeechClient(await server.start()) as client, client.speak(slowly()) as stream:
+    async with client.speak(slowly()) as stream:
         heard = [await anext(stream) for _ in range(2)]
         heard_first.set()
         heard += [await anext(stream) for _ in range(2)]
@@ -205,34 +204,30 @@ async def test_live_text_is_sent_as_sentences_to_whole_text_models() -> None:
     assert [event.index for event in heard] == list(range(7))
     assert heard[-1].report is not None
     assert heard[-1].report["num_frames"] == 12
-    await server.stop()
 
 
-async def test_only_live_text_in_progress_waits_for_capacity(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_live_text_in_progress_waits_for_capacity(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stretto_client.tries.PAUSES_S", (0.0, 0.0))
-    server = FakeServer(lambda _: [FULL] if len(server.requests) in (2, 3) else [END])
-    async with SpeechClient(await server.start()) as client:
-        events = [event async for event in client.speak(written(*(f"Say number {number}. " for number in range(40))))]
+    server, client = await serve(lambda _: [FULL] if len(server.requests) in (2, 3) else [END])
+    events = [event async for event in client.speak(written(*(f"Say number {number}. " for number in range(40))))]
     assert events[-1].is_final
     asked = [request["text"] for request in server.requests]
     assert asked[1] == asked[2] == asked[3] != asked[0]
-    await server.stop()
-    refusing = FakeServer(lambda _: [FULL])
-    async with SpeechClient(await refusing.start()) as client, client.speak(written("Hello.")) as stream:
+    refusing, client = await serve([FULL])
+    async with client.speak(written("Hello.")) as stream:
         with pytest.raises(ServerFull):
             await anext(stream)
     assert len(refusing.requests) == 1
-    await refusing.stop()
 
 
 @pytest.mark.parametrize("options", [["transliterate"], []])
-async def test_live_clause_of_another_script_is_transliterated_if_the_model_can(options: list[str]) -> None:
-    server = FakeServer(lambda _: [END], profile=PROFILE | {"options": options})
-    async with SpeechClient(await server.start()) as client:
-        _ = [event async for event in client.speak(written("A plain word or two. " * 40, "你好。" * 100))]
+async def test_live_clause_of_another_script_is_transliterated_if_the_model_can(
+    serve: Serve, options: list[str]
+) -> None:
+    server, client = await serve([END], profile=PROFILE | {"options": options})
+    _ = [event async for event in client.speak(written("A plain word or two. " * 40, "你好。" * 100))]
     sent = [json.loads(request["options"]) for request in server.requests]
     assert ["transliterate" in sent[0], "transliterate" in sent[-1]] == [False, bool(options)]
-    await server.stop()
 
 
 async def test_prematurely_ended_part_stream_is_a_server_failure(live: Live) -> None:
@@ -292,13 +287,13 @@ async def test_waiting_for_text_times_out_with_an_empty_result() -> None:
 
 
 @pytest.mark.parametrize(("profile", "task"), [(None, "tts"), (PROFILE, "dialogue")], ids=["no profile", "text first"])
-async def test_server_that_reads_no_sentences_gets_the_whole_text(profile: dict[str, Any] | None, task: str) -> None:
-    server = FakeServer(lambda _: [END], profile=profile)
-    async with SpeechClient(await server.start()) as client:
-        events = [event async for event in client.speak(written("Hello. ", "World. ", "Bye."), task=task)]
+async def test_server_that_reads_no_sentences_gets_the_whole_text(
+    serve: Serve, profile: dict[str, Any] | None, task: str
+) -> None:
+    server, client = await serve([END], profile=profile)
+    events = [event async for event in client.speak(written("Hello. ", "World. ", "Bye."), task=task)]
     assert [request["text"] for request in server.requests] == [b"Hello. World. Bye."]
     assert [event.is_final for event in events] == [True]
-    await server.stop()
 
 
 class Listener:

@@ -5,7 +5,7 @@ import gc
 import json
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -18,7 +18,6 @@ from stretto_client import (
     RequestRefused,
     ServerFull,
     ServerUnavailable,
-    SpeechClient,
     SpeechEvent,
     long_speech,
     speech_stream,
@@ -30,28 +29,14 @@ from stretto_client.produced_speech import MAX_EVENTS_AHEAD
 from stretto_client.tries import patiently
 from stretto_contract.joins import Join
 from stretto_contract.scripts import Transliteration, other_script
+from tests.client.conftest import Serve
 from tests.client.fake_server import PROFILE, REPORT, Abort, Chunk, ErrorText, FakeServer, Request, Step, Until
+from tests.client.reading import written
 from tests.patience import PATIENCE_S
 
 SENTENCE = "This sentence has exactly fifty characters, I say."
 LONG = " ".join([SENTENCE] * 7)
 SPOKEN = [Chunk(0, 640, words=("a",)), Chunk(1, 640, is_final=True, is_last=True)]
-Serve = Callable[..., "asyncio.Future[tuple[FakeServer, SpeechClient]]"]
-
-
-@pytest.fixture
-async def serve() -> AsyncIterator[Serve]:
-    started: list[tuple[FakeServer, SpeechClient]] = []
-
-    async def start(script: Callable[[Request], list[Step]]) -> tuple[FakeServer, SpeechClient]:
-        server = FakeServer(script)
-        started.append((server, SpeechClient(await server.start())))
-        return started[-1]
-
-    yield start
-    for server, client in started:
-        await client.close()
-        await server.stop()
 
 
 def texts(server: FakeServer) -> list[str]:
@@ -419,20 +404,17 @@ TOMATO = """<speak>You say <phoneme alphabet="cmu" ph="EY1">tomato</phoneme>, <p
 
 @pytest.mark.parametrize("is_streamed", [False, True])
 @pytest.mark.parametrize("rates", [False, True])
-async def test_phonemes_of_ssml_belong_to_one_word_and_rates_to_events(is_streamed: bool, rates: bool) -> None:
-    async def pieces() -> AsyncIterator[str]:
-        for character in TOMATO:
-            yield character
-
+async def test_phonemes_of_ssml_belong_to_one_word_and_rates_to_events(
+    serve: Serve, is_streamed: bool, rates: bool
+) -> None:
     aligned = (("You", 0.0, 0.01), ("\ue000tomato,", 0.01, 0.02))
     report = REPORT | {"untimed_words": ["\ue001tomato"]}
     more = {"aligned": aligned, "more": {"report": report}}
-    server = FakeServer(lambda _: [Chunk(0, 640), Chunk(1, 640, is_final=True, is_last=True, **more)])
-    server.profile = READS_PHONEMES
-    async with SpeechClient(await server.start()) as client:
-        speech = client.speak(pieces() if is_streamed else TOMATO, markup="ssml", rates=rates)
-        events = [event async for event in speech]
-    await server.stop()
+    server, client = await serve(
+        [Chunk(0, 640), Chunk(1, 640, is_final=True, is_last=True, **more)], profile=READS_PHONEMES
+    )
+    speech = client.speak(written(*TOMATO) if is_streamed else TOMATO, markup="ssml", rates=rates)
+    events = [event async for event in speech]
     sent = [(each["text"].decode(), json.loads(each["options"]).get("pronunciations")) for each in server.requests]
     first = {"\ue000tomato": {"phonemes": "EY1", "alphabet": "cmu"}}
     second = {"\ue001tomato": {"phonemes": "AA1", "alphabet": "cmu"}}
@@ -449,11 +431,9 @@ async def test_phonemes_of_ssml_belong_to_one_word_and_rates_to_events(is_stream
     assert set(events[-1].report["untimed_words"]) == {"tomato"}
 
 
-async def test_phonemes_that_the_model_does_not_read_are_left_out() -> None:
-    server = FakeServer(lambda _: SPOKEN)
-    async with SpeechClient(await server.start()) as client:
-        events = [event async for event in client.speak(TOMATO, markup="ssml")]
-    await server.stop()
+async def test_phonemes_that_the_model_does_not_read_are_left_out(serve: Serve) -> None:
+    server, client = await serve(SPOKEN)
+    events = [event async for event in client.speak(TOMATO, markup="ssml")]
     assert [each["text"] for each in server.requests] == [b"You say tomato, I say\ntomato now"]
     assert events[-1].report is not None
     assert events[-1].report["left_out"] == ["phoneme", "prosody.rate"]

@@ -23,6 +23,7 @@ from stretto_client.markup import (
     ssml_reader,
 )
 from stretto_client.ssml import RateChange
+from tests.client.conftest import Serve
 from tests.client.fake_server import Chunk, FakeServer
 from tests.client.reading import cut, read, written
 from tests.interpreter_steps import count_steps
@@ -313,12 +314,10 @@ BREAK = '<speak>One. <break time="1500ms"/>Two. <break time="100ms"/></speak>'
 
 
 @pytest.mark.parametrize("is_written", [False, True])
-async def test_break_markup_inserts_silence_between_clauses(is_written: bool) -> None:
-    server = FakeServer(lambda _: SPOKEN)
-    async with SpeechClient(await server.start()) as client:
-        text = written(*BREAK) if is_written else BREAK
-        events = [event async for event in client.speak(text, markup="auto")]
-    await server.stop()
+async def test_break_markup_inserts_silence_between_clauses(serve: Serve, is_written: bool) -> None:
+    server, client = await serve(SPOKEN)
+    text = written(*BREAK) if is_written else BREAK
+    events = [event async for event in client.speak(text, markup="auto")]
     assert texts(server) == ["One.", "Two."]
     pcm = np.concatenate([event.pcm for event in events if event.pcm is not None])
     assert len(pcm) == 4 * 640 + 16_000 * 1.6
@@ -331,29 +330,22 @@ async def test_break_markup_inserts_silence_between_clauses(is_written: bool) ->
     assert all(len(event.pcm) <= 16_000 for event in events if event.pcm is not None)
 
 
-async def test_markup_is_removed_before_a_text_is_split(fake: FakeServer) -> None:
-    async with SpeechClient(await fake.start()) as client:
-        await speak(client, "# Title\n\n**Note:** " + "word " * 40 + "*end*")
-        await speak(client, "A cat.")
-        await speak(client, "**x**", markup="none")
-        with pytest.raises(RequestRefused, match="text: expected text to speak"):
-            await speak(client, "😀")
-        with pytest.raises(ValueError, match="markup: expected one of auto, none, markdown, ssml, got 'html'"):
-            await speak(client, "x", markup="html")
-        await speak(client, written("**No", "te:** on", "e"))
-    sent = texts(fake)
+async def test_markup_is_removed_before_a_text_is_split(serve: Serve) -> None:
+    server, client = await serve(SPOKEN)
+    await speak(client, "# Title\n\n**Note:** " + "word " * 40 + "*end*")
+    await speak(client, "A cat.")
+    await speak(client, "**x**", markup="none")
+    with pytest.raises(RequestRefused, match="text: expected text to speak"):
+        await speak(client, "😀")
+    with pytest.raises(ValueError, match="markup: expected one of auto, none, markdown, ssml, got 'html'"):
+        await speak(client, "x", markup="html")
+    await speak(client, written("**No", "te:** on", "e"))
+    sent = texts(server)
     assert " ".join(sent[:-3]) == "Title.\n\nNote: " + "word " * 40 + "end"
     assert sent[-3:] == ["A cat.", "**x**", "Note: one"]
-    assert len({json.loads(request["options"])["seed"] for request in fake.requests[:-3]}) == 1
+    assert len({json.loads(request["options"])["seed"] for request in server.requests[:-3]}) == 1
 
 
 async def speak(client: SpeechClient, text: str | AsyncIterator[str], markup: Markup = "auto") -> None:
     async for _ in client.speak(text, markup=markup):
         pass
-
-
-@pytest.fixture
-async def fake() -> AsyncIterator[FakeServer]:
-    server = FakeServer(lambda _: SPOKEN)
-    yield server
-    await server.stop()

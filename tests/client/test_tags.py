@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from stretto_client import SpeechClient
 from stretto_client.markup import Markup, find_unspoken, open_reader
 from stretto_client.tags import INVISIBLE, MAX_NAMES, MAX_TAG_CHARS, TagFilter
-from tests.client.fake_server import PROFILE, Chunk, FakeServer
+from tests.client.conftest import Serve
+from tests.client.fake_server import PROFILE, Chunk
 from tests.client.reading import cut, written
 from tests.client.test_live_speech import Live
 
@@ -170,16 +171,14 @@ SPOKEN = [Chunk(0, 640, words=("a",)), Chunk(1, 640, is_final=True, is_last=True
 
 
 @pytest.mark.parametrize("markup", ["auto", "none"])
-async def test_client_sends_no_reasoning_and_reports_it(markup: Markup) -> None:
-    server = FakeServer(lambda _: SPOKEN, profile=PROFILE | {"tags": ["<hum>"]})
+async def test_client_sends_no_reasoning_and_reports_it(serve: Serve, markup: Markup) -> None:
+    server, client = await serve(SPOKEN, profile=PROFILE | {"tags": ["<hum>"]})
     text = "<think>The user.</think>Hello <hum> <laugh>there.<|im_end|>"
-    async with SpeechClient(await server.start()) as client:
-        for source in (text, *(written(*cut(text, [size])) for size in (1, 5, 50))):
-            events = [event async for event in client.speak(source, markup=markup)]
-            assert events[-1].report is not None
-            assert events[-1].report["left_out"] == ["think", "laugh", "im_end"]
-        await anext(client.speak("Hello."))
-    await server.stop()
+    for source in (text, *(written(*cut(text, [size])) for size in (1, 5, 50))):
+        events = [event async for event in client.speak(source, markup=markup)]
+        assert events[-1].report is not None
+        assert events[-1].report["left_out"] == ["think", "laugh", "im_end"]
+    await anext(client.speak("Hello."))
     assert [request["text"].decode() for request in server.requests] == ["Hello <hum> there."] * 4 + ["Hello."]
 
 
