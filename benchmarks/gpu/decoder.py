@@ -1,37 +1,26 @@
 """Jobs that check a codec on the device.
 
 They measure its memory, its exactness with and without graphs, other convolutions, and the number of real-time streams.
-
-For a block codec, a job measures the speed of each block in an utterance. `rtf` is the time from the chunk that
-completes a block to the samples of the last client, divided by the block's duration. Above 1, players underrun.
-Utterances run together, with their blocks in the same batch.
 """
 
 import itertools
 import logging
-import statistics
-import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.codecs import spans_of
-from benchmarks.decoder import Arm, CountingReply
+from benchmarks.decoder import Arm
 from benchmarks.decoder_memory import CHUNKS as CHUNKS_OF
 from benchmarks.decoder_memory import MAX_BATCH, MAX_UTTERANCES
 from benchmarks.gpu.jobs import Setup, failure
 from benchmarks.gpu.launches import launcher_of, time_batch
 from lab.releases.every_codec import every_codec, make_codec
-from lab.releases.random_glm4_voice import write_glm4_voice
 from stretto.codecs.base import Codec
-from stretto.codecs.glm4_voice import Glm4VoiceCodec, load
 from stretto.config import DecoderConfig
 from stretto.decoder.memory import measure
 from stretto.decoder.worker import DecoderWorker
@@ -227,53 +216,3 @@ def run_speed(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
                 }
         if errors:
             yield {"codec": name, "what": "speed", "convolutions": convolutions, "capture_errors": errors, "ok": False}
-
-
-BLOCK_BATCHES = (1, 8)
-NUM_BLOCKS = 4
-ROUNDS = 3
-
-
-def run_blocks(setup: Setup) -> Iterator[dict[str, Any]]:
-    """For each block and number of utterances, yield a result line, without graphs and with them."""
-    batches, num_blocks, rounds = ((1,), 2, 1) if setup.is_small else (BLOCK_BATCHES, NUM_BLOCKS, ROUNDS)
-    with tempfile.TemporaryDirectory() as folder:
-        codec = load(write_glm4_voice(Path(folder) / "codec", is_narrow=setup.is_small), setup.device)
-    sizes = [stop - start for start, stop in spans_of(codec, num_blocks)]
-    for graphs in (False, True):
-        config = DecoderConfig(device=setup.device, graphs=graphs, max_batch=batches[-1])
-        with capture_errors() as errors:
-            worker = DecoderWorker(codec, config)
-            for batch in batches:
-                warm_up = 0 if setup.is_small else 1
-                times = [speak(worker, codec, batch, sizes) for _ in range(warm_up + rounds)][warm_up:]
-                for index, size in enumerate(sizes):
-                    wall_s = statistics.median(seconds[index] for seconds in times)
-                    audio_s = size / codec.spec.frame_rate
-                    about = {"graphs": graphs, "batch": batch, "block": index, "tokens": size}
-                    yield {**about, "ms": round(1e3 * wall_s, 3), "rtf": round(wall_s / audio_s, 5)}
-            worker.stop()
-        if errors:
-            yield {"graphs": graphs, "capture_errors": errors, "ok": False}
-
-
-def speak(worker: DecoderWorker, codec: Glm4VoiceCodec, batch: int, sizes: list[int]) -> list[float]:
-    """Decode `batch` utterances together and return the seconds that each block takes.
-
-    At the end, the utterances are finished, so that retained tokens are decoded.
-    """
-    random = np.random.default_rng(0)
-    times = list[float]()
-    for index, size in enumerate(sizes):
-        codes = random.integers(0, codec.spec.codebook_size, (batch, 1, size))
-        begun = time.perf_counter()
-        reply = CountingReply(batch)
-        for utterance in range(batch):
-            worker.push(str(utterance), Chunk(index, Segment.AUDIO, is_final=False), codes[utterance], reply)
-        reply.wait()
-        times.append(time.perf_counter() - begun)
-    end = CountingReply(batch)
-    for utterance in range(batch):
-        worker.push(str(utterance), Chunk(len(sizes), Segment.AUDIO, is_final=True), codes[utterance, :, :0], end)
-    end.wait()
-    return times

@@ -170,7 +170,6 @@ JOBS = {
     "decoder_espnet_dac": _decoder("espnet_dac", 1),
     "decoder_dac": _decoder("dac_24khz", 10),
     "decoder_higgs": _decoder("higgs", 6),
-    "blocks_glm4_voice": Job("benchmarks.gpu.decoder:run_blocks", 12),
     "ours_7b": _ours("7b", 120, requests=(1, 16)),
     "plain_8b": _ours("8b", 60, requests=(1, 32), mode="plain"),
 }
