@@ -95,7 +95,7 @@ class Audio(Layers):
 
 
 class Config(Section):
-    """config.json of a release."""
+    """Fields of a release's config.json that the conversion reads."""
 
     model_type: Literal["fish_qwen3_omni"]
     text_config: Text

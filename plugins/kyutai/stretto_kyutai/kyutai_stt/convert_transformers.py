@@ -90,11 +90,11 @@ class Backbone(Layers):
 
 
 class Config(Backbone):
-    """config.json of a release."""
+    """Fields of a release's config.json that the conversion reads."""
 
     model_type: Literal["kyutai_speech_to_text"]
     num_codebooks: Integer
-    codebook_vocab_size: Annotated[int, Field(ge=2, le=1 << 16)]  # with the initial id
+    codebook_vocab_size: Annotated[int, Field(ge=2, le=1 << 16)]  # codes and the initial id
     audio_bos_token_id: int
 
     @model_validator(mode="after")
@@ -121,7 +121,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 def delays_of(release: Release) -> dict[str, Any]:
     """Return the fields of the vocabulary that the feature extractor's config determines.
 
-    Versions 5 of transformers write it as a section of the processor's config.
+    transformers 5 writes its config as a section of the processor's config.
     """
     folder = release.config_folder
     file_name = next((name for name in (FEATURES, PROCESSOR) if (folder / name).exists()), FEATURES)

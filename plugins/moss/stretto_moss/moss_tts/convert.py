@@ -64,7 +64,7 @@ class MarkedSpeech(MarkedIds):
 
 
 class Config(MarkedSpeech):
-    """config.json of a release."""
+    """Fields of a release's config.json that the conversion reads."""
 
     model_type: Literal["moss_tts_delay"]
     n_vq: NumCodebooks = 32
