@@ -185,7 +185,7 @@ class Pacer:
         now = self._clock()
         load = self._load()
         if self.is_stalled:
-            return self._rest(num_ready, now, load)
+            return self._size_before_wait(num_ready, now, load)
         self._watch(num_ready, now)
         size = self._first(num_ready, load) if self._dry_s is None else self._next(num_ready, now, load)
         if size:
@@ -212,7 +212,7 @@ class Pacer:
         self._num_last = size - unplayed
         return size
 
-    def _rest(self, num_ready: int, now: float, load: DecoderLoad) -> int:
+    def _size_before_wait(self, num_ready: int, now: float, load: DecoderLoad) -> int:
         """Return the size of the chunk to send before a wait for external input; 0 if there are no frames to send.
 
         The wait that follows is excluded from the inter-arrival estimate.
