@@ -121,7 +121,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 def delays_of(release: Release) -> dict[str, Any]:
     """Return the fields of the vocabulary that the feature extractor's config determines.
 
-    transformers 5 writes its config as a section of the processor's config.
+    In transformers 5, the feature extractor's config is a section of the processor's config.
     """
     folder = release.config_folder
     file_name = next((name for name in (FEATURES, PROCESSOR) if (folder / name).exists()), FEATURES)
