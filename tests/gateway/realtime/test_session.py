@@ -12,6 +12,7 @@ from stretto_gateway.realtime.settings import RealtimeSettings, ServerVad, Setti
 from tests.client.fake_server import Chunk, ErrorText, Until
 from tests.gateway.conftest import Start
 from tests.gateway.realtime.caller import RATE, TALKS, answer, by_task, call, codes, silence, spoken
+from tests.gateway.realtime.test_images import SEES
 from tests.patience import PATIENCE_S
 
 WRITTEN = [Chunk(0, None, text="fine"), Chunk(1, None, text=" then", is_final=True, is_last=True)]
@@ -168,25 +169,32 @@ async def test_items_are_created_retrieved_and_deleted(start: Start) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("part", "message"),
-    [
-        (
-            {"type": "output_text", "text": "a"},
-            "item.content.0.type: expected input_text or input_audio or input_image in a user",
-        ),
-        ({"type": "input_audio"}, "item.content.0.audio: missing"),
-        ({"type": "input_audio", "audio": ""}, "item.content.0.audio: expected at least one sample, got none"),
-        ({"type": "input_audio", "audio": "AA="}, "item.content.0.audio: expected base64, got"),
-        ({"type": "input_audio", "audio": "AAAA"}, "item.content.0.audio: expected an even number of bytes"),
-    ],
-)
-async def test_invalid_conversation_item_names_the_field(start: Start, part: dict[str, str], message: str) -> None:
-    async with call(await start(answer(), TALKS)) as caller:
-        item = {"type": "message", "role": "user", "content": [part]}
+RAW = "data:image/png,raw"
+# A part of a message, the message's role, the field in the part, and the beginning of the error.
+PARTS: list[tuple[dict[str, str], str, str, str]] = [
+    ({"type": "output_text", "text": "a"}, "user", "type", "expected input_text or input_audio or input_image in a"),
+    ({"type": "input_audio"}, "user", "audio", "missing"),
+    ({"type": "input_audio", "audio": ""}, "user", "audio", "expected at least one sample, got none"),
+    ({"type": "input_audio", "audio": "AA="}, "user", "audio", "expected base64, got"),
+    ({"type": "input_audio", "audio": "AAAA"}, "user", "audio", "expected an even number of bytes"),
+    ({"type": "input_image"}, "user", "image_url", "missing"),
+    ({"type": "input_image", "image_url": "https://example.com/a"}, "user", "image_url", "expected base64 or a data:"),
+    ({"type": "input_image", "image_url": RAW}, "user", "image_url", "expected a data: URL whose data is"),
+    ({"type": "input_image", "image_url": "a.png"}, "user", "image_url", "expected a data: URL with base64, got"),
+    ({"type": "input_image", "image_url": RAW}, "system", "type", "expected input_text in a system message"),
+    ({"type": "input_image", "image_url": RAW}, "assistant", "type", "expected output_text or output_audio or text in"),
+]
+
+
+@pytest.mark.parametrize(("part", "role", "field", "message"), PARTS)
+async def test_invalid_conversation_item_names_the_field(
+    start: Start, part: dict[str, str], role: str, field: str, message: str
+) -> None:
+    async with call(await start(answer(), SEES)) as caller:
+        item = {"type": "message", "role": role, "content": [part]}
         error = (await caller.ask("conversation.item.create", item=item)).error
-        assert error.message.startswith(message)
-        assert error.param == message.partition(":")[0]
+        assert error.param == f"item.content.0.{field}"
+        assert error.message.startswith(f"{error.param}: {message}")
 
 
 async def test_server_error_sets_the_realtime_response_status(start: Start) -> None:
