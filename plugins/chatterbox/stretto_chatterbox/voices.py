@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stretto.encoders.cam_plus_plus import CamPlusPlus
 from stretto.encoders.loudness import normalised
 from stretto.encoders.voice_spectra import (
     MEL_RATE,
@@ -34,7 +35,7 @@ from stretto.encoders.voice_spectra import (
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.records.chunk import Sound
 from stretto.weights.loading import load_strictly, read_tensors
-from stretto_chatterbox.hearing import NUM_TOKENS, CamPlusPlus, S3Tokenizer
+from stretto_chatterbox.hearing import NUM_TOKENS, S3Tokenizer
 
 FOLDER = "hearing"  # folder in a checkpoint
 SPEECH = "speech_emb.weight"

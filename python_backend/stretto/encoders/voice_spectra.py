@@ -75,14 +75,22 @@ MEL_FOURIER = 1920
 MEL_HOP = 480
 
 
-def mel_spectrogram(pcm: Tensor, num_mels: int = 80, highest_hz: float = 8000.0) -> Tensor:
-    """Return log-mel frames, float32 [n // 480, M], of samples [n] at 24 kHz."""
-    margin = (MEL_FOURIER - MEL_HOP) // 2
+def mel_spectrogram(
+    pcm: Tensor,
+    num_mels: int = 80,
+    highest_hz: float = 8000.0,
+    *,
+    sample_rate: int = MEL_RATE,
+    fourier: int = MEL_FOURIER,
+    hop: int = MEL_HOP,
+) -> Tensor:
+    """Return log-mel frames, float32 [n // hop, M], of samples [n], by default at 24 kHz with a hop of 480."""
+    margin = (fourier - hop) // 2
     padded = F.pad(pcm[None], (margin, margin), "reflect")[0]
-    window = torch.hann_window(MEL_FOURIER, device=pcm.device)
-    spectrum = torch.stft(padded, MEL_FOURIER, MEL_HOP, window=window, center=False, return_complex=True)
+    window = torch.hann_window(fourier, device=pcm.device)
+    spectrum = torch.stft(padded, fourier, hop, window=window, center=False, return_complex=True)
     magnitude = (torch.view_as_real(spectrum).square().sum(-1) + 1e-9).sqrt()
-    return (mel_filters(MEL_RATE, MEL_FOURIER, num_mels, highest_hz).to(pcm.device) @ magnitude).clamp(min=1e-5).log().T
+    return (mel_filters(sample_rate, fourier, num_mels, highest_hz).to(pcm.device) @ magnitude).clamp(min=1e-5).log().T
 
 
 FBANK_FRAME = 400

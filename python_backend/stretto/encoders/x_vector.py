@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers.audio_utils import mel_filter_bank
+from torch import nn
 from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniDiTConfig
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import ECAPA_TimeDelayNet
 
+from stretto.encoders.voice_spectra import mel_spectrogram
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import load_strictly, read_tensors
@@ -31,8 +30,7 @@ PREFIX = "speaker_encoder."
 SAMPLE_RATE = 24_000
 FOURIER = 1024
 HOP = 256
-POWER_FLOOR = 1e-9
-MEL_FLOOR = 1e-5
+HIGHEST_HZ = 12_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +76,6 @@ class SpeakerConfig:
 class SpeakerEncoder(nn.Module):
     """Speaker encoder, which converts samples to x-vectors."""
 
-    filters: Tensor
-    window: Tensor
-
     def __init__(self, config: SpeakerConfig) -> None:
         super().__init__()
         self.config = config
@@ -88,11 +83,6 @@ class SpeakerEncoder(nn.Module):
         lists = ("enc_channels", "enc_kernel_sizes", "enc_dilations")
         values = {name: getattr(config, name) for name in names} | {name: list(getattr(config, name)) for name in lists}
         self.network = ECAPA_TimeDelayNet(Qwen2_5OmniDiTConfig(**values))
-        bands = mel_filter_bank(
-            FOURIER // 2 + 1, config.mel_dim, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
-        )
-        self.register_buffer("filters", torch.from_numpy(bands.T).float(), persistent=False)
-        self.register_buffer("window", torch.hann_window(FOURIER), persistent=False)
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
@@ -104,16 +94,9 @@ class SpeakerEncoder(nn.Module):
         if len(pcm) < self.config.min_samples:
             seconds = self.config.min_samples / SAMPLE_RATE
             raise InvalidRequest("audio", f"at least {seconds:.3f} s of a voice", f"{len(pcm) / SAMPLE_RATE:.3f} s")
-        mel = self.log_mel(torch.from_numpy(np.asarray(pcm)).to(self.filters))
-        return self.network(mel.T[None])[0].cpu().numpy()
-
-    def log_mel(self, pcm: Tensor) -> Tensor:
-        """Return the log-mel frames, float32 [M, n // HOP], of samples [n]."""
-        margin = (FOURIER - HOP) // 2
-        padded = F.pad(pcm[None], (margin, margin), "reflect")[0]
-        spectrum = torch.stft(padded, FOURIER, HOP, window=self.window, center=False, return_complex=True)
-        magnitude = (torch.view_as_real(spectrum).square().sum(-1) + POWER_FLOOR).sqrt()
-        return (self.filters @ magnitude).clamp(min=MEL_FLOOR).log()
+        samples = torch.from_numpy(np.asarray(pcm)).to(next(self.parameters()))
+        mel = mel_spectrogram(samples, self.config.mel_dim, HIGHEST_HZ, fourier=FOURIER, hop=HOP)
+        return self.network(mel[None])[0].cpu().numpy()
 
 
 def load_speaker_encoder(checkpoint: Path, device: str = "cpu") -> SpeakerEncoder | None:
