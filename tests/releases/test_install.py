@@ -36,6 +36,8 @@ from tests.tiers import by_night
 pytestmark = pytest.mark.slow
 
 PROGRAM = "import sys; from stretto.cli import main; sys.exit(main(sys.argv[1:]))"
+# The check of the headers writes files that are as large as those of the release.
+WITHOUT_CHECK = f"from stretto.releases import install; install.LARGE_BYTES = 1 << 60; {PROGRAM}"
 FOR_CPU = Choices(is_for_cpu=True, updates=True)
 
 
@@ -272,8 +274,10 @@ def test_two_at_once_convert_each_model_once(
     assert not leftovers(models)
 
 
-def run(environment: dict[str, str], *words: str, **settings: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", PROGRAM, *(words or ("pull", "acme/voice", "--cpu"))]
+def run(
+    environment: dict[str, str], *words: str, program: str = PROGRAM, **settings: Any
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program, *(words or ("pull", "acme/voice", "--cpu"))]
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, **settings
     )
@@ -343,6 +347,7 @@ def test_full_disk(
     done = run(
         environment,
         *("pull", name, "--cpu"),
+        program=WITHOUT_CHECK,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert done.returncode == 7, done.stderr
@@ -370,7 +375,7 @@ exit $status
 def test_small_disk(
     force: list[str], models: InstalledModels, server: loopback.Hub, home: Path, repository: Repository, pull: Pull
 ) -> None:
-    models.folder.mkdir()
+    pull()  # so that all files are in the hub's cache; the small disk hides the model
     environment = server.environment(home, STRETTO_MODELS=str(models.folder))
     words = [sys.executable, "-c", PROGRAM, "pull", repository.name, "--cpu", *force]
     command = ["unshare", "--mount", "sh", "-c", SMALL_DISK, "sh", str(models.folder), *words]

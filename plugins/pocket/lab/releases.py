@@ -26,7 +26,6 @@ LAYOUTS = {
         "pocket-tts",
         _pocket,
         {"english": ("english.yaml", "model.safetensors", "tokenizer.json", "embeddings/*.safetensors")},
-        is_checked=False,
     ),
     "gradium/phonon-31m-en": Layout(
         "phonon",
