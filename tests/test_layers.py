@@ -486,6 +486,11 @@ def users_of_engine_names() -> dict[str, set[str]]:
         if package.split("/")[0] == "engine":
             loaded = (each for each in ast.walk(parsed(path)) if isinstance(each, ast.Name))
             used |= {f"{module_name(path)}.{each.id}" for each in loaded}
+    for each in installed(FAMILIES):
+        loaded = each.load()
+        for reference in getattr(loaded, "architectures", {}).values():
+            if (name := reference.replace(":", ".")) in users:
+                users[name].add(each.name)
     return {name.removeprefix(f"{NAME}."): folders for name, folders in users.items() if name not in used}
 
 

@@ -1,0 +1,107 @@
+"""Conversion of IndexTTS-2's acoustic decoder: files of four releases to the tensors of `IndexTtsCodec`.
+
+gpt.pth                                       language model, for its second pass
+s2mel.pth                                     projection of latents, length regulator, flow
+hf_cache/semantic_codec_model.safetensors     codebook of MaskGCT's semantic codec
+hf_cache/bigvgan/                             vocoder
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stretto.errors import CheckpointError, shown
+from stretto.family.conversion import Network
+from stretto.untrusted_files import json_object, released_file
+from stretto.weights.loading import Part, Plan, open_tensors
+from stretto_indextts2.codec import NAME, SAMPLE_RATE, IndexTtsCodec, IndexTtsConfig
+from stretto_indextts2.release_files import network, pickled_tensors, placed, plain_shapes, planned
+from stretto_indextts2.vocoder import BLOCK_KERNELS, DILATIONS, HOP, RATES
+
+FLOW_FILE = "s2mel.pth"
+# where the authors' code places it, and where a download of its repository does
+SEMANTIC_FILES = ("hf_cache/semantic_codec_model.safetensors", "hf_cache/semantic_codec/model.safetensors")
+QUANTIZER = "quantizer.quantizers.0."
+VOCODER_FOLDER = "hf_cache/bigvgan"
+MODULE = "module."  # of names after training on several GPUs
+# Layers of GPT-2, whose weights are published as [inputs, outputs].
+TRANSPOSED = re.compile(r"latents\.gpt\.h\.\d+\.(attn|mlp)\.c_\w+\.weight")
+# Values of BigVGAN's config.json that this decoder needs.
+VOCODER = {
+    "resblock": "1",
+    "upsample_rates": [*RATES],
+    "upsample_kernel_sizes": [2 * rate for rate in RATES],
+    "resblock_kernel_sizes": [*BLOCK_KERNELS],
+    "resblock_dilation_sizes": [[*DILATIONS] for _ in BLOCK_KERNELS],
+    "use_tanh_at_final": False,
+    "use_bias_at_final": False,
+    "activation": "snakebeta",
+    "snake_logscale": True,
+    "hop_size": HOP,
+    "sampling_rate": SAMPLE_RATE,
+}
+
+
+def codec_network(folder: Path, gpt: Mapping[str, Tensor], heads: int, flow_heads: int) -> Network:
+    """Return the codec to be written.
+
+    Args:
+        folder: Folder of the release.
+        gpt: Tensors of `gpt.pth` by published name.
+        heads: Attention heads of GPT-2.
+        flow_heads: Attention heads of the flow's transformer.
+
+    Raises:
+        CheckpointError: If a file, value or tensor is not as expected; the message describes the difference.
+    """
+    tensors = placed(gpt, "latents.")
+    tensors |= _flow_tensors(folder)
+    tensors |= placed(open_semantic_codec(folder), "quantizer.", QUANTIZER)
+    tensors |= _vocoder_tensors(folder)
+    config = IndexTtsConfig.from_shapes(plain_shapes(tensors), heads, flow_heads)
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in IndexTtsCodec(config).state_dict().items()}
+    plan: Plan = {}
+    for name, shape in shapes.items():
+        if TRANSPOSED.fullmatch(name):
+            plan[name] = Part(name, shape[::-1], _transposed)
+        else:
+            plan |= planned(name, shape, tensors)
+    record = {"model_type": NAME, "heads": heads, "flow_heads": flow_heads}
+    return network("codec", record, plan, tensors)
+
+
+def open_semantic_codec(folder: Path) -> Mapping[str, Tensor]:
+    """Return the tensors of MaskGCT's semantic codec; raise CheckpointError if its file is missing."""
+    for name in SEMANTIC_FILES[1:]:
+        if (folder / name).exists():
+            return open_tensors(released_file(folder, name))
+    return open_tensors(released_file(folder, SEMANTIC_FILES[0]))
+
+
+def _flow_tensors(folder: Path) -> dict[str, Tensor]:
+    path = released_file(folder, FLOW_FILE)
+    prefixes = {"cfm": "flow.", "length_regulator": "length_regulator.", "gpt_layer": "gpt_layer."}
+    tensors = dict[str, Tensor]()
+    for network_name, prefix in prefixes.items():
+        stored = pickled_tensors(path, "net", network_name)
+        tensors |= {f"{prefix}{name.removeprefix(MODULE)}": tensor for name, tensor in stored.items()}
+    return tensors
+
+
+def _vocoder_tensors(folder: Path) -> dict[str, Tensor]:
+    path = released_file(folder, f"{VOCODER_FOLDER}/config.json")
+    record = json_object(path)
+    for key, value in VOCODER.items():
+        if record.get(key) != value:
+            raise CheckpointError(f"{path}: {key}: expected {value}, got {shown(record.get(key))}")
+    return placed(
+        pickled_tensors(released_file(folder, f"{VOCODER_FOLDER}/bigvgan_generator.pt"), "generator"), "vocoder."
+    )
+
+
+def _transposed(weight: Tensor) -> Tensor:
+    return weight.T.contiguous()

@@ -1,0 +1,165 @@
+"""Text as IndexTTS-2 reads it: numbers and symbols in words, plain punctuation, capital letters, single CJK characters.
+
+The steps follow `TextNormalizer` and `TextTokenizer` of https://github.com/index-tts/index-tts, which use
+WeTextProcessing for numbers. Its rules come from the package wetext, which is optional: without it, texts with digits
+are refused. Syllables of pinyin with a tone, such as `xuan4`, names with `·`, and hyphens between words keep their
+form. There is no glossary, and no `<word|reading>`, which IndexTTS-2.5 reads.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from functools import cache
+from itertools import count
+from typing import Any
+
+from stretto.errors import InvalidRequest, shown
+
+# Punctuation that the tokenizer lacks, with its replacement; longer marks come after their first character.
+MARKS = {
+    **dict.fromkeys("：；;，、:", ","),
+    **dict.fromkeys('“”"‘’（）()《》【】[]「」', "'"),
+    **dict.fromkeys("·—～~", "-"),
+    "。": ".",
+    "！": "!",
+    "？": "?",
+    "\n": " ",
+    **dict.fromkeys(("...", ",,,", "……"), "…"),
+}
+CHINESE_MARKS = MARKS | {"$": "."}
+CHINESE = r"[\u4e00-\u9fff]"
+# Finals of pinyin, without tone.
+FINALS = (
+    "a o e i u ü v ai ei ao ou ua ui uo ia ie iu üe ve ue an en in un vn uan üan van uang üang vang uai "
+    "ang eng ing ong ian iao iang iong"
+)
+TONED_SYLLABLE = re.compile(
+    rf"(?<![a-z])(?:(?:[zcs]h|[bpmfdtnlgkhjqxzcsryw])?(?:{'|'.join(FINALS.split())})|ng|er)[1-5]", re.IGNORECASE
+)
+UMLAUT = re.compile(r"(?<=[jqx])[uü](?=(?:n|e|an)*\d)", re.IGNORECASE)
+NAME = re.compile(rf"{CHINESE}+(?:[-·—]{CHINESE}+){{1,2}}")
+HYPHENATED = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:-[A-Za-z0-9]+)+")
+CONTRACTION = re.compile(r"(what|where|who|which|how|t?here|it|s?he|that|this)'s", re.IGNORECASE)
+EMAIL = re.compile(r"[a-zA-Z0-9]+@[a-zA-Z0-9]+\.[a-zA-Z]+")
+# Characters that are a token each: Hangul, CJK and kana, and their compatibility and full-width forms.
+CHARACTERS = re.compile(
+    r"([\u1100-\u11ff\u2e80-\ua4cf\ua840-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff65-\uffdc\U00020000-\U0002ffff])"
+)
+HYPHEN = "<H>"  # in a hyphenated word, while numbers are written in words
+PACKAGE = "wetext"
+ESCAPED = re.compile(r'\\(["\\])')  # wetext 0.1.8 leaves the escapes of its tokens
+
+
+@cache
+def number_rules(language: str) -> Callable[[str], str] | None:
+    """Return the function that writes a text's numbers in words; None without the package wetext.
+
+    Args:
+        language: `zh` or `en`.
+    """
+    try:
+        from wetext import Normalizer
+    except ImportError:
+        return None
+    rules: Any = Normalizer(lang=language, operator="tn", remove_erhua=False)
+    return rules.normalize
+
+
+def reads_as_chinese(text: str) -> bool:
+    """Return True if the rules of Chinese apply to a text: it has Chinese, no Latin letters, or toned pinyin."""
+    has_letters = re.search("[a-zA-Z]", text) is not None
+    if not has_letters or re.search(CHINESE, text) or EMAIL.match(text):
+        return True
+    return TONED_SYLLABLE.search(text) is not None
+
+
+class Protected:
+    """Phrases of a text that are replaced by names of letters while numbers are written in words."""
+
+    def __init__(self) -> None:
+        self._phrases = dict[str, str]()
+        self._numbers = count()
+
+    def hide(self, text: str, pattern: re.Pattern[str], name: str) -> str:
+        """Return the text with the matches of a pattern replaced; equal matches get one name."""
+        names = {phrase: hidden for hidden, phrase in self._phrases.items()}
+
+        def hidden(match: re.Match[str]) -> str:
+            phrase = match[0]
+            if phrase not in names:
+                names[phrase] = f"<{name}_{_letters(next(self._numbers))}>"
+                self._phrases[names[phrase]] = phrase
+            return names[phrase]
+
+        return pattern.sub(hidden, text)
+
+    def restore(self, text: str, change: Callable[[str], str] = str) -> str:
+        """Return the text with its phrases, to each of which `change` is applied."""
+        for hidden, phrase in self._phrases.items():
+            text = text.replace(hidden, change(phrase))
+        return text
+
+
+def _letters(number: int) -> str:
+    """Return a number in letters."""
+    return "".join(chr(ord("a") + int(digit)) for digit in str(number))
+
+
+def spelled_pinyin(syllable: str) -> str:
+    """Return a toned syllable as the tokenizer has it: in capitals, with V for the ü after j, q and x."""
+    return UMLAUT.sub("v", syllable).upper() if syllable[0] in "jqxJQX" else syllable
+
+
+def normalised(text: str, path: str) -> str:
+    """Return a text with numbers in words and plain punctuation.
+
+    Raises:
+        InvalidRequest: If the text has numbers that cannot be read, or any digits without the package for them.
+    """
+    is_chinese = reads_as_chinese(text)
+    text = CONTRACTION.sub(r"\1 is", text)
+    pinyin = Protected()
+    names = Protected()
+    if is_chinese:
+        text = text.rstrip()
+    text = HYPHENATED.sub(lambda match: match[0].replace("-", HYPHEN), text)
+    if is_chinese:
+        text = pinyin.hide(text, TONED_SYLLABLE, "pinyin")
+        text = names.hide(text, NAME, "n")
+    text = _in_words(text, "zh" if is_chinese else "en", path)
+    text = pinyin.restore(names.restore(text), spelled_pinyin)
+    text = re.sub(rf"\s*{HYPHEN}\s*", "-", text)
+    return _with_marks(text, CHINESE_MARKS if is_chinese else MARKS)
+
+
+def _in_words(text: str, language: str, path: str) -> str:
+    rules = number_rules(language)
+    if rules is None:
+        if re.search(r"\d", text):
+            raise InvalidRequest(path, f"no digits (the server lacks the package {PACKAGE})", shown(text))
+        return text
+    try:
+        return ESCAPED.sub(r"\1", rules(text))
+    except Exception as error:  # the library asserts that its rules know all characters
+        raise InvalidRequest(path, f"text whose numbers {PACKAGE} can read", shown(text)) from error
+
+
+def _with_marks(text: str, marks: dict[str, str]) -> str:
+    return re.sub(_alternatives(marks), lambda match: marks[match[0]], text)
+
+
+def _alternatives(marks: Iterable[str]) -> str:
+    return "|".join(map(re.escape, marks))
+
+
+def tokenizable(text: str, path: str) -> str:
+    """Return a text as the tokenizer reads it: normalised, in capitals, with spaces around CJK characters.
+
+    A single character is not normalised, as in the authors' code.
+
+    Raises:
+        InvalidRequest: If the text has numbers that cannot be read, or any digits without the package for them.
+    """
+    if len(text.strip()) == 1:
+        return text
+    segments = map(str.strip, CHARACTERS.split(normalised(text, path)))
+    return " ".join(segment.upper() for segment in segments if segment)
