@@ -7,8 +7,8 @@ A mutant is one change: another constant, another comparison, no `raise`, two ar
 as many of each kind as there are. The first command draws them. The second one makes the same changes again, and fails
 if a mutant survives that was killed before. Both work on a copy of this tree, with its uncommitted changes.
 
-Every mutant is a fork of one process that has imported the other packages. Tests that execute product code in another
-process only do not count as tests of its lines.
+Every mutant is a fork of one process that has imported the other packages. A line of product code counts as executed by
+a test if the test's process executes it, or any process that it starts (`scripts.executed_lines`).
 """
 
 import argparse
@@ -24,7 +24,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import tomllib
 import traceback
@@ -34,10 +33,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any
 
 import pytest
+
+from scripts.executed_lines import VARIABLE, ExecutedLines
 
 ROOT = Path(__file__).parents[1]
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -157,52 +157,33 @@ def draw(mutants: list[Mutant], count: int, seed: int) -> list[Mutant]:
 
 
 class Recorder:
-    """Plugin of pytest that records the lines of some files that each test executes, and the modules it imports.
+    """Plugin of pytest that records the product lines that each test executes, and the modules it imports.
 
     Lines of fixtures count for all tests of their file, because others may use the fixture without executing it.
     """
 
-    def __init__(self, tree: Path, wanted: dict[str, set[int]]) -> None:
-        """Create the plugin.
-
-        Args:
-            wanted: Numbers of the lines to record, by the path of their file. Of functions without one, only calls
-                are recorded, because tracing each line of a codec takes many times as long as its tests.
-        """
-        self.names = {str(tree / path): path for path in wanted}
-        self.wanted = wanted
-        self.is_wanted = dict[tuple[str, int, str], bool]()
+    def __init__(self, executed: ExecutedLines) -> None:
+        self.executed = executed
         self.lines = defaultdict[str, set[tuple[str, int]]](set)
         self.seconds = defaultdict[str, float](float)
         self.failed = set[str]()
         self.key = "import"
 
-    def trace(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
-        """Record a line, as a function for `sys.settrace`."""
-        name = self.names.get(frame.f_code.co_filename)
-        if name is None:
-            return None
-        if frame.f_lineno is not None:  # code that the compiler adds, such as the end of a `with`, has none
-            self.lines[self.key].add((name, frame.f_lineno))
-        return self.trace if event != "call" or self._has_wanted(name, frame.f_code) else None
-
-    def _has_wanted(self, name: str, code: CodeType) -> bool:
-        key = (name, code.co_firstlineno, code.co_name)
-        if key not in self.is_wanted:
-            self.is_wanted[key] = any(line in self.wanted[name] for _, _, line in code.co_lines())
-        return self.is_wanted[key]
+    def _go_on_with(self, key: str) -> None:
+        """Count the lines that follow for another test or file."""
+        self.lines[self.key] |= self.executed.take()
+        self.key = key
 
     def pytest_sessionstart(self) -> None:
-        threading.settrace(self.trace)
-        sys.settrace(self.trace)
+        self.executed.start()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        self.key = item.nodeid.partition("::")[0]
+        self._go_on_with(item.nodeid.partition("::")[0])
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> None:
-        self.key = item.nodeid
+        self._go_on_with(item.nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.seconds[report.nodeid] += report.duration
@@ -212,6 +193,7 @@ class Recorder:
     def found(self) -> dict[str, Any]:
         """Return all as JSON."""
         sys.settrace(None)
+        self._go_on_with("")
         installed = [name for name, module in sys.modules.copy().items() if "site-packages" in _file(module)]
         return {
             "lines": {key: sorted(lines) for key, lines in self.lines.items()},
@@ -338,17 +320,13 @@ class Trial:
         for mutant in mutants:
             wanted[mutant.path] |= self._lines_of(mutant)
 
-        def record() -> dict[str, Any]:
-            recorder = Recorder(tree.folder, wanted)
-            pytest.main(pytest_options(tests, marks), [recorder])
-            return recorder.found()
-
-        recorded = tree.run(record, 3600)
+        recorded = tree.run(partial(self._record, wanted, tests), 3600)
         if not recorded or not recorded.get("seconds"):
             raise SystemExit(f"mutants: no test ran in {' '.join(tests)}: {tree.log.read_text()[-2000:]}")
         self.durations: dict[str, float] = recorded["seconds"]
         self.failed = set(recorded["failed"])
-        self.lines = {key: {(path, line) for path, line in lines} for key, lines in recorded["lines"].items()}
+        names = {str(tree.folder / path): path for path in wanted}
+        self.lines = {key: {(names[path], line) for path, line in lines} for key, lines in recorded["lines"].items()}
         os.environ.update(recorded["environment"])
         for name in recorded["installed"]:
             with suppress(Exception):
@@ -358,6 +336,21 @@ class Trial:
                 compiled.unlink()
         sys.dont_write_bytecode = True
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+
+    def _record(self, wanted: dict[str, set[int]], tests: list[str]) -> dict[str, Any]:
+        """Run the tests, and return what a Recorder has found in this process and those that it starts."""
+        folder = self.tree.folder.with_name("recorded")
+        folder.mkdir()
+        lines = {str(self.tree.folder / path): sorted(numbers) for path, numbers in wanted.items()}
+        arguments = {"log": str(folder / "lines.txt"), "wanted": lines}
+        (folder / "arguments.json").write_text(json.dumps(arguments))
+        (folder / "sitecustomize.py").write_text("from scripts.executed_lines import start_in_child\n\nstart_in_child()\n")
+        os.environ[VARIABLE] = str(folder / "arguments.json")
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])
+        recorder = Recorder(ExecutedLines(**arguments))
+        pytest.main(pytest_options(tests, self.marks), [recorder])
+        del os.environ[VARIABLE]
+        return recorder.found()
 
     def _lines_of(self, mutant: Mutant) -> set[int]:
         """Return the numbers of a mutant's lines in the tree; none if they are gone."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from scripts.mutants import Recorder
+from scripts.executed_lines import ExecutedLines
 
 ROOT = Path(__file__).parents[2]
 PATH = "plugins/one/product.py"
@@ -51,7 +51,8 @@ def judged(root: Path, out: str, *words: str) -> tuple[int, dict[str, Any]]:
 
 def write_repository(root: Path, product: str, tests: str) -> None:
     (root / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts/mutants.py", root / "scripts")
+    for name in ("mutants.py", "executed_lines.py"):
+        shutil.copy(ROOT / "scripts" / name, root / "scripts")
     (root / "pyproject.toml").write_text('[tool.ruff]\nsrc = [".", "plugins/*"]\n')
     (root / PATH).parent.mkdir(parents=True)
     (root / PATH).write_text(product)
@@ -66,11 +67,41 @@ def test_mutant_with_which_no_test_can_run_is_killed(tmp_path: Path) -> None:
 
 
 def test_frame_without_a_line_is_not_recorded(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, {"product.py": {1}})
-    code = SimpleNamespace(co_filename=str(tmp_path / "product.py"))
+    executed = ExecutedLines(str(tmp_path / "lines.txt"), {"product.py": [1]})
+    code = SimpleNamespace(co_filename="product.py")
     for line in (3, None, 1):
-        recorder.trace(SimpleNamespace(f_code=code, f_lineno=line), "line", None)  # type: ignore[arg-type]
-    assert recorder.found()["lines"] == {"import": [("product.py", 1), ("product.py", 3)]}
+        executed.trace(SimpleNamespace(f_code=code, f_lineno=line), "line", None)  # type: ignore[arg-type]
+    assert executed.take() == {("product.py", 1), ("product.py", 3)}
+
+
+def test_lines_that_only_another_process_executes_are_those_of_the_test_that_started_it(tmp_path: Path) -> None:
+    tests = """
+import multiprocessing, subprocess, sys
+
+def test_program():
+    assert subprocess.run([sys.executable, "-c", "import product; print(product.check(3))"]).returncode == 0
+
+def test_fork():
+    import product
+    process = multiprocessing.get_context("fork").Process(target=product.unused)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+"""
+    write_repository(tmp_path, PRODUCT, tests)
+    _, results = judged(tmp_path, "out.json", PATH)
+    assert results == {
+        "constant LIMIT = 4": "survived",
+        "comparison if (number >= LIMIT):": "killed",
+        "condition if (not (number > LIMIT)):": "killed",
+        "raise pass": "not executed",
+        "constant raise ValueError('too large~')": "not executed",
+        "arguments return pow(2, number)": "survived",
+        "constant return pow(number, 3)": "survived",
+        "comparison return (1 != 2)": "survived",
+        "constant return 2 == 2": "survived",
+        "constant return 1 == 3": "survived",
+    }
 
 
 def test_mutants_are_killed_by_tests_and_survive_weaker_ones(tmp_path: Path) -> None:
