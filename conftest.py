@@ -57,13 +57,14 @@ def pytest_configure() -> None:
 ALL_PASSED = pytest.StashKey[bool]()
 ROOT = Path(__file__).parent
 TESTS = ROOT / "tests"
-# Tests that are short each, but take minutes together, start many processes, or import vLLM or transformers: all of
-# them have the mark `slow`.
+# Files and folders of tests that take minutes together, start many processes, or import what no other short test needs:
+# all of their tests have the mark `slow`. So does each other test that takes 0.3 s of processor time or more.
 SLOW_PLACES = {
     *"aligning benchmarks codecs convert decoder encoders engine examples families lab launcher realtime".split(),
     *("releases", "scripts", "training", "test_cli.py", "test_examples.py", "test_depth.py", "test_hearing.py"),
-    *("test_pipes.py", "test_wheel.py", "weights"),
-    *("test_linear_time.py", "test_penalty.py", "test_readme.py"),
+    *("test_pipes.py", "test_wheel.py", "verification", "weights"),
+    *("test_linear_time.py", "test_penalty.py", "test_readme.py", "test_helm.py", "test_kubernetes.py"),
+    *("test_api_page.py", "test_hub.py", "test_standard_input.py"),
 }
 NOT_WANTED = re.compile(r"not \w+(?: and not \w+)*")
 OF_A_FILE = re.compile(r"^pytestmark = (?:\[\n.*?^\]|[^\n]*)", re.MULTILINE | re.DOTALL)

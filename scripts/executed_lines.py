@@ -53,7 +53,9 @@ class ExecutedLines:
             return
         self._written.add((path, line))
         with suppress(OSError):  # no file is left
-            log = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)  # not kept, because daemons close all files
+            log = os.open(
+                self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            )  # not kept, because daemons close all files
             os.write(log, f"{path}:{line}\n".encode())
             os.close(log)
 
@@ -70,7 +72,7 @@ class ExecutedLines:
         text = text[: text.rfind(b"\n") + 1]  # whole lines
         self._end += len(text)
         entries = [line.rpartition(":") for line in text.decode().splitlines()]
-        return {(path, int(number)) for path, _, number in entries}
+        return {(path, int(number)) for path, _, number in entries if path in self._wanted}  # others: a file was full
 
 
 def start_in_child() -> None:

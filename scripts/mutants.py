@@ -344,7 +344,9 @@ class Trial:
         lines = {str(self.tree.folder / path): sorted(numbers) for path, numbers in wanted.items()}
         arguments = {"log": str(folder / "lines.txt"), "wanted": lines}
         (folder / "arguments.json").write_text(json.dumps(arguments))
-        (folder / "sitecustomize.py").write_text("from scripts.executed_lines import start_in_child\n\nstart_in_child()\n")
+        (folder / "sitecustomize.py").write_text(
+            "from scripts.executed_lines import start_in_child\n\nstart_in_child()\n"
+        )
         os.environ[VARIABLE] = str(folder / "arguments.json")
         os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])
         recorder = Recorder(ExecutedLines(**arguments))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # scripts/test.sh                     sets up .venv; runs lint, type checks and the day tier of the tests (tests/README.md)
-# scripts/test.sh --fast              runs lint and short tests: nothing in SLOW_PLACES (tests/conftest.py), no server, engine or long test
+# scripts/test.sh --fast              runs lint and short tests: nothing in SLOW_PLACES (conftest.py), no server, engine or slow test
 # scripts/test.sh tests/streams -k x  passes its arguments to pytest
 # The day tier leaves out the tests of plug-ins that did not change since these passed (scripts/plugins.py), and if all
 # tests pass, records those that it ran in plugins/tested.json. It starts a real server. scripts/nightly.sh runs the other tests. The last lines list the slowest tests.

@@ -393,8 +393,9 @@ def test_core_does_not_mention_families_or_codecs() -> None:
     points = {**groups["stretto.families"], **groups["stretto.codecs"]}
     assert {"bagpiper", "opuslm_dialogue", "qwen3_tts", "tiny", "mimi", "glm4_voice", "s3gen"} <= points.keys()
     of_plugins = {name for name, value in points.items() if not value.startswith(f"{NAME}.")}
+    start = "[\"'`" + "".join({name[0] for name in points}) + "]"  # at other characters, the search goes on at once
     patterns = {
-        is_shared: re.compile("|".join(map(name_pattern, sorted(names))), re.IGNORECASE)
+        is_shared: re.compile(f"(?={start})(?:{'|'.join(map(name_pattern, sorted(names)))})", re.IGNORECASE)
         for is_shared, names in ((False, points.keys()), (True, of_plugins))
     }
     violations = [

@@ -92,6 +92,8 @@ def test_rules_find_their_faults(source: str, is_fault: Callable[[ast.AST], bool
 
 
 RULES = (is_packed, is_nested_conditional, is_vague, is_splatted_tuple)
+# Nodes at which a rule may find a fault: a fifth of all.
+CHECKED = frozenset({ast.Assign, ast.IfExp, ast.arg, ast.Name, ast.Attribute, ast.FunctionDef, ast.AsyncFunctionDef})
 
 
 @cache
@@ -99,7 +101,7 @@ def faults() -> dict[Callable[[ast.AST], bool], list[str]]:
     """Return file and line of each fault, by the rule that finds it; all rules see a node before the next one."""
     lines: dict[Callable[[ast.AST], bool], list[str]] = {is_fault: [] for is_fault in RULES}
     for path in sources():
-        for node in ast.walk(parsed(path)):
+        for node in (node for node in ast.walk(parsed(path)) if type(node) in CHECKED):
             for is_fault in RULES:
                 if is_fault(node):
                     lines[is_fault].append(f"{path.relative_to(ROOT)}:{node.lineno}")

@@ -171,6 +171,7 @@ def run_level(script: Callable[[Request], list[Step]], streams: int, target: Tar
     return asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_all_streams_of_a_level_send_requests_until_there_are_enough() -> None:
     measured, server = run_level(lambda _: SPOKEN, 3, Target(PATIENCE_S, 20))
     assert measured.fault() is None

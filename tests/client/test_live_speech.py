@@ -240,6 +240,7 @@ async def test_prematurely_ended_part_stream_is_a_server_failure(live: Live) -> 
             await parts.write("s", 0, "a", False)
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(alphabet="ab .,;!?\n", max_size=60) | st.just(" " * 200), max_size=8))
 async def test_live_clauses_keep_all_words_despite_whitespace(pieces: list[str]) -> None:
     async with UnreadText(written(*pieces)) as unread:

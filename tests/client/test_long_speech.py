@@ -109,6 +109,7 @@ async def test_paragraphs_of_a_long_text_keep_their_pauses(serve: Serve) -> None
     assert events[-1].start_s == pytest.approx(0.08 + PARAGRAPH_PAUSE_S + 0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("join", ["independent", "continued"])
 async def test_memory_does_not_grow_with_the_text(serve: Serve, monkeypatch: pytest.MonkeyPatch, join: Join) -> None:
     """Only the samples and codes of events that are read ahead, and the codes of one clause, exist at once."""

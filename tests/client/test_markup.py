@@ -120,6 +120,7 @@ TEXTS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(TEXTS, CUTS)
 @settings(max_examples=250)
 @example("x\r\ny", [2])

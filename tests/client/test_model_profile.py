@@ -106,6 +106,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(
     changes=st.dictionaries(
         st.sampled_from([*PROFILE, "reads_live_text", "signals", "voice_details"]), VALUES, max_size=3

@@ -149,6 +149,7 @@ async def test_callers_who_wait_have_turns() -> None:
     assert (admission.num_active, admission.num_waiting) == (0, 0)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 0.02), st.integers(EVENT_WORK, 200_000)), max_size=60))
 def test_work_of_a_callers_events_is_paced(events: list[tuple[str, float, int]]) -> None:
     pace = EventPace()

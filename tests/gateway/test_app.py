@@ -79,6 +79,7 @@ async def test_sdk_model_names_resolve_to_the_served_model(start: Start) -> None
             assert (name, answer.status_code) == (name, 200)
 
 
+@pytest.mark.slow
 async def test_head_is_supported_for_every_get_route_without_a_body(start: Start) -> None:
     running = await start()
     async with running.http() as http:

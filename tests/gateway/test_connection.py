@@ -410,6 +410,7 @@ async def test_disconnect_cancels_the_request_despite_pipelined_ones(start: Star
         await running.behind.cancelled.wait()
 
 
+@pytest.mark.slow
 async def test_response_being_read_is_not_cut_off(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     running = await start()
     async with running.http() as http:
@@ -425,6 +426,7 @@ async def test_response_being_read_is_not_cut_off(start: Start, monkeypatch: pyt
     writer.close()
 
 
+@pytest.mark.slow
 async def test_client_that_stops_reading_is_disconnected(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "STALL_S", 0.1)
     running = await start()

@@ -74,6 +74,7 @@ def test_speech_request_fields_match_the_options_schema() -> None:
     assert "Random by default" in fields["seed"]["description"]
 
 
+@pytest.mark.slow
 @given(st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_json_size_bound_is_never_exceeded(value: Any) -> None:
     assert len(json.dumps(value)) <= most_bytes(value)

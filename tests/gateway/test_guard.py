@@ -199,6 +199,7 @@ async def test_rules_of_a_path_apply_with_a_slash(start: Start) -> None:
         assert answer.status_code == 413
 
 
+@pytest.mark.slow
 async def test_reference_page_with_a_slash_redirects_by_a_relative_path(start: Start) -> None:
     running = await start(keys=(KEY,))
     async with running.http() as http:

@@ -285,6 +285,7 @@ def ended_job(door: Door) -> str:
     return job_id
 
 
+@pytest.mark.slow
 def test_successful_responses_match_the_openapi_schema(door: Door, schema: dict[str, Any]) -> None:
     for method, path, options in GOOD:
         names = {name: options.pop(name) for name in ("name", "voice_id", "request_id", "job_id") if name in options}
@@ -378,6 +379,7 @@ def test_arbitrary_path_names_cause_no_internal_error(door: Door, schema: dict[s
         assert answer.json()["error"]["param"] in (param, None)
 
 
+@pytest.mark.slow
 async def test_openapi_declares_keys_only_if_configured(start: Start) -> None:
     async with (await start()).http() as http:
         schema = (await http.get("/openapi.json")).json()
@@ -393,6 +395,7 @@ async def test_openapi_declares_keys_only_if_configured(start: Start) -> None:
                 assert is_open == ((await http.request(method, path)).status_code != 401), path
 
 
+@pytest.mark.slow
 async def test_docs_page_needs_no_scripts_or_external_resources(start: Start) -> None:
     async with (await start(keys=(KEY,))).http() as http:
         answer = await http.get("/docs")
@@ -418,6 +421,7 @@ async def test_docs_page_needs_no_scripts_or_external_resources(start: Start) ->
     assert cells[0] == "input", "what is required comes first"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [(), (KEY,)])
 async def test_docs_page_curl_example_runs(
     start: Start, keys: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -44,6 +44,7 @@ async def spoken_with(running: Running, text: str, key: int = 0, **fields: Any) 
     return json.loads(running.behind.requests[-1]["options"]).get("pronunciations")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "form"), [(PLS, "pls"), (json.dumps({"SQL": "sequel", "cat": CAT}), "json")])
 async def test_stored_dictionary_is_exported_used_and_deleted(
     start: Start, tmp_path: Path, data: str, form: str

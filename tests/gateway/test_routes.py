@@ -50,6 +50,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     forget()
 
 
+@pytest.mark.slow
 async def test_route_of_another_package_is_served_behind_the_guard(install: Install, start: Start) -> None:
     install(f"greeting = {MODULE}:ROUTE")
     config = read_config(arguments().parse_args(["--port", "0", "--greeting", "Good day"]))

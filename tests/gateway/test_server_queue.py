@@ -219,6 +219,7 @@ class Places:
         return [Until(self.ends), *SPOKEN]
 
 
+@pytest.mark.slow
 async def test_gateway_waits_until_the_server_has_room(start: Start) -> None:
     places = Places(1)
     running = await start(places)

@@ -78,6 +78,7 @@ def collector() -> Iterator[Collector]:
         serving.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [OURS, STANDARD[0]])
 async def test_utterance_is_traced_within_the_client_trace(
     start: Start, collector: Collector, monkeypatch: pytest.MonkeyPatch, name: str

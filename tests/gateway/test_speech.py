@@ -253,6 +253,7 @@ async def test_speed_scales_durations_and_times_and_1_is_bit_identical(start: St
 SLOW = '<speak>One. <prosody rate="50%">Two.</prosody> <break time="80ms"/>Three.</speak>'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("response_format", ["pcm", "flac"])
 async def test_part_of_a_text_at_another_rate_does_not_depend_on_chunks(start: Start, response_format: str) -> None:
     """Only that part is stretched, and the words of later parts have the times of the file."""
@@ -422,6 +423,7 @@ async def test_excess_requests_get_429_and_others_wait_in_line(start: Start) -> 
     assert len(running.behind.requests) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["A cat.", "A cat sat on the mat. " * 50], ids=["short", "long"])
 async def test_unread_responses_generate_little_audio(start: Start, words: str) -> None:
     chunk = Chunk(0, 9_600, is_16_bit=True)  # 0.4 s, 19 kB
@@ -451,6 +453,7 @@ async def slowly(answer: httpx.Response) -> AsyncIterator[bytes]:
         await asyncio.sleep(0.002)
 
 
+@pytest.mark.slow
 async def test_stalled_reader_applies_backpressure_then_is_disconnected(start: Start) -> None:
     second = Chunk(0, 1_000_000, is_16_bit=True)
     running = await start([second] * 100, limits=Limits(stall_s=0.5, drain_s=1))

@@ -100,6 +100,7 @@ def content(answer: httpx.Response) -> tuple[bytes, list[dict[str, Any]]]:
 FORMATS = ["mp3", *by_night(*(name for name in MEDIA_TYPES if name != "mp3"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize(
     "stream", [{}, {"stream_format": "sse", "timestamps": True, "speed": 1.3}], ids=["audio", "sse"]
@@ -182,6 +183,7 @@ async def test_each_key_has_its_own_entries(start: Start) -> None:
     assert states(*answers) == ["miss", "miss", "hit", "hit"]
 
 
+@pytest.mark.slow
 async def test_key_does_not_replace_the_entries_of_another(start: Start) -> None:
     running = await started(start, cache=CacheSettings(MIB), keys=KEYS)
     await spoken(running, KEYS[0], **SEEDED)
@@ -521,6 +523,7 @@ async def test_bytes_are_those_of_all_entries_in_use() -> None:
     assert {entry.num_users for entry in entries} == {1}
 
 
+@pytest.mark.slow
 async def test_account_is_the_memory_of_the_entries() -> None:
     cache = cache_of(64 * MIB)
     await stored(cache, 255)

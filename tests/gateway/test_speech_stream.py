@@ -540,6 +540,7 @@ async def test_idle_stream_writer_is_disconnected(start: Start, limits: Limits, 
     await running.idle()
 
 
+@pytest.mark.slow
 async def test_slow_websocket_reader_applies_backpressure(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "CLOSE_S", 0.1)
     running = await start([Chunk(0, 1_000_000, is_16_bit=True)] * 100, limits=Limits(stall_s=0.5, drain_s=1))
@@ -581,6 +582,7 @@ MESSAGES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("examples", [60, *by_night(200)])
 def test_stream_messages_cause_no_internal_errors_or_leaks(examples: int, caplog: pytest.LogCaptureFixture) -> None:
     seen = set[str]()

@@ -31,6 +31,7 @@ def command(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     monkeypatch.setattr(verification, "COMMAND", (sys.executable, "-c", program))
 
 
+@pytest.mark.slow
 async def test_file_of_the_gateway_has_its_tag_and_its_manifest(start: Start) -> None:
     encoder = make_encoder("mp3", 16_000, SYNTHETIC)
     data = encoder.encode(np.frombuffer(PCM, np.int16)) + encoder.close()

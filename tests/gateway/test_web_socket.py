@@ -38,6 +38,7 @@ async def until_parsed(made: LimitedWebSocket) -> None:
             await asyncio.sleep(0)
 
 
+@pytest.mark.slow
 async def test_only_the_last_ping_is_answered_while_pongs_are_unread(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +95,7 @@ async def test_legitimate_message_rates_keep_the_connection_open(start: Start) -
             assert "error" in await opened.recv()
 
 
+@pytest.mark.slow
 async def test_other_connections_are_served_during_a_websocket_flood(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,6 +139,7 @@ def names(tree: ast.AST) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_only_the_turns_and_lanes_start_threads_and_processes() -> None:
     starters = {path for path, tree in files() if names(tree) & STARTS}
     assert starters == STARTERS.keys(), "await `Turns.run`, or give the reason why the work obeys the rule"
@@ -255,6 +256,7 @@ async def test_work_does_not_begin_before_the_slot_and_not_after_the_caller_has_
     assert {each.place for each in found} <= {"stretto_gateway.speech.encoded"}, "of the other caller"
 
 
+@pytest.mark.slow
 async def test_a_text_waits_for_one_slice_of_another_caller(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ def marked(parts: list[np.ndarray], sample_rate: int, frame: int) -> np.ndarray:
     return np.concatenate([stream.push(part, part is parts[-1]) for part in parts])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sample_rate", RATES)
 def test_gain_of_each_band_is_that_of_the_published_mark(sample_rate: int) -> None:
     impulse = np.zeros(sample_rate, np.float32)

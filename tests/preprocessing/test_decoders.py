@@ -196,6 +196,7 @@ def test_a_file_that_is_cut_short_is_read_up_to_the_cut(name: str) -> None:
         assert share - 0.3 < found < share + 0.1
 
 
+@pytest.mark.slow
 def test_joined_recordings_are_read_to_the_end() -> None:
     """Such MP3 and Ogg files declare the length of the first recording."""
     for name in ("MP3 MPEG_LAYER_III", "OGG VORBIS", "OGG FLAC", "AAC", "WEBM", "STREAMED FLAC"):
@@ -270,6 +271,7 @@ def test_random_bytes_are_refused() -> None:
         assert "audio: expected" in refusal(head + noise.bytes(size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["CAF ALAC_16", "FLAC PCM_16", "AIFF PCM_S8"])
 def test_endless_zeros_are_decoded_only_up_to_the_limit(name: str) -> None:
     container, subtype = name.split()

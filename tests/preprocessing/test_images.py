@@ -164,6 +164,7 @@ def test_bad_files_are_refused_with_the_limit(process: AudioProcess, name: str) 
     assert np.array_equal(process.read(Recording("image", GOOD["png"](), is_image=True), 0.0, 0), PIXELS)
 
 
+@pytest.mark.slow
 def test_images_with_too_many_pixels_in_all_are_refused_before_the_rest_is_read() -> None:
     largest = np.broadcast_to(np.zeros(3, np.uint8), (4096, 4096, 3))
     pieces = (Piece("user", f"messages[{index}]", pixels=largest) for index in range(16))

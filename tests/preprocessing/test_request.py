@@ -287,6 +287,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(field=st.sampled_from(["options", "messages"]), value=st.one_of(JSON.map(json.dumps), st.text(), st.binary()))
 def test_arbitrary_json_is_prepared_or_refused(preprocessor: Preprocessor, field: str, value: str | bytes) -> None:

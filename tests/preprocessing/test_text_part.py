@@ -60,6 +60,7 @@ RECORDS = st.dictionaries(st.sampled_from(["id", "part", "is_last", "x"]), VALUE
 TEXT = st.text(max_size=9) | st.binary(max_size=9)
 
 
+@pytest.mark.slow
 @given(session=RECORDS | st.text(max_size=40) | st.binary(max_size=40), text=TEXT)
 def test_any_text_part_parses_or_is_refused_by_field(session: str | bytes, text: str | bytes) -> None:
     refused = None

@@ -65,6 +65,7 @@ async def test_host_that_reads_no_responses_does_not_block_others(monkeypatch: p
                 assert (await call(proxy.address, "ServerReady", service_pb2.ServerReadyRequest())).ready
 
 
+@pytest.mark.slow
 async def test_rapid_reset_from_one_host_cancels_no_other_calls(proxy: Proxied) -> None:
     """The proxy accepts none of them meanwhile, because the test blocks its loop. No timing is involved."""
     port = int(proxy.address.rpartition(":")[2])

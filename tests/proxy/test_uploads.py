@@ -56,6 +56,7 @@ def test_excess_uploads_end_those_of_the_host_with_the_most() -> None:
         assert not any(upload.is_ended for upload in second + late)
 
 
+@pytest.mark.slow
 def test_memory_pressure_ends_incomplete_uploads_first() -> None:
     held = [50, 101, 101, 101, 101]
     uploads = Uploads(max_resident_bytes=100, resident=lambda: held.pop(0))
@@ -67,6 +68,7 @@ def test_memory_pressure_ends_incomplete_uploads_first() -> None:
         assert [upload.is_ended for upload in busy] == [True] * 3 + [False] * 5
 
 
+@pytest.mark.slow
 def test_uploads_are_ended_only_while_memory_exceeds_the_limit() -> None:
     held = [50, 100, 101, 101, 101, 100]
     uploads = Uploads(max_resident_bytes=100, resident=lambda: held.pop(0))
@@ -103,6 +105,7 @@ def test_upload_memory_is_returned_when_uploads_stop(monkeypatch: pytest.MonkeyP
     assert gave_back == [held[-2]] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 async def test_call_ended_for_memory_reports_reason_and_spares_others(method: str) -> None:
     triton = FakeServer(lambda _: [Chunk(0, is_final=True, is_last=True)])
@@ -126,6 +129,7 @@ async def test_call_ended_for_memory_reports_reason_and_spares_others(method: st
     await triton.stop()
 
 
+@pytest.mark.slow
 async def test_fully_sent_stream_is_not_ended_for_memory() -> None:
     triton = FakeServer(lambda _: [Chunk(0, is_final=True, is_last=True)])
     uploads, config = Uploads(resident=lambda: 1 << 40), proxy_config()

@@ -185,6 +185,7 @@ def check(found: list[tuple[dict, np.ndarray | None]], wanted: list[tuple[dict, 
     assert len({event["utterance"] for event, _ in found}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "form", [OutputForm(), OutputForm("pcm_s16le", 4000)], ids=["float32", "int16 at another rate"]
 )

@@ -295,6 +295,7 @@ while record := sys.stdin.readline():
 """
 
 
+@pytest.mark.slow
 def test_killed_client_harms_neither_the_decoder_nor_other_clients(clients: Clients, cuda: FakeCuda) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", CLIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -437,6 +438,7 @@ def test_client_refuses_what_is_no_descriptor_of_gpu_memory(cuda: FakeCuda, num_
     assert cuda.is_unused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["cuda", *by_night("system")])
 def test_killed_client_leaves_no_files(memory: Memory) -> None:
     with subprocess.Popen(

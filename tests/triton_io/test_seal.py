@@ -32,6 +32,7 @@ def test_unauthenticated_records_are_refused(text: bytes) -> None:
         SEAL.open("chunk", text)
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_changed_byte_fails_authentication(data: st.DataObject) -> None:
     sealed = bytearray(SEAL.close("chunk", b'{"index": 1}', CODES))

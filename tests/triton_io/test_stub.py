@@ -74,6 +74,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 def test_tensor_memory_pages_are_reused() -> None:
     faults = {}
     for keeps in ("true", "false"):

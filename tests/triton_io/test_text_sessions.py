@@ -429,6 +429,7 @@ def test_session_ids_are_unpredictable() -> None:
     assert {len(name) for name in names} == {22}  # of 128 random bits
 
 
+@pytest.mark.slow
 @given(data=st.data(), text=st.sampled_from([text for text in TEXTS if text.strip()]), opening=st.integers(0, 9))
 def test_invalid_parts_do_not_affect_the_streamed_text(data: Any, text: str, opening: int) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(opening, len(text)), max_size=6)))
