@@ -1,6 +1,7 @@
 """The ONNX runtime on tiny graphs, whose samples equal their codes and whose state counts frames."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -9,7 +10,7 @@ import torch
 from onnx import TensorProto, helper
 
 from stretto.codecs.base import CodecSpec, Stateful, Window, Windowed
-from stretto.codecs.onnx_runtime import FILE, SPEC_KEY, load, load_file, spec_from_json, spec_to_json
+from stretto.codecs.onnx_runtime import FILE, SPEC_KEY, load, load_file, open_session, spec_from_json, spec_to_json
 from stretto.errors import CheckpointError, InvalidRequest
 
 SPEC = CodecSpec("small", 100, 1, num_codebooks=2, codebook_size=8, streaming=Windowed(2, 1))
@@ -106,6 +107,25 @@ def test_onnx_device_without_a_provider_is_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(ValueError, match="no CUDAExecutionProvider here; device must be cpu, got cuda:1"):
         load_file(tmp_path / FILE, "cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("device", "provider"),
+    [
+        ("cpu", ("CPUExecutionProvider", {})),
+        ("cuda", ("CUDAExecutionProvider", {"device_id": 0})),
+        ("cuda:1", ("CUDAExecutionProvider", {"device_id": 1})),
+    ],
+)
+def test_onnx_session_runs_on_the_device_that_is_named(
+    device: str, provider: tuple[str, dict[str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
+    session = "onnxruntime.InferenceSession"
+    monkeypatch.setattr(session, lambda file, options, providers: SimpleNamespace(file=file, providers=providers))
+    opened = open_session(tmp_path / FILE, device)
+    assert (opened.file, opened.providers) == (str(tmp_path / FILE), [provider])
 
 
 def test_exported_decoder_refuses_to_encode(tmp_path: Path) -> None:

@@ -127,3 +127,20 @@ def test_layers_of_torch_read_and_write_rows() -> None:
     assert torch.equal(both[:, :, :2], before[[0, 3]].view(2, 3, 2))
     assert torch.equal(memory.after[[2, 1]].view(2, 3, 2), x[:, :, 3:])
     assert torch.equal(memory.after[[0, 3]], before[[0, 3]])
+
+
+@pytest.mark.parametrize("num_channels", [5, 130])  # in one and in two programs of the kernel
+def test_sums_of_entries_match_a_loop_over_codebooks(num_channels: int) -> None:
+    entries = numbers(5, 4, num_channels)
+    codes = torch.randint(4, (2, 5, 3), generator=torch.Generator().manual_seed(1))
+    last_code = 2
+    groups = []
+    for books in ([0], [1, 2], [3, 4]):
+        read = [codes[:, book] if book == 0 else codes[:, book].clamp(max=last_code) for book in books]
+        total = torch.zeros(2, 3, num_channels)
+        for book, code in zip(books, read, strict=True):
+            total = total + entries[book][code]
+        groups.append(total * 0.5)
+    with kernels_on_host():
+        sums = torch.ops.stretto.sum_entries(codes, entries, 1, 2, last_code, 0.5)
+    assert torch.equal(sums, torch.cat(groups, 2))
