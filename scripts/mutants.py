@@ -9,6 +9,9 @@ if a mutant survives that was killed before. Both work on a copy of this tree, w
 
 Every mutant is a fork of one process that has imported the other packages. A line of product code counts as executed by
 a test if the test's process executes it, or any process that it starts (`scripts.executed_lines`).
+
+A mutant of code that ends processes or removes files may end any process and remove any file of this user: judge it in
+a container, or below `unshare --pid --fork --kill-child --mount-proc` with a `/dev/shm` of its own.
 """
 
 import argparse
@@ -342,7 +345,7 @@ class Trial:
         folder = self.tree.folder.with_name("recorded")
         folder.mkdir()
         lines = {str(self.tree.folder / path): sorted(numbers) for path, numbers in wanted.items()}
-        arguments = {"log": str(folder / "lines.txt"), "wanted": lines}
+        arguments: dict[str, Any] = {"log": str(folder / "lines.txt"), "wanted": lines}
         (folder / "arguments.json").write_text(json.dumps(arguments))
         (folder / "sitecustomize.py").write_text(
             "from scripts.executed_lines import start_in_child\n\nstart_in_child()\n"
