@@ -248,7 +248,11 @@ class SpeechOptions(TypedDict, total=False):
         ),
     ]
     exaggeration: Annotated[
-        Exaggeration, Doc("Chatterbox: strength of the voice's emotion; 0.5 by default for recordings.")
+        Exaggeration,
+        Doc(
+            "Chatterbox: strength of the voice's emotion, 0.5 by default for recordings. IndexTTS-2: share of the"
+            " emotion of a second recording, 1 by default."
+        ),
     ]
     piece: Annotated[
         Piece,
