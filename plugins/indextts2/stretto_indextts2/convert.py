@@ -23,6 +23,7 @@ from stretto.family.text import sentencepiece_at
 from stretto.untrusted_files import check_value, released_file
 from stretto.weights.backbones import TOKENS
 from stretto.weights.loading import Part, Plan, require, shapes_read
+from stretto_indextts2.codec import MAX_VOICE_ROWS
 from stretto_indextts2.convert_codec import codec_network
 from stretto_indextts2.convert_voices import hearing_network
 from stretto_indextts2.family import FIRST_POSITION, NUM_SPEEDS, IndexVocabulary
@@ -36,6 +37,7 @@ VOICE_ROWS = "perceiver_encoder.latents"
 MARKS = {SPEEDS: "IndexTTS-2"}
 LAYERS = "gpt.h."
 MAX_ROWS = 8192
+NUM_STARTS = 1  # row of the id before the codes
 MAX_HEAD_WIDTH = 256  # of attention in vLLM
 # Tensors that only training needs, copies of others, and those of the networks that encode recordings.
 UNUSED = (
@@ -188,7 +190,10 @@ def vocabulary_of(gpt: Gpt, num_voice_rows: int) -> IndexVocabulary:
     """Return the vocabulary of a release; raise CheckpointError if its sequences are too long."""
     num_text_positions = gpt.max_text_tokens + 2
     num_code_positions = gpt.max_mel_tokens + 3
-    num_rows = num_voice_rows + NUM_SPEEDS + num_text_positions + 1 + num_code_positions - FIRST_POSITION
+    num_codes = num_code_positions - FIRST_POSITION
+    num_rows = num_voice_rows + NUM_SPEEDS + num_text_positions + NUM_STARTS + num_codes
+    if num_voice_rows > MAX_VOICE_ROWS:
+        raise CheckpointError(f"{VOICE_ROWS}: expected at most {MAX_VOICE_ROWS} rows, got {num_voice_rows}")
     if num_rows > MAX_ROWS:
         raise CheckpointError(
             f"{CONFIG}: gpt: expected at most {MAX_ROWS} rows of voice, text and codes, got {num_rows}"

@@ -3,13 +3,12 @@
 The steps follow `TextNormalizer` and `TextTokenizer` of https://github.com/index-tts/index-tts, which use
 WeTextProcessing for numbers. Its rules come from the package wetext, which is optional: without it, texts with digits
 are refused. Syllables of pinyin with a tone, such as `xuan4`, names with `·`, and hyphens between words keep their
-form. There is no glossary, and no `<word|reading>`, which IndexTTS-2.5 reads.
+form.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
-from itertools import count
 from typing import Any
 
 from stretto.errors import InvalidRequest, shown
@@ -65,38 +64,27 @@ def number_rules(language: str) -> Callable[[str], str] | None:
 
 
 def reads_as_chinese(text: str) -> bool:
-    """Return True if the rules of Chinese apply to a text: it has Chinese, no Latin letters, or toned pinyin."""
+    """Return True if a text has Chinese, toned pinyin or no Latin letters, or begins with an e-mail address."""
     has_letters = re.search("[a-zA-Z]", text) is not None
     if not has_letters or re.search(CHINESE, text) or EMAIL.match(text):
         return True
     return TONED_SYLLABLE.search(text) is not None
 
 
-class Protected:
-    """Phrases of a text that are replaced by names of letters while numbers are written in words."""
+def hidden(text: str, pattern: re.Pattern[str], label: str) -> tuple[str, dict[str, str]]:
+    """Return a text with the matches of a pattern replaced by names of letters, which no rule of numbers changes.
 
-    def __init__(self) -> None:
-        self._phrases = dict[str, str]()
-        self._numbers = count()
+    Returns:
+        The text, and the matches by the name that replaces them.
+    """
+    phrases = dict[str, str]()
 
-    def hide(self, text: str, pattern: re.Pattern[str], name: str) -> str:
-        """Return the text with the matches of a pattern replaced; equal matches get one name."""
-        names = {phrase: hidden for hidden, phrase in self._phrases.items()}
+    def name(match: re.Match[str]) -> str:
+        letters = f"<{label}_{_letters(len(phrases))}>"
+        phrases[letters] = match[0]
+        return letters
 
-        def hidden(match: re.Match[str]) -> str:
-            phrase = match[0]
-            if phrase not in names:
-                names[phrase] = f"<{name}_{_letters(next(self._numbers))}>"
-                self._phrases[names[phrase]] = phrase
-            return names[phrase]
-
-        return pattern.sub(hidden, text)
-
-    def restore(self, text: str, change: Callable[[str], str] = str) -> str:
-        """Return the text with its phrases, to each of which `change` is applied."""
-        for hidden, phrase in self._phrases.items():
-            text = text.replace(hidden, change(phrase))
-        return text
+    return pattern.sub(name, text), phrases
 
 
 def _letters(number: int) -> str:
@@ -117,18 +105,20 @@ def normalised(text: str, path: str) -> str:
     """
     is_chinese = reads_as_chinese(text)
     text = CONTRACTION.sub(r"\1 is", text)
-    pinyin = Protected()
-    names = Protected()
     if is_chinese:
         text = text.rstrip()
     text = HYPHENATED.sub(lambda match: match[0].replace("-", HYPHEN), text)
+    phrases = dict[str, str]()
     if is_chinese:
-        text = pinyin.hide(text, TONED_SYLLABLE, "pinyin")
-        text = names.hide(text, NAME, "n")
+        text, syllables = hidden(text, TONED_SYLLABLE, "pinyin")
+        text, names = hidden(text, NAME, "n")
+        phrases = names | {name: spelled_pinyin(syllable) for name, syllable in syllables.items()}
     text = _in_words(text, "zh" if is_chinese else "en", path)
-    text = pinyin.restore(names.restore(text), spelled_pinyin)
+    for name, phrase in phrases.items():
+        text = text.replace(name, phrase)
     text = re.sub(rf"\s*{HYPHEN}\s*", "-", text)
-    return _with_marks(text, CHINESE_MARKS if is_chinese else MARKS)
+    marks = CHINESE_MARKS if is_chinese else MARKS
+    return re.sub("|".join(map(re.escape, marks)), lambda match: marks[match[0]], text)
 
 
 def _in_words(text: str, language: str, path: str) -> str:
@@ -141,14 +131,6 @@ def _in_words(text: str, language: str, path: str) -> str:
         return ESCAPED.sub(r"\1", rules(text))
     except Exception as error:  # the library asserts that its rules know all characters
         raise InvalidRequest(path, f"text whose numbers {PACKAGE} can read", shown(text)) from error
-
-
-def _with_marks(text: str, marks: dict[str, str]) -> str:
-    return re.sub(_alternatives(marks), lambda match: marks[match[0]], text)
-
-
-def _alternatives(marks: Iterable[str]) -> str:
-    return "|".join(map(re.escape, marks))
 
 
 def tokenizable(text: str, path: str) -> str:

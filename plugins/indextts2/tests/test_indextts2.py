@@ -193,6 +193,11 @@ class TestIndexTts2(FamilySuite):
         assert np.abs(moved[1.0]).max() > 1e-3
         np.testing.assert_allclose(2 * moved[0.5], moved[1.0], atol=1e-5)
         np.testing.assert_allclose(rows(), moved[1.0] + plain.audios[0].features, atol=1e-6)
+        fields = with_mood(mood)
+        system, user = json.loads(fields["messages"])
+        turns = [system, {"role": "user", "text": user["text"]}, {"role": "user", "audio": "audio"}]
+        apart = release.preprocessor.prepare(RawRequest(**fields | {"messages": json.dumps(turns)}))
+        np.testing.assert_allclose(apart.audios[0].features, rows(), atol=1e-6)
 
     @pytest.mark.parametrize(
         ("seconds", "options", "message"),
