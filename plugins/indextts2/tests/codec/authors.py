@@ -212,7 +212,7 @@ def speech_model(tensors: dict[str, Tensor]) -> Any:
 
 
 def spoken(gpt: Any, acoustics: Any, semantic: Any, bigvgan: Any, noise: Tensor) -> dict[str, Tensor]:
-    """Return the results of the steps of `infer_v2.py` that decode codes."""
+    """Return the results of the steps of `IndexTTS2.infer` that decode codes."""
     found = {f"pcm_{length}": bigvgan(mel(length)) for length in LENGTHS}
     for name, voice in VOICES.items():
         tokens, prompt_mel, style, text, rows = (torch.from_numpy(part) for part in voice)
@@ -265,7 +265,7 @@ def heard(
     statistics: list[Tensor],
     given: dict[str, tuple[Tensor, Tensor]],
 ) -> dict[str, Tensor]:
-    """Return the results of the steps of `infer_v2.py` that read recordings."""
+    """Return the results of the steps of `IndexTTS2.infer` that read recordings."""
     from indextts.s2mel.modules import audio
     from transformers import SeamlessM4TFeatureExtractor
 
