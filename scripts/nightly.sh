@@ -91,6 +91,13 @@ check_s3gen_results() (
     CHATTERBOX_SRC="$folder/chatterbox" PYTHONPATH="$folder" python -m plugins.chatterbox.tests.s3gen.authors --check
 )
 
+check_indextts2_results() (
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    clone https://github.com/index-tts/index-tts ee40fa7d6c6b8a2c7f06105f9f1e65775b74868c "$folder" indextts
+    INDEX_TTS_SRC="$folder" python -m plugins.indextts2.tests.codec.authors --check
+)
+
 check_glm4_voice_results() (
     . scripts/uv_sources.sh
     folder=$(mktemp -d)
@@ -235,7 +242,7 @@ check_image() (
 check_gpu_code() { scripts/cuda_without_gpu.sh; }
 
 parts=(speak_from_an_empty_environment check_cuda_calls check_qwen3_tts_replies check_chatterbox_replies
-    check_chatterbox_voices check_marks check_s3gen_results check_glm4_voice_results check_cosyvoice3_replies check_pocket_tts_replies check_phonon_replies check_higgs_audio_v3_replies check_moss_tts_replies check_kyutai_stt_replies check_kyutai_tts_replies
+    check_chatterbox_voices check_marks check_s3gen_results check_indextts2_results check_glm4_voice_results check_cosyvoice3_replies check_pocket_tts_replies check_phonon_replies check_higgs_audio_v3_replies check_moss_tts_replies check_kyutai_stt_replies check_kyutai_tts_replies
     check_vibevoice_realtime_replies
     check_moshi_replies check_personaplex_replies check_voxcpm2_replies check_vita_audio_replies check_advisories
     check_gpu_code check_image inject_faults inject_faults_into_live_sessions inject_faults_at_idle test_nightly_tier test_margins
