@@ -18,12 +18,12 @@ from torch import Tensor
 from lab.releases.random_tensors import drawn_by_name
 from stretto.codecs.cosyvoice.shapes import Shapes
 from stretto.weights.loading import load_strictly
-from stretto_indextts2.codec import IndexTtsCodec, IndexTtsConfig
+from stretto_indextts2.codec import NUM_MELS, STYLE, IndexTtsCodec, IndexTtsConfig
 from stretto_indextts2.convert_codec import FLOW_FILE, QUANTIZER, SEMANTIC_FILES, TRANSPOSED, VOCODER, VOCODER_FOLDER
 from stretto_indextts2.convert_voices import SPEAKER_FILE, SPEECH_FILE, STATISTICS_FILE, STYLES_FILE, VECTORS_FILE
 from stretto_indextts2.flow import FlowShape
 from stretto_indextts2.latents import GptShape
-from stretto_indextts2.voices import NUM_MELS, STYLE, RecordingEncoder
+from stretto_indextts2.voices import RecordingEncoder
 
 EMOTIONS = (1, 2, 1, 1, 1, 1, 2, 1)
 NARROW = IndexTtsConfig(

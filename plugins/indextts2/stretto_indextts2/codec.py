@@ -14,6 +14,7 @@ depends on the position of a frame. Modules and tensors are named as in https://
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +29,29 @@ from stretto.codecs.streaming import prepare_products
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.untrusted_files import json_object
 from stretto.weights.loading import load_strictly, read_tensors
+from stretto_indextts2.family import MAX_CODES, SAMPLE_RATE
 from stretto_indextts2.flow import Flow, FlowShape, LengthRegulator
 from stretto_indextts2.latents import GptShape, Latents
 from stretto_indextts2.vocoder import HOP, Vocoder
 
 NAME = "indextts2"
-SAMPLE_RATE = 22_050
-LONGEST = 1500  # codes, 30 s; the limit of the authors' `infer`
-# Mel frames of a code as a ratio, 1.72. The number of an utterance's frames is rounded down.
-FRAMES = 43
-CODES = 25
+FRAMES_PER_CODE = Fraction(43, 25)  # mel frames; the number of an utterance's frames is rounded down
+# of a recording
+NUM_MELS = 80
+STYLE = 192
 MAX_VOICE_ROWS = 64  # twice those of the release
 # of a recording of 15 s
 MAX_VOICE_TOKENS = 750
 MAX_VOICE_FRAMES = 1292
-MIN_VOICE_FRAMES = 8  # more than the reflected frames at both ends
+MIN_VOICE_FRAMES = 8
+MAX_WAVE_KERNEL = 2 * MIN_VOICE_FRAMES - 1  # so that no more frames are reflected at an end than there are
 HEADS = ("heads", "flow_heads")  # keys of the codec's config.json; no tensor has these sizes
 MAX_HEADS = 256
 
 
 def num_frames(num_codes: int) -> int:
     """Return the number of mel frames of an utterance."""
-    return num_codes * FRAMES // CODES
+    return int(num_codes * FRAMES_PER_CODE)
 
 
 class StretchedSpec(CodecSpec):
@@ -89,9 +91,12 @@ class IndexTtsConfig:
         if gpt.num_codes != codebook_size + 2:
             expected = f"{codebook_size + 2} rows"
             raise CheckpointError(f"latents.mel_embedding.weight: expected {expected}, got {gpt.num_codes}")
+        flow = _flow_shape(shapes, flow_heads)
+        if projections[-1:] != (flow.semantic,):
+            raise CheckpointError(f"gpt_layer: expected {flow.semantic} outputs, got {projections[-1:]}")
         return cls(
             gpt=gpt,
-            flow=_flow_shape(shapes, flow_heads),
+            flow=flow,
             codebook_size=codebook_size,
             code_width=code_width,
             projections=projections,
@@ -101,7 +106,8 @@ class IndexTtsConfig:
 
 def _gpt_shape(shapes: Shapes, heads: int) -> GptShape:
     num_text_ids, width = shape_of(shapes, "latents.text_embedding.weight", 2)
-    _check_heads("heads", heads, width)
+    if width % heads:
+        raise CheckpointError(f"heads: expected a divisor of {width}, got {heads}")
     return GptShape(
         width=width,
         layers=count(shapes, "latents.gpt.h"),
@@ -121,11 +127,14 @@ def _flow_shape(shapes: Shapes, heads: int) -> FlowShape:
     mels = shape_of(shapes, f"{root}.conv2.bias", 1)[0]
     *_, wave_kernel = shape_of(shapes, f"{root}.wavenet.in_layers.0.conv.conv.weight", 3)
     style = inputs - width - 2 * mels
-    if style < 1 or wave_kernel % 2 == 0:
-        expected = f"more than {width + 2 * mels} columns, and an odd kernel"
-        got = f"{inputs} columns, and a kernel of {wave_kernel}"
-        raise CheckpointError(f"{root}.cond_x_merge_linear.weight: expected {expected}, got {got}")
-    _check_heads("flow_heads", heads, width)
+    if (mels, style) != (NUM_MELS, STYLE):
+        expected = f"{NUM_MELS} mels, and {STYLE} numbers of a style"
+        raise CheckpointError(f"{root}.cond_x_merge_linear.weight: expected {expected}, got {mels} and {style}")
+    if wave_kernel not in range(1, MAX_WAVE_KERNEL + 1, 2):
+        expected = f"an odd kernel of at most {MAX_WAVE_KERNEL}"
+        raise CheckpointError(f"{root}.wavenet.in_layers.0.conv.conv.weight: expected {expected}, got {wave_kernel}")
+    if width % (2 * heads):  # rotary positions turn pairs of channels
+        raise CheckpointError(f"flow_heads: expected a divisor of {width // 2}, got {heads}")
     return FlowShape(
         semantic=semantic,
         channels=channels,
@@ -139,12 +148,6 @@ def _flow_shape(shapes: Shapes, heads: int) -> FlowShape:
         wave_layers=count(shapes, f"{root}.wavenet.in_layers"),
         wave_kernel=wave_kernel,
     )
-
-
-def _check_heads(key: str, heads: int, width: int) -> None:
-    """Raise CheckpointError unless heads have an even number of channels, as rotary positions need."""
-    if width % (2 * heads):
-        raise CheckpointError(f"{key}: expected a divisor of {width // 2}, got {heads}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +193,11 @@ class IndexTtsCodec(nn.Module):
         self.length_regulator = LengthRegulator(config.flow)
         self.flow = Flow(config.flow)
         self.vocoder = Vocoder(config.flow.mels, config.vocoder_channels)
-        longest = min(LONGEST, config.gpt.num_positions)
+        longest = min(MAX_CODES, config.gpt.num_positions)
         self.spec = StretchedSpec(
             name=NAME,
             sample_rate=SAMPLE_RATE,
-            samples_per_frame=HOP * FRAMES // CODES,
+            samples_per_frame=int(HOP * FRAMES_PER_CODE),
             num_codebooks=1,
             codebook_size=config.codebook_size,
             streaming=Whole(longest),
@@ -248,7 +251,7 @@ class IndexTtsCodec(nn.Module):
             raise InvalidRequest("chunk.sound.rows", f"1 to {MAX_VOICE_ROWS} rows", f"{num_rows} rows")
         _check_numbers("rows", rows, (num_rows * gpt.width,))
         number = next(free for free in itertools.count(1) if free not in self.voices)
-        self.voices[number] = self._voice_of(tokens, mel, x_vector, text, rows.reshape(num_rows, -1))
+        self.voices[number] = self._voice_from_arrays(tokens, mel, x_vector, text, rows.reshape(num_rows, -1))
         return number
 
     def remove_voice(self, number: int) -> None:
@@ -259,8 +262,8 @@ class IndexTtsCodec(nn.Module):
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Decode whole utterances; return the samples [B, n] and the state."""
         codes = window.codes[:, 0].to(self.noise.device, non_blocking=True)
-        numbers = window.state[:, 0].tolist()
-        pcm = [self.speak(row, self._voice(int(number))) for row, number in zip(codes, numbers, strict=True)]
+        voices = [self._voice_with_number(int(number)) for number in window.state[:, 0].tolist()]
+        pcm = [self.speak(row, voice) for row, voice in zip(codes, voices, strict=True)]
         return torch.stack(pcm), window.state
 
     def speak(self, codes: Tensor, voice: Voice) -> Tensor:
@@ -280,17 +283,20 @@ class IndexTtsCodec(nn.Module):
         """Return the semantic vectors [n, S] of codes [n]."""
         return self.quantizer["out_project"](self.quantizer["codebook"](codes))
 
-    def _voice(self, number: int) -> Voice:
+    def _voice_with_number(self, number: int) -> Voice:
         """Return the voice with this number."""
         if number:
             return self.voices[number]
-        silence = (MIN_VOICE_FRAMES, self.config.flow.mels), (self.config.flow.style,)
-        mel, style = (np.zeros(shape, np.float32) for shape in silence)
-        rows = np.zeros((1, self.config.gpt.width), np.float32)
-        one = np.zeros(1, np.int32)
-        return self._voice_of(one, mel, style, one, rows)
+        first = np.zeros(1, np.int32)
+        return self._voice_from_arrays(
+            tokens=first,
+            mel=np.zeros((MIN_VOICE_FRAMES, NUM_MELS), np.float32),
+            style=np.zeros(STYLE, np.float32),
+            text=first,
+            rows=np.zeros((1, self.config.gpt.width), np.float32),
+        )
 
-    def _voice_of(
+    def _voice_from_arrays(
         self, tokens: np.ndarray, mel: np.ndarray, style: np.ndarray, text: np.ndarray, rows: np.ndarray
     ) -> Voice:
         weight = self.length_regulator.content_in_proj.weight
@@ -332,7 +338,7 @@ def load(directory: Path, device: str = "cpu") -> IndexTtsCodec:
     """
     folder = directory / "codec"
     path = folder / "model.safetensors"
-    heads = [_heads(folder / "config.json", key) for key in HEADS]
+    heads = read_heads(folder / "config.json")
     tensors = read_tensors(path)
     config = IndexTtsConfig.from_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, *heads)
     with torch.device("meta"):
@@ -342,9 +348,11 @@ def load(directory: Path, device: str = "cpu") -> IndexTtsCodec:
     return prepare_products(codec.eval().requires_grad_(False).to(device))
 
 
-def _heads(path: Path, key: str) -> int:
-    """Return a number of heads in the codec's config.json."""
-    value: Any = json_object(path).get(key)
-    if type(value) is not int or not 1 <= value <= MAX_HEADS:
-        raise CheckpointError(f"{path}: {key}: expected an integer in [1, {MAX_HEADS}], got {shown(value)}")
-    return value
+def read_heads(path: Path) -> list[int]:
+    """Return the numbers of heads in the codec's config.json; raise CheckpointError if one is out of range."""
+    record = json_object(path)
+    for key in HEADS:
+        heads: Any = record.get(key)
+        if type(heads) is not int or not 1 <= heads <= MAX_HEADS:
+            raise CheckpointError(f"{path}: {key}: expected an integer in [1, {MAX_HEADS}], got {shown(heads)}")
+    return [record[key] for key in HEADS]

@@ -13,41 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stretto.codecs.cosyvoice.flow import ConformerFeedForward, EncoderShape
+from stretto.codecs.cosyvoice.flow import ConformerFeedForward, EncoderShape, RelativeAttention, wave_of_distances
 from stretto.codecs.cosyvoice.shapes import Shapes, count, shape_of
 from stretto.errors import CheckpointError
 
 HALVING_KERNEL = 3
 DEPTHWISE_KERNEL = 15
-LONGEST_WAVE = 10_000.0
 HEAD_WIDTH = 64  # of the perceiver
 NUM_PERCEIVER_LAYERS = 2
 
 
-def _waves(length: int, width: int, device: torch.device) -> Tensor:
-    """Return sines and cosines of positions, float64 [length, width], because float32 depends on the processor."""
-    positions = torch.arange(length, device=device, dtype=torch.float64)
-    even = torch.arange(0, width, 2, device=device, dtype=torch.float64)
-    angles = positions[:, None] * torch.exp(even * -(math.log(LONGEST_WAVE) / width))
-    return torch.stack([angles.sin(), angles.cos()], 2).flatten(1)
-
-
-class _Attention(nn.Module):
-    """Self-attention whose scores also depend on the position of the key."""
-
-    def __init__(self, shape: EncoderShape) -> None:
-        super().__init__()
-        width = shape.width
-        self.linear_q, self.linear_k, self.linear_v, self.linear_out = (nn.Linear(width, width) for _ in range(4))
-        self.linear_pos = nn.Linear(width, width, bias=False)
-        self.pos_bias_u, self.pos_bias_v = (nn.Parameter(torch.zeros(shape.heads, width // shape.heads)) for _ in "uv")
+class _Attention(RelativeAttention):
+    """Self-attention whose scores also depend on the position of the key, instead of its distance."""
 
     def forward(self, x: Tensor, waves: Tensor) -> Tensor:
-        heads = len(self.pos_bias_u)
         query, key, value = (
-            linear(x).unflatten(1, (heads, -1)) for linear in (self.linear_q, self.linear_k, self.linear_v)
+            linear(x).unflatten(1, (self.heads, -1)) for linear in (self.linear_q, self.linear_k, self.linear_v)
         )
-        positions = self.linear_pos(waves).unflatten(1, (heads, -1))
+        positions = self.linear_pos(waves).unflatten(1, (self.heads, -1))
         bias = torch.einsum("thd,phd->htp", query + self.pos_bias_v, positions) / math.sqrt(query.shape[2])
         query, key, value = (row.transpose(0, 1) for row in (query + self.pos_bias_u, key, value))
         attended = F.scaled_dot_product_attention(query, key, value, bias)
@@ -111,7 +94,8 @@ class Conformer(nn.Module):
         """Return [(T - 1) // 2, H] of hidden states [T, S]."""
         x = self.embed(x)
         x = x * math.sqrt(x.shape[1])
-        waves = _waves(x.shape[0], x.shape[1], x.device).to(x.dtype)
+        length, width = x.shape
+        waves = wave_of_distances(length, width, x.device)[:length].flip(0).to(x.dtype)  # positions from 0
         for layer in self.encoders:
             x = layer(x, waves)
         return self.after_norm(x)
@@ -206,13 +190,21 @@ def conformer_of(shapes: Shapes, name: str, states: int) -> Conformer:
     return Conformer(states, EncoderShape(width, heads, inner, count(shapes, f"{name}.encoders")))
 
 
-def perceiver_of(shapes: Shapes, name: str) -> Perceiver:
-    """Return a perceiver with the sizes of published tensors below `name`; raise CheckpointError if one is missing."""
-    rows, width = shape_of(shapes, f"{name}.latents", 2)
+def perceiver_of(shapes: Shapes, name: str, context: int, width: int) -> Perceiver:
+    """Return a perceiver with the sizes of published tensors below `name`.
+
+    Raises:
+        CheckpointError: If one is missing, or rows do not have the `width`, or the memory does not have that of its
+            `context`.
+    """
+    rows, row_width = shape_of(shapes, f"{name}.latents", 2)
+    memory_width = shape_of(shapes, f"{name}.proj_context.weight", 2)[1]
+    if (row_width, memory_width) != (width, context):
+        expected = f"rows of width {width} and a memory of width {context}"
+        raise CheckpointError(f"{name}: expected {expected}, got {row_width} and {memory_width}")
     attended = shape_of(shapes, f"{name}.layers.0.0.to_q.weight", 2)[0]
     if attended % HEAD_WIDTH:
         expected = f"a multiple of {HEAD_WIDTH} rows"
         raise CheckpointError(f"{name}.layers.0.0.to_q.weight: expected {expected}, got {attended}")
-    context = shape_of(shapes, f"{name}.proj_context.weight", 2)[1]
     inner = shape_of(shapes, f"{name}.layers.0.1.2.weight", 2)[1]
     return Perceiver(PerceiverShape(context, width, rows, attended, inner))

@@ -16,9 +16,10 @@ from torch import Tensor
 from stretto.errors import CheckpointError, shown
 from stretto.family.conversion import Network
 from stretto.untrusted_files import json_object, released_file
-from stretto.weights.loading import Part, Plan, open_tensors
-from stretto_indextts2.codec import NAME, SAMPLE_RATE, IndexTtsCodec, IndexTtsConfig
-from stretto_indextts2.release_files import network, pickled_tensors, placed, plain_shapes, planned
+from stretto.weights.loading import Part, open_tensors
+from stretto_indextts2.codec import NAME, IndexTtsCodec, IndexTtsConfig
+from stretto_indextts2.family import SAMPLE_RATE
+from stretto_indextts2.release_files import pickled_tensors, plain_weights, plan_of, renamed
 from stretto_indextts2.vocoder import BLOCK_KERNELS, DILATIONS, HOP, RATES
 
 FLOW_FILE = "s2mel.pth"
@@ -57,29 +58,26 @@ def codec_network(folder: Path, gpt: Mapping[str, Tensor], heads: int, flow_head
     Raises:
         CheckpointError: If a file, value or tensor is not as expected; the message describes the difference.
     """
-    tensors = placed(gpt, "latents.")
-    tensors |= _flow_tensors(folder)
-    tensors |= placed(open_semantic_codec(folder), "quantizer.", QUANTIZER)
-    tensors |= _vocoder_tensors(folder)
-    config = IndexTtsConfig.from_shapes(plain_shapes(tensors), heads, flow_heads)
+    published = renamed(gpt, "", "latents.")
+    published |= _flow_tensors(folder)
+    published |= renamed(open_semantic_codec(folder), QUANTIZER, "quantizer.")
+    published |= _vocoder_tensors(folder)
+    tensors = plain_weights(published, folder)
+    config = IndexTtsConfig.from_shapes(
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()}, heads, flow_heads
+    )
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in IndexTtsCodec(config).state_dict().items()}
-    plan: Plan = {}
-    for name, shape in shapes.items():
-        if TRANSPOSED.fullmatch(name):
-            plan[name] = Part(name, shape[::-1], _transposed)
-        else:
-            plan |= planned(name, shape, tensors)
+    transposed = [name for name in shapes if TRANSPOSED.fullmatch(name)]
+    plan = plan_of(shapes, tensors) | {name: Part(name, shapes[name][::-1], _transposed) for name in transposed}
     record = {"model_type": NAME, "heads": heads, "flow_heads": flow_heads}
-    return network("codec", record, plan, tensors)
+    return Network("codec", record, plan, tensors)
 
 
 def open_semantic_codec(folder: Path) -> Mapping[str, Tensor]:
     """Return the tensors of MaskGCT's semantic codec; raise CheckpointError if its file is missing."""
-    for name in SEMANTIC_FILES[1:]:
-        if (folder / name).exists():
-            return open_tensors(released_file(folder, name))
-    return open_tensors(released_file(folder, SEMANTIC_FILES[0]))
+    name = next((name for name in SEMANTIC_FILES if (folder / name).exists()), SEMANTIC_FILES[0])
+    return open_tensors(released_file(folder, name))
 
 
 def _flow_tensors(folder: Path) -> dict[str, Tensor]:
@@ -98,9 +96,8 @@ def _vocoder_tensors(folder: Path) -> dict[str, Tensor]:
     for key, value in VOCODER.items():
         if record.get(key) != value:
             raise CheckpointError(f"{path}: {key}: expected {value}, got {shown(record.get(key))}")
-    return placed(
-        pickled_tensors(released_file(folder, f"{VOCODER_FOLDER}/bigvgan_generator.pt"), "generator"), "vocoder."
-    )
+    stored = pickled_tensors(released_file(folder, f"{VOCODER_FOLDER}/bigvgan_generator.pt"), "generator")
+    return renamed(stored, "", "vocoder.")
 
 
 def _transposed(weight: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from stretto.family.conversion import Network
 from stretto.untrusted_files import released_file
-from stretto.weights.loading import Plan, open_tensors
+from stretto.weights.loading import open_tensors
 from stretto_indextts2.convert_codec import QUANTIZER, open_semantic_codec
-from stretto_indextts2.release_files import network, pickled_tensor, pickled_tensors, placed, plain_shapes, planned
+from stretto_indextts2.release_files import pickled_tensor, plain_weights, plan_of, renamed
 from stretto_indextts2.voices import EMOTIONS, FOLDER, RecordingEncoder, emotion_sizes
 
 STATISTICS_FILE = "wav2vec2bert_stats.pt"
@@ -39,19 +39,18 @@ def hearing_network(folder: Path, gpt: Mapping[str, Tensor], emotions: Sequence[
     Raises:
         CheckpointError: If a file, value or tensor is not as expected; the message describes the difference.
     """
-    sizes = emotion_sizes(emotions, "config.yaml")
+    sizes = emotion_sizes(emotions, "config.yaml: emo_num")
     semantic = open_semantic_codec(folder)
-    tensors = dict(gpt)
-    tensors |= placed(pickled_tensors(released_file(folder, STATISTICS_FILE)), "speech.")
-    tensors |= placed(open_tensors(released_file(folder, SPEECH_FILE)), "speech.model.")
-    tensors |= placed(semantic, "semantic.encoder.", "encoder.")
-    tensors |= placed(semantic, "semantic.", QUANTIZER)
-    tensors |= placed(pickled_tensors(released_file(folder, SPEAKER_FILE)), "speaker_encoder.")
-    tensors["emotion_styles"] = pickled_tensor(released_file(folder, STYLES_FILE))
-    tensors["emotion_vectors"] = pickled_tensor(released_file(folder, VECTORS_FILE))
+    published = dict(gpt)
+    published |= renamed(open_tensors(released_file(folder, STATISTICS_FILE)), "", "speech.")
+    published |= renamed(open_tensors(released_file(folder, SPEECH_FILE)), "", "speech.model.")
+    published |= renamed(semantic, "encoder.", "semantic.encoder.") | renamed(semantic, QUANTIZER, "semantic.")
+    published |= renamed(open_tensors(released_file(folder, SPEAKER_FILE)), "", "speaker_encoder.")
+    published["emotion_styles"] = pickled_tensor(released_file(folder, STYLES_FILE))
+    published["emotion_vectors"] = pickled_tensor(released_file(folder, VECTORS_FILE))
+    tensors = plain_weights(published, folder)
     with torch.device("meta"):
-        encoder = RecordingEncoder(plain_shapes(tensors), sizes)
-    plan: Plan = {}
-    for name, tensor in encoder.state_dict().items():
-        plan |= planned(name, tuple(tensor.shape), tensors)
-    return network(FOLDER, {"model_type": "indextts2_hearing", EMOTIONS: list(sizes)}, plan, tensors)
+        encoder = RecordingEncoder({name: tuple(tensor.shape) for name, tensor in tensors.items()}, sizes)
+    shapes = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+    record = {"model_type": "indextts2_hearing", EMOTIONS: list(sizes)}
+    return Network(FOLDER, record, plan_of(shapes, tensors), tensors)

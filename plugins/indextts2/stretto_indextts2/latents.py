@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-START_OF_TEXT = 0
-END_OF_TEXT = 1
+from stretto_indextts2.family import END_OF_TEXT, START_OF_TEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +126,7 @@ class Latents(nn.Module):
         speech = F.pad(codes[:-1], (1, 0), value=self.shape.start_of_speech)
         rows = [
             voice,
-            self.speed_emb.weight.flip(0),
+            self.speed_emb.weight.flip(0),  # half the speed, and the speed, as the authors call them
             self.text_embedding(text) + self.text_pos_embedding.get_parameter("emb.weight")[: len(text)],
             self.mel_embedding(speech) + self.mel_pos_embedding.get_parameter("emb.weight")[: len(speech)],
         ]

@@ -9,14 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.errors import CheckpointError
-from stretto.family.conversion import Network, merged, weight_normed
-from stretto.weights.loading import Part, Plan, Shape, first, is_plain, read_pickled, shapes_read
-
-# Ends of the names of a weight's directions and norms.
-DIRECTIONS = ".weight_v"
-NORMS = ".weight_g"
-WEIGHT = ".weight"
+from stretto.weights.loading import Part, Plan, Shape, first, is_plain, read_pickled
 
 
 def pickled_tensors(path: Path, *keys: str) -> dict[str, Tensor]:
@@ -28,7 +23,7 @@ def pickled_tensors(path: Path, *keys: str) -> dict[str, Tensor]:
     contents: Any = read_pickled(path, stays_in_file=True)
     for key in keys:
         contents = contents.get(key) if isinstance(contents, dict) else None
-    source = f"{path}: {'.'.join(keys)}".removesuffix(": ")
+    source = f"{path}: {'.'.join(keys)}"
     if not isinstance(contents, dict) or not contents:
         raise CheckpointError(f"{source}: expected tensors by name, got {type(contents).__name__}")
     odd = [str(name) for name, value in contents.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
@@ -39,54 +34,33 @@ def pickled_tensors(path: Path, *keys: str) -> dict[str, Tensor]:
 
 def pickled_tensor(path: Path) -> Tensor:
     """Return the tensor in a file that `torch.save` wrote; raise CheckpointError if there is something else."""
-    tensor = read_pickled(path)
+    tensor = read_pickled(path, stays_in_file=True)
     if not isinstance(tensor, Tensor):
         raise CheckpointError(f"{path}: expected a tensor, got {type(tensor).__name__}")
     return tensor
 
 
-def placed(tensors: Mapping[str, Tensor], prefix: str, below: str = "") -> dict[str, Tensor]:
-    """Return the tensors whose names begin with `below`, which `prefix` replaces."""
-    return {f"{prefix}{name.removeprefix(below)}": tensors[name] for name in tensors if name.startswith(below)}
+def renamed(tensors: Mapping[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `old`, which `new` replaces."""
+    return {f"{new}{name.removeprefix(old)}": tensors[name] for name in tensors if name.startswith(old)}
 
 
-def plain_shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
-    """Return the shapes of tensors by name, with weights in place of their directions and norms."""
-    return {
-        f"{name.removesuffix(DIRECTIONS)}{WEIGHT}" if name.endswith(DIRECTIONS) else name: tuple(tensor.shape)
-        for name, tensor in tensors.items()
-        if not name.endswith(NORMS)
-    }
-
-
-def network(folder: str, record: dict[str, Any], plan: Plan, tensors: Mapping[str, Tensor]) -> Network:
-    """Return a network with the tensors that its plan reads; raise CheckpointError if one is not dense and real."""
-    needed = {name: tensors[name] for name in shapes_read(plan) if name in tensors}
-    odd = sorted(name for name, tensor in needed.items() if not is_plain(tensor))
+def plain_weights(tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Return the tensors with weight norms multiplied out; raise CheckpointError if one is not dense and real."""
+    odd = sorted(name for name, tensor in tensors.items() if not is_plain(tensor))
     if odd:
         raise CheckpointError(f"{folder}: expected dense tensors of real numbers, got other values in {first(odd)}")
-    return Network(folder, record, plan, needed)
+    return multiply_weight_norm_out(tensors)
 
 
-def planned(name: str, shape: Shape, tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the plan of a tensor, whose weight norm is multiplied out if it is published with one.
-
-    A linear layer may be published as a convolution with kernel size 1.
-    """
-    stem = name.removesuffix(WEIGHT)
-    directions = tensors.get(f"{stem}{DIRECTIONS}") if name.endswith(WEIGHT) else None
-    published = tensors.get(name) if directions is None else directions
-    ones = (1,) if published is not None and published.ndim == len(shape) + 1 else ()
-    if directions is None:
-        return {name: Part(name, (*shape, *ones), _squeezed if ones else None)}
-    norms = (shape[0], *(1 for _ in shape[1:]), *ones)
-    stored = {f"{stem}{DIRECTIONS}": (*shape, *ones), f"{stem}{NORMS}": norms}
-    return merged(name, _squeezed_product if ones else weight_normed, stored)
+def plan_of(shapes: Mapping[str, Shape], tensors: Mapping[str, Tensor]) -> Plan:
+    """Return the plan of tensors with these shapes. A linear layer may be published as a convolution of size 1."""
+    plan: Plan = {}
+    for name, shape in shapes.items():
+        is_convolution = name in tensors and tensors[name].ndim == len(shape) + 1
+        plan[name] = Part(name, (*shape, 1), _squeezed) if is_convolution else Part(name, shape)
+    return plan
 
 
 def _squeezed(weight: Tensor) -> Tensor:
     return weight[..., 0].contiguous()
-
-
-def _squeezed_product(directions: Tensor, norms: Tensor) -> Tensor:
-    return _squeezed(weight_normed(directions, norms))

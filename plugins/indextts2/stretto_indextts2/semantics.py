@@ -17,6 +17,7 @@ from stretto.encoders.voice_spectra import TOKEN_RATE_HZ
 from stretto.errors import CheckpointError
 
 NUM_LAYERS = 17  # of w2v-BERT's 24, which are used
+NUM_INPUTS = 160  # two frames of 80 mels
 # distances of its relative positions
 FURTHEST_LEFT = 64
 FURTHEST_RIGHT = 8
@@ -26,7 +27,10 @@ NORM_EPSILON = 1e-6
 
 def speech_model_of(shapes: Shapes, name: str) -> Wav2Vec2BertModel:
     """Return w2v-BERT's first layers, of the sizes of tensors below `name`; raise CheckpointError if one is missing."""
-    width, inputs = shape_of(shapes, f"{name}.feature_projection.projection.weight", 2)
+    projection = f"{name}.feature_projection.projection.weight"
+    width, inputs = shape_of(shapes, projection, 2)
+    if inputs != NUM_INPUTS:
+        raise CheckpointError(f"{projection}: expected {NUM_INPUTS} columns, got {inputs}")
     layer = f"{name}.encoder.layers.0"
     positions, head_width = shape_of(shapes, f"{layer}.self_attn.distance_embedding.weight", 2)
     if width % head_width or positions != FURTHEST_LEFT + 1 + FURTHEST_RIGHT:
@@ -65,10 +69,9 @@ class SpeechStates(nn.Module):
     def forward(self, pcm: Tensor) -> Tensor:
         """Return the normalised hidden states [T, S] of samples [n] at 16 kHz, 50 per second."""
         features = self._features(pcm.cpu().numpy(), sampling_rate=TOKEN_RATE_HZ, return_tensors="np")
-        inputs = (
-            torch.from_numpy(np.asarray(features[name])).to(pcm.device) for name in ("input_features", "attention_mask")
-        )
-        states = self.model(*inputs).last_hidden_state[0]
+        inputs = torch.from_numpy(np.asarray(features["input_features"])).to(self.mean)
+        mask = torch.from_numpy(np.asarray(features["attention_mask"])).to(pcm.device)
+        states = self.model(inputs, mask).last_hidden_state[0]
         return (states - self.mean) / self.var.sqrt()
 
 
@@ -120,9 +123,11 @@ class SemanticCodec(nn.Module):
         return (directions @ F.normalize(self.codebook.weight, dim=1).T).argmax(1)
 
 
-def semantic_codec_of(shapes: Shapes, name: str) -> SemanticCodec:
-    """Return a codec with the sizes of tensors below `name`; raise CheckpointError if one is missing."""
-    width, states, _ = shape_of(shapes, f"{name}.encoder.0.embed.weight", 3)
+def semantic_codec_of(shapes: Shapes, name: str, states: int) -> SemanticCodec:
+    """Return a codec with the sizes of tensors below `name` that reads `states`; raise CheckpointError for others."""
+    width, inputs, _ = shape_of(shapes, f"{name}.encoder.0.embed.weight", 3)
+    if inputs != states:
+        raise CheckpointError(f"{name}.encoder.0.embed.weight: expected {states} inputs, got {inputs}")
     inner = shape_of(shapes, f"{name}.encoder.0.convnext.0.pwconv1.bias", 1)[0]
     layers = count(shapes, f"{name}.encoder.0.convnext")
     return SemanticCodec(states, width, inner, layers, *shape_of(shapes, f"{name}.codebook.weight", 2))

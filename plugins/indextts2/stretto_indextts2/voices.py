@@ -25,18 +25,19 @@ from stretto.codecs.cosyvoice.shapes import Shapes, shape_of
 from stretto.encoders.cam_plus_plus import CamPlusPlus
 from stretto.encoders.voice_spectra import TOKEN_RATE_HZ, mel_spectrogram, resample_by_sinc
 from stretto.errors import CheckpointError, InvalidRequest, shown
+from stretto.family.conversion import BOUNDED, is_bounded
+from stretto.family.encoding_turns import pass_turn
 from stretto.untrusted_files import json_object
 from stretto.weights.loading import load_strictly, read_tensors
-from stretto_indextts2.codec import MAX_VOICE_TOKENS, SAMPLE_RATE
+from stretto_indextts2.codec import MAX_VOICE_TOKENS, NUM_MELS, STYLE
 from stretto_indextts2.conditioning import conformer_of, perceiver_of
+from stretto_indextts2.family import SAMPLE_RATE
 from stretto_indextts2.semantics import SpeechStates, semantic_codec_of, speech_model_of
 from stretto_indextts2.vocoder import HOP
 
 FOLDER = "hearing"  # folder in a checkpoint
 MIN_S = 0.5
 MAX_S = 15
-NUM_MELS = 80
-STYLE = 192
 FOURIER = 1024
 HIGHEST_HZ = SAMPLE_RATE / 2
 NUM_EMOTIONS = 8  # happy, angry, sad, afraid, disgusted, melancholic, surprised, calm
@@ -94,12 +95,14 @@ class RecordingEncoder(nn.Module):
         width, summary = shape_of(shapes, "emovec_layer.weight", 2)
         states = shape_of(shapes, "speech.mean", 1)[0]
         self.speech = SpeechStates(speech_model_of(shapes, "speech.model"))
-        self.semantic = semantic_codec_of(shapes, "semantic")
+        self.semantic = semantic_codec_of(shapes, "semantic", states)
         self.speaker_encoder = CamPlusPlus(STYLE)
         self.conditioning_encoder = conformer_of(shapes, "conditioning_encoder", states)
-        self.perceiver_encoder = perceiver_of(shapes, "perceiver_encoder")
+        context = shape_of(shapes, "conditioning_encoder.after_norm.weight", 1)[0]
+        self.perceiver_encoder = perceiver_of(shapes, "perceiver_encoder", context, width)
         self.emo_conditioning_encoder = conformer_of(shapes, "emo_conditioning_encoder", states)
-        self.emo_perceiver_encoder = perceiver_of(shapes, "emo_perceiver_encoder")
+        context = shape_of(shapes, "emo_conditioning_encoder.after_norm.weight", 1)[0]
+        self.emo_perceiver_encoder = perceiver_of(shapes, "emo_perceiver_encoder", context, summary)
         self.emovec_layer = nn.Linear(summary, width)
         self.emo_layer = nn.Linear(width, width)
         self.emotion_styles = nn.Parameter(torch.zeros(sum(emotions), STYLE))
@@ -115,6 +118,7 @@ class RecordingEncoder(nn.Module):
         Raises:
             InvalidRequest: If the recording is too short, or the networks cannot represent it.
         """
+        pass_turn()
         if len(pcm) < MIN_S * SAMPLE_RATE:
             raise InvalidRequest("audio", f"at least {MIN_S} s of a voice", f"{len(pcm) / SAMPLE_RATE:.3f} s")
         samples = torch.from_numpy(np.ascontiguousarray(pcm[: MAX_S * SAMPLE_RATE], np.float32))
@@ -135,7 +139,7 @@ class RecordingEncoder(nn.Module):
 
     @torch.inference_mode()
     def mixed_emotion(self, emotion: np.ndarray, style: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Return an emotion, float32 [H]: a sum of eight emotions, and the rest of the given one.
+        """Return weights · nearest vectors + (1 - sum of the weights) · emotion, float32 [H].
 
         Args:
             emotion: Emotion of a recording, float32 [H].
@@ -144,12 +148,8 @@ class RecordingEncoder(nn.Module):
         """
         voice = torch.from_numpy(style).to(self.emotion_styles)
         similar = F.cosine_similarity(voice[None], self.emotion_styles)
-        firsts = np.cumsum([0, *self.emotions[:-1]]).tolist()
-        nearest = [
-            first + int(cosines.argmax())
-            for first, cosines in zip(firsts, similar.split([*self.emotions]), strict=True)
-        ]
-        vectors = self.emotion_vectors[nearest].cpu().numpy()
+        groups = zip(similar.split([*self.emotions]), self.emotion_vectors.split([*self.emotions]), strict=True)
+        vectors = torch.stack([vectors[cosines.argmax()] for cosines, vectors in groups]).cpu().numpy()
         return (weights @ vectors + (1 - weights.sum()) * emotion).astype(np.float32)
 
 
@@ -160,19 +160,30 @@ def load_recording_encoder(checkpoint: Path, device: str = "cpu") -> RecordingEn
         CheckpointError: If a file or tensor is missing, or does not have the expected shape.
     """
     folder = checkpoint / FOLDER
-    emotions = emotion_sizes(json_object(folder / "config.json").get(EMOTIONS), str(folder / "config.json"))
+    emotions = emotion_sizes(json_object(folder / "config.json").get(EMOTIONS), f"{folder / 'config.json'}: {EMOTIONS}")
     path = folder / "model.safetensors"
     tensors = read_tensors(path)
     with torch.device("meta"):
         encoder = RecordingEncoder({name: tuple(tensor.shape) for name, tensor in tensors.items()}, emotions)
     load_strictly(encoder, tensors, path, assign=True)
+    if not is_bounded(encoder.emotion_vectors):
+        raise CheckpointError(f"{path}: emotion_vectors: expected {BOUNDED}")
+    if not (encoder.speech.var > 0).all():
+        raise CheckpointError(f"{path}: speech.var: expected positive numbers")
     return encoder.eval().requires_grad_(False).to(device)
 
 
-def emotion_sizes(sizes: Any, path: str) -> tuple[int, ...]:
-    """Return the number of vectors of each emotion; raise CheckpointError if the value is something else."""
+def emotion_sizes(sizes: Any, source: str) -> tuple[int, ...]:
+    """Return the number of vectors of each emotion.
+
+    Args:
+        source: File and field of the value, for error messages.
+
+    Raises:
+        CheckpointError: If the value is something else.
+    """
     is_list = isinstance(sizes, list | tuple) and len(sizes) == NUM_EMOTIONS
     if not is_list or not all(type(size) is int and 1 <= size <= MAX_VECTORS for size in sizes):
         expected = f"{NUM_EMOTIONS} integers in [1, {MAX_VECTORS}]"
-        raise CheckpointError(f"{path}: {EMOTIONS}: expected {expected}, got {shown(sizes)}")
+        raise CheckpointError(f"{source}: expected {expected}, got {shown(sizes)}")
     return tuple(sizes)

@@ -15,9 +15,10 @@ from plugins.indextts2.lab import random_acoustics
 from plugins.indextts2.lab.random_acoustics import EMOTIONS, NARROW, gpt_tensors, latents_tensors
 from stretto.convert.conversion import ConvertedNetwork
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto_indextts2.codec import MAX_VOICE_FRAMES, MAX_VOICE_TOKENS, SAMPLE_RATE
+from stretto_indextts2.codec import MAX_VOICE_FRAMES, MAX_VOICE_TOKENS
 from stretto_indextts2.convert_codec import FLOW_FILE, SEMANTIC_FILES, VOCODER_FOLDER, codec_network
 from stretto_indextts2.convert_voices import STATISTICS_FILE, STYLES_FILE, hearing_network
+from stretto_indextts2.family import SAMPLE_RATE
 from stretto_indextts2.voices import EncodedVoice, RecordingEncoder, load_recording_encoder
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -166,5 +167,5 @@ def test_semantic_codec_may_lie_where_its_repository_places_it(copied: Path) -> 
 
 @pytest.mark.parametrize("emotions", [None, [1] * 7, [1] * 7 + [0], [1] * 7 + [True]])
 def test_other_numbers_of_emotions_are_refused(release: Path, emotions: Any) -> None:
-    with pytest.raises(CheckpointError, match=r"config.yaml: emotions: expected 8 integers in \[1, 4096\], got"):
+    with pytest.raises(CheckpointError, match=r"config.yaml: emo_num: expected 8 integers in \[1, 4096\], got"):
         hearing_network(release, gpt_tensors(), emotions)

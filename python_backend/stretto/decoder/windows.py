@@ -222,10 +222,15 @@ def read_reference(
 
 @dataclass(slots=True)
 class _Recorded:
-    """Recorded voice in the codec: its number, its size in bytes, and the number of utterances that use it."""
+    """Recorded voice in the codec: its number, its size in bytes, and the number of utterances that use it.
+
+    Attributes:
+        can_recur: False if it has the text of a reply, so that hardly another utterance will have the same one.
+    """
 
     number: int
     num_bytes: int
+    can_recur: bool
     num_users: int = 0
 
 
@@ -233,7 +238,8 @@ class SoundTable:
     """Recorded voices in the codec, by digest.
 
     Voices in use are never evicted; there are at most as many of them as open utterances. When the total size exceeds
-    `max_bytes`, unused voices are evicted, least recently used first. Not thread-safe, except for `num_bytes`.
+    `max_bytes`, unused voices are evicted, least recently used first; those that cannot recur, at once. Not
+    thread-safe, except for `num_bytes`.
     """
 
     def __init__(self, codec: Codec, max_bytes: int) -> None:
@@ -252,7 +258,8 @@ class SoundTable:
             raise InvalidRequest("chunk.sound", f"none, because {self._codec.spec.name} has no recorded voices", "one")
         key = sound.digest
         if key not in self._latest:
-            self._latest[key] = _Recorded(self._codec.add_voice(*sound.arrays(), *sound.prompt), sound.num_bytes)
+            number = self._codec.add_voice(*sound.arrays(), *sound.prompt)
+            self._latest[key] = _Recorded(number, sound.num_bytes, can_recur=not sound.text)
             self.num_bytes += sound.num_bytes
         self._latest.move_to_end(key)
         voice = self._latest[key]
@@ -267,9 +274,9 @@ class SoundTable:
         self._evict(self._codec)
 
     def _evict(self, codec: RecordedVoices) -> None:
-        for key in [key for key, voice in self._latest.items() if not voice.num_users]:
-            if self.num_bytes <= self._max_bytes:
-                return
-            removed = self._latest.pop(key)
-            codec.remove_voice(removed.number)
-            self.num_bytes -= removed.num_bytes
+        for key, voice in [(key, voice) for key, voice in self._latest.items() if not voice.num_users]:
+            if voice.can_recur and self.num_bytes <= self._max_bytes:
+                continue
+            del self._latest[key]
+            codec.remove_voice(voice.number)
+            self.num_bytes -= voice.num_bytes

@@ -23,8 +23,8 @@ from plugins.indextts2.lab import random_acoustics
 from plugins.indextts2.lab.random_acoustics import NARROW, STATES, SUMMARY
 from plugins.indextts2.tests.codec.reference import EVERY, LENGTHS, REFERENCE, VOICES, codes, inputs, mel, recording
 from stretto.encoders.voice_spectra import TOKEN_RATE_HZ, fbank, mel_filters, resample_by_sinc
-from stretto_indextts2.codec import SAMPLE_RATE
 from stretto_indextts2.convert_codec import VOCODER
+from stretto_indextts2.family import SAMPLE_RATE
 from tests.codecs.stored_results import write_or_check
 
 SOURCE = Path(os.environ.get("INDEX_TTS_SRC", "index-tts"))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from plugins.indextts2.lab import random_acoustics
-from stretto_indextts2.codec import SAMPLE_RATE
+from stretto_indextts2.family import SAMPLE_RATE
 
 REFERENCE = Path(__file__).with_name("reference.npz")
 EVERY = 13

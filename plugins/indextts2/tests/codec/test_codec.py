@@ -9,7 +9,9 @@ import torch
 from plugins.indextts2.lab import codecs
 from plugins.indextts2.lab.random_acoustics import NARROW, WIDE, voice
 from stretto.codecs.base import Window
+from stretto.decoder.windows import SoundTable
 from stretto.errors import InvalidRequest
+from stretto.records.chunk import Sound
 from stretto.testing.codec_streams import random_codes, stream
 from stretto.testing.codec_suite import CodecCase, CodecSuite, PublishedCodec
 from stretto_indextts2.codec import IndexTtsCodec, num_frames
@@ -53,7 +55,8 @@ class TestIndexTts(CodecSuite):
         name_if_missing=lambda name: name.split(".")[0],
         refused_configs=(
             ({"heads": 0}, "heads: expected an integer in [1, 256], got 0"),
-            ({"heads": 3}, "heads: expected a divisor of 64, got 3"),
+            ({"heads": 3}, "heads: expected a divisor of 128, got 3"),
+            ({"flow_heads": 32}, "flow_heads: expected a divisor of 16, got 32"),
             ({"flow_heads": "2"}, "flow_heads: expected an integer in [1, 256], got '2'"),
         ),
         refused_edits=(
@@ -65,7 +68,19 @@ class TestIndexTts(CodecSuite):
             (
                 WEIGHTS,
                 lambda tensors: tensors.update({"flow.estimator.cond_x_merge_linear.weight": torch.zeros(32, 192)}),
-                "cond_x_merge_linear.weight: expected more than 192 columns",
+                "cond_x_merge_linear.weight: expected 80 mels, and 192 numbers of a style, got 80 and 0",
+            ),
+            (
+                WEIGHTS,
+                lambda tensors: tensors.update({"gpt_layer.2.weight": torch.zeros(31, 20)}),
+                "gpt_layer: expected 32 outputs, got (31,)",
+            ),
+            (
+                WEIGHTS,
+                lambda tensors: tensors.update(
+                    {"flow.estimator.wavenet.in_layers.0.conv.conv.weight": torch.zeros(64, 32, 17)}
+                ),
+                "expected an odd kernel of at most 15, got 17",
             ),
         ),
         published=PublishedCodec(lambda: IndexTtsCodec(WIDE), state_size=1, num_parameters=711_842_304),
@@ -123,6 +138,18 @@ class TestIndexTts(CodecSuite):
         with pytest.raises(InvalidRequest, match=f"chunk.sound.{message}"):
             codec.add_voice(*parts)
         assert codec.voices == known
+
+    def test_decoder_forgets_the_voice_of_a_finished_reply(self, codec: IndexTtsCodec) -> None:
+        table = SoundTable(codec, max_bytes=1 << 30)
+        known = dict(codec.voices)
+        tokens, mel, style, text, rows = voice(5)
+        sound = Sound.from_arrays(tokens, mel, style).with_prompt(text.tolist(), rows)
+        (number, key), again = table.acquire(sound), table.acquire(sound)
+        assert again == (number, key)
+        table.release(key)
+        assert codec.voices.keys() == known.keys() | {number}
+        table.release(key)
+        assert (codec.voices, table.num_bytes) == (known, 0)
 
     def test_voice_without_a_prompt_is_refused(self, codec: IndexTtsCodec) -> None:
         with pytest.raises(InvalidRequest, match=r"chunk.sound.text: expected the text of the reply"):
