@@ -25,7 +25,9 @@ from stretto.testing.fake_gpu import layout_of_a_gpu
 
 PRECISIONS = [*DecoderConfig.CONVOLUTIONS][1:]
 # The others would take minutes.
-NARROW = "audiovae cosyvoice3 dac fish_s2 glm4_voice indextts2 moss moss_nano nanocodec qwen3_omni s3gen vibevoice".split()
+NARROW = (
+    "audiovae cosyvoice3 dac fish_s2 glm4_voice indextts2 moss moss_nano nanocodec qwen3_omni s3gen vibevoice"
+).split()
 WHOLE_FRAMES = 50  # of a codec that decodes whole utterances
 
 
