@@ -32,6 +32,8 @@ CASES: tuple[dict[str, Any], ...] = (
     {"ids": [12], "penalty": 10.0, "temperature": 0.8, "top_k": 30, "top_p": 0.8},
     {"ids": [77, 2, 15, 16, 300, 301], "penalty": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 0.9},
     {"ids": [60, 61, 62, 63, 64, 65, 66, 67], "penalty": 2.0, "temperature": 0.7, "top_k": 12, "top_p": 1.0},
+    # Code 1 would be in the reply if the penalty did not count it from the beginning.
+    {"ids": [293, 435], "penalty": 10.0, "temperature": 0.0, "top_k": 0, "top_p": 1.0},
 )
 
 
