@@ -153,7 +153,7 @@ async def speak(client: SpeechClient, contender: Contender, seed: int, frames: i
     first = 0.0
     samples = 0
     rows = contender.rows_before + contender.rows * (frames - contender.silent)
-    options: SpeechOptions = {"seed": seed, "audio": {"min_rows": rows, "max_rows": rows}}
+    options: SpeechOptions = {**contender.options, "seed": seed, "audio": {"min_rows": rows, "max_rows": rows}}
     async for event in client.speak(contender.text, voice=contender.voice, **options):
         if event.pcm is not None:
             first = first or time.perf_counter() - sent

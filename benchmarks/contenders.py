@@ -20,10 +20,12 @@ from lab.releases import random_orpheus, random_qwen3_codec, random_qwen3_tts
 from plugins.chatterbox.lab import random_chatterbox
 from plugins.cosyvoice3.lab import random_cosyvoice3
 from plugins.kyutai.lab import random_kyutai_stt, random_kyutai_tts
+from plugins.magpie.lab import random_magpie
 from plugins.moss.lab import random_moss_nano
 from plugins.pocket.lab import random_pocket
 from plugins.vibevoice.lab import random_vibevoice_realtime
 from stretto_chatterbox.s3gen import NUM_SILENT
+from stretto_client import SpeechOptions
 from stretto_kyutai.kyutai_tts.family import GUIDANCE_SCALE
 
 TEXT = "The birch canoe slid on the smooth planks and the garden door is open at last."
@@ -48,6 +50,7 @@ class Contender:
         silent: Frames at the end of a reply that the codec adds.
         sample_rate: Sample rate in Hz.
         ports: Further contenders for the same release, as `load`, by name.
+        options: Options of all requests.
     """
 
     write: Callable[[Path], list[str]]
@@ -64,6 +67,7 @@ class Contender:
     silent: int = 0
     sample_rate: int = 24_000
     ports: Mapping[str, Callable[[Path], Speak]] = field(default_factory=dict, hash=False)
+    options: SpeechOptions = field(default_factory=SpeechOptions, hash=False)
 
 
 def written(family: str, write: Callable[..., Path], folder: Path, **options: Any) -> list[str]:
@@ -321,6 +325,20 @@ def chatterbox_turbo(sizes: random_chatterbox.Gpt2Sizes) -> Contender:
     )
 
 
+def write_magpie(folder: Path) -> list[str]:
+    """Write Magpie TTS's model and codec to a folder; return the converter's arguments."""
+    return random_magpie.command(random_magpie.write_release(folder, "published"))
+
+
+magpie = partial(
+    Contender,
+    write=write_magpie,
+    samples=2048,
+    voice="ann",
+    sizes="v2607, as published: decoder 12 layers of 768, local transformer 2 layers of 768, rows of two frames; codec",
+    text="The garden door is open.",
+    sample_rate=22_050,
+)
 ALONE = {
     "chatterbox_nano": chatterbox_turbo(random_chatterbox.PUBLISHED_NANO),
     "chatterbox_turbo": chatterbox_turbo(random_chatterbox.PUBLISHED_TURBO),
@@ -331,6 +349,8 @@ ALONE = {
         sizes="1B, as published: 16 layers of 2048, 32 codebooks; Mimi as published",
         engine={"max_model_len": 4096, "kv_cache_memory_bytes": 1 << 30},
     ),
+    "magpie": magpie(),
+    "magpie_unguided": magpie(options={"guidance_scale": 1.0}),
     "qwen3_tts": Contender(
         write=write_qwen3_tts,
         samples=1920,

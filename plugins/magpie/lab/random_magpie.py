@@ -2,7 +2,8 @@
 
     python -m plugins.magpie.lab.random_magpie FOLDER [KIND]
 
-KIND is `small` (in the format of v2602) or `stacked` (in that of v2607: several frames in a row, names of the voices).
+KIND is `small` (in the format of v2602), `stacked` (in that of v2607: several frames in a row, names of the voices) or
+`published` (in that of v2607, at its size).
 """
 
 import json
@@ -34,6 +35,7 @@ STACK = {
     "apply_norm_out": True,
     "use_learnable_pos_emb": True,
 }
+WIDE_STACK = STACK | {"d_model": 768, "d_ffn": 3072, "sa_n_heads": 12, "max_length_causal_mask": 2048}
 SHARED: dict[str, Any] = {
     "target": "nemo.collections.tts.models.magpietts.MagpieTTSModel",
     "model_type": "decoder_ce",
@@ -75,13 +77,27 @@ KINDS: dict[str, dict[str, Any]] = {
             "apply_prior_to_layers": [1, 2],
         },
     },
+    "published": SHARED
+    | {
+        "embedding_dim": 768,
+        "frame_stacking_factor": 2,
+        "encoder": WIDE_STACK | {"n_layers": 6, "kernel_size": 3},
+        "decoder": WIDE_STACK
+        | {"n_layers": 12, "kernel_size": 1, "has_xattn": True, "xa_d_memory": 768, "xa_n_heads": 1, "xa_d_head": 128},
+        "local_transformer_n_layers": 2,
+        "local_transformer_n_heads": 12,
+        "local_transformer_hidden_dim": 768,
+        "language_to_tokenizer_mapping": LANGUAGES,
+        "speaker_map": f"nemo:{SPEAKERS}",
+        "inference_parameters": INFERENCE,
+    },
 }
-CODEC_KINDS = {"small": "small", "stacked": "other"}
+CODEC_KINDS = {"small": "small", "stacked": "other", "published": "published"}
 NAMES = {"Ann": 0, "Cid": 2, "Bob": 1}  # of the voices of `stacked`; those of `small` have the published names
-VOICES = {"small": (5, 7), "stacked": (3, 4)}  # voices, and rows of each
+VOICES = {"small": (5, 7), "stacked": (3, 4), "published": (3, 110)}  # voices, and rows of each
 # Of the end id's heads, so that replies have some frames.
 END_SCALE = 0.6
-END_BIAS = {"small": 2.0, "stacked": 1.5}
+END_BIAS = {"small": 2.0, "stacked": 1.5, "published": 1.5}
 
 
 def num_codes(kind: str) -> tuple[int, int]:
