@@ -57,12 +57,20 @@ def words_of(answer: Answer) -> list[tuple[str, float, float]]:
     ]
 
 
+def ask_until_aligned(server: Server, options: dict[str, Any], **inputs: Any) -> Answer:
+    """Ask until the words of the reply are aligned; on a busy machine, the aligner may answer too late."""
+    answer = server.ask(options, **inputs)
+    while not answer.report["aligned"]:
+        assert answer.error is None
+        answer = server.ask(options, **inputs)
+    return answer
+
+
 def test_aligned_words_come_with_the_last_event(served: Server, aligner: Path) -> None:
-    answer = served.ask(OPTIONS, text=TEXT)
+    answer = ask_until_aligned(served, OPTIONS, text=TEXT)
     assert words_of(answer) == expected(aligner, answer.pcm, 24_000, TEXT)
     assert [len(event["words"]) for event in answer.events[:-1]] == [0] * (len(answer.events) - 1)
     assert answer.responses[-1].pcm is None
-    assert answer.report["aligned"] is True
     plain = served.ask({name: value for name, value in OPTIONS.items() if name != "words"}, text=TEXT)
     np.testing.assert_array_equal(plain.pcm, answer.pcm)
     assert "aligned" not in plain.report
@@ -82,8 +90,7 @@ def test_killed_aligner_only_loses_word_times(served: Server, aligner: Path) -> 
     answer = served.ask(OPTIONS, text=TEXT)  # the process starts again meanwhile, in time or not
     assert answer.error is None
     assert (len(words_of(answer)) > 0) == answer.report["aligned"]
-    served.until(lambda: served.ask(OPTIONS, text=TEXT).report["aligned"])
-    again = served.ask(OPTIONS, text=TEXT)
+    again = ask_until_aligned(served, OPTIONS, text=TEXT)
     assert words_of(again) == expected(aligner, again.pcm, 24_000, TEXT)
     assert served.state() == "ready"
 
@@ -102,8 +109,8 @@ def test_served_transcript_has_aligned_word_times(aligner: Path, tmp_path: Path)
         spoken = server.ask({"seed": 3}, text="the birch canoe slid on the smooth planks")
         assert all("end_s" not in word for event in spoken.events for word in event["words"])  # the family's own
         rate = np.array([24_000], np.int32)
-        answer = server.ask({"words": "aligned"}, pcm_in=spoken.pcm.astype(np.float32), sample_rate=rate, task="asr")
-        assert answer.report["aligned"] is True
+        inputs = {"pcm_in": spoken.pcm.astype(np.float32), "sample_rate": rate, "task": "asr"}
+        answer = ask_until_aligned(server, {"words": "aligned"}, **inputs)
         assert words_of(answer) == expected(aligner, spoken.pcm, 24_000, answer.text)
         served = server.ask(json.dumps({"words": "aligned"}), text="a cat")
         assert "aligned" not in served.report
