@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from plugins.indextts2.lab.indextts2_replies import voice
+from plugins.indextts2.lab.random_acoustics import HEARING
 from plugins.indextts2.lab.random_gpt import CONFIG, NUM_CODES, NUM_VOICE_ROWS
 from plugins.indextts2.lab.random_indextts2 import write_release
 from stretto.errors import InvalidRequest
@@ -127,6 +128,8 @@ class TestIndexTts2(FamilySuite):
         config="release/config.yaml",
         weights="release/gpt.pth",
         may_be_sharded=False,
+        # Errors of tensors in HEARING, which define sizes, do not list all missing tensors.
+        unneeded_tensors=("text_head.weight", "text_head.bias", *HEARING),
         same_configs=({"qwen_emo_path": "elsewhere"},),
         refused_configs=(
             ({"version": 2.5}, "version: expected a number in [2.0, 2.1), got 2.5"),
