@@ -7,7 +7,6 @@ A tensor depends only on its name and shape. `write_networks` writes every file 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,10 @@ from torch import Tensor
 from lab.releases.random_tensors import drawn_by_name
 from stretto.codecs.cosyvoice.shapes import Shapes
 from stretto.weights.loading import load_strictly
-from stretto_indextts2.codec import NUM_MELS, STYLE, IndexTtsCodec, IndexTtsConfig
+from stretto_indextts2.codec import IndexTtsCodec, IndexTtsConfig
 from stretto_indextts2.convert_codec import FLOW_FILE, QUANTIZER, SEMANTIC_FILES, TRANSPOSED, VOCODER, VOCODER_FOLDER
 from stretto_indextts2.convert_voices import SPEAKER_FILE, SPEECH_FILE, STATISTICS_FILE, STYLES_FILE, VECTORS_FILE
-from stretto_indextts2.flow import FlowShape
+from stretto_indextts2.flow import NUM_MELS, STYLE, FlowShape
 from stretto_indextts2.latents import GptShape
 from stretto_indextts2.voices import RecordingEncoder
 
@@ -31,28 +30,23 @@ NARROW = IndexTtsConfig(
         width=128,
         layers=2,
         heads=2,
-        inner=512,
         num_text_ids=501,
         num_text_positions=66,
-        num_codes=66,
+        num_code_ids=66,
         num_positions=63,
     ),
     flow=FlowShape(
         semantic=32,
         channels=24,
-        regulator_layers=4,
-        mels=NUM_MELS,
-        style=STYLE,
         width=32,
         layers=5,
         heads=2,
         inner=256,
         wave_layers=3,
-        wave_kernel=5,
     ),
     codebook_size=64,
     code_width=4,
-    projections=(24, 20, 32),
+    projections=(24, 20),
     vocoder_channels=128,
 )
 WIDE = IndexTtsConfig(
@@ -60,14 +54,12 @@ WIDE = IndexTtsConfig(
         width=1280,
         layers=24,
         heads=20,
-        inner=5120,
         num_text_ids=12_001,
         num_text_positions=602,
-        num_codes=8194,
+        num_code_ids=8194,
         num_positions=1818,
     ),
-    flow=replace(
-        NARROW.flow,
+    flow=FlowShape(
         semantic=1024,
         channels=512,
         width=512,
@@ -78,7 +70,7 @@ WIDE = IndexTtsConfig(
     ),
     codebook_size=8192,
     code_width=8,
-    projections=(256, 128, 1024),
+    projections=(256, 128),
     vocoder_channels=1536,
 )
 LOUDNESS = 0.02  # factor on the vocoder's last convolution, so that few samples are clipped
@@ -106,7 +98,6 @@ def _conditioning(name: str, rows: int, width: int, inner: int, layers: int) -> 
         f"{conformer}.encoders.0.feed_forward.w_1.bias": (48,),
         f"{perceiver}.latents": (rows, width),
         f"{perceiver}.layers.0.0.to_q.weight": (128, width),
-        f"{perceiver}.proj_context.weight": (width, CONFORMER),
         f"{perceiver}.layers.0.1.2.weight": (width, inner),
     }
     return shapes | {f"{conformer}.encoders.{number}.after": () for number in range(layers)}
@@ -115,11 +106,9 @@ def _conditioning(name: str, rows: int, width: int, inner: int, layers: int) -> 
 HEARING: Shapes = {
     "emovec_layer.weight": (NARROW.gpt.width, SUMMARY),
     "speech.mean": (STATES,),
-    "speech.model.feature_projection.projection.weight": (STATES, 160),
     "speech.model.encoder.layers.0.self_attn.distance_embedding.weight": (73, 16),
     "speech.model.encoder.layers.0.ffn1.intermediate_dense.bias": (48,),
-    "speech.model.encoder.layers.0.conv_module.depthwise_conv.weight": (STATES, 1, 31),
-    "semantic.encoder.0.embed.weight": (24, STATES, 7),
+    "semantic.encoder.0.embed.bias": (24,),
     "semantic.encoder.0.convnext.0.pwconv1.bias": (40,),
     "semantic.encoder.0.convnext.1.pwconv1.bias": (40,),
     "semantic.codebook.weight": (NARROW.codebook_size, NARROW.code_width),
@@ -233,8 +222,8 @@ def voice(seed: int, num_tokens: int = 20, num_frames: int = 34, config: IndexTt
     random = np.random.default_rng(seed)
     return [
         random.integers(config.codebook_size, size=num_tokens).astype(np.int32),
-        random.standard_normal((num_frames, config.flow.mels), np.float32),
-        random.standard_normal(config.flow.style, np.float32),
+        random.standard_normal((num_frames, NUM_MELS), np.float32),
+        random.standard_normal(STYLE, np.float32),
         random.integers(2, config.gpt.num_text_ids, size=7).astype(np.int32),
         random.standard_normal(ROWS * config.gpt.width, np.float32),
     ]

@@ -30,21 +30,17 @@ from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.untrusted_files import json_object
 from stretto.weights.loading import load_strictly, read_tensors
 from stretto_indextts2.family import MAX_CODES, SAMPLE_RATE
-from stretto_indextts2.flow import Flow, FlowShape, LengthRegulator
+from stretto_indextts2.flow import NUM_MELS, STYLE, Flow, FlowShape, LengthRegulator
 from stretto_indextts2.latents import GptShape, Latents
 from stretto_indextts2.vocoder import HOP, Vocoder
 
 NAME = "indextts2"
 FRAMES_PER_CODE = Fraction(43, 25)  # mel frames; the number of an utterance's frames is rounded down
-# of a recording
-NUM_MELS = 80
-STYLE = 192
 MAX_VOICE_ROWS = 64  # twice those of the release
 # of a recording of 15 s
 MAX_VOICE_TOKENS = 750
 MAX_VOICE_FRAMES = 1292
 MIN_VOICE_FRAMES = 8
-MAX_WAVE_KERNEL = 2 * MIN_VOICE_FRAMES - 1  # so that no more frames are reflected at an end than there are
 HEADS = ("heads", "flow_heads")  # keys of the codec's config.json; no tensor has these sizes
 MAX_HEADS = 256
 
@@ -70,7 +66,7 @@ class IndexTtsConfig:
 
     Attributes:
         code_width: Width of a code's vector in the codebook.
-        projections: Widths of the layers from latents to semantic vectors.
+        projections: Widths between the layers from latents to semantic vectors.
         vocoder_channels: Channels after the vocoder's first convolution.
     """
 
@@ -83,28 +79,24 @@ class IndexTtsConfig:
 
     @classmethod
     def from_shapes(cls, shapes: Shapes, heads: int, flow_heads: int) -> "IndexTtsConfig":
-        """Infer the sizes from a dict of tensor shapes; raise CheckpointError if they do not fit together."""
+        """Infer the sizes from a dict of tensor shapes.
+
+        Raises:
+            CheckpointError: If a tensor that defines sizes is missing, or the numbers of heads do not fit it.
+        """
         codebook_size, code_width = shape_of(shapes, "quantizer.codebook.weight", 2)
-        gpt = _gpt_shape(shapes, heads)
-        names = [f"gpt_layer.{number}.weight" for number in range(count(shapes, "gpt_layer"))]
-        projections = tuple(shape_of(shapes, name, 2)[0] for name in names)
-        if gpt.num_codes != codebook_size + 2:
-            expected = f"{codebook_size + 2} rows"
-            raise CheckpointError(f"latents.mel_embedding.weight: expected {expected}, got {gpt.num_codes}")
-        flow = _flow_shape(shapes, flow_heads)
-        if projections[-1:] != (flow.semantic,):
-            raise CheckpointError(f"gpt_layer: expected {flow.semantic} outputs, got {projections[-1:]}")
+        names = [f"gpt_layer.{number}.weight" for number in range(count(shapes, "gpt_layer") - 1)]
         return cls(
-            gpt=gpt,
-            flow=flow,
+            gpt=_gpt_shape(shapes, heads, codebook_size + 2),
+            flow=_flow_shape(shapes, flow_heads),
             codebook_size=codebook_size,
             code_width=code_width,
-            projections=projections,
+            projections=tuple(shape_of(shapes, name, 2)[0] for name in names),
             vocoder_channels=shape_of(shapes, "vocoder.conv_pre.bias", 1)[0],
         )
 
 
-def _gpt_shape(shapes: Shapes, heads: int) -> GptShape:
+def _gpt_shape(shapes: Shapes, heads: int, num_code_ids: int) -> GptShape:
     num_text_ids, width = shape_of(shapes, "latents.text_embedding.weight", 2)
     if width % heads:
         raise CheckpointError(f"heads: expected a divisor of {width}, got {heads}")
@@ -112,10 +104,9 @@ def _gpt_shape(shapes: Shapes, heads: int) -> GptShape:
         width=width,
         layers=count(shapes, "latents.gpt.h"),
         heads=heads,
-        inner=shape_of(shapes, "latents.gpt.h.0.mlp.c_fc.bias", 1)[0],
         num_text_ids=num_text_ids,
         num_text_positions=shape_of(shapes, "latents.text_pos_embedding.emb.weight", 2)[0],
-        num_codes=shape_of(shapes, "latents.mel_embedding.weight", 2)[0],
+        num_code_ids=num_code_ids,
         num_positions=shape_of(shapes, "latents.mel_pos_embedding.emb.weight", 2)[0],
     )
 
@@ -123,30 +114,17 @@ def _gpt_shape(shapes: Shapes, heads: int) -> GptShape:
 def _flow_shape(shapes: Shapes, heads: int) -> FlowShape:
     root = "flow.estimator"
     channels, semantic = shape_of(shapes, "length_regulator.content_in_proj.weight", 2)
-    width, inputs = shape_of(shapes, f"{root}.cond_x_merge_linear.weight", 2)
-    mels = shape_of(shapes, f"{root}.conv2.bias", 1)[0]
-    *_, wave_kernel = shape_of(shapes, f"{root}.wavenet.in_layers.0.conv.conv.weight", 3)
-    style = inputs - width - 2 * mels
-    if (mels, style) != (NUM_MELS, STYLE):
-        expected = f"{NUM_MELS} mels, and {STYLE} numbers of a style"
-        raise CheckpointError(f"{root}.cond_x_merge_linear.weight: expected {expected}, got {mels} and {style}")
-    if wave_kernel not in range(1, MAX_WAVE_KERNEL + 1, 2):
-        expected = f"an odd kernel of at most {MAX_WAVE_KERNEL}"
-        raise CheckpointError(f"{root}.wavenet.in_layers.0.conv.conv.weight: expected {expected}, got {wave_kernel}")
+    width = shape_of(shapes, f"{root}.cond_x_merge_linear.bias", 1)[0]
     if width % (2 * heads):  # rotary positions turn pairs of channels
         raise CheckpointError(f"flow_heads: expected a divisor of {width // 2}, got {heads}")
     return FlowShape(
         semantic=semantic,
         channels=channels,
-        regulator_layers=count(shapes, "length_regulator.model") // 2,  # each has a norm, except the last one
-        mels=mels,
-        style=style,
         width=width,
         layers=count(shapes, f"{root}.transformer.layers"),
         heads=heads,
         inner=shape_of(shapes, f"{root}.transformer.layers.0.feed_forward.w1.weight", 2)[0],
         wave_layers=count(shapes, f"{root}.wavenet.in_layers"),
-        wave_kernel=wave_kernel,
     )
 
 
@@ -182,7 +160,7 @@ class IndexTtsCodec(nn.Module):
         self.config = config
         semantic = config.flow.semantic
         self.latents = Latents(config.gpt)
-        widths = itertools.pairwise((config.gpt.width, *config.projections))
+        widths = itertools.pairwise((config.gpt.width, *config.projections, semantic))
         self.gpt_layer = nn.Sequential(*(nn.Linear(inputs, outputs) for inputs, outputs in widths))
         self.quantizer = nn.ModuleDict(
             {
@@ -192,7 +170,7 @@ class IndexTtsCodec(nn.Module):
         )
         self.length_regulator = LengthRegulator(config.flow)
         self.flow = Flow(config.flow)
-        self.vocoder = Vocoder(config.flow.mels, config.vocoder_channels)
+        self.vocoder = Vocoder(NUM_MELS, config.vocoder_channels)
         longest = min(MAX_CODES, config.gpt.num_positions)
         self.spec = StretchedSpec(
             name=NAME,
@@ -209,7 +187,7 @@ class IndexTtsCodec(nn.Module):
 
     def drawn_noise(self) -> Tensor:
         """Return the initial value of the flow for the longest utterance, [M, F]."""
-        return gaussian(num_frames(self.spec.start_frames), self.config.flow.mels, SEEDS["flow"])
+        return gaussian(num_frames(self.spec.start_frames), NUM_MELS, SEEDS["flow"])
 
     def initial_state(self, batch: int) -> Tensor:
         """Return zeros, [B, 1], on the host: the voice of silence."""
@@ -244,8 +222,8 @@ class IndexTtsCodec(nn.Module):
         if not MIN_VOICE_FRAMES <= len(mel) <= MAX_VOICE_FRAMES:
             expected = f"{MIN_VOICE_FRAMES} to {MAX_VOICE_FRAMES} frames"
             raise InvalidRequest("chunk.sound.mel", expected, f"{len(mel)} frames")
-        _check_numbers("mel", mel, (len(mel), self.config.flow.mels))
-        _check_numbers("x_vector", x_vector, (self.config.flow.style,))
+        _check_numbers("mel", mel, (len(mel), NUM_MELS))
+        _check_numbers("x_vector", x_vector, (STYLE,))
         num_rows = len(rows) // gpt.width
         if not 1 <= num_rows <= MAX_VOICE_ROWS:
             raise InvalidRequest("chunk.sound.rows", f"1 to {MAX_VOICE_ROWS} rows", f"{num_rows} rows")

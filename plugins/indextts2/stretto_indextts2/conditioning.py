@@ -7,7 +7,6 @@ The conformer adds scores of absolute positions to those of attention. Modules a
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -136,36 +135,25 @@ class _Scale(nn.Module):
         return F.normalize(x, dim=1) * math.sqrt(x.shape[1]) * self.gamma
 
 
-@dataclass(frozen=True, slots=True)
-class PerceiverShape:
-    """Sizes of the perceiver.
+class Perceiver(nn.Module):
+    """Perceiver that reads a memory of any length.
 
-    Attributes:
+    Args:
         context: Width of the memory.
         rows: Number of rows of the result.
+        width: Width of the rows.
         attended: Width of all heads.
         inner: Width of the feed-forward layers.
     """
 
-    context: int
-    width: int
-    rows: int
-    attended: int
-    inner: int
-
-
-class Perceiver(nn.Module):
-    """Perceiver that reads a memory of any length."""
-
-    def __init__(self, shape: PerceiverShape) -> None:
+    def __init__(self, context: int, rows: int, width: int, attended: int, inner: int) -> None:
         super().__init__()
-        width = shape.width
-        self.proj_context = nn.Linear(shape.context, width)
-        self.latents = nn.Parameter(torch.zeros(shape.rows, width))
+        self.proj_context = nn.Linear(context, width)
+        self.latents = nn.Parameter(torch.zeros(rows, width))
         self.layers = nn.ModuleList()
         for _ in range(NUM_PERCEIVER_LAYERS):
-            gated = nn.Sequential(nn.Linear(width, 2 * shape.inner), _Gated(), nn.Linear(shape.inner, width))
-            self.layers.append(nn.ModuleList([_Resampling(width, shape.attended), gated]))
+            gated = nn.Sequential(nn.Linear(width, 2 * inner), _Gated(), nn.Linear(inner, width))
+            self.layers.append(nn.ModuleList([_Resampling(width, attended), gated]))
         self.norm = _Scale(width)
 
     def forward(self, memory: Tensor) -> Tensor:
@@ -191,20 +179,16 @@ def conformer_of(shapes: Shapes, name: str, states: int) -> Conformer:
 
 
 def perceiver_of(shapes: Shapes, name: str, context: int, width: int) -> Perceiver:
-    """Return a perceiver with the sizes of published tensors below `name`.
+    """Return a perceiver with the sizes of published tensors below `name`; raise CheckpointError if one is missing.
 
-    Raises:
-        CheckpointError: If one is missing, or rows do not have the `width`, or the memory does not have that of its
-            `context`.
+    Args:
+        context: Width of the memory.
+        width: Width of the rows.
     """
-    rows, row_width = shape_of(shapes, f"{name}.latents", 2)
-    memory_width = shape_of(shapes, f"{name}.proj_context.weight", 2)[1]
-    if (row_width, memory_width) != (width, context):
-        expected = f"rows of width {width} and a memory of width {context}"
-        raise CheckpointError(f"{name}: expected {expected}, got {row_width} and {memory_width}")
+    rows = shape_of(shapes, f"{name}.latents", 2)[0]
     attended = shape_of(shapes, f"{name}.layers.0.0.to_q.weight", 2)[0]
     if attended % HEAD_WIDTH:
         expected = f"a multiple of {HEAD_WIDTH} rows"
         raise CheckpointError(f"{name}.layers.0.0.to_q.weight: expected {expected}, got {attended}")
     inner = shape_of(shapes, f"{name}.layers.0.1.2.weight", 2)[1]
-    return Perceiver(PerceiverShape(context, width, rows, attended, inner))
+    return Perceiver(context, rows, width, attended, inner)

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from stretto.codecs.rotary_attention import rotated, rotation_at
 
+# of a recording
+NUM_MELS = 80
+STYLE = 192
 STEPS = 25
 GUIDANCE = 0.7
 NUM_WAVES = 256
@@ -25,6 +28,8 @@ TIME_SCALE = 1000
 ROTARY_BASE = 10_000.0
 RMS_EPSILON = 1e-5
 NORM_EPSILON = 1e-6
+NUM_REGULATOR_LAYERS = 4  # with a norm each
+WAVE_KERNEL = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +39,18 @@ class FlowShape:
     Attributes:
         semantic: Width of the semantic vectors.
         channels: Width of the length regulator.
-        regulator_layers: Number of its convolutions with kernel size 3.
-        style: Width of the style vector.
         width: Width of the transformer and the WaveNet.
         inner: Width of the transformer's feed-forward layers.
         wave_layers: Number of the WaveNet's layers.
-        wave_kernel: Kernel size of its convolutions.
     """
 
     semantic: int
     channels: int
-    regulator_layers: int
-    mels: int
-    style: int
     width: int
     layers: int
     heads: int
     inner: int
     wave_layers: int
-    wave_kernel: int
 
 
 class LengthRegulator(nn.Module):
@@ -63,7 +61,7 @@ class LengthRegulator(nn.Module):
         channels = shape.channels
         self.content_in_proj = nn.Linear(shape.semantic, channels)
         layers: list[nn.Module] = []
-        for _ in range(shape.regulator_layers):
+        for _ in range(NUM_REGULATOR_LAYERS):
             layers += [nn.Conv1d(channels, channels, 3, padding=1), nn.GroupNorm(1, channels), nn.Mish()]
         self.model = nn.Sequential(*layers, nn.Conv1d(channels, channels, 1))
 
@@ -191,9 +189,7 @@ class _WaveNet(nn.Module):
         width = shape.width
         last = shape.wave_layers - 1
         self.cond_layer = _convolution(width, 2 * width * shape.wave_layers, 1)
-        self.in_layers = nn.ModuleList(
-            _convolution(width, 2 * width, shape.wave_kernel) for _ in range(shape.wave_layers)
-        )
+        self.in_layers = nn.ModuleList(_convolution(width, 2 * width, WAVE_KERNEL) for _ in range(shape.wave_layers))
         self.res_skip_layers = nn.ModuleList(
             _convolution(width, width if number == last else 2 * width, 1) for number in range(shape.wave_layers)
         )
@@ -232,16 +228,16 @@ class Estimator(nn.Module):
         super().__init__()
         width = shape.width
         self.cond_projection = nn.Linear(shape.channels, width)
-        self.cond_x_merge_linear = nn.Linear(width + 2 * shape.mels + shape.style, width)
+        self.cond_x_merge_linear = nn.Linear(width + 2 * NUM_MELS + STYLE, width)
         self.t_embedder = _TimeInput(width)
         self.t_embedder2 = _TimeInput(width)
         self.transformer = _Transformer(shape)
-        self.skip_linear = nn.Linear(width + shape.mels, width)
+        self.skip_linear = nn.Linear(width + NUM_MELS, width)
         self.conv1 = nn.Linear(width, width)
         self.wavenet = _WaveNet(shape)
         self.res_projection = nn.Linear(width, width)
         self.final_layer = _Final(width)
-        self.conv2 = nn.Conv1d(width, shape.mels, 1)
+        self.conv2 = nn.Conv1d(width, NUM_MELS, 1)
 
     def forward(self, state: Tensor, known_mel: Tensor, conditions: Tensor, style: Tensor, waves: Tensor) -> Tensor:
         """Return the flow [B, M, F].

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stretto_indextts2.family import END_OF_TEXT, START_OF_TEXT
+from stretto_indextts2.family import END_OF_TEXT, NUM_SPEEDS, START_OF_TEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,24 +24,22 @@ class GptShape:
     """Sizes of the language model.
 
     Attributes:
-        inner: Width of the feed-forward layers.
         num_text_ids: Rows of the table of text ids.
-        num_codes: Rows of the table of codes; the last two are for the start and the end of speech.
+        num_code_ids: Rows of the table of codes; the last two are for the start and the end of speech.
     """
 
     width: int
     layers: int
     heads: int
-    inner: int
     num_text_ids: int
     num_text_positions: int
-    num_codes: int
+    num_code_ids: int
     num_positions: int
 
     @property
     def start_of_speech(self) -> int:
         """Id that precedes the codes."""
-        return self.num_codes - 2
+        return self.num_code_ids - 2
 
 
 class _Attention(nn.Module):
@@ -64,8 +62,8 @@ class _FeedForward(nn.Module):
 
     def __init__(self, shape: GptShape) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(shape.width, shape.inner)
-        self.c_proj = nn.Linear(shape.inner, shape.width)
+        self.c_fc = nn.Linear(shape.width, 4 * shape.width)
+        self.c_proj = nn.Linear(4 * shape.width, shape.width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
@@ -107,10 +105,10 @@ class Latents(nn.Module):
         self.shape = shape
         self.gpt = _Backbone(shape)
         self.final_norm = nn.LayerNorm(shape.width)
-        self.speed_emb = nn.Embedding(2, shape.width)
+        self.speed_emb = nn.Embedding(NUM_SPEEDS, shape.width)
         self.text_embedding = nn.Embedding(shape.num_text_ids, shape.width)
         self.text_pos_embedding = _positions(shape.num_text_positions, shape.width)
-        self.mel_embedding = nn.Embedding(shape.num_codes, shape.width)
+        self.mel_embedding = nn.Embedding(shape.num_code_ids, shape.width)
         self.mel_pos_embedding = _positions(shape.num_positions, shape.width)
 
     def forward(self, voice: Tensor, text: Tensor, codes: Tensor, on_step: Callable[[], None]) -> Tensor:

@@ -17,38 +17,23 @@ from stretto.encoders.voice_spectra import TOKEN_RATE_HZ
 from stretto.errors import CheckpointError
 
 NUM_LAYERS = 17  # of w2v-BERT's 24, which are used
-NUM_INPUTS = 160  # two frames of 80 mels
-# distances of its relative positions
-FURTHEST_LEFT = 64
-FURTHEST_RIGHT = 8
 DEPTHWISE_KERNEL = 7
 NORM_EPSILON = 1e-6
 
 
-def speech_model_of(shapes: Shapes, name: str) -> Wav2Vec2BertModel:
-    """Return w2v-BERT's first layers, of the sizes of tensors below `name`; raise CheckpointError if one is missing."""
-    projection = f"{name}.feature_projection.projection.weight"
-    width, inputs = shape_of(shapes, projection, 2)
-    if inputs != NUM_INPUTS:
-        raise CheckpointError(f"{projection}: expected {NUM_INPUTS} columns, got {inputs}")
-    layer = f"{name}.encoder.layers.0"
-    positions, head_width = shape_of(shapes, f"{layer}.self_attn.distance_embedding.weight", 2)
-    if width % head_width or positions != FURTHEST_LEFT + 1 + FURTHEST_RIGHT:
-        expected = f"[{FURTHEST_LEFT + 1 + FURTHEST_RIGHT}, divisor of {width}]"
-        got = f"[{positions}, {head_width}]"
-        raise CheckpointError(f"{layer}.self_attn.distance_embedding.weight: expected {expected}, got {got}")
-    config = Wav2Vec2BertConfig(
-        hidden_size=width,
+def speech_model_of(shapes: Shapes, states: int) -> Wav2Vec2BertModel:
+    """Return w2v-BERT's first layers, which compute `states`; raise CheckpointError if the heads do not fit them."""
+    layer = "speech.model.encoder.layers.0"
+    head_width = shape_of(shapes, f"{layer}.self_attn.distance_embedding.weight", 2)[1]
+    if states % head_width:
+        expected = f"a width that divides {states}"
+        raise CheckpointError(f"{layer}.self_attn.distance_embedding.weight: expected {expected}, got {head_width}")
+    config = Wav2Vec2BertConfig(  # other sizes are the defaults
+        hidden_size=states,
         num_hidden_layers=NUM_LAYERS,
-        num_attention_heads=width // head_width,
+        num_attention_heads=states // head_width,
         intermediate_size=shape_of(shapes, f"{layer}.ffn1.intermediate_dense.bias", 1)[0],
-        feature_projection_input_dim=inputs,
-        left_max_position_embeddings=FURTHEST_LEFT,
-        right_max_position_embeddings=FURTHEST_RIGHT,
-        conv_depthwise_kernel_size=shape_of(shapes, f"{layer}.conv_module.depthwise_conv.weight", 3)[2],
-        apply_spec_augment=False,
-        mask_time_prob=0.0,
-        mask_feature_prob=0.0,
+        mask_time_prob=0.0,  # without the vector of masked inputs
     )
     return Wav2Vec2BertModel(config)
 
@@ -123,11 +108,9 @@ class SemanticCodec(nn.Module):
         return (directions @ F.normalize(self.codebook.weight, dim=1).T).argmax(1)
 
 
-def semantic_codec_of(shapes: Shapes, name: str, states: int) -> SemanticCodec:
-    """Return a codec with the sizes of tensors below `name` that reads `states`; raise CheckpointError for others."""
-    width, inputs, _ = shape_of(shapes, f"{name}.encoder.0.embed.weight", 3)
-    if inputs != states:
-        raise CheckpointError(f"{name}.encoder.0.embed.weight: expected {states} inputs, got {inputs}")
-    inner = shape_of(shapes, f"{name}.encoder.0.convnext.0.pwconv1.bias", 1)[0]
-    layers = count(shapes, f"{name}.encoder.0.convnext")
-    return SemanticCodec(states, width, inner, layers, *shape_of(shapes, f"{name}.codebook.weight", 2))
+def semantic_codec_of(shapes: Shapes, states: int) -> SemanticCodec:
+    """Return a codec of the published sizes that reads `states`; raise CheckpointError if a tensor is missing."""
+    width = shape_of(shapes, "semantic.encoder.0.embed.bias", 1)[0]
+    inner = shape_of(shapes, "semantic.encoder.0.convnext.0.pwconv1.bias", 1)[0]
+    layers = count(shapes, "semantic.encoder.0.convnext")
+    return SemanticCodec(states, width, inner, layers, *shape_of(shapes, "semantic.codebook.weight", 2))

@@ -29,9 +29,10 @@ from stretto.family.conversion import BOUNDED, is_bounded
 from stretto.family.encoding_turns import pass_turn
 from stretto.untrusted_files import json_object
 from stretto.weights.loading import load_strictly, read_tensors
-from stretto_indextts2.codec import MAX_VOICE_TOKENS, NUM_MELS, STYLE
+from stretto_indextts2.codec import MAX_VOICE_TOKENS
 from stretto_indextts2.conditioning import conformer_of, perceiver_of
 from stretto_indextts2.family import SAMPLE_RATE
+from stretto_indextts2.flow import NUM_MELS, STYLE
 from stretto_indextts2.semantics import SpeechStates, semantic_codec_of, speech_model_of
 from stretto_indextts2.vocoder import HOP
 
@@ -94,8 +95,8 @@ class RecordingEncoder(nn.Module):
         self.emotions = emotions
         width, summary = shape_of(shapes, "emovec_layer.weight", 2)
         states = shape_of(shapes, "speech.mean", 1)[0]
-        self.speech = SpeechStates(speech_model_of(shapes, "speech.model"))
-        self.semantic = semantic_codec_of(shapes, "semantic", states)
+        self.speech = SpeechStates(speech_model_of(shapes, states))
+        self.semantic = semantic_codec_of(shapes, states)
         self.speaker_encoder = CamPlusPlus(STYLE)
         self.conditioning_encoder = conformer_of(shapes, "conditioning_encoder", states)
         context = shape_of(shapes, "conditioning_encoder.after_norm.weight", 1)[0]

@@ -25,6 +25,7 @@ from plugins.indextts2.tests.codec.reference import EVERY, LENGTHS, REFERENCE, V
 from stretto.encoders.voice_spectra import TOKEN_RATE_HZ, fbank, mel_filters, resample_by_sinc
 from stretto_indextts2.convert_codec import VOCODER
 from stretto_indextts2.family import SAMPLE_RATE
+from stretto_indextts2.flow import NUM_MELS, NUM_REGULATOR_LAYERS, STYLE, WAVE_KERNEL
 from tests.codecs.stored_results import write_or_check
 
 SOURCE = Path(os.environ.get("INDEX_TTS_SRC", "index-tts"))
@@ -115,7 +116,7 @@ def language_model() -> Any:
         max_text_tokens=gpt.num_text_positions - 2,
         max_mel_tokens=gpt.num_positions - 3,
         number_text_tokens=gpt.num_text_ids - 1,
-        number_mel_codes=gpt.num_codes,
+        number_mel_codes=gpt.num_code_ids,
         start_mel_token=gpt.start_of_speech,
         stop_mel_token=gpt.start_of_speech + 1,
         checkpointing=False,
@@ -139,7 +140,7 @@ def acoustic_model(files: dict[str, dict[str, Tensor]]) -> Any:
         num_heads=flow.heads,
         depth=flow.layers,
         class_dropout_prob=0.1,
-        in_channels=flow.mels,
+        in_channels=NUM_MELS,
         style_condition=True,
         final_layer_type="wavenet",
         content_dim=flow.channels,
@@ -152,19 +153,19 @@ def acoustic_model(files: dict[str, dict[str, Tensor]]) -> Any:
     wavenet = SimpleNamespace(
         hidden_dim=flow.width,
         num_layers=flow.wave_layers,
-        kernel_size=flow.wave_kernel,
+        kernel_size=WAVE_KERNEL,
         dilation_rate=1,
         p_dropout=0.2,
         style_condition=True,
     )
-    style = SimpleNamespace(dim=flow.style)
+    style = SimpleNamespace(dim=STYLE)
     cfm = CFM(
         SimpleNamespace(DiT=transformer, wavenet=wavenet, style_encoder=style, dit_type="DiT", reg_loss_type="l1")
     )
     cfm = loaded(cfm, files["cfm"])
     cfm.estimator.setup_caches(max_batch_size=1, max_seq_length=8192)
-    regulator = InterpolateRegulator(flow.channels, [1] * flow.regulator_layers, in_channels=flow.semantic)
-    widths = [NARROW.gpt.width, *NARROW.projections]
+    regulator = InterpolateRegulator(flow.channels, [1] * NUM_REGULATOR_LAYERS, in_channels=flow.semantic)
+    widths = [NARROW.gpt.width, *NARROW.projections, flow.semantic]
     layers = nn.Sequential(*(nn.Linear(*sizes) for sizes in itertools.pairwise(widths)))
     return SimpleNamespace(
         cfm=cfm,
@@ -186,7 +187,7 @@ def vocoder(tensors: dict[str, Tensor]) -> Any:
     from indextts.s2mel.modules.bigvgan.bigvgan import BigVGAN
     from indextts.s2mel.modules.bigvgan.env import AttrDict
 
-    sizes = {"num_mels": NARROW.flow.mels, "upsample_initial_channel": NARROW.vocoder_channels}
+    sizes = {"num_mels": NUM_MELS, "upsample_initial_channel": NARROW.vocoder_channels}
     return loaded(BigVGAN(AttrDict(VOCODER | sizes)), tensors)
 
 
@@ -194,7 +195,7 @@ def speaker_encoder(tensors: dict[str, Tensor]) -> Any:
     """Return 3D-Speaker's CAM++."""
     from indextts.s2mel.modules.campplus.DTDNN import CAMPPlus
 
-    return loaded(CAMPPlus(feat_dim=80, embedding_size=NARROW.flow.style), tensors)
+    return loaded(CAMPPlus(feat_dim=80, embedding_size=STYLE), tensors)
 
 
 def speech_model(tensors: dict[str, Tensor]) -> Any:

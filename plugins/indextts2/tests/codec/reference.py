@@ -8,6 +8,7 @@ from torch import Tensor
 
 from plugins.indextts2.lab import random_acoustics
 from stretto_indextts2.family import SAMPLE_RATE
+from stretto_indextts2.flow import NUM_MELS
 
 REFERENCE = Path(__file__).with_name("reference.npz")
 EVERY = 13
@@ -24,7 +25,7 @@ def codes(length: int) -> Tensor:
 
 def mel(length: int) -> Tensor:
     """Return a mel spectrogram for the vocoder, float64 [1, M, 2 length]."""
-    shape = 1, random_acoustics.NARROW.flow.mels, 2 * length
+    shape = (1, NUM_MELS, 2 * length)
     return torch.from_numpy(np.random.default_rng(length).standard_normal(shape, np.float32)).double()
 
 
