@@ -14,7 +14,6 @@ depends on the position of a frame. Modules and tensors are named as in https://
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,17 @@ from torch import Tensor, nn
 from stretto.codecs.base import CodecSpec, Whole, Window
 from stretto.codecs.cosyvoice.flow import SEEDS, gaussian
 from stretto.codecs.cosyvoice.shapes import Shapes, count, shape_of
+from stretto.codecs.recorded_voices import check_numbers
 from stretto.codecs.streaming import prepare_products
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.untrusted_files import json_object
 from stretto.weights.loading import load_strictly, read_tensors
-from stretto_indextts2.family import MAX_CODES, SAMPLE_RATE
+from stretto_indextts2.family import FRAMES_PER_CODE, HOP, MAX_CODES, SAMPLE_RATE
 from stretto_indextts2.flow import NUM_MELS, STYLE, Flow, FlowShape, LengthRegulator
 from stretto_indextts2.latents import GptShape, Latents
-from stretto_indextts2.vocoder import HOP, Vocoder
+from stretto_indextts2.vocoder import Vocoder
 
 NAME = "indextts2"
-FRAMES_PER_CODE = Fraction(43, 25)  # mel frames; the number of an utterance's frames is rounded down
 MAX_VOICE_ROWS = 64  # twice those of the release
 # of a recording of 15 s
 MAX_VOICE_TOKENS = 750
@@ -182,7 +181,7 @@ class IndexTtsCodec(nn.Module):
             reads_on_host=True,
         )
         self.voices = dict[int, Voice]()
-        self.on_step: Callable[[], None] = _nothing
+        self.on_step: Callable[[], None] = lambda: None
         self.register_buffer("noise", self.drawn_noise(), persistent=False)
 
     def drawn_noise(self) -> Tensor:
@@ -222,12 +221,12 @@ class IndexTtsCodec(nn.Module):
         if not MIN_VOICE_FRAMES <= len(mel) <= MAX_VOICE_FRAMES:
             expected = f"{MIN_VOICE_FRAMES} to {MAX_VOICE_FRAMES} frames"
             raise InvalidRequest("chunk.sound.mel", expected, f"{len(mel)} frames")
-        _check_numbers("mel", mel, (len(mel), NUM_MELS))
-        _check_numbers("x_vector", x_vector, (STYLE,))
+        check_numbers("mel", mel, (len(mel), NUM_MELS))
+        check_numbers("x_vector", x_vector, (STYLE,))
         num_rows = len(rows) // gpt.width
         if not 1 <= num_rows <= MAX_VOICE_ROWS:
             raise InvalidRequest("chunk.sound.rows", f"1 to {MAX_VOICE_ROWS} rows", f"{num_rows} rows")
-        _check_numbers("rows", rows, (num_rows * gpt.width,))
+        check_numbers("rows", rows, (num_rows * gpt.width,))
         number = next(free for free in itertools.count(1) if free not in self.voices)
         self.voices[number] = self._voice_from_arrays(tokens, mel, x_vector, text, rows.reshape(num_rows, -1))
         return number
@@ -288,24 +287,12 @@ class IndexTtsCodec(nn.Module):
         return Voice(ids(tokens), numbers(mel.T), numbers(style), ids(text), numbers(rows))
 
 
-def _nothing() -> None:
-    """Do nothing."""
-
-
 def _check_ids(name: str, ids: np.ndarray, most: int, limit: int) -> None:
     """Raise InvalidRequest unless there are 1 to `most` ids in [0, limit)."""
     if not 1 <= len(ids) <= most:
         raise InvalidRequest(f"chunk.sound.{name}", f"1 to {most} ids", f"{len(ids)} ids")
     if not 0 <= ids.min() <= ids.max() < limit:
         raise InvalidRequest(f"chunk.sound.{name}", f"ids in [0, {limit})", f"[{ids.min()}, {ids.max()}]")
-
-
-def _check_numbers(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Raise InvalidRequest unless the values are finite and have this shape."""
-    if values.shape != shape:
-        raise InvalidRequest(f"chunk.sound.{name}", f"shape {list(shape)}", list(values.shape))
-    if not np.isfinite(values).all():
-        raise InvalidRequest(f"chunk.sound.{name}", "finite numbers", "NaN or infinity")
 
 
 def load(directory: Path, device: str = "cpu") -> IndexTtsCodec:
@@ -318,7 +305,7 @@ def load(directory: Path, device: str = "cpu") -> IndexTtsCodec:
     path = folder / "model.safetensors"
     heads = read_heads(folder / "config.json")
     tensors = read_tensors(path)
-    config = IndexTtsConfig.from_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, *heads)
+    config = IndexTtsConfig.from_shapes({name: tensor.shape for name, tensor in tensors.items()}, *heads)
     with torch.device("meta"):
         codec = IndexTtsCodec(config)
     load_strictly(codec, tensors, path, assign=True)

@@ -60,7 +60,10 @@ class _Layer(nn.Module):
         self.self_attn = _Attention(shape)
         self.conv_module = _Convolution(shape.width)
         self.feed_forward = ConformerFeedForward(shape)
-        self.norm_mha, self.norm_conv, self.norm_ff, self.norm_final = (nn.LayerNorm(shape.width) for _ in range(4))
+        self.norm_mha = nn.LayerNorm(shape.width)
+        self.norm_conv = nn.LayerNorm(shape.width)
+        self.norm_ff = nn.LayerNorm(shape.width)
+        self.norm_final = nn.LayerNorm(shape.width)
 
     def forward(self, x: Tensor, waves: Tensor) -> Tensor:
         x = x + self.self_attn(self.norm_mha(x), waves)
@@ -85,16 +88,16 @@ class Conformer(nn.Module):
 
     def __init__(self, states: int, shape: EncoderShape) -> None:
         super().__init__()
+        self.width = shape.width
         self.embed = _Input(states, shape.width)
         self.encoders = nn.ModuleList(_Layer(shape) for _ in range(shape.layers))
         self.after_norm = nn.LayerNorm(shape.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [(T - 1) // 2, H] of hidden states [T, S]."""
-        x = self.embed(x)
-        x = x * math.sqrt(x.shape[1])
-        length, width = x.shape
-        waves = wave_of_distances(length, width, x.device)[:length].flip(0).to(x.dtype)  # positions from 0
+        x = self.embed(x) * math.sqrt(self.width)
+        length = len(x)
+        waves = wave_of_distances(length, self.width, x.device)[:length].flip(0).to(x.dtype)  # positions from 0
         for layer in self.encoders:
             x = layer(x, waves)
         return self.after_norm(x)

@@ -41,9 +41,15 @@ NUM_STARTS = 1  # row of the id before the codes
 MAX_HEAD_WIDTH = 256  # of attention in vLLM
 # Tensors that only training needs, copies of others, and those of the networks that encode recordings.
 UNUSED = (
-    *("text_head.", "gpt.wte.", "inference_model."),
-    *("conditioning_encoder.", "perceiver_encoder.", "emo_conditioning_encoder.", "emo_perceiver_encoder."),
-    *("emo_layer.", "emovec_layer."),
+    "text_head.",
+    "gpt.wte.",
+    "inference_model.",
+    "conditioning_encoder.",
+    "perceiver_encoder.",
+    "emo_conditioning_encoder.",
+    "emo_perceiver_encoder.",
+    "emo_layer.",
+    "emovec_layer.",
 )
 MASKS = ("attn.bias", "attn.masked_bias")  # constants that older versions of transformers store in each layer
 
@@ -136,23 +142,23 @@ def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written: all embeddings in one table, and a head over the codes, start and end."""
     config = Config.read(contents.config, CONFIG)
     check_codes(config)
+    gpt = config.gpt
+    width = gpt.model_dim
+    head_width = width // gpt.heads
+    if head_width > MAX_HEAD_WIDTH:
+        raise CheckpointError(f"{CONFIG}: gpt.heads: expected heads of at most {MAX_HEAD_WIDTH}, got {head_width}")
     tensors = contents.tensors
-    if config.gpt.model_dim // config.gpt.heads > MAX_HEAD_WIDTH:
-        expected = f"heads of at most {MAX_HEAD_WIDTH}"
-        raise CheckpointError(
-            f"{CONFIG}: gpt.heads: expected {expected}, got {config.gpt.model_dim // config.gpt.heads}"
-        )
-    require(tensors, {**shapes_read(plan(config.gpt)), VOICE_ROWS: (None, config.gpt.model_dim)})
-    vocabulary = vocabulary_of(config.gpt, len(tensors[VOICE_ROWS]))
+    gpt_plan = plan(gpt)
+    require(tensors, {**shapes_read(gpt_plan), VOICE_ROWS: (None, width)})
+    vocabulary = vocabulary_of(gpt, len(tensors[VOICE_ROWS]))
     contents.tokenizer.ids_of((), vocabulary.num_text_ids)
-    width = config.gpt.model_dim
     record = {
         "architectures": ["StrettoIndexTts2ForCausalLM"],
         "model_type": "gpt2",
         **dict.fromkeys(TOKENS),
         "hidden_size": width,
-        "num_hidden_layers": config.gpt.layers,
-        "num_attention_heads": config.gpt.heads,
+        "num_hidden_layers": gpt.layers,
+        "num_attention_heads": gpt.heads,
         "max_position_embeddings": vocabulary.max_model_len,
         "activation_function": "gelu_new",
         "layer_norm_epsilon": 1e-5,
@@ -160,22 +166,19 @@ def convert(release: Release, contents: Contents) -> Converted:
         KEY: {"model_type": "indextts2_voice", "hidden_size": width},
     }
     networks = (
-        codec_network(release.folder, tensors, config.gpt.heads, config.s2mel.DiT.num_heads),
+        codec_network(release.folder, tensors, gpt.heads, config.s2mel.DiT.num_heads),
         hearing_network(release.folder, tensors, tuple(config.emo_num)),
     )
-    masks = tuple(f"{LAYERS}{number}.{name}" for number in range(config.gpt.layers) for name in MASKS)
-    return Converted(record, plan(config.gpt), (*UNUSED, *masks), networks=networks)
+    masks = tuple(f"{LAYERS}{number}.{name}" for number in range(gpt.layers) for name in MASKS)
+    return Converted(record, gpt_plan, (*UNUSED, *masks), networks=networks)
 
 
 def check_codes(config: Config) -> None:
     """Raise CheckpointError unless the start and the end follow the codes, all of which the codebook has."""
     num_codes = config.gpt.number_mel_codes - 2
-    for field, value, expected in (
-        ("gpt.start_mel_token", config.gpt.start_mel_token, num_codes),
-        ("gpt.stop_mel_token", config.gpt.stop_mel_token, num_codes + 1),
-        ("semantic_codec.codebook_size", config.semantic_codec.codebook_size, num_codes),
-    ):
-        check_value(field, value, expected, file=CONFIG)
+    check_value("gpt.start_mel_token", config.gpt.start_mel_token, num_codes, file=CONFIG)
+    check_value("gpt.stop_mel_token", config.gpt.stop_mel_token, num_codes + 1, file=CONFIG)
+    check_value("semantic_codec.codebook_size", config.semantic_codec.codebook_size, num_codes, file=CONFIG)
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
@@ -190,14 +193,13 @@ def vocabulary_of(gpt: Gpt, num_voice_rows: int) -> IndexVocabulary:
     """Return the vocabulary of a release; raise CheckpointError if its sequences are too long."""
     num_text_positions = gpt.max_text_tokens + 2
     num_code_positions = gpt.max_mel_tokens + 3
-    num_codes = num_code_positions - FIRST_POSITION
-    num_rows = num_voice_rows + NUM_SPEEDS + num_text_positions + NUM_STARTS + num_codes
+    num_reply_rows = num_code_positions - FIRST_POSITION
+    num_rows = num_voice_rows + NUM_SPEEDS + num_text_positions + NUM_STARTS + num_reply_rows
     if num_voice_rows > MAX_VOICE_ROWS:
         raise CheckpointError(f"{VOICE_ROWS}: expected at most {MAX_VOICE_ROWS} rows, got {num_voice_rows}")
     if num_rows > MAX_ROWS:
-        raise CheckpointError(
-            f"{CONFIG}: gpt: expected at most {MAX_ROWS} rows of voice, text and codes, got {num_rows}"
-        )
+        expected = f"at most {MAX_ROWS} rows of voice, text and codes"
+        raise CheckpointError(f"{CONFIG}: gpt: expected {expected}, got {num_rows}")
     return IndexVocabulary(
         num_text_ids=gpt.number_text_tokens + 1,
         num_codes=gpt.start_mel_token,

@@ -10,17 +10,16 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
 from stretto.family.conversion import Network
 from stretto.untrusted_files import json_object, released_file
-from stretto.weights.loading import Part, open_tensors
+from stretto.weights.loading import Part, open_tensors, shapes_of
 from stretto_indextts2.codec import NAME, IndexTtsCodec, IndexTtsConfig
-from stretto_indextts2.family import SAMPLE_RATE
+from stretto_indextts2.family import HOP, SAMPLE_RATE
 from stretto_indextts2.release_files import pickled_tensors, plain_weights, plan_of, renamed
-from stretto_indextts2.vocoder import BLOCK_KERNELS, DILATIONS, HOP, RATES
+from stretto_indextts2.vocoder import BLOCK_KERNELS, DILATIONS, RATES
 
 FLOW_FILE = "s2mel.pth"
 # where the authors' code places it, and where a download of its repository does
@@ -63,11 +62,8 @@ def codec_network(folder: Path, gpt: Mapping[str, Tensor], heads: int, flow_head
     published |= renamed(open_semantic_codec(folder), QUANTIZER, "quantizer.")
     published |= _vocoder_tensors(folder)
     tensors = plain_weights(published, folder)
-    config = IndexTtsConfig.from_shapes(
-        {name: tuple(tensor.shape) for name, tensor in tensors.items()}, heads, flow_heads
-    )
-    with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in IndexTtsCodec(config).state_dict().items()}
+    config = IndexTtsConfig.from_shapes({name: tensor.shape for name, tensor in tensors.items()}, heads, flow_heads)
+    shapes = shapes_of(IndexTtsCodec, config)
     transposed = [name for name in shapes if TRANSPOSED.fullmatch(name)]
     plan = plan_of(shapes, tensors) | {name: Part(name, shapes[name][::-1], _transposed) for name in transposed}
     record = {"model_type": NAME, "heads": heads, "flow_heads": flow_heads}

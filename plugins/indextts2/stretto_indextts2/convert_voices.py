@@ -19,7 +19,7 @@ from stretto.untrusted_files import released_file
 from stretto.weights.loading import open_tensors
 from stretto_indextts2.convert_codec import QUANTIZER, open_semantic_codec
 from stretto_indextts2.release_files import pickled_tensor, plain_weights, plan_of, renamed
-from stretto_indextts2.voices import EMOTIONS, FOLDER, RecordingEncoder, emotion_sizes
+from stretto_indextts2.voices import FOLDER, SIZES, RecordingEncoder, emotion_sizes
 
 STATISTICS_FILE = "wav2vec2bert_stats.pt"
 STYLES_FILE = "feat1.pt"
@@ -28,18 +28,18 @@ SPEECH_FILE = "hf_cache/w2v-bert-2.0/model.safetensors"
 SPEAKER_FILE = "hf_cache/campplus_cn_common.bin"
 
 
-def hearing_network(folder: Path, gpt: Mapping[str, Tensor], emotions: Sequence[int]) -> Network:
+def hearing_network(folder: Path, gpt: Mapping[str, Tensor], sizes: Sequence[int]) -> Network:
     """Return the networks to be written.
 
     Args:
         folder: Folder of the release.
         gpt: Tensors of `gpt.pth` by published name.
-        emotions: Number of vectors of each emotion, `emo_num` of config.yaml.
+        sizes: Number of vectors of each emotion, `emo_num` of config.yaml.
 
     Raises:
         CheckpointError: If a file, value or tensor is not as expected; the message describes the difference.
     """
-    sizes = emotion_sizes(emotions, "config.yaml: emo_num")
+    sizes = emotion_sizes(sizes, "config.yaml: emo_num")
     semantic = open_semantic_codec(folder)
     published = dict(gpt)
     published |= renamed(open_tensors(released_file(folder, STATISTICS_FILE)), "", "speech.")
@@ -50,7 +50,7 @@ def hearing_network(folder: Path, gpt: Mapping[str, Tensor], emotions: Sequence[
     published["emotion_vectors"] = pickled_tensor(released_file(folder, VECTORS_FILE))
     tensors = plain_weights(published, folder)
     with torch.device("meta"):
-        encoder = RecordingEncoder({name: tuple(tensor.shape) for name, tensor in tensors.items()}, sizes)
+        encoder = RecordingEncoder({name: tensor.shape for name, tensor in tensors.items()}, sizes)
     shapes = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
-    record = {"model_type": "indextts2_hearing", EMOTIONS: list(sizes)}
+    record = {"model_type": "indextts2_hearing", SIZES: list(sizes)}
     return Network(FOLDER, record, plan_of(shapes, tensors), tensors)

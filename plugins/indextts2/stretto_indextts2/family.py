@@ -11,6 +11,7 @@ from the config.yaml of `IndexTeam/IndexTTS-2`; a checkpoint's config.json may o
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 from stretto.family.base import DrawRules, Family, Task, Vocabulary, builder
 from stretto.family.input_tracks import PositionTrack
@@ -19,7 +20,9 @@ from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
 SAMPLE_RATE = 22_050
-FRAME_RATE = SAMPLE_RATE / (1.72 * 256)  # 1.72 mel frames of 256 samples for each code
+HOP = 256  # samples of a mel frame
+FRAMES_PER_CODE = Fraction(43, 25)  # mel frames; the number of an utterance's frames is rounded down
+FRAME_RATE = float(SAMPLE_RATE / (FRAMES_PER_CODE * HOP))
 MAX_VOICE_S = 30.0  # maximum duration of a recording in seconds; the first 15 s are read
 MAX_CHARS = 150  # which take about 30 s in Chinese, the most codes
 # ids of text that begin and end it
@@ -84,7 +87,7 @@ class IndexVocabulary(Vocabulary):
     @property
     def max_codes(self) -> int:
         """Maximum number of codes in a reply."""
-        return self.num_code_positions - FIRST_POSITION - 1
+        return self.num_code_positions - FIRST_POSITION - 1  # the last position is for the end
 
     @property
     def max_text_tokens(self) -> int:

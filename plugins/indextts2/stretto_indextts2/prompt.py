@@ -20,10 +20,8 @@ from stretto.records.chunk import Sound
 from stretto.records.prompt import MAX_MAGNITUDE, InputAudio
 from stretto_indextts2.family import COUNTED_CODE, END_OF_TEXT, START_OF_TEXT, IndexVocabulary
 from stretto_indextts2.text import tokenizable
-from stretto_indextts2.voices import EncodedVoice, RecordingEncoder, load_recording_encoder
+from stretto_indextts2.voices import EMOTIONS, EncodedVoice, RecordingEncoder, load_recording_encoder
 
-# In the order of the authors' vector.
-EMOTIONS = ("happy", "angry", "sad", "afraid", "disgusted", "melancholic", "surprised", "calm")
 EMOTION = re.compile(rf"\s*({'|'.join(EMOTIONS)})\s+(0?\.\d+|[01](?:\.\d*)?)\s*", re.IGNORECASE)
 INSTRUCT = "options.instruct"
 
@@ -70,14 +68,14 @@ class IndexTemplate:
         piece = next(piece for piece in pieces if piece.text is not None)
         assert piece.text is not None, task.name
         recordings = {other.role: other for other in pieces if other is not piece}
-        spoken = recordings.get("system")
-        if spoken is None:
+        speaker = recordings.get("system")
+        if speaker is None:
             expected = "a system turn with audio (this model speaks in the voice of a recording)"
             raise InvalidRequest("messages", expected, "none")
         mood = recordings.get("user")
         weights = self._weights(manner, mood is not None)
         text = self._ids(piece.text, piece.path)
-        voice_of_speaker = self._encoded(spoken)
+        voice_of_speaker = self._encoded(speaker)
         emotion = voice_of_speaker.emotion
         if weights is not None:
             emotion = self._recording_encoder.mixed_emotion(emotion, voice_of_speaker.style, weights)
@@ -87,11 +85,10 @@ class IndexTemplate:
         rows = voice_of_speaker.latents + emotion
         if not (np.abs(rows) <= MAX_MAGNITUDE).all():  # false for NaN
             expected = f"a voice of finite numbers of magnitude at most {MAX_MAGNITUDE:g}"
-            raise InvalidRequest(spoken.path, expected, "others")
+            raise InvalidRequest(speaker.path, expected, "others")
         sound = Sound.from_arrays(voice_of_speaker.tokens, voice_of_speaker.mel, voice_of_speaker.style)
-        return PromptRows(
-            self._rows(text), audios=(InputAudio(0, len(rows), rows),), sound=sound.with_prompt(text, rows)
-        )
+        audios = (InputAudio(0, len(rows), rows),)
+        return PromptRows(self._rows(text), audios=audios, sound=sound.with_prompt(text, rows))
 
     def _rows(self, text: list[int]) -> np.ndarray:
         """Return the rows of ids, int32 [P, 2]."""
@@ -132,9 +129,8 @@ class IndexTemplate:
     def _ids(self, text: str, path: str) -> list[int]:
         """Return the ids of a text without its start and end; raise InvalidRequest if there are none or too many."""
         check_text(text, path, self._family.max_text_chars)
-        ids = [
-            token for token in self._tokenizer.encode(tokenizable(text, path)) if token > END_OF_TEXT
-        ]  # as the authors do
+        tokens = self._tokenizer.encode(tokenizable(text, path))
+        ids = [token for token in tokens if token > END_OF_TEXT]  # no start or end, which the authors drop, too
         if not ids:
             raise InvalidRequest(path, "text with at least one character to speak", shown(text))
         most = self._vocabulary.max_text_tokens

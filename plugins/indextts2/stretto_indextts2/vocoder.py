@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from stretto.codecs.causal import SnakeBeta
 
 RATES = (4, 4, 2, 2, 2, 2)
-HOP = math.prod(RATES)  # samples per mel frame
 BLOCK_KERNELS = (3, 7, 11)
 DILATIONS = (1, 3, 5)
 EDGE_KERNEL = 7
@@ -41,24 +40,25 @@ def low_pass() -> Tensor:
 class _Activation(nn.Module):
     """SnakeBeta at twice the sample rate of its input and output."""
 
-    rising: Tensor
-    falling: Tensor
+    upsampling: Tensor
+    downsampling: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.act = SnakeBeta(channels)
         taps = low_pass()
+        # polyphase filters: one for the even samples of the result, one for the odd ones
         even = F.pad(taps[1::2].flip(0), (0, 1))
         odd = F.pad(taps[0::2].flip(0), (1, 0))
-        self.register_buffer("rising", 2 * torch.stack([even, odd])[:, None], persistent=False)
-        self.register_buffer("falling", taps[None, None], persistent=False)
+        self.register_buffer("upsampling", 2 * torch.stack([even, odd])[:, None], persistent=False)
+        self.register_buffer("downsampling", taps[None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
         rows = F.pad(x, (MARGIN, MARGIN), "replicate").flatten(0, 1)[:, None]
-        doubled = F.conv1d(rows, self.rising).transpose(1, 2).flatten(1).unflatten(0, (-1, channels))
+        doubled = F.conv1d(rows, self.upsampling).transpose(1, 2).flatten(1).unflatten(0, (-1, channels))
         active = F.pad(self.act(doubled), (TAPS // 2 - 1, TAPS // 2), "replicate").flatten(0, 1)[:, None]
-        return F.conv1d(active, self.falling, stride=2)[:, 0].unflatten(0, (-1, channels))
+        return F.conv1d(active, self.downsampling, stride=2)[:, 0].unflatten(0, (-1, channels))
 
 
 def _same(channels: int, kernel: int, dilation: int = 1) -> nn.Conv1d:
@@ -91,26 +91,26 @@ class Vocoder(nn.Module):
         self.ups = nn.ModuleList()
         self.resblocks = nn.ModuleList()
         for rate in RATES:
-            rising = nn.ConvTranspose1d(channels, channels // 2, 2 * rate, rate, padding=rate // 2)
-            self.ups.append(nn.ModuleList([rising]))
+            upsampling = nn.ConvTranspose1d(channels, channels // 2, 2 * rate, rate, padding=rate // 2)
+            self.ups.append(nn.ModuleList([upsampling]))
             channels //= 2
             self.resblocks.extend(_Block(channels, kernel) for kernel in BLOCK_KERNELS)
         self.activation_post = _Activation(channels)
         self.conv_post = nn.Conv1d(channels, 1, EDGE_KERNEL, padding=EDGE_KERNEL // 2, bias=False)
 
     def forward(self, mel: Tensor, on_step: Callable[[], None]) -> Tensor:
-        """Return the samples [B, HOP · F] in [-1, 1] of a mel spectrogram [B, M, F].
+        """Return the samples [B, 256 F] in [-1, 1] of a mel spectrogram [B, M, F].
 
         Args:
             on_step: Function to call after each residual block.
         """
         x = self.conv_pre(mel)
-        number = len(BLOCK_KERNELS)
+        num_blocks = len(BLOCK_KERNELS)
         for stage, layer in enumerate(self.ups):
             x = layer.get_submodule("0")(x)
             total = torch.zeros_like(x)
-            for block in self.resblocks[number * stage : number * (stage + 1)]:
+            for block in self.resblocks[num_blocks * stage : num_blocks * (stage + 1)]:
                 total = total + block(x)
                 on_step()
-            x = total / number
+            x = total / num_blocks
         return self.conv_post(self.activation_post(x))[:, 0].clamp(-1, 1)

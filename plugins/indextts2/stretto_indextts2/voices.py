@@ -31,18 +31,18 @@ from stretto.untrusted_files import json_object
 from stretto.weights.loading import load_strictly, read_tensors
 from stretto_indextts2.codec import MAX_VOICE_TOKENS
 from stretto_indextts2.conditioning import conformer_of, perceiver_of
-from stretto_indextts2.family import SAMPLE_RATE
+from stretto_indextts2.family import HOP, SAMPLE_RATE
 from stretto_indextts2.flow import NUM_MELS, STYLE
 from stretto_indextts2.semantics import SpeechStates, semantic_codec_of, speech_model_of
-from stretto_indextts2.vocoder import HOP
 
 FOLDER = "hearing"  # folder in a checkpoint
 MIN_S = 0.5
 MAX_S = 15
 FOURIER = 1024
 HIGHEST_HZ = SAMPLE_RATE / 2
-NUM_EMOTIONS = 8  # happy, angry, sad, afraid, disgusted, melancholic, surprised, calm
-EMOTIONS = "emotions"  # key of the folder's config.json: numbers of vectors of each emotion
+# In the order of the authors' vector.
+EMOTIONS = ("happy", "angry", "sad", "afraid", "disgusted", "melancholic", "surprised", "calm")
+SIZES = "emotions"  # key of the folder's config.json: number of vectors of each emotion
 MAX_VECTORS = 4096
 
 
@@ -67,15 +67,15 @@ class EncodedVoice:
     def to_array(self) -> np.ndarray:
         """Concatenate the sizes [R, H, n] and all arrays to a float32 array [N], which represents ids exactly."""
         sizes = np.array([*self.latents.shape, len(self.tokens)])
-        arrays = sizes, self.latents, self.emotion, self.style, self.tokens, self.mel
+        arrays = (sizes, self.latents, self.emotion, self.style, self.tokens, self.mel)
         return np.concatenate([array.ravel().astype(np.float32) for array in arrays])
 
     @classmethod
     def from_array(cls, array: np.ndarray) -> "EncodedVoice":
         """Create the voice from a result of `to_array`."""
         num_rows, width, num_tokens = (int(size) for size in array[:3])
-        sizes = num_rows * width, width, STYLE, num_tokens
-        latents, emotion, style, tokens, mel = np.split(array[3:], np.cumsum(sizes))
+        ends = np.cumsum([num_rows * width, width, STYLE, num_tokens])
+        latents, emotion, style, tokens, mel = np.split(array[3:], ends)
         return cls(latents.reshape(-1, width), emotion, style, tokens.astype(np.int32), mel.reshape(-1, NUM_MELS))
 
 
@@ -84,30 +84,30 @@ class RecordingEncoder(nn.Module):
 
     Args:
         shapes: Shapes of the tensors in `hearing/` by name.
-        emotions: Number of vectors of each emotion.
+        sizes: Number of vectors of each emotion.
 
     Raises:
-        CheckpointError: If a tensor that defines sizes is missing, or they do not fit together.
+        CheckpointError: If a tensor that defines sizes is missing, or heads do not fit them.
     """
 
-    def __init__(self, shapes: Shapes, emotions: Sequence[int]):
+    def __init__(self, shapes: Shapes, sizes: Sequence[int]):
         super().__init__()
-        self.emotions = emotions
+        self.sizes = list(sizes)
         width, summary = shape_of(shapes, "emovec_layer.weight", 2)
         states = shape_of(shapes, "speech.mean", 1)[0]
         self.speech = SpeechStates(speech_model_of(shapes, states))
         self.semantic = semantic_codec_of(shapes, states)
         self.speaker_encoder = CamPlusPlus(STYLE)
         self.conditioning_encoder = conformer_of(shapes, "conditioning_encoder", states)
-        context = shape_of(shapes, "conditioning_encoder.after_norm.weight", 1)[0]
+        context = self.conditioning_encoder.width
         self.perceiver_encoder = perceiver_of(shapes, "perceiver_encoder", context, width)
         self.emo_conditioning_encoder = conformer_of(shapes, "emo_conditioning_encoder", states)
-        context = shape_of(shapes, "emo_conditioning_encoder.after_norm.weight", 1)[0]
+        context = self.emo_conditioning_encoder.width
         self.emo_perceiver_encoder = perceiver_of(shapes, "emo_perceiver_encoder", context, summary)
         self.emovec_layer = nn.Linear(summary, width)
         self.emo_layer = nn.Linear(width, width)
-        self.emotion_styles = nn.Parameter(torch.zeros(sum(emotions), STYLE))
-        self.emotion_vectors = nn.Parameter(torch.zeros(sum(emotions), width))
+        self.emotion_styles = nn.Parameter(torch.zeros(sum(sizes), STYLE))
+        self.emotion_vectors = nn.Parameter(torch.zeros(sum(sizes), width))
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
@@ -132,7 +132,7 @@ class RecordingEncoder(nn.Module):
         emotion = self.emo_layer(self.emovec_layer(summary))
         style = self.speaker_encoder.encode(at16)
         tokens = self.semantic(states)[:MAX_VOICE_TOKENS]
-        tensors = latents, emotion, style, tokens, mel
+        tensors = (latents, emotion, style, tokens, mel)
         encoded = EncodedVoice(*(tensor.cpu().numpy() for tensor in tensors)).to_array()
         if not np.isfinite(encoded).all():
             raise InvalidRequest("audio", "a recording of a voice", "one that the networks cannot represent")
@@ -149,7 +149,7 @@ class RecordingEncoder(nn.Module):
         """
         voice = torch.from_numpy(style).to(self.emotion_styles)
         similar = F.cosine_similarity(voice[None], self.emotion_styles)
-        groups = zip(similar.split([*self.emotions]), self.emotion_vectors.split([*self.emotions]), strict=True)
+        groups = zip(similar.split(self.sizes), self.emotion_vectors.split(self.sizes), strict=True)
         vectors = torch.stack([vectors[cosines.argmax()] for cosines, vectors in groups]).cpu().numpy()
         return (weights @ vectors + (1 - weights.sum()) * emotion).astype(np.float32)
 
@@ -161,11 +161,12 @@ def load_recording_encoder(checkpoint: Path, device: str = "cpu") -> RecordingEn
         CheckpointError: If a file or tensor is missing, or does not have the expected shape.
     """
     folder = checkpoint / FOLDER
-    emotions = emotion_sizes(json_object(folder / "config.json").get(EMOTIONS), f"{folder / 'config.json'}: {EMOTIONS}")
+    config = folder / "config.json"
+    sizes = emotion_sizes(json_object(config).get(SIZES), f"{config}: {SIZES}")
     path = folder / "model.safetensors"
     tensors = read_tensors(path)
     with torch.device("meta"):
-        encoder = RecordingEncoder({name: tuple(tensor.shape) for name, tensor in tensors.items()}, emotions)
+        encoder = RecordingEncoder({name: tensor.shape for name, tensor in tensors.items()}, sizes)
     load_strictly(encoder, tensors, path, assign=True)
     if not is_bounded(encoder.emotion_vectors):
         raise CheckpointError(f"{path}: emotion_vectors: expected {BOUNDED}")
@@ -183,8 +184,8 @@ def emotion_sizes(sizes: Any, source: str) -> tuple[int, ...]:
     Raises:
         CheckpointError: If the value is something else.
     """
-    is_list = isinstance(sizes, list | tuple) and len(sizes) == NUM_EMOTIONS
+    is_list = isinstance(sizes, list | tuple) and len(sizes) == len(EMOTIONS)
     if not is_list or not all(type(size) is int and 1 <= size <= MAX_VECTORS for size in sizes):
-        expected = f"{NUM_EMOTIONS} integers in [1, {MAX_VECTORS}]"
+        expected = f"{len(EMOTIONS)} integers in [1, {MAX_VECTORS}]"
         raise CheckpointError(f"{source}: expected {expected}, got {shown(sizes)}")
     return tuple(sizes)

@@ -63,14 +63,8 @@ class VoiceTable:
         if not 0 <= tokens.min() <= tokens.max() < self.num_codes:
             got = f"[{tokens.min()}, {tokens.max()}]"
             raise InvalidRequest("chunk.sound.tokens", f"codes in [0, {self.num_codes})", got)
-        for name, values, shape in (
-            ("mel", mel, (FRAMES_PER_TOKEN * size, self.num_mels)),
-            ("x_vector", x_vector, (self.speaker,)),
-        ):
-            if values.shape != shape:
-                raise InvalidRequest(f"chunk.sound.{name}", f"shape {list(shape)}", list(values.shape))
-            if not np.isfinite(values).all():
-                raise InvalidRequest(f"chunk.sound.{name}", "finite numbers", "NaN or infinity")
+        check_numbers("mel", mel, (FRAMES_PER_TOKEN * size, self.num_mels))
+        check_numbers("x_vector", x_vector, (self.speaker,))
         voice = FlowVoice(size, self.num_mels, self.speaker)
         voice.tokens.copy_(torch.from_numpy(tokens.astype(np.int64)))
         voice.mel.copy_(torch.from_numpy(mel.T.copy()))
@@ -78,6 +72,14 @@ class VoiceTable:
         number = next(free for free in itertools.count(self.first) if free not in self.voices)
         self.voices[number] = voice.to(device)
         return number
+
+
+def check_numbers(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Raise InvalidRequest unless an array of a recorded voice is finite and has this shape."""
+    if values.shape != shape:
+        raise InvalidRequest(f"chunk.sound.{name}", f"shape {list(shape)}", list(values.shape))
+    if not np.isfinite(values).all():
+        raise InvalidRequest(f"chunk.sound.{name}", "finite numbers", "NaN or infinity")
 
 
 class RecordedVoiceCodec(nn.Module):
