@@ -40,7 +40,8 @@ CASES: tuple[dict[str, Any], ...] = (
 def voice(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the vectors of a voice [4, H] and that of its emotion [H]."""
     random = np.random.Generator(np.random.PCG64(seed))
-    latents, emotion = (random.standard_normal(shape) for shape in ((NUM_VOICE_ROWS, WIDTH), (WIDTH,)))
+    latents = random.standard_normal((NUM_VOICE_ROWS, WIDTH))
+    emotion = random.standard_normal(WIDTH)
     return torch.from_numpy(latents.astype(np.float32)), torch.from_numpy(emotion.astype(np.float32))
 
 

@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lab.releases.random_tensors import drawn_by_name
+from plugins.indextts2.lab.random_gpt import CONFIG
 from stretto.codecs.cosyvoice.shapes import Shapes
-from stretto.weights.loading import load_strictly
+from stretto.weights.loading import load_strictly, shapes_of
 from stretto_indextts2.codec import IndexTtsCodec, IndexTtsConfig
 from stretto_indextts2.convert_codec import FLOW_FILE, QUANTIZER, SEMANTIC_FILES, TRANSPOSED, VOCODER, VOCODER_FOLDER
 from stretto_indextts2.convert_voices import SPEAKER_FILE, SPEECH_FILE, STATISTICS_FILE, STYLES_FILE, VECTORS_FILE
@@ -24,7 +25,7 @@ from stretto_indextts2.flow import NUM_MELS, STYLE, FlowShape
 from stretto_indextts2.latents import GptShape
 from stretto_indextts2.voices import RecordingEncoder
 
-EMOTIONS = (1, 2, 1, 1, 1, 1, 2, 1)
+EMOTION_SIZES = tuple(CONFIG["emo_num"])
 NARROW = IndexTtsConfig(
     gpt=GptShape(
         width=128,
@@ -79,7 +80,6 @@ ROWS = 4
 SUMMARY = 48
 STATES = NARROW.flow.semantic
 CONFORMER = 32
-NUM_SPEECH_LAYERS = 17
 # Weights that are published as directions and norms.
 NORMED = re.compile(
     r"(flow\.estimator\.(wavenet\..*\.conv\.conv|final_layer\.linear)|vocoder\.(conv_\w+|ups\.\d\.0|resblocks\.\d+\.convs.*)"
@@ -122,27 +122,25 @@ def drawn(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(drawn_by_name(name, shape)) for name, shape in shapes.items()}
 
 
-def codec_tensors(config: IndexTtsConfig = NARROW) -> dict[str, Tensor]:
-    """Return random tensors of the codec by its names."""
-    with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in IndexTtsCodec(config).state_dict().items()}
-    tensors = drawn(shapes)
+def codec_tensors() -> dict[str, Tensor]:
+    """Return random tensors of the narrow codec by its names."""
+    tensors = drawn(shapes_of(IndexTtsCodec, NARROW))
     tensors["vocoder.conv_post.weight"] *= LOUDNESS
     return tensors
 
 
-def codec(config: IndexTtsConfig = NARROW) -> IndexTtsCodec:
-    """Return the codec with random weights."""
-    made = IndexTtsCodec(config)
-    load_strictly(made, codec_tensors(config), Path("codec"))
-    return made.eval().requires_grad_(False)
+def codec() -> IndexTtsCodec:
+    """Return the narrow codec with random weights."""
+    narrow = IndexTtsCodec(NARROW)
+    load_strictly(narrow, codec_tensors(), Path("codec"))
+    return narrow.eval().requires_grad_(False)
 
 
 def hearing_tensors() -> dict[str, Tensor]:
     """Return random tensors of the narrow networks that encode recordings, by our names."""
     with torch.device("meta"):
-        encoder = RecordingEncoder(HEARING, EMOTIONS)
-    tensors = drawn({name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()})
+        encoder = RecordingEncoder(HEARING, EMOTION_SIZES)
+    tensors = drawn({name: tensor.shape for name, tensor in encoder.state_dict().items()})
     tensors["speech.var"] = 1 + tensors["speech.var"].abs()
     return tensors
 

@@ -41,12 +41,9 @@ SEED = 4
 ENDING = 1.5  # factor of the end's logit, so that some replies end by themselves
 
 
-def language_model_shapes(gpt: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the language model's published tensors, without those that encode recordings.
-
-    Args:
-        gpt: Section `gpt` of config.yaml.
-    """
+def language_model_shapes() -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the language model's published tensors, without those that encode recordings."""
+    gpt = CONFIG["gpt"]
     width = gpt["model_dim"]
     shapes: dict[str, tuple[int, ...]] = {
         "text_embedding.weight": (gpt["number_text_tokens"] + 1, width),
@@ -74,11 +71,11 @@ def language_model_shapes(gpt: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes | {f"{norm}.{name}": (width,) for norm in norms for name in ("weight", "bias")}
 
 
-def language_model(seed: int = SEED) -> dict[str, torch.Tensor]:
+def language_model() -> dict[str, torch.Tensor]:
     """Return the language model's published tensors, identical on every machine."""
-    random = np.random.Generator(np.random.PCG64(seed))
+    random = np.random.Generator(np.random.PCG64(SEED))
     tensors = dict[str, torch.Tensor]()
-    for name, shape in language_model_shapes(CONFIG["gpt"]).items():
+    for name, shape in language_model_shapes().items():
         noise = random.standard_normal(shape)
         if len(shape) == 1:
             noise = 0.3 * noise if name.endswith("bias") else 1 + 0.2 * noise

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from plugins.indextts2.lab import random_acoustics
-from plugins.indextts2.lab.random_acoustics import EMOTIONS, NARROW, gpt_tensors, latents_tensors
+from plugins.indextts2.lab.random_acoustics import EMOTION_SIZES, NARROW, gpt_tensors, latents_tensors
 from stretto.convert.conversion import ConvertedNetwork
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto_indextts2.codec import MAX_VOICE_FRAMES, MAX_VOICE_TOKENS
@@ -35,7 +35,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
-    network = hearing_network(release, gpt_tensors(), EMOTIONS)
+    network = hearing_network(release, gpt_tensors(), EMOTION_SIZES)
     ConvertedNetwork.from_network(network, {}).write(folder, lambda num_bytes: None)
     return folder
 
@@ -94,7 +94,7 @@ def test_emotions_are_mixed_from_the_most_similar_speakers(encoder: RecordingEnc
     cosines = styles @ style / np.linalg.norm(styles, axis=1)
     expected = (1 - weights.sum()) * emotion
     first = 0
-    for weight, number in zip(weights, EMOTIONS, strict=True):
+    for weight, number in zip(weights, EMOTION_SIZES, strict=True):
         expected = expected + weight * vectors[first + cosines[first : first + number].argmax()]
         first += number
     np.testing.assert_allclose(encoder.mixed_emotion(emotion, style, weights), expected, rtol=0, atol=1e-5)
@@ -112,7 +112,7 @@ def convert(folder: Path, file: str) -> None:
     if file == FLOW_FILE:
         ConvertedNetwork.from_network(codec_network(folder, latents_tensors(), 2, 2), {})
     else:
-        ConvertedNetwork.from_network(hearing_network(folder, gpt_tensors(), EMOTIONS), {})
+        ConvertedNetwork.from_network(hearing_network(folder, gpt_tensors(), EMOTION_SIZES), {})
 
 
 def without_flow(contents: Any) -> Any:

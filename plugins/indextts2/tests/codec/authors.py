@@ -86,8 +86,9 @@ def loaded(module: nn.Module, tensors: dict[str, Tensor]) -> Any:
         "decoder",
         "pe",
         "filter",
+        "head",
+        "batches_tracked",
     )
-    unused = (*unused, "head", "batches_tracked")
     assert not unknown, unknown
     assert all(any(part in name for part in unused) for name in missing), missing
     return module.eval().double()
@@ -212,13 +213,14 @@ def speech_model(tensors: dict[str, Tensor]) -> Any:
     return model.eval().double()
 
 
-def spoken(gpt: Any, acoustics: Any, semantic: Any, bigvgan: Any, noise: Tensor) -> dict[str, Tensor]:
+def decoded(gpt: Any, acoustics: Any, semantic: Any, bigvgan: Any, noise: Tensor) -> dict[str, Tensor]:
     """Return the results of the steps of `IndexTTS2.infer` that decode codes."""
-    found = {f"pcm_{length}": bigvgan(mel(length)) for length in LENGTHS}
+    results = {f"pcm_{length}": bigvgan(mel(length)) for length in LENGTHS}
     for name, voice in VOICES.items():
-        tokens, prompt_mel, style, text, rows = (torch.from_numpy(part) for part in voice)
+        tokens, prompt_mel, style, text, rows = (torch.from_numpy(array) for array in voice)
+        num_prompt = len(prompt_mel)
         known = semantic.quantizer.vq2emb(tokens[None, None].long()).transpose(1, 2)
-        frames = torch.LongTensor([len(prompt_mel)])
+        frames = torch.LongTensor([num_prompt])
         condition = acoustics.regulator(known, ylens=frames, n_quantizers=3, f0=None)[0]
         for length in LENGTHS:
             ids = codes(length)[None]
@@ -236,20 +238,18 @@ def spoken(gpt: Any, acoustics: Any, semantic: Any, bigvgan: Any, noise: Tensor)
             lengths = (torch.LongTensor([length]) * 1.72).long()
             goal = acoustics.regulator(vectors, ylens=lengths, n_quantizers=3, f0=None)[0]
             goal = torch.cat([condition, goal], 1)
-            at = len(prompt_mel)
-            torch.randn = lambda shape, at=at, **_: torch.cat([noise.new_zeros(1, 80, at), noise[None]], 2)[
-                ..., : shape[2]
-            ]
+            padded_noise = torch.cat([noise.new_zeros(1, 80, num_prompt), noise[None]], 2)
+            torch.randn = lambda shape, values=padded_noise, **_: values[..., : shape[2]]
             total = torch.LongTensor([goal.shape[1]])
-            made = acoustics.cfm.inference(
+            reply_mel = acoustics.cfm.inference(
                 goal, total, prompt_mel.T[None].double(), style[None].double(), None, 25, inference_cfg_rate=0.7
-            )[..., at:]
-            found |= {
+            )[..., num_prompt:]
+            results |= {
                 f"latents_{name}_{length}": latent,
-                f"mel_{name}_{length}": made,
-                f"spoken_{name}_{length}": bigvgan(made),
+                f"mel_{name}_{length}": reply_mel,
+                f"spoken_{name}_{length}": bigvgan(reply_mel),
             }
-    return found
+    return results
 
 
 def prepared(name: str) -> tuple[Tensor, Tensor]:
@@ -258,23 +258,27 @@ def prepared(name: str) -> tuple[Tensor, Tensor]:
     return at16, fbank(at16[0])
 
 
-def heard(
+def encoded(
     gpt: Any,
     semantic: Any,
     speech: Any,
     speaker: Any,
     statistics: list[Tensor],
-    given: dict[str, tuple[Tensor, Tensor]],
+    recordings: dict[str, tuple[Tensor, Tensor]],
 ) -> dict[str, Tensor]:
-    """Return the results of the steps of `IndexTTS2.infer` that read recordings."""
+    """Return the results of the steps of `IndexTTS2.infer` that read recordings.
+
+    Args:
+        recordings: Results of `prepared` by name.
+    """
     from indextts.s2mel.modules import audio
     from transformers import SeamlessM4TFeatureExtractor
 
     extract = SeamlessM4TFeatureExtractor(sampling_rate=TOKEN_RATE_HZ, padding_value=1)
     audio.librosa_mel_fn = lambda sr, n_fft, n_mels, fmin, fmax: mel_filters(sr, n_fft, n_mels, sr / 2).numpy()
     mean, variance = (values.double() for values in statistics)
-    found = dict[str, Tensor]()
-    for name, (at16, bands) in given.items():
+    results = dict[str, Tensor]()
+    for name, (at16, bands) in recordings.items():
         samples = torch.from_numpy(recording(name))[None]
         features = extract(at16, sampling_rate=TOKEN_RATE_HZ, return_tensors="pt")
         output = speech(features["input_features"].double(), features["attention_mask"], output_hidden_states=True)
@@ -283,7 +287,7 @@ def heard(
         tokens, _ = semantic.quantize(states)
         bands = bands.double()
         log_mel = audio.mel_spectrogram(samples.double(), 1024, 80, SAMPLE_RATE, 256, 1024, 0, None)
-        found |= {
+        results |= {
             f"states_{name}": states,
             f"rows_{name}": gpt.get_conditioning(states.transpose(1, 2), sizes),
             f"emotion_{name}": gpt.get_emovec(states, sizes),
@@ -291,12 +295,12 @@ def heard(
             f"style_{name}": speaker((bands - bands.mean(0, keepdim=True))[None]),
             f"log_mel_{name}": log_mel.transpose(1, 2),
         }
-    return found
+    return results
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    given = inputs()
+    inputs_by_name = inputs()
     noise = random_acoustics.codec().noise.double()
     files = random_acoustics.published_files()
     recordings = {name: prepared(name) for name in VOICES}
@@ -306,10 +310,10 @@ def main() -> None:
     semantic = semantic_codec(files["semantic"])
     statistics = [files["statistics"][name] for name in ("mean", "var")]
     with torch.inference_mode():
-        results = spoken(gpt, acoustic_model(files), semantic, vocoder(files["vocoder"]), noise)
+        results = decoded(gpt, acoustic_model(files), semantic, vocoder(files["vocoder"]), noise)
         speech = speech_model(files["speech"])
-        results |= heard(gpt, semantic, speech, speaker_encoder(files["speaker"]), statistics, recordings)
-        write_or_check(REFERENCE, EVERY, results, given)
+        results |= encoded(gpt, semantic, speech, speaker_encoder(files["speaker"]), statistics, recordings)
+        write_or_check(REFERENCE, EVERY, results, inputs_by_name)
 
 
 if __name__ == "__main__":

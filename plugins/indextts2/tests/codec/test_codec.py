@@ -103,21 +103,21 @@ class TestIndexTts(CodecSuite):
         codes = random_codes(codec, 1, FRAMES)
         first = torch.zeros(1, dtype=torch.int64)
 
-        def spoken(parts: list[np.ndarray]) -> torch.Tensor:
-            number = codec.add_voice(*parts)
+        def spoken(arrays: list[np.ndarray]) -> torch.Tensor:
+            number = codec.add_voice(*arrays)
             pcm, _ = codec.decode(Window(codes, 0, 0, first, torch.full((1, 1), float(number))))
             codec.remove_voice(number)
             return pcm
 
         expected = spoken(voice(1))
         assert torch.equal(expected, stream(codec, codes, [FRAMES]))
-        for changed, part in enumerate(voice(2)):
-            parts = voice(1)
-            parts[changed] = part
-            assert (spoken(parts) - expected).abs().max() > 1e-4, changed
+        for number, array in enumerate(voice(2)):
+            arrays = voice(1)
+            arrays[number] = array
+            assert (spoken(arrays) - expected).abs().max() > 1e-4, number
 
     @pytest.mark.parametrize(
-        ("changed", "part", "message"),
+        ("number", "array", "message"),
         [
             (0, np.zeros(0, np.int32), "tokens: expected 1 to 750 ids, got 0 ids"),
             (0, np.full(4, 64, np.int32), r"tokens: expected ids in \[0, 64\), got \[64, 64\]"),
@@ -131,25 +131,26 @@ class TestIndexTts(CodecSuite):
             (4, np.zeros(65 * 128, np.float32), "rows: expected 1 to 64 rows, got 65 rows"),
         ],
     )
-    def test_unfit_voices_are_refused(self, codec: IndexTtsCodec, changed: int, part: Any, message: str) -> None:
-        parts: list[Any] = voice(1)
-        parts[changed] = part
-        known = dict(codec.voices)
+    def test_unfit_voices_are_refused(self, codec: IndexTtsCodec, number: int, array: Any, message: str) -> None:
+        arrays: list[Any] = voice(1)
+        arrays[number] = array
+        voices_before = dict(codec.voices)
         with pytest.raises(InvalidRequest, match=f"chunk.sound.{message}"):
-            codec.add_voice(*parts)
-        assert codec.voices == known
+            codec.add_voice(*arrays)
+        assert codec.voices == voices_before
 
     def test_decoder_forgets_the_voice_of_a_finished_reply(self, codec: IndexTtsCodec) -> None:
         table = SoundTable(codec, max_bytes=1 << 30)
-        known = dict(codec.voices)
+        voices_before = dict(codec.voices)
         tokens, mel, style, text, rows = voice(5)
         sound = Sound.from_arrays(tokens, mel, style).with_prompt(text.tolist(), rows)
-        (number, key), again = table.acquire(sound), table.acquire(sound)
-        assert again == (number, key)
+        number, key = table.acquire(sound)
+        assert table.acquire(sound) == (number, key)
         table.release(key)
-        assert codec.voices.keys() == known.keys() | {number}
+        assert codec.voices.keys() == voices_before.keys() | {number}
         table.release(key)
-        assert (codec.voices, table.num_bytes) == (known, 0)
+        assert codec.voices == voices_before
+        assert table.num_bytes == 0
 
     def test_voice_without_a_prompt_is_refused(self, codec: IndexTtsCodec) -> None:
         with pytest.raises(InvalidRequest, match=r"chunk.sound.text: expected the text of the reply"):

@@ -23,7 +23,7 @@ CLOSE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def made() -> StoredResults:
+def reference() -> StoredResults:
     return StoredResults(REFERENCE, EVERY, inputs())
 
 
@@ -31,7 +31,7 @@ def made() -> StoredResults:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("indextts2")
     checkpoint = codecs.write_codec(folder)
-    network = hearing_network(folder / "release", random_acoustics.gpt_tensors(), random_acoustics.EMOTIONS)
+    network = hearing_network(folder / "release", random_acoustics.gpt_tensors(), random_acoustics.EMOTION_SIZES)
     ConvertedNetwork.from_network(network, {}).write(checkpoint, lambda num_bytes: None)
     return checkpoint
 
@@ -50,28 +50,28 @@ def encoder(checkpoint: Path) -> RecordingEncoder:
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_samples_of_a_mel_match_bigvgan(made: StoredResults, codec: IndexTtsCodec, length: int) -> None:
-    assert made.error(f"pcm_{length}", codec.vocoder(mel(length), codec.on_step)) < CLOSE
+def test_samples_of_a_mel_match_bigvgan(reference: StoredResults, codec: IndexTtsCodec, length: int) -> None:
+    assert reference.error(f"pcm_{length}", codec.vocoder(mel(length), codec.on_step)) < CLOSE
 
 
 @pytest.mark.parametrize("name", VOICES)
 @torch.inference_mode()
-def test_steps_of_the_decoder_match_the_authors(made: StoredResults, codec: IndexTtsCodec, name: str) -> None:
+def test_steps_of_the_decoder_match_the_authors(reference: StoredResults, codec: IndexTtsCodec, name: str) -> None:
     number = codec.add_voice(*VOICES[name])
     voice = codec.voices[number]
     for length in LENGTHS:
         spoken = codes(length)
         latents = codec.latents(voice.rows, voice.text, spoken, codec.on_step)
-        assert made.error(f"latents_{name}_{length}", latents) < CLOSE
-        assert made.error(f"mel_{name}_{length}", codec.mel(spoken, voice)) < CLOSE
-        assert made.error(f"spoken_{name}_{length}", codec.speak(spoken, voice)) < CLOSE
+        assert reference.error(f"latents_{name}_{length}", latents) < CLOSE
+        assert reference.error(f"mel_{name}_{length}", codec.mel(spoken, voice)) < CLOSE
+        assert reference.error(f"spoken_{name}_{length}", codec.speak(spoken, voice)) < CLOSE
     codec.remove_voice(number)
 
 
 @pytest.mark.parametrize("name", VOICES)
 @torch.inference_mode()
 def test_recordings_are_encoded_as_by_the_authors(
-    made: StoredResults, checkpoint: Path, encoder: RecordingEncoder, name: str
+    reference: StoredResults, checkpoint: Path, encoder: RecordingEncoder, name: str
 ) -> None:
     """Codes are compared in float64, in which no other one is as near to a hidden state."""
     exact = load_recording_encoder(checkpoint).double()
@@ -84,9 +84,9 @@ def test_recordings_are_encoded_as_by_the_authors(
         "emotion": exact.emo_layer(exact.emovec_layer(summary)),
         "tokens": exact.semantic(states).double(),
     }
-    assert max(made.error(f"{part}_{name}", tensor) for part, tensor in results.items()) < CLOSE
+    assert max(reference.error(f"{part}_{name}", tensor) for part, tensor in results.items()) < CLOSE
     voice = EncodedVoice.from_array(encoder.encode(pcm))
     arrays = {"rows": voice.latents, "emotion": voice.emotion, "style": voice.style, "log_mel": voice.mel}
-    errors = {part: made.error(f"{part}_{name}", torch.from_numpy(array)) for part, array in arrays.items()}
+    errors = {part: reference.error(f"{part}_{name}", torch.from_numpy(array)) for part, array in arrays.items()}
     assert max(errors.values()) < 2e-3, errors
     assert np.mean(voice.tokens == exact.semantic(states).numpy()) > 0.9
