@@ -36,10 +36,9 @@ from stretto_indextts2.vocoder import Vocoder
 
 NAME = "indextts2"
 MAX_VOICE_ROWS = 64  # twice those of the release
-# of a recording of 15 s
-MAX_VOICE_TOKENS = 750
-MAX_VOICE_FRAMES = 1292
-MIN_VOICE_FRAMES = 8
+MAX_VOICE_TOKENS = 750  # semantic codes of 15 s
+MAX_VOICE_FRAMES = 1292  # mel frames of 15 s
+MIN_VOICE_FRAMES = 8  # so that the flow can reflect frames at both ends
 HEADS = ("heads", "flow_heads")  # keys of the codec's config.json; no tensor has these sizes
 MAX_HEADS = 256
 

@@ -24,7 +24,7 @@ HOP = 256  # samples of a mel frame
 FRAMES_PER_CODE = Fraction(43, 25)  # mel frames; the number of an utterance's frames is rounded down
 FRAME_RATE = float(SAMPLE_RATE / (FRAMES_PER_CODE * HOP))
 MAX_VOICE_S = 30.0  # maximum duration of a recording in seconds; the first 15 s are read
-MAX_CHARS = 150  # which take about 30 s in Chinese, the most codes
+MAX_CHARS = 150  # in Chinese they take about 30 s, as long as MAX_CODES
 # ids of text that begin and end it
 START_OF_TEXT = 0
 END_OF_TEXT = 1

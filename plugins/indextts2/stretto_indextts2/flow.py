@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from stretto.codecs.rotary_attention import rotated, rotation_at
 
-# of a recording
 NUM_MELS = 80
-STYLE = 192
+STYLE = 192  # width of the style vector
 STEPS = 25
 GUIDANCE = 0.7
 NUM_WAVES = 256
@@ -157,15 +156,9 @@ class _Transformer(nn.Module):
         return self.norm(x, time)
 
 
-class _TimeInput(nn.Module):
-    """Time embedding: waves passed through two linear layers with SiLU."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(NUM_WAVES, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, waves: Tensor) -> Tensor:
-        return self.mlp(waves)
+def _time_layers(width: int) -> nn.ModuleDict:
+    """Return the layers that embed the waves of a time, under their published name."""
+    return nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(NUM_WAVES, width), nn.SiLU(), nn.Linear(width, width))})
 
 
 def _convolution(channels: int, out_channels: int, kernel: int) -> nn.ModuleDict:
@@ -229,8 +222,8 @@ class Estimator(nn.Module):
         width = shape.width
         self.cond_projection = nn.Linear(shape.channels, width)
         self.cond_x_merge_linear = nn.Linear(width + 2 * NUM_MELS + STYLE, width)
-        self.t_embedder = _TimeInput(width)
-        self.t_embedder2 = _TimeInput(width)
+        self.t_embedder = _time_layers(width)
+        self.t_embedder2 = _time_layers(width)
         self.transformer = _Transformer(shape)
         self.skip_linear = nn.Linear(width + NUM_MELS, width)
         self.conv1 = nn.Linear(width, width)
@@ -249,13 +242,13 @@ class Estimator(nn.Module):
             style: Style vector, [B, E].
             waves: Row of `waves_of_time`, [NUM_WAVES].
         """
-        time = self.t_embedder(waves)
+        time = self.t_embedder["mlp"](waves)
         frames = state.transpose(1, 2)
         repeated = style[:, None].expand(-1, frames.shape[1], -1)
         inputs = torch.cat([frames, known_mel.transpose(1, 2), self.cond_projection(conditions), repeated], 2)
         x = self.transformer(self.cond_x_merge_linear(inputs), time)
         x = self.skip_linear(torch.cat([x, frames], 2))
-        waved = self.wavenet(self.conv1(x).transpose(1, 2), self.t_embedder2(waves)).transpose(1, 2)
+        waved = self.wavenet(self.conv1(x).transpose(1, 2), self.t_embedder2["mlp"](waves)).transpose(1, 2)
         return self.conv2(self.final_layer(waved + self.res_projection(x), time).transpose(1, 2))
 
 

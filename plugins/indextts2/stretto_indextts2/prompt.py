@@ -133,9 +133,9 @@ class IndexTemplate:
         ids = [token for token in tokens if token > END_OF_TEXT]  # no start or end, which the authors drop, too
         if not ids:
             raise InvalidRequest(path, "text with at least one character to speak", shown(text))
-        most = self._vocabulary.max_text_tokens
-        if len(ids) > most:
-            raise InvalidRequest(path, f"text of at most {most} tokens", f"{len(ids)} tokens")
+        max_tokens = self._vocabulary.max_text_tokens
+        if len(ids) > max_tokens:
+            raise InvalidRequest(path, f"text of at most {max_tokens} tokens", f"{len(ids)} tokens")
         return ids
 
 

@@ -16,7 +16,7 @@ from stretto.codecs.cosyvoice.shapes import Shapes, count, shape_of
 from stretto.encoders.voice_spectra import TOKEN_RATE_HZ
 from stretto.errors import CheckpointError
 
-NUM_LAYERS = 17  # of w2v-BERT's 24, which are used
+NUM_LAYERS = 17  # layers of w2v-BERT that are used, of 24
 DEPTHWISE_KERNEL = 7
 NORM_EPSILON = 1e-6
 

@@ -37,7 +37,7 @@ from stretto_indextts2.semantics import SpeechStates, semantic_codec_of, speech_
 
 FOLDER = "hearing"  # folder in a checkpoint
 MIN_S = 0.5
-MAX_S = 15
+MAX_S = 15  # duration of a recording that is read
 FOURIER = 1024
 HIGHEST_HZ = SAMPLE_RATE / 2
 # In the order of the authors' vector.

@@ -73,11 +73,12 @@ def test_fifteen_seconds_of_a_recording_are_read(encoder: RecordingEncoder) -> N
 
 def test_arrays_of_a_voice_are_restored() -> None:
     random = np.random.default_rng(0)
-    shapes = (3, 4), (4,), (192,)
     voice = EncodedVoice(
-        *(random.standard_normal(shape, np.float32) for shape in shapes),
-        np.array([5, 0, 8191], np.int32),
-        random.standard_normal((7, 80), np.float32),
+        latents=random.standard_normal((3, 4), np.float32),
+        emotion=random.standard_normal(4, np.float32),
+        style=random.standard_normal(192, np.float32),
+        tokens=np.array([5, 0, 8191], np.int32),
+        mel=random.standard_normal((7, 80), np.float32),
     )
     restored = EncodedVoice.from_array(voice.to_array())
     for name in EncodedVoice.__slots__:
