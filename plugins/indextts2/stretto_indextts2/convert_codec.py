@@ -12,9 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from stretto.errors import CheckpointError, shown
 from stretto.family.conversion import Network
-from stretto.untrusted_files import json_object, released_file
+from stretto.untrusted_files import check_value, json_object, released_file
 from stretto.weights.loading import Part, open_tensors, shapes_of
 from stretto_indextts2.codec import NAME, IndexTtsCodec, IndexTtsConfig
 from stretto_indextts2.family import HOP, SAMPLE_RATE
@@ -90,8 +89,7 @@ def _vocoder_tensors(folder: Path) -> dict[str, Tensor]:
     path = released_file(folder, f"{VOCODER_FOLDER}/config.json")
     record = json_object(path)
     for key, value in VOCODER.items():
-        if record.get(key) != value:
-            raise CheckpointError(f"{path}: {key}: expected {value}, got {shown(record.get(key))}")
+        check_value(key, record.get(key), value, file=str(path))
     stored = pickled_tensors(released_file(folder, f"{VOCODER_FOLDER}/bigvgan_generator.pt"), "generator")
     return renamed(stored, "", "vocoder.")
 
