@@ -35,6 +35,7 @@ STACK = {
     "apply_norm_out": True,
     "use_learnable_pos_emb": True,
 }
+INFERENCE = {"max_decoder_steps": 500, "temperature": 0.6, "topk": 80, "cfg_scale": 2.5}
 WIDE_STACK = STACK | {"d_model": 768, "d_ffn": 3072, "sa_n_heads": 12, "max_length_causal_mask": 2048}
 SHARED: dict[str, Any] = {
     "target": "nemo.collections.tts.models.magpietts.MagpieTTSModel",
@@ -45,8 +46,10 @@ SHARED: dict[str, Any] = {
     "text_tokenizers": TOKENIZERS,
     "prior_end_step": 0,
     "prior_scaledown_start_step": 0,
+    "language_to_tokenizer_mapping": LANGUAGES,
+    "inference_parameters": INFERENCE,
 }
-INFERENCE = {"max_decoder_steps": 500, "temperature": 0.6, "topk": 80, "cfg_scale": 2.5}
+OF_V2607 = SHARED | {"frame_stacking_factor": 2, "speaker_map": f"nemo:{SPEAKERS}"}
 KINDS: dict[str, dict[str, Any]] = {
     "small": SHARED
     | {
@@ -56,20 +59,15 @@ KINDS: dict[str, dict[str, Any]] = {
         "local_transformer_n_layers": 1,
         "local_transformer_n_heads": 1,
         "local_transformer_hidden_dim": 32,
-        "language_to_tokenizer_mapping": LANGUAGES,
-        "inference_parameters": INFERENCE,
     },
-    "stacked": SHARED
+    "stacked": OF_V2607
     | {
-        "frame_stacking_factor": 2,
         "encoder": STACK | {"n_layers": 1, "kernel_size": 5},
         "decoder": STACK
         | {"n_layers": 3, "kernel_size": 1, "has_xattn": True, "xa_d_memory": 128, "xa_n_heads": 2, "xa_d_head": 16},
         "local_transformer_n_layers": 2,
         "local_transformer_n_heads": 4,
         "local_transformer_hidden_dim": 128,
-        "language_to_tokenizer_mapping": LANGUAGES,
-        "speaker_map": f"nemo:{SPEAKERS}",
         "inference_parameters": INFERENCE
         | {
             "attention_prior_lookahead_window": 3,
@@ -77,19 +75,15 @@ KINDS: dict[str, dict[str, Any]] = {
             "apply_prior_to_layers": [1, 2],
         },
     },
-    "published": SHARED
+    "published": OF_V2607
     | {
         "embedding_dim": 768,
-        "frame_stacking_factor": 2,
         "encoder": WIDE_STACK | {"n_layers": 6, "kernel_size": 3},
         "decoder": WIDE_STACK
         | {"n_layers": 12, "kernel_size": 1, "has_xattn": True, "xa_d_memory": 768, "xa_n_heads": 1, "xa_d_head": 128},
         "local_transformer_n_layers": 2,
         "local_transformer_n_heads": 12,
         "local_transformer_hidden_dim": 768,
-        "language_to_tokenizer_mapping": LANGUAGES,
-        "speaker_map": f"nemo:{SPEAKERS}",
-        "inference_parameters": INFERENCE,
     },
 }
 CODEC_KINDS = {"small": "small", "stacked": "other", "published": "published"}
