@@ -56,7 +56,7 @@ def test_short_recordings_are_refused(encoder: RecordingEncoder) -> None:
 
 
 def test_fifteen_seconds_of_a_recording_are_read(encoder: RecordingEncoder) -> None:
-    """The decoder accepts what is read, and samples behind it change nothing."""
+    """The decoder accepts what is read; later samples change nothing."""
     pcm = noise(15.4)
     encoded = encoder.encode(pcm)
     voice = EncodedVoice.from_array(encoded)
