@@ -1,6 +1,7 @@
 """Installation of a release, its interruption and its failures."""
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -38,6 +39,7 @@ pytestmark = pytest.mark.slow
 PROGRAM = "import sys; from stretto.cli import main; sys.exit(main(sys.argv[1:]))"
 # The check of the headers writes files that are as large as those of the release.
 WITHOUT_CHECK = f"from stretto.releases import install; install.LARGE_BYTES = 1 << 60; {PROGRAM}"
+WITH_CHECK = f"from stretto.releases import install; install.LARGE_BYTES = 100_000; {PROGRAM}"
 FOR_CPU = Choices(is_for_cpu=True, updates=True)
 
 
@@ -371,20 +373,35 @@ exit $status
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("force", [[], ["--force"]])
+@pytest.mark.parametrize(
+    ("is_cached", "force", "expected"),
+    [
+        (True, [], r"STRETTO_MODELS and HF_HOME choose other places"),
+        (True, ["--force"], r"No space left on device"),
+        (False, ["--force"], r"check: the disk of the models or of the hub's cache is full, .*"),
+    ],
+)
 def test_small_disk(
-    force: list[str], models: InstalledModels, server: loopback.Hub, home: Path, repository: Repository, pull: Pull
+    is_cached: bool,
+    force: list[str],
+    expected: str,
+    models: InstalledModels,
+    server: loopback.Hub,
+    home: Path,
+    repository: Repository,
+    pull: Pull,
 ) -> None:
     pull()  # so that all files are in the hub's cache; the small disk hides the model
+    if not is_cached:
+        shutil.rmtree(home)
     environment = server.environment(home, STRETTO_MODELS=str(models.folder))
-    words = [sys.executable, "-c", PROGRAM, "pull", repository.name, "--cpu", *force]
+    words = [sys.executable, "-c", WITH_CHECK, "pull", repository.name, "--cpu", *force]
     command = ["unshare", "--mount", "sh", "-c", SMALL_DISK, "sh", str(models.folder), *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode in (1, 99) and "stretto pull" not in done.stderr:
         pytest.skip(f"mounting needs root: {done.stderr}")
     assert done.returncode == 7, done.stderr
-    expected = "No space left on device" if force else "STRETTO_MODELS and HF_HOME choose other places"
-    assert done.stderr.splitlines()[-1].endswith(expected)
+    assert re.search(f"{expected}$", done.stderr.splitlines()[-1]), done.stderr
     assert {*done.stdout.split()} <= {".locks", ".staging-guard"}
 
 

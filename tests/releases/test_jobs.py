@@ -14,7 +14,7 @@ from stretto.releases.messages import DoesNotFit, ReleaseError
 
 MODULE = """
 print("a library prints at its import", flush=True)
-import os, signal, sys
+import mmap, os, signal, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
 from stretto.errors import CheckpointError
 from stretto.releases.messages import DoesNotFit
@@ -34,6 +34,12 @@ def fail(report, kind):
         raise DoesNotFit("too\\nlarge")
     if kind == "file":
         raise CheckpointError("no file")
+    if kind == "mapped":
+        with tempfile.TemporaryFile() as file:
+            file.truncate(mmap.PAGESIZE)
+            pages = mmap.mmap(file.fileno(), 0)
+            file.truncate(0)
+            pages[0]
     print("last words", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -88,6 +94,11 @@ def test_time_of_a_question_is_bounded(worker: JobProcess, limits: dict[str, int
     assert worker.call("echo", value=1) == 1
     with pytest.raises(ReleaseError, match=f"^ask: {message}$"):
         worker.call("ask", limits=limits)
+
+
+def test_full_disk_of_a_mapped_file_is_reported(worker: JobProcess) -> None:
+    with pytest.raises(DoesNotFit, match=r"^fail: the disk of the models or of the hub's cache is full, or a file on"):
+        worker.call("fail", kind="mapped")
 
 
 def test_closed_worker_has_ended(worker: JobProcess) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from stretto.errors import CheckpointError
 from stretto.machine.worker_process import die_with_parent
-from stretto.releases.messages import ReleaseError
+from stretto.releases.messages import DoesNotFit, ReleaseError
 
 Report = Callable[[int], None]  # called with a number of processed bytes
 JOB = "job"
@@ -27,10 +27,15 @@ ERROR = "error"
 STATUS = "status"
 DONE = "done"
 TAIL_CHARS = 500
-# Signals of the limits that a job sets for itself.
-ENDINGS: Mapping[int, str] = {
-    signal.SIGXCPU: "the answer needs more processor time than a release may take",
-    signal.SIGALRM: "the answer took too long",
+# Signals that end a job for a known reason: two of limits that it sets for itself, one of a mapped file without data.
+# In a tmpfs, reading a hole through a map takes space: `View.add_header` writes such files.
+ENDINGS: Mapping[int, tuple[type[ReleaseError], str]] = {
+    signal.SIGXCPU: (ReleaseError, "the answer needs more processor time than a release may take"),
+    signal.SIGALRM: (ReleaseError, "the answer took too long"),
+    signal.SIGBUS: (
+        DoesNotFit,
+        "the disk of the models or of the hub's cache is full, or a file on it was shortened or is damaged",
+    ),
 }
 
 
@@ -91,7 +96,8 @@ class JobProcess:
                 return answer[RESULT]
         status = self._process.wait()
         if -status in ENDINGS:
-            raise ReleaseError(f"{job}: {ENDINGS[-status]}")
+            error_type, reason = ENDINGS[-status]
+            raise error_type(f"{job}: {reason}")
         raise ReleaseError(f"{job}: the process ended with status {status}: {self._tail()}")
 
     def close(self) -> None:
