@@ -90,6 +90,13 @@ def test_configuration_digest_covers_the_configs_of_the_repository(tmp_path: Pat
     assert (empty != before, configuration_digest(folder) != empty) == (counts, counts)
 
 
+def test_unreadable_file_of_the_checkpoint_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "language_model/1/checkpoint/config.json"
+    config.mkdir(parents=True)
+    with pytest.raises(LaunchError, match=f"^cannot read {config} \\(Is a directory\\)$"):
+        configuration_digest(tmp_path)
+
+
 @pytest.mark.parametrize("path", ["checkpoint/model.safetensors", "checkpoint/codec/model.pt", "adapters/a/a.bin"])
 def test_weights_digest_covers_the_files_of_the_checkpoint(tmp_path: Path, path: str) -> None:
     checkpoint, folder = tmp_path / "checkpoint", tmp_path / "repository"

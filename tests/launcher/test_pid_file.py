@@ -39,9 +39,12 @@ def test_status_of_a_running_launcher_is_read(
     assert json.loads(capsys.readouterr().out)["state"] == "ready"
 
 
-def test_stop_command_waits_for_the_launcher(launcher: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
+def test_stop_command_waits_for_the_launcher(
+    launcher: "subprocess.Popen[bytes]", tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert serve.main(["--stop", "--pid-file", str(tmp_path / "pid.json")]) == 0
     assert launcher.wait(0) != 0
+    assert capsys.readouterr().err == "[serve] stopped\n"
 
 
 def test_stop_reports_a_launcher_that_exceeds_its_stop_time(
@@ -115,12 +118,15 @@ DAMAGED = (
 
 
 @pytest.mark.parametrize("text", DAMAGED)
-def test_missing_or_damaged_pid_files_read_as_none(tmp_path: Path, text: str | None) -> None:
+def test_missing_or_damaged_pid_files_read_as_none(
+    tmp_path: Path, text: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     if text is not None:
         (tmp_path / "pid.json").write_bytes(text.encode(errors="surrogatepass"))
     assert background.read(tmp_path / "pid.json") is None
     assert serve.main(["--status", "--pid-file", str(tmp_path / "pid.json")]) == 3
     assert serve.main(["--stop", "--pid-file", str(tmp_path / "pid.json")]) == 0
+    assert capsys.readouterr().err == "[serve] no server was running\n"
 
 
 def test_pid_file_is_atomic_and_removed_only_by_its_owner(tmp_path: Path) -> None:
