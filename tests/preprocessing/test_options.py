@@ -132,6 +132,22 @@ def test_top_level_sampling_applies_to_the_last_segment() -> None:
     assert read({"temperature": 0.3}).sampling.text == TTS.sampling.text
 
 
+@pytest.mark.parametrize("options", [{"temperature": 0.5}, {"audio": {"temperature": 0.5}}])
+def test_error_about_sampling_names_the_option_as_the_request_does(options: dict) -> None:
+    (task,) = GUIDED_LATENTS.tasks
+    name = "options.audio.temperature" if "audio" in options else "options.temperature"
+    with pytest.raises(InvalidRequest) as caught:
+        read_options(json.dumps(options), GUIDED_LATENTS, task, FRAME_RATE)
+    assert str(caught.value) == f"{name}: expected 1.0 (the noise of this model has a fixed variance), got 0.5"
+
+
+def test_error_about_a_segment_without_shorthands_keeps_its_name() -> None:
+    with pytest.raises(InvalidRequest, match=r"^options.text.temperature: expected 0 or a number in"):
+        read({"temperature": 0.5, "text": {"temperature": 1e-9}})
+    with pytest.raises(InvalidRequest, match=r"^options.temperature: expected 0 or a number in"):
+        read({"temperature": 1e-9}, ASR)
+
+
 @pytest.mark.parametrize(("seconds", "rows"), [(0.04, 1), (0.28, 7), (1, 25), (9.99, 249), (20, 500)])
 def test_max_audio_s_is_converted_to_rows(seconds: float, rows: int) -> None:
     assert read({"max_audio_s": seconds}).sampling.audio.max_rows == rows

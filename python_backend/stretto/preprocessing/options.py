@@ -143,7 +143,7 @@ def read_options(
         **guidance,
         **_numbers(options),
     )
-    check_sampling(sampling, family, task)
+    _check_sampling(sampling, family, task, shorthands)
     delivery = read_delivery(options, family, frame_rate, held_frames, blocks, chunking)
     adapter = options.get("adapter")
     if adapter is not None:
@@ -168,6 +168,17 @@ def read_options(
         drops_silence=is_usual and not options.get("leading_silence", False),
         has_length=_sets_length(options, task),
     )
+
+
+def _check_sampling(sampling: SamplingConfig, family: Family, task: Task, shorthands: dict[str, Any]) -> None:
+    """Check sampling parameters; an error about a shorthand names it, and not the segment to which it applies."""
+    try:
+        check_sampling(sampling, family, task)
+    except InvalidRequest as error:
+        name = error.field.removeprefix("options.audio." if task.has_audio_segment else "options.text.")
+        if name not in shorthands:
+            raise
+        raise InvalidRequest(f"options.{name}", error.expected, error.got) from None
 
 
 def _beginning(options: OptionsRecord, task: Task, family: Family) -> str | None:
