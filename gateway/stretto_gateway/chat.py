@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
 from stretto_contract.finish_reasons import limit_of
+from stretto_contract.schema import Temperature, TopP
 from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import ApiError, Completion, described, mismatch
 from stretto_gateway.base64_data import DATA_URL, EncodedFile
@@ -93,8 +94,8 @@ class ChatRequest(Body):
     stream: bool = False
     n: Literal[1] = 1
     seed: int | None = None
-    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1, description="longest reply of text")
 
     def options(self, speaks: bool, ignored: Ignored) -> TaskOptions:

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from stretto_client import ModelProfile, Passage, SpeechEvent, TaskProfile, TranscriptionOptions
 from stretto_contract.finish_reasons import limit_of
 from stretto_contract.languages import AUTO, code_name
+from stretto_contract.schema import Temperature
 from stretto_gateway import g711
 from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import (
@@ -70,7 +71,7 @@ class RecordingForm(TextFields):
     prompt: Text | None = Field(
         default=None, description="words that may occur in the recording; most models ignore it"
     )
-    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    temperature: Temperature | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1, description="longest text, in rows of the model")
 
     def options(self, task: TaskProfile, ignored: Ignored) -> TranscriptionOptions:

@@ -42,7 +42,7 @@ EVERYTHING = CLONES | {"languages": ["english"], "tasks": [*CLONES["tasks"], TRA
 REFUSED = "There is none."  # as a text: the server does not speak it
 SPEECH, SPEECHES = {"input": "A cat."}, [{"input": "A cat."}, {"input": REFUSED}]
 CHAT = {"messages": [{"role": "user", "content": "How are you?"}]}
-SPOKEN_CHAT = CHAT | {"modalities": ["text", "audio"]}
+SPOKEN_CHAT = CHAT | {"modalities": ["text", "audio"], "temperature": 3}
 VERIFY = "/v1/audio/verify"  # which starts a process for each file
 CANCEL = "/v1/audio/jobs/{job_id}/cancel"  # which has no body
 FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
@@ -178,6 +178,7 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
     ({"audio": {"voice": "alloy", "format": "opus9"}}, "audio.format", ""),
     ({"audio": {"voice": "nobody", "format": "wav"}}, "voice", ""),
     ({"n": 2}, "n", ""),
+    ({"temperature": 11}, "temperature", "less than or equal to 10"),
     ({"tools": []}, "tools", ""),
     ({"model": "parrot"}, "model", ""),
 ]
@@ -199,7 +200,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
         ("/v1/audio/transcriptions", heard(**fields), param, "")
         for fields, param in (
             ({"temperature": "hot"}, "temperature"),
-            ({"temperature": "7"}, "temperature"),
+            ({"temperature": "11"}, "temperature"),
             ({"timestamp_granularities[]": "day"}, "timestamp_granularities[]"),
             ({"timestamp_granularities[]": "word", "response_format": "verbose_json"}, "timestamp_granularities"),
             ({"timestamp_granularities[]": "segment"}, "timestamp_granularities"),
