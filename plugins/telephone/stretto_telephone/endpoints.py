@@ -33,10 +33,11 @@ from stretto_gateway.realtime.state import RealtimeState
 from stretto_gateway.routes import RouteSettings
 from stretto_gateway.socket_session import attend, next_message, session_tasks
 from stretto_gateway.speech_request import SpeechFields
+from stretto_telephone.call import TelephoneCall
 from stretto_telephone.channel import CallChannel
 from stretto_telephone.messages import PHONE, Start, read_message
-from stretto_telephone.session import TelephoneCall, WebhookSession
 from stretto_telephone.webhook import Webhook
+from stretto_telephone.webhook_session import WebhookSession
 
 router = APIRouter()
 START_S = 10.0  # time within which the start message must arrive, because the caller may be unknown until then

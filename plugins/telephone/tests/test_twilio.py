@@ -26,7 +26,7 @@ from stretto_telephone import endpoints
 from stretto_telephone.channel import MAX_LOGGED, CallChannel
 from stretto_telephone.endpoints import TelephoneOptions
 from stretto_telephone.messages import PHONE
-from stretto_telephone.session import MAX_EVENTS
+from stretto_telephone.webhook_session import MAX_EVENTS
 from tests.client.fake_server import FakeServer, Until
 from tests.gateway.conftest import HEARD, SPOKEN, Running, Start
 from tests.gateway.realtime.caller import RATE, TALKS, answer, by_task, silence, spoken

@@ -1,11 +1,11 @@
-"""Telephone call: a realtime session whose client is Twilio."""
+"""Realtime session of a call whose turns are sent to the webhook, and whose answers are spoken."""
 
 import asyncio
 from contextlib import ExitStack, aclosing, suppress
 from typing import Any
 
 from stretto_client import SpeakArguments, Speech
-from stretto_gateway.answers import ApiError, mismatch
+from stretto_gateway.answers import ApiError
 from stretto_gateway.catalogue import CallersVoices
 from stretto_gateway.fields import Ignored
 from stretto_gateway.gateway import Gateway
@@ -15,12 +15,11 @@ from stretto_gateway.realtime.reply import Order, Reply, response_record
 from stretto_gateway.realtime.session import RealtimeSession
 from stretto_gateway.realtime.settings import FINISH_REASON, Settings
 from stretto_gateway.realtime.talk import NAME, Talk
-from stretto_gateway.socket_session import DONE, SessionEnd
 from stretto_gateway.speech import FIELDS, WRITTEN_FIELDS, voice_options
 from stretto_gateway.speech_request import SpeechFields
 from stretto_gateway.speech_stream import IncomingText, asking
 from stretto_telephone.channel import CallChannel
-from stretto_telephone.messages import PHONE, read_message
+from stretto_telephone.messages import PHONE
 from stretto_telephone.webhook import Webhook
 
 MAX_EVENTS = 64  # maximum number of a call's events that wait for the webhook
@@ -207,63 +206,3 @@ class WebhookSession(RealtimeSession):
                 self.answers.report("turn", text=fields["transcript"], **reason)
             except ApiError as error:
                 await self._channel.send_error(error)
-
-
-class TelephoneCall:
-    """Handler of Twilio's messages after the start of a stream.
-
-    Args:
-        stall_s: Maximum time for the session to finish after the end of the call, in seconds.
-    """
-
-    def __init__(self, session: RealtimeSession, channel: CallChannel, stall_s: float):
-        self._session = session
-        self._channel = channel
-        self._stall_s = stall_s
-        self._last_chunk = 0
-
-    async def handle(self, message: str | bytes | None) -> None:
-        """Handle a message; log an error if it is invalid.
-
-        Raises:
-            SessionEnd: The call is over.
-        """
-        try:
-            event, content = read_message(message)
-            match event:
-                case "media" if content.media.track == "inbound":
-                    await self._hear(content.media.chunk, content.audio())
-                case "mark":
-                    self._channel.note_mark(content.mark.name)
-                case "dtmf" if isinstance(self._session, WebhookSession):
-                    self._session.answers.report("dtmf", digit=content.dtmf.digit)
-                case "start":
-                    raise mismatch("event", "one start in a stream", "another one")
-                case "stop":
-                    await self._finish()
-        except ApiError as error:
-            if error.code == "session_ended":  # by a full-duplex model
-                raise SessionEnd(DONE, error.message) from None
-            await self._channel.send_error(error)
-
-    async def complete(self) -> None:
-        """Wait until transcripts and the reply in progress are complete."""
-        await self._session.complete()
-
-    def close(self) -> None:
-        """Discard the session's audio."""
-        self._session.close()
-
-    async def _hear(self, chunk: int, data: bytes) -> None:
-        """Add audio to the session, unless its place has passed because a later chunk came before it."""
-        if 0 < chunk <= self._last_chunk:
-            return
-        self._last_chunk = max(chunk, self._last_chunk)
-        await self._session.hear(self._session.reader.read(data))
-
-    async def _finish(self) -> None:
-        if isinstance(self._session, WebhookSession):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._stall_s):
-                    await self._session.finish()
-        raise SessionEnd(DONE)
