@@ -25,7 +25,7 @@ from stretto_client.checked_speech import Lead, attempts_of, check_one_of, check
 from stretto_client.continued_speech import continued
 from stretto_client.errors import Timeouts
 from stretto_client.growing_transcript import transcribe_growing
-from stretto_client.live_speech import LiveSession, LiveText, speak_written
+from stretto_client.live_speech import LiveAudio, LiveText, speak_written
 from stretto_client.long_speech import LongSpeech, Speech, cut, is_short, judged_late
 from stretto_client.markup import MARKUPS, Markup, has_marks
 from stretto_client.model_profile import ModelProfile, fetch_name, fetch_profile
@@ -383,7 +383,7 @@ class SpeechClient:
             return self.send(strings(session=json.dumps(record)), None, END if ends else waits)
 
         begin = partial(self.send, inputs, None, waits)
-        return lambda items: LiveSession(begin, resume, self.parts, unread, items).follow(resume_s)
+        return lambda items: LiveAudio(begin, resume, self.parts, unread, items).follow(resume_s)
 
     def converse(
         self,

@@ -339,7 +339,7 @@ class Renewal(Exception):
     """The session continues with another request."""
 
 
-class LiveSession:
+class LiveAudio:
     """Session of live audio on a server, over one or more connections.
 
     Args:

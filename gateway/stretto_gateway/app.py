@@ -49,7 +49,7 @@ from stretto_gateway.answers import (
 )
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.fields import error_message, field_path
-from stretto_gateway.forms import accept_extended_names
+from stretto_gateway.file_names import accept_extended_names
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Guard
 from stretto_gateway.model_server import READY_S, ModelServer, Servers, served_model

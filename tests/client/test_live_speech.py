@@ -480,16 +480,16 @@ class Complete(Listener):
 
 
 async def test_session_lost_after_its_audio_sends_no_further_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    complete, write = Complete(), live_speech.LiveSession._write
+    complete, write = Complete(), live_speech.LiveAudio._write
     written = iter(complete.written)
 
-    async def write_all(session: live_speech.LiveSession, parts: live_speech.PartStream, name: str) -> None:
+    async def write_all(session: live_speech.LiveAudio, parts: live_speech.PartStream, name: str) -> None:
         try:
             await write(session, parts, name)
         finally:
             next(written).set()
 
-    monkeypatch.setattr(live_speech.LiveSession, "_write", write_all)
+    monkeypatch.setattr(live_speech.LiveAudio, "_write", write_all)
     async with SpeechClient(await complete.server.start()) as client:
         pieces = recorded(np.zeros(2000, np.float32))
         events = [event async for event in client.talk(pieces, 24_000, resume_s=60.0)]

@@ -1,4 +1,4 @@
-"""Channel of a WebRTC call: events on the data channel, speech on the audio track."""
+"""Channel of a WebRTC call (events on the data channel, speech on the track), and the handler of its messages."""
 
 import base64
 from typing import Any

@@ -5,7 +5,7 @@ The youngest ends first, the oldest returns first.
 
 from vllm.v1.request import Request, RequestStatus
 
-from stretto.engine.scheduling.guidance_policy import AdaptiveGuidance, GuidanceChanges
+from stretto.engine.scheduling.adaptive_guidance import AdaptiveGuidance, GuidanceChanges
 from stretto.engine.scheduling.request_table import RequestTable
 from tests.engine.scheduling.tables import FakeBlocks, arrive, pair, run, speak, table
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stretto.engine.scheduling.guidance_policy import AVERAGED_STEPS, RESTORE_STEPS, SETTLE_STEPS, StepLoad
+from stretto.engine.scheduling.adaptive_guidance import AVERAGED_STEPS, RESTORE_STEPS, SETTLE_STEPS, StepLoad
 
 PERIOD_S = 0.02
 

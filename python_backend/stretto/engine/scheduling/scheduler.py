@@ -34,8 +34,8 @@ from vllm.v1.request import Request, RequestStatus
 
 from stretto.engine.protocol import NO_CHANGE, UNCONDITIONAL_SUFFIX, family_of
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.scheduling.adaptive_guidance import AdaptiveGuidance, StepLoad
 from stretto.engine.scheduling.client_turns import ClientTurns, step_quantum
-from stretto.engine.scheduling.guidance_policy import AdaptiveGuidance, StepLoad
 from stretto.engine.scheduling.held_replies import HeldReplies, put_first, put_first_after, skipping
 from stretto.engine.scheduling.late_submission import LateSubmission
 from stretto.engine.scheduling.planner import KvBlocks, KvShares, PairPlanner

@@ -8,7 +8,7 @@ from vllm.config import VllmConfig
 from vllm.v1.request import Request
 
 from stretto.engine.protocol import STATS_KEY, EngineStats, SharedStats
-from stretto.engine.scheduling.guidance_policy import AdaptiveGuidance
+from stretto.engine.scheduling.adaptive_guidance import AdaptiveGuidance
 from stretto.engine.scheduling.held_replies import HeldReplies
 from stretto.engine.scheduling.planner import KvBlocks
 from stretto.engine.scheduling.request_state import RequestState

@@ -397,7 +397,10 @@ AnyReadout = Readout | LatentReadout
 
 
 class RequestMemory(Protocol):
-    """Memory of a mechanism's network for each request, beside the slot tables."""
+    """Memory of a plug-in's network for each request, beside the slot tables.
+
+    The plug-in's sampler has it as `memory`, and its class is in the plug-in's folder `mechanism/`.
+    """
 
     def fill_slot(self, slot: int, data: SpeechRequestData) -> None:
         """Prepare the memory of a request that begins or continues in `slot`."""
