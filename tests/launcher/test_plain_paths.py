@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import stretto_client
+import stretto_contract
 from benchmarks.harness import serving
 from stretto.launcher.installation import IMPORT_ROOT, plain_path
 
@@ -56,7 +57,11 @@ def test_server_starts_in_a_folder_with_special_characters(tmp_path: Path, monke
     venv.create(folder / "python", symlinks=True)  # with the packages of this environment except ours
     (packages,) = folder.glob("python/lib/python3.*/site-packages")
     (packages / "others.pth").write_text(f"import sys; sys.path.append({sysconfig.get_path('purelib')!r})")
-    ours = {"server": IMPORT_ROOT, "client": Path(stretto_client.__file__).parents[1]}
+    ours = {
+        "server": IMPORT_ROOT,
+        "client": Path(stretto_client.__file__).parents[1],
+        "contract": Path(stretto_contract.__file__).parents[1],
+    }
     for name, root in ours.items():
         (folder / name).symlink_to(root, target_is_directory=True)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(folder / name) for name in ours))
