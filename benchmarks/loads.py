@@ -8,15 +8,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from benchmarks.harness import median_ratio
+from stretto_client import SpeechClient
 from stretto_client.capacity.traces import Trace, follow, percentiles, underrun_s
-
-if TYPE_CHECKING:  # a GPU host lacks sentencex, which splits long texts
-    from stretto_client import SpeechClient
 
 NOISE_RATE = 16_000  # Hz
 SHORTEST_UNDERRUN_S = 0.001  # shorter waits are within a chunk's own transport
@@ -136,7 +134,7 @@ async def run_open(
     return traces, time.perf_counter() - begun - times[num_warm_ups]
 
 
-def through_triton(client: "SpeechClient", **fixed: Any) -> Speak:
+def through_triton(client: SpeechClient, **fixed: Any) -> Speak:
     """Return a function that requests speech from the ensemble over gRPC, with the options `fixed` added."""
 
     async def speak(text: str, options: dict[str, Any]) -> Trace:

@@ -28,7 +28,7 @@ if [[ ! -d $folder/env ]]; then
     python=$(ls "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.12*/bin/python3.12 2>/dev/null | head -1)
     uv venv --quiet --python "${python:-3.12}" "$folder/env" || skip "Python 3.12 is not available"
     # As on the host of the benchmarks.
-    printf '%s\n' torch==2.11.0 triton==3.6.0 transformers==5.17.0 huggingface-hub==1.33.0 >"$folder/versions"
+    printf '%s\n' torch==2.11.0 torchaudio==2.11.0 triton==3.6.0 transformers==5.17.0 huggingface-hub==1.33.0 >"$folder/versions"
     uv pip install --quiet --python "$folder/env/bin/python" --constraint "$folder/versions" \
         --requirement benchmarks/gpu/bundling/pytorch_image.txt ||
         { rm -rf "$folder/env"; skip "the CUDA build of torch could not be downloaded"; }

@@ -21,8 +21,9 @@ VLLM = "vllm==0.32.0"
 TRITON_SERVER = ("nvidia-pytriton==0.7.0", "numpy==1.26.4")  # its Python backend needs numpy 1
 # Other programs for Qwen3-TTS, which the job `peers` measures, in builds for transformers 5.
 PEERS = ("qwen-tts-hf==0.1.1.post1", "faster-qwen3-tts==0.5.4")
-# The engine's parts need these in addition to vLLM's dependencies: to read and write audio, and normalise text.
-OURS = ("soundfile", "soxr", "num2words", "anyascii", "tritonclient[grpc]")
+# The engine's parts and the client need these in addition to vLLM's dependencies: to read and write audio, and to
+# normalise and split text.
+OURS = ("soundfile", "soxr", "num2words", "anyascii", "tritonclient[grpc]", "sentencex", "markdown-it-py")
 
 # Direct and indirect dependencies of vLLM that `SpeechLLM` does not import: tools, and support for other models, front
 # ends and hardware. The engine was tested with all of them hidden.

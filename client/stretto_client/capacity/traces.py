@@ -3,15 +3,13 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stretto_client.errors import ClientError, ServerFull
-
-if TYPE_CHECKING:  # a GPU host of the benchmarks lacks sentencex, which splits long texts
-    from stretto_client.long_speech import Speech
+from stretto_client.long_speech import Speech
 
 SILENCE_DBFS = -50.0
 
@@ -78,7 +76,7 @@ def percentiles(name: str, values: Sequence[float]) -> dict[str, float]:
     return {f"{name}_p{p}": round(float(np.percentile(values, p)), 5) for p in points} if len(values) else {}
 
 
-async def follow(trace: Trace, stream: "Speech") -> Trace:
+async def follow(trace: Trace, stream: Speech) -> Trace:
     """Record the events of `stream` in `trace` until it ends; an error is recorded too."""
     try:
         async for event in stream:
