@@ -126,7 +126,9 @@ def depthwise_kernel(
     total = tl.zeros((block_rows, block_columns), tl.float32)
     if bias is not None:
         total += tl.load(bias + channel, is_channel, 0.0)
-    zeros = late_inputs(first, batch, late)
+    zeros = None
+    if first is not None:
+        zeros = late_inputs(first, batch, late)
     row = row_of(state_rows, batch)
     for tap in range(num_taps):
         at = step // rate + tap * dilation - num_before

@@ -299,7 +299,9 @@ def product_kernel(
     is_row = (rows < num_batch * num_steps)[:, None]
     batch = tl.minimum(rows // num_steps, num_batch - 1).to(tl.int64)[:, None]
     step = (rows % num_steps)[:, None]
-    zeros = late_inputs(first, batch, late)
+    zeros = None
+    if first is not None:
+        zeros = late_inputs(first, batch, late)
     row = row_of(state_rows, batch)
     num_blocks = tl.cdiv(num_channels, CHANNELS)
     has_mean: tl.constexpr = norm_bias is not None

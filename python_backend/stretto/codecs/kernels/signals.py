@@ -52,8 +52,8 @@ def input_at(
 
 @triton.jit
 def late_inputs(first: tl.tensor, batch: tl.tensor, late: tl.tensor) -> tl.tensor:
-    """Return how many inputs of utterances count as zeros, or None without indices of their first frames, [B]."""
-    return tl.where(tl.load(first + batch) == 0, late, 0) if first is not None else None
+    """Return how many inputs of utterances count as zeros, from the indices of their first frames, [B]."""
+    return tl.where(tl.load(first + batch) == 0, late, 0)
 
 
 @triton.jit
@@ -92,7 +92,9 @@ def keep_last(
         at = element % size
         channel = at % num_channels
         step = at // num_channels + num_inputs - again - num_before
-        zeros = late_inputs(first, batch, late)
+        zeros = None
+        if first is not None:
+            zeros = late_inputs(first, batch, late)
         number = input_at(
             x, before, batch, row_of(state_rows, batch), step, channel, is_inside, before_batch, num_inputs, width,
             num_channels, num_before, zeros,
