@@ -154,6 +154,7 @@ JOBS = {
     ),
     "ours_qwen3_tts": _ours("qwen3_tts", 70, requests=(1, 16)),
     "kernels": Job("benchmarks.gpu.kernels:run", 65),
+    "depth": Job("benchmarks.gpu.depth:run", 35),
     "decoder_qwen3_12hz": _decoder("qwen3_12hz", 28),
     "whole_qwen3_tts": _ours("qwen3_tts", 70, requests=(1, 16), mode="whole"),
     "ours_8b": _ours("8b", 140, requests=(1, 32, 16, 64)),

@@ -33,7 +33,7 @@ PAD = 0
 SCALE = 3.0
 # Small families with parallel heads, with a depth transformer, with separate heads, with functions of their own in the
 # kernels, and with latents.
-SPEECH = "grouped", "latents", "guided_latents", "marked_latents"
+SPEECH = "grouped", "latents", "guided_latents"
 OWN = "small_turbo", "small_fish_s2", "small_moss_tts", "small_moss_tts_realtime", "small_kyutai_tts_ahead"
 CORE = "small_bagpiper", "small_opuslm", "small_tracked_csm", "small_qwen3_tts"
 SAMPLERS = *CORE, "small_higgs_audio", *OWN, *SPEECH, "tiny"
@@ -50,7 +50,7 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
     for num_rows in rows:
         yield {"kernel": "embed", "rows": num_rows, **_attempt(partial(_embed, setup, num_rows))}
     yield {"kernel": "noise", **_attempt(partial(_noise, setup))}
-    for name in SAMPLERS[-1:] if setup.is_small else SAMPLERS:
+    for name in SAMPLERS:
         yield {"kernel": "sampler", "family": name, **_attempt(partial(_sampler, setup, name))}
     for columns in (1026,) if setup.is_small else (1026, 8200, 152_192):
         yield {"kernel": "head", "columns": columns, **_attempt(partial(_head, setup, columns))}

@@ -36,7 +36,7 @@ from vllm.platforms import current_platform
 
 from benchmarks.gpu.__main__ import preload
 from benchmarks.gpu.jobs import JOBS, QUARTER, Setup
-from benchmarks.gpu.models import MODELS, engine_args, write_config
+from benchmarks.gpu.models import MODELS, QWEN3_TTS_1B7, Model, engine_args, write_config
 from lab.releases.every_codec import every_codec
 from stretto.config import DecoderConfig, EngineConfig
 from stretto.convert.profiles import engine_arguments, quantization
@@ -52,20 +52,22 @@ from stretto.family.plugin import config_at
 from tests.engine.kernels.gpu.operators import Count, Launches
 from tests.engine.plain_depth import PlainDepth
 
+# The launches of a layer do not depend on its width.
+VITA = Model("vita_audio", QWEN3_TTS_1B7 | {"model_type": "qwen2"}, 1.0, "dialogue")
 FUSED = ("rms_norm", "fused_add_rms_norm", "silu_and_mul", "rotary_embedding")
 
 
-def deployed(name: str, folder: Path) -> Any:
-    """Return vLLM's configuration for a benchmark's model, with the defaults that `make-repository --gpu` leaves."""
+def deployed(model: Model, folder: Path) -> Any:
+    """Return vLLM's configuration for a model, with the defaults that `make-repository --gpu` leaves."""
     setup = Setup("cuda", folder)
-    arguments = engine_args(setup, MODELS[name], (1, 16))
+    arguments = engine_args(setup, model, (1, 16))
     arguments.pop("compilation_config", None)
-    return vllm_config(EngineConfig(write_config(folder, MODELS[name], setup), arguments))
+    return vllm_config(EngineConfig(write_config(folder, model, setup), arguments))
 
 
 def depth_operators(folder: Path) -> dict[str, Any]:
     """Return the operators of one pass through the depth transformer of Qwen3-TTS."""
-    config, launches = deployed("qwen3_tts", folder), Launches()
+    config, launches = deployed(MODELS["qwen3_tts"], folder), Launches()
     spec = MODELS["qwen3_tts"].read_family(Setup("cuda", folder)).depth
     assert spec is not None
     attention.depth_attention_kernel = launches
@@ -84,7 +86,7 @@ def depth_operators(folder: Path) -> dict[str, Any]:
 
 def module_operators(folder: Path) -> dict[str, Any]:
     """Return the operators of an MCTP module's layer, excluding attention."""
-    config, found = deployed("vita", folder), dict[str, Any]()
+    config, found = deployed(VITA, folder), dict[str, Any]()
     Attention.forward = lambda self, query, key, value, *args, **kwargs: query
     hf_config: Any = config.model_config.hf_config
     with set_current_vllm_config(config):
@@ -135,9 +137,9 @@ def load_jobs() -> None:
     preload(is_small=False)
     for job in (*JOBS.values(), *QUARTER.values()):
         job.load()
-    for name in MODELS:
+    for model in MODELS.values():
         with tempfile.TemporaryDirectory() as folder:
-            deployed(name, Path(folder))
+            deployed(model, Path(folder))
     assert not torch.cuda.is_initialized(), "jobs cannot fork, because an import has initialised CUDA"
 
 
@@ -145,6 +147,7 @@ def main() -> None:
     """Print the counts."""
     assert current_platform.is_cuda(), "this vLLM is not built for CUDA"
     load_jobs()
+    check_convolutions()
     parallel_state._TP = SimpleNamespace(rank_in_group=0, world_size=1)  # type: ignore[assignment]
     library = torch.library.Library("_C", "FRAGMENT")
     for operator in FUSED:
@@ -155,7 +158,6 @@ def main() -> None:
     counts = {}
     with tempfile.TemporaryDirectory() as folder:
         check_repository(Path(folder))
-    check_convolutions()
     with torch.inference_mode():
         for name, count in {"qwen3_tts": depth_operators, "vita": module_operators}.items():
             with tempfile.TemporaryDirectory() as folder:
