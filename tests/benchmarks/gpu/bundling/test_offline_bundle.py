@@ -45,7 +45,7 @@ def house(tmp_path: Path) -> Path:
         house, "needed", "1.5", {"needed.py": "import deeper", "needed-1.5.data/scripts/tool": "#!"}, ("deeper",)
     )
     make_wheel(house, "deeper", "2.0", {"deeper/__init__.py": ""}, ("needed", "numpy"))
-    for name in ("soundfile", "soxr", "num2words", "anyascii", "tritonclient"):
+    for name in ("soundfile", "soxr", "num2words", "anyascii", "tritonclient", "sentencex"):
         make_wheel(house, name, "1.0", {f"{name}.py": ""}, ("docopt>=0.6",) if name == "num2words" else ())
     return house
 
@@ -72,7 +72,7 @@ def run_install(tmp_path: Path, *names: str) -> subprocess.CompletedProcess[str]
 def test_packed_bundle_is_importable_after_installation(tmp_path: Path, house: Path, package: Path) -> None:
     contents = pack(arguments(tmp_path, house, "--part-mb", "0.0004"), package)
     assert [name.split("-")[0] for name in contents["wheels"]] == [
-        "anyascii", "deeper", "needed", "num2words", "soundfile", "soxr", "tritonclient", "vllm", "stretto"
+        "anyascii", "deeper", "needed", "num2words", "sentencex", "soundfile", "soxr", "tritonclient", "vllm", "stretto"
     ]  # fmt: skip
     parts = sorted(path.name for path in (tmp_path / "out").glob("part-*"))
     assert len(parts) > 1
