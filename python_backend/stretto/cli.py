@@ -87,7 +87,7 @@ def exclude_current_folder(current: str) -> None:
 
     Python searches it first with `-m` (without `-P`), and for an empty entry of PYTHONPATH, as in `$PYTHONPATH:folder`.
     """
-    os.environ["PYTHONSAFEPATH"] = "1"  # as -P
+    os.environ["PYTHONSAFEPATH"] = "1"  # as Python's option -P does
     if not sys.flags.safe_path and sys.path[0] == current:
         del sys.path[0]
     variable = os.environ.get("PYTHONPATH")
@@ -101,7 +101,9 @@ def exclude_current_folder(current: str) -> None:
 
 
 def drop_error_filters() -> None:
-    """Make warnings no errors, here and in child processes, because libraries that we import warn."""
+    """Stop warnings from becoming errors, here and in child processes, because libraries that we import emit
+    warnings.
+    """
     wanted = os.environ.get("PYTHONWARNINGS", "").split(",")
     kept = [option for option in wanted if not is_error_filter(option)]
     if kept != wanted:
@@ -110,7 +112,7 @@ def drop_error_filters() -> None:
 
 
 def is_error_filter(text: str) -> bool:
-    """Return True if a filter of PYTHONWARNINGS, whose action may be abbreviated, makes warnings errors."""
+    """Return True if a filter of PYTHONWARNINGS turns warnings into errors. Its action may be abbreviated."""
     action = text.partition(":")[0].strip()
     return bool(action) and "error".startswith(action)
 
@@ -148,7 +150,9 @@ def client(words: list[str]) -> int:
 
 
 def capacity(words: list[str]) -> int:
-    """Measure how many streams a server speaks at once; start a background server if none is running."""
+    """Measure how many streams a server generates in real time at once; start a background server if none is
+    running.
+    """
     from stretto.machine.gpus import gpus
     from stretto_client.capacity.command import main
 
@@ -302,7 +306,7 @@ def verify(words: list[str]) -> int:
         return verify_receipt(words)
     from stretto.verification.command import main
 
-    if find_spec("c2pa") is None:  # which reads manifests
+    if find_spec("c2pa") is None:  # it reads manifests
         return main(words)
     from stretto_client.receipt_command import manifest_record
 

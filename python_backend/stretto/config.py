@@ -38,18 +38,17 @@ class EngineConfig:
             start-up to the share of the rest, unless it is given. None for vLLM's default.
         latent_steps: Solver step counts for which CUDA graphs are captured, in addition to the family's default.
             Latents with other step counts are computed without graphs.
-        memory_mb: Memory of the GPU that this engine may use, in MiB, instead of all that `reserved_mb` leaves. None to
-            use all of it.
+        memory_mb: Memory of the GPU that this engine may use, in MiB. None to use all memory except `reserved_mb`.
         speaker: Configuration of the speaker's engine, if the family has a speaker: fields of this class and engine
             arguments. Engine arguments that are missing are those of this configuration.
         int8: True to quantize the weights and the inputs of the language model's linear layers to int8, on CPUs with
             VNNI instructions. Embeddings, norms, heads and narrow layers are not quantized.
         submit_early_ms: Time before the expected end of a step at which a GPU's next step is submitted, in
             milliseconds, so that requests that arrive meanwhile join it. It must cover the host's work for a step with
-            one reply; the time for more replies is added. None to submit each step while the one before runs.
-        first_chunk: Key of `DecoderConfig.CONVOLUTIONS`: how the engine's process computes the convolutions of the
-            codec, of which it has a copy, to decode the first frames of replies for the decoder. It must be the
-            decoder's. None to decode all frames in the decoder alone.
+            one reply; the time for more replies is added. None to submit each step while the previous one runs.
+        first_chunk: Key of `DecoderConfig.CONVOLUTIONS`. The engine's process then has a copy of the codec, computes
+            its convolutions in this mode, and decodes the first frames of replies. The mode must be that of the
+            decoder. None if the decoder decodes all frames.
     """
 
     checkpoint: Path

@@ -63,7 +63,9 @@ class CheckpointError(StrettoError):
 
 
 def is_panic(error: BaseException) -> bool:
-    """Return True for a panic of a library in Rust, such as `tokenizers`, whose class is not a kind of Exception."""
+    """Return True for a panic of a library written in Rust, such as `tokenizers`, whose class is not a subclass of
+    Exception.
+    """
     return type(error).__name__ == "PanicException"
 
 

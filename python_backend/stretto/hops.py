@@ -1,4 +1,4 @@
-"""Times at which a request passes from one thread or process to the next, for `benchmarks.gpu.served --trace`.
+"""Times at which a request is passed from one thread or process to the next, for `benchmarks.gpu.served --trace`.
 
 Off unless the environment variable STRETTO_HOPS names a folder when the process starts; `stamp` then does nothing.
 """
@@ -13,7 +13,7 @@ FOLDER = "STRETTO_HOPS"  # environment variable: folder of the files, one per pr
 
 
 class Hop(StrEnum):
-    """Hand-overs between a request and its first audio, in order."""
+    """Points at which a request is passed on, from its arrival to its first audio, in order."""
 
     CLIENT_SENDS = "client sends the request"
     PROXY_READS = "proxy reads it"

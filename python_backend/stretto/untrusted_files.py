@@ -1,4 +1,4 @@
-"""Reads release and checkpoint files from untrusted sources, within limits and without executing code.
+"""Readers of release and checkpoint files from untrusted sources, which apply limits and execute no code.
 
 Each file must be a regular file, because reading from a FIFO or a device may block. Text size and nesting are limited
 before parsing, because C parsers recurse once per level. Unless noted otherwise, failures raise a CheckpointError that
@@ -232,7 +232,9 @@ def check_layers(record: Any, path: Path | str) -> None:
 
 
 def leading_elsewhere(value: Any) -> str | None:
-    """Return the first key in LEADS_ELSEWHERE that is set at any level of a JSON value, or None."""
+    """Return the first key that makes libraries load code or models from elsewhere (LEADS_ELSEWHERE), at any level
+    of a JSON value, or None.
+    """
     if isinstance(value, Mapping):
         key = next((name for name in LEADS_ELSEWHERE if value.get(name) is not None), None)
         return key or next(filter(None, map(leading_elsewhere, value.values())), None)

@@ -1,4 +1,4 @@
-"""Reads CTC models with the wav2vec2 layout, and computes word times in recordings."""
+"""CTC models with the wav2vec2 layout, which compute word times in recordings."""
 
 from collections.abc import Sequence
 from pathlib import Path

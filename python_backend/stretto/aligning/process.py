@@ -84,7 +84,7 @@ class AlignerProcess:
 
 
 class WordAligner(Protocol):
-    """The part of the AlignerProcess interface that the queue uses."""
+    """Interface of `AlignerProcess` that the queue uses."""
 
     def align(self, pcm: Sequence[NDArray[np.int16]], rate: int, text: str) -> list[TimedWord] | None:
         """Return the word times, or None if the text does not fit; raise ProcessFailed on failure."""
@@ -127,12 +127,12 @@ class AlignmentJob:
         if answer is not None:
             try:
                 answer(words)
-            except Exception:  # from the caller's function; the thread must still answer the other jobs
+            except Exception:  # an error in the caller's function; the thread must still answer the other jobs
                 logger.exception("word times could not be sent")
 
 
 class Timer(Protocol):
-    """The part of the threading.Timer interface that the queue uses."""
+    """Interface of threading.Timer that the queue uses."""
 
     def start(self) -> None:
         """Start the timer."""

@@ -214,7 +214,9 @@ class CodecSpec:
         return self.can_pad and self.can_capture and not self.are_latents
 
     def check_decodes_first(self, first_chunk: str) -> None:
-        """Raise CheckpointError unless the engine can decode first chunks, in the mode `first_chunk`."""
+        """Raise CheckpointError unless the engine can decode first chunks with the convolutions of mode
+        `first_chunk`.
+        """
         if not self.decodes_first:
             expected = f"null, because the codec {self.name} needs more than the first codes"
             raise CheckpointError(f"first_chunk: expected {expected}, got {first_chunk}")
@@ -223,7 +225,7 @@ class CodecSpec:
     def can_capture(self) -> bool:
         """True if CUDA graphs of `decode` are possible and useful: whole utterances rarely have the same length.
 
-        With voices, the states before utterances differ, so they are no row of a table.
+        With several voices, utterances begin with different states, which are not in the table of states.
         """
         return not self.reads_on_host and self.max_frames is None and not self.num_voices
 
@@ -388,8 +390,8 @@ logger = logging.getLogger(__name__)
 def use_whole_float32() -> None:
     """Compute float32 products and convolutions of this process without TF32, in which GPUs round to 10 bits.
 
-    Samples of consecutive windows would no longer join within 1e-5, and a GPU would encode a recording to other codes
-    than a CPU.
+    With TF32, the samples of consecutive windows would join with errors above 1e-5, and a GPU would encode a recording
+    to other codes than a CPU.
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 

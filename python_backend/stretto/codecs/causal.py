@@ -57,7 +57,8 @@ class Convolution(nn.Module):
 
 
 class Upsampling(nn.Module):
-    """Transposed convolution trimmed on the right. If its kernel is longer than the rate, steps overlap.
+    """Transposed convolution trimmed on the right. If its kernel is longer than the rate, the outputs of successive
+    inputs overlap.
 
     Args:
         late: Number of steps at an utterance's start to set to zero.

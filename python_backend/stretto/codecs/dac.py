@@ -45,7 +45,7 @@ def decoder_layers(config: DacConfig, output_padding: bool) -> list[Layer]:
 
 
 def dac_links(decoder: DacDecoder) -> Iterator[Link]:
-    """Yield the launches of a decoder on a GPU."""
+    """Yield the layers of a decoder as kernel launches on a GPU."""
     yield Link(Padded(decoder.conv1))
     for block in decoder.block:
         yield Link(Padded(block.conv_t1), block.snake1)
@@ -56,7 +56,7 @@ def dac_links(decoder: DacDecoder) -> Iterator[Link]:
 
 
 class LaunchedDecoder(DacDecoder):
-    """Decoder that launches each layer once on a GPU, with what surrounds it."""
+    """Decoder that runs each layer, and the operations before and after it, as one kernel launch on a GPU."""
 
     def forward(self, hidden_state: Tensor) -> Tensor:
         """Return the waveform [B, 1, n] of latents [B, C, T]."""
@@ -66,7 +66,9 @@ class LaunchedDecoder(DacDecoder):
 
 
 def share_layers(decoder: DacDecoder) -> None:
-    """Replace the Snake activations of a decoder, which allocate a tensor per operation, and its launches on a GPU."""
+    """Replace the Snake activations of a decoder, which allocate a tensor per operation; on a GPU, also run its
+    layers as single launches.
+    """
     share_snake(decoder)
     if type(decoder) is DacDecoder:
         decoder.__class__ = LaunchedDecoder

@@ -1,4 +1,4 @@
-"""Memory and operations of the decoder with each codec of published size, for estimates before a codec is installed.
+"""Estimates of the decoder's memory and operations with each published codec, for use before a codec is installed.
 
 `benchmarks.decoder_memory` computes the memory on a GPU, and `benchmarks.codec_operations` counts the operations. The
 module imports no torch.

@@ -208,7 +208,7 @@ def multiply_weight_norm_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _are_lengths(g: torch.Size, v: torch.Size) -> bool:
-    """Return True if g has the shape of the norms of v over all dimensions but one."""
+    """Return True if g has the shape of norms of v that are computed over all dimensions but one."""
     return len(v) > 1 and any(
         [*g] == [size if dim == kept else 1 for dim, size in enumerate(v)] for kept in range(len(v))
     )

@@ -463,7 +463,7 @@ class Glm4VoiceCodec(nn.Module):
         return spoken - (border - self.blocks.right) * self.spec.samples_per_frame
 
     def _new_mel(self, codes: Tensor, memory: BlockMemory, done: int) -> Tensor:
-        """Return the mel of codes [B, T] from token `done` to the last, with the overlap faded in."""
+        """Return the mel frames of codes [B, T] from token `done` on, faded into the overlap of the previous block."""
         start = self.blocks.first_needed(done)
         tokens = codes[:, start:]
         num_known = max(0, self.mels(done - start) - self.overlap)

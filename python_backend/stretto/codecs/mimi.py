@@ -50,7 +50,9 @@ SERVED = {
 
 
 def causal(layer: nn.Module) -> nn.Module:
-    """Convert a layer of transformers' Mimi to a streaming one with the same weights, which keeps its last inputs."""
+    """Return a streaming layer with the weights of a layer of transformers' Mimi; it keeps its last inputs in the
+    state.
+    """
     if isinstance(layer, nn.ELU):
         return Elu()
     if isinstance(layer, MimiResnetBlock):
@@ -73,7 +75,7 @@ def causal(layer: nn.Module) -> nn.Module:
 
 
 def attention_of(layer: MimiTransformerLayer) -> Attention:
-    """Return the attention of a layer as one that keeps its keys and values in the state, with the same weights."""
+    """Return a streaming attention layer with the weights of `layer`; it keeps its keys and values in the state."""
     published = layer.self_attn
     config = published.config
     shape = TransformerShape(
@@ -178,7 +180,7 @@ class MimiCodec(CausalCodec):
             books = [layer.codebook for half in halves for layer in half.layers]
             self._codebooks = device.split_codebooks([book.embed for book in books], projections)
             for book, entries in zip(books, self._codebooks.entries, strict=True):
-                book._embed = entries  # which `embed` returns
+                book._embed = entries  # of the vectors that `embed` returns
         return self._codebooks.sum_of(codes, quantizer.num_semantic_quantizers)
 
 

@@ -1,4 +1,4 @@
-"""Residual quantiser with codebooks that have projections, and one table of them for a GPU."""
+"""Residual quantiser whose codebooks have projections, and a table of all its codebooks for a GPU."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class Quantizer(nn.Module):
         self.output_proj = nn.Identity() if out == narrow else nn.Linear(narrow, out)
         self._last_code = config.codebook_size - 1
         self.quantizers: Any = nn.ModuleList(Codebook(config) for _ in range(config.num_quantizers))
-        self._joined: device.JointCodebooks | None = None  # of `joined_codebooks`
+        self._joined: device.JointCodebooks | None = None  # last result of `joined_codebooks`
 
     def encode(self, x: Tensor, num_codebooks: int) -> Tensor:
         """Encode x [B, T, D] to codes [B, K, T]."""
@@ -83,5 +83,5 @@ def joined_codebooks(books: Sequence[Codebook], joined: device.JointCodebooks | 
 
 
 def projected(x: Tensor, layer: nn.Module) -> Tensor:
-    """Return the outputs of a projection on a GPU, which may be missing."""
+    """Return the outputs of a projection on a GPU, or x if there is none."""
     return device.multiply(x, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else x

@@ -14,7 +14,7 @@ from stretto.codecs.kernels.operators import runs_kernels
 from stretto.codecs.memory import Memory
 
 NORM_EPS = 1e-5
-GELU_FORMS = {"tanh": "tanh", "erf": "none"}  # and torch's names of the approximations
+GELU_FORMS = {"tanh": "tanh", "erf": "none"}  # forms of GELU, and torch's names for them
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`soundless`: silence, for a model that generates only text and has no codec."""
+"""`soundless`: a codec of silence, for models that generate only text."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from stretto.codecs.base import CodecSpec, Window, Windowed
 from stretto.errors import InvalidRequest
 
-INPUT_RATE = 16_000  # of the audio encoders of models that generate only text
+INPUT_RATE = 16_000  # sample rate of the audio encoders of models that generate only text
 
 
 class Soundless(nn.Module):

@@ -1,4 +1,4 @@
-"""Convolutions and activations for decoders that process signals [B, C, n].
+"""Convolutions and activations for decoders of signals [B, C, n].
 
 On a CPU, a signal may be stored as [B, n, C] (time-major, the layout of a transformer's output). In that layout, oneDNN
 convolves few channels faster, and a transposed convolution is a matrix product whose rows are the output. All functions

@@ -127,7 +127,7 @@ def config_in(folder: Path) -> Path | None:
 
 
 def describe(conversion: Conversion) -> str:
-    """Return a description of the files to be written, and of the tensors that are left out."""
+    """Return a description of the files to be written, and of the tensors that are not used."""
     record = conversion.record
     lines = [
         *_sizes(conversion),

@@ -107,7 +107,7 @@ def check_codec(folder: Path, family: Family) -> list[Path]:
 
 
 def _contents_of(files: list[Path]) -> str:
-    """Describe the contents of a supposed codec's files, for an error message."""
+    """Return a description of the files in a folder that contains no codec, for an error message."""
     descriptions = []
     for path in files:
         if path.suffix != SUFFIX:
@@ -268,7 +268,9 @@ def plan(release: Release) -> Conversion:
 
 @contextmanager
 def refusing(message: str) -> Iterator[None]:
-    """Replace other exceptions by a CheckpointError, because libraries raise any of them for invalid values."""
+    """Replace exceptions of libraries by a CheckpointError, because libraries raise exceptions of any type for
+    invalid values.
+    """
     try:
         yield
     except (CheckpointError, OSError):

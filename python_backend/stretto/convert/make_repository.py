@@ -48,7 +48,7 @@ from stretto_contract.schema import MOST_ROWS
 from stretto_contract.speech_checks import USUAL_SIGNALS
 
 PARAMETER = "profile"
-REACH_S = 0.1  # later audio on which a sample depends through the filters that convert and mark samples
+REACH_S = 0.1  # duration of later audio that a sample depends on, because of the filters that resample and mark audio
 
 
 def profile(
@@ -232,7 +232,8 @@ class Placement:
 def gpu_needs(
     checkpoint: Path, codec: Codec, family: Family, placement: "Placement", arguments: dict[str, Any]
 ) -> Needs:
-    """Return the memory that a server needs on the language model's GPU. The codec can no longer decode afterwards.
+    """Return the memory that a server needs on the language model's GPU. The measurement makes `codec` unable to
+    decode.
 
     Raises:
         CheckpointError: If the codec cannot be measured.
@@ -274,7 +275,9 @@ def decoder_config(family: Family, arguments: dict[str, Any], convolutions: str 
 
 
 def num_utterances(arguments: dict[str, Any]) -> int:
-    """Return the limit of utterances in the decoder: some are decoded after their slot has been used again."""
+    """Return the maximum number of utterances in the decoder. It exceeds the number of slots, because a slot is used
+    again before its last utterance is decoded.
+    """
     total: int = arguments["max_num_seqs"] + (arguments.get("max_waiting") or arguments["max_num_seqs"] // 4)
     return total
 
@@ -386,7 +389,7 @@ def parameter(name: str) -> str:
 
 
 def change(config: Path, changes: dict[str, str]) -> None:
-    """Apply the substitutions in `changes` to a config file; each pattern must match exactly once."""
+    """Apply substitutions to a config file; each pattern in `changes` must match exactly once."""
     text = config.read_text(encoding="utf-8")
     for pattern, new in changes.items():
         text, num_changed = re.subn(pattern, new, text)

@@ -1,4 +1,5 @@
-"""Engine arguments of a checkpoint, and serving profiles: batch, chunks and playout that fit together, by name.
+"""Engine arguments of a checkpoint, and serving profiles: named combinations of batch size, chunk sizes and playout
+time.
 
 A profile changes the values that Stretto computes for a model, in proportion. Options that the user names take
 precedence (`--engine-args`), and so do the options of a request (`chunking`). The module imports no torch, because
@@ -48,19 +49,20 @@ MEMORY = {"reserved_mb", "gpu_memory_utilization", "kv_cache_memory_bytes"}  # e
 
 @dataclass(frozen=True)
 class ServingProfile:
-    """Values of a profile. The defaults change nothing.
+    """Values of a profile. The defaults leave all computed values unchanged.
 
     Attributes:
         slots: Share of the batch slots that the server uses. A step takes longer the more rows it has, and every
             stream waits for it.
-        waiting: Requests that may wait for a slot, as a share of the slots in use. Each one waits for others to end.
-        step_rows: Share of the rows per step. A long prompt is computed in several steps, between which streams go on.
+        waiting: Number of requests that may wait for a slot, as a share of the slots in use.
+        step_rows: Share of the rows per step. A long prompt is computed in several steps, in which active streams
+            also get rows.
         first_frames: Factor of the family's minimum first chunk; 0 for a minimum of one frame. The chunk has more
             frames if the decoder needs them to stay ahead of the player.
-        steady_frames: Factor of the family's longest chunk. Longer chunks are fewer calls of the decoder and messages.
+        steady_frames: Factor of the family's longest chunk. Longer chunks need fewer decoder calls and messages.
         playout_s: Time in seconds for which players are expected to buffer, so that later chunks may be longer.
-        begins_early: True to use, on a GPU, all that shortens the first audio (`with_first_audio`). These options have
-            not been measured, so no other profile sets them.
+        begins_early: True to use, on a GPU, all options that reduce the time to the first audio (`with_first_audio`).
+            They have not been measured, so no other profile sets them.
     """
 
     slots: float = 1.0
@@ -72,11 +74,11 @@ class ServingProfile:
     begins_early: bool = False
 
     def num_slots(self, num_slots: int) -> int:
-        """Return the number of batch slots to use of `num_slots`; at least two, for a guided reply."""
+        """Return the number of batch slots that the profile uses of `num_slots`; at least two, for a guided reply."""
         return min(num_slots, max(2, int(self.slots * num_slots)))
 
     def num_waiting(self, num_slots: int) -> int:
-        """Return how many requests may wait for one of `num_slots` slots in use; at least one."""
+        """Return the number of requests that may wait if `num_slots` slots are in use; at least one."""
         return max(1, int(self.waiting * num_slots))
 
     def num_step_rows(self, is_on_gpu: bool) -> int:
@@ -108,7 +110,7 @@ class ServingProfile:
     def with_first_audio(
         self, arguments: dict[str, Any], config: dict[str, Any], family: Family, spec: "CodecSpec", mode: str | None
     ) -> dict[str, Any]:
-        """Add the engine arguments that shorten the first audio on a GPU, as far as the model permits them.
+        """Add the engine arguments that reduce the time to the first audio on a GPU, if the model supports them.
 
         Args:
             arguments: Other engine arguments, which take precedence.
@@ -142,7 +144,9 @@ PROFILES = {
 
 
 def check_first_chunk(mode: str, decoder_mode: str, family: Family, spec: "CodecSpec") -> None:
-    """Raise CheckpointError unless the engine can decode first frames, with the decoder's samples."""
+    """Raise CheckpointError unless the engine can decode first frames, and with the same convolutions as the
+    decoder.
+    """
     if mode != decoder_mode:
         raise CheckpointError(f"first_chunk: expected {decoder_mode}, the decoder's convolutions, got {mode}")
     family.check_plain_frames(mode)

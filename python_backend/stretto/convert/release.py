@@ -1,4 +1,4 @@
-"""Reads everything in a release except its tensor values.
+"""Reader of a release, except for the values of its tensors.
 
 The tokenizer is tokenizer.json, or vocab.json and merges.txt as for Qwen 2. For a family that generates no text, a
 SentencePiece tokenizer.model is also accepted.

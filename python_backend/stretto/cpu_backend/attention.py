@@ -1,4 +1,4 @@
-"""Attention backend whose results for a row do not depend on the rows that are read with it.
+"""Attention backend whose result for a row does not depend on the other rows of the pass.
 
 vLLM's kernel reads keys in tiles, and rescales the softmax between them. The size of a tile depends on the number of
 query rows of a request and on the second-level cache. So a row of a long prompt would have other bits in a chunk, after
@@ -59,7 +59,7 @@ def divide_requests(batch: CommonAttentionMetadata, max_rows: int) -> CommonAtte
 
 
 def supported_head_sizes(config: VllmConfig) -> list[int]:
-    """Return the sizes of heads for which vLLM's kernel has code; it would fail in a request with others."""
+    """Return the head sizes that vLLM's kernel supports; with others, it would fail in the first request."""
     return [size for size in range(HEAD_SIZE_STEP, MAX_HEAD_SIZE + 1, HEAD_SIZE_STEP) if _is_supported(size, config)]
 
 

@@ -21,7 +21,7 @@ from stretto.cpu_backend.products import (
 
 # Writes the product of x [R, H] to a buffer [R, N].
 WriteProduct = Callable[[torch.Tensor, torch.Tensor], None]
-# Where a layer stores new keys and values, and the keys and values that it reads.
+# Buffers for a layer's new keys and values, and the keys and values that the layer reads.
 KeysAndValues = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -190,7 +190,7 @@ class _Buffers:
     Attributes:
         x: Input of each product in the width of the layers, and the layers' output, [R, H].
         residual: Residual, [R, H].
-        inputs: Where the embeddings of the N rows at each position are written, T times [N, H]; views of `residual`.
+        inputs: Buffers for the embeddings of the N rows, one for each of the T positions, [N, H]; views of `residual`.
         outputs: Output at the last position of the N rows, [N, H]; a view of `x`.
         qkv: Queries, keys and values, [R, (heads + 2 * KV heads) * D].
         heads: Queries and keys, [R, (heads + KV heads) * D]; a view of `qkv`.
@@ -278,7 +278,7 @@ class _DepthLayer:
             self._activate = _activate_any_width
 
     def __call__(self, buffers: _Buffers, first: int) -> None:
-        """Replace `buffers.x` by the MLP's output at the positions from `first`, and add to `buffers.residual`.
+        """Replace `buffers.x` by the MLP's output at the positions from `first` on, and update `buffers.residual`.
 
         Each row attends to the frame up to its own position.
         """

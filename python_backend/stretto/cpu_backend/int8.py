@@ -63,7 +63,7 @@ class Int8Product:
 
 
 class Int8Linear(UnquantizedLinearMethod):
-    """vLLM's method of a linear layer whose weight is quantized after it was loaded."""
+    """Method of vLLM for linear layers, which quantizes the weight after it was loaded."""
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Replace the layer's weight by a product."""
@@ -89,7 +89,8 @@ def has_int8(dtype: torch.dtype) -> bool:
 
 
 def use_int8(model: nn.Module) -> None:
-    """Let the unquantized linear layers of a model multiply int8, except narrow ones; call it before vLLM packs them.
+    """Replace the unquantized linear layers of a model, except narrow ones, by int8 products; call it before vLLM packs
+    the weights.
 
     If the processor has no fast int8 products, the layers stay as they are, and a warning is logged.
     """

@@ -371,7 +371,7 @@ def use_cpu_layers(model: nn.Module, config: VllmConfig) -> None:
 
 
 def _is_cached(attention: Any, implementation: type) -> bool:
-    """Return True if attention reads all keys and values from its own KV cache, and nothing else."""
+    """Return True if attention reads keys and values from its own KV cache only."""
     impl: Any = attention.impl
     if type(attention.impl) is not implementation or attention.head_size_v != attention.head_size:
         return False
@@ -389,7 +389,7 @@ def _normed_heads(heads: torch.Tensor, norm: Norm) -> torch.Tensor:
 
 
 def product_of(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the function with which vLLM computes a linear layer, or the layer itself if vLLM has quantized it."""
+    """Return the function that computes a linear layer, or the layer itself if vLLM has quantized it."""
     if "cpu_linear" not in vars(layer):
         return layer
     multiply = vars(layer)["cpu_linear"]

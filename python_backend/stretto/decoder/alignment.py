@@ -1,4 +1,4 @@
-"""Collects the samples and text needed for word times, and sends events with word times."""
+"""Collection of the samples and text that word times need, and the sending of events with word times."""
 
 import threading
 from collections.abc import Callable

@@ -138,7 +138,7 @@ MAX_HOSTS = 1024
 
 
 class HostTurns:
-    """Turns of client hosts in having the first job of a batch.
+    """Order in which client hosts have the first job of a batch.
 
     A host whose clients have all underrun would otherwise come before every client that is still waiting for its audio.
     """
@@ -177,7 +177,7 @@ def next_group(jobs: Sequence[ChunkJob], limit: Callable[[FrameWindow], int], tu
 
 
 def still_connected(jobs: Sequence[ChunkJob], fail: Callable[[PendingChunk, Exception], None]) -> list[ChunkJob]:
-    """Return the jobs whose clients are still connected, and those of sessions that can be resumed.
+    """Return the jobs whose clients are still connected or whose sessions can be resumed, and fail the others.
 
     Args:
         fail: Called with the chunk and the error for each job whose client has disconnected or cancelled.

@@ -50,7 +50,7 @@ BATCH_MEMORY = 32  # batches after which a measurement has lost about two thirds
 
 
 class Stopwatch:
-    """Measures how the time of a batch depends on its number of frames; written by one thread, read by any.
+    """Estimate of a batch's duration from its number of frames; written by one thread, read by any.
 
     The time of a frame, averaged over a batch, is `frame_s + batch_s / frames`. Both are fitted to the recent batches
     by least squares.
@@ -60,7 +60,8 @@ class Stopwatch:
         longest_s: Time for the windows of a full batch, in seconds.
 
     Attributes:
-        measured: Decoding time, as measured. If many windows are waiting, each has its share of full batches.
+        measured: Measured decoding time. If many windows are waiting, the time for a window is its share of a full
+        batch.
     """
 
     def __init__(self, num_context_frames: int, longest_s: float = math.inf) -> None:
@@ -80,7 +81,7 @@ class Stopwatch:
         self._sums += np.array([1, x, y, x * x, x * y]) - self._sums / BATCH_MEMORY
         weight, x, y, xx, xy = self._sums.tolist()
         spread = weight * xx - x * x
-        is_varied = spread > 0.01 * weight * xx  # otherwise the two cannot be told apart
+        is_varied = spread > 0.01 * weight * xx  # else both cannot be determined
         batch_s = min(max(0.0, (weight * xy - x * y) / spread), y / x) if is_varied else 0.0
         frame_s = (y - batch_s * x) / weight * (1 + batch_s / self._longest_s)
         self.measured = DecodingTime(batch_s, self._num_context_frames * frame_s, frame_s)
@@ -135,12 +136,12 @@ class PendingChunk:
     is_answered: bool = False
 
     def answered(self) -> "PendingChunk":
-        """Return the chunk after its answer: nothing of it is sent any more."""
+        """Return a copy of the chunk for which nothing is sent any more."""
         return replace(self, reply=Answered(self.reply.host), on_device=None, is_answered=True)
 
 
 class Answered:
-    """Answer to a chunk that has been answered before, which sends nothing; see `ChunkAnswer`."""
+    """Answer that sends nothing, for a chunk whose samples have been sent before; see `ChunkAnswer`."""
 
     def __init__(self, host: str) -> None:
         self.host = host
@@ -238,7 +239,7 @@ class ChunkQueue:
         queue = self._waiting.pop(utterance)
         pending = queue.popleft()
         if queue:
-            self._waiting[utterance] = queue  # goes to the end of the line: utterances take turns
+            self._waiting[utterance] = queue  # goes to the end of the queue, because utterances take turns
         return pending
 
 

@@ -1,4 +1,4 @@
-"""Runs batches on the host or on a CUDA stream, with CUDA graphs and a warm-up.
+"""Launchers of batches, on the host or on a CUDA stream, with CUDA graphs and a warm-up.
 
 The decoder warms up before the first chunk, because the first window of each shape takes several times as long.
 """
@@ -45,7 +45,7 @@ class Flight:
 
 
 class Launcher(Protocol):
-    """Executor that decodes batches in launch order; batches of first chunks may have a separate order.
+    """Interface of executors that decode batches in launch order; batches of first chunks may have a separate order.
 
     Attributes:
         depth: Maximum number of batches in flight while another is being prepared.

@@ -34,7 +34,7 @@ from stretto.hops import Hop, stamp
 from stretto.streams.chunking import ChunkPolicy
 
 logger = logging.getLogger(__name__)
-LOOK_S = 0.0005  # time between two looks at a batch on the device
+LOOK_S = 0.0005  # time between two checks of a batch on the device
 PROGRESS_S = 1.0  # well below one minute without progress, after which the language model ends an utterance
 
 
@@ -130,7 +130,9 @@ class DecodingLoop:
         return self._launcher.has_first_lane and job.session.dry_s is None
 
     def _whole_graph(self, group: list[ChunkJob]) -> list[ChunkJob]:
-        """Return the first jobs of `group` that need no padding, if a second batch costs less than it; else all."""
+        """Return the first jobs of `group`, as many as a graph needs without padding, if a second batch for the
+        other jobs costs less than the padding; else all jobs.
+        """
         num_windows = len(group)
         num_added = padded_batch(num_windows) - num_windows
         if not num_added or not self._launcher.has_graphs:
@@ -156,7 +158,7 @@ class DecodingLoop:
     def _accept_chunks(self) -> None:
         """Turn queued chunks into jobs.
 
-        Wait for a chunk only if nothing is in progress or, until the next look at it, if nothing can be launched.
+        Wait for a chunk only if nothing is in progress or, until the next check, if nothing can be launched.
         """
         timeout_s = 0.0 if self.unanswered else self._config.idle_timeout_s / 4
         if self._batches and all(self._batches.is_full(self._is_first(job)) for job in self._jobs):
@@ -185,7 +187,9 @@ class DecodingLoop:
             self._fail(pending, error)
 
     def _answer_early(self, pending: PendingChunk, session: DecoderSession) -> PendingChunk:
-        """Answer a chunk at once if its samples came with it; return the chunk to decode, for its state."""
+        """Send a chunk's samples at once if the engine has decoded them, and return the chunk to decode for its
+        state.
+        """
         pcm = self._sessions.early_samples(session, pending.chunk, pending.codes)
         if pcm is None:
             return pending
@@ -250,7 +254,7 @@ class DecodingLoop:
             return
         begun = self.clock()
         is_first = self._is_first(group[0])
-        for job in group:  # an urgent chunk that came after the last launch would be in this batch
+        for job in group:  # an urgent chunk that arrived after the last launch would be in this batch
             job.pending.reply.wanted_s = min(job.session.dry_s or 0.0, self._launched_s[is_first])
         try:
             stamp(Hop.BATCH_IS_LAUNCHED)

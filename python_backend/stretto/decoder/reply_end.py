@@ -1,4 +1,4 @@
-"""End of a reply that a limit ends, so that it neither clicks nor stops in the middle of a word."""
+"""End of a reply that has reached a limit, shaped so that it neither clicks nor stops in the middle of a word."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ PAUSE_LEVEL = 0.1  # level of a pause relative to the speech around it
 
 
 def ended_in_pause(pcm: np.ndarray, num_cut: int, sample_rate: int) -> np.ndarray:
-    """Cut speech that a limit has ended in the last pause near its end, if there is one, and fade it out.
+    """Cut speech that has reached a limit at the last pause near its end, if there is one, and fade it out.
 
     Args:
         pcm: float32 samples [n].

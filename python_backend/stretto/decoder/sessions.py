@@ -138,8 +138,8 @@ class DecoderSession:
         collected: Samples and text for word times; None if these were not requested.
         failure: Error in decoding a chunk that had already been answered; None without one.
         sound: Key of the recorded voice in `SoundTable`; None if there is none.
-        dry_s: Time at which a client that started to play the first sample when it was sent will have played all
-            samples; None until samples are sent.
+        dry_s: Time at which a client will have played all samples, if it started when the first one was sent. None
+            until samples are sent.
         answers: Last answers of a session that can be resumed; None for other utterances.
         marking: State of the marker; None if samples are not marked.
     """
@@ -457,7 +457,7 @@ class Sessions:
             session.collected.drop()
 
     def end(self, utterance: str) -> None:
-        """Remove an utterance, but keep its stored samples, which are still needed.
+        """Remove an utterance, but keep its stored samples, which word times still need.
 
         A session that can be resumed stays open, with its answers, so that they can be sent again.
         """

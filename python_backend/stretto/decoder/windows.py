@@ -225,7 +225,8 @@ class _Recorded:
     """Recorded voice in the codec: its number, its size in bytes, and the number of utterances that use it.
 
     Attributes:
-        can_recur: False if it has the text of a reply, so that hardly another utterance will have the same one.
+        can_recur: False if it contains the text of a reply, because other utterances are then unlikely to use the same
+        recording.
     """
 
     number: int

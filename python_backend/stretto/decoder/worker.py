@@ -1,4 +1,4 @@
-"""Decoder thread and its metrics, and functions that load its codec and aligner."""
+"""Decoder thread with its metrics, and functions that load its codec and aligner."""
 
 import logging
 import threading
@@ -56,7 +56,7 @@ def open_aligner(config: DecoderConfig, folder: Path) -> AlignmentQueue:
 logger = logging.getLogger(__name__)
 PLAIN = OutputForm()
 STOPPING = "the decoder is stopping"
-MAX_FAILED_TURNS = 3  # in a row; this many failures are not caused by a single chunk
+MAX_FAILED_TURNS = 3  # consecutive failures; so many are not caused by a single chunk
 
 
 class DecoderWorker:

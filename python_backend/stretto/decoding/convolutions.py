@@ -40,7 +40,7 @@ def convolutions_in(mode: str) -> AbstractContextManager[object]:
 
 
 def check_mode(codec: Codec, mode: str) -> None:
-    """Check that a codec has convolutions that a mode changes.
+    """Raise an error unless a codec has convolutions that a mode changes.
 
     Raises:
         CheckpointError: If the codec is a torch module without such layers.

@@ -22,7 +22,7 @@ Key = tuple[int, int, int, int]  # left, total number of frames, right, batch
 # and delays first chunks: 16 s take about 1 TFLOP.
 MAX_BATCH_S = 16.0
 FIRST_BATCH_S = 2.0  # the same for a batch of first chunks, which should be short
-FIRST_SHARE = 4  # a batch of first chunks has at most one window for so many of another batch: its buffers are small
+FIRST_SHARE = 4  # windows of another batch for each window of a batch of first chunks, whose buffers are small
 
 
 def padded_batch(num_windows: int) -> int:
@@ -163,7 +163,7 @@ class GraphCache:
         return self._decode(window)
 
     def _drop_graphs(self) -> None:
-        """Free the memory of all graphs, for good."""
+        """Free the memory of all graphs; none is captured again."""
         logger.warning("no memory beside %d CUDA graphs: decoding without them", self.num_graphs)
         self._is_closed = True
         self._graphs.clear()
@@ -224,7 +224,7 @@ def _key(window: Window) -> Key:
 
 
 def _still(window: Window, batch: int) -> Window:
-    """Return a window of `batch` utterances with the shape of `window`, in memory for the input of a graph."""
+    """Return a copy of `window` for `batch` utterances, in the memory from which a graph reads its input."""
     assert window.rows is not None
     codes = window.codes.new_zeros(batch, *window.codes.shape[1:])
     first = window.first.new_zeros(batch)
@@ -232,7 +232,9 @@ def _still(window: Window, batch: int) -> Window:
 
 
 def _fill(still: Window, window: Window) -> None:
-    """Copy `window` to `still`, in which further windows keep earlier codes."""
+    """Copy `window` to a graph's input `still`. If the batch is smaller, the last windows of `still` keep earlier
+    codes.
+    """
     assert still.rows is not None
     assert window.rows is not None
     batch = len(window.codes)

@@ -77,7 +77,9 @@ def row_numbers(before: Sequence[StateRow], after: Sequence[StateRow], num_windo
 
 
 def decode_in_rows(codec: Codec) -> Decode:
-    """Return a codec's `decode` for windows with rows, too; states are copied if it does not read and write rows."""
+    """Return a codec's `decode` for windows with `rows`; if the codec does not read and write rows itself, states
+    are copied.
+    """
 
     def decode(window: Window) -> tuple[Tensor, Tensor]:
         if window.rows is None:

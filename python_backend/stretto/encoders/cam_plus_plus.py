@@ -85,7 +85,9 @@ SEGMENT = 100  # frames
 
 
 class _MaskedConv(nn.Module):
-    """Convolution over time whose output is masked depending on means over all frames and over segments (CAM)."""
+    """Convolution over time whose output is multiplied by a mask computed from means over all frames and over
+    segments (CAM).
+    """
 
     def __init__(self, width: int, growth: int, dilation: int):
         super().__init__()

@@ -267,6 +267,6 @@ def _published(folder: Path) -> dict[str, Tensor]:
 
 
 def _served(published: dict[str, Tensor], config: WhisperVqConfig) -> dict[str, Tensor]:
-    """Drop the tensors of layers after the quantiser and those used only in training."""
+    """Return the tensors without those of layers after the quantiser and those used only in training."""
     late = tuple(f"layers.{number}." for number in range(config.quantized_after, 100))
     return {name: tensor for name, tensor in published.items() if not name.startswith(NOT_SERVED + late)}

@@ -29,7 +29,7 @@ CallEngines = Callable[..., Coroutine[Any, Any, None]]
 
 
 class AdapterTable:
-    """LoRA adapters that requests may name: those of `engine.json`, and those that were loaded since.
+    """LoRA adapters that requests may name: those listed in `engine.json`, and those loaded later.
 
     Each adapter has a number of its own, which is never used again, because the prefix cache is keyed by it. A reply
     holds its adapter until it ends, so an adapter that is unloaded leaves the engine after its last reply.
@@ -110,7 +110,7 @@ class AdapterTable:
         await self._load(self._expect_folder(), name, path, is_new=True)
 
     async def unload(self, name: str) -> None:
-        """Unload an adapter; replies that use it end as they began.
+        """Unload an adapter; replies in progress keep using it.
 
         Raises:
             InvalidRequest: If no adapter of that name was loaded.
@@ -161,7 +161,7 @@ class AdapterTable:
         try:
             await self._call("add_lora", adapter._replace(path=copy))
         except StrettoError as error:
-            await self._call("remove_lora", adapter.number)  # of the engines that have loaded it
+            await self._call("remove_lora", adapter.number)  # from the engines that have loaded it
             got = str(error).replace(copy, adapter.path).partition(f"{adapter.name}: ")
             raise InvalidRequest("lora_path", "an adapter for this model", got[2] or got[0]) from error
 
@@ -206,7 +206,7 @@ def copy_adapter(root: Path, path: str, target: Path) -> None:
             raise InvalidRequest("lora_path", expected, shown(path)) from None
         with open(descriptor, "rb"):
             status = os.fstat(descriptor)
-            opened = Path(os.readlink(f"/proc/self/fd/{descriptor}"))  # a link may have changed since
+            opened = Path(os.readlink(f"/proc/self/fd/{descriptor}"))  # a link may have changed since it was checked
             if not stat.S_ISREG(status.st_mode) or not opened.is_relative_to(root.resolve()):
                 raise InvalidRequest("lora_path", expected, shown(path))
             if status.st_size > MAX_ADAPTER_BYTES:

@@ -103,7 +103,7 @@ def read_tensor(record: Any, frames: Sequence[bytes]) -> np.ndarray:
 
 
 class _Request:
-    """Unread output of a request in flight."""
+    """Request in flight, with its output that has not been read yet."""
 
     def __init__(self, request_id: str, engine: bytes) -> None:
         self.id = request_id
@@ -397,7 +397,7 @@ class EngineClient:
         for output in decoded.outputs:
             answered = self._requests.get(output.request_id)
             if answered is None:
-                continue  # aborted
+                continue  # the request was aborted
             reason = None if output.finish_reason is None else FINISH_REASONS[output.finish_reason]
             if reason is not None:
                 self._forget(answered)

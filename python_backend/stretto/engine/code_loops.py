@@ -1,4 +1,4 @@
-"""Search for codes that repeat until the reply may never end."""
+"""Detection of replies that repeat the same codes and may never end."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class CodeLoops:
-    """Looks for a sequence of codes that is repeated again and again.
+    """Detector of a sequence of codes that the reply repeats again and again.
 
     Args:
         codes: Ids of the codes. Others, such as those of text and pads, are ignored.
@@ -22,11 +22,11 @@ class CodeLoops:
 
     @property
     def num_left(self) -> int:
-        """Number of further codes after which a repetition may be too long."""
+        """Smallest number of further codes after which `find` may return an index."""
         return self._num_codes - int(self._runs.max())
 
     def find(self, ids: Iterable[int]) -> int | None:
-        """Return the index of the id with which a repetition is too long, or None; later ids are not read."""
+        """Return the index of the id at which a repetition has become too long, or None. Ids after it are not read."""
         for index, token_id in enumerate(ids):
             if token_id not in self._codes:
                 continue

@@ -34,8 +34,8 @@ class SlotLimits:
             latents.
         track_total: Number of words, or of other parts of the text, that a family's own track has; ENDLESS while the
             text is open.
-        redraw_1, redraw_2, redraw_3, redraw_4: Numbers of audio rows from which on the noise is drawn anew, in
-            ascending order (`SegmentRules.redraw_rows`).
+        redraw_1, redraw_2, redraw_3, redraw_4: Numbers of audio rows after which sampling uses new noise, in ascending
+        order (`SegmentRules.redraw_rows`).
     """
 
     task: Array

@@ -114,7 +114,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
 
 
 def is_batch_invariant(config: EngineConfig) -> bool:
-    """Return True if logits must not depend on the batch; by default, this is so only for latents on a GPU."""
+    """Return True if logits must not depend on the batch; by default, only for families with latents on a GPU."""
     if config.batch_invariant is not None:
         return config.batch_invariant
     return family_at(config.checkpoint).layout.latents is not None and not is_cpu_build()
@@ -130,7 +130,7 @@ def check_latent_steps(config: EngineConfig, latents: LatentSpec | None) -> None
 
 
 def check_int8(config: EngineConfig, built: "VllmConfig") -> None:
-    """Raise ValueError if int8 is asked for on a GPU, or with a compiled or quantized model or dummy weights."""
+    """Raise ValueError if int8 is requested on a GPU, for a compiled or quantized model, or with dummy weights."""
     from vllm.config import CompilationMode
     from vllm.platforms import current_platform
 
@@ -147,7 +147,7 @@ def check_int8(config: EngineConfig, built: "VllmConfig") -> None:
 
 
 def check_first_chunk(config: EngineConfig, built: "VllmConfig") -> None:
-    """Raise an error if first frames are to be decoded in several processes, or by a family without such frames.
+    """Raise an error if the engine is configured to decode first frames but cannot.
 
     Raises:
         ValueError: The engine has several processes.
@@ -214,10 +214,10 @@ def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None
 
 
 def memory_share(config: EngineConfig, total_bytes: Callable[[], int]) -> dict[str, Any]:
-    """Return vLLM's argument for the share of the GPU's memory that the engine may use; empty if nothing limits it.
+    """Return vLLM's argument for the engine's share of the GPU's memory; empty if no option limits it.
 
-    It is `memory_mb`, or the rest after `reserved_mb` and the memory that processes of other servers or programs hold,
-    which the launcher's environment may name (`HELD_MB`).
+    The share is `memory_mb` or, without this option, all memory except `reserved_mb` and the memory of other programs.
+    The launcher passes the latter in the environment variable `HELD_MB`.
 
     Args:
         config: Configuration, with the memory of the other processes.
@@ -344,7 +344,7 @@ def _has_message(connection: Connection) -> bool:
 
 
 def serve(listener: socket.socket) -> NoReturn:
-    """Import what engines need, then fork a host for each client.
+    """Import the modules that engines need, then fork a host for each client.
 
     Raises:
         RuntimeError: If the imports have initialised a GPU.

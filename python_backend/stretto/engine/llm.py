@@ -90,13 +90,13 @@ class SpeechLLM:
         return asdict(self._stats) | asdict(self._shared.read())
 
     def has_work(self) -> bool:
-        """Return True if the engine has an unfinished request that is not waiting for text or audio."""
+        """Return True if the engine has an unfinished request that is not blocked until more text or audio arrives."""
         shared = self._shared.read()
         waiting = shared.replies_without_words + shared.replies_without_frames
         return self._engine.num_requests > waiting
 
     def shutdown(self) -> None:
-        """Stop the engine and its processes."""
+        """Stop the engine's processes."""
         self._engine.shutdown()
 
     @property
@@ -216,7 +216,7 @@ class SpeechLLM:
 
     @contextmanager
     def place(self, prompt: Prompt, request_id: str, host: str) -> Iterator[Permit]:
-        """Hold the permit of a reply, and its adapter, during the `with` block.
+        """Reserve a permit for a reply, and its adapter, during the `with` block.
 
         Raises:
             InvalidRequest: If there is no such adapter.
@@ -242,7 +242,7 @@ class SpeechLLM:
             self._stats.pairs -= is_guided
 
     def open_text(self, prompt: Prompt, request_id: str, **limits_s: float) -> TextFeed:
-        """Accept further text for a request, and return its feed.
+        """Register a request whose text is still being written, and return the feed for its further text.
 
         Args:
             limits_s: Times of a `TextFeed` that differ from the defaults.
@@ -253,7 +253,9 @@ class SpeechLLM:
         return feed
 
     def _open_feed(self, prompt: Prompt, request_id: str) -> None:
-        """Accept further text or audio for a request; raise NoCapacity if too many live sessions are open."""
+        """Register a request whose text or audio is still arriving; raise NoCapacity if too many live sessions are
+        open.
+        """
         track = self.family.code_track
         if track is None:
             self.open_text(prompt, request_id)
@@ -408,7 +410,7 @@ def _report(
 
 
 def loops_of(prompt: Prompt, family: Family) -> CodeLoops | None:
-    """Return the search for repetitions that end the reply; None if it does not read a complete text aloud."""
+    """Return the detector of repeated codes for a reply; None if the reply does not read a complete text aloud."""
     task = family.task(prompt.task)
     if prompt.is_open or not task.reads_aloud or not task.has_audio_segment or family.layout.latents is not None:
         return None
@@ -422,7 +424,9 @@ def loops_of(prompt: Prompt, family: Family) -> CodeLoops | None:
 
 
 def _trailer_of_loop(utterance: Utterance, sampling: SamplingConfig) -> Trailer:
-    """Return the statistics of a reply that ends at a repetition. Rows that the engine sent after it do not count."""
+    """Return the statistics of a reply that ends because of repeated codes. Rows that the engine sent after the
+    repetition do not count.
+    """
     num_frames = utterance.reply.num_frames
     switches = [change.frame for change in utterance.guidance_changes]
     num_guided_frames = num_guided(switches, num_frames) if sampling.has_pair else 0
@@ -444,7 +448,7 @@ def _finish_reason(prompt: Prompt, utterance: Utterance, trailer: Trailer) -> Fi
 
 
 def free_id(request_id: str | None, active: Collection[str]) -> str:
-    """Return the id of a new request, a random one for None.
+    """Return the id of a new request; if it is None, return a random id.
 
     Raises:
         InvalidRequest: If the id is in use, or not a string.
@@ -463,7 +467,7 @@ async def _end_at_once(*_: Any) -> AsyncGenerator[Output, None]:
 
 
 def _is_timed(prompt: Prompt, family: Family) -> bool:
-    """Return True if the reply's time to first frame is used for the admission limit.
+    """Return True if the admission limit depends on the reply's time to first frame.
 
     Streamed text and a larger first chunk delay the first frame for reasons outside the server.
     """

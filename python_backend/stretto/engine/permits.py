@@ -63,7 +63,7 @@ class FlightLimit:
         return AdmissionRecord(num_sequences, in_flight, self._round)
 
     def record(self, entry: AdmissionRecord, first_frame_s: float) -> None:
-        """Adjust the limit according to a reply's time from admission to its first frame, in seconds."""
+        """Adjust the limit after a reply's first frame, which took `first_frame_s` seconds from admission."""
         if entry.round != self._round:
             return
         is_used = 2 * entry.in_flight >= self.value

@@ -26,8 +26,8 @@ WARM = (
 )
 # Parsers of a model's reply and of calls of tools, with OpenAI's types and FastAPI, which no engine here uses.
 DEFERRED = ("vllm.entrypoints.mcp.tool_server", "vllm.parser.engine.adapters")
-# Further ones on a CPU. Each is only named by a module that engines need, which calls it in cases that do not occur
-# here; if one does, the module is imported.
+# Further modules that are not needed on a CPU. Modules that engines need refer to them, but use them only in cases that
+# do not occur here. On first use, such a module is imported after all.
 DEFERRED_ON_CPU = (
     # compilers of models and kernels
     "torch._dynamo.symbolic_convert",
@@ -69,7 +69,7 @@ def has_preloaded(config: EngineConfig) -> bool:
 
 @contextmanager
 def lean_imports() -> Iterator[None]:
-    """Import only what engines use in the `with` block; must be entered before vllm is imported."""
+    """Within the `with` block, import only modules that engines use; must be entered before vllm is imported."""
     with ExitStack() as block:
         if is_cpu_build():
             import torch

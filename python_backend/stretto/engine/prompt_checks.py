@@ -49,7 +49,7 @@ class Capacity:
         )
 
     def max_sessions(self, rules: SegmentRules) -> int:
-        """Return how many live sessions may be open at the same time.
+        """Return the maximum number of live sessions that may be open at the same time.
 
         Each session keeps a run slot and its KV blocks (see `KvBlocks.sessions`). Where possible, capacity for one
         other reply is left free.
@@ -179,7 +179,7 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
 
 
 def _check_code_track(prompt: Prompt, rules: SegmentRules, width: int) -> None:
-    """Check the recorded codes that a reply reads, `width` codes per row."""
+    """Check the recorded codes that a reply reads row by row, `width` codes per row."""
     size = rules.family.layout.vocab_size
     last = max_frames(prompt, rules)
     if prompt.is_open and not prompt.track:

@@ -139,7 +139,7 @@ GUIDANCE_ON = 2
 
 
 class Trailer(NamedTuple):
-    """Statistics of a finished reply, sent as ids after its last row.
+    """Statistics of a finished reply, which the engine sends after the last row, encoded as ids.
 
     Attributes:
         was_cut: 1 if a length limit ended a segment before the model did, else 0.

@@ -167,7 +167,7 @@ class SegmentRules:
         return min((rows for task in tasks for rows in self.closings(task).values()), default=self.max_model_len)
 
     def audio_ids(self, stream: int) -> list[int]:
-        """Return the sorted ids that output stream `stream` may contain in audio, except end ids.
+        """Return the sorted ids that output stream `stream` may contain in audio, without end ids.
 
         Latent words do not count as ids.
         """
@@ -192,7 +192,7 @@ class SegmentRules:
         return num_rows if schedule is None else schedule.next_step(num_rows)
 
     def redraw_rows(self, sampling: SamplingConfig) -> list[int]:
-        """Return the number of audio rows (`rules.num_audio_rows`) from which on each redraw has new noise.
+        """Return the number of audio rows (`rules.num_audio_rows`) after which each redraw uses new noise.
 
         No earlier frame has a code in these rows. A redraw of the whole reply includes its text.
         """
@@ -244,7 +244,7 @@ class SegmentRules:
 
     @cached_property
     def text_rows(self) -> TextRows | None:
-        """Audio rows with text instead of a frame; None if all audio rows have frames."""
+        """Audio rows that contain text instead of a frame; None if the family has no such rows."""
         text = self.family.text_track
         return None if text is None else text.text_rows
 

@@ -52,7 +52,7 @@ class Stats:
 
 
 class FrameStats:
-    """Frame counts of one reply, added to the shared counters with each chunk."""
+    """Counter of one reply's frames, which adds them to the shared counters with each chunk."""
 
     def __init__(self, stats: Stats, sampling: SamplingConfig):
         self._stats = stats

@@ -132,12 +132,14 @@ def meets_limit(frame, audio_max, position, family):
 
 
 def end_audio(token, is_end, frame, audio_max, position, in_audio, family):
-    """Return stream 0 of an audio row, and True if a limit ends the audio; `is_end` if the sampled id does."""
+    """Return stream 0 of an audio row, and True if a limit ends the audio. `is_end` is True if the sampled id ends
+    it.
+    """
     must_end = meets_limit(frame, audio_max, position, family) & in_audio
     return where(is_end | must_end, family.end_of_audio, token), must_end & (is_end == 0)
 
 
-# ----- noise of rows that are drawn anew
+# ----- noise of rows that are sampled again with another seed
 
 
 def num_audio_rows(position, audio_start, num_codes, family):
@@ -157,7 +159,8 @@ def end_at_frame(token, is_end_frame, in_audio, may_end, family):
 
 
 def count_down(token, is_cut, in_audio, position, first_end, tail_rows, family):
-    """Return stream 0 and `first_end` of a row with a latent, and `is_cut`, which is False if the countdown is over.
+    """Return stream 0 and `first_end` of a row with a latent, and `is_cut`, which becomes False once the countdown is
+    over.
 
     Only the first frame in which speech ends is a `last_frame`. The audio ends `tail_rows` rows later.
     """
@@ -169,7 +172,9 @@ def count_down(token, is_cut, in_audio, position, first_end, tail_rows, family):
 
 
 def is_after_end(in_audio, position, first_end, tail_rows):
-    """Return True in an audio row at least `tail_rows` rows after `first_end`, which is negative for no end."""
+    """Return True for an audio row at least `tail_rows` rows after `first_end`; a negative `first_end` means that
+    speech has not ended.
+    """
     return in_audio & (first_end >= 0) & (position - first_end >= tail_rows)
 
 
@@ -177,7 +182,9 @@ def is_after_end(in_audio, position, first_end, tail_rows):
 
 
 def rows_after_audio(position, audio_start, audio_end, audio_max, family):
-    """Return the number of rows since the end of the audio; if a limit ended it, rows that were cut count, too."""
+    """Return the number of rows since the end of the audio. If a limit ended it, omitted rows of the tail count,
+    too.
+    """
     distance = position - audio_end
     if family.cut_rows > 0:
         is_cut = (audio_end - audio_start >= audio_max) | (audio_end >= family.audio_limit)
@@ -226,7 +233,9 @@ def hide_first(token, family):
 
 
 def hide_other(code, is_hidden, frame, delay, initial, family):
-    """Do the same for another stream. If its first ids are not sampled, all but `initial` are codes of a recording."""
+    """Do the same as `hide_first` for another stream. If its first ids are not sampled, all but `initial` are codes
+    of a recording.
+    """
     if not family.warm_up_is_sampled:
         is_hidden = is_hidden | ((frame < delay) & (code != initial))
     return where(is_hidden, family.pad_id, code)

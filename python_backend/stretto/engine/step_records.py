@@ -36,7 +36,7 @@ class SpeechRequestData(NewRequestData):
         track: Track | None = None,
         state: Sequence[int] = (),
     ) -> "SpeechRequestData":
-        """Return a copy of vLLM's `data` with the request's prompt, rows, text stream and state."""
+        """Return a copy of vLLM's `data`, extended by the request's prompt, rows, text stream and state."""
         stock = {column.name: getattr(data, column.name) for column in fields(NewRequestData)}
         return cls(**stock, prompt=prompt, codes=codes, track=track, state=state)
 
@@ -69,6 +69,6 @@ class SpeechCachedRequests(CachedRequestData):
     def extending(
         cls, data: CachedRequestData, new_text: Mapping[str, NewText], audio_starts: Mapping[str, int]
     ) -> "SpeechCachedRequests":
-        """Return a copy of vLLM's `data` with the new text and the first audio rows of replies."""
+        """Return a copy of vLLM's `data`, extended by the new text and the first audio rows of replies."""
         stock = {column.name: getattr(data, column.name) for column in fields(CachedRequestData) if column.init}
         return cls(**stock, new_text=new_text, audio_starts=audio_starts)

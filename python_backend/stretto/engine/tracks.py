@@ -15,7 +15,7 @@ ENDLESS = 1 << 30
 
 @dataclass(slots=True)
 class Track:
-    """Ids of K input-only streams (text or positions): `ids` from row `first_row`, then `pad_id`.
+    """Ids of K input-only streams (text or positions) of one reply: `ids` from row `first_row` on, then `pad_id`.
 
     Attributes:
         ends_reply: True if the reply ends one row after the last ids.
@@ -89,7 +89,7 @@ class Track:
     def unconditional(self, family: Family) -> "Track | None":
         """Return the track of the unconditional request of a CFG pair; None if its rows already contain the ids.
 
-        It is this track, or only pads if the family hides the text from the unconditional request.
+        The result is this track, or a track of pads if the family hides the text from the unconditional request.
         """
         if 1 + self.lanes.start not in family.unconditional.hidden_streams:
             return self

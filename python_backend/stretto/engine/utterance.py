@@ -51,10 +51,11 @@ def reference_chunk(prompt: Prompt, layout: StreamLayout) -> LMChunk:
 
 
 def num_first_frames(prompt: Prompt) -> int:
-    """Return the number of frames of a reply's first chunk that the engine may decode, too; 0 for none.
+    """Return the number of frames in a reply's first chunk if the engine may decode them as well as the decoder; 0
+    otherwise.
 
-    They depend on nothing else, and the chunk is short. Samples that may not depend on other utterances are left to the
-    decoder, which can decode them alone.
+    The engine decodes them only if the chunk is short and its samples depend on no other frames. If samples may not
+    depend on other utterances, only the decoder decodes them, one utterance at a time.
     """
     policy = prompt.delivery.chunking
     number = policy.silent_frames + policy.least_audible
@@ -64,7 +65,7 @@ def num_first_frames(prompt: Prompt) -> int:
 
 
 def samples_of(numbers: np.ndarray, codes: np.ndarray) -> bytes:
-    """Return the samples that the engine has decoded from a chunk's codes [K, T]; empty if from other codes.
+    """Return the samples that the engine decoded for a chunk with `codes` [K, T]; empty if it decoded other codes.
 
     Args:
         numbers: Codes and samples from the engine, float32 [K * T + n].
@@ -345,7 +346,7 @@ class Utterance:
             yield replace(mark, frame=self._sent_frame(mark.frame))
 
     def _sent_frame(self, frame: int) -> int:
-        """Return the number of frames of the reply that are sent before `frame`, which are not silent."""
+        """Return the number of frames sent before `frame`; omitted and silent frames do not count."""
         return max(0, frame - self._num_silent)
 
     def _timed_words(self) -> list[WordMark]:
@@ -381,7 +382,7 @@ class Utterance:
         return self._sent(self._with_head(last), codes)
 
     def _with_head(self, chunk: Chunk) -> Chunk:
-        """Return `chunk` with what its reader has read and, if it is the reply's first, `alignment` and `sound`."""
+        """Add to a chunk the text that the model has read and, if it is the reply's first, `alignment` and `sound`."""
         chunk = replace(chunk, alignment=self.alignment, sound=self.sound)
         reader = self._reader
         if self._with_progress and isinstance(reader, TimedReader):

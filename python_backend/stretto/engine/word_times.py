@@ -1,4 +1,4 @@
-"""Times of the words of one reply, reported by the model itself, as words of the request's text."""
+"""Word times that the model itself reports, assigned to the words of the request's text."""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from stretto.records.prompt import SourceWord
 
 
 class WordTimes:
-    """Queue of the words of a reply that have begun and were not sent yet.
+    """Queue of the words of a reply that have begun but have not been sent yet.
 
     Args:
         sources: For each of `words`, the word of the request's text; empty if unknown.
@@ -50,7 +50,7 @@ class WordTimes:
         self._num_taken += 1
 
     def _mark(self, index: int, frame: int) -> None:
-        """Record that a spoken word begins at `frame`, unless an earlier one belongs to the same word of the text."""
+        """Record that a spoken word begins at `frame`, unless its word of the text has already begun."""
         source = self._sources[index] if self._sources else None
         key = index if source is None else source
         if self._timed[-1:] == [key]:

@@ -19,7 +19,7 @@ VOCABULARY = "speech_vocabulary"  # key of a checkpoint's config.json
 
 
 class Vocabulary:
-    """Base class for frozen dataclasses with a release's ids and sizes.
+    """Base class of frozen dataclasses that contain a release's ids and sizes.
 
     They are read from `speech_vocabulary` in config.json.
     """
@@ -121,7 +121,7 @@ class DepthSpec:
 
 # Options that a family may take: the beginning of a transcript, which the template writes at the end of the prompt and
 # a `ContinuingReader` reads; the strength of the voice's emotion, a description of the speaking style, the number of a
-# piece of a text that is spoken by several requests, the temperature at which speech moves through its script, and
+# piece of a text that is spoken by several requests, the temperature at which the alignment pointer advances, and
 # transliteration of text in scripts other than Latin, which is otherwise rejected.
 FamilyOption = Literal["beginning", "exaggeration", "instruct", "piece", "script_temperature", "transliterate"]
 Role = Literal["system", "user", "assistant"]
@@ -164,7 +164,7 @@ WRITTEN_DOWN = ("asr", "translate")  # tasks whose replies are the text of a rec
 
 @dataclass(frozen=True)
 class TextRate:
-    """Longest text for a recording, so that a model cannot go on inventing words.
+    """Maximum length of the text for a recording, so that a model cannot continue to invent words.
 
     The defaults are for subwords: about four times as many as in usual speech.
 
@@ -177,7 +177,7 @@ class TextRate:
     rows_per_s: float = 25.0
 
     def max_rows(self, seconds: float) -> int:
-        """Return the largest number of rows of text for a recording."""
+        """Return the maximum number of rows of text for a recording of `seconds` seconds."""
         return self.first_rows + ceil(self.rows_per_s * seconds)
 
 
@@ -193,10 +193,10 @@ class Task:
         has_history: True if user and assistant turns may precede the last turn.
         system: Content that a leading system turn may have; empty if none is allowed.
         voice_roles: Roles of the turns whose recordings are of voices to clone. Silence in them is refused.
-        text_rate: Longest text for the last turn's recording, in tasks that write it down.
-        speech_limits: Longest speech for the last turn's text, in tasks that read it aloud.
-        continues: How a clause of a long text reads the codes of one before it: as `turns`, or as the `voice` in a
-            system turn; empty if it cannot.
+        text_rate: Maximum length of the text, in tasks that transcribe the last turn's recording.
+        speech_limits: Maximum length of the speech, in tasks that read the last turn's text aloud.
+        continues: How the prompt for a clause of a long text contains the codes of an earlier clause: as `turns`, or as
+            the `voice` in a system turn; empty if it cannot.
     """
 
     name: str
@@ -228,12 +228,12 @@ class Task:
 
     @property
     def reads_aloud(self) -> bool:
-        """True if the reply speaks the text of the last turn."""
+        """True if the model reads the text of the last turn aloud."""
         return self.name in READ_ALOUD and self.needs == ("text",)
 
     @property
     def writes_down(self) -> bool:
-        """True if the reply is the text of the last turn's recording."""
+        """True if the reply is a transcript of the last turn's recording."""
         return self.name in WRITTEN_DOWN and not self.speaks
 
     @property
@@ -279,7 +279,7 @@ class Languages:
 
 @dataclass(frozen=True)
 class DrawRules:
-    """Rules by which the ids of a row are sampled.
+    """Family's rules for sampling the ids of a row.
 
     A family with rules of its own has a subclass: a frozen dataclass with its constants, which overrides some members.
     The functions are references (`plugin.lazy`) whose first argument is the rules, because most processes know a family
@@ -313,7 +313,7 @@ class DrawRules:
 
     @property
     def counts_ids(self) -> bool:
-        """True if the penalty needs a table of the ids that a reply contains."""
+        """True if the repetition penalty needs a table of the ids that a reply contains."""
         return self.penalized in ("drawn", "all")
 
     @property
@@ -331,7 +331,7 @@ class DrawRules:
         return None
 
     def sampled_ids(self, ids: Sequence[int]) -> list[int]:
-        """Return the ids that the model may sample, of the sorted `ids` of stream 0 in audio."""
+        """Return those of the sorted `ids` of stream 0 in audio that the model may sample."""
         return list(ids)
 
     def num_text_entries(self, max_rows: int) -> int:
@@ -452,14 +452,16 @@ class Family:
         return has_codes and self.rows_per_frame == 1 and self.has_all_frames and not has_others
 
     def check_plain_frames(self, first_chunk: str) -> None:
-        """Raise CheckpointError unless the engine can decode first chunks, in the mode `first_chunk`."""
+        """Raise CheckpointError unless the engine can decode first chunks with the convolutions of mode
+        `first_chunk`.
+        """
         if not self.has_plain_frames:
             expected = f"null, because {self.name} does not generate one frame of codes with each row"
             raise CheckpointError(f"first_chunk: expected {expected}, got {first_chunk}")
 
     @property
     def has_all_frames(self) -> bool:
-        """True if each audio row is of a frame, and all frames are decoded."""
+        """True if each audio row contains a frame, and all frames are decoded."""
         mechanism = self.mechanism
         text = self.text_track
         has_text_rows = text is not None and text.text_rows is not None
@@ -520,12 +522,14 @@ class Family:
 
     @property
     def reads_text_by_row(self) -> bool:
-        """True if row i of a reply reads id i of a streamed text, if the family has streamed text."""
+        """True if row i of a reply reads id i of a streamed text. False without streamed text."""
         return self.text_track is None or self.text_track.open is None
 
     @property
     def second_ids(self) -> range:
-        """Last ids, of a second text stream that position 0 of the depth transformer reads; empty for most families."""
+        """Ids of a second text stream, the last ids of the vocabulary, which position 0 of the depth transformer
+        reads; empty for most families.
+        """
         num_ids = 0 if self.depth is None else self.depth.num_second_ids
         return range(self.layout.vocab_size)[self.layout.vocab_size - num_ids :]
 

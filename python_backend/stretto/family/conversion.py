@@ -220,7 +220,7 @@ def merged(name: str, edit: Callable[..., Tensor], shapes: Mapping[str, Shape]) 
 
 
 def linear(published: str, ours: str, rows: int, columns: int) -> Plan:
-    """Return the plan of a linear layer's weight and bias; both prefixes have a dot at the end."""
+    """Return the plan of a linear layer's weight and bias; both name prefixes end with a dot."""
     return {
         f"{published}weight": Part(f"{ours}weight", (rows, columns)),
         f"{published}bias": Part(f"{ours}bias", (rows,)),
@@ -228,12 +228,12 @@ def linear(published: str, ours: str, rows: int, columns: int) -> Plan:
 
 
 def concatenated(*tensors: Tensor) -> Tensor:
-    """Return the rows of all tensors in one table."""
+    """Return one table with the rows of all tensors."""
     return torch.cat(tensors)
 
 
 def stacked(*tensors: Tensor) -> Tensor:
-    """Return tensors of one shape as one tensor with a further dimension in front."""
+    """Return one tensor that stacks tensors of equal shape along a new first dimension."""
     return torch.stack(tensors)
 
 
@@ -243,7 +243,7 @@ def check_folded(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
 
 
 def weight_normed(directions: Tensor, norms: Tensor) -> Tensor:
-    """Return the weights of a layer whose directions [N, …] and norms are published.
+    """Return the weights of a layer whose directions [N, …] and norms are published separately.
 
     They are computed in float64, because the last bit of a float32 norm depends on the processor.
     """
@@ -253,9 +253,10 @@ def weight_normed(directions: Tensor, norms: Tensor) -> Tensor:
 
 
 def in_halves(rows: Tensor, head_dim: int) -> Tensor:
-    """Return the rows [H · D, …] of queries or keys in another order within each head: even rows, then odd ones.
+    """Return the rows [H · D, …] of queries or keys, reordered within each head: even rows first, then odd ones.
 
-    Rotary embeddings of the halves of a head then equal those of adjacent pairs in the order before.
+    A rotary embedding that pairs the halves of a head then gives the same result as one that pairs adjacent rows in the
+    original order.
     """
     return rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
 
@@ -356,7 +357,7 @@ Value = TypeVar("Value")
 
 
 def in_lower_case(named: Mapping[Any, Value], where: str) -> dict[Any, Value]:
-    """Return values by name in lower case, because requests name voices and languages in any case.
+    """Return a mapping with its text keys in lower case, because requests name voices and languages in any case.
 
     Args:
         named: Values by name; keys that are not text are kept.

@@ -1,6 +1,6 @@
-"""Turns of requests at the encoders of recordings.
+"""Lock that lets requests use the encoders of recordings one at a time.
 
-One request encodes at a time. A long recording is encoded in chunks; between them, its request passes the turn.
+One request encodes at a time. A long recording is encoded in chunks; between chunks, waiting requests encode first.
 """
 
 import threading
@@ -50,7 +50,7 @@ class EncodingTurns:
 
 @contextmanager
 def cancelled_by(is_cancelled: IsCancelled) -> Iterator[None]:
-    """End encodings in the `with` block once `is_cancelled` returns True."""
+    """Within the `with` block, stop encoding once `is_cancelled` returns True."""
     token = _is_cancelled.set(is_cancelled)
     try:
         yield
@@ -59,7 +59,7 @@ def cancelled_by(is_cancelled: IsCancelled) -> Iterator[None]:
 
 
 def pass_turn() -> None:
-    """Let the requests that wait encode first; raise Cancelled if the client of this one has disconnected."""
+    """Let waiting requests encode first; raise Cancelled if the client of this request has disconnected."""
     if _is_cancelled.get()():
         raise Cancelled("the client has disconnected")
     turns = _turns.get()

@@ -1,4 +1,4 @@
-"""Image encoder whose rows add to several layers and have positions of three parts, and how the backbone reads them."""
+"""Image encoder that also adds rows to the output of layers, and rotary positions of rows with images."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -18,8 +18,8 @@ class ImageEncoder(nn.Module):
 
     Args:
         embed: Function of (tower, adaptor of audio, features, height, width) that returns the rows of an image.
-        backbone: vLLM's model, without its head. Its rows get three positions each (`RowRotation`), and its first
-            layers rows of the encoder.
+        backbone: vLLM's model, without its head. Its rows get three positions each (`RowRotation`). The encoder's rows
+            are added to the output of its first layers.
 
     Attributes:
         levels: Rows that are added to the output of the first L layers in the next step, [L, max rows, H].
@@ -47,7 +47,7 @@ class ImageEncoder(nn.Module):
         self.rotation = RowRotation(backbone, image_format.sections, max_rows)
 
     def forward(self, adaptor: nn.Module, features: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Return the embedding rows [N, H] of one image, and beside them those for L layers, [N, (1 + L) * H].
+        """Return the embedding rows of one image, [N, H], followed by the rows for L layers, [N, (1 + L) * H].
 
         Args:
             features: Encoder input, [F, M].
@@ -58,8 +58,8 @@ class ImageEncoder(nn.Module):
 def positions_of(images: Sequence[InputImage], first: int, last: int) -> NDArray[np.int64]:
     """Return the positions of a request's rows `first` to `last` - 1: time, line and column, int64 [3, n].
 
-    The three are equal in rows without an image. The positions of an image begin after the previous row's, and the row
-    after it continues behind the largest of them:
+    The three are equal in rows without an image. The positions of an image begin after the previous row's, and the
+    position of the next row follows the largest of them:
 
         row       0  1 │ 2  3  4  5  6  7 │ 8      an image of 2 lines of 3 rows
         time      0  1 │ 2  2  2  2  2  2 │ 5

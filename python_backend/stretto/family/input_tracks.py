@@ -23,7 +23,8 @@ class InputTrack(Protocol):
 
 
 class TextRows(NamedTuple):
-    """Audio rows that have text instead of a frame. Codes of stream 0 at the start of such a text are of a recording.
+    """Audio rows that contain text instead of a frame. Codes of stream 0 at the start of such a text belong to a
+    recording.
 
     The text stream of such a row has -1 - i, which refers to entry i of the slot's table
     (`DrawRules.num_text_entries`), because this entry may arrive after the row was sampled.
@@ -72,7 +73,8 @@ class TextTrack:
         return None
 
     def max_text_ids(self, num_rows: int) -> int:
-        """Return the maximum number of text ids, excluding the end id, in a reply of `num_rows` rows before its last.
+        """Return the maximum number of text ids, without the end id, that `num_rows` rows before a reply's last row can
+        read.
 
         Each row reads one id, and the last one the end id, unless there are rows with text.
         """
@@ -94,9 +96,9 @@ class TextTrack:
 class CodeTrack:
     """Input-only streams of a recording's codes: row i of the reply carries frame i, and later rows carry pads.
 
-    Such a reply (text or audio) runs in step with the recording and ends with it. The row after the last frame is the
-    last one before `Family.end_of_reply`, which the model itself never samples. The engine needs to know the codes, so
-    they are encoded before the reply (`Prompt.track`).
+    Such a reply (text or audio) has one row per frame of the recording and ends with it. The row after the last frame
+    is the last one before `Family.end_of_reply`, which the model itself never samples. The engine needs to know the
+    codes, so they are encoded before the reply (`Prompt.track`).
     """
 
     open: ClassVar[Callable[..., Any] | None] = None

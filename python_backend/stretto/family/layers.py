@@ -80,7 +80,7 @@ class LlamaLayers(Layers):
     def _with_newer_keys(cls, record: Any) -> Any:
         if not isinstance(record, Mapping):
             return record
-        record = {name: value for name, value in record.items() if value is not None}  # as if they were left out
+        record = {name: value for name, value in record.items() if value is not None}  # treated as missing
         if record.keys().isdisjoint(("rope_theta", "rope_scaling")) or "rope_parameters" in record:
             return record
         default = None if cls.defaults is None else cls.defaults.default_theta
@@ -92,7 +92,7 @@ class LlamaLayers(Layers):
 
     @model_validator(mode="after")
     def _check_width(self) -> Self:
-        if self.hidden_size % self.num_attention_heads:  # which vLLM's layers reject
+        if self.hidden_size % self.num_attention_heads:  # vLLM's layers reject it
             expected = f"a multiple of {self.num_attention_heads} (num_attention_heads)"
             raise InvalidRequest("hidden_size", expected, self.hidden_size)
         return self

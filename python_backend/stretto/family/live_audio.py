@@ -23,7 +23,7 @@ class FrameIds:
     def __init__(self, first_ids: Sequence[int], delays: Sequence[int] = (), initial: Sequence[int] = ()):
         self._first_ids = np.array(first_ids)
         self._delays = tuple(delays) or (0,) * len(first_ids)
-        self._before = np.repeat(np.array([initial or first_ids]), max(self._delays), 0)  # frames that rows still need
+        self._before = np.repeat(np.array([initial or first_ids]), max(self._delays), 0)  # frames that later rows need
 
     def push(self, codes: np.ndarray) -> np.ndarray:
         """Add frames of codes [K, n], and return the rows that they complete, int32 [n, K]."""

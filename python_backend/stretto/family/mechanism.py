@@ -1,4 +1,6 @@
-"""Parts of a family that most families lack, in that family's own folder. The engine calls them at fixed points."""
+"""Optional parts of a family, which most families lack. Their code is in the family's folder, and the engine calls
+it at fixed points.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -96,7 +98,7 @@ class RowSteps(ABC):
 
 
 class CollectedStates(Protocol):
-    """Hidden states of a prompt's rows, which the scheduler collects from the steps that compute it."""
+    """Hidden states of a prompt's rows, which the scheduler collects over several steps."""
 
     def put(self, rows: np.ndarray) -> None:
         """Add states, float32 [n, 1 + H], with positions in column 0. States of known positions do not change."""

@@ -1,4 +1,4 @@
-"""Limits of options that only a family knows; the schema has the range of each number."""
+"""Checks of option values that depend on the family; the schema has the range of each number."""
 
 from stretto.errors import InvalidRequest, shown
 from stretto.family.base import Family, Task

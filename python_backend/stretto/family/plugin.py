@@ -175,7 +175,7 @@ def with_defaults(family: Family, record: object) -> Family:
 
 
 def _over(defaults: SamplingConfig, record: Mapping[str, Any]) -> SamplingConfig:
-    """Return the defaults of a task, overridden by `record`."""
+    """Return a task's sampling defaults, overridden by `record`."""
     text, audio = (_segment(getattr(defaults, name), record.get(name, {})) for name in SEGMENTS)
     sampling = record.get("depth")
     depth = defaults.depth
@@ -186,7 +186,7 @@ def _over(defaults: SamplingConfig, record: Mapping[str, Any]) -> SamplingConfig
 
 
 def _segment(defaults: SegmentSampling, record: Mapping[str, Any]) -> SegmentSampling:
-    """Return the defaults of a segment, overridden by `record`.
+    """Return the sampling defaults of a segment, overridden by `record`.
 
     A segment with greedy defaults stays greedy.
     """
@@ -287,7 +287,7 @@ def family_at(checkpoint: Path) -> Family:
 
 
 def all_layers_slide(layer_types: Iterable[str] | None) -> bool:
-    """Return True if all layers of a backbone have a sliding window (`layer_types` of config.json; None for none)."""
+    """Return True if all layers of a backbone have a sliding window, given `layer_types` of config.json or None."""
     return {*(layer_types or ())} == {"sliding_attention"}
 
 

@@ -1,4 +1,6 @@
-"""Pronunciation dictionaries of a family: how it writes phonemes, and the text's words for replaced ones."""
+"""Pronunciation dictionaries of a family: phonemes in its notation, and the mapping of replaced words to the
+original text.
+"""
 
 from collections import deque
 from collections.abc import Iterable
@@ -87,7 +89,7 @@ class SourceWords:
 
     def __init__(self) -> None:
         self._changes = deque[Replacement]()
-        self._shift = 0  # from places in the text to speak to places in the original text
+        self._shift = 0  # from positions in the text to speak to positions in the original text
         self._sources = list[SourceWord]()
         self._first = 0  # index of the first word that has the last source
 

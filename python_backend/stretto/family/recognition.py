@@ -31,7 +31,7 @@ CODEC_FROM_COMPANION = (
 
 
 class _PlainLoader(SAFE_LOADER):
-    """Reads values with tags, such as those of hyperpyyaml, as None."""
+    """YAML loader that reads values with tags, such as those of hyperpyyaml, as None."""
 
 
 _PlainLoader.add_multi_constructor("", lambda loader, suffix, node: None)
@@ -75,7 +75,9 @@ class Listing:
         return (index, *sorted(names)) if names and names <= self.names else ()
 
     def beside(self, suffixes: tuple[str, ...]) -> Iterator[tuple[str, str, list[str]]]:
-        """Yield each YAML file with its folder (empty, or ending with `/`) and the files there with these suffixes."""
+        """Yield each YAML file with its folder (empty, or ending with `/`) and the files in that folder that have
+        these suffixes.
+        """
         for name in sorted(self.names):
             folder = name[: name.rfind("/") + 1]
             if name.endswith(".yaml"):
@@ -137,7 +139,8 @@ def unexpected(path: str, expected: str, value: object) -> str:
 
 @dataclass(frozen=True)
 class OneRelease:
-    """Recognition of repositories that are one release each, by the fields of config.json: a `recognise` function.
+    """Function `recognise` for repositories that contain one release each, which it identifies by fields of
+    config.json.
 
     Attributes:
         refused: Reasons to refuse other values of `model_type`.

@@ -1,4 +1,4 @@
-"""Sections of a release's config as classes: published names of fields, with the ranges of their values."""
+"""Sections of a release's config as classes with the published names of fields and the ranges of their values."""
 
 from collections.abc import Mapping
 from operator import attrgetter
@@ -108,7 +108,7 @@ def _range(schema: Mapping[str, Any]) -> str:
 def _followed(root: Mapping[str, Any], location: tuple[int | str, ...]) -> tuple[list[str], Mapping[str, Any]]:
     """Return the path and the JSON schema of the value at a location, given the schema of the whole section.
 
-    Locations in unions end with a step that is part of no path.
+    In a union, the last step of a location is not part of the path.
     """
     path: list[str] = []
     schema = root

@@ -1,4 +1,4 @@
-"""Family of a served checkpoint for requests: if it has a speaker, a combination of writer and speaker."""
+"""Family of a served checkpoint as requests use it: with a speaker, a combination of writer and speaker."""
 
 from dataclasses import replace
 from pathlib import Path

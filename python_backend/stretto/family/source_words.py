@@ -53,7 +53,7 @@ def _aligned(alone: Sequence[str], spoken: Sequence[str]) -> list[int]:
 
 
 def _spans(units: list[re.Match[str]], is_word: list[bool], owners: set[int]) -> dict[int, tuple[int, int]]:
-    """Return the span of each unit in `owners`, with the words after it that own nothing.
+    """Return the span of each unit in `owners`, extended by the following words that belong to no unit.
 
     The first span also contains such words before it.
     """
@@ -73,7 +73,7 @@ def _trimmed(text: str, start: int, end: int) -> SourceWord:
     span = text[start:end]
     word = span.strip(EDGES)
     if not any(map(str.isalnum, word)):
-        word = span  # a sign such as ">="
+        word = span  # a sign such as ">=", which has no letters
     start += span.index(word)
     end = start + len(word)
     if INITIALS.fullmatch(word) and text.startswith(".", end):

@@ -1,4 +1,4 @@
-"""Limits of speech that reads a text aloud."""
+"""Maximum length of speech that reads a text aloud."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -8,7 +8,7 @@ from stretto_contract.spoken_units import pauses_s, spoken_units
 
 @dataclass(frozen=True)
 class SpeechLimits:
-    """Limits of speech that reads a text aloud, at which a reply stops even if the model misses its end.
+    """Maximum length of speech that reads a text aloud. A reply stops there even if the model misses its end.
 
     The defaults are for any voice and style: a third of the usual speed, some seconds for breaths and pauses, and no
     sound that is held for seconds.

@@ -1,4 +1,4 @@
-"""Token ids for the text in prompts and replies: limits, incremental tokenization, and conversion back to text."""
+"""Text in prompts and replies: its limits, incremental tokenization, and conversion of ids back to text."""
 
 import codecs
 import itertools
@@ -226,7 +226,8 @@ def check_text(text: str, path: str, max_chars: int) -> None:
 
 
 def check_no_markers(ids: Sequence[int], markers: Mapping[int, str], path: str) -> None:
-    """Check that a text has no marker. A tokenizer finds a marker in a text if the release does not call it special.
+    """Raise an error if a text contains a marker. A tokenizer recognises a marker in a text unless the release declares
+    it special.
 
     Raises:
         InvalidRequest: If an id is a marker.
@@ -301,7 +302,8 @@ class TextStream:
         return ids
 
     def _split(self) -> tuple[list[int], list[bytes], list[int]]:
-        """Return the pending text's tokens, their bytes, and the byte offsets of pre-tokens that are not just spaces.
+        """Split the pending text; return its tokens, their bytes, and the byte offsets of pre-tokens that do not
+        consist only of spaces.
 
         The pending text is replaced by its normalised form.
         """
@@ -426,7 +428,7 @@ class ContinuingReader(TextReader, Protocol):
 
 @runtime_checkable
 class PassageReader(TextReader, Protocol):
-    """Reader of a transcript that names the times and the speaker of each of its passages."""
+    """Reader of a transcript in which the model states the times and the speaker of each passage."""
 
     def pop_passages(self) -> list[Passage]:
         """Remove and return the passages that are complete since the last call."""

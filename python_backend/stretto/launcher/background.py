@@ -1,6 +1,7 @@
 """Background server on this machine: pid file handling, and start on demand.
 
-A start that is not complete ends with the process that has begun it, so that an interrupted command leaves no server.
+If the process that starts a server ends before the server is ready, the launcher ends as well. An interrupted command
+therefore leaves no server behind.
 """
 
 import fcntl
@@ -143,7 +144,7 @@ STARTER = "STRETTO_STARTER"  # environment variable of a launcher: pid of the pr
 
 
 def end_with_starter() -> None:
-    """Make this launcher end if the process that has started it in the background ends before the server is ready.
+    """Make this launcher end if the process that started it in the background ends before the server is ready.
 
     It gets SIGTERM, so its handlers must be installed. A launcher that a user has started is not affected.
     """
@@ -152,7 +153,7 @@ def end_with_starter() -> None:
 
 
 def outlive_starter() -> None:
-    """Make this launcher, whose server is ready, outlive the process that has started it."""
+    """Keep this launcher, whose server is ready, running after the process that started it ends."""
     if os.environ.pop(STARTER, None) is not None:
         outlive_parent()
 
@@ -222,7 +223,7 @@ class BackgroundServer:
         return f"localhost:{self.port + 1}"
 
     def is_running(self) -> bool:
-        """Return True if a server runs, which may not be ready; wait as long as another process starts or stops it.
+        """Return True if a server runs, even if it is not ready; wait while another process starts or stops it.
 
         Raises:
             LaunchError: If another model's server uses the port.
@@ -249,7 +250,9 @@ class BackgroundServer:
         return read(default_pid_file(self.port, self.folder))
 
     def check_model(self) -> None:
-        """Raise LaunchError if the port has a model other than `repository`, or another program."""
+        """Raise LaunchError if the port is used by a server of a model other than `repository`, or by another
+        program.
+        """
         if self.repository is None:
             return
         record = self.record()
@@ -277,7 +280,7 @@ class BackgroundServer:
 
     @staticmethod
     def _serves(record: dict[str, Any]) -> bool:
-        """Return True if the server of a pid file's record is ready, apart from the gateway."""
+        """Return True if the server in a pid file's record is ready, apart from the gateway."""
         return record["state"] == "ready" or record.get("serves") is True
 
     def _state(self) -> str | None:

@@ -69,7 +69,7 @@ def serve(config: LaunchConfig) -> int:
         reason = f"cannot write {SHARED_MEMORY} ({error.strerror}), which the server needs for shared memory"
         raise LaunchError(f"{reason}: mount a tmpfs there, in a container with --shm-size or --ipc=host") from None
     try:
-        with suppress(OSError):  # without the link, only `stretto ps` does not find this launcher
+        with suppress(OSError):  # without the link, `stretto ps` does not find this launcher; nothing else fails
             launch.pid_file_link.symlink_to(config.pid_file.absolute())
         return Supervisor(*with_plain_paths(config, launch), launch, waits).run()
     finally:
@@ -87,7 +87,7 @@ def check_environments_folder(folder: Path) -> None:
 
 
 def with_plain_paths(config: LaunchConfig, launch: Launch) -> tuple[LaunchConfig, Installation]:
-    """Return the config and the installation, with links in place of paths that Triton does not accept.
+    """Return the config and the installation with links instead of paths that Triton does not accept.
 
     Raises:
         LaunchError: If a folder cannot be written, or no server is installed.
@@ -107,7 +107,7 @@ def with_plain_paths(config: LaunchConfig, launch: Launch) -> tuple[LaunchConfig
 
 
 def cannot_write(error: OSError, config: LaunchConfig, choice: str) -> LaunchError:
-    """Return the error for a file, or for the cache folder if `error` names none, that cannot be written."""
+    """Return the error for a path that cannot be written: the file that `error` names, or else the cache folder."""
     return LaunchError(f"cannot write {error.filename or config.cache} ({error.strerror or error}): choose {choice}")
 
 

@@ -196,7 +196,7 @@ def add_time_limits(flags: argparse.ArgumentParser) -> None:
 
 
 def marker_name(text: str) -> str:
-    """Check that a marker is installed."""
+    """Return the name of a marker; raise an error if the marker is not installed."""
     if entry_points.find(entry_points.MARKERS, text) is None:
         raise argparse.ArgumentTypeError(f"expected one of {entry_points.names(entry_points.MARKERS)}, got {text!r}")
     return text

@@ -1,4 +1,4 @@
-"""Faults of processes, as the launcher's watches report them."""
+"""Faults of processes, as reported by the launcher's detectors."""
 
 import time
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
-"""First requests of a server: one of them must pass all of its models before the server is reported as ready.
+"""First requests of a server. One of them must pass through all models before the server is reported as ready.
 
 A server whose models are loaded may still be unable to speak: a kernel fails to compile, memory is exhausted by the
-first step, or a process hangs. The first request also takes the time of everything that is prepared at first use.
+first step, or a process hangs. It also triggers all preparations that happen at first use, so that clients do not wait
+for them.
 """
 
 import http.client
@@ -101,7 +102,8 @@ class RequestFailed(Exception):
 class FirstRequest:
     """Sends the first requests of a server and receives their replies without blocking the caller.
 
-    An invalid request is followed by the next one. A server that is full works on requests of others, which suffices.
+    An invalid request is followed by the next one. A server that is full is serving other requests, and therefore
+    works.
     """
 
     def __init__(self, requests: list[dict[str, Any]], connect: Connect) -> None:
@@ -121,7 +123,10 @@ class FirstRequest:
         """
         try:
             return self._advance()
-        except (OSError, http.client.HTTPException):  # the server is too busy, or ends: its processes are watched
+        except (
+            OSError,
+            http.client.HTTPException,
+        ):  # the server is too busy, or ends: its watch finds that
             self.close()
             return False
 
@@ -142,7 +147,7 @@ class FirstRequest:
         self._call.request("POST", GENERATE, json.dumps(request), {"Connection": "close"})
 
     def _is_answered(self) -> bool:
-        """Return True if the complete response is the reply, or the refusal of the last request."""
+        """Return True if the complete response is a reply, or refuses the last request."""
         received = self._received
         self.close()
         try:

@@ -171,7 +171,7 @@ class ProxyProcess:
         return IDLE in self._reports
 
     def has_woken(self) -> bool:
-        """Return True, once, if a request needs the server that sleeps."""
+        """Return True, once, if a request needs the sleeping server."""
         self._read_reports()
         is_needed = WAKE in self._reports
         self._reports.discard(WAKE)

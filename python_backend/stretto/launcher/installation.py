@@ -21,7 +21,7 @@ PLAIN = re.compile(r"[A-Za-z0-9_./+@%=:,-]+")
 
 
 def plain_path(path: Path, folder: Path, name: str) -> Path:
-    """Return `path` if a shell reads it as one word of plain ASCII; otherwise return a new link to it."""
+    """Return `path` if a shell parses it as one word of plain ASCII; otherwise return a new link to it."""
     if PLAIN.fullmatch(str(path)):
         return path
     link = folder / name
@@ -85,7 +85,7 @@ def home_folder() -> Path | None:
     named = os.environ.get("HOME", "")
     try:
         home = named if os.path.isabs(named) else pwd.getpwuid(os.getuid()).pw_dir
-    except KeyError:  # as in a container that runs with an arbitrary user id
+    except KeyError:  # for example, in a container that runs with an arbitrary user id
         return None
     return Path(home) if os.path.isabs(home) else None
 
@@ -171,7 +171,7 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": str(LARGE),
     "MALLOC_ARENA_MAX": "2",
 }
-# For processes that compute: the settings of `stub.keep_large_memory`.
+# Settings of `stub.keep_large_memory`, for processes that compute.
 OFFLINE = {
     "HF_HUB_OFFLINE": "1"
 }  # checkpoints are local folders; only the user's environment allows questions to a hub

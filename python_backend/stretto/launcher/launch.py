@@ -103,7 +103,9 @@ class Launch:
 
     @property
     def work_folder(self) -> Path:
-        """Empty current folder of the processes, which would import modules from the user's."""
+        """Empty folder in which processes are started, because they would import modules from the user's current
+        folder.
+        """
         return self.folder / "work"
 
     @property
@@ -181,7 +183,7 @@ def pid_files(directory: Path = SHARED_MEMORY) -> list[Path]:
     """Return the paths of the pid files of this user's launcher instances; some may have died."""
     paths = []
     for link in sorted(directory.glob(f"{PREFIX}*.run/{PID_FILE_LINK}")):
-        with suppress(OSError):  # its launcher ends, or it is no link
+        with suppress(OSError):  # its launcher is ending, or it is not a link
             if link.lstat().st_uid == os.geteuid():
                 paths.append(link.readlink())
     return paths

@@ -180,7 +180,8 @@ class LaunchLog:
 
         Args:
             path: Path of the log; None for standard output.
-            folder: Current folder of the processes, which would import modules from the user's; None for that one.
+            folder: Folder in which processes are started, because they would import modules from the user's current
+                folder; None for that one.
         """
         self._log = LogFile(path)
         self._folder = folder

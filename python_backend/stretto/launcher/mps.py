@@ -79,7 +79,7 @@ def stop(launch: Launch) -> None:
 
 
 def client_environment(launch: Launch) -> dict[str, str]:
-    """Return the environment variables that point to the launcher's own daemon; empty if it has none."""
+    """Return the environment variables with which processes find the launcher's own daemon; empty if it has none."""
     folder = _folder(launch)
     return {PIPES: str(folder), LOGS: str(folder)} if folder.is_dir() else {}
 

@@ -42,8 +42,8 @@ class Pulse:
     def prepare(self) -> dict[str, str]:
         """Create the socket of the next process; return the environment variables for its descriptors.
 
-        A listening socket that the last process left is passed on, unless that process never worked: its clients are
-        then refused, and need not wait.
+        A listening socket that the last process has left is passed on. If that process never worked, the socket is
+        closed, so that clients are refused at once.
         """
         self._poll()
         self._close_channel()

@@ -83,12 +83,12 @@ class Replicas:
             [sys.executable, "-P", "-m", "stretto", "serve", *words_of(config)],
             env=environment | self._shares[number].environment(),
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C is for the first launcher, which stops the others in its order
+            start_new_session=True,  # Ctrl-C must reach only the first launcher, which stops the others
             preexec_fn=partial(_begin, self._shares[number].cores),
         )
 
     def keep_alive(self) -> None:
-        """Start the launchers again that have ended."""
+        """Restart launchers that have ended."""
         for number, process in enumerate(self._processes):
             has_ended = process is None or process.poll() is not None
             if has_ended and time.monotonic() - self._started[number] > RESTART_S:

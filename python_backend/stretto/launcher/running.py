@@ -1,4 +1,4 @@
-"""Servers of this user that are running, with the memory and the requests of each."""
+"""This user's running servers, with the memory and the number of requests of each."""
 
 import re
 from collections.abc import Iterable

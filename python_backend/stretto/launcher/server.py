@@ -118,7 +118,7 @@ class ModelRestart:
                 raise LaunchError(", ".join(missing))
 
 
-# More than 64 streams use. WORKAROUND(triton python_backend, unproved): a stub may crash while its region grows.
+# More than 64 streams need. WORKAROUND(triton python_backend, unproved): a stub may crash while its region grows.
 REGION_BYTES = 16 << 20
 MAX_MODEL_RESTARTS = 8  # per server process: see `restart_models`
 BAD_USAGE = re.compile(r"tritonserver: (unrecognized )?option '")  # followed by pages of usage text

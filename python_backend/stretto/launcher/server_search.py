@@ -14,7 +14,7 @@ from stretto.launcher.installation import CONTAINER_SERVER, Installation, Launch
 # default. The proxy decides which clients may use it.
 OPTIONAL_FLAGS = ("--allow-client-shm=true",)
 HELP_S = 60.0
-TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}  # whatever the locale is
+TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}  # independent of the locale
 FLAG = re.compile(r"^\s*(--[a-z][a-z0-9-]*)", re.MULTILINE)
 VERSION = re.compile(r"(\d+)\.(\d+)\.")
 VERSION_FILE = "TRITON_VERSION"  # in the folder of an installed server

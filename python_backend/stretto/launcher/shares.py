@@ -1,4 +1,4 @@
-"""Shares of this machine: the GPU, or the cores, that each replica of a server gets."""
+"""Assignment of this machine's GPUs or cores to the replicas of a server."""
 
 import argparse
 import os
@@ -38,7 +38,9 @@ def number_of_replicas(text: str) -> int | str:
 
 
 def visible_gpus() -> list[str]:
-    """Return this machine's GPUs as CUDA_VISIBLE_DEVICES names them; only those that it names, if it is set."""
+    """Return this machine's GPUs in the notation of CUDA_VISIBLE_DEVICES. If that variable is set, return only its
+    GPUs.
+    """
     named = os.environ.get(VISIBLE)
     if named is None:
         return [str(gpu.number) for gpu in gpus()]

@@ -254,7 +254,7 @@ class Supervisor:
         """Serve until a signal requests a stop; return 0."""
         wait_for_ports(self._config.ports)
         for number in range(1, len(self._config.shares)):
-            wait_for_ports(replica_config(self._config, number).ports)  # the gateway would send requests to a stranger
+            wait_for_ports(replica_config(self._config, number).ports)  # or the gateway would use another program
         self._log = LaunchLog(self._config.log_file, self._launch.work_folder)
         try:
             self._front_ends = FrontEndProcesses(self._config, self._installation, self._launch, self._log)
@@ -281,7 +281,7 @@ class Supervisor:
                 server = self._sleep()
 
     def _serve_with(self, server: TritonServer) -> Fault | None:
-        """Keep a server until a signal, a fault or its sleep; end it and return the fault, if any."""
+        """Watch a server until a signal, a fault or its sleep; end it and return the fault, if any."""
         try:
             fault = self._keep(server)
             if fault is not None:
@@ -299,7 +299,7 @@ class Supervisor:
             self._end(server)
 
     def _sleep(self) -> TritonServer | None:
-        """Start a server once a request needs it, and return it when it is ready; return None after a signal.
+        """Wait until a request needs a server, start one, and return it when it is ready; return None after a signal.
 
         A start that fails is not repeated before another request needs the server.
         """
@@ -386,7 +386,7 @@ class Supervisor:
         return True
 
     def _keep(self, server: TritonServer) -> Fault | None:
-        """Watch a server and restart models until a fault requires a new server; return it.
+        """Watch a server and restart models until a fault requires a new server.
 
         Returns:
             The fault, or None after a signal or once the server is idle.
@@ -415,7 +415,7 @@ class Supervisor:
         return True
 
     def _wait(self, server: TritonServer) -> Fault | None:
-        """Watch the server; return its first fault, or None if before that a signal arrives or the server is idle."""
+        """Watch the server; return its first fault, or None if a signal arrives or the server becomes idle first."""
         pending = PendingFault()
         while not self._waits.num_signals and not self._front_ends.proxy.is_idle():
             fault = server.wait(CHECK_INTERVAL_S) or server.dead_stub(self._front_ends.unhealthy_model())
@@ -435,7 +435,7 @@ class Supervisor:
         return None
 
     def _pause(self, reason: str) -> None:
-        """Report a failure and wait before the next start, as `BackOff` requires."""
+        """Log a failure and wait before the next start, as `BackOff` requires."""
         delay_s = self._back_off.next_delay_s()
         log_line(f"{reason}; the next start is in {delay_s:g} s" if delay_s else reason)
         self._publisher.record("waiting", reason)

@@ -1,6 +1,6 @@
 """Deferred imports: modules of a library that are imported only when one of their objects is used.
 
-A library may import modules at its top whose objects it only names, for example in annotations, or uses in few cases. A
+A library may import modules whose objects it uses only in annotations, or in few cases. A
 deferred module has a stand-in for each of its names. It is imported when an object is called, subclassed, compared
 with an instance, or asked for an attribute; the stand-in then does what the object does.
 
@@ -36,7 +36,7 @@ class DeferredObject:
         return (self._object(),)
 
     def __instancecheck__(self, instance: object) -> bool:
-        # nobody has made an instance of a class whose module is not imported
+        # no instance can exist of a class whose module is not imported
         return self._module in sys.modules and isinstance(instance, self._object())
 
     def __subclasscheck__(self, subclass: type) -> bool:
@@ -74,7 +74,9 @@ def deferred(names: Iterable[str]) -> Iterator[None]:
 
 @contextmanager
 def hidden(name: str) -> Iterator[None]:
-    """Let imports of a module fail in the `with` block, as if it was not installed; it must not have been imported."""
+    """Make imports of a module fail in the `with` block, as if it was not installed; it must not have been imported
+    before.
+    """
     if name in sys.modules:
         raise RuntimeError(f"{name} was imported before it could be hidden")
     sys.modules[name] = None  # type: ignore[assignment]  # Python's mark of a module that cannot be imported

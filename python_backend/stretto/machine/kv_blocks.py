@@ -1,10 +1,10 @@
-"""Number of KV blocks that a request or a live session holds."""
+"""Number of KV blocks that a request or a live session occupies."""
 
 from typing import NamedTuple, Self
 
 
 def blocks_in_window(num_rows: int, block_size: int, window: int | None, num_in_flight: int) -> int:
-    """Return the maximum number of KV blocks that a request of `num_rows` rows holds at any time.
+    """Return the maximum number of KV blocks that a request of `num_rows` rows occupies at any time.
 
     Args:
         num_rows: Number of rows, including the prompt.

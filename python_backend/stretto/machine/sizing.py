@@ -1,8 +1,8 @@
-"""Estimate of the memory that a language model, its codec and the server need on a GPU, and of the KV cache on a CPU.
+"""Estimates of the memory that a language model, its codec and the server need on a GPU, and of the KV cache on a CPU.
 
-The KV cache has the longest reply of each stream. All assumptions are constants in this module. `Needs` divides the
-memory of a GPU between the language model and the other processes: the decoder, the preprocessor and the server need
-the same on every GPU (`Needs.reserved`), and the language model gets the rest when it starts
+The KV cache is sized for the longest reply of each stream. All assumptions are constants in this module. `Needs`
+divides the memory of a GPU between the language model and the other processes: the decoder, the preprocessor and the
+server need the same on every GPU (`Needs.reserved`), and the language model gets the rest when it starts
 (`EngineConfig.reserved_mb`), in whatever order the processes start.
 
 The module imports no torch, because `stretto run` estimates with it whether a release fits before it is installed.
@@ -128,7 +128,7 @@ class Backbone(Shape):
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes that are read to generate a frame of one stream: weights, and the KV cache of its rows."""
+        """Number of bytes that are read to generate a frame of one stream: weights, and the KV cache of its rows."""
         numbers = self.layer_weights + self.head_columns * self.hidden
         if self.depth is not None:
             numbers += self.depth.passes * (self.depth.layer_weights + self.depth.columns * self.depth.hidden)
@@ -258,7 +258,7 @@ class Needs:
 
     @property
     def engine(self) -> int:
-        """Least memory of the language model."""
+        """Minimum memory of the language model."""
         return engine_bytes(self.weights, self.tables + self.cache)
 
     @property

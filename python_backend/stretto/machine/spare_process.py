@@ -1,4 +1,4 @@
-"""Spare process: it has imported modules in advance, and forks processes that run a program as `python -m` does.
+"""Spare process, which has imported modules in advance and forks processes that run a program as `python -m` does.
 
     python -P -m stretto.machine.spare_process NAME DESCRIPTOR MODULE…
 
@@ -45,7 +45,7 @@ def listen(path: Path) -> socket.socket:
 
 def locate_title() -> None:
     """Find the title of this process in its memory; must be called before the environment changes."""
-    with suppress(ImportError):  # without it, no process sets its title
+    with suppress(ImportError):  # without this package, processes keep their titles
         import setproctitle
 
         setproctitle.getproctitle()
@@ -88,7 +88,7 @@ def _run(connection: socket.socket, spare: int) -> NoReturn:
                 os._exit(code)
         os.setsid()
         _set_title([program["module"], *program["arguments"]])
-        connection.sendall(b"%d\n" % os.getpid())  # fails if the client has not waited
+        connection.sendall(b"%d\n" % os.getpid())  # fails if the client has disconnected
         code = _exit_code(program["module"], program["arguments"])
         connection.sendall(b"%d\n" % code)
     except OSError:
@@ -98,12 +98,14 @@ def _run(connection: socket.socket, spare: int) -> NoReturn:
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], socket.socket]:
-    """Return a client's program, with its descriptors and environment in place, and the moved connection."""
+    """Return a client's program, after setting up its descriptors and environment, and the connection on its new
+    descriptor.
+    """
     _, received, _, _ = socket.recv_fds(connection, 1, MAX_DESCRIPTORS)
     with os.fdopen(received.pop(0), "rb") as file:
         program = json.loads(file.read())
     targets = program["descriptors"]
-    above = max([2, *targets]) + 1  # so that no descriptor is overwritten before its turn
+    above = max([2, *targets]) + 1  # so that no descriptor is overwritten before it is moved
     moved = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, above) for number in received]
     connected = socket.socket(fileno=fcntl.fcntl(connection, fcntl.F_DUPFD_CLOEXEC, above))
     for number in [*received, connection.detach()]:
@@ -131,7 +133,8 @@ def _set_title(words: Sequence[str]) -> None:
 
 def _exit_code(module: str, arguments: Sequence[str]) -> int:
     """Run a module as the main program, and return its exit code."""
-    warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)  # it has been imported, as intended
+    # `runpy` warns because the module has already been imported, which is intended.
+    warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
     sys.argv = ["", *arguments]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -23,7 +23,7 @@ ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
-POLL_S = 0.5  # between questions whether a job is cancelled; during a shorter job, the process is not replaced
+POLL_S = 0.5  # between checks whether a job is cancelled; during a shorter job, the process is not replaced
 START_S = 300.0  # for imports and loading models, on a machine that is busy starting the server
 
 

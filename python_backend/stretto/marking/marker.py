@@ -25,7 +25,7 @@ class MarkerStream(Protocol):
 
         Returns:
             float32 samples [m]. A marker that looks ahead holds samples back, and returns them after later calls; in
-            total, it returns as many as it gets.
+            total, it returns as many samples as it receives.
         """
         ...
 

@@ -195,7 +195,7 @@ LONG_NICENESS = 10  # nice level of long recordings, so that active streams have
 
 
 class ReaderProcess(Protocol):
-    """Part of the AudioProcess interface that a lane uses."""
+    """Interface of AudioProcess that a lane uses."""
 
     read: Callable[..., np.ndarray]
     """An AudioReader that ends its job once the function `is_cancelled` returns True."""

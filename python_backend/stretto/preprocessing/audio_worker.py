@@ -34,8 +34,8 @@ from stretto.preprocessing.file_size import check_file_size
 from stretto.preprocessing.images import READABLE as READABLE_IMAGES
 from stretto.preprocessing.images import read_image
 
-# CPU time of a job in seconds, so that an endless loop in a decoder ends only this process. A recording has also this
-# share of its longest duration. The largest image takes 0.5 s, an hour of AAC 10 s.
+# CPU time of a job in seconds, so that an endless loop in a decoder ends only this process. For a recording, the limit
+# also includes this share of its maximum duration. The largest image takes 0.5 s, an hour of AAC 10 s.
 MAX_CPU_S = 10
 MAX_CPU_SHARE = 0.02
 MAX_MEMORY_BYTES = 2 << 30  # address space; a 70 KB MP4 file can declare tables of several gigabytes
@@ -214,7 +214,7 @@ class AudioProcess:
 
     @contextmanager
     def _given(self, data: memoryview) -> Iterator[None]:
-        """Give the process the audio of a job; release the memory at the end of the `with` block."""
+        """Write the audio of a job to the shared memory; release the memory at the end of the `with` block."""
         self._process.start_again_if_ended()
         try:
             os.ftruncate(self._process.memory, len(data))

@@ -1,7 +1,7 @@
-"""Decoders of audio files: libsndfile, and FFmpeg (PyAV) for what libsndfile cannot read.
+"""Decoders of audio files: libsndfile, and FFmpeg (PyAV) for files that libsndfile cannot read.
 
-Channels are mixed block by block, to save memory. Files come from strangers, so a server runs this code only in an
-audio process (`audio_worker.py`), whose time and memory are limited. PyAV is imported on first use.
+Channels are mixed block by block, to save memory. Files are untrusted, so a server runs this code only in an audio
+process (`audio_worker.py`), whose time and memory are limited. PyAV is imported on first use.
 """
 
 import re
@@ -43,7 +43,7 @@ FFMPEG_OPTIONS = {
 
 
 class _Unreadable(Exception):
-    """A decoder's reason for not reading a file."""
+    """Raised if a decoder cannot read a file, with the reason."""
 
 
 def decode(data: bytes, max_s: float, field: str) -> tuple[np.ndarray, int]:
@@ -59,10 +59,10 @@ def decode(data: bytes, max_s: float, field: str) -> tuple[np.ndarray, int]:
         InvalidRequest: The file cannot be decoded, or its rate or its number of channels is outside the limits.
     """
     data = data[_first_byte(data) :]
-    end = 8 + int.from_bytes(data[4:8], "little")  # end of the file if it is a WAV file
+    end = 8 + int.from_bytes(data[4:8], "little")  # end of the file, if it is a WAV file
     if data.startswith(b"RIFF") and data[end : end + 4] == b"RIFF":
         raise InvalidRequest(field, "one recording", f"two WAV files, the second one at byte {end}")
-    if data.startswith(b"RF64") and not any(data[28:36]):  # as written to a pipe; as WAV it is read to its end
+    if data.startswith(b"RF64") and not any(data[28:36]):  # no size, as written to a pipe; WAV is read to its end
         data = b"RIFF" + data[4:]
     demuxer = _demuxer(data)
     failures = list[str]()
@@ -128,9 +128,9 @@ def _demuxer(data: bytes) -> str | None:
         return "matroska,webm"
     if data[4:8] == b"ftyp":
         return "mov,mp4,m4a,3gp,3g2,mj2"
-    if data.startswith(b"fLaC") and not int.from_bytes(data[18:26]) & FLAC_SAMPLES:  # as written to a pipe
+    if data.startswith(b"fLaC") and not int.from_bytes(data[18:26]) & FLAC_SAMPLES:  # no size, as written to a pipe
         return "flac"
-    if data.startswith(b"OggS") and data.count(b"OggS\0\x02") > 1:  # one recording after another
+    if data.startswith(b"OggS") and data.count(b"OggS\0\x02") > 1:  # several recordings, one after the other
         return "ogg"
     # ADTS and MP3 begin with the same 12 bits. The layer field after them is 0 only in ADTS.
     if data[:1] == b"\xff" and len(data) > 1 and data[1] & 0xF6 == 0xF0:
@@ -147,7 +147,7 @@ def _is_joined_mp3(data: bytes) -> bool:
     if data[:1] != b"\xff" or at < 0:
         return False
     flags = int.from_bytes(data[at + 4 : at + 8])
-    if not flags & 2:  # it does not declare its size
+    if not flags & 2:  # its first header does not declare its size
         return False
     size_at = at + (12 if flags & 1 else 8)
     return len(data) > int.from_bytes(data[size_at : size_at + 4]) + TAGS_BYTES
@@ -159,7 +159,7 @@ class _File(BytesIO):
     def seek(self, offset: int, whence: int = 0) -> int:
         try:
             return super().seek(offset, whence)
-        except ValueError:  # soundfile would print it
+        except ValueError:  # soundfile would print the error
             return self.tell()
 
 
@@ -218,7 +218,7 @@ class _FFmpeg:
 
         if len(container.streams) > MAX_STREAMS:
             raise InvalidRequest(self.field, f"at most {MAX_STREAMS} streams", len(container.streams))
-        # `codec_whitelist` restricts only the decoders that FFmpeg itself opens, to find out about the streams.
+        # `codec_whitelist` restricts only the decoders that FFmpeg itself opens, to detect the streams.
         codecs = {
             stream: stream.codec_context.name for stream in container.streams.audio if stream.codec_context is not None
         }

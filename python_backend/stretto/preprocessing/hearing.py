@@ -26,7 +26,7 @@ from stretto_contract.limits import FairLimit
 from stretto_contract.schema import OptionsRecord
 
 logger = logging.getLogger(__name__)
-MAX_WAIT_S = 60.0  # for the answer to one job, after which the process is replaced
+MAX_WAIT_S = 60.0  # maximum wait for the answer to one job, after which the process is replaced
 MIN_RATE_HZ = 8_000
 MAX_RATE_HZ = 192_000
 MAX_PART_S = 30.0
@@ -40,7 +40,7 @@ Answer = Callable[[AudioPart], None]
 
 
 class EncoderProcess(Protocol):
-    """Part of the WorkerProcess interface that this module uses."""
+    """Interface of WorkerProcess that this module uses."""
 
     memory: int
 
@@ -201,7 +201,7 @@ class Hearing:
             try:
                 if has_job:
                     self._encode(begun, closed)
-            except Exception:  # such as a full disk; the thread must survive, because all sessions depend on it
+            except Exception:  # for example, a full disk; the thread must survive, because all sessions depend on it
                 logger.exception("live audio could not be encoded")
                 self._lose_all()
                 self._replace_process()
@@ -279,7 +279,7 @@ class Hearing:
     def _answer(self, waiting: _Waiting, audio: AudioPart) -> None:
         try:
             waiting.answer(audio)
-        except Exception:  # from the caller's function; the thread must answer the other parts
+        except Exception:  # an error in the caller's function; the thread must answer the other parts
             logger.exception("a part of live audio could not be answered")
 
     def _lose_all(self) -> None:

@@ -1,6 +1,6 @@
-"""Amount of work that a file asks of an image decoder, beside its number of pixels.
+"""Limits on the work that an image file causes in a decoder, in addition to the limit on its number of pixels.
 
-A file of a few bytes may ask for any number of passes over all pixels, or for any number of segments.
+A file of a few bytes may require any number of passes over all pixels, or contain any number of segments.
 """
 
 import re
@@ -50,7 +50,7 @@ def count_scans(data: bytes, field: str) -> int:
 
 
 def check_scans(num_scans: int, num_pixels: int, field: str) -> None:
-    """Raise InvalidRequest if `num_scans` passes over `num_pixels` pixels are too much work; `field` is the file."""
+    """Raise InvalidRequest if `num_scans` passes over `num_pixels` pixels are too much work; `field` names the file."""
     max_scans = min(MAX_SCANS, MAX_SCANNED_PIXELS // max(1, num_pixels))
     if num_scans > max_scans:
         raise InvalidRequest(field, f"at most {max_scans} scans for {num_pixels} pixels", f"{num_scans} scans")
@@ -60,9 +60,9 @@ def _num_chunks(data: bytes, start: int, length_at: int, order: Literal["big", "
     """Return the number of chunks of a file, or MAX_SEGMENTS + 1 if there are more.
 
     Args:
-        length_at: Place of the length in a chunk, a number of 4 bytes.
+        length_at: Offset of the length in a chunk, a number of 4 bytes.
         order: Order of the bytes of the length.
-        head_bytes: Number of bytes of a chunk beside its data.
+        head_bytes: Number of bytes of a chunk in addition to its data.
     """
     at = start
     num_chunks = 0
@@ -75,7 +75,7 @@ def _num_chunks(data: bytes, start: int, length_at: int, order: Literal["big", "
 def _jpeg_segments(data: bytes) -> tuple[int, int]:
     """Return the number of segments of a JPEG file up to the end of its image, and of scans among them.
 
-    After more than MAX_SEGMENTS, both are those so far.
+    Counting stops after MAX_SEGMENTS segments.
     """
     at = 0
     num_segments = 0

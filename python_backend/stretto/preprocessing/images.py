@@ -1,6 +1,6 @@
 """Image files: their formats and limits, and their decoding.
 
-Only the heads of a file's parts are read before the limits are checked. A server decodes images in a process
+The limits are checked after only the headers of a file's parts have been read. A server decodes images in a process
 (`audio_worker.py`).
 """
 
@@ -29,13 +29,13 @@ def read_image(data: bytes, field: str) -> np.ndarray:
     Returns:
         Colours, uint8 [height, width, 3].
     """
-    from PIL import Image  # only processes that decode images need it
+    from PIL import Image  # imported here, because only processes that decode images need it
 
     check_file_size(len(data), field, READABLE)
     num_scans = count_scans(data, field)  # before Pillow reads all segments
     try:
         with warnings.catch_warnings(), Image.open(BytesIO(data), formats=FORMATS) as image:
-            warnings.simplefilter("ignore")  # about sizes that are refused below
+            warnings.simplefilter("ignore")  # warnings about sizes that are refused below
             _check(image.size, getattr(image, "n_frames", 1), field)
             check_scans(num_scans, image.width * image.height, field)
             return np.asarray(_turned(image).convert("RGB"))

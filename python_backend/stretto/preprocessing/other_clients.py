@@ -1,4 +1,5 @@
-"""Requests of clients with a recording of a voice, its words and a text (`reference_wav`, …), as requests of our form.
+"""Conversion of requests of other servers' clients (`reference_wav`, …), which contain a voice recording, its words and
+a text.
 
 Clients of other Triton servers that clone voices send these inputs. They fix both sample rates.
 """
@@ -51,7 +52,7 @@ class CloningRequest:
         return None if all(value is None for value in inputs.values()) else cls(**inputs)
 
     def to_raw(self, family: Family) -> RawRequest:
-        """Return the inputs of our form, which the preprocessor checks further.
+        """Return the request as inputs of this server, which the preprocessor checks further.
 
         A family that makes no use of the words of a recording does not get them.
         """

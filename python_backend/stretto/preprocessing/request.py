@@ -150,7 +150,7 @@ class Preprocessor:
         folder = speaking_folder(checkpoint)
         self.codec = codec or load_codec(self.family.codec, folder, device, self.family.num_codebooks or None)
         self._chunking = chunking or {}
-        read_delivery({}, self.family, self.codec.spec.frame_rate, 0, chunking=self._chunking)  # checks them
+        read_delivery({}, self.family, self.codec.spec.frame_rate, 0, chunking=self._chunking)  # checks the chunk sizes
         files = None if encodings is None else EncodedFiles.of_checkpoint(encodings, checkpoint, device)
         with stored_in(files):
             self.template = open_template(family_at(checkpoint), checkpoint, self.codec, device)
@@ -202,7 +202,7 @@ class Preprocessor:
         alignment = None
         if options.aligns_words:
             # The aligner compares the text as written, so that words and places are those of the request. The spelling
-            # of a few words hardly moves the times.
+            # of a few words hardly changes the times.
             text = as_written if written.spoken is None else written.spoken
             if written.spoken and (offset := (turns[-1].text or "").find(written.spoken)) >= 0:
                 piece = SourceWord(written.spoken, offset, offset + len(written.spoken))
@@ -251,7 +251,9 @@ class Preprocessor:
         )
 
     def _within_rate(self, sampling: SamplingConfig, task: Task, pieces: tuple[Piece, ...]) -> SamplingConfig:
-        """Limit the text of the last recording; a reply in step with its recording has the recording's length."""
+        """Limit the reply's text by the duration of the last recording. A live reply gets the length of the
+        recording.
+        """
         if not task.writes_down or self.family.code_track is not None:
             return sampling
         recording = pieces[-1]
@@ -261,7 +263,7 @@ class Preprocessor:
         return within_rate(sampling, task, len(recording.pcm) / self._encoder_rate)
 
     def _within_ceiling(self, sampling: SamplingConfig, task: Task, text: str, written: PromptRows) -> SamplingConfig:
-        """Limit a reply that reads a text aloud to the longest speech for this text."""
+        """Limit a reply that reads a text aloud to the maximum length of speech for this text."""
         if not task.reads_aloud:
             return sampling
         num_frames = task.speech_limits.max_frames(text, self.codec.spec.frame_rate)
@@ -281,7 +283,7 @@ class Preprocessor:
         """
         dictionaries = tuple(filter(None, (Dictionary(spellings), self._dictionary)))
         text = turns[-1].text
-        # A text that is too long is refused as it is, because its time here would be unlimited.
+        # A text that is too long is refused unchanged, because replacing words in it could take any amount of time.
         if not dictionaries or not text or len(text) > self.family.max_text_chars:
             return turns, []
         spoken, changes, _ = Pronouncer(dictionaries).after(text)

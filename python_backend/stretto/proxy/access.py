@@ -60,7 +60,7 @@ def refusal(api: str) -> str:
     return f"the {api} API is closed: start the server with --allow {api}, or send its key in the header {KEY_HEADER}"
 
 
-VERSIONS = ("", "1")  # of our models
+VERSIONS = ("", "1")  # valid versions of our models
 
 Ask = Callable[[bytes], Awaitable[bytes]]
 

@@ -167,7 +167,9 @@ def client_of(descriptor: int, port: int, ended: Address | None = None) -> Addre
 
 
 async def knock(host: str, port: int) -> None:
-    """Connect to a port of this process, so that gRPC accepts what waits; otherwise it tries again after a second."""
+    """Connect to a port of this process, because gRPC then accepts waiting connections at once; otherwise it tries
+    again after a second.
+    """
     with suppress(OSError, TimeoutError):
         async with asyncio.timeout(CHECK_S):
             _, writer = await asyncio.open_connection(host, port)
@@ -175,7 +177,7 @@ async def knock(host: str, port: int) -> None:
 
 
 def address_of(name: tuple[Any, ...]) -> Address:
-    """Return the IP address and the port in a socket's name; an IPv4 address as such even on an IPv6 socket."""
+    """Return the IP address and the port in a socket's name. An IPv4 client of an IPv6 socket gets its IPv4 address."""
     address = ipaddress.ip_address(name[0].partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return str(mapped or address), name[1]

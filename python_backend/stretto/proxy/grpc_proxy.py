@@ -267,7 +267,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         return answer
 
     def _own_answer(self, method: str, message: Message) -> bytes | None:
-        """Return the response to a call that Triton need not or cannot answer now, or None.
+        """Return the response to a call that Triton cannot answer now or that needs no answer from Triton, or None.
 
         Raises:
             BadRequest: If the server sleeps, and its last answers do not include this one.
@@ -350,7 +350,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
             collecting = self._collect(stream, with_origin(request, host, number), reply)
             await self._gate.guard(collecting, lambda: stream.is_answered)
         except Restarting:
-            stream.cancel()  # Triton would never end the stream
+            stream.cancel()  # otherwise Triton would never end the stream
             raise
         finally:
             if not stream.is_over:
@@ -381,7 +381,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         try:
             await self._gate.guard(client.answer(), lambda: stream.is_answered)
         except Restarting as error:
-            stream.cancel()  # Triton would never end the stream
+            stream.cancel()  # otherwise Triton would never end the stream
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         except asyncio.CancelledError:
             if not upload.is_ended:

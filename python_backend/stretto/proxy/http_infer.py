@@ -35,7 +35,7 @@ from stretto.proxy.triton_stream import (
 from stretto_contract.limits import FairLimit
 
 MAX_BODY_BYTES = 16 << 20  # JSON of 30 s at 16 kHz, with up to 20 characters a sample, has 10 MB
-MAX_ELEMENTS = 1 << 20  # as commas of the JSON; 65 s at 16 kHz. A million take at most a tenth of a second to parse
+MAX_ELEMENTS = 1 << 20  # commas of the JSON; 65 s at 16 kHz. A million take at most a tenth of a second to parse
 ELEMENT_BYTES = 10  # shorter elements, with their commas, take as long to parse
 MAX_PARTS = 1024  # brackets and quotes of the JSON: a list or a string takes longer to parse than a number
 SMALL_BYTES = 1 << 16  # smaller bodies never wait
@@ -135,7 +135,7 @@ class HttpInfer:
 async def _while_connected(
     answering: Awaitable[ModelInferResponse], reader: asyncio.StreamReader
 ) -> ModelInferResponse:
-    """Return the reply; cancel it and raise ConnectionResetError if the client disconnects before."""
+    """Return the reply; cancel it and raise ConnectionResetError if the client disconnects first."""
     reply = asyncio.ensure_future(answering)
     watching = asyncio.ensure_future(reader.read(1))
     try:
@@ -152,8 +152,8 @@ async def _while_connected(
 def num_bytes(head: bytes) -> int:
     """Return the size of a request's body.
 
-    Only JSON is accepted, because a browser asks before it sends JSON to another site. A browser sends `Origin` also
-    to a name that its page has redirected to this host.
+    Only JSON is accepted, because a browser asks before it sends JSON to another site. A browser also sends `Origin` if
+    a page uses a DNS name that now points to this host.
 
     Args:
         head: Header lines, up to the empty line.

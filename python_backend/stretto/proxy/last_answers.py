@@ -1,4 +1,4 @@
-"""Triton's last answers about itself and its models, given to clients while the server sleeps."""
+"""Triton's last answers to queries about itself and its models, which clients get while the server sleeps."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Messages of the launcher to the proxy, and the proxy's answer.
+"""Messages from the launcher to the proxy, and from the proxy to the launcher.
 
 They are sent through pipes, because other users could read the key from command lines in `ps`.
 """

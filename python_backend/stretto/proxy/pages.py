@@ -1,4 +1,4 @@
-"""HTTP servers for readiness and metrics. Of a GET request, only the first line is interpreted."""
+"""HTTP servers for readiness and metrics. Only the first line of a GET request is interpreted."""
 
 import asyncio
 import json

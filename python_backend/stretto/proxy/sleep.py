@@ -34,7 +34,7 @@ class State(Enum):
     """
 
     AWAKE = auto()  # forwarded
-    TIRED = auto()  # waits: the launcher was told that the server is idle
+    TIRED = auto()  # waits: the idle state was reported to the launcher
     ASLEEP = auto()  # waits, and wakes the server
     WAKING = auto()  # waits: the launcher has started Triton, which is not yet reached
     FAILED = auto()  # refused: Triton could not be started
@@ -135,7 +135,9 @@ class Sleep:
             self._report(IDLE)
 
     def apply(self, message: str) -> None:
-        """Follow a message of the launcher. Those about faults of Triton concern only a server that is awake."""
+        """Change the state as a message of the launcher requires. Messages about faults of Triton matter only while
+        the server is awake.
+        """
         if message == ASLEEP:
             self._state = State.ASLEEP
         elif message == WAKE_FAILED:
@@ -155,7 +157,7 @@ class Sleep:
                 waiting.set_exception(BadRequest(reason, category=UNAVAILABLE))
 
     def open(self) -> None:
-        """Release the requests that wait: Triton answers."""
+        """Release the waiting requests, because Triton answers."""
         if self._state is not State.WAKING:
             return
         self._state = State.AWAKE
@@ -180,7 +182,7 @@ class Sleep:
             await asyncio.sleep(CHECK_S)
             with suppress(grpc.aio.AioRpcError):  # the next check tries again
                 if self._state is State.ASLEEP and self._answers is None:
-                    self._call()  # the process that remembered them has ended, and only Triton can give them again
+                    self._call()  # a restarted proxy has no answers; only Triton has them
                 elif self._state is State.WAKING:
                     await reach(triton)
                     self.open()

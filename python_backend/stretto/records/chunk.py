@@ -28,7 +28,7 @@ class WordMark:
 
     Attributes:
         end: Frame at which the word ends; None if unknown.
-        place: Place of the word in the request's text: index of its first character and of the one after it; None if
+        place: Position of the word in the request's text: index of its first character and of the one after it; None if
             unknown.
     """
 
@@ -43,8 +43,8 @@ class GuidanceChange:
     """Frame at which guidance of stream 0 is switched on (`is_guided`) or off.
 
     Guidance is on at the start of a guided reply. A change after the last frame applies to the rows that complete
-    delayed codebooks. If frames without codes are left out, or silent frames are not sent, the frame numbers in chunks
-    do not count them, but the frame numbers in the report do.
+    delayed codebooks. Frame numbers in chunks do not count frames without codes that are omitted, nor silent frames
+    that are not sent. Frame numbers in the report count both.
     """
 
     frame: int

@@ -76,7 +76,7 @@ class JsonRecord(Generic[T]):
             return InvalidRequest(field, "valid JSON", f"an error: {raised}")
         if isinstance(raised, InvalidRequest):  # raised by the record's own check of related fields
             return raised
-        if isinstance(raised, ValueError):  # likewise
+        if isinstance(raised, ValueError):  # also raised by a check of the record
             return InvalidRequest(field, "a valid value", f"an error: {raised}")
         path = field
         hint = self._hint
@@ -136,7 +136,8 @@ def _element(hint: Any) -> Any:
 
 
 def described(hint: Any, of_kind: bool = False) -> str | None:
-    """Return the description of the expected value in the annotations of a type or a nested type; None if absent.
+    """Return the description of the expected value in the annotations of a type or a nested type; None if there is
+    none.
 
     Args:
         of_kind: True to describe only the kind of a number, without its range.

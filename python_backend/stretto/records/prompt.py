@@ -124,12 +124,12 @@ class Prompt:
         sound: Voice recording for the decoder, if one is used instead of `voice`.
         condition: Vectors that condition all rows; None for none.
         num_pieces: Number of pieces of the text, of which the reply speaks one.
-        has_empty_reply: True if the reply is empty, whatever the model would generate, because the recording to
-            transcribe contains no speech.
+        has_empty_reply: True if the reply is empty without asking the model, because the recording to transcribe
+            contains no speech.
         spellings: Text that the model reads in place of words of the streamed text. In a complete text, the
             preprocessor has replaced them.
-        has_ceiling: True if the text, not the request or the model, sets the maximum number of audio rows.
-        pauses_s: Duration of the pauses that the text asks for, in seconds.
+        has_ceiling: True if the maximum number of audio rows depends on the text, and was not set by the request.
+        pauses_s: Total duration of the pauses marked in the text, in seconds.
         beginning: Beginning of the reply's text, in the last rows, if a further request may continue the reply;
             otherwise None.
     """

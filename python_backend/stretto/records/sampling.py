@@ -60,7 +60,7 @@ class Option:
     """Sampling option whose value is one number for a whole reply; metadata of its field in `SamplingConfig`.
 
     This is its only definition: from it, the preprocessor reads the option, a checkpoint may set its default, families
-    whose frames have no ids refuse it, and the samplers get the numbers of all rows as a column.
+    with latents reject it, and the samplers read the values of all rows as a column.
 
     Attributes:
         off: Value that has no effect; None if every value may have one.
@@ -75,7 +75,7 @@ class Option:
 
 
 def logit_span(sampling: "SamplingConfig") -> float:
-    """Return how far below the maximum a logit of stream 0 may be for min-p to keep it.
+    """Return the maximum distance below the largest logit at which min-p keeps a logit of stream 0.
 
     The distance is infinite if min-p is off or sampling is greedy. It is computed here, and not for a batch of rows,
     because vectorised logarithms may depend on a row's position in the batch.
@@ -175,7 +175,7 @@ class SamplingConfig:
         guidance_scale: Scale of classifier-free guidance; 1 is unguided.
         script_temperature: Temperature of the alignment pointer's stay-or-advance decision (0: advance if P > 1/2).
         seed: Seed of the sampling noise; set before the request is sent to the engine.
-        redraw_from: Ascending audio frames, from each of which on the noise is drawn anew; earlier frames stay.
+        redraw_from: Ascending audio frames. From each one on, sampling uses new noise; earlier frames stay the same.
         policy: Frames to guide: all (`always`), those in the first `guided_until_s` seconds of audio (`until_s`), or
             as many as the engine's speed permits (`adaptive`).
         ras_window: Window of repetition-aware sampling in rows; 0 is off.
@@ -251,12 +251,12 @@ class SamplingConfig:
         self._check_policy()
 
     def draws_as(self, other: "SamplingConfig") -> bool:
-        """Return True if rows have the same distribution as with `other`; seeds and lengths may differ."""
+        """Return True if rows are sampled from the same distribution as with `other`; seeds and lengths may differ."""
         return self._draws == other._draws
 
     @property
     def _draws(self) -> "SamplingConfig":
-        """These parameters without seed and lengths, with the values of all streams spelled out."""
+        """Return these parameters without seed and lengths, and with explicit values for all streams."""
         lengths = {"min_rows": 0, "max_rows": 1}
         codes = CodeSampling(self.codes.temperature, self.codes.top_k, self.codes.top_p)
         text = replace(self.text, **lengths)

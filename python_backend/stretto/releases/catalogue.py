@@ -46,12 +46,12 @@ PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
 
 def matching(pattern: str, description: str) -> Any:
-    """Return the annotation of a text that matches a regular expression as a whole."""
+    """Return the annotation for a text that matches a regular expression completely."""
     return Field(pattern=f"^({pattern})$", description=description)
 
 
 def one_of(texts: Sequence[str]) -> Any:
-    """Return the annotation of one of several texts."""
+    """Return the annotation for a text that is one of `texts`."""
     return matching("|".join(texts), f"one of {', '.join(texts)}")
 
 
@@ -213,7 +213,7 @@ def read_table(table: str, where: str) -> tuple[ReleaseEntry, ...]:
 logger = logging.getLogger(__name__)
 
 MAX_NEAREST = 3
-LATEST = ":latest"  # tag of registries of other programs; a release has no tags
+LATEST = ":latest"  # tag that registries of other programs use; a release has no tags
 
 
 def entries() -> tuple[ReleaseEntry, ...]:
@@ -250,13 +250,15 @@ def find(name: str) -> ReleaseEntry | None:
 
 
 def typed_name(text: str) -> str:
-    """Return the name that a user has typed, maybe with capitals, spaces or underscores; empty if it cannot be one."""
+    """Return the release name that a user means by `text`, which may contain capitals, spaces or underscores; empty
+    if there is none.
+    """
     name = re.sub(r"[\s_:]+", "-", text.strip().lower().removesuffix(LATEST))
     return name if NAME.fullmatch(name) else ""
 
 
 def named(text: str) -> ReleaseEntry:
-    """Return the release of this name, which may have capitals, spaces or underscores.
+    """Return the release with this name. The name may contain capitals, spaces or underscores.
 
     Raises:
         BadArgument: If `text` cannot be a name.

@@ -1,4 +1,4 @@
-"""Questions to the hub and downloads from it, in a child process: see `jobs`.
+"""Requests to the hub and downloads from it, in a child process; see `jobs`.
 
 A file is stored in the hub's own cache, which other programs share, and is compared with the hash that the hub lists.
 """
@@ -48,8 +48,8 @@ from stretto.releases.jobs import Report, serve
 from stretto.releases.messages import NotAllowed, ReleaseError, Unavailable, disk_error
 from stretto.untrusted_files import UNPARSABLE, parsed_json, read_text, released_file
 
-DELAYS_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # before each further attempt
-MAX_DELAY_S = 60.0  # that the hub may ask for
+DELAYS_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # delays before further attempts
+MAX_DELAY_S = 60.0  # maximum delay that the hub may request
 TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
 NUM_DOWNLOADS = 4  # files at once
 PIECE = 1 << 20
@@ -57,8 +57,8 @@ MAX_ANSWER_BYTES = 32 << 20  # 10,000 files of a repository have 5 MB
 # minimum speed of an answer that takes longer than PATIENCE_S
 MIN_BYTES_PER_S = 1000
 PATIENCE_S = 60.0
-WORK_S = 120  # processor time for a question to the hub
-QUESTION_S = 1800  # for a question to the hub, with all attempts
+WORK_S = 120  # processor time for a request to the hub
+QUESTION_S = 1800  # time for a request to the hub, with all attempts
 LENGTH_BYTES = 8  # length field before a safetensors header
 FIRST_BYTES = 100_000  # hold most headers
 MAX_HEADER_BYTES = 25_000_000  # as in the client library
@@ -72,7 +72,7 @@ BYTES = "bytes"
 SHA256 = "sha256"
 PLACE = "place"
 PART = ".incomplete"
-HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a commit, a git object or an LFS file
+HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # hash of a commit, a git object or an LFS file
 T = TypeVar("T")
 
 
@@ -115,7 +115,7 @@ def _check_token() -> None:
 
 
 def _check_answer(response: httpx2.Response) -> None:
-    """Raise Unavailable if the hub's answer has no hash where the client library expects one and makes a path of it."""
+    """Raise Unavailable if the hub's answer lacks a hash that the client library expects and uses as part of a path."""
     commit = response.headers.get("X-Repo-Commit")
     if response.request.method != "HEAD" or commit is None:
         return
@@ -225,7 +225,7 @@ def bounded_work() -> Iterator[None]:
 
 
 def text(report: Report, repository: str, commit: str, name: str, max_bytes: int) -> str | None:
-    """Return the text of a file; None if it is not UTF-8 text of at most `max_bytes`."""
+    """Return the text of a file; None if it is not UTF-8 text of at most `max_bytes` bytes."""
     with bounded_work(), explained(repository, commit, name):
         path = attempted(lambda: hf_hub_download(repository, name, revision=commit, tqdm_class=_Silent))
     try:
@@ -274,7 +274,9 @@ def _beginning(url: str, num_bytes: int) -> bytes:
 
 
 def _tensor(name: str, facts: Any, file_bytes: int) -> dict[str, Any]:
-    """Return the description of a tensor, whose offsets have the distance of its shape; raise ValueError otherwise."""
+    """Return the description of a tensor; raise ValueError if the distance between its offsets does not fit its
+    shape.
+    """
     dtype = facts["dtype"]
     shape = facts["shape"]
     offsets = facts["data_offsets"]
@@ -303,14 +305,14 @@ def download(report: Report, repository: str, commit: str, files: dict[str, dict
         For each path its size in bytes, its SHA-256 and its path in the cache.
 
     Raises:
-        ReleaseError: If a file cannot be downloaded, or has another hash twice.
+        ReleaseError: If a file cannot be downloaded, or has a wrong hash twice.
     """
     remove_parts(repository)
     with ThreadPoolExecutor(NUM_DOWNLOADS) as pool:
         jobs = {name: pool.submit(_file, report, repository, commit, name, facts) for name, facts in files.items()}
         wait(jobs.values(), return_when=FIRST_EXCEPTION)
         for job in jobs.values():
-            job.cancel()  # after an error; the parent ends this process without waiting for transfers
+            job.cancel()  # after an error, the parent ends this process without waiting for transfers
             if job.done() and not job.cancelled() and (error := job.exception()) is not None:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise error
@@ -339,7 +341,9 @@ def _released(path: Path, name: str) -> Path:
 
 
 def _downloaded(report: Report, repository: str, commit: str, name: str) -> str:
-    """Return the path of a file in the cache; if the hub's newer protocol fails, use the older one."""
+    """Return the path of a file in the cache, after a download; if the hub's newer protocol fails, use the older
+    one.
+    """
 
     class Bar(_Silent):
         def update(self, n: float | None = 1) -> None:
@@ -374,21 +378,21 @@ def hashes(path: Path) -> tuple[str, str, int]:
 
 
 def remove_parts(repository: str) -> None:
-    """Remove parts of files that an ended process has left. The client library never continues them."""
+    """Remove partial files that an ended process has left. The client library never continues them."""
     cache = Path(constants.HF_HUB_CACHE)
     folder = f"models--{repository.replace('/', '--')}"
     for partial_file in (cache / folder / "blobs").glob(f"*{PART}"):
         lock = cache / ".locks" / folder / f"{partial_file.name.partition('.')[0]}.lock"
         try:
             with lock.open("w") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the client library holds it during a download
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the client library holds this lock during a download
                 partial_file.unlink(missing_ok=True)
         except OSError:
             continue
 
 
 def attempted(call: Callable[[], T]) -> T:
-    """Return what `call` returns; repeat it after a temporary error of the hub or the connection."""
+    """Call a function and return its result; repeat the call after a temporary error of the hub or the connection."""
     for delay_s in DELAYS_S:
         try:
             return call()
@@ -420,7 +424,7 @@ def retry_s(error: Exception, delay_s: float) -> float | None:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return the error of the transport or the hub that led to an error."""
+    """Return the underlying error of the connection or the hub."""
     if isinstance(error, httpx2.HTTPError) or error.__cause__ is None:
         return error
     return _cause(error.__cause__)

@@ -1,6 +1,6 @@
-"""Memory, disk and time that a release needs and that this machine has, and the choice of the device that serves it.
+"""Estimates of the memory, disk space and time that a release needs, and the choice of the device that serves it.
 
-All numbers are estimates: `stretto.machine.sizing` has the arithmetic. In messages, a GB has 1e9 bytes.
+The arithmetic is in `stretto.machine.sizing`. In messages, a GB has 1e9 bytes.
 """
 
 import re
@@ -128,7 +128,7 @@ def backbone(entry: ReleaseEntry) -> Backbone | None:
 
 
 def speaker_of(entry: ReleaseEntry) -> ReleaseEntry | None:
-    """Return the entry of the speaker, whose family and numbers `entry.shape` has; None without a speaker."""
+    """Return the entry of the speaker's model, which `entry.shape` describes; None without a speaker."""
     speaker = (entry.shape or {}).get(SPEAKER)
     if speaker is None:
         return None
@@ -150,12 +150,12 @@ def _decoder_bytes(entry: ReleaseEntry) -> int:
 
 
 def _writes_only(entry: ReleaseEntry, family: Family) -> bool:
-    """Return True for a release without the speaker of its family."""
+    """Return True if a release of a family with a speaker lacks the speaker."""
     return family.mechanism.speaker is not None and entry.shape is not None and SPEAKER not in entry.shape
 
 
 def _spoken_size(entry: ReleaseEntry) -> DecoderSize:
-    """Return the size of the decoder of a release's speech; UNKNOWN if the release generates none."""
+    """Return the decoder size of the model that generates a release's speech; UNKNOWN if the release generates none."""
     family = _family(entry)
     if _writes_only(entry, family) or not any(task.speaks for task in family.tasks):
         return UNKNOWN
@@ -211,7 +211,8 @@ def _stored_bytes(shape: Backbone, num_weight_bytes: int) -> int:
 
 
 def choose(entry: ReleaseEntry, num_weight_bytes: int, gpu: int | None, cpu: bool) -> Device:
-    """Return the device for a release: the given one, or the freest GPU, or the CPU without a usable GPU.
+    """Return the device for a release: the given GPU, or else the GPU with the most free memory, or the CPU if no GPU
+    is usable.
 
     Args:
         gpu: Number of the GPU to use; None to choose.
@@ -259,7 +260,8 @@ def _why(gpu: Gpu, num_bytes: int) -> str:
 def held_mb(gpu: int) -> int:
     """Return the memory of a GPU that other processes hold, in MiB, and print it; 0 if no process holds much.
 
-    vLLM's share of the GPU has to be lowered by it, because vLLM refuses to start if less is free than its share.
+    vLLM's share of the GPU must be reduced by this amount, because vLLM refuses to start if less than its share is
+    free.
 
     Args:
         gpu: Number of the GPU in nvidia-smi.
@@ -364,7 +366,8 @@ def _home_relative(folder: Path) -> str:
 
 
 def speed_line(entry: ReleaseEntry, num_weight_bytes: int, bandwidth: float, rate: float) -> str | None:
-    """Return by how much a release is slower than real time on a CPU; None if it is not, or if that is unknown.
+    """Return a line that states how much slower than real time a release is on a CPU; None if it is not slower, or if
+    that is unknown.
 
     Language model and codec compute with one core each. The language model's estimate is the time for reading all
     weights for each frame, because a CPU waits mostly for its memory. The codec's is the time for its operations. They
@@ -405,7 +408,9 @@ NUM_PRODUCTS = 5
 
 
 def available_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
-    """Return how many bytes of memory a new process may use: the least that the machine and its cgroups leave."""
+    """Return the memory that a new process may use, in bytes: the minimum of what the machine and its cgroups have
+    left.
+    """
     return min([_of_meminfo(proc, "MemAvailable"), *(limit - used for limit, used in _cgroups(proc, cgroups))])
 
 
@@ -477,7 +482,7 @@ def copy_bandwidth() -> float:
 def product_rate() -> float:
     """Return how many operations of float32 products one core computes per second of its time, measured once."""
     factor = np.ones((PRODUCT_WIDTH, PRODUCT_WIDTH), np.float32)
-    factor[:64] @ factor  # starts the threads
+    factor[:64] @ factor  # starts torch's threads
     began = time.process_time()
     for _ in range(NUM_PRODUCTS):
         factor @ factor

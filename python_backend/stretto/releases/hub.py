@@ -1,4 +1,4 @@
-"""The model hub, as the front process sees it: listings of repositories, and downloads by a child process."""
+"""Client of the model hub: listings of repositories, and downloads by a child process."""
 
 import os
 import re
@@ -84,7 +84,7 @@ class Hub:
         return self._worker
 
     def _call(self, job: str, report: Report = lambda num_bytes: None, **values: Any) -> Any:
-        """Run a job in the child process; see `JobProcess.call`. Its messages may have the hub's address."""
+        """Run a job in the child process; see `JobProcess.call`. Its messages may contain the hub's address."""
         try:
             return self.worker.call(job, report, **values)
         except ReleaseError as error:
@@ -191,12 +191,12 @@ def _check_facts(repository: str, name: str, facts: Mapping[str, Any]) -> None:
 
 
 def endpoint() -> str:
-    """Return the address of the hub, which may have a password."""
+    """Return the address of the hub, which may contain a password."""
     return os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or ENDPOINT
 
 
 def address() -> str:
-    """Return the address of the hub without a user's name and password, for messages."""
+    """Return the address of the hub without user name and password, for messages."""
     return re.sub(r"^([^/]*//)?.*@", r"\1", endpoint())
 
 

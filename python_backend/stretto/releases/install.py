@@ -48,7 +48,7 @@ from stretto.releases.target import Target, detect, parse, plain_name
 from stretto.untrusted_files import released_file
 
 BUILD = "stretto.releases.build"
-LARGE_BYTES = 10_000_000  # files whose download takes longer than a question about their header
+LARGE_BYTES = 10_000_000  # minimum size of files whose header is requested before the download
 HEADED = ".safetensors"  # files whose header names all tensors and their shapes
 WEIGHTS = (HEADED, ".pt", ".pth", ".bin", ".tgz", ".onnx", ".mdl", ".nemo")
 
@@ -62,7 +62,7 @@ class Choices:
         family: Family to accept; None for any.
         is_offline: True to install only without the hub.
         takes_smaller: True to take a smaller release if this one does not fit.
-        is_forced: True to install what does not fit, and to install again what is installed.
+        is_forced: True to install a release that does not fit, and to repeat an installation.
         updates: True to install the newest commit, if no revision is named.
         gpu: GPU to serve on; None to choose.
     """
@@ -115,7 +115,7 @@ class Installer:
         self._progress: Callable[[], None] = lambda: None
 
     def request(self, target: Target) -> Request:
-        """Return the request that a target and the choices amount to."""
+        """Return the request for a target with these choices."""
         return Request(
             target.release,
             self._choices.family,
@@ -140,7 +140,7 @@ class Installer:
         return None if self._choices.is_forced or wants_newest else self._models.find(request, revision)
 
     def install_named(self, text: str) -> InstalledModel:
-        """Return the model for a word of the command line; install it if it is not installed.
+        """Return the model that a command-line word names; install it if it is not installed.
 
         Raises:
             ReleaseError: If the word names no release and no installed model, or the release cannot be installed.
@@ -155,7 +155,7 @@ class Installer:
         return self.install(target)
 
     def _installed_again(self, model: InstalledModel) -> InstalledModel:
-        """Return an installed model, or the result of installing its release again if the choices ask for this."""
+        """Return an installed model, or install its release again if the choices require it."""
         request = model.manifest.request
         choices = replace(
             self._choices,
@@ -209,7 +209,7 @@ class Installer:
             return self._make(entry, repos, request, key, revision)
 
     def _adopt(self, target: Target, request: Request, family: str) -> InstalledModel:
-        """Return the model of a checkpoint of the user's own, which stays where it is."""
+        """Return the model for the user's own checkpoint, which is not copied."""
         assert target.folder is not None
         manifest = _manifest(plain_name(target.folder.name), key_of(request, ()), request, family)
         manifest = replace(manifest, resolved={self._revision(target): manifest.date})
@@ -217,7 +217,7 @@ class Installer:
             return self._models.publish(staging, replace(manifest, checkpoint=str(target.folder)))
 
     def _resolve(self, target: Target) -> tuple[ReleaseEntry, list[ReleaseFiles]]:
-        """Return the entry of a target, and the files of its repository and of others that it needs (`companions`)."""
+        """Return the entry of a target, and the files of its repository and of its `companions`."""
         choices = self._choices
         entry = target.entry
         if (listing := target.listing) is not None:
@@ -246,7 +246,9 @@ class Installer:
         return entry, repos
 
     def _check(self, entry: ReleaseEntry, repos: list[ReleaseFiles]) -> None:
-        """Print what will be installed; raise ReleaseError if a licence is not accepted, or it does not fit."""
+        """Print what will be installed; raise ReleaseError if a licence is not accepted, or the release does not
+        fit.
+        """
         stated = {repo.source.repository: _licence(repo) for repo in repos if repo.snapshot is not None}
         for repo in repos:
             commit = f" @ {repo.commit[:7]}" if repo.commit else ""
@@ -346,7 +348,7 @@ class Installer:
         stage.end()
 
     def _places(self, repo: ReleaseFiles) -> dict[str, dict[str, Any]]:
-        """Return size, SHA-256 and path of the files of one repository, which are downloaded if they are not there."""
+        """Return size, SHA-256 and path of the files of one repository; download those that are missing."""
         if repo.snapshot is None:
             folder = Path(repo.source.repository)
             return {
@@ -391,13 +393,13 @@ def _licence(repo: ReleaseFiles) -> Licence:
 
 
 def _hash(facts: Mapping[str, Any]) -> str | None:
-    """Return what identifies a file's content: its SHA-256, or its git object id."""
+    """Return the identifier of a file's content: its SHA-256, or its git object id."""
     digest: str | None = facts["sha256"] or facts.get("oid")
     return digest
 
 
 def _missing(repo: ReleaseFiles) -> int:
-    """Return how many bytes of a repository's files are not in the hub's cache."""
+    """Return the number of bytes of a repository's files that are not in the hub's cache."""
     if repo.snapshot is None:
         return 0
     repository = f"models--{repo.source.repository.replace('/', '--')}"
@@ -481,7 +483,7 @@ def choices_of(flags: argparse.Namespace) -> Choices:
 
 
 def token_of(flags: argparse.Namespace) -> str | None:
-    """Return the token in the file that the user names; None to use the token in the environment."""
+    """Return the token in the file that the user has specified; None to use the token in the environment."""
     return None if flags.token_file is None else read_token(flags.token_file)
 
 

@@ -1,4 +1,4 @@
-"""Jobs in a child process, so that the front process imports neither torch nor the hub's client library.
+"""Jobs in a child process, so that the command itself imports neither torch nor the hub's client library.
 
 A job and its answer are each one line of JSON, on the child's standard input and output. The child's own messages and
 those of its libraries are kept in a file, and are shown only if it dies.
@@ -57,7 +57,7 @@ class JobProcess:
         # Without bytecode, importing torch takes seconds longer.
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         # -P: a module in the current folder must not shadow this package. A session of its own: an interrupt at the
-        # terminal reaches only the front process, which then ends the child.
+        # terminal reaches only the command, which then ends the child.
         return subprocess.Popen(
             [sys.executable, "-P", "-m", self._module],
             env=inherited | self._environment,

@@ -68,7 +68,7 @@ def text_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
 def require(
     licences: Mapping[str, Licence], folder: Path, accepts: bool, digests: Mapping[str, str] | None = None
 ) -> None:
-    """Ask the user to accept licences that do not simply permit commercial use, once for each repository and text.
+    """Ask the user to accept licences that restrict commercial use or are unknown, once for each repository and text.
 
     Args:
         folder: Folder of the installed models, which keeps the answers.

@@ -1,4 +1,4 @@
-"""What commands that install releases print: errors, each with its exit status, and progress on standard error.
+"""Messages of commands that install releases: errors, each with its exit status, and progress on standard error.
 
 The message of an error is one line, without the command's name.
 """
@@ -52,7 +52,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
     """Replace errors of the file system by a ReleaseError that names the file, or the folder if there is no file."""
     try:
         yield
-    except BrokenPipeError:  # of a standard stream
+    except BrokenPipeError:  # an error of a standard stream
         raise
     except OSError as error:
         raise disk_error(error, folder) from error
@@ -76,7 +76,9 @@ def failed(command: str, error: ReleaseError) -> int:
 
 
 def plain(text: str) -> str:
-    """Return a text without characters that control a terminal or its writing direction; a file name may have any."""
+    """Return a text without characters that control a terminal or its writing direction; a file name may contain
+    any.
+    """
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 

@@ -223,7 +223,7 @@ def main(words: list[str], speech: Speech) -> int:
         passed = words[at + 1 :]
     try:
         flags = parser_of(speech)
-        args = flags.parse_intermixed_args(own_words)  # otherwise options must not stand between name and text
+        args = flags.parse_intermixed_args(own_words)  # otherwise options could not be between name and text
         return _run(flags, args, passed, speech)
     except ReleaseError as error:
         return failed("run", error)
@@ -314,7 +314,7 @@ def _run(flags: argparse.ArgumentParser, args: argparse.Namespace, passed: list[
 
 
 def _check_options(args: argparse.Namespace, gpu: int | None) -> None:
-    """Raise BadArgument for options of another device than the server's."""
+    """Raise BadArgument for options that apply to another device than the server's."""
     if gpu is None and (args.codec_device is not None or args.convolutions or args.mps):
         options = "--codec-device, --convolutions and --mps"
         raise BadArgument(f"{options}: expected a server on a GPU, got the CPU")

@@ -149,7 +149,7 @@ def wrapped(words: Sequence[str]) -> list[str]:
     return lines
 
 
-DIGITS = 7  # of a commit
+DIGITS = 7  # number of characters shown of a commit
 
 
 def main(words: list[str]) -> int:
@@ -172,7 +172,7 @@ def main(words: list[str]) -> int:
 
 
 def _target(text: str) -> Target:
-    """Return the release that a word of the command line names, or that an installed model of this name came from."""
+    """Return the release that a command-line word names, or from which an installed model of this name was made."""
     try:
         return parse(text)
     except (BadArgument, Unavailable):
@@ -349,7 +349,9 @@ def _check_unused(model: InstalledModel) -> None:
 
 
 def _is_of(served: ServedModel, model: InstalledModel) -> bool:
-    """Return True if a served model is an installed one. Another folder of models may have one of the same key."""
+    """Return True if a served model is this installed model. Another folder of models may contain one with the same
+    key.
+    """
     if served.key != model.manifest.key or not served.repository:
         return served.key == model.manifest.key
     repository = Path(served.repository)

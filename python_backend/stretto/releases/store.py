@@ -37,7 +37,7 @@ LOCKS = ".locks"
 STAGING = ".staging-"
 SEPARATOR = "--"
 NEW = ".new"  # end of the name of a manifest that is not complete yet
-MAIN = "main"  # the branch that a release without a revision is taken from
+MAIN = "main"  # branch used for a release without a revision
 STAGING_LOCK = "lock"  # in a staging folder, held by the process that uses it
 FORMAT = 1  # raised with each change of a converter's output, so that models are converted again
 KEY_DIGITS = 16
@@ -130,7 +130,7 @@ class InstalledModel:
         return user_cache() / "served" / digest[:KEY_DIGITS]
 
     def damage(self) -> str:
-        """Return which file is missing or has another size than in the manifest; empty if none."""
+        """Return the name of a file that is missing or whose size differs from the manifest; empty if there is none."""
         for name, facts in self.manifest.files.items():
             try:
                 size = (self.checkpoint / name).stat().st_size
@@ -184,7 +184,7 @@ class InstalledModels:
         return sorted(models, key=lambda model: (model.manifest.name, model.manifest.date))
 
     def find(self, request: Request, revision: str = MAIN) -> InstalledModel | None:
-        """Return the model that answers a request; None if there is none, or a damaged one, which is reported.
+        """Return the installed model for a request; None if there is none, or if it is damaged, which is logged.
 
         Args:
             revision: Commit, branch or tag. The commit of a branch or tag is the one that the hub has named last.
@@ -210,7 +210,9 @@ class InstalledModels:
         return same or [model for model in models if model.manifest.name == name]
 
     def listed(self, text: str) -> InstalledModel | None:
-        """Return the newest model with the name that `stretto list` shows, which may have capitals or underscores."""
+        """Return the newest model with this name, as `stretto list` shows it; the text may contain capitals or
+        underscores.
+        """
         same = [model for model in self.all() if model.manifest.name == typed_name(text)]
         return same[-1] if same else None
 
@@ -224,7 +226,7 @@ class InstalledModels:
     def lock(self, name: str) -> Iterator[Callable[[], None]]:
         """Hold the lock of a model's folder, or of a name; wait if another process holds it.
 
-        Yields a function that reports progress to `installing`, as time of the lock file.
+        Yields a function that reports progress to `installing`, by updating the time of the lock file.
         """
         with _opened(self.folder / LOCKS / f"{name}.lock") as file:
             try:
@@ -289,7 +291,9 @@ class InstalledModels:
             shutil.rmtree(model.private_folder, ignore_errors=True)
 
     def _discard(self, folder: Path) -> None:
-        """Remove a folder if there is one. It is renamed first, so that a part of it is never taken for a model."""
+        """Remove a folder if there is one. It is renamed first, so that a partly removed folder is never used as a
+        model.
+        """
         if folder.is_symlink():
             folder.unlink()
         elif folder.exists():
@@ -380,7 +384,7 @@ LENGTH_BYTES = 8  # length field before a safetensors header
 
 
 class View:
-    """Folders that contain exactly the files of a release, as links, so that other files are not taken for its own."""
+    """Folders that contain only the files of a release, as links, so that unrelated files are not used."""
 
     def __init__(self, folder: Path, entry: ReleaseEntry, repositories: Sequence[str]) -> None:
         self._folder = folder
@@ -416,7 +420,7 @@ class View:
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Name repositories instead of folders in the message of a ReleaseError that is raised inside."""
+        """In errors raised within the `with` block, replace names of folders by names of repositories."""
         try:
             yield
         except ReleaseError as error:
@@ -432,7 +436,7 @@ class View:
 
 
 def link(source: Path, target: Path) -> None:
-    """Make a second name for a file; a copy on another file system."""
+    """Link a file under a second name, or copy it to another file system."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)

@@ -137,7 +137,7 @@ def release_of(text: str) -> str:
 
 
 def _repository(word: str) -> str:
-    """Return the repository of a page of files on the hub; other text unchanged.
+    """Return the repository whose page of files is `word`; return other text unchanged.
 
     Raises:
         BadArgument: If the page is not that of a repository's main files, with what to write instead.
@@ -183,7 +183,7 @@ def _folder(where: str) -> Path | None:
 logger = logging.getLogger(__name__)
 
 MAX_NAME_CHARS = 41
-OF_THE_MODEL = ("shape", "smaller", "default_voice", "languages")  # fields of an entry that hold at any commit
+OF_THE_MODEL = ("shape", "smaller", "default_voice", "languages")  # fields of an entry that no commit changes
 FOLDER = "folder"  # name of a release whose own name has no usable character
 
 

@@ -116,13 +116,15 @@ class DecoderLoad:
     frame_gap_s: float = 0.0
 
     def round_s(self, num_frames: int) -> float:
-        """Return the time in seconds for a round: a chunk of `num_frames` frames of every utterance that speaks."""
+        """Return the time in seconds for a round: one chunk of `num_frames` frames for every utterance that
+        generates speech.
+        """
         window_s = self.time.window_s + num_frames * self.time.frame_s
         return self.time.batch_s + self.num_speaking * window_s
 
 
 def ignore_gap(gap_s: float) -> None:
-    """Do nothing with the time between two frames."""
+    """Ignore the time between two frames."""
 
 
 async def at_once() -> None:
@@ -194,7 +196,7 @@ class Pacer:
         return size
 
     def _block(self, num_ready: int) -> int:
-        """Return the size of the codec's next block if enough frames are ready, otherwise 0."""
+        """Return the size of the codec's next block if it is complete, otherwise 0."""
         blocks = self.policy.blocks
         size = blocks[min(self._num_blocks, len(blocks) - 1)]
         if num_ready < size:

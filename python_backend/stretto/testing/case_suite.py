@@ -1,4 +1,4 @@
-"""Functions of test suites whose tests are parametrised by the parts of a case."""
+"""Helpers for test suites whose tests are parametrised by the fields of a case."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ def by_night(*values: Any) -> list[Any]:
 
 
 def leave_out_absent(suite: type, parts: Parts) -> None:
-    """Leave out the tests that a suite has inherited for parts that its case lacks."""
+    """Remove the inherited tests for parts that a suite's case lacks."""
     absent = {name for name, values in parts.items() if not values}
     for name, test in inspect.getmembers(suite, inspect.isfunction):
         if name.startswith("test_") and name not in vars(suite) and absent & {*inspect.signature(test).parameters}:
@@ -24,7 +24,7 @@ def leave_out_absent(suite: type, parts: Parts) -> None:
 
 
 def parametrize(metafunc: pytest.Metafunc, parts: Parts) -> None:
-    """Parametrise a test by the parts that it has as arguments."""
+    """Parametrise a test by those parts of the case that are its arguments."""
     for name, values in parts.items():
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, values)

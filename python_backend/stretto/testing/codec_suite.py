@@ -150,7 +150,7 @@ def parts_of(case: CodecCase) -> dict[str, Sequence[Any]]:
 
 
 class CodecSuite:
-    """Base class of a codec's tests; see the module."""
+    """Base class of a codec's tests; the module docstring describes it."""
 
     case: ClassVar[CodecCase]
 

@@ -271,7 +271,7 @@ def assert_family_conforms(
 def _check_redraws(
     engine: Engine, family: Family, prompts: Mapping[str, Prompt], rows_by_name: Mapping[str, list[Row]]
 ) -> None:
-    """Check that a reply which is drawn anew from a frame on has the same frames before it."""
+    """Check that a reply whose noise changes at a frame has the same frames before it."""
     for name, prompt in prompts.items():
         temperature = prompt.sampling.audio.temperature
         if not (family.task(prompt.task).has_audio_segment and family.has_all_frames and temperature):

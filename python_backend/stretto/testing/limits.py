@@ -1,4 +1,4 @@
-"""Inputs of requests that the data of a family rules out."""
+"""Requests that are beyond the limits of a family."""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Values outside the ranges of a config's fields, and their refusals."""
+"""Values outside the ranges of a config's fields, and the errors that reject them."""
 
 import re
 from collections.abc import Iterator, Mapping

@@ -9,7 +9,8 @@ from stretto.records.prompt import Condition
 
 
 class ReferenceConditions(ABC):
-    """Network of `RequestConditions`, stated once more for a transformers model (`RequestConditions.reference`).
+    """Network of `RequestConditions`, implemented a second time for a transformers model
+    (`RequestConditions.reference`).
 
     Attributes:
         added: Vector [H] that is added to the embeddings of all rows of the current request.

@@ -13,8 +13,8 @@ from stretto.records.sampling import CodeSampling
 class ReferenceRule:
     """Rules of a family in one reply of the slow reference (`DrawRules.reference`); this base class has no effect.
 
-    A subclass states the family's rules once more, in plain Python, and overrides the methods that it needs. The
-    reference calls them row by row, in this order:
+    A subclass implements the family's rules a second time, in plain Python, and overrides the methods that it needs.
+    The reference calls them row by row, in this order:
 
         text row    text_is_full ─► id is sampled ─► finish_text_row
         audio row   given_row ─► sampled, or penalized ─► permitted ─► kept ─► is_guarded, counted ─► redrawn_from

@@ -1,4 +1,4 @@
-"""How exactly equal products of matrices have equal bits on this processor."""
+"""Comparison of matrix products, as exact as this processor's rounding permits."""
 
 import torch
 

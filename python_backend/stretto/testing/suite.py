@@ -215,7 +215,7 @@ def is_bounded(release: SmallRelease, inputs: Mapping[str, Any], prompt: Prompt)
 
 
 class FamilySuite:
-    """Base class of a family's tests; see the module."""
+    """Base class of a family's tests; the module docstring describes it."""
 
     case: ClassVar[FamilyCase]
 

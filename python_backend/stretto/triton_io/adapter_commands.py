@@ -48,8 +48,8 @@ async def run_command(adapters: Adapters, command: bytes) -> bytes:
     """Run a command, and return the names of all adapters, as JSON.
 
     Raises:
-        InvalidRequest: If the command is malformed, or cannot be done.
-        Overloaded: If it can be done later.
+        InvalidRequest: If the command is malformed, or cannot be executed.
+        Overloaded: If it can be executed later.
     """
     record = COMMAND.read(ADAPTERS.name, command)
     if record["action"] == "load":

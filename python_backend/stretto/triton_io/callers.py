@@ -33,7 +33,9 @@ def failed_response(error: BaseException, subject: str) -> Any:
 
 
 def client_message(error: BaseException, subject: str) -> str:
-    """Return the error message for the client; of an internal error, only the id under which it is logged."""
+    """Return the error message for the client; for an internal error, it contains only the id under which the error
+    is logged.
+    """
     return str(error) if isinstance(error, CLIENT_ERRORS) else f"{subject}: {incident(error)}"
 
 

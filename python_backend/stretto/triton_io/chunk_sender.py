@@ -200,11 +200,13 @@ class ChunkSender:
         await self._wait_for_room()
 
     async def _wait_for_room(self) -> None:
-        """Wait until the decoder permits the next chunk."""
+        """Wait until the decoder permits the next chunk, regardless of playback."""
         await self._wait_for_decoder(self._has_room)
 
     def _is_ahead(self) -> bool:
-        """Return True if more than `max_ahead_s` of audio is unplayed, when the first chunk began to play at once."""
+        """Return True if more than `max_ahead_s` of audio is unplayed, assuming that the first chunk was played at
+        once.
+        """
         if self._limits.max_ahead_s <= 0 or self._first_sent_s is None:
             return False
         played_s = time.monotonic() - self._first_sent_s
@@ -227,7 +229,7 @@ class ChunkSender:
         self._check()
 
     def begin_speech(self) -> None:
-        """Count the utterance among those that speak, before it has frames, so that others prepare for it."""
+        """Count the utterance among those that generate speech, before it has frames, so that others prepare for it."""
         self._slot.begin_speech()
 
     def release(self) -> None:

@@ -146,7 +146,7 @@ METRICS = {
     "waiting_chunks": ("decoder_waiting_chunks", "Chunks waiting to be decoded"),
 }
 STATS_PERIOD_S = 0.5
-PLAIN = OutputForm()  # the format of an open session is not changed by later chunks
+PLAIN = OutputForm()  # later chunks do not change the format of an open session
 
 
 class DecodingWorker(Protocol):

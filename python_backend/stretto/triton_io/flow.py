@@ -57,7 +57,7 @@ class DecayingBound:
     """Upper bound on recent measurements, which decays to the latest one.
 
     Args:
-        half_life_s: Time in seconds in which it comes half as close.
+        half_life_s: Time in seconds in which the distance between the bound and the latest measurement halves.
     """
 
     def __init__(self, half_life_s: float) -> None:
@@ -156,7 +156,7 @@ class FlowTable:
         self._speaking.discard(address.slot)
 
     def begin_speech(self, address: FlowAddress) -> None:
-        """Count the utterance among those that speak, until its slot is released."""
+        """Count the utterance among those that generate speech, until its slot is released."""
         self._speaking.add(address.slot)
 
     def slot_at(self, address: FlowAddress) -> "FlowSlot":
@@ -309,7 +309,7 @@ class FlowSlot:
         self.table.set_time(time, has_graphs)
 
     def begin_speech(self) -> None:
-        """Count the utterance among those that speak, until its slot is released."""
+        """Count the utterance among those that generate speech, until its slot is released."""
         self.table.begin_speech(self.address)
 
     def count_answer(self) -> None:

@@ -111,7 +111,7 @@ class LiveSession:
         self._num_bytes = self._num_unread_bytes = 0
         self._has_ended = self._has_failed = False  # the reply has ended; its error has been raised
         self._failure: Exception | None = None
-        # a chunk was added; one was read
+        # set when a chunk was added; set when one was read
         self._changed = asyncio.Event()
         self._moved_on = asyncio.Event()
         self._expiry: asyncio.TimerHandle | None = None
@@ -134,7 +134,7 @@ class LiveSession:
         self._changed.set()
 
     def _pop(self) -> None:
-        """Drop the oldest chunk."""
+        """Remove the oldest chunk."""
         self._num_bytes -= num_bytes(self._chunks.popleft())
 
     async def wait_for_reader(self) -> None:
@@ -231,7 +231,7 @@ class LiveSession:
         return chunk
 
     async def _leave(self) -> None:
-        """End the session, or let it wait for another connection if it can be resumed."""
+        """End the session or, if it can be resumed, keep it until another connection continues it."""
         assert self.task is not None, "a session is read while its reply is generated"
         self.is_connected = False
         if self.resume_s and not self._has_failed:

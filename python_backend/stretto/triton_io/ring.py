@@ -189,7 +189,7 @@ def _read_shape(header: int, address: RingAddress) -> tuple[int, int]:
 def check_ring(address: RingAddress | None) -> None:
     """Raise InvalidRequest if `address` is not None and its ring has no valid header.
 
-    The decoder allocates GPU memory, after this.
+    The decoder allocates the GPU memory of a ring after this check.
     """
     if address is None:
         return
@@ -373,7 +373,7 @@ class RingWriters:
             time.sleep(POLL_S if waiting else 10 * POLL_S)
 
     def _sweep(self) -> None:
-        """Close the writers that are not needed any more."""
+        """Close the writers that are no longer needed."""
         over = {}
         with self._lock:
             for utterance, writer in list(self._writers.items()):

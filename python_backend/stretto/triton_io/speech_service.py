@@ -409,7 +409,7 @@ class SpeechService:
         await responses.end()
 
     async def _take(self, text_or_audio: TextPart | AudioPart, responses: Responses) -> None:
-        """Append a part of streamed text or live audio.
+        """Append a part of streamed text or live audio, and acknowledge it.
 
         The receipt goes through the decoder, because only the decoder answers clients.
         """

@@ -183,7 +183,7 @@ SWITCH_INTERVAL_S = 5e-4
 
 
 def switch_threads_often() -> None:
-    """Let a thread that waits for the interpreter get it after 0.5 ms, because a chunk passes several threads.
+    """Give the interpreter to a waiting thread after 0.5 ms, because a chunk passes through several threads.
 
     A busy thread would otherwise keep it for 5 ms.
     """
@@ -226,7 +226,7 @@ MPS_SHARE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 
 
 def let_others_first() -> None:
-    """Lower the priority of this process's kernels, if other processes share the GPU by NVIDIA's MPS.
+    """Give this process's kernels a low priority, if other processes share the GPU by NVIDIA's MPS.
 
     CUDA reads the variable when it is initialised. Without MPS it has no effect.
     """

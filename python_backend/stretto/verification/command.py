@@ -63,7 +63,7 @@ def windows(pcm: np.ndarray, detector: "Detector") -> Iterator[dict[str, Any]]:
 
 
 def verdict(judged: list[dict[str, Any]]) -> str:
-    """Summarise the windows of a recording."""
+    """Return a summary of the judged windows of a recording."""
     scores = [window["score"] for window in judged if window["score"] is not None]
     if not scores:
         return "nothing to judge"

@@ -1,4 +1,4 @@
-"""Finds hyperparameters, in a config.json or a table, for backbones that a release only names."""
+"""Hyperparameters of backbones that a release only names, from a config.json or a table."""
 
 from collections.abc import Mapping
 from math import inf

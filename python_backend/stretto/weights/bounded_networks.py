@@ -1,4 +1,4 @@
-"""Limits for networks that are built with the sizes of an untrusted config."""
+"""Limits for networks whose sizes come from an untrusted config."""
 
 import threading
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ MAX_ALLOCATED = 1 << 32  # elements of a network that is not on the `meta` devic
 
 @contextmanager
 def bounded_networks() -> Iterator[None]:
-    """Bound the networks that are built in this thread, because their sizes come from a config.
+    """Limit the networks that are built in this thread within the `with` block, because their sizes come from a config.
 
     Raises:
         CheckpointError: If modules have too many parts or elements. It is raised while they are built, which would

@@ -114,7 +114,7 @@ def gaussian(columns: int, rows: int, seed: int) -> Tensor:
     return _drawn(columns, rows, seed)
 
 
-@lru_cache(2)  # of the flow and the vocoder; a conversion creates a codec several times
+@lru_cache(2)  # tables of the flow and the vocoder; a conversion creates a codec several times
 def _drawn(columns: int, rows: int, seed: int) -> Tensor:
     drawn = np.random.default_rng(seed).standard_normal((columns, rows), dtype=np.float32)
     return torch.from_numpy(drawn.T.copy())
@@ -158,7 +158,7 @@ def convolution(channels: int, out_channels: int, shape: EstimatorShape) -> nn.C
 
 
 class Turned(nn.Module):
-    """Transposition between [B, C, T] and [B, T, C]."""
+    """Layer that swaps the last two dimensions: [B, C, T] to [B, T, C] and back."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2)
@@ -337,7 +337,9 @@ def _stages(blocks: nn.ModuleList) -> Iterator[Stage]:
 
 
 def _rising(shape: EstimatorShape) -> list[nn.Module]:
-    """Return the up-sampling stages; the input of each includes the output of its down-sampling counterpart."""
+    """Return the up-sampling stages. The input of each one includes the output of the down-sampling stage with the
+    same resolution.
+    """
     widths = [*reversed(shape.channels), shape.channels[0]]
     stages = list[nn.Module]()
     for level, (width, next_width) in enumerate(itertools.pairwise(widths)):

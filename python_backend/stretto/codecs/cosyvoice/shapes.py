@@ -1,4 +1,4 @@
-"""Sizes of the decoders that follow CosyVoice 2: constants, and sizes that the shapes of tensors define."""
+"""Sizes of the decoders that follow CosyVoice 2: constants, and sizes derived from the shapes of tensors."""
 
 import re
 from collections.abc import Iterable, Mapping

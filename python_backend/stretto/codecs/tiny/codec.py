@@ -96,7 +96,8 @@ def upsample(values: Tensor, neighbours: Tensor) -> Tensor:
 
 
 def cycles(pitch_hz: Tensor) -> Tensor:
-    """Return the phase at sample borders, in cycles, [B, T * HOP + 1], for a pitch in Hz, float64 [B, T * HOP].
+    """Return the phase at the borders between samples, in cycles, [B, T * HOP + 1], for a pitch in Hz, float64 [B, T *
+    HOP].
 
     Whole cycles are dropped at the starts of hops. Hops are summed in integer multiples of PHASE_STEP, so the result is
     exact in any order (int64 overflow also drops only whole cycles), and phases do not depend on how the utterance is
@@ -139,8 +140,8 @@ def noise_table() -> Tensor:
     return torch.from_numpy((unit - 0.5) * math.sqrt(12)).float()
 
 
-# Hops by which the parts of the decoder precede the samples that they complete. A hop is complete with the spectra up
-# to two hops later, these with the pulses up to one hop later, and those with the pitch of the hop after them.
+# Number of hops by which each part of the decoder is ahead of the complete samples. The samples of a hop need the
+# spectra up to two hops later. Spectra need the pulses up to one hop later, and pulses the pitch of the next hop.
 SPECTRUM_AHEAD = 2
 PITCH_AHEAD = 4
 OVERLAP = FFT_SIZE - HOP  # samples that a transform shares with the next one
@@ -202,7 +203,7 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Stack of causal blocks, which turns each frame into HOPS hops."""
+    """Stack of causal blocks that computes HOPS hops from each frame."""
 
     kernel = 7
 
@@ -362,7 +363,7 @@ class Decoder(nn.Module):
         curve = torch.stack([pitch[:, 0].exp().clamp(LOWEST_HZ, HIGHEST_HZ), voiced], 1)
         curve = torch.cat([last.unflatten(1, (2, 2)), curve], 2)
         pitch_hz, voicing = (upsample(values_at_hops, self.neighbours) for values_at_hops in curve.unbind(1))
-        pitch_hz = pitch_hz.clamp(min=LOWEST_HZ)  # the state of a new utterance has no pitch
+        pitch_hz = pitch_hz.clamp(min=LOWEST_HZ)  # the state of a new utterance contains no pitch
         phases = cycles(pitch_hz) + phase
         train = torch.cat([train, pulses(phases[:, :-1], pitch_hz) * voicing], 1)
         noise = self.noise_spectra(position, values.shape[1], dtype)

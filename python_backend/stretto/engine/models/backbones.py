@@ -43,7 +43,7 @@ class StrettoLlamaForCausalLM(MultiStreamMixin, LlamaForCausalLM):
     def embed_rows(
         self, rows: torch.Tensor, out: torch.Tensor, latent_rows: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Do the same as `MultiStreamMixin.embed_rows`, and add the vectors of the rows' conditions, if any."""
+        """Do the same as `MultiStreamMixin.embed_rows`, and add the condition vectors of the rows, if any."""
         embeds = super().embed_rows(rows, out, latent_rows)
         return embeds if self.conditions is None else self.conditions.add_to(embeds)
 

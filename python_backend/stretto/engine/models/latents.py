@@ -51,7 +51,7 @@ class SolverTable:
         self._rows = rows if embed is None else embed(rows)
 
     def at(self, step: int, steps: torch.Tensor) -> torch.Tensor:
-        """Return the values [N, ...] for step `step` of solvers with `steps` [N] steps.
+        """Return the values [N, ...] of step number `step` for rows whose solvers have `steps` [N] steps.
 
         If a solver has no such step, the values for its last step are returned.
         """
@@ -120,7 +120,7 @@ class LatentMixin(MultiStreamMixin):
         return self.readout_of(self.latent_predictor(), rules)
 
     def readout_of(self, predictor: LatentPredictor | GuidedLatentPredictor, rules: SegmentRules) -> LatentReadout:
-        """Return the readout with a predictor; the head of stream 0 has a frame, and one in which speech ends."""
+        """Return the output heads for a predictor. Stream 0 has two ids: a frame, and a frame in which speech ends."""
         weight = self.end_weight()
         bias = self.end_of_speech.bias
         stop = StopHead(weight, weight.new_zeros(1) if bias is None else bias.data, rules)

@@ -9,12 +9,12 @@ GROUP_WIDTH = 128
 
 
 def group_width(num_columns: int, reach: int) -> int:
-    """Return the number of columns of a group whose maximum counts towards `lower_bound`; below 2: no groups."""
+    """Return the width of the column groups that `lower_bound` compares; below 2, it uses no groups."""
     return min(num_columns // max(GROUPS, 2 * reach), GROUP_WIDTH)
 
 
 def lower_bound(logits: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """Return a lower bound on the `reach`-th largest logit of each row, from the maxima of column groups.
+    """Return a lower bound on the `reach`-th largest logit of each row, computed from the maxima of column groups.
 
     Args:
         logits: float32 [N, C].

@@ -75,7 +75,7 @@ def _draw_part(logits: np.ndarray, ids: np.ndarray, keys: np.ndarray, rows: Pair
 def _draw_single(
     logits: np.ndarray, ids: np.ndarray, key: np.ndarray, rows: PairRows, width: int, groups: int
 ) -> np.ndarray | None:
-    """Do the same for a single pair with top-k, in half as many operations; the result is the same id.
+    """Do the same as `_drawn` for one (row, stream) pair with top-k, in half as many operations; the id is the same.
 
     Args:
         logits: Logits, [C].
@@ -101,7 +101,7 @@ def _draw_single(
 
 
 def _all(logits: np.ndarray, rows: PairRows) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Return the candidates of rows that keep all tokens.
+    """Return all logits as candidates, for rows that keep all tokens.
 
     Returns:
         Logits and columns, as `candidates` returns them, and the smallest logit that can be drawn, [N, 1].

@@ -61,11 +61,11 @@ def seed_key(seed: int) -> int:
 
 
 def attempt_keys(seed_keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Return the keys of rows that are drawn anew, int32 [B].
+    """Return the noise keys of rows that are sampled again with new noise, int32 [B].
 
     Args:
         seed_keys: Keys of the requests' seeds from `seed_key`, int32 [B].
-        numbers: How often each row is drawn anew, int32 [B]; 0 keeps its key.
+        numbers: Number of times that each row is sampled again, int32 [B]; 0 keeps its key.
     """
     return np.where(numbers == 0, seed_keys, _mix(seed_keys + numbers * np.int32(ATTEMPT_STEP)))
 

@@ -1,4 +1,4 @@
-"""Repetition: sampling again, and the penalty of ids that occurred before."""
+"""Repetition-aware sampling, and the penalty for ids that occurred before."""
 
 from dataclasses import dataclass
 
@@ -34,7 +34,7 @@ def is_repeated(drawn: torch.Tensor, history: torch.Tensor, rule: RepetitionRule
 
 
 def penalize(logits: torch.Tensor, is_seen: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """Apply the repetition penalty: divide positive logits of repeated ids by it, and multiply negative ones.
+    """Apply the repetition penalty: positive logits of repeated ids are divided by it, negative ones multiplied.
 
     Args:
         logits: Logits, [B, V].

@@ -1,4 +1,4 @@
-"""Top-k, top-p and min-p: which logits of a row may be sampled."""
+"""Top-k, top-p and min-p: selection of the logits of a row that may be sampled."""
 
 import numpy as np
 import torch

@@ -197,7 +197,7 @@ class AdaptiveGuidance:
         return is_known
 
     def _drop(self, number: int, running: Sequence[Request], step: int) -> list[RequestState]:
-        """Mark the `number` youngest guided adaptive requests as unguided, and return their states."""
+        """Mark the `number` youngest guided requests with policy `adaptive` as unguided, and return their states."""
         dropped = list[RequestState]()
         for request in reversed(running):
             if len(dropped) == number:

@@ -82,7 +82,7 @@ class ClientTurns:
         return request.request_id if pair is None else pair.conditional
 
     def _num_slots(self, request: Request) -> int:
-        """Return the number of run slots of a request together with its CFG partner."""
+        """Return the number of run slots that a request and its CFG partner use."""
         return 1 if self._table[request.request_id].pair is None else 2
 
     def _used_slots(self, running: Iterable[Request]) -> Counter[str]:
@@ -93,7 +93,8 @@ class ClientTurns:
         return used
 
     def _of_largest_host(self, running: list[Request]) -> list[Request]:
-        """Return the requests of the host with the most run slots, or all if preempting one would not keep it largest.
+        """Return the requests of the host with the most run slots; return all requests if it would not keep the most
+        after a preemption.
 
         The oldest running reply is therefore never preempted, so that there is always progress.
         """
@@ -144,7 +145,7 @@ class ClientTurns:
         for host, num_used in used.most_common():
             tail = self._planner.tail(
                 [request for request in running if self._host(request) == host]
-            )  # of one host only
+            )  # all running requests belong to one host
             if tail and num_used - self._num_slots(tail[0]) >= wanted:
                 return self._planner.with_partner(tail)
         return ()
@@ -185,7 +186,8 @@ class ClientTurns:
         return {**grants, **dict.fromkeys(skipping, 0)} if skipping else grants
 
     def _skipping(self, replies: dict[str, list[str]], grants: Mapping[str, int], num_left: int) -> list[str]:
-        """Return the requests of a host that skip the step: all but those of the replies that have waited longest.
+        """Return the requests of a host that skip the step: those of all replies except the ones that have waited
+        longest.
 
         Args:
             replies: Ids of the host's running requests, keyed by reply.
@@ -202,7 +204,8 @@ class ClientTurns:
         return skipping
 
     def resting(self, waiting: Iterable[Request]) -> list[Request]:
-        """Return the queued requests that may not be admitted in this step, so that a host's requests keep their order.
+        """Return the queued requests that may not be admitted in this step, which keeps the requests of a host in
+        order.
 
         Their host has no rows left, or the output of a preempted request before them is still in flight. vLLM skips
         that request, and would admit the later ones.

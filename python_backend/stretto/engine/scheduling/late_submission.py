@@ -1,4 +1,4 @@
-"""Delay of a step's submission, for requests that arrive during a step."""
+"""Delay before a step is submitted, so that requests that arrive during a step join the next one."""
 
 import math
 import time
@@ -14,7 +14,7 @@ KEY = "submit_early_ms"  # in vLLM's `additional_config`
 
 
 class LateSubmission:
-    """Delay of a step's submission until shortly before the running step ends.
+    """Delay that submits a step only shortly before the running step ends.
 
     vLLM submits the next step while one runs. A request that arrives during a step then waits for the rest of that step
     and for the whole next one. With the delay, it joins the next step.

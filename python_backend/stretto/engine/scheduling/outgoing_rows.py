@@ -1,4 +1,4 @@
-"""Rows of a reply on their way to the front end."""
+"""Rows of a reply that wait to be sent to the front end."""
 
 import time
 from collections.abc import Callable

@@ -101,7 +101,9 @@ class KvBlocks:
         return self._session.room - min(held, self._session.held) if held else 0
 
     def num_held(self, request_id: str) -> int:
-        """Return the number of blocks of a running request, including those that a sliding window has freed."""
+        """Return the number of blocks that a running request has used, including those that a sliding window has
+        freed.
+        """
         return len(self._manager.coordinator.single_type_managers[0].req_to_blocks.get(request_id, ()))
 
     def spanned(self, num_rows: int) -> int:
@@ -308,7 +310,7 @@ class PairPlanner:
         return StepPlan(running, grants, awaited, () if fits else self.with_partner(tail))
 
     def _is_steady(self, running: list[Request]) -> bool:
-        """Return True if the previous plan is still valid.
+        """Return True if the previous plan is still valid for the next step.
 
         It is valid if the same requests decode and there is a free block for each of them. It is void if a request was
         admitted and ended since then, which changes the number of running ids.
@@ -320,7 +322,8 @@ class PairPlanner:
         )
 
     def _grant_again(self, running: list[Request], budget: int) -> bool:
-        """Grant each request the rows that it generated in its previous step; return False if they do not fit.
+        """Grant each request as many rows as its previous step generated; return False if the blocks for them are not
+        free.
 
         The number of these rows varies from step to step.
         """
@@ -363,7 +366,7 @@ class PairPlanner:
         return list(ordered.values())
 
     def _row(self, request: Request) -> RunningRow:
-        """Return the properties of a running request that determine its grant."""
+        """Return the properties of a running request that determine how many rows it is granted."""
         remaining = _num_unread(request)
         decodes = not request.is_prefill_chunk
         state = self._table[request.request_id]

@@ -32,10 +32,10 @@ ON_ARRAYS = with_where(np.where)
 
 
 class PairScheduler(Protocol):
-    """Scheduler as a pair sees it that begins and ends its unconditional request itself."""
+    """Part of the scheduler that a pair uses to begin and end its unconditional request."""
 
     def begin_unconditional(self, state: "RequestState") -> None:
-        """Create and queue the unconditional request of the newest rows."""
+        """Create an unconditional request that begins at the newest rows, and queue it."""
 
     def end_unconditional(self, state: "RequestState") -> None:
         """Remove the unconditional request before the next step."""
@@ -63,7 +63,9 @@ class GuidancePair:
 
     @property
     def may_wait(self) -> bool:
-        """True if the pair may have to wait in the next step, though it does not wait in this one."""
+        """True if the pair may have to wait for its unconditional request in the next step, though it does not wait
+        in this one.
+        """
         return False
 
     def is_held(self, state: "RequestState") -> bool:
@@ -75,7 +77,7 @@ class GuidancePair:
         return unconditional_context(state)
 
     def begin(self, state: "RequestState") -> bool:
-        """Return True if the unconditional request exists from the beginning of a reply that begins with audio."""
+        """Return True if the unconditional request exists from the start, because the reply begins with audio."""
         return True
 
     def follow(self, state: "RequestState", token_id: int, is_guided: bool, scheduler: PairScheduler) -> int:
@@ -164,7 +166,9 @@ class RequestState:
 
     @property
     def is_read_by_modules(self) -> bool:
-        """True if the predictor of further rows processes the request's rows, because its schedule has such rows."""
+        """True if the predictor of further rows processes the request's rows, because its schedule has multi-token
+        steps.
+        """
         return self.schedule is not None and self.schedule.max_extra > 0
 
     @property
@@ -181,7 +185,7 @@ class RequestState:
 
     @property
     def has_followed_track(self) -> bool:
-        """True if the reply has ended because its track has; this does not count as a cut."""
+        """True if the reply ended because it has read its whole track; this does not count as a cut."""
         return self.track is not None and self.track.ends_reply and self.reply.position > self.track.end + 1
 
     @property
@@ -255,7 +259,7 @@ def unconditional_context(state: RequestState) -> np.ndarray:
 
 
 def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: int) -> np.ndarray:
-    """Return the rows before the audio as the unconditional request sees them, with the condition hidden.
+    """Return the rows before the audio as the unconditional request reads them, with the condition hidden.
 
     Args:
         rows: Rows of the conditional request before its audio, [n, S].
@@ -268,7 +272,7 @@ def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: 
 
 
 def unconditional_audio(rows: np.ndarray, rules: SegmentRules) -> np.ndarray:
-    """Return audio rows [n, S] as the unconditional request sees them, with hidden streams masked."""
+    """Return audio rows [n, S] as the unconditional request reads them, with hidden streams masked."""
     delays, hidden, initial, _ = rules.other_streams
     frames = np.arange(len(rows))[:, None]
     others = ON_ARRAYS.hide_other(rows[:, 1:], hidden != 0, frames, delays, initial, rules.constants)

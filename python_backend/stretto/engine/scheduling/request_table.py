@@ -1,4 +1,4 @@
-"""States of all requests, and the creation of unconditional ones."""
+"""Table of the states of all requests, which also creates unconditional requests."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -103,7 +103,8 @@ class RequestTable(dict[str, RequestState]):
         return state.is_unconditional or state.is_held or self.guidance_has_begun(state)
 
     def must_compute_more(self, request: Request, num_rows: int) -> bool:
-        """Return True if a prefix-cache hit must be shortened by one block.
+        """Return True if the request must compute more rows, so that its prefix-cache hit must be shortened by one
+        block.
 
         A request that is bound to its CFG partner must compute at least one row before the row that is sampled from.
         With MCTP modules, the KV entries of the last rows of a block depend on the ids after the block, which may

@@ -1,4 +1,4 @@
-"""Rows that a step has sampled, read from its output."""
+"""Rows that a step has sampled, extracted from its output."""
 
 from collections.abc import Mapping
 from typing import Any

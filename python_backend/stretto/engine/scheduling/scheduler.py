@@ -105,7 +105,7 @@ class PairedScheduling(Base):
         self.unconditional = UnconditionalOutput(self.table, blocks, self._num_in_advance)
         share = share_of(config)
         if share is not None:
-            die_with_parent()  # the parent is the host; in a spawned engine, its fork hook has not run
+            die_with_parent()  # the parent process is the host; in a spawned engine, the host's fork hook has not run
         clock = StepClock()
         self.stats = StepStats(self.table, self.guidance, self.texts, blocks, share, clock)
         self.submission = LateSubmission.from_config(config, clock)
@@ -186,7 +186,9 @@ class PairedScheduling(Base):
         return next((request for request in self.waiting if request not in skipped), None)
 
     def _joining(self, awaited: Sequence[Request]) -> list[Request]:
-        """Return `awaited`, and the first other queued request if there is room for it."""
+        """Return the requests in `awaited`, and the first other queued request if slots and KV blocks are free for
+        it.
+        """
         first = self._first_waiting()
         if first is None or first in awaited:
             return list(awaited)
@@ -277,7 +279,7 @@ class PairedScheduling(Base):
         return [request for request in finished if not request.request_id.endswith(UNCONDITIONAL_SUFFIX)]
 
     def has_requests(self) -> bool:
-        """Return True if there are requests; first wait until the next step is due, if a request may still join it.
+        """Return True if there are requests. If more may still join the next step, first wait until that step is due.
 
         vLLM's loop calls this before it reads new requests, so requests that arrive during the wait join that step.
         """

@@ -31,7 +31,9 @@ class StepRows:
     may_speak: np.ndarray
 
     def fingerprint(self) -> bytes:
-        """Return bytes that, while every slot keeps its request, are equal for steps with equal plans."""
+        """Return bytes that are equal for two steps if their plans are equal, provided that no slot has got a new
+        request in between.
+        """
         return b"".join(column.tobytes() for column in (self.slots, self.samples, self.may_write, self.may_speak))
 
 

@@ -1,7 +1,7 @@
-"""First frames of replies, decoded in the engine's process, so that their samples travel with the rows.
+"""First frames of replies, decoded in the engine's process so that their samples are sent together with the rows.
 
-The step that samples the last row of a reply's first frames gathers their codes, and the codec decodes them beside the
-next step. The decoder decodes the same codes again for its state, after it has sent these samples.
+The step that samples the last row of these frames gathers their codes. The codec decodes them while the next step runs.
+The decoder sends these samples, then decodes the same codes again to update its state.
 """
 
 from collections import defaultdict
@@ -52,7 +52,7 @@ class EarlySamples:
 
 
 class Lane(Protocol):
-    """Executor of the codec."""
+    """Interface of `HostLane` and `CudaLane`, which run the codec on the host or on a CUDA stream."""
 
     def capture(self) -> None:
         """Capture CUDA graphs, if there are any."""
@@ -72,7 +72,7 @@ def packed(codes: torch.Tensor, pcm: torch.Tensor) -> torch.Tensor:
 
 
 class HostLane:
-    """Lane on the host."""
+    """Codec that runs on the host."""
 
     def __init__(self, codec: Codec, convolutions: str) -> None:
         self._codec = codec
@@ -89,7 +89,7 @@ class HostLane:
 
 
 class CudaLane:
-    """Lane on a CUDA stream of its own, for which the engine's stream never waits."""
+    """Codec that runs on a CUDA stream of its own, for which the engine's stream never waits."""
 
     def __init__(self, codec: Codec, convolutions: str, device: torch.device) -> None:
         use_whole_float32()
@@ -239,7 +239,7 @@ class FirstFrames(PromptLogprobsWorker):
         due = defaultdict[int, list[int]](list)
         if not self._waiting:
             return due
-        positions = batch.num_computed_tokens_np + batch.num_scheduled_tokens  # of the sampled rows
+        positions = batch.num_computed_tokens_np + batch.num_scheduled_tokens  # positions of the sampled rows
         for row, req_id in enumerate(batch.req_ids):
             num_frames = self._waiting.get(req_id)
             start = self._slots.audio_start(int(batch.idx_mapping_np[row]))

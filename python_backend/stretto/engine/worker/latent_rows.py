@@ -1,4 +1,4 @@
-"""Rows of a step that may have a latent, by the ids that the host knows.
+"""Choice of the rows of a step that may contain a latent, made by the host.
 
 The network that embeds latents is large in some families, and most rows of a prompt have none. Launches must not depend
 on values on the device, so the rows are chosen by the ids of the prompts, which the host knows.

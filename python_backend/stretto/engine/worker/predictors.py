@@ -333,7 +333,7 @@ class DepthFrames:
 
 
 class Readout(NamedTuple):
-    """Output heads and frame predictor of a model, and the model itself, for samplers of families."""
+    """Output heads and frame predictor of a model, together with the model, for samplers of families."""
 
     heads: StreamHeads
     frames: FramePredictor
@@ -403,10 +403,10 @@ class RequestMemory(Protocol):
     """
 
     def fill_slot(self, slot: int, data: SpeechRequestData) -> None:
-        """Prepare the memory of a request that begins or continues in `slot`."""
+        """Prepare the state of a request that begins or continues in `slot`."""
 
     def put_aside(self, request_id: str, slot: int) -> None:
-        """Save the memory of a request that leaves its slot, in case the request was preempted."""
+        """Save the state of a request that leaves its slot, because a preempted request will need it again."""
 
 
 class ConditionNetwork(Protocol):

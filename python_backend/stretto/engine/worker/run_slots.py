@@ -27,7 +27,7 @@ STEPS_AHEAD = 16
 class KeysAhead:
     """Noise keys of sampled rows, computed for STEPS_AHEAD steps in one pass.
 
-    They are computed again earlier if other rows are sampled, or rows are drawn anew.
+    They are computed again earlier if other rows are sampled, or rows are sampled again with new noise.
 
     Args:
         make: Function of seed keys [M] and positions [M], both int32, that returns noise keys, int32 [M, S].

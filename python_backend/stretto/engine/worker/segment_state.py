@@ -171,7 +171,7 @@ class SegmentState:
         return token
 
     def choose(self, text: Array | None, audio: Array | None, rows: Rows) -> Array:
-        """Return stream 0 of every row, [B]: the id sampled for its segment, or a forced id.
+        """Return stream 0 of every row, [B]: the id sampled for the row's segment, or a forced id.
 
         Args:
             text: Sampled text ids, [B]; None if no row is in a text segment.

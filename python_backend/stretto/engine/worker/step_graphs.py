@@ -41,7 +41,7 @@ def padded_sizes(max_rows: int) -> list[int]:
 
 
 class StepGraphs(Generic[Kind]):
-    """Runs steps: replays a graph if there is one, else launches the step directly.
+    """Runner of steps: replays a step's graph if there is one, and otherwise launches its kernels directly.
 
     Args:
         launch: Function that launches a step, given its variant and number of rows.

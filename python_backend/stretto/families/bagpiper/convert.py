@@ -49,7 +49,9 @@ EMBEDDINGS = "model.embed_tokens.weight"
 
 
 def located(release: Release) -> Release:
-    """Return the release with its training config, if it also has YAML files of another kind and none is given."""
+    """Return the release with the path of its training config, if that is not known and the release has YAML files
+    of other kinds, too.
+    """
     if release.config is not None:
         return release
     paths = [released_file(release.folder, path.name) for path in sorted(release.folder.glob("*.yaml"))]

@@ -1,4 +1,4 @@
-"""Recognises Bagpiper releases."""
+"""Recognition of Bagpiper releases from their lists of files."""
 
 from collections.abc import Mapping
 

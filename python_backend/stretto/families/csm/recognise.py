@@ -1,8 +1,8 @@
-"""Recognises CSM releases in transformers format."""
+"""Recognition of CSM releases in transformers format from their lists of files."""
 
 from stretto.family.recognition import CONFIG, TOKENIZER, Listing, Match
 
-INDEX = "transformers.safetensors.index.json"  # in Sesame's repository, whose model.safetensors has their own names
+INDEX = "transformers.safetensors.index.json"  # Sesame's own model.safetensors has other names
 SESAMES = "ckpt.pt"
 
 

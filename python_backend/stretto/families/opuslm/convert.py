@@ -286,7 +286,7 @@ def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer, is_dialogue: boo
 
 
 def span(config: Mapping[str, Any], name: str) -> range:
-    """Return the id range of one kind of token, as defined by `token_bias`."""
+    """Return the id range of one type of token, as defined by `token_bias`."""
     span = entry(config, f"token_bias.{name}")
     num_ids = len(entry(config, "token_list"))
     is_pair = isinstance(span, Sequence) and len(span) == 2 and all(type(token_id) is int for token_id in span)
@@ -323,7 +323,7 @@ def check_ids(names: Sequence[str], expected: Mapping[str, int]) -> None:
 
 
 def named(names: Sequence[str], pattern: str) -> dict[str, int]:
-    """Map the first group of `pattern` to the token id, for each special token that matches."""
+    """Map the text that the first group of `pattern` matches to the token id, for each special token that matches."""
     matches = [(re.fullmatch(pattern, name), token_id) for token_id, name in enumerate(names[: opuslm.NEVER_READ])]
     return {match[1]: token_id for match, token_id in matches if match}
 

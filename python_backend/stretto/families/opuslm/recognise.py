@@ -1,4 +1,4 @@
-"""Recognises releases of OpusLM and of its dialogue model."""
+"""Recognition of releases of OpusLM and its dialogue model from their lists of files."""
 
 from stretto.family.recognition import QWEN_TOKENIZER, REPOSITORY, Listing, Match, Needed
 from stretto.untrusted_files import MAX_YAML_BYTES, optional_entry

@@ -1,4 +1,4 @@
-"""Recognises Qwen3-TTS releases at 12.5 frames per second."""
+"""Recognition of Qwen3-TTS releases at 12.5 frames per second from their lists of files."""
 
 from stretto.family.recognition import CONFIG, TOKENIZER, Listing, Match, Needed, unexpected
 

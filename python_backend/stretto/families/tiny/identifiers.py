@@ -1,6 +1,7 @@
 """Identifiers in words: addresses, paths, file names, hashes, codes, and telephone numbers with words.
 
-Each is spelled, or read part by part. Of a longer one than a listener can note, only the beginning is spelled.
+Each one is spelled, or read part by part. If it is too long for a listener to write down, only its beginning is
+spelled.
 """
 
 import re
@@ -67,7 +68,9 @@ def spell_identifiers(text: str) -> str:
 
 
 def spelled(text: str) -> str:
-    """Return the names of the letters, digits and signs in `text`, in order; the beginning if it is long."""
+    """Return the names of the letters, digits and signs in `text`, in order; only those of the beginning if the text
+    is long.
+    """
     size = sum(map(str.isalnum, text))
     signs = [sign for sign in text.lower() if sign.isalnum() or sign == ":"]
     words = [NAMES.get(sign) or IN_ADDRESSES.get(sign) or digits(sign) for sign in signs]

@@ -1,4 +1,4 @@
-"""Names of letters, and the words that are spelled: acronyms and initials."""
+"""Names of letters, and rules that decide which words are spelled letter by letter: acronyms and initials."""
 
 import re
 
@@ -68,7 +68,7 @@ def spell(text: str, plural: str = "") -> str:
 
 
 def is_spelled(word: str) -> bool:
-    """Return True if a word of an address, in any case, has no vowel and is short."""
+    """Return True if a word of an address is spelled letter by letter, because it is short and has no vowel."""
     return len(word) <= 5 and not VOWELS & set(word.lower())
 
 

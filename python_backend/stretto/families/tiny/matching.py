@@ -1,4 +1,4 @@
-"""Matching of spoken words, as phonemes, with the words of a text, if the model has skipped or joined words."""
+"""Matching of spoken words, given as phonemes, with the words of a text, if the model has skipped or joined words."""
 
 import re
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ from itertools import groupby
 from stretto.families.tiny.numbers import digits
 from stretto.families.tiny.units import SIGNS
 
-SPACES = "\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"  # which no list of numbers has; a plain space may be one's
+SPACES = "\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"  # they never separate the numbers of a list
 # A number with every character that may separate its groups. A plain space separates groups of three digits only.
 TOKEN = re.compile(
     rf"(?<![\w,])(?<![\d.]\.)(?<!\d['’])\d(?:\d|[.,_٫٬](?=\d)|['’](?=\d{{3}}(?!\d))|[{SPACES} ](?=\d{{3}}(?!\d)))*"
@@ -29,7 +29,7 @@ SMALL_LIST = re.compile(r"\d{1,2}(?:,\d{1,2})+")
 LONG_DECIMALS = re.compile(r"\d+\.\d{3}(?: \d{1,3})+")  # 3.141 592
 LISTED = "rows?|pages?|rooms?|columns|items|chapters|figures|tables|verses|sections|lines|steps|numbers|points|levels"
 BEFORE_LIST = re.compile(rf"[(\[{{]\Z|\b(?:{LISTED})\s\Z", re.IGNORECASE)
-OCTET = re.compile(r"0|1\d{0,2}|2(?:[0-4]\d?|5[0-5]?|[6-9])?|[3-9]\d?")  # a part of an address, or of a version
+OCTET = re.compile(r"0|1\d{0,2}|2(?:[0-4]\d?|5[0-5]?|[6-9])?|[3-9]\d?")  # part of an address or a version
 BEFORE_VERSION = re.compile(
     r"\b(?:version|release|build|firmware|kernel|network|subnet|host|address|ip|section)\s\Z", re.IGNORECASE
 )

@@ -318,7 +318,7 @@ CODED = (
     r"|[Ee]xtension|Box|HTTP"
 )
 BEFORE_AMOUNTS = "over|than|about|around|nearly|almost|costs?|worth|paid|raised|lost|earned"
-SERVICE_NUMBERS = "000|101|111|112|211|311|411|511|611|711|811|911|988|999"  # after a verb that asks to call them
+SERVICE_NUMBERS = "000|101|111|112|211|311|411|511|611|711|811|911|988|999"  # after a verb such as "call"
 SCAN_LINES = "144|240|360|480|540|576|720|1080|1440|2160|4320"  # heights of videos
 PENSION_PLANS = "401|403|457"  # paragraphs of a law, known as 401k, 403b and 457b
 # Works that are cited by chapter and verse. Those with first names of people are missing: times follow these, too.

@@ -42,7 +42,7 @@ def value_of(numeral: str) -> int | None:
 
 
 def read_numerals(text: str) -> str:
-    """Replace Roman numerals, where the words around them or their form show that they are numbers."""
+    """Replace Roman numerals with words if their form or the words around them show that they are numbers."""
     text = WORLD_WAR.sub(lambda match: f"World War {cardinal(len(match.group(1)))}", text)
     text = CENTURY.sub(_century, text)
     text = NUMERAL.sub(_named, text)

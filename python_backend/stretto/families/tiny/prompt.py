@@ -127,7 +127,7 @@ def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> s
 
 @lru_cache(maxsize=4096)
 def _spoken(word: str) -> tuple[str, ...]:
-    """Return the words as which a word of a text is read, regardless of the words around it."""
+    """Return the spoken words for a word of a text, ignoring the words around it."""
     return words_of(normalise(word, CHARACTERS))
 
 
@@ -203,7 +203,9 @@ def _tiny_words(token_ids: Sequence[int]) -> list[int | None]:
 
 
 def _tiny_match(token_ids: Sequence[int], words: Sequence[str]) -> list[int | None]:
-    """Return the index in `words` of each entry of the script, by comparing phonemes with letters."""
+    """Return, for each entry of the script, the index of its word in `words`, found by comparing phonemes with
+    letters.
+    """
     entries = [token_id for token_id in token_ids if token_id in tiny.SPOKEN]
     owners = _tiny_words(token_ids)
     spoken: dict[int, list[str]] = {}

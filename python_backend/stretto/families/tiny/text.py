@@ -164,7 +164,7 @@ def _ascii(text: str) -> str:
         if category in DROPPED:
             return " "
         plain: str = anyascii(character)
-        # Other signs become letters and signs that only look like them: † is no plus, and ↓ no vee.
+        # Other signs become letters and signs that only look like them: † is not a plus sign, and ↓ not a v.
         is_lookalike = category in SIGN_CATEGORIES and PUNCTUATION.fullmatch(plain) is None
         if not is_lookalike or character.isascii():
             return plain

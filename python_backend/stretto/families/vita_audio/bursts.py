@@ -39,7 +39,7 @@ class BurstSchedule:
 
     @cached_property
     def max_extra(self) -> int:
-        """Maximum number of rows that the modules generate in one step."""
+        """Maximum number of rows that the modules generate in one step of this schedule."""
         return min(self.num_modules, max(self.mode[1::2]))
 
     def num_extra(self, index: int) -> int:

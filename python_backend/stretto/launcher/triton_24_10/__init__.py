@@ -9,9 +9,9 @@ Python backend and adds the stub. A container's server is complete.
 `dead_locks`: A killed stub may hold a lock in the memory that it shares with Triton. These mutexes are robust, and
 Triton ends when it locks one whose owner has died (`boost::interprocess::lock_exception`, thrown where no exception is
 allowed). The launcher releases such locks before it unloads the model. The most important one is the lock of the memory
-itself, which the destructors take (`StubLauncher::TerminateStub`). This fails if Triton locks immediately, which its
-thread for the stub's messages does during a message that the stub waits for (setting a metric, querying a client). Then
-all processes are restarted.
+itself, which the destructors take (`StubLauncher::TerminateStub`). This fails if Triton locks immediately, as its
+thread for the stub's messages does while it handles a message that the stub waits for (setting a metric, querying a
+client). Then all processes are restarted.
 
 `start`: While a model initializes, Triton gives up on a stub that sends no sign of life for a second (5 s since 25.08),
 which happens if the whole machine stalls. It then waits for that stub to end, without having asked it to. Until 25.08,

@@ -1,4 +1,4 @@
-"""Detection of a start that hangs, because the server and a stub wait for each other (stub_launcher.cc)."""
+"""Detection of a start that hangs because the server and a stub wait for each other (stub_launcher.cc)."""
 
 import time
 
@@ -26,7 +26,8 @@ class StartWatch:
         self._next_s = time.monotonic()
 
     def hang(self) -> str:
-        """Return how the start hangs, as a predicate for the server, once it has hung for STUCK_S; else ''.
+        """Return a description of the hang, as a predicate for the server, once the start has hung for STUCK_S; else
+        ''.
 
         A call within POLL_S seconds of the last poll does not poll, and returns ''.
         """

@@ -81,7 +81,7 @@ def draw_script_kernel(
 
 @triton.jit
 def text_is_full(at: tl.tensor, position: tl.tensor, constants: tl.constexpr) -> tl.tensor:
-    """Return True if a text has its maximum number of entries; see `text_is_full` of `advance.py`."""
+    """Return True if a text has its maximum number of entries."""
     return tl.load(at + NUM_ENTRIES) >= constants.max_entries
 
 

@@ -1,4 +1,4 @@
-"""Rules of the alignment pointer: functions of a row's state, which numpy, torch and Triton execute (`engine.rules`).
+"""Rules of the alignment pointer: functions of a row's state that numpy, torch and Triton execute (`engine.rules`).
 
 The arguments `num_entries` and `pointer` are the columns of `AlignmentPointer` before the row, and `script` has its
 constants (`PointerConstants`).
@@ -37,7 +37,7 @@ def stay_column(entry, pointer, script):
 
 
 def pointer_index(token, in_text, in_audio, num_entries, pointer, script):
-    """Return the index stream: the number of the entry that a row adds or speaks, or a pad."""
+    """Return the id of the index stream: the number of the entry that a row adds or speaks, or a pad."""
     has_entry = (in_text & is_entry(token, script)) | (in_audio & (token != script.end_of_audio))
     return where(has_entry, script.index_base + where(in_text, num_entries + 1, pointer), script.pad_id)
 

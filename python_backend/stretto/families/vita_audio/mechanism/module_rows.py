@@ -242,7 +242,7 @@ class ModuleProgram:
 
 @dataclass(frozen=True)
 class Runs:
-    """Rows that the modules process in a step: one run of consecutive rows for each of n requests.
+    """Rows that the modules process in a step: consecutive rows for each of n requests.
 
     Arrays are int64 [n] on the host.
 
@@ -355,7 +355,7 @@ class ModuleRows:
                     sample_row(of_batch, k + 1)
 
     def _run_uniform(self, program: ModuleProgram, step: BurstBatch, runs: Runs, sample_row: SampleRow) -> None:
-        """Compute a batch without prompts as `_run` does, but with the launches of `program`."""
+        """Do the same as `_run` for a batch without prompts, with the launches of `program`."""
         first = step.num_read.copy()
         first[runs.index] = runs.first
         program.prepare(step, first)
