@@ -83,9 +83,9 @@ async def samples_in(parts: AsyncIterator[bytes]) -> AsyncIterator[NDArray[Any]]
         yield np.frombuffer(data[:even], "<i2")
 
 
-# Beginnings of files. An mp3 file without tags is not among them, because it may begin like plain samples.
+# First bytes of audio files. An mp3 file without tags is not among them, because it may begin like plain samples.
 MAGIC = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3", b"FORM", b"caff")
-MP4_MAGIC = b"ftyp"  # after four bytes
+MP4_MAGIC = b"ftyp"  # follows the first four bytes
 
 
 async def spoken_input() -> bytes | AsyncIterator[NDArray[Any]]:

@@ -1,7 +1,7 @@
 """Passages of a clip that are not the generated speech: replaced, inserted or cut.
 
-Windows of the clip are correlated with the generated samples at the position where these are expected, and are searched
-for after it if they do not correlate. The correlation does not depend on the level, and survives mp3 and Opus.
+Windows of the clip are correlated with the generated samples at the expected position. If they do not correlate, later
+positions are searched. The correlation does not depend on the level, and survives mp3 and Opus.
 """
 
 from collections.abc import Iterator
@@ -115,7 +115,9 @@ class Comparison:
         return [passage for before, after in pairwise(ends) for passage in self._between(before, after)]
 
     def _compare(self, start: int) -> None:
-        """Add a window of the clip to the last run, or begin another run with it, or do neither."""
+        """Extend the last run by a window of the clip, or begin a new run with it; leave it out if it matches no
+        generated speech.
+        """
         window = self._clip[start : start + WINDOW]
         run = self._runs[-1] if self._runs else None
         is_silent = level(window) < self._silence
@@ -175,13 +177,13 @@ class Comparison:
         """Yield the altered passage between two runs, if it is audible."""
         start = before.end
         end = after.start
-        if start > end:  # both continue into each other's speech
+        if start > end:  # both runs extend into the speech of the other one
             start = end = (start + end) // 2
         first = start + before.offset
         last = end + after.first_offset
         is_inserted = end - start > TOLERANCE
         is_missing = last - first > TOLERANCE and self._is_audible(first, last)
-        is_edge = not (before.num_windows and after.num_windows)  # where encoders add silence
+        is_edge = not (before.num_windows and after.num_windows)  # encoders add silence there
         is_silent = not (levels(self._clip[start:end]) >= self._silence).any()
         if is_inserted and is_missing:
             yield self._passage("replaced", start, end, first, last)

@@ -1,8 +1,8 @@
-"""Speech that is measured while it arrives, and generated again from the end of the sent part on if it is faulty.
+"""Speech that is measured while it arrives. From a fault on, it is generated again.
 
 A part of the measured speech is held back (`Lead`). If it has a fault, the server repeats the reply up to the samples
-that may have been sent, and draws the rest anew (option `redraw_from`). This depends on the samples only, not on times
-or on their division into events, so that the same text and seed give the same speech.
+that may have been sent, and samples the rest with new noise (option `redraw_from`). The decisions depend on the samples
+only, not on times or on their division into events, so that the same text and seed give the same speech.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ class Lead:
     """Duration of all clauses of a text that have been sent; the player has played only a part of it.
 
     Args:
-        hold_s: Least duration of a clause that is held back, in seconds.
+        hold_s: Minimum duration of a clause that is held back, in seconds.
     """
 
     def __init__(self, hold_s: float = 0.0) -> None:
@@ -72,7 +72,8 @@ class Lead:
         self._num_samples += num_samples
 
     def num_free(self, num_measured: int, sample_rate: int, sample_bytes: int) -> int:
-        """Return how many samples of the next clause may be sent once `num_measured` of them have been measured.
+        """Return the number of samples of the next clause that may be sent once `num_measured` of them have been
+        measured.
 
         If speech is generated at 1.5 times real time or faster, a player does not wait for the others.
         """
@@ -100,7 +101,7 @@ class Attempt:
 
     Args:
         is_judged: True to keep its samples for a judge.
-        frames: Frames from which on it is drawn anew.
+        frames: Frames after each of which sampling uses new noise.
 
     Attributes:
         held: Events, or the parts of them, that have not been sent.
@@ -143,7 +144,8 @@ class Attempt:
 
     @property
     def badness(self) -> tuple[int, int, float]:
-        """Rank of a faulty attempt, the least for the best one: how bad its first fault is, and how early it is found.
+        """Rank of a faulty attempt; the best attempt has the lowest. It depends on how bad the first fault is, and how
+        early it is found.
 
         Later faults do not count, because an attempt may be given up at the first one.
         """
@@ -178,10 +180,10 @@ Measure = Callable[[Attempt, dict[str, Any]], Awaitable[None]]
 
 
 class Judge:
-    """Judge of the whole attempts of a text.
+    """Judge that measures the complete attempts of a text.
 
-    Within `async with`, clauses that have been sent are judged late: while the next ones are spoken. Judging ends with
-    it, and `finish` waits for the results.
+    Within `async with`, clauses that have been sent are judged late, that is, while the next ones are spoken. Judging
+    ends with it, and `finish` waits for the results.
 
     Args:
         join: If it is `continued`, no clause is judged late, because only speech without a fault is continued.
@@ -225,7 +227,7 @@ def is_adaptive(options: SpeakOptions) -> bool:
 
 
 def is_greedy(options: SpeakOptions) -> bool:
-    """Return True if the codes are the most probable ones, so that a reply drawn anew would be the same."""
+    """Return True if the most probable codes are always chosen, so that a new attempt would give the same reply."""
     audio: Any = options.get("audio")
     temperatures = [options.get("temperature")]
     if isinstance(audio, Mapping):
@@ -243,18 +245,19 @@ def checked(
     profile: FetchProfile | None = None,
     redraws: Sequence[Sequence[int]] | None = None,
 ) -> Callable[..., SpeechStream | ProducedSpeech]:
-    """Return a function that speaks a clause of a text and measures it. The last event's report lists the faults.
+    """Return a function that speaks a clause of a text and measures it. The report of the last event lists the faults.
 
-    The speech is that of the first attempt without a fault, or of the best one. As soon as an attempt is given up, an
-    event without samples reports the duration of its speech.
+    The speech is that of the first attempt without a fault, or of the best one. When an attempt is abandoned, an event
+    without samples reports the duration of its speech.
 
     Args:
         speak: Function of options, the clause and further arguments, which speaks it.
         attempts: Maximum number of attempts for a clause; more than one need a seed in the options. 0 not to measure.
         tries: Tries of each attempt after the first one, while the server is full.
-        judge: Further measure of whole attempts; None for none.
+        judge: Judge of complete attempts; None for no judge.
         profile: Function that returns the profile with the limits of the samples; None for the usual ones.
-        redraws: Draws of an earlier speech, to repeat it without a measure; None for new speech.
+        redraws: `redraw_from` of each clause of an earlier speech, to repeat it without measuring it; None for new
+            speech.
     """
     if redraws is not None:
         return repeated(speak, options, redraws)
@@ -323,7 +326,7 @@ class _Stream:
 
 
 class _Clause:
-    """Clause of a text, with the arguments of `checked`."""
+    """Clause of a text that is being spoken, with the arguments of `checked`."""
 
     def __init__(
         self,
@@ -348,7 +351,7 @@ class _Clause:
         self._sent = SentSpeech()
 
     async def speak(self, items: Items) -> None:
-        """Put the events of the clause into `items`."""
+        """Put the events of the clause into the queue `items`."""
         if self._fetch_profile is not None:
             self._profile = await known_profile(self._fetch_profile)
         stream: _Stream | None = await self._begun((), once)
@@ -364,10 +367,10 @@ class _Clause:
         return _Stream(attempt, repeated, await anext(events, None), events)
 
     async def _successor(self, attempt: Attempt, event: SpeechEvent, items: Items) -> "_Stream | None":
-        """Give up an attempt, whose last event is `event`, and return the stream of the next one.
+        """Abandon an attempt, whose last event is `event`, and return the stream of the next one.
 
         If some of the speech has been sent, the next one does not wait while the server is full, and None is returned
-        if it fails: the faulty speech then goes on.
+        if it fails: the faulty speech is then continued.
         """
         frames: Frames = (*attempt.frames, self._first_new_frame(attempt))
         best: Attempt | None = None
@@ -386,7 +389,7 @@ class _Clause:
         return stream
 
     async def _try(self, stream: "_Stream", items: Items) -> "_Stream | None":
-        """Put the events of an attempt into `items`, or give it up and return the stream of the next attempt.
+        """Put the events of an attempt into `items`, or abandon it and return the stream of the next attempt.
 
         The last attempt is only given up if an earlier one is better.
         """
@@ -409,19 +412,19 @@ class _Clause:
                 is_held = False
             is_whole = event.is_final or not is_held
             await self._release(attempt, inf if is_whole else self._num_free(attempt), items)
-            if not self._sent.num_events:  # tell the reader that the request has a place
+            if not self._sent.num_events:  # shows the reader that the request was admitted
                 await items.put(self._sent.add(event.without_speech()))
         return None
 
     def _num_free(self, attempt: Attempt) -> int:
-        """Return how many samples of an attempt may have been sent: up to its first fault, or up to now."""
+        """Return the number of samples of an attempt that may have been sent: up to its first fault, or up to now."""
         if attempt.faults and not attempt.num_samples:
             return self._given_up_at
         num_measured = attempt.num_found if attempt.faults else attempt.num_measured
         return max(self._given_up_at, self._lead.num_free(num_measured, attempt.sample_rate, attempt.sample_bytes))
 
     def _first_new_frame(self, attempt: Attempt) -> int:
-        """Return the first frame that no sample depends on which may have been sent of a faulty attempt."""
+        """Return the first frame of a faulty attempt on which no sample that may have been sent depends."""
         assert self._profile is not None
         num_free = self._num_free(attempt)
         if not num_free:
@@ -429,12 +432,14 @@ class _Clause:
         return ceil(num_free * self._profile.frame_rate / attempt.sample_rate) + self._profile.lookahead_frames
 
     def _with_the_same_beginning(self, attempt: Attempt) -> list[Attempt]:
-        """Return the attempts given up that equal a faulty one as far as its samples may have been sent."""
+        """Return the abandoned attempts that equal a faulty one in all samples that may have been sent."""
         first = self._first_new_frame(attempt)
         return [earlier for earlier in self._given_up if num_equal_frames(earlier.frames, attempt.frames) >= first]
 
     def _is_given_up(self, attempt: Attempt) -> bool:
-        """Return True to give up a faulty attempt: another one may be right, or an earlier one is better."""
+        """Return True if a faulty attempt is to be abandoned, because another one may be right, or an earlier one is
+        better.
+        """
         if len(self._given_up) < self._attempts - 1:
             assert self._profile is not None
             first = self._first_new_frame(attempt)
@@ -450,7 +455,9 @@ class _Clause:
         await items.put(self._sent.add(replace(event.without_speech(), start_s=start_s, redrawn_s=attempt.seconds)))
 
     async def _judge_whole(self, attempt: Attempt, is_held: bool, items: Items) -> bool:
-        """Let the judge measure an attempt, and return True if all of it is held back; otherwise it is sent before."""
+        """Let the judge measure an attempt, and return True if all of it is held back. Otherwise, the rest of the
+        attempt is sent first.
+        """
         last = attempt.held[-1]
         if self._judge is None or last.report is None:
             return is_held
@@ -477,7 +484,7 @@ class _Clause:
             await items.put(self._marked(self._sent.add(event), attempt))
 
     def _marked(self, event: SpeechEvent, attempt: Attempt) -> SpeechEvent:
-        """Return an event, the last one with the faults and the number of attempts before."""
+        """Return an event; if it is the last one, add the faults and the number of earlier attempts."""
         if not event.is_final or event.report is None:
             return event
         self._lead.add(attempt.num_samples)

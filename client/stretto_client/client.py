@@ -56,8 +56,8 @@ from stretto_contract.schema import Encoding, Memory, OptionsRecord, OutputOptio
 from stretto_contract.scripts import foreign_words
 from stretto_contract.speech_checks import ATTEMPTS, Check
 
-END = Timeouts(first_s=2.0, between_s=2.0, total_s=2.0)  # for the request that ends a session
-DIRECTORY = Path("/dev/shm")  # in the shared-memory folder, so that every client that can share memory finds the key
+END = Timeouts(first_s=2.0, between_s=2.0, total_s=2.0)  # limits of the request that ends a session
+DIRECTORY = Path("/dev/shm")  # folder of the key, which every client that can share memory finds
 HEADER = "triton-grpc-protocol-stretto-key"
 CALLER_HEADER = "stretto-caller"
 
@@ -196,7 +196,7 @@ class SpeechClient:
         self.adapters = partial(run_adapter_command, self._client, server, partial(key_headers, server))
         self._profile: ModelProfile | None = None
         self._listeners = Listeners(self, partial(SpeechClient, caller=caller))
-        self.tries: Tries = patiently  # of the later clauses of a long text, while the server is full
+        self.tries: Tries = patiently  # tries of the later clauses of a long text, while the server is full
 
     async def profile(self, refresh: bool = False) -> ModelProfile:
         """Return the model profile, cached unless `refresh` is true; raises the same as `fetch_profile`."""
@@ -241,7 +241,7 @@ class SpeechClient:
             rates: True if the caller plays each event at its `speed`, which changes with `<prosody rate>` of SSML.
             check: `signals` or `words` to list the `faults` of speech in the report, for the task `tts`, or `off`.
             attempts: Maximum number of different attempts to speak a clause, which begin with the speech that was sent.
-            hold_s: Least duration of speech in seconds, up to MAX_HOLD_S, that is held back until it is measured.
+            hold_s: Minimum duration of speech in seconds, up to MAX_HOLD_S, that is held back until it is measured.
             check_with: Recogniser for `words`: `self`, `grpc://HOST:PORT` or `http://HOST:PORT/v1` (`Address`).
             join: `continued` if each clause continues the one before (`ContinuedSpeech`); clauses are then shorter.
             voices: Voices that marks in the text may select; None for those of the model.
@@ -287,8 +287,8 @@ class SpeechClient:
 
         Args:
             piece: Number of the piece to speak, if the model is known to speak a text in several.
-            pronunciations: Entries of this text, beside those of the options.
-            transliterates: True to transliterate this text, whatever the options say.
+            pronunciations: Entries of this text, in addition to those of the options.
+            transliterates: True to transliterate this text, regardless of the options.
             voice: Voice of this text; None for that of the options.
         """
         options = for_text(options, pronunciations, transliterates, earlier is not None, voice)

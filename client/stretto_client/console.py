@@ -99,7 +99,7 @@ class TextDecoder:
         if self._decoder is None:
             data = self._head + data
             self._head = b""
-            if data in (b"", b"\xff", b"\xfe") and not is_last:  # perhaps half of UTF-16's byte order mark
+            if data in (b"", b"\xff", b"\xfe") and not is_last:  # may be the first half of UTF-16's byte order mark
                 self._head = data
                 return ""
             is_utf_16 = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -132,11 +132,11 @@ def argument_path(word: str) -> Path:
 def argument_text(word: str) -> str:
     """Return the text of a command-line argument, for argparse.
 
-    The text is UTF-8 whatever the locale is. If it is not UTF-8, it is in the encoding of the locale.
+    The text is decoded as UTF-8 in every locale or, if it is not valid UTF-8, in the encoding of the locale.
     """
     try:
         return TextDecoder("").decode(os.fsencode(word), is_last=True)
     except ValueError as error:
-        if not any("\ud800" <= letter <= "\udfff" for letter in word):  # Python's stand-ins for undecodable bytes
+        if not any("\ud800" <= letter <= "\udfff" for letter in word):  # Python's surrogates for undecodable bytes
             return word
         raise argparse.ArgumentTypeError(str(error)) from None

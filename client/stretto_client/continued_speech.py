@@ -1,9 +1,10 @@
-"""Clauses of a text that continue the speech of one before, in families that can read it (`TaskProfile.continues`).
+"""Clauses of a text that continue the speech of an earlier clause, in families that support it
+(`TaskProfile.continues`).
 
-The request of a clause has the text and the codes of the last clause before it in the same voice that ended by itself,
-without faults, within MAX_BEFORE_S: the whole clause, because the text of a part of the codes is not known. It depends
-only on speech that has been sent, not on attempts that were given up, so that the same text and seed give the same
-speech.
+The request of a clause contains the text and the codes of an earlier clause: the last one in the same voice that ended
+by itself, without faults, within MAX_BEFORE_S. It contains the whole clause, because the text of a part of the codes is
+not known. The choice depends only on speech that has been sent, not on abandoned attempts, so that the same text and
+seed give the same speech.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -38,7 +39,7 @@ def independent_only(profile: ModelProfile, has_voice: bool = False) -> str:
 
 
 def reads_either(task: TaskProfile, voice: object) -> bool:
-    """Return True if the model would read earlier speech as the voice, but the request has a voice."""
+    """Return True if the model would use earlier speech as the voice, but the request has a voice of its own."""
     return voice is not None and task.continues == "voice"
 
 
@@ -59,12 +60,12 @@ def clause_chars(text: str, max_chars: int, join: Join) -> int:
 
 
 def continued(speak: Speak, join: Join, profile: Callable[[], Awaitable[ModelProfile]], options: SpeakOptions) -> Speak:
-    """Return `speak`, or the ContinuedSpeech of these arguments."""
+    """Return `speak` unchanged or, if clauses continue earlier ones, the ContinuedSpeech of these arguments."""
     return speak if join == "independent" else ContinuedSpeech(speak, profile, options)
 
 
 def is_whole(report: dict[str, Any]) -> bool:
-    """Return True if a report is of the whole speech of a clause, which ended by itself and has no fault."""
+    """Return True if a report describes a clause that was spoken completely, ended by itself and has no fault."""
     return report.get("finish_reason") == "stop" and not report.get("faults") and report.get("num_pieces", 1) == 1
 
 
@@ -88,7 +89,7 @@ class Spoken:
 
 
 class ContinuedSpeech:
-    """Function that speaks the clauses of a text, each of which continues one before.
+    """Function that speaks the clauses of a text; each clause continues an earlier one.
 
     Args:
         speak: Function that speaks a clause. With the keyword `earlier`, the speech to continue, its events have codes.

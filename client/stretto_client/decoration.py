@@ -1,4 +1,4 @@
-"""Parts of a text that are seen or acted, not spoken: emoji, faces such as ¯\\_(ツ)_/¯, and stage directions."""
+r"""Parts of a text that are seen or acted instead of spoken: emoji, faces such as ¯\_(ツ)_/¯, and stage directions."""
 
 import re
 from collections.abc import Collection
@@ -61,7 +61,7 @@ def _progressive(verb: str) -> str:
 THIRD = {_third(verb): verb for verb in f"{SOUNDS} {MOVES}".split()}
 PROGRESSIVE = {_progressive(verb): verb for verb in f"{SOUNDS} {MOVES}".split()}
 GESTURED = {form(verb) for verb in GESTURES.split() for form in (_third, _progressive)}
-QUIET = set(MOVES.split())  # "(waves)" may mean others
+QUIET = set(MOVES.split())  # "(waves)" may be a noun
 FIRST_WORDS = {*SOUNDS.split(), *THIRD, *PROGRESSIVE, *GESTURED, *(noun.split()[0] for noun in NOUNS)}
 
 
@@ -104,7 +104,7 @@ def _verb(word: str) -> str:
 
 
 def _is_act(words: list[str], is_stressed: bool) -> bool:
-    """Return True if words are an act; if they may only be stressed, its verb must be in the third person."""
+    """Return True if words describe an act; if they may only be stressed, their verb must be in the third person."""
     num_adverbs = next((index for index, word in enumerate(words) if not ADVERB.fullmatch(word)), len(words))
     acts = words[num_adverbs:]
     if not acts or num_adverbs > 2 or len(words) > MAX_DIRECTION_WORDS:

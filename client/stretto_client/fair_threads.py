@@ -1,4 +1,4 @@
-"""Threads for work on callers' texts and audio, whose time callers share equally."""
+"""Threads for work on callers' texts and audio; callers get equal shares of the time."""
 
 import asyncio
 import threading
@@ -28,8 +28,8 @@ class Turns:
     """Threads that run jobs of callers, who share the threads' time equally.
 
     The next job is one of the caller that has used the least time (start-time fair queueing), so however many jobs
-    another one has, a caller waits for at most one job in each thread. A job that has begun runs to its end: long work
-    is a job for each slice of it. A job whose task has been cancelled does not begin.
+    another one has, a caller waits for at most one job in each thread. A job that has begun runs to its end, so long
+    work is divided into slices, each of which is a job. A job whose task has been cancelled does not begin.
 
     Args:
         num_threads: Number of threads. Python code runs in one at a time.

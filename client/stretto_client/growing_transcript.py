@@ -1,4 +1,4 @@
-"""Live transcription with a model that reads whole recordings.
+"""Live transcription with a model that transcribes whole recordings.
 
 After every STEP_S seconds of new audio, all audio so far is transcribed anew. From the third request on, the
 transcript so far, without its last tokens, is the beginning of the next transcript:

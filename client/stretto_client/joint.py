@@ -1,4 +1,4 @@
-"""Joint of successive utterances: their events and reports become those of one utterance."""
+"""Joining of successive utterances: their events and reports become those of one utterance."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +21,7 @@ SUMS = (
     *("num_prompt_rows", "num_text_tokens", "num_frames", "guided_frames", "total_s", "audio_s", "decode_s"),
     *("redrawn", "redrawn_s"),
 )
-# A report without one has nothing to list.
+# Lists in a report; an absent list is empty.
 LISTS = ("untimed_words", "faults", "unchecked", "transcripts", "redraw_from")
 
 
@@ -60,7 +60,7 @@ class Joint:
         self.rate = 1.0
 
     def add(self, change: float | RateChange) -> None:
-        """Insert silence (a number of seconds) before the next utterance, or change the rate."""
+        """Insert silence (a number of seconds) before the next utterance, or change its rate or voice."""
         if isinstance(change, RateChange):
             self.rate = change.value
         else:

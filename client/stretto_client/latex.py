@@ -37,11 +37,19 @@ SILENT = set(
     "underline hat bar vec tilde dot ddot widehat overbrace underbrace quad qquad hspace vspace label tag nonumber "
     "rm bf it cal hline not space phantom color textcolor".split()
 )
-TEXTUAL = {"text", "mathrm", "operatorname", "textbf", "textit", "textrm", "mbox"}  # with words, not variables
+TEXTUAL = {
+    "text",
+    "mathrm",
+    "operatorname",
+    "textbf",
+    "textit",
+    "textrm",
+    "mbox",
+}  # with words as their argument
 FUNCTIONS_OF = set("fghpuFGHPOQET")  # "f(x)" is read as "f of x"
 NUMERALS = {"2": "squared", "3": "cubed"}
 TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)*|\s+|.", re.DOTALL)
-GROUP_COMMA = re.compile(r"(?<=\d)(?:\{,\}|\\,)(?=\d{3}(?!\d))")  # between groups of digits
+GROUP_COMMA = re.compile(r"(?<=\d)(?:\{,\}|\\,)(?=\d{3}(?!\d))")  # separator between groups of digits
 DECIMAL_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d)")
 PAUSE = r"(?:(?<!\d),|,(?!\d))"  # a comma that is not between digits
 # The sign of conditional probabilities.
@@ -84,7 +92,7 @@ def spoken(math: str) -> str:
 
 
 def is_prose(math: str) -> bool:
-    """Return True if a text has words outside commands, so that it is no formula."""
+    """Return True if a text contains words outside commands, so that it is not a formula."""
     return PROSE.search(QUOTED.sub(" ", OPEN_QUOTE.sub(" ", math[:MAX_INLINE_CHARS]))) is not None
 
 
@@ -210,7 +218,7 @@ class _Formula:
         return self._tokens[self._at] if self._at < len(self._tokens) else ""
 
     def _skipped(self) -> list[str]:
-        """Skip a group that is nested too deep."""
+        """Skip the rest of a group that is nested too deeply."""
         depth = 1
         while depth and self._at < len(self._tokens):
             depth += {"{": 1, "}": -1}.get(self._tokens[self._at], 0)
@@ -259,7 +267,8 @@ Formula = tuple[int, str]  # its end, and its words
 
 
 def formula_at(text: str, at: int, before: str, is_last: bool) -> Formula | None:
-    """Return the end and the words of what begins at a dollar sign or a backslash; None if more text is needed.
+    """Return the end of the formula, or other text, that begins at a dollar sign or a backslash, and its words; None if
+    more text is needed.
 
     Args:
         before: Character before it; empty at the beginning.

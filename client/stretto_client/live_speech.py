@@ -1,4 +1,4 @@
-"""Streamed text and live audio, which are sent in parts while they are being written or recorded.
+"""Streamed text and live audio, sent in parts while they are being written or recorded.
 
 Text is spoken part by part or sentence by sentence.
 """
@@ -87,7 +87,7 @@ class Client(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LiveText:
-    """Streamed text, and how it is read.
+    """Streamed text, and the options for reading it.
 
     Attributes:
         markup: Markup of the text. An SSML break becomes silence if the model reads whole sentences, and ends a
@@ -148,7 +148,7 @@ async def speak_written(
 
 
 async def followed(pieces: AsyncIterable[str], follow: Callable[[str], None]) -> AsyncIterator[str]:
-    """Yield `pieces`, passing each one to `follow` first."""
+    """Yield `pieces`, and call `follow` with each one first."""
     try:
         async for piece in pieces:
             follow(piece)

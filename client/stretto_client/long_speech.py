@@ -180,7 +180,7 @@ async def in_voice(speak: Speak, voices: MarkedVoices, change: VoiceChange) -> S
 
 
 def is_short(text: str) -> bool:
-    """Return True if every family speaks the text in one request.
+    """Return True if every family can speak the text in one request.
 
     A text with digits is never short, because a number may expand to many words.
     """
@@ -227,7 +227,7 @@ async def cut(
             pieces.append(fragment)
         elif len(fragment) <= MAX_BLOCK_CHARS:
             pieces += split_with_pauses(fragment, max_chars) or [fragment]
-        else:  # in the thread for long texts, because 100,000 characters may take 0.3 s
+        else:  # run in the thread for long texts, because 100,000 characters may take 0.3 s
             pieces += await READING.run(split_with_pauses, fragment, max_chars) or [fragment]
     transliteration = await READING.run(Transliteration, text) if reads_latin_only else None
     if check is not None and transliteration is not None and transliteration.is_foreign:
@@ -296,7 +296,7 @@ class LongSpeech(ProducedSpeech):
 
 
 def judged_late(judge: Judge | None, produce: Callable[[Items], Awaitable[None]]) -> Callable[[Items], Awaitable[None]]:
-    """Return a function that speaks a text, whose clauses are judged while the next ones are spoken."""
+    """Return a function that speaks a text and judges each of its clauses while the next one is spoken."""
 
     async def produce_judged(items: Items) -> None:
         async with judge or nullcontext():
@@ -383,7 +383,7 @@ async def placed_events(
     begin = partial(speak, text, piece=piece) if piece else partial(speak, text)
     async with aclosing(events_in_turn(begin, tries)) as events:
         async for event in events:
-            if not (has_begun or piece):  # the first piece has passed the places of the whole text
+            if not (has_begun or piece):  # the positions of the whole text were used up by the first piece
                 placed = places.find(text)
             has_begun = True
             yield event if placed is None else placed.moved(event)

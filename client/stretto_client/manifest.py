@@ -1,4 +1,5 @@
-"""C2PA manifests in audio files (Content Credentials): the receipt of the speech, bound to the file by a certificate.
+"""C2PA manifests in audio files (Content Credentials), which bind the receipt of the speech to the file by a
+certificate.
 
 The receipt is in an assertion of its own, together with the certificate of the signer, because the library of the
 standard does not return certificates.
@@ -60,7 +61,7 @@ class FileSigner:
         public_key = key_of(certificate)
         if public_key is None or key_id(public_key) != name:
             raise ReceiptError(f"certificate: expected one of the signing key ({name}), got one of another key")
-        if not may_sign(certificate):  # the library also accepts others, such as nonRepudiation
+        if not may_sign(certificate):  # the library also accepts other key usages, such as nonRepudiation
             raise ReceiptError(f"certificate: expected {ADMITTED}, got keyUsage without digitalSignature")
         self._certificate = pem_of(certificate)
         private_pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -33,7 +33,7 @@ MARK = re.compile(rf"[*_`~<&\\\[{EMOJI}]|://")
 COUNTED_MARKS = re.compile(r"[*_`~<&\\\[!]")
 OPENERS = re.compile(r"(?<![\w*_~])(?:[*_]{1,3}|~~)(?=[^\s*_~])")
 CLOSERS = re.compile(r"(?<=[^\s*_~])(?:[*_]{1,3}|~~)(?![0-9A-Za-z*_~])")
-BETWEEN = re.compile(r"(?<=[0-9A-Za-z)])\*+(?=[-−]?[0-9]|[A-Za-z(])")  # not emphasis, as in 2*3
+BETWEEN = re.compile(r"(?<=[0-9A-Za-z)])\*+(?=[-−]?[0-9]|[A-Za-z(])")  # a star that is not emphasis, as in 2*3
 STAR = "\ufdd0"  # replaces such a star during parsing (a Unicode noncharacter)
 URL_REST = re.compile(r"://[\w./?=&%#+~:@!$',;-]+")
 FOOTNOTE = re.compile(r"\[\^[\w-]{1,40}\]:?")
@@ -179,7 +179,7 @@ class MarkdownReader:
             self._end_line()
 
     def _end_line(self) -> None:
-        """End the current line: whether it is complete depends on the next one, unless it is in a block."""
+        """End the current line. Unless it is in a block, the next line decides whether it needs a full stop."""
         if self._read and not self._is_unclosed and self._ended is None:
             self._ended = self._read
         self._read = ""

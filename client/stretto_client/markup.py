@@ -1,4 +1,4 @@
-"""Conversion of Markdown, SSML and the output of language models to the text to speak, whole and streamed."""
+"""Conversion of Markdown, SSML and the output of language models to the text to speak, for whole and streamed texts."""
 
 import re
 from collections import deque
@@ -81,7 +81,7 @@ def has_marks(text: str, markup: Markup = "auto") -> bool:
 
 
 class Unspoken(NamedTuple):
-    """Parts of a text that are not spoken, or that have no effect.
+    """Names of the parts of a text that are not spoken, or that have no effect.
 
     Attributes:
         tags: Names of tags, blocks and special tokens, and stage directions (`MarkupReader.left_out`).
@@ -97,7 +97,7 @@ async def find_unspoken(
 ) -> Unspoken:
     """Return the parts of a complete text that `open_reader` with these arguments leaves out, or without effect.
 
-    If SSML is invalid, they are those so far; the error is reported when the text is spoken.
+    If SSML is invalid, the result covers the text before the error, which is reported when the text is spoken.
     """
     has_acts = markup in ("auto", "markdown") and HAS_ACTS.search(text) is not None
     if not (has_acts or MAY_BEGIN.search(text)):

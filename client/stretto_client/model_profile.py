@@ -1,4 +1,4 @@
-"""Model profile: describes the served model in the ensemble's config (parameter `profile`)."""
+"""Model profile, which describes the served model in the ensemble's config (parameter `profile`)."""
 
 import json
 import math
@@ -122,7 +122,7 @@ class ModelProfile:
     requires_language: bool = False
     languages_plain: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
-    options: tuple[str, ...] = FIRST_OPTIONS  # for servers that do not report them
+    options: tuple[str, ...] = FIRST_OPTIONS  # default for servers that do not report them
     frame_rate: float = 0.0
     phonemes: tuple[str, ...] = ()
     lookahead_frames: int = -1
@@ -290,7 +290,7 @@ FetchProfile = Callable[[], Awaitable[ModelProfile]]
 
 
 async def known_profile(profile: FetchProfile) -> ModelProfile | None:
-    """Return the model profile; None if the server does not describe its model, or not now."""
+    """Return the model profile; None if the server has none, or does not answer."""
     with suppress(ValueError, ClientError):
         return await profile()
     return None

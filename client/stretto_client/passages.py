@@ -12,7 +12,7 @@ from stretto_contract.sentence_ends import PAUSE, full_stop, last_sign
 
 
 class Passages(UnreadText):
-    """Buffer of a streamed text that returns the text of one passage at a time.
+    """Buffer of a streamed text that returns one passage at a time.
 
     Attributes:
         spoken: Text of the current passage that has been returned.

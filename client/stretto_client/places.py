@@ -1,4 +1,4 @@
-"""Places of words in the text of a request, after markup was removed and the text was split into clauses."""
+"""Positions of words in the text of a request, after markup was removed and the text was split into clauses."""
 
 import re
 from dataclasses import replace
@@ -8,7 +8,7 @@ from stretto_client.ssml import MARKS
 from stretto_client.tags import REASONING, TAG, VOICE_MARK
 
 RUN = re.compile(r"[^\W_]+")
-# Parts of a source that are not spoken (of a block of reasoning, its first tag), or a run of letters and digits.
+# Parts of a source that are not spoken (the first tag of a block of reasoning), or a run of letters and digits.
 TOKEN = re.compile(
     rf"<(?=[^\s<>/]{{0,64}}(?:{REASONING.pattern.partition('|^')[0]}))(?P<block>[^\s<>]{{1,128}})>"
     rf"|{TAG.pattern}|(?i:{VOICE_MARK.pattern})|\]\([^()]*\)|&\#?\w{{1,32}};|(?P<run>{RUN.pattern})"
@@ -60,7 +60,7 @@ class Places:
 
 
 class ClausePlaces:
-    """Places of the words of one clause.
+    """Positions of the words of one clause.
 
     Args:
         runs: Position in the source of each run of letters and digits, keyed by its position in the clause.
@@ -72,7 +72,7 @@ class ClausePlaces:
         self._runs = runs
 
     def moved(self, event: SpeechEvent) -> SpeechEvent:
-        """Return an event whose words have their positions in the source instead of in the clause."""
+        """Return an event in which the positions of words refer to the source instead of the clause."""
         return replace(event, words=tuple(map(self._moved, event.words))) if event.words else event
 
     def _moved(self, word: Word) -> Word:
@@ -85,7 +85,7 @@ class ClausePlaces:
             return replace(word, text_start=None, text_end=None)
         start = first - (runs[0].start() - word.text_start)
         end = last + word.text_end - runs[-1].start()
-        if self._source[start:end] != self._clause[word.text_start : word.text_end]:  # there is markup in it
+        if self._source[start:end] != self._clause[word.text_start : word.text_end]:  # the word contains markup
             start = first
             end = last + len(runs[-1].group())
         return replace(word, text_start=start, text_end=end)

@@ -1,4 +1,4 @@
-"""Stream of events that a task of this process produces."""
+"""Stream of events that a task in this process generates."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

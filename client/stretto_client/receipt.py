@@ -83,7 +83,8 @@ class Receipt(TypedDict):
         arguments: Arguments of `SpeechClient.speak` that determine the codes.
         voice: Name of a voice, or the digests of a recording; None for the default.
         marked_voices: The same for each name in a mark of the text.
-        redraws: Option `redraw_from` of each clause's last attempt (`docs/checks.md`); empty if none was drawn anew.
+        redraws: Option `redraw_from` of each clause's last attempt (`docs/checks.md`); empty if all attempts were the
+            first ones.
         samples: Number of samples before `speed`.
     """
 
@@ -110,7 +111,7 @@ def text_digest(text: str) -> str:
 
 
 class CodeDigest:
-    """Digest of the codes of speech, which grows with each event."""
+    """Digest of the codes of a speech, updated with each event."""
 
     def __init__(self) -> None:
         self._whole = hashlib.sha256()
@@ -144,7 +145,7 @@ def frame_checks(record: CodesRecord) -> NDArray[np.uint16]:
 
 
 class SpeechRecorder:
-    """Recorder of what the receipt of a speech contains.
+    """Recorder of the data that the receipt of a speech contains.
 
     Args:
         model: What the server reports about its model.
@@ -280,18 +281,18 @@ def is_digest(value: Any) -> bool:
 
 
 def is_model(value: Any) -> bool:
-    """Return True for what a server reports about its model."""
+    """Return True for a valid report of a server about its model."""
     admits = is_text(400)
     return isinstance(value, dict) and len(value) <= 16 and all(map(admits, (*value.keys(), *value.values())))
 
 
 def is_speed(value: Any) -> bool:
-    """Return True for a speed."""
+    """Return True for a valid speed."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 100
 
 
 def is_redraws(value: Any) -> bool:
-    """Return True for lists of frames."""
+    """Return True for valid `redraw_from` lists."""
     is_frame = is_integer(0, 1 << 31)
     return (
         isinstance(value, list)

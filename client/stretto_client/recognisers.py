@@ -1,4 +1,4 @@
-"""Recognisers of speech: models of a Stretto server, or behind OpenAI's API for transcriptions."""
+"""Recognisers of speech: models of a Stretto server, or models with OpenAI's API for transcriptions."""
 
 import json
 import os
@@ -50,7 +50,7 @@ class Address:
             url = urlsplit(text)
             query = dict(parse_qsl(url.query, strict_parsing=True)) if url.query else {}
             is_valid = bool(url.hostname) and not url.fragment and query.keys() <= FIELDS[url.scheme]
-            has_port = url.port is not None  # raises ValueError if it is no number
+            has_port = url.port is not None  # raises ValueError if the port is not a number
             is_valid &= url.scheme != "grpc" or (has_port and url.path in ("", "/"))
         except (ValueError, KeyError):
             is_valid = False
@@ -80,7 +80,7 @@ class Client(Protocol):
 
 @dataclass(frozen=True)
 class Ability:
-    """Limits of a recogniser.
+    """Languages and maximum duration that a recogniser supports.
 
     Attributes:
         languages: English names of languages, in lower case; empty if they are unknown.

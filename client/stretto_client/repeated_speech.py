@@ -1,4 +1,4 @@
-"""Speech that is generated again from a receipt, and the comparison of its codes with the receipt's."""
+"""Speech that is generated again from a receipt, and the comparison of its codes with the receipt."""
 
 import hashlib
 import json
@@ -17,8 +17,8 @@ from stretto_client.client import SpeechClient
 from stretto_client.receipt import CodeDigest, Receipt, ReceiptError, frame_checks, shown, text_digest
 from stretto_client.voices import MarkedVoices, RecordedVoice
 
-# Share of equal frames, in the order of the receipt, from which codes of another numeric class are taken for the same
-# speech: three times the most that speech with another seed has (docs/marking.md).
+# Minimum share of equal frames, in the order of the receipt, at which codes of another numeric class count as the same
+# speech. It is three times the largest share that speech with another seed has (docs/marking.md).
 MIN_EQUAL_FRAMES = 0.25
 NUMERICS = "numerics"
 Stretch = Callable[[NDArray[np.int16], int, float], NDArray[np.int16]]
@@ -32,7 +32,7 @@ class CodeComparison:
     Attributes:
         is_same_class: True if both servers round in the same way, so that the codes must be equal.
         is_equal: True if all codes are equal.
-        has_codes: False if neither speech has codes, because the frames of the model have none.
+        has_codes: False if neither speech has codes, because the model generates latents.
         share: Share of frames that are equal, of the longer speech.
         differs_from_s: Time of the first different frame in the generated speech; None if there is none.
         other: Fields of the server's model that differ from the receipt's, although its name is the same.

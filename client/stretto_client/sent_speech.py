@@ -1,4 +1,4 @@
-"""Speech of a clause that has been sent, with which each later attempt to speak the clause begins."""
+"""Part of a clause's speech that has already been sent, and with which each later attempt begins."""
 
 from collections import Counter
 from dataclasses import replace
@@ -7,11 +7,11 @@ from typing import Any
 
 from stretto_client.speech_stream import SpeechEvent
 
-LISTS = ("text", "words", "guidance_changes")  # of an event
+LISTS = ("text", "words", "guidance_changes")  # list fields of an event
 
 
 class SentSpeech:
-    """Speech of a clause that has been sent."""
+    """Part of a clause's speech that has already been sent."""
 
     def __init__(self) -> None:
         self.num_events = 0
@@ -25,11 +25,11 @@ class SentSpeech:
         return self._counts["pcm"]
 
     def begin_attempt(self) -> None:
-        """Leave the sent speech out of the next events."""
+        """Begin a new attempt, whose first events are dropped as far as their speech has been sent."""
         self._skipped = self._counts.copy()
 
     def rest(self, event: SpeechEvent) -> list[SpeechEvent]:
-        """Return an event of the attempt without the sent speech, or nothing."""
+        """Return the part of an attempt's event that has not been sent, as a list of one event or none."""
         if not self._skipped.total():
             return [event]
         lists: dict[str, Any] = {name: getattr(event, name) for name in LISTS}
@@ -49,7 +49,7 @@ class SentSpeech:
         return number
 
     def add(self, event: SpeechEvent) -> SpeechEvent:
-        """Return an event, with the number and utterance that it is sent with, and count it as sent."""
+        """Return an event with its final number and utterance, and count its speech as sent."""
         self._utterance = self._utterance or event.utterance
         event = replace(event, utterance=self._utterance, index=self.num_events)
         self.num_events += 1

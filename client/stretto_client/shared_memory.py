@@ -111,7 +111,7 @@ class ServerMemory:
     """
 
     def __init__(self, name: str, byte_size: int):
-        import_module("cuda.bindings.driver")  # fails here and not at the first event
+        import_module("cuda.bindings.driver")  # so that a missing package is reported here, not at the first event
         self._byte_size = byte_size
         self._memory: CudaMemory | None = None
         self._name = f"{name}{SOCKET_SUFFIX}"
@@ -230,7 +230,8 @@ class Ring:
 class Sharing:
     """Shared memory of a request, which is freed after the utterance.
 
-    Inputs are always in system memory. Triton would open them in GPU memory, and might end if this process did.
+    Inputs are always in system memory. If they were in GPU memory, Triton would open it, and could crash if this
+    process ended.
 
     Args:
         memory: Memory of the ring's slots, `system` or `cuda`.

@@ -1,4 +1,4 @@
-"""Faults of speech that are found without knowing its words: silence, hum, clipping, an abrupt end, a wrong speed.
+"""Faults of speech that are detected without knowing its words: silence, hum, clipping, an abrupt end, a wrong speed.
 
 Samples are measured in blocks of 60 ms, so that the faults do not depend on how the samples are divided into chunks.
 """
@@ -31,7 +31,7 @@ class Fault(NamedTuple):
 
     Attributes:
         start_s: Time at which it begins, in seconds from the beginning of the speech.
-        found_s: Duration of the speech with which it has been found, in seconds.
+        found_s: Duration of the speech at which the fault was detected, in seconds.
     """
 
     name: speech_checks.Fault
@@ -106,7 +106,7 @@ class SignalMeter:
         if self.num_loud * BLOCK_S > self._longest_s:
             yield from self._once("too_slow")
         if self._num_clipped > self._limits.clipped_share * 2 * self._longest_s * self._sample_rate:
-            yield from self._once("clipping")  # even if as much silence follows
+            yield from self._once("clipping")  # the speech is this long even if as much silence follows
 
     def _bands_of(self, block: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the level of a block in each of NUM_BANDS bands of equal width on a logarithmic scale, in dB."""
@@ -116,7 +116,7 @@ class SignalMeter:
         return audible
 
     def _long(self, name: speech_checks.Fault, num_blocks: int) -> Fault:
-        """Return a fault that consists of the last blocks."""
+        """Return a fault that covers the last `num_blocks` blocks."""
         block_s = self._size / self._sample_rate
         return Fault(name, (self._num_blocks - num_blocks) * block_s, self._num_blocks * block_s)
 
@@ -140,7 +140,7 @@ class SignalMeter:
             yield from self._once("clipping", end_s)
 
     def _once(self, name: speech_checks.Fault, found_s: float | None = None) -> Iterator[Fault]:
-        """Yield a fault of the speech as a whole, unless it was found before."""
+        """Yield a fault of the speech as a whole, unless it was reported before."""
         if name not in self._reported:
             self._reported.add(name)
             yield Fault(name, 0.0, self.num_measured / self._sample_rate if found_s is None else found_s)

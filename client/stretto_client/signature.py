@@ -136,7 +136,7 @@ def load_private_key(path: Path) -> Ed25519PrivateKey:
     """Return the private key of a PEM file that only its owner can read.
 
     Raises:
-        ReceiptError: It has another key, or others can read it.
+        ReceiptError: The file contains no Ed25519 key, or other users can read it.
         OSError: It cannot be read.
     """
     with path.open("rb") as file:
@@ -161,7 +161,7 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
     """Return the public key of a file: PEM, or the JSON of `GET /v1/audio/receipts/key`.
 
     Raises:
-        ReceiptError: It has another key.
+        ReceiptError: The file contains no Ed25519 key.
         OSError: It cannot be read.
     """
     with path.open("rb") as file:

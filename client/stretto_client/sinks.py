@@ -89,7 +89,7 @@ class Tally:
         return ", ".join([*parts, *self._checks()])
 
     def _checks(self) -> list[str]:
-        """Return the results of the checks of the speech, without those that found nothing."""
+        """Return the results of the checks of the speech, except checks without findings."""
         parts = []
         if faults := self.report.get("faults"):
             places = [f"{fault['fault']} at {fault['start_s']:.1f} s" for fault in faults]
@@ -157,7 +157,7 @@ def pcm16(pcm: NDArray[Any]) -> bytes:
 
 
 STANDARD_OUTPUT = ("-", "/dev/stdout")
-INHERITED = re.compile(r"/(?:dev|proc/self)/fd/(\d{1,9})")  # such as that of `>(command)`
+INHERITED = re.compile(r"/(?:dev|proc/self)/fd/(\d{1,9})")  # such as the pipe of `>(command)`
 
 
 class Writer(Protocol):
@@ -291,7 +291,7 @@ class WavWriter:
         self._descriptor = descriptor
         self._rate = sample_rate
         self._num_bytes = 0
-        is_appended = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND  # where `pwrite` appends, too
+        is_appended = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND  # with this flag, `pwrite` appends, too
         has_size = stat.S_ISREG(os.fstat(descriptor).st_mode) and not is_appended
         self._start = os.lseek(descriptor, 0, os.SEEK_CUR) if has_size else None
         write_all(descriptor, wav_header(sample_rate, 0 if has_size else None))

@@ -100,8 +100,8 @@ class SpeechEvent:
         session: Id with which the client sends more text; only in the first event of streamed text.
         pauses: With `pauses=True`, the probability of each pause (`ModelProfile.pauses_s`) for each frame since the
             last event.
-        begun: With `progress=True`, words that are complete since the last event. `words` has them once their ends are
-            known.
+        begun: With `progress=True`, words that are complete since the last event. `words` contains them once their ends
+            are known.
         transcribed_s: Time in the recording up to which the transcript is complete, in seconds. It is None without
             `progress=True`, except in live transcripts of a model that reads whole recordings.
         passages: Passages of a transcript that are complete since the last event; always empty for a model that does
@@ -109,7 +109,7 @@ class SpeechEvent:
         marker: Name of the marker of `pcm`, by which a detector recognises generated speech; empty if it is not marked.
         speed: Rate at which the samples are to be played, from SSML; 2 halves the duration. It is 1 unless
             `SpeechClient.speak` has the argument `rates`.
-        redrawn_s: Duration in seconds of the speech of an attempt that has just been given up, so that the clause is
+        redrawn_s: Duration in seconds of the speech of an attempt that has just been abandoned, so that the clause is
             generated again; None if the event does not report one.
     """
 
@@ -356,7 +356,7 @@ class SpeechStream:
         return result
 
     def _patience(self) -> tuple[float, str]:
-        """Return how many seconds to wait for the next response, and the message for a timeout."""
+        """Return the maximum wait for the next response in seconds, and the message for a timeout."""
         limits = self._timeouts
         left_s = limits.total_s - (time.monotonic() - self._started_s)
         next_s = limits.first_s if self._is_first else limits.between_s
@@ -380,7 +380,8 @@ def system_turn(text: str, audio: Audio | None) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """Earlier speech that a request for speech continues. Its own events have codes, so that the next one continues it.
+    """Earlier speech that a speech request continues. The events of that request have codes, so that the next one can
+    continue it.
 
     Attributes:
         task: Name of the task that reads it.

@@ -24,7 +24,14 @@ WITHIN_WORDS = {"phoneme", "sub", "say-as"}  # elements that may begin or end in
 NEUTRAL = {"speak", "metadata", "meta", "desc", "sub", "break", "say-as", "token", "w", *SENTENCES}
 LEAST_RATE = 0.25
 GREATEST_RATE = 4.0
-RATES = {"x-slow": 0.5, "slow": 0.64, "medium": 1.0, "default": 1.0, "fast": 1.55, "x-fast": 2.0}  # as in Azure
+RATES = {
+    "x-slow": 0.5,
+    "slow": 0.64,
+    "medium": 1.0,
+    "default": 1.0,
+    "fast": 1.55,
+    "x-fast": 2.0,
+}  # as in Azure
 RATE = re.compile(r"([+-]?)(\d{1,4}(?:\.\d{0,4})?)(%?)")
 # A character of Unicode's private use precedes a word with phonemes, and makes it an entry of its own: the same word
 # may have other phonemes elsewhere in the text.

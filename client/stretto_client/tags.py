@@ -185,7 +185,9 @@ class TagFilter:
         return ready
 
     def _after_mark(self, text: str, at: int, is_last: bool) -> int | None:
-        """Read what begins at `at` with a character that may begin a tag; return its end, or None if more is needed."""
+        """Parse the text at `at`, which may begin a tag; return the end of the tag or the text, or None if more text
+        is needed.
+        """
         if self._may_be_ssml and self._is_blank and not self._block:
             tail = text[at:]
             if ROOT.match(tail):

@@ -1,8 +1,8 @@
-"""Comparison of a text with a transcript of its speech: letters in a row that are missing, added or wrong.
+"""Comparison of a text with a transcript of its speech, which finds runs of letters that are missing, added or wrong.
 
-Letters count, without spaces, case and accents, because words may be spelled in several ways. Digits, symbols, acronyms
-and abbreviations fit any letters or none, because they may be read in several ways; so do markup and tags such as
-`[laugh]`.
+Only letters are compared, without spaces, case and accents, because words may be spelled in several ways. Digits,
+symbols, acronyms and abbreviations match any letters or none, because they may be read in several ways. So do markup
+and tags such as `[laugh]`.
 """
 
 import re
@@ -41,7 +41,7 @@ def spelling(text: str) -> str:
 
 
 def is_comparable(letters: str) -> bool:
-    """Return True if a spelling has letters, and at least as many as symbols."""
+    """Return True if a spelling has at least one letter, and at least as many letters as symbols."""
     num_any = letters.count(ANY)
     return len(letters) > num_any and len(letters) - num_any >= num_any / len(ANY_OF_SYMBOL)
 

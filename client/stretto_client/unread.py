@@ -29,7 +29,7 @@ class Unread(ABC, Generic[Piece]):
     @property
     @abstractmethod
     def _is_full(self) -> bool:
-        """True if `pieces` must not be read until the buffer has room again."""
+        """True if no more of `pieces` may be read until the buffer has been emptied further."""
 
     async def _read(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Voices of a speech request: names, recordings, and those that marks in its text select."""
+"""Voices of a speech request: names, recordings, and voices selected by marks in its text."""
 
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -87,7 +87,8 @@ class MarkedVoices:
 
 
 def models_voice(profile: ModelProfile, name: str) -> str:
-    """Return the model's name of a voice in any letter case, or names separated by commas if a reply may have several.
+    """Return the model's spelling of a voice's name, given in any letter case. If a reply may have several voices, the
+    names are separated by commas.
 
     Raises:
         RequestRefused: The model has no such voice.

@@ -1,4 +1,4 @@
-"""Check of words: a recogniser transcribes speech, and the transcript is compared with the text.
+"""Check of words: a recogniser transcribes the speech, and the transcript is compared with the text.
 
 A recogniser that fails, or that does not answer in time, changes nothing: the speech is sent, and counts as unchecked.
 """
@@ -57,7 +57,7 @@ class Verdict:
 
 
 class Listener:
-    """Recogniser of a client's speech, with bounds on the number of requests at once and on their time.
+    """Recogniser of a client's speech, with limits on the number of concurrent requests and on their time.
 
     Args:
         name: Address of the recogniser (`Address`).
@@ -106,7 +106,7 @@ class Listener:
         return replace(heard, size=await COMPARING.run(compared, letters, heard.transcript))
 
     async def _heard(self, text: str, pcm: NDArray[np.float32], sample_rate: int, language: str) -> Verdict:
-        """Return the transcript, not yet compared, or the reason why there is none."""
+        """Return the transcript of the speech, or the reason why there is none."""
         if time.monotonic() < self._asked_after_s:
             return Verdict(unchecked="checker")
         seconds = len(pcm) / sample_rate
@@ -133,7 +133,7 @@ class Listener:
     def _fail(self, message: str) -> None:
         self._asked_after_s = time.monotonic() + PAUSE_S
         if not self._is_failing:
-            # a message of another server might otherwise add lines to the log
+            # otherwise, another server's message could add lines to the log
             shown = [ascii(text)[1:-1][:MAX_SHOWN_CHARS] for text in (self._name, message)]
             LOG.warning("--check-with %s: %s; speech goes on unchecked", *shown)
         self._is_failing = True
@@ -145,7 +145,7 @@ def compared(letters: str, transcript: str) -> int:
 
 
 def reason_against(ability: Ability, text: str, language: str, seconds: float) -> Unchecked | None:
-    """Return the reason why a recogniser does not understand speech, or None."""
+    """Return the reason why a recogniser cannot transcribe speech of this text, or None."""
     if ability.longest_s and seconds > ability.longest_s:
         return "too_long"
     if not ability.languages or language in ability.languages:
@@ -180,7 +180,7 @@ class Listeners:
 
 
 def spellings_of(entries: object) -> dict[str, str]:
-    """Return how the words of a dictionary are read; the server refuses those that are invalid."""
+    """Return the text that is read for each word of a dictionary; the server refuses invalid entries."""
     if not isinstance(entries, Mapping):
         return {}
     words = {word: value for word, value in entries.items() if isinstance(word, str) and word.strip()}

@@ -1,4 +1,4 @@
-"""Reasons for which a reply ends, as `finish_reason` in reports, headers and events."""
+"""Reasons for the end of a reply, as `finish_reason` in reports, headers and events."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -13,6 +13,6 @@ CANCELLED: Literal["cancelled"] = "cancelled"  # the client has left or does not
 
 
 def limit_of(report: Mapping[str, Any]) -> Limit | None:
-    """Return what ended the reply of a report; None if the model did."""
+    """Return the reason for which a reply ended, from its report; None if the model ended it."""
     reason = report.get("finish_reason", STOP)
     return None if reason == STOP else reason

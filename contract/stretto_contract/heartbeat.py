@@ -40,7 +40,7 @@ def kept_listener() -> socket.socket | None:
 
 
 def keep_listener(listener: socket.socket) -> None:
-    """Let the launcher keep a listening socket for the process that will replace this one."""
+    """Pass a listening socket to the launcher, which keeps it for the process that will replace this one."""
     channel = os.environ.get(BEATS)
     if channel is None:
         return

@@ -16,6 +16,6 @@ CODES = dict(
 
 
 def code_name(language: str) -> str:
-    """Return the lower-case English name for a code such as `en` or `en-US`, or the name itself."""
+    """Return the lower-case English name of a language, given its code, such as `en` or `en-US`, or its name."""
     plain = language.strip().lower()
     return CODES.get(plain.replace("_", "-").partition("-")[0], plain) or AUTO

@@ -1,4 +1,4 @@
-"""Files of pronunciation dictionaries: JSON, the form of the request option, and PLS, which other services read.
+"""Files of pronunciation dictionaries: JSON in the form of the request option, and PLS, which other services read.
 
 PLS is W3C's Pronunciation Lexicon Specification 1.0. Document types are refused, so that entities cannot expand.
 """
@@ -23,7 +23,7 @@ from stretto_contract.pronunciation import (
 MAX_FILE_BYTES = 4 << 20
 NAMESPACE = "http://www.w3.org/2005/01/pronunciation-lexicon"
 MAX_DEPTH = 8
-# Of one byte a character, or expat's own. Python would keep the names of unknown ones for ever.
+# Of one byte a character, or expat's own. Python would store the names of unknown encodings for ever.
 ENCODING = re.compile(r"utf-8|utf-16(?:le|be)?|us-ascii|iso-8859-\d{1,2}|windows-125\d|koi8-[ru]", re.IGNORECASE)
 READ = ("grapheme", "alias", "phoneme")  # elements with text
 

@@ -1,4 +1,5 @@
-"""Rules of all limits that clients share: each client's fair share, what counts as one host, and who must yield.
+"""Rules of the limits that clients share: each client's fair share, what counts as one client, and which client must
+yield.
 
 The server, its proxy and the gateway use these rules; docs/limits.md lists the limits themselves.
 """
@@ -99,7 +100,7 @@ class Rotation(Generic[T]):
 
 
 def host_of(address: str) -> str:
-    """Return the unit in which clients are counted: an IPv4 address or an IPv6 /64 network.
+    """Return the unit by which clients are counted: an IPv4 address or an IPv6 /64 network.
 
     A single host can use any number of addresses in its IPv6 network.
     """

@@ -23,7 +23,7 @@ MAX_ENTRIES = 10_000  # maximum for a server's dictionary; fewer fit into a requ
 MAX_GAP = 3  # white space between two words of an entry, in characters of the text
 # Scripts without spaces between words. There, an entry may begin and end at any character.
 WIDE = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\uff66-\uff9f]")
-# Places in an entry at which a word may begin: words, characters of those scripts, and signs. At each of them in a
+# Positions in an entry at which a word may begin: words, characters of those scripts, and signs. At each of them in a
 # text, the search may run through an entry, so their number limits its time.
 STARTS = re.compile(rf"{WIDE.pattern}|(?:(?!{WIDE.pattern})\w)+|[^\s\w]")
 MAX_STARTS = 20
@@ -265,7 +265,7 @@ def _plain(text: str) -> str:
 
 
 def is_marked(character: str) -> bool:
-    """Return True for a character of private use, which marks one place in a text (`stretto_client.ssml`).
+    """Return True for a character of private use, which marks one position in a text (`stretto_client.ssml`).
 
     An entry that begins with it applies there even within a word.
     """
@@ -307,7 +307,7 @@ def ends_word(text: str, at: int, is_last: bool) -> bool | None:
 
 
 def _is_glued(letter: str, sign: str) -> bool:
-    """Return True if a letter is next to a sign that begins or ends an entry, as in "ASP.NET" for ".NET"."""
+    """Return True if an entry that begins or ends with a sign would match within a word, as ".NET" in "ASP.NET"."""
     return _is_letter(letter) and not _is_letter(sign) and not WIDE.match(letter)
 
 
@@ -328,7 +328,7 @@ class Pronouncer:
     Spellings are not searched for words again.
 
     Attributes:
-        dictionaries: Dictionaries; the first one precedes if words of several have the same length.
+        dictionaries: Dictionaries; if several have words of the same length, the first one is used.
     """
 
     dictionaries: tuple[Dictionary, ...]

@@ -54,7 +54,9 @@ def other_script(text: str) -> tuple[str, str] | None:
 
 
 def latin_surplus(text: str) -> int:
-    """Return how many more Latin words a text has than words in other scripts (two dense letters are a word)."""
+    """Return the number of Latin words in a text minus the number of words in other scripts (two dense letters are a
+    word).
+    """
     if text.isascii():
         return len(text.split())
     surplus = 0
@@ -103,7 +105,9 @@ class Transliteration:
         return self._surplus < 0
 
     def is_needed(self, clause: str) -> bool:
-        """Return True if a clause in another script belongs to a text that is mostly Latin, and note its words."""
+        """Return True if a clause is in another script, but its text is mostly Latin; record the clause's foreign
+        words.
+        """
         surplus = latin_surplus(clause)
         self._surplus += surplus
         for word in foreign_words(clause):
@@ -113,12 +117,12 @@ class Transliteration:
 
 
 def is_face(word: str) -> bool:
-    """Return True if the letters of other scripts in a word are decoration: no two of one script are neighbours."""
+    """Return True if a word's letters of other scripts are decoration: no two adjacent letters have the same script."""
     if word.isascii() or LATIN_WORD.search(word) or any(map(str.isdecimal, word)) or has_neighbours(word):
         return False
     core = word.strip(EDGES)
     scripts = {script for script in _scripts(normalized("NFKC", word)) if script and script not in LATIN}
-    if scripts <= {"GREEK"}:  # often a symbol of mathematics
+    if scripts <= {"GREEK"}:  # often a mathematical symbol
         return bool(scripts) and not any(map(str.isascii, filter(str.isalnum, core))) and not FORMULA.fullmatch(core)
     return not core.isalnum() if len(core) > 1 else not scripts & WITH_SHORT_WORDS
 

@@ -1,17 +1,17 @@
-"""Signs in a text to speak: pauses, and the punctuation at the end of a sentence or a line."""
+"""Pauses and punctuation at the ends of sentences and lines in a text to speak."""
 
 import re
 
 PAUSE = "\x1c"  # represents a pause in a reader's output; its duration is the next value in the reader's `pauses`
 CLOSING = ")\"'”’»"  # characters that may follow the punctuation at the end of a sentence
 WIDE = "\u0e00-\u0eff\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef"  # scripts without spaces between words
-# A line that has room for the next word within this number of characters is not wrapped: few texts have narrower lines,
+# A line that could hold the next word within this number of characters is not wrapped: few texts have narrower lines,
 # and most wrap lines after 65 to 80 characters.
 NARROW_CHARS = 22
 WRAPPED_CHARS = 64
 MAX_LINE_CHARS = 256  # characters of a line that are examined
 ENTRY_WORDS = 2  # a short line of at most this number of words is complete even if the next line begins in lower case
-# Words after which a sentence goes on.
+# Words after which a sentence continues.
 LINKING = set(
     "a an the of to in on at by for with from into onto about over under between among through during without within "
     "against near like and or but nor as than that which who whom whose if when while where because since until after "
@@ -54,12 +54,12 @@ def full_stop(last: str) -> str:
 
 
 class LineEnds:
-    """Judge of the line ends in a text, which learns the width at which its lines are wrapped.
+    """Detector of line ends that end a sentence. It learns the width at which the lines of a text are wrapped.
 
-    Lines of a list, of a poem or of an address are complete, while those of a wrapped paragraph go on. A line goes on
-    if the next one begins in lower case, unless both are short, and if its last word needs another one. Before a
-    capital letter or a digit, a line goes on if it is as long as earlier ones that went on: it has no room for the next
-    word, and they had none either.
+    Lines of a list, a poem or an address are complete. In a wrapped paragraph, the sentence continues in the next line.
+    It also continues if the next line begins in lower case, unless both are short, or if the last word needs another
+    one. Before a capital letter or a digit, it continues if the line is as long as earlier lines whose sentences
+    continued, so that the next word did not fit.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,8 @@ class LineEnds:
         self._overflow = 0  # least length that one of them would have had with the next word; 0 if there is none
 
     def is_complete(self, line: str, following: str) -> bool:
-        """Return True if a line without final punctuation is complete, False if its sentence goes on.
+        """Return True if a line without final punctuation is complete, and False if its sentence continues in the next
+        line.
 
         Args:
             line: The line, or its first MAX_LINE_CHARS characters.

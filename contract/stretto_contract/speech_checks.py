@@ -1,4 +1,4 @@
-"""Checks of speech while it is generated, and the faults that they find."""
+"""Checks of speech while it is generated, and the faults that they detect."""
 
 import math
 import re
@@ -42,7 +42,9 @@ class Pace:
     most: float
 
     def counts(self, text: str) -> list[int] | None:
-        """Return how often each sequence occurs; None for a text with acronyms or characters without a duration."""
+        """Return the number of occurrences of each sequence; None for a text with acronyms or characters of unknown
+        duration.
+        """
         words = MARKS.sub(r" \1 ", APOSTROPHE.sub("", text.lower())).split()
         spaced = f" {' '.join(words)} "
         if ACRONYM.search(text) or not self.seconds.keys() >= {*spaced}:
@@ -87,7 +89,7 @@ class SignalLimits:
     pace: Pace | None = None
 
     def durations_s(self, text: str) -> tuple[float, float]:
-        """Return the shortest and the longest duration of the right speech of a text in seconds, without silence."""
+        """Return the minimum and the maximum duration of faultless speech of a text in seconds, without silence."""
         num_units = spoken_units(text)
         if num_units < self.min_units:
             return 0.0, math.inf

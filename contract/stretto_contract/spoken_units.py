@@ -1,4 +1,4 @@
-"""Time that a text takes to speak: letters in units of a small letter, and pauses that the text asks for."""
+"""Estimated time to speak a text: letters in units of a small letter, and the pauses marked in the text."""
 
 import re
 import unicodedata
@@ -10,11 +10,11 @@ PAUSE = re.compile(r'(?:<break\s+time="|\[pause\s+)([0-9]{1,4}(?:\.[0-9]{0,4})?)
 
 
 def spoken_units(text: str) -> int:
-    """Return about how long a text takes to speak, in units of a small letter (70 ms in usual speech)."""
+    """Return the estimated time to speak a text, in units of a small letter (70 ms in usual speech)."""
     categories = map(unicodedata.category, text)
     return sum(UNITS.get(category, UNITS.get(category[0], 1)) for category in categories)
 
 
 def pauses_s(text: str) -> float:
-    """Return the duration of all pauses that a text asks for, such as `<break time="2s"/>`, in seconds."""
+    """Return the duration of all pauses that are marked in a text, such as `<break time="2s"/>`, in seconds."""
     return sum(float(number) / (1000 if milli else 1) for number, milli in PAUSE.findall(text))

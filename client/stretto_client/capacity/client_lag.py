@@ -1,4 +1,4 @@
-"""Lag of a client that measures: its event loop, if it is busy, reports arrivals late."""
+"""Delay of the measuring client: if its event loop is busy, it reports arrivals late."""
 
 import asyncio
 import time
@@ -10,7 +10,9 @@ LAG_PERIOD_S = 0.01
 
 @asynccontextmanager
 async def lag() -> AsyncIterator[list[float]]:
-    """Yield a list of how late the event loop of this client wakes from short waits, in seconds."""
+    """Yield a list to which delays are appended: how late, in seconds, this client's event loop resumes after short
+    waits.
+    """
     late_s = list[float]()
 
     async def watch() -> None:

@@ -1,4 +1,4 @@
-"""This machine, as a measurement names it: processor, cores, GPUs and other load."""
+"""Description of this machine for a measurement: processor, cores, GPUs and other load."""
 
 import os
 import platform

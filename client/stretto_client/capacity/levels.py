@@ -1,4 +1,6 @@
-"""A level of load: a number of concurrent streams. Each requests its next text once the last reply has arrived."""
+"""Level of load: a number of concurrent streams, each of which requests its next text once the last reply has
+arrived.
+"""
 
 import asyncio
 import time
@@ -11,12 +13,12 @@ import numpy as np
 
 from stretto_client.capacity.traces import Trace, underrun_s
 
-PLAYER_BUFFER_S = 0.1  # a player holds this much audio back, so a chunk that is later than this is a gap
+PLAYER_BUFFER_S = 0.1  # a player buffers this much audio, so a chunk that is later than this causes a gap
 MOST_LATE = 0.05  # share of replies that may begin later than the limit: the limit is one of the 95th percentile
 CONFIDENCE = 0.95
 SPREAD_S = 1.0  # the streams of a level begin within this time, not at once
 RETRY_S = 0.25  # pause of a stream after a request that was refused or failed
-DRAIN_S = 5.0  # how long replies in progress may continue after the last request of a level
+DRAIN_S = 5.0  # time for replies in progress to end after the last request of a level
 
 Speak = Callable[[Trace, str, int], Awaitable[Trace]]
 """Function that requests a text, and records its times. The last argument is the number of the stream."""
@@ -60,7 +62,7 @@ class Level:
 
     @property
     def first_audio_s(self) -> list[float]:
-        """Seconds until the first audio of each reply; for one without any, the seconds that it has waited."""
+        """Seconds until the first audio of each reply. For a reply without audio, the seconds that it has waited."""
         return [trace.first_s if trace.arrivals else self.ended - trace.sent for trace in self.replies]
 
     @property
@@ -129,7 +131,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 def p95_bound(values: Sequence[float]) -> float | None:
     """Return a value that is above the 95th percentile of all requests with CONFIDENCE, if these are a sample.
 
-    The k-th smallest value is, unless fewer than k of the n values are below the percentile's true value.
+    The result is the k-th smallest value. It is below the true percentile only if at least k of the n values are.
 
     Returns:
         None if there are fewer than 59 values, because even the largest is not large enough.
@@ -153,11 +155,11 @@ class LevelRun:
         self._target = target
         self._traces: list[Trace] = []
         self._num_begun = 0
-        self._all_begun: float | None = None  # time at which the last stream has begun
+        self._all_begun: float | None = None  # time at which the last stream began
         self._enough = asyncio.Event()
 
     async def run(self, seconds: float) -> Level:
-        """Measure until there are enough requests or one fault too many, for at most `seconds` and the drain."""
+        """Measure until there are enough requests, or too many faults, for at most `seconds` and the time to drain."""
         spread_s = min(SPREAD_S, seconds / 4)
         streams = [
             asyncio.create_task(self._stream(number, spread_s * number / self._streams))
@@ -208,7 +210,7 @@ class LevelRun:
             self._enough.set()
 
     def _level(self, stopped: float) -> Level:
-        """Return the level so far, in which streams have sent no request after `stopped`."""
+        """Return the results of the level so far; streams sent no request after the time `stopped`."""
         now = time.perf_counter()
         begun = self._all_begun or now
         traces = [

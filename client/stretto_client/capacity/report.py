@@ -137,7 +137,7 @@ def progress_line(level: Level) -> str:
 
 
 def level_record(level: Level) -> dict[str, Any]:
-    """Return the figures of a level, as JSON."""
+    """Return the measurements of a level, as JSON."""
     record: dict[str, Any] = {"streams": level.streams, "requests": len(level.traces), "refused": level.num_refused}
     for name, values in (
         ("first_audio", level.first_audio_s),

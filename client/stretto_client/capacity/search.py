@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from stretto_client.capacity.levels import DRAIN_S, MOST_LATE, Level, Target, p95_bound
 
-EXPLORING = 0.5  # share of the time in which levels are tried; the other half measures the best one
+EXPLORING = 0.5  # share of the time for trying levels; the best one is measured in the other half
 NUM_TRIED = 20  # requests of a level that is tried: the fewest of which 5 % are one
 NUM_MEASURED = 200  # requests of the result
 LEAST_S = 3.0  # minimum duration of a measurement
@@ -42,8 +42,8 @@ def next_streams(most_good: int, least_bad: int | None) -> int | None:
     """Return the next number of streams to try; None if the two are near enough.
 
     Args:
-        most_good: Largest number that was served well; 0 if none was.
-        least_bad: Smallest number that was not; None if there is none.
+        most_good: Largest number of streams that was served well; 0 if there is none.
+        least_bad: Smallest number that was not served well; None if there is none.
     """
     if least_bad is None:
         return max(1, 2 * most_good)

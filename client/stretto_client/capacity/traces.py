@@ -16,7 +16,7 @@ SILENCE_DBFS = -50.0
 
 @dataclass(slots=True)
 class Trace:
-    """One request as its client sees it; all times are in seconds on one clock.
+    """One request as its client observes it; all times are in seconds on one clock.
 
     Attributes:
         arrivals: Time of each response with samples.
