@@ -61,7 +61,7 @@ async def load_lora_adapter(body: AdapterFolder, request: Request) -> Response:
 
 @router.post("/v1/unload_lora_adapter", response_class=Response, responses=DONE)
 async def unload_lora_adapter(body: NamedAdapter, request: Request) -> Response:
-    """Unload an adapter from all servers of a model; replies in progress end as they began."""
+    """Unload an adapter from all servers of a model; replies in progress keep using it."""
     gateway: Gateway = await request.app.state.gateway.for_model(body.model)
     unload = {"action": "unload", "name": body.lora_name}
     refusals: list[RequestRefused] = []

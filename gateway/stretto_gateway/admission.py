@@ -54,7 +54,7 @@ class CallerDisconnected(ApiError):
 
 
 class ClientEnd(Exception):
-    """Base class of exceptions that end the responses of a client that has left or does not read."""
+    """Base class of exceptions that end a response because its client has disconnected or does not read."""
 
 
 CLIENT_LEFT = (asyncio.CancelledError, GeneratorExit, ClientEnd)  # exceptions that end a response without an error
@@ -93,7 +93,7 @@ class SlotWaiter:
 
 
 class Admission:
-    """Slots for `max_active` concurrent utterances, and a queue of `max_waiting` requests, whose callers have turns.
+    """Slots for `max_active` concurrent utterances, and a queue of `max_waiting` requests. Callers take turns.
 
     Callers share both limits fairly (`FairLimit`).
 
@@ -109,7 +109,7 @@ class Admission:
         self._watchers: list[Callable[[], None]] = []
 
     def watch(self, watcher: Callable[[], None]) -> None:
-        """Call a function each time that a slot is taken or left, and that a request begins to wait."""
+        """Call a function each time that a slot is taken or released, or a request begins to wait."""
         self._watchers.append(watcher)
 
     @property
@@ -233,13 +233,13 @@ class KeptAudio:
 
 
 class EventPace:
-    """Pace at which the events of each caller's sessions are read, because reading them occupies the event loop.
+    """Rate at which the events of each caller's sessions are read, because reading them occupies the event loop.
 
-    All sessions of a caller share one pace, so that many sessions do not delay other callers more than one would.
+    All sessions of a caller share one rate, so that many sessions do not delay other callers more than one would.
     """
 
     def __init__(self) -> None:
-        self._free_at: dict[str, float] = {}  # time by caller at which all its events will have been read
+        self._free_at: dict[str, float] = {}  # for each caller, time at which all its events will have been read
 
     async def wait(self, event: str | bytes) -> None:
         """Wait until an event of the current caller (context variable CALLER) may be read."""
@@ -257,7 +257,9 @@ class EventPace:
 
 
 def work_of(event: str | bytes) -> int:
-    """Return an estimate of the work for an event: from its size and, in JSON, its signs around values."""
+    """Return an estimate of the work that an event causes, from its size and, in JSON, the number of signs around
+    values.
+    """
     num_signs = sum(map(event.count, '[{,"')) if isinstance(event, str) else 0
     return EVENT_WORK + len(event) // UNIT_BYTES + num_signs
 

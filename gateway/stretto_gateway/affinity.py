@@ -1,4 +1,6 @@
-"""Placement of utterances: on their conversation's server, unless its load is much higher than the others'."""
+"""Choice of a server for each utterance: that of its conversation, unless its load is much higher than that of the
+others.
+"""
 
 import hashlib
 import math

@@ -69,7 +69,7 @@ class ApiError(HTTPException):
 
 
 def refused(param: str, expected: str, got: object) -> ApiError:
-    """Return the error for a request field with an invalid value."""
+    """Return the error for a request field that has an invalid value."""
     return mismatch(param, expected, shown(got))
 
 
@@ -202,8 +202,8 @@ class Health(TypedDict):
 
     `model` is its name, `revision` the commit of its release, `configuration` the SHA-256 of the server's version,
     options and configuration files, and `weights` that of the names, sizes and times of the checkpoint's files.
-    `numerics` is what decides how the server rounds: its GPUs or processor, and versions of libraries. If the gateway
-    has several servers, `servers` has the same for each, and one ready server is enough.
+    `numerics` describes what determines the server's rounding: its GPUs or processor, and versions of libraries. If the
+    gateway has several servers, `servers` has the same for each, and one ready server is enough.
     """
 
     status: Literal["ready", "not ready"]
@@ -375,7 +375,7 @@ class KeyUsage(TypedDict):
         key: Beginning of the key's SHA-256 digest, which names the key in metrics; `everybody` if there are no keys.
         since: Start of the gateway, in seconds since 1970.
         requests: Number of utterances, replies and transcriptions.
-        refused: Number of others, refused because of a ceiling, or because too many requests waited for a slot.
+        refused: Number of requests refused because of a ceiling, or because too many requests waited for a slot.
         characters: Length of all texts to speak.
         input_audio_s: Duration of all recordings in completed requests, in seconds.
         output_audio_s: Duration of all generated audio, in seconds.

@@ -141,9 +141,9 @@ def all_routes() -> list[BaseRoute]:
 
 
 def refuse_twice(routes: list[BaseRoute]) -> None:
-    """Raise ValueError if two endpoints have the same path and method, because one would never be called.
+    """Raise ValueError if two endpoints have the same path and method, because one of them would never be called.
 
-    Endpoints may share them if their routes have different classes, which may also look at headers.
+    Endpoints may have the same path and method if their routes have different classes, which may also check headers.
     """
     taken = set[tuple[str, str, type[BaseRoute]]]()
     for route in routes:
@@ -165,7 +165,7 @@ def add_health(every: APIRouter) -> None:
     is_ready = described("The server can generate speech", "text/plain")
     every.add_api_route("/health/live", live, responses=is_live, openapi_extra=OPEN, **plain)
     every.add_api_route("/health/ready", ready, responses=is_ready | not_ready, openapi_extra=OPEN, **plain)
-    every.add_api_route("/api/build_info", ready, include_in_schema=False, **plain)  # read by Unmute
+    every.add_api_route("/api/build_info", ready, include_in_schema=False, **plain)  # Unmute reads this path
     has_figures = described("Figures", "text/plain", "application/openmetrics-text")
     every.add_api_route("/metrics", figures, responses=has_figures | ERRORS, **plain)
 

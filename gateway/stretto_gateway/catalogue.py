@@ -1,4 +1,6 @@
-"""Served model and the voices that a request may name: the model's, a caller's own, and aliases of other engines."""
+"""The served model, and the voices that a request may name: the model's, a caller's own, and aliases of other
+engines' voices.
+"""
 
 import asyncio
 import math
@@ -134,7 +136,7 @@ class Catalogue:
         return profile
 
     async def model(self, name: str) -> ModelProfile:
-        """Return the profile if `name` is empty, an alias, or the model's name; else raise ApiError 404."""
+        """Return the profile if `name` is empty, an alias, or the model's name; otherwise raise ApiError 404."""
         profile = await self.profile()
         names = (self._name, profile.family)
         if name and name not in names and self._aliases.get(name) not in names and not is_alias(name):
@@ -223,7 +225,7 @@ def aliases(profile: ModelProfile) -> dict[str, str | None]:
 
 
 def plain_name(name: str) -> str:
-    """Return the form in which names of voices are compared: without letter case, and without blanks around it."""
+    """Return the form in which names of voices are compared: in lower case, and without surrounding blanks."""
     return normalized("NFC", name.strip()).casefold()
 
 

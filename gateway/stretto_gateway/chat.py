@@ -129,7 +129,7 @@ class ServerTurns:
 
 
 def set_voice(recording: bytes, turns: list[dict[str, Any]], files: list[bytes] | list[bytes | EncodedFile]) -> None:
-    """Let the replies have a recorded voice: make its file the audio of the system turn."""
+    """Use a recorded voice for the replies: make its file the audio of the system turn."""
     if not turns or turns[0]["role"] != "system":
         turns.insert(0, {"role": "system"})
     turns[0] = turns[0] | {"audio": "audio"}

@@ -94,7 +94,7 @@ def main(words: list[str] | None = None) -> int:
     """
     try:
         parser = arguments()
-    except ValueError as error:  # of an installed route
+    except ValueError as error:  # an error of an installed route
         print(f"stretto gateway: {error}", file=sys.stderr)
         return 1
     args = parser.parse_args(words)

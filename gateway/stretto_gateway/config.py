@@ -28,11 +28,12 @@ class Limits:
         max_held_bytes: Maximum memory for all requests in progress, not counting the first 64 KiB of each.
         max_book_bytes: Maximum size of the text of a job, in UTF-8.
         max_jobs: Maximum number of stored jobs per key.
-        max_active: Maximum number of concurrent utterances, half of which a single caller may use.
+        max_active: Maximum number of concurrent utterances. A single caller may use half of them.
         max_waiting: Maximum number of requests that wait for a slot, half of which a single caller may use, and also
             of requests that wait for a full server. Further requests get status 429.
         max_verifying: Maximum number of files that wait to be verified, half of which a single caller may use.
-        max_fetching: Maximum number of recordings that are fetched at once, half of which a single caller may use.
+        max_fetching: Maximum number of recordings that are fetched at the same time, half of which a single caller may
+            use.
         full_s: Maximum time for which a request waits for a full server.
         later_full_s: The same for a later clause of a long text.
         max_voices: Maximum number of stored voices per key.

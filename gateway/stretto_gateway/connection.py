@@ -17,7 +17,7 @@ from stretto_gateway.config import Limits
 LOG = logging.getLogger("stretto_gateway")
 HEAD_S = 60.0  # maximum time for a request's head to arrive after its first byte
 STALL_S = Limits().stall_s  # time within which the client must read part of a response
-# number of polls within that time, because a delayed event loop runs timers before pending reads
+# number of checks within that time, because a delayed event loop runs timers before pending reads
 NUM_CHECKS = 10
 # limits on a request's head, including trailers
 MAX_HEAD_BYTES = 65_536
@@ -28,7 +28,7 @@ MAX_PIPELINED = 8  # number of requests that a connection may queue
 # more than their size suggests. Excess data waits in the kernel until the next second; the kernel merges small writes.
 SMALL_BYTES = 1024
 MAX_SMALL = 500
-# Each part of a body costs time, however small it is. After FREE_PARTS parts, the average size must be at least this.
+# Each part of a body costs time, even if it is small. After FREE_PARTS parts, the average size must be at least this.
 FREE_PARTS = 4096
 MIN_PART_BYTES = 16
 # If NUM_TINY reads average less than TINY_BYTES and arrive faster than TINY_PER_S, each further read is delayed, so

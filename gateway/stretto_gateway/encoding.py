@@ -99,8 +99,8 @@ class Pipe:
         return data
 
 
-# Says in a file that a model generated its audio: IPTC's digital source type, for which no container has a tag of its
-# own. FFmpeg writes the tags as ID3 frames (TXXX) or Vorbis comments.
+# Tag which states that a model generated the audio of a file: IPTC's digital source type, for which no container has a
+# standard tag. FFmpeg writes the tags as ID3 frames (TXXX) or Vorbis comments.
 SYNTHETIC = {"DIGITALSOURCETYPE": "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"}
 NO_TAGS: Mapping[str, str] = MappingProxyType({})
 TAGGED = ("mp3", "opus", "flac")  # a tag in a WAV file would move its samples, and ADTS has none

@@ -81,7 +81,7 @@ class Streamed(Response):
 async def closing(parts: AsyncGenerator[Part, None]) -> AsyncIterator[AsyncGenerator[Part, None]]:
     """Close a generator at the end of a `with` block. An error in the block is also raised in the generator.
 
-    A GeneratorExit would not tell an error from a client that has left.
+    With a GeneratorExit, the generator could not distinguish an error from a disconnected client.
     """
     async with aclosing(parts):
         try:

@@ -134,12 +134,12 @@ class Body(BaseModel):
             if value is not None or rule is None or rule.can_be_null:
                 kept[name] = value
             elif rule.is_required:
-                kept[name] = raw  # the error describes it
+                kept[name] = raw  # validation reports it
         return kept
 
     @classmethod
     def value_of(cls, rule: FieldRule, raw: Any) -> Any:
-        """Return the value of a field that a client gave; None if it counts as missing."""
+        """Return the value of a field from a client; None if it counts as missing."""
         if rule.choices and isinstance(raw, list) and len(raw) <= MAX_CHOSEN:
             return [value for item in raw if (value := cls.value_of(rule, item)) is not None]
         if not rule.choices or not isinstance(raw, str):

@@ -1,4 +1,4 @@
-"""G.711, the audio coding of telephone networks: mono samples at 8 kHz with 8 bits each, by the mu-law or the A-law.
+"""G.711, the audio coding of telephone networks: mono samples at 8 kHz with 8 bits each, in mu-law or A-law.
 
 The tables follow ITU-T G.711, and round as the reference code of ITU-T G.191 does. FFmpeg and libsndfile round some
 negative samples differently.

@@ -94,7 +94,7 @@ class Gateway:
 
     @property
     def takes_calls(self) -> bool:
-        """True if browsers can call the model."""
+        """True if browsers can start calls with the model over WebRTC."""
         return any(state.takes_calls for state in self._states.values())
 
     def _use(self, server: ModelServer) -> None:
@@ -105,7 +105,7 @@ class Gateway:
         self._server = server
 
     def _with(self, server: ModelServer) -> Self:
-        """Return a copy of this gateway's state that uses another server."""
+        """Return a copy of this gateway's state for another server."""
         other = copy(self)
         other._use(server)
         other.metrics = self.metrics.labelled(lambda: server.catalogue.label)

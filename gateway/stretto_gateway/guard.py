@@ -33,7 +33,7 @@ ADMIN_PATHS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")  # for which 
 GONE = 499  # logged status if the client disconnected before the response
 SWITCHED = 101  # logged status of a WebSocket
 FAILED_CODE = 1011  # close code after an internal error (RFC 6455, section 7.4.1)
-SINGLE = (b"authorization", b"host", b"origin")  # headers that decide about access, beside those of routes
+SINGLE = (b"authorization", b"host", b"origin")  # headers that affect access, in addition to those of routes
 # Host names that the public DNS does not have, so that no page of an attacker comes from them.
 PRIVATE = re.compile(
     r"[\w-]+\.?|[\w.-]+\.(?:local|localhost|internal|lan|home|corp|intranet|localdomain|home\.arpa)\.?"
@@ -50,7 +50,7 @@ CONVERSATIONS = "/v1/chat/completions"
 SPEECH = ("/v1/audio/speech", "/v1/audio/speech/batch")  # bodies may contain a recorded voice in base64
 VOICES = "/v1/audio/voices"
 IMPORTED_VOICES = f"{VOICES}/import"
-JOBS = "/v1/audio/jobs"  # whose text may be twice as large in JSON
+JOBS = "/v1/audio/jobs"  # the text of a job may be twice as large in JSON
 RECORDINGS = ("/v1/audio/transcriptions", "/v1/audio/translations", "/v1/audio/verify")
 PLACE = re.compile(r"(?:\[(?P<bracketed>[^\[\]/?#@]+)\]|(?P<plain>[^:/?#@\[\]]+))(?::\d{0,5})?")
 ANY_ORIGIN = "*"  # allows pages of any origin
@@ -161,7 +161,7 @@ def may_be_page_of_a_name(method: str, headers: Mapping[bytes, str]) -> bool:
 
 
 def twice_given(scope: Scope) -> str:
-    """Return the name of a duplicate header that decides about access; empty if there is none.
+    """Return the name of a duplicate header that affects access; empty if there is none.
 
     Programs between the client and this one may use the first or the last of several.
     """
@@ -172,7 +172,7 @@ def twice_given(scope: Scope) -> str:
 
 @cache
 def single_headers() -> frozenset[bytes]:
-    """Return the names of all headers that decide about access."""
+    """Return the names of all headers that affect access."""
     return frozenset(SINGLE).union(*(route.key_headers for route in installed_routes()))
 
 
@@ -192,7 +192,7 @@ def key_in_protocol(scope: Scope) -> str:
 
 
 def only(keys: Sequence[str]) -> str:
-    """Return the key in `keys`; empty if there is no key, or several."""
+    """Return the only key in `keys`; empty if there is no key, or several."""
     return keys[0] if len(keys) == 1 else ""
 
 
@@ -339,7 +339,7 @@ def is_form(headers: Mapping[bytes, str]) -> bool:
 def foreign_charset(headers: Mapping[bytes, str]) -> str:
     """Return the charset of a form if it is not one of CHARSETS, otherwise an empty text.
 
-    The reader of forms would look it up among Python's codecs, which keep each name that they do not know for ever.
+    The form parser would look it up among Python's codecs, which store each unknown name for ever.
     """
     media_type = headers.get(b"content-type", "")
     _, *named = re.split("charset", media_type, flags=re.IGNORECASE)

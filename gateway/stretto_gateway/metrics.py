@@ -306,7 +306,7 @@ class Trace:
         self._report = event.report or {}
 
     def cancel(self) -> None:
-        """Record that the client has left or does not read."""
+        """Record that the client has disconnected or does not read."""
         self._is_cancelled = True
 
     def close(self) -> None:
@@ -408,7 +408,7 @@ class SpeechTrace(Trace):
 
 
 def generated_s(event: SpeechEvent) -> float:
-    """Return the duration of an event's samples, and of the attempt that it reports as given up, in seconds."""
+    """Return the duration in seconds of an event's samples, and of the abandoned attempt that the event reports."""
     samples_s = len(event.pcm) / event.sample_rate if event.pcm is not None and len(event.pcm) else 0.0
     return samples_s + (event.redrawn_s or 0.0)
 

@@ -25,7 +25,7 @@ Can = Callable[[ModelProfile], bool]
 
 
 class ModelServer:
-    """A server, with the slots and the queue of its requests.
+    """Server of one model, with the slots and the queue of its requests.
 
     Args:
         name: Name of its model in requests; empty for the only server, which serves all of them.
@@ -121,8 +121,9 @@ class Servers:
 
         Args:
             name: Model name in the request; empty for none.
-            abilities: Functions that return True for the profile of a model that can do the request. A later one counts
-                if the earlier ones are true for no model. Without one, every model can do the request.
+            abilities: Functions that return True for the profile of a model that can do the request. If the first
+                function is true for no model, the next one is used, and so on. Without one, every model can do the
+                request.
 
         Raises:
             ApiError: 404 if the name is unknown, 503 if the server accepts no requests.
@@ -141,7 +142,9 @@ class Servers:
         return server
 
     def transcriber(self, server: ModelServer) -> ModelServer:
-        """Return the server that transcribes conversations with `server`: itself if it can, or the first that can."""
+        """Return the server that transcribes conversations with `server`: itself if it can, otherwise the first one
+        that can.
+        """
         profiles = [(other, other.catalogue.known) for other in self.all]
         able = [other for other, profile in profiles if profile is not None and transcribes(profile)]
         return server if server in able else next((other for other in able if other.is_up), server)
@@ -165,11 +168,11 @@ class Servers:
         unknown = [server for server, profile in profiles if profile is None]
         if unknown:  # one of them may be able to do the request
             raise _down(unknown)
-        return next((server for server in self.all if server.is_up), self.all[0])  # which refuses the request
+        return next((server for server in self.all if server.is_up), self.all[0])  # this server refuses the request
 
 
 async def served_model(client: SpeechClient | RoutedClient) -> dict[str, str]:
-    """Return what the server reports about its model (IDENTITY); empty for servers that report nothing."""
+    """Return the server's report about its model (IDENTITY); empty for servers without one."""
     reported = None
     with suppress(ClientError, TimeoutError, ValueError):
         async with asyncio.timeout(READY_S):

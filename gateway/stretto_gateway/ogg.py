@@ -35,7 +35,7 @@ def checksum(page: bytes) -> int:
     return int(f"{mirrored:032b}"[::-1], 2)
 
 
-# energies: of a sum, relative to unrelated channels; of a channel, to the other one
+# energies: of a sum, relative to that of unrelated channels; of a channel, relative to the other one
 CANCELLED = 0.5
 SILENT = 1e-3
 

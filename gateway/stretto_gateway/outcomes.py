@@ -1,4 +1,4 @@
-"""Outcomes of recent speech responses, so that the client of a raw stream can learn whether it is complete."""
+"""Outcomes of recent speech responses, from which the client of a raw stream learns whether it was complete."""
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing

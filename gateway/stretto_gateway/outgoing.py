@@ -81,7 +81,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 
 def web_url(text: str) -> URL:
     """Parse an `http` or `https` URL with a host; raise ValueError if it is invalid, has a user, or is too long."""
-    if len(text) > MAX_URL_CHARS:  # before it is parsed: the parser's time and caches grow with it
+    if len(text) > MAX_URL_CHARS:  # checked before parsing, because the parser's time and caches grow with the length
         raise ValueError(f"expected a URL of at most {MAX_URL_CHARS} characters")
     is_valid = text.isascii() and text.isprintable() and " " not in text
     try:
@@ -92,7 +92,7 @@ def web_url(text: str) -> URL:
         is_valid = False
     if not is_valid or not url.user is url.password is None:
         raise ValueError("expected an http:// or https:// URL with a host and without a user")
-    return URL(text, encoded=True).with_fragment(None)  # sent as it is, because a signature may cover it
+    return URL(text, encoded=True).with_fragment(None)  # sent unchanged, because a signature may cover it
 
 
 @asynccontextmanager

@@ -167,7 +167,7 @@ async def show_reference(request: Request) -> Response:
 
 
 async def without_slash() -> Response:
-    """Redirect to the page without a slash, because its links are relative; below the prefix of a proxy, too."""
+    """Redirect to the page without the trailing slash, because its links are relative, also below a proxy's prefix."""
     return Response(status_code=307, headers={"location": f"..{REFERENCE}"})
 
 

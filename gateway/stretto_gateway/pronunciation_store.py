@@ -47,7 +47,7 @@ class PronunciationStore:
             entries = read_lexicon_file(path)
         except (FileNotFoundError, NotADirectoryError):
             return ()
-        except InvalidEntry:  # its message may contain parts of the file
+        except InvalidEntry:  # the message may contain parts of the file
             LOG.error("%s is not a dictionary", path)
             return ()
         self._cached[owner] = state, entries

@@ -1,4 +1,4 @@
-"""Receipt of a speech response in progress."""
+"""Receipt of a speech response that is still in progress."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from stretto_client.receipt import SpeechRecorder, write_receipt
 
 
 class Draft:
-    """Receipt of a response in progress."""
+    """Receipt of a speech response that is still in progress."""
 
     def __init__(self, text: str, request_id: str, file_format: str, speed: float):
         self._text = text
@@ -19,7 +19,7 @@ class Draft:
         self.set_file()
 
     def begin(self, model: Mapping[str, str], options: SpeakArguments) -> None:
-        """Note what determines the speech, before its first event.
+        """Record the data that determines the speech, before its first event.
 
         Args:
             model: What the server reports about its model.

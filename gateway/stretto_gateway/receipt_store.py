@@ -23,7 +23,7 @@ RECEIPT_BYTES = 512  # memory of a stored receipt in addition to its own size
 
 
 class ReceiptStore:
-    """Receipts by caller and id, as `Outcomes` are found.
+    """Receipts by caller and id, which are found in the same way as `Outcomes`.
 
     Args:
         file_signer: Signer of the C2PA manifests of whole files; None for no manifests.

@@ -29,7 +29,7 @@ class Replicas:
     def __init__(self, addresses: Sequence[str], registry: CollectorRegistry):
         self._clients = {address: SpeechClient(address) for address in addresses}
         self._loads = Counter[str]()
-        self._is_ready = dict.fromkeys(addresses, True)  # until the first check, each is tried
+        self._is_ready = dict.fromkeys(addresses, True)  # until the first check, all replicas are tried
         loop = asyncio.get_running_loop()
         self._checks = [loop.create_task(self._check_always(address)) for address in addresses]
         self._never = loop.create_future()  # the connection itself reports that a replica is lost
@@ -68,7 +68,7 @@ class Replicas:
         except ServerFull:
             raise
         except ServerUnavailable:
-            self._is_ready[address] = False  # until the next check
+            self._is_ready[address] = False  # counts as not ready until the next check
             raise
         finally:
             self._loads[address] -= 1

@@ -182,7 +182,7 @@ class RoutedClient:
                             has_begun = has_begun or has_output(event)
                 return
             except ServerUnavailable as error:
-                if len(refused) == num_refused:  # no other server remains
+                if len(refused) == num_refused:  # no other server is left
                     raise refusal or error from None
                 if has_begun or len(refused) == attempts:
                     raise
@@ -204,7 +204,8 @@ def has_output(event: SpeechEvent) -> bool:
 
 @asynccontextmanager
 async def _ended_with(lease: Lease, stream: Speech) -> AsyncIterator[None]:
-    """As soon as the stream's server is lost, cancel the stream and raise ServerUnavailable.
+    """Cancel a stream and raise ServerUnavailable as soon as the stream's server is lost, instead of waiting for a
+    timeout.
 
     This avoids waiting for a timeout.
     """

@@ -88,7 +88,7 @@ class Route:
         return ""
 
     def authenticates(self, scope: Scope, authorization: str) -> bool:
-        """Return True for a request that the endpoint itself authenticates, so that it needs no key before."""
+        """Return True for a request that its endpoint authenticates itself, so that no key is needed."""
         return False
 
     def takes_secret(self, scope: Scope, key: str) -> bool:
@@ -119,7 +119,7 @@ def installed_routes() -> tuple[Route, ...]:
             raise ValueError(f"{GROUP}: {name}: expected one installed route, got {values}")
         try:
             routes[name] = point.load()
-        except Exception as error:  # any that an import may raise
+        except Exception as error:  # any error that an import may raise
             raise ValueError(f"{GROUP}: {name}: cannot import {value}: {error!r}") from error
     if not routes:
         expected = f"those of the package {OWN}"

@@ -30,8 +30,8 @@ class ServerQueue:
     """Queue of requests that the server has refused, in which callers take turns.
 
     One request at a time is sent again: the first request of the caller that has waited longest for its turn. If the
-    server still refuses it, the next caller has its turn, because the server's limits are per caller. After a round of
-    all callers, the next round begins when a reply has ended, or after ROOM_S. Requests of a caller keep their order,
+    server still refuses it, the next caller has its turn, because the server's limits are per caller. After all callers
+    have had a turn, the next round begins when a reply ends, or after ROOM_S. Requests of a caller keep their order,
     except that clauses of texts in progress come first.
 
     Callers share the queue fairly (`FairLimit`), so that others can always enter it.
@@ -66,8 +66,8 @@ class ServerQueue:
     def later_tries(self) -> AsyncGenerator[None, None]:
         """Return a generator like `first_tries`, for a later clause of a text.
 
-        The first time is at once, unless requests of other callers are queued. A caller with texts in progress would
-        otherwise take each place as it becomes free.
+        The first time is at once, unless requests of other callers are queued. Otherwise, a caller with texts in
+        progress would take all capacity that becomes free.
         """
         caller = CALLER.get()
         is_next = all(waiter.caller == caller and not waiter.is_later for waiter in self._waiting)
@@ -106,7 +106,7 @@ class ServerQueue:
         self._shares.acquire(waiter.caller)
         if was_refused:
             self._refused.add(waiter.caller)
-        elif waiter.is_later:  # the place of the previous clause is for another caller
+        elif waiter.is_later:  # the capacity that the previous clause has released is for another caller
             self._refused.clear()
             self._note_turn(waiter.caller)
         try:

@@ -1,4 +1,4 @@
-"""Session over a WebSocket: the channel to its client, its tasks, and the loop that passes messages to its handler."""
+"""Session over a WebSocket: its channel to the client, its tasks, and the loop that passes messages to its handler."""
 
 import asyncio
 import json
@@ -142,7 +142,7 @@ class SocketSession(Protocol):
 
 
 class RequestedEnd:
-    """End of a session that its client asks for: once the output in progress is complete.
+    """End of a session that the client requests; the session ends once the output in progress is complete.
 
     Attributes:
         is_asked: True once the client has asked for it.
@@ -220,7 +220,7 @@ async def attend(
                 message = await next_message(socket)
         except TimeoutError:
             raise SessionEnd(DONE, f"nothing was received for {left_s:g} s") from None
-        if isinstance(message, str | bytes):  # messages of other types have waited before their socket read them
+        if isinstance(message, str | bytes):  # other types of messages were delayed before their socket read them
             await gateway.sessions.pace.wait(message)
         await session.handle(message)
 

@@ -142,7 +142,7 @@ async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignor
         expected = f"at most {gateway.limits.max_input_chars} characters"
         raise mismatch("input", expected, f"{len(item.input)} characters")
     text_mode = item.options.get("text_mode")
-    if text_mode == "open":  # the server would wait for more text
+    if text_mode == "open":  # in mode `open`, the server would wait for more text
         raise refused("text_mode", "'whole' or 'streaming', because the text is complete", text_mode)
     return await voice_options(gateway, item, asked, ignored)
 
@@ -303,7 +303,7 @@ async def sse_parts(
 def quality(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flaws of the speech in a report: words without a time, a limit that ended it, and faults.
 
-    `redrawn` is the number of attempts that were given up. `unchecked` has the reason for each clause whose words were
+    `redrawn` is the number of abandoned attempts. `unchecked` has the reason for each clause whose words were
     not checked, and `transcripts` those of the clauses with the fault `words`. Empty entries are left out.
     """
     names = ("untimed_words", "faults", "redrawn", "unchecked", "transcripts")
@@ -451,7 +451,7 @@ async def recalled(
     ignored: Ignored,
     report: dict[str, Any],
 ) -> AsyncIterator[AsyncGenerator[SpeechEvent, None]]:
-    """Yield the event stream of a text from the cache, or as in `spoken`, whose events are then stored.
+    """Yield the event stream of a text: from the cache if possible, otherwise generated as in `spoken` and then stored.
 
     Speech from the cache needs no slot. It counts as use like any other, and not in the metrics of generation.
 

@@ -77,7 +77,7 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
 
 
 async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Run all `works` concurrently and return their results in order; if one fails, cancel the others."""
+    """Run the coroutines `works` concurrently and return their results in order; if one fails, cancel the others."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(work) for work in works]
     return [task.result() for task in tasks]

@@ -1,4 +1,4 @@
-"""Speech of earlier requests in memory, from which equal requests are answered (`--speech-cache`).
+"""Cache of earlier speech in memory, from which equal requests are answered (`--speech-cache`).
 
 An entry has the events of a reply before they are encoded, so it serves every format. Its key is a digest of the
 served model, the caller's key, the text and all arguments of `SpeechClient.speak`.
@@ -36,7 +36,7 @@ DIGESTS = {"configuration", "weights"}  # fields of `served_model` without which
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedRequest:
-    """Request that may be answered from the cache, and the model that was served when it came."""
+    """Request that may be answered from the cache, and the model that was served when the request arrived."""
 
     key: bytes
     owner: str
@@ -99,15 +99,15 @@ class SpeechCache:
 
         Args:
             wanted: True to use the cache also without a seed and in the voice of a recording, False not to use it, None
-                for what the settings say.
+                to follow the settings.
         """
         is_random = options.get("seed") is None and "seedless" not in self._settings.also
-        has_adapter = "adapter" in options  # whose weights are not in the digests of the model
+        has_adapter = "adapter" in options  # its weights are not in the digests of the model
         if wanted is False or (wanted is None and is_random) or has_adapter:
             return None
         try:
             voices = await self._voices(client, text, options)
-        except ClientError:  # the client refuses it, or the server is lost
+        except ClientError:  # the client refuses the text, or the server is lost
             return None
         has_recording = any(isinstance(voice, RecordedVoice) for voice in voices.values())
         if wanted is None and has_recording and "voices" not in self._settings.also:
@@ -121,7 +121,7 @@ class SpeechCache:
         parts = json.dumps([model, owner, text, record], sort_keys=True)
         key = hashlib.sha256(parts.encode()).digest()
         checks = [check for check, checked in self._checks.items() if checked == key]
-        if checks:  # an equal reply has just ended
+        if checks:  # an equal reply has just been stored
             await asyncio.wait(checks)
         return CachedRequest(key, owner, client, model)
 
@@ -180,7 +180,7 @@ class SpeechCache:
                 yield event
             if fits and is_good(report):
                 entry.num_users += 1
-                checking = asyncio.create_task(served_model(request.client))  # the response does not wait for it
+                checking = asyncio.create_task(served_model(request.client))  # the response does not wait for the check
                 self._checks[checking] = request.key
                 checking.add_done_callback(partial(self._end_check, request, entry))
         finally:
@@ -225,7 +225,8 @@ class SpeechCache:
     def _replaceable(self, owner: str, num_bytes: int) -> bytes | None:
         """Return the key of the next entry to remove, so that an owner may take `num_bytes` more; None if none is left.
 
-        It is of the owner that has most, if that is more than this one would have, or else of this one.
+        The entry belongs to the owner that has most bytes, if these are more than this owner would have; otherwise to
+        this owner.
         """
         most = max(self._unused, key=self._shares.held_by, default=owner)
         if self._shares.held_by(most) <= self._shares.held_by(owner) + num_bytes:
@@ -278,7 +279,7 @@ def voice_record(voice: str | RecordedVoice | None) -> str | dict[str, str] | No
 
 
 def is_good(report: dict[str, Any] | None) -> bool:
-    """Return True if a report is of a complete reply that the model ended, with no faults and nothing unchecked."""
+    """Return True if a report describes a complete reply that the model ended, without faults and unchecked clauses."""
     return (
         report is not None
         and report.get("finish_reason") == STOP

@@ -208,7 +208,7 @@ class StreamSession:
         self._num_utterances = 0
         self._text: IncomingText | None = None
         self._task: asyncio.Task[None] | None = None
-        self._speaking: asyncio.Timeout | None = None  # without a time limit: entered while audio is generated
+        self._speaking: asyncio.Timeout | None = None  # without a limit; entered while audio is generated
         self._requested_end = RequestedEnd(self, tasks)
 
     @property
@@ -310,12 +310,12 @@ class StreamSession:
 
     async def _cancel(self) -> None:
         """Stop the utterance in progress; do nothing if it ended while the client's event was in transit."""
-        await asyncio.sleep(0)  # the task of an utterance that has just begun is running then
+        await asyncio.sleep(0)  # if the utterance has just begun, its task is running by now
         if self._text is not None:
             self._text.end()
         if self._speaking is not None:
             self._speaking.reschedule(0)
-            self._speaking = None  # which can be ended once
+            self._speaking = None  # it can be ended only once
 
     def _end(self) -> None:
         if self._text is not None:
@@ -357,7 +357,7 @@ class StreamSession:
         except TimeoutError:
             end = {"finish_reason": CANCELLED}
         except ApiError as error:
-            self._speaking = None  # it is over while the error is being sent
+            self._speaking = None  # the utterance is over while the error is being sent
             await self._channel.send_error(error, utterance_index=index)
         finally:
             self._speaking = None

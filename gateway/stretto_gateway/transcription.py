@@ -345,7 +345,7 @@ async def sse_parts(
 async def writing(
     gateway: Gateway, content: bytes, task: str, options: TranscriptionOptions
 ) -> AsyncGenerator[AsyncGenerator[SpeechEvent, None], None]:
-    """Yield the event stream that transcribes a file; close it at the end of the `with` block."""
+    """Yield the event stream that transcribes a file, and close it at the end of the `with` block."""
     trace = Trace(gateway.metrics, task)
     async with gateway.slot():
         begin = partial(gateway.client.transcribe, content, **options)

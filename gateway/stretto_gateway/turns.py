@@ -37,4 +37,4 @@ class FileTurns(Turns):
 
 
 AUDIO = Turns(os.cpu_count() or 1, "audio")
-FILES = FileTurns(4, "files", time.monotonic)  # a disk's time, too
+FILES = FileTurns(4, "files", time.monotonic)  # the time includes that of the disk

@@ -1,4 +1,4 @@
-"""`POST /v1/audio/verify`: signs that the speech in a file is synthetic, found by `stretto verify` in a process."""
+"""`POST /v1/audio/verify`: detection of synthetic speech in a file, by `stretto verify` in a separate process."""
 
 import asyncio
 import json
@@ -65,7 +65,7 @@ async def verified(gateway: Gateway, data: bytes) -> Verified:
     async with gateway.verifying.slot():
         process = await asyncio.create_subprocess_exec(
             *COMMAND,
-            cwd="/",  # the current folder may have been removed since the start
+            cwd="/",  # the gateway's current folder may have been removed since the start
             env={name: value for name, value in os.environ.items() if NEEDED.fullmatch(name)} | ONE_THREAD,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

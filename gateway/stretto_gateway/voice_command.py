@@ -137,7 +137,7 @@ def owned_folder(folder: Path | None) -> Path:
     if folder.exists() and folder.stat().st_uid != os.geteuid():
         uid = folder.stat().st_uid
         owner = str(uid)
-        with suppress(KeyError):  # a user without a name, as in a container
+        with suppress(KeyError):  # the user has no name, as in a container
             owner = pwd.getpwuid(uid).pw_name
         raise ValueError(f"--voices: run this command as {owner!r}, who owns {folder}, so that the gateway can read it")
     return folder

@@ -122,7 +122,7 @@ class VoiceFileForm(TextFields):
 async def export_voice(voice_id: str, request: Request) -> Response:
     """Return a voice that the caller added, as a file for another gateway."""
     gateway: Gateway = request.app.state.gateway
-    request.state.keep(2 * (MAX_HEADER_BYTES + gateway.limits.max_voice_bytes))  # the recording, and the file with it
+    request.state.keep(2 * (MAX_HEADER_BYTES + gateway.limits.max_voice_bytes))  # of the recording, and of the file
     data = await FILES.run(exported, expect_store(gateway.voices), request.state.owner, voice_id)
     if data is None:
         raise unknown_voice(404, voice_id)
@@ -143,7 +143,7 @@ async def import_voice(form: Annotated[VoiceFileForm, WITH_FILE], request: Reque
     gateway: Gateway = await request.app.state.gateway.for_model(form.model, clones_voices, speaks)
     response.headers.update(Ignored(form, gateway.strict).headers)
     data = await form.file.read()
-    request.state.keep(len(data))  # for the recording, which is copied from it
+    request.state.keep(len(data))  # memory of the recording, which is copied from the file
     try:
         header, recording = await FILES.run(read_voice, data, gateway.limits.max_voice_bytes)
     except ValueError as error:

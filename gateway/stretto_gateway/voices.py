@@ -160,7 +160,7 @@ async def choose_voice(
     if voice is None:
         voice = await CallersVoices(gateway.voices, asked.owner).choose(profile, task, item.voice_name)
     elif item.voice_name is not None:
-        ignored.record("voice")  # even if the gateway is strict, because OpenAI's clients require a voice
+        ignored.record("voice")  # also accepted by a strict gateway, because OpenAI's clients require a voice
     if isinstance(voice, VoiceFile):
         asked.keep(len(voice.audio))
     return voice
@@ -198,7 +198,7 @@ async def _reference(
     if gateway.audio_hosts.is_fetched(audio):
         gateway.metrics.usage.current.check()
         recording = await gateway.audio_hosts.fetch("ref_audio", audio, asked.keep)
-        item.ref_audio = base64.b64encode(recording).decode()  # so that it is fetched once for several utterances
+        item.ref_audio = base64.b64encode(recording).decode()  # so that several utterances fetch it once
     else:
         recording = read_base64("ref_audio", audio, FETCHES_NOTHING)
     max_bytes = gateway.limits.max_voice_bytes

@@ -10,7 +10,7 @@ from stretto_gateway.events import closing
 from stretto_gateway.speech_request import SpeechFields
 
 PART_BYTES = 65_536
-WHOLE_HOLD_S = 20.0  # `hold_s` for a file, which nobody hears before its end
+WHOLE_HOLD_S = 20.0  # `hold_s` for a file, which is not played before it is complete
 WAV_HEADER_BYTES = len(wav_header(1))
 
 

@@ -82,14 +82,14 @@ def write_book(
 
 
 def commented(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return tags for a container that has no others than the title and a comment."""
+    """Return tags for a container that supports only a title and a comment."""
     others = (f"{name}: {value}" for name, value in tags.items() if name != "title")
     title = {"title": tags["title"]} if "title" in tags else {}
     return {"comment": "; ".join(others)} | title
 
 
 def _chapter(number: int, chapter: Mapping[str, Any]) -> Any:
-    """Return a chapter as PyAV takes it, in milliseconds."""
+    """Return a chapter in the format of PyAV, in milliseconds."""
     return {
         "id": number,
         "start": round(1000 * chapter["start_s"]),

@@ -9,7 +9,7 @@ from stretto_client.long_speech import pieces_with_pauses
 from stretto_client.tags import VOICE_MARK, marked_voices
 from stretto_contract.sentence_ends import is_spoken
 
-SECTION_CHARS = 600  # about 40 s of speech: as much is lost if other requests interrupt a section
+SECTION_CHARS = 600  # about 40 s of speech, which are lost if other requests interrupt a section
 TITLE_CHARS = 80
 STEP_BLOCKS = 100  # paragraphs that are read before an empty section is yielded
 CHAPTER_PAUSE_S = 2.0
@@ -42,7 +42,8 @@ EMPTY = Section("", 0.0)
 
 
 def sections_of(text: str, tags: Collection[str] | None = None, has_voices: bool = True) -> Iterator[Section]:
-    """Yield the sections of a text. Chapters begin with headings, and one without a title before the first heading.
+    """Yield the sections of a text. Chapters begin with headings; text before the first heading is a chapter without a
+    title.
 
     Headings are lines between blank lines, in Markdown (`# Title`) or plain (`Chapter 1`, `Prologue`). They are spoken.
     A mark of a voice applies up to the next heading.
@@ -119,7 +120,7 @@ def _with_voices(sections: Iterable[Section], tags: Collection[str] | None) -> I
     A section that has only marks becomes empty; its pause and title move to the next section.
     """
     voice: str | None = None
-    bare: Section | None = None  # section that is empty
+    bare: Section | None = None  # pending section without text
     for section in sections:
         mark = "" if voice is None else f"[voice:{voice}]"
         voice = [voice, *marked_voices(section.text, tags)][-1]

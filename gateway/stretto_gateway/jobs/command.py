@@ -1,6 +1,6 @@
 """Command `stretto read`, which has a book read aloud by a gateway, and saves the file.
 
-The gateway keeps the job: it goes on if this command is interrupted, and `--job ID` waits for it again.
+The job continues in the gateway if this command is interrupted, and `--job ID` waits for it again.
 """
 
 import argparse
@@ -127,7 +127,7 @@ async def checked(answer: Any) -> dict[str, Any]:
 
 
 async def ended(session: ClientSession, job_id: str) -> Mapping[str, Any]:
-    """Return the record of a job once it is complete, and show its progress; raise Refused if it ends otherwise."""
+    """Wait until a job ends, show its progress, and return its record; raise Refused unless it is complete."""
     begun_s = time.monotonic()
     first: int | None = None
     while True:
@@ -147,7 +147,7 @@ async def ended(session: ClientSession, job_id: str) -> Mapping[str, Any]:
 
 
 def progress(num_spoken: int, total: int, num_new: int, seconds: float) -> str:
-    """Return a line with a bar, the number of sections, and the time that is left.
+    """Return a line with a progress bar, the number of sections, and the remaining time.
 
     Args:
         num_new: Number of sections that were spoken in these seconds.

@@ -107,7 +107,9 @@ class DeletedJob(TypedDict):
 
 @router.post("/v1/audio/jobs")
 async def create_job(body: JobRequest, request: Request, response: Response) -> AudioJob:
-    """Begin to read a text of up to 2 MB aloud. Its sections are spoken while no other request needs the servers."""
+    """Create a job that reads a text of up to 2 MB aloud. Its sections are spoken while no other request needs the
+    servers.
+    """
     gateway: Gateway = request.app.state.gateway
     store = expect_store(gateway)
     num_bytes = len(body.input.encode())

@@ -1,4 +1,4 @@
-"""Storage for jobs, grouped by owner, so that they go on after a restart.
+"""Storage for jobs, grouped by owner, so that they continue after a restart.
 
     FOLDER/OWNER/job_…/request.json     fields of the request, without the text
                        sections.json    the text's sections
@@ -34,7 +34,7 @@ UNFINISHED: tuple[Status, ...] = get_args(Status)[:3]
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """State of a job, with all that its record has.
+    """State of a job, with all fields of its record.
 
     Attributes:
         caller: Id of the caller to whose use the speech is counted.
@@ -103,9 +103,9 @@ class Job:
         return self.folder / f"audio.{extension}"
 
     def change(self, status: Status, error: str = "") -> bool:
-        """Store another status, and return True; return False if the job has ended."""
+        """Store another status, and return True; return False if the job has already ended."""
         ended_at = 0 if status in UNFINISHED else int(time.time())
-        with locked(self.folder.parent):  # a job that has been cancelled stays so
+        with locked(self.folder.parent):  # a cancelled job stays cancelled
             state = self.state
             if state.status in UNFINISHED and state.status != status:
                 self.write("state.json", asdict(replace(state, status=status, error=error, ended_at=ended_at)))
@@ -198,7 +198,7 @@ class JobStore:
 
     def remove(self, job: Job) -> None:
         """Delete a job and its files."""
-        (job.folder / "state.json").unlink(missing_ok=True)  # first: what is left of it then is no job
+        (job.folder / "state.json").unlink(missing_ok=True)  # first: without it, the folder is not a job
         shutil.rmtree(job.folder, ignore_errors=True)
         keep_names(job.folder.parent)
 

@@ -33,8 +33,8 @@ from stretto_gateway.speech_request import SpeechItem
 from stretto_gateway.whole_file import WHOLE_HOLD_S
 
 LOG = logging.getLogger("stretto_gateway")
-MIN_FREE_BYTES = 1 << 30  # on the disk of the jobs; a job that finds less fails
-OTHERS_S = 1.0  # time after which a job is asked for again on which another gateway works
+MIN_FREE_BYTES = 1 << 30  # free space on the disk of the jobs; with less, a job fails
+OTHERS_S = 1.0  # time after which a job is checked again that another gateway works on
 BUSY = (429, 503, 504)  # status of errors after which a section is spoken again
 WORK = Turns(2, "jobs")  # one for the file of a long book, which takes minutes
 
@@ -51,10 +51,10 @@ class JobOptions(RouteSettings):
 
 
 class Jobs(RouteState):
-    """Jobs of a gateway. The jobs that have not ended take turns, and each has a section spoken in its turn.
+    """Jobs of a gateway. Unfinished jobs take turns; in each turn, one section of a job is spoken.
 
     A section waits until no other request has a slot of any server, or waits for one. If one arrives, the section is
-    given up, and spoken again later, which yields the same speech, because all sections have the job's seed. Gateways
+    abandoned, and spoken again later. Its speech is the same then, because all sections have the job's seed. Gateways
     with the same folder share the jobs that they found at their start; each section is spoken by one of them.
     """
 
@@ -114,7 +114,7 @@ class Jobs(RouteState):
             except FileNotFoundError:  # the job has been deleted
                 pass
             except ApiError as error:
-                if error.status in BUSY:  # for a key that has reached its ceiling, up to a day
+                if error.status in BUSY:  # up to a day, for a key that has reached its ceiling
                     asyncio.get_running_loop().call_later(error.retry_after_s, self.begin, job)
                 else:
                     await WORK.run(fail, job, error.message)
@@ -140,7 +140,7 @@ class Jobs(RouteState):
         if step.section is None:
             await WORK.run(finish, job, step.state, self._gateway.audio_tags, self._is_stopping.is_set)
             return False
-        if not self._is_quiet.is_set():  # a request has arrived meanwhile
+        if not self._is_quiet.is_set():  # another request has arrived in the meantime
             return True
         self._speaking = asyncio.create_task(self._spoken(job, step.state.caller, step.request, step.section))
         try:
@@ -157,7 +157,7 @@ class Jobs(RouteState):
         CALLER.set(caller)
         item = SpeechItem(**request, input=section.text, response_format="pcm")
         gateway = copy(await self._gateway.for_model(item.model, speaks))
-        gateway.admission = Admission(1, 0, lambda _: None)  # sections take no slot from others
+        gateway.admission = Admission(1, 0, lambda _: None)  # sections use a slot only if no other request needs one
         ignored = Ignored(item, is_strict=False)
         asked = State({"owner": job.owner, "keep": lambda num_bytes: None})
         options = await speech_options(gateway, item, asked, ignored)
@@ -168,7 +168,7 @@ class Jobs(RouteState):
 
 @dataclass(frozen=True)
 class Step:
-    """Next work on a job: to speak a section, or if there is none, to write the file.
+    """Next step of a job: a section to speak or, if there is none, the file to write.
 
     Attributes:
         request: Fields of the request, without the text.
@@ -218,7 +218,9 @@ def finish(job: Job, state: JobState, tags: Mapping[str, str], is_stopping: Call
 
 
 def fail(job: Job, message: str) -> None:
-    """Store the end of a failed job, unless the job has been deleted. The gateway tries it again after a restart."""
+    """Record that a job has failed, unless it was deleted. If that cannot be stored, the gateway tries the job again
+    after a restart.
+    """
     try:
         job.change("failed", message)
     except FileNotFoundError:

@@ -90,7 +90,7 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Pause within a turn, about which an end-of-turn model is asked.
+    """Pause within a turn, for which the end-of-turn model is queried.
 
     Attributes:
         started: Position of the turn's first sample in the received samples.
@@ -101,9 +101,9 @@ class Pause:
     processed: int
 
 
-# Silence after which an end-of-turn model is asked, and factor from each question in a pause to the next. Smart Turn is
-# trained with 200 ms. After more silence it considers most turns complete, so a second answer shortens the wait after a
-# wrong first one; it comes late, because people pause for about a second to think.
+# Silence after which the end-of-turn model is queried, and factor between the times of successive queries in a pause.
+# Smart Turn is trained with 200 ms. After more silence it considers most turns complete, so a second answer shortens
+# the wait after a wrong first one; it comes late, because people pause for about a second to think.
 FIRST_QUESTION_MS = 200
 NEXT_QUESTION = 8
 

@@ -29,7 +29,7 @@ class ItemPart:
     Attributes:
         kind: OpenAI's type of the part.
         text: The text, or the transcript.
-        url_head: What precedes the base64 in the image's `data:` URL.
+        url_head: Part of the image's `data:` URL before the base64.
     """
 
     kind: Kind
@@ -232,7 +232,7 @@ class Conversation:
 
 
 def asked_kinds(turns: list[dict[str, Any]]) -> set[str]:
-    """Return the kinds of content in the user's turns since the last reply: `text`, `audio`, `image`."""
+    """Return the types of content in the user's turns since the last reply: `text`, `audio`, `image`."""
     kinds: set[str] = set()
     for turn in reversed(turns):
         if turn["role"] != "user":

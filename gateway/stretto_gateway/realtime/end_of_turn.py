@@ -1,4 +1,4 @@
-"""End-of-turn model: estimates from the sound of a turn whether its speaker has finished.
+"""End-of-turn model, which estimates from the sound of a turn whether the speaker has finished.
 
 The model is a file of Smart Turn v3 (https://github.com/pipecat-ai/smart-turn, BSD-2-Clause) or one with the same input
 and output. It reads the features of Whisper's encoder for the last 8 s of a turn.
@@ -171,7 +171,7 @@ def main() -> int:
 
 
 class EndOfTurn:
-    """End-of-turn model for all sessions, which runs in THREADS threads beside the event loop.
+    """End-of-turn model for all sessions, which runs in THREADS threads, outside the event loop.
 
     Args:
         model: Content of a file that `read_model` has checked.
@@ -205,7 +205,7 @@ class EndOfTurn:
                     outcome = "complete" if is_complete else "incomplete"
                 except TimeoutError:
                     outcome = "late"
-                except Exception:  # onnxruntime raises many kinds; the session goes on without the model
+                except Exception:  # onnxruntime raises many types of errors; the session continues without the model
                     LOG.exception("the end-of-turn model failed")
         self._note(outcome, time.monotonic() - begun_s)
         return is_complete

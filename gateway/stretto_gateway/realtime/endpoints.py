@@ -75,7 +75,8 @@ async def create_client_secret(body: SecretRequest, request: Request) -> ClientS
 
 
 async def settled(first: Gateway, change: SettingsChange, model: str, owner: str) -> Gateway:
-    """Restrict the settings of a new session to what its model supports.
+    """Check the settings of a new session against the features of its model; in a lenient gateway, undo unsupported
+    ones.
 
     Args:
         first: The gateway, for any server.
@@ -107,7 +108,7 @@ def model_of(settings: Settings) -> str:
 
 
 def abilities(settings: Settings) -> tuple[Can, ...]:
-    """Return conditions: a model that meets one of them can serve a session with these settings."""
+    """Return conditions for a model; one that meets any of them can serve a session with these settings."""
     return (answers_turns, is_full_duplex) if isinstance(settings, RealtimeSettings) else (transcribes,)
 
 

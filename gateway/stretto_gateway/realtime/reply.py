@@ -219,7 +219,7 @@ class Reply:
         self._gateway.sessions.held.remove(num_bytes)
 
     async def cancel(self, reason: str) -> None:
-        """Cancel the reply; nothing more of it is sent afterwards."""
+        """Cancel the reply; no more of it is sent."""
         assert self.task is not None
         if not self._is_ending:
             self.task.cancel()

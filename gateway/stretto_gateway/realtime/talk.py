@@ -329,7 +329,7 @@ class Talk:
         await self._reply.begin(self._tasks)
 
     async def replace(self, make: Callable[[Conversation], Reply]) -> None:
-        """Start the reply that `make` creates for the conversation, in place of the reply in progress."""
+        """Cancel the reply in progress, and start the reply that `make` creates for the conversation."""
         await self.interrupt()
         self._reply = make(self._conversation)
         await self._reply.begin(self._tasks)
