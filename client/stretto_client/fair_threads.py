@@ -27,9 +27,9 @@ class Job:
 class Turns:
     """Threads that run jobs of callers, who share the threads' time equally.
 
-    The next job is one of the caller that has used the least time (start-time fair queueing), so however many jobs
-    another one has, a caller waits for at most one job in each thread. A job that has begun runs to its end, so long
-    work is divided into slices, each of which is a job. A job whose task has been cancelled does not begin.
+    The next job is one of the caller that has used the least time (start-time fair queueing). A caller therefore waits
+    for at most one job in each thread, even if another caller has many. A job that has begun runs to its end. Long work
+    is therefore divided into slices, each of which is a job. A job whose task has been cancelled does not begin.
 
     Args:
         num_threads: Number of threads. Python code runs in one at a time.

@@ -233,7 +233,9 @@ class TurboVocabulary(Vocabulary):
 
 @dataclass(frozen=True)
 class LatePenalty(DrawRules):
-    """The repetition penalty applies to the logits that top-k and top-p have kept (`mechanism/draw.py`)."""
+    """Rules by which the repetition penalty applies to the logits that top-k and top-p have kept
+    (`mechanism/draw.py`).
+    """
 
     row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:row_draw")
     step_program: ClassVar = lazy(f"{__package__}.mechanism.draw:step_program")

@@ -386,7 +386,7 @@ def load_recording_encoder(
 
 
 def _made(make: Callable[[], list[Tensor]], path: Path) -> Tensor:
-    """Return the rows that `make` computes from tensors.
+    """Return the rows that `make` computes; raise CheckpointError if a tensor is missing or misshaped.
 
     Raises:
         CheckpointError: If a tensor is missing or has an unexpected shape.

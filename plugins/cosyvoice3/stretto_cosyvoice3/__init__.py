@@ -3,7 +3,7 @@
 from stretto.codecs.decoder_sizes import DecoderSize
 from stretto.family.plugin import family_plugin, lazy
 
-VOICES_BYTES = 2 << 30  # kept of voices on a CPU: 180 MB for a second, except for the last one
+VOICES_BYTES = 2 << 30  # of voices on a CPU: 180 MB per second, except for the last second
 PLUGIN = family_plugin(
     __name__,
     phonemes={

@@ -269,7 +269,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
                 pcm, phase = self.speak(mel, since, begins, ends, phase)
                 parts.append(pcm)
                 first = stop
-            del prefix  # its memory may be needed for the voice of the next utterance
+            del prefix  # the voice is not kept, because its memory may be needed for that of the next utterance
             spoken.append(torch.cat(parts))
             after.append(phase)
         return torch.stack(spoken), torch.stack([numbers, torch.stack(after).to(window.state)], 1)
@@ -289,7 +289,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         """Return frames of a voice that do not depend on the reply; None on a GPU, whose memory is for batches."""
         shape = self.config.estimator
         size = self.noise.element_size()
-        frame_bytes = 2 * STEPS * shape.layers * 2 * shape.heads * shape.head_width * size  # guided: of two estimates
+        frame_bytes = 2 * STEPS * shape.layers * 2 * shape.heads * shape.head_width * size  # 2: both guided estimates
         most = min(voice.mel.shape[1] - shape.chunk, VOICES_BYTES // frame_bytes)
         num_frames = most // shape.chunk * shape.chunk
         if self.noise.is_cuda or num_frames <= 0:

@@ -95,7 +95,7 @@ class CodeRules(DrawRules):
 
 @dataclass(frozen=True)
 class Quiet(FrameFilter):
-    """Codes of pauses, of which only the first ones are decoded.
+    """Codes of pauses. Only the first ones of a pause are decoded.
 
     Attributes:
         codes: Codes of silence and breath, numbered from 0.
@@ -111,7 +111,7 @@ class Quiet(FrameFilter):
 
 @dataclass(frozen=True, kw_only=True)
 class GroupedText(TextTrack):
-    """Text in groups between the codes.
+    """Text that the reply reads in groups between its codes.
 
     Attributes:
         codes: Ids of the codes.

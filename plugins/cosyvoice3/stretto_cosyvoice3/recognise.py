@@ -1,4 +1,4 @@
-"""Recognises CosyVoice 3 releases, and refuses earlier versions."""
+"""Recognition of CosyVoice 3 releases, and refusal of earlier versions."""
 
 from stretto.family.recognition import Listing, Match
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-NEAR_CHARS = 200  # within which a word without a place is looked for
+NEAR_CHARS = 200  # number of characters in which a word without a position is searched
 
 
 class Times(NamedTuple):
@@ -53,7 +53,7 @@ def milliseconds(seconds: float) -> int:
 
 
 class CharacterTimes:
-    """Finder of the times of a text's characters, in order.
+    """Converter of the times of a text's words to the times of its characters, in order.
 
     The characters of a word share its time evenly. Those between two words share the time between them, so that the
     times have no gaps. A word whose end is unknown lasts until the next one.
@@ -103,7 +103,7 @@ class CharacterTimes:
         self._share(times, end, end_s)
 
     def _span(self, word: dict[str, Any]) -> tuple[int, int] | None:
-        """Return where a word begins and ends in the text; None if it is not found after the previous one."""
+        """Return the start and the end of a word in the text; None if it is not found after the previous word."""
         if "text_start" in word:
             return (word["text_start"], word["text_end"]) if word["text_start"] >= self._num_timed else None
         pattern = re.compile(rf"(?<!\w){re.escape(word['word'])}(?!\w)")

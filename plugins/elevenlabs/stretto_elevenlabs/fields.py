@@ -42,7 +42,7 @@ class DictionaryLocators(Body):
     )
 
     def refuse_dictionaries(self) -> None:
-        """Raise ApiError if the request names ElevenLabs' dictionaries, which this gateway does not have."""
+        """Raise ApiError if the request names dictionaries of ElevenLabs, which this gateway does not have."""
         if self.pronunciation_dictionary_locators:
             expected = "no entries (add the words to /v1/audio/pronunciations instead)"
             raise refused("pronunciation_dictionary_locators", expected, self.pronunciation_dictionary_locators)

@@ -51,7 +51,7 @@ from stretto_gateway.speech import voice_options
 from stretto_gateway.speech_stream import IncomingText, asking
 
 router = APIRouter()
-MAX_CONTEXTS = 16  # of a connection
+MAX_CONTEXTS = 16  # open contexts of a connection
 MAX_ID_CHARS = 200
 FIRST_S = 10.0  # time within which the first message must arrive, because the caller may be unknown until then
 UNKNOWN_KEY = "no valid key: expected the header xi-api-key, or xi_api_key in the first message"
@@ -85,13 +85,13 @@ class InputMessage(DictionaryLocators):
 def read_message(message: str | bytes | None) -> InputMessage:
     """Return a message; raise ApiError if it is invalid."""
     record = read_json(message)
-    if "xi-api-key" in record:  # its name in the reference; examples have the other one
+    if "xi-api-key" in record:  # the field's name in the reference; examples use the other one
         record["xi_api_key"] = record.pop("xi-api-key")
     return validated(InputMessage, record)
 
 
 class FlushedText(IncomingText):
-    """Text of one utterance, with the times of its characters.
+    """Text of one utterance that is still being written, with the times of its characters.
 
     Attributes:
         is_flushed: True if the text is to be spoken without waiting for more.
@@ -111,7 +111,7 @@ class FlushedText(IncomingText):
 
 
 class Context:
-    """Texts that are spoken one after the other.
+    """Texts of a client's context, which are spoken one after the other.
 
     A flush ends the text that is being spoken. Text that follows is the next utterance; until that one begins, a flush
     of it only has an effect if no further text comes.
@@ -335,7 +335,7 @@ async def run(socket: WebSocket, voice_id: str, has_ids: bool) -> None:
     """
     gateway: Gateway = socket.app.state.gateway
     if not socket.state.has_key and socket.client is not None:
-        CALLER.set(host_of(socket.client.host))  # strangers must not take the sessions of any key
+        CALLER.set(host_of(socket.client.host))  # clients without a key must not use up the sessions of others
     try:
         query = validated(InputQuery, dict(socket.query_params))
         with ExitStack() as slots:

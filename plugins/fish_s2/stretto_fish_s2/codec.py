@@ -1,4 +1,5 @@
-"""`fish_s2`: the codec of Fish Audio S2 Pro (44.1 kHz, 21.5 frames of 1 + 9 codes per second), for any chunk size.
+"""`fish_s2`: codec of Fish Audio S2 Pro (44.1 kHz, 21.5 frames of 1 + 9 codes per second), which accepts chunks of any
+size.
 
 codes ─► 1 + 9 codebooks ─► transformer ─► 2 × (↑2, ConvNeXt) ─► conv ─► 4 × (↑ 8, 8, 4, 2) ─► conv ─► tanh ─► pcm
          21.5 per second    127 back, 8 times   6 steps back     6 back   78 steps back each      6 back

@@ -69,7 +69,7 @@ class FishVocabulary(Vocabulary):
 
 @dataclass(frozen=True)
 class LateTemperature(DrawRules):
-    """Sampling of codes as by the authors: top-k and top-p apply to the probabilities at temperature 1.
+    """Sampling of codes as in the authors' code: top-k and top-p apply to the probabilities at temperature 1.
 
     The code whose probability makes the sum exceed top-p is left out, unless it is the most probable one. A code of
     codebook 0 that repeats is sampled again, at temperature 1 and with `redraw_top_p`. The first frame of a reply does

@@ -41,7 +41,7 @@ SYSTEM = "convert the provided text to speech"
 VOICE = f"{SYSTEM} reference to the following:\n\nText:\n"
 SPEECH = "\n\nSpeech:\n"
 TAG = re.compile(r"<\|speaker:\d+\|>")
-ALMOST_TAG = re.compile(r"<\|?\s*speaker\b[^<>]*>", re.IGNORECASE)  # anything that a client may have meant as a tag
+ALMOST_TAG = re.compile(r"<\|?\s*speaker\b[^<>]*>", re.IGNORECASE)  # text that a client may have intended as a tag
 CONTROL = re.compile(r"<\|[^<>|]+\|>")
 
 

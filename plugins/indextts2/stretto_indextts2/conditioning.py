@@ -1,4 +1,4 @@
-"""Networks that convert hidden states of a recording to rows of the language model, and to an emotion.
+"""Networks that convert hidden states of a recording to rows of the language model, and to an emotion vector.
 
     hidden states [T, S] ─► conformer, half the rate ─► perceiver ─► 32 rows, or 1 vector
 

@@ -1,4 +1,4 @@
-"""Conversion of IndexTTS-2's acoustic decoder: files of four releases to the tensors of `IndexTtsCodec`.
+"""Conversion of IndexTTS-2's acoustic decoder: files of four releases become the tensors of `IndexTtsCodec`.
 
 gpt.pth                                       language model, for its second pass
 s2mel.pth                                     projection of latents, length regulator, flow
@@ -21,7 +21,7 @@ from stretto_indextts2.release_files import pickled_tensors, plain_weights, plan
 from stretto_indextts2.vocoder import BLOCK_KERNELS, DILATIONS, RATES
 
 FLOW_FILE = "s2mel.pth"
-# where the authors' code places it, and where a download of its repository does
+# path of the file in the authors' code, and in a download of its repository
 SEMANTIC_FILES = ("hf_cache/semantic_codec_model.safetensors", "hf_cache/semantic_codec/model.safetensors")
 QUANTIZER = "quantizer.quantizers.0."
 VOCODER_FOLDER = "hf_cache/bigvgan"

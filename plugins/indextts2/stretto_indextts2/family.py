@@ -6,8 +6,8 @@
 Each id has a learned position, in a separate stream; attention uses none. As in the authors' generation, no code has
 position 1. The rows of the voice are its 32 vectors, to each of which the vector of the emotion is added. The two rows
 of speed are constants. There is no guidance. The repetition penalty counts code 1 as generated, because the authors'
-code calls `generate` with ones in the place of the prompt: here the rows of the voice have its id. The numbers come
-from the config.yaml of `IndexTeam/IndexTTS-2`; a checkpoint's config.json may override them (`speech_vocabulary`).
+code calls `generate` with ones instead of the prompt: here the rows of the voice have its id. The numbers come from the
+config.yaml of `IndexTeam/IndexTTS-2`; a checkpoint's config.json may override them (`speech_vocabulary`).
 """
 
 from dataclasses import dataclass

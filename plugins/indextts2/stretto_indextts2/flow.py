@@ -1,4 +1,4 @@
-"""Flow of IndexTTS-2: semantic vectors to a mel spectrogram, given a recording of the voice.
+"""Flow of IndexTTS-2, which converts semantic vectors to a mel spectrogram, given a recording of the voice.
 
     vectors, 50 per second ─► length regulator ─► conditions, 86 per second ┐
     noise ─► 25 Euler steps along DiT + WaveNet(state, known mel, conditions, style) ─► mel [M, F]
@@ -131,7 +131,9 @@ class _Layer(nn.Module):
 
 
 class _Transformer(nn.Module):
-    """Transformer with skip connections from its first half to its second, the last layer reading the first."""
+    """Transformer in which layers of the second half also read outputs of the first half; the last layer reads the
+    first one's.
+    """
 
     inv_freq: Tensor
 

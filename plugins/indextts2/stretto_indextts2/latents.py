@@ -1,4 +1,4 @@
-"""Second pass of IndexTTS-2's GPT-2 over a finished reply: codes to latents.
+"""Second pass of IndexTTS-2's GPT-2 over a finished reply, which converts codes to latents.
 
     rows       voice … voice │ speed, speed │ [START] text [STOP] │ [START] c0 c1 … c(n-2)
     position                 │              │    0  1 … T  T + 1  │    0    1  2 … n - 1

@@ -1,4 +1,4 @@
-"""IndexTTS-2's GPT-2: vLLM's, without its own positions, and with a further norm before the head."""
+"""IndexTTS-2's GPT-2: vLLM's model without its own positions, and with an additional norm before the head."""
 
 import torch
 from torch import nn

@@ -130,7 +130,7 @@ class IndexTemplate:
         """Return the ids of a text without its start and end; raise InvalidRequest if there are none or too many."""
         check_text(text, path, self._family.max_text_chars)
         tokens = self._tokenizer.encode(tokenizable(text, path))
-        ids = [token for token in tokens if token > END_OF_TEXT]  # no start or end, which the authors drop, too
+        ids = [token for token in tokens if token > END_OF_TEXT]  # without start and end, as in the authors' code
         if not ids:
             raise InvalidRequest(path, "text with at least one character to speak", shown(text))
         max_tokens = self._vocabulary.max_text_tokens

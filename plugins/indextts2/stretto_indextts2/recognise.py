@@ -1,11 +1,11 @@
-"""Recognises IndexTTS-2 releases, and refuses other versions."""
+"""Recognition of IndexTTS-2 releases, and refusal of other versions."""
 
 from stretto.family.recognition import Listing, Match, Needed
 
 CONFIG = "config.yaml"
 MODEL = "gpt.pth"
 VERSION = 2.0
-MARK = "wav2vec2bert_stats.pt"  # of versions 2 and later
+MARK = "wav2vec2bert_stats.pt"  # a file of version 2 and later
 FILES = ("s2mel.pth", "bpe.model", MARK, "feat1.pt", "feat2.pt")
 SEMANTIC = "semantic_codec/model.safetensors"
 CACHE = "hf_cache"  # folder in which the authors' code places other repositories

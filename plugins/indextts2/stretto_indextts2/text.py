@@ -1,4 +1,5 @@
-"""Text as IndexTTS-2 reads it: numbers and symbols in words, plain punctuation, capital letters, single CJK characters.
+"""Normalisation of text for IndexTTS-2: numbers and symbols in words, plain punctuation, capitals, separate CJK
+characters.
 
 The steps follow `TextNormalizer` and `TextTokenizer` of https://github.com/index-tts/index-tts, which use
 WeTextProcessing for numbers. Its rules come from the package wetext, which is optional: without it, texts with digits
@@ -129,7 +130,7 @@ def _in_words(text: str, language: str, path: str) -> str:
         return text
     try:
         return ESCAPED.sub(r"\1", rules(text))
-    except Exception as error:  # the library asserts that its rules know all characters
+    except Exception as error:  # the library fails an assertion for characters that its rules do not know
         raise InvalidRequest(path, f"text whose numbers {PACKAGE} can read", shown(text)) from error
 
 

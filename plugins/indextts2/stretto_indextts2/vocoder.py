@@ -1,4 +1,4 @@
-"""BigVGAN v2 (arXiv 2206.04658): a mel spectrogram to samples.
+"""BigVGAN v2 (arXiv 2206.04658), which converts a mel spectrogram to samples.
 
     mel ─► convolution ─► (×4 ─► blocks) ×2 ─► (×2 ─► blocks) ×4 ─► SnakeBeta ─► convolution ─► pcm
 

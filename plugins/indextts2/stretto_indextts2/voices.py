@@ -1,4 +1,4 @@
-"""Voices of IndexTTS-2: rows of the language model, an emotion, and a recording for the decoder.
+"""Voices of IndexTTS-2: rows for the language model, an emotion, and a recording for the decoder.
 
     recording 22.05 kHz ─► mel                                                  [F, 80]
                        └► 16 kHz ─► semantic hidden states ─► codes             [n]

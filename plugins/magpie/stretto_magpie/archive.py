@@ -16,9 +16,9 @@ from stretto.weights.loading import open_tensors
 
 CONFIG = "model_config.yaml"
 WEIGHTS = "model_weights.ckpt"
-IN_ARCHIVE = "nemo:"  # before the name of a file of the archive, in a config
+IN_ARCHIVE = "nemo:"  # prefix in a config of the name of a file in the archive
 MAX_MEMBERS = 1 << 10
-PART_BYTES = 1 << 20  # of a file's content, read at once
+PART_BYTES = 1 << 20  # bytes of a file's content that are read at once
 
 
 class Member(NamedTuple):

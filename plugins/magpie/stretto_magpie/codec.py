@@ -1,4 +1,5 @@
-"""`nanocodec`: the decoder of NVIDIA's NanoCodec (22.05 kHz, 21.5 frames of 8 codes per second), for any chunk size.
+"""`nanocodec`: decoder of NVIDIA's NanoCodec (22.05 kHz, 21.5 frames of 8 codes per second), which accepts chunks of
+any size.
 
 codes ─► 8 × 4 levels ─► conv ─► 5 × (half-snake, ↑ 8, 8, 4, 2, 2, mean of 3 branches) ─► half-snake ─► conv ─► pcm
                          6 back      1 step back       up to 180 steps back                             2 back

@@ -305,7 +305,7 @@ def as_matrix(weight: Tensor) -> Tensor:
 
 
 def tables(config: Config, vocabulary: MagpieVocabulary) -> Plan:
-    """Return the tensors made from the tables of codes and voices, and the heads that decide about the end."""
+    """Return the plan of the tables of codes and voices, and of the heads that detect the end."""
     width = config.embedding_dim
     size = vocabulary.codebook_size
     number = vocabulary.num_streams

@@ -92,7 +92,7 @@ def read_texts(config: Mapping[str, Any], text_of: TextOf) -> dict[str, Any]:
 
 
 def _few(values: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    """Return values; raise CheckpointError if there are more than MAX_LANGUAGES, each of which has a dictionary."""
+    """Return values; raise CheckpointError if there are more than MAX_LANGUAGES, because each one has a dictionary."""
     if len(values) > MAX_LANGUAGES:
         raise CheckpointError(f"{CONFIG}: {path}: expected at most {MAX_LANGUAGES} entries, got {len(values)}")
     return values

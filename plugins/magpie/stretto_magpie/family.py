@@ -146,7 +146,7 @@ class MagpieVocabulary(Vocabulary):
 
     @property
     def num_streams(self) -> int:
-        """Number of codes of a row."""
+        """Number of codes in a row."""
         return self.num_codebooks * self.frames_per_row
 
     @property
@@ -173,7 +173,7 @@ class MagpieVocabulary(Vocabulary):
 
 @dataclass(frozen=True)
 class TextConditions(RequestConditions):
-    """Text of a request, encoded for the cross-attention of its rows. A condition has the ids of its tokens.
+    """Text of a request, encoded for the cross-attention of its rows. A condition contains the ids of its tokens.
 
     Attributes:
         num_ids: Number of ids of text tokens.
@@ -209,7 +209,7 @@ class TextConditions(RequestConditions):
 
 @dataclass(frozen=True)
 class AttendedText(DrawRules):
-    """Rules by which stream 0 gets the position of the text that a row attends to, and by which a reply ends.
+    """Rules that set stream 0 to the position of the text that a row attends to, and that end a reply.
 
     Attributes:
         num_codes: Number of codes of a codebook; the end id follows them.

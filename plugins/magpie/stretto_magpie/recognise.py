@@ -1,4 +1,4 @@
-"""Recognises Magpie TTS releases by the names of their archives, whose contents are not read."""
+"""Recognition of Magpie TTS releases by the names of their archives, whose contents are not read."""
 
 from stretto.family.recognition import Listing, Match, Needed
 

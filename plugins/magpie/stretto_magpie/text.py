@@ -1,4 +1,4 @@
-"""Ids of texts: symbols of pronunciations from a dictionary, or bytes, as NeMo's tokenizers have them.
+"""Token ids of texts: symbols of pronunciations from a dictionary, or bytes, as in NeMo's tokenizers.
 
 NeMo spells some words at random in place of their pronunciation; here, as in its evaluation, none are.
 """
@@ -174,7 +174,7 @@ def cased(word: str, case: str) -> str:
 
 
 def _final_s(last: str, ending: str) -> str:
-    """Return the sounds of a final s after a letter."""
+    """Return the sounds of a final s after a word that ends with a given sound."""
     if last in "Tt":
         return "s"
     return "ɪz" if last in "Ss" and ending == "'s" else "z"

@@ -1,4 +1,4 @@
-"""`pocket`: the Pocket TTS codec, a Mimi variant for latents (24 kHz, 12.5 latents/s), exact for any chunk size.
+"""`pocket`: Pocket TTS codec, a variant of Mimi for latents (24 kHz, 12.5 latents/s), exact for chunks of any size.
 
 latent ─► conv ─► ↑16 ─► transformer ─► conv ─► 3 × (↑ 6, 5, 4, residual block) ─► conv ─► pcm
 12.5 per second    1 back   249 steps back  6 back   1 and 2 steps back each         2 back

@@ -17,7 +17,7 @@ from stretto.streams.layout import Segment, StreamLayout
 
 NAME = "qwen3_asr"
 FRAME_RATE = 12.5
-MAX_MODEL_LEN = 16_384  # the longest recording and context, and its longest text
+MAX_MODEL_LEN = 16_384  # the longest recording and context, and the longest text
 # Fields of the vocabulary, and their tokens.
 MARKERS = {
     "im_start": "<|im_start|>",

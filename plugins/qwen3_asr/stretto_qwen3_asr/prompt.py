@@ -54,7 +54,7 @@ class AsrTemplate:
         markers = {token_id: name for token_id, name in vocabulary.markers.items() if token_id != vocabulary.asr_text}
         check_no_markers(beginning, markers, "options.beginning")
         if manner.language is None:
-            # Not apart, because a beginning with a space may share a token with the end of the line.
+            # Tokenised together, because a beginning with a space may share a token with the end of the line.
             ids += self._tokenizer.encode(f"assistant\n{manner.beginning or ''}")
         else:
             named = self._tokenizer.encode(f"assistant\nlanguage {manner.language.capitalize()}")

@@ -1,4 +1,4 @@
-"""Conversion of Qwen3-ASR's ids to the transcript, and to the language that it begins with.
+"""Conversion of Qwen3-ASR's ids to the transcript and its language, with which a reply begins.
 
 language English<asr_text>Good morning.     ─►  Good morning.    language: english
 language None<asr_text>                     ─►                   language unknown, such as for silence
@@ -59,7 +59,7 @@ class TranscriptReader:
     def continuation(self) -> Continuation | None:
         """Return all but the last tokens, without a character that is incomplete; None without `begin`.
 
-        No part of the beginning of this reply is left out, so that clients never take back a text.
+        The result includes the whole beginning of this reply, so that clients never have to remove text.
         """
         if self._beginning is None:
             return None
@@ -71,7 +71,7 @@ class TranscriptReader:
         return Continuation(text, len("".join(map(reader.push, self._tokenizer.encode(text)))))
 
     def _whole_characters(self, ids: Sequence[int]) -> str:
-        """Return the longest text of the first of these tokens that has no incomplete character."""
+        """Return the longest text of the first tokens that contains no incomplete character."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         text = ""
         pending = ""

@@ -1,1 +1,1 @@
-"""Qwen3-Omni and its talker."""
+"""Qwen3-Omni and its talker, which speaks the text of replies."""

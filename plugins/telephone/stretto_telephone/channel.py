@@ -33,7 +33,7 @@ class CallChannel(Channel):
         self.listener: Listener | None = None
         self._tail = b""  # less than a frame
         self._num_logged = 0
-        self._last_mark = ""  # name of the mark behind all audio that Twilio may not have played yet; empty for none
+        self._last_mark = ""  # name of the mark after all audio that Twilio may not have played yet; empty for none
 
     @property
     def is_playing(self) -> bool:
@@ -47,7 +47,7 @@ class CallChannel(Channel):
                 await self._play(base64.b64decode(fields["delta"]))
             case "response.output_audio.done":
                 await self._mark()
-            # Both come after the last audio of an interrupted reply. Before it, more audio would follow the message.
+            # Both events follow the last audio of an interrupted reply. Otherwise, more audio would follow the message.
             case "response.done" if fields["response"]["status"] == "cancelled":
                 await self._clear()
             case "conversation.item.truncated":
@@ -84,7 +84,7 @@ class CallChannel(Channel):
             await self._send_media(data[begin : begin + FRAME_BYTES])
 
     async def _mark(self) -> None:
-        """Send the rest of a reply, and a mark behind it."""
+        """Send the rest of a reply, and a mark after it."""
         if self._tail:
             data = self._tail
             self._tail = b""

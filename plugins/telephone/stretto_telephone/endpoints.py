@@ -89,7 +89,7 @@ async def open_call(socket: WebSocket) -> None:
     try:
         is_known = has_access(gateway, socket)
         if not is_known and socket.client is not None:
-            CALLER.set(host_of(socket.client.host))  # strangers must not take the sessions of any key
+            CALLER.set(host_of(socket.client.host))  # clients without a key must not use up the sessions of others
         with gateway.sessions.slot(is_known):
             await socket.accept()
             async with session_tasks(channel):
@@ -121,7 +121,7 @@ def has_access(gateway: Gateway, socket: WebSocket) -> bool:
 def is_signed(token: str, socket: WebSocket) -> bool:
     """Return True if a handshake has Twilio's signature: HMAC-SHA1 of its URL with the account's auth token.
 
-    Twilio signs the URL in the TwiML, so that of the proxy that ends TLS. It may leave out the port.
+    Twilio signs the URL in the TwiML, which is that of the proxy that ends TLS. It may omit the port.
     """
     signed = socket.headers.get("x-twilio-signature", "")
     host = socket.headers.get("host", "")

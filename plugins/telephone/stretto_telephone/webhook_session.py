@@ -143,7 +143,7 @@ class WebhookAnswers:
                 text.end()
 
     async def _speak(self, speed: float) -> IncomingText:
-        """Start a reply in place of the one in progress, and return its text, which is empty yet."""
+        """Start a reply in place of the one in progress, and return its text, to which parts are still added."""
         text = IncomingText(self._gateway.limits, self._gateway.sessions.held)
         try:
             await self._talk.replace(

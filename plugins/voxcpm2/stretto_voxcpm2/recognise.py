@@ -1,4 +1,4 @@
-"""Recognises VoxCPM2 releases."""
+"""Recognition of VoxCPM2 releases."""
 
 from stretto.family.recognition import CONFIG, SINGLE, TOKENIZER, Listing, Match, unexpected
 

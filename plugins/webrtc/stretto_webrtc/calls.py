@@ -1,4 +1,4 @@
-"""Calls in progress: each is a realtime session in a task of its own, which outlasts the request that has opened it."""
+"""Calls in progress. Each one is a realtime session in a separate task, which outlives the request that opened it."""
 
 import asyncio
 import logging

@@ -97,7 +97,7 @@ class TrackSession:
             await self._session.hear(message)
             self._refusal = ""
         except ApiError as error:
-            if error.code == "session_ended":  # by a full-duplex model
+            if error.code == "session_ended":  # a full-duplex model has ended it
                 raise SessionEnd(DONE, error.message) from None
             if not self._refusal:  # the caller cannot stop the track, so one event is enough until samples are accepted
                 self._refusal = error.message

@@ -16,7 +16,7 @@ from stretto_gateway.turns import FILES
 from stretto_gateway.voice_store import EVERYBODY, StoredVoice
 from stretto_wyoming.fields import VoiceChoice
 
-CODE_OF = {name: code for code, name in reversed(CODES.items())}  # the first code of each
+CODE_OF = {name: code for code, name in reversed(CODES.items())}  # first code of each language
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ class WyomingState(RouteState):
         self._sessions = set[asyncio.Task[None]]()
 
     async def start(self) -> None:
-        """Listen, and announce the port unless only this host can reach it; raise OSError if it is taken."""
+        """Listen, and announce the port unless only this host can reach it; raise OSError if the port is taken."""
         options = self._gateway.config.of_route(WyomingOptions)
         address = options.wyoming_address
         if not address:

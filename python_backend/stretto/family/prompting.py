@@ -81,7 +81,7 @@ class Turn:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Those of `image`, `audio` and `text` that the turn contains, in prompt order."""
+        """Types of content in the turn, in prompt order: `image`, `audio` and `text`."""
         held = ("image",) * self.has_image + ("audio",) * (self.audio_input is not None or self.coded_as is not None)
         text = ("text",) * (self.text is not None)
         return text + held if self.role == "assistant" else held + text

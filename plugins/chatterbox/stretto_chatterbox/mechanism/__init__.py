@@ -1,1 +1,1 @@
-"""Positions of the rows, and how Turbo's codes are sampled: this family's mechanisms."""
+"""This family's mechanisms: positions of the rows in CFG pairs, and the sampling of Turbo's codes."""

@@ -66,7 +66,7 @@ def truncate_on_device(logits: torch.Tensor, params: DrawParams) -> torch.Tensor
 
 
 class LateDraw(RowDraw):
-    """Sampler of rows in numpy or torch."""
+    """Sampler of rows with the late penalty, in numpy or torch."""
 
     def penalized(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
         """Return the logits without the penalty, which `chosen` applies; see `RowDraw.penalized`."""
@@ -107,7 +107,7 @@ def _chosen(
 
 
 class LateProgram(StepProgram):
-    """Kernel launches that sample a step."""
+    """Kernel launches that sample a step with the late penalty."""
 
     sampling_functions: ClassVar = SAMPLING_FUNCTIONS._replace(penalized=_unpenalized, chosen=_chosen)
 

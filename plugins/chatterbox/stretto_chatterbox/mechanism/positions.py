@@ -1,4 +1,4 @@
-"""Learned positions of the rows: CFG pairs that share the prompt's."""
+"""Learned positions of the rows of a CFG pair, whose requests have equal positions."""
 
 import numpy as np
 

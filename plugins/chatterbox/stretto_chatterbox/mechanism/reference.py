@@ -1,4 +1,4 @@
-"""Slow reference of how Turbo's codes are sampled, for `stretto.testing`."""
+"""Slow reference of the sampling of Turbo's codes, for `stretto.testing`."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from stretto.testing import ReferenceRule
 
 
 class LateScores(ReferenceRule):
-    """Rule by which the codes of a reply are sampled."""
+    """Rules of the sampling of codes in one reply."""
 
     def penalized(self, logits: list[float], usual: list[float], stream: int) -> list[float]:
         """Return `logits` unchanged, because `kept` applies the penalty."""

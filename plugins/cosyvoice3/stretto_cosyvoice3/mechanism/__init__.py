@@ -1,1 +1,1 @@
-"""This family's mechanism: sampling of codes, text that has rows without frames, and the frames that are decoded."""
+"""This family's mechanism: sampling of codes, rows with text instead of frames, and shortened pauses."""

@@ -1,4 +1,4 @@
-"""Sampling of codes between rows of text (`TextGroups`).
+"""Sampling of codes between rows with text (`TextGroups`).
 
 Top-p applies to the probabilities of all ids, and a repeated code is sampled again without it. In other families, top-p
 applies to the probabilities of the ids that top-k keeps, and a code may be repeated.
@@ -55,7 +55,7 @@ class CodeDraw(RowDraw):
     """Sampler of rows in numpy or torch.
 
     Args:
-        code_rules: How codes are sampled.
+        code_rules: Rules of the sampling of codes.
         tokens: Stream 0 of every slot by position, int32 [R, T].
     """
 
@@ -92,7 +92,8 @@ class CodeDraw(RowDraw):
         self, logits: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> torch.Tensor:
         """Sample stream 0, [A, 1]; see `RowDraw.chosen`."""
-        if self._params is None or self._params[0] is not step.audio:  # they cache arrays while the batch is the same
+        # Kept, because parameters cache arrays while the batch is the same.
+        if self._params is None or self._params[0] is not step.audio:
             self._params = step.audio, replace(step.audio, of_all=True)
         return draw(logits[:, None], self.heads.first_ids[None], keys, self._params[1], plan.audio)
 

@@ -1,4 +1,4 @@
-"""Triton kernel that writes the given rows of a step, and the functions by which codes are sampled beside them."""
+"""Triton kernel that writes the given rows of a step, and functions for the sampling of codes."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""Slow reference of the sampling of codes, and of text that has rows without frames, for `stretto.testing`."""
+"""Slow reference of the sampling of codes, and of rows with text instead of frames, for `stretto.testing`."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ class Codes(ReferenceRule):
     """Given rows and codes of a reply.
 
     Args:
-        rules: How codes are sampled.
+        rules: Rules of the sampling of codes.
     """
 
     def __init__(self, rules: CodeRules, prompt: Prompt):

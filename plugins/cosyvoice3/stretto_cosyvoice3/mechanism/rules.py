@@ -1,4 +1,4 @@
-"""Rules for text that has rows without frames, as functions of a row's state for numpy, torch and Triton.
+"""Rules of rows with text instead of frames, as functions of a row's state for numpy, torch and Triton.
 
 `num_given`, `num_in_group` and `num_first` are the columns of `CodeRules`; `groups` are its constants.
 """

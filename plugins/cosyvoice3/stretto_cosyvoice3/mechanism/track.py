@@ -1,4 +1,4 @@
-"""Track of a text that has rows without frames."""
+"""Track of a text whose ids have rows without frames."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -65,7 +65,7 @@ class FirstCodebookGuard(RepetitionGuard):
 
 
 class LateTemperatureDraw(RowDraw):
-    """Sampler of rows.
+    """Sampler of rows in numpy or torch, with top-k and top-p at temperature 1.
 
     Args:
         tokens: Stream 0 of every slot by position, int32 [R, T].

@@ -84,7 +84,7 @@ def _may_repeat(
 
 
 class LateTemperatureProgram(StepProgram):
-    """Kernel launches that sample a step."""
+    """Kernel launches that sample a step, with top-k and top-p at temperature 1."""
 
     sampling_functions: ClassVar = SAMPLING_FUNCTIONS._replace(
         chosen=_chosen, redrawn_from=_redrawn_from, repeated=_repeated

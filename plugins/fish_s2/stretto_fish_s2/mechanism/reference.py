@@ -1,4 +1,4 @@
-"""Slow reference of how codes are sampled, for `stretto.testing`."""
+"""Slow reference of the sampling of codes, for `stretto.testing`."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from stretto.testing import ReferenceRule
 
 
 class LateTemperatureRule(ReferenceRule):
-    """Rule by which the codes of a reply are sampled."""
+    """Rules of the sampling of codes in one reply."""
 
     again: Sequence[int] = ()  # ids from which stream 0 of the row is sampled again
 

@@ -72,7 +72,7 @@ class Codebooks(Section):
 
 
 class TextModel(Qwen3Backbone):
-    """Section `text_config`; in some files, null stands for a missing field."""
+    """Section `text_config`; in some files, null represents a missing field."""
 
     rope_theta: Theta = 1e6  # Qwen3's
 

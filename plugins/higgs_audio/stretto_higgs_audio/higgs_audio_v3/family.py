@@ -35,7 +35,7 @@ REF_TEXT = "<|ref_text|>"
 END_OF_TEXT = "<|endoftext|>"
 NEEDED = (TTS, TEXT, AUDIO, REF_AUDIO, REF_TEXT, END_OF_TEXT)
 MARKERS = dict(zip(NEEDED, (151667, 151672, 151670, 151679, 151680, 151643), strict=True))
-# Anything that a client may have meant as a tag; the tags are those that are tokens of the release.
+# Text that a client may have intended as a tag; the tags are those that are tokens of the release.
 TAG = re.compile(r"<\|\s*(?:emotion|style|sfx|prosody)\s*:(?:(?!<\||\|>).)*\|>", re.DOTALL | re.IGNORECASE)
 
 

@@ -1,4 +1,4 @@
-"""Kyutai STT: transcribes a recording while reading it, with one text token per Mimi frame."""
+"""Kyutai STT, which transcribes a recording while reading it, with one text token per Mimi frame."""
 
 from stretto.family.plugin import family_plugin, lazy
 

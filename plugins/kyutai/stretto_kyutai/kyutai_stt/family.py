@@ -24,7 +24,7 @@ END_PAD = 0
 PAD = 3
 FLUSH_S = 1.0  # silence after the recording, in addition to the delay
 MAX_AUDIO_S = 300.0
-PAUSES_S = (0.5, 1.0, 2.0, 3.0)  # predicted by the heads
+PAUSES_S = (0.5, 1.0, 2.0, 3.0)  # pauses that the heads predict
 
 
 @dataclass(frozen=True)

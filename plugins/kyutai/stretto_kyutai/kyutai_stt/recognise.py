@@ -1,4 +1,4 @@
-"""Recognises Kyutai STT releases."""
+"""Recognition of Kyutai STT releases."""
 
 from collections.abc import Mapping
 from typing import Any

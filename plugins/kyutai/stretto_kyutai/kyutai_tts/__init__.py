@@ -1,4 +1,4 @@
-"""Kyutai TTS: the model asks for the words of a text one by one, and its speech follows them by a fixed delay."""
+"""Kyutai TTS, which requests the words of a text one by one; its speech follows them after a fixed delay."""
 
 from stretto.family.plugin import family_plugin, lazy
 

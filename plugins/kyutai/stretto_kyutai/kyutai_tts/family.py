@@ -1,4 +1,4 @@
-"""Kyutai TTS: a row carries a token of the text, and a frame of speech that follows the text by a fixed delay D.
+"""Kyutai TTS: a row carries a text token, and a frame of speech that follows the text after a fixed delay D.
 
     stream 0        begin  -   -    PAD  new  w0  w0' PAD  new  w1 …   the words of the text, as the model asks for them
     stream 1        begin  -   …    v0   v1   …   a0  a1  a2  …        codebook 0: frame i, D rows after text i
@@ -131,7 +131,7 @@ class TtsVocabulary(FrameVocabulary):
 
     @property
     def script(self) -> WordScript:
-        """Rules of the words that the model asks for."""
+        """Rules of the words that the model requests."""
         return WordScript(
             new_id=NEW_WORD,
             pad_id=PAD,

@@ -1,4 +1,4 @@
-"""Recognises Kyutai TTS releases, with the named voices that they need."""
+"""Recognition of Kyutai TTS releases, with the named voices that they need."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Words of a text for Kyutai TTS, split as by the authors' `script_to_entries`, whole or while the text is written."""
+"""Words of a text for Kyutai TTS, divided as in the authors' `script_to_entries`, for complete and streamed texts."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Recognises Moshi releases in Kyutai's PyTorch format, and in transformers format."""
+"""Recognition of Moshi releases in Kyutai's PyTorch format, and in transformers format."""
 
 from stretto.family.recognition import CONFIG, SINGLE, Listing, Match
 from stretto_kyutai.kyutai_stt.recognise import (

@@ -1,4 +1,4 @@
-"""Recognises PersonaPlex releases."""
+"""Recognition of PersonaPlex releases."""
 
 from stretto.family.recognition import CONFIG, Listing, Match
 from stretto_kyutai.kyutai_stt.recognise import match_of_named_files

@@ -38,7 +38,7 @@ class TranscriptWords:
         self._text = ""  # of the words that have not been returned
 
     def push(self, event: SpeechEvent) -> tuple[Word, ...]:
-        """Return the words that an event completes. They share the time since the words before."""
+        """Return the words that an event completes. They share the time since the previous words."""
         self._text += event.text
         if event.transcribed_s is None:
             return ()

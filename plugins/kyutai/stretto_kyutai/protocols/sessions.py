@@ -90,7 +90,7 @@ class ReceivedAudio:
             for pcm in self._decoder.push(item) if isinstance(item, bytes) else [item]:
                 self.num_samples += len(pcm)
                 yield pcm
-                await asyncio.sleep(0)  # let other sessions run, however much audio the bytes contain
+                await asyncio.sleep(0)  # let other sessions run, even if the bytes contain hours of audio
         except OggError as error:
             raise malformed(ApiError(400, f"audio: {error}", "audio", "invalid_value")) from None
 
@@ -155,7 +155,7 @@ class KyutaiSession(ABC):
         """Handle a message. As in Kyutai's servers, messages of unknown kinds have no effect."""
 
     async def complete(self) -> None:
-        """Wait until the output is complete. Subclasses whose input has no end of its own end it first."""
+        """Wait until the output is complete. Subclasses whose input never ends by itself end it first."""
         if self._task is not None:
             await asyncio.wait([self._task])
 

@@ -1,1 +1,1 @@
-"""Attention to the text, its prior, and the end of a reply: this family's mechanism."""
+"""This family's mechanism: attention to the text, its prior, and the end of a reply."""

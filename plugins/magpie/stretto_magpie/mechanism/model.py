@@ -1,4 +1,4 @@
-"""Decoder layers with learnt positions and attention to the request's text, and the encoder of the texts.
+"""Decoder layers with learnt positions and attention to the request's text, and the text encoder.
 
 A text is encoded when its request gets a slot. The keys and values that the decoder's layers read are stored by slot,
 in tables at fixed addresses, as CUDA graphs require. On several tensor-parallel ranks, all of this is replicated.

@@ -1,4 +1,4 @@
-"""Cleaning of texts as in the authors' processor: layout and repeated marks go, and spaces follow the script.
+"""Cleaning of texts as in the authors' processor: layout and repeated marks are removed, and spaces follow the script.
 
 Numbers, units and dates stay as they are written. Names such as URLs and file names are set aside first, because their
 signs are no punctuation. Everything in brackets `[]` and braces `{}` stays, as it may be a mark such as `[pause 2s]`.
@@ -108,11 +108,13 @@ def cleaned(text: str) -> str:
 
 
 def _without_open_ones(text: str, ends: re.Pattern[str]) -> str:
-    """Return `text` with brackets hidden if none of `ends` closes them, as a search from each would take long."""
+    """Return `text` with those brackets hidden that none of `ends` closes, because a search from each would take
+    long.
+    """
     parts = list[str]()
     start = 0
     for match in ends.finditer(text):
-        other = text.rfind(match.group(), start, match.start()) + 1  # another closing bracket that is no end
+        other = text.rfind(match.group(), start, match.start()) + 1  # another closing bracket, which ends nothing
         other = max(other, start)
         parts += [text[start:other].translate(HIDDEN), text[other : match.end()]]
         start = match.end()
@@ -120,7 +122,7 @@ def _without_open_ones(text: str, ends: re.Pattern[str]) -> str:
 
 
 def _visible(text: str) -> str:
-    """Return `text` without control characters and characters of no width."""
+    """Return `text` without control characters and zero-width characters."""
     text = INVISIBLE.sub("", text.replace("\r\n", "\n").replace("\r", "\n").replace("\u3000", " "))
     return "".join(
         character for character in text if character in "\n\t " or not unicodedata.category(character).startswith("C")

@@ -120,7 +120,7 @@ SAMPLING = SamplingConfig(
 def moss_family(
     name: str, vocabulary: Any, end: int, sampling: SamplingConfig, codec: str = "moss", **members: Any
 ) -> Family:
-    """Return a family with the properties that the MOSS-TTS models have in common.
+    """Return a family with the properties that all MOSS-TTS models share.
 
     Args:
         end: Id of stream 0 that ends the audio and the reply.

@@ -243,7 +243,7 @@ def gpt2_plan(spec: DepthSpec, published: str, ours: str, attention: str = "") -
 
 
 def _projections(prefix: str, tensor_name: str, shape: Shape, num_heads: int) -> Part:
-    """Return how the joined projections of queries, keys and values are written."""
+    """Return the plan that splits the joined projections of queries, keys and values."""
 
     def third(number: int, tensor: Tensor) -> Tensor:
         chosen = tensor.chunk(3)[number]

@@ -85,14 +85,14 @@ class MossRealtimeVocabulary(Vocabulary):
 
 @dataclass(frozen=True)
 class AheadText(TextTrack):
-    """Text whose first ids precede the first frame."""
+    """Streamed text whose first ids precede the first frame."""
 
     num_prompt_ids: ClassVar[int] = NUM_PROMPT_IDS
 
 
 @dataclass(frozen=True)
 class RecentPenalty(DrawRules):
-    """Penalty on the ids that a stream has in the last rows."""
+    """Rules of a penalty on the ids that a stream has in the last rows."""
 
     num_recent_rows: int = NUM_RECENT_ROWS
 

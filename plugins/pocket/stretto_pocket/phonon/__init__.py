@@ -1,4 +1,6 @@
-"""Phonon: Pocket TTS's design with a speaker codec's latents as voices and conditions that are added to every frame."""
+"""Phonon, which has Pocket TTS's design. Its voices are latents of a speaker codec, and conditions are added to
+every frame.
+"""
 
 from stretto.family.plugin import family_plugin
 

@@ -14,7 +14,7 @@ from stretto_pocket.phonon.family import FEW_WORDS, SHORT_TAIL_ROWS, TAIL_ROWS, 
 from stretto_pocket.pocket_tts.prompt import CLOSERS, PocketTemplate, TextPieces
 
 MAX_PIECE_TOKENS = 200
-MIN_HALF_TOKENS = 50  # on each side of a mark at which a piece is halved
+MIN_HALF_TOKENS = 50  # minimum on each side of a mark at which a piece is halved
 SENTENCE_MARKS = (".", "!", "?")
 CLAUSE_MARKS = (",", ";", ":")
 
@@ -43,7 +43,9 @@ class PhononPieces(TextPieces):
         return [fitted for half in halves for fitted in self._fitted(half)]
 
     def _first_half(self, words: list[str]) -> int:
-        """Return how many of several words precede the sentence end, clause end or other space nearest the middle."""
+        """Return the number of words before the sentence end, clause end or other space that is nearest to the
+        middle.
+        """
         ends = np.cumsum([len(self.tokenizer.encode(word)) for word in words])
         before = ends[:-1]
         after = ends[-1] - before

@@ -1,4 +1,4 @@
-"""Recognises Phonon releases: a repository is one release, in Gradium's or transformers' layout."""
+"""Recognition of Phonon releases; a repository is one release, in Gradium's or transformers' layout."""
 
 from stretto.family.recognition import CONFIG, Listing, Match
 from stretto_pocket.pocket_tts.recognise import transformers_match

@@ -79,7 +79,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     clones = can_clone(shape, contents.tensors)
     folded = shape.folded
     needed = {name: planned.stored for name, planned in plan(shape, contents.tensors, {}, clones).items()}
-    require(contents.tensors, folded | needed)  # because the rows of voices are computed with them
+    require(contents.tensors, folded | needed)  # all weights, because the rows of voices are computed with them
     voices = read_voices(release.folder, shape, contents.tensors, clones)
     vocabulary = PocketVocabulary(
         num_text_ids=shape.num_tokens + 1,

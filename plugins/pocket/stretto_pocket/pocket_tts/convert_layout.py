@@ -332,7 +332,7 @@ class TransformersRelease:
         return plan_of_ours, merged
 
     def _reader(self, name: str, tensor: Part) -> Callable[[Tensor], Tensor]:
-        """Return the edit for the stored tensor from which the authors' tensor `name` is read."""
+        """Return the edit that reads the authors' tensor `name` from a stored tensor."""
 
         def edit(stored: Tensor) -> Tensor:
             whole = stored.new_empty(tensor.stored) if stored.is_meta else self.tensors[name]

@@ -2,8 +2,8 @@
 
 `PocketTTSForConditionalGeneration.save_pretrained` writes `config.json` and `model.safetensors`, and
 `PocketTTSAudioTokenizerModel.save_pretrained` the codec. The last four rows of the embedding table are not of text:
-that of the beginning of a voice is read, the others are not, and the tokenizer's tokens with these ids are left out.
-No config has the changes to the text, so the default ones are made. Voices are in `embeddings/`, as in the authors'
+that of the beginning of a voice is read, the others are not, and the tokenizer's tokens with these ids are left out. No
+config states the changes to the text, so the default changes are used. Voices are in `embeddings/`, as in the authors'
 layout.
 """
 

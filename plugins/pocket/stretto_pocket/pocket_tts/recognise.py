@@ -1,4 +1,4 @@
-"""Recognises Pocket TTS releases: a repository contains a folder for each language and size."""
+"""Recognition of Pocket TTS releases; a repository contains a folder for each language and size."""
 
 from collections.abc import Mapping
 from pathlib import Path

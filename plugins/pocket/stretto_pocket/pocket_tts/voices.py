@@ -1,4 +1,4 @@
-"""Recovers a voice's rows from its published keys and values."""
+"""Computation of a voice's rows from its published keys and values."""
 
 import math
 from collections.abc import Mapping

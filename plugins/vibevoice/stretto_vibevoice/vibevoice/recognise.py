@@ -1,4 +1,4 @@
-"""Recognises VibeVoice 1.5B and 7B releases."""
+"""Recognition of VibeVoice 1.5B and 7B releases."""
 
 from stretto.family.recognition import CONFIG, QWEN_TOKENIZER, TOKENIZER, Listing, Match, Needed
 

@@ -22,7 +22,7 @@ from stretto.weights.loading import CONFIG_FILE, load_strictly, read_tensors
 from stretto_vibevoice.codec import SAMPLE_RATE, Encoder, TokenizerConfig, gaussian_noise, normalised
 from stretto_vibevoice.vibevoice_asr.family import NAME, TIMES_PER_S
 
-FOLDER = "encoders"  # in a checkpoint
+FOLDER = "encoders"  # folder in a checkpoint
 NETWORKS = ("acoustic", "semantic")
 CHUNK_FRAMES = 60  # 8 s, whose widest layers take 0.4 GB
 

@@ -1,4 +1,4 @@
-"""Recognises VibeVoice-ASR releases, in the layout of transformers or in the authors'."""
+"""Recognition of VibeVoice-ASR releases, in the layout of transformers or in the authors'."""
 
 from stretto.family.recognition import CONFIG, QWEN_TOKENIZER, Listing, Match, Needed, OneRelease
 from stretto_vibevoice.vibevoice.recognise import is_authors_asr

@@ -274,7 +274,7 @@ class StrettoVibeVoiceRealtimeForCausalLM(LatentMixin, Qwen2ForCausalLM):
         if len(at):
             table = self.model.embed_tokens.get_parameter("weight")
             voice = rows[at, 1].long()
-            voice = voice.clamp(0, self.text.num_voices - 1)  # vLLM's warm-up has any ids
+            voice = voice.clamp(0, self.text.num_voices - 1)  # vLLM's warm-up uses arbitrary ids
             x = self.text(table[rows[at, self._lane].long()], at, voice)
             out[at] = (x + self.types[TEXT]).to(out.dtype)
         return out

@@ -1,4 +1,4 @@
-"""Recognises VibeVoice Realtime releases."""
+"""Recognition of VibeVoice Realtime releases."""
 
 from stretto.family.recognition import CONFIG, QWEN_TOKENIZER, TOKENIZER, Listing, Match, Needed
 

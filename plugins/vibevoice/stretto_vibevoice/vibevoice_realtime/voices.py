@@ -37,7 +37,7 @@ STATE = "last_hidden_state"
 
 
 class _Cache:
-    """Stands for transformers' `DynamicCache` while a file is read."""
+    """Substitute for transformers' `DynamicCache` while a file is read."""
 
 
 def _output(*fields: object) -> dict[str, object]:

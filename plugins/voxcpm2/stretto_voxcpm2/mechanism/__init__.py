@@ -1,1 +1,1 @@
-"""Guidance within a row: this family's mechanism (`stretto.family.mechanism`)."""
+"""This family's mechanism (`stretto.family.mechanism`): guidance within a row."""

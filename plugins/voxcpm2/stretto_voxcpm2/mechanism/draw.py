@@ -16,7 +16,7 @@ from stretto.family.base import DrawRules
 
 
 class GuidedDraw(LatentDraw):
-    """Samples rows as `LatentDraw` does, with a `GuidedLatentPredictor`.
+    """Sampler of rows like `LatentDraw`, with a `GuidedLatentPredictor`.
 
     Args:
         rules: Rules of the family, which have no constants.
@@ -43,7 +43,7 @@ class GuidedDraw(LatentDraw):
 
 
 class GuidedProgram(LatentStepProgram):
-    """Kernel launches that do what `GuidedDraw` does.
+    """Kernel launches that sample a step, with the same result as `GuidedDraw`.
 
     Args:
         rules: Rules of the family, which have no constants.

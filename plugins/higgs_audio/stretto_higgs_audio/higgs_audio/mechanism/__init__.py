@@ -1,1 +1,1 @@
-"""Begin and end ids of each stream: this family's mechanism (`stretto.family.mechanism`)."""
+"""This family's mechanism (`stretto.family.mechanism`): begin and end ids of each stream."""

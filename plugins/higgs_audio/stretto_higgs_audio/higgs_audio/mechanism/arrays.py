@@ -50,7 +50,7 @@ class StairDraw(RowDraw):
 
 
 class StairProgram(StepProgram):
-    """Kernel launches that do what `StairDraw` does.
+    """Kernel launches that sample a step, with the same result as `StairDraw`.
 
     Args:
         staircase: Begin and end ids.

@@ -13,12 +13,14 @@ def num_ended(position, first_end):
 
 
 def ended_id(token, stream, num_ended, end):
-    """Return the id of a stream, which is its EOS id after its last frame."""
+    """Return the id of a stream: its EOS id after its last frame, and otherwise `token`."""
     return where(stream < num_ended, end, token)
 
 
 def stair_id(token, frame, delay, begin, stream, num_ended, end):
-    """Return the id of a stream, which is its BOS id before its first frame and its EOS id after its last frame."""
+    """Return the id of a stream: its BOS id before its first frame, its EOS id after its last frame, and otherwise
+    `token`.
+    """
     return ended_id(where(frame < delay, begin, token), stream, num_ended, end)
 
 

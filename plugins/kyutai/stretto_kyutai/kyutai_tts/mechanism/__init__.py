@@ -1,1 +1,1 @@
-"""Words that the model asks for one by one: this family's mechanism (`stretto.family.mechanism`)."""
+"""This family's mechanism (`stretto.family.mechanism`): words that the model requests one by one."""

@@ -1,4 +1,4 @@
-"""Sampling of rows whose words the model asks for, in arrays and in kernels."""
+"""Sampling of rows whose words the model requests, in arrays and in kernels."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ class WordDraw(RowDraw):
 
 
 class WordProgram(StepProgram):
-    """Kernel launches that do what `WordDraw` does.
+    """Kernel launches that sample a step, with the same result as `WordDraw`.
 
     Args:
         arguments: Further arguments of `StepProgram`.

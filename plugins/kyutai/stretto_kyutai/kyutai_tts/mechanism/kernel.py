@@ -19,7 +19,7 @@ class WordRules(NamedTuple):
 
     Attributes:
         script: The family's `WordScript`.
-        capacity: Number of tokens for which a slot's table has room; the words are stored after the tokens.
+        capacity: Maximum number of tokens in a slot's table; the words are stored after the tokens.
         lane: Index of the second stream among streams 1 to S - 1.
         nothing: Id of an empty second stream.
     """

@@ -1,4 +1,4 @@
-"""Slow reference of the words that the model asks for, and random words, for `stretto.testing`."""
+"""Slow reference of the words that the model requests, and random words, for `stretto.testing`."""
 
 from collections import deque
 

@@ -1,4 +1,4 @@
-"""Rules of the words that the model asks for, as pure functions of a row's state; see `engine/rules.py`.
+"""Rules of the words that the model requests, as pure functions of a row's state; see `engine/rules.py`.
 
 `script` is a `WordScript`, and `remaining` to `end` are the state (`WordScript.columns`).
 """
@@ -8,7 +8,7 @@ from stretto.engine.rules import where
 
 
 def ask_for_word(token, in_audio, remaining, forced, main_at, main_end, taken, num_words, script):
-    """Return two flags: the row asks for a word, and the row takes one (word number `taken`)."""
+    """Return two flags: True if the row requests a word, and True if the row takes one (word number `taken`)."""
     is_waiting = (main_at < main_end) | (forced > 0)
     asks = in_audio & (is_waiting == 0) & ((token == script.new_id) | (remaining <= 0))
     return asks, asks & (taken < num_words)
@@ -23,7 +23,7 @@ def take_word(
     `word_end`, `padding`, `ahead_start` and `ahead_end` are the word that the row takes (`track.TokenizedWord`).
     `marks` is True if the row begins a word, or, with `ahead`, is the first one that asks when no word is left.
     """
-    begins = takes & (word_end > main_end)  # else it is a break
+    begins = takes & (word_end > main_end)  # otherwise, the word is a break
     shows = begins & (ahead_end > ahead_start)
     second_at = where(shows & (second_at == second_end), ahead_start, second_at)
     second_end = where(shows, ahead_end, second_end)

@@ -1,4 +1,4 @@
-"""Words that the model asks for: the rules of this family's replies, and the format of its texts."""
+"""Words that the model requests: the rules of this family's replies, and the format of its texts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def unpack_words(ids: Sequence[int] | NDArray[np.int32]) -> Iterator[tuple[list[
 
 @dataclass(frozen=True)
 class WordScript(DrawRules):
-    """Streamed text that the model asks for word by word: it samples `new_id` on stream 0 when a word may begin.
+    """Streamed text that the model requests word by word: it samples `new_id` on stream 0 when a word may begin.
 
     drawn            -    -    new  -    -    -    new        - is any other id
     stream 0         pad  pad  new  w0   w0'  pad  new  w1    without `ahead`
@@ -59,7 +59,7 @@ class WordScript(DrawRules):
         pad_id: Id of stream 0 in rows without a token.
         wish_id: Id of stream 0 in a row where the model asked for a word, and got a break or nothing. It is the last id
             of `StreamLayout.audio[0]`, has the embedding of `pad_id`, and is never sampled.
-        ahead: How many words the second stream is ahead; 0 if it is empty.
+        ahead: Number of words by which the second stream is ahead; 0 if it is empty.
         second_base: Id of token 0 on the second stream.
         max_padding: Maximum number of rows from the beginning of a word to that of the next, beyond its own.
         initial_padding: Number of rows before the first word.
@@ -110,7 +110,7 @@ class WordScript(DrawRules):
 
 @dataclass(frozen=True, kw_only=True)
 class ScriptedText(TextTrack):
-    """Text whose words the model asks for."""
+    """Text whose words the model requests."""
 
     script: WordScript
 
@@ -119,7 +119,7 @@ class ScriptedText(TextTrack):
 
     def check_text(self, ids: Sequence[int], tokens: range) -> None:
         """Raise InvalidRequest if packed words are invalid; see `TextTrack.check_text`."""
-        last = tokens.stop - 1  # the id of a wish is no token
+        last = tokens.stop - 1  # `wish_id` is not a token
         for word, padding in unpack_words(ids):
             if not all(0 <= token < last for token in word) or padding < 0:
                 raise InvalidRequest("track", f"words of tokens in [0, {last})", shown([*word, padding]))

@@ -45,6 +45,6 @@ class SpeakerConditions(RequestConditions):
         if vectors.ndim != 2 or vectors.shape[1] != self.vector_width or len(vectors) > self.vector_rows:
             raise InvalidRequest("condition.vectors", expected, f"{vectors.dtype} {list(vectors.shape)}")
         largest = np.abs(vectors).max(initial=0.0)
-        if vectors.dtype != np.float32 or not largest <= MAX_MAGNITUDE:  # also true of NaN
+        if vectors.dtype != np.float32 or not largest <= MAX_MAGNITUDE:  # also true for NaN
             expected += f" of magnitude at most {MAX_MAGNITUDE:g}"
             raise InvalidRequest("condition.vectors", expected, f"{vectors.dtype} of magnitude {largest:g}")

@@ -17,10 +17,10 @@ class TokenizedWord(NamedTuple):
     """Word of a text, given as positions in the list of the text's tokens.
 
     Attributes:
-        end: Place after the word's last token; its first token follows the previous word.
+        end: Position after the word's last token; its first token follows the previous word.
         padding: Minimum number of rows without a new word after this word.
-        ahead_start: Place of the first token of the word that the second stream shows in advance.
-        ahead_end: Place after the last token of that word; `ahead_start` if there is none.
+        ahead_start: Position of the first token of the word that the second stream shows in advance.
+        ahead_end: Position after the last token of that word; `ahead_start` if there is none.
     """
 
     end: int

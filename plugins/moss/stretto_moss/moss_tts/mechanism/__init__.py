@@ -1,1 +1,1 @@
-"""End of a reply by delay ids, and pads of the codebooks: this family's mechanism (`stretto.family.mechanism`)."""
+"""This family's mechanism (`stretto.family.mechanism`): end of a reply by delay ids, and pads of the codebooks."""

@@ -43,7 +43,7 @@ class SlotDraw(RowDraw):
 
 
 class SlotProgram(StepProgram):
-    """Kernel launches that do on a GPU what `SlotDraw` does on a CPU."""
+    """Kernel launches that sample a step, with the same result as `SlotDraw`."""
 
     def __init__(self, slots: DelaySlots, *arguments: Any):
         super().__init__(*arguments)

@@ -13,13 +13,15 @@ def rows_since(position, delay_start):
 
 
 def slot_token(token, frame, min_rows, since, num_codebooks, slot, delay, end):
-    """Return the id of the text stream: the sampled one, or one that follows from the first delay id."""
+    """Return the id of the text stream: the sampled id or, from the first delay id on, the id that the rules
+    prescribe.
+    """
     token = where((token == delay) & (frame < min_rows), slot, token)
     return where(since > 0, where(since >= num_codebooks, end, delay), token)
 
 
 def slot_code(code, frame, since, codebook, pad):
-    """Return the id of a codebook, which is its pad before its first frame and after its last one."""
+    """Return the id of a codebook: its pad before its first frame and after its last one, and otherwise `code`."""
     return where((frame < codebook) | (since > codebook), pad, code)
 
 

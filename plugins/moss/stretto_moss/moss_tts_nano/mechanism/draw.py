@@ -11,7 +11,7 @@ from stretto_moss.moss_tts_realtime.mechanism.draw import RecentDraw, RecentProg
 
 
 class CodeDraw(RecentDraw):
-    """Sampler of rows in numpy or torch."""
+    """Sampler of rows with the penalty on codes, in numpy or torch."""
 
     def penalized(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
         """Return the logits of stream 0 unchanged; see `RowDraw.penalized`."""
@@ -19,6 +19,6 @@ class CodeDraw(RecentDraw):
 
 
 class CodeProgram(RecentProgram):
-    """Kernel launches that sample a step."""
+    """Kernel launches that sample a step with the penalty on codes."""
 
     sampling_functions: ClassVar = SAMPLING_FUNCTIONS

@@ -24,7 +24,7 @@ from stretto_moss.moss_tts_realtime.family import RecentPenalty
 
 
 class RecentDraw(RowDraw):
-    """Sampler of rows in numpy or torch."""
+    """Sampler of rows with the penalty on recent ids, in numpy or torch."""
 
     _recent: RecentRows  # rows before those that are being sampled
     _penalty: torch.Tensor
@@ -105,7 +105,7 @@ def _counted(
 
 
 class RecentProgram(StepProgram):
-    """Kernel launches that sample a step."""
+    """Kernel launches that sample a step with the penalty on recent ids."""
 
     sampling_functions: ClassVar = SAMPLING_FUNCTIONS._replace(counted=_counted)
     other_functions: ClassVar = sampling_functions

@@ -8,7 +8,7 @@ from stretto.testing import ReferenceRule
 
 
 class RecentIds(ReferenceRule):
-    """Penalty on the ids that a stream has in the last rows of the audio."""
+    """Rules of the penalty on recent ids in one reply."""
 
     def __init__(self, rules: Any, prompt: Prompt):
         super().__init__(rules, prompt)
@@ -23,5 +23,5 @@ class RecentIds(ReferenceRule):
         return [logit * factor for logit, factor in zip(logits, factors, strict=True)]
 
     def replace_streams(self, row: list[int], position: int, family: Family) -> None:
-        """Remember the row."""
+        """Store the row for the penalty on later rows."""
         self._rows.append(list(row))

@@ -1,1 +1,1 @@
-"""Speech of a talker: this family's mechanism (`stretto.family.mechanism`)."""
+"""This family's mechanism (`stretto.family.mechanism`): speech of a talker."""

@@ -1,4 +1,4 @@
-"""Text of a writer's reply on its way to the speaker."""
+"""Queue for the text of a reply between the writer and the speaker."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from stretto.engine.feeds import TextFeed
 
 
 class PendingText:
-    """Text of a reply, from the writer that generates it to the speaker that reads it.
+    """Text of a reply, which the writer generates and the speaker reads.
 
     Args:
         spoken: Function that returns those of some ids that the speaker may read (`TalkerPrompts.spoken`).
@@ -60,7 +60,7 @@ class PendingText:
         return first, states
 
     def feed(self, feed: TextFeed) -> None:
-        """Send the words after the first to `feed`, those so far and those to come.
+        """Send the words after the first one to `feed`, including words that are still to be generated.
 
         The speech ends at its length limit, so words beyond it are not sent.
         """

@@ -17,7 +17,7 @@ from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer
 from stretto_qwen3_omni.qwen3_omni.mechanism.pending_text import PendingText
 
-NEVER_S = math.inf  # the writer's pace has no limit: it may wait for its turn in its engine
+NEVER_S = math.inf  # no limit for the writer, which may wait for its turn in its engine
 
 
 class SpokenReply:
@@ -93,10 +93,10 @@ class SpokenReply:
             await asyncio.wait(tasks)
             await frames.aclose()
             for task in tasks:
-                task.cancelled() or task.exception()  # read, so that asyncio does not log it
+                task.cancelled() or task.exception()  # retrieved, so that asyncio does not log the exception
 
     async def _write(self, permit: Permit) -> None:
-        """Generate the text, whether or not its chunks are taken."""
+        """Generate the text, even if its chunks are not taken."""
         written = self._writer.reply_chunks(self._writing, permit, None, self._text.listen)
         async with aclosing(written) as chunks:
             async for chunk in chunks:
@@ -126,7 +126,7 @@ class SpokenReply:
         async def take() -> LMChunk | None:
             chunk = await anext(frames, None)
             if chunk is not None and chunk.codes is not None and self._pacer is not None:
-                await self._pacer.wait_for_turn()  # here, so that text is sent meanwhile
+                await self._pacer.wait_for_turn()  # begun here, so that text is sent in the meantime
             return chunk
 
         task = asyncio.create_task(take())

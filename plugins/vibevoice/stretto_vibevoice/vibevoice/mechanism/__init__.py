@@ -1,1 +1,1 @@
-"""Stretches of audio with marks around them: this family's mechanism (`stretto.family.mechanism`)."""
+"""This family's mechanism (`stretto.family.mechanism`): stretches of audio with marks around them."""

@@ -52,7 +52,7 @@ def denied_after_end(stretches: Stretches, readout: StretchReadout) -> torch.Ten
 
 
 class StretchDraw(RowDraw):
-    """Samples audio rows with guided latents and features of the decoded audio.
+    """Sampler of audio rows with guided latents and features of the decoded audio.
 
     Args:
         stretches: Ids of the marks and of frames.
@@ -111,7 +111,7 @@ class StretchDraw(RowDraw):
 
 
 class StretchProgram(LatentStepProgram):
-    """Kernel launches that do what `StretchDraw` does.
+    """Kernel launches that sample a step, with the same result as `StretchDraw`.
 
     Args:
         stretches: Ids of the marks and of frames.

@@ -50,7 +50,7 @@ GROUP = 16
 
 
 class Aside(NamedTuple):
-    """Host copy of the feedback state of a request that has left its slot.
+    """Saved feedback state, on the host, of a request that has left its slot.
 
     Attributes:
         row: Position of the last latent that the state includes, int64 [1].

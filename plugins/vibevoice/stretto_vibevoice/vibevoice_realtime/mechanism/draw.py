@@ -70,7 +70,7 @@ def predicted(
 
 
 class WindowDraw(RowDraw):
-    """Samples the rows of replies that read their text in windows.
+    """Sampler of the rows of replies that read their text in windows.
 
     Args:
         rules: Rules by which the rows are sampled.
@@ -116,7 +116,7 @@ class WindowDraw(RowDraw):
         texts = self._texts[slots, xp.clip(number, 0, self._texts.shape[1] - 1)]
         self.codes[slots, position, self._lane] = self.arrays.int32(xp.where(is_word, texts, 0))
         voice = xp.searchsorted(self._voice_ends, self.tokens[slots, 0] + 0 * slots, side="right")
-        voice = xp.clip(voice, 0, len(self._first_states) - 1)  # vLLM's warm-up has any ids
+        voice = xp.clip(voice, 0, len(self._first_states) - 1)  # vLLM's warm-up uses arbitrary ids
         first = xp.clip(total, 0, windows.num_words)
         is_first = row == first
         # The rows of CFG pairs come first. A constant of the voice guides the first frame of a reply.
