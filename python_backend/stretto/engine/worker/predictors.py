@@ -397,9 +397,9 @@ AnyReadout = Readout | LatentReadout
 
 
 class RequestMemory(Protocol):
-    """Memory of a plug-in's network for each request, beside the slot tables.
+    """State that a plug-in's network keeps for each request, in addition to the slot tables.
 
-    The plug-in's sampler has it as `memory`, and its class is in the plug-in's folder `mechanism/`.
+    It is the attribute `memory` of the plug-in's sampler. Its class is in the plug-in's folder `mechanism/`.
     """
 
     def fill_slot(self, slot: int, data: SpeechRequestData) -> None:
