@@ -26,8 +26,9 @@ from stretto_client.client import SpeechClient
 from stretto_client.console import TextDecoder, described, is_of_stream, run
 from stretto_client.errors import RequestRefused, Timeouts, exit_status
 from stretto_client.long_speech import Speech
-from stretto_client.sinks import AudioFile, Sink, Tally, find_player, follow
+from stretto_client.sinks import AudioFile, Sink, find_player
 from stretto_client.speech_stream import Conversation, SpeechEvent, given, system_turn
+from stretto_client.tally import Tally, follow
 from stretto_client.voices import RecordedVoice
 
 MAX_READ_BYTES = 65_536

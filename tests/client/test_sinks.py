@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from stretto_client.sinks import AudioFile, FilePlayer, StreamingPlayer, Tally, find_player, pcm16
+from stretto_client.sinks import AudioFile, FilePlayer, StreamingPlayer, find_player, pcm16
 from stretto_client.speech_stream import SpeechEvent
+from stretto_client.tally import Tally
 from tests.patience import PATIENCE_S
 
 TONE = (0.5 * np.sin(np.arange(16_000) / 20)).astype(np.float32)

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from stretto_client.sinks import Tally
 from stretto_client.speech_stream import SpeechEvent, Word
+from stretto_client.tally import Tally
 
 REPORT = {"finish_reason": "stop", "seed": 7, "guidance_scale": 1.5}
 
@@ -25,7 +25,7 @@ def event(num_samples: int | None, **fields: object) -> SpeechEvent:
 def test_first_audio_time_is_of_the_first_event_with_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 10.1, 10.2, 10.4, 11.0])
     # of this server only
-    monkeypatch.setattr("stretto_client.sinks.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("stretto_client.tally.time", SimpleNamespace(monotonic=lambda: next(clock)))
     tally = Tally(stream=io.StringIO())
     for heard in [event(None), event(0), event(16_000), event(16_000, is_final=True, report=REPORT)]:
         tally.add(heard)
