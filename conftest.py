@@ -157,7 +157,8 @@ def forget_written_modules(request: pytest.FixtureRequest) -> Iterator[None]:
     """Remove modules that a test wrote and imported, so that a later test may write others with the same names."""
     before = set(sys.modules) if "tmp_path" in request.fixturenames else set()
     yield
-    if folder := request.node.funcargs.get("tmp_path"):
+    values = request.node.funcargs or {}  # None if the test was interrupted
+    if folder := values.get("tmp_path"):
         for name in sys.modules.keys() - before:
             if str(getattr(sys.modules[name], "__file__", None)).startswith(f"{folder}/"):
                 del sys.modules[name]
