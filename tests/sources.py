@@ -2,6 +2,7 @@
 
 import ast
 import gc
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -42,3 +43,17 @@ def statements(path: Path) -> list[ast.stmt]:
         for name in BLOCKS:
             left += getattr(node, name, ())
     return found
+
+
+def walk(root: ast.AST) -> Iterator[ast.AST]:
+    """Yield a node and all nodes below it, in any order and without contexts: faster than `ast.walk`."""
+    left = [root]
+    while left:
+        node = left.pop()
+        yield node
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if isinstance(value, list):
+                left += [child for child in value if isinstance(child, ast.AST)]
+            elif isinstance(value, ast.AST) and not isinstance(value, ast.expr_context):
+                left.append(value)

@@ -21,7 +21,7 @@ from setup import PLUGINS, entry_points
 from stretto.entry_points import FAMILIES, installed
 from stretto.family.plugin import FamilyPlugin
 from stretto.streams import layout
-from tests.sources import parsed, statements
+from tests.sources import parsed, statements, walk
 
 pytestmark = pytest.mark.together("sources")  # one process parses them
 ROOT = Path(__file__).parents[1]
@@ -156,6 +156,7 @@ SOURCES = sorted(
 ROUTE_MODULES = {point.partition(":")[0] for point in entry_points()[f"{GATEWAY}.routes"].values()}
 
 
+@cache
 def plugin_package(path: Path) -> str | None:
     """Return the name of the plug-in's package that a file belongs to, or None."""
     return next((name for name, folder in PLUGIN_PACKAGES.items() if path.is_relative_to(folder)), None)
@@ -186,6 +187,7 @@ def package_of(names: Sequence[str]) -> str:
     return names[0]
 
 
+@cache
 def package_in(module: str) -> str | None:
     """Return the package of one of our modules: one in `stretto`, or the folder of a family in a plug-in; else None."""
     name, *names = module.split(".")
@@ -197,6 +199,7 @@ def package_in(module: str) -> str | None:
     return f"{name}/{names[0]}" if has_own_folder else name
 
 
+@cache
 def imported_packages(path: Path) -> set[str]:
     """Return our own packages that a file imports."""
     modules = set[str]()
@@ -208,12 +211,14 @@ def imported_packages(path: Path) -> set[str]:
     return {package for module in modules if (package := package_in(module)) is not None}
 
 
+@cache
 def own_package(path: Path) -> str:
     package = package_in(module_name(path))
     assert package is not None, path
     return package
 
 
+@cache
 def is_plugin(package: str) -> bool:
     """Return True for the package of a family, whether built in or in `plugins/`."""
     return package.split("/")[0] in PLUGIN_PACKAGES or (package not in ALLOWED and package.startswith("families/"))
@@ -228,11 +233,13 @@ def identity(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@cache
 def is_route(path: Path) -> bool:
     """Return True for a file of a folder that a plug-in adds to the gateway."""
     return plugin_package(path) is not None and module_name(path.parent / "route.py") in ROUTE_MODULES
 
 
+@cache
 def module_name(path: Path) -> str:
     """Return the name under which `path` is imported."""
     folders = ("python_backend", "contract", "client", "gateway", "deploy/ray", *PLUGINS.values(), "")
@@ -440,7 +447,7 @@ def users_of_family_data() -> dict[str, set[str]]:
     fields, users = fields_of_family_data(), defaultdict[str, set[str]](set)
     for path in (path for path in OURS if line_of(own_package(path)) == PLUGIN):
         folder = own_package(path).removeprefix("families/")
-        for node in ast.walk(parsed(path)):
+        for node in walk(parsed(path)):
             if isinstance(node, ast.ImportFrom) and node.module == layout.__name__:  # of instances, such as a tail
                 for alias in node.names:
                     users[type(getattr(layout, alias.name)).__name__].add(folder)
@@ -485,7 +492,7 @@ def users_of_engine_names() -> dict[str, set[str]]:
                 for name in names - used:
                     users[name].add(package.removeprefix("families/"))
         if package.split("/")[0] == "engine":
-            loaded = (each for each in ast.walk(parsed(path)) if isinstance(each, ast.Name))
+            loaded = (each for each in walk(parsed(path)) if isinstance(each, ast.Name))
             used |= {f"{module_name(path)}.{each.id}" for each in loaded}
     for each in installed(FAMILIES):
         loaded = each.load()
@@ -513,8 +520,8 @@ def test_core_has_nothing_for_a_single_family() -> None:
 def protected_names(node: ast.ClassDef) -> set[str]:
     """Return the protected names that a class defines: methods, fields, and attributes that it assigns to `self`."""
     names = {each.name for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)}
-    for each in ast.walk(node):
-        if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store) and ast.unparse(each.value) == "self":
+    for each in walk(node):
+        if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store) and getattr(each.value, "id", "") == "self":
             names.add(each.attr)
     for each in node.body:
         targets = (
@@ -537,16 +544,16 @@ def protected_uses(sources: Mapping[str, ast.Module], folders: Mapping[str, str]
     own = {key: protected_names(node) for key, node in classes.nodes.items()}
     found = []
     for module, folder in folders.items():
-        known = set().union(*(names for (where, _), names in own.items() if folders.get(where) == folder))
         others = set().union(*(names for (where, _), names in own.items() if folders.get(where) != folder))
-        for node in ast.walk(sources[module]):
+        others -= set().union(*(names for (where, _), names in own.items() if folders.get(where) == folder))
+        for node in walk(sources[module]):
             inherited = set[str]()
             if isinstance(node, ast.ClassDef) and (module, node.name) in classes.nodes:
                 lineage = classes.lineage((module, node.name))
                 inherited = set().union(*(own[key] for key in lineage if folders.get(key[0]) != folder))
-            for each in ast.walk(node) if inherited else [node]:
+            for each in walk(node) if inherited else [node]:
                 if isinstance(each, ast.Attribute) and (
-                    each.attr in inherited or (each.attr in others - known and ast.unparse(each.value) != "self")
+                    each.attr in inherited or (each.attr in others and ast.unparse(each.value) != "self")
                 ):
                     found.append(f"{module}:{each.lineno}: {ast.unparse(each)}")
     return sorted({*found})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sources import parsed
+from tests.sources import parsed, walk
 
 pytestmark = pytest.mark.together("sources")  # one process parses them
 ROOT = Path(__file__).parents[1]
@@ -31,7 +31,7 @@ def is_packed(node: ast.AST) -> bool:
     target = node.targets[0]
     if not isinstance(target, ast.Tuple) or any(isinstance(value, ast.Starred) for value in node.value.elts):
         return False
-    read = {ast.unparse(child) for child in ast.walk(node.value) if isinstance(child, ast.expr)}
+    read = {ast.unparse(child) for child in walk(node.value) if isinstance(child, ast.expr)}
     return not read & {ast.unparse(element) for element in target.elts}
 
 
@@ -45,7 +45,7 @@ def is_splatted_tuple(node: ast.AST) -> bool:
     """Return True for a function that stores a tuple under a name only to pass its elements to calls."""
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         return False
-    inner = list(ast.walk(node))
+    inner = list(walk(node))
     stored = {
         child.targets[0].id
         for child in inner
@@ -88,7 +88,7 @@ def is_vague(node: ast.AST) -> bool:
     ],
 )
 def test_rules_find_their_faults(source: str, is_fault: Callable[[ast.AST], bool], expected: bool) -> None:
-    assert any(map(is_fault, ast.walk(ast.parse(source)))) == expected
+    assert any(map(is_fault, walk(ast.parse(source)))) == expected
 
 
 RULES = (is_packed, is_nested_conditional, is_vague, is_splatted_tuple)
@@ -101,7 +101,7 @@ def faults() -> dict[Callable[[ast.AST], bool], list[str]]:
     """Return file and line of each fault, by the rule that finds it; all rules see a node before the next one."""
     lines: dict[Callable[[ast.AST], bool], list[str]] = {is_fault: [] for is_fault in RULES}
     for path in sources():
-        for node in (node for node in ast.walk(parsed(path)) if type(node) in CHECKED):
+        for node in (node for node in walk(parsed(path)) if type(node) in CHECKED):
             for is_fault in RULES:
                 if is_fault(node):
                     lines[is_fault].append(f"{path.relative_to(ROOT)}:{node.lineno}")

@@ -28,7 +28,7 @@ from tests.client.fake_server import PROFILE, Until
 from tests.gateway.conftest import SPOKEN, Running, Start
 from tests.gateway.test_voices import KEYS
 from tests.patience import PATIENCE_S, until_async
-from tests.sources import parsed
+from tests.sources import parsed, walk
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("client/stretto_client", "gateway/stretto_gateway", "python_backend/stretto/preprocessing")
@@ -133,7 +133,7 @@ def files() -> Iterator[tuple[str, ast.Module]]:
 
 def names(tree: ast.AST) -> set[str]:
     """Return all names and attributes that a file uses, without those in imports."""
-    nodes = list(ast.walk(tree))
+    nodes = list(walk(tree))
     return {node.id for node in nodes if isinstance(node, ast.Name)} | {
         node.attr for node in nodes if isinstance(node, ast.Attribute)
     }
@@ -156,8 +156,8 @@ def awaits_turn(node: ast.AST) -> bool:
 def test_every_place_is_listed() -> None:
     found = set()
     for path, tree in files():
-        for function in ast.walk(tree):
-            if isinstance(function, ast.AsyncFunctionDef) and any(map(awaits_turn, ast.walk(function))):
+        for function in walk(tree):
+            if isinstance(function, ast.AsyncFunctionDef) and any(map(awaits_turn, walk(function))):
                 module = ".".join(Path(path).with_suffix("").parts[1:])
                 found.add(f"{module}.{function.name}")
     assert found == PLACES.keys()

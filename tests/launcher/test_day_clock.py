@@ -9,7 +9,7 @@ import pytest
 
 from stretto.launcher.triton_24_10 import clock as clock_module
 from stretto.launcher.triton_24_10.clock import ClockWatch
-from tests.sources import parsed
+from tests.sources import parsed, walk
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("python_backend", "gateway", "contract", "client", "deploy", "model_repository", "examples", "plugins")
@@ -35,7 +35,7 @@ USES = {
 
 def clock_uses(tree: ast.AST) -> int:
     """Return the number of references to a function that returns the time of day."""
-    return sum(isinstance(node, ast.Attribute) and ast.unparse(node) in DAY_CLOCKS for node in ast.walk(tree))
+    return sum(isinstance(node, ast.Attribute) and ast.unparse(node) in DAY_CLOCKS for node in walk(tree))
 
 
 def test_uses_of_the_wall_clock_are_found() -> None:
