@@ -65,11 +65,16 @@ SLOW_PLACES = {
     *("test_pipes.py", "test_wheel.py", "verification", "weights"),
     *("test_linear_time.py", "test_penalty.py", "test_readme.py", "test_helm.py", "test_kubernetes.py"),
     *("test_api_page.py", "test_hub.py", "test_standard_input.py"),
+    # These import torch, which takes as long as a thousand short tests.
+    *("decoding", "sampling", "test_ceiling.py", "test_delivery.py", "test_hang.py", "test_images.py"),
+    *("test_json_passes.py", "test_live_sessions.py", "test_options.py", "test_other_clients.py", "test_pattern.py"),
+    *("test_prompt.py", "test_request.py", "test_resumed_speech.py", "test_text_part.py"),
 }
 NOT_WANTED = re.compile(r"not \w+(?: and not \w+)*")
 OF_A_FILE = re.compile(r"^pytestmark = (?:\[\n.*?^\]|[^\n]*)", re.MULTILINE | re.DOTALL)
 
 
+@cache
 def is_slow(path: Path) -> bool:
     """Return True if a test file is a plug-in's, one of the SLOW_PLACES, or inside one."""
     if path.is_relative_to(ROOT / "plugins"):
@@ -97,14 +102,15 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
     """Disable garbage collection during imports, which saves an eighth of their time; exclude imports afterwards.
 
     Raises:
-        pytest.UsageError: If tests for `scripts/test.sh --fast` import vLLM, which takes seconds in every worker.
+        pytest.UsageError: If tests for `scripts/test.sh --fast` import torch or vLLM, which takes seconds.
     """
     gc.disable()
     if "slow" not in session.config.option.markexpr.split():
         importlib.import_module("wordfreq")  # looks at all imported modules: 2 s if training/ imports it later
     collected = yield
-    if {"engine", "slow"} <= set(session.config.option.markexpr.split()) and "vllm" in sys.modules:
-        raise pytest.UsageError("a collected file imports vllm: mark all its tests `slow`, or import it in the tests")
+    if {"engine", "slow"} <= set(session.config.option.markexpr.split()):
+        for name in sorted({"torch", "vllm"} & sys.modules.keys()):
+            raise pytest.UsageError(f"a collected file imports {name}: add the file to SLOW_PLACES")
     heap.set_aside(collect=False)  # imports leave little garbage
     gc.set_threshold(20_000)  # not 700: tests make many objects that they keep, and little garbage
     gc.enable()

@@ -521,7 +521,8 @@ def protected_names(node: ast.ClassDef) -> set[str]:
     """Return the protected names that a class defines: methods, fields, and attributes that it assigns to `self`."""
     names = {each.name for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)}
     for each in walk(node):
-        if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store) and getattr(each.value, "id", "") == "self":
+        is_stored = isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store)
+        if is_stored and getattr(each.value, "id", "") == "self":
             names.add(each.attr)
     for each in node.body:
         targets = (

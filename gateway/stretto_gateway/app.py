@@ -59,6 +59,7 @@ from stretto_gateway.routes import GROUP, error_response, installed_routes
 
 LOG = logging.getLogger("stretto_gateway")
 ABOUT = "OpenAI's audio API for a Stretto server. There are also WebSockets, which OpenAPI cannot describe: "
+VERSION = version("stretto")  # read once, because this parses the metadata of the package
 OPEN: dict[str, Any] = {"security": []}  # no key needed
 router = APIRouter()
 
@@ -81,7 +82,7 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
             await gateway.close()
 
     # No documentation pages from FastAPI, because they would load scripts from other hosts.
-    about: dict[str, Any] = {"title": "Stretto", "version": version("stretto"), "description": description()}
+    about: dict[str, Any] = {"title": "Stretto", "version": VERSION, "description": description()}
     # The guard removes slashes at the end of a path, so there are no redirects.
     options: dict[str, Any] = {"docs_url": None, "redoc_url": None, "redirect_slashes": False}
     app = (KeyedApp if config.keys else FastAPI)(**about, **options, lifespan=lifespan, routes=all_routes())

@@ -73,7 +73,7 @@ class Running:
 
     def http(self) -> httpx.AsyncClient:
         """Return a plain HTTP client."""
-        return httpx.AsyncClient(base_url=self.url, timeout=PATIENCE_S, verify=False)
+        return httpx.AsyncClient(base_url=self.url, timeout=PATIENCE_S, verify=False, trust_env=False)
 
     async def metric(self, name: str) -> float:
         """Return the sum of a metric in `/metrics` over all labels."""

@@ -340,6 +340,7 @@ def sent(fields: dict[str, Any], record: Any, media_type: str) -> dict[str, Any]
     return {"files": files, "data": {encodable(name): encodable(each) for name, each in record.items()}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("examples", EXAMPLES)
 @pytest.mark.parametrize(
     "path", sorted({path for method, path, options in GOOD if method == "post"} - {VERIFY, CANCEL})

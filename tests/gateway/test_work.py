@@ -220,6 +220,7 @@ async def begin(start: Start, folder: Path, script: Any = SPOKEN, **limits: int)
     return await start(script, profile, Limits(drain_s=1, **limits), keys=KEYS, voices=folder, jobs=folder / "jobs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, place in PLACES.items() if place.path])
 async def test_work_is_done_for_its_caller_who_has_a_slot(
     start: Start, ran: Callable[[Running], list[Ran]], tmp_path: Path, name: str
@@ -233,6 +234,7 @@ async def test_work_is_done_for_its_caller_who_has_a_slot(
     assert all(each.has_slot for each in here) or not PLACES[name].has_slot
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, place in PLACES.items() if place.path and place.has_slot])
 async def test_work_does_not_begin_before_the_slot_and_not_after_the_caller_has_left(
     start: Start, ran: Callable[[Running], list[Ran]], tmp_path: Path, name: str
