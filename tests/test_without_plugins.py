@@ -28,7 +28,9 @@ def test_core_lists_only_its_own_families() -> None:
     assert {name for group, name, *_ in lines if group == "family"} == FAMILIES
 
 
-@pytest.mark.parametrize("path", ["families/tiny", *by_night("families/csm", "engine/test_bundled.py")])
+@pytest.mark.parametrize(
+    "path", ["preprocessing/test_request.py", *by_night("families/tiny", "families/csm", "engine/test_bundled.py")]
+)
 def test_core_passes_tests_of_its_interface(path: str) -> None:
     said = run("-m", "pytest", "-p", "tests.without_plugins", "-m", "not nightly", f"tests/{path}")
     assert "[100%]" in said
