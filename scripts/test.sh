@@ -9,16 +9,14 @@ cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s longer
 scripts/setup.sh dev
 export PATH="$PWD/.venv/bin:$PATH"
-# More than the two cores, because many tests wait for processes. Short tests wait longer than they compute.
-workers=${STRETTO_TEST_WORKERS:-3}
-short_workers=${STRETTO_TEST_WORKERS:-6}
+workers=${STRETTO_TEST_WORKERS:-4} # two for each of two cores, because many tests wait for processes
 case "${1:-}" in
     --fast)
         shift
         ruff check .
         wanted="not server and not engine and not slow and not nightly"
         # Plug-ins have only long tests, and their conftest.py imports torch.
-        exec python -m pytest --workers "$short_workers" -o "testpaths=tests integrations" -m "$wanted" "$@"
+        exec python -m pytest --workers "$workers" -o "testpaths=tests integrations" -m "$wanted" "$@"
         ;;
     "")
         ruff check .

@@ -15,6 +15,7 @@ import pytest
 from uvicorn import server as uvicorn_server
 
 from stretto_gateway import connection
+from stretto_gateway.app import all_routes
 from stretto_gateway.command import GatewayServer, make_server
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.encoding import SYNTHETIC
@@ -29,6 +30,7 @@ from tests.patience import PATIENCE_S, until_async
 uvicorn_server.asyncio = SimpleNamespace(**vars(asyncio) | {"sleep": lambda seconds: asyncio.sleep(seconds / 20)})
 # Both ends of a WebSocket share an event loop, so that a refusal is read before the connection is closed.
 connection.LINGER_S = 0.2
+all_routes()  # takes a second, here once for all workers, because these are forked later
 
 SPOKEN = [
     Chunk(0, 3840, is_16_bit=True, words=("a",)),

@@ -69,7 +69,8 @@ async def test_adapters_are_loaded_listed_named_and_unloaded(start: Start) -> No
         assert unknown.status_code == 404
 
 
-async def test_a_gateway_that_starts_later_finds_the_adapters(start: Start) -> None:
+async def test_a_gateway_that_starts_later_finds_the_adapters(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stretto_gateway.catalogue.REFRESH_S", 3600.0)
     gateway = await start(admin_keys=(KEY,))
     adapters = adapters_of(gateway)
     adapters.paths = {"narrator": "voices/narrator"}
