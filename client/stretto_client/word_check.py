@@ -167,7 +167,11 @@ class Listeners:
         self._listeners = dict[str, Listener]()
 
     def judge(self, name: str | None, options: SpeechOptions, join: Join) -> Judge:
-        """Return the check of the words of a request; raise ValueError if the address is missing or invalid."""
+        """Return the `Judge` that compares the words of a request's speech with its text.
+
+        Raises:
+            ValueError: `name`, the address of the recogniser, is missing or invalid.
+        """
         if name is None:
             raise ValueError("check_with: expected the address of a recogniser, because check is 'words', got None")
         if name not in self._listeners:

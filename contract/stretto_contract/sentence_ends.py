@@ -94,7 +94,7 @@ class LineEnds:
         return True
 
     def _learn(self, length: int, with_next: int) -> None:
-        """Adjust the estimated line length to a line that did not end a sentence; a contradiction resets it."""
+        """Adjust the estimated line length to a line that did not end a sentence; start anew if the two contradict."""
         overflow = min(self._overflow or with_next, with_next)
         longest = max(self._longest, length)
         is_consistent = longest < overflow

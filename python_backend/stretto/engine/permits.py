@@ -25,7 +25,7 @@ MIN_LIMIT = 4.0  # sequences: two guided replies, so that one slow reply cannot 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionRecord:
-    """Admission record of a reply.
+    """Load of the server at the admission of a reply, from which the limit is adjusted.
 
     Attributes:
         num_sequences: Number of vLLM requests of the reply: 2 if guided, else 1.

@@ -91,7 +91,7 @@ class PerthStream:
 
 
 class Perth:
-    """The marker, with the interface of `Marker`."""
+    """Marker (`Marker`) that adds Perth's watermark to generated speech."""
 
     def stream(self, sample_rate: int, samples_per_frame: int) -> PerthStream:
         """Begin an utterance."""

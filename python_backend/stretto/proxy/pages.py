@@ -175,8 +175,8 @@ class _Connection:
 class PageServer:
     """HTTP server that answers one request per connection.
 
-    Beyond the limit, a connection of the host with the most connections is closed: the oldest idle one or, if none is
-    idle, the oldest one.
+    Beyond `limit` open connections, a connection of the host with the most connections is closed: the oldest idle one
+    or, if none is idle, the oldest one.
 
     Args:
         posts: Handler of POST requests, which limits the time of the body itself; None to accept only GET.

@@ -131,7 +131,7 @@ class TtsVocabulary(FrameVocabulary):
 
     @property
     def script(self) -> WordScript:
-        """Rules of the words that the model requests."""
+        """Rules by which the model requests the next word of the text."""
         return WordScript(
             new_id=NEW_WORD,
             pad_id=PAD,

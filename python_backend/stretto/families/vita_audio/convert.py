@@ -49,7 +49,7 @@ class PublishedTokenizer:
         return cls([released_file(folder, name) for name in names])
 
     def write(self, folder: Path, progress: loading.Progress) -> list[Written]:
-        """Copy the files."""
+        """Copy the tokenizer's files to `folder`."""
         return [loading.copy_file(path, folder / path.name, f"{FOLDER}/{path.name}") for path in self.files]
 
 
