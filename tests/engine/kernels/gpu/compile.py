@@ -37,13 +37,13 @@ REGISTERS = {
     (80, "product_kernel"): 255,
     (90, "product_kernel"): 200,
 }  # a multiprocessor has registers for one program with either number
-REGISTERS |= {(each, "row_product_kernel"): 200 for each in (80, 90, 100)}  # the same, for the widest
+REGISTERS |= {(each, "row_product_kernel"): 255 for each in (80, 90, 100)}  # the same, for the widest, with Triton 3.6
 # Bytes of stack by capability and kernel, with Triton 3.6 to 3.9; no other kernel has any. The assembler keeps these
 # at 64 registers, so that four programs of 256 threads fit the 65,536 registers of a multiprocessor, and spills up to
 # three; with Triton 3.9 it keeps the kernels of linear layers at 80, for three programs. On sm_80 Triton 3.6 keeps the
-# greedy draw at 32. Those of `latent_inputs_kernel` are no spills but variables of CUDA's cosine: an array of 40 bytes
-# that it uses for arguments of 2^31 and more (ours are below 2π), and, up to Triton 3.7, the quadrant: 4 bytes, padded
-# to 48.
+# greedy draw at 32. Those of `latent_inputs_kernel` and `rotation_kernel` are no spills but variables of CUDA's cosine:
+# an array of 40 bytes in float64, and of 32 in float32, for very large arguments (ours are below 2π, or a position),
+# and, up to Triton 3.7, the quadrant: 4 bytes, padded to 48.
 STACK = {(90, "_draw_kernel"): 16, (100, "_draw_kernel"): 16, (100, "draw_streams_kernel"): 8}
 STACK |= {
     (80, "product_kernel"): 16,  # in float32, as on the others
@@ -55,6 +55,7 @@ STACK |= {
 }
 STACK[100, "row_product_kernel"] = 8  # in float32, which the assembler keeps at 64 registers
 STACK |= {(capability, "latent_inputs_kernel"): 48 for capability in (80, 90, 100)}
+STACK |= {(capability, "rotation_kernel"): 32 for capability in (80, 90, 100)}
 
 
 def all_cases() -> list[Case]:
