@@ -223,7 +223,7 @@ async def run_command(server: FakeServer, *words: str) -> int:
 
 
 async def test_a_full_server_is_a_result(capsys: pytest.CaptureFixture[str]) -> None:
-    server = FakeServer(lambda _: SPOKEN if len(server.requests) <= 40 else FULL)
+    server = FakeServer(lambda _: SPOKEN if len(server.requests) <= 3 else FULL)
     words = ("--seconds", "10", "--first-audio", str(PATIENCE_S), "--guidance", "1.5", "--voice", "slt", "--json")
     assert await run_command(server, *words) == 0
     output, errors = capsys.readouterr()
