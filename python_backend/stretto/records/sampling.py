@@ -208,12 +208,10 @@ class SamplingConfig:
     latents: LatentSampling | None = None
 
     @property
-    def columns(self) -> list[float]:
-        """Column numbers of the options in `NUMBER_OPTIONS`, in that order."""
-        return [
-            getattr(self, name) if option.to_column is None else option.to_column(self)
-            for name, option in NUMBER_OPTIONS.items()
-        ]
+    def columns(self) -> dict[str, float]:
+        """Column numbers of the options in `NUMBER_OPTIONS`, keyed by the name of the field."""
+        options = NUMBER_OPTIONS.items()
+        return {name: option.to_column(self) if option.to_column else getattr(self, name) for name, option in options}
 
     @property
     def has_pair(self) -> bool:

@@ -223,6 +223,8 @@ class Walk:
             changes = {"ras_window": int(self.random.choice([0, 7])), "ras_max_repeats": 1}
             if self.family.depth:
                 changes["depth"] = self.random.choice([None, CodeSampling(0.7, 3), CodeSampling(0.0)])
+            if self.family.layout.latents is None:
+                changes["min_p"] = float(self.random.choice([0.0, 0.2]))
             if self.family.drawing.penalized:
                 changes["repetition_penalty"] = float(self.random.choice([1.0, 1.5]))
             frames = (0, 1) if self.family.has_all_frames else (0,)

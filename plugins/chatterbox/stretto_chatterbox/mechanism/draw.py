@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from stretto.engine.kernels.draw import draw
-from stretto.engine.kernels.gpu.step_draw import SAMPLING_FUNCTIONS, floor_of, noisiest_of, with_penalty
+from stretto.engine.kernels.gpu.step_draw import SAMPLING_FUNCTIONS, kept, with_penalty
 from stretto.engine.sampling.parameters import DrawParams
 from stretto.engine.sampling.truncation import kept_candidates
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays
@@ -95,21 +95,21 @@ def _unpenalized(values: tl.tensor, is_seen: tl.tensor, penalty: tl.tensor) -> t
 
 
 @triton.jit
-def _chosen(
-    values: tl.tensor, ids: tl.tensor, key: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor,
-    top_k: tl.tensor, top_p: tl.tensor, span: tl.tensor, is_seen: tl.tensor, penalty: tl.tensor,
-) -> tl.tensor:  # fmt: skip
-    """Return the column of the sampled id; see `chosen` of `step_draw.py`."""
-    floor = floor_of(values, num_columns, temperature, top_k, top_p, span)
+def _kept(
+    values: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor, top_k: tl.tensor, top_p: tl.tensor,
+    is_seen: tl.tensor, penalty: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """Return the penalized logits from which an id is sampled, without a floor; see `kept` of `step_draw.py`."""
+    _, floor = kept(values, num_columns, temperature, top_k, top_p, is_seen, penalty)
     floor = tl.where(temperature > 0, floor, float("-inf"))
-    kept = tl.where(values >= floor, values, float("-inf"))
-    return noisiest_of(with_penalty(kept, is_seen, penalty), ids, key, temperature, float("-inf"))
+    values = tl.where(values >= floor, values, float("-inf"))
+    return with_penalty(values, is_seen, penalty), tl.full((), float("-inf"), tl.float32)
 
 
 class LateProgram(StepProgram):
     """Kernel launches that sample a step with the late penalty."""
 
-    sampling_functions: ClassVar = SAMPLING_FUNCTIONS._replace(penalized=_unpenalized, chosen=_chosen)
+    sampling_functions: ClassVar = SAMPLING_FUNCTIONS._replace(penalized=_unpenalized, kept=_kept)
 
 
 def row_draw(rules: DrawRules, *arguments: Any) -> LateDraw:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from stretto.engine.kernels.draw import draw
-from stretto.engine.kernels.gpu.step_draw import SAMPLING_FUNCTIONS, noisiest_of, nucleus_of, top_k_floor
+from stretto.engine.kernels.gpu.step_draw import SAMPLING_FUNCTIONS, nucleus_of, top_k_floor
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.rules import STATE, with_where
 from stretto.engine.sampling.parameters import DrawParams
@@ -103,18 +103,18 @@ class CodeDraw(RowDraw):
 
 
 @triton.jit
-def _chosen(
-    values: tl.tensor, ids: tl.tensor, key: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor,
-    top_k: tl.tensor, top_p: tl.tensor, span: tl.tensor, is_seen: tl.tensor, penalty: tl.tensor,
-) -> tl.tensor:  # fmt: skip
-    """Return the column of the sampled id; see `chosen` of `step_draw.py`."""
+def _kept(
+    values: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor, top_k: tl.tensor, top_p: tl.tensor,
+    is_seen: tl.tensor, penalty: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """Return the logits from which an id is sampled, and the smallest; see `kept` of `step_draw.py`."""
     floor = tl.max(values, 0)
     if temperature > 0:
-        lowest = floor - span
-        floor = top_k_floor(values, num_columns, top_k, span)
+        floor = top_k_floor(values, num_columns, top_k)
         if top_p < 1:
+            lowest = tl.full((), float("-inf"), tl.float32)
             floor = tl.maximum(floor, nucleus_of(values, lowest, temperature, top_p))
-    return noisiest_of(values, ids, key, temperature, floor)
+    return values, floor
 
 
 @triton.jit
@@ -130,7 +130,7 @@ class CodeProgram(StepProgram):
     """Kernel launches that sample a step."""
 
     sampling_functions: ClassVar = SAMPLING_FUNCTIONS._replace(
-        chosen=_chosen, redrawn_from=_redrawn_from, hidden_ends=hidden_ends, repeated=repeated
+        kept=_kept, redrawn_from=_redrawn_from, hidden_ends=hidden_ends, repeated=repeated
     )
 
     def __init__(self, code_rules: CodeRules, readout: Readout, rules: SegmentRules, *arguments: Any):

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from stretto.engine.kernels.gpu.device_rules import RULES, device_rules
+from stretto.engine.kernels.gpu.draw import real_of
 from stretto.engine.kernels.gpu.step_draw import (
     AUDIO_END,
     AUDIO_MAX,
@@ -17,7 +18,6 @@ from stretto.engine.kernels.gpu.step_draw import (
     ROLE,
     SLOT,
     TRACK_TOTAL,
-    real_of,
 )
 from stretto.engine.rules import STATE
 from stretto_cosyvoice3.mechanism import rules as group_rules

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from stretto.engine.kernels.gpu.draw import HIGHEST, LOWEST, float_of, middle_of, ordered_of
-from stretto.engine.kernels.gpu.step_draw import SAMPLING_FUNCTIONS, noisiest_of, repeated, top_k_floor
+from stretto.engine.kernels.gpu.step_draw import SAMPLING_FUNCTIONS, repeated, top_k_floor
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.predictors import Readout
 from stretto.engine.worker.step_program import StepProgram
@@ -22,7 +22,7 @@ class Redraw(NamedTuple):
 @triton.jit
 def _floor(values: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor, top_p: tl.tensor) -> tl.tensor:
     """Return the smallest of `values` that top-k and top-p keep at temperature 1, as `kept` in `draw.py` does."""
-    floor = top_k_floor(values, num_columns, top_k, float("inf"))
+    floor = top_k_floor(values, num_columns, top_k)
     if top_p < 1:
         ordered = ordered_of(values)
         largest = tl.max(values, 0)
@@ -44,16 +44,15 @@ def _floor(values: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor, top_p: t
 
 
 @triton.jit
-def _chosen(
-    values: tl.tensor, ids: tl.tensor, key: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor,
-    top_k: tl.tensor, top_p: tl.tensor, span: tl.tensor, is_seen: tl.tensor, penalty: tl.tensor,
-) -> tl.tensor:  # fmt: skip
-    """Return the column of the sampled id; see `chosen` of `step_draw.py`."""
-    near = tl.where(values >= tl.max(values, 0) - span, values, float("-inf"))
+def _kept(
+    values: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor, top_k: tl.tensor, top_p: tl.tensor,
+    is_seen: tl.tensor, penalty: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """Return the logits from which an id is sampled, and the smallest; see `kept` of `step_draw.py`."""
     floor = tl.full((), float("-inf"), tl.float32)
     if temperature > 0:
-        floor = _floor(near, num_columns, top_k, top_p)
-    return noisiest_of(near, ids, key, temperature, floor)
+        floor = _floor(values, num_columns, top_k, top_p)
+    return values, floor
 
 
 @triton.jit
@@ -87,9 +86,9 @@ class LateTemperatureProgram(StepProgram):
     """Kernel launches that sample a step, with top-k and top-p at temperature 1."""
 
     sampling_functions: ClassVar = SAMPLING_FUNCTIONS._replace(
-        chosen=_chosen, redrawn_from=_redrawn_from, repeated=_repeated
+        kept=_kept, redrawn_from=_redrawn_from, repeated=_repeated
     )
-    other_functions: ClassVar = SAMPLING_FUNCTIONS._replace(chosen=_chosen, repeated=_may_repeat)
+    other_functions: ClassVar = SAMPLING_FUNCTIONS._replace(kept=_kept, repeated=_may_repeat)
 
     def __init__(self, late: LateTemperature, readout: Readout, rules: SegmentRules, *arguments: Any):
         super().__init__(readout, rules, *arguments)

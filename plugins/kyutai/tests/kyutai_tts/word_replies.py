@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from stretto.engine.columns import LIMITS, STATE, SlotLimits, SlotState
-from stretto.engine.kernels.gpu.step_draw import COLUMNS, DRAWS
+from stretto.engine.columns import COLUMNS, LIMITS, STATE, SlotLimits, SlotState
+from stretto.engine.kernels.gpu.step_draw import DRAWS
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.worker.segment_state import Rows
 from stretto.engine.worker.slots import HostArrays, SlotTables

@@ -1,7 +1,6 @@
-"""Top-k, top-p and min-p: selection of the logits of a row that may be sampled."""
+"""Top-k and top-p: selection of the logits of a row that may be sampled."""
 
 import numpy as np
-import torch
 
 from stretto.engine.sampling.candidates import LOWEST, candidates, lower_bound
 from stretto.engine.sampling.parameters import PairRows
@@ -63,17 +62,3 @@ def _floor(values: np.ndarray, rows: PairRows, total: np.ndarray | None) -> tupl
     falls_short = None if rows.is_open is None else rows.is_open & (mass[:, -1:] < wanted)
     nucleus = ranked[lines, np.minimum(num_kept - 1, last)]
     return np.where(rows.top_p < 1, np.maximum(floor, nucleus), floor), falls_short
-
-
-def keep_near(logits: torch.Tensor, span: torch.Tensor) -> torch.Tensor:
-    """Set to -inf the logits that are too far below their row's maximum.
-
-    Args:
-        logits: Logits, [B, C].
-        span: Largest permitted distance from the maximum, [B] (`records.sampling.logit_span`).
-
-    Returns:
-        Logits, [B, C].
-    """
-    lowest = logits.amax(1, keepdim=True) - span[:, None]
-    return logits.masked_fill(logits < lowest, -torch.inf)

@@ -14,10 +14,10 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from stretto.engine.columns import LIMITS, REDRAWS, STATE, Array, SlotState
 from stretto.engine.kernels.draw import draw
+from stretto.engine.kernels.logit_options import LOGIT_OPTIONS
 from stretto.engine.sampling.noise import attempt_keys, redraw_keys, stream_keys
 from stretto.engine.sampling.parameters import DrawParams, DrawPlan
 from stretto.engine.sampling.repetition import RepetitionRule, is_repeated, penalize
-from stretto.engine.sampling.truncation import keep_near
 from stretto.engine.tracks import ENDLESS
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays, StepRows, pick
 from stretto.engine.worker.bursts import BurstSampler
@@ -170,7 +170,6 @@ class RowDraw:
         family = segments.family
         streams = family.track_streams
         self._track = slice(streams.start - 1, streams.stop - 1) if streams else None
-        self._masks_others = segments.rules.num_end_columns[1] > 0
         self._guided = GuidedHeads(readout.heads, family)
         self._second = streams.start - 1 if family.second_ids else None
 
@@ -255,7 +254,7 @@ class RowDraw:
             guided = self.penalized_others(guided, rows, step.speaking, streams)
             ids = self.heads.codes[streams]
             own_keys = code_keys[:, streams]
-            if self._masks_others:
+            if self.segments.rules.num_end_columns[1]:
                 guided = self.segments.mask_other_ends(guided, rows, step.speaking)
             drawn_from = guided, ids, own_keys
             codes = self.chosen_others(drawn_from, plan, step)
@@ -306,12 +305,13 @@ class RowDraw:
         """
         index = step.speaking
         penalized = self.penalized(logits, rows, index)
-        near = masked = self.segments.mask_audio(penalized, rows, index, self.hidden_ends(rows))
-        if "min_p" in plan.used:
-            near = keep_near(masked, self.arrays.tensor(pick(rows.scales.options["min_p"], index)))
+        permitted = masked = self.segments.mask_audio(penalized, rows, index, self.hidden_ends(rows))
+        for name, limit in LOGIT_OPTIONS.items():
+            if name in plan.used:
+                permitted = limit(permitted, self.arrays.tensor(pick(rows.scales.options[name], index)))
         ids = self.heads.first_ids[None]
         own_keys = self.upload(keys)
-        token = self.chosen(near, own_keys, plan, step, rows)
+        token = self.chosen(permitted, own_keys, plan, step, rows)
         if recent:
             token = self.guard.first(token, (self.redrawn_from(masked, token)[:, None], ids, own_keys), recent)
         return self.spread(token.squeeze(1), index, rows)
@@ -344,7 +344,7 @@ class RowDraw:
         """Return the sampled ids of stream 0 in audio, [A, 1].
 
         Args:
-            logits: Logits that masks and min-p permit, [A, C0 + E].
+            logits: Logits that masks and `LOGIT_OPTIONS` permit, [A, C0 + E].
             keys: Noise keys, int32 [A, 1].
             plan, step, rows: See `draw_first`.
         """

@@ -13,7 +13,7 @@ from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.sampling.noise import seed_key
 from stretto.engine.tracks import ENDLESS, Track
 from stretto.records.prompt import Prompt
-from stretto.records.sampling import NUMBER_OPTIONS, SamplingConfig
+from stretto.records.sampling import SamplingConfig
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
     from stretto.engine.step_records import NewText
@@ -147,7 +147,7 @@ def scales_row(sampling: SamplingConfig) -> list[float]:
         "depth_temperature": sampling.codes.temperature,
         "depth_top_p": sampling.codes.top_p,
         "guidance": sampling.guidance_scale if inside is None else inside.guidance_scale,
-        **dict(zip(NUMBER_OPTIONS, sampling.columns, strict=True)),
+        **sampling.columns,
     }
     return [row[name] for name in SCALES]
 

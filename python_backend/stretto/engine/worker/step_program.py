@@ -11,7 +11,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
-from stretto.engine.columns import LIMITS, SCALES
+from stretto.engine.columns import COLUMNS, LIMITS, SCALES
 from stretto.engine.kernels.gpu.advance import (
     ROW_FUNCTIONS,
     RowFunctions,
@@ -20,7 +20,6 @@ from stretto.engine.kernels.gpu.advance import (
     keep_kernel,
 )
 from stretto.engine.kernels.gpu.step_draw import (
-    COLUMNS,
     DRAWS,
     RECEIVES,
     SAMPLING_FUNCTIONS,
@@ -140,7 +139,7 @@ class Variant:
 def columns_of(
     rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray, tables: SlotTables, num_rows: int
 ) -> np.ndarray:
-    """Return the step table of a batch, int32 [C, N]; see `kernels/gpu/step_draw.py`.
+    """Return the step table of a batch, int32 [C, N], with the columns `COLUMNS`.
 
     Args:
         partner: Slot of each slot's CFG partner, [R]; negative for none.

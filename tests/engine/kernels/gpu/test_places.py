@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from stretto.engine.kernels.gpu.step_draw import COLUMNS, DRAWS, SAMPLING_FUNCTIONS, STATE, draw_streams_kernel
+from stretto.engine.columns import COLUMNS
+from stretto.engine.kernels.gpu.step_draw import DRAWS, SAMPLING_FUNCTIONS, STATE, draw_streams_kernel
 
 pytestmark = pytest.mark.slow
 NUM_COLUMNS, NUM_PLACES = 7, 3

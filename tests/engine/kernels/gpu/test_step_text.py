@@ -5,7 +5,8 @@ import pytest
 import torch
 import triton
 
-from stretto.engine.kernels.gpu.step_draw import COLUMNS, DRAWS
+from stretto.engine.columns import COLUMNS
+from stretto.engine.kernels.gpu.step_draw import DRAWS
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
 from stretto.engine.sampling.draw import draw
 from stretto.engine.sampling.noise import seed_key, stream_keys

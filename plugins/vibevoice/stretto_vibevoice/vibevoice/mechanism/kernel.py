@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from stretto.engine.kernels.gpu.draw import real_of
 from stretto.engine.kernels.gpu.step_draw import (
     AUDIO_END,
     AUDIO_MAX,
@@ -12,7 +13,6 @@ from stretto.engine.kernels.gpu.step_draw import (
     OTHER,
     ROLE,
     SLOT,
-    real_of,
 )
 
 

@@ -11,6 +11,12 @@ from stretto.engine.sampling.parameters import DrawParams
 
 
 @triton.jit
+def real_of(words: tl.tensor) -> tl.tensor:
+    """Load a float32 value stored as an integer word."""
+    return tl.load(words).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def mixed(x: tl.tensor) -> tl.tensor:
     """Return the hash lowbias32 of `x`, uint32."""
     x ^= x >> 16

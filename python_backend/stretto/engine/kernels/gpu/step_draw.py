@@ -4,8 +4,7 @@ Each program applies guidance and masks, computes its noise key and samples. The
 the device, so a captured graph can be replayed for any batch. A row of logits is read once and kept in registers. The
 reference is `engine/sampling/draw.py`.
 
-The module also defines the columns of the step table (one 32-bit word per row each) and the compile-time constants of
-the step kernels.
+The module also defines the compile-time constants of the step kernels, such as the columns of the step table.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from stretto.engine.columns import LIMITS, SCALES
+from stretto.engine.columns import COLUMNS, LIMITS, SCALES
 from stretto.engine.kernels.gpu.draw import (
     HIGHEST,
     LOWEST,
@@ -22,14 +21,15 @@ from stretto.engine.kernels.gpu.draw import (
     gumbel_of,
     middle_of,
     ordered_of,
+    real_of,
     redraw_key_of,
     select_digit,
     stream_key_of,
     value_of,
 )
+from stretto.engine.kernels.logit_options import with_options
 from stretto.engine.rules import STATE, ReplyConstants
 
-COLUMNS = ("role", "slot", "other", "other_slot", "samples", "request_key", *LIMITS, *SCALES)
 # Roles of a row: inactive, sampled, or a copy of another row's sample.
 IDLE = tl.constexpr(0)
 DRAWS = tl.constexpr(1)
@@ -55,7 +55,6 @@ TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, DEPTH_TEMPERATURE,
 SCRIPT_TEMPERATURE = _at("script_temperature")
 RAS_WINDOW = _at("ras_window")
 RAS_MAX_REPEATS = _at("ras_max_repeats")
-MIN_P_SPAN = _at("min_p")
 REPETITION_PENALTY = _at("repetition_penalty")
 AUDIO_START, AUDIO_END, NUM_TEXT_TOKENS, NUM_CODES, FIRST_END = map(_state_at, STATE)
 
@@ -96,12 +95,6 @@ class StepRules(NamedTuple):
 
 
 HISTORY = tl.constexpr(64)  # rows of a reply that are loaded at once
-
-
-@triton.jit
-def real_of(words: tl.tensor) -> tl.tensor:
-    """Load a float32 value stored as an integer word."""
-    return tl.load(words).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -155,25 +148,11 @@ def noisiest_of(
 
 
 @triton.jit
-def top_k_floor(values: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor, span: tl.tensor) -> tl.tensor:
-    """Return the smallest of `values` that top-k and min-p permit."""
-    floor = tl.max(values, 0) - span
+def top_k_floor(values: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor) -> tl.tensor:
+    """Return the smallest of `values` that top-k permits."""
+    floor = tl.full((), float("-inf"), tl.float32)
     if (top_k > 0) & (top_k < num_columns):
-        floor = tl.maximum(floor, kth_largest_of(values, top_k))
-    return floor
-
-
-@triton.jit
-def floor_of(
-    values: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor, top_k: tl.tensor, top_p: tl.tensor,
-    span: tl.tensor,
-) -> tl.tensor:  # fmt: skip
-    """Return the smallest of `values` that top-k, top-p and min-p permit."""
-    floor = tl.max(values, 0)
-    if temperature > 0:
-        floor = top_k_floor(values, num_columns, top_k, span)
-        if top_p < 1:
-            floor = nucleus_of(values, floor, temperature, top_p)
+        floor = kth_largest_of(values, top_k)
     return floor
 
 
@@ -184,21 +163,25 @@ def with_penalty(values: tl.tensor, is_seen: tl.tensor, penalty: tl.tensor) -> t
 
 
 @triton.jit
-def chosen(
-    values: tl.tensor, ids: tl.tensor, key: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor,
-    top_k: tl.tensor, top_p: tl.tensor, span: tl.tensor, is_seen: tl.tensor, penalty: tl.tensor,
-) -> tl.tensor:  # fmt: skip
-    """Return the column of the sampled id.
+def kept(
+    values: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor, top_k: tl.tensor, top_p: tl.tensor,
+    is_seen: tl.tensor, penalty: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """Return the logits from which an id is sampled, and the smallest that top-k and top-p keep.
 
     Args:
         temperature: Temperature; 0 is greedy.
         top_k: Number of logits to keep; 0 is off.
         top_p: Probability mass to keep; 1 is off.
-        span: Largest permitted distance from the largest logit (min-p).
         is_seen: True for ids that the repetition penalty applies to.
         penalty: Repetition penalty; 1 without one.
     """
-    return noisiest_of(values, ids, key, temperature, floor_of(values, num_columns, temperature, top_k, top_p, span))
+    floor = tl.max(values, 0)
+    if temperature > 0:
+        floor = top_k_floor(values, num_columns, top_k)
+        if top_p < 1:
+            floor = nucleus_of(values, floor, temperature, top_p)
+    return values, floor
 
 
 @triton.jit
@@ -269,14 +252,14 @@ class SamplingFunctions(NamedTuple):
     """
 
     penalized: Any
-    chosen: Any
+    kept: Any
     redrawn_from: Any
     hidden_ends: Any
     repeated: Any
     counted: Any
 
 
-SAMPLING_FUNCTIONS = SamplingFunctions(with_penalty, chosen, redrawn_from, hidden_ends, repeated, None)
+SAMPLING_FUNCTIONS = SamplingFunctions(with_penalty, kept, redrawn_from, hidden_ends, repeated, None)
 
 
 @triton.jit
@@ -308,21 +291,19 @@ def _guided(
 @triton.jit
 def _parameters_of(
     mine: tl.tensor, first_stream: tl.constexpr, plan_stride: tl.constexpr, is_greedy: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Return temperature, top-k, top-p and min-p (distance from the largest logit) for a stream."""
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Return temperature, top-k and top-p for a stream."""
     if first_stream == 0:
         temperature = real_of(mine + AUDIO_TEMPERATURE * plan_stride)
         top_k = tl.load(mine + AUDIO_TOP_K * plan_stride)
         top_p = real_of(mine + AUDIO_TOP_P * plan_stride)
-        span = real_of(mine + MIN_P_SPAN * plan_stride)
     else:
         temperature = real_of(mine + DEPTH_TEMPERATURE * plan_stride)
         top_k = tl.load(mine + DEPTH_TOP_K * plan_stride)
         top_p = real_of(mine + DEPTH_TOP_P * plan_stride)
-        span = tl.full((), float("inf"), tl.float32)
     if is_greedy:
         temperature *= 0
-    return temperature, top_k, top_p, span
+    return temperature, top_k, top_p
 
 
 @triton.jit
@@ -359,7 +340,7 @@ def draw_streams_kernel(
     is_greedy: tl.constexpr,  # True if the most probable id is chosen at every temperature
     constants: tl.constexpr,  # constants of the family (`StepProgram.rule_constants`)
     # The `SamplingFunctions`.
-    penalized: tl.constexpr, chosen: tl.constexpr, redrawn_from: tl.constexpr, hidden_ends: tl.constexpr,
+    penalized: tl.constexpr, kept: tl.constexpr, redrawn_from: tl.constexpr, hidden_ends: tl.constexpr,
     repeated: tl.constexpr, counted: tl.constexpr,
 ) -> None:  # fmt: skip
     row = tl.program_id(0)
@@ -397,9 +378,13 @@ def draw_streams_kernel(
     if places is not None:
         forbidden = places + (position - audio_start) % num_places * num_columns + columns
         values = tl.where(tl.load(forbidden, mask=inside, other=1) != 0, float("-inf"), values)
-    temperature, top_k, top_p, span = _parameters_of(mine, first_stream, plan_stride, is_greedy)
+    permitted = values
+    if first_stream == 0:
+        permitted = with_options(values, mine, plan_stride)
+    temperature, top_k, top_p = _parameters_of(mine, first_stream, plan_stride, is_greedy)
     key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), position, first_stream + stream)
-    column = chosen(values, ids, key, num_columns, temperature, top_k, top_p, span, is_seen, penalty)
+    permitted, floor = kept(permitted, num_columns, temperature, top_k, top_p, is_seen, penalty)
+    column = noisiest_of(permitted, ids, key, temperature, floor)
     token = tl.load(token_ids + stream * num_columns + column)
     is_code = (token >= tl.load(codebooks + stream)) & (token < tl.load(codebooks + codebooks_stride + stream))
     if repeated(token, is_code, before, mine, position, audio_start, history_row_stride, plan_stride, constants):

@@ -3,14 +3,8 @@
 import triton
 import triton.language as tl
 
-from stretto.engine.kernels.gpu.draw import mixed, stream_key_of
-from stretto.engine.kernels.gpu.step_draw import (
-    AUDIO_TEMPERATURE,
-    GUIDANCE,
-    LATENT_STEPS,
-    SEED_KEY,
-    real_of,
-)
+from stretto.engine.kernels.gpu.draw import mixed, real_of, stream_key_of
+from stretto.engine.kernels.gpu.step_draw import AUDIO_TEMPERATURE, GUIDANCE, LATENT_STEPS, SEED_KEY
 
 
 @triton.jit

@@ -18,6 +18,7 @@ from stretto.engine.kernels.gpu.draw import (
     gumbel_of,
     middle_of,
     ordered_of,
+    real_of,
     select_digit,
     stream_key_of,
     value_of,
@@ -36,7 +37,7 @@ from stretto.engine.kernels.gpu.step_draw import (
     TEXT_TOP_K,
     TEXT_TOP_P,
     kth_largest_of,
-    real_of,
+    with_penalty,
 )
 
 WIDTH = tl.constexpr(128)  # columns per group
@@ -78,11 +79,9 @@ def text_maxima_kernel(
     values = tl.load(line + columns, mask=inside, other=float("-inf"))
     if offset is not None:
         values += tl.load(offset + columns, mask=inside, other=0.0)
-    if seen is not None:  # the reference is `penalize` of `engine/sampling/repetition.py`
+    if seen is not None:
         is_seen = tl.load(seen + slot * (num_columns + 1) + columns, mask=inside, other=0) != 0
-        penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
-        less = tl.where(values < 0, values * penalty, tl.div_rn(values, penalty))
-        values = tl.where(is_seen, less, values)
+        values = with_penalty(values, is_seen, real_of(mine + REPETITION_PENALTY * plan_stride))
     is_denied = tl.load(mask + columns, mask=inside, other=1) != 0
     values = tl.where(is_denied, float("-inf"), values)
     tl.store(line + columns, values, mask=inside)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from stretto.engine.kernels.gpu.device_rules import RULES, device_rules
-from stretto.engine.kernels.gpu.draw import uniform_of
+from stretto.engine.kernels.gpu.draw import real_of, uniform_of
 from stretto.engine.kernels.gpu.step_draw import (
     AUDIO_END,
     AUDIO_MAX,
@@ -15,7 +15,6 @@ from stretto.engine.kernels.gpu.step_draw import (
     SEED_KEY,
     line_of,
     place_of,
-    real_of,
     stream_key_of,
 )
 from stretto.engine.rules import STATE

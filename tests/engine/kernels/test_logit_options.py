@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stretto.engine.sampling.truncation import keep_near
+from stretto.engine.kernels.logit_options import keep_near
 from stretto.records.sampling import SamplingConfig, SegmentSampling, logit_span
 
 
