@@ -37,7 +37,7 @@ async def test_client_speaks_the_pieces_of_a_text_one_by_one(served: ServedCheck
     asked = [served.server.ask({"seed": 3, "piece": piece}, text=text) for piece in range(5)]
     assert {answer.report["num_pieces"] for answer in asked} == {5}
     async with SpeechClient(f"localhost:{served.server.grpc}") as client:
-        events = [event async for event in client.speak(text, seed=3)]
+        events = [event async for event in client.speak(text, seed=3, check="off")]
     pcm = np.concatenate([event.pcm for event in events if event.pcm is not None])
     assert len(pcm) == sum(len(answer.pcm) for answer in asked)
     np.testing.assert_allclose(pcm[: len(asked[0].pcm)], asked[0].pcm, atol=1e-5)
