@@ -37,6 +37,7 @@ REGISTERS = {
     (80, "product_kernel"): 255,
     (90, "product_kernel"): 200,
 }  # a multiprocessor has registers for one program with either number
+REGISTERS[80, "draw_streams_kernel"] = 200  # a multiprocessor has registers for one program with 180, too
 REGISTERS |= {(each, "row_product_kernel"): 255 for each in (80, 90, 100)}  # the same, for the widest, with Triton 3.6
 # Bytes of stack by capability and kernel, with Triton 3.6 to 3.9; no other kernel has any. The assembler keeps these
 # at 64 registers, so that four programs of 256 threads fit the 65,536 registers of a multiprocessor, and spills up to
@@ -45,6 +46,7 @@ REGISTERS |= {(each, "row_product_kernel"): 255 for each in (80, 90, 100)}  # th
 # an array of 40 bytes in float64, and of 32 in float32, for very large arguments (ours are below 2π, or a position),
 # and, up to Triton 3.7, the quadrant: 4 bytes, padded to 48.
 STACK = {(90, "_draw_kernel"): 16, (100, "_draw_kernel"): 16, (100, "draw_streams_kernel"): 8}
+STACK[90, "draw_streams_kernel"] = 32  # Chatterbox's, with Triton 3.6; 16 with 3.7
 STACK |= {
     (80, "product_kernel"): 16,  # in float32, as on the others
     (90, "product_kernel"): 24,
