@@ -160,7 +160,7 @@ class Comparison:
         return first + best - start if likeness[best] >= MIN_FOUND_CORRELATION else None
 
     def _extend(self, run: Run) -> None:
-        """Move the edges of a run to where the generated speech begins and ends."""
+        """Extend or shorten a run so that it covers exactly the generated speech around it."""
         run.start += EDGE
         while run.start >= EDGE and self._is_generated(run.start - EDGE, run.first_offset):
             run.start -= EDGE // 2

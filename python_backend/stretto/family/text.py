@@ -364,7 +364,7 @@ class StreamedText(Protocol):
     """Incremental conversion of one streamed text to a family's ids.
 
     Attributes:
-        sources: Words that have become known with the last part, if the model itself reports their times.
+        sources: Words that the last part of the text completed, if the model itself reports their times.
     """
 
     def after(self, text: str, is_last: bool) -> "tuple[list[int], StreamedText]":

@@ -130,7 +130,7 @@ def delays_of(release: Release) -> dict[str, Any]:
 
 
 def vocabulary(config: Config, delays: Mapping[str, Any]) -> SttVocabulary:
-    """Return a release's vocabulary; its tables also have the initial ids, which follow the others."""
+    """Return a release's vocabulary, without the initial id, which is the last id of each table."""
     return SttVocabulary(
         num_text_ids=config.vocab_size - 1,
         num_codebooks=config.num_codebooks,

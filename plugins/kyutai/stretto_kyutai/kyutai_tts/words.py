@@ -45,7 +45,7 @@ class WordStream:
         has_turns: True if the text has turns, so that the first word of a turn begins with the id of its speaker.
 
     Attributes:
-        sources: Words that have become known with the last part of the text, and their positions in it.
+        sources: Words that the last part of the text completed, and their positions in the text.
     """
 
     def __init__(self, tokenizer: PlainTokenizer, path: str = "text", has_turns: bool = False):

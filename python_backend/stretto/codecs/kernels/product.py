@@ -68,7 +68,7 @@ def multiply_on_device(
             convolution, the last one.
         bias: Bias, [O], or None.
         before: The layer's part of the state before, [B, before · C], or of a table, [R, before · C]; None for zeros.
-        after: The same of the state after, written; None if there is none.
+        after: The layer's part of the next state, in the same layout, written; None if there is none.
         first: Index of the first frame, [B]; with it, `late` inputs at an utterance's start count as zeros.
         rows: Numbers of the utterances' rows in `before`, and in `after`, int64 [2, B]; None if these are their own.
         sizes: Fields of `Sizes`.

@@ -129,7 +129,7 @@ def activated(
     channel: tl.tensor,
     is_channel: tl.tensor,
 ) -> tl.tensor:
-    """Return the activations of sums."""
+    """Apply an activation function to a layer's sums."""
     if activation == "snake":
         result = snake(x, tl.load(one + channel, is_channel, 0.0), tl.load(other + channel, is_channel, 0.0))
     elif activation == "elu":
