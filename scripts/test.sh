@@ -9,13 +9,14 @@ cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s longer
 scripts/setup.sh dev
 export PATH="$PWD/.venv/bin:$PATH"
-workers=${STRETTO_TEST_WORKERS:-4} # two for each of two cores, because many tests wait for processes
+workers=${STRETTO_TEST_WORKERS:-3} # for two cores: engines compute with both
 case "${1:-}" in
     --fast)
         shift
         ruff check .
         wanted="not server and not engine and not slow and not nightly"
         # Plug-ins have only long tests, and their conftest.py imports torch.
+        workers=${STRETTO_TEST_WORKERS:-4} # short tests often wait
         exec python -m pytest --workers "$workers" -o "testpaths=tests integrations" -m "$wanted" "$@"
         ;;
     "")
