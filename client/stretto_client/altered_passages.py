@@ -203,7 +203,7 @@ class Comparison:
 
 
 def in_order(runs: list[Run]) -> list[Run]:
-    """Return the longest of the runs that have the same order in the generated speech as in the clip."""
+    """Return the longest series of runs that have the same order in the generated speech as in the clip."""
     lengths = list[int]()
     previous = list[int | None]()
     for number, run in enumerate(runs):

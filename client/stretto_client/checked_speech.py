@@ -101,7 +101,7 @@ class Attempt:
 
     Args:
         is_judged: True to keep its samples for a judge.
-        frames: Frames after each of which sampling uses new noise.
+        frames: Frames from each of which on sampling uses new noise.
 
     Attributes:
         held: Events, or the parts of them, that have not been sent.

@@ -60,7 +60,7 @@ class Joint:
         self.rate = 1.0
 
     def add(self, change: float | RateChange) -> None:
-        """Insert silence (a number of seconds) before the next utterance, or change its rate or voice."""
+        """Insert silence (a number of seconds) before the next utterance, or change its rate."""
         if isinstance(change, RateChange):
             self.rate = change.value
         else:

@@ -55,7 +55,7 @@ class MarkupReader(Protocol):
 def open_reader(
     markup: Markup, tags: Collection[str] | None = None, alphabets: Collection[str] = (), has_rates: bool = False
 ) -> MarkupReader:
-    """Create a reader.
+    """Return a reader that converts text with markup to the text to speak.
 
     Args:
         tags: Tags that the model renders (`ModelProfile.tags`); None if unknown.

@@ -74,7 +74,7 @@ class SignalMeter:
         return self._num_blocks * self._size
 
     def push(self, pcm: NDArray[Any]) -> Iterator[Fault]:
-        """Yield the faults that the next samples complete.
+        """Measure the next samples, and yield the faults that end in them.
 
         Args:
             pcm: Samples [n]: floating-point in [-1, 1], or int16.
@@ -106,7 +106,7 @@ class SignalMeter:
         if self.num_loud * BLOCK_S > self._longest_s:
             yield from self._once("too_slow")
         if self._num_clipped > self._limits.clipped_share * 2 * self._longest_s * self._sample_rate:
-            yield from self._once("clipping")  # the speech is this long even if as much silence follows
+            yield from self._once("clipping")  # too much, however much silence follows
 
     def _bands_of(self, block: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the level of a block in each of NUM_BANDS bands of equal width on a logarithmic scale, in dB."""

@@ -177,7 +177,7 @@ def single_headers() -> frozenset[bytes]:
 
 
 def credentials(scope: Scope, headers: Mapping[bytes, str]) -> str:
-    """Return the `Authorization` header, or the key that a WebSocket client sent elsewhere."""
+    """Return the `Authorization` header, or the key that a route or a WebSocket's subprotocols have; empty for none."""
     authorization = headers.get(b"authorization")
     if authorization is None:
         authorization = next(filter(None, (route.find_key(scope, headers) for route in installed_routes())), None)

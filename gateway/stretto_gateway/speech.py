@@ -148,7 +148,9 @@ async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignor
 
 
 async def prepare_text(gateway: Gateway, text: str, options: SpeakArguments, ignored: Ignored) -> None:
-    """Read a complete text for a request that has a slot, because the time grows with the text.
+    """Prepare the options for a complete text, and record in `ignored` what will not be spoken.
+
+    The request must have a slot, because the time grows with the text.
 
     Args:
         options: Other arguments of `SpeechClient.speak`. Entries of the dictionary that do not occur are removed.
@@ -492,7 +494,7 @@ async def recalled(
 async def counted(
     use: Use, num_chars: int, events: AsyncGenerator[SpeechEvent, None]
 ) -> AsyncGenerator[SpeechEvent, None]:
-    """Yield events that were not generated for the caller, and count them as its use; see `Gateway.slot`."""
+    """Yield events of stored speech, and count them as the caller's use; see `Gateway.slot`."""
     use.add("requests", 1)
     use.add("characters", num_chars)
     async with aclosing(events):

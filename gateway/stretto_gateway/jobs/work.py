@@ -157,7 +157,7 @@ class Jobs(RouteState):
         CALLER.set(caller)
         item = SpeechItem(**request, input=section.text, response_format="pcm")
         gateway = copy(await self._gateway.for_model(item.model, speaks))
-        gateway.admission = Admission(1, 0, lambda _: None)  # sections use a slot only if no other request needs one
+        gateway.admission = Admission(1, 0, lambda _: None)  # of its own: sections take no slot from requests
         ignored = Ignored(item, is_strict=False)
         asked = State({"owner": job.owner, "keep": lambda num_bytes: None})
         options = await speech_options(gateway, item, asked, ignored)

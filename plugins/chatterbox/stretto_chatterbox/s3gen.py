@@ -141,7 +141,7 @@ class Doubling(nn.Module):
         self.conv = nn.Conv1d(width, width, 2 * FRAMES_PER_TOKEN + 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x [B, T, H] as [B, 2 T, H]."""
+        """Repeat the vector of each token, and convolve: [B, T, H] -> [B, 2 T, H]."""
         frames = x.transpose(1, 2).repeat_interleave(FRAMES_PER_TOKEN, 2)
         return self.conv(F.pad(frames, (2 * FRAMES_PER_TOKEN, 0))).transpose(1, 2)
 

@@ -289,7 +289,8 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         """Return frames of a voice that do not depend on the reply; None on a GPU, whose memory is for batches."""
         shape = self.config.estimator
         size = self.noise.element_size()
-        frame_bytes = 2 * STEPS * shape.layers * 2 * shape.heads * shape.head_width * size  # 2: both guided estimates
+        # Twice for guided estimates, and twice for keys and values.
+        frame_bytes = 2 * STEPS * shape.layers * 2 * shape.heads * shape.head_width * size
         most = min(voice.mel.shape[1] - shape.chunk, VOICES_BYTES // frame_bytes)
         num_frames = most // shape.chunk * shape.chunk
         if self.noise.is_cuda or num_frames <= 0:

@@ -10,7 +10,7 @@ from stretto_gateway.answers import ApiError, Described
 
 KEY_HEADER = b"xi-api-key"
 SPEECH = "/v1/text-to-speech/"
-MODELS = "/v1/models"  # paths that OpenAI's API has as well
+MODELS = "/v1/models"  # a path that OpenAI's API has as well
 PATHS = (SPEECH, "/v1/voices", "/v2/voices")
 # Request fields, keyed by the gateway's own names.
 FIELDS = {"input": "text", "voice": "voice_id", "language": "language_code", "speed": "voice_settings.speed"}

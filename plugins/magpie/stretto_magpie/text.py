@@ -174,7 +174,7 @@ def cased(word: str, case: str) -> str:
 
 
 def _final_s(last: str, ending: str) -> str:
-    """Return the sounds of a final s after a word that ends with a given sound."""
+    """Return the sounds of a final s after a word that ends with the letter `last`."""
     if last in "Tt":
         return "s"
     return "ɪz" if last in "Ss" and ending == "'s" else "z"

@@ -75,7 +75,7 @@ class CallChannel(Channel):
             LOG.warning("%s: %s", REQUEST.get().request_id, message)
 
     async def _play(self, data: bytes) -> None:
-        """Send all complete frames, so that audio may be cut anywhere."""
+        """Send the complete frames of `data`, and keep the rest for the next call."""
         data = self._tail + data
         end = len(data) // FRAME_BYTES * FRAME_BYTES
         self._tail = data[end:]

@@ -1,5 +1,5 @@
 """Realtime sessions over WebRTC, by OpenAI's calls.
 
 The caller's audio and events arrive in `peer`, and `channel` passes audio to the session; `playout` sends speech to
-the caller. The other modules, except `network`, need the extra `webrtc`.
+the caller. All modules except `network` need the extra `webrtc`.
 """

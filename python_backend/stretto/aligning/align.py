@@ -15,7 +15,7 @@ SEPARATOR = "|"  # label between words, if the alphabet has one
 APOSTROPHES = "\u2019\u02bc\u2018"
 # Scripts without spaces between words: a character with its marks is a word.
 SPACELESS = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-SPACES = r"\s\u3001-\u3003\u3008-\u301f\uff01\uff0c\uff1a\uff1b\uff1f"  # punctuation of these scripts
+SPACES = r"\s\u3001-\u3003\u3008-\u301f\uff01\uff0c\uff1a\uff1b\uff1f"  # white space, and punctuation of these scripts
 UNITS = re.compile(rf"[{SPACELESS}]|[^{SPACES}{SPACELESS}]+")
 
 

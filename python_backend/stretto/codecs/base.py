@@ -225,7 +225,7 @@ class CodecSpec:
     def can_capture(self) -> bool:
         """True if CUDA graphs of `decode` are possible and useful: whole utterances rarely have the same length.
 
-        With several voices, utterances begin with different states, which are not in the table of states.
+        If the codec has voices, utterances begin with different states, which are not in the table of states.
         """
         return not self.reads_on_host and self.max_frames is None and not self.num_voices
 

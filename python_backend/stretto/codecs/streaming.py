@@ -85,7 +85,7 @@ def join_constants(model: Model) -> Model:
 
 
 class Upsampling(nn.ConvTranspose1d):
-    """Transposed convolution whose inputs and context are multiplied in one product by `upsample`.
+    """Transposed convolution that `upsample` computes as one matrix product of context and inputs.
 
     Attributes:
         joined_weight: Weights [rate · O, (before + 1) · C] for consecutive inputs, the earliest first.

@@ -116,7 +116,7 @@ class BatchesInFlight:
         return num_batches > (0 if is_first else self._depth)
 
     def take_done(self) -> list[tuple[LaunchedBatch, float]]:
-        """Remove and return the batches that are done; in a lane, those after an unfinished one are not checked."""
+        """Remove and return the completed batches at the front of each lane: first chunks, and others."""
         done = list[tuple[LaunchedBatch, float]]()
         left = list[tuple[LaunchedBatch, float]]()
         busy = set[bool]()

@@ -81,7 +81,7 @@ class Stopwatch:
         self._sums += np.array([1, x, y, x * x, x * y]) - self._sums / BATCH_MEMORY
         weight, x, y, xx, xy = self._sums.tolist()
         spread = weight * xx - x * x
-        is_varied = spread > 0.01 * weight * xx  # else both cannot be determined
+        is_varied = spread > 0.01 * weight * xx  # else the times per batch and per frame cannot be separated
         batch_s = min(max(0.0, (weight * xy - x * y) / spread), y / x) if is_varied else 0.0
         frame_s = (y - batch_s * x) / weight * (1 + batch_s / self._longest_s)
         self.measured = DecodingTime(batch_s, self._num_context_frames * frame_s, frame_s)

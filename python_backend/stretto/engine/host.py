@@ -216,8 +216,8 @@ def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None
 def memory_share(config: EngineConfig, total_bytes: Callable[[], int]) -> dict[str, Any]:
     """Return vLLM's argument for the engine's share of the GPU's memory; empty if no option limits it.
 
-    The share is `memory_mb` or, without this option, all memory except `reserved_mb` and the memory of other programs.
-    The launcher passes the latter in the environment variable `HELD_MB`.
+    The share is `memory_mb` or, without this option, all memory except `reserved_mb` and that of other programs, which
+    `stretto run` measures and passes in the environment variable `HELD_MB`.
 
     Args:
         config: Configuration, with the memory of the other processes.

@@ -139,7 +139,7 @@ def end_audio(token, is_end, frame, audio_max, position, in_audio, family):
     return where(is_end | must_end, family.end_of_audio, token), must_end & (is_end == 0)
 
 
-# ----- noise of rows that are sampled again with another seed
+# ----- noise of rows that are sampled again
 
 
 def num_audio_rows(position, audio_start, num_codes, family):

@@ -346,7 +346,7 @@ class Utterance:
             yield replace(mark, frame=self._sent_frame(mark.frame))
 
     def _sent_frame(self, frame: int) -> int:
-        """Return the number of frames sent before `frame`; omitted and silent frames do not count."""
+        """Return the number of frames sent before `frame`, which counts no omitted frames; silent ones are not sent."""
         return max(0, frame - self._num_silent)
 
     def _timed_words(self) -> list[WordMark]:

@@ -460,7 +460,7 @@ class TextCodec:
         return [None] * len(indices) if self.match is None else self.match(token_ids, words)
 
     def spelled(self, task: str, token_ids: Sequence[int]) -> str:
-        """Return the spelling of the tokens of a word."""
+        """Return the text of a word's tokens, without white space at its ends."""
         reader = self.reader(task)
         return ("".join(map(reader.push, token_ids)) + reader.end()).strip()
 

@@ -281,7 +281,7 @@ class Supervisor:
                 server = self._sleep()
 
     def _serve_with(self, server: TritonServer) -> Fault | None:
-        """Watch a server until a signal, a fault or its sleep; end it and return the fault, if any."""
+        """Watch a server until a signal, a fault or `idle_s` without requests; end it and return the fault, if any."""
         try:
             fault = self._keep(server)
             if fault is not None:

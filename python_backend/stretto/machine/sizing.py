@@ -136,7 +136,7 @@ class Backbone(Shape):
 
     @property
     def rows(self) -> int:
-        """Number of rows per stream in a step."""
+        """Number of rows of a reply in a step."""
         return 2 if self.is_guided else 1
 
     @property

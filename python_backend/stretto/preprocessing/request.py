@@ -251,8 +251,9 @@ class Preprocessor:
         )
 
     def _within_rate(self, sampling: SamplingConfig, task: Task, pieces: tuple[Piece, ...]) -> SamplingConfig:
-        """Limit the reply's text by the duration of the last recording. A live reply gets the length of the
-        recording.
+        """Limit a transcription's text by the duration of its recording.
+
+        Families that read the recording's codes row by row stop with it.
         """
         if not task.writes_down or self.family.code_track is not None:
             return sampling

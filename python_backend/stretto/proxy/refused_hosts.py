@@ -12,8 +12,8 @@ from stretto.proxy.infer_request import MAX_ID, BadRequest
 from stretto_contract.limits import IN_FLIGHT
 
 MAX_HOSTS = 1024
-# The proxy does not see when a client reads slowly or a reply waits for text, and so gives up its permit before it
-# ends.
+# The proxy does not see when a client reads slowly or a reply waits for text. Such a reply gives up its permit
+# before it ends.
 PROBE_S = 0.1
 FORGET_S = 1.0
 # The entire message, so that text of a client, which other errors repeat, cannot imitate it.

@@ -211,8 +211,8 @@ def _stored_bytes(shape: Backbone, num_weight_bytes: int) -> int:
 
 
 def choose(entry: ReleaseEntry, num_weight_bytes: int, gpu: int | None, cpu: bool) -> Device:
-    """Return the device for a release: the given GPU, or else the GPU with the most free memory, or the CPU if no GPU
-    is usable.
+    """Return the device for a release: the given GPU, or else the GPU with the most free memory, or the CPU if `cpu`
+    is True or no GPU is usable.
 
     Args:
         gpu: Number of the GPU to use; None to choose.

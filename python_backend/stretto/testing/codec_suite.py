@@ -64,7 +64,7 @@ class PublishedCodec:
 
 @dataclass(frozen=True)
 class OnGpu:
-    """Codec with kernels, for Triton's interpreter.
+    """Small codec whose kernels run in Triton's interpreter, and the launches that are expected.
 
     Attributes:
         make: Function that returns a codec with few numbers.

@@ -136,7 +136,7 @@ class ReferenceModel:
 
     @torch.no_grad()
     def heads(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits of all streams over the vocabulary, [n, H] -> [n, S, V], or [n, 1, V] if they are equal."""
+        """Return the logits of all streams, [n, H] -> [n, S, V], or [n, 1, V] if all streams have the same."""
         return self.model.lm_head(hidden[:, None] if self.bias is None else hidden[:, None] + self.bias)
 
     def logits(self, rows: list[Row]) -> torch.Tensor:

@@ -77,7 +77,7 @@ class SealKey:
 
     @property
     def seal(self) -> Seal:
-        """MAC with this key."""
+        """Code that authenticates records with this key."""
         return Seal(self._key)
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ class Redraw(NamedTuple):
 
 @triton.jit
 def _floor(values: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor, top_p: tl.tensor) -> tl.tensor:
-    """Return the smallest of `values` that top-k and top-p keep at temperature 1, as `kept` in `draw.py` does."""
+    """Return the smallest of `values` that top-k and top-p keep at temperature 1, as in this folder's `draw.py`."""
     floor = top_k_floor(values, num_columns, top_k)
     if top_p < 1:
         ordered = ordered_of(values)

@@ -28,7 +28,7 @@ class SttTemplate:
         self._encoder = MimiEncoder(codec)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the row of initial ids, with the codes of the only recording as the track."""
+        """Return a prompt: the row of initial ids, and the codes of the only recording as its track."""
         (piece,) = pieces
         if piece.pcm is None:
             expected = "audio samples (codes cannot be continued with silence)"

@@ -141,7 +141,7 @@ class WordStream:
         return ids
 
     def _packed(self, written: str) -> list[int]:
-        """Return the word at `_first`, packed; empty for an empty word."""
+        """Return the ids of the word that begins at `_first`; none for an empty word."""
         word = written.translate(REPLACED)
         if not word:
             return []

@@ -88,7 +88,7 @@ class PersonaPlexTemplate(MoshiTemplate):
         return np.array(published.frames) + self._firsts
 
     def _recorded(self, piece: Piece) -> np.ndarray:
-        """Return D frames of initial ids followed by the V frames of a recording, [D + V, S]."""
+        """Return a voice's recording of V frames, after D frames of initial ids for the delay, [D + V, S]."""
         if piece.pcm is None:
             codes = codes_in(piece, self.vocabulary)
             seconds = codes.shape[1] * self.encoder.samples_per_frame / self._rate

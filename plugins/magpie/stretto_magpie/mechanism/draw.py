@@ -27,7 +27,7 @@ NUM_LEFT_OUT = 3  # last positions of a text, which the window leaves out
 
 
 class AttendedDraw(RowDraw):
-    """Sampler of rows in numpy or torch."""
+    """Sampler of rows in numpy or torch, whose decoder may also end a reply."""
 
     def __init__(self, rules: AttendedText, readout: Readout, *arguments: Any):
         super().__init__(readout, *arguments)

@@ -84,7 +84,7 @@ class MossVocabulary(Vocabulary):
 
 @dataclass(frozen=True)
 class DelaySlots(DrawRules):
-    """End of a reply by delay ids of the text stream, and pads of the codebooks.
+    """Rules that end a reply: the text stream has delay ids until all codebooks are complete, then the end id.
 
     The rows of a reply with two codebooks, whose frames are A, B and C; `d` is the delay id, `e` the end of audio and
     `.` a pad:

@@ -9,7 +9,7 @@ PLUS = "qwen2_mtp_sensevoice"
 FIRST_CODE = "<|audio_0|>"
 CODEC = Needed("THUDM/glm-4-voice-decoder", ("config.yaml", "flow.pt", "hift.pt"))
 INPUT = Needed("THUDM/glm-4-voice-tokenizer", ("config.json", "preprocessor_config.json", "model*.safetensors"))
-ENCODER_FILES = ("config.yaml", "am.mvn")  # `model_type` of the audio encoder inside VITA-Audio-Plus
+ENCODER_FILES = ("config.yaml", "am.mvn")  # audio encoder inside VITA-Audio-Plus
 ENCODER = Needed("FunAudioLLM/SenseVoiceSmall", ENCODER_FILES, to=".")
 
 

@@ -148,7 +148,7 @@ class DeviceDepth:
     def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
         """Process positions 0 and 1 of a frame; return the states [N, H] that predict stream 1's codes.
 
-        After `start`, only position 1 is left.
+        If `start` has run, only position 1 is processed.
 
         Args:
             hidden: The backbone's hidden states, [N, W].
