@@ -1,4 +1,4 @@
-"""A line says one thing: no packed assignments, no conditional inside another, no more names that say nothing."""
+"""Rules of lines: no packed assignments, no nested conditional expressions, and no further vague names."""
 
 import ast
 from collections.abc import Callable

@@ -56,7 +56,7 @@ def test_short_recordings_are_refused(encoder: RecordingEncoder) -> None:
 
 
 def test_fifteen_seconds_of_a_recording_are_read(encoder: RecordingEncoder) -> None:
-    """The decoder accepts what is read; later samples change nothing."""
+    """The audio decoder accepts 15 s of a recording, and later samples do not change the voice."""
     pcm = noise(15.4)
     encoded = encoder.encode(pcm)
     voice = EncodedVoice.from_array(encoded)

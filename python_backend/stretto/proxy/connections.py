@@ -114,7 +114,7 @@ class Connections:
                 await knock(self._host, port)
 
     def close_idle(self, port: int, files: Iterable[int]) -> int:
-        """Close idle connections to a port beyond three quarters of the limit; return the number of closed ones.
+        """Close the idle connections to a port that exceed three quarters of the limit, and return their number.
 
         Those that are found for the first time stay, because a new connection may be about to send its first call.
         """

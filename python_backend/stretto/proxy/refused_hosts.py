@@ -41,7 +41,7 @@ class Refusal:
 
 
 class RefusedHosts:
-    """Hosts with a request that the models have just refused.
+    """Client hosts of which the models refused a request less than FORGET_S ago.
 
     Of the further requests of such a host, the proxy sends the models one for each reply that ends, of any host, and
     one every PROBE_S seconds. It refuses the others. The models would refuse these as well, after more work: a refusal
