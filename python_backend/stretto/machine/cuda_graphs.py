@@ -2,7 +2,7 @@
 
 After a failed capture, the caller must drop all graphs in that memory pool and must not capture any more. The graphs
 share memory with the failed capture, and earlier captures may have failed unnoticed. Kernels are then launched
-directly, which is slower but correct.
+without graphs, which is slower.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,10 @@ import torch
 def record(work: Callable[[], object], pool: Any, stream: torch.cuda.Stream | None = None) -> torch.cuda.CUDAGraph:
     """Capture the kernel launches of `work` as a CUDA graph, without executing them.
 
-    A failed capture would leave its stream current, its launches pending and the allocator in capture mode. All three
-    are undone before the error is raised.
+    If the capture fails, torch would leave the stream current, its launches pending and the allocator in capture mode.
+    This function resets all three.
 
     Args:
-        pool: Memory pool of the graph, from `torch.cuda.graph_pool_handle`.
         stream: Stream on which the graph is captured; None for torch's own.
     """
     graph = torch.cuda.CUDAGraph()
@@ -37,10 +36,9 @@ def record(work: Callable[[], object], pool: Any, stream: torch.cuda.Stream | No
 
 
 def _stop_allocating(pool: Any) -> None:
-    """End the allocator's capture mode, which torch's `capture_end` does not do if CUDA fails.
+    """End the allocator's capture mode, in which it does not reuse memory that other streams have used.
 
-    In capture mode, the allocator does not reuse memory that other streams have used. `capture_end` is in
-    ATen/cuda/CUDAGraph.cpp.
+    Torch's `capture_end` (ATen/cuda/CUDAGraph.cpp) does not end it if CUDA fails.
     """
     with suppress(RuntimeError):  # the capture had ended; only the work failed
         torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
@@ -57,5 +55,4 @@ class CudaRecorder:
         return torch.cuda.is_current_stream_capturing()
 
     def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """Record the launches of `work` as a CUDA graph."""
         return record(work, self._pool)

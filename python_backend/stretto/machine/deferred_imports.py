@@ -1,10 +1,8 @@
 """Deferred imports: modules of a library that are imported only when one of their objects is used.
 
-A library may import modules whose objects it uses only in annotations, or in few cases. A
-deferred module has a stand-in for each of its names. It is imported when an object is called, subclassed, compared
-with an instance, or asked for an attribute; the stand-in then does what the object does.
-
-A decorator that imports modules can be deferred, too: it is then applied when the decorated function is first called.
+A library may import modules whose objects it needs only in annotations or in rare cases. In a deferred module, every
+name is a stand-in. The module is imported when a stand-in is called, subclassed, compared with an instance, or asked
+for an attribute. Decorators that import modules can be deferred, too.
 """
 
 import functools
@@ -49,7 +47,7 @@ class DeferredObject:
 
 
 class _DeferredModule(ModuleType):
-    """Module with a stand-in for every name; once it is no longer deferred, it returns the real module's names."""
+    """Module with a stand-in for every name; after the `with` block, it returns the names of the real module."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -61,7 +59,7 @@ class _DeferredModule(ModuleType):
 
 @contextmanager
 def deferred(names: Iterable[str]) -> Iterator[None]:
-    """Defer modules while others are imported in the `with` block; a module that is already imported stays."""
+    """Defer imports of these modules in the `with` block, except those that are already imported."""
     stand_ins = {name: _DeferredModule(name) for name in names if name not in sys.modules}
     sys.modules.update(stand_ins)
     try:
@@ -74,8 +72,10 @@ def deferred(names: Iterable[str]) -> Iterator[None]:
 
 @contextmanager
 def hidden(name: str) -> Iterator[None]:
-    """Make imports of a module fail in the `with` block, as if it was not installed; it must not have been imported
-    before.
+    """Make imports of a module fail in the `with` block, as if it was not installed.
+
+    Raises:
+        RuntimeError: The module is already imported.
     """
     if name in sys.modules:
         raise RuntimeError(f"{name} was imported before it could be hidden")
@@ -93,7 +93,7 @@ def deferred_decorators(
     """Defer decorators: a function that is decorated in the `with` block is decorated when it is first called.
 
     Args:
-        names: Their names in it. They may be called with a function, or with options only.
+        names: Names of the decorators in `owner`.
         prepare: Called before a decorator is applied.
     """
     decorators = {name: getattr(owner, name) for name in names}
@@ -107,8 +107,6 @@ def deferred_decorators(
 
 
 def _deferred_decorator(decorate: Callable[..., Any], prepare: Callable[[], None]) -> Callable[..., Any]:
-    """Return a decorator that applies `decorate` to a function when the function is first called."""
-
     @functools.wraps(decorate)
     def defer(function: Any = None, /, *arguments: Any, **options: Any) -> Any:
         if function is None:

@@ -1,7 +1,4 @@
-"""GPUs of this machine, as nvidia-smi reports them, and their numbers, memory and shares on a command line.
-
-No other module runs nvidia-smi.
-"""
+"""GPUs of this machine, as nvidia-smi reports them, and the types of GPU options on a command line."""
 
 import argparse
 import math
@@ -22,7 +19,7 @@ class Gpu:
     """A GPU.
 
     Attributes:
-        number: Its index in nvidia-smi.
+        number: Index in nvidia-smi.
         capability: Compute capability, such as (8, 9).
     """
 
@@ -38,7 +35,7 @@ class GpuProcess:
     """A process that holds memory of a GPU.
 
     Attributes:
-        pid: Its process id; in a container, that of the host.
+        pid: Process id; in a container, that of the host.
         name: Path of its program.
         num_bytes: Memory that it holds; 0 if it is unknown.
     """
@@ -57,18 +54,18 @@ def gpus(limit_s: float = 5.0) -> list[Gpu]:
 
 
 def bytes_of_gpu(number: int) -> int | None:
-    """Return the memory of a GPU of this machine; None if nvidia-smi does not know it."""
+    """Return the memory of a GPU of this machine; None if nvidia-smi does not list the GPU."""
     return next((gpu.total_bytes for gpu in gpus(NVIDIA_SMI_S) if gpu.number == number), None)
 
 
 def processes(number: int, limit_s: float = 5.0) -> list[GpuProcess]:
-    """Return the processes that hold memory of a GPU; none if nvidia-smi fails, or does not know them."""
+    """Return the processes that hold memory of a GPU, as far as nvidia-smi lists them."""
     lines = _query(limit_s, f"--query-compute-apps={PROCESS_FIELDS}", f"--id={number}")
     return [process for line in lines if (process := _process(line)) is not None]
 
 
 def _query(limit_s: float, *arguments: str) -> list[str]:
-    """Return the lines that nvidia-smi prints; none if it is missing, fails, or takes longer than `limit_s` seconds."""
+    """Return the lines that nvidia-smi prints; none if it fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -107,7 +104,7 @@ def gibibytes(text: str) -> float:
 
 
 def _gpu(line: str) -> Gpu | None:
-    """Return the GPU in a line of nvidia-smi; None if a value is not known."""
+    """Parse a line of nvidia-smi; return None if a value is not known."""
     try:
         number, name, total, free, capability = (cell.strip() for cell in line.split(","))
         major, minor = map(int, capability.split("."))
@@ -117,7 +114,7 @@ def _gpu(line: str) -> Gpu | None:
 
 
 def _process(line: str) -> GpuProcess | None:
-    """Return the process in a line of nvidia-smi; None if its pid is not known."""
+    """Parse a line of nvidia-smi; return None if its pid is not known."""
     cells = [cell.strip() for cell in line.split(",", 2)]
     if len(cells) < 3 or not cells[0].isdecimal():
         return None

@@ -29,7 +29,7 @@ def numeric_class(processor: Path = PROCESSOR) -> str:
 
 
 def installed_version(name: str) -> str:
-    """Return the version of an installed package; empty if it is not installed."""
+    """Return the version of an installed package, or an empty string."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -1,9 +1,7 @@
 """Estimates of the memory that a language model, its codec and the server need on a GPU, and of the KV cache on a CPU.
 
-The KV cache is sized for the longest reply of each stream. All assumptions are constants in this module. `Needs`
-divides the memory of a GPU between the language model and the other processes: the decoder, the preprocessor and the
-server need the same on every GPU (`Needs.reserved`), and the language model gets the rest when it starts
-(`EngineConfig.reserved_mb`), in whatever order the processes start.
+`Needs` divides the memory of a GPU between the language model and the other processes (`Needs.reserved`: the decoder,
+the preprocessor and the server). The others need the same on every GPU, and the language model gets the rest.
 
 The module imports no torch, because `stretto run` estimates with it whether a release fits before it is installed.
 """
@@ -39,13 +37,13 @@ CPU_CACHE_BYTES = 2 << 30
 
 
 def kv_numbers(layers: int, width: int) -> int:
-    """Return how many numbers attention keeps per row: keys and values of `width` numbers in every layer."""
+    """Return how many numbers the KV cache has per row: keys and values of `width` numbers in every layer."""
     return 2 * layers * width
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Layers of a decoder. `inner` is the width of the MLP, or the sum of widths if a layer has several MLPs."""
+    """Layers of a transformer. `inner` is the width of the MLP, or the sum of widths if a layer has several MLPs."""
 
     hidden: int
     layers: int
@@ -63,7 +61,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Depth(Shape):
-    """A depth transformer, whose `passes` passes sample codes of a frame from `columns` logits each.
+    """A depth transformer. Each of its `passes` passes samples a code of a frame from `columns` logits.
 
     Attributes:
         sets: Number of sets of layer weights; a pass reads one of them.
@@ -75,7 +73,6 @@ class Depth(Shape):
 
     @property
     def weights(self) -> int:
-        """Number of weights, with an embedding and a head for each pass."""
         return self.sets * self.layer_weights + 2 * self.passes * self.columns * self.hidden
 
 
@@ -86,7 +83,7 @@ class Backbone(Shape):
     Attributes:
         head_columns: Columns of the output heads that a step reads.
         tables: Number of tables over the vocabulary: 1 if it has only embeddings, 2 with an output head.
-        window: Number of rows in the attention window, which is full in every stream; 0 if replies last SECONDS.
+        window: Number of rows in the attention window, which is assumed to be full; 0 if replies last SECONDS.
         vector_rows: Rows that cross-attention reads in each layer, which count as part of `window`; 0 without it.
     """
 
@@ -102,33 +99,30 @@ class Backbone(Shape):
 
     @property
     def layer_weights(self) -> int:
-        """Number of weights in the matrices of all layers."""
         return super().layer_weights + 4 * (self.vector_rows > 0) * self.layers * self.hidden**2
 
     @property
     def weights(self) -> int:
-        """Number of weights, with embeddings, output head and depth transformer."""
         num_weights = self.layer_weights + self.tables * self.vocabulary * self.hidden
         return num_weights if self.depth is None else num_weights + self.depth.weights
 
     @property
     def kv_bytes(self) -> int:
-        """Size of the KV cache per row in bytes: keys and values of every layer."""
+        """Size of the KV cache per row in bytes."""
         return kv_numbers(self.layers, self.kv_heads * self.head_dim) * BYTES
 
     @property
     def kv_window(self) -> int:
-        """Number of rows of the window in the KV cache; 0 without a window."""
         return max(self.window - self.vector_rows, 0)
 
     @property
     def table_bytes(self) -> int:
-        """Size of a stream's keys and values of speaker vectors in bytes."""
+        """Size in bytes of the keys and values that cross-attention reads for one stream."""
         return self.vector_rows * kv_numbers(self.layers, self.hidden) * BYTES
 
     @property
     def frame_bytes(self) -> int:
-        """Number of bytes that are read to generate a frame of one stream: weights, and the KV cache of its rows."""
+        """Number of bytes that are read to generate one frame of one stream: weights and KV cache."""
         numbers = self.layer_weights + self.head_columns * self.hidden
         if self.depth is not None:
             numbers += self.depth.passes * (self.depth.layer_weights + self.depth.columns * self.depth.hidden)
@@ -136,12 +130,12 @@ class Backbone(Shape):
 
     @property
     def rows(self) -> int:
-        """Number of rows of a reply in a step."""
+        """Number of rows per step that a reply takes: 2 if it is guided."""
         return 2 if self.is_guided else 1
 
     @property
     def longest(self) -> int:
-        """Number of rows in the KV cache of the longest reply, including its prompt."""
+        """Number of rows of the longest reply in the KV cache, including its prompt."""
         return self.window or PROMPT_ROWS + round(SECONDS * self.frame_rate)
 
     @property
@@ -153,11 +147,11 @@ class Backbone(Shape):
 def num_slots(table_bytes: int, is_on_gpu: bool) -> int:
     """Return the number of batch slots of a server.
 
-    Tables of speaker vectors, and large states of utterances in the decoder, take at most TABLE_BYTES; with them, the
-    number is a power of two.
+    With tables of speaker vectors, or large states of utterances in the decoder, it is a power of two, and they take at
+    most TABLE_BYTES.
 
     Args:
-        table_bytes: Size of a slot's table and of its utterance's state; 0 without them.
+        table_bytes: Size of these tables and states per slot; 0 without them.
     """
     most = MAX_SLOTS[is_on_gpu]
     if not table_bytes:
@@ -169,8 +163,8 @@ def num_slots(table_bytes: int, is_on_gpu: bool) -> int:
 def cpu_slots(family: Family, longest: int, window: int, row_bytes: int, slots: int) -> int:
     """Return the number of batch slots of a server on a CPU.
 
-    Live sessions cannot be preempted, so each one keeps its rows of the KV cache. All of them together keep at most
-    CPU_CACHE_BYTES, unless a single one needs more. One slot is for a reply beside them.
+    Live sessions cannot be preempted, so their rows stay in the KV cache. All sessions together keep at most
+    CPU_CACHE_BYTES, unless one alone needs more. One further slot is for a reply.
 
     Args:
         longest: Number of rows of the longest request: its prompt and its reply.
@@ -182,12 +176,11 @@ def cpu_slots(family: Family, longest: int, window: int, row_bytes: int, slots: 
 
 
 def _session_rows(longest: int, window: int) -> int:
-    """Return the number of rows that a live session keeps in the KV cache on a CPU."""
     return CPU_BLOCK_SIZE * SessionBlocks.from_rows(longest, CPU_BLOCK_SIZE, window or None, MAX_STEPS_IN_FLIGHT).room
 
 
 def longest_rows(family: Family, longest: int, window: int, is_on_gpu: bool) -> int:
-    """Return the number of rows in the KV cache of the longest reply, with both requests if it is guided by a pair.
+    """Return the number of KV cache rows of the longest reply, with both requests of its CFG pair if it has one.
 
     Args:
         longest: Number of rows of the longest request: its prompt and its reply.
@@ -201,11 +194,10 @@ def longest_rows(family: Family, longest: int, window: int, is_on_gpu: bool) -> 
 def cpu_cache_bytes(family: Family, longest: int, window: int, row_bytes: int, slots: int) -> int:
     """Return the size of the KV cache of a server on a CPU in bytes.
 
-    There is always room for the longest reply, so that no request is rejected for its length. There is also room for
-    the rows that all batch slots need on average, with replies of SECONDS that are halfway complete, within
-    CPU_CACHE_BYTES. If replies need more, some are preempted. Live sessions cannot be preempted: all slots but one have
-    room for a session, and the last one for the longest reply. A table of latents requires a cache of its own size
-    (`LatentSpec.cache_bytes`).
+    It is always large enough for the longest reply, so that no request is rejected for its length. Within
+    CPU_CACHE_BYTES, it is also large enough for replies of SECONDS in all batch slots, halfway complete on average. If
+    replies need more, some are preempted. Live sessions cannot be preempted, so all slots but one are sized for a
+    session. A table of latents may require a larger cache (`LatentSpec.cache_bytes`).
 
     Args:
         longest: Number of rows of the longest request: its prompt and its reply.
@@ -232,7 +224,7 @@ class Needs:
         preprocessor: Weights of the preprocessor; None if it is on another device.
         weights: Weights of the language model.
         tables: Tables of the language model's batch slots, besides the KV cache.
-        cache: KV cache of a reply of the greatest length, with both requests of a CFG pair.
+        cache: KV cache of the longest reply, with both requests of its CFG pair.
         tensors: Tensors of the decoder, on any device (`DecoderConfig.memory_mb`); 0 if unknown.
         speaker: The speaker's engine; 0 without a speaker.
     """
@@ -247,18 +239,16 @@ class Needs:
 
     @property
     def reserved(self) -> int:
-        """Memory of all processes except the language model's; that of a speaker is reserved as well."""
+        """Memory of all processes except the language model's."""
         preprocessor = 0 if self.preprocessor is None else self.preprocessor + 2 * LIBRARY_BYTES
         return self.decoder + preprocessor + self.speaker + SERVER_BYTES
 
     @property
     def reserved_mb(self) -> int:
-        """`reserved`, in MiB (`EngineConfig.reserved_mb`)."""
         return -(-self.reserved // MIB)
 
     @property
     def engine(self) -> int:
-        """Minimum memory of the language model."""
         return engine_bytes(self.weights, self.tables + self.cache)
 
     @property
@@ -267,11 +257,11 @@ class Needs:
         return self.reserved + self.engine
 
     def cache_on(self, gpu_bytes: int) -> int:
-        """Return the memory of the KV cache on a GPU with this much memory; negative if the weights do not fit."""
+        """Return the memory of the KV cache on a GPU of this size; negative if the weights do not fit."""
         return gpu_bytes - self.reserved - (self.engine - self.cache)
 
     def check(self, gpu_bytes: int) -> None:
-        """Raise CheckpointError if a GPU with this much memory is too small."""
+        """Raise CheckpointError if a GPU of this size is too small."""
         if self.cache_on(gpu_bytes) < self.cache:
             raise CheckpointError(
                 f"expected a GPU with at least {self.total / GIB:.1f} GiB: the language model needs"
@@ -282,15 +272,11 @@ class Needs:
 
 
 def engine_bytes(weights: int, cache: int) -> int:
-    """Return the memory of an engine with these weights and this cache."""
+    """Return the memory of an engine, with its CUDA context and graphs."""
     return weights + cache + ENGINE_BYTES
 
 
 def latent_bytes(family: Family, num_slots: int, num_rows: int) -> int:
-    """Return the size of the tables of latents that are fed back; 0 for other families.
-
-    Args:
-        num_rows: Number of rows of the longest request.
-    """
+    """Return the size of the tables of latents in bytes, for the longest request; 0 for families without latents."""
     latents = family.layout.latents
     return 0 if latents is None else 4 * num_slots * (num_rows + 1) * latents.num_words  # float32

@@ -1,9 +1,9 @@
-"""Spare process, which has imported modules in advance and forks processes that run a program as `python -m` does.
+"""Spare process that has imported modules in advance, and forks processes that run a program as `python -m` does.
 
     python -P -m stretto.machine.spare_process NAME DESCRIPTOR MODULE…
 
 A process is forked in milliseconds, whereas the imports take seconds. Forked processes share the memory of the imports.
-The spare itself runs no program, so a forked process inherits nothing of a caller.
+The spare itself runs no program, so a forked process inherits nothing of another one.
 
 A client connects to the spare's Unix socket, DESCRIPTOR, and sends a program with the descriptors that it inherits. The
 forked process answers with its pid, and with its exit code when it exits. The connection ends with the process.
@@ -36,7 +36,7 @@ CLOSED = -signal.SIGKILL  # exit code of a process that ended without reporting 
 
 
 def listen(path: Path) -> socket.socket:
-    """Return a socket for a spare process; clients may connect before the process has imported its modules."""
+    """Return a socket for a spare process. Clients may connect before the process has imported its modules."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen(BACKLOG)
@@ -44,7 +44,7 @@ def listen(path: Path) -> socket.socket:
 
 
 def locate_title() -> None:
-    """Find the title of this process in its memory; must be called before the environment changes."""
+    """Let `setproctitle` find this process's title in memory, which must happen before the environment changes."""
     with suppress(ImportError):  # without this package, processes keep their titles
         import setproctitle
 
@@ -52,7 +52,7 @@ def locate_title() -> None:
 
 
 def preload(name: str, modules: Iterable[str]) -> None:
-    """Import modules, and set the name of this process, of at most 15 characters, by which the launcher finds it."""
+    """Import modules, and set the name by which the launcher finds this process, of at most 15 characters."""
     LIBC.prctl(PR_SET_NAME, name.encode())
     gc.disable()  # the imports free no objects, and are 10 % faster without collections
     for module in modules:
@@ -78,7 +78,6 @@ def serve(listener: socket.socket) -> NoReturn:
 
 
 def _run(connection: socket.socket, spare: int) -> NoReturn:
-    """Run the client's program in this forked process, and exit."""
     code = 1
     try:
         program, connection = _receive(connection)
@@ -98,9 +97,7 @@ def _run(connection: socket.socket, spare: int) -> NoReturn:
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], socket.socket]:
-    """Return a client's program, after setting up its descriptors and environment, and the connection on its new
-    descriptor.
-    """
+    """Set up a program's descriptors and environment; return it, and the connection on its new descriptor."""
     _, received, _, _ = socket.recv_fds(connection, 1, MAX_DESCRIPTORS)
     with os.fdopen(received.pop(0), "rb") as file:
         program = json.loads(file.read())
@@ -132,7 +129,6 @@ def _set_title(words: Sequence[str]) -> None:
 
 
 def _exit_code(module: str, arguments: Sequence[str]) -> int:
-    """Run a module as the main program, and return its exit code."""
     # `runpy` warns because the module has already been imported, which is intended.
     warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
     sys.argv = ["", *arguments]
@@ -154,7 +150,7 @@ def _exit_code(module: str, arguments: Sequence[str]) -> int:
 
 
 class ForkedProcess:
-    """Process that a spare process has forked, with the methods of `subprocess.Popen` that the launcher uses.
+    """Process forked by a spare process, with the methods of `subprocess.Popen` that the launcher uses.
 
     Attributes:
         returncode: Exit code; negative after a signal, and None while the process runs.
@@ -175,7 +171,7 @@ class ForkedProcess:
         return int(lines[0]) if len(lines) > 1 else 0
 
     def has_started(self, timeout_s: float) -> bool:
-        """Wait until the process has been forked; return False if there is none after `timeout_s` seconds."""
+        """Wait until the process has been forked; return False if this takes longer than `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         while not self.pid and not self._has_closed:
             left_s = deadline - time.monotonic()
@@ -213,11 +209,10 @@ class ForkedProcess:
         return code
 
     def terminate(self) -> None:
-        """Send SIGTERM."""
         self._send(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Send SIGKILL. A process that has not been forked yet will end at once."""
+        """Send SIGKILL, or prevent the fork if the process has not been forked yet."""
         self._send(signal.SIGKILL)
 
     def close(self) -> None:
@@ -247,12 +242,11 @@ def fork(
     descriptors: Mapping[int, int] | None = None,
     dies_with_spare: bool = False,
 ) -> ForkedProcess | None:
-    """Let the spare process at a Unix socket fork a process; return None if there is no spare.
+    """Request a process from the spare process at this Unix socket; return None if there is no spare.
 
     Args:
-        environment: Its environment variables; None for those of the spare.
-        descriptors: Descriptors of this process by the number that they have in the new one; other streams are the
-            spare's.
+        environment: Environment variables of the process; None for those of the spare.
+        descriptors: Descriptors of this process, by their number in the new one. Others are inherited from the spare.
         dies_with_spare: True to kill the process when the spare ends.
     """
     inherited = descriptors or {}

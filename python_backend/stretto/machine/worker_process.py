@@ -48,18 +48,13 @@ class WorkerProcess:
     """Child process that runs a module, and is restarted after a crash.
 
     A job and its answer are each one line of JSON; arrays are passed in shared memory. The module's last two arguments
-    are the descriptor of that memory and a nice level.
+    are the descriptor of that memory and a nice level, 0 to 19.
 
     Attributes:
         exit_code: Exit code of the last process that has ended, negative for a signal; None if none has.
     """
 
     def __init__(self, module: str, *arguments: str, niceness: int) -> None:
-        """Start the process.
-
-        Args:
-            niceness: Nice level of the process, 0 to 19.
-        """
         self.memory = os.memfd_create(module, os.MFD_CLOEXEC)
         # -P: import nothing from the server's working directory.
         self._command = [sys.executable, "-P", "-m", module, *arguments, str(self.memory), str(niceness)]
@@ -74,26 +69,22 @@ class WorkerProcess:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the shared memory in bytes; 0 between jobs."""
+        """Size of the shared memory; 0 between jobs."""
         return os.fstat(self.memory).st_size
 
     def start_again_if_ended(self) -> None:
-        """Start the process again if it has ended."""
         if self._process.poll() is not None:
             self.restart()
 
     def ask(
         self, job: dict[str, Any], max_wait_s: float, is_cancelled: Callable[[], bool] = lambda: False
     ) -> dict[str, Any] | None:
-        """Run a job.
+        """Run a job; return its answer, or None if the process ended, was too slow, or was replaced.
 
         Args:
             max_wait_s: Time in seconds after which a process that has not answered is replaced. The first answer of a
                 process may take START_S longer.
             is_cancelled: Returns True once the answer is not needed, so that the process is replaced.
-
-        Returns:
-            The answer; None if the process ended, did not answer in time, or was replaced.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -131,7 +122,7 @@ class WorkerProcess:
         os.ftruncate(self.memory, 0)
 
     def kill(self) -> None:
-        """Kill the process and do not replace it; a pending `ask`, in another thread, then returns None."""
+        """Kill the process and do not replace it; a pending `ask` in another thread then returns None."""
         self._is_killed = True
         self._process.kill()
 

@@ -16,15 +16,12 @@ class ChunkPolicy:
     """Chunk sizes that the client requested, and constants of the codec.
 
     Attributes:
-        first_frames: Minimum number of frames in the first chunk, of which at least one is played; it has more if the
-            decoder is slow.
-        playout_s: Time in seconds for which the player buffers audio before it starts.
-        held_frames: Right context of the codec: number of frames that the decoder withholds until later frames arrive.
-        deterministic: True for chunk sizes that do not depend on timing, so that every run splits the same frames in
-            the same way. The first chunk then has its minimum size. Each later chunk is twice as large as the previous
-            one, up to `steady_frames`.
-        blocks: Block sizes of a codec that decodes whole blocks; the last size repeats. Chunks then have exactly these
-            sizes. Empty if a chunk may have any size.
+        first_frames: Minimum size of the first chunk. It is larger if the decoder is slow.
+        playout_s: Seconds of audio that the player buffers before it starts.
+        held_frames: Number of frames that the decoder withholds until later ones arrive: the codec's right context.
+        deterministic: True for chunk sizes that do not depend on timing. The first chunk then has its minimum size, and
+            each later one twice the size of the previous one, up to `steady_frames`.
+        blocks: Chunk sizes of a codec that decodes only whole blocks; the last size repeats. Empty for other codecs.
         silent_frames: Number of frames at the start of the reply whose samples are silence and are not sent.
     """
 
@@ -49,47 +46,38 @@ class ChunkPolicy:
 
     @property
     def unplayed_frames(self) -> int:
-        """Number of frames of the first chunk that are not played at its arrival: silent frames and right context."""
+        """Number of frames of the first chunk that are not played at once: silent frames and right context."""
         return self.silent_frames + self.held_frames
 
     @property
     def least_audible(self) -> int:
-        """Minimum number of audible frames in the first chunk."""
         return max(1, self.first_frames - self.silent_frames)
 
     @property
     def sizes(self) -> list[int]:
-        """Permitted sizes of the chunks after the first, in ascending order."""
         return sorted({self.round_down(num_frames) for num_frames in range(1, self.steady_frames + 1)})
 
     @property
     def first_sizes(self) -> list[int]:
         """Numbers of audible frames in the first chunk while the decoder is idle, in ascending order.
 
-        The decoder must produce a frame before the player has played the first chunk. A single frame is enough only if
-        chunk sizes do not depend on timing, or if no frame can follow without input.
+        The player must not run dry before the second chunk is decoded. One frame lasts long enough only if chunk sizes
+        do not depend on timing, or if no frame can follow without input.
         """
         return [self.first_frames] if self.first_frames > 2 else list(range(1, min(2, self.steady_frames) + 1))
 
     def round_down(self, num_frames: int) -> int:
         """Return the largest permitted chunk size that is at most `num_frames`, which must be at least 1.
 
-        Permitted sizes are the powers of two below `steady_frames`, and `steady_frames`.
-
-        With few sizes, windows of different utterances have equal shapes and are decoded as one batch.
+        Permitted sizes are the powers of two below `steady_frames`, and `steady_frames`. With few sizes, windows of
+        different utterances often have equal shapes, and can be decoded as one batch.
         """
         return self.steady_frames if num_frames >= self.steady_frames else 1 << (num_frames.bit_length() - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class DecodingTime:
-    """Time that the decoder takes, in seconds.
-
-    Attributes:
-        batch_s: Time for a batch, without its windows.
-        window_s: Time for each window, without its new frames.
-        frame_s: Time for each new frame of a window.
-    """
+    """Time that the decoder takes for a batch: `batch_s`, plus `window_s` per window, plus `frame_s` per new frame."""
 
     batch_s: float = 0.0
     window_s: float = 0.0
@@ -104,9 +92,9 @@ class DecoderLoad:
     """Measured speed and load of the decoder.
 
     Attributes:
-        latency_s: Recent upper bound on the time from sending an urgent chunk to its audio, in seconds.
+        latency_s: Recent upper bound on the time from sending an urgent chunk to its audio.
         has_graphs: True if chunks of permitted sizes (`ChunkPolicy.sizes`) are decoded faster than others.
-        frame_gap_s: Recent upper bound on the time between two frames of an utterance, in seconds; 0 if it is unknown.
+        frame_gap_s: Recent upper bound on the time between two frames of an utterance; 0 if it is unknown.
     """
 
     latency_s: float = 0.0
@@ -116,19 +104,17 @@ class DecoderLoad:
     frame_gap_s: float = 0.0
 
     def round_s(self, num_frames: int) -> float:
-        """Return the time in seconds for a round: one chunk of `num_frames` frames for every utterance that
-        generates speech.
-        """
+        """Return the time to decode one chunk of `num_frames` frames for each utterance that generates speech."""
         window_s = self.time.window_s + num_frames * self.time.frame_s
         return self.time.batch_s + self.num_speaking * window_s
 
 
 def ignore_gap(gap_s: float) -> None:
-    """Ignore the time between two frames."""
+    """Do nothing with the time between two frames."""
 
 
 async def at_once() -> None:
-    """Do not wait, for a player that takes any amount of audio."""
+    """Return without waiting, for a player that accepts any amount of audio."""
 
 
 IDLE = DecoderLoad()
@@ -138,15 +124,12 @@ LATENCIES = 2  # send a chunk this many decoder latencies early, because latenci
 class Pacer:
     """Pacing of one utterance, for a player that starts with the first chunk and plays at the codec's rate.
 
-    A chunk is sent once it has `steady_frames` frames, or once the audio that the player still has falls to the longest
-    recent wait for a frame plus the decoder's latency and, again, the latency or a round (`DecoderLoad.round_s`) of
-    larger chunks. Chunks are therefore small if frames are generated no faster than they are played. Otherwise they
-    grow with the buffered audio, at most doubling each time. No chunk is so large that the player would run dry if
-    every utterance sent as large a one at the same time, and none is shorter than a round of its size, because shorter
-    ones would overload the decoder for all utterances.
-
-    Args:
-        note_gap: Function that is called with each time between two frames, in seconds.
+    A chunk is sent when it has `steady_frames` frames, or when the player may run dry soon. The margin is the longest
+    recent wait for a frame, the decoder's latency and, again, the latency or a round (`DecoderLoad.round_s`) of larger
+    chunks. Chunks are therefore small if frames are generated no faster than they are played. Otherwise they grow with
+    the buffered audio, at most doubling each time. A chunk is limited so that the player does not run dry even if every
+    utterance sends as large a one at once. It lasts at least as long as a round of its size, because shorter chunks
+    would overload the decoder.
 
     Attributes:
         is_stalled: True while no frame can follow without external input; all ready frames are then sent.
@@ -196,7 +179,6 @@ class Pacer:
         return size
 
     def _block(self, num_ready: int) -> int:
-        """Return the size of the codec's next block if it is complete, otherwise 0."""
         blocks = self.policy.blocks
         size = blocks[min(self._num_blocks, len(blocks) - 1)]
         if num_ready < size:
@@ -205,7 +187,6 @@ class Pacer:
         return size
 
     def _fixed(self, num_ready: int) -> int:
-        """Return a chunk size that depends only on the number of frames, not on timing."""
         policy = self.policy
         unplayed = 0 if self._num_last else policy.unplayed_frames
         size = unplayed + (policy.round_down(2 * self._num_last) if self._num_last else policy.least_audible)
@@ -215,9 +196,9 @@ class Pacer:
         return size
 
     def _size_before_wait(self, num_ready: int, now: float, load: DecoderLoad) -> int:
-        """Return the size of the chunk to send before a wait for external input; 0 if there are no frames to send.
+        """Return the size of the chunk to send before a wait for input, or 0.
 
-        The wait that follows is excluded from the inter-arrival estimate.
+        The wait does not count as a gap between frames.
         """
         unplayed = self.policy.unplayed_frames if self._dry_s is None else 0
         self._grown_s = None
@@ -229,7 +210,7 @@ class Pacer:
         return size
 
     def _watch(self, num_ready: int, now: float) -> None:
-        """Update the frame inter-arrival estimate (a decaying maximum)."""
+        """Update the estimated time between frames: a maximum that decays."""
         if num_ready <= self._num_left:
             return
         if self._grown_s is not None:
@@ -242,8 +223,8 @@ class Pacer:
     def _first(self, num_ready: int, load: DecoderLoad) -> int:
         """Return the size of the first chunk, or 0 to wait.
 
-        Its audio must last until the smallest chunk of every utterance has been generated and decoded. With graphs, a
-        frame that is ready too takes less time in this chunk than in one of its own.
+        Its audio must last until the smallest chunk of every utterance has been generated and decoded. With CUDA
+        graphs, it includes further ready frames, because they take less time here than in a chunk of their own.
         """
         policy = self.policy
         smallest = self._smallest(load)
@@ -258,11 +239,11 @@ class Pacer:
         return size if num_ready >= size else 0
 
     def _wait_s(self, load: DecoderLoad) -> float:
-        """Return the estimated wait for a frame after the first chunk.
+        """Return the estimated wait for a frame after the first chunk, in seconds.
 
-        The usual estimate is limited to the longest wait so far plus the decoder's latency. While the decoder is idle,
-        this limit is low, because requests that would delay frames would also delay the decoder. Before the second
-        frame, the longest wait is that of other utterances.
+        The usual estimate is limited to the longest wait so far plus the decoder's latency. Before the second frame,
+        that wait is the one of other utterances. The limit is low while the decoder is idle, because load that delays
+        frames also delays the decoder.
         """
         longest_gap_s = self._longest_gap_s or load.frame_gap_s
         return min(self._gap_s, longest_gap_s + load.latency_s) if longest_gap_s else self._gap_s
@@ -276,7 +257,6 @@ class Pacer:
         return min(size, policy.steady_frames)
 
     def _next(self, num_ready: int, now: float, load: DecoderLoad) -> int:
-        """Return the size of a later chunk, or 0 to wait."""
         assert self._dry_s is not None
         policy = self.policy
         smallest = self._smallest(load)
@@ -292,7 +272,7 @@ class Pacer:
         return size
 
     def _play(self, size: int, now: float, load: DecoderLoad) -> None:
-        """Record that a chunk is sent: when the decoder will be done with it, and when it will have been played."""
+        """Estimate when a chunk that is sent will have been decoded, and when it will have been played."""
         self._busy_s = max(now, self._busy_s) + load.round_s(size)
         played_s = now + load.latency_s
         if self._dry_s is None:

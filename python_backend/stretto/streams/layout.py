@@ -51,7 +51,7 @@ def undelay_codes(rows: np.ndarray, delays: tuple[int, ...]) -> np.ndarray:
 
 
 class Undelayer:
-    """Incremental inverse of the delay pattern.
+    """Incremental inverse of `delay_codes`.
 
     A frame is complete once the id of its most delayed codebook has arrived.
     """
@@ -63,7 +63,7 @@ class Undelayer:
 
     @property
     def num_ready(self) -> int:
-        """Number of complete frames that `pop_frames` has not returned yet."""
+        """Number of complete frames that have not been popped yet."""
         return max(0, len(self._rows) - self._longest)
 
     def push(self, rows: np.ndarray) -> None:
@@ -101,7 +101,7 @@ class FrameCodec:
     Audio ends between two frames. A frame that is cut by a length limit is dropped.
 
     Attributes:
-        places: Id interval of each row of a frame, one id per code; empty if a frame is one row.
+        places: Interval of ids for each row of a frame, one id per code; empty if a frame is one row.
     """
 
     places: tuple[range, ...] = ()
@@ -112,7 +112,6 @@ class FrameCodec:
 
     @cached_property
     def rows_per_frame(self) -> int:
-        """Number of rows per frame."""
         return len(self.places) or 1
 
 
@@ -141,8 +140,7 @@ class LatentSpec:
         voice_ids: Ids of rows with latents of a recording, for which the model has a separate embedding network.
         has_unit_noise: True if the solver's initial noise has a variance of 1 and every frame is guided; False if the
             audio temperature is the variance.
-        num_other_words: Number of words at the end of a row that are not of the latent. The family's sampler writes
-            them.
+        num_other_words: Number of words after the latent's own. The family's sampler writes them.
     """
 
     num_words: int
@@ -153,15 +151,14 @@ class LatentSpec:
 
     @property
     def size(self) -> int:
-        """Number of elements of a latent."""
         return self.num_words - self.num_other_words
 
     def cache_bytes(self, num_slots: int, num_rows: int) -> int:
-        """Return the minimum size in bytes of a KV cache, so that the table of latents is small beside it."""
+        """Return the minimum size of the KV cache in bytes: TABLE_PART times the table of latents."""
         return TABLE_PART * (num_rows + 1) * num_slots * self.num_words * 4  # float32
 
     def max_rows(self, num_slots: int, cache_bytes: int) -> int:
-        """Return the number of rows of the longest request that is permitted beside a KV cache of this size."""
+        """Return the maximum number of rows of a request if the KV cache has `cache_bytes` bytes."""
         return max(cache_bytes // self.cache_bytes(num_slots, 0) - 1, 0)
 
 
@@ -180,15 +177,13 @@ class StreamLayout:
     """Streams of a model family.
 
     Attributes:
-        audio: Id interval of each output stream in an audio segment; for a codebook, one id per code. Streams of latent
-            words have no interval.
+        audio: Interval of ids of each output stream in an audio segment; for a codebook, one id per code. Streams of
+            latent words have none.
         extra: Additional ids of each output stream in an audio segment that are not codes, such as pads and markers.
         delays: Delay of each output stream in rows; `delays[0] == 0`.
         codebook_streams: Indices of the output streams that are codebooks, in the codec's order.
-        initial: Ids of the output streams in prompts, before their first frame. They are never sampled. Empty if there
-            are none.
-        pad_id: Id of a stream in rows where it is empty.
-        frame_codec: Mapping of audio rows to frames. Several rows per frame require a single stream.
+        initial: Ids of the output streams in prompts before their first frame, which are never sampled; may be empty.
+        pad_id: Id of a stream in rows in which it is empty.
         latents: Latents on streams 1 and up; None if all output streams carry ids.
     """
 
@@ -235,8 +230,7 @@ class StreamLayout:
 
         Args:
             starts: First id of each codebook. The vocabulary ends with the codes of the last one.
-            size: Number of codes of each.
-            others: Further fields.
+            size: Number of codes per codebook.
         """
         return cls(
             vocab_size=starts[-1] + size,
@@ -300,10 +294,7 @@ class StreamLayout:
 
     @cached_property
     def pad_is_silent(self) -> bool:
-        """True if a pad adds nothing to the row's embedding, because no stream after stream 0 samples it (`extra`).
-
-        A pad of stream 0 always adds its embedding.
-        """
+        """True if a pad after stream 0 adds nothing to an embedding, because it is never sampled there (`extra`)."""
         return not any(self.pad_id in ids for ids in self.extra[1:])
 
 
@@ -318,23 +309,20 @@ class Tail(ABC):
     """Rows after end_of_audio, in which the delayed streams complete the last frame.
 
     Attributes:
-        cut_rows: Number of its rows that are left out if a length limit forced end_of_audio.
+        cut_rows: Number of rows that the tail lacks if a length limit forced end_of_audio.
     """
 
     cut_rows: ClassVar[int] = 0
 
     @abstractmethod
     def num_rows(self, max_delay: int) -> int:
-        """Return the number of rows from end_of_audio to end_of_reply, for a reply with at least one frame.
-
-        The number is 0 if both ids are in the same row.
-        """
+        """Return the number of rows from end_of_audio to end_of_reply, if there is a frame; 0 if they are one row."""
 
     @abstractmethod
     def last_kept(self, delay: int) -> int:
-        """Return the last row in which a stream of this delay has its sampled id; in later rows, it has a pad.
+        """Return the last row in which a stream of this delay has a sampled id instead of a pad.
 
-        Rows are counted from end_of_audio, whose row is 0 and has no sampled id on stream 0.
+        Rows are counted from end_of_audio. Its row is 0, and has no sampled id on stream 0.
         """
 
     def num_closing_rows(self, max_delay: int) -> int:
@@ -351,7 +339,6 @@ class ForcedTail(Tail):
         return max(1, max_delay - 1)
 
     def last_kept(self, delay: int) -> int:
-        """Return the row of the stream's last frame."""
         return delay - 1
 
 
@@ -360,28 +347,24 @@ class SampledTail(Tail):
     """Tail that has as many rows as the largest delay, and in which all streams are sampled."""
 
     def num_rows(self, max_delay: int) -> int:
-        """Return the largest delay, or 1 if it is 0. This is one row more than the last frame needs."""
+        """Return the largest delay, but at least 1. This is one row more than the last frame needs."""
         return max(1, max_delay)
 
     def last_kept(self, delay: int) -> int:
-        """Return a row after all others."""
         return 1 << 30
 
 
 @dataclass(frozen=True)
 class NoTail(Tail):
-    """No tail: the reply ends with end_of_audio, because the model completes the last frame in the rows before it."""
+    """No tail: the reply ends with end_of_audio, because the rows before it complete the last frame."""
 
     def num_rows(self, max_delay: int) -> int:
-        """Return 0, because end_of_audio and end_of_reply are the same row."""
         return 0
 
     def last_kept(self, delay: int) -> int:
-        """Return the row before end_of_audio."""
         return -1
 
     def num_closing_rows(self, max_delay: int) -> int:
-        """Return the largest delay: the rows that complete the last frame."""
         return max_delay
 
 
