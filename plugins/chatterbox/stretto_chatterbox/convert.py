@@ -1,19 +1,11 @@
-"""Conversion of the Chatterbox release: the T3 tensors as published by Resemble AI, and the voices next to them.
+"""Conversion of Chatterbox releases (https://huggingface.co/ResembleAI/chatterbox), of which `turbo.py` converts two.
 
-https://huggingface.co/ResembleAI/chatterbox: `t3_cfg.safetensors`, `tokenizer.json`, `s3gen.safetensors`,
-`ve.safetensors`, and `conds.pt`, the default voice. There is no config.json, so hyperparameters come from the authors'
-code (`T3Config`). `voices/<name>.pt` may contain more voices, as written by its `Conditionals.save`. Only tensors are
-read from voice files.
+Releases have no config.json, so hyperparameters come from the authors' code (`T3Config`). `conds.pt` contains the
+default voice, and `voices/<name>.pt`, as written by the authors' `Conditionals.save`, further voices. Only tensors are
+read from them.
 
 A voice's part of a prompt depends only on its file: the projected x-vector of the speaker, 32 rows that a perceiver
-computes from codes, and one row for the emotion. These rows are computed here and stored in the embedding table. The
-networks that encode recordings are written to `hearing/`, together with the tensors that compute such rows.
-
-Multilingual: `t3_mtl23ls_v2.safetensors` or `_v3`, with the same tensors and a larger text table, `s3gen.pt` and
-`ve.pt`, which are read as tensors only, `grapheme_mtl_merged_expanded_v1.json` and `Cangjie5_TC.json`.
-
-Chatterbox Turbo and Nano: `t3_turbo_v1.safetensors` or `t3_nano_v1.safetensors`, `s3gen_meanflow.safetensors` and the
-files of GPT-2's tokenizer with tags as added tokens. Releases are distinguished by their tensors.
+computes from codes, and one row for the emotion. These rows are computed here and stored in the embedding table.
 """
 
 import json
@@ -85,14 +77,7 @@ from stretto_chatterbox.voices import (
 
 
 def recording_encoder(folder: Path, vocab: ChatterboxVocabulary, t3: Mapping[str, Tensor]) -> Network:
-    """Return the networks that encode voice recordings, including the tensors that convert their results to rows.
-
-    Args:
-        t3: Tensors of the language model by published name.
-
-    Raises:
-        CheckpointError: If a file is missing, or tensors are missing or have unexpected shapes; the message lists them.
-    """
+    """Return the networks that encode recordings, and the tensors that convert their results to rows."""
     if vocab.num_speech_positions < MAX_CODES:
         expected = f"at least {MAX_CODES} rows"
         raise CheckpointError(f"{SPEECH_POSITIONS}: expected {expected}, got {vocab.num_speech_positions}")
@@ -237,12 +222,7 @@ def published_shapes(backbone: dict[str, Any], vocab: ChatterboxVocabulary) -> d
 def plan(
     vocab: ChatterboxVocabulary, stored: Mapping[str, tuple[int, ...]], voices: list[Mapping[str, Tensor]]
 ) -> Plan:
-    """Return the plan of tensors to write. Layers keep their names except for the prefix.
-
-    Args:
-        stored: Shapes of the published tensors by name.
-        voices: T3 tensors of each voice.
-    """
+    """Return the plan of tensors to write, with rows for `voices`, the T3 tensors of each voice."""
     of_voices = [name for name in stored if name.startswith(CONDITIONS)]
     names = (EMBEDDINGS, SPEECH, TEXT_POSITIONS, SPEECH_POSITIONS, *of_voices)
 
@@ -292,9 +272,6 @@ def located(release: Release) -> Release:
     """Return the release with the path of its language model. By default, the codec is in the same folder.
 
     No config is read: releases have none, except for a YAML file of Turbo that nothing needs.
-
-    Raises:
-        CheckpointError: If the folder contains no such file, or several.
     """
     release = replace(release, config=None)
     if not release.model.is_dir():
@@ -309,14 +286,7 @@ def located(release: Release) -> Release:
 
 
 def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer:
-    """Return the tokenizer of a release, changed so that no text can spell a marker.
-
-    Args:
-        tensors: Tensors of the language model by published name.
-
-    Raises:
-        CheckpointError: If a file is missing or invalid.
-    """
+    """Return the tokenizer of a release, changed so that no text can spell a marker."""
     if POSITIONS in tensors:
         return turbo_tokenizer(release.tokenizer)
     is_multilingual = EMBEDDINGS in tensors and len(tensors[EMBEDDINGS]) == NUM_MULTILINGUAL_IDS

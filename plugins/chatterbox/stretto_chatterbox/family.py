@@ -7,8 +7,7 @@
 Each id has a learned position, in a separate stream, in addition to the position used by attention. A voice has 34
 rows: one for the speaker, 32 for the sound, and one for the emotion. Guidance follows the authors' code: the
 unconditional request has the positions of the text without its ids. The numbers come from `T3Config` in
-https://github.com/resemble-ai/chatterbox, because the release has no config.json; a checkpoint's config.json may
-override them (`speech_vocabulary`).
+https://github.com/resemble-ai/chatterbox.
 
 Chatterbox Turbo and Nano use GPT-2 instead, with neither guidance nor a position stream:
 
@@ -83,7 +82,6 @@ class ChatterboxVocabulary(Vocabulary):
 
     @property
     def speech(self) -> range:
-        """All speech ids."""
         return range(self.pad + 1, self.pad + 1 + self.num_speech_ids)
 
     @property
@@ -202,7 +200,6 @@ class TurboVocabulary(Vocabulary):
 
     @property
     def codes(self) -> range:
-        """Ids of the codes."""
         return range(self.pad + 1, self.pad + 1 + self.num_codes)
 
     @property
@@ -233,9 +230,7 @@ class TurboVocabulary(Vocabulary):
 
 @dataclass(frozen=True)
 class LatePenalty(DrawRules):
-    """Rules by which the repetition penalty applies to the logits that top-k and top-p have kept
-    (`mechanism/draw.py`).
-    """
+    """Sampling rules that apply the repetition penalty after top-k and top-p."""
 
     row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:row_draw")
     step_program: ClassVar = lazy(f"{__package__}.mechanism.draw:step_program")

@@ -1,7 +1,6 @@
 """S3 tokenizer v2, which encodes a voice recording for S3Gen as tokens at 25 Hz.
 
-Modules and tensors are named as below `tokenizer` in `s3gen.safetensors` in
-https://huggingface.co/ResembleAI/chatterbox. Sizes are inferred from the shapes of the tensors. Reference:
+Modules are named as those of `tokenizer` in the published `s3gen.safetensors`. Reference:
 https://github.com/xingchensong/S3Tokenizer (Apache-2.0).
 """
 
@@ -21,7 +20,7 @@ FSQ_SCALE = 0.9990000128746033
 
 
 class _MemoryAttention(nn.Module):
-    """Attention with rotary positions, plus a depthwise convolution over the values (FSMN memory)."""
+    """Attention with rotary positions plus a depthwise convolution over the values (FSMN), [B, T, H]."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -30,8 +29,6 @@ class _MemoryAttention(nn.Module):
         self.fsmn_block = nn.Conv1d(width, width, MEMORY, padding=MEMORY // 2, groups=width, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Return the output [B, T, H] for x [B, T, H]."""
-
         def heads(rows: Tensor) -> Tensor:
             return rows.unflatten(2, (-1, HEAD_WIDTH)).transpose(1, 2)
 
@@ -48,7 +45,7 @@ class _MemoryAttention(nn.Module):
 
 
 class _TokenizerLayer(nn.Module):
-    """Pre-norm layer of the tokenizer's encoder: attention and a feed-forward network."""
+    """Pre-norm layer of attention and a feed-forward network, [B, T, H]."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -58,17 +55,12 @@ class _TokenizerLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Return the output [B, T, H] for x [B, T, H]."""
         x = x + self.attn(self.attn_ln(x), cos, sin)
         return x + self.mlp(self.mlp_ln(x))
 
 
 class S3Tokenizer(nn.Module):
-    """S3 tokenizer v2, which encodes recordings of at most 30 s at 16 kHz as tokens at 25 Hz.
-
-    Args:
-        width: Width of the encoder, a multiple of 64.
-    """
+    """S3 tokenizer v2 for recordings of at most 30 s; `width` is a multiple of 64."""
 
     def __init__(self, width: int, num_layers: int):
         super().__init__()
@@ -81,14 +73,10 @@ class S3Tokenizer(nn.Module):
         self.quantizer = nn.ModuleDict({"_codebook": nn.ModuleDict({"project_down": nn.Linear(width, 8)})})
 
     def encode(self, pcm: Tensor, most: int | None = None) -> Tensor:
-        """Return the tokens of a recording.
+        """Return the tokens of a recording, int64 [ceil(n // 160 / 4)], or only the first `most`.
 
         Args:
-            pcm: Samples, float32 [n] at 16 kHz. Mel values are clipped relative to the loudest frame of the recording.
-            most: Maximum number of tokens; None for all.
-
-        Returns:
-            Tokens, int64 [ceil(n // 160 / 4)] or fewer.
+            pcm: float32 [n] at 16 kHz. Mel values are clipped relative to the loudest frame of the recording.
         """
         mel = token_mel(pcm)
         x = mel[None, :, : None if most is None else FRAMES_PER_TOKEN * most]

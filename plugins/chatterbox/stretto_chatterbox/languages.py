@@ -47,11 +47,7 @@ LED_BY_SPACE = ("は", "へ")  # beginnings of readings that resemble a particle
 
 
 def missing_packages(has_cangjie: bool) -> dict[str, str]:
-    """Map the code of each language that cannot be spoken here to the package or file that is missing.
-
-    Args:
-        has_cangjie: True if the checkpoint has a Cangjie table.
-    """
+    """Map the code of each language that cannot be spoken here to the missing package or file."""
     missing = {}
     if not has_cangjie:
         missing["zh"] = f"{CANGJIE_FILE} of the release, which the checkpoint lacks"
@@ -65,7 +61,7 @@ def missing_packages(has_cangjie: bool) -> dict[str, str]:
 
 
 def plain_languages() -> tuple[str, ...]:
-    """Return the codes of languages whose text gets no diacritics or stress marks here, unlike in the authors' code."""
+    """Return the codes of languages that are read without marks, for lack of the authors' helpers."""
     return ("he",) if find_spec(RUSSIAN_PACKAGE) else ("he", "ru")
 
 
@@ -75,15 +71,9 @@ def chinese_model() -> Path:
 
 
 def read_cangjie(path: Path) -> dict[str, str]:
-    """Map each Chinese character to its Cangjie code.
+    """Read the Cangjie code of each character from a JSON list of texts `character<TAB>code`.
 
-    If earlier characters have the same code, a number is appended to it.
-
-    Args:
-        path: JSON list of texts `character<TAB>code`; further columns are ignored.
-
-    Raises:
-        CheckpointError: If the file does not contain such a list.
+    If earlier characters have the same code, a number is appended to it. Further columns are ignored.
     """
     try:
         entries = json.loads(read_text(path))
@@ -107,11 +97,7 @@ def read_cangjie(path: Path) -> dict[str, str]:
 
 
 def as_read(words: Sequence[Mapping[str, str]]) -> str:
-    """Return a Japanese text with kanji replaced by hiragana, decomposed (NFKD).
-
-    Args:
-        words: Words of the text as split by pykakasi, each with its spelling `orig` and its reading `hira`.
-    """
+    """Return a Japanese text, given as words of pykakasi, with kanji replaced by hiragana (NFKD)."""
     readings = []
     for word in words:
         text = word["orig"]
@@ -124,12 +110,11 @@ def as_read(words: Sequence[Mapping[str, str]]) -> str:
 
 @dataclass(frozen=True)
 class RequiredLanguages(base.Languages):
-    """Languages of a multilingual release; each request has to name its language.
+    """Languages of a multilingual release. Each request has to name its language.
 
     Attributes:
         missing: Missing packages or files, keyed by the name of the language that cannot be spoken without them.
-        plain: Codes of the languages that are read without marks (such as vowel marks), because the helper that would
-            add the marks is missing.
+        plain: Codes of the languages that are read without marks, such as vowel marks.
     """
 
     missing: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -137,12 +122,7 @@ class RequiredLanguages(base.Languages):
 
     @classmethod
     def of_release(cls, codes: Sequence[str], has_cangjie: bool) -> base.Languages:
-        """Return the languages of a release; none for the English release, which has no codes.
-
-        Args:
-            codes: Codes of the release's languages.
-            has_cangjie: True if the checkpoint has a Cangjie table.
-        """
+        """Return the languages of a release, or none for the English release, which has no codes."""
         if not codes:
             return base.Languages()
         missing = missing_packages(has_cangjie)
@@ -154,7 +134,6 @@ class RequiredLanguages(base.Languages):
         )
 
     def choose(self, requested: Any) -> str:
-        """Return the name of a request's language; see `Languages.choose`."""
         name = requested.lower() if isinstance(requested, str) else ""
         if name not in self.names:
             needed = f" ({name} needs {self.missing[name]})" if name in self.missing else ""
@@ -163,16 +142,14 @@ class RequiredLanguages(base.Languages):
         return name
 
     def profile(self) -> Mapping[str, Any]:
-        """Return that a language is required, and the languages that are read without marks."""
         return {"requires_language": True} | ({"languages_plain": list(self.plain)} if self.plain else {})
 
 
 class LanguageTokenizers:
-    """Converter of text to token ids and plain text, for the languages that can be spoken here.
+    """Converter of text to plain text and token ids, for the languages that can be spoken here.
 
     Args:
-        tokens: Ids of the tokenizer's tokens by name.
-        cangjie: Cangjie code of each Chinese character, from `read_cangjie`; empty if there is no table.
+        cangjie: Cangjie code of each Chinese character; empty if there is no table.
         segment: Splits a Chinese text into words.
         read: Splits a Japanese text into words with their readings.
         stress: Adds stress marks to a Russian text.
@@ -196,8 +173,7 @@ class LanguageTokenizers:
         """Convert a text to plain parts and the ids of tokens that only the language's rules add.
 
         Args:
-            text: Text of the request, with normalised punctuation.
-            language: Name or code of the language.
+            language: Name or code.
             max_chars: Maximum length after decomposition, which may turn one character into 18.
 
         Raises:
@@ -244,14 +220,7 @@ class LanguageTokenizers:
 
 
 def open_languages(folder: Path, tokens: Mapping[str, int]) -> LanguageTokenizers:
-    """Return the languages of a checkpoint that the installed packages support.
-
-    Args:
-        tokens: Ids of the tokenizer's tokens by name.
-
-    Raises:
-        CheckpointError: If the table is invalid, or an installed package cannot be opened.
-    """
+    """Return the converter for the languages that the checkpoint and the installed packages support."""
     path = folder / CANGJIE_FILE
     missing = missing_packages(path.exists())
     cangjie = read_cangjie(path) if path.exists() else {}

@@ -64,7 +64,7 @@ def normalised(text: str, unchanged: tuple[str, ...] = (), ends: tuple[str, ...]
     """Normalise `text` as in training: capitalised, with single spaces, plain punctuation and a final mark.
 
     Args:
-        text: Text with at least one character that is not a space.
+        text: Not blank.
         unchanged: Punctuation that is not replaced.
     """
     if text[0].islower():
@@ -101,7 +101,7 @@ class Recordings:
 
 
 class ChatterboxTemplate:
-    """Prompt template of Chatterbox English and Multilingual."""
+    """Prompt template of Chatterbox English and of Multilingual, which alone has `languages`."""
 
     def __init__(
         self,
@@ -111,12 +111,6 @@ class ChatterboxTemplate:
         recording_encoder: RecordingEncoder | None = None,
         languages: LanguageTokenizers | None = None,
     ):
-        """Create the template.
-
-        Args:
-            recording_encoder: Networks that encode recordings; None if the checkpoint has none.
-            languages: Language-specific text rules; None for the English release.
-        """
         self._family = family
         self._vocabulary = vocabulary
         self._tokenizer = tokenizer
@@ -128,10 +122,7 @@ class ChatterboxTemplate:
         self._space = spaces[0]
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows for the conversation's last text.
-
-        The voice is taken from a recording that precedes the text, or else is the one called `voice`.
-        """
+        """Return the rows of the last text, in the voice of a recording before it, or else in `voice`."""
         *recordings, piece = pieces
         assert piece.text is not None, task.name
         assert voice is not None, task.name
@@ -154,12 +145,12 @@ class ChatterboxTemplate:
         return PromptRows(rows, audios=(InputAudio(0, len(vectors), vectors),), sound=recorded.sound)
 
     def _emotion(self, exaggeration: float) -> np.ndarray:
-        """Return the emotion row, which is the last row of a voice, float32 [1, H]."""
+        """Return the last row of a voice, float32 [1, H]."""
         assert self._recordings is not None, "checked by the family"
         return self._recordings.recording_encoder.emotion_row(exaggeration)
 
     def _words(self, text: str, path: str, language: str | None) -> list[int]:
-        """Return a text's ids without start and end of text; raise InvalidRequest if there are none or too many."""
+        """Return the ids of a text, without those that mark its start and end."""
         check_text(text, path, self._family.max_text_chars)
         if not text.strip():
             raise InvalidRequest(path, "text of at least one character", repr(text))
@@ -185,11 +176,7 @@ class ChatterboxTemplate:
 
 
 class TurboTemplate:
-    """Prompt template of Chatterbox Turbo and Nano.
-
-    Args:
-        recording_encoder: Networks that encode recordings; None if the checkpoint has none.
-    """
+    """Prompt template of Chatterbox Turbo and Nano."""
 
     def __init__(
         self,
@@ -204,10 +191,7 @@ class TurboTemplate:
         self._recordings = None if recording_encoder is None else Recordings(recording_encoder)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows for the conversation's last text.
-
-        The voice is taken from a recording that precedes the text, or else is the one called `voice`.
-        """
+        """Return the rows of the last text, in the voice of a recording before it, or else in `voice`."""
         *recordings, piece = pieces
         assert piece.text is not None, task.name
         assert voice is not None, task.name
@@ -226,7 +210,6 @@ class TurboTemplate:
         return PromptRows(rows, audios=(InputAudio(0, 1, recorded.rows),), sound=recorded.sound)
 
     def _ids(self, text: str, path: str) -> list[int]:
-        """Return the ids of a text; raise InvalidRequest if it is empty or too long."""
         check_text(text, path, self._family.max_text_chars)
         if not text.strip():
             raise InvalidRequest(path, "text of at least one character", repr(text))
@@ -269,7 +252,7 @@ def open_chatterbox(checkpoint: Path, device: str = "cpu") -> ChatterboxTemplate
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template for a checkpoint; raise CheckpointError if the codec's voices differ."""
+    """Return the template for a checkpoint; raise CheckpointError if its codec has other voices."""
     folder = checkpoint / "codec"
     number = codec.spec.num_voices
     names = config_at(folder).get("voices")

@@ -50,12 +50,7 @@ def s3gen(
     """Return the codec to be written, with its voices.
 
     Args:
-        voices: Contents of the voice files by voice name.
-        num_codes: Number of codes in the language model's vocabulary.
         leaves_out_last: True if the samples of an utterance's last token are not played.
-
-    Raises:
-        CheckpointError: If a file, value or tensor is not as expected; the message describes the difference.
     """
     stored = open_networks(released_file(folder, file))
     speaking = {name: tensor for name, tensor in stored.items() if not name.startswith(HEARING)}
@@ -87,9 +82,6 @@ def recording_encoder_network(
         file: Name of the codec's file, which contains the tokenizer and the x-vector network.
         condition: Tensors that compute rows, by published name.
         recording_encoder: Name of the voice encoder's file.
-
-    Raises:
-        CheckpointError: If a file is missing, or tensors are missing or have unexpected shapes; the message lists them.
     """
     stored = open_networks(released_file(folder, file))
     try:
@@ -111,9 +103,7 @@ def recording_encoder_network(
 def open_networks(path: Path) -> Mapping[str, Tensor]:
     """Return the tensors in a file by name, read on access.
 
-    Raises:
-        CheckpointError: If the file cannot be read, or a tensor in a state dictionary is not dense and real. Broadcast
-            tensors are rejected, because they could claim to have any size.
+    Broadcast tensors in a state dictionary are rejected, because they could claim to have any size.
     """
     tensors = open_tensors(path)
     odd = (
@@ -141,15 +131,7 @@ def s3gen_shapes(config: S3GenConfig) -> dict[str, tuple[int, ...]]:
 
 
 def read_voice_part(name: str, voice: Mapping[str, Any], model: str, names: tuple[str, ...]) -> Mapping[str, Tensor]:
-    """Return the tensors called `names` in one part of a voice file.
-
-    Args:
-        name: Name of the voice, for error messages.
-        model: Model that the tensors are for, `t3` or `gen`.
-
-    Raises:
-        CheckpointError: If a tensor is missing, is not finite, or has a dtype other than a float type, int32 or int64.
-    """
+    """Return the tensors called `names` in the part `t3` or `gen` of a voice file."""
     values = voice.get(model)
     if not isinstance(values, dict) or not all(torch.is_tensor(values.get(tensor_name)) for tensor_name in names):
         raise CheckpointError(f"voice {name}: expected the tensors {model}.{f', {model}.'.join(names)}")
@@ -173,13 +155,6 @@ def voice_tensors(name: str, voice: Mapping[str, Any], num_codes: int) -> dict[s
 
     In the authors' code, a recording has two mel frames per token and, depending on its length, one extra frame at the
     end. This frame, which has no token, is dropped.
-
-    Args:
-        name: Name of the voice, for error messages.
-        num_codes: Number of codes in the language model's vocabulary.
-
-    Raises:
-        CheckpointError: If a tensor's shape or values do not fit the model.
     """
     tokens, mel, speaker = read_voice_part(name, voice, "gen", VOICE_TENSORS).values()
     is_code = tokens.ndim == 2 and not tokens.is_floating_point() and 0 < tokens.numel() <= LONGEST
@@ -204,11 +179,7 @@ TOLD = ("speaker_emb", "cond_prompt_speech_tokens", "emotion_adv")
 
 
 def read_voices(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """Return the contents of the voice files by voice name, with the default voice first.
-
-    Raises:
-        CheckpointError: If a file is missing or invalid.
-    """
+    """Return the contents of the voice files by voice name, with the default voice first."""
     voices = {"default": read_voice(released_file(folder, DEFAULT))}
     for path in sorted(released_folder(folder, VOICES).glob("*.pt")):
         if not re.fullmatch("[a-z0-9_-]+", path.stem) or path.stem in voices:
@@ -219,7 +190,7 @@ def read_voices(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def read_voice(path: Path) -> Mapping[str, Any]:
-    """Return the contents of a file written by the authors' `Conditionals`: the T3 and S3Gen tensors of a voice."""
+    """Return the T3 and S3Gen tensors of a voice from a file of the authors' `Conditionals`."""
     stored = read_pickled(path, "a voice")
     if not isinstance(stored, dict):
         raise CheckpointError(f"{path}: expected a voice, got {type(stored).__name__}")

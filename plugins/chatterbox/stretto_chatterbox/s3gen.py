@@ -15,16 +15,13 @@ arrived, given the voice, up to `history` previous tokens, and the mel generated
 that of a single decode. The vocoder produces the same samples as one pass over the mel of all blocks, because its phase
 is carried from block to block.
 
-`s3gen.safetensors` in https://huggingface.co/ResembleAI/chatterbox has no config. Sizes are therefore inferred from the
-shapes of the tensors; other constants come from `S3Token2Wav` in https://github.com/resemble-ai/chatterbox.
-
 In the flow, each token becomes two frames:
 
 tokens ─► look-ahead ─► conformer ─► ×2 ─► conformer ─► μ [B, M, T]
 noise [M, T] ─► 10 (2) Euler steps along estimator(state, μ, speaker, prompt) ─► mel [B, M, T]
 
-Modules and tensors are named as in the published checkpoint (https://github.com/resemble-ai/chatterbox, `models/s3gen`,
-MIT, in parts Apache-2.0).
+Modules, tensors and constants are those of `models/s3gen` (https://github.com/resemble-ai/chatterbox, MIT, in parts
+Apache-2.0). A release has no config, so sizes are inferred from the shapes of its tensors.
 """
 
 import itertools
@@ -71,11 +68,7 @@ MAX_MELS = 512
 
 @dataclass(frozen=True, slots=True)
 class S3GenConfig:
-    """Sizes in a checkpoint.
-
-    Attributes:
-        up_layers: Number of conformer layers after the doubling.
-    """
+    """Sizes of a checkpoint's networks. `up_layers` conformer layers follow the doubling of vectors."""
 
     codebook_size: int
     mels: int
@@ -88,7 +81,7 @@ class S3GenConfig:
 
     @classmethod
     def from_shapes(cls, shapes: Shapes) -> "S3GenConfig":
-        """Infer the sizes from a dict of tensor shapes; raise CheckpointError if a tensor is missing."""
+        """Infer the sizes from the shapes of the tensors."""
         codebook_size, _ = shape_of(shapes, "flow.input_embedding.weight", 2)
         mels, speaker = shape_of(shapes, "flow.spk_embed_affine_layer.weight", 2)
         voices = range(count(shapes, "voices"))
@@ -141,7 +134,6 @@ class Doubling(nn.Module):
         self.conv = nn.Conv1d(width, width, 2 * FRAMES_PER_TOKEN + 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Repeat the vector of each token, and convolve: [B, T, H] -> [B, 2 T, H]."""
         frames = x.transpose(1, 2).repeat_interleave(FRAMES_PER_TOKEN, 2)
         return self.conv(F.pad(frames, (2 * FRAMES_PER_TOKEN, 0))).transpose(1, 2)
 
@@ -190,10 +182,9 @@ class Flow(nn.Module):
         return self.encoder_proj(self.encoder(self.input_embedding(tokens))).transpose(1, 2)
 
     def forward(self, tokens: Tensor, noise: Tensor, prompt: Tensor, speaker: Tensor) -> Tensor:
-        """Return the mel frames of tokens, [B, M, n], n <= 2 T.
+        """Return the mel frames [B, M, n] of tokens [B, T], n <= 2 T.
 
         Args:
-            tokens: Tokens, [B, T].
             noise: Initial value, [M, n]. Tokens beyond its frames serve only as look-ahead.
             prompt: Known mel frames at the beginning, [B, M, k].
             speaker: x-vectors, [B, E].
@@ -265,9 +256,6 @@ class S3GenCodec(RecordedVoiceCodec):
             blocks: Number of tokens in each block; the last size repeats. Empty to decode whole utterances.
             history: Maximum number of previous tokens that a block depends on.
             leaves_out_last: True if the samples of an utterance's last token are not played.
-
-        Raises:
-            ValueError: If blocks are too short, or longer than the history.
         """
         super().__init__()
         self.config = config
@@ -322,7 +310,6 @@ class S3GenCodec(RecordedVoiceCodec):
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode tokens [first, last); return the samples [B, n] and the next state."""
         device = self.noise.device
         numbers = window.state[:, 0].tolist()
         codes, states = (tensor.to(device, non_blocking=True) for tensor in (window.codes[:, 0], window.state[:, 1:]))
@@ -369,20 +356,15 @@ class S3GenCodec(RecordedVoiceCodec):
         return torch.cat(parts), torch.cat([phase.reshape(1), kept.flatten().to(state)])
 
     def _num_spoken(self, border: int) -> int:
-        """Return how many mel frames have had their samples returned by the end of the block ending at `border`."""
+        """Return the number of mel frames that are vocoded once the block that ends at `border` is decoded."""
         return FRAMES_PER_TOKEN * (border - AHEAD) - self.around if border else 0
 
     def _with_new_frames(
         self, mel: Tensor, codes: Tensor, voice: FlowVoice, done: int, begin: int, ahead: int
     ) -> Tensor:
-        """Return the mel [1, M, n] of an utterance up to token T - `ahead`, given the mel of earlier blocks.
+        """Return an utterance's mel [1, M, n] up to token T - `ahead` of `codes` [T], which begin with token `begin`.
 
-        Args:
-            mel: Mel of the tokens before `done` - AHEAD; its beginning may be missing.
-            codes: Tokens, [T].
-            done: End of the last block in `codes`; 0 before the first block.
-            begin: Index of the first token of `codes` in the utterance.
-            ahead: Number of tokens at the end that serve only as look-ahead.
+        `mel` ends at `done` - AHEAD, where `done` is the end of the last decoded block. Its beginning may be missing.
         """
         blocks = self.spec.streaming
         assert isinstance(blocks, Blocks)
@@ -422,8 +404,6 @@ class S3GenCodec(RecordedVoiceCodec):
 
         Args:
             mel: Last mel frames before frame `end` of an utterance, [1, M, T].
-            end: Number of mel frames of the utterance so far.
-            last: Index after the last frame to decode.
             phase: Phase of the fundamental in cycles before frame max(0, `first` - `around`), float64 [].
         """
         hop = self.config.vocoder.samples_per_mel
@@ -439,11 +419,11 @@ class S3GenCodec(RecordedVoiceCodec):
         return pcm, (phase + passed * hop / self.spec.sample_rate) % 1
 
     def source(self, pitch: Tensor, begin: int = 0, phase: Tensor | float = 0.0) -> Tensor:
-        """Return the excitation, [1, 1, n].
+        """Return the vocoder's excitation [1, 1, n] for frames from `begin` on.
 
         Args:
-            pitch: Pitch of each frame in Hz, [1, T].
-            phase: Phase of the fundamental before that frame, in cycles.
+            pitch: Hz, [1, T].
+            phase: Phase of the fundamental before the first of the frames, in cycles.
         """
         hop = self.config.vocoder.samples_per_mel
         sines = self.mel2wav.m_source
@@ -454,11 +434,7 @@ class S3GenCodec(RecordedVoiceCodec):
 
 
 def load(directory: Path, device: str = "cpu") -> S3GenCodec:
-    """Load the codec from a converted `codec/` folder.
-
-    Raises:
-        CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
-    """
+    """Load the codec from a converted `codec/` folder."""
     folder = directory / "codec"
     path = folder / "model.safetensors"
     tensors = multiply_weight_norm_out(read_tensors(path))
@@ -471,11 +447,7 @@ def load(directory: Path, device: str = "cpu") -> S3GenCodec:
 
 
 def read_options(path: Path) -> tuple[tuple[int, ...], int, bool]:
-    """Return `blocks`, `history` and `leaves_out_last` from a codec's config.json, or their defaults.
-
-    Raises:
-        CheckpointError: If a value is invalid; the message contains its name.
-    """
+    """Return `blocks`, `history` and `leaves_out_last` from a codec's config.json, or their defaults."""
     record = json_object(path) if path.exists() else {}
     sizes = record.get("blocks", [])
     history = record.get("history", HISTORY)

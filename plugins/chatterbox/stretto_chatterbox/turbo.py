@@ -1,8 +1,4 @@
-"""Conversion of the Chatterbox Turbo and Nano releases.
-
-A release consists of `t3_turbo_v1.safetensors` or `t3_nano_v1.safetensors`, `s3gen_meanflow.safetensors`,
-`ve.safetensors`, `conds.pt` and the files of the GPT-2 tokenizer, with tags as added tokens.
-"""
+"""Conversion of the Chatterbox Turbo and Nano releases."""
 
 import json
 import os
@@ -64,11 +60,8 @@ TAG = r"[ !#-&(-\[\]-~]{1,64}"
 def turbo_tokenizer(folder: Path) -> Tokenizer:
     """Read the Turbo or Nano tokenizer, which is the GPT-2 tokenizer with tags, from a folder.
 
-    The source is tokenizer.json, or else vocab.json, merges.txt and added_tokens.json. Tokens that are added to the
-    BPE are tags: they are marked as not special, so that their names in a text are one token each.
-
-    Raises:
-        CheckpointError: If a file is missing or invalid.
+    The source is tokenizer.json, or else vocab.json, merges.txt and added_tokens.json. Tokens that are added to the BPE
+    are tags: they are marked as not special, so that their names in a text are one token each.
     """
     path = folder / TOKENIZER_FILE
     try:
@@ -177,11 +170,7 @@ def _num_layers(tensors: Mapping[str, Tensor]) -> int:
 
 
 def turbo_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Map the names of the Turbo T3 tensors in use to their shapes; raise CheckpointError if one is missing.
-
-    Args:
-        tensors: Published tensors by name, which determine the sizes.
-    """
+    """Map the names of the Turbo T3 tensors in use to their shapes."""
     tables = (POSITIONS, EMBEDDINGS, SPEECH)
     require(tensors, dict.fromkeys(tables, (None, None)))
     shapes = {name: tuple(tensors[name].shape) for name in tables}
@@ -201,12 +190,7 @@ def turbo_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def turbo_plan(stored: Mapping[str, tuple[int, ...]], speakers: list[Tensor]) -> Plan:
-    """Return the plan for writing the Turbo tensors; only the prefix of layer names changes.
-
-    Args:
-        stored: Shapes of the published tensors by name.
-        speakers: x-vector of each voice, float32 [256].
-    """
+    """Return the plan of tensors to write, with a row for each x-vector in `speakers`, float32 [256]."""
     of_voices = [name for name in stored if name.startswith(CONDITIONS)]
 
     def rows_of_all_ids(text: Tensor, speech: Tensor, *conditions: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ def voice_rows(tensors: Mapping[str, Tensor], speaker: Tensor, codes: Tensor) ->
 
     Args:
         tensors: T3 tensors by published name, float32: those under `cond_enc.`, and the speech and position tables.
-        speaker: x-vector of the voice encoder, [256].
+        speaker: x-vector, [256].
         codes: Tokens of the recording, int64 [t].
     """
     speech_rows = tensors[SPEECH][codes] + tensors[SPEECH_POSITIONS][: len(codes)]
@@ -167,9 +167,8 @@ class EncodedVoice:
     def to_array(self) -> np.ndarray:
         """Concatenate rows, tokens, mel and x-vector to a float32 array [N].
 
-        Tokens are less than 2^24, so float32 represents them exactly.
-
-        If there are codes, their number and the codes come first.
+        Tokens are less than 2^24, so float32 represents them exactly. If there are codes, their number and the codes
+        come first.
         """
         front = [np.array([len(self.codes)]), self.codes] if len(self.codes) else []
         parts = [*front, self.rows, *self.sound.arrays()]
@@ -179,12 +178,7 @@ class EncodedVoice:
     def from_array(
         cls, array: np.ndarray, rows_shape: tuple[int, int], num_mels: int, speaker: int, has_codes: bool = False
     ) -> "EncodedVoice":
-        """Create the voice from a result of `to_array`.
-
-        Args:
-            speaker: Width of the x-vector.
-            has_codes: True if T3 reads codes.
-        """
+        """Create the voice from a result of `to_array`; `speaker` is the width of the x-vector."""
         codes = np.zeros(0, np.int32)
         if has_codes:
             number = int(array[0])
@@ -204,11 +198,9 @@ class RecordingEncoder(nn.Module):
 
     Args:
         speaker: Width of the S3Gen x-vector.
-        num_mels: Number of bins in the S3Gen mel spectrogram.
 
     Attributes:
         condition: T3 tensors that compute rows, by published name.
-        min_s: Minimum length of a recording in seconds.
         excludes_min: True if a recording must be longer than `min_s`.
     """
 
@@ -229,13 +221,7 @@ class RecordingEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode a recording; `voice` reads the result.
-
-        Args:
-            pcm: Samples, float32 [n] at 24 kHz, at least 0.5 s.
-
-        Returns:
-            Result of `EncodedVoice.to_array`, float32 [N].
+        """Encode a recording, float32 [n] at 24 kHz, as the array of an `EncodedVoice`.
 
         Raises:
             InvalidRequest: If the voice encoder cannot represent the recording.
@@ -251,7 +237,7 @@ class RecordingEncoder(nn.Module):
         return self.recorded(speaker, codes, self.sound(pcm)).to_array()
 
     def levelled(self, pcm: np.ndarray) -> np.ndarray:
-        """Adjust the loudness of a recording, float32 [n] at 24 kHz, for the model; by default, leave it unchanged."""
+        """Adjust the loudness of a recording, float32 [n] at 24 kHz, if the model needs that."""
         return pcm
 
     def recorded(self, speaker: Tensor, codes: Tensor, sound: Sound) -> EncodedVoice:
@@ -259,12 +245,7 @@ class RecordingEncoder(nn.Module):
         return EncodedVoice(voice_rows(self.condition, speaker, codes).cpu().numpy(), sound)
 
     def check_condition(self, num_rows: int, hidden_size: int, path: Path) -> None:
-        """Raise CheckpointError if tensors that compute rows are missing or do not fit T3.
-
-        Args:
-            hidden_size: Width of T3.
-            path: File that contains the tensors, for error messages.
-        """
+        """Raise CheckpointError if tensors that compute rows are missing or do not fit T3."""
         codes = torch.full((MAX_CODES,), NUM_TOKENS - 1)
         rows = _made(
             lambda: [
@@ -318,21 +299,17 @@ class TurboRecordingEncoder(RecordingEncoder):
     max_codes = MAX_TURBO_CODES
 
     def levelled(self, pcm: np.ndarray) -> np.ndarray:
-        """Normalise a recording, float32 [n] at 24 kHz, to -27 LUFS."""
         return normalised(pcm, MEL_RATE, LOUDNESS)
 
     def recorded(self, speaker: Tensor, codes: Tensor, sound: Sound) -> EncodedVoice:
-        """Return the voice for an x-vector [256], T3 tokens [t], and a recording for S3Gen."""
         row = speaker_row(self.condition, speaker).cpu().numpy()
         return EncodedVoice(row, sound, codes.cpu().numpy().astype(np.int32))
 
     def voice(self, encoded: np.ndarray) -> EncodedVoice:
-        """Return the voice in the result of `encode`."""
         width = len(self.condition[f"{CONDITIONS}spkr_enc.bias"])
         return EncodedVoice.from_array(encoded, (1, width), self.num_mels, self.speaker, has_codes=True)
 
     def check_condition(self, num_rows: int, hidden_size: int, path: Path) -> None:
-        """Raise CheckpointError if tensors of the speaker row are missing or do not fit T3."""
         rows = _made(lambda: [speaker_row(self.condition, torch.zeros(WIDTH))], path)
         if rows.shape != (1, hidden_size):
             raise CheckpointError(f"{path}: expected rows {[1, hidden_size]} of a voice, got {list(rows.shape)}")
@@ -364,14 +341,7 @@ def load_recording_encoder(
     device: str = "cpu",
     network_class: type[RecordingEncoder] = RecordingEncoder,
 ) -> RecordingEncoder:
-    """Load the networks from `hearing/` in a checkpoint.
-
-    Args:
-        hidden_size: Width of T3.
-
-    Raises:
-        CheckpointError: If a file or tensor is missing, or does not have the expected shape.
-    """
+    """Load the networks from `hearing/` in a checkpoint for T3 of width `hidden_size`."""
     path = checkpoint / FOLDER / "model.safetensors"
     tensors = read_tensors(path)
     is_condition = lambda name: name.startswith(network_class.condition_names)  # noqa: E731
@@ -386,11 +356,7 @@ def load_recording_encoder(
 
 
 def _made(make: Callable[[], list[Tensor]], path: Path) -> Tensor:
-    """Return the rows that `make` computes; raise CheckpointError if a tensor is missing or misshaped.
-
-    Raises:
-        CheckpointError: If a tensor is missing or has an unexpected shape.
-    """
+    """Return the rows that `make` computes; raise CheckpointError if a tensor is missing or misshaped."""
     try:
         return torch.cat(make())
     except (LookupError, RuntimeError) as error:

@@ -25,16 +25,9 @@ from stretto.family.base import DrawRules
 
 
 def truncate(logits: torch.Tensor, params: DrawParams) -> torch.Tensor:
-    """Set to -inf the logits that top-k or top-p exclude in `draw`.
+    """Return a copy of logits, float32 [B, C] on the CPU, with -inf where `draw` excludes an id by top-k or top-p.
 
     Rows at temperature 0 are unchanged.
-
-    Args:
-        logits: float32 [B, C] on the CPU.
-        params: Sampling parameters of the rows.
-
-    Returns:
-        float32 [B, C], a copy.
     """
     values = logits.numpy().copy()
     for rows in params.rows(1, logits.shape[1]):
@@ -50,7 +43,7 @@ def truncate(logits: torch.Tensor, params: DrawParams) -> torch.Tensor:
 
 
 def truncate_on_device(logits: torch.Tensor, params: DrawParams) -> torch.Tensor:
-    """Set to -inf the logits that top-k or top-p exclude, as `truncate` does on the CPU; float32 [B, C]."""
+    """Compute `truncate` on a GPU, float32 [B, C]."""
     num_columns = logits.shape[1]
     top_p = params.top_p[:, None]
     is_random = (params.temperature > 0)[:, None]
@@ -66,16 +59,15 @@ def truncate_on_device(logits: torch.Tensor, params: DrawParams) -> torch.Tensor
 
 
 class LateDraw(RowDraw):
-    """Sampler of rows with the late penalty, in numpy or torch."""
+    """Sampler that applies the repetition penalty after top-k and top-p."""
 
     def penalized(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Return the logits without the penalty, which `chosen` applies; see `RowDraw.penalized`."""
+        """Return the logits unchanged, because `chosen` applies the penalty."""
         return logits
 
     def chosen(
         self, logits: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> torch.Tensor:
-        """Sample stream 0, [A, 1]; see `RowDraw.chosen`."""
         is_random = plan.audio.is_random
         params = step.audio
         if not is_random:
@@ -90,7 +82,7 @@ class LateDraw(RowDraw):
 
 @triton.jit
 def _unpenalized(values: tl.tensor, is_seen: tl.tensor, penalty: tl.tensor) -> tl.tensor:
-    """Return logits without the penalty; see `with_penalty` of `step_draw.py`."""
+    """Return the logits unchanged, because `_kept` applies the penalty."""
     return values
 
 
@@ -99,7 +91,7 @@ def _kept(
     values: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor, top_k: tl.tensor, top_p: tl.tensor,
     is_seen: tl.tensor, penalty: tl.tensor,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the penalized logits from which an id is sampled, without a floor; see `kept` of `step_draw.py`."""
+    """Return penalized logits, with -inf where top-k or top-p exclude an id, and a floor of -inf."""
     _, floor = kept(values, num_columns, temperature, top_k, top_p, is_seen, penalty)
     floor = tl.where(temperature > 0, floor, float("-inf"))
     values = tl.where(values >= floor, values, float("-inf"))
@@ -107,7 +99,7 @@ def _kept(
 
 
 class LateProgram(StepProgram):
-    """Kernel launches that sample a step with the late penalty."""
+    """GPU kernels that apply the repetition penalty after top-k and top-p."""
 
     sampling_functions: ClassVar = SAMPLING_FUNCTIONS._replace(penalized=_unpenalized, kept=_kept)
 

@@ -7,11 +7,7 @@ from stretto_chatterbox.family import PositionContext
 
 
 class PositionPair(GuidancePair):
-    """CFG pair whose unconditional request has the positions of the conditional one.
-
-    Args:
-        context: Rules for unconditional requests, which have no constants of their own.
-    """
+    """CFG pair whose unconditional request has the positions of the conditional one."""
 
     def __init__(self, context: PositionContext, conditional: str):
         super().__init__(conditional)

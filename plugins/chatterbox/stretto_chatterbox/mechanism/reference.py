@@ -9,16 +9,16 @@ from stretto.testing import ReferenceRule
 
 
 class LateScores(ReferenceRule):
-    """Rules of the sampling of codes in one reply."""
+    """Reference rules that apply the repetition penalty after top-k and top-p."""
 
     def penalized(self, logits: list[float], usual: list[float], stream: int) -> list[float]:
-        """Return `logits` unchanged, because `kept` applies the penalty."""
+        """Return the logits unchanged, because `kept` applies the penalty."""
         return logits
 
     def kept(
         self, logits: Sequence[float], ranked: Sequence[int], limits: CodeSampling, penalized: Sequence[float]
     ) -> dict[int, float]:
-        """Return the ids that top-k and top-p keep, with their penalized logits; see `ReferenceRule.kept`."""
+        """Return the ids that top-k and top-p keep, with their penalized logits."""
         kept = list(ranked)
         if limits.temperature > 0:
             kept = kept[: limits.top_k or None]
