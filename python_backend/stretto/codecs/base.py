@@ -54,8 +54,8 @@ class Stateful:
 class Blocks:
     """Streaming mode of a codec that decodes whole blocks of frames, each conditioned on earlier ones.
 
-    Block borders are fixed, so every chunking gives the same samples. These differ from the samples of a single decode
-    of the whole utterance, unless the codec itself limits what a frame depends on to its own block and earlier ones.
+    Block borders are fixed, so every chunking gives the same samples. They equal those of a single decode of the whole
+    utterance only if no frame depends on later blocks than its own.
 
     Attributes:
         sizes: Number of frames in each block; the last size repeats.
@@ -126,10 +126,8 @@ class CodecSpec:
     """Constants of a codec. Frame t covers samples [t, t + 1) * samples_per_frame of the waveform.
 
     Attributes:
-        num_codebooks: Number of codebooks; `with_codebooks` returns a spec with fewer.
-        streaming: Streaming mode. `Windowed` and `Stateful` specify the context that a window needs for its samples to
-            equal those of a single decode of the whole utterance. Codecs for which no such context exists use `Blocks`
-            or `Whole`.
+        streaming: `Windowed` or `Stateful` if a window with enough context has the same samples as in a single decode
+            of the whole utterance; otherwise `Blocks` or `Whole`.
         tail_samples: Number of samples by which the last frame is shorter than the others (odd strides). Such a codec
             looks ahead, so a window without right context is the end of the utterance. Negative if samples follow the
             last frame. If the value is a whole frame, the last frame is not played unless it is the only one.
@@ -186,15 +184,12 @@ class CodecSpec:
 
     @property
     def lookahead_frames(self) -> int:
-        """Number of frames after those of a sample that it may depend on."""
+        """Maximum number of frames after its own frame that a sample depends on."""
         return max(self.right_frames, self.start_frames, self.right_frames + max(self.blocks, default=0))
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """Sizes of the blocks that are decoded as a whole; the last size repeats.
-
-        Empty if chunks of any size are accepted.
-        """
+        """Sizes of blocks that are decoded as a whole; the last one repeats. Empty if any chunk size is accepted."""
         return self.streaming.sizes if isinstance(self.streaming, Blocks) else ()
 
     @property
@@ -210,22 +205,21 @@ class CodecSpec:
 
     @property
     def decodes_first(self) -> bool:
-        """True if the first codes of an utterance are decoded as soon as they are known, whatever else it contains."""
+        """True if the first chunk of an utterance can be decoded as soon as its codes are known."""
         return self.can_pad and self.can_capture and not self.are_latents
 
     def check_decodes_first(self, first_chunk: str) -> None:
-        """Raise CheckpointError unless the engine can decode first chunks with the convolutions of mode
-        `first_chunk`.
-        """
+        """Raise CheckpointError unless `decodes_first`, which the option `first_chunk` requires."""
         if not self.decodes_first:
             expected = f"null, because the codec {self.name} needs more than the first codes"
             raise CheckpointError(f"first_chunk: expected {expected}, got {first_chunk}")
 
     @property
     def can_capture(self) -> bool:
-        """True if CUDA graphs of `decode` are possible and useful: whole utterances rarely have the same length.
+        """True if a CUDA graph of `decode` is possible and useful.
 
-        If the codec has voices, utterances begin with different states, which are not in the table of states.
+        Whole utterances rarely have the same length. If the codec has voices, utterances begin with different states,
+        which are not in the table of states.
         """
         return not self.reads_on_host and self.max_frames is None and not self.num_voices
 
@@ -270,11 +264,7 @@ class CodecSpec:
         return replace(self, num_codebooks=number)
 
     def with_right_frames(self, right: int) -> "CodecSpec":
-        """Return the spec with only `right` right-context frames, possibly fewer than exact audio needs.
-
-        Raises:
-            ValueError: If `right` is out of range.
-        """
+        """Return the spec with `right` right-context frames, possibly too few for exact audio, or raise ValueError."""
         least = self.min_right_frames
         exact = self.right_frames
         if not least <= right <= exact:
@@ -295,9 +285,9 @@ class Window:
         first: Index of the first frame to decode in each utterance, int64 [B].
         state: State from `initial_state`, or after the previous window, [B, D]; with `rows`, the table of all
             utterances' states, [R, D].
-        rows: Numbers of the rows of the states before the window, and of the rows to which the states after it are
-            written, int64 [2, B] on the device of `state`; no row is both. None without a table. A codec gets them only
-            if `CodecSpec.reads_rows`.
+        rows: Rows of the table with the states before the window, and rows to which the states after it are written,
+            int64 [2, B] on the device of `state`. No row is both. None without a table, which only codecs with
+            `CodecSpec.reads_rows` get.
     """
 
     codes: Tensor
@@ -318,21 +308,11 @@ class Codec(Protocol):
     spec: CodecSpec
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode a recording.
-
-        Args:
-            pcm: Mono samples, float32 [n] at `spec.input_rate`, or `spec.sample_rate` if that is None.
-
-        Returns:
-            Codes, int64 [K, T].
-        """
+        """Encode mono samples, float32 [n] at `spec.input_rate or spec.sample_rate`, to codes, int64 [K, T]."""
         ...
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return the state before the first frame of `batch` utterances, [batch, D].
-
-        D is 0 for a codec without state.
-        """
+        """Return the state before the first frame of `batch` utterances, [batch, D]; D is 0 for a stateless codec."""
         ...
 
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
@@ -397,12 +377,7 @@ def use_whole_float32() -> None:
 
 
 def codec_module(name: str) -> Any:
-    """Return the module of the codec called `name`.
-
-    Raises:
-        KeyError: If the name is unknown; the message lists the installed codecs.
-        CheckpointError: If several packages register the name, or the module cannot be imported.
-    """
+    """Return the module of a codec. An unknown name raises KeyError, an ambiguous or broken one CheckpointError."""
     registered = find(CODECS, name)
     if registered is None:
         raise KeyError(f"unknown codec {name!r}; installed: {names(CODECS)}")
@@ -458,9 +433,8 @@ def load_codec(name: str, directory: Path, device: str = "cpu", num_codebooks: i
         num_codebooks: Number of codebooks to use, counted from the first; None for all.
 
     Raises:
-        KeyError: If the name is unknown; the message lists the installed codecs.
-        CheckpointError: If a file is missing or does not fit the codec, or there are fewer than `num_codebooks`
-            codebooks.
+        KeyError: If the name is unknown.
+        CheckpointError: If a file is missing or does not fit the codec, or there are too few codebooks.
     """
     module = codec_module(name)
     with bounded_networks(), one_thread():

@@ -1,6 +1,6 @@
-"""Causal layers of codecs, which store their last inputs in the state.
+"""Causal layers of codecs, which keep their last inputs in the state between windows.
 
-On a GPU, layers that follow one another are linked: each launch activates its output for the layer after it.
+On a GPU, the kernel launch of a layer also applies the activation of the next layer.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -57,8 +57,7 @@ class Convolution(nn.Module):
 
 
 class Upsampling(nn.Module):
-    """Transposed convolution trimmed on the right. If its kernel is longer than the rate, the outputs of successive
-    inputs overlap.
+    """Transposed convolution trimmed on the right.
 
     Args:
         late: Number of steps at an utterance's start to set to zero.
@@ -83,7 +82,6 @@ class Upsampling(nn.Module):
         self.kept = channels * self.before
 
     def forward(self, x: Tensor, memory: Memory, activation: Snake | Elu | None = None) -> Tensor:
-        """Return the outputs for x [B, C, n]. `activation`, if given, is applied to x first and must map 0 to 0."""
         if runs_kernels(x) and device.is_supported(getattr(self, self._name)):
             return self.launch(x if activation is None else activation(x), memory)[0]
         x = memory.masked_start(x, self.late)
@@ -94,7 +92,6 @@ class Upsampling(nn.Module):
         return upsample(x, getattr(self, self._name))
 
     def launch(self, x: Tensor, memory: Memory, ending: Ending = device.PLAIN) -> tuple[Tensor, Tensor]:
-        """Launch the layer on a GPU; return its outputs, and their activations if `ending` requests them."""
         return device.convolve(x, getattr(self, self._name), memory.part(self.kept, x.shape[2], self.late), ending)
 
 
@@ -125,18 +122,16 @@ class Downsampling(nn.Module):
         return self.conv(both)
 
     def launch(self, x: Tensor, memory: Memory, ending: Ending = device.PLAIN) -> tuple[Tensor, Tensor]:
-        """Launch the layer on a GPU; return its outputs, and their activations if `ending` requests them."""
         return device.convolve(x, self.conv, memory.part(self.kept, x.shape[2]), ending)
 
 
 class Padded:
-    """Layer of torch with its own padding, without a state."""
+    """Torch layer with its own padding and without a state, for use in a `Link`."""
 
     def __init__(self, conv: device.Convolving) -> None:
         self._conv = conv
 
     def launch(self, x: Tensor, memory: Memory | None, ending: Ending = device.PLAIN) -> tuple[Tensor, Tensor]:
-        """Launch the layer on a GPU; return its outputs, and their activations if `ending` requests them."""
         return device.convolve(x, self._conv, None, ending)
 
 
@@ -145,7 +140,7 @@ Launched = Convolution | Upsampling | Downsampling
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Layer with its own kernel launch, and its connection to earlier layers.
+    """Layer of one kernel launch, and its connection to the layers before it.
 
     Attributes:
         begins_residual: True if its input, before the activation, is a residual.
@@ -204,7 +199,7 @@ def run(layers: Sequence[nn.Module], x: Tensor, memory: Memory, in_parts: bool =
     """Apply layers one after another to x [B, C, n]; each activation is applied by the layer that follows it.
 
     Args:
-        in_parts: False to process the whole batch in each layer on a CPU, too, for layers whose outputs become smaller.
+        in_parts: False to process the whole batch in each layer on a CPU, for layers whose outputs become smaller.
     """
     if runs_kernels(x):
         return run_links(list(links_of(layers)), x, memory)
@@ -238,7 +233,6 @@ class SnakeBeta(Snake):
         self.beta = nn.Parameter(torch.zeros(channels))
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Return a and 1 / b."""
         return self.alpha.exp(), 1 / (self.beta.exp() + EPS)
 
 
@@ -264,7 +258,6 @@ class ResidualUnit(nn.Module):
         return self.conv2(self.conv1(x, memory, self.act1), memory, self.act2).add_(x)
 
     def links(self) -> Iterator[Link]:
-        """Yield the links of the unit."""
         return residual_links([self.act1, self.conv1, self.act2, self.conv2])
 
 
@@ -276,13 +269,11 @@ class ResidualBlock(nn.Module):
         self.block = nn.ModuleList(layers)
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        """Return the output [B, C, n]."""
         if runs_kernels(x):
             return run_links(list(self.links()), x, memory)
         return run(list(self.block), x, memory).add_(x)
 
     def links(self) -> Iterator[Link]:
-        """Yield the links of the block."""
         return residual_links(self.block)
 
 
@@ -309,7 +300,6 @@ class Block(nn.Module):
         return x
 
     def links(self) -> Iterator[Link]:
-        """Yield the links of the block."""
         return links_of(self.block)
 
 
@@ -344,15 +334,7 @@ class ConvNext(nn.Module):
 
 
 def samples_of(x: Tensor, memory: Memory, upsample: nn.ModuleList, decoder: nn.ModuleList) -> Tensor:
-    """Run the convolutional part of the decoder.
-
-    Args:
-        x: Latents, [B, C, n].
-        decoder: Layers after the upsampling stages.
-
-    Returns:
-        Samples, [B, n · hop].
-    """
+    """Return the samples [B, n · hop] of latents x [B, C, n]: apply upsampling stages, then the layers of `decoder`."""
     for stage in upsample:
         for layer in stage.children():
             x = layer(x, memory)
@@ -360,10 +342,7 @@ def samples_of(x: Tensor, memory: Memory, upsample: nn.ModuleList, decoder: nn.M
 
 
 def run_in_parts(layers: Sequence[Callable[[Tensor, Memory], Tensor]], x: Tensor, memory: Memory) -> Tensor:
-    """Apply layers one after another to x [B, C, n].
-
-    On a CPU, once the activations are too large for the caches, the remaining layers process the batch in parts.
-    """
+    """Apply layers in order to x [B, C, n]; on a CPU, split the batch once activations exceed the caches."""
     for index, layer in enumerate(layers):
         size = max(1, CACHE_BYTES * len(x) // (x.numel() * x.element_size()))
         if size < len(x) and x.device.type == "cpu":

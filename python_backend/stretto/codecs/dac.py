@@ -26,15 +26,12 @@ from stretto.weights.pretrained import load_model
 
 
 def decoder_layers(config: DacConfig, output_padding: bool) -> list[Layer]:
-    """Return the layers of a DAC decoder, for computing its receptive field.
+    """Return the layers of a DAC decoder, or raise CheckpointError if encoder and decoder have different frame rates.
 
     The order of the strides determines the receptive field: 10 frames for (8, 5, 4, 2), but 30 for (2, 4, 5, 8).
 
     Args:
         output_padding: True if layers with an odd stride use output padding, which completes the last frame.
-
-    Raises:
-        CheckpointError: If the decoder's samples per frame differ from the encoder's.
     """
     ratios = config.upsampling_ratios
     if prod(ratios) != prod(config.downsampling_ratios):
@@ -45,7 +42,7 @@ def decoder_layers(config: DacConfig, output_padding: bool) -> list[Layer]:
 
 
 def dac_links(decoder: DacDecoder) -> Iterator[Link]:
-    """Yield the layers of a decoder as kernel launches on a GPU."""
+    """Yield the layers of a decoder as links, with one kernel launch each."""
     yield Link(Padded(decoder.conv1))
     for block in decoder.block:
         yield Link(Padded(block.conv_t1), block.snake1)
@@ -66,9 +63,7 @@ class LaunchedDecoder(DacDecoder):
 
 
 def share_layers(decoder: DacDecoder) -> None:
-    """Replace the Snake activations of a decoder, which allocate a tensor per operation; on a GPU, also run its
-    layers as single launches.
-    """
+    """Replace the Snake activations, which allocate a tensor per operation; on a GPU, make each layer one launch."""
     share_snake(decoder)
     if type(decoder) is DacDecoder:
         decoder.__class__ = LaunchedDecoder
@@ -104,10 +99,6 @@ class DacCodec(WindowedCodec):
 
 
 def load(directory: Path, device: str = "cpu") -> DacCodec:
-    """Load the codec of a published checkpoint.
-
-    Raises:
-        CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
-    """
+    """Load the codec of a published checkpoint."""
     model, _ = load_model(DacModel, codec_directory(directory))
     return join_constants(DacCodec(model).to(device))

@@ -28,7 +28,6 @@ class DecoderSize:
 
     @property
     def gpu_bytes(self) -> int:
-        """Memory on a GPU, in bytes."""
         return round(1e9 * self.gpu_gb)
 
 

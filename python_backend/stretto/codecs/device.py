@@ -64,7 +64,7 @@ class Rotation:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Operations of a launch after the sums of a layer.
+    """Operations that a kernel launch applies to the sums of a layer.
 
     Attributes:
         gain: Factor of each output, [O], or None.
@@ -147,7 +147,7 @@ def convolve(
 
 
 def product(rows: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sizes, precision: str) -> Tensor:
-    """Return the outputs [B, length, O] for rows [B, n, C] and a weight [k, rate · O, C], and nothing else."""
+    """Return the convolution [B, length, O] of rows [B, n, C] with a weight [k, rate · O, C], without activation."""
     activation = PLAIN.arguments(len(weight))
     sums: Tensor
     sums, _ = torch.ops.stretto.product(
@@ -170,8 +170,6 @@ def multiply(
     Args:
         x: Inputs, [B, n, C].
         weight: Weight, [O, C].
-        bias: Bias, [O], or None.
-        norm: Norm of the inputs, or None.
         ending: Operations after the sums; its residual is [B, n, O].
     """
     activation = replace(ending, keeps_sums=ending.activation is None).arguments(len(weight))
@@ -234,7 +232,7 @@ def joint_codebooks(tables: Sequence[Tensor], projections: Sequence[nn.Linear]) 
 
 @dataclass(frozen=True, slots=True)
 class SplitCodebooks:
-    """Codebooks in two groups; the entries of each are summed, and then projected.
+    """Codebooks in two groups. The entries of each group are summed, and then projected.
 
     Attributes:
         entries: Entries of all codebooks, [K, size, C].
@@ -254,7 +252,7 @@ class SplitCodebooks:
 
 
 def split_codebooks(tables: Sequence[Tensor], projections: Sequence[nn.Conv1d]) -> SplitCodebooks:
-    """Join codebooks with entries [size, C] in two groups; the projections of the groups then share its memory."""
+    """Join codebooks [size, C] of two groups. The projections then share the memory of the joined weight."""
     with torch.inference_mode(False), torch.no_grad():
         entries = torch.stack([table.detach() for table in tables])
         weight = torch.cat([projection.weight.detach()[..., 0] for projection in projections], 1)
@@ -351,7 +349,7 @@ def joined_weight(layers: Sequence[nn.Linear], is_interleaved: bool = False) -> 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Steps of a codec's transformer.
+    """Positions and rotary embedding of consecutive transformer steps.
 
     Attributes:
         first: Position of the first step, [B].

@@ -85,11 +85,7 @@ class EncodedStream:
 
 
 def encode_ready(encoder: FrameEncoder, streams: Sequence[EncodedStream], max_batch: int = 16) -> None:
-    """Encode all complete frames of `streams`, batching frames of several recordings.
-
-    Args:
-        streams: Recordings, which may be at different positions.
-    """
+    """Encode all complete frames of `streams`, in batches of frames of several recordings."""
     while any(stream.num_ready for stream in streams):
         encode_round(encoder, streams, max_batch)
 
@@ -97,11 +93,7 @@ def encode_ready(encoder: FrameEncoder, streams: Sequence[EncodedStream], max_ba
 def encode_round(
     encoder: FrameEncoder, streams: Sequence[EncodedStream], max_batch: int = 16, max_frames: int = MAX_FRAMES
 ) -> None:
-    """Encode at least one frame of every stream that has a complete frame.
-
-    Args:
-        max_frames: Maximum number of frames to encode per recording.
-    """
+    """Encode one or more frames, at most `max_frames`, of every stream that has a complete frame."""
     ready = sorted((stream for stream in streams if stream.num_ready), key=lambda stream: stream.num_ready)
     for begin in range(0, len(ready), max_batch):
         batch = ready[begin : begin + max_batch]

@@ -81,12 +81,7 @@ class EspnetDacConfig:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "EspnetDacConfig":
-        """Return the sizes in the contents of `config.yaml`.
-
-        Raises:
-            KeyError: If a value is missing.
-            ValueError: If the config belongs to another codec, or is not supported; the message names the value.
-        """
+        """Return the sizes in `config.yaml`; raise KeyError or ValueError if a value is missing or unsupported."""
         if record["codec"] != "dac":
             raise ValueError(f"codec must be dac, got {record['codec']}")
         parameters = entry(record, "codec_conf.generator_params", CONFIG_FILE)
@@ -161,8 +156,7 @@ def read_generator(directory: Path, num_codebooks: int) -> dict[str, Tensor]:
     """Return the generator's tensors under our module names, with weight norms multiplied out.
 
     Raises:
-        CheckpointError: If the folder does not contain exactly one `*.pth` file, or codebooks are missing or differ in
-            shape.
+        CheckpointError: If there is not exactly one `*.pth` file, or codebooks are missing or differ in shape.
     """
     paths = sorted(directory.glob("*.pth"))
     if len(paths) != 1:
@@ -208,7 +202,7 @@ def multiply_weight_norm_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _are_lengths(g: torch.Size, v: torch.Size) -> bool:
-    """Return True if g has the shape of norms of v that are computed over all dimensions but one."""
+    """Return True if g has the shape of the norms of v over all dimensions but one."""
     return len(v) > 1 and any(
         [*g] == [size if dim == kept else 1 for dim, size in enumerate(v)] for kept in range(len(v))
     )
@@ -265,10 +259,7 @@ class EspnetDac(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode mono samples, float32 [n], to codes, int64 [K, T].
-
-        A partial last frame is padded by reflection.
-        """
+        """Encode mono samples, float32 [n], to codes, int64 [K, T]; a partial last frame is padded by reflection."""
         if len(pcm) == 0:
             return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
         samples = torch.from_numpy(np.asarray(pcm)).to(self.quantizer.embed)
@@ -280,18 +271,13 @@ class EspnetDac(nn.Module):
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
         latents = self.quantizer.decode(window.codes.to(self.quantizer.embed.device))
         pcm, state = self.stream(latents, window.left, window.right, window.state)
         return pcm.clamp(-1, 1), state
 
 
 def load(directory: Path, device: str = "cpu") -> EspnetDac:
-    """Return the codec published in `directory` or its subfolder `codec/`.
-
-    Raises:
-        CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
-    """
+    """Return the codec published in `directory` or its subfolder `codec/`."""
     directory = directory / "codec" if (directory / "codec").is_dir() else directory
     codec = EspnetDac(read_config(directory))
     load_strictly(codec, read_generator(directory, codec.spec.num_codebooks), directory)

@@ -1,22 +1,16 @@
 """`glm4_voice`: GLM-4-Voice and VITA-Audio decoder (22.05 kHz, 12.5 tokens per second; arXiv 2412.02612).
 
-tokens of all blocks so far ─► flow, given the previous mel ─► mel of the new block ─► HiFT ─► pcm
-                                                  └ the mel of its last 5 tokens is faded into the next block
+    tokens ─► conformer ─► regulator ─► μ ─► flow, given the previous mel ─► mel of the new block ─► HiFT ─► pcm
 
-Norms and attention cover all frames, and the flow starts from noise, so the samples of a block differ from those of a
-single decode of the whole utterance. Blocks, fades and prompts follow the authors' `web_demo.py` and
-`flow_inference.py`, with two exceptions. Starting with the third block, the authors' prompt repeats a frame, which
-shifts the prompt by one frame and loses 12 ms per block; ours does not. If the last block is complete, the mel held
-back at its end is decoded here, whereas the authors' code drops it.
+The mel of a block's last 5 tokens is faded into the next block. Norms and attention cover all frames, and the flow
+starts from noise, so the samples of a block differ from those of a single decode of the whole utterance.
 
-`config.yaml` is read as published in https://huggingface.co/THUDM/glm-4-voice-decoder, without executing it. The file
-is HyperPyYAML, whose tags `!new:`, `!name:` and `!apply:` would construct Python objects. Here each of them yields the
-mapping that follows it. `!ref <name>` yields the top-level value of that name.
+Blocks, fades and prompts follow the authors' `web_demo.py` and `flow_inference.py`, with two exceptions. Starting with
+the third block, the authors' prompt repeats a frame, which shifts the prompt by one frame and loses 12 ms per block. If
+the last block is complete, the mel held back at its end is decoded here, whereas the authors' code drops it.
 
-The flow:
-
-tokens ─► conformer ─► regulator ─► μ [B, M, T]
-noise [M, T] ─► 10 Euler steps along estimator(state, μ, speaker, prompt) ─► mel [B, M, T]
+`config.yaml` is HyperPyYAML, as published in https://huggingface.co/THUDM/glm-4-voice-decoder. It is read without
+executing its tags: `!new:`, `!name:` and `!apply:` yield the mapping that follows, and `!ref <name>` a top-level value.
 """
 
 import re
@@ -57,14 +51,7 @@ PARTS = ("flow", "hift")
 
 
 def read_part(directory: Path, file_name: str) -> dict[str, Tensor]:
-    """Return the tensors of one part of the release in float32, with weight norms multiplied out.
-
-    Args:
-        file_name: `flow` or `hift`, the name of a `.pt` file without its suffix.
-
-    Raises:
-        CheckpointError: If the file is missing.
-    """
+    """Return the tensors of `<file_name>.pt` in float32, with weight norms multiplied out."""
     path = directory / f"{file_name}.pt"
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
@@ -225,11 +212,7 @@ def _resolved(value: Any, names: dict[str, Any]) -> Any:
 
 
 def read_hyperpyyaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a HyperPyYAML file as plain data, without constructing objects.
-
-    Raises:
-        CheckpointError: If the file cannot be parsed, or refers to an unknown name.
-    """
+    """Return the mapping in a HyperPyYAML file as plain data, or raise CheckpointError."""
     record = yaml_mapping(path, _Loader)
     try:
         resolved = _resolved(record, record)
@@ -413,7 +396,6 @@ class Glm4VoiceCodec(nn.Module):
         self._register_tables(self.mels(history + max(sizes)), self.mels(max(sizes)) + self.overlap + 2)
 
     def _register_tables(self, flow_frames: int, vocoder_frames: int) -> None:
-        """Register the noise for the largest block, and the weights of the cross-fade, as buffers."""
         tables = noise_tables(self.config.mels, self.config.vocoder, flow_frames, vocoder_frames)
         tables["fade"] = torch.from_numpy(np.hamming(2 * self.overlap))
         for name, table in tables.items():
@@ -428,19 +410,14 @@ class Glm4VoiceCodec(nn.Module):
         raise InvalidRequest("audio", f"no audio ({self.spec.name} can only decode)", "audio")
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return zeros, the state before any frame has been decoded."""
         return self.flow.encoder_proj.bias.new_zeros(batch, self.room.size)
 
     def report_progress(self, call: Callable[[], None]) -> None:
-        """Make `decode` call `call` after each step of the flow."""
         self.flow.decoder.on_step = call
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode frames [first, last); return the samples [B, n] and the state after the last block.
-
-        At the end of an utterance, less than one mel frame of silence is appended.
-        """
+        """Decode a window; at the end of an utterance, append less than one mel frame of silence."""
         codes = window.codes[:, 0].to(window.state.device)
         memory = self.room.read(window.state)
         done = window.left + self.blocks.right if window.left else 0
@@ -477,11 +454,7 @@ class Glm4VoiceCodec(nn.Module):
         return torch.cat([begin, mel[..., self.overlap :]], 2)
 
     def _speak(self, memory: BlockMemory, mel: Tensor, goes_on: bool) -> BlockMemory:
-        """Decode a complete block of mel frames except for its end, and return the next state.
-
-        Args:
-            goes_on: True unless this is the first block.
-        """
+        """Decode a block of mel frames except for its end, and return the next state; `goes_on` unless it is first."""
         spoken = mel[..., : -self.overlap]
         overlap = mel[..., -self.overlap :]
         pcm, source = self._voice(memory, spoken, goes_on)
@@ -511,11 +484,7 @@ class Glm4VoiceCodec(nn.Module):
 
 
 def load(directory: Path, device: str = "cpu") -> Glm4VoiceCodec:
-    """Return the decoder published in `directory` or its subfolder `codec/`.
-
-    Raises:
-        CheckpointError: If a file or tensor is missing, or does not fit the decoder's architecture.
-    """
+    """Return the decoder published in `directory` or its subfolder `codec/`."""
     directory = directory / "codec" if (directory / "codec").is_dir() else directory
     codec = Glm4VoiceCodec(read_config(directory))
     load_part(codec.flow, directory, "flow")

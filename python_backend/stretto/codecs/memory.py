@@ -77,12 +77,7 @@ class Memory:
         return elements if self._rows is None else elements.index_select(0, self._rows[0])
 
     def part(self, size: int, num_new: int, late: int = 0) -> StatePart:
-        """Return the next `size` elements of the state for a layer on a GPU, which are steps of all channels.
-
-        Args:
-            size: Number of elements; 0 for a layer without earlier inputs.
-            late: Number of inputs at an utterance's start that count as zeros.
-        """
+        """Return the next `size` elements of the state, which are steps of all channels, for a layer on a GPU."""
         begin = self._at
         self._at = begin + size
         again = num_new * self.right // self._frames
@@ -114,7 +109,7 @@ class Memory:
 
 
 class CausalCodec(nn.Module):
-    """Base class of codecs of causal layers. Their state is the memory of these layers.
+    """Base class of codecs of causal layers, whose state is the memory of these layers.
 
     Subclasses define `samples`, and set `state_size` to the number of elements in the state of an utterance.
     """
@@ -126,12 +121,10 @@ class CausalCodec(nn.Module):
         raise NotImplementedError
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return zeros, the state before any frame has been decoded."""
         return next(self.parameters()).new_zeros(batch, self.state_size)
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode a window (see `base.Codec.decode`)."""
         codes = window.codes[:, :, window.left :].to(window.state.device)
         first = window.first.to(window.state.device)
         memory = Memory(window.state, first, codes.shape[2], window.right, window.rows)

@@ -50,9 +50,7 @@ SERVED = {
 
 
 def causal(layer: nn.Module) -> nn.Module:
-    """Return a streaming layer with the weights of a layer of transformers' Mimi; it keeps its last inputs in the
-    state.
-    """
+    """Return a streaming layer with the weights of a layer of transformers' Mimi."""
     if isinstance(layer, nn.ELU):
         return Elu()
     if isinstance(layer, MimiResnetBlock):
@@ -106,7 +104,6 @@ class Layer:
         self.self_attn = attention_of(published)
 
     def __call__(self, x: Tensor, rotation: tuple[Tensor, Tensor], is_seen: Tensor, memory: Memory) -> Tensor:
-        """Return the outputs [B, n, C]."""
         layer = self._published
         attended = self.self_attn(layer.input_layernorm(x), rotation, is_seen, memory)
         x = x + layer.self_attn_layer_scale(attended)
@@ -152,10 +149,7 @@ class MimiCodec(CausalCodec):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode mono samples, float32 [n], to codes, int64 [K, T].
-
-        The last frame may be shorter than the others.
-        """
+        """Encode mono samples, float32 [n], to codes, int64 [K, T]; the last frame may be shorter than the others."""
         if len(pcm) == 0:
             return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
         samples = torch.from_numpy(np.asarray(pcm)).to(next(self.parameters()))
@@ -163,7 +157,6 @@ class MimiCodec(CausalCodec):
         return codes[0].cpu().numpy()
 
     def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Decode frames (see `CausalCodec`)."""
         x = self._upsample[0](self._latents(codes), memory)
         frequencies = self.model.decoder_transformer.rotary_emb.inv_freq
         x = run_layers(self._layers, x.transpose(1, 2), first * STEPS, frequencies, memory)
@@ -199,11 +192,7 @@ def check(config: MimiConfig) -> None:
 
 
 def load(directory: Path, device: str = "cpu") -> MimiCodec:
-    """Load the codec of a published checkpoint.
-
-    Raises:
-        CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
-    """
+    """Load the codec of a published checkpoint."""
     directory = codec_directory(directory)
     check(load_config(MimiConfig, directory))
     model, _ = load_model(MimiModel, directory)

@@ -26,19 +26,13 @@ from stretto.codecs.mimi import STEPS, MimiCodec, causal
 
 @dataclass(frozen=True, slots=True)
 class KeyValueRing:
-    """Key-value cache of B utterances as rings [B, layers, 2, heads, R, head_dim].
-
-    Layers write to `slots` [B, n] in place.
-    """
+    """Key-value cache of B utterances: `rings` [B, layers, 2, heads, R, head_dim], written at `slots` [B, n]."""
 
     rings: Tensor
     slots: Tensor
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Store new keys and values [B, heads, n, head_dim] of a layer.
-
-        Return all keys and values of that layer, [B, heads, R, head_dim] each.
-        """
+        """Store new keys and values [B, heads, n, head_dim]; return all of the layer, [B, heads, R, head_dim] each."""
         rows = torch.arange(len(self.slots), device=self.slots.device)[:, None]
         for index, new in enumerate((keys, values)):
             self.rings[rows, layer, index, :, self.slots] = new.transpose(1, 2).to(self.rings.dtype)
@@ -114,7 +108,6 @@ class MimiEncoder:
 
     @torch.inference_mode()
     def encode(self, pcm: Tensor, first: Tensor, state: Tensor) -> Tensor:
-        """Encode the next frames of B recordings (`FrameEncoder.encode`)."""
         rings, inputs = state.split([self._ring_size, self.state_size - self._ring_size], 1)
         memory = Memory(inputs, first, pcm.shape[1] // self.samples_per_frame)
         steps = run(self._layers, pcm[:, None], memory, in_parts=False).transpose(1, 2)

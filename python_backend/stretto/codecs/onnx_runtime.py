@@ -51,13 +51,11 @@ class OnnxCodec:
         raise InvalidRequest("audio", f"no audio (an exported {self.spec.name} can only decode)", "audio")
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return zeros [batch, D]."""
         if self._state is None:
             return torch.zeros(batch, 0)
         return torch.zeros(batch, self._state.shape[1], dtype=STATE_DTYPES[self._state.type])
 
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
         last = window.codes.shape[2] - window.right
         start = window.left * self.spec.samples_per_frame
         stop = start + self.spec.num_samples(last - window.left, window.right)
@@ -84,14 +82,10 @@ def open_session(file: Path, device: str = "cpu", threads: int = 1) -> onnxrunti
 
 
 def load(name: str, directory: Path, device: str = "cpu", threads: int = 1) -> OnnxCodec:
-    """Return the exported codec called `name`.
-
-    Args:
-        directory: Checkpoint folder. The file is in it or in its subfolder `codec/`.
-        device: `cpu` or `cuda:<n>`.
+    """Return the exported codec called `name`, from a checkpoint folder or its subfolder `codec/`.
 
     Raises:
-        KeyError: If the name is unknown; the message lists the installed codecs.
+        KeyError: If the name is unknown.
         CheckpointError: If the file is missing, or contains another codec.
     """
     if find(CODECS, name) is None:

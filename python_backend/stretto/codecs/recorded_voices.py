@@ -45,15 +45,12 @@ class VoiceTable:
     voices: dict[int, FlowVoice] = field(default_factory=dict)
 
     def add(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray, device: torch.device) -> int:
-        """Add the voice of a recording, and return its number.
+        """Add the voice of a recording and return its number; raise InvalidRequest if an array does not fit.
 
         Args:
             tokens: Tokens of the recording, int32 [n].
             mel: Its mel spectrogram, float32 [2 n, M].
             x_vector: x-vector of the speaker, float32 [E].
-
-        Raises:
-            InvalidRequest: If an array has a size or values that the codec does not accept.
         """
         size = len(tokens)
         within = range(self.step, self.most + 1, self.step)
@@ -104,5 +101,4 @@ class RecordedVoiceCodec(nn.Module):
         return self.recorded.add(tokens, mel, x_vector, self.noise.device)
 
     def remove_voice(self, number: int) -> None:
-        """Remove a voice that was added."""
         del self.recorded.voices[number]

@@ -97,7 +97,7 @@ class Scale(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and a feed-forward layer with GELU, with pre-norms and residual connections, scaled or not."""
+    """Attention and a GELU feed-forward layer, with pre-norms and residual connections, optionally with LayerScale."""
 
     def __init__(self, config: TransformerConfig, has_scales: bool = True) -> None:
         super().__init__()
@@ -110,7 +110,6 @@ class Layer(nn.Module):
         self.approximation = GELU_FORMS[config.gelu]
 
     def forward(self, x: Tensor, rotation: Tensor, is_seen: Tensor, memory: Memory) -> Tensor:
-        """Return the output [B, n, C]."""
         x = x + self.layer_scale_1(self.self_attn(self.norm1(x), rotation, is_seen, memory))
         return x + self.layer_scale_2(self.linear2(F.gelu(self.linear1(self.norm2(x)), approximate=self.approximation)))
 
@@ -136,7 +135,7 @@ def can_launch(layers: Sequence[Any], x: Tensor) -> bool:
 
 
 def run_layers(layers: Sequence[Any], x: Tensor, first: Tensor, frequencies: Tensor, memory: Memory) -> Tensor:
-    """Return the outputs [B, n, C] of layers, here or of the Qwen3-TTS codec, for n steps.
+    """Return the outputs [B, n, C] of transformer layers of this module or of the Qwen3-TTS codec.
 
     Args:
         x: Steps, [B, n, C].

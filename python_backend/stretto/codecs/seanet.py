@@ -119,8 +119,6 @@ class SeanetStream:
 
         Args:
             latents: Latents, [B, C, left + frames + right].
-            left: Number of context frames before the window.
-            right: Number of context frames after the window.
             state: State before the window, [B, D].
 
         Returns:

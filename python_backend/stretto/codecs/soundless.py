@@ -18,15 +18,12 @@ class Soundless(nn.Module):
     spec = CodecSpec("soundless", 24_000, 1920, 1, 1, Windowed(0, 0), input_rate=INPUT_RATE)
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Raise InvalidRequest, because there is no encoder."""
         raise InvalidRequest("audio", "no audio to encode (this checkpoint generates only text)", "audio")
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return an empty state, [batch, 0]."""
         return torch.zeros(batch, 0)
 
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return silence."""
         batch, _, frames = window.codes.shape
         return window.state.new_zeros(batch, frames * self.spec.samples_per_frame), window.state
 

@@ -41,7 +41,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Args:
         x: Inputs, [..., K].
         weight: Weights, [N, K]. oneDNN is used only if they are contiguous, because it is very slow otherwise.
-        bias: [N] or None.
     """
     is_large = x.numel() * len(weight) >= MIN_PRODUCT and x.device.type == "cpu"
     if (
@@ -64,7 +63,6 @@ class Linear(nn.Linear):
     """Layer that computes its product with `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the outputs [..., N] for x [..., K]."""
         return linear(x, self.weight, self.bias)
 
 
@@ -77,7 +75,7 @@ def prepare_products(model: Model) -> Model:
 
 
 def join_constants(model: Model) -> Model:
-    """Compute the constants of the modules `WithConstants` in a loaded model, and return the model."""
+    """Compute the constants of all `WithConstants` modules in a loaded model, and return the model."""
     for layer in model.modules():
         if isinstance(layer, WithConstants):
             layer.join()
@@ -110,7 +108,7 @@ def prepare(model: nn.Module) -> None:
     """Prepare products; on a CPU, also prepare convolutions for `convolve` and `upsample`.
 
     Their weights are stored in the order that these functions need. Small transposed convolutions become `Upsampling`,
-    which keeps a copy of the weights. Call this after loading, and again if weights change; a change is not noticed.
+    which keeps a copy of the weights. Call this after loading, and again if weights change.
     """
     prepare_products(model)
     for layer in model.modules():
@@ -125,15 +123,9 @@ def prepare(model: nn.Module) -> None:
 
 
 def joined(before: Tensor, x: Tensor, activation: "Snake | Elu | None" = None) -> Tensor:
-    """Concatenate `before` and the activation of x, or x itself, in the layout of x.
+    """Return `before` [B, C, m] followed by x [B, C, n], or by its activation, in the layout of x.
 
-    Args:
-        before: Earlier inputs, [B, C, m].
-        x: Inputs, [B, C, n].
-        activation: Activation to apply to x. It writes its output directly to the result.
-
-    Returns:
-        Concatenation, [B, C, m + n].
+    The activation writes its output directly to the result.
     """
     if is_time_major(x) and before.dtype == x.dtype:
         both = x.new_empty(x.shape[0], before.shape[2] + x.shape[2], x.shape[1]).transpose(1, 2)
@@ -204,10 +196,7 @@ class Elu(nn.ELU):
 
 
 class WithConstants(nn.Module):
-    """Module with constants that are computed from its weights once, instead of in each call.
-
-    Subclasses define `join`.
-    """
+    """Module with constants that `join` computes from its weights once, instead of in each call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,7 +207,7 @@ class WithConstants(nn.Module):
         self._is_joined = True
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
-        """Convert the weights, as torch does for `to` and `double`; compute again the constants that `join` made."""
+        """Convert the weights, as for `to` and `double`, and compute the constants again if `join` made them."""
         super()._apply(fn, recurse)
         if self._is_joined:
             self.join()
@@ -241,7 +230,6 @@ class Snake(WithConstants):
         self.register_buffer("joined_factors", None, persistent=False)
 
     def join(self) -> None:
-        """Store the factors in `joined_factors`, repeated for rows that hold several steps."""
         super().join()
         factors = torch.stack(self.factors()).detach()
         self.register_buffer("joined_factors", factors.repeat(1, _max_joint(factors.shape[1])), persistent=False)
@@ -343,7 +331,6 @@ class Upsample:
         return ceil((first + self.before - self.kernel + 1) / self.stride), (last + self.before) // self.stride
 
     def length(self, length: int) -> int:
-        """Return the number of outputs for `length` inputs."""
         return (length - 1) * self.stride + self.kernel - self.before - self.after
 
 
@@ -406,7 +393,6 @@ class AlphaSnake(Snake):
         self.alpha = alpha
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Return the factors a and 1 / a in Snake, x + sin²(a x) / a, [C] each."""
         alpha = self.alpha.flatten()
         return alpha, 1 / (alpha + 1e-9)
 
@@ -422,10 +408,7 @@ def share_snake(decoder: nn.Module) -> None:
 
 
 class WindowedCodec(nn.Module):
-    """Base class of convolutional codecs.
-
-    Subclasses define `forward` and, if the checkpoint has an encoder, `codes_of`.
-    """
+    """Base class of stateless convolutional codecs; subclasses define `forward` and, to encode, `codes_of`."""
 
     def __init__(self, spec: CodecSpec, can_encode: bool = True) -> None:
         super().__init__()
@@ -442,16 +425,13 @@ class WindowedCodec(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
         return next(self.parameters()).device
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return an empty state, [batch, 0]."""
         return torch.zeros(batch, 0, device=self.device)
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode a window (see `base.Codec.decode`)."""
         frames = window.codes.shape[2] - window.left - window.right
         start = window.left * self.spec.samples_per_frame
         pcm = self(window.codes.to(self.device))[:, start : start + self.spec.num_samples(frames, window.right)]

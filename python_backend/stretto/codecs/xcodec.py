@@ -54,10 +54,8 @@ def load_semantic(
 ) -> SemanticCodec:
     """Load an X-codec or a codec derived from it.
 
-    The checkpoint may lack tensors that are used only for encoding and training; the codec then cannot encode.
-
-    Raises:
-        CheckpointError: If any other tensor is missing, or a tensor is unknown, not finite or of the wrong shape.
+    The checkpoint may lack tensors that are used only for encoding and training; the codec then cannot encode. Any
+    other missing tensor raises CheckpointError.
     """
     directory = codec_directory(directory)
     model, is_complete = load_model(model_class, directory, ENCODING + TRAINING)
@@ -68,11 +66,7 @@ def load_semantic(
 
 
 def load(directory: Path, device: str = "cpu") -> SemanticCodec:
-    """Load the codec of a published checkpoint.
-
-    Raises:
-        CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
-    """
+    """Load the codec of a published checkpoint."""
     return load_semantic("xcodec", XcodecModel, directory).to(device)
 
 

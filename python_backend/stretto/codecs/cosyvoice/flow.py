@@ -309,7 +309,6 @@ class Estimator(nn.Module):
         """Return the flow [B, M, T].
 
         Args:
-            x: State and conditions, [B, 4 M, T].
             waves: Row of `waves_of_time`, [4 M].
             until: Row of `waves_of_time` for the time at which a mean-flow step ends; None for other flows.
         """
@@ -337,9 +336,7 @@ def _stages(blocks: nn.ModuleList) -> Iterator[Stage]:
 
 
 def _rising(shape: EstimatorShape) -> list[nn.Module]:
-    """Return the up-sampling stages. The input of each one includes the output of the down-sampling stage with the
-    same resolution.
-    """
+    """Return the up-sampling stages; each also reads the output of the down-sampling stage with its resolution."""
     widths = [*reversed(shape.channels), shape.channels[0]]
     stages = list[nn.Module]()
     for level, (width, next_width) in enumerate(itertools.pairwise(widths)):
@@ -518,13 +515,9 @@ class TokenInput(nn.Module):
 
 
 def wave_of_distances(length: int, width: int, device: torch.device) -> Tensor:
-    """Return the sinusoidal encoding of the distances length - 1 down to 1 - length.
+    """Return the sinusoidal encoding of the distances length - 1 to 1 - length, float64 [2 length - 1, width].
 
-    Args:
-        width: Width of the encoding; sines and cosines alternate.
-
-    Returns:
-        float64 [2 length - 1, width], because angles in float32 would depend on the processor.
+    Sines and cosines alternate. Angles in float32 would depend on the processor.
     """
     distance = torch.arange(length - 1, -length, -1, device=device, dtype=torch.float64)
     even = torch.arange(0, width, 2, device=device, dtype=torch.float64)

@@ -51,12 +51,9 @@ def count(names: Iterable[str], prefix: str) -> int:
 
 
 def shape_of(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
-    """Return the shape of a tensor that defines sizes.
+    """Return a tensor's shape; raise CheckpointError unless it has `rank` sizes in [1, MAX_WIDTH].
 
-    Raises:
-        CheckpointError: If the tensor is missing, does not have `rank` dimensions, or has a size outside
-            [1, MAX_WIDTH]. The bound is needed because a file can declare any size for an empty tensor, and noise of
-            that size would be generated.
+    A file can declare any size for an empty tensor, and noise of that size would be generated.
     """
     shape = shapes.get(name)
     if shape is None or len(shape) != rank:

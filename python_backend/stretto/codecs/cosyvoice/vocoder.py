@@ -188,11 +188,10 @@ class Fourier(nn.Module):
 
 
 def source_down(bins: int, width: int, step: int, is_causal: bool) -> nn.Module:
-    """Return the layer that brings the spectrum of the excitation to the rate of a stage.
+    """Return the layer that reduces the spectrum of the excitation to the frame rate of a stage.
 
     Args:
-        step: Number of frames of the spectrum in a frame of the stage.
-        is_causal: True if no frame depends on later ones.
+        step: Number of frames of the spectrum per frame of the stage.
     """
     if step == 1:
         return nn.Conv1d(bins, width, 1)

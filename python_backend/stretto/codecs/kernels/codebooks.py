@@ -10,13 +10,13 @@ COLUMNS = 128
 def sum_on_device(
     out: Tensor, codes: Tensor, entries: Tensor, num_first: int, num_others: int, last_code: int, scale: float
 ) -> None:
-    """Write the sums of entries: of the first `num_first` codebooks, then of each `num_others` of the others.
+    """Write the sum of entries over the first `num_first` codebooks, then over each `num_others` of the others.
 
     Args:
         out: Sums, float32 [B, n, groups · C]; written.
         codes: Codes, int64 [B, K, n], with any strides.
         entries: Entries of all codebooks, float32 [books, size, C].
-        last_code: Code for which higher ones count, in groups after the first.
+        last_code: Code that replaces higher codes in groups after the first.
     """
     num_batch, _, num_steps = codes.shape
     _, size, num_channels = entries.shape

@@ -1,4 +1,4 @@
-"""Kernel of a convolution of each channel with a filter of its own, or of an activation alone.
+"""Kernel of a depthwise convolution, or of an activation alone.
 
 Filters may be those of a transposed convolution, whose steps have `rate` outputs. Sums add the taps from the earliest
 input on; the bias is the first summand.
@@ -11,7 +11,7 @@ from torch import Tensor
 from stretto.codecs.kernels.signals import BLOCK, activated, input_at, keep_last, late_inputs, memory_or_none, row_of
 from stretto.codecs.kernels.sizes import Sizes
 
-# numbers of a program
+# size of the tile of outputs that a program computes
 ROWS = 16
 COLUMNS = 64
 

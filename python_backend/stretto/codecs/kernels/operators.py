@@ -34,7 +34,7 @@ PRECISION: ContextVar[str] = ContextVar("PRECISION", default=IEEE)
 
 
 def runs_kernels(x: Tensor) -> bool:
-    """Return True if kernels process a signal."""
+    """Return True if kernels process x: a float32 signal on a GPU or on `meta`, without gradients."""
     return x.device.type in DEVICES and x.dtype == torch.float32 and not torch.is_grad_enabled()
 
 

@@ -106,7 +106,7 @@ def multiply_on_device(
 
 
 def constants(precision: str, activation: str, block_columns: int, head_dim: int) -> dict[str, Any]:
-    """Return the arguments for which the kernel is compiled."""
+    """Return the compile-time arguments of the kernel."""
     return {
         "precision": precision,
         "activation": activation,
@@ -125,7 +125,7 @@ def rounded_to_tf32(number: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def added(total: tl.tensor, left: tl.tensor, right: tl.tensor, precision: tl.constexpr) -> tl.tensor:
-    """Add a product to sums."""
+    """Return `total` plus the product of `left` and `right`, whose operands are rounded as `precision` requires."""
     if precision == "tf32":
         left = rounded_to_tf32(left)
         right = rounded_to_tf32(right)
@@ -194,7 +194,7 @@ def rotated(
     block_rows: tl.constexpr,
     block_columns: tl.constexpr,
 ) -> tl.tensor:
-    """Return sums whose columns are rotated heads."""
+    """Return sums after the rotary embedding; their columns are the coordinates of heads."""
     half: tl.constexpr = head_dim // 2
     heads: tl.constexpr = block_columns // head_dim
     angle = row * half + tl.arange(0, half)[None, :]
@@ -233,7 +233,7 @@ def store(
     block_rows: tl.constexpr,
     block_columns: tl.constexpr,
 ) -> None:
-    """Write sums and their activations."""
+    """Apply bias, gain and residual to sums, and write them and their activations."""
     is_column = (columns < num_columns)[None, :]
     channel = (columns % num_outputs)[None, :]
     step = begin + (columns // num_outputs)[None, :]

@@ -36,7 +36,7 @@ def input_at(
     num_before: tl.tensor,
     late: tl.tensor,  # number of new inputs that count as zeros, or None
 ) -> tl.tensor:
-    """Return a layer's inputs at the given steps; 0 where there is no input, and for the first `late` new ones."""
+    """Return a layer's inputs at the given steps; 0 if there is none, and for the first `late` new ones."""
     is_step = step < num_inputs
     if late is not None:
         is_step = is_step & ((step < 0) | (step >= late))
@@ -58,7 +58,7 @@ def late_inputs(first: tl.tensor, batch: tl.tensor, late: tl.tensor) -> tl.tenso
 
 @triton.jit
 def row_of(state_rows: tl.tensor, batch: tl.tensor) -> tl.tensor:
-    """Return the rows of utterances in a state: those with these numbers, [B], or their own without numbers."""
+    """Return the rows of utterances in a state: those in `state_rows` [B], or `batch` if that is None."""
     return tl.load(state_rows + batch) if state_rows is not None else batch
 
 

@@ -7,7 +7,7 @@ GATE = "gate"  # activation of pairs of columns, whose result has half as many
 
 
 class Sizes(NamedTuple):
-    """Sizes of a layer and of its window that tensors do not have.
+    """Sizes of a layer and of its window that the shapes of tensors do not define.
 
     Attributes:
         before: Number of inputs before the first new one: the last ones of the state, or zeros.

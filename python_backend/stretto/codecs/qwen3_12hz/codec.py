@@ -77,17 +77,12 @@ class Qwen3Codec(CausalCodec):
         return self.encoder(samples, self.spec.num_codebooks).cpu().numpy()
 
     def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Decode frames (see `CausalCodec`)."""
         pcm: Tensor = self.decoder(codes, first, memory)
         return pcm.clamp(-1, 1)
 
 
 def load(directory: Path, device: str = "cpu") -> Qwen3Codec:
-    """Load the codec of a published checkpoint.
-
-    Raises:
-        CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
-    """
+    """Load the codec of a published checkpoint."""
     directory = codec_directory(directory)
     codec = Qwen3Codec(read_config(directory))
     path = directory / "model.safetensors"

@@ -160,11 +160,7 @@ class Qwen3CodecConfig:
 
 
 def read_config(directory: Path) -> Qwen3CodecConfig:
-    """Return the sizes in a folder's `config.json`.
-
-    Raises:
-        CheckpointError: If the file is missing or belongs to another codec.
-    """
+    """Return the sizes in `config.json`; raise CheckpointError if it is missing or belongs to another codec."""
     try:
         return Qwen3CodecConfig.from_record(json_object(directory / CONFIG_FILE))
     except (*UNPARSABLE, StrictDataclassError) as error:
@@ -200,12 +196,7 @@ class Attention(nn.Module):
         self.rotation_at = rotation_at
 
     def forward(self, x: Tensor, rotation: Rotation, is_seen: Tensor, memory: Memory) -> Tensor:
-        """Return the attention outputs, [B, n, H].
-
-        Args:
-            x: Inputs, [B, n, H].
-            is_seen: Attention mask, bool [B, 1, n, before + n].
-        """
+        """Return the attention outputs [B, n, H] for x [B, n, H] and the mask is_seen, bool [B, 1, n, before + n]."""
         query, key, value = (
             linear(x).unflatten(2, (-1, self.width)) for linear in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -313,10 +304,7 @@ def rotation_at(first: Tensor, num_steps: int, frequencies: Tensor, dtype: torch
 
 
 def rotated(x: Tensor, rotation: Rotation) -> Tensor:
-    """Apply the rotary embedding to x [B, n, heads, width].
-
-    Coordinate i of the first half is paired with i of the second.
-    """
+    """Apply the rotary embedding, whose pairs of coordinates are half a head apart, to x [B, n, heads, width]."""
     cosines, sines = rotation
     one, other = x.chunk(2, -1)
     return x * cosines + torch.cat([-other, one], -1) * sines
@@ -350,7 +338,6 @@ class Codebook(WithConstants):
         return self._quotients() if self.entries is None else self.entries
 
     def join(self) -> None:
-        """Compute all entries of the codebook."""
         super().join()
         self.register_buffer("entries", self._quotients().detach(), persistent=False)
 
@@ -421,12 +408,7 @@ class Decoder(nn.Module):
         self.decoder = nn.ModuleList([*layers, SnakeBeta(channels), Convolution(channels, 1, KERNEL)])
 
     def forward(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Decode codes to samples, [B, n · hop].
-
-        Args:
-            codes: Codes, [B, K, n].
-            first: Index of the first frame of each utterance, [B].
-        """
+        """Decode codes [B, K, n], whose first frames have the indices `first` [B], to samples [B, n · hop]."""
         latents = self.pre_conv(self.quantizer(codes), memory).transpose(1, 2)
         x = self.pre_transformer(latents, first, memory).transpose(1, 2)
         return samples_of(x, memory, self.upsample, self.decoder)

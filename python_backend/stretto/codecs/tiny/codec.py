@@ -59,10 +59,7 @@ def mel_filters() -> Tensor:
 
 
 def log_mel(pcm: Tensor) -> Tensor:
-    """Return the log-mel frames [..., n // HOP, NUM_MELS] of pcm [..., n].
-
-    Frame i is centred on sample i * HOP + HOP / 2.
-    """
+    """Return the log-mel frames [..., n // HOP, NUM_MELS] of pcm [..., n], each centred on the middle of its hop."""
     margin = (FFT_SIZE - HOP) // 2
     window = torch.hann_window(FFT_SIZE, device=pcm.device)
     framed = F.pad(pcm, (margin, margin))
@@ -96,8 +93,7 @@ def upsample(values: Tensor, neighbours: Tensor) -> Tensor:
 
 
 def cycles(pitch_hz: Tensor) -> Tensor:
-    """Return the phase at the borders between samples, in cycles, [B, T * HOP + 1], for a pitch in Hz, float64 [B, T *
-    HOP].
+    """Return the phase in cycles at the borders of samples, [B, T * HOP + 1], for a pitch in Hz, float64 [B, T * HOP].
 
     Whole cycles are dropped at the starts of hops. Hops are summed in integer multiples of PHASE_STEP, so the result is
     exact in any order (int64 overflow also drops only whole cycles), and phases do not depend on how the utterance is
