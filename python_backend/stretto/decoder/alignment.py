@@ -1,4 +1,4 @@
-"""Collection of the samples and text that word times need, and the sending of events with word times."""
+"""Samples and text for word times, and the sending of events with word times."""
 
 import threading
 from collections.abc import Callable
@@ -39,7 +39,6 @@ class StoredBytes:
 
     @property
     def held(self) -> int:
-        """Number of bytes stored."""
         return self._held
 
     def acquire(self, num_bytes: int) -> bool:
@@ -50,7 +49,6 @@ class StoredBytes:
             return fits
 
     def release(self, num_bytes: int) -> None:
-        """Subtract bytes that are no longer stored."""
         with self._lock:
             self._held -= num_bytes
 
@@ -62,7 +60,7 @@ class Collected:
     Attributes:
         rate: Sample rate of the samples in Hz.
         text: Text of the reply so far, or the text that is read aloud.
-        is_of_client: True if `text` is the one that the client has sent, so that words have positions in it.
+        is_of_client: True if the client has sent `text`, so that words have positions in it.
         pcm: Parts of the samples, int16 [n] each.
     """
 
@@ -78,7 +76,7 @@ class Collected:
 
     @classmethod
     def begin(cls, request: Alignment, rate: int, stored: StoredBytes) -> "Collected":
-        """Return a new collection, already filled with any text and recording that the request supplies.
+        """Return a new collection with the text and the recording in the request, if it has them.
 
         Args:
             rate: Sample rate of the codec in Hz.
@@ -110,7 +108,6 @@ class Collected:
         self._num_bytes += pcm.nbytes
 
     def drop(self) -> None:
-        """Free the samples."""
         self.stored.release(self._num_bytes)
         self.pcm = []
         self._num_bytes = 0
@@ -119,9 +116,8 @@ class Collected:
         """Request the word times; when they arrive, free the samples and call `answer` once.
 
         Args:
-            queue: The aligner; None if this decoder has none.
-            answer: Function that is called with the words, or with None if there is no aligner, nothing to align, or
-                more audio than may be stored.
+            answer: Called with the words, or with None if there is no aligner, nothing to align, or more audio than may
+                be stored.
         """
         if queue is None or not self.pcm or not self.text:
             self.drop()
@@ -138,7 +134,7 @@ class Collected:
 def send_aligned(
     pending: PendingChunk, event: Event, collected: Collected, words: list[TimedWord] | None, counts: Counts
 ) -> None:
-    """Answer an utterance's last chunk with the word times. Any thread may call this function.
+    """Answer an utterance's last chunk with the word times; any thread may call this function.
 
     Args:
         event: The chunk's event, without words.

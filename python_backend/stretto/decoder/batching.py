@@ -1,9 +1,7 @@
-"""Jobs for chunks, their batches, and the order in which batches are formed.
+"""Batches of windows from different utterances, and the order in which they are formed.
 
 The job with the earliest deadline comes first: its client will underrun next, or is still waiting for its first audio.
 Client hosts take turns in having the first job of a batch.
-
-A batch combines windows of different utterances.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -22,11 +20,11 @@ from stretto.errors import Cancelled
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChunkJob:
-    """Work for one chunk: a window to decode.
+    """A window of a chunk to decode.
 
     Attributes:
-        due_s: Time at which the client will have played everything sent so far; if nothing has been sent yet, the time
-            at which the job was created.
+        due_s: Time at which the client will have played everything sent so far; before the first audio, the time at
+            which the job was created.
         is_last: True for the chunk's last window; False for earlier windows and for windows of a voice reference.
     """
 
@@ -48,8 +46,8 @@ class LaunchedBatch:
     The sessions get their next codec states immediately, although the device may still be computing them.
 
     Attributes:
-        is_first: True for a batch of first chunks with a lane of its own.
-        has_company: True if the device may have computed a batch of the other lane meanwhile, so that it took longer.
+        is_first: True for a batch of first chunks with a lane of their own.
+        has_company: True if a batch of the other lane may have run meanwhile, so that this one took longer.
     """
 
     def __init__(self, jobs: Sequence[ChunkJob], launcher: Launcher, spec: CodecSpec, is_first: bool = False) -> None:
@@ -73,19 +71,16 @@ class LaunchedBatch:
 
     @property
     def is_done(self) -> bool:
-        """True once the samples are available, so that `pcm` returns immediately."""
+        """True once the samples are available."""
         return self._flight.is_done()
 
     @property
     def device_s(self) -> Callable[[], float] | None:
-        """Function that returns the device time in seconds, callable once the samples are available.
-
-        None on the host.
-        """
+        """Function that returns the time on the device once the samples are available; None on the host."""
         return self._flight.device_s
 
     def addresses(self) -> list[int | None]:
-        """Return the GPU address of each job's samples, valid as long as this object exists; None on the host."""
+        """Return the GPU address of each job's samples, valid while this object exists; None on the host."""
         samples = self._flight.on_device
         return [None] * len(self.jobs) if samples is None else [row.data_ptr() for row in samples]
 
@@ -93,7 +88,7 @@ class LaunchedBatch:
 class BatchesInFlight:
     """Batches that have been launched and not completed, each with its launch time.
 
-    First chunks with a lane of their own have at most one; all others have one more than `depth`.
+    The lane of first chunks has at most one, the other lane one more than `depth`.
     """
 
     def __init__(self, depth: int) -> None:
@@ -104,7 +99,7 @@ class BatchesInFlight:
         return len(self._batches)
 
     def add(self, batch: LaunchedBatch, begun: float) -> None:
-        """Add a batch. It and the batches of the other lane may now take longer, because they share the GPU."""
+        """Add a batch. If the other lane has batches, mark all of them as slower, because they share the GPU."""
         for other in (other for other, _ in self._batches if other.is_first != batch.is_first):
             other.has_company = True
             batch.has_company = True
@@ -116,7 +111,7 @@ class BatchesInFlight:
         return num_batches > (0 if is_first else self._depth)
 
     def take_done(self) -> list[tuple[LaunchedBatch, float]]:
-        """Remove and return the completed batches at the front of each lane: first chunks, and others."""
+        """Remove and return the completed batches at the front of each lane."""
         done = list[tuple[LaunchedBatch, float]]()
         left = list[tuple[LaunchedBatch, float]]()
         busy = set[bool]()
@@ -130,7 +125,6 @@ class BatchesInFlight:
         return done
 
     def clear(self) -> None:
-        """Remove all batches."""
         self._batches = []
 
 
@@ -140,11 +134,11 @@ MAX_HOSTS = 1024
 class HostTurns:
     """Order in which client hosts have the first job of a batch.
 
-    A host whose clients have all underrun would otherwise come before every client that is still waiting for its audio.
+    Without turns, a host whose clients have all underrun would come before every client that still waits for audio.
     """
 
     def __init__(self) -> None:
-        self._hosts: dict[str, None] = {}  # the one whose turn was last comes last
+        self._hosts: dict[str, None] = {}  # in the order of their last turns
 
     def next(self, hosts: Collection[str]) -> str:
         """Return the host in `hosts` whose last turn was longest ago."""
@@ -159,10 +153,10 @@ class HostTurns:
 
 
 def next_group(jobs: Sequence[ChunkJob], limit: Callable[[FrameWindow], int], turns: HostTurns) -> list[ChunkJob]:
-    """Return the jobs of the next batch: first of clients that have no audio yet, then by deadline.
+    """Return the jobs of the next batch: the next host's first job, and others of the same shape.
 
-    These are the first job of the next host and others of the same shape. If that job may not share a batch, it is
-    returned on its own.
+    Jobs are sorted by deadline; those of clients that have no audio yet come first. If the first job may not share a
+    batch, it is returned alone.
 
     Args:
         limit: Function that returns the maximum number of jobs per batch, given the window of one of them.
@@ -177,11 +171,7 @@ def next_group(jobs: Sequence[ChunkJob], limit: Callable[[FrameWindow], int], tu
 
 
 def still_connected(jobs: Sequence[ChunkJob], fail: Callable[[PendingChunk, Exception], None]) -> list[ChunkJob]:
-    """Return the jobs whose clients are still connected or whose sessions can be resumed, and fail the others.
-
-    Args:
-        fail: Called with the chunk and the error for each job whose client has disconnected or cancelled.
-    """
+    """Return the jobs whose clients are connected or whose sessions can be resumed, and call `fail` for the others."""
     connected = list[ChunkJob]()
     for job in jobs:
         try:

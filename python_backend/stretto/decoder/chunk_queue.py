@@ -1,4 +1,4 @@
-"""Per-utterance queue of chunks, unanswered chunks, and the decoder's counters and stopwatch."""
+"""Queue of chunks, unanswered chunks, and the decoder's counters and stopwatch."""
 
 import logging
 import math
@@ -28,19 +28,18 @@ class Counts:
         self._decode_s = 0.0
 
     def add(self, name: str, by: int = 1) -> None:
-        """Increase the counter `name`, which is one of NAMES."""
         with self._counting:
             self._counts[name] += by
 
     def add_batch(self, num_windows: int, num_frames: int, spent_s: float) -> None:
-        """Count a decoded batch."""
+        """Count a decoded batch, which took `spent_s`."""
         with self._counting:
             self._counts += Counter(batches=1, windows=num_windows, frames=num_windows * num_frames)
             self._largest_batch = max(self._largest_batch, num_windows)
             self._decode_s += spent_s
 
     def to_dict(self) -> dict[str, float]:
-        """Return a dict with all counters, the largest batch size, and the decoding time in seconds."""
+        """Return all counters, the largest batch size, and the total decoding time in seconds."""
         with self._counting:
             counted = {name: self._counts[name] for name in NAMES}
             return counted | {"largest_batch": self._largest_batch, "decode_s": self._decode_s}
@@ -52,16 +51,16 @@ BATCH_MEMORY = 32  # batches after which a measurement has lost about two thirds
 class Stopwatch:
     """Estimate of a batch's duration from its number of frames; written by one thread, read by any.
 
-    The time of a frame, averaged over a batch, is `frame_s + batch_s / frames`. Both are fitted to the recent batches
-    by least squares.
+    The time per frame of a batch is `frame_s + batch_s / frames`. Both numbers are fitted to the recent batches by
+    least squares.
 
     Args:
-        num_context_frames: Number of frames that are decoded in each window besides its new ones.
-        longest_s: Time for the windows of a full batch, in seconds.
+        num_context_frames: Number of context frames that are decoded in each window.
+        longest_s: Time for the windows of a full batch.
 
     Attributes:
         measured: Measured decoding time. If many windows are waiting, the time for a window is its share of a full
-        batch.
+            batch.
     """
 
     def __init__(self, num_context_frames: int, longest_s: float = math.inf) -> None:
@@ -91,8 +90,8 @@ class ChunkAnswer(Protocol):
     """Answer to one chunk; exactly one of `send` and `fail` is called, once.
 
     Attributes:
-        wanted_s: Time until which the chunk was not urgent, on the decoder's clock; its wait until then is no latency.
-            The decoder sets it before it calls `send`.
+        wanted_s: Time until which the chunk was not urgent, on the decoder's clock; waiting until then does not count
+            as latency. The decoder sets it before it calls `send`.
     """
 
     host: str
@@ -117,12 +116,12 @@ class PendingChunk:
 
     Attributes:
         codes: Integers [K, T], or None for a chunk without audio.
-        form: Output format requested by the client; the format of the first chunk applies to the whole utterance.
+        form: Output format; that of the first chunk applies to the whole utterance.
         on_device: Called before the answer with the GPU address of the samples, which is valid until the answer is
             sent.
         on_progress: Called during long operations, so that the language model does not time out.
         is_kept: Function that returns True while the session can be resumed; None for other utterances.
-        is_answered: True if the chunk has been answered with samples that came with it, and is decoded for its state.
+        is_answered: True if its samples came with it and have been sent; it is then decoded only for the codec state.
     """
 
     utterance: str
@@ -136,12 +135,12 @@ class PendingChunk:
     is_answered: bool = False
 
     def answered(self) -> "PendingChunk":
-        """Return a copy of the chunk for which nothing is sent any more."""
+        """Return a copy of the chunk for which nothing more is sent."""
         return replace(self, reply=Answered(self.reply.host), on_device=None, is_answered=True)
 
 
 class Answered:
-    """Answer that sends nothing, for a chunk whose samples have been sent before; see `ChunkAnswer`."""
+    """Answer that sends nothing, for a chunk whose samples have been sent."""
 
     def __init__(self, host: str) -> None:
         self.host = host
@@ -154,7 +153,6 @@ class Answered:
         """Send nothing; the utterance's next chunk fails (`DecoderSession.failure`)."""
 
     def is_cancelled(self) -> bool:
-        """Return False, because the client has this answer."""
         return False
 
 
@@ -178,7 +176,7 @@ class ChunkQueue:
             return sum(map(len, self._waiting.values()))
 
     def put(self, pending: PendingChunk) -> bool:
-        """Queue a chunk and return True, or return False if the queue is closed."""
+        """Queue a chunk; return False if the queue is closed."""
         with self._changed:
             if not self._is_closed:
                 self._waiting.setdefault(pending.utterance, deque()).append(pending)
@@ -195,10 +193,10 @@ class ChunkQueue:
     def next_chunks(self, timeout_s: float, busy: Collection[str] = ()) -> tuple[list[PendingChunk], list[str]]:
         """Remove and return the next chunk of each utterance not in `busy`, and the ids of abandoned utterances.
 
-        Chunks are ordered by how long their utterances have waited for a turn.
+        Chunks are in the order in which their utterances take turns.
 
         Args:
-            timeout_s: Maximum wait in seconds while the queue is open and has no such chunk.
+            timeout_s: Maximum wait while the queue is open and has no such chunk.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._free(busy) or self._abandoned or self._is_closed, timeout_s)
@@ -208,7 +206,6 @@ class ChunkQueue:
             return [self._next_of(utterance) for utterance in free], abandoned
 
     def _free(self, busy: Collection[str]) -> list[str]:
-        """Return the utterances with a queued chunk that are not in `busy`, in serving order."""
         return [utterance for utterance in self._waiting if utterance not in busy]
 
     def waiting(self) -> list[PendingChunk]:
@@ -223,7 +220,6 @@ class ChunkQueue:
             self._changed.notify_all()
 
     def clear(self) -> list[PendingChunk]:
-        """Remove and return all queued chunks."""
         with self._changed:
             waiting = self._waiting
             self._waiting = {}
@@ -231,7 +227,6 @@ class ChunkQueue:
 
     @property
     def is_finished(self) -> bool:
-        """True if the queue is closed and empty."""
         with self._changed:
             return self._is_closed and not self._waiting and not self._abandoned
 
@@ -273,14 +268,10 @@ class Unanswered:
         return len(self._pending)
 
     def add(self, pending: PendingChunk) -> None:
-        """Add a chunk."""
         self._pending[id(pending)] = pending
 
     def signal_progress(self) -> None:
-        """Signal progress to all unanswered chunks, including those in the queue.
-
-        All of them wait while a long operation occupies the decoder thread.
-        """
+        """Signal progress to all unanswered and queued chunks, which wait during long operations of the decoder thread."""
         for pending in (*self, *self._queue.waiting()):
             if pending.on_progress is not None:
                 pending.on_progress()
@@ -295,6 +286,5 @@ class Unanswered:
         del self._pending[id(pending)]
 
     def refuse(self, pending: PendingChunk, error: Exception) -> None:
-        """Answer a chunk with an error."""
         del self._pending[id(pending)]
         refuse(pending, error, self._counts)

@@ -10,12 +10,10 @@ from stretto.records.chunk import Event, ReportEvent, WordMark, WordTime
 
 
 def make_event(pending: PendingChunk, session: DecoderSession, num_samples: int, end: int, spec: CodecSpec) -> Event:
-    """Return the event of a chunk.
-
-    Times in the event are in seconds from the start of the utterance. `codes` is present if the client requested it.
+    """Return the event of a chunk, with times in seconds from the start of the utterance.
 
     Args:
-        session: Decoder state of its utterance, with the chunk's samples already counted.
+        session: State of the utterance, with the chunk's samples already counted.
         end: Position in the utterance, in samples, at which these samples end.
     """
     chunk = pending.chunk

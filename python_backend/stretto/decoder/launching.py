@@ -30,11 +30,10 @@ class Flight:
 
     Attributes:
         states: Codec state of each utterance after the batch, each in memory of its own.
-        pcm: Function that waits for the samples and returns them, float32 [B, n].
+        pcm: Waits for the samples and returns them, float32 [B, n].
         on_device: The samples on the GPU; None on the host.
-        device_s: Function that returns the device time in seconds, callable once the samples are available; None on the
-            host.
-        is_done: Function that returns True once `pcm` need not wait.
+        device_s: Returns the time on the device, once the samples are available; None on the host.
+        is_done: Returns True once `pcm` need not wait.
     """
 
     states: Sequence[State]
@@ -45,13 +44,13 @@ class Flight:
 
 
 class Launcher(Protocol):
-    """Interface of executors that decode batches in launch order; batches of first chunks may have a separate order.
+    """Interface of executors that decode batches in launch order. Batches of first chunks may overtake others.
 
     Attributes:
         depth: Maximum number of batches in flight while another is being prepared.
         has_first_lane: True if batches of first chunks do not wait for others. At most one of them is in flight.
         has_graphs: True if graphs can be captured.
-        batch_s: Time in seconds after which a batch gets no further window.
+        batch_s: Time after which a batch gets no further window.
         fills_spare_time: True if a batch may last longer while every client has audio to play: half of that audio.
     """
 
@@ -77,8 +76,8 @@ class Launcher(Protocol):
         """Start decoding a batch.
 
         Args:
-            states: Codec state before each window. The caller keeps them until the batch is done, because the device
-                reads them, and they may have been written on another stream.
+            states: Codec state before each window. The caller keeps them until the device has read them; they may have
+                been written on another stream.
         """
         ...
 
@@ -124,8 +123,8 @@ class HostLauncher:
     def enter(self) -> None:
         """Enlarge oneDNN's primitive cache, whose capacity is read when the first primitive is created.
 
-        Chunks have 96 shapes with about 60 convolutions each. With the default capacity of 1024, a shape would be
-        evicted, and slow again whenever it recurs.
+        Chunks have 96 shapes with about 60 convolutions each. With the default capacity of 1024, shapes would be
+        evicted, and be slow when they recur.
         """
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
 
@@ -133,7 +132,6 @@ class HostLauncher:
         return self._codec.initial_state(1)
 
     def capture(self, windows: Sequence[FrameWindow], is_first: bool = False) -> bool:
-        """Return False, because the host has no graphs."""
         return False
 
     def launch(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> Flight:
@@ -148,11 +146,11 @@ class Lane:
 
     Args:
         decode: Function that decodes a window without a graph.
-        is_first: True if the lane is for first chunks, whose kernels come first.
+        is_first: True for the lane of first chunks, whose kernels have priority.
 
     Attributes:
         decode: Function that decodes a window, with a graph if its shape has one.
-        graphs: The graphs; None if the codec or the configuration has none.
+        graphs: None if the codec or the configuration has none.
     """
 
     def __init__(self, decode: Decode, codec: Codec, config: DecoderConfig, is_first: bool = False) -> None:
@@ -168,9 +166,9 @@ class Lane:
 class CudaLauncher:
     """Launcher with CUDA streams of its own, which run concurrently with the host and other GPU work.
 
-    A codec with graphs has two: first chunks are decoded on a stream of higher priority. An utterance's next window is
-    launched only after the host has seen the end of its last one, so streams never wait for each other. Its states are
-    rows of one table (`decoding.states`), so that a batch copies none.
+    A codec with graphs has two streams; the one for first chunks has a higher priority. The next window of an utterance
+    is launched only after the host has seen the end of the last one, so streams never wait for each other. The states
+    are rows of one table (`decoding.states`), so that a batch copies none.
 
     All transfers use pinned memory. The host waits for one copy per batch and never synchronises the whole device.
     """
@@ -203,7 +201,7 @@ class CudaLauncher:
             self._table = StateTable(initial, num_rows(config, initial.nbytes))
 
     def enter(self) -> None:
-        """Make the first chunks' stream the thread's current one, so that it also creates the states before them."""
+        """Make the stream of first chunks current, so that it also creates the states before them."""
         torch.cuda.synchronize(self._device)  # the weights were loaded on another stream
         torch.cuda.set_stream(self._first_lane.stream)
 
@@ -211,7 +209,6 @@ class CudaLauncher:
         return self._codec.initial_state(1) if self._table is None else self._table.initial
 
     def capture(self, windows: Sequence[FrameWindow], is_first: bool = False) -> bool:
-        """Capture a graph for a batch of this shape, as `Launcher` describes."""
         lane = self._first_lane if is_first else self._lane
         if lane.graphs is None or self._table is None:
             return False
@@ -253,7 +250,7 @@ class CudaLauncher:
     def _sent(self, window: Window) -> Window:
         """Start copying codes, frame indices and rows to the device; return the window with the copies.
 
-        A codec that reads them on the host makes its own copies.
+        The window stays on the host if the codec reads it there.
         """
         if self._codec.spec.reads_on_host:
             return window
@@ -269,7 +266,7 @@ def _pinned(window: Window) -> Window:
 
 
 def num_rows(config: DecoderConfig, state_bytes: int) -> int:
-    """Return the number of states on a GPU: of open utterances, after batches in flight, and after voice references."""
+    """Return the number of states on a GPU: of open utterances, batches in flight and voice references."""
     num_references = min(MAX_REFERENCES, (config.reference_mb << 20) // max(1, state_bytes))
     return config.max_utterances + num_in_flight(config.max_batch) + num_references
 
@@ -283,7 +280,7 @@ def make_launcher(codec: Codec, config: DecoderConfig) -> Launcher:
     """Return the launcher for the device in `config`; onnxruntime codecs always get host tensors.
 
     Raises:
-        CheckpointError: If the codec has no convolutions for the configured mode.
+        CheckpointError: The codec has no convolutions for the configured mode.
     """
     check_mode(codec, config.convolutions)
     if torch.device(config.device).type == "cuda" and config.runtime == "torch":
@@ -297,7 +294,7 @@ def capture_shapes(launcher: Launcher, codec: Codec, policy: ChunkPolicy, max_ba
     Batches with many frames are captured first, so that later graphs reuse their memory.
 
     Args:
-        policy: Chunk sizes of requests without sizes of their own.
+        policy: Chunk sizes of requests that set none.
     """
     if not launcher.has_graphs:
         return 0
@@ -326,9 +323,8 @@ def warm_up(
     Libraries take about 15 ms on a CPU to prepare a shape, enough to make a client underrun.
 
     Args:
-        policy: Chunk sizes of requests without sizes of their own.
+        policy: Chunk sizes of requests that set none.
         seconds: Time after which no further batch is started.
-        clock: Monotonic clock in seconds.
     """
     until = clock() + seconds
     num_batches = 0
@@ -343,7 +339,6 @@ def warm_up(
 def _batches(
     launcher: Launcher, codec: Codec, policy: ChunkPolicy, max_batch: int
 ) -> Iterator[tuple[list[FrameWindow], list[State]]]:
-    """Yield batches of equal windows, with the codec states before them."""
     windows = _windows(launcher, codec, policy)
     for batch in range(1, max_batch + 1):
         for window, state in windows:
@@ -352,7 +347,6 @@ def _batches(
 
 
 def _windows(launcher: Launcher, codec: Codec, policy: ChunkPolicy) -> list[tuple[FrameWindow, State]]:
-    """Return the windows of `windows_of`, each with the codec state before it."""
     spec = codec.spec
     beginning = launcher.initial_state()
     windows = windows_of(spec, policy)
@@ -364,7 +358,7 @@ def _windows(launcher: Launcher, codec: Codec, policy: ChunkPolicy) -> list[tupl
 
 
 def windows_of(spec: CodecSpec, policy: ChunkPolicy) -> list[FrameWindow]:
-    """Return windows of an utterance, one per usual shape, the smallest first. The codes are zeros.
+    """Return windows of zeros, one per usual shape, the smallest first.
 
     Whole utterances have no usual shape, because they rarely have the same length.
     """
@@ -379,10 +373,7 @@ def windows_of(spec: CodecSpec, policy: ChunkPolicy) -> list[FrameWindow]:
 
 
 def _blocks(spec: CodecSpec) -> list[FrameWindow]:
-    """Return the windows of an utterance's first blocks, one per block size.
-
-    The shapes of these windows do not depend on the state.
-    """
+    """Return one window per block size; its shape does not depend on the state."""
     windower = Windower(spec)
     pushed = [windower.push(np.zeros((spec.num_codebooks, size), np.int64), is_final=False) for size in spec.blocks]
     return [window for window in pushed if window is not None]
@@ -407,7 +398,7 @@ def _early_windows(spec: CodecSpec, policy: ChunkPolicy) -> list[FrameWindow]:
 
 
 def _window_after(codes: np.ndarray, num_frames: int, spec: CodecSpec) -> FrameWindow:
-    """Return the window that becomes complete when `num_frames` frames follow `codes` [K, T]."""
+    """Return the window that is complete when `num_frames` frames follow `codes` [K, T]."""
     windower = Windower(spec)
     windower.push(codes, is_final=False)
     window = windower.push(codes[:, :1].repeat(num_frames, axis=1), is_final=False)

@@ -2,7 +2,7 @@
 
     queue ─► jobs: one window per utterance ─► batch: windows of equal shape ─► in flight ─► replies
 
-Waiting chunks are decoded immediately, at most one per utterance and batch; the loop never waits for a larger batch.
+Waiting chunks are decoded immediately, at most one per utterance and batch. The loop never waits for a larger batch.
 """
 
 import logging
@@ -72,8 +72,8 @@ class DecodingLoop:
         sessions.begin = launcher.initial_state
         self.stopwatch = Stopwatch(codec.spec.left_frames + codec.spec.right_frames, self._launcher.batch_s)
         self._launched_s = {False: 0.0, True: 0.0}  # time of each lane's last launch, on the sessions' clock
-        self.clock = time.perf_counter  # clock for decoding times on the host
-        self.fails_pending = False  # set to fail everything that is not decoded yet
+        self.clock = time.perf_counter
+        self.fails_pending = False
         self._signalled_s = time.monotonic()
         if isinstance(codec, ProgressSource):
             codec.report_progress(self._note_progress)
@@ -85,12 +85,10 @@ class DecodingLoop:
 
     @property
     def num_jobs(self) -> int:
-        """Number of jobs that have not been launched yet."""
         return len(self._jobs)
 
     @property
     def is_finished(self) -> bool:
-        """True if the queue is closed and every chunk has been answered."""
         return not self.unanswered and self._queue.is_finished
 
     def enter(self) -> None:
@@ -126,13 +124,11 @@ class DecodingLoop:
             self._complete(batch, begun)
 
     def _is_first(self, job: ChunkJob) -> bool:
-        """Return True if the job belongs to the launcher's lane for clients without audio."""
+        """Return True if the job is for the lane of clients without audio."""
         return self._launcher.has_first_lane and job.session.dry_s is None
 
     def _whole_graph(self, group: list[ChunkJob]) -> list[ChunkJob]:
-        """Return the first jobs of `group`, as many as a graph needs without padding, if a second batch for the
-        other jobs costs less than the padding; else all jobs.
-        """
+        """Return the first jobs of `group`, as many as fill a graph, if that is faster than padding all jobs."""
         num_windows = len(group)
         num_added = padded_batch(num_windows) - num_windows
         if not num_added or not self._launcher.has_graphs:
@@ -142,10 +138,10 @@ class DecodingLoop:
         return group[: padded_batch(num_windows) // 2] if added_s > time.batch_s else group
 
     def _limit(self, is_first: bool, window: FrameWindow) -> int:
-        """Return the maximum number of jobs in a batch with this window; `is_first` if it is of first chunks.
+        """Return the maximum number of jobs in a batch with this window.
 
-        Chunks that arrive meanwhile wait for a batch, so it is short while a client waits for its first audio. On the
-        host, larger batches are hardly faster, so all of them are short.
+        Chunks that arrive meanwhile wait for the batch, so it is short while a client waits for its first audio. On the
+        host, all batches are short, because larger ones are hardly faster.
         """
         num_frames = window.codes.shape[1]
         most = batch_limit(self._codec.spec, num_frames, *limits_of(self._config.max_batch, is_first))
@@ -172,7 +168,6 @@ class DecodingLoop:
             self._admit(pending)
 
     def _admit(self, pending: PendingChunk) -> None:
-        """Pass a chunk to its session and create a job for it."""
         self._counts.add("chunks")
         try:
             check_connected(pending)
@@ -187,9 +182,7 @@ class DecodingLoop:
             self._fail(pending, error)
 
     def _answer_early(self, pending: PendingChunk, session: DecoderSession) -> PendingChunk:
-        """Send a chunk's samples at once if the engine has decoded them, and return the chunk to decode for its
-        state.
-        """
+        """Send a chunk's samples if the engine has decoded them; return the chunk that must still be decoded."""
         pcm = self._sessions.early_samples(session, pending.chunk, pending.codes)
         if pcm is None:
             return pending
@@ -208,10 +201,7 @@ class DecodingLoop:
         return self._sessions.kept_session(kept, form, pending.is_kept)
 
     def _is_answered(self, pending: PendingChunk, session: DecoderSession) -> bool:
-        """Send the stored samples again if an earlier connection already brought this chunk.
-
-        Returns:
-            True if the chunk has been answered; False if it must be decoded.
+        """Return True if an earlier connection already brought this chunk, after sending the stored samples again.
 
         Raises:
             InvalidRequest: The samples are no longer stored, or chunks before this one are missing.
@@ -268,7 +258,7 @@ class DecodingLoop:
                 self._launch([job])
 
     def _note_progress(self) -> None:
-        """Signal progress to all utterances, which wait while one is decoded, at most once per PROGRESS_S."""
+        """Signal progress to all utterances, at most once per PROGRESS_S, because they wait while one is decoded."""
         now = time.monotonic()
         if now - self._signalled_s > PROGRESS_S:
             self._signalled_s = now
@@ -298,7 +288,7 @@ class DecodingLoop:
                 self._fail(job.pending, error)
 
     def _finish(self, job: ChunkJob, pcm: np.ndarray, address: int | None) -> None:
-        """Answer the chunk of a decoded job with its audible samples, or continue with the chunk's next window."""
+        """Answer the chunk of a decoded job with its audible samples, or continue with its next window."""
         if job.is_last and job.pending.is_answered:
             self.unanswered.hand_over(job.pending)
         elif job.is_last:
@@ -314,8 +304,8 @@ class DecodingLoop:
         """Send the response for a chunk.
 
         Args:
-            pcm: Decoded samples that are to be played, float32 [n], or None.
-            at: GPU address of these samples, or None.
+            pcm: Samples to play, float32 [n].
+            at: GPU address of these samples.
         """
         chunk = pending.chunk
         collected = session.collected
@@ -339,7 +329,7 @@ class DecodingLoop:
         collected.align(self._aligner, lambda words: send_aligned(pending, event, collected, words, self._counts))
 
     def _fail(self, pending: PendingChunk, error: Exception) -> None:
-        """End the utterance of a chunk with an error; the end of its connection does not end a resumable session."""
+        """End the utterance of a chunk with an error; a lost connection does not end a session that can be resumed."""
         if pending.is_answered:
             self._sessions.note_failure(pending.utterance, error)
             self.unanswered.refuse(pending, error)

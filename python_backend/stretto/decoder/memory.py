@@ -1,7 +1,4 @@
-"""Memory that the decoder needs on a GPU, measured with torch's device `meta`, which computes shapes but no values.
-
-The language model gets the rest of the GPU (`stretto.convert.make_repository`).
-"""
+"""Memory that the decoder needs on a GPU, measured with torch's device `meta`, which computes shapes but no values."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -35,8 +32,9 @@ class DecoderMemory:
     """Memory of a decoder process on a GPU, in bytes.
 
     Attributes:
-        weights: Weights of the codec, its encoder included, and those converted for other convolutions.
+        weights: Weights of the codec with its encoder, and those converted for other convolutions.
         static: Codec states after the batches in flight (`CudaLauncher`).
+        peak: Largest total size of the tensors that exist at the same time while a batch is decoded.
         first_peak: The same for a batch of first chunks, which have a lane of their own if there are graphs.
         utterances: Codec states of `max_utterances` utterances.
         references: Limit of the cache of states after voice references.
@@ -52,22 +50,20 @@ class DecoderMemory:
 
     @property
     def activations(self) -> int:
-        """Activations of all lanes, twice: batches with a graph and batches without one share no memory."""
+        """Activations of all lanes, twice, because batches with and without a graph share no memory."""
         return 2 * (self.peak + self.first_peak)
 
     @property
     def tensors(self) -> int:
-        """Memory of all tensors."""
         return self.weights + self.static + self.activations + self.utterances + self.references + WORKSPACE_BYTES
 
     @property
     def total(self) -> int:
-        """Memory of the process."""
         return self.tensors + DECODER_LIBRARY_BYTES
 
 
 class Peak(TorchDispatchMode):
-    """Largest size of the tensors on META that operators have created and that exist at the same time."""
+    """Largest total size of tensors on META that exist at the same time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +98,7 @@ def measure(codec: Codec, config: DecoderConfig) -> DecoderMemory:
     The codec's weights are moved to META, so it can no longer decode.
 
     Raises:
-        CheckpointError: If the codec is not a torch module, has no convolutions for the configured mode, or does not
+        CheckpointError: The codec is not a torch module, has no convolutions for the configured mode, or does not
             decode on META.
     """
     if not isinstance(codec, nn.Module):
@@ -143,7 +139,7 @@ def measure(codec: Codec, config: DecoderConfig) -> DecoderMemory:
 
 
 def tensors_to_meta(codec: nn.Module) -> Iterator[Tensor]:
-    """Move weights to META, except for tensors that codecs keep on the host; yield each of them."""
+    """Move weights to META, except those that codecs keep on the host, and yield each of them."""
     for owner in codec.modules():
         held: tuple[dict[str, Any], ...] = owner._parameters, owner._buffers
         for tensors in held:
@@ -173,7 +169,7 @@ def largest_batches(codec: Codec, config: DecoderConfig) -> Iterator[Window]:
 
 
 def in_rows(window: Window) -> Window:
-    """Return a window whose states are rows of a table, with room for those before and after it."""
+    """Return a window whose states are rows of a table, which has rows for the states before and after it."""
     batch = len(window.codes)
     rows = torch.zeros(2, batch, dtype=torch.int64, device=window.codes.device)
     return replace(window, state=window.state.repeat(2, 1), rows=rows)

@@ -1,4 +1,4 @@
-"""End of a reply that has reached a limit, shaped so that it neither clicks nor stops in the middle of a word."""
+"""End of a reply that has reached a limit, without a click and not in the middle of a word."""
 
 import numpy as np
 
@@ -13,7 +13,6 @@ def ended_in_pause(pcm: np.ndarray, num_cut: int, sample_rate: int) -> np.ndarra
     Args:
         pcm: float32 samples [n].
         num_cut: Number of samples at the end in which the pause may be.
-        sample_rate: Sample rate in Hz.
     """
     size = round(PAUSE_S * sample_rate)
     end = pcm[-num_cut:]
@@ -25,7 +24,7 @@ def ended_in_pause(pcm: np.ndarray, num_cut: int, sample_rate: int) -> np.ndarra
 
 
 def faded_out(pcm: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Return samples [n] whose last 5 ms fade to zero. An abrupt end at a loud sample is an audible click."""
+    """Return samples [n] whose last 5 ms fade to zero, because an abrupt end at a loud sample clicks."""
     size = min(len(pcm), round(FADE_S * sample_rate))
     left = np.arange(size - 1, -1, -1) / size  # 1 to 0; a polynomial, so that every processor computes the same
     return np.concatenate(

@@ -34,7 +34,7 @@ FULL_SCALE = 32_767
 class Renderer:
     """Converts one utterance's samples to the client's sample rate and encoding.
 
-    Resampling is streaming: the joined chunks equal the result of resampling the whole utterance in one pass.
+    The joined chunks equal the result of resampling the whole utterance at once.
     """
 
     def __init__(self, form: OutputForm, spec: CodecSpec) -> None:
@@ -58,7 +58,6 @@ class Renderer:
         return np.clip(samples, -1.0, 1.0) if len(samples) else None  # resampling overshoots
 
     def encode(self, pcm: np.ndarray | None) -> np.ndarray | None:
-        """Return samples [m] in the client's encoding: float32 in [-1, 1], or int16."""
         if pcm is None or self.form.encoding == "pcm_f32le":
             return pcm
         return np.rint(pcm * FULL_SCALE).astype(np.int16)
@@ -72,12 +71,11 @@ class ResumableAnswers:
     """Last answers of a session that can be resumed, to send again if its client has lost its connection.
 
     Args:
-        is_kept: Function that returns True while the session can be resumed.
         max_bytes: Maximum memory of the answers. The oldest ones are dropped.
 
     Attributes:
         oldest: Number of the first chunk whose answer is stored.
-        is_kept: Function that returns True while the session can be resumed.
+        is_kept: Returns True while the session can be resumed.
     """
 
     def __init__(self, is_kept: Callable[[], bool], max_bytes: int) -> None:
@@ -95,7 +93,7 @@ class ResumableAnswers:
         """Add the answer to chunk number `next`.
 
         Args:
-            pcm: Its samples [n], or None if it has none.
+            pcm: Samples [n].
             end: Position in the reply, in samples, at which these samples end.
         """
         self._answers.append((None if pcm is None else pcm.copy(), end))  # a view would keep the whole batch
@@ -116,7 +114,6 @@ class ResumableAnswers:
 
 
 def answer_bytes(pcm: np.ndarray | None) -> int:
-    """Return the memory of an answer with these samples, in bytes."""
     return ANSWER_BYTES + (0 if pcm is None else pcm.nbytes)
 
 
@@ -130,16 +127,16 @@ class DecoderSession:
 
     Attributes:
         state: Codec state before frame `windower.next_frame`: [1, D], or a row of the launcher's table.
-        last_used_s: Time of the last chunk, in seconds.
+        last_used_s: Time of the last chunk.
         reference: Frames of a voice reference, which are decoded but not sent.
         num_silent: Number of silent frames after the reference, which are decoded but not sent.
         num_samples: Number of samples sent, at `renderer.sample_rate`.
         first_sound: Index of the first sample that is not silence; None until one has been sent.
         collected: Samples and text for word times; None if these were not requested.
-        failure: Error in decoding a chunk that had already been answered; None without one.
-        sound: Key of the recorded voice in `SoundTable`; None if there is none.
-        dry_s: Time at which a client will have played all samples, if it started when the first one was sent. None
-            until samples are sent.
+        failure: Error in decoding a chunk that had already been answered.
+        sound: Key of the recorded voice in `SoundTable`, if there is one.
+        dry_s: Time at which the client will have played all samples, if it started with the first one; None until
+            samples are sent.
         answers: Last answers of a session that can be resumed; None for other utterances.
         marking: State of the marker; None if samples are not marked.
     """
@@ -164,7 +161,7 @@ class DecoderSession:
 
     @property
     def num_bytes(self) -> int:
-        """Memory used by frames, codec state, collected codes, kept answers and the marker, in bytes."""
+        """Memory used by frames, codec state, stored answers and the marker."""
         holders = (self.windower, self.answers, self.marking)
         return sum(holder.num_bytes for holder in holders if holder is not None) + self.state.nbytes
 
@@ -172,7 +169,7 @@ class DecoderSession:
         """Return the samples to send after a chunk's last window, or None if there are none.
 
         Args:
-            pcm: Its samples, float32 [n].
+            pcm: Samples of the window, float32 [n].
         """
         num_frames = self.reference.num_frames + self.num_silent
         num_unplayed = max(0, num_frames - window.first) * spec.samples_per_frame
@@ -207,7 +204,7 @@ class DecoderSession:
         return np.clip(marked, -1.0, 1.0) if len(marked) else None  # a marker may raise peaks
 
     def _count_samples(self, pcm: np.ndarray) -> None:
-        """Count samples [n], and find the first sample of the utterance that is not silence."""
+        """Count samples [n], and find the utterance's first audible one."""
         if self.first_sound is None:
             loud = np.flatnonzero(np.abs(pcm) > AUDIBLE)
             self.first_sound = self.num_samples + int(loud[0]) if len(loud) else None
@@ -250,7 +247,7 @@ class Sessions:
 
     @property
     def num_bytes(self) -> int:
-        """Memory used by all open utterances and cached voices, references and samples, in bytes."""
+        """Memory used by all open utterances and cached voices, references and samples."""
         sessions = list(self._open.values())  # any thread may read this
         held = self._references.num_bytes + self._sounds.num_bytes + self._stored.held
         return held + sum(session.num_bytes for session in sessions)
@@ -262,9 +259,9 @@ class Sessions:
             form: Output format, used if the session is opened.
 
         Raises:
-            Exception: If an earlier chunk, which had been answered, could not be decoded.
-            InvalidRequest: If chunks are not numbered 0, 1, 2, ….
-            Overloaded: If too many utterances are open.
+            Exception: An earlier chunk, which had been answered, could not be decoded.
+            InvalidRequest: Chunks are not numbered 0, 1, 2, ….
+            Overloaded: Too many utterances are open.
         """
         session = self._open.get(utterance)
         if session is None:
@@ -285,11 +282,11 @@ class Sessions:
 
         Args:
             form: Output format, used if the session is opened.
-            is_kept: Function that returns True while the session can be resumed.
+            is_kept: Returns True while the session can be resumed.
 
         Raises:
-            InvalidRequest: The session is gone, for example because the decoder was restarted.
-            Overloaded: If too many utterances are open.
+            InvalidRequest: The session is lost, for example because the decoder was restarted.
+            Overloaded: Too many utterances are open.
         """
         session = self._open.get(kept.utterance)
         if session is None:
@@ -318,7 +315,7 @@ class Sessions:
         If the reference is in the cache, its decoder state is reused.
 
         Raises:
-            InvalidRequest: If one of them is invalid, or the codec does not support it.
+            InvalidRequest: One of them is invalid, or the codec does not support it.
         """
         if chunk.index == 0:
             self._select_voice(session, chunk)
@@ -366,7 +363,7 @@ class Sessions:
             codes: Codes of the chunk, integers [K, T], or None.
 
         Raises:
-            InvalidRequest: If their number is not that of the chunk's frames.
+            InvalidRequest: The number of samples does not match the number of frames.
         """
         spec = self._codec.spec
         has_context = not session.windower.is_empty or session.reference.num_frames > 0 or chunk.sound is not None
@@ -380,7 +377,7 @@ class Sessions:
         return pcm[session.num_silent * spec.samples_per_frame :]
 
     def note_failure(self, utterance: str, error: Exception) -> None:
-        """Make the next chunk of an utterance fail: an earlier one was answered before its decoding failed."""
+        """Make the next chunk of an utterance fail, because an earlier one was answered before its decoding failed."""
         session = self._open.get(utterance)
         if session is not None:
             session.failure = error
@@ -396,7 +393,7 @@ class Sessions:
             codes: Codes of the chunk, integers [K, T], or None.
 
         Raises:
-            InvalidRequest: If the codes are invalid.
+            InvalidRequest: The codes are invalid.
         """
         if session.has_ended:
             return None, True
@@ -408,10 +405,7 @@ class Sessions:
         return session.windower.push(codes, chunk.flushes), True
 
     def _next_reference_window(self, session: DecoderSession) -> FrameWindow | None:
-        """Return the next window of a voice reference, or None once all of it has been decoded.
-
-        At the end of the reference, cache the decoder state.
-        """
+        """Return the next window of a voice reference, or None after the last one, whose decoder state is cached."""
         reference = session.reference
         while reference.parts:
             window = session.windower.push(reference.parts.popleft(), is_final=False)
@@ -423,19 +417,18 @@ class Sessions:
         return None
 
     def due_s(self, session: DecoderSession) -> float:
-        """Return the time at which the client will have played everything sent, or now if nothing has been sent yet."""
+        """Return the time at which the client will have played everything sent, or now if nothing has been sent."""
         return self.now() if session.dry_s is None else session.dry_s
 
     def spare_s(self) -> float:
-        """Return the time in seconds until the first client underruns; 0 if one still waits for its first audio."""
+        """Return the time until the first client underruns; 0 if one still waits for its first audio."""
         now = self.now()
         return min((max(0.0, (session.dry_s or now) - now) for session in self._open.values()), default=0.0)
 
     def note_sent(self, session: DecoderSession, num_samples: int) -> bool:
-        """Record that `num_samples` samples are now being sent to the client.
+        """Record that samples are sent; return True if they are late.
 
-        Returns:
-            True if they are late: a client that began to play with the first samples has run out of audio.
+        A client that began to play with the first samples has then run out of audio.
         """
         if not num_samples:
             return False
@@ -445,7 +438,6 @@ class Sessions:
         return now > dry_s
 
     def is_open(self, utterance: str, session: DecoderSession) -> bool:
-        """Return True if `session` is still the session of the utterance."""
         return self._open.get(utterance) is session
 
     def close(self, utterance: str) -> None:
@@ -459,7 +451,7 @@ class Sessions:
     def end(self, utterance: str) -> None:
         """Remove an utterance, but keep its stored samples, which word times still need.
 
-        A session that can be resumed stays open, with its answers, so that they can be sent again.
+        A session that can be resumed stays open, so that its answers can be sent again.
         """
         session = self._open.get(utterance)
         if session is None:

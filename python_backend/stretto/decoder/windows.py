@@ -17,12 +17,12 @@ from stretto.streams.layout import latents_of
 
 @dataclass(frozen=True, slots=True)
 class FrameWindow:
-    """Window of one utterance: frames to decode with their left and right context.
+    """Frames of one utterance to decode, with their left and right context.
 
     Attributes:
         codes: Frames `first` - `left` to `first` + `num_frames` + `right` - 1, [K, left + num_frames + right].
-        num_padding: Number of frames after the utterance's last one, which give the window a usual shape. Their
-            samples are not played.
+        num_padding: Number of frames after the utterance's last one that give the window a usual shape. Their samples
+            are not played.
     """
 
     codes: np.ndarray
@@ -41,7 +41,7 @@ class FrameWindow:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape (left, num_frames, right); windows of equal shape decode as one batch."""
+        """Left context, number of frames and right context; windows of equal shape decode as one batch."""
         return self.left, self.num_frames, self.right
 
 
@@ -62,9 +62,8 @@ class Windower:
     """Divides the frames of one utterance into windows.
 
     Args:
-        last_sizes: Sizes to which the last window is padded, in ascending order; it is not padded beyond the largest
-            one, and not at all if there are none. In a codec that may pad its last window (`CodecSpec.can_pad`), later
-            frames do not change the samples of earlier ones.
+        last_sizes: Sizes to which the last window is padded, in ascending order. Longer windows are not padded. If the
+            codec permits padding (`CodecSpec.can_pad`), later frames do not change the samples of earlier ones.
 
     Attributes:
         next_frame: First frame that has not been decoded yet.
@@ -75,20 +74,17 @@ class Windower:
         self._last_sizes = last_sizes if spec.can_pad else ()
         self._kept = np.zeros((spec.num_codebooks, 0), dtype=np.int64)
         self._kept_from = 0  # frame number of the first stored column
-        self.next_frame = 0  # first frame not decoded yet
+        self.next_frame = 0
 
     def copy(self) -> "Windower":
-        """Return an independent copy."""
         return copy(self)  # a shallow copy suffices: attributes are replaced, never modified in place
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the stored frames, in bytes."""
         return self._kept.nbytes
 
     @property
     def is_empty(self) -> bool:
-        """True before the first frame."""
         return self.next_frame + self._kept.shape[1] == 0
 
     def push(self, codes: np.ndarray | None, is_final: bool) -> FrameWindow | None:
@@ -99,7 +95,7 @@ class Windower:
             is_final: True at the end of the utterance; all remaining frames are then decoded without right context.
 
         Raises:
-            InvalidRequest: If the codes are invalid or the utterance is too long.
+            InvalidRequest: The codes are invalid or the utterance is too long.
         """
         if codes is not None:
             check_codes(codes, self._spec)
@@ -139,7 +135,7 @@ PART_FRAMES = 25  # frames decoded in one pass; other utterances are decoded in 
 
 @dataclass(slots=True)
 class VoiceReference:
-    """Voice reference of an utterance.
+    """Voice reference of an utterance: frames before its first one, which are decoded but not played.
 
     Attributes:
         parts: Parts [K, n] that have not been decoded yet.
@@ -183,7 +179,7 @@ class References:
         return decoded.windower.copy(), decoded.state
 
     def remember(self, key: bytes, windower: Windower, state: State) -> None:
-        """Cache the decoder state after a reference; evict the least recently used states if there is no room."""
+        """Cache the decoder state after a reference; evict the least recently used states to stay within the limits."""
         decoded = _Decoded(windower.copy(), state)
         if key in self._latest or decoded.num_bytes > self._max_bytes:
             return
@@ -200,12 +196,12 @@ def read_reference(
 
     Args:
         codes: Codes of the chunk, [K, T].
-        is_alone: True if the utterance is decoded in its own batches; it then shares cached states only with other such
-            utterances.
+        is_alone: True if the utterance is decoded in its own batches. It then shares cached states only with other
+            such utterances.
         is_first: True if no earlier chunk had frames.
 
     Raises:
-        InvalidRequest: If a later chunk has a reference, or the reference is longer than the chunk.
+        InvalidRequest: A later chunk has a reference, or the reference is longer than the chunk.
     """
     length = chunk.num_reference_frames
     there = 0 if codes is None else codes.shape[-1]
@@ -222,11 +218,10 @@ def read_reference(
 
 @dataclass(slots=True)
 class _Recorded:
-    """Recorded voice in the codec: its number, its size in bytes, and the number of utterances that use it.
+    """Recorded voice in the codec.
 
     Attributes:
-        can_recur: False if it contains the text of a reply, because other utterances are then unlikely to use the same
-        recording.
+        can_recur: False if it contains the text of a reply, so that other utterances are unlikely to use it.
     """
 
     number: int
@@ -238,8 +233,8 @@ class _Recorded:
 class SoundTable:
     """Recorded voices in the codec, by digest.
 
-    Voices in use are never evicted; there are at most as many of them as open utterances. When the total size exceeds
-    `max_bytes`, unused voices are evicted, least recently used first; those that cannot recur, at once. Not
+    Voices in use are never evicted; there are at most as many as open utterances. When the total size exceeds
+    `max_bytes`, unused voices are evicted, least recently used first. Those that cannot recur are evicted at once. Not
     thread-safe, except for `num_bytes`.
     """
 
@@ -253,7 +248,7 @@ class SoundTable:
         """Return the voice's number and the key for releasing it.
 
         Raises:
-            InvalidRequest: If the codec does not support recorded voices, or cannot use this recording.
+            InvalidRequest: The codec does not support recorded voices, or cannot use this recording.
         """
         if not isinstance(self._codec, RecordedVoices):
             raise InvalidRequest("chunk.sound", f"none, because {self._codec.spec.name} has no recorded voices", "one")

@@ -29,8 +29,8 @@ def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
     """Return the codec for `config`, with the weights (or the ONNX file) in `checkpoint`.
 
     Raises:
-        CheckpointError: If a file is missing, or does not fit the configuration.
-        ValueError: If the device or the right context is not supported.
+        CheckpointError: A file is missing, or does not fit the configuration.
+        ValueError: The device or the right context is not supported.
     """
     codec: Codec
     if config.runtime == "onnx":
@@ -49,14 +49,14 @@ def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
 
 
 def open_aligner(config: DecoderConfig, folder: Path) -> AlignmentQueue:
-    """Start the alignment process, which computes word times with the CTC model in `folder`."""
+    """Start the process that computes word times with the CTC model in `folder`."""
     return AlignmentQueue(AlignerProcess(folder, config.aligner_device), config.align_s)
 
 
 logger = logging.getLogger(__name__)
 PLAIN = OutputForm()
 STOPPING = "the decoder is stopping"
-MAX_FAILED_TURNS = 3  # consecutive failures; so many are not caused by a single chunk
+MAX_FAILED_TURNS = 3  # consecutive failures; a single chunk causes fewer
 
 
 class DecoderWorker:
@@ -64,7 +64,7 @@ class DecoderWorker:
 
     Args:
         clock: Monotonic clock in seconds.
-        aligner: Queue of alignment jobs for word times, closed by `stop`; None if there is no aligner.
+        aligner: Queue of alignment jobs for word times, closed by `stop`.
     """
 
     def __init__(
@@ -108,11 +108,11 @@ class DecoderWorker:
 
         Args:
             codes: Integers [K, T], or None for a chunk without audio.
-            form: Output format requested by the client; the format of the first chunk applies to the whole utterance.
+            form: Output format; that of the first chunk applies to the whole utterance.
             on_device: Called before the answer with the GPU address of the samples, which is valid until the answer is
                 sent.
-            on_progress: Called during long operations to signal progress.
-            is_kept: Function that returns True while the session can be resumed; None if the chunk has no `kept`.
+            on_progress: Called during long operations.
+            is_kept: Returns True while the session can be resumed; None if the chunk has no `kept`.
         """
         pending = PendingChunk(utterance, chunk, codes, reply, form, on_device, on_progress, is_kept)
         if not self._queue.put(pending):
@@ -140,7 +140,6 @@ class DecoderWorker:
 
     @property
     def time(self) -> DecodingTime:
-        """Decoding time, as measured recently."""
         return self._loop.stopwatch.measured
 
     @property
@@ -155,16 +154,15 @@ class DecoderWorker:
         return self._thread.native_id
 
     def has_work(self) -> bool:
-        """Return True if chunks are waiting or being decoded."""
         return len(self._queue) + len(self._loop.unanswered) > 0
 
     @property
     def has_died(self) -> bool:
-        """True if the thread has ended without a call to `stop`; nothing more will be decoded."""
+        """True if the thread has ended without a call to `stop`."""
         return not self._thread.is_alive() and not self._is_stopping
 
     def stats(self) -> dict[str, float]:
-        """Return a dict of metrics: counters, open utterances, their memory, and waiting chunks."""
+        """Return metrics: counters, open utterances, their memory, and waiting chunks."""
         now = {
             "open_utterances": len(self._sessions),
             "session_bytes": self._sessions.num_bytes,

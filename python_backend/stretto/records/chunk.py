@@ -1,6 +1,6 @@
-"""Messages that carry chunks of codes from the language model to the decoder.
+"""Messages that carry chunks of codes from the language model to the decoder, and events for the client.
 
-The module also defines the events sent to the client: the JSON tensor `event` of each response.
+An event is the JSON tensor `event` of a response.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class WordMark:
 
     Attributes:
         end: Frame at which the word ends; None if unknown.
-        place: Position of the word in the request's text: index of its first character and of the one after it; None if
+        place: Index of the word's first character in the request's text, and of the character after the word; None if
             unknown.
     """
 
@@ -40,11 +40,10 @@ class WordMark:
 
 @dataclass(frozen=True, slots=True)
 class GuidanceChange:
-    """Frame at which guidance of stream 0 is switched on (`is_guided`) or off.
+    """Frame at which guidance of stream 0 is switched on (`is_guided`) or off; a guided reply starts with guidance.
 
-    Guidance is on at the start of a guided reply. A change after the last frame applies to the rows that complete
-    delayed codebooks. Frame numbers in chunks do not count frames without codes that are omitted, nor silent frames
-    that are not sent. Frame numbers in the report count both.
+    A change after the last frame applies to the rows that complete delayed codebooks. Frame numbers in the report count
+    omitted frames (without codes) and silent frames that are not sent; those in chunks count neither.
     """
 
     frame: int
@@ -57,7 +56,7 @@ class Continuation:
 
     Attributes:
         beginning: Value of the option `beginning` in that request.
-        num_chars: Number of characters of the transcript that it fixes.
+        num_chars: Number of characters of the transcript that will not change.
     """
 
     beginning: str
@@ -69,15 +68,14 @@ class Report:
     """Summary of the whole utterance, sent with its last chunk.
 
     Attributes:
-        finish_reason: What ended the reply.
         guided_frames: Number of frames sampled with guidance; `num_frames` under policy `always`.
         guidance_changes: All guidance changes, for policies other than `always`. Frames are numbered over the whole
             utterance.
-        queue_s: Time before the request was first scheduled, in seconds.
-        first_frame_s: Time to the first frame, in seconds; None if no frame was generated.
-        total_s: Time to the last row, in seconds.
-        held_s: Time spent waiting for streamed text or live audio, in seconds.
-        input_audio_s: Duration of all recordings in the request, in seconds.
+        queue_s: Time before the request was first scheduled.
+        first_frame_s: Time to the first frame; None if no frame was generated.
+        total_s: Time to the last row.
+        held_s: Time spent waiting for streamed text or live audio.
+        input_audio_s: Duration of all recordings in the request.
         num_pieces: Number of pieces of the text, of which the reply speaks one.
         untimed_words: Words of the text without a time, in order. If the model itself reports word times, it may have
             skipped these words.
@@ -115,7 +113,7 @@ class Alignment:
     """Request for word times from the decoder's aligner.
 
     Attributes:
-        text: Text to be spoken; empty if the model generates the text.
+        text: Text to be spoken; empty if the model generates it.
         recording: Recording to align, int16 samples at ALIGNED_RATE; empty to align the generated speech.
         is_piece: True if `text` is a part of the request's text, whose words have other positions in the whole text.
     """
@@ -159,7 +157,7 @@ class Sound:
         return cls(parts[0], parts[1], mel.shape[1], parts[2])
 
     def with_prompt(self, text: Sequence[int], rows: NDArray[np.float32]) -> "Sound":
-        """Return the record with the ids of a text, and the rows of the voice in its prompt, float32 [N, H]."""
+        """Return a copy with the ids of a text, and the rows of the voice in its prompt, float32 [N, H]."""
         return replace(self, text=np.array(text, "<i4").tobytes(), rows=rows.astype("<f4").tobytes())
 
     def arrays(self) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
@@ -183,7 +181,6 @@ class Sound:
 
     @property
     def num_bytes(self) -> int:
-        """Size in bytes."""
         return sum(map(len, self._parts))
 
     @property
@@ -209,8 +206,8 @@ class Kept:
     Attributes:
         utterance: Id of the reply, the same in all connections.
         slot: Slot that the session holds while it can be resumed.
-        number: Number of the chunk in the reply, the same in all connections. The first chunk of a connection has only
-            the session's name: its `number` is that of the chunk that follows, or None in the first connection.
+        number: Number of the chunk in the reply, the same in all connections. The first chunk of a connection only
+        names the session. Its `number` is that of the chunk after it, or None in the first connection.
     """
 
     utterance: Annotated[str, Meta(min_length=1, max_length=64)]
@@ -226,19 +223,19 @@ class Chunk:
         marks: Words that begin in the chunk's frames.
         guidance_changes: Guidance changes in the chunk's frames.
         output_codes: Codes of all output streams, [S][T], if the client requested them.
-        num_reference_frames: In the first chunk with frames, number of leading frames that are the decoder's left
-            context, such as those of the reference recording. They are not audible.
-        num_silent_frames: In the first chunk with frames of the reply, number of frames at the reply's start whose
-            samples are silence and are not sent. Frame numbers in chunks do not count them.
+        num_reference_frames: In the first chunk with frames, number of leading frames that only give the decoder left
+            context, such as those of a reference recording. They are not played.
+        num_silent_frames: In the first chunk with frames of the reply, number of silent frames at its start, whose
+            samples are not sent. Frame numbers in chunks do not count them.
         samples: In the first chunk with frames, their samples, float32 [n], if the engine has decoded them.
-        voice: Index of the codec's voice.
+        voice: Index in the codec's voices.
         sound: In the first chunk, the voice recording, if one is used instead of `voice`.
         alignment: In the first chunk, the request for word times; None if they were not requested.
         ends_audio: True if no frames follow, although this chunk is not final. The final chunk then has no samples.
         num_cut_frames: If a limit ended the audio, number of the chunk's last frames in which the decoder may end it.
         written: In the last chunk, the whole streamed text, if word times were requested.
-        session: In the first chunk of a reply to streamed text or live audio, the session name that the client needs to
-            send more.
+        session: In the first chunk of a reply to streamed text or live audio, the name that the client needs to send
+        more.
         pauses: For each frame since the last chunk, the probability of each pause in `Family.pauses_s`, if requested.
         begun: If progress was requested, words completed since the last chunk; `marks` contains them once they end.
         num_transcribed: If progress was requested, number of frames of the recording whose text is complete.
@@ -272,11 +269,11 @@ class Chunk:
 
     @property
     def flushes(self) -> bool:
-        """True if the decoder decodes all remaining frames."""
+        """True if the decoder must decode all remaining frames."""
         return self.is_final or self.ends_audio
 
     def num_audible(self, length: int) -> int:
-        """Return the number of audible frames among `length` columns of codes."""
+        """Return how many of `length` columns of codes are audible frames."""
         return max(0, length - self.num_reference_frames - self.num_silent_frames)
 
 

@@ -1,7 +1,4 @@
-"""JSON records, and bounded parsing of JSON from untrusted requests.
-
-The processes of a server exchange records as MessagePack, which is validated against dataclass types.
-"""
+"""JSON records, bounded parsing of JSON from untrusted requests, and MessagePack for messages between processes."""
 
 import json
 import re
@@ -41,8 +38,8 @@ def string(field: str, value: str | bytes | None) -> str | None:
 class JsonRecord(Generic[T]):
     """JSON reader and writer for one type, which is a dataclass or a TypedDict.
 
-    Error messages take the description of the expected value from the type's `Field(description=…)` or `Expected`
-    annotation. If there is none, they contain pydantic's message.
+    Error messages contain the description of the expected value from the type's `Field(description=…)` or `Expected`
+    annotation, or pydantic's message if there is none.
     """
 
     def __init__(self, hint: type[T] | Any) -> None:
@@ -54,17 +51,14 @@ class JsonRecord(Generic[T]):
         return self._adapter.dump_json(record)
 
     def read(self, field: str, text: bytes) -> T:
-        """Parse the record in JSON `text`.
-
-        Raise InvalidRequest with the path of the invalid value, which begins with `field`.
-        """
+        """Parse JSON `text`; raise InvalidRequest with the path of the invalid value, which begins with `field`."""
         try:
             return self._adapter.validate_json(text, strict=True, extra="forbid")
         except ValidationError as error:
             raise self._refusal(field, error.errors(include_url=False)[0]) from None
 
     def check(self, field: str, value: Any) -> T:
-        """Return the record in `value`, the result of `read_json`; raise InvalidRequest as `read` does."""
+        """Validate the result of `read_json`; raise InvalidRequest as `read` does."""
         try:
             return self._adapter.validate_python(value, strict=True, extra="forbid")
         except ValidationError as error:
@@ -93,9 +87,9 @@ class JsonRecord(Generic[T]):
 
 
 def _listed(names_known: Iterable[str], key: str) -> str:
-    """Return a list of known keys for an error message.
+    """Return known keys for an error message; if there are many, those most similar to `key`.
 
-    If there are many, only the keys most similar to `key` are listed, because Triton truncates long errors.
+    The list is short because Triton truncates long errors.
     """
     names = sorted(names_known)
     if len(names) <= MAX_LISTED:
@@ -111,12 +105,11 @@ def _got(error: ErrorDetails) -> str:
 
 
 def _bare(hint: Any) -> Any:
-    """Return a type without its annotations."""
     return _bare(get_args(hint)[0]) if get_origin(hint) in (Annotated, NotRequired) else hint
 
 
 def _parts(hint: Any) -> Mapping[Any, Any]:
-    """Map each field name of a record to the field's type."""
+    """Return the type of each field of a record, by name."""
     bare = _bare(hint)
     for member in (bare, *get_args(bare)):
         if is_dataclass(member):
@@ -136,8 +129,7 @@ def _element(hint: Any) -> Any:
 
 
 def described(hint: Any, of_kind: bool = False) -> str | None:
-    """Return the description of the expected value in the annotations of a type or a nested type; None if there is
-    none.
+    """Return the expected value's description in the annotations of a type or a nested type, or None.
 
     Args:
         of_kind: True to describe only the kind of a number, without its range.
@@ -161,8 +153,8 @@ def read_json(field: str, text: str, max_bytes: int = MAX_BYTES) -> Any:
     """Parse JSON from a request.
 
     Raises:
-        InvalidRequest: If the text is too long or too deeply nested, has too many parts, is malformed, repeats a key,
-            or contains NaN or infinity.
+        InvalidRequest: The text is too long or too deeply nested, has too many parts, is malformed, repeats a key, or
+            contains NaN or infinity.
     """
     size = len(text.encode(errors="surrogatepass"))
     if size > max_bytes:
@@ -193,7 +185,7 @@ def read_json(field: str, text: str, max_bytes: int = MAX_BYTES) -> Any:
 def measured(text: str) -> tuple[int, int]:
     """Return the maximum nesting depth of JSON, and the number of its brackets and strings.
 
-    Brackets in strings are not counted. The numbers are upper bounds for malformed text. Counting stops once a limit is
+    Brackets in strings do not count. For malformed text, the numbers are upper bounds. Counting stops once a limit is
     exceeded.
     """
     depth = deepest = num_parts = 0
@@ -228,11 +220,11 @@ class PackedRecord(Generic[T]):
         return self._encoder.encode(record)
 
     def read(self, field: str, data: bytes) -> T:
-        """Return the record in MessagePack `data`.
+        """Parse MessagePack.
 
         Raises:
-            InvalidRequest: If `data` is not MessagePack, a value is missing, has the wrong type or is outside its
-                limits, or a key is unknown. The message contains the path of the value.
+            InvalidRequest: `data` is not MessagePack, a key is unknown, or a value is missing, has the wrong type or is
+                outside its limits. The message contains the path of the value.
         """
         try:
             record = self._decoder.decode(data)
@@ -260,7 +252,7 @@ class Packed:
 
     @classmethod
     def from_bytes(cls, field: str, data: bytes) -> Self:
-        """Return the record in MessagePack `data`, the result of `to_bytes`; see `PackedRecord.read`."""
+        """Parse the result of `to_bytes`; see `PackedRecord.read`."""
         record: Self = _packed(cls).read(field, data)
         return record
 
@@ -287,7 +279,7 @@ def _check_keys(path: str, raw: Any, decoded: Any) -> None:
 
 
 def _refusal(field: str, text: str, data: bytes) -> InvalidRequest:
-    """Return the InvalidRequest for msgspec's error message `text`."""
+    """Convert an error message of msgspec."""
     message, _, location = text.partition(AT)
     path = location.rpartition("$")[2].rstrip("`")
     if message.startswith("Expected "):

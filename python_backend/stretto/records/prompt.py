@@ -40,12 +40,12 @@ class InputAudio:
 class InputImage:
     """Image for the model's image encoder, whose output replaces placeholder rows of a prompt.
 
-    The rows form a grid, in reading order. The model's image encoder determines their positions in the backbone.
+    The rows form a grid, in reading order. The encoder determines their positions in the backbone.
 
     Attributes:
         first_row: Index of the first placeholder row.
-        height: Number of rows of the prompt in each column of the grid.
-        width: Number of rows of the prompt in each line of the grid.
+        height: Number of lines of the grid.
+        width: Number of prompt rows in each line of the grid.
         features: Encoder input, float32 [F, M]: F patches of M numbers, or hidden states of another model.
     """
 
@@ -56,7 +56,6 @@ class InputImage:
 
     @property
     def num_rows(self) -> int:
-        """Number of placeholder rows."""
         return self.height * self.width
 
 
@@ -64,11 +63,11 @@ class InputImage:
 class Condition:
     """Vectors that condition all rows of a request (`family.mechanism.RequestConditions`).
 
-    Speaker vectors may be personal data, so the `repr` omits them, because it may be logged.
+    Speaker vectors may be personal data, so the `repr`, which may be logged, omits them.
 
     Attributes:
         ids: Rows of the table of vectors that are added to the embedding of every row.
-        vectors: Speaker vectors for cross-attention, float32 [n, W]. The model treats the remaining rows as absent.
+        vectors: Speaker vectors for cross-attention, float32 [n, W]; n may be less than the model's maximum.
     """
 
     ids: tuple[int, ...]
@@ -87,7 +86,7 @@ class SourceWord:
 
     Attributes:
         word: The word, as it is spelled in the text.
-        start: Index of its first character in the text.
+        start: Index of its first character.
         end: Index of the character after it.
     """
 
@@ -102,13 +101,12 @@ class Prompt:
 
     Attributes:
         rows: Absolute token ids of every input stream (input-only streams last), with delays applied, int32 [P, S].
-        words: Words to speak, for word timestamps; empty if timestamps are not supported.
+        words: Words to speak, for word times; empty if the family does not support them.
         sources: For each of `words`, the word of the request's text to which it belongs; empty if unknown.
-        delivery: Output format and chunk sizes.
         audios: Audio inputs for the encoder, in prompt order.
         images: Images for the encoder, in prompt order.
-        num_first_frames: Number of frames at the start of the reply that the engine decodes, too; 0 for none.
-        delayed_tail: If the reply continues audio in the prompt: ids of streams 1 to S - 1 in the first n reply rows,
+        num_first_frames: Number of frames at the start of the reply that the engine decodes, too.
+        delayed_tail: If the reply continues audio of the prompt: ids of streams 1 to S - 1 in the first n reply rows,
             until the first new frame of each stream, int32 [n, S - 1].
         track: Ids of the streamed text for the first reply rows, including the end id if the text is complete.
         is_open: True if the client will send more text while the reply is generated.
@@ -116,22 +114,18 @@ class Prompt:
             row.
         num_reference_rows: Number of frames at the end of the prompt that the decoder reads before the reply's first
             frame, such as those of a cloned voice's recording. Their delayed codes may be in `delayed_tail`.
-        adapter: Name of the LoRA adapter, or None.
-        voice: Index of the codec's voice; 0 for a codec without voices. In a `SpokenTask`, index of the
-            reply's voice in `Family.voices`.
-        input_audio_s: Duration of all recordings in the request, in seconds.
+        adapter: Name of the LoRA adapter.
+        voice: Index in the codec's voices, 0 for a codec without voices; in a `SpokenTask`, index in `Family.voices`.
+        input_audio_s: Duration of all recordings in the request.
         alignment: Request for word times from the decoder's aligner; None if they were not requested.
         sound: Voice recording for the decoder, if one is used instead of `voice`.
-        condition: Vectors that condition all rows; None for none.
         num_pieces: Number of pieces of the text, of which the reply speaks one.
-        has_empty_reply: True if the reply is empty without asking the model, because the recording to transcribe
-            contains no speech.
-        spellings: Text that the model reads in place of words of the streamed text. In a complete text, the
-            preprocessor has replaced them.
+        has_empty_reply: True if the reply is empty because the recording to transcribe contains no speech. The model is
+            not used.
+        spellings: Replacements for words of the streamed text. In a complete text, the preprocessor has replaced them.
         has_ceiling: True if the maximum number of audio rows depends on the text, and was not set by the request.
-        pauses_s: Total duration of the pauses marked in the text, in seconds.
-        beginning: Beginning of the reply's text, in the last rows, if a further request may continue the reply;
-            otherwise None.
+        pauses_s: Total duration of the pauses marked in the text.
+        beginning: Beginning of the reply's text, in the last prompt rows, if a further request may continue the reply.
     """
 
     task: str
@@ -177,7 +171,7 @@ class Prompt:
         return tuple(sorted((*self.audios, *self.images), key=lambda model_input: model_input.first_row))
 
     def reference_ids(self, stream: int, delay: int) -> NDArray[np.int32]:
-        """Return the ids that stream `stream`, delayed by `delay` rows, has in the reference frames, int32 [n]."""
+        """Return the ids of the reference frames on stream `stream`, which is delayed by `delay` rows, int32 [n]."""
         first = len(self.rows) - self.num_reference_rows + delay
         ids = self.rows[:, stream]
         if self.delayed_tail is not None and stream:
@@ -213,17 +207,16 @@ class Prompt:
         features: NDArray[np.float32] | None = None,
         patches: NDArray[np.float32] | None = None,
     ) -> "Prompt":
-        """Return the prompt that consists of MessagePack `data` and the given arrays.
+        """Return the prompt that consists of a result of `to_bytes` and arrays.
 
         Args:
             field: Name of the input in error messages.
-            data: Result of `to_bytes`.
             rows: Prompt rows, int32 [P, S].
             features: Encoder input of all audio inputs, float32 [sum of F, M]; None if there are none.
             patches: Encoder input of all images, float32 [sum of F, M]; None if there are none.
 
         Raises:
-            InvalidRequest: If the data is invalid, or its spans or delayed rows do not fit the arrays.
+            InvalidRequest: The data is invalid, or its spans or delayed rows do not fit the arrays.
         """
         record = _PACKED.read(field, data)
         audios = _parts(f"{field}.audios", record.audios, features)
@@ -239,7 +232,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class AudioSpan:
-    """InputAudio without its features: the placeholder rows and the number of feature frames."""
+    """InputAudio with the number of its feature frames instead of the features."""
 
     first_row: Annotated[int, Meta(ge=0)]
     num_rows: Annotated[int, Meta(ge=1)]
@@ -248,7 +241,7 @@ class AudioSpan:
 
 @dataclass(frozen=True, slots=True)
 class ImageSpan:
-    """InputImage without its features: the placeholder rows and the number of feature frames."""
+    """InputImage with the number of its feature frames instead of the features."""
 
     first_row: Annotated[int, Meta(ge=0)]
     height: Annotated[int, Meta(ge=1)]
@@ -271,7 +264,6 @@ class ConditionRecord:
 
     @classmethod
     def of(cls, condition: Condition) -> "ConditionRecord":
-        """Return the record of `condition`."""
         return cls(condition.ids, condition.vectors.astype("<f4", copy=False).tobytes(), condition.vectors.shape[1])
 
     def read(self, name: str) -> Condition:
@@ -336,7 +328,7 @@ class SessionRecord(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Resumption(Packed):
-    """Request, on a new connection, for the events of a live session that follow its first `num_events` events.
+    """Request, on a new connection, for the events of a live session after the first `num_events`.
 
     If `ends` is True, the session ends instead.
     """
@@ -363,7 +355,7 @@ class AudioPart(Packed):
     Attributes:
         frames: Ids of the frames that the part completes, int32 [n, K], row by row. There may be none.
         is_last: True if the audio ends with this part.
-        seconds: Duration of the audio so far, in seconds.
+        seconds: Duration of the audio so far.
         lost: Reason why the session ends with an error; empty if it does not.
     """
 
@@ -382,7 +374,7 @@ def read_session(raw: Any, excluded: Sequence[str], can_resume: bool = False) ->
     """Parse the input `session` of a part.
 
     Args:
-        raw: Object that has the request's inputs as attributes.
+        raw: Object with the request's inputs as attributes.
         excluded: Names of the inputs that only the first request of a session may have.
         can_resume: True if the session can be resumed.
     """

@@ -57,14 +57,14 @@ MIN_TEMPERATURE = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """Sampling option whose value is one number for a whole reply; metadata of its field in `SamplingConfig`.
+    """Sampling option that is one number for a whole reply; metadata of its field in `SamplingConfig`.
 
-    This is its only definition: from it, the preprocessor reads the option, a checkpoint may set its default, families
-    with latents reject it, and the samplers read the values of all rows as a column.
+    From it, the preprocessor reads the option, a checkpoint may set its default, families with latents reject it, and
+    the samplers read the values of all rows as a column.
 
     Attributes:
         off: Value that has no effect; None if every value may have one.
-        to_column: Function of the sampling parameters that returns the column's number; None for the option's value.
+        to_column: Function that returns the column's number; None for the option's value.
         column_off: Number in the column that has no effect; None for `off`.
     """
 
@@ -75,10 +75,10 @@ class Option:
 
 
 def logit_span(sampling: "SamplingConfig") -> float:
-    """Return the maximum distance below the largest logit at which min-p keeps a logit of stream 0.
+    """Return the distance below the largest logit of stream 0 within which min-p keeps logits.
 
-    The distance is infinite if min-p is off or sampling is greedy. It is computed here, and not for a batch of rows,
-    because vectorised logarithms may depend on a row's position in the batch.
+    It is infinite if min-p is off or sampling is greedy. It is not computed for a batch of rows, because vectorised
+    logarithms may depend on a row's position in the batch.
     """
     temperature = sampling.audio.temperature
     if sampling.min_p == 0 or temperature == 0:
@@ -86,7 +86,7 @@ def logit_span(sampling: "SamplingConfig") -> float:
     return -temperature * math.log(sampling.min_p)
 
 
-# Names of other options that differ from those of the fields.
+# Names of the other options, where they differ from the names of the fields.
 OPTION_NAMES = {"guided_until_s": "guidance.until_s", "latents.guidance_scale": "guidance_scale"}
 
 
@@ -104,7 +104,7 @@ def check_ranges(record: Any, path: str = "") -> None:
 
 @cache
 def _ranges(record: Any) -> tuple[tuple[str, Expected, bool], ...]:
-    """Return the name of each field with a range, the range, and True if the field may be None."""
+    """Return, for each field with a range: its name, the range, and True if the value may be None."""
     ranges_by_name = []
     for name, hint in get_type_hints(record, include_extras=True).items():
         members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
@@ -115,7 +115,7 @@ def _ranges(record: Any) -> tuple[tuple[str, Expected, bool], ...]:
 
 
 def option_name(field: str) -> str:
-    """Return the name of an option, given the name of a field of `SamplingConfig` or of one of its parts."""
+    """Return the name of the option for a field of `SamplingConfig` or of one of its parts."""
     return NUMBER_OPTIONS[field].name if field in NUMBER_OPTIONS else OPTION_NAMES.get(field, field)
 
 
@@ -142,7 +142,6 @@ class SegmentSampling(CodeSampling):
     max_rows: MaxRows = 2048
 
     def within(self, num_rows: int) -> Self:
-        """Return these parameters with at most `num_rows` rows."""
         most = min(self.max_rows, num_rows)
         return replace(self, min_rows=min(self.min_rows, most), max_rows=most)
 
@@ -155,7 +154,7 @@ class LatentSampling:
 
     Attributes:
         steps: Number of solver steps.
-        tail_rows: Number of frames to keep, beginning with the frame where the end of speech is detected.
+        tail_rows: Number of frames to keep from the one in which the end of speech is detected.
         guidance_scale: Scale of guidance within the predictor (`Family.guides_rows`); 1 is unguided.
     """
 
@@ -168,8 +167,8 @@ class LatentSampling:
 class SamplingConfig:
     """Sampling parameters of one reply.
 
-    Values are not checked when they are set: `check_sampling` checks those of a request or a Python program, and a task
-    checks its defaults.
+    Creating one checks nothing: `check_sampling` checks the values of a request or a Python program, and a task checks
+    its defaults.
 
     Attributes:
         guidance_scale: Scale of classifier-free guidance; 1 is unguided.
@@ -188,7 +187,6 @@ class SamplingConfig:
         repetition_penalty: Penalty for stream-0 ids that occurred before: positive logits are divided by it, negative
             logits multiplied by it. 1 is off. The family defines which ids count.
         depth: Sampling parameters of the depth transformer; None to use `audio`.
-        latents: Parameters of frames that are latents; None for families without them.
     """
 
     text: SegmentSampling
@@ -215,7 +213,6 @@ class SamplingConfig:
 
     @property
     def has_pair(self) -> bool:
-        """True if the reply needs a CFG pair."""
         return self.guidance_scale != 1.0
 
     def with_seed(self) -> "SamplingConfig":
@@ -254,7 +251,7 @@ class SamplingConfig:
 
     @property
     def _draws(self) -> "SamplingConfig":
-        """Return these parameters without seed and lengths, and with explicit values for all streams."""
+        """These parameters without seed and lengths, and with explicit values for all streams."""
         lengths = {"min_rows": 0, "max_rows": 1}
         codes = CodeSampling(self.codes.temperature, self.codes.top_k, self.codes.top_p)
         text = replace(self.text, **lengths)
@@ -262,7 +259,6 @@ class SamplingConfig:
 
     @property
     def max_rows(self) -> tuple[int, int]:
-        """Maximum number of rows of text and of audio."""
         return self.text.max_rows, self.audio.max_rows
 
     @property
@@ -296,7 +292,7 @@ class OutputForm:
     """Output format of mono samples: float32 in [-1, 1] or int16.
 
     Attributes:
-        sample_rate: Sample rate in Hz; None for the codec's sample rate.
+        sample_rate: In Hz; None for the codec's.
         ring: Shared-memory ring for the samples, for a client on the same host; None to send them in the response.
         deterministic: True to decode without batching, so that the samples do not depend on other utterances.
     """
@@ -313,10 +309,10 @@ class Delivery:
 
     Attributes:
         with_codes: True to add the codes of all streams to the events.
-        resume_s: Time for which a live session outlasts its connection, in seconds.
+        resume_s: Time for which a live session outlasts its connection.
         with_pauses: True to add pause probabilities to the events of a transcript.
         with_progress: True to add the progress of the transcript to the events of a live session.
-        default_first_frames: First chunk that the server sends by default, in frames; 0 for the family's.
+        default_first_frames: Default size of the first chunk on this server; 0 for the family's.
     """
 
     form: OutputForm = field(default_factory=OutputForm)
