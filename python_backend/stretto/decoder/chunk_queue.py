@@ -271,7 +271,7 @@ class Unanswered:
         self._pending[id(pending)] = pending
 
     def signal_progress(self) -> None:
-        """Signal progress to all unanswered and queued chunks, which wait during long operations of the decoder thread."""
+        """Signal progress to all unanswered and queued chunks, which wait while the decoder thread is busy for long."""
         for pending in (*self, *self._queue.waiting()):
             if pending.on_progress is not None:
                 pending.on_progress()
