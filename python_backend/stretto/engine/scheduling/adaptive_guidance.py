@@ -27,10 +27,6 @@ class StepLoad:
 
     Args:
         row_rate: Audio rows per second; 0 if unknown.
-        clock: Monotonic clock in seconds.
-
-    Attributes:
-        period_s: Duration of one audio row in seconds; infinite if unknown.
     """
 
     def __init__(self, row_rate: float, clock: Callable[[], float] = time.perf_counter):
@@ -41,11 +37,7 @@ class StepLoad:
         self._began_s: float | None = None
 
     def begin_step(self, is_counted: bool) -> None:
-        """Record the start of a step, which ends the previous step.
-
-        Args:
-            is_counted: False to exclude the previous step from the average.
-        """
+        """Record the start of a step, and average the duration of the previous one if `is_counted`."""
         now = self.clock()
         if is_counted and self._began_s is not None:
             self._num_steps += 1
@@ -53,10 +45,7 @@ class StepLoad:
         self._began_s = now
 
     def end_schedule(self, num_rows: int) -> None:
-        """Record that a step of `num_rows` rows was scheduled.
-
-        An empty step is not timed, because the engine may sleep.
-        """
+        """Stop timing a step without rows, because the engine may sleep."""
         if num_rows == 0:
             self._began_s = None
 
@@ -78,12 +67,7 @@ class StepLoad:
 
 
 class GuidanceChanges(NamedTuple):
-    """Changes to make to CFG pairs before a step.
-
-    Attributes:
-        dropped: Conditional requests that lose their unconditional request.
-        restored: Conditional requests that regain an unconditional request.
-    """
+    """Conditional requests that lose (`dropped`) or regain (`restored`) their unconditional request in a step."""
 
     dropped: Sequence[RequestState] = ()
     restored: Sequence[RequestState] = ()
@@ -155,11 +139,7 @@ class AdaptiveGuidance:
         self.num_dropped += 1
 
     def change(self, running: Sequence[Request], step: int) -> GuidanceChanges:
-        """Return the guidance changes to apply before a step.
-
-        Args:
-            running: Running requests, oldest first.
-        """
+        """Return the guidance changes to apply before a step, given the running requests, oldest first."""
         self.load.begin_step(is_counted=not self.returning)
         if not self.adaptive:
             return UNCHANGED
@@ -178,8 +158,8 @@ class AdaptiveGuidance:
     def _follow(self, state: RequestState) -> bool:
         """Return True if the unconditional request of `state`, which is in `returning`, can be created now.
 
-        It can be created once all sampled rows of the conditional request are known. A request that is guided again, or
-        can no longer be guided, is removed from `returning`.
+        All sampled rows of the conditional request must be known. A request that is guided again, or can no longer be
+        guided, leaves `returning`.
         """
         request = state.request
         pair = state.pair
@@ -212,10 +192,7 @@ class AdaptiveGuidance:
         return dropped
 
     def _restore_one(self, running: Sequence[Request], step: int) -> list[RequestState]:
-        """Select the oldest request that has lost guidance and can regain it.
-
-        The result contains the request only if its unconditional request can be created now.
-        """
+        """Select the oldest request that can regain guidance; return it if that is possible now."""
         for request in running:
             dropped_at = self.dropped.get(request.request_id)
             if dropped_at is None or step - dropped_at <= self._lag:

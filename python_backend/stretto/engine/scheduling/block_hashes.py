@@ -30,9 +30,7 @@ def row_block_hasher(
     Args:
         block_size: Rows per block.
         codes: Function of (first, last) that returns the ids of streams 1 to S - 1 in rows `first` to `last` - 1.
-        inputs: Audio inputs and images, each with the row at which it begins.
         is_read_by_modules: True if MCTP modules process the rows. Such requests share blocks only with each other.
-        track: Ids of the input-only text stream, or None.
         condition: Vectors that condition all rows, or None. Only requests with equal ones share blocks.
     """
     conditioned = b"" if condition is None else b"condition" + condition.digest

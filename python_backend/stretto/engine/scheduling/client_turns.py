@@ -26,15 +26,12 @@ class ClientTurns:
     """Turns among client hosts. Nothing changes while all requests are from one host.
 
     Slots: The next request to be admitted belongs to the host that uses the fewest run slots. If there is no slot for
-    it, or too few KV blocks, the youngest reply of the host with the most slots is preempted, provided that this host
-    keeps at least as many slots as the other one then uses. The requests of a host keep their order.
+    it, or too few KV blocks, the youngest reply of the host with the most slots is preempted. That host must keep at
+    least as many slots as the other one then uses. The requests of a host keep their order.
 
-    Rows: While several hosts have rows in a step, a host computes `quantum` rows per step on average, or as many as the
-    host with the fewest. Prompts count, too. A host's replies take turns. This is deficit round robin (Shreedhar and
-    Varghese, Efficient fair queuing using deficit round robin, 1995). Rows of live sessions are never delayed.
-
-    Args:
-        quantum: Rows per step of a host.
+    Rows: While several hosts have rows in a step, each computes `quantum` rows on average, or as many as the host with
+    the fewest. Prompts count, too. A host's replies take turns. This is deficit round robin (Shreedhar and Varghese,
+    Efficient fair queuing using deficit round robin, 1995). Rows of live sessions are never delayed.
     """
 
     def __init__(self, table: RequestTable, planner: PairPlanner, quantum: int):
@@ -82,7 +79,6 @@ class ClientTurns:
         return request.request_id if pair is None else pair.conditional
 
     def _num_slots(self, request: Request) -> int:
-        """Return the number of run slots that a request and its CFG partner use."""
         return 1 if self._table[request.request_id].pair is None else 2
 
     def _used_slots(self, running: Iterable[Request]) -> Counter[str]:
@@ -93,8 +89,7 @@ class ClientTurns:
         return used
 
     def _of_largest_host(self, running: list[Request]) -> list[Request]:
-        """Return the requests of the host with the most run slots; return all requests if it would not keep the most
-        after a preemption.
+        """Return the requests of the host that has the most run slots even after a preemption, or else all requests.
 
         The oldest running reply is therefore never preempted, so that there is always progress.
         """
@@ -106,7 +101,7 @@ class ClientTurns:
         return of_largest if is_larger else running
 
     def order(self, queue: RequestQueue, running: Sequence[Request]) -> None:
-        """Sort the waiting queue, so that hosts take turns after the requests whose CFG partner is running."""
+        """Sort the waiting queue: first requests whose CFG partner is running, then the hosts in turn."""
         if not self.are_needed or len({self._host(request) for request in queue}) < 2:
             return
         waiting = list(queue)
@@ -130,12 +125,7 @@ class ClientTurns:
                 queue.add_request(request)
 
     def to_preempt(self, first: Request | None, running: list[Request], num_slots: int) -> Sequence[Request]:
-        """Return the reply to preempt for a queued request, as one or two requests; empty if there is none.
-
-        Args:
-            first: The first queued request that could run.
-            running: Running requests, oldest first.
-        """
+        """Return the reply to preempt for the queued request `first` (one or two requests); empty if there is none."""
         if first is None or not self.are_needed or self._planner.has_room(first, running, num_slots):
             return ()
         if any(self._reply(request) == self._reply(first) for request in running):
@@ -156,7 +146,6 @@ class ClientTurns:
         """Return the number of rows that each running request may compute; 0 for replies that skip the step.
 
         Args:
-            grants: Planned number of rows for each running request.
             joining: Queued requests that are about to be admitted.
         """
         if not self.are_needed:
@@ -186,14 +175,7 @@ class ClientTurns:
         return {**grants, **dict.fromkeys(skipping, 0)} if skipping else grants
 
     def _skipping(self, replies: dict[str, list[str]], grants: Mapping[str, int], num_left: int) -> list[str]:
-        """Return the requests of a host that skip the step: those of all replies except the ones that have waited
-        longest.
-
-        Args:
-            replies: Ids of the host's running requests, keyed by reply.
-            grants: Planned number of rows for each running request.
-            num_left: Number of rows that the host may still compute.
-        """
+        """Return the requests of a host that skip the step. The replies that have waited longest do not skip it."""
         skipping = []
         for reply in sorted(replies, key=lambda reply: self._stepped.get(reply, 0)):
             if num_left > 0:
@@ -204,8 +186,7 @@ class ClientTurns:
         return skipping
 
     def resting(self, waiting: Iterable[Request]) -> list[Request]:
-        """Return the queued requests that may not be admitted in this step, which keeps the requests of a host in
-        order.
+        """Return the queued requests that may not be admitted in this step, to keep the requests of a host in order.
 
         Their host has no rows left, or the output of a preempted request before them is still in flight. vLLM skips
         that request, and would admit the later ones.
@@ -220,11 +201,7 @@ class ClientTurns:
         return resting
 
     def end_schedule(self, scheduled: Mapping[str, int]) -> None:
-        """Deduct the rows of a scheduled step; after an empty step, no reply skips the next step.
-
-        Args:
-            scheduled: Number of scheduled rows, keyed by request id.
-        """
+        """Deduct the rows of a scheduled step; after an empty step, no reply skips the next step."""
         if not scheduled:
             self._balances.clear()
         if self._balances:

@@ -27,10 +27,7 @@ def put_first(queue: RequestQueue, *requests: Request) -> None:
 
 
 def put_first_after(queue: RequestQueue, half: Request, partner: Request) -> None:
-    """Move a new unconditional request to the queue's head, or after its partner if the partner was preempted.
-
-    The partner may have been preempted while the row that ended its text was in flight.
-    """
+    """Move a new unconditional request to the queue's head, or after its partner if that has just been preempted."""
     queue.remove_request(half)
     ahead = list[Request]()
     while partner.status == RequestStatus.PREEMPTED and partner not in ahead:
@@ -66,7 +63,6 @@ class HeldReplies:
 
     Attributes:
         held_s: Total time that replies were blocked on text, in seconds.
-        keeps_sessions: True if live sessions keep their slots and KV blocks.
     """
 
     def __init__(
@@ -153,10 +149,7 @@ class HeldReplies:
         return SpeechCachedRequests.extending(requests, new_text, audio_starts)
 
     def is_held(self, request: Request) -> bool:
-        """Return True if the request is blocked because the track ids of its newest row have not arrived.
-
-        Both requests of a CFG pair are blocked together.
-        """
+        """Return True if track ids of the newest row of the request, or of its CFG partner, have not arrived."""
         state = self._open.get(request.request_id) or self._open.get(partner_of(request.request_id))
         return state is not None and state.waits_for_text
 
@@ -186,12 +179,8 @@ class HeldReplies:
     def to_preempt(self, waiting: Iterable[Request], running: list[Request], num_slots: int) -> list[Request]:
         """Return the running request, or pair, to preempt so that a queued one can run; empty if there is none.
 
-        If the first queued request that is not blocked lacks a run slot or KV blocks, the youngest blocked reply that
-        is not a live session is preempted.
-
-        Args:
-            waiting: Queued requests in order.
-            running: Running requests, oldest first.
+        This is the youngest blocked reply that is not a live session. It is preempted if the first queued request that
+        is not blocked lacks a run slot or KV blocks.
         """
         held = [request for request in self.held(running) if request.request_id not in self._blocks.sessions]
         first = next((request for request in waiting if not self.is_held(request)), None) if held else None

@@ -18,15 +18,13 @@ class LateSubmission:
 
     vLLM submits the next step while one runs. A request that arrives during a step then waits for the rest of that step
     and for the whole next one. With the delay, it joins the next step.
+
+    Args:
+        early_s: Time before the expected end of the running step, in seconds, to which each request adds HOST_MS_A_ROW.
+            It must cover the host's work for a step; otherwise the GPU waits for the host.
     """
 
     def __init__(self, early_s: float, clock: StepClock, sleep: Callable[[float], None] = time.sleep):
-        """Create the delay.
-
-        Args:
-            early_s: Time before the expected end of the running step, in seconds, to which each request adds
-                HOST_MS_A_ROW. It must cover the host's work for a step; otherwise the GPU waits for the host.
-        """
         self._early_s = early_s
         self._clock = clock
         self._sleep = sleep

@@ -31,12 +31,7 @@ class OutgoingRows:
         self._began_s = self._due_s = 0.0  # start of the text or audio, and due time of its next rows
 
     def push(self, rows: list[int], is_last: bool) -> list[int]:
-        """Add the newest rows, and return the rows to send now: all waiting rows, or none.
-
-        Args:
-            rows: The newest rows, which the state of the reply already includes.
-            is_last: True to send all waiting rows immediately.
-        """
+        """Add rows that the reply's state already includes; return the rows to send now: all waiting rows or none."""
         now = self._clock()
         is_audio = self._reply.audio_start >= 0 or self._reply.num_codes > 0
         if is_audio is not self._is_audio:
@@ -56,7 +51,6 @@ class OutgoingRows:
         return ids
 
     def _wait_s(self, elapsed_s: float) -> float:
-        """Return how many seconds to wait for further rows before sending."""
         if not self._is_audio:
             least_s, longest_s = SCRIPT_WAITS_S
             return min(longest_s, max(least_s, 2 * elapsed_s)) if self._speaks else min(MAX_WAIT_S, elapsed_s)

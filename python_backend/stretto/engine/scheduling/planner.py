@@ -1,7 +1,4 @@
-"""Step planning: the number of rows that each running request may compute, and the CFG pairs to preempt.
-
-Pairs are preempted if there are too few KV blocks.
-"""
+"""Step planning: how many rows each running request may compute, and which CFG pairs are preempted."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -36,7 +33,7 @@ class RunningRow(NamedTuple):
 
 
 def plan_grants(rows: Iterable[RunningRow], budget: int) -> dict[str, int]:
-    """Map each request id to the number of rows that the request may compute in a step."""
+    """Return the number of rows that each request may compute in a step, keyed by request id."""
     by_id = {row.request_id: row for row in rows}
     grants: dict[str, int] = {}
     for row in by_id.values():
@@ -65,7 +62,6 @@ class KvBlocks:
     """Wrapper around vLLM's KV cache manager for block counts and the prefix cache.
 
     Args:
-        block_size: Rows per block.
         num_open: Number of newest rows that may be recomputed, whose blocks are not added to the prefix cache yet.
         max_held: Maximum number of blocks that a request holds at any time if a sliding window frees older blocks; else
             None.
@@ -101,9 +97,7 @@ class KvBlocks:
         return self._session.room - min(held, self._session.held) if held else 0
 
     def num_held(self, request_id: str) -> int:
-        """Return the number of blocks that a running request has used, including those that a sliding window has
-        freed.
-        """
+        """Return the number of blocks that a running request has used, including those that a window has freed."""
         return len(self._manager.coordinator.single_type_managers[0].req_to_blocks.get(request_id, ()))
 
     def spanned(self, num_rows: int) -> int:
@@ -122,20 +116,15 @@ class KvBlocks:
         return not self.sessions or self.needed(request.num_tokens + 1) <= self.num_free()
 
     def cache_newest(self, request: Request, num_known: int, num_new: int) -> None:
-        """Add full blocks of `request` to the prefix cache.
-
-        Args:
-            request: Request whose output from the last step has been processed.
-        """
+        """Add full blocks of `request`, whose last output has been processed, to the prefix cache."""
         if self._num_open or num_known % self._block_size < num_new:
             self._manager.cache_blocks(request, num_known)
 
     def shorten_allocation(self) -> None:
         """Make vLLM's manager return immediately if a running request needs no further block and completes none.
 
-        Otherwise, the manager reaches the same result through fourteen calls, which account for a quarter of the Python
-        instructions of a step with 16 pairs. vLLM's method is kept for attention with a window, blocks with several
-        hashes, and lookahead rows.
+        vLLM's fourteen calls for this are a quarter of the Python instructions of a step with 16 pairs. Its method
+        remains in use for attention with a window, blocks with several hashes, and lookahead rows.
         """
         manager: Any = self._manager
         (cache,) = manager.coordinator.single_type_managers
@@ -182,11 +171,9 @@ GENERATION = "generation"
 
 
 class KvShares:
-    """Limits on the share of the KV cache for each class of requests.
+    """Limits on the share of the KV cache for text replies (`understanding`) and for speech (`generation`).
 
-    The classes are `understanding` (text replies) and `generation` (speech).
-    A queued request is admitted if its blocks and the blocks of all running requests of its class are within the limit.
-    Requests of a class without a limit are always admitted.
+    A queued request is admitted if its blocks and those of all running requests of its class are within the limit.
     """
 
     def __init__(self, table: RequestTable, blocks: KvBlocks, config: VllmConfig, kv_cache: KVCacheConfig):
@@ -226,10 +213,7 @@ class KvShares:
         return limit is None or held == 0 or held + self._needed(request) <= limit
 
     def _is_awaited(self, request: Request, running: list[Request]) -> bool:
-        """Return True if the CFG partner of `request` is running.
-
-        The blocks of both were counted when the partner was admitted.
-        """
+        """Return True if the CFG partner of `request`, with which its blocks were counted, is running."""
         partner = self._table.partner(request.request_id)
         return partner is not None and any(other.request_id == partner for other in running)
 
@@ -238,10 +222,7 @@ class KvShares:
         return GENERATION if speaks else UNDERSTANDING
 
     def _needed(self, request: Request) -> int:
-        """Return the number of blocks of `request`.
-
-        The blocks of a CFG pair are attributed to its conditional request; the unconditional request has 0.
-        """
+        """Return the number of blocks of `request`; those of a CFG pair are attributed to its conditional request."""
         state = self._table[request.request_id]
         if state.is_unconditional:
             return 0
@@ -270,8 +251,7 @@ class PairPlanner:
     It leaves enough blocks free for the step, so that vLLM never needs to preempt a request itself.
 
     Attributes:
-        of_largest_host: Function that returns those of some running requests, oldest first, of which one may be
-            preempted first.
+        of_largest_host: Function that returns the candidates for preemption among running requests, oldest first.
     """
 
     def __init__(self, table: RequestTable, blocks: KvBlocks):
@@ -289,11 +269,7 @@ class PairPlanner:
         self._num_granted = 0
 
     def plan(self, running: list[Request], budget: int) -> StepPlan:
-        """Return the plan for the next step.
-
-        Args:
-            running: Running requests, oldest first.
-        """
+        """Return the plan for the next step, given the running requests, oldest first."""
         if self._is_steady(running) and (not self._has_bursts or self._grant_again(running, budget)):
             return StepPlan(running, self._grants)
         running = self._in_order(running)
@@ -310,10 +286,9 @@ class PairPlanner:
         return StepPlan(running, grants, awaited, () if fits else self.with_partner(tail))
 
     def _is_steady(self, running: list[Request]) -> bool:
-        """Return True if the previous plan is still valid for the next step.
+        """Return True if the previous plan is still valid: the same requests decode, and each has a free block.
 
-        It is valid if the same requests decode and there is a free block for each of them. It is void if a request was
-        admitted and ended since then, which changes the number of running ids.
+        A request that was admitted and has ended since then voids the plan. Its id is still in `_running_ids`.
         """
         return (
             running == self._steady
@@ -322,11 +297,7 @@ class PairPlanner:
         )
 
     def _grant_again(self, running: list[Request], budget: int) -> bool:
-        """Grant each request as many rows as its previous step generated; return False if the blocks for them are not
-        free.
-
-        The number of these rows varies from step to step.
-        """
+        """Grant each request the rows that its previous step generated; return False if they do not fit."""
         grants = {request.request_id: _num_unread(request) for request in running}
         num_granted = sum(grants.values())
         if num_granted > budget or sum(map(self._blocks.needed, grants.values())) > self._blocks.num_free():
@@ -336,10 +307,7 @@ class PairPlanner:
         return True
 
     def _decodes(self, row: RunningRow) -> bool:
-        """Return True if the request of `row` decodes with a full grant and need not wait in the next step.
-
-        A request may have to wait for text or for guidance.
-        """
+        """Return True if the request of `row` decodes with a full grant and need not wait for text or guidance next."""
         if not row.is_decoding or self._grants[row.request_id] != row.remaining:
             return False
         pair = self._table[row.request_id].pair
@@ -349,10 +317,7 @@ class PairPlanner:
         return not may_wait and (row.partner is not None or pair is None or pair.unconditional is None)
 
     def _in_order(self, running: list[Request]) -> list[Request]:
-        """Return `running` with each unconditional request directly after its partner.
-
-        The older request of a pair determines its position.
-        """
+        """Return `running` with each unconditional request directly after its partner, at the older one's position."""
         by_id = {request.request_id: request for request in running}
         ordered: dict[str, Request] = {}
         for request_id, request in by_id.items():
@@ -366,7 +331,6 @@ class PairPlanner:
         return list(ordered.values())
 
     def _row(self, request: Request) -> RunningRow:
-        """Return the properties of a running request that determine how many rows it is granted."""
         remaining = _num_unread(request)
         decodes = not request.is_prefill_chunk
         state = self._table[request.request_id]
@@ -387,13 +351,10 @@ class PairPlanner:
         return state.track is not None and num_rows > state.track.num_known(state.reply)
 
     def _fits(self, running: Iterable[Request], tail: list[Request], awaited: Iterable[Request]) -> bool:
-        """Return True if enough blocks are free for the grants and for the requests in `awaited`.
+        """Return True if enough blocks are free for the grants and for the `awaited` requests (see `StepPlan`).
 
-        A queued request of the youngest pair is not counted, because no pair is preempted for it. A cheap upper bound
-        is checked first and suffices in most steps.
-
-        Args:
-            awaited: Queued requests whose CFG partner is running.
+        A queued request of the youngest pair is not counted, because no pair is preempted for it. A cheap upper bound,
+        checked first, suffices in most steps.
         """
         free = self._blocks.num_free()
         blocks = self._blocks
@@ -417,9 +378,8 @@ class PairPlanner:
     def tail(self, running: list[Request]) -> list[Request]:
         """Return the running members of the pair (or the single request) to preempt first.
 
-        The youngest one that is blocked on streamed text is selected or, if none is blocked, the youngest one of
-        `of_largest_host`. Live sessions are never preempted. If all running requests are live sessions, the list is
-        empty.
+        This is the youngest one that is blocked on streamed text, or else the youngest one of `of_largest_host`. Live
+        sessions are never preempted, so the list may be empty.
         """
         sessions = self._blocks.sessions
         others = [request for request in running if request.request_id not in sessions] if sessions else running
@@ -431,7 +391,7 @@ class PairPlanner:
         return [request for request in running if request.request_id in (last.request_id, partner)]
 
     def next_to_preempt(self, running: list[Request]) -> list[Request]:
-        """Return the requests of the youngest pair (or single request) that waits for text, or else of the last."""
+        """Return the requests of the pair (or the single request) to preempt first, including a queued partner."""
         return self.with_partner(self.tail(running))
 
     def with_partner(self, tail: list[Request]) -> list[Request]:
@@ -484,13 +444,7 @@ class PairPlanner:
             self._running_ids.add(request.request_id)
 
     def check(self, scheduled: Mapping[str, int], num_rows: int, running: list[Request]) -> None:
-        """Assert that a scheduled step samples both requests of each guided pair (see `check_pairs`).
-
-        The assertion is skipped if the requests of a steady plan were scheduled exactly as granted.
-
-        Args:
-            scheduled: Number of scheduled rows, keyed by request id.
-        """
+        """Check a scheduled step with `check_pairs`, unless all requests of a steady plan were scheduled as granted."""
         is_steady = self._steady is not None and len(self._steady) == len(running) == len(scheduled)
         if not is_steady or num_rows != self._num_granted:
             check_pairs(self._table, scheduled)
@@ -502,11 +456,7 @@ def _num_unread(request: Request) -> int:
 
 
 def check_pairs(table: RequestTable, scheduled: Mapping[str, int]) -> None:
-    """Assert that every guided row is sampled for both requests of its CFG pair.
-
-    Args:
-        scheduled: Number of scheduled rows, keyed by request id.
-    """
+    """Assert that every guided row is sampled for both requests of its CFG pair."""
     for request_id in scheduled:
         state = table[request_id]
         pair = state.pair

@@ -63,9 +63,7 @@ class GuidancePair:
 
     @property
     def may_wait(self) -> bool:
-        """True if the pair may have to wait for its unconditional request in the next step, though it does not wait
-        in this one.
-        """
+        """True if the pair may start to wait for its unconditional request in the next step."""
         return False
 
     def is_held(self, state: "RequestState") -> bool:
@@ -77,16 +75,14 @@ class GuidancePair:
         return unconditional_context(state)
 
     def begin(self, state: "RequestState") -> bool:
-        """Return True if the unconditional request exists from the start, because the reply begins with audio."""
+        """Return True if the unconditional request of a reply that begins with audio exists from the start."""
         return True
 
     def follow(self, state: "RequestState", token_id: int, is_guided: bool, scheduler: PairScheduler) -> int:
         """Begin or end the unconditional request after an audio row, and return the row's guidance mark.
 
         Args:
-            token_id: Id of the row on stream 0.
             is_guided: True if the unconditional request was in the same step.
-            scheduler: Scheduler that begins or ends the unconditional request.
         """
         return state.note_guidance(is_guided)
 
@@ -112,7 +108,6 @@ class RequestState:
 
     Attributes:
         prompt: The request's prompt, without what only the front end needs.
-        host: Client host, which has a fair share of the engine.
         history: Ids of streams 1 to S - 1 in all rows.
         reply: State of the reply; both requests of a pair share it.
         pair: CFG pair; None if the reply is not guided, or no longer guided.
@@ -126,7 +121,6 @@ class RequestState:
         prompt_states: Hidden states that a speaker reads, until they have been sent to the front end; None for none.
         added_s: Monotonic time at which the scheduler received the request, in seconds.
         queue_s: Time from `added_s` to the first step, in seconds.
-        outgoing: Rows that have not been sent to the front end yet.
         schedule: Schedule of the reply's steps; None if each generates one row.
     """
 
@@ -166,9 +160,7 @@ class RequestState:
 
     @property
     def is_read_by_modules(self) -> bool:
-        """True if the predictor of further rows processes the request's rows, because its schedule has multi-token
-        steps.
-        """
+        """True if MCTP modules process the request's rows, because its schedule has multi-token steps."""
         return self.schedule is not None and self.schedule.max_extra > 0
 
     @property
@@ -259,11 +251,7 @@ def unconditional_context(state: RequestState) -> np.ndarray:
 
 
 def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: int) -> np.ndarray:
-    """Return the rows before the audio as the unconditional request reads them, with the condition hidden.
-
-    Args:
-        rows: Rows of the conditional request before its audio, [n, S].
-    """
+    """Return the rows [n, S] before the audio as the unconditional request reads them, with the condition hidden."""
     hidden = rows.copy()
     middle = slice(context.keep_first, max(context.keep_first, len(rows) - context.keep_last))
     hidden[middle] = pad_id

@@ -31,8 +31,8 @@ class RequestTable(dict[str, RequestState]):
     An entry exists exactly as long as the request exists in vLLM.
 
     Attributes:
-        revision: Counter that increases whenever plans of earlier steps may become void, because a CFG pair gains or
-            loses its unconditional request or starts to wait for one, or a streamed text becomes complete.
+        revision: Counter that increases whenever plans of earlier steps may become void: a CFG pair gains, loses or
+            awaits its unconditional request, or a streamed text becomes complete.
     """
 
     def __init__(self, rules: SegmentRules, hash_block_size: int):
@@ -103,24 +103,17 @@ class RequestTable(dict[str, RequestState]):
         return state.is_unconditional or state.is_held or self.guidance_has_begun(state)
 
     def must_compute_more(self, request: Request, num_rows: int) -> bool:
-        """Return True if the request must compute more rows, so that its prefix-cache hit must be shortened by one
-        block.
+        """Return True if a prefix-cache hit that leaves `num_rows` rows must be shortened by one block.
 
         A request that is bound to its CFG partner must compute at least one row before the row that is sampled from.
-        With MCTP modules, the KV entries of the last rows of a block depend on the ids after the block, which may
+        With MCTP modules, the KV entries of the last rows of a block depend on the ids after the block. These may
         differ from the ids of the cached request.
-
-        Args:
-            num_rows: Number of rows left to compute after the hit.
         """
         state = self[request.request_id]
         return state.is_read_by_modules or (num_rows < 2 and self.is_bound(request.request_id))
 
     def count_bursts(self, request_ids: Iterable[str]) -> None:
-        """Count the rows that MCTP modules will generate in the scheduled step.
-
-        The backbone's row is counted by vLLM itself.
-        """
+        """Count the rows that MCTP modules will generate in a step; vLLM itself counts the backbone's row."""
         if self.rules.max_rows_per_step == 1:
             return
         for state in map(self.__getitem__, request_ids):

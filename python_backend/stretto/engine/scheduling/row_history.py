@@ -12,8 +12,7 @@ MAX_NEWEST = 64
 class RowHistory:
     """Ids of streams 1 to S - 1 in all rows of a request, prompt first, kept across preemption.
 
-    The newest rows are kept as lists and moved to an array in batches. The ids of input-only streams are taken from the
-    request's track whenever rows are read.
+    The ids of input-only streams are taken from the request's track whenever rows are read.
     """
 
     __slots__ = ("_newest", "_num_laid", "_rows", "_track", "num_prompt_rows", "num_rows")
@@ -26,12 +25,7 @@ class RowHistory:
         self.num_prompt_rows = self.num_rows = len(prompt_codes)
 
     def put(self, row: int, codes: Sequence[Sequence[int]]) -> None:
-        """Record rows.
-
-        Args:
-            row: Index of the first row. If it is not the next row, the history is first truncated to `row` rows.
-            codes: Ids of the rows, [n][S - 1].
-        """
+        """Record rows, [n][S - 1], from index `row` on, after removing recorded rows from there on."""
         if row != self.num_rows:
             self.truncate(row)
         self.num_rows += len(codes)

@@ -39,8 +39,8 @@ class SampledRows:
     def extract(self, output: ModelRunnerOutput) -> None:
         """Read codes, state and cut flags from a step's output, and remove the fields that carry them.
 
-        They are sent in the log-probability fields, which vLLM must not process. Hidden states of prompts are sent in
-        the field for scores of prompt rows, and first samples in the one for their log-probabilities.
+        vLLM must not process these fields. Codes, state and cut flags are in the log probabilities, hidden states of
+        prompts and first samples in fields for log probabilities of prompts.
         """
         self.codes = {}
         self.state = {}
@@ -73,7 +73,6 @@ class SampledRows:
         """Add a request's sampled rows; return those to send to the front end now, as parsed by `read_rows`.
 
         Args:
-            token_ids: Id on stream 0 of each sampled row.
             is_last: True to send all buffered rows, because no row will follow soon.
         """
         request_id = state.request.request_id

@@ -73,10 +73,7 @@ else:
 
 
 class PairedScheduling(Base):
-    """Overrides of vLLM's scheduler for CFG pairs and streamed text.
-
-    Decisions are made by the objects created in `__init__`; the overrides apply them.
-    """
+    """Overrides of vLLM's scheduler that apply the decisions on CFG pairs and streamed text."""
 
     _num_in_advance = 0  # sampled tokens counted in a step before they are known (async scheduling)
 
@@ -143,7 +140,6 @@ class PairedScheduling(Base):
         return output
 
     def _change_guidance(self) -> None:
-        """Remove and re-create unconditional requests according to the guidance policies."""
         self._drop_unconditional(self.guidance.ended())
         ended = self._ended
         self._ended = []
@@ -186,9 +182,7 @@ class PairedScheduling(Base):
         return next((request for request in self.waiting if request not in skipped), None)
 
     def _joining(self, awaited: Sequence[Request]) -> list[Request]:
-        """Return the requests in `awaited`, and the first other queued request if slots and KV blocks are free for
-        it.
-        """
+        """Return the requests in `awaited`, and the first other queued request if there is capacity for it."""
         first = self._first_waiting()
         if first is None or first in awaited:
             return list(awaited)
@@ -259,16 +253,11 @@ class PairedScheduling(Base):
         return request
 
     def _drop_unconditional(self, states: Sequence[RequestState]) -> None:
-        """Remove the unconditional requests of `states`, freeing their blocks and slots."""
         if states:
             super().finish_requests([self.table.drop_unconditional(state) for state in states], ABORTED)
 
     def finish_requests(self, request_ids: Any, finished_status: RequestStatus) -> list[Request]:
-        """Finish requests and their CFG partners; return the finished requests known to the front end.
-
-        Args:
-            request_ids: One id or several; None for all requests.
-        """
+        """Finish requests (None: all) and their CFG partners; return the finished requests known to the front end."""
         if request_ids is None:
             request_ids = self.requests
         ids = self.table.with_partners([request_ids] if isinstance(request_ids, str) else request_ids)
@@ -279,7 +268,7 @@ class PairedScheduling(Base):
         return [request for request in finished if not request.request_id.endswith(UNCONDITIONAL_SUFFIX)]
 
     def has_requests(self) -> bool:
-        """Return True if there are requests. If more may still join the next step, first wait until that step is due.
+        """Return True if there are requests, after waiting until the next step is due if more requests may join it.
 
         vLLM's loop calls this before it reads new requests, so requests that arrive during the wait join that step.
         """
@@ -288,10 +277,7 @@ class PairedScheduling(Base):
         return super().has_requests()
 
     def has_unfinished_requests(self) -> bool:
-        """Return True if a step has work to do.
-
-        There is no work if all replies are blocked on text or audio.
-        """
+        """Return True if there are requests and not all replies are blocked on text or audio."""
         return super().has_unfinished_requests() and not self.texts.all_held
 
     def update_from_output(

@@ -10,11 +10,10 @@ NUM_DURATIONS = 8  # number of durations to keep
 class StepClock:
     """Times of the steps in flight, and durations of the last steps that computed rows.
 
-    Steps in flight overlap, so the duration of a step is the time since the end of the one before, if that is later
-    than its scheduling.
+    Steps in flight overlap. The duration of a step therefore begins at the end of the previous step, or at its own
+    scheduling if that is later.
 
     Attributes:
-        now: Function that returns the time in seconds.
         durations: The last durations, at most NUM_DURATIONS, in seconds.
     """
 

@@ -30,15 +30,7 @@ class UnconditionalOutput:
     def extract(
         self, output: ModelRunnerOutput, codes: Mapping[str, list[list[int]]], scheduled: dict[str, int]
     ) -> dict[str, int]:
-        """Record the sampled rows of unconditional requests.
-
-        Args:
-            codes: Ids of streams 1 to S - 1 of the requests that sampled, keyed by request id.
-            scheduled: Number of scheduled rows, keyed by request id.
-
-        Returns:
-            The other entries of `scheduled`, for vLLM's loop.
-        """
+        """Record the sampled rows of unconditional requests; return the other entries of `scheduled`."""
         if not codes:
             return scheduled
         others = dict(scheduled)

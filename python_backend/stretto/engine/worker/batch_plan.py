@@ -15,14 +15,12 @@ NO_ROW = -1
 
 @dataclass(frozen=True)
 class StepRows:
-    """Properties of the B rows of a step that the host knows, [B] each.
+    """Run slots and possible segments of the B rows of a step, as known on the host, [B] each.
 
     Attributes:
-        slots: Run slots, int.
         samples: True if the row is sampled; False for an incomplete chunk of a prompt.
         may_write: True if the row may be in a text segment.
-        may_speak: True if the row may be after the text segment. If the host does not know the segment, both
-            `may_write` and `may_speak` are True.
+        may_speak: True if the row may be after the text segment. Both are True if the host does not know the segment.
     """
 
     slots: np.ndarray
@@ -31,17 +29,15 @@ class StepRows:
     may_speak: np.ndarray
 
     def fingerprint(self) -> bytes:
-        """Return bytes that are equal for two steps if their plans are equal, provided that no slot has got a new
-        request in between.
-        """
+        """Return bytes that are equal for steps with the same plan, as long as no slot gets a new request."""
         return b"".join(column.tobytes() for column in (self.slots, self.samples, self.may_write, self.may_speak))
 
 
 class SolverPlan(NamedTuple):
-    """Properties of a step's latents, known on the host, that determine the predictor's launches.
+    """Number of solver steps and guidance of a step's latents, which determine the predictor's launches.
 
     Attributes:
-        num_steps: Largest number of solver steps of any row; 0 for families whose frames are codes.
+        num_steps: Largest number of any row; 0 for families whose frames are codes.
         is_guided: True if the latent of any row is guided.
     """
 
@@ -69,9 +65,7 @@ class BatchPlan:
         num_paired: Number of CFG pairs, P. Their conditional rows also come first in `speaking`.
         writing: Indices into `drawing` of rows that may be in a text segment, [W]; None for all.
         speaking: Indices into `drawing` of rows that may be after the text segment, [A]; None for all.
-        text: Sampling methods needed for text ids.
-        audio: Sampling methods needed for stream 0 in audio.
-        depth: Sampling methods needed for the other streams.
+        text, audio, depth: Sampling methods for text ids, for stream 0 in audio, and for the other streams.
         ras_window: Maximum window of repetition-aware sampling among the rows.
         used: Names of the options in `NUMBER_OPTIONS` that have an effect on any row.
         has_delayed_tail: True if any reply continues audio in its prompt.
@@ -105,7 +99,6 @@ def plan_batch(rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray
 
     Args:
         partner: Slot of the CFG partner by slot, int64 [R]; negative for none.
-        is_unconditional: True for slots of unconditional requests, bool [R].
     """
     row_of = np.full(len(partner) + 1, NO_ROW)  # the last entry is for slots without a partner
     row_of[rows.slots[rows.samples]] = np.flatnonzero(rows.samples)
@@ -149,15 +142,12 @@ def plan_batch(rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray
 
 @dataclass(frozen=True)
 class PlanArrays:
-    """Arrays of a plan on the step's device; indices are None if they would select all rows in order.
+    """Arrays of a `BatchPlan` on the step's device; indices are None if they would select all rows in order.
 
     Attributes:
         sampling: Rows of the batch, [M + P].
         slots: Slots of these rows, [M + P].
-        limits: Integer parameters of the rows in `drawing`, [M] each.
-        scales: Real parameters of the rows in `drawing`, [M] each.
-        writing: Indices into `drawing` of rows that may be in a text segment, [W].
-        speaking: Indices into `drawing` of rows that may be after the text segment, [A].
+        limits, scales: Parameters of the rows in `drawing`, [M] each.
         text_rows: Rows of the batch whose hidden states the text head needs, [W].
         audio_rows: Rows of the batch whose hidden states the audio heads need, [A + P]; unconditional rows are last.
         guidance: Guidance scales, float32 [P].

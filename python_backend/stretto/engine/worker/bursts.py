@@ -31,11 +31,7 @@ class BurstSampler:
         self._none = torch.zeros(num_slots, dtype=torch.int32, device=device)
 
     def sample(self, hidden: torch.Tensor, batch: InputBatch, draw_row: DrawRow) -> SamplerOutput:
-        """Sample the rows of a step.
-
-        Args:
-            hidden: Last hidden states of the requests, [B, H].
-        """
+        """Sample the rows of a step from the last hidden states of the requests, [B, H]."""
         slots = self._slots
         arrays = self._slots.arrays
         num_rows = batch.num_reqs

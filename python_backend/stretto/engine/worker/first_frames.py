@@ -1,6 +1,5 @@
 """First frames of replies, decoded in the engine's process so that their samples are sent together with the rows.
 
-The step that samples the last row of these frames gathers their codes. The codec decodes them while the next step runs.
 The decoder sends these samples, then decodes the same codes again to update its state.
 """
 
@@ -31,7 +30,7 @@ MAX_BATCH = 8  # replies that are decoded together
 
 @dataclass(frozen=True, slots=True)
 class EarlySamples:
-    """Codes and samples of a reply's first frames, in the form that vLLM copies to the host with a step's results.
+    """Codes and samples of a reply's first frames, which vLLM copies to the host with a step's results.
 
     Attributes:
         numbers: Codes, frame by frame within each codebook, then samples, float32 [K * n + samples].
@@ -42,7 +41,7 @@ class EarlySamples:
     done: torch.cuda.Event | None = None
 
     def to_cpu_nonblocking(self) -> torch.Tensor:
-        """Return the numbers on the host once the current stream, vLLM's for copies, has reached the event."""
+        """Copy the numbers to the host once they are computed, on the current stream (vLLM's stream for copies)."""
         if self.done is None:
             return self.numbers
         stream = torch.cuda.current_stream()
@@ -61,8 +60,7 @@ class Lane(Protocol):
         """Decode codes, int64 [B, K, T] from the start of each reply.
 
         Returns:
-            Codes and samples (`EarlySamples.numbers`) of each reply, [B, K * T + n], and the event after which they are
-            computed; None on the host.
+            `EarlySamples.numbers` of all replies, [B, K * T + n], and `EarlySamples.done`.
         """
 
 
@@ -133,13 +131,12 @@ class CudaLane:
         return numbers, done
 
     def _window(self, codes: torch.Tensor) -> Window:
-        """Return the first window of B replies with these codes, int64 [B, K, T]."""
         batch = len(codes)
         return Window(codes, 0, 0, self._first[:batch], self._states, self._rows[:, : padded_batch(batch)])
 
 
 class FirstFrames(PromptLogprobsWorker):
-    """Decoder of the first frames of replies, which replaces vLLM's scores of prompt rows.
+    """Decoder of the first frames of replies, in place of vLLM's log probabilities of prompt rows.
 
     A reply that was preempted before its frames were complete is left to the decoder alone.
 
@@ -170,10 +167,6 @@ class FirstFrames(PromptLogprobsWorker):
         cls, config: VllmConfig, slots: RunSlots, device: torch.device, drawn: Callable[[], torch.Tensor]
     ) -> "FirstFrames":
         """Load the checkpoint's codec.
-
-        Args:
-            config: vLLM's configuration, with the mode of convolutions in `additional_config`.
-            drawn: Function that returns the ids of stream 0 that the step has sampled, [B, 1].
 
         Raises:
             CheckpointError: If the codec cannot decode first frames alone, or has no convolutions for the mode.
@@ -208,7 +201,7 @@ class FirstFrames(PromptLogprobsWorker):
         self._waiting.pop(req_id, None)
 
     def compute_prompt_token_id_logprobs(self, *arguments: Any) -> dict[str, torch.Tensor]:
-        """Return nothing, because no request asks for scores of its prompt (vLLM's hook)."""
+        """Return nothing, because no request asks for log probabilities of its prompt (vLLM's hook)."""
         return {}
 
     def compute_prompt_logprobs(
@@ -235,7 +228,7 @@ class FirstFrames(PromptLogprobsWorker):
         return samples
 
     def _due(self, batch: InputBatch) -> dict[int, list[int]]:
-        """Return the rows of a step that complete first frames, by the number of these frames."""
+        """Return the rows of a step that complete first frames, keyed by the number of these frames."""
         due = defaultdict[int, list[int]](list)
         if not self._waiting:
             return due

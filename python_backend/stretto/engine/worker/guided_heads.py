@@ -21,8 +21,6 @@ class GuidedHeads:
 
         Args:
             hidden: Hidden states of A rows, followed by P unconditional rows, [A + P, H].
-            num_rows: Number of conditional rows, A.
-            scale: Guidance scales of the first P rows, [P].
         """
         if not self._guides_first or len(scale) == 0:
             return self._heads.first(hidden[:num_rows])
@@ -33,8 +31,6 @@ class GuidedHeads:
 
         Args:
             logits: Logits without offsets of A rows, followed by P unconditional rows, [A + P, k, C].
-            num_rows: Number of conditional rows, A.
-            scale: Guidance scales of the first P rows, [P].
         """
         logits = self._heads.shifted(logits, streams)
         if len(scale) == 0:

@@ -58,7 +58,7 @@ class InputEmbeddings:
         return buffers if self._rotation is None else buffers | {"positions": self._row_numbers[:num_rows]}
 
     def fill(self, batch: InputBatch) -> dict[str, torch.Tensor]:
-        """Write the rows of `batch` to the buffers and to those of the encoder, and return them as `inputs` does."""
+        """Write the rows of `batch` to the buffers, and return them as `inputs` does."""
         num_rows = batch.num_tokens_after_padding
         self._is_encoded[:num_rows] = False
         self._levels[:, :num_rows] = 0
@@ -69,7 +69,6 @@ class InputEmbeddings:
         return self.inputs(num_rows)
 
     def _fill_encoded(self, batch: InputBatch) -> None:
-        """Write rows of audio and images of `batch`."""
         computed = batch.num_computed_tokens_np
         scheduled = batch.num_scheduled_tokens
         for index, slot in enumerate(batch.idx_mapping_np.tolist()):
@@ -93,7 +92,7 @@ class InputEmbeddings:
         return self._arrays.tensor(self._arrays.upload(values))
 
     def _encode(self, model_input: InputAudio | InputImage) -> torch.Tensor:
-        """Return the rows of an input, [1, n, H]; of an image, the rows of all levels, [1 + L, n, H]."""
+        """Return the embedded rows of audio, [1, n, H], or of an image at all levels, [1 + L, n, H]."""
         # Copied because the received buffer is read-only, which torch warns about.
         features = self._upload(model_input.features.copy())
         if isinstance(model_input, InputImage):

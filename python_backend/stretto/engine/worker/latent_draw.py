@@ -30,7 +30,7 @@ class LatentDraw(RowDraw):
     def draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
-        """Return the ids of stream 0 [M] and the latents as words [M, D]; only rows that may be audio are set."""
+        """Return the ids of stream 0 [M] and the latents as words [M, D], set only for rows that may be audio."""
         audio_hidden = hidden if step.audio_rows is None else hidden[step.audio_rows]
         logits = self.segments.mask_audio(self.heads.first(audio_hidden), rows, step.speaking)
         token = self.spread(self.heads.first_ids[logits.argmax(1)], step.speaking, rows)
@@ -59,14 +59,13 @@ class LatentStepProgram(StepProgram):
     """Kernel launches that sample a step for families with latent frames; see `StepProgram`.
 
     The predictor runs after stream 0 is sampled and before the state of the replies is updated. For each solver step
-    count in `captured_steps`, one variant is captured without guidance and one with it.
+    count in `captured_steps`, one variant is captured without guidance and one with it if the predictor may be guided
+    (`may_guide`).
 
     Args:
         tokens: Stream 0 of every slot by position, int32 [R, T].
-        captured_steps: Solver step counts for which graphs are captured.
 
     Attributes:
-        may_guide: True if the predictor may be guided.
         noise: Noise of the rows, float32 [N, D].
         guidance: Guidance scales of the rows, float32 [N].
     """
@@ -105,5 +104,5 @@ class LatentStepProgram(StepProgram):
         self.others.drawn[:number].copy_(self.words(*inputs))
 
     def words(self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, solver: SolverPlan) -> torch.Tensor:
-        """Return the words of the rows, int32 [N, D]; see `LatentDraw.words`. The tables have the state of the rows."""
+        """Return the latents of N rows, whose state is in the tables, as words, int32 [N, D]."""
         return self.predict(hidden, noise, steps, solver).contiguous().view(torch.int32)

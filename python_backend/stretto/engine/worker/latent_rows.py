@@ -1,7 +1,7 @@
-"""Choice of the rows of a step that may contain a latent, made by the host.
+"""Rows of a step that may contain a latent.
 
-The network that embeds latents is large in some families, and most rows of a prompt have none. Launches must not depend
-on values on the device, so the rows are chosen by the ids of the prompts, which the host knows.
+Most rows of a prompt contain none, and the network that embeds latents is large in some families. The host chooses the
+rows by the prompts' ids, because kernel launches must not depend on values on the device.
 """
 
 import numpy as np
@@ -32,8 +32,8 @@ class LatentRows:
     def rows(self, batch: InputBatch) -> Array:
         """Return the indices of the rows of `batch` that may have a latent, int64 [n].
 
-        All rows of a reply may have one, because the host does not know their ids, and so may those of vLLM's profiling
-        run, whose slots have no request.
+        Every row of a reply may have one, because the host does not know its ids. So may rows of vLLM's profiling run,
+        whose slots have no request.
         """
         indices = []
         computed = batch.num_computed_tokens_np

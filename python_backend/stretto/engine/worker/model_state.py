@@ -1,8 +1,4 @@
-"""Per-request device state for all streams (vLLM's `ModelState` hook).
-
-The module also covers embedded audio inputs and sampler selection, and defines the vLLM worker, which applies
-streamed-text updates before each step.
-"""
+"""Device state of all requests (vLLM's `ModelState` hook), and the worker that writes streamed text to it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -63,10 +59,7 @@ from stretto.family.base import Family
 
 
 def captured_steps(family: Family, config: VllmConfig) -> list[int]:
-    """Return the solver step counts for which to capture graphs.
-
-    These are the tasks' defaults and the operator's `latent_steps`.
-    """
+    """Return the solver step counts for which to capture graphs: the tasks' defaults and the option `latent_steps`."""
     options = config.additional_config
     configured = options.get("latent_steps", ()) if isinstance(options, dict) else ()
     defaults = {task.sampling.latents.steps for task in family.tasks if task.sampling.latents is not None}
@@ -115,7 +108,6 @@ class SpeechModelState(DefaultModelState):
             network.prepare(conditioned.model.layers, self.max_num_reqs, len(self._batch_embeds), self.dtype)
 
     def _open_first_frames(self) -> Any:
-        """Return the decoder of first frames (`FirstFrames`); None unless the operator's options ask for it."""
         options = self.vllm_config.additional_config
         if not isinstance(options, dict) or "first_chunk" not in options:
             return None
@@ -165,10 +157,7 @@ class SpeechModelState(DefaultModelState):
         self.slots.tables.apply_staged(self.arrays)
 
     def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
-        """Return the model's inputs: the ids of all streams, gathered by slot and position.
-
-        Prefill rows and decode rows are treated alike.
-        """
+        """Return the model's inputs: the ids of all streams, gathered by slot and position."""
         inputs = super().prepare_inputs(input_batch, req_states)
         wrap = self.arrays.wrap
         num_rows = input_batch.num_tokens
@@ -295,11 +284,6 @@ class SpeechModelState(DefaultModelState):
         return SpeechSampler(sampler, self.slots, draw, segments, self._bursts(tokens))
 
     def _bursts(self, tokens: torch.Tensor) -> BurstSampler | None:
-        """Return steps of several rows; None if each step generates one row.
-
-        Args:
-            tokens: Stream 0 of every slot by position, int32 [R, T].
-        """
         steps = self.rules.family.mechanism.steps
         if steps is None:
             return None
@@ -318,13 +302,10 @@ else:
 
 
 class SpeechWorker(Base):
-    """vLLM's worker for the device (GPU or CPU), extended to load LoRA adapters and apply streamed text.
-
-    For a family with a speaker, it also sends hidden states of prompts, and samples of first frames if it decodes them.
-    """
+    """vLLM's worker for the device (GPU or CPU), extended to load LoRA adapters and apply streamed text."""
 
     def load_model(self, **options: Any) -> None:
-        """Load the model as vLLM does; hidden states of prompts or first samples replace vLLM's scores of prompts."""
+        """Load the model. Hidden states of prompts or first samples replace vLLM's log probabilities of prompts."""
         super().load_model(**options)
         runner: Any = self.model_runner
         state = runner.model_state
@@ -345,7 +326,7 @@ class SpeechWorker(Base):
         return super().add_lora(lora_request)
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | AsyncModelRunnerOutput | None:
-        """Write newly arrived text, and where audio has begun, to the slots, then compute the step."""
+        """Write newly arrived text and the first positions of audio to the slots, then compute the step."""
         cached = scheduler_output.scheduled_cached_reqs
         if isinstance(cached, SpeechCachedRequests):
             runner: Any = self.model_runner

@@ -36,7 +36,7 @@ def exact_product(rows: torch.Tensor) -> Product:
 
 
 def depth_product(rows: torch.Tensor) -> Product:
-    """Return `exact_product` for a depth transformer's head; on a GPU, a row's bits do not depend on others."""
+    """Return the product for a depth transformer's head. On a GPU, a row's bits do not depend on other rows."""
     if rows.device.type == "cpu" or rows.dtype not in BLOCK_INNER:
         return exact_product(rows)
     return RowProduct(rows, dtype=torch.float32)
@@ -82,17 +82,11 @@ class StreamHeads:
             self.code_offset = torch.cat([_offset(rows, bias) for rows, bias in pairs])
 
     def raw_text(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits of stream 0 in a text segment before the bias is added, [N, H] -> [N, V].
-
-        The result may be strided.
-        """
+        """Return logits of stream 0 in text before the bias is added, [N, H] -> [N, V] (or strided)."""
         return self._gather(self._text(hidden))
 
     def raw_first(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits of stream 0 in audio before the bias is added, [N, H] -> float32 [N, C0 + E].
-
-        The result may be strided.
-        """
+        """Return logits of stream 0 in audio before the bias is added, [N, H] -> float32 [N, C0 + E] (or strided)."""
         return self._first(hidden)
 
     def raw_codes(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -108,12 +102,7 @@ class StreamHeads:
         return _shift(self.raw_first(hidden), self.first_offset)
 
     def shifted(self, logits: torch.Tensor, streams: slice) -> torch.Tensor:
-        """Return logits of some streams with the bias added, float32 [N, k, C].
-
-        Args:
-            logits: Result of `raw_codes` for these streams, [N, k * C].
-            streams: Slice of streams 1 to S - 1.
-        """
+        """Add the bias to the logits of `streams` (a slice of 1 to S - 1), [N, k * C] -> float32 [N, k, C]."""
         num_streams = len(range(len(self.codes))[streams])
         num_codes = self.codes.shape[1]
         offset = self.code_offset
@@ -122,7 +111,6 @@ class StreamHeads:
         return _shift(logits, offset).reshape(len(logits), num_streams, num_codes)
 
     def _gather(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return text logits over the whole vocabulary, gathered from all ranks if the head is split."""
         if not self.is_text_cut:
             return logits
         return tensor_model_parallel_all_gather(logits)[:, : len(self.text_ids)]
@@ -147,12 +135,11 @@ class FirstHead(StreamHeads):
 
 
 class DepthFirstHead(FirstHead):
-    """Head of stream 0 after position 0 of a depth transformer (`DepthSpec.num_first`).
+    """Head of stream 0 that reads the output of a depth transformer at position 0 (`DepthSpec.num_first`).
 
     Args:
         rows: Weight, [C0 + E, H of the depth transformer], replicated on every rank.
-        start: Function that reads position 0 of hidden states [N, W] and returns the output [N, H]. The depth
-            transformer keeps it until `DepthFrames` reads the following positions.
+        start: Function that computes position 0, [N, W] -> [N, H]. `DepthFrames` then computes the following positions.
     """
 
     def __init__(self, rows: torch.Tensor, rules: SegmentRules, start: Product):
@@ -161,7 +148,6 @@ class DepthFirstHead(FirstHead):
         self._start = start
 
     def raw_first(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits of stream 0, [N, W] -> float32 [N, C0 + E]."""
         return self._first(self._start(hidden))
 
 
@@ -181,9 +167,7 @@ class AudioHeads(FirstHead):
 
 
 class StopHead(FirstHead):
-    """Head of stream 0 in audio, for a family with latents.
-
-    The head has two ids: a frame, and a frame in which speech ends.
+    """Head of stream 0 for latents, with two ids: a frame, and a frame in which speech ends.
 
     Args:
         weight: Weight of the end-of-speech logit, [H], complete on each rank. The logit for continuing is 0.
@@ -205,10 +189,7 @@ def _shift(logits: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
 
 
 class WeightRows:
-    """Weight rows of an LM head or an embedding table, indexed by token id.
-
-    With tensor parallelism, the rows are gathered from all ranks.
-    """
+    """Weight rows of an LM head or an embedding table by token id, gathered from all ranks if it is split."""
 
     def __init__(self, lm_head: VocabParallelEmbedding):
         self.shard = lm_head.get_parameter("weight").data
@@ -257,10 +238,9 @@ class FramePredictor(Protocol):
     def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
         """Return the ids of streams 1 to S - 1, [N, K].
 
-        The rows of both requests of a CFG pair are passed, and the ids of the conditional row are used for both.
+        Both requests of a CFG pair have a row. They use the ids of the conditional row.
 
         Args:
-            hidden: Hidden states, [N, H].
             token: Ids of stream 0, [N]; with `Family.second_ids`, those of the second text stream as well, [N, 2].
         """
         ...
@@ -275,7 +255,6 @@ class ParallelHeads:
         self._heads = heads
 
     def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """Return the ids of all streams."""
         return draw(self._heads.raw_codes(hidden), EVERY)
 
 
@@ -316,7 +295,6 @@ class DepthFrames:
         depth.prepare(max_rows)
 
     def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """Return the ids of streams 1 to S - 1, [N, K]."""
         token, *others = token.unbind(1) if self._second else (token,)
         code = (token - self._shifts[0]).clamp(0, self._num_first - 1)  # for rows without a code, the result is ignored
         second = [self._rows_of(other) for other in others]
@@ -327,7 +305,7 @@ class DepthFrames:
         return torch.cat(drawn, 1)
 
     def _rows_of(self, second: torch.Tensor) -> torch.Tensor:
-        """Return the rows of ids of the second text stream in the depth transformer's table; -1 for other ids, [N]."""
+        """Return the table rows of ids of the second text stream, [N]; -1 for other ids."""
         is_read = (second >= self._second.start) & (second < self._second.stop)
         return torch.where(is_read, second - self._second_shift, -1)
 
@@ -351,7 +329,6 @@ class LatentPredictor(Protocol):
         The kernel launches depend only on `plan` and N, so that they can be captured in a CUDA graph.
 
         Args:
-            hidden: Hidden states, [N, H].
             noise: Gaussian noise with which the solver begins, float32 [N, D], scaled by the temperature.
             steps: Number of solver steps of each row, int64 [N], from 1 to `plan.num_steps`.
         """
@@ -359,7 +336,7 @@ class LatentPredictor(Protocol):
 
 
 class GuidedLatentPredictor(Protocol):
-    """Latent predictor that reads a second tensor, guided within the row or by a CFG pair."""
+    """Latent predictor with guidance within the row (`Family.guides_rows`) or by a CFG pair."""
 
     def __call__(
         self,
@@ -370,11 +347,11 @@ class GuidedLatentPredictor(Protocol):
         other: torch.Tensor,
         guidance: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the latents, float32 [N, D]; see `LatentPredictor` for the arguments that both have.
+        """Return the latents, float32 [N, D]; see `LatentPredictor` for the other arguments.
 
         Args:
-            other: With `Family.guides_rows`, latents of the previous rows, float32 [N, D], or zeros if such a row
-                has none. With CFG pairs, hidden states of the unconditional requests, [N, H]; unused for unguided rows.
+            other: With `Family.guides_rows`, latents of the previous rows, float32 [N, D], or zeros for rows without
+                one. With CFG pairs, hidden states of the unconditional requests, [N, H]; unused for unguided rows.
             guidance: Guidance scales, float32 [N]; 1 is unguided.
         """
         ...
@@ -382,11 +359,7 @@ class GuidedLatentPredictor(Protocol):
 
 @dataclass(frozen=True)
 class LatentReadout:
-    """Output head and latent predictor of a family's model.
-
-    Attributes:
-        latents: Predictor, which is guided with `Family.guides_rows` or CFG pairs.
-    """
+    """Output head and latent predictor of a family's model."""
 
     heads: FirstHead
     latents: LatentPredictor | GuidedLatentPredictor
@@ -397,10 +370,7 @@ AnyReadout = Readout | LatentReadout
 
 
 class RequestMemory(Protocol):
-    """State that a plug-in's network keeps for each request, in addition to the slot tables.
-
-    It is the attribute `memory` of the plug-in's sampler. Its class is in the plug-in's folder `mechanism/`.
-    """
+    """State that a plug-in's network keeps per request: the attribute `memory` of the plug-in's sampler."""
 
     def fill_slot(self, slot: int, data: SpeechRequestData) -> None:
         """Prepare the state of a request that begins or continues in `slot`."""
@@ -422,10 +392,10 @@ class ConditionNetwork(Protocol):
         """Store the condition of the request in `slot`."""
 
     def fill(self, slots: torch.Tensor, rows: torch.Tensor) -> None:
-        """Record the slot of each row of a step, int [N]; the ids of its streams are in `rows`, [at least N, S]."""
+        """Record the slots, int [N], and the ids of all streams, [at least N, S], of the rows of a step."""
 
     def add_to(self, embeds: torch.Tensor) -> torch.Tensor:
-        """Add a vector of each row's request to the embeddings [N, H], in place, and return them."""
+        """Add the vector of each row's request to the embeddings [N, H], in place, and return them."""
 
 
 # (hidden states [B, H], index of the row in the step) -> None; samples and records the row.
@@ -437,9 +407,9 @@ class BurstBatch:
     """Batch of a step that may generate several rows per request.
 
     Attributes:
-        num_read: Number of rows of each request computed by the end of this step, which is also the index of the first
-            row that the step generates, int64 [B].
-        num_extra: Number of rows that the modules generate after this first row, int64 [B].
+        num_read: Number of computed rows of each request after this step, which is the index of its first generated
+            row, int64 [B].
+        num_extra: Number of rows that the modules generate after the first one, int64 [B].
         is_read: True if modules process the request's rows, bool [B].
     """
 
@@ -465,12 +435,9 @@ class RowPredictor(Protocol):
         ...
 
     def __call__(self, hidden: torch.Tensor, step: BurstBatch, sample_row: SampleRow) -> None:
-        """Generate the rows after the first one.
+        """Generate the rows after the first one, which was sampled from `hidden` [B, H].
 
         This is called in every step, even if no request generates more rows, because the modules must process prompts.
-
-        Args:
-            hidden: Hidden states from which the first row was sampled, [B, H].
         """
         ...
 
@@ -492,12 +459,7 @@ class GeneratedRows:
         self._table = model.get_submodule("model.embed_tokens").get_parameter("weight")
 
     def embed(self, slots: Array, positions: Array) -> torch.Tensor:
-        """Return the embeddings of rows, [N, H]; rows that have not been generated yet have undefined embeddings.
-
-        Args:
-            slots: Run slot of each row, int64 [N].
-            positions: Position of each row, int64 [N]; clipped to the table.
-        """
+        """Return the embeddings of rows, [N, H]; undefined for rows not yet generated."""
         rows = self._codes.new_empty(len(slots), 1 + self._codes.shape[2])
         positions = self.arrays.xp.clip(positions, 0, self._tokens.shape[1] - 1)
         gather_rows(rows, self._tokens[slots, positions], slots, positions, self._codes, self._pad_id)

@@ -1,7 +1,4 @@
-"""Assignment of requests and CFG pairs to run slots, and the requests' segments as known on the host.
-
-The number of slots is `max_num_seqs` (`stretto.machine.sizing`).
-"""
+"""Assignment of requests and CFG pairs to the `max_num_seqs` run slots, and their segments as known on the host."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -27,7 +24,7 @@ STEPS_AHEAD = 16
 class KeysAhead:
     """Noise keys of sampled rows, computed for STEPS_AHEAD steps in one pass.
 
-    They are computed again earlier if other rows are sampled, or rows are sampled again with new noise.
+    They are computed again if the plan changes, or if positions or seeds are not those expected.
 
     Args:
         make: Function of seed keys [M] and positions [M], both int32, that returns noise keys, int32 [M, S].
@@ -46,8 +43,6 @@ class KeysAhead:
 
         Args:
             plan: Plan of the step. It is the same object while the same rows are sampled.
-            seed_keys: Keys of the requests' seeds, int32 [M].
-            positions: Positions of the rows, int32 [M].
         """
         is_next = plan is self._plan and np.array_equal(positions, self._positions + self._step)
         is_next = is_next and np.array_equal(seed_keys, self._seed_keys)
@@ -81,7 +76,7 @@ def warmup_request(data: NewRequestData, rules: SegmentRules) -> tuple[Prompt, n
     Successive requests use the family's tasks in turn.
 
     Raises:
-        TypeError: If the request is not a warm-up request and did not come through `SpeechLLM`.
+        TypeError: If `data` is not a warm-up request.
     """
     if not is_warm_up(data.req_id):
         raise TypeError(f"{data.req_id} did not come through SpeechLLM: it has no prompt")
@@ -103,7 +98,6 @@ class RunSlots:
     Attributes:
         is_exact: True if the host reads the state of the replies from the tables, because steps run on the CPU.
         partner: Slot of the CFG partner by slot, int64 [R]; `NO_SLOT` for none.
-        is_unconditional: True for unconditional requests, bool [R].
         version: Number that changes whenever a slot gets a new request or new parameters.
         is_read_by_modules: True if the predictor of further rows processes the request's rows, bool [R].
     """
@@ -165,8 +159,7 @@ class RunSlots:
     def note_audio(self, audio_starts: Mapping[str, int]) -> None:
         """Record the positions of the first audio rows of replies whose text has ended, keyed by request id.
 
-        On a GPU, the host has this information from the scheduler, and therefore later by the steps in flight. All
-        ranks of a tensor-parallel group have it in the same step.
+        On a GPU, the scheduler sends them, late by the steps in flight, to all tensor-parallel ranks in the same step.
         """
         for request_id, audio_start in audio_starts.items():
             if request_id in self.slot_of:
@@ -212,9 +205,6 @@ class RunSlots:
         """Return the number of rows that modules generate in this step, int64 [B].
 
         An unconditional request generates as many rows as its partner.
-
-        Args:
-            num_read: Number of computed rows of each request, [B].
         """
         slots = np.where(self.is_unconditional[rows.slots], self.partner[rows.slots], rows.slots)
         extra = np.zeros(len(slots), np.int64)
@@ -225,11 +215,7 @@ class RunSlots:
         return extra
 
     def rows_after(self, rows: StepRows, samples: np.ndarray) -> StepRows:
-        """Return the properties of the rows one position later in the same step.
-
-        Args:
-            samples: True for requests that sample the next row, bool [B].
-        """
+        """Return the rows one position later in the same step, for requests that sample them (`samples`, bool [B])."""
         if not self.is_exact:
             return replace(rows, samples=samples)
         may_write = self._audio_start[rows.slots] < 0

@@ -1,7 +1,4 @@
-"""Samplers that use numpy or torch arrays, for one or several rows per step.
-
-They compute logits, apply guidance, masks and repetition penalties, and sample.
-"""
+"""Samplers that use numpy or torch arrays, for one or several rows per step."""
 
 from dataclasses import dataclass
 
@@ -72,12 +69,7 @@ class RepetitionGuard:
         self._codebooks = torch.tensor([[ids.start, ids.stop] for ids in codebooks], device=tokens.device)
 
     def recent(self, rows: Rows, index: Array | None, window: int) -> RecentRows:
-        """Return the `window` rows before each row.
-
-        Args:
-            index: Indices of the rows to select, [A]; None for all.
-            window: Number of previous rows, W.
-        """
+        """Return the `window` rows before each of the rows `index` [A] (None for all)."""
 
         def column(values: Array) -> torch.Tensor:
             return self._arrays.tensor(values if index is None else values[index])
@@ -94,23 +86,12 @@ class RepetitionGuard:
         )
 
     def first(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows) -> torch.Tensor:
-        """Return the ids of stream 0, [A, 1], with repeated codes resampled.
-
-        Args:
-            drawn: Sampled ids, [A, 1].
-            logits: Logits from which they are sampled again, with token ids and noise keys.
-        """
+        """Return the ids of stream 0, [A, 1], with repeated codes sampled again from `logits`."""
         history = self.tokens[recent.slots, recent.positions]
         return self._redraw(drawn, history[..., None], self._codebooks[:1], logits, recent)
 
     def auxiliary(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows, streams: slice) -> torch.Tensor:
-        """Return the ids of `streams`, [A, k], with repeated codes resampled.
-
-        Args:
-            drawn: Sampled ids, [A, k].
-            logits: Guided and masked logits with token ids and noise keys.
-            streams: Slice of streams 1 to S - 1.
-        """
+        """Return the ids of `streams` (a slice of 1 to S - 1), [A, k], with repeated codes sampled again."""
         codebooks = self._codebooks[1:]
         history = self._codes[recent.slots, recent.positions, : len(codebooks)][..., streams]
         return self._redraw(drawn, history, codebooks[streams], logits, recent)
@@ -131,18 +112,16 @@ class RepetitionGuard:
 
 
 class RowDraw:
-    """Sampler of the conditional rows of a batch; guided rows also use the logits of their CFG partner.
+    """Sampler of the conditional rows of a batch, which are guided by the logits of their CFG partners.
 
-    A family's sampler (`DrawRules.row_draw`) is a subclass that overrides hooks, which are the public methods. Those
-    of its GPU program have the same names (`StepProgram`).
+    A family's sampler (`DrawRules.row_draw`) is a subclass that overrides public methods. Methods of its GPU program
+    (`StepProgram`) have the same names.
 
     Args:
-        readout: Heads, and frame predictor or networks, of the model.
         tokens: vLLM's copy of stream 0 by slot and position, int32 [R, T].
 
     Attributes:
         codes: The other streams by slot and position, an array over `SlotTables.codes`.
-        memory: Memories of the requests; None if the family has none.
     """
 
     memory: RequestMemory | None = None
@@ -180,7 +159,6 @@ class RowDraw:
 
         Args:
             hidden: Hidden states of all rows, [B, H].
-            keys: Noise keys, int32 [M, S].
             rows: State of the sampled rows, updated in place.
         """
         text = audio = codes = None
@@ -198,12 +176,7 @@ class RowDraw:
         return token, self.finish_row(token, laid, plan, rows)
 
     def finish_row(self, token: Array, laid: Array, plan: BatchPlan, rows: Rows) -> Array:
-        """Return the other streams [M, S - 1] of finished rows, and update the family's state and entries.
-
-        Args:
-            token: Stream 0, [M].
-            laid: The other streams, [M, S - 1].
-        """
+        """Return the other streams [M, S - 1] of finished rows, and update the family's state and entries."""
         return laid
 
     def spread(self, drawn: torch.Tensor, index: Array | None, rows: Rows) -> Array:
@@ -281,7 +254,6 @@ class RowDraw:
         return token, codes
 
     def _with_penalty(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Return `logits` of the rows `index` (None for all) with the repetition penalty."""
         assert self._seen is not None
         slots = pick(rows.slots, index)
         penalty = pick(rows.scales.options["repetition_penalty"], index)
@@ -296,13 +268,7 @@ class RowDraw:
         rows: Rows,
         recent: RecentRows | None,
     ) -> Array:
-        """Sample stream 0 of rows that may be in audio; return the ids [M].
-
-        Args:
-            logits: Logits with guidance, [A, C0 + E].
-            keys: Noise keys, int32 [A, 1].
-            recent: Rows among which repeats are counted; None without repetition-aware sampling.
-        """
+        """Sample stream 0 of rows that may be in audio from guided logits [A, C0 + E]; return the ids [M]."""
         index = step.speaking
         penalized = self.penalized(logits, rows, index)
         permitted = masked = self.segments.mask_audio(penalized, rows, index, self.hidden_ends(rows))
@@ -320,10 +286,6 @@ class RowDraw:
         """Return the logits of stream 0 in audio [A, C0 + E] with the repetition penalty, applied in place.
 
         In a family with text, the penalty applies to the text instead.
-
-        Args:
-            logits: Logits with guidance, [A, C0 + E].
-            index: Rows whose logits are passed, [A]; None for all.
         """
         if self._seen is not None and not self.segments.rules.num_text_ids:
             counted = logits[:, : self._seen.shape[1] - 1]
@@ -341,26 +303,15 @@ class RowDraw:
     def chosen(
         self, logits: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> torch.Tensor:
-        """Return the sampled ids of stream 0 in audio, [A, 1].
-
-        Args:
-            logits: Logits that masks and `LOGIT_OPTIONS` permit, [A, C0 + E].
-            keys: Noise keys, int32 [A, 1].
-            plan, step, rows: See `draw_first`.
-        """
+        """Return ids of stream 0 in audio, [A, 1], sampled from `logits` [A, C0 + E] of the permitted ids."""
         return draw(logits[:, None], self.heads.first_ids[None], keys, step.audio, plan.audio)
 
     def chosen_others(self, drawn_from: Logits, plan: BatchPlan, step: PlanArrays) -> torch.Tensor:
-        """Return the sampled ids of some of the other streams in audio, [A, k]; for `plan`, `step` see `draw_first`."""
+        """Return the sampled ids of some of the other streams in audio, [A, k]."""
         return draw(*drawn_from, step.depth, plan.depth)
 
     def redrawn_from(self, logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-        """Return the logits from which repeated ids of stream 0 in audio are sampled again.
-
-        Args:
-            logits: Logits that masks permit, [A, C0 + E].
-            drawn: Sampled ids, [A, 1].
-        """
+        """Return the logits [A, C0 + E] from which repeated ids among `drawn` [A, 1] are sampled again."""
         return logits
 
 
@@ -371,10 +322,6 @@ def _both(drawn: torch.Tensor, num_paired: int) -> torch.Tensor:
 
 class SpeechSampler:
     """Sampler of the rows (all streams) of a step, with the interface that vLLM's model runner expects.
-
-    Args:
-        draw: Sampler of one row per request.
-        bursts: Steps of several rows; None if each step has one row per request.
 
     Attributes:
         drawn: Ids of stream 0 that the last step of one row per request has sampled, [B, 1].
@@ -434,14 +381,7 @@ class SpeechSampler:
     def _row(
         self, hidden: torch.Tensor, batch: InputBatch, rows: StepRows, row_index: int = 0
     ) -> tuple[Array, Array, Array, PlanArrays]:
-        """Sample a row for each request.
-
-        Return stream 0 [B], other streams and state [B, S - 1 + C], cut flags [B], and the plan's arrays.
-
-        Args:
-            hidden: Hidden states, [B, H].
-            row_index: Index of these rows among the rows that the step generates.
-        """
+        """Sample a row for each request; return the results of `_sample` and the plan's arrays."""
         plan, step = self._slots.plan(rows, row_index)
         if not len(plan.drawing):
             return *self._blank(batch.num_reqs), step
@@ -488,10 +428,7 @@ class SpeechSampler:
         return every_token, every_row, every_cut
 
     def _keep(self, slots: Array, position: Array, tokens: Array, codes: Array) -> None:
-        """Record the codes at `position`, and stream 0 if later rows of this step read it.
-
-        vLLM itself records stream 0 at the end of the step.
-        """
+        """Record the codes, and stream 0 if later rows of this step read it before vLLM records it."""
         self._codes[slots, position] = codes
         if self._tokens is not None:
             self._tokens[slots, position] = self._arrays.int32(tokens)
@@ -511,13 +448,7 @@ class SpeechSampler:
         return self._noise.keys(plan, keys, positions.astype(np.int32))
 
     def _share(self, token: Array, codes: Array, frames: Array) -> tuple[Array, Array]:
-        """Append copies of the first P rows for unconditional requests, with hidden streams masked.
-
-        Args:
-            token: Stream 0, [M].
-            codes: The other streams, [M, S - 1].
-            frames: Indices of the first P rows in the audio, [P].
-        """
+        """Append copies of the first P rows for unconditional requests, with hidden streams masked."""
         num_paired = len(frames)
         if num_paired == 0:
             return token, codes

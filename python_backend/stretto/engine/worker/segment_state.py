@@ -36,14 +36,10 @@ def end_tables(rules: SegmentRules) -> np.ndarray:
 
 @dataclass
 class Rows:
-    """Rows that a step samples: state, parameters, slots and positions, [B] each.
-
-    `state` is updated by `SegmentState.advance`.
+    """Rows that a step samples: state (updated by `SegmentState`), parameters, slots and positions, [B] each.
 
     Attributes:
-        in_text: True if the row is in the text segment.
         is_spoken: True if the row is in the audio segment or after it.
-        in_audio: True if the row is in the audio segment.
         frame: Index of the row in the audio; meaningless before the audio.
         is_cut: True if a limit ends a segment in this row.
     """
@@ -57,7 +53,7 @@ class Rows:
     def __post_init__(self) -> None:
         state = self.state
         self.in_text, self.is_spoken, self.in_audio = segment_flags(self.position, state.audio_start, state.audio_end)
-        self.frame = self.position - state.audio_start  # index of the audio row; meaningless before the audio
+        self.frame = self.position - state.audio_start
         self.is_cut = self.in_text & self.in_audio
 
 
@@ -87,10 +83,7 @@ class SegmentState:
         self._out_of_place = arrays.tensor(arrays.upload(out_of_place(rules))) if places else None
 
     def mask_text(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Mask, in place, `logits` [W, V] of ids that the text may not contain.
-
-        End ids are also masked before the minimum length.
-        """
+        """Mask, in place, `logits` [W, V] of ids that the text may not contain, and of end ids if it is too short."""
         may_end = (rows.state.num_text_tokens >= rows.limits.text_min) * 1
         task, may_end = (self._arrays.tensor(pick(values, index)) for values in (rows.limits.task, may_end))
         return logits.masked_fill_(self._denied[task, may_end], -torch.inf)
@@ -102,7 +95,6 @@ class SegmentState:
 
         Args:
             logits: Logits of stream 0 in audio, [A, C0 + E]; the last E columns are end ids.
-            index: Rows whose logits are passed, [A].
             is_hidden: True for end ids to mask, [B, E]; None to mask all of them before the minimum length.
         """
         if self._out_of_place is not None:
@@ -122,9 +114,8 @@ class SegmentState:
     def end_text(self, token: Array, rows: Rows, is_full: Array | bool = False) -> Array:
         """Return the ids to write in text rows, [B]; set `rows.is_cut` if a limit ends the text.
 
-        If a sampled id ends the text, the result is the task's end-of-text id, or the sampled id if the task has none.
-        If a limit is reached, the result is the id from `SegmentRules.cut_of_text`. `is_full` is True for texts that a
-        mechanism ends.
+        A sampled end id is replaced by the task's end-of-text id, if it has one. At a limit, or if a mechanism ends the
+        text (`is_full`), the id is that of `SegmentRules.cut_of_text`.
         """
         state = rows.state
         limits = rows.limits
@@ -140,10 +131,7 @@ class SegmentState:
         return self._xp.clip(token, 0, self._ends.shape[2] - 1)
 
     def end_audio(self, token: Array, rows: Rows) -> Array:
-        """Return `token`, with `end_of_audio` in rows where a sampled id or a limit ends the audio.
-
-        Set `rows.is_cut` if a limit ends the audio.
-        """
+        """Return `token` with `end_of_audio` where the audio ends; set `rows.is_cut` where a limit ends it."""
         is_end = token != token
         for end in self.rules.written_ends_of_audio:
             is_end = is_end | (token == end)
@@ -154,7 +142,7 @@ class SegmentState:
         return token
 
     def end_frame(self, token: Array, codes: Array, rows: Rows) -> Array:
-        """Return `token`, with `end_of_audio` where stream 0 and `codes` [B, K] are the end frame."""
+        """Return `token` with `end_of_audio` where stream 0 and `codes` [B, K] are the end frame."""
         first, *others = self.family.end_frame
         is_end_frame = token == first
         may_end = rows.frame >= rows.limits.audio_min
@@ -163,7 +151,7 @@ class SegmentState:
         return self._rules.end_at_frame(token, is_end_frame, rows.in_audio, may_end, self._constants)
 
     def count_down(self, token: Array, rows: Rows) -> Array:
-        """Return stream 0 of audio rows with latents, [B]; `rows.is_cut` and the state are updated."""
+        """Return stream 0 of audio rows with latents, [B]; update `first_end` and `is_cut` (`rules.count_down`)."""
         token, rows.state.first_end, rows.is_cut = self._rules.count_down(
             token, rows.is_cut, rows.in_audio, rows.position, rows.state.first_end, rows.limits.tail_rows,
             self._constants,
@@ -171,12 +159,7 @@ class SegmentState:
         return token
 
     def choose(self, text: Array | None, audio: Array | None, rows: Rows) -> Array:
-        """Return stream 0 of every row, [B]: the id sampled for the row's segment, or a forced id.
-
-        Args:
-            text: Sampled text ids, [B]; None if no row is in a text segment.
-            audio: Sampled audio ids, [B]; None if all rows are in a text segment.
-        """
+        """Return stream 0 of every row, [B]: the id sampled for the row's segment, or a forced id."""
         if audio is None:
             assert text is not None
             return text
@@ -200,8 +183,6 @@ class SegmentState:
         """Return streams 1 to S - 1 of every row, [B, S - 1]: sampled ids, forced ids or pads.
 
         Args:
-            drawn: Sampled ids, [B, K], or None.
-            token: Stream 0, [B].
             forced: Ids of streams that continue audio in the prompt, [B, S - 1], or None.
         """
         layout = self.family.layout
@@ -226,12 +207,7 @@ class SegmentState:
         return where(is_forced, forced[:, : drawn.shape[1]], laid)
 
     def advance(self, token: Array, rows: Rows, may_write: bool) -> None:
-        """Update the state for rows with `token` on stream 0.
-
-        Args:
-            token: Stream 0, [B].
-            may_write: True if any row may be in a text segment.
-        """
+        """Update the state for rows with `token` [B] on stream 0."""
         state = rows.state
         task = rows.limits.task
         where = self._xp.where

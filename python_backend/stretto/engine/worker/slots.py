@@ -153,19 +153,14 @@ def scales_row(sampling: SamplingConfig) -> list[float]:
 
 
 def counted_columns(tokens: Array, counted: range) -> Array:
-    """Return the column of each id in the repetition penalty's table.
-
-    Ids that are not in `counted` share the last column.
-    """
+    """Return the column of each id in the repetition penalty's table; ids not in `counted` share the last column."""
     column = tokens - counted.start
     is_counted = (column >= 0) & (column < len(counted))
     return column * is_counted + len(counted) * ~is_counted
 
 
 class SlotTables:
-    """Tables of all slots.
-
-    State, codes and texts are on the device; request parameters are on the host.
+    """Tables of all slots: state, ids and texts on the device, request parameters on the host.
 
     Attributes:
         state: Values of SlotState, then those of the family (`DrawRules.state`), int64 [R, 5 + C].
@@ -211,7 +206,6 @@ class SlotTables:
         Args:
             codes: Streams 1 to S - 1 of the rows so far, [n, S - 1].
             seen: Ids of stream 0 that the repetition penalty counts.
-            track: Ids of the input-only streams that are known, or None.
             entries: Entries of `texts` that the reply's rows have written (`DrawRules.written_entries`).
         """
         self.limits[slot] = limits_row(prompt, self._rules)
@@ -227,7 +221,6 @@ class SlotTables:
         self._staged[slot] = [np.asarray(row, np.int32) for row in rows]
 
     def _limit(self, slot: int, limits: Mapping[str, int]) -> None:
-        """Set limits of the reply in `slot`, keyed by name."""
         for name, value in limits.items():
             self.limits[slot, LIMITS[name]] = value
 
@@ -236,7 +229,6 @@ class SlotTables:
 
         Args:
             new_text: New ids, keyed by run slot; if a track is complete, also the resulting limits of the reply.
-            lanes: Indices of the track's streams among streams 1 to S - 1.
         """
         for slot, new in new_text.items():
             self._limit(slot, new.limits)

@@ -28,10 +28,7 @@ class Recorder(Protocol):
         """Return True if launches on this stream are already being recorded."""
 
     def record(self, work: Work) -> Graph:
-        """Record the launches of `work` without running them.
-
-        If `work` raises an error, it is raised again, and the stream remains usable.
-        """
+        """Record the launches of `work` without running them. The stream remains usable if `work` raises an error."""
 
 
 def padded_sizes(max_rows: int) -> list[int]:
@@ -41,12 +38,7 @@ def padded_sizes(max_rows: int) -> list[int]:
 
 
 class StepGraphs(Generic[Kind]):
-    """Runner of steps: replays a step's graph if there is one, and otherwise launches its kernels directly.
-
-    Args:
-        launch: Function that launches a step, given its variant and number of rows.
-        can_capture: Function that returns True if a variant at a size may be recorded.
-    """
+    """Runner of steps: replays a step's graph if there is one, and otherwise launches its kernels directly."""
 
     def __init__(
         self,

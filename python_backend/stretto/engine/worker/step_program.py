@@ -88,11 +88,7 @@ class StepConstants:
 
 
 def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_ids: int) -> StepRules:
-    """Return the compile-time constants of the kernels.
-
-    Args:
-        num_ids: Number of columns of the tables from `end_tables`.
-    """
+    """Return the compile-time constants of the kernels; `num_ids` is the number of columns of `end_tables`."""
     family = rules.family
     layout = rules.family.layout
     track_streams = family.track_streams
@@ -124,12 +120,7 @@ FIRST_SCALE = AT["text_temperature"]
 
 @dataclass(frozen=True)
 class Variant:
-    """Heads that a step needs.
-
-    Attributes:
-        writes: True if a row may be in a text segment.
-        speaks: True if a row may be after the text segment.
-    """
+    """Heads that a step needs: for rows that may be in a text segment (`writes`), or after it (`speaks`)."""
 
     writes: bool
     speaks: bool
@@ -139,13 +130,7 @@ class Variant:
 def columns_of(
     rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray, tables: SlotTables, num_rows: int
 ) -> np.ndarray:
-    """Return the step table of a batch, int32 [C, N], with the columns `COLUMNS`.
-
-    Args:
-        partner: Slot of each slot's CFG partner, [R]; negative for none.
-        is_unconditional: True for slots of unconditional requests, [R].
-        num_rows: Maximum number of rows, N.
-    """
+    """Return the step table of a batch with the columns `COLUMNS`, padded to `num_rows`, int32 [C, N]."""
     slots = rows.slots
     batch = np.arange(len(rows.slots))
     columns = np.zeros((len(COLUMNS), num_rows), np.int32)
@@ -186,13 +171,7 @@ class StepTable:
         self._fingerprint = None
 
     def update(self, rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray, version: int) -> Variant:
-        """Update the table if the batch has changed; return the heads that the step needs.
-
-        Args:
-            partner: Slot of each slot's CFG partner, [R]; negative for none.
-            is_unconditional: True for slots of unconditional requests, [R].
-            version: Number that changes whenever a slot gets a new request or new parameters.
-        """
+        """Update the table if the batch has changed; return the heads that the step needs."""
         fingerprint = version, rows.slots.tobytes(), rows.samples.tobytes()
         if fingerprint != self._fingerprint:
             columns = columns_of(rows, partner, is_unconditional, self._tables, self.table.shape[1])
@@ -221,10 +200,8 @@ class StreamSet(NamedTuple):
 
     Attributes:
         drawn: Sampled ids, int32 [N, number of streams].
-        offset: Bias term of the logits, see `StreamHeads`.
-        token_ids: Token id of each logit, see `StreamHeads`.
+        offset, token_ids: Bias term and token id of each logit, see `StreamHeads`.
         history: Ids by slot and position, int32 [R, T, ...], beginning with the first of these streams.
-        first_stream: Number of the first stream, 0 or 1.
         num_ends: Number of end ids, which are the last columns.
     """
 
@@ -237,11 +214,10 @@ class StreamSet(NamedTuple):
 
 
 class StepProgram:
-    """Kernel launches that sample a step.
+    """Kernel launches that sample a step, from the buffers `columns`, `hidden` and `lengths` [N] to `results`.
 
-    The inputs are the buffers `columns`, `hidden` [N, H] and `lengths` [N]; the output is `results`. A family's
-    program (`DrawRules.step_program`) is a subclass that overrides `draw_first` or `draw_others`, or names other Triton
-    functions; those of its CPU sampler have the same names (`RowDraw`).
+    A family's program (`DrawRules.step_program`) is a subclass that overrides hooks or names other Triton functions.
+    Methods of its CPU sampler (`RowDraw`) have the same names.
 
     Args:
         tokens: vLLM's copy of stream 0 by slot and position, int32 [R, T]; multi-token steps also write it.
@@ -249,13 +225,10 @@ class StepProgram:
 
     Attributes:
         frames: Frame predictor; None with latents.
-        first: Sampled ids of stream 0 in audio.
         seconds: Ids of the second text stream, int32 [N]; None if the family has none.
-        memory: Memories of the requests; None if the family has none.
-        sampling_functions: Triton functions by which ids of stream 0 in audio are sampled.
-        other_functions: Triton functions by which ids of the other streams are sampled.
+        sampling_functions, other_functions: Triton functions that sample stream 0 in audio, and the other streams.
         row_functions: Triton functions that `advance_kernel` calls in each row.
-        rule_constants: Constants of a family for all these functions, a named tuple of numbers; 0 for none.
+        rule_constants: Numbers of a family for all these functions, as a named tuple; 0 for none.
     """
 
     memory: RequestMemory | None = None
@@ -339,17 +312,17 @@ class StepProgram:
         )  # fmt: skip
 
     def draw_first(self, logits: torch.Tensor) -> None:
-        """Sample stream 0 of audio rows from their logits, [N, C]; a hook for families."""
+        """Sample stream 0 of audio rows from their logits, [N, C] (a hook)."""
         self._draw(self.first, logits, slice(0, 1))
 
     def replace_first(self, num_rows: int) -> None:
-        """Replace stream 0 of audio rows in `first`, before their other streams are sampled; a hook for families."""
+        """Replace stream 0 of audio rows in `first`, before their other streams are sampled (a hook)."""
 
     def replace_streams(self, num_rows: int) -> None:
-        """Replace ids of audio rows in `first` and `others`, once all are sampled; a hook for families."""
+        """Replace ids of audio rows in `first` and `others`, once all are sampled (a hook)."""
 
     def draw_others(self, hidden: torch.Tensor, variant: Variant) -> None:
-        """Sample the other streams of audio rows from their hidden states, [N, H]; a hook for families."""
+        """Sample the other streams of audio rows from their hidden states, [N, H] (a hook)."""
         num_rows = len(hidden)
         first = self.first.drawn[:num_rows, 0]
         if self.seconds is not None:
@@ -363,12 +336,7 @@ class StepProgram:
         return drawn[: len(logits), lanes]
 
     def _draw(self, streams: StreamSet, logits: torch.Tensor, lanes: slice) -> None:
-        """Sample some streams.
-
-        Args:
-            logits: Logits of these streams, [N, k * C].
-            lanes: Slice of the k streams in the set.
-        """
+        """Sample the streams `lanes` of a set from their logits, [N, k * C]."""
         drawn = streams.drawn
         history = streams.history
         first = streams.first_stream
@@ -410,10 +378,6 @@ def num_warps(block: int) -> int:
 
 class StepSampler:
     """Sampler of the rows (all streams) of a step, like `SpeechSampler`, but with few kernel launches for each row.
-
-    Args:
-        program: Launches that sample one row per request.
-        bursts: Sampler of steps of several rows, which runs the program for each row; None if steps have one row.
 
     Attributes:
         drawn: Ids of stream 0 that the last step with one row per request has sampled, [B, 1].
@@ -465,12 +429,7 @@ class StepSampler:
         return self._bursts.sample(hidden, batch, draw_row)
 
     def _run(self, hidden: torch.Tensor, lengths: torch.Tensor, rows: StepRows) -> None:
-        """Run a step.
-
-        Args:
-            hidden: Hidden states, [B, H].
-            lengths: Position of each row, [B].
-        """
+        """Run a step for rows at the positions `lengths`, [B]."""
         slots = self._slots
         program = self._program
         num_rows = len(rows.slots)

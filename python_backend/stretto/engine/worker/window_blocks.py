@@ -16,7 +16,6 @@ def clear_freed_blocks(
 
     Args:
         tables: Block tables of the batch, int32 [B or more, columns] for each group of layers; changed in place.
-        slots: Slot of each request, int [B].
         num_computed: Number of computed rows of each slot, int32 [slots].
     """
     # WORKAROUND(vllm, fixed in 0.33): its tables keep freed blocks; we remove them
