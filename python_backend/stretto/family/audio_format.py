@@ -46,11 +46,7 @@ class VectorFormat(AudioFormat):
 
 
 def encoder_of(config: Mapping[str, Any]) -> AudioEncoder | None:
-    """Return the audio encoder for `audio_config.model_type` in a checkpoint's config.json, or None if there is none.
-
-    Raises:
-        CheckpointError: If no installed family has such an encoder.
-    """
+    """Return the audio encoder that a config.json names, if any; raise CheckpointError if it is not installed."""
     record = config.get(KEY)
     if record is None:
         return None
@@ -63,14 +59,7 @@ def encoder_of(config: Mapping[str, Any]) -> AudioEncoder | None:
 
 
 def check_audios(prompt: Prompt, audio_format: AudioFormat | None) -> None:
-    """Check the audio inputs of a prompt.
-
-    Args:
-        audio_format: Input format of the model's audio encoder; None if the model has none.
-
-    Raises:
-        InvalidRequest: If an audio input does not fit the prompt's rows or the encoder's input format.
-    """
+    """Raise InvalidRequest if an audio input does not fit the prompt's rows or the encoder's input format."""
     end = 0
     for index, audio in enumerate(prompt.audios):
         field = f"audios[{index}]"

@@ -19,20 +19,14 @@ VOCABULARY = "speech_vocabulary"  # key of a checkpoint's config.json
 
 
 class Vocabulary:
-    """Base class of frozen dataclasses that contain a release's ids and sizes.
-
-    They are read from `speech_vocabulary` in config.json.
-    """
+    """Ids and sizes of a release, from `speech_vocabulary` in config.json; base class of frozen dataclasses."""
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Return the vocabulary in a record; missing keys get their defaults.
+        """Return the vocabulary in a record, with defaults for missing keys, or raise InvalidRequest.
 
-        A key of a nested record is ignored if it is unknown and null: earlier versions wrote a field of a single family
+        An unknown key of a nested record is ignored if it is null: earlier versions wrote a field of a single family
         for all families with a depth transformer.
-
-        Raises:
-            InvalidRequest: A key is unknown, or its value is invalid or of the wrong type. The message names the key.
         """
         kinds = get_type_hints(cls)
         without_nulls = {name: _without_unknown_nulls(kinds.get(name), value) for name, value in record.items()}
@@ -238,10 +232,7 @@ class Task:
 
     @property
     def has_audio_segment(self) -> bool:
-        """True if the reply has an audio-only segment: a request may set its maximum length.
-
-        `SpokenTask` overrides it for the tasks of families with a speaker.
-        """
+        """True if the reply has an audio-only segment, whose maximum length a request may set."""
         return Segment.AUDIO in self.segments
 
 
@@ -255,14 +246,7 @@ class Languages:
     names: tuple[str, ...] = ()
 
     def choose(self, requested: Any) -> str | None:
-        """Return the name of a request's language, or None to let the model choose.
-
-        Args:
-            requested: `options.language` of the request, of any type; None if the request has none.
-
-        Raises:
-            InvalidRequest: The language is not one of these.
-        """
+        """Return the requested language, or None to let the model choose; raise InvalidRequest if it is unknown."""
         if requested is None:
             return None
         choices = (AUTO, *self.names) if self.names else ()
@@ -342,11 +326,7 @@ class DrawRules:
         return 0
 
     def written_entries(self, ids: Sequence[int]) -> Sequence[int]:
-        """Return the entries of a slot's table that the rows of a reply have written, for a preempted reply.
-
-        Args:
-            ids: Ids of the reply's text segment so far.
-        """
+        """Return the entries of a slot's table that the rows of a preempted reply with the text `ids` have written."""
         return ()
 
 
@@ -452,9 +432,7 @@ class Family:
         return has_codes and self.rows_per_frame == 1 and self.has_all_frames and not has_others
 
     def check_plain_frames(self, first_chunk: str) -> None:
-        """Raise CheckpointError unless the engine can decode first chunks with the convolutions of mode
-        `first_chunk`.
-        """
+        """Raise CheckpointError unless `has_plain_frames`, which the option `first_chunk` requires."""
         if not self.has_plain_frames:
             expected = f"null, because {self.name} does not generate one frame of codes with each row"
             raise CheckpointError(f"first_chunk: expected {expected}, got {first_chunk}")
@@ -522,14 +500,12 @@ class Family:
 
     @property
     def reads_text_by_row(self) -> bool:
-        """True if row i of a reply reads id i of a streamed text. False without streamed text."""
+        """True if row i of a reply reads id i of a streamed text, or if there is no streamed text."""
         return self.text_track is None or self.text_track.open is None
 
     @property
     def second_ids(self) -> range:
-        """Ids of a second text stream, the last ids of the vocabulary, which position 0 of the depth transformer
-        reads; empty for most families.
-        """
+        """Ids of a second text stream that the depth transformer reads: the vocabulary's last ones, usually none."""
         num_ids = 0 if self.depth is None else self.depth.num_second_ids
         return range(self.layout.vocab_size)[self.layout.vocab_size - num_ids :]
 
@@ -559,5 +535,5 @@ AnyVocabulary = TypeVar("AnyVocabulary", bound=Vocabulary)
 def builder(
     vocabulary: type[AnyVocabulary], family: Callable[[AnyVocabulary], Family]
 ) -> Callable[[Mapping[str, Any] | None], Family]:
-    """Return a plug-in's `build`, given the function that returns the family of a checkpoint with a vocabulary."""
+    """Return a plug-in's `build`, given a vocabulary class and the function from a vocabulary to its family."""
     return lambda record: family(vocabulary.from_record(record) if record else vocabulary())

@@ -84,11 +84,9 @@ class Tokenizer:
     def ids_of(self, names: Collection[str], num_ids: int) -> dict[str, int]:
         """Return the ids of all tokens by their strings.
 
-        Args:
-            num_ids: Number of ids for which the model has embeddings.
-
         Raises:
-            CheckpointError: A token is missing, or there are more than `num_ids` tokens.
+            CheckpointError: A name is missing, or there are more than `num_ids` tokens, for which the model has
+                embeddings.
         """
         ids = {spelling: token_id for token_id, spelling in self.tokens.items()}
         missing = [name for name in names if name not in ids]
@@ -192,11 +190,7 @@ def integer(
     *,
     file: str = "config.json",
 ) -> int:
-    """Return the integer at a dotted path of a config.
-
-    Raises:
-        CheckpointError: The value is missing, or no integer from 1 to `most`.
-    """
+    """Return the integer at a dotted path of a config; raise CheckpointError unless it is in [1, `most`]."""
     value = entry(record, path, file)
     if type(value) is not int or not 1 <= value <= most:
         raise CheckpointError(f"{file}: {path}: expected an integer in [1, {most}], got {shown(value)}")
@@ -318,20 +312,12 @@ class Published(Protocol):
 
     @staticmethod
     def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-        """Return remarks about the release for the operator.
-
-        Args:
-            embeddings: Published embedding table, [V, H].
-        """
+        """Return remarks about the release for the operator; `embeddings` is the published table, [V, H]."""
         return []
 
     @staticmethod
     def located(release: Release) -> Release:
-        """Return the release with file paths resolved, because `--model` may be a folder.
-
-        Raises:
-            CheckpointError: If the folder does not contain the files of exactly one release.
-        """
+        """Return the release with paths resolved; raise CheckpointError if a folder has no or several releases."""
         return release
 
     @staticmethod
@@ -345,11 +331,7 @@ class Published(Protocol):
         return None
 
     def convert(self, release: Release, contents: Contents) -> Converted:
-        """Return the checkpoint to be written.
-
-        Raises:
-            CheckpointError: If parts of the release are missing or contradict each other; the message lists them.
-        """
+        """Return the checkpoint to be written; raise CheckpointError if parts are missing or contradict each other."""
         ...
 
 
@@ -359,12 +341,8 @@ Value = TypeVar("Value")
 def in_lower_case(named: Mapping[Any, Value], where: str) -> dict[Any, Value]:
     """Return a mapping with its text keys in lower case, because requests name voices and languages in any case.
 
-    Args:
-        named: Values by name; keys that are not text are kept.
-        where: File or entry with the names, for the error message.
-
     Raises:
-        CheckpointError: Two names are equal in lower case.
+        CheckpointError: Two names are equal in lower case. The message begins with `where`, their file or entry.
     """
     by_lower_name = {name.lower() if isinstance(name, str) else name: value for name, value in named.items()}
     if len(by_lower_name) < len(named):

@@ -1,6 +1,6 @@
 """Lock that lets requests use the encoders of recordings one at a time.
 
-One request encodes at a time. A long recording is encoded in chunks; between chunks, waiting requests encode first.
+Between two chunks of a long recording, waiting requests encode first.
 """
 
 import threading
@@ -35,7 +35,6 @@ class EncodingTurns:
             self.release()
 
     def acquire(self) -> None:
-        """Wait for the turn."""
         with self._changed:
             number = self._num_asked
             self._num_asked += 1

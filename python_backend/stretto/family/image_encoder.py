@@ -47,11 +47,7 @@ class ImageEncoder(nn.Module):
         self.rotation = RowRotation(backbone, image_format.sections, max_rows)
 
     def forward(self, adaptor: nn.Module, features: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Return the embedding rows of one image, [N, H], followed by the rows for L layers, [N, (1 + L) * H].
-
-        Args:
-            features: Encoder input, [F, M].
-        """
+        """Return the embedding rows of an image, then the rows for L layers, [N, (1 + L) * H], for features [F, M]."""
         return self._embed(self.tower, adaptor, features, height, width)
 
 
@@ -65,9 +61,6 @@ def positions_of(images: Sequence[InputImage], first: int, last: int) -> NDArray
         time      0  1 │ 2  2  2  2  2  2 │ 5
         line      0  1 │ 2  2  2  3  3  3 │ 5
         column    0  1 │ 2  3  4  2  3  4 │ 5
-
-    Args:
-        last: Index of the row after the last one.
     """
     rows = np.arange(first, last)
     positions = np.tile(rows, (3, 1))
@@ -85,7 +78,7 @@ class RowRotation:
     """Rotary embedding of rows with three positions each (`positions_of`).
 
     The layers look up the cosines and sines of a step's row by its number in the step, in a table that is written
-    before the step. So they run vLLM's operators for rows with one position, which are faster than those for three.
+    before the step. They can then use vLLM's operators for one position per row, which are faster than those for three.
 
     Args:
         backbone: vLLM's model, whose layers get the table.
@@ -119,11 +112,7 @@ class RowRotation:
         self._images.pop(slot, None)
 
     def fill(self, batch: Any, upload: Callable[[np.ndarray], torch.Tensor]) -> None:
-        """Write the table for the rows of a step.
-
-        Args:
-            upload: Function that copies an array to the device.
-        """
+        """Write the table for the rows of a step; `upload` copies an array to the device."""
         positions = self._positions[:, : batch.num_tokens_after_padding]
         positions[:] = batch.positions[: batch.num_tokens_after_padding]
         slots = batch.idx_mapping_np.tolist() if self._images else ()

@@ -34,11 +34,7 @@ class ImageFormat:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ImageFormat | None":
-        """Return the format from a checkpoint's config.json, or None if the model has no image encoder.
-
-        Raises:
-            CheckpointError: If no installed family has such an encoder.
-        """
+        """Return the format in config.json, None without an image encoder; raise CheckpointError if it is unknown."""
         record = config.get(KEY)
         if record is None:
             return None
@@ -58,14 +54,7 @@ class ImageFormat:
 
 
 def check_images(prompt: Prompt, image_format: ImageFormat | None) -> None:
-    """Check the images of a prompt.
-
-    Args:
-        image_format: Input format of the model's image encoder; None if the model has none.
-
-    Raises:
-        InvalidRequest: If an image does not fit the prompt's rows or the encoder's input format.
-    """
+    """Raise InvalidRequest if an image does not fit the prompt's rows or the encoder's input format."""
     end = 0
     for index, image in enumerate(prompt.images):
         field = f"images[{index}]"

@@ -23,11 +23,11 @@ class InputTrack(Protocol):
 
 
 class TextRows(NamedTuple):
-    """Audio rows that contain text instead of a frame. Codes of stream 0 at the start of such a text belong to a
-    recording.
+    """Audio rows that contain text instead of a frame.
 
-    The text stream of such a row has -1 - i, which refers to entry i of the slot's table
-    (`DrawRules.num_text_entries`), because this entry may arrive after the row was sampled.
+    Codes of stream 0 at the start of such a text belong to a recording. The text stream of such a row has -1 - i, which
+    refers to entry i of the slot's table (`DrawRules.num_text_entries`), because this entry may arrive after the row
+    was sampled.
 
     Attributes:
         ids: Ids of stream 0 in these rows. They do not end the audio.
@@ -64,7 +64,6 @@ class TextTrack:
 
     @property
     def streams(self) -> range:
-        """The stream as a range."""
         return range(self.stream, self.stream + 1)
 
     @property
@@ -73,22 +72,18 @@ class TextTrack:
         return None
 
     def max_text_ids(self, num_rows: int) -> int:
-        """Return the maximum number of text ids, without the end id, that `num_rows` rows before a reply's last row can
-        read.
+        """Return how many text ids, without the end id, `num_rows` rows before a reply's last row can read at most.
 
         Each row reads one id, and the last one the end id, unless there are rows with text.
         """
         return max(num_rows - 1, 0)
 
     def check_text(self, ids: Sequence[int], tokens: range) -> None:
-        """Check the ids of a text.
+        """Raise InvalidRequest if an id of a text is invalid.
 
         Args:
             ids: Ids, without the end id.
             tokens: Ids of stream 0 in audio.
-
-        Raises:
-            InvalidRequest: An id is invalid.
         """
 
 
@@ -120,5 +115,4 @@ class PositionTrack:
 
     @property
     def streams(self) -> range:
-        """The stream as a range."""
         return range(self.stream, self.stream + 1)

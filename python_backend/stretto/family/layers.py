@@ -125,12 +125,10 @@ class Qwen3Layers(Layers):
 
     @property
     def numbers(self) -> dict[str, int | float]:
-        """Hyperparameters by their key in config.json."""
         return {name: getattr(self, name) for name in NUMBERS}
 
     @property
     def shapes(self) -> dict[str, Shape]:
-        """Shapes of the tensors of all layers and the final norm, by their names in transformers."""
         return shapes_of(Qwen3Model, Qwen3Config(vocab_size=1, **self.numbers))
 
     @property
@@ -152,7 +150,6 @@ class Qwen3Backbone(Qwen3Layers):
 
     @property
     def record(self) -> dict[str, Any]:
-        """Hyperparameters for the config.json of a checkpoint."""
         return {
             "architectures": ["StrettoQwen3ForCausalLM"],
             "model_type": self.model_type,
@@ -180,11 +177,7 @@ def gpt2_layer(width: int) -> dict[str, Shape]:
 
 
 def depth_spec(layers: Any, rope: Mapping[str, Any], **others: Any) -> DepthSpec:
-    """Return the specification of a depth transformer.
-
-    Args:
-        layers: Its layers: a section, or a config of transformers.
-    """
+    """Return the specification of a depth transformer with these layers: a section, or a config of transformers."""
     return DepthSpec(
         hidden=layers.hidden_size,
         intermediate=layers.intermediate_size,

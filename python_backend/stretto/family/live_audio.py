@@ -58,12 +58,9 @@ class LiveTemplate(Protocol):
     """Prompt template of a family that reads live audio."""
 
     def write_live(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
-        """Return a session's prompt, without its audio.
+        """Return a session's prompt, without its audio; raise InvalidRequest if a piece is too long or unusable.
 
         Args:
             pieces: Conversation before the audio; empty unless `Task.system` permits a system turn.
-
-        Raises:
-            InvalidRequest: A text or a recording is too long or cannot be used.
         """
         ...

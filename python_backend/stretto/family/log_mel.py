@@ -80,14 +80,10 @@ def log_mel(pcm: np.ndarray, audio_format: MelFormat) -> np.ndarray:
 
 
 def input_audio(pcm: np.ndarray, path: str, first_row: int, audio_format: MelFormat | None) -> InputAudio:
-    """Return the audio input for a recording.
+    """Return the audio input for a recording; raise InvalidRequest if it is too short or there is no encoder.
 
     Args:
         pcm: Mono samples, float32 [n] at 16 kHz.
-        audio_format: Input format of the audio encoder; None if the checkpoint has no audio encoder.
-
-    Raises:
-        InvalidRequest: If there is no audio encoder, or the recording is too short.
     """
     if audio_format is None:
         raise InvalidRequest(path, "no audio (this checkpoint has no audio encoder)", f"{len(pcm)} samples")

@@ -78,14 +78,11 @@ def _places(config: Qwen3OmniMoeAudioEncoderConfig, num_frames: int, device: tor
 
 
 def tower_record(config: Mapping[str, Any], path: str, width: int) -> dict[str, Any]:
-    """Return the encoder's hyperparameters for `audio_config`.
+    """Return the encoder's hyperparameters for `audio_config`; raise CheckpointError if they are invalid.
 
     Args:
         config: config.json of a release, in which `path` with a dot at the end leads to them.
         width: The backbone's width, which must be that of the encoder's output.
-
-    Raises:
-        CheckpointError: They are invalid.
     """
     record = {name: integer(config, f"{path}{name}") for name in NUMBERS if name != "activation_function"}
     activation = f"{path}activation_function"
@@ -97,10 +94,7 @@ def tower_record(config: Mapping[str, Any], path: str, width: int) -> dict[str, 
 
 
 def check_windows(record: Mapping[str, Any]) -> None:
-    """Raise CheckpointError unless attention windows consist of whole chunks of 2 * n_window mel frames.
-
-    `record` is an `audio_config`.
-    """
+    """Raise CheckpointError unless attention windows of an `audio_config` are whole chunks of 2 * n_window frames."""
     half = record["n_window"]
     window = record["n_window_infer"]
     if half < 1 or window < 1 or window % (2 * half):
@@ -110,10 +104,7 @@ def check_windows(record: Mapping[str, Any]) -> None:
 
 
 def tower_plan(record: Mapping[str, Any], prefix: str) -> Plan:
-    """Return the plan of the encoder's tensors, whose published names begin with `prefix`.
-
-    `record` is the `audio_config` to be written.
-    """
+    """Return the plan of the encoder's tensors for an `audio_config`; their published names begin with `prefix`."""
     numbers = {name: value for name, value in record.items() if name in NUMBERS}
     shapes = shapes_of(Qwen3OmniMoeAudioEncoder, Qwen3OmniMoeAudioEncoderConfig(**numbers))
     return {f"{prefix}{name}": Part(f"audio_tower.{name}", shape) for name, shape in shapes.items()}

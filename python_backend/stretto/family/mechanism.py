@@ -1,6 +1,4 @@
-"""Optional parts of a family, which most families lack. Their code is in the family's folder, and the engine calls
-it at fixed points.
-"""
+"""Optional parts of families. Their code is in the family's folder, and the engine calls it at fixed points."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -127,8 +125,8 @@ class Speaker:
             and methods of `engine.llm.SpeechLLM`.
         extend: Function of (speaker, writer's model, vLLM's configuration) that makes the model keep hidden states for
             the speaker.
-        send_states: Function of (speaker, writer's model) that returns what replaces vLLM's `PromptLogprobsWorker`. Its
-            `compute_prompt_token_id_logprobs` returns the states that a step sends to the scheduler, as
+        send_states: Function of (speaker, writer's model) that returns a replacement of vLLM's `PromptLogprobsWorker`.
+            Its `compute_prompt_token_id_logprobs` returns the states that a step sends to the scheduler, as
             `CollectedStates.put` takes them, keyed by request id. `begin(SpeechRequestData)` begins a request.
         collect_states: Function of (speaker, writer's family, `Prompt`) that returns `CollectedStates` of a request,
             which the listener of `SpeechLLM.reply_chunks` gets before the first id; None if the speaker reads none.
@@ -179,15 +177,7 @@ class FrameFilter:
 
 @dataclass(frozen=True)
 class Mechanism:
-    """Parts that most families lack.
-
-    Attributes:
-        conditions: Network that conditions all rows of a request; None without one.
-        speaker: Second model, which speaks the text of replies; None if there is none.
-        steps: Steps that generate several rows; None if each step generates one.
-        pauses: Heads that predict pauses; None without them.
-        frames: Filter of a reply's frames; None if all are decoded and reported.
-    """
+    """Parts that most families lack; each is None in a family without it."""
 
     conditions: RequestConditions | None = None
     speaker: Speaker | None = None

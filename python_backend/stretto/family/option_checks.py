@@ -7,14 +7,10 @@ from stretto.streams.layout import LatentSpec
 
 
 def check_sampling(sampling: SamplingConfig, family: Family, task: Task) -> None:
-    """Check sampling parameters.
+    """Raise InvalidRequest if sampling parameters are out of range, contradict each other or do not fit the family.
 
     The preprocessor calls this function for the options of a request, and `SpeechLLM` again for every prompt, because a
     Python program has no preprocessor.
-
-    Raises:
-        InvalidRequest: If a value is outside its range, values contradict each other, or the family does not support a
-            value.
     """
     sampling.check()
     if family.layout.latents is not None:

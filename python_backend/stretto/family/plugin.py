@@ -148,15 +148,7 @@ DRAWN = ("temperature", "top_k", "top_p")
 
 
 def with_defaults(family: Family, record: object) -> Family:
-    """Return the family with its tasks' sampling defaults overridden.
-
-    Args:
-        family: Family with the defaults of its authors' code.
-        record: Value of `speech_sampling`, or None.
-
-    Raises:
-        CheckpointError: If a value is invalid; the message names it.
-    """
+    """Return the family with sampling defaults overridden by a `speech_sampling` record, or raise CheckpointError."""
     if record is None:
         return family
     if not isinstance(record, Mapping):
@@ -186,10 +178,7 @@ def _over(defaults: SamplingConfig, record: Mapping[str, Any]) -> SamplingConfig
 
 
 def _segment(defaults: SegmentSampling, record: Mapping[str, Any]) -> SegmentSampling:
-    """Return the sampling defaults of a segment, overridden by `record`.
-
-    A segment with greedy defaults stays greedy.
-    """
+    """Return a segment's sampling defaults, overridden by `record`; greedy defaults stay greedy."""
     is_greedy = defaults.temperature == 0
     return replace(defaults, **{name: value for name, value in record.items() if not (is_greedy and name == DRAWN[0])})
 
@@ -203,11 +192,7 @@ MAX_ID = (
 
 
 def plugin(name: str) -> FamilyPlugin | None:
-    """Return the plug-in of a family, or None if no installed package registers the name.
-
-    Raises:
-        CheckpointError: If several packages register the name, or its object cannot be imported.
-    """
+    """Return a family's plug-in, or None if the name is unknown; raise CheckpointError if it is ambiguous or broken."""
     registered = find(FAMILIES, name)
     return None if registered is None else _loaded(registered)
 
@@ -238,12 +223,7 @@ def _loaded(registered: Installed) -> FamilyPlugin:
 
 
 def read_family(config: Mapping[str, Any]) -> Family:
-    """Return the family named by `speech_family` in a checkpoint's config.json.
-
-    Raises:
-        CheckpointError: If no such family is registered, `speech_vocabulary` does not fit the family, or
-            `speech_sampling` has an invalid value.
-    """
+    """Return the family that a checkpoint's config.json names; raise CheckpointError if a value does not fit."""
     named = read_plugin(config)
     vocabulary = config.get(VOCABULARY)
     if (number := _largest(vocabulary)) > MAX_ID:
@@ -292,10 +272,9 @@ def all_layers_slide(layer_types: Iterable[str] | None) -> bool:
 
 
 def config_at(checkpoint: Path) -> dict[str, Any]:
-    """Return the contents of config.json in a checkpoint folder.
+    """Return the contents of config.json in a checkpoint folder, or raise CheckpointError.
 
-    Raises:
-        CheckpointError: If it cannot be read, or has a key that makes libraries load code or weights from elsewhere.
+    Keys that make libraries load code or weights from elsewhere are refused.
     """
     record = json_object(checkpoint / "config.json")
     odd = leading_elsewhere(record)

@@ -1,8 +1,4 @@
-"""Interface of prompt templates, speaking options, and functions that write rows of ids.
-
-The module also defines conversations: the JSON turns of a request, their texts and recordings, and the choice of a
-task.
-"""
+"""Interface of prompt templates: conversations, the choice of a task, speaking options, and writing rows of ids."""
 
 import base64
 from collections.abc import Callable, Sequence
@@ -153,11 +149,7 @@ def _latents(text: str, path: str) -> np.ndarray:
 
 
 def given_codes(turn: Turn, family: Family) -> np.ndarray:
-    """Return the codes of a turn, [S, T], or the words of its latents, int32 [D, T].
-
-    Raises:
-        InvalidRequest: If the latents are invalid, or the turn has codes and the family needs latents or vice versa.
-    """
+    """Return a turn's codes [S, T] or words of latents, int32 [D, T]; raise InvalidRequest if they do not fit."""
     path = turn.where("audio")
     spec = family.layout.latents
     form = "codes" if spec is None else "latents"
@@ -298,11 +290,7 @@ PLAIN = Manner()
 
 
 def read_manner(options: OptionsRecord, family: Family) -> Manner:
-    """Return the speaking options of a request.
-
-    Raises:
-        InvalidRequest: If the family does not support an option or its value.
-    """
+    """Return the speaking options of a request; raise InvalidRequest if the family does not support one."""
     return Manner(
         language=family.languages.choose(options.get("language")),
         instruct=_instruct(options, family),
@@ -352,13 +340,10 @@ def _is_streaming(options: OptionsRecord, family: Family) -> bool:
 
 
 def read_guidance_scale(guidance: dict[str, Any], family: Family) -> float | None:
-    """Remove the guidance scale from the guidance options, and return it, for a family with `guidance_scales`.
+    """Remove and return the guidance scale in the options; raise InvalidRequest unless it is in `guidance_scales`.
 
     Args:
         guidance: Guidance options as fields of SamplingConfig; changed.
-
-    Raises:
-        InvalidRequest: If the family does not have the scale.
     """
     scale: float | None = guidance.pop("guidance_scale", None)
     if scale is not None and scale not in family.guidance_scales:
@@ -368,11 +353,7 @@ def read_guidance_scale(guidance: dict[str, Any], family: Family) -> float | Non
 
 
 def read_voice(options: OptionsRecord, family: Family) -> str | None:
-    """Return the name of the reply's voice in lower case, or the names of its voices separated by commas.
-
-    Raises:
-        InvalidRequest: If the model has no voice of this name, or the reply cannot have this number of voices.
-    """
+    """Return the name of the reply's voice, or names separated by commas, in lower case, or raise InvalidRequest."""
     voice = options.get("voice", family.voices[0] if family.voices else None)
     if isinstance(voice, str):
         voice = voice.lower()
@@ -388,28 +369,18 @@ def read_voice(options: OptionsRecord, family: Family) -> str | None:
 
 
 def stream0_rows(layout: StreamLayout, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Return rows with `ids` on stream 0 and pads on the other streams.
-
-    Returns:
-        int32 [N, S].
-    """
+    """Return rows, int32 [N, S], with `ids` on stream 0 and pads on the other streams."""
     rows = np.full((len(ids), layout.num_input_streams), layout.pad_id, np.int32)
     rows[:, 0] = ids
     return rows
 
 
 def code_rows(layout: StreamLayout, codes: np.ndarray) -> np.ndarray:
-    """Return delayed rows with codes as absolute ids, and pad ids elsewhere.
+    """Return delayed rows, int32 [T + max_delay, S], with codes [K, T] as absolute ids, and pad ids elsewhere.
 
     row      0    1    2    3
     stream 1 c0,0 c0,1 pad  pad      delay 0
     stream 2 pad  pad  c1,0 c1,1     delay 2
-
-    Args:
-        codes: Codes, int [K, T].
-
-    Returns:
-        int32 [T + max_delay, S].
     """
     num_codebooks, num_frames = codes.shape
     if num_codebooks != layout.num_codebooks or not ((codes >= 0) & (codes < layout.codebook_size)).all():
@@ -425,18 +396,14 @@ def code_rows(layout: StreamLayout, codes: np.ndarray) -> np.ndarray:
 
 
 def frame_rows(layout: StreamLayout, codes: np.ndarray, fill: tuple[int, ...]) -> np.ndarray:
-    """Return delayed rows with the codes of all output streams as absolute ids.
+    """Return delayed rows, int32 [T + max_delay, S], with codes [S, T] of all output streams as absolute ids.
 
-    row      0    1    2    3
-    stream 0 c0,0 c0,1 f0   f0       delay 0
-    stream 1 f1   c1,0 c1,1 f1       delay 1; fill f1 without a frame
+        row      0    1    2    3
+        stream 0 c0,0 c0,1 f0   f0       delay 0
+        stream 1 f1   c1,0 c1,1 f1       delay 1; fill f1 without a frame
 
     Args:
-        codes: Codes, int [S, T], one row per output stream.
         fill: Id of each output stream for rows without a frame.
-
-    Returns:
-        int32 [T + max_delay, S].
     """
     num_frames = codes.shape[1]
     rows = np.full((num_frames + layout.max_delay, layout.num_input_streams), layout.pad_id, np.int32)
@@ -447,14 +414,7 @@ def frame_rows(layout: StreamLayout, codes: np.ndarray, fill: tuple[int, ...]) -
 
 
 def check_codes(codes: np.ndarray, family: Family, path: str) -> None:
-    """Check codes in a request.
-
-    Args:
-        codes: Codes, int [S, T].
-
-    Raises:
-        InvalidRequest: If the number of streams, the duration or a code is outside the family's limits.
-    """
+    """Raise InvalidRequest if codes [S, T] have the wrong number of streams, are too long or out of range."""
     layout = family.layout
     max_frames = int(family.max_audio_s * family.frame_rate)
     if len(codes) != layout.num_output_streams:
@@ -469,13 +429,10 @@ def check_codes(codes: np.ndarray, family: Family, path: str) -> None:
 
 
 def codes_of(piece: Piece, family: Family, encode: Callable[[np.ndarray], np.ndarray] | None) -> np.ndarray:
-    """Return the codes of a recording, int [S, T], from the request or encoded from its samples.
+    """Return a recording's codes, int [S, T], from the request or from its samples, or raise InvalidRequest.
 
     Args:
         encode: Function of samples [n] that returns their codes; None if the checkpoint has no audio tokenizer.
-
-    Raises:
-        InvalidRequest: If the codes are outside the family's limits, or there is no function for samples.
     """
     if piece.codes is not None:
         check_codes(piece.codes, family, piece.path)
@@ -540,20 +497,12 @@ class Template(Protocol):
     """Prompt template of a family."""
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the prompt for a conversation.
-
-        Raises:
-            InvalidRequest: If a text or a recording is too long or cannot be used.
-        """
+        """Return the prompt for a conversation; raise InvalidRequest if a text or recording is too long or unusable."""
         ...
 
 
 def template_opener(family: Family) -> Callable[[Family, Path, "Codec", str], Template]:
-    """Return the function that opens the family's prompt template (`FamilyPlugin.open_template`).
-
-    Raises:
-        CheckpointError: The family has none, so it is not served.
-    """
+    """Return the function that opens the family's prompt template; raise CheckpointError if it has none."""
     family_plugin = plugin(family.name)
     if family_plugin is None or family_plugin.open_template is None:
         reason = "has no prompts for the server; use it through SpeechLLM (docs/families.md)"

@@ -1,6 +1,4 @@
-"""Pronunciation dictionaries of a family: phonemes in its notation, and the mapping of replaced words to the
-original text.
-"""
+"""Pronunciation dictionaries of a family, and the mapping of replaced words to the original text."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -39,11 +37,7 @@ def spelling(entry: DictionaryEntry, family: Family) -> str:
 
 
 def read_spellings(record: Any, family: Family) -> dict[str, str]:
-    """Return the spelling of each word in `options.pronunciations`, as the model reads it.
-
-    Raises:
-        InvalidRequest: An entry is invalid, or the family does not read its phonemes.
-    """
+    """Return the spelling that the model reads for each word of `options.pronunciations`, or raise InvalidRequest."""
     spellings = dict[str, str]()
     try:
         entries = read_entries(record)
@@ -59,15 +53,9 @@ def read_spellings(record: Any, family: Family) -> dict[str, str]:
 
 
 def server_dictionary(path: Path | None, family: Family) -> Dictionary:
-    """Return the dictionary of a server.
+    """Return the dictionary in a server's file, empty without one; raise CheckpointError if it is invalid.
 
-    Args:
-        path: File of the dictionary; None for an empty one.
-        family: The served family. Entries with phonemes that it does not read have no effect, because one file may
-            serve several models.
-
-    Raises:
-        CheckpointError: The file cannot be read, or an entry is invalid.
+    Entries with phonemes that the family does not read have no effect, because one file may serve several models.
     """
     spellings = dict[str, str]()
     try:
@@ -82,9 +70,9 @@ def server_dictionary(path: Path | None, family: Family) -> Dictionary:
 class SourceWords:
     """Mapping from words of the text to speak to those of the original text, in order.
 
-    A word of the result has the words that it replaces, with the rest of it that was not replaced. A replacement by
-    several words belongs to the first of them, so that it has one place. That includes the text around the replacement
-    in its first and last words: of "(ess queue ell)s", all words have the source "(SQL)s".
+    The source of a word consists of the words that it replaces and the part of it that was not replaced. If several
+    words replace a text, all of them have the same source, with the text around the replacement: of "(ess queue ell)s",
+    all words have the source "(SQL)s".
     """
 
     def __init__(self) -> None:

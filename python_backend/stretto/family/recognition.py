@@ -75,9 +75,7 @@ class Listing:
         return (index, *sorted(names)) if names and names <= self.names else ()
 
     def beside(self, suffixes: tuple[str, ...]) -> Iterator[tuple[str, str, list[str]]]:
-        """Yield each YAML file with its folder (empty, or ending with `/`) and the files in that folder that have
-        these suffixes.
-        """
+        """Yield each YAML file, its folder (empty, or with a final `/`), and the folder's files with the suffixes."""
         for name in sorted(self.names):
             folder = name[: name.rfind("/") + 1]
             if name.endswith(".yaml"):
@@ -139,8 +137,7 @@ def unexpected(path: str, expected: str, value: object) -> str:
 
 @dataclass(frozen=True)
 class OneRelease:
-    """Function `recognise` for repositories that contain one release each, which it identifies by fields of
-    config.json.
+    """Function `recognise` for repositories with one release each, identified by fields of config.json.
 
     Attributes:
         refused: Reasons to refuse other values of `model_type`.

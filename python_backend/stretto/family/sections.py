@@ -33,11 +33,7 @@ class Section(BaseModel):
 
     @classmethod
     def read(cls, record: object, file: str = "config.json") -> Self:
-        """Return the section in a parsed config.
-
-        Raises:
-            CheckpointError: A field is missing or invalid. The message names the first one, its limits and its value.
-        """
+        """Return the section in a parsed config, or raise CheckpointError with the first missing or invalid field."""
         try:
             return cls.model_validate(record)
         except ValidationError as error:

@@ -15,7 +15,7 @@ FRAME_FIELDS = (
 
 
 class SpokenTask(Task):
-    """Task whose text the speaker of the family's mechanism speaks. It has the writer's segments."""
+    """Task whose text the family's second model, the speaker, speaks; its segments are those of the writer."""
 
     @property
     def has_audio_segment(self) -> bool:
@@ -30,11 +30,7 @@ def speaking_folder(checkpoint: Path) -> Path:
 
 
 def served_family(checkpoint: Path) -> Family:
-    """Return the family as requests see it: if there is a speaker, with its frames and its sampling defaults.
-
-    Raises:
-        CheckpointError: If config.json of the checkpoint, or that of its speaker, is not from a checkpoint.
-    """
+    """Return the family as requests see it: if there is a speaker, with its frames and its sampling defaults."""
     family = family_at(checkpoint)
     if family.mechanism.speaker is None:
         return family

@@ -116,14 +116,7 @@ MAX_UNUSED_IDS = 1 << 16  # ids below the largest one that no token has; publish
 
 
 def check_ids(vocabulary: Mapping[str, Any], path: Path | str) -> None:
-    """Check the ids of tokens, because they are sizes of tables.
-
-    Args:
-        vocabulary: Ids by token, from the file of a tokenizer.
-
-    Raises:
-        CheckpointError: An id is no integer, is negative, or is far above the number of tokens.
-    """
+    """Raise CheckpointError if ids by token, which are sizes of tables, are no integers, negative or far too large."""
     stop = len(vocabulary) + MAX_UNUSED_IDS
     for token, token_id in vocabulary.items():
         if type(token_id) is not int or not 0 <= token_id < stop:
@@ -162,7 +155,6 @@ class SentencePieceTokenizer:
         self.tokens: dict[int, str] = {token_id: self._processor.id_to_piece(token_id) for token_id in ids}
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of `text`; no special ids are added."""
         return self._processor.encode(text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -171,11 +163,7 @@ class SentencePieceTokenizer:
 
 
 def plain_tokenizer(folder: Path) -> PlainTokenizer:
-    """Load tokenizer.json from a folder, or tokenizer.model (SentencePiece) if only that exists.
-
-    Raises:
-        CheckpointError: If both files are missing, or the file is unreadable.
-    """
+    """Load tokenizer.json from a folder, or tokenizer.model if only that exists, or raise CheckpointError."""
     path = folder / SENTENCEPIECE_FILE
     if (folder / TOKENIZER_FILE).exists() or not path.exists():
         return TextTokenizer.at(folder, spells_bytes=False)
@@ -214,11 +202,7 @@ def without_leading_line_ends(text: str) -> str:
 
 
 def check_text(text: str, path: str, max_chars: int) -> None:
-    """Check a text's length and encoding.
-
-    Raises:
-        InvalidRequest: If the text is too long or contains lone surrogates.
-    """
+    """Raise InvalidRequest if a text is too long or contains lone surrogates."""
     if len(text) > max_chars:
         raise InvalidRequest(path, f"at most {max_chars} characters", f"{len(text)} characters")
     if any("\ud800" <= character <= "\udfff" for character in text):
@@ -226,11 +210,9 @@ def check_text(text: str, path: str, max_chars: int) -> None:
 
 
 def check_no_markers(ids: Sequence[int], markers: Mapping[int, str], path: str) -> None:
-    """Raise an error if a text contains a marker. A tokenizer recognises a marker in a text unless the release declares
-    it special.
+    """Raise InvalidRequest if a text contains a marker.
 
-    Raises:
-        InvalidRequest: If an id is a marker.
+    A tokenizer recognises a marker in a text unless the release declares it special.
     """
     for token_id in ids:
         if token_id in markers:
@@ -247,11 +229,7 @@ class Subwords:
         self._max_chars = family.max_text_chars
 
     def ids(self, text: str, path: str) -> list[int]:
-        """Return the token ids of a text in the family's vocabulary.
-
-        Raises:
-            InvalidRequest: If the text is empty, too long or not valid Unicode, or the model has no id for part of it.
-        """
+        """Return the family's ids of a text; raise InvalidRequest if it is empty, too long or cannot be encoded."""
         check_text(text, path, self._max_chars)
         ids = self._tokenizer.encode(text)
         if not ids:
@@ -302,8 +280,7 @@ class TextStream:
         return ids
 
     def _split(self) -> tuple[list[int], list[bytes], list[int]]:
-        """Split the pending text; return its tokens, their bytes, and the byte offsets of pre-tokens that do not
-        consist only of spaces.
+        """Split the pending text; return its tokens, their bytes, and the byte offsets of pre-tokens other than spaces.
 
         The pending text is replaced by its normalised form.
         """
@@ -337,10 +314,7 @@ class SubwordStream:
         self._blank: str | None = ""  # leading space; None once a non-space character has been read
 
     def after(self, text: str, is_last: bool) -> tuple[list[int], "SubwordStream"]:
-        """Append text without changing this stream.
-
-        Returns:
-            Ids that became final, and the stream that continues after `text`.
+        """Return the ids that become final with `text`, and a new stream that continues after it.
 
         Raises:
             InvalidRequest: If a word is too long, or the model has no token for part of the text.
@@ -512,9 +486,6 @@ def load_text_codec(family: Family, checkpoint: Path) -> TextCodec:
     """Load the text codec of a family, which uses the tokenizer in the checkpoint folder.
 
     A checkpoint with random weights has no tokenizer; its text codec returns no text.
-
-    Raises:
-        CheckpointError: If the tokenizer cannot be read.
     """
     if family.subwords is None or not (checkpoint / TOKENIZER_FILE).exists():
         family_plugin = plugin(family.name)
