@@ -5,21 +5,21 @@ a voice's tokens, then the reply's ─► flow, given the voice's mel and x-vect
 Each token becomes two frames of the mel spectrogram. A frame attends to its own chunk of 25 tokens and to earlier
 chunks (`dit.py`), and a token depends on the next three tokens. A block of tokens therefore ends with three tokens that
 serve only as look-ahead. For each block, all tokens of the reply are decoded again, because keys and values of all
-solver steps would take 3.6 MB per frame. On a CPU, the chunks of a voice are computed once (`Prefix`), except the last
-one, which depends on the reply through the look-ahead. Their keys and values are kept for the voices used most
-recently, up to `VOICES_BYTES`. Frames of a voice that would take more are decoded with the reply, so samples do not
-depend on which voices are kept. Streaming is exact for utterances of up to `HISTORY` tokens: their samples equal those
-of a single decode with the same mask. Later blocks are decoded without the beginning of the utterance.
+solver steps would take 3.6 MB per frame. Utterances of up to `HISTORY` tokens have the same samples as in a single
+decode with this mask. Later blocks are decoded without the beginning of the utterance.
 
-A checkpoint whose `codec/config.json` has `"whole": true` is decoded without the mask, as in the authors' non-streaming
-mode. All frames of an utterance then attend to each other, so an utterance is decoded only when it is complete.
+On a CPU, all chunks of a voice but the last, which depends on the reply, are computed once (`Prefix`). They are kept
+for the voices used most recently, up to `VOICES_BYTES`. Frames of a voice that would take more are decoded with the
+reply, so samples do not depend on which voices are kept.
 
-HiFT is causal, except that it reads four frames ahead and that its phase accumulates from the beginning. An
-utterance's state consists of its voice number and this phase.
+With `"whole": true` in `codec/config.json`, an utterance is decoded without the mask once it is complete, as in the
+authors' non-streaming mode.
 
-Every voice has a multiple of 25 tokens, so that all utterances have blocks of the same sizes. The initial
-noise of the flow is the same as in the authors' `CausalConditionalCFM`. The noise of HiFT depends on the position of a
-sample; the authors' code generates new noise at each start. Modules and tensors are named as in
+HiFT is causal, except that it reads four frames ahead and that its phase accumulates from the beginning.
+
+Every voice has a multiple of 25 tokens, so that all utterances have blocks of the same sizes. The initial noise of the
+flow is the same as in the authors' `CausalConditionalCFM`. The noise of HiFT depends on the position of a sample; the
+authors' code generates new noise at each start. Modules and tensors are named as in
 https://huggingface.co/FunAudioLLM/Fun-CosyVoice3-0.5B-2512.
 """
 
@@ -59,7 +59,7 @@ FOURIER_REACH = 1  # number of frames; covers the window of the Fourier transfor
 
 @dataclass(frozen=True, slots=True)
 class CosyVoice3Config:
-    """Sizes in a checkpoint. `inner` is the width of the look-ahead layer."""
+    """Sizes of a checkpoint's networks. `inner` is the width of the look-ahead layer."""
 
     codebook_size: int
     mels: int
@@ -70,7 +70,7 @@ class CosyVoice3Config:
 
     @classmethod
     def from_shapes(cls, shapes: Shapes) -> "CosyVoice3Config":
-        """Infer the sizes from a dict of tensor shapes; raise CheckpointError if a tensor is missing."""
+        """Infer the sizes from the shapes of the tensors."""
         codebook_size, mels = shape_of(shapes, "flow.input_embedding.weight", 2)
         root = "flow.decoder.estimator"
         inner, width = shape_of(shapes, f"{root}.transformer_blocks.0.ff.ff.0.0.weight", 2)
@@ -97,7 +97,7 @@ class CosyVoice3Config:
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """First frames of a voice, for evaluations of later frames.
+    """Results for the first frames of a voice, to which later frames attend.
 
     Attributes:
         num_frames: Number of frames, whole chunks of the mask.
@@ -109,7 +109,6 @@ class Prefix:
 
     @property
     def num_bytes(self) -> int:
-        """Size of all rows."""
         return sum(tensor.nbytes for step in self.rows for tensor in step)
 
 
@@ -132,15 +131,13 @@ class Flow(nn.Module):
         ahead: int = 0,
         prefix: Prefix | None = None,
     ) -> Tensor:
-        """Return the mel frames of tokens, [B, M, 2 (T - ahead)], without those of the prefix.
+        """Return the mel frames [B, M, 2 (T - ahead)] of tokens [B, T], without those of the prefix.
 
         Args:
-            tokens: Tokens, [B, T].
             noise: Initial value, [M, 2 (T - ahead)].
             prompt: Known mel frames at the beginning, [B, M, n].
             speaker: x-vectors, [B, E].
             ahead: Number of tokens at the end that serve only as look-ahead; 0 at the end of an utterance.
-            prefix: First frames, from `prefix`; None to evaluate all frames.
         """
         inputs = self._inputs(tokens, noise, prompt, speaker, ahead)
         if prefix is None:
@@ -149,14 +146,13 @@ class Flow(nn.Module):
         return self.decoder(*(tensor[..., prefix.num_frames :] for tensor in inputs), contexts)
 
     def prefix(self, tokens: Tensor, noise: Tensor, prompt: Tensor, speaker: Tensor, num_frames: int) -> Prefix:
-        """Return the first frames of tokens for `forward`.
+        """Compute the first `num_frames` frames of a voice, whole chunks of the mask, for `forward`.
 
         Args:
-            tokens: Tokens of a voice, [B, T], at least `AHEAD` more than those of the frames.
+            tokens: [B, T], at least `AHEAD` more than those of the frames.
             noise: Initial value, [M, 2 T].
             prompt: Mel of the voice, [B, M, 2 T].
             speaker: x-vectors, [B, E].
-            num_frames: Number of frames, whole chunks of the mask.
         """
         contexts = [Context(is_kept=True) for _ in self.decoder.strides]
         inputs = self._inputs(tokens, noise, prompt, speaker, 0)
@@ -246,12 +242,10 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         return torch.zeros(batch, 2, dtype=torch.float64)
 
     def report_progress(self, call: Callable[[], None]) -> None:
-        """Make `decode` call `call` after each step of the flow."""
         self.flow.decoder.on_step = call
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode tokens [first, last); return the samples [B, n] and the next state, float64 [B, 2]."""
         device = self.noise.device
         numbers, before = window.state.T
         codes = window.codes[:, 0].to(device, non_blocking=True)
@@ -275,13 +269,12 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         return torch.stack(spoken), torch.stack([numbers, torch.stack(after).to(window.state)], 1)
 
     def _voice(self, number: int) -> FlowVoice:
-        """Return the voice with this number; number 0 is a voice without tokens."""
+        """Return the voice with this number. Number 0 is a voice without tokens."""
         if number:
             return self.recorded.voices[number]
         return FlowVoice(0, self.config.mels, self.config.speaker).to(self.noise.device)
 
     def remove_voice(self, number: int) -> None:
-        """Remove a voice that was added."""
         super().remove_voice(number)
         self._prefixes.pop(number, None)
 
@@ -338,10 +331,8 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         """Return the mel spectrogram [1, M, 2 (T - ahead)] of an utterance's tokens [T].
 
         Args:
-            codes: Tokens `start` to `start` + T - 1.
-            start: Index of the first token, a multiple of 25.
+            codes: Tokens `start` to `start` + T - 1; `start` is a multiple of 25.
             ahead: Number of tokens at the end that serve only as look-ahead; 0 at the end of the utterance.
-            prefix: First frames of the voice; None to evaluate all of them.
         """
         prompt_frames = voice.mel.shape[1]
         frames = FRAMES_PER_TOKEN * (len(codes) - ahead)
@@ -359,8 +350,6 @@ class CosyVoice3Codec(RecordedVoiceCodec):
 
         Args:
             mel: Mel frames of an utterance from frame `start`, [1, M, T].
-            start: Index of the first frame in `mel`.
-            last: Index after the last frame to decode.
             phase: Phase in cycles before frame max(`first` - `receptive_frames`, `start`).
         """
         begin = max(start, first - self.receptive_frames)
@@ -377,11 +366,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
 
 
 def load(directory: Path, device: str = "cpu") -> CosyVoice3Codec:
-    """Load the codec from a converted `codec/` folder.
-
-    Raises:
-        CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
-    """
+    """Load the codec from a converted `codec/` folder."""
     path = directory / "codec" / "model.safetensors"
     tensors = multiply_weight_norm_out(read_tensors(path))
     config = CosyVoice3Config.from_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()})
@@ -391,11 +376,7 @@ def load(directory: Path, device: str = "cpu") -> CosyVoice3Codec:
 
 
 def is_whole(path: Path) -> bool:
-    """Return the setting `whole` in a codec's config.json; False if the file or the setting is missing.
-
-    Raises:
-        CheckpointError: If the setting is neither true nor false.
-    """
+    """Return the setting `whole` in a codec's config.json; False if the file or the setting is missing."""
     whole = json_object(path).get("whole", False) if path.exists() else False
     if not isinstance(whole, bool):
         raise CheckpointError(f"{path}: whole: expected true or false, got {shown(whole)}")

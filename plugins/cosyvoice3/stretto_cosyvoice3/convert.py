@@ -1,8 +1,7 @@
-"""Conversion of the CosyVoice 3 release to a checkpoint.
+"""Conversion of the CosyVoice 3 release (https://huggingface.co/FunAudioLLM/Fun-CosyVoice3-0.5B-2512).
 
-https://huggingface.co/FunAudioLLM/Fun-CosyVoice3-0.5B-2512: `cosyvoice3.yaml`, `llm.pt`, `flow.pt`, `hift.pt`,
-`campplus.onnx`, `speech_tokenizer_v3.onnx`, and Qwen's config and tokenizer in `CosyVoice-BlankEN/`. The YAML file
-describes Python objects; it is read as data, and its numbers must be those that this implementation assumes.
+Its `cosyvoice3.yaml` describes Python objects. The file is read as data, and its numbers must be those that this
+implementation assumes.
 """
 
 import json
@@ -93,7 +92,7 @@ NORMED = re.compile(
 
 
 def located(release: Release) -> Release:
-    """Return the release with file paths resolved; raise CheckpointError if the language model is missing."""
+    """Return the release with the paths of its language model and of Qwen's tokenizer."""
     folder = release.folder
     model = released_file(folder, MODEL) if release.model.is_dir() else release.model
     tokenizer = released_folder(folder, BACKBONE) if release.tokenizer == folder else release.tokenizer
@@ -131,11 +130,7 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
 
 
 def named_voices(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Map the lower-case names of the voices in `spk2info.pt` to their tensors; empty if the file is missing.
-
-    Raises:
-        CheckpointError: If the file contains anything else.
-    """
+    """Map the lower-case names of the voices in `spk2info.pt` to their tensors; empty if the file is missing."""
     if not (folder / VOICES).exists():
         return {}
     path = released_file(folder, VOICES)
@@ -147,7 +142,7 @@ def named_voices(folder: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def stored_voices(voices: Mapping[str, Mapping[str, Tensor]]) -> Network:
-    """Return the network folder to write that contains the named voices."""
+    """Return the checkpoint's folder of named voices, to be written."""
     tensors = {
         f"{index}.{tensor_name}": tensor
         for index, voice in enumerate(voices.values())
@@ -158,12 +153,7 @@ def stored_voices(voices: Mapping[str, Mapping[str, Tensor]]) -> Network:
 
 
 def check_config(folder: Path) -> None:
-    """Check the numbers in `cosyvoice3.yaml`.
-
-    Raises:
-        CheckpointError: If the file is missing, belongs to an earlier CosyVoice version, or its numbers differ from
-            those that this module assumes.
-    """
+    """Raise CheckpointError unless `cosyvoice3.yaml` has the numbers in `ASSUMED`."""
     if not (folder / CONFIG).exists():
         others = [name for name in OTHER_CONFIGS if (folder / name).exists()]
         raise CheckpointError(f"{folder}: expected CosyVoice 3 with {CONFIG}, got {others[0] if others else 'none'}")
@@ -174,11 +164,7 @@ def check_config(folder: Path) -> None:
 
 
 def extended(folder: Path, tokenizer: Tokenizer) -> Tokenizer:
-    """Return the Qwen tokenizer with the tokens that the authors' code adds.
-
-    Raises:
-        CheckpointError: If the added tokens do not get consecutive ids after the existing tokens.
-    """
+    """Return the Qwen tokenizer with the tokens that the authors' code adds."""
     text = json.dumps(tokenizer.built) if tokenizer.built else read_text(folder / TOKENIZER_FILE)
     fast = FastTokenizer.from_str(text)
     check_token_ids(fast.get_vocab(), folder / TOKENIZER_FILE)
@@ -224,7 +210,7 @@ def plan(backbone: dict[str, Any], vocab: CosyVoice3Vocabulary) -> Plan:
 
 
 def decoder(folder: Path) -> Network:
-    """Return the decoder to be written; raise CheckpointError if its tensors are unexpected."""
+    """Return the decoder to be written."""
     tensors = {f"flow.{name}": tensor for name, tensor in open_tensors(released_file(folder, "flow.pt")).items()}
     hift = open_tensors(released_file(folder, "hift.pt"))
     tensors |= {f"hift.{name.removeprefix('generator.')}": tensor for name, tensor in hift.items()}

@@ -28,11 +28,7 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class DitShape:
-    """Sizes of the transformer.
-
-    Attributes:
-        inner: Width of the feed-forward layers.
-    """
+    """Sizes of the transformer; `inner` is the width of the feed-forward layers."""
 
     width: int
     layers: int
@@ -62,13 +58,10 @@ class _TimeInput(nn.Module):
 class Context:
     """Inputs, keys and values of earlier frames, which each layer reads before the rows of its own frames.
 
-    Attributes:
-        kept: With `is_kept`, the rows that evaluations of later frames read, in the order of the layers.
-
     Args:
-        num_frames: Number of earlier frames, whole chunks; 0 at the beginning of an utterance.
+        num_frames: Number of earlier frames, whole chunks.
         rows: `kept` of the evaluation of the first `num_frames` frames.
-        is_kept: True to keep the rows of this evaluation.
+        is_kept: True to append the rows of this evaluation to `kept`, in the order of the layers.
     """
 
     def __init__(self, num_frames: int = 0, rows: Sequence[Tensor] = (), is_kept: bool = False) -> None:
@@ -81,7 +74,6 @@ class Context:
         """Return the rows x [B, T, H] of a layer after those of the earlier frames, [B, n + T, H].
 
         Args:
-            x: Rows of this evaluation.
             most: Number of rows that the layer reads before a frame; None for all.
         """
         if self._is_kept:
@@ -221,12 +213,7 @@ class Dit(nn.Module):
         self.proj_out = nn.Linear(shape.width, mels)
 
     def forward(self, x: Tensor, waves: Tensor, context: Context | None = None) -> Tensor:
-        """Return the flow [B, M, T] for x [B, 4 M, T].
-
-        Args:
-            waves: Row of `waves_of_time`, [NUM_WAVES].
-            context: Earlier frames; None if there are none.
-        """
+        """Return the flow, given a row of `waves_of_time` [NUM_WAVES] and, if there are any, earlier frames."""
         context = context or Context()
         first = context.num_frames
         time = self.time_embed(waves)

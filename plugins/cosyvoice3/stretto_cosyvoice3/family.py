@@ -75,9 +75,6 @@ class CodeRules(DrawRules):
 
     The state of a reply has three counters: rows of text that it has read, codes in the current group (in the first
     one, also those of a recording), and rows of text before the first sampled row, unless the text ends earlier.
-
-    Attributes:
-        groups: Layout of text and codes.
     """
 
     codes: range
@@ -89,16 +86,14 @@ class CodeRules(DrawRules):
     reference: ClassVar = lazy(f"{__package__}.mechanism.reference:Codes")
 
     def num_text_entries(self, max_rows: int) -> int:
-        """Return the size of a slot's table: the ids of the given rows in order."""
         return max_rows
 
 
 @dataclass(frozen=True)
 class Quiet(FrameFilter):
-    """Codes of pauses. Only the first ones of a pause are decoded.
+    """Codes of silence and breath, numbered from 0, of which a pause is decoded only up to a limit.
 
     Attributes:
-        codes: Codes of silence and breath, numbered from 0.
         most: Number of successive codes that are decoded. The model reads further codes, but they are neither decoded
             nor reported.
     """
@@ -111,12 +106,7 @@ class Quiet(FrameFilter):
 
 @dataclass(frozen=True, kw_only=True)
 class GroupedText(TextTrack):
-    """Text that the reply reads in groups between its codes.
-
-    Attributes:
-        codes: Ids of the codes.
-        groups: Layout of text and codes.
-    """
+    """Text that the reply reads in groups between its codes."""
 
     codes: range
     groups: TextGroups
@@ -130,7 +120,6 @@ class GroupedText(TextTrack):
         return TextRows((self.groups.fill_id, self.groups.given_id), 0)
 
     def max_text_ids(self, num_rows: int) -> int:
-        """Return the maximum number of text ids; see `TextTrack.max_text_ids`."""
         groups = self.groups
         num_groups, remainder = divmod(
             num_rows - 2, groups.num_words + groups.num_frames
@@ -138,7 +127,7 @@ class GroupedText(TextTrack):
         return max(num_groups * groups.num_words + min(remainder, groups.num_words - 1), 0)
 
     def check_text(self, ids: Sequence[int], tokens: range) -> None:
-        """Raise InvalidRequest if an id of a text is a code; see `TextTrack.check_text`."""
+        """Raise InvalidRequest if an id of a text is a code."""
         if any(token in self.codes for token in ids):
             raise InvalidRequest("text", "token ids of text", shown(list(ids)))
 
@@ -148,8 +137,6 @@ class CosyVoice3Vocabulary(Vocabulary):
     """Text ids, followed by speech ids: codes, markers and spare ids.
 
     Attributes:
-        num_text_ids: Number of rows in the text table.
-        num_speech_ids: Number of codes, markers and spare ids.
         quiet: Codes of silence and breath (`Quiet`), numbered from 0.
         voices: Names of the release's voices, in lower case.
     """

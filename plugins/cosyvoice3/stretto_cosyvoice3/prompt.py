@@ -61,10 +61,7 @@ class CosyVoice3Template:
         self._voices = CachedEncoder(recording_encoder.encode)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows for the conversation's last text.
-
-        The voice comes from a recording in an earlier turn, or else is the one called `voice`.
-        """
+        """Return the rows of the last text, in the voice of a recording before it, or else in `voice`."""
         *before, piece = pieces
         assert piece.text is not None, task.name
         if manner.is_open:  # tokenised later, together with the parts that follow
@@ -98,11 +95,7 @@ class CosyVoice3Template:
     ) -> PromptRows:
         """Return a prompt whose text is read in groups. Groups that contain only the recording are prompt rows.
 
-        Args:
-            head: Ids before the first group.
-            words: Ids of the recording's words.
-            codes: Codes of the recording, as ids.
-            text: Ids of the text, including the end id if it is complete.
+        `words` and `codes` are ids of the recording. `text` includes the end id if the text is complete.
         """
         rows = list(head)
         num_groups = min(len(words) // NUM_WORDS, len(codes) // NUM_GROUP_CODES)
@@ -132,7 +125,7 @@ class CosyVoice3Template:
         return NamedVoice(sound, [], words[0] if words else [])
 
     def _ids(self, text: str, path: str) -> list[int]:
-        """Return the ids of a text; raise InvalidRequest if it is blank or contains a marker of the model."""
+        """Return the ids of a text that is neither blank nor contains a marker of the model."""
         for marker in MARKERS:
             if marker in text:
                 raise InvalidRequest(path, "none of the model's markers", marker)

@@ -74,15 +74,9 @@ def check_network(path: Path) -> None:
 def check_voice(path: Path, name: Any, voice: Any) -> dict[str, Tensor]:
     """Return the tensors of a voice in `spk2info.pt`, as the authors' `add_zero_shot_spk` stores it.
 
-    Args:
-        path: The file, for error messages.
-
     Returns:
         Ids of instruction and words [n], codes [n], mel frames [2 n, M] and the x-vector [192], by the names of
         `VOICE_PARTS`.
-
-    Raises:
-        CheckpointError: If the name or a tensor is not as expected; the message contains its name.
     """
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable() or name != name.strip():
         raise CheckpointError(f"{path}: expected names of 1 to {MAX_NAME} printable characters, got {shown(name)}")
@@ -136,11 +130,7 @@ class NamedVoice:
 
 
 def read_named_voices(checkpoint: Path, names: Sequence[str], end: int) -> dict[str, NamedVoice]:
-    """Return the named voices of a checkpoint; `end` is the id of `<|endofprompt|>`.
-
-    Raises:
-        CheckpointError: If a voice, or `end` in its text, is missing.
-    """
+    """Return the named voices of a checkpoint; `end` is the id of `<|endofprompt|>`."""
     if not names:
         return {}
     path = checkpoint / NAMED / "model.safetensors"
@@ -160,14 +150,7 @@ def read_named_voices(checkpoint: Path, names: Sequence[str], end: int) -> dict[
 
 
 class RecordingEncoder:
-    """Networks that encode recordings.
-
-    Args:
-        folder: Folder that contains both ONNX files.
-
-    Raises:
-        CheckpointError: If a file is missing or is not such a network.
-    """
+    """Networks that encode recordings, from the two ONNX files in `folder`."""
 
     def __init__(self, folder: Path, num_codes: int):
         self._num_codes = num_codes
@@ -186,13 +169,7 @@ class RecordingEncoder:
         return session
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode a recording; `sound_of` reads the result.
-
-        Args:
-            pcm: Samples, float32 [n] at 24 kHz.
-
-        Returns:
-            Concatenated codes, mel frames and x-vector, float32 [N].
+        """Encode a recording, float32 [n] at 24 kHz, as codes, mel frames and x-vector, joined to float32 [N].
 
         Raises:
             InvalidRequest: If the networks' output has an unexpected shape or value.
@@ -221,7 +198,7 @@ class RecordingEncoder:
 
 
 def sound_of(encoded: np.ndarray) -> Sound:
-    """Convert a result of `RecordingEncoder.encode` to a recording with all codes, mel frames and the x-vector."""
+    """Convert a result of `RecordingEncoder.encode` to a recording."""
     end = len(encoded) - X_VECTOR
     tokens, mel = np.split(encoded[:end], [end // (1 + FRAMES_PER_TOKEN * NUM_MELS)])
     return Sound.from_arrays(tokens, mel.reshape(-1, NUM_MELS), encoded[end:])

@@ -87,11 +87,7 @@ class VoicePage(TypedDict):
 
 @dataclass
 class Order:
-    """Speech to generate.
-
-    Attributes:
-        report: The server's report, at the end.
-    """
+    """Speech to generate; `report` receives the server's report at its end."""
 
     gateway: Gateway
     item: ElevenLabsItem
@@ -105,7 +101,7 @@ class Order:
 
 
 async def ordered(voice_id: str, body: SpeechBody, output_format: str, request: Request) -> Order:
-    """Return the order for a request; raise ApiError if a field is invalid."""
+    """Return the speech that a request asks for; raise ApiError if a field is invalid."""
     gateway = await speaking(request.app.state.gateway, body.model_id)
     ignored = Ignored(body, gateway.strict)
     body.refuse_dictionaries()
@@ -139,12 +135,7 @@ Chunks = AsyncGenerator[tuple[bytes, Times], None]
 
 
 async def timed_chunks(order: Order, text: str | AsyncIterable[str], characters: CharacterTimes) -> Chunks:
-    """Yield the parts of an audio file, with the times of characters.
-
-    Args:
-        text: As for `timed_parts`.
-        characters: The same text.
-    """
+    """Yield the parts of an audio file, with the times that `characters` finds for the same text."""
     parts = timed_parts(order.gateway, order.item, text, order.options, order.ignored, order.report)
     times = Times([], [], [])
     async with closing(parts):
@@ -183,7 +174,7 @@ async def whole(order: Order, asked: State) -> AsyncGenerator[bytes, None]:
     """Yield the complete speech as JSON, whose audio is encoded part by part.
 
     Args:
-        asked: Request state that the guard has set, with `keep`, which accounts for memory.
+        asked: Request state, whose `keep` accounts for memory.
     """
     times = Times([], [], [])
 

@@ -81,14 +81,9 @@ async def speaking(gateway: Gateway, model_id: str) -> Gateway:
 async def speech_item(
     gateway: Gateway, owner: str, voice_id: str, output_format: str, fields: dict[str, Any], ignored: Ignored
 ) -> ElevenLabsItem:
-    """Return the fields of a speech request.
+    """Return a speech request with further `fields`, under the gateway's names.
 
-    Args:
-        fields: The other fields, with the gateway's names.
-        ignored: Receives the fields without effect.
-
-    Raises:
-        ApiError: A value is invalid.
+    Fields without effect are added to `ignored`.
     """
     if output_format not in OUTPUT_FORMATS:
         raise refused("output_format", f"one of {', '.join(OUTPUT_FORMATS)}", output_format)

@@ -277,7 +277,7 @@ class InputSession:
             raise SessionEnd(DONE)
 
     async def _speak(self, context_id: str | None, speed: float | None, text: FlushedText) -> None:
-        """Send the audio of a text."""
+        """Send the audio of a text, with the times of its characters."""
         query = self._query
         sent_ms = 0  # end of the alignments that have been sent
         with asking(self._owner, self._gateway.sessions.held) as state:
@@ -328,11 +328,7 @@ async def open_inputs(socket: WebSocket, voice_id: str) -> None:
 
 
 async def run(socket: WebSocket, voice_id: str, has_ids: bool) -> None:
-    """Run a session until it ends.
-
-    Args:
-        has_ids: True if its contexts have ids.
-    """
+    """Run a session until it ends."""
     gateway: Gateway = socket.app.state.gateway
     if not socket.state.has_key and socket.client is not None:
         CALLER.set(host_of(socket.client.host))  # clients without a key must not use up the sessions of others

@@ -1,5 +1,4 @@
-"""`fish_s2`: codec of Fish Audio S2 Pro (44.1 kHz, 21.5 frames of 1 + 9 codes per second), which accepts chunks of any
-size.
+"""`fish_s2`: codec of Fish Audio S2 Pro (44.1 kHz, 21.5 frames of 1 + 9 codes per second).
 
 codes ─► 1 + 9 codebooks ─► transformer ─► 2 × (↑2, ConvNeXt) ─► conv ─► 4 × (↑ 8, 8, 4, 2) ─► conv ─► tanh ─► pcm
          21.5 per second    127 back, 8 times   6 steps back     6 back   78 steps back each      6 back
@@ -7,10 +6,9 @@ codes ─► 1 + 9 codebooks ─► transformer ─► 2 × (↑2, ConvNeXt) ─
 pcm ─► conv ─► 4 × (↓ 2, 4, 8, 8) ─► transformer ─► conv ─► 2 × (↓2, ConvNeXt) ─► transformer ─► 1 + 9 codebooks ─► …
                                      511 back, 4 times                            127 back, 8 times
 
-All layers are causal and store their last inputs in the state. The first codebook (4096 entries) is semantic; the
-others (1024 entries) encode the rest. The layers are those of Qwen3-TTS's decoder, the codebooks those of
-`residual_codebooks.py`, and the activations those of DAC. Tensors have the names of these layers
-(`stretto_fish_s2/convert_codec.py`).
+All layers are causal and store their last inputs in the state, so chunks may have any size. The first codebook (4096
+entries) is semantic; the others (1024 entries) encode the rest. The layers are those of Qwen3-TTS's decoder, the
+codebooks those of `residual_codebooks.py`, and the activations those of DAC.
 """
 
 from collections.abc import Mapping
@@ -73,8 +71,7 @@ class FishS2Config:
         decoder_rates: Upsampling rates of the decoder's blocks.
         n_layer: Layers of the two transformers at the rate of frames.
         window_size: Number of frames that a frame attends to, including itself.
-        encoder_intermediate_size: Width of its feed-forward layers.
-        encoder_window_size: Number of its steps that a step attends to, including itself.
+        encoder_window_size: Number of steps that a step of the encoder's transformer attends to, including itself.
     """
 
     sample_rate: int
@@ -131,7 +128,6 @@ class FishS2Config:
 
     @property
     def samples_per_frame(self) -> int:
-        """Number of samples per frame."""
         return prod(self.encoder_rates) * prod(self.downsample_factor)
 
     @property
@@ -141,7 +137,6 @@ class FishS2Config:
 
     @property
     def encoder_transformer(self) -> TransformerShape:
-        """Sizes of the transformer in the encoder."""
         return self._transformer(self.encoder_n_layer, self.encoder_intermediate_size, self.encoder_window_size)
 
     def _transformer(self, num_layers: int, inner: int, window: int) -> TransformerShape:
@@ -266,10 +261,9 @@ class FishS2Codec(CausalCodec):
         return torch.cat([codes, self.residual.encode(residual, num_residual)], 1)
 
     def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Decode frames (see `CausalCodec`).
+        """Decode frames. A residual code above the last one counts as the last one, as in the authors' code.
 
-        A residual code above the last one counts as the last one, as in the authors' code: their language model has as
-        many codes for each codebook as for the semantic one.
+        Their language model has as many codes for each codebook as for the semantic one.
         """
         x = self.post_transformer(self._latents(codes), first, memory).transpose(1, 2)
         return samples_of(x, memory, self.upsample, self.decoder).tanh()

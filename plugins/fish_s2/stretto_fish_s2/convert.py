@@ -132,11 +132,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[DepthSpec, FishVocabulary]:
-    """Return the hyperparameters of the backbone's layers, and the vocabulary.
-
-    Raises:
-        CheckpointError: A value is missing, invalid or not supported, or belongs to another model.
-    """
+    """Return the hyperparameters of the backbone's layers, and the vocabulary."""
     config = Config.read(record)
     text = config.text_config
     audio = config.audio_decoder_config
@@ -211,11 +207,7 @@ def layer_parts(prefix: str, spec: DepthSpec, ours_prefix: str, attention: str =
 
 
 def plan(layers: DepthSpec, vocabulary: FishVocabulary) -> Plan:
-    """Return the tensors to write, by published name.
-
-    Args:
-        layers: Hyperparameters of the backbone's layers.
-    """
+    """Return the tensors to write, by published name."""
     size = vocabulary.codebook_size
     num_others = vocabulary.num_codebooks - 1
     scale = 1 / math.sqrt(vocabulary.num_codebooks + 1)

@@ -57,11 +57,7 @@ RENAMED = (
 
 
 def codec_network(folder: Path) -> Network:
-    """Return the codec of a release, to be written to `codec/`.
-
-    Raises:
-        CheckpointError: If the file is missing, or a tensor is missing, unknown, or does not fit the others.
-    """
+    """Return the codec of a release, to be written to `codec/`."""
     path = released_file(folder, FILE)
     tensors = read_codec(path)
     try:
@@ -139,7 +135,7 @@ def plan(config: FishS2Config) -> Plan:
 
 
 def published_name(name: str, num_blocks: int) -> str:
-    """Return the published name of a tensor in an encoder of `num_blocks` blocks, without the suffix of weight norm."""
+    """Return the published name of a tensor, without the suffix of weight norm."""
     for pattern, replacement in RENAMED:
         name = re.sub(pattern, replacement, name)
     return name.format(num_blocks)

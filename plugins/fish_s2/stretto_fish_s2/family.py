@@ -8,7 +8,7 @@
 The backbone samples stream 0, a semantic token of the text vocabulary or the end, and the depth transformer the nine
 other codes. The embeddings of a frame are summed and divided by √11; the converter folds this factor, and codebook 0's
 own table, into the rows of the table. The model generates no text and was not trained for guidance. The numbers come
-from `fishaudio/s2-pro`; a checkpoint's config.json may override them (`speech_vocabulary`).
+from `fishaudio/s2-pro`.
 """
 
 from dataclasses import dataclass, field
@@ -72,11 +72,8 @@ class LateTemperature(DrawRules):
     """Sampling of codes as in the authors' code: top-k and top-p apply to the probabilities at temperature 1.
 
     The code whose probability makes the sum exceed top-p is left out, unless it is the most probable one. A code of
-    codebook 0 that repeats is sampled again, at temperature 1 and with `redraw_top_p`. The first frame of a reply does
-    not count as a repeat, and the other codebooks may repeat.
-
-    Attributes:
-        redraw_top_p: Top-p for a code that is sampled again.
+    codebook 0 that repeats is sampled again, at temperature 1 and with top-p `redraw_top_p`. The first frame of a reply
+    does not count as a repeat, and the other codebooks may repeat.
     """
 
     redraw_top_p: float

@@ -46,10 +46,7 @@ CONTROL = re.compile(r"<\|[^<>|]+\|>")
 
 
 def in_lines(text: str, path: str) -> str:
-    """Return a text with each speaker's part on a line of its own; a text without tags is unchanged.
-
-    Args:
-        path: Name of the text in error messages.
+    """Return a text with each speaker's part on a line of its own. A text without tags is unchanged.
 
     Raises:
         InvalidRequest: Words precede the first tag, or a tag is misspelt.
@@ -118,11 +115,7 @@ class FishTemplate:
         return [self._opened("assistant"), self._rows(self._vocabulary.voice), self._frames(piece), self._end()]
 
     def _text(self, piece: Piece) -> str:
-        """Return the text of a part of the conversation.
-
-        Raises:
-            InvalidRequest: It is blank, too long or not valid Unicode, or has a token of the model that is no text.
-        """
+        """Return a text that is neither blank nor too long, and has no token of the model that is no text."""
         text = piece.text or ""
         path = piece.path
         check_text(text, path, self._family.max_text_chars)

@@ -40,24 +40,17 @@ class GroupGuard(RepetitionGuard):
         self._groups = groups
 
     def recent(self, rows: Rows, index: Array | None, window: int) -> RecentRows:
-        """Return the last `window` rows that count; see `RepetitionGuard.recent`."""
         recent = super().recent(rows, index, window * self._groups.num_words)
         counts = recent.counts & (self.tokens[recent.slots, recent.positions] != self._groups.given_id)
         latest = counts.int().sort(dim=1, descending=True, stable=True).indices[:, :window]
         return replace(recent, positions=recent.positions.gather(1, latest), counts=counts.gather(1, latest))
 
     def is_guarded(self, drawn: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
-        """Return True for codes and the id that ends a group; see `RepetitionGuard.is_guarded`."""
         return super().is_guarded(drawn, codebooks) | (drawn == self._groups.fill_id)
 
 
 class CodeDraw(RowDraw):
-    """Sampler of rows in numpy or torch.
-
-    Args:
-        code_rules: Rules of the sampling of codes.
-        tokens: Stream 0 of every slot by position, int32 [R, T].
-    """
+    """Sampler of codes and given rows, in numpy or torch."""
 
     _params: tuple[DrawParams, DrawParams] | None = None  # parameters of the last step, and a copy with `of_all`
 
@@ -78,11 +71,9 @@ class CodeDraw(RowDraw):
         self._is_fill = arrays.upload(np.array(segments.rules.drawn_ends_of_audio) == code_rules.groups.fill_id)
 
     def replace_first(self, token: Array, rows: Rows) -> Array:
-        """Return stream 0 of each row, in which given rows replace sampled ids; see `RowDraw.replace_first`."""
         return self._states(token, rows)
 
     def hidden_ends(self, rows: Rows) -> Array:
-        """Return the hidden end ids: within a group all but the one that ends it; see `RowDraw.hidden_ends`."""
         is_short = rows.frame < rows.limits.audio_min
         is_free = self._num_given[rows.slots] >= rows.limits.track_total
         hidden: Array = self._rules.hides_end(self._is_fill, is_short[:, None], is_free[:, None])
@@ -91,14 +82,12 @@ class CodeDraw(RowDraw):
     def chosen(
         self, logits: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> torch.Tensor:
-        """Sample stream 0, [A, 1]; see `RowDraw.chosen`."""
         # Kept, because parameters cache arrays while the batch is the same.
         if self._params is None or self._params[0] is not step.audio:
             self._params = step.audio, replace(step.audio, of_all=True)
         return draw(logits[:, None], self.heads.first_ids[None], keys, self._params[1], plan.audio)
 
     def redrawn_from(self, logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-        """Return the logits without those of the sampled ids; see `RowDraw.redrawn_from`."""
         return logits.masked_fill(self.heads.first_ids == drawn, -torch.inf)
 
 
@@ -107,7 +96,7 @@ def _kept(
     values: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor, top_k: tl.tensor, top_p: tl.tensor,
     is_seen: tl.tensor, penalty: tl.tensor,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the logits from which an id is sampled, and the smallest; see `kept` of `step_draw.py`."""
+    """Return the logits, and the smallest of those that top-k, and top-p over all ids, keep."""
     floor = tl.max(values, 0)
     if temperature > 0:
         floor = top_k_floor(values, num_columns, top_k)
@@ -122,12 +111,11 @@ def _redrawn_from(
     values: tl.tensor, columns: tl.tensor, repeated: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor,
     constants: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return the logits without that of the repeated id; see `redrawn_from` of `step_draw.py`."""
     return tl.where(columns == repeated, float("-inf"), values)
 
 
 class CodeProgram(StepProgram):
-    """Kernel launches that sample a step."""
+    """GPU kernels that sample codes and write given rows."""
 
     sampling_functions: ClassVar = SAMPLING_FUNCTIONS._replace(
         kept=_kept, redrawn_from=_redrawn_from, hidden_ends=hidden_ends, repeated=repeated
@@ -139,5 +127,4 @@ class CodeProgram(StepProgram):
         self._groups = GroupLaunch(code_rules.groups, rules, self.tables, self.num_rows)
 
     def replace_first(self, num_rows: int) -> None:
-        """Replace stream 0 of given rows; see `StepProgram.replace_first`."""
         self._groups(self.first.drawn, self.columns.table, self.lengths, num_rows)

@@ -1,4 +1,4 @@
-"""Given rows of replies, in numpy or torch arrays, and the launch of the kernel that writes them."""
+"""Given rows of replies, written in numpy or torch arrays, or by a kernel."""
 
 import torch
 
@@ -12,11 +12,7 @@ from stretto_cosyvoice3.mechanism.kernel import GroupRules, groups_kernel
 
 
 class GroupStates:
-    """State of the given rows in all slots, advanced by one row per call.
-
-    Args:
-        groups: Layout of text and codes.
-    """
+    """State of the given rows in all slots, advanced by one row per call."""
 
     def __init__(self, groups: TextGroups, rules: SegmentRules, tables: SlotTables, arrays: Arrays):
         self._groups = groups
@@ -31,11 +27,7 @@ class GroupStates:
         self._lane = rules.family.track_streams.start - 1
 
     def __call__(self, token: Array, rows: Rows) -> Array:
-        """Return stream 0 of each row, [B], and write the text stream to the slot tables.
-
-        Args:
-            token: Ids that the model sampled, [B].
-        """
+        """Return stream 0 of each row, [B], given the sampled ids; write the text stream to the slot tables."""
         limits = rows.limits
         slots = rows.slots
         position = rows.position
@@ -52,11 +44,7 @@ class GroupStates:
 
 
 class GroupLaunch:
-    """Launch of `groups_kernel`, which does for the rows of a step what `GroupStates` does.
-
-    Args:
-        groups: Layout of text and codes.
-    """
+    """Launch of `groups_kernel`, which does for the rows of a step what `GroupStates` does."""
 
     def __init__(self, groups: TextGroups, rules: SegmentRules, tables: SlotTables, num_rows: int):
         self._tables = tables
@@ -71,10 +59,9 @@ class GroupLaunch:
         )
 
     def __call__(self, drawn: torch.Tensor, plan: torch.Tensor, lengths: torch.Tensor, num_rows: int) -> None:
-        """Replace the sampled ids of stream 0 with the ids that the rows must contain.
+        """Replace sampled ids of stream 0, int32 [N, 1], with the ids that the rows must contain.
 
         Args:
-            drawn: Sampled ids, int32 [N, 1], written.
             plan: Step table (`step_draw.py`).
             lengths: Positions of the rows, int32 [N].
         """

@@ -30,7 +30,6 @@ class GroupRules(NamedTuple):
     """Compile-time constants of `groups_kernel`.
 
     Attributes:
-        groups: The mechanism's `TextGroups`.
         family: Constants of the family that `engine/rules.py` needs.
         lane: Index of the text stream among streams 1 to S - 1.
     """
@@ -83,7 +82,7 @@ def hidden_ends(
     ids: tl.tensor, is_short: tl.tensor, at: tl.tensor, mine: tl.tensor, plan_stride: tl.constexpr,
     constants: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return True for end ids that a row may not have; see `hidden_ends` of `step_draw.py`."""
+    """Return True for end ids that a row may not have."""
     is_free = tl.load(at + NUM_GIVEN) >= tl.load(mine + TRACK_TOTAL * plan_stride)
     return OWN.hides_end(ids == constants.fill_id, is_short, is_free)
 
@@ -93,7 +92,7 @@ def repeated(
     token: tl.tensor, is_code: tl.tensor, history: tl.tensor, mine: tl.tensor, position: tl.tensor,
     audio_start: tl.tensor, row_stride: tl.constexpr, plan_stride: tl.constexpr, constants: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return True if a code, or the id that ends a group, occurs too often; see `repeated` of `step_draw.py`.
+    """Return True if a code, or the id that ends a group, occurs too often.
 
     Only the first row of a run of given rows counts.
     """

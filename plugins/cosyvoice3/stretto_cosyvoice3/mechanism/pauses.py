@@ -6,11 +6,7 @@ from stretto_cosyvoice3.family import Quiet
 
 
 class PauseFilter:
-    """Filter that omits the frames of a pause beyond its first ones.
-
-    Args:
-        pauses: Codes of silence, and the number of successive ones to keep.
-    """
+    """Filter that omits the frames of a pause beyond its first ones."""
 
     def __init__(self, pauses: Quiet):
         self._quiet = set(pauses.codes)

@@ -42,11 +42,7 @@ def given_runs(rules: CodeRules, track: list[int]) -> list[list[int]]:
 
 
 class Codes(ReferenceRule):
-    """Given rows and codes of a reply.
-
-    Args:
-        rules: Rules of the sampling of codes.
-    """
+    """Given rows and codes of a reply."""
 
     def __init__(self, rules: CodeRules, prompt: Prompt):
         super().__init__(rules, prompt)
@@ -58,7 +54,7 @@ class Codes(ReferenceRule):
         self.num_sampled = len(recorded) % self.groups.num_frames
 
     def given_row(self, sample: Callable[[], int]) -> tuple[int, int] | None:
-        """Return the ids of stream 0 and the text stream in the next row if it is given; see `ReferenceRule`."""
+        """Return the ids of stream 0 and the text stream in the next row if it is a given row."""
         if self.left:
             return self.groups.given_id, self.left.pop(0)
         is_last = not self.runs
@@ -75,7 +71,6 @@ class Codes(ReferenceRule):
         return codes + ends if is_over else [*codes, self.groups.fill_id]
 
     def is_guarded(self, token: int, stream: int, is_code: bool) -> bool:
-        """Return True for codes and the id that ends a group; see `ReferenceRule.is_guarded`."""
         return is_code or token == self.groups.fill_id
 
     def counted(self, ids: Sequence[int], window: int) -> list[int]:
@@ -85,7 +80,7 @@ class Codes(ReferenceRule):
     def kept(
         self, logits: Sequence[float], ranked: Sequence[int], limits: CodeSampling, penalized: Sequence[float]
     ) -> dict[int, float]:
-        """Return the ids that top-p, over all ids, and top-k keep, with their logits; see `ReferenceRule.kept`."""
+        """Return the ids that top-p, over all ids, and top-k keep, with their logits."""
         kept = list(ranked)
         if limits.temperature > 0:
             weights = [math.exp((logits[token] - logits[ranked[0]]) / limits.temperature) for token in ranked]
@@ -95,5 +90,4 @@ class Codes(ReferenceRule):
         return {token: logits[token] for token in kept}
 
     def redrawn_from(self, allowed: Sequence[int], repeated: int) -> list[int]:
-        """Return the ids from which a replacement for a repeated id is sampled."""
         return [token for token in allowed if token != repeated]

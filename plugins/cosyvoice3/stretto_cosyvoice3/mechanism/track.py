@@ -37,7 +37,6 @@ class GroupTrack(Track):
 
         Args:
             ids: Codes of a recording, then ids of the text, with its end id if the text is complete.
-            is_open: True if more text follows.
         """
         groups = text.groups
         streams = rules.family.track_streams
@@ -72,7 +71,7 @@ class GroupTrack(Track):
         return Track.extend(self, laid, is_last)
 
     def entries(self, first: int = 0) -> np.ndarray:
-        """Return entries of a slot's tables, whose indices are the numbers of the ids; see `Track.entries`."""
+        """Return entries of a slot's tables, whose indices are the numbers of the ids."""
         return placed(first, self.ids[first:])
 
     def entries_after(self, num_rows: int) -> np.ndarray:
@@ -84,11 +83,11 @@ class GroupTrack(Track):
         return {"track_total": ENDLESS if self.is_open else len(self.ids)}
 
     def initial_state(self) -> dict[str, int]:
-        """Return the number of codes in the first group and of given rows before it; see `Track.initial_state`."""
+        """Return the number of codes in the first group and of given rows before it."""
         return {"num_in_group": self.num_before, "num_first": self.num_first}
 
     def are_known(self, rows: np.ndarray, last: int) -> bool:
-        """Return False if the id of a given row has not arrived; see `Track.are_known`."""
+        """Return False if the id of a given row has not arrived."""
         return not (rows < 0).any()
 
     def num_known(self, reply: Any) -> int:

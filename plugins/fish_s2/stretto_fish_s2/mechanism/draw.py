@@ -20,10 +20,9 @@ from stretto_fish_s2.family import LateTemperature
 
 
 def kept(logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """Return logits with -inf for the ids that top-k or top-p excludes.
+    """Return logits, float32 [A, k, C], with -inf for the ids that top-k or top-p excludes.
 
     Args:
-        logits: Logits, float32 [A, k, C].
         top_k: Number of ids to keep, int [A]; 0 is off.
         top_p: Sum of the probabilities to keep at most, besides the most probable id, float32 [A]; 1 is off.
     """
@@ -55,21 +54,15 @@ class FirstCodebookGuard(RepetitionGuard):
     """Repetition-aware sampling of codebook 0, in which the first frame of a reply does not count."""
 
     def recent(self, rows: Rows, index: Array | None, window: int) -> RecentRows:
-        """Return the last `window` rows; only rows after another audio row count."""
         recent = super().recent(rows, index, window + 1)
         return replace(recent, positions=recent.positions[:, :-1], counts=recent.counts[:, 1:])
 
     def auxiliary(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows, streams: slice) -> torch.Tensor:
-        """Return the ids of the other codebooks as sampled; see `RepetitionGuard.auxiliary`."""
         return drawn
 
 
 class LateTemperatureDraw(RowDraw):
-    """Sampler of rows in numpy or torch, with top-k and top-p at temperature 1.
-
-    Args:
-        tokens: Stream 0 of every slot by position, int32 [R, T].
-    """
+    """Sampler in numpy or torch, with top-k and top-p at temperature 1."""
 
     def __init__(
         self,
@@ -88,15 +81,13 @@ class LateTemperatureDraw(RowDraw):
     def chosen(
         self, logits: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> torch.Tensor:
-        """Sample stream 0, [A, 1]; see `RowDraw.chosen`."""
         self._top_k = step.audio.top_k
         return draw_late(logits[:, None], self.heads.first_ids[None], keys, step.audio, plan.audio)
 
     def chosen_others(self, drawn_from: Logits, plan: BatchPlan, step: PlanArrays) -> torch.Tensor:
-        """Sample the other codebooks, [A, k]; see `RowDraw.chosen_others`."""
         return draw_late(*drawn_from, step.depth, plan.depth)
 
     def redrawn_from(self, logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-        """Return the logits that `redraw_top_p` and the reply's top-k keep; see `RowDraw.redrawn_from`."""
+        """Return the logits that `redraw_top_p` and the reply's top-k keep."""
         top_p = torch.full_like(logits[:, 0], self._redraw_top_p)
         return kept(logits[:, None], self._top_k, top_p)[:, 0]

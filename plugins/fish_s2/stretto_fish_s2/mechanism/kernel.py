@@ -14,7 +14,7 @@ from stretto_fish_s2.family import LateTemperature
 
 
 class Redraw(NamedTuple):
-    """Constant of the rules for kernels."""
+    """Constants of `LateTemperature` for kernels."""
 
     top_p: float
 
@@ -48,7 +48,7 @@ def _kept(
     values: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor, top_k: tl.tensor, top_p: tl.tensor,
     is_seen: tl.tensor, penalty: tl.tensor,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the logits from which an id is sampled, and the smallest; see `kept` of `step_draw.py`."""
+    """Return the logits, and the smallest of those that top-k and top-p keep."""
     floor = tl.full((), float("-inf"), tl.float32)
     if temperature > 0:
         floor = _floor(values, num_columns, top_k, top_p)
@@ -60,7 +60,7 @@ def _redrawn_from(
     values: tl.tensor, columns: tl.tensor, repeated: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor,
     constants: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return the logits that `redraw_top_p` and the reply's top-k keep; see `redrawn_from` of `step_draw.py`."""
+    """Return the logits that `redraw_top_p` and the reply's top-k keep."""
     return tl.where(values >= _floor(values, num_columns, top_k, constants.top_p), values, float("-inf"))
 
 
@@ -69,7 +69,7 @@ def _repeated(
     token: tl.tensor, is_code: tl.tensor, history: tl.tensor, mine: tl.tensor, position: tl.tensor,
     audio_start: tl.tensor, row_stride: tl.constexpr, plan_stride: tl.constexpr, constants: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return True if a code occurs too often after the first frame; see `repeated` of `step_draw.py`."""
+    """Return True if a code occurs too often after the first frame."""
     return repeated(token, is_code, history, mine, position, audio_start + 1, row_stride, plan_stride, constants)
 
 
@@ -78,12 +78,12 @@ def _may_repeat(
     token: tl.tensor, is_code: tl.tensor, history: tl.tensor, mine: tl.tensor, position: tl.tensor,
     audio_start: tl.tensor, row_stride: tl.constexpr, plan_stride: tl.constexpr, constants: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return False, because the other codebooks may repeat; see `repeated` of `step_draw.py`."""
+    """Return False, because the other codebooks may repeat."""
     return is_code != is_code
 
 
 class LateTemperatureProgram(StepProgram):
-    """Kernel launches that sample a step, with top-k and top-p at temperature 1."""
+    """GPU kernels that sample with top-k and top-p at temperature 1."""
 
     sampling_functions: ClassVar = SAMPLING_FUNCTIONS._replace(
         kept=_kept, redrawn_from=_redrawn_from, repeated=_repeated

@@ -9,14 +9,14 @@ from stretto.testing import ReferenceRule
 
 
 class LateTemperatureRule(ReferenceRule):
-    """Rules of the sampling of codes in one reply."""
+    """Reference rules that apply top-k and top-p at temperature 1."""
 
     again: Sequence[int] = ()  # ids from which stream 0 of the row is sampled again
 
     def kept(
         self, logits: Sequence[float], ranked: Sequence[int], limits: CodeSampling, penalized: Sequence[float]
     ) -> dict[int, float]:
-        """Return the ids that top-k and top-p keep at temperature 1; see `ReferenceRule.kept`."""
+        """Return the ids that top-k and top-p keep at temperature 1, with their logits."""
         weights = [math.exp(logits[token] - logits[ranked[0]]) for token in ranked]
         total = math.fsum(weights)
         top_k = limits.top_k or len(ranked)
@@ -34,13 +34,12 @@ class LateTemperatureRule(ReferenceRule):
         return {token: logits[token] for token in chosen}
 
     def is_guarded(self, token: int, stream: int, is_code: bool) -> bool:
-        """Return True for codes of codebook 0; see `ReferenceRule.is_guarded`."""
         return stream == 0 and is_code
 
     def counted(self, ids: Sequence[int], window: int) -> Sequence[int]:
-        """Return the last ids, without that of the first frame; see `ReferenceRule.counted`."""
+        """Return the last ids, without that of the first frame."""
         return ids[1:][-window:]
 
     def redrawn_from(self, allowed: Sequence[int], repeated: int) -> Sequence[int]:
-        """Return the ids that `redraw_top_p` and the reply's top-k keep; see `ReferenceRule.redrawn_from`."""
+        """Return the ids that `redraw_top_p` and the reply's top-k keep."""
         return self.again
