@@ -73,11 +73,7 @@ class HiggsCodec(SemanticCodec):
 
 
 def load(directory: Path, device: str = "cpu") -> SemanticCodec:
-    """Load the codec of a published checkpoint.
-
-    Raises:
-        CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
-    """
+    """Load the codec of a published checkpoint."""
     return load_semantic("higgs", HiggsModel, directory, HiggsCodec).to(device)
 
 

@@ -77,11 +77,7 @@ class IndexTtsConfig:
 
     @classmethod
     def from_shapes(cls, shapes: Shapes, heads: int, flow_heads: int) -> "IndexTtsConfig":
-        """Infer the sizes from a dict of tensor shapes.
-
-        Raises:
-            CheckpointError: If a tensor that defines sizes is missing, or the numbers of heads do not fit it.
-        """
+        """Infer the sizes from the shapes of the tensors; no tensor has the numbers of heads."""
         codebook_size, code_width = shape_of(shapes, "quantizer.codebook.weight", 2)
         names = [f"gpt_layer.{number}.weight" for number in range(count(shapes, "gpt_layer") - 1)]
         return cls(
@@ -207,9 +203,6 @@ class IndexTtsCodec(nn.Module):
             mel: Its mel spectrogram, float32 [F, M].
             x_vector: Style vector, float32 [E].
             prompt: Ids of the text, int32 [T], and rows of the recording and the emotion, float32 [R · H].
-
-        Raises:
-            InvalidRequest: If an array has a size or values that the codec does not accept.
         """
         gpt = self.config.gpt
         if len(prompt) != 2:
@@ -231,12 +224,10 @@ class IndexTtsCodec(nn.Module):
         return number
 
     def remove_voice(self, number: int) -> None:
-        """Remove a voice that was added."""
         del self.voices[number]
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode whole utterances; return the samples [B, n] and the state."""
         codes = window.codes[:, 0].to(self.noise.device, non_blocking=True)
         voices = [self._voice_with_number(int(number)) for number in window.state[:, 0].tolist()]
         pcm = [self.speak(row, voice) for row, voice in zip(codes, voices, strict=True)]
@@ -260,7 +251,6 @@ class IndexTtsCodec(nn.Module):
         return self.quantizer["out_project"](self.quantizer["codebook"](codes))
 
     def _voice_with_number(self, number: int) -> Voice:
-        """Return the voice with this number."""
         if number:
             return self.voices[number]
         first = np.zeros(1, np.int32)
@@ -295,11 +285,7 @@ def _check_ids(name: str, ids: np.ndarray, most: int, limit: int) -> None:
 
 
 def load(directory: Path, device: str = "cpu") -> IndexTtsCodec:
-    """Load the codec from a converted `codec/` folder.
-
-    Raises:
-        CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
-    """
+    """Load the codec from a converted `codec/` folder."""
     folder = directory / "codec"
     path = folder / "model.safetensors"
     heads = read_heads(folder / "config.json")

@@ -143,8 +143,6 @@ class Perceiver(nn.Module):
 
     Args:
         context: Width of the memory.
-        rows: Number of rows of the result.
-        width: Width of the rows.
         attended: Width of all heads.
         inner: Width of the feed-forward layers.
     """
@@ -171,7 +169,7 @@ class Perceiver(nn.Module):
 
 
 def conformer_of(shapes: Shapes, name: str, states: int) -> Conformer:
-    """Return a conformer with the sizes of published tensors below `name`; raise CheckpointError if one is missing."""
+    """Return a conformer with the sizes of the published tensors below `name`."""
     width = shape_of(shapes, f"{name}.after_norm.weight", 1)[0]
     heads, head_width = shape_of(shapes, f"{name}.encoders.0.self_attn.pos_bias_u", 2)
     if heads * head_width != width:
@@ -182,12 +180,7 @@ def conformer_of(shapes: Shapes, name: str, states: int) -> Conformer:
 
 
 def perceiver_of(shapes: Shapes, name: str, context: int, width: int) -> Perceiver:
-    """Return a perceiver with the sizes of published tensors below `name`; raise CheckpointError if one is missing.
-
-    Args:
-        context: Width of the memory.
-        width: Width of the rows.
-    """
+    """Return a perceiver with the sizes of published tensors below `name`, for a memory of width `context`."""
     rows = shape_of(shapes, f"{name}.latents", 2)[0]
     attended = shape_of(shapes, f"{name}.layers.0.0.to_q.weight", 2)[0]
     if attended % HEAD_WIDTH:

@@ -1,9 +1,7 @@
-"""Conversion of the IndexTTS-2 release to a checkpoint.
+"""Conversion of the IndexTTS-2 release (https://huggingface.co/IndexTeam/IndexTTS-2).
 
-https://huggingface.co/IndexTeam/IndexTTS-2: `config.yaml`, `gpt.pth`, `s2mel.pth`, `bpe.model`,
-`wav2vec2bert_stats.pt`, `feat1.pt` and `feat2.pt`. The networks of other repositories are in its folder `hf_cache`,
-where the authors' code places them. All embeddings become one table. `qwen0.6bemo4-merge`, which guesses an emotion
-from a text, is not read.
+The networks of other repositories are in its folder `hf_cache`, where the authors' code places them. All embeddings
+become one table. `qwen0.6bemo4-merge`, which guesses an emotion from a text, is not read.
 """
 
 from collections.abc import Mapping
@@ -125,14 +123,14 @@ class Config(Section):
 
 
 def located(release: Release) -> Release:
-    """Return the release with file paths resolved; raise CheckpointError if a file is missing."""
+    """Return the release with the paths of its language model and config."""
     folder = release.folder
     model = released_file(folder, MODEL) if release.model.is_dir() else release.model
     return replace(release, model=model, config=released_file(folder, CONFIG))
 
 
 def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer:
-    """Return the SentencePiece tokenizer of a release; raise CheckpointError if it is missing or unreadable."""
+    """Return the SentencePiece tokenizer of a release."""
     path = released_file(release.tokenizer, TOKENIZER)
     tokens = sentencepiece_at(path).tokens
     return Tokenizer(release.tokenizer, len(tokens), tokens, files=(path,))

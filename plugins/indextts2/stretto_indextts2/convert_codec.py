@@ -48,13 +48,9 @@ def codec_network(folder: Path, gpt: Mapping[str, Tensor], heads: int, flow_head
     """Return the codec to be written.
 
     Args:
-        folder: Folder of the release.
         gpt: Tensors of `gpt.pth` by published name.
         heads: Attention heads of GPT-2.
         flow_heads: Attention heads of the flow's transformer.
-
-    Raises:
-        CheckpointError: If a file, value or tensor is not as expected; the message describes the difference.
     """
     published = renamed(gpt, "", "latents.")
     published |= _flow_tensors(folder)
@@ -70,7 +66,7 @@ def codec_network(folder: Path, gpt: Mapping[str, Tensor], heads: int, flow_head
 
 
 def open_semantic_codec(folder: Path) -> Mapping[str, Tensor]:
-    """Return the tensors of MaskGCT's semantic codec; raise CheckpointError if its file is missing."""
+    """Return the tensors of MaskGCT's semantic codec."""
     name = next((name for name in SEMANTIC_FILES if (folder / name).exists()), SEMANTIC_FILES[0])
     return open_tensors(released_file(folder, name))
 

@@ -32,12 +32,8 @@ def hearing_network(folder: Path, gpt: Mapping[str, Tensor], sizes: Sequence[int
     """Return the networks to be written.
 
     Args:
-        folder: Folder of the release.
         gpt: Tensors of `gpt.pth` by published name.
         sizes: Number of vectors of each emotion, `emo_num` of config.yaml.
-
-    Raises:
-        CheckpointError: If a file, value or tensor is not as expected; the message describes the difference.
     """
     sizes = emotion_sizes(sizes, "config.yaml: emo_num")
     semantic = open_semantic_codec(folder)

@@ -7,7 +7,7 @@ Each id has a learned position, in a separate stream; attention uses none. As in
 position 1. The rows of the voice are its 32 vectors, to each of which the vector of the emotion is added. The two rows
 of speed are constants. There is no guidance. The repetition penalty counts code 1 as generated, because the authors'
 code calls `generate` with ones instead of the prompt: here the rows of the voice have its id. The numbers come from the
-config.yaml of `IndexTeam/IndexTTS-2`; a checkpoint's config.json may override them (`speech_vocabulary`).
+config.yaml of `IndexTeam/IndexTTS-2`.
 """
 
 from dataclasses import dataclass
@@ -53,12 +53,10 @@ class IndexVocabulary(Vocabulary):
 
     @property
     def pad(self) -> int:
-        """Id of an empty stream."""
         return self.num_text_ids
 
     @property
     def codes(self) -> range:
-        """Ids of the codes."""
         return range(self.pad + 1, self.pad + 1 + self.num_codes)
 
     @property
@@ -86,7 +84,6 @@ class IndexVocabulary(Vocabulary):
 
     @property
     def max_codes(self) -> int:
-        """Maximum number of codes in a reply."""
         return self.num_code_positions - FIRST_POSITION - 1  # the last position is for the end
 
     @property

@@ -131,9 +131,7 @@ class _Layer(nn.Module):
 
 
 class _Transformer(nn.Module):
-    """Transformer in which layers of the second half also read outputs of the first half; the last layer reads the
-    first one's.
-    """
+    """Transformer in whose second half the n-th layer from the end also reads the n-th layer's output."""
 
     inv_freq: Tensor
 
@@ -287,7 +285,6 @@ class Flow(nn.Module):
             conditions: Conditions of the prompt and the frames, [1, P + F, C].
             prompt: Mel of the recording, [1, M, P].
             style: Style vector of the recording, [1, E].
-            on_step: Function to call after each step.
         """
         known_mel = F.pad(prompt, (0, noise.shape[2]))
         guided = [torch.cat([tensor, torch.zeros_like(tensor)]) for tensor in (known_mel, conditions, style)]

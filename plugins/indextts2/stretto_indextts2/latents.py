@@ -21,12 +21,7 @@ from stretto_indextts2.family import END_OF_TEXT, NUM_SPEEDS, START_OF_TEXT
 
 @dataclass(frozen=True, slots=True)
 class GptShape:
-    """Sizes of the language model.
-
-    Attributes:
-        num_text_ids: Rows of the table of text ids.
-        num_code_ids: Rows of the table of codes; the last two are for the start and the end of speech.
-    """
+    """Sizes of the language model. The last two of `num_code_ids` are the start and the end of speech."""
 
     width: int
     layers: int
@@ -117,7 +112,6 @@ class Latents(nn.Module):
         Args:
             voice: Rows of the voice, including its emotion, [R, H].
             text: Ids of the text without start and end, [T].
-            on_step: Function to call after each layer.
         """
         text = F.pad(text, (1, 0), value=START_OF_TEXT)
         text = F.pad(text, (0, 1), value=END_OF_TEXT)

@@ -13,7 +13,6 @@ class NoPositions(nn.Module):
     """Table of positions that adds nothing, because a stream of the rows has them."""
 
     def forward(self, positions: torch.Tensor) -> float:
-        """Return zero for the positions of all rows."""
         return 0.0
 
 

@@ -91,7 +91,7 @@ class IndexTemplate:
         return PromptRows(self._rows(text), audios=audios, sound=sound.with_prompt(text, rows))
 
     def _rows(self, text: list[int]) -> np.ndarray:
-        """Return the rows of ids, int32 [P, 2]."""
+        """Return the ids of all rows, int32 [P, 2]."""
         vocabulary = self._vocabulary
         layout = self._family.layout
         voice = [vocabulary.codes[COUNTED_CODE]] * vocabulary.num_voice_rows
@@ -102,14 +102,7 @@ class IndexTemplate:
         return np.concatenate([stream0_rows(layout, [*voice, *reversed(vocabulary.speeds)]), words, start])
 
     def _weights(self, manner: Manner, has_mood: bool) -> np.ndarray | None:
-        """Return the weights of emotions that a request names, or None.
-
-        Args:
-            has_mood: True if the request has a recording of the emotion.
-
-        Raises:
-            InvalidRequest: If an option is invalid, or does not go with the recordings.
-        """
+        """Return the weights of emotions that a request names, or None if it names none."""
         if manner.exaggeration is not None and not has_mood:
             expected = "no value without a recording of the emotion beside the text"
             raise InvalidRequest("options.exaggeration", expected, manner.exaggeration)
@@ -127,7 +120,7 @@ class IndexTemplate:
             raise InvalidRequest(piece.path, error.expected, error.got) from None
 
     def _ids(self, text: str, path: str) -> list[int]:
-        """Return the ids of a text without its start and end; raise InvalidRequest if there are none or too many."""
+        """Return the ids of a text without its start and end."""
         check_text(text, path, self._family.max_text_chars)
         tokens = self._tokenizer.encode(tokenizable(text, path))
         ids = [token for token in tokens if token > END_OF_TEXT]  # without start and end, as in the authors' code

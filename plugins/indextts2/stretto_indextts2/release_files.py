@@ -15,11 +15,7 @@ from stretto.weights.loading import Part, Plan, Shape, first, is_plain, read_pic
 
 
 def pickled_tensors(path: Path, *keys: str) -> dict[str, Tensor]:
-    """Return the tensors by name at nested keys of a file that `torch.save` wrote.
-
-    Raises:
-        CheckpointError: If the file cannot be read, or has something else there.
-    """
+    """Return the tensors by name at nested keys of a file that `torch.save` wrote."""
     contents: Any = read_pickled(path, stays_in_file=True)
     for key in keys:
         contents = contents.get(key) if isinstance(contents, dict) else None
@@ -33,7 +29,7 @@ def pickled_tensors(path: Path, *keys: str) -> dict[str, Tensor]:
 
 
 def pickled_tensor(path: Path) -> Tensor:
-    """Return the tensor in a file that `torch.save` wrote; raise CheckpointError if there is something else."""
+    """Return the tensor in a file that `torch.save` wrote."""
     tensor = read_pickled(path, stays_in_file=True)
     if not isinstance(tensor, Tensor):
         raise CheckpointError(f"{path}: expected a tensor, got {type(tensor).__name__}")

@@ -22,7 +22,7 @@ NORM_EPSILON = 1e-6
 
 
 def speech_model_of(shapes: Shapes, states: int) -> Wav2Vec2BertModel:
-    """Return w2v-BERT's first layers, which compute `states`; raise CheckpointError if the heads do not fit them."""
+    """Return w2v-BERT's first layers, whose hidden states have the width `states`."""
     layer = "speech.model.encoder.layers.0"
     head_width = shape_of(shapes, f"{layer}.self_attn.distance_embedding.weight", 2)[1]
     if states % head_width:
@@ -109,7 +109,7 @@ class SemanticCodec(nn.Module):
 
 
 def semantic_codec_of(shapes: Shapes, states: int) -> SemanticCodec:
-    """Return a codec of the published sizes that reads `states`; raise CheckpointError if a tensor is missing."""
+    """Return a codec of the published sizes, for hidden states of width `states`."""
     width = shape_of(shapes, "semantic.encoder.0.embed.bias", 1)[0]
     inner = shape_of(shapes, "semantic.encoder.0.convnext.0.pwconv1.bias", 1)[0]
     layers = count(shapes, "semantic.encoder.0.convnext")

@@ -1,5 +1,4 @@
-"""Normalisation of text for IndexTTS-2: numbers and symbols in words, plain punctuation, capitals, separate CJK
-characters.
+"""Normalisation of text for IndexTTS-2, which the tokenizer reads in capitals and plain punctuation, without digits.
 
 The steps follow `TextNormalizer` and `TextTokenizer` of https://github.com/index-tts/index-tts, which use
 WeTextProcessing for numbers. Its rules come from the package wetext, which is optional: without it, texts with digits
@@ -51,11 +50,7 @@ ESCAPED = re.compile(r'\\(["\\])')  # wetext 0.1.8 leaves the escapes of its tok
 
 @cache
 def number_rules(language: str) -> Callable[[str], str] | None:
-    """Return the function that writes a text's numbers in words; None without the package wetext.
-
-    Args:
-        language: `zh` or `en`.
-    """
+    """Return the function that writes numbers in words, in `zh` or `en`; None without the package wetext."""
     try:
         from wetext import Normalizer
     except ImportError:
@@ -73,11 +68,7 @@ def reads_as_chinese(text: str) -> bool:
 
 
 def hidden(text: str, pattern: re.Pattern[str], label: str) -> tuple[str, dict[str, str]]:
-    """Return a text with the matches of a pattern replaced by names of letters, which no rule of numbers changes.
-
-    Returns:
-        The text, and the matches by the name that replaces them.
-    """
+    """Replace matches by names in letters, which no rule of numbers changes; return the matches by name, too."""
     phrases = dict[str, str]()
 
     def name(match: re.Match[str]) -> str:
@@ -89,7 +80,7 @@ def hidden(text: str, pattern: re.Pattern[str], label: str) -> tuple[str, dict[s
 
 
 def _letters(number: int) -> str:
-    """Return a number in letters."""
+    """Return the digits of a number as letters from a to j."""
     return "".join(chr(ord("a") + int(digit)) for digit in str(number))
 
 
@@ -99,11 +90,7 @@ def spelled_pinyin(syllable: str) -> str:
 
 
 def normalised(text: str, path: str) -> str:
-    """Return a text with numbers in words and plain punctuation.
-
-    Raises:
-        InvalidRequest: If the text has numbers that cannot be read, or any digits without the package for them.
-    """
+    """Return a text with numbers in words and plain punctuation."""
     is_chinese = reads_as_chinese(text)
     text = CONTRACTION.sub(r"\1 is", text)
     if is_chinese:

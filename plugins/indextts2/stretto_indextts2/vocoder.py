@@ -99,11 +99,7 @@ class Vocoder(nn.Module):
         self.conv_post = nn.Conv1d(channels, 1, EDGE_KERNEL, padding=EDGE_KERNEL // 2, bias=False)
 
     def forward(self, mel: Tensor, on_step: Callable[[], None]) -> Tensor:
-        """Return the samples [B, 256 F] in [-1, 1] of a mel spectrogram [B, M, F].
-
-        Args:
-            on_step: Function to call after each residual block.
-        """
+        """Return the samples [B, 256 F] in [-1, 1] of a mel spectrogram [B, M, F]."""
         x = self.conv_pre(mel)
         num_blocks = len(BLOCK_KERNELS)
         for stage, layer in enumerate(self.ups):

@@ -85,9 +85,6 @@ class RecordingEncoder(nn.Module):
     Args:
         shapes: Shapes of the tensors in `hearing/` by name.
         sizes: Number of vectors of each emotion.
-
-    Raises:
-        CheckpointError: If a tensor that defines sizes is missing, or heads do not fit them.
     """
 
     def __init__(self, shapes: Shapes, sizes: Sequence[int]):
@@ -111,10 +108,9 @@ class RecordingEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode a recording; `EncodedVoice.from_array` reads the result.
+        """Encode a recording, float32 [n] at 22.05 kHz, as the array of an `EncodedVoice`.
 
-        Args:
-            pcm: Samples, float32 [n] at 22.05 kHz; those after 15 s are not read.
+        Samples after 15 s are not read.
 
         Raises:
             InvalidRequest: If the recording is too short, or the networks cannot represent it.
@@ -155,11 +151,7 @@ class RecordingEncoder(nn.Module):
 
 
 def load_recording_encoder(checkpoint: Path, device: str = "cpu") -> RecordingEncoder:
-    """Load the networks from `hearing/` in a checkpoint.
-
-    Raises:
-        CheckpointError: If a file or tensor is missing, or does not have the expected shape.
-    """
+    """Load the networks from `hearing/` in a checkpoint."""
     folder = checkpoint / FOLDER
     config = folder / "config.json"
     sizes = emotion_sizes(json_object(config).get(SIZES), f"{config}: {SIZES}")
@@ -176,14 +168,7 @@ def load_recording_encoder(checkpoint: Path, device: str = "cpu") -> RecordingEn
 
 
 def emotion_sizes(sizes: Any, source: str) -> tuple[int, ...]:
-    """Return the number of vectors of each emotion.
-
-    Args:
-        source: File and field of the value, for error messages.
-
-    Raises:
-        CheckpointError: If the value is something else.
-    """
+    """Check and return the number of vectors of each emotion, from the field `source` of a file."""
     is_list = isinstance(sizes, list | tuple) and len(sizes) == len(EMOTIONS)
     if not is_list or not all(type(size) is int and 1 <= size <= MAX_VECTORS for size in sizes):
         expected = f"{len(EMOTIONS)} integers in [1, {MAX_VECTORS}]"

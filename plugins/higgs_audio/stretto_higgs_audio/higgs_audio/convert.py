@@ -50,14 +50,7 @@ SEMANTIC_SAMPLE_RATE = 16_000
 
 
 def boson_codec(folder: Path, num_codebooks: int, codebook_size: int) -> Network | None:
-    """Return the codec in Boson's `model.pth`, or None if there is no such file or `folder` is in transformers format.
-
-    Args:
-        codebook_size: Expected number of codes per codebook.
-
-    Raises:
-        CheckpointError: If tensors or hyperparameters differ from the expected ones; the message lists them.
-    """
+    """Return the codec in Boson's `model.pth`; None if there is none or `folder` is in transformers format."""
     path = folder / WEIGHTS
     if not path.exists() or OURS in _names(folder / OTHERS):
         return None
@@ -194,11 +187,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def read_config(record: Mapping[str, Any]) -> Any:
-    """Parse config.json as a HiggsAudioV2Config.
-
-    Raises:
-        CheckpointError: If it belongs to another model or is not supported.
-    """
+    """Parse config.json as a HiggsAudioV2Config."""
     config = read_numbers(HiggsAudioV2Config, record)
     check_heads(config)
     check_plain_layers(config)

@@ -4,10 +4,9 @@
 
 Earlier speech is given as pairs of turns: a user turn with the words, and an assistant turn with the speech. Such a
 pair also serves to clone a voice. A row in which all streams carry their begin id `B` precedes the first sampled row.
-Each stream has its own begin and end ids (`Staircase`). The model generates no text. Rows of
-codes have separate feed-forward layers (`model.py`). Guidance was added by this server: the unconditional request
-contains neither words nor voices. The numbers come from `bosonai/higgs-audio-v2-generation-3B-base`; a checkpoint's
-config.json may override them (`speech_vocabulary`).
+Each stream has its own begin and end ids (`Staircase`). The model generates no text. Rows of codes have separate
+feed-forward layers (`model.py`). Guidance was added by this server: the unconditional request contains neither words
+nor voices. The numbers come from `bosonai/higgs-audio-v2-generation-3B-base`.
 """
 
 from collections.abc import Mapping
@@ -73,18 +72,17 @@ class HiggsAudioVocabulary(Vocabulary):
 class Staircase(DrawRules):
     """Begin and end ids of the output streams, which replace pads.
 
-    A staircase gives each stream a begin id `b` and an end id `d`, which replace pads and are sampled like codes. Once
-    any stream has sampled its end id, one more stream per row is forced to its end id (`f`), in stream order. The other
-    streams continue to be sampled. end_of_audio is in the row where all streams have their end id. The number of rows
-    depends on the sampled ids:
+    Each stream has a begin id `b` and an end id `d`, which count as sampled (SAMPLED_WARM_UP, NO_TAIL). Once any stream
+    has sampled its end id, one more stream per row is forced to its end id (`f`), in stream order. The other streams
+    continue to be sampled. end_of_audio is in the row where all streams have their end id. The number of rows depends
+    on the sampled ids:
 
                    as trained       one stream ends early
         stream 0   A B C d f e      A B C f f e
         stream 1   b A B C d .      b A d ~ f .
         stream 2   b b A B C .      b b A ~ ~ .
 
-    The ids are in `StreamLayout.extra`, with a stream's end id last. `Family.end_frame` consists of the end ids, and
-    these ids count as sampled (SAMPLED_WARM_UP, NO_TAIL).
+    The ids are in `StreamLayout.extra`, with a stream's end id last. `Family.end_frame` consists of the end ids.
     """
 
     begin: tuple[int, ...]

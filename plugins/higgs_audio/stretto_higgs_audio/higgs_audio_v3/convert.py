@@ -147,11 +147,7 @@ def plan(config: Config, vocab: HiggsAudioV3Vocabulary) -> Plan:
 
 
 def codec_network(release: Config, vocab: HiggsAudioV3Vocabulary) -> Network:
-    """Return the codec among the tensors of the release.
-
-    Raises:
-        CheckpointError: If `codec_config` is invalid, or belongs to a codec with other codebooks.
-    """
+    """Return the codec among the tensors of the release."""
     numbers = CODEC_CONFIG if release.codec_config is None else release.codec_config
     try:
         config = HiggsAudioV2TokenizerConfig.from_dict(without_keys(numbers))

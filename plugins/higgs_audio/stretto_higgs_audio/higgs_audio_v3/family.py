@@ -10,9 +10,9 @@ codebook 0 ends the audio, and the other codebooks then complete the last frame;
     stream 2   B B A B C
 
 The table of the codes' embeddings is also their head. The model generates no text, and was not trained for guidance.
-The numbers come from `bosonai/higgs-tts-3-4b`; a checkpoint's config.json may override them (`speech_vocabulary`). The
-rules of a reply are those of sglang_omni/models/higgs_tts/sampler.py in https://github.com/sgl-project/sglang-omni,
-with which the authors serve the model, except for its first rows: there that code samples the end id and ignores it.
+The numbers come from `bosonai/higgs-tts-3-4b`. The rules of a reply are those of
+sglang_omni/models/higgs_tts/sampler.py in https://github.com/sgl-project/sglang-omni, with which the authors serve the
+model, except for its first rows: there that code samples the end id and ignores it.
 """
 
 import re

@@ -90,12 +90,7 @@ class HiggsAudioV3Template:
         return self._encoder.encode(np.pad(piece.pcm, (0, missing)))
 
     def _words(self, piece: Piece) -> np.ndarray:
-        """Return the rows of a text, in which tags are single tokens.
-
-        Raises:
-            InvalidRequest: If the text is blank or too long, has a tag that the model does not know, or is read as
-                another marker.
-        """
+        """Return the rows of a text, in which tags are single tokens."""
         text = piece.text or ""
         path = piece.path
         ids = list[int]()

@@ -19,11 +19,7 @@ from stretto_higgs_audio.higgs_audio.mechanism.kernel import StairRules, stairs_
 
 
 class StairDraw(RowDraw):
-    """Sampler of rows in numpy or torch, which replaces ids outside each stream's frames.
-
-    Args:
-        staircase: Begin and end ids.
-    """
+    """Sampler in numpy or torch that writes begin and end ids outside each stream's frames."""
 
     def __init__(self, staircase: Staircase, *arguments: Any):
         super().__init__(*arguments)
@@ -37,7 +33,6 @@ class StairDraw(RowDraw):
         self._first_end = arrays.wrap(self.tables.state)[:, len(STATE)]
 
     def replace_streams(self, token: Array, codes: Array, rows: Rows) -> tuple[Array, Array]:
-        """Return stream 0 [B] and the other streams [B, K], with BOS and EOS ids outside each stream's frames."""
         first_end = self._first_end[rows.slots]
         num_ended = self._rules.num_ended(rows.position, first_end)
         ids = self._concatenate([token[:, None], codes], 1)
@@ -50,12 +45,7 @@ class StairDraw(RowDraw):
 
 
 class StairProgram(StepProgram):
-    """Kernel launches that sample a step, with the same result as `StairDraw`.
-
-    Args:
-        staircase: Begin and end ids.
-        given: Further arguments of `StepProgram`.
-    """
+    """GPU kernels that sample a step, with the same result as `StairDraw`."""
 
     def __init__(self, staircase: Staircase, readout: Readout, rules: SegmentRules, *arguments: Any):
         super().__init__(readout, rules, *arguments)
@@ -65,7 +55,6 @@ class StairProgram(StepProgram):
         self._rules = StairRules(self.num_rows, len(staircase.end) - 1, state.stride(0))
 
     def replace_streams(self, num_rows: int) -> None:
-        """Replace ids outside each stream's frames; see `StepProgram.replace_streams`."""
         block = triton.next_power_of_2(max(self._rules.num_others, 2))
         stairs_kernel[num_rows,](
             self.first.drawn, self.others.drawn, self._ids, self.tables.state, self.columns.table, self.lengths,

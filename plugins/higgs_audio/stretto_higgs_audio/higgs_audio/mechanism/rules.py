@@ -18,9 +18,7 @@ def ended_id(token, stream, num_ended, end):
 
 
 def stair_id(token, frame, delay, begin, stream, num_ended, end):
-    """Return the id of a stream: its BOS id before its first frame, its EOS id after its last frame, and otherwise
-    `token`.
-    """
+    """Return the id of a stream: BOS before its first frame, EOS after its last one, and otherwise `token`."""
     return ended_id(where(frame < delay, begin, token), stream, num_ended, end)
 
 
