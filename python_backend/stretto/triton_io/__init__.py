@@ -1,4 +1,1 @@
-"""I/O layer of the Triton models, which converts requests and responses.
-
-No other package imports `pb_utils`.
-"""
+"""Conversion of requests and responses of the Triton models; no other package imports `pb_utils`."""

@@ -1,4 +1,4 @@
-"""Commands that load and unload LoRA adapters, for holders of the server's key."""
+"""Commands that load and unload LoRA adapters, for clients that have the server's key."""
 
 import json
 from typing import Annotated, Literal, NotRequired, Protocol
@@ -17,11 +17,11 @@ class Adapters(Protocol):
 
     @property
     def names(self) -> list[str]:
-        """Names of the adapters, as used in requests."""
+        """Names of the adapters in requests."""
         ...
 
     async def restore(self) -> list[str]:
-        """Load the adapters that were loaded before; return a message for each that cannot be loaded."""
+        """Load the adapters of the previous run; return a message for each that cannot be loaded."""
         ...
 
     async def load(self, name: str, path: str) -> None:
@@ -48,8 +48,8 @@ async def run_command(adapters: Adapters, command: bytes) -> bytes:
     """Run a command, and return the names of all adapters, as JSON.
 
     Raises:
-        InvalidRequest: If the command is malformed, or cannot be executed.
-        Overloaded: If it can be executed later.
+        InvalidRequest: The command is malformed, or cannot be executed.
+        Overloaded: It can be executed later.
     """
     record = COMMAND.read(ADAPTERS.name, command)
     if record["action"] == "load":
@@ -67,6 +67,6 @@ def _text(record: AdapterCommand, field: Literal["name", "path"]) -> str:
 
 
 async def restore_adapters(adapters: Adapters) -> None:
-    """Load the adapters that were loaded before the model was restarted; log those that cannot be loaded."""
+    """Load the adapters of the previous run; log those that cannot be loaded."""
     for message in await adapters.restore():
         pb_utils.Logger.log_warn(message)

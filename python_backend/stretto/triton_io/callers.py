@@ -21,8 +21,8 @@ CLIENT_ERRORS = (*EXPECTED_ERRORS, DecoderStalled)  # errors whose messages are 
 def failed_response(error: BaseException, subject: str) -> Any:
     """Return a response that contains only the error.
 
-    The message begins with the kind of error, because Triton's streams carry an error's text but not its code, except
-    with the header `triton_grpc_error`, which crashes server 2.51.
+    Its message begins with the kind of error. Triton's streams transmit an error's code only if the request has the
+    header `triton_grpc_error`, which crashes server 2.51.
 
     Args:
         subject: Name of the model or utterance, for messages about internal errors.
@@ -33,8 +33,9 @@ def failed_response(error: BaseException, subject: str) -> Any:
 
 
 def client_message(error: BaseException, subject: str) -> str:
-    """Return the error message for the client; for an internal error, it contains only the id under which the error
-    is logged.
+    """Return the error message for the client.
+
+    For an internal error, it contains only the id under which the error is logged.
     """
     return str(error) if isinstance(error, CLIENT_ERRORS) else f"{subject}: {incident(error)}"
 
@@ -84,7 +85,7 @@ class Caller:
 
     @property
     def is_flagged(self) -> bool:
-        """True if the proxy has reported that the client disconnected; cheap to query."""
+        """True if the proxy has reported that the client disconnected."""
         return self._disconnects is not None and self._stream > 0 and self._disconnects.has(self._stream)
 
     def has_disconnected(self) -> bool:
@@ -96,5 +97,5 @@ class Caller:
 
 
 def _number(value: object) -> int:
-    """Return the proxy's stream number from a request parameter; 0 if it is missing or invalid."""
+    """Parse the proxy's stream number; return 0 if it is missing or invalid."""
     return int(value) if isinstance(value, str) and value.isdecimal() and len(value) <= 19 else 0

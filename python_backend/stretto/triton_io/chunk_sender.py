@@ -1,7 +1,4 @@
-"""Sender of one utterance's chunks to the decoder, with flow control.
-
-A separate thread sends the responses.
-"""
+"""Sender of one utterance's chunks to the decoder, with flow control, and the thread that sends responses."""
 
 import asyncio
 import time
@@ -67,7 +64,7 @@ class Responses:
         """Send a chunk or a probe to the decoder.
 
         Args:
-            record: Serialised envelope, which is authenticated here.
+            record: Serialised envelope, to which a MAC is added.
             codes: Codes of the chunk, integers [K, T], or None.
         """
         tensors = [bytes_tensor(CHUNK, self._seal.close(CHUNK.name, record, codes))]
@@ -91,15 +88,14 @@ class Responses:
         await self._thread.call(self._sender.send, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     async def refuse(self, error: BaseException, subject: str) -> None:
-        """Send an error with the final flag (see `callers.refuse`)."""
         await self._thread.call(refuse, self._sender, error, subject)
 
     def check_client(self, slot: FlowSlot) -> None:
-        """Check whether the client has disconnected; `client_disconnected` may be updated later.
+        """Check whether the client has disconnected, which may set `client_disconnected` later.
 
-        The proxy's flags are checked because Triton reports a disconnect only to the last model of an ensemble. A
-        disconnect is passed to the decoder through the slot. If the decoder has not reacted by the next check, this
-        model was called directly, without a decoder, so the utterance ends here.
+        The proxy's flags are checked because Triton reports a disconnect only to the last model of an ensemble. The
+        slot passes it to the decoder. If the decoder has not reacted by the next check, this model was called without a
+        decoder, so the utterance ends here.
         """
         if self._caller.is_flagged:
             self.client_disconnected |= slot.outcome is Outcome.CANCELLED
@@ -117,11 +113,11 @@ class SenderLimits:
     Attributes:
         max_chunks: Maximum number of chunks sent but not answered.
         max_frames: Number of unanswered frames at which no further chunk is sent.
-        probe_s: Idle time after which the decoder is probed, in seconds.
-        poll_s: Interval in seconds between checks of whether the utterance is over.
-        stall_s: Time without an answer or progress after which the utterance fails, in seconds.
-        check_s: Time without an answer after which the client's connection is checked directly, in seconds.
-        transit_s: Transport time of a chunk to the decoder and of its samples to the client, in seconds.
+        probe_s: Idle time after which the decoder is probed.
+        poll_s: Interval between checks of whether the utterance is over.
+        stall_s: Time without an answer or progress after which the utterance fails.
+        check_s: Time without an answer after which the client's connection is checked directly.
+        transit_s: Transport time of a chunk to the decoder and of its samples to the client.
         max_ahead_s: Maximum audio sent ahead of playback, in seconds; 0 for no limit. It bounds the responses that
             Triton buffers for a client that does not read.
     """
@@ -168,8 +164,8 @@ class ChunkSender:
         """Send all `chunks`, and close the generator.
 
         Raises:
-            Cancelled: If the client has disconnected.
-            Exception: If the decoder reported an error, or the generator raised one.
+            Cancelled: The client has disconnected.
+            Exception: The decoder reported an error, or the generator raised one.
         """
         try:
             async with asyncio.timeout(None) as scope:
@@ -204,16 +200,14 @@ class ChunkSender:
         await self._wait_for_decoder(self._has_room)
 
     def _is_ahead(self) -> bool:
-        """Return True if more than `max_ahead_s` of audio is unplayed, assuming that the first chunk was played at
-        once.
-        """
+        """Return True if more than `max_ahead_s` of audio is unplayed, if the first chunk was played at once."""
         if self._limits.max_ahead_s <= 0 or self._first_sent_s is None:
             return False
         played_s = time.monotonic() - self._first_sent_s
         return self._num_frames_sent / self._frame_rate > played_s + self._limits.max_ahead_s
 
     def _load(self) -> DecoderLoad:
-        """Return the decoder's load plus the transport time; the pacer asks for it once the utterance has frames."""
+        """Return the decoder's load plus the transport time; the pacer calls this once the utterance has frames."""
         self.begin_speech()
         load = self._slot.load
         return replace(load, latency_s=load.latency_s + self._limits.transit_s)
@@ -222,18 +216,17 @@ class ChunkSender:
         """Wait until the decoder has answered all chunks.
 
         Raises:
-            DecoderStalled: If an answer is late.
+            DecoderStalled: An answer is late.
             Exception: The error that ended the utterance.
         """
         await self._wait_for_decoder(lambda: self._on_the_way() == 0 or self._is_unanswerable())
         self._check()
 
     def begin_speech(self) -> None:
-        """Count the utterance among those that generate speech, before it has frames, so that others prepare for it."""
+        """Count the utterance among those that generate speech before it has frames, so that others prepare for it."""
         self._slot.begin_speech()
 
     def release(self) -> None:
-        """Release the flow slot."""
         self._slot.release()
 
     async def _wait_for_decoder(self, condition: Callable[[], bool]) -> None:
@@ -261,7 +254,7 @@ class ChunkSender:
         return self._slot.outcome is not Outcome.OPEN or self._is_unanswerable()
 
     def _is_unanswerable(self) -> bool:
-        """Return True if answers may never come: the client disconnected, or sending failed."""
+        """Return True if answers may never arrive: the client disconnected, or sending failed."""
         return self._responses.client_disconnected or self._responses.failure is not None
 
     def _check(self) -> None:
@@ -281,10 +274,7 @@ class ChunkSender:
         return self._slot.num_answered - self._num_probes
 
     def _probe_if_quiet(self) -> None:
-        """Probe the decoder if every chunk has been answered and none has been sent for `probe_s` seconds.
-
-        A probe makes the decoder check whether the client is still connected.
-        """
+        """Probe the decoder if it is idle, so that it checks whether the client is still connected."""
         if time.monotonic() - self._quiet_since >= self._limits.probe_s and self._on_the_way() == 0:
             self._probe()
 

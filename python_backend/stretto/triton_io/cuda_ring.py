@@ -1,4 +1,4 @@
-"""GPU memory that the decoder allocates for clients' rings, and whose descriptors it sends to them."""
+"""GPU memory that the decoder allocates for clients' rings and shares with them."""
 
 import errno
 import os
@@ -40,14 +40,13 @@ class CudaRings:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the memory of all rings."""
         return self._bytes.held
 
     def allocate(self, path: Path, num_bytes: int, host: str) -> "CudaPayload":
         """Allocate the slots of a ring, and send their descriptor to its client.
 
         Args:
-            path: Path of the ring's header; the client's socket is beside it.
+            path: Path of the ring's header; the client's socket is in the same folder.
 
         Raises:
             InvalidRequest: The decoder has no GPU memory that can be shared, or the client has no socket.
@@ -82,7 +81,6 @@ class CudaRings:
             raise
 
     def release(self, host: str, num_bytes: int) -> None:
-        """Count the memory of a ring as free."""
         with self._lock:
             self._bytes.release(host, num_bytes)
 
@@ -90,8 +88,8 @@ class CudaRings:
 class CudaPayload:
     """Slots of a ring in GPU memory.
 
-    The client maps the same memory. If it ends, CUDA removes that mapping, and this one remains valid. After `close`,
-    the memory exists until the client closes it, too, so the client can still read the last samples.
+    The client maps the same memory. If the client ends, CUDA removes that mapping, and this one remains valid. After
+    `close`, the memory exists until the client closes it, too, so the client can still read the last samples.
     """
 
     is_on_device = True
@@ -107,7 +105,6 @@ class CudaPayload:
         self._memory.write(offset, data.ctypes.data if address is None else address, len(data))
 
     def close(self) -> None:
-        """Free the memory."""
         try:
             self._memory.close()
         finally:

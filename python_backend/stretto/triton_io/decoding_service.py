@@ -41,7 +41,6 @@ class ChunkReply:
     """Answer to one chunk. Exactly one call to `send`, `fail` or `close` ends the request.
 
     Attributes:
-        writer: Writer of the client's ring, if it has one.
         wanted_s: See `ChunkAnswer`.
     """
 
@@ -62,11 +61,7 @@ class ChunkReply:
         self._address = address
 
     def send(self, pcm: np.ndarray | None, event: Event) -> None:
-        """Send samples and their event, through the client's ring if it has one.
-
-        Args:
-            pcm: Samples [n], float32 or int16, or None.
-        """
+        """Send samples [n], float32 or int16, and their event, through the client's ring if it has one."""
         if self.writer is not None:
             self.writer.offer(self, pcm, event, self._address)
         else:
@@ -75,7 +70,7 @@ class ChunkReply:
             self.slot.note_latency(time.monotonic() - max(self._came_s, self.wanted_s))
 
     def deliver(self, pcm: np.ndarray | None, event: Event) -> None:
-        """Send samples [n], or None, and their event as tensors of the response."""
+        """Send samples [n] and their event as tensors of the response."""
         assert not self._is_answered, f"answered twice: {event}"
         tensors = [] if pcm is None else [array_tensor(PCM16 if pcm.dtype == np.int16 else PCM, pcm)]
         self._answer(pb_utils.InferenceResponse([*tensors, event_tensor(chunk_record.EVENT.write(event))]))
@@ -99,7 +94,7 @@ class ChunkReply:
         return self.slot.outcome is not Outcome.OPEN
 
     def _answer(self, *response: Any) -> None:
-        # The stub's `send` returns once the server has accepted the response, so answers that are counted are complete.
+        # Counted after `send`, which returns once the server has accepted the response.
         stamp(Hop.DECODER_ANSWERS)
         with self._asking:
             self._caller.sender.send(*response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
@@ -119,7 +114,6 @@ def acknowledge(request: Any, envelope: Envelope) -> None:
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """Return the outcome of an utterance that ends with `error`."""
     match error:
         case Cancelled():
             return Outcome.CANCELLED
@@ -228,11 +222,7 @@ class DecodingService:
                 reply.fail(error)
 
     def _read(self, request: Any) -> tuple[Envelope, np.ndarray | None]:
-        """Return the request's envelope and codes.
-
-        Raises:
-            InvalidRequest: If the request is malformed, or was not sent by this server's language model.
-        """
+        """Return the envelope and codes; raise InvalidRequest if this server's language model did not send them."""
         codes = read_array(request, CODES)
         # Copied, because the worker may hold the codes longer than the request's memory lives.
         codes = None if codes is None else codes.copy()

@@ -1,4 +1,4 @@
-"""Flow control in shared memory: the language model reads the decoder's acknowledgements of each utterance."""
+"""Acknowledgement table in shared memory: the language model reads the decoder's answers to each utterance."""
 
 import fcntl
 import mmap
@@ -57,7 +57,7 @@ class DecayingBound:
     """Upper bound on recent measurements, which decays to the latest one.
 
     Args:
-        half_life_s: Time in seconds in which the distance between the bound and the latest measurement halves.
+        half_life_s: Time in which the distance between the bound and the latest measurement halves.
     """
 
     def __init__(self, half_life_s: float) -> None:
@@ -67,7 +67,6 @@ class DecayingBound:
         self._noted_s = 0.0
 
     def note(self, value: float, now_s: float) -> None:
-        """Record a measurement made at `now_s`."""
         self._largest = max(value, self.value_at(now_s))
         self._latest = value
         self._noted_s = now_s
@@ -88,7 +87,7 @@ class FlowTable:
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        """Map the file; the caller remains responsible for closing the descriptor."""
+        """Map the file; the caller closes the descriptor."""
         self.path = path
         self._lock: int | None = None
         self._map = mmap.mmap(descriptor, 0)
@@ -100,7 +99,7 @@ class FlowTable:
         self._free = deque(range(1, 1 + self._num_slots))
         self._speaking = set[int]()  # slots of utterances with audio
         self._frame_gap = DecayingBound(GAP_HALF_LIFE_S)  # used by the language model only, so it is not in the file
-        self.clock = time.monotonic  # the same in all processes of a host
+        self.clock = time.monotonic
 
     @classmethod
     def create(cls, server_pid: int, num_slots: int = 1024, directory: Path = DIRECTORY) -> "FlowTable":
@@ -166,7 +165,6 @@ class FlowTable:
         return FlowSlot(self, address)
 
     def num_active(self) -> int:
-        """Return the number of claimed slots."""
         return sum(self._words[at] != 0 for at in range(WORDS, len(self._words), WORDS))
 
     def holds(self, address: FlowAddress) -> bool:
@@ -174,20 +172,17 @@ class FlowTable:
         return self._words[address.slot * WORDS] == address.generation
 
     def read(self, address: FlowAddress, word: int) -> int:
-        """Return one word of the slot, or 0 if the utterance has released the slot."""
+        """Return one word of the slot, or 0 if the utterance has released it."""
         return self._words[address.slot * WORDS + word] if self.holds(address) else 0
 
     def count(self, address: FlowAddress) -> None:
-        """Count one more answer; the decoder's threads may call it concurrently."""
+        """Count one more answer; the decoder's threads may call this concurrently."""
         with self._counting:
             if self.holds(address):
                 self._words[address.slot * WORDS + 1] += 1
 
     def note_progress(self, address: FlowAddress) -> None:
-        """Increment the utterance's progress counter.
-
-        Unlike `count`, this method is not synchronised, so only the decoder's own thread may call it.
-        """
+        """Increment the utterance's progress counter; only the decoder's own thread may call this."""
         if self.holds(address):
             self._words[address.slot * WORDS + 4] += 1
 
@@ -200,17 +195,16 @@ class FlowTable:
         return DecoderLoad(latency_s, time, len(self._speaking), bool(self._words[HAS_GRAPHS]), frame_gap_s)
 
     def note_gap(self, seconds: float) -> None:
-        """Record the time between two frames of an utterance, in seconds."""
         self._frame_gap.note(seconds, self.clock())
 
     def note_latency(self, seconds: float) -> None:
-        """Record the latency of a chunk with samples, in seconds; the load uses a decaying maximum."""
+        """Record the latency of a chunk with samples, of which the load uses a decaying maximum."""
         at_us = int(1e6 * self.clock())
         self._words[1] = max(int(1e6 * seconds), self._latency_us(at_us))
         self._words[2] = at_us
 
     def _latency_us(self, at_us: int) -> int:
-        """Return the decaying maximum of the latency as of `at_us`, in microseconds."""
+        """Return the decaying maximum of the latency at `at_us`, in microseconds."""
         return int(self._words[1] * 0.5 ** ((at_us - self._words[2]) / 1e6 / LATENCY_HALF_LIFE_S))
 
     def set_time(self, time: DecodingTime, has_graphs: bool) -> None:
@@ -235,7 +229,6 @@ class FlowTable:
         self._words[at + 2] = outcome  # written last, so that readers find a complete reason
 
     def reason(self, address: FlowAddress) -> str:
-        """Return the reason passed to `conclude`."""
         start = (address.slot * WORDS + HEAD_WORDS) * 8
         return bytes(self._map[start : start + self.read(address, 3)]).decode(errors="replace")
 
@@ -266,7 +259,7 @@ class FlowTable:
 
 @dataclass(frozen=True, slots=True)
 class FlowSlot:
-    """Slot of one utterance, used by both the language model and the decoder."""
+    """Slot of one utterance, used by both the language model and the decoder; see `FlowTable`."""
 
     table: FlowTable
     address: FlowAddress
@@ -283,37 +276,29 @@ class FlowSlot:
 
     @property
     def outcome(self) -> Outcome:
-        """Outcome of the utterance."""
         return Outcome(self.table.read(self.address, 2))
 
     @property
     def reason(self) -> str:
-        """Reason for the outcome, as a message for the client."""
         return self.table.reason(self.address)
 
     @property
     def load(self) -> DecoderLoad:
-        """Recent load of the decoder."""
         return self.table.load
 
     def note_latency(self, seconds: float) -> None:
-        """Record the latency of a chunk with samples, in seconds."""
         self.table.note_latency(seconds)
 
     def note_gap(self, seconds: float) -> None:
-        """Record the time between two frames of the utterance, in seconds."""
         self.table.note_gap(seconds)
 
     def set_time(self, time: DecodingTime, has_graphs: bool) -> None:
-        """Set the decoding time of the chunks of all utterances; `has_graphs` as in `DecoderLoad`."""
         self.table.set_time(time, has_graphs)
 
     def begin_speech(self) -> None:
-        """Count the utterance among those that generate speech, until its slot is released."""
         self.table.begin_speech(self.address)
 
     def count_answer(self) -> None:
-        """Count one more answered chunk or probe."""
         self.table.count(self.address)
 
     @property
@@ -322,10 +307,7 @@ class FlowSlot:
         return self.table.read(self.address, 4)
 
     def note_progress(self) -> None:
-        """Signal that the decoder is still working on the utterance's unanswered chunks.
-
-        Only the decoder's thread may call this.
-        """
+        """Signal that the decoder still works on the utterance's unanswered chunks; only its thread may call this."""
         self.table.note_progress(self.address)
 
     def conclude(self, outcome: Outcome, reason: str = "") -> None:
@@ -333,7 +315,6 @@ class FlowSlot:
         self.table.conclude(self.address, outcome, reason)
 
     def release(self) -> None:
-        """Release the slot; called by the language model at the end of the utterance."""
         self.table.release(self.address)
 
 
@@ -344,10 +325,7 @@ def conclude_all(server_pid: int, outcome: Outcome, reason: str, directory: Path
 
 
 def tables_of(server_pid: int, directory: Path = DIRECTORY) -> Iterator[FlowTable]:
-    """Yield the tables of a server; skip files of other users.
-
-    Each table is closed before the next one is opened.
-    """
+    """Yield the tables of a server, each closed before the next one is opened; skip files of other users."""
     for path in directory.glob(f"{PREFIX}{server_pid}_*"):
         with suppress(OSError, ValueError), closing(FlowTable.open(path.name, directory)) as table:
             yield table
@@ -356,8 +334,8 @@ def tables_of(server_pid: int, directory: Path = DIRECTORY) -> Iterator[FlowTabl
 def remove_stale_tables(directory: Path = DIRECTORY) -> list[Path]:
     """Remove the tables of owners that have died, and return their paths.
 
-    Processes that still have such a table open find its slots released. An owner holds a lock on its table. The lock
-    is released when the process ends, in any pid namespace, so an unlocked table is stale.
+    An owner holds a lock on its table until it ends, in any pid namespace, so an unlocked table is stale. Processes
+    that still have it open find its slots released.
     """
     removed = []
     for path in directory.glob(f"{PREFIX}*"):
@@ -382,10 +360,7 @@ class FlowTables:
         self._tables: dict[str, FlowTable] = {}
 
     def slot_at(self, address: FlowAddress) -> FlowSlot:
-        """Return the slot at an address.
-
-        A table is opened on first use. Whenever one is opened, tables whose files are gone are dropped.
-        """
+        """Return the slot at an address, opening its table on first use and dropping tables whose files are gone."""
         if address.table not in self._tables:
             left = {name: table for name, table in self._tables.items() if table.path.exists()}
             self._tables = left | {address.table: FlowTable.open(address.table, self._directory)}
@@ -393,7 +368,7 @@ class FlowTables:
 
 
 class HeldSlots:
-    """Looks up utterances in progress by slot and generation in the language model's table."""
+    """View of the language model's table, for a process that needs to know which utterances are in progress."""
 
     def __init__(self, server_pid: int, directory: Path = DIRECTORY) -> None:
         self._pattern = f"{PREFIX}{server_pid}_*"

@@ -49,11 +49,7 @@ class LiveModel(Protocol):
     async def write_frames(
         self, request_id: str, frames: np.ndarray, is_last: bool, seconds: float, max_ahead: int
     ) -> tuple[int, int]:
-        """Append frames, and wait until at most `max_ahead` frames are unread.
-
-        Returns:
-            Number of frames written so far, and number of unread frames.
-        """
+        """Append frames, wait until at most `max_ahead` are unread, and return the numbers written and unread."""
         ...
 
     def session_place(self, host: str) -> AbstractContextManager[None]:
@@ -77,14 +73,14 @@ class LiveSession:
     """Live session: the parts of its audio, and its reply, which one connection at a time reads.
 
     Args:
-        resume_s: Time in seconds for which the session can be resumed after its connection has ended.
+        resume_s: Time for which the session can be resumed after its connection has ended.
         speaks: True if the decoder decodes the reply. It then keeps its state if the session can be resumed.
 
     Attributes:
         name: Name of the session, which the client needs to send audio; empty until the session is open.
         slot: Slot of the session in the acknowledgement table; None until the session is open.
         utterance: Id of the utterance of the current connection, or of the whole reply if the decoder keeps its state.
-        flow: Address of the connection's flow-control slot; None before the first connection.
+        flow: Address of the connection's slot in the acknowledgement table; None before the first connection.
         is_connected: True while a connection reads the reply.
     """
 
@@ -134,7 +130,6 @@ class LiveSession:
         self._changed.set()
 
     def _pop(self) -> None:
-        """Remove the oldest chunk."""
         self._num_bytes -= num_bytes(self._chunks.popleft())
 
     async def wait_for_reader(self) -> None:
@@ -164,7 +159,7 @@ class LiveSession:
             raise InvalidRequest("session.resume", expected, first)
 
     async def read(self, utterance: str, flow: FlowAddress, first: int | None = None) -> AsyncGenerator[LMChunk, None]:
-        """For a new connection, yield a chunk with the session's name, then the chunks of the reply.
+        """Yield the chunks of the reply to a new connection, after a chunk with the session's name.
 
         An earlier connection is closed. The session ends with this connection if it cannot be resumed, or once the
         error of the reply has been raised. Otherwise it ends `resume_s` later, unless another connection continues it.
@@ -248,7 +243,7 @@ class LiveSession:
             raise InvalidRequest("session.part", "0, the number of the next part", audio_part.part)
 
     async def take_turn(self, audio_part: AudioPart) -> None:
-        """Wait until all earlier parts have been accepted, and accept it.
+        """Wait until all earlier parts have been accepted, and accept this one.
 
         Raises:
             InvalidRequest: The part has already been accepted, an earlier part is missing, or the audio is complete.
@@ -315,7 +310,7 @@ class LiveSessions:
         The first chunk contains only the session's name, which the client needs to send audio.
 
         Raises:
-            NoCapacity: If too many sessions are open, in total or from `host`.
+            NoCapacity: Too many sessions are open, in total or from `host`.
         """
         family = self._model.family
         segment = family.task(prompt.task).segments[0]
@@ -334,7 +329,7 @@ class LiveSessions:
     async def resume(self, resumption: Resumption, utterance: str, flow: FlowAddress) -> AsyncGenerator[LMChunk, None]:
         """Yield a chunk with a session's name, then the chunks that the client has not received.
 
-        If `resumption.ends` is True, the session is ended, and nothing is yielded.
+        If `resumption.ends` is True, end the session instead.
 
         Raises:
             InvalidRequest: The session has ended, cannot be resumed, or no longer has these chunks.
@@ -352,7 +347,7 @@ class LiveSessions:
                 yield chunk
 
     async def _generate(self, session: LiveSession, prompt: Prompt, pacer: Pacer, host: str) -> None:
-        """Generate the reply, pass its end or failure to the session's reader, and hold the session until cancelled.
+        """Generate the reply for the session's reader, and hold the session until cancelled.
 
         The task is cancelled when no connection can read the reply any more.
         """
@@ -390,7 +385,7 @@ class LiveSessions:
 
     @contextmanager
     def _named(self, session: LiveSession) -> Iterator[None]:
-        """Within the `with` block, give the session a name that the preprocessor can verify."""
+        """Give the session a name that the preprocessor can verify, during the `with` block."""
         slot = self._table.claim()
         session.slot = slot.address
         session.name = session_name(slot.address, self._seal)

@@ -10,10 +10,7 @@ PREFIX = "stretto_"
 
 
 class Gauges:
-    """Metrics of one model, named `stretto_` + field.
-
-    Fields whose names end in `_total` are counters; all other fields are gauges.
-    """
+    """Metrics of one model, named `stretto_` + field; those whose names end in `_total` are counters."""
 
     def __init__(self, model: str, descriptions: Mapping[str, str]) -> None:
         self._metrics: dict[str, Any] = {}
@@ -26,7 +23,6 @@ class Gauges:
             self._metrics[field] = family.Metric(labels={"model": model})
 
     def set(self, field: str, value: float) -> None:
-        """Set the metric of `field` to `value`."""
         before = self._values[field]
         if value == before:
             return
@@ -38,7 +34,6 @@ class Gauges:
         self._values[field] = value
 
     def add(self, field: str, amount: float) -> None:
-        """Increase the metric of `field` by `amount`."""
         self.set(field, self._values[field] + amount)
 
     def update(self, values: Mapping[str, float]) -> None:
@@ -48,7 +43,7 @@ class Gauges:
 
 
 class BuildInfo:
-    """Metric `stretto_build_info`, which is always 1, with the package version as a label.
+    """Metric `stretto_build_info`, which has the package version as a label and is always 1.
 
     The metric exists as long as this object.
     """

@@ -30,7 +30,7 @@ NAME = "preprocessor"
 
 
 class Raw(Protocol):
-    """Uninterpreted inputs of a request."""
+    """Inputs of a request, before they are parsed."""
 
     pcm_in: np.ndarray | None
     sample_rate: int | None
@@ -38,7 +38,7 @@ class Raw(Protocol):
     image: Any
 
     def num_audio_bytes(self) -> int:
-        """Return the total size of the audio inputs in bytes; raise InvalidRequest if it exceeds the limit."""
+        """Return the total size of the audio inputs; raise InvalidRequest if it exceeds the limit."""
         ...
 
     def kept(self) -> "Raw":
@@ -78,7 +78,7 @@ class Hearing(Protocol):
     ) -> None:
         """Accept the next part of a session's audio; `answer` receives its frames on another thread.
 
-        `is_open` returns False once the session has ended; its audio is then dropped.
+        The audio is dropped once `is_open` returns False, because the session has ended.
         """
         ...
 

@@ -39,11 +39,10 @@ class Payload(Protocol):
     is_on_device: bool
 
     def write(self, offset: int, data: np.ndarray, address: int | None) -> None:
-        """Copy data to the slots.
+        """Copy data, uint8 [n], to the slots.
 
         Args:
             offset: Byte offset in the slots.
-            data: Data in host memory, uint8 [n].
             address: GPU address of the same data, or None.
         """
         ...
@@ -90,7 +89,6 @@ class PcmRing:
 
     @property
     def is_on_device(self) -> bool:
-        """True if the ring's slots are in GPU memory."""
         return self._payload.is_on_device
 
     def holds(self, samples: np.ndarray) -> bool:
@@ -98,14 +96,11 @@ class PcmRing:
         return samples.nbytes <= self._slots * self._slot_bytes
 
     def put(self, samples: np.ndarray, address: int | None = None) -> RingSlots | None:
-        """Copy samples to free slots.
+        """Copy samples to free slots; return the `ring` record of the event, or None if too few slots are free.
 
         Args:
             samples: Samples [n].
             address: GPU address of the same samples, or None. A ring in GPU memory is filled from this address.
-
-        Returns:
-            The `ring` record of the event, or None if too few slots are free.
         """
         data = np.ascontiguousarray(samples).view(np.uint8)
         needed = -(-len(data) // self._slot_bytes)
@@ -137,7 +132,7 @@ class SystemPayload:
         self._file = header
 
     def write(self, offset: int, data: np.ndarray, address: int | None) -> None:
-        """Copy `data`, uint8 [n], to the byte offset `offset`; `address` is not used."""
+        """Copy `data`, uint8 [n], to the byte offset `offset`."""
         written = os.pwrite(self._file, data.data, HEADER + offset)
         if written < len(data):
             raise InvalidRequest(FIELD, "enough shared memory for its slots", f"{written} of {len(data)} bytes")
@@ -228,7 +223,7 @@ Held = tuple[RingReply, np.ndarray | None, Event]
 class RingWriter:
     """Ring of one utterance, with the answers that wait for free slots.
 
-    The ring is closed before the last event is sent, so that a client which has read it can request another one.
+    The ring is closed before the last event is sent, so that a client that has read it can request another one.
     """
 
     def __init__(self, ring: PcmRing, slot: FlowSlot) -> None:
@@ -241,7 +236,6 @@ class RingWriter:
 
     @property
     def is_on_device(self) -> bool:
-        """True if samples go to GPU memory."""
         return self._ring.is_on_device
 
     @property
@@ -250,16 +244,15 @@ class RingWriter:
 
     @property
     def is_needed(self) -> bool:
-        """False if the utterance is over."""
         return self.slot.is_held
 
     def offer(self, reply: RingReply, pcm: np.ndarray | None, event: Event, address: int | None = None) -> None:
         """Send the response for a chunk if slots are free and no earlier response is queued; otherwise queue it.
 
         Args:
-            pcm: Samples [n], or None.
-            address: GPU address of the samples, valid until this method returns, or None. Later copies are made from
-                host memory.
+            pcm: Samples [n].
+            address: GPU address of the samples, valid until this method returns. Later copies are made from host
+                memory.
         """
         with self._lock:
             if not self._is_open:
@@ -356,7 +349,6 @@ class RingWriters:
         self._may_wait.set()
 
     def get(self, utterance: str) -> RingWriter | None:
-        """Return the ring writer of an utterance, or None if it has no ring."""
         return self._writers.get(utterance)
 
     def _run(self) -> None:
@@ -373,7 +365,6 @@ class RingWriters:
             time.sleep(POLL_S if waiting else 10 * POLL_S)
 
     def _sweep(self) -> None:
-        """Close the writers that are no longer needed."""
         over = {}
         with self._lock:
             for utterance, writer in list(self._writers.items()):

@@ -1,4 +1,4 @@
-"""MAC of the records between our own models, and its key in a file of the host."""
+"""MAC of the records that the models of a server exchange, and the file with its key."""
 
 import fcntl
 import hmac
@@ -38,7 +38,7 @@ class Seal:
         return self._tag(name, record, arrays) + record
 
     def open(self, name: str, sealed: bytes, *arrays: np.ndarray | None) -> bytes:
-        """Return the record in `sealed`, the result of `close` with the same name and arrays."""
+        """Verify the MAC of `sealed`, the result of `close` with the same name and arrays, and return the record."""
         tag = sealed[:TAG]
         record = sealed[TAG:]
         if not hmac.compare_digest(tag, self._tag(name, record, arrays)):
@@ -77,11 +77,10 @@ class SealKey:
 
     @property
     def seal(self) -> Seal:
-        """Code that authenticates records with this key."""
         return Seal(self._key)
 
     def close(self) -> None:
-        """Release the key; the last user's release removes the file."""
+        """Release the key; the last release removes the file."""
         with _locked(self._path.parent):
             os.close(self._descriptor)
             _remove_stale(self._path.parent)

@@ -68,12 +68,12 @@ NO_WORDS = Dictionary({})
 
 
 class ReadPart(NamedTuple):
-    """Effect of a part of a text, before it is accepted.
+    """Result of reading a part of a text, before it is accepted.
 
     Attributes:
         ids: Token ids that have become final.
-        words: Tokenizer for the rest of the text.
-        pronouncer: Replacement of words in the rest of the text.
+        words: Tokenizer for the remaining text.
+        pronouncer: Replacement of words in the remaining text.
     """
 
     ids: list[int]
@@ -83,16 +83,14 @@ class ReadPart(NamedTuple):
 
 
 class TextSession:
-    """Streamed text of one utterance.
-
-    A rejected part has no effect, so the client may send a corrected one.
+    """Streamed text of one utterance. A rejected part has no effect, so the client may send a corrected one.
 
     Args:
-        first_word_s: Maximum wait for the first complete word, in seconds.
+        first_word_s: Maximum wait for the first complete word.
 
     Attributes:
         is_complete: True once the last part has been accepted.
-        text: If word times were requested, the text so far, at most MAX_ALIGNED_CHARS characters.
+        text: If word times were requested, the text so far, cut after MAX_ALIGNED_CHARS + 1 characters.
         sources: Words of the text so far for which the model itself reports times.
     """
 
@@ -243,8 +241,7 @@ class TextSessions:
     ) -> AsyncGenerator[LMChunk, None]:
         """Yield the chunks of a reply whose text is still being streamed.
 
-        The first chunk contains no frames. It contains the session id, which the client needs to send text, and the
-        voice.
+        The first chunk contains no frames, but the voice and the session id that the client needs to send text.
         """
         session = TextSession(self._model, utterance, flow, prompt, dictionary=self._dictionary)
         self._open[session.id] = session
@@ -265,8 +262,8 @@ class TextSessions:
         """Return the prompt with the text so far.
 
         The first ids are in the prompt's last rows (`TextTrack.num_prompt_ids`), and the others are for the reply's
-        first rows. If text is not read row by row, all ids are for the reply. If the text is complete, the result is
-        an ordinary prompt whose minimum length covers the text and its end id.
+        first rows. If text is not read row by row, all ids are for the reply. If the text is complete, the result is an
+        ordinary prompt whose minimum length covers the text and its end id.
         """
         track = self._model.family.text_track
         assert track is not None, "only families with a text track have prompts of open texts"
@@ -343,7 +340,7 @@ class SpeechService:
     """Service of the language model: runs all utterances on one event loop.
 
     Args:
-        pronunciations: File of the server's pronunciation dictionary; None for no dictionary.
+        pronunciations: File of the server's pronunciation dictionary.
     """
 
     def __init__(
@@ -394,7 +391,7 @@ class SpeechService:
             self._loop.start(self._serve(utterance, parsed, responses, caller.host))
 
     def close(self) -> None:
-        """End all utterances, stop the threads, and remove the flow-control table."""
+        """End all utterances, stop the threads, and remove the acknowledgement table."""
         self._loop.close()
         self._thread.close()
         self.table.remove()
@@ -458,10 +455,7 @@ class SpeechService:
         await self._end(utterance, responses, failure)
 
     async def _speak(self, chunk_sender: ChunkSender, chunks: AsyncGenerator[LMChunk, None]) -> Exception | None:
-        """Send all chunks and wait until the decoder has answered them.
-
-        Return the error that ended the utterance, or None.
-        """
+        """Send all chunks and wait until the decoder has answered them; return the error that ended the utterance."""
         failure: Exception | None = None
         try:
             await chunk_sender.pump(chunks)

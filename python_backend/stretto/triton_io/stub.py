@@ -1,4 +1,4 @@
-"""Triton stub process: event loop, timers, drain gate, memory settings, deadlock watchdog."""
+"""Triton's process for one model: event loop, timers, drain gate, memory settings, deadlock watchdog."""
 
 import asyncio
 import ctypes
@@ -23,7 +23,7 @@ from stretto.errors import Closing
 
 @contextmanager
 def ticking(poll: Callable[[], None], period_s: float) -> Iterator[None]:
-    """Call `poll` every `period_s` seconds during the `with` block; it must not raise an exception.
+    """Call `poll` every `period_s` during the `with` block; it must not raise an exception.
 
     All pollers with equal periods are called at the same times, because waking the event loop costs more than a poll.
     """
@@ -46,7 +46,7 @@ def ticking(poll: Callable[[], None], period_s: float) -> Iterator[None]:
 
 
 async def wait_until(condition: Callable[[], bool], period_s: float) -> None:
-    """Poll `condition` every `period_s` seconds until it is true; re-raise its exceptions."""
+    """Poll `condition` every `period_s` until it is true; re-raise its exceptions."""
     done = asyncio.get_running_loop().create_future()
 
     def poll() -> None:
@@ -84,12 +84,12 @@ class DrainGate:
 
     @classmethod
     def from_environment(cls) -> "DrainGate":
-        """Return the gate for the drain file whose path the launcher passed in the environment."""
+        """Return the gate for the drain file that the launcher has named in the environment."""
         named = os.environ.get(DRAIN_FILE)
         return cls(Path(named) if named else None)
 
     def enter(self) -> None:
-        """Admit one request; raise Closing while the server drains. Any thread may call it."""
+        """Admit one request; raise Closing while the server drains. Any thread may call this."""
         if self._path is None or self._lock is None:
             return
         with self._mutex:  # all requests share one lock, because a descriptor can hold only one
@@ -112,10 +112,7 @@ class DrainGate:
 
 
 def is_passing(path: Path) -> bool:
-    """Return True if a stub has admitted a request that the language model does not yet have.
-
-    See `DrainGate`.
-    """
+    """Return True if a stub has admitted a request that the language model does not have yet (`DrainGate`)."""
     if not _lock_file(path).exists():
         return False
     descriptor = os.open(_lock_file(path), os.O_RDWR)
@@ -142,10 +139,7 @@ LARGEST = 32 << 20
 
 
 def use_utf8() -> None:
-    """Switch to a UTF-8 locale, because stubs start in the C locale.
-
-    This must be called before torch reads its templates.
-    """
+    """Switch to a UTF-8 locale, because stubs start in the C locale; call this before torch reads its templates."""
     locale.setlocale(locale.LC_ALL, "C.UTF-8")
 
 
@@ -183,17 +177,14 @@ SWITCH_INTERVAL_S = 5e-4
 
 
 def switch_threads_often() -> None:
-    """Give the interpreter to a waiting thread after 0.5 ms, because a chunk passes through several threads.
-
-    A busy thread would otherwise keep it for 5 ms.
-    """
+    """Let a busy thread yield after 0.5 ms instead of 5, because a chunk passes through several threads."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
 
 
 def keep_loaded_objects() -> None:
     """Exclude the objects that exist now from garbage collection, once everything is loaded.
 
-    A full collection of those of torch and transformers stops all threads for 0.3 s.
+    A full collection of torch's and transformers' objects stops all threads for 0.3 s.
     """
     gc.collect()
     gc.freeze()
@@ -205,7 +196,7 @@ def server_pid() -> int:
 
 
 def give_back_large_memory() -> None:
-    """Make malloc return freed blocks larger than LARGE to the system, the launcher's setting.
+    """Make malloc return freed blocks larger than LARGE to the system, as the launcher sets it.
 
     Otherwise malloc keeps blocks of up to LARGEST once one of that size has been freed.
     """
@@ -228,19 +219,19 @@ MPS_SHARE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 def let_others_first() -> None:
     """Give this process's kernels a low priority, if other processes share the GPU by NVIDIA's MPS.
 
-    CUDA reads the variable when it is initialised. Without MPS it has no effect.
+    Call this before CUDA is initialised.
     """
     os.environ.setdefault(MPS_PRIORITY, "1")
 
 
 def limit_gpu_share(percent: int) -> None:
-    """Limit this process's kernels to a share of the multiprocessors of a GPU that processes share by NVIDIA's MPS.
+    """Limit this process's kernels to a share of the multiprocessors, if other processes share the GPU by NVIDIA's MPS.
 
-    A priority alone orders only blocks that have not begun, so a kernel of another process waits until those of a long
-    one end. CUDA reads the variable when it is initialised. Without MPS it has no effect.
+    A low priority is not enough: another process's kernel then still waits for the running blocks of a long one. Call
+    this before CUDA is initialised.
 
     Args:
-        percent: Share in percent, from 1 to 100.
+        percent: 1 to 100.
     """
     os.environ.setdefault(MPS_SHARE, str(percent))
 
@@ -280,10 +271,7 @@ class HangWatch:
         self._stopped = threading.Event()
 
     def start(self, name: str) -> None:
-        """Poll every second on a separate thread.
-
-        If the watched threads hang, log that `name` hangs and kill this process.
-        """
+        """Poll every second on a separate thread; if the watched threads hang, kill this process."""
 
         def run() -> None:
             while not self._stopped.wait(CHECK_INTERVAL_S):
@@ -365,7 +353,6 @@ class EventLoop:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).add_done_callback(self._report_error)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run the coroutine on the loop, wait for it, and return its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def close(self) -> None:

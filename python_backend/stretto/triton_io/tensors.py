@@ -1,6 +1,6 @@
-"""Tensors of the ensemble's models: schemas, conversion, and message authentication.
+"""Tensors of the ensemble's models: schemas, conversion from and to arrays, text and prompts, and authentication.
 
-Tensors are converted to and from arrays, text and prompts. The module also reads the parameters of Triton models.
+The module also reads the parameters of Triton models.
 """
 
 import json
@@ -29,7 +29,6 @@ class TensorSpec:
     """Triton tensor.
 
     Attributes:
-        name: Name in config.pbtxt.
         dtype: Triton's data type, without the prefix TYPE_.
         dims: Shape; -1 for any length.
         meaning: Content and unit.
@@ -205,7 +204,6 @@ def read_record(request: Any, spec: TensorSpec) -> bytes:
 
 
 def array_tensor(spec: TensorSpec, array: np.ndarray) -> Any:
-    """Return a Triton tensor with the content of `array`."""
     assert array.dtype == NUMPY[spec.dtype], f"{spec.name}: {array.dtype}"
     assert array.ndim == len(spec.dims), f"{spec.name}: {array.shape}"
     # Not through DLPack: because of how the stub marks a capsule as used, numpy frees it twice. torch does not, but it
@@ -214,7 +212,6 @@ def array_tensor(spec: TensorSpec, array: np.ndarray) -> Any:
 
 
 def bytes_tensor(spec: TensorSpec, data: bytes) -> Any:
-    """Return `data` as a UINT8 tensor."""
     return array_tensor(spec, np.frombuffer(data, np.uint8))
 
 
@@ -235,7 +232,7 @@ def _describe(spec: TensorSpec) -> str:
 
 
 def read_inputs(request: Any) -> dict[str, Any]:
-    """Map the name of each ensemble input to its uninterpreted value in a request; None if missing."""
+    """Return each ensemble input of a request by name, before parsing; None if missing."""
     return {
         "text": read_bytes(request, TEXT),
         "audio": read_files(request, AUDIO),
@@ -250,7 +247,7 @@ def read_inputs(request: Any) -> dict[str, Any]:
 
 
 def read_cloning_inputs(request: Any) -> dict[str, Any]:
-    """Map the name of each input of CLONING_REQUEST to its uninterpreted value in a request; None if missing."""
+    """Return each input of CLONING_REQUEST by name, before parsing; None if missing."""
     return {
         "reference_wav": read_array(request, REFERENCE_WAV),
         "reference_wav_len": read_scalar(request, REFERENCE_WAV_LEN),
@@ -294,7 +291,7 @@ class ModelParameters:
         return value
 
     def path(self, name: str) -> Path:
-        """Return the parameter as a path; relative paths are resolved against the model's folder."""
+        """Return the parameter as a path."""
         # normalised without resolving links, because the folder may be a link
         return Path(os.path.normpath(self._folder / self._text(name)))
 
@@ -332,7 +329,7 @@ def write_prompt(prompt: Prompt, seal: Seal) -> list[Any]:
 
 
 def write_part(sent: TextPart | AudioPart | Resumption, seal: Seal) -> list[Any]:
-    """Return the authenticated tensor of `sent`."""
+    """Return the authenticated tensor of a part or a resumption."""
     name = {TextPart: PART, AudioPart: AUDIO_PART, Resumption: RESUMPTION}[type(sent)]
     return [bytes_tensor(PROMPT, seal.close(name, sent.to_bytes()))]
 
@@ -341,9 +338,9 @@ SLOT = struct.Struct("<IQ")  # flow-table slot of a live session's utterance, an
 
 
 def session_name(flow: FlowAddress, seal: Seal) -> str:
-    """Return the name of a live session: the slot of its utterance, with a MAC.
+    """Return the name of a live session: its slot in the acknowledgement table, with a MAC.
 
-    The preprocessor encodes audio only for sessions whose utterance holds its slot.
+    The preprocessor encodes audio only for sessions that hold their slot.
     """
     return urlsafe_b64encode(seal.close(SESSION_NAME, SLOT.pack(flow.slot, flow.generation))).decode()
 
@@ -367,7 +364,7 @@ def read_prompt(request: Any, seal: Seal) -> Prompt | TextPart | AudioPart | Res
     """Return the prompt, text part, audio part or resumption in a request.
 
     Raises:
-        InvalidRequest: If the request is malformed, or was not written by this server's preprocessor.
+        InvalidRequest: The request is malformed, or was not written by this server's preprocessor.
     """
     rows, features, patches = (read_array(request, spec) for spec in (ROWS, FEATURES, PATCHES))
     if rows is None:
