@@ -29,13 +29,10 @@ class Member(NamedTuple):
 
 
 class NemoArchive:
-    """Archive that is open within a `with` block. Names of its files have no leading `./`.
+    """Uncompressed archive that is open within a `with` block. Names of its files have no leading `./`.
 
-    Headers that extend others (of long names, times or sparse files) are left out: they may be of any size, and their
-    files cannot be any that the archive must have.
-
-    Raises:
-        CheckpointError: At the beginning of the block, if the file is missing, or is not an uncompressed tar file.
+    Headers that extend others (of long names, times or sparse files) are skipped: they may be of any size, and no file
+    that the archive must have needs one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +60,6 @@ class NemoArchive:
         return CheckpointError(f"{self.path}: expected an uncompressed tar file, got {error!r}")
 
     def _read_headers(self) -> dict[str, Member]:
-        """Return the regular files in the archive by name."""
         size = self._file.seek(0, os.SEEK_END)
         members: dict[str, Member] = {}
         offset = 0
@@ -86,11 +82,7 @@ class NemoArchive:
         return parsed_yaml(self.text(CONFIG, MAX_YAML_BYTES), f"{self.path}: {CONFIG}")
 
     def text(self, name: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
-        """Return the text of a file.
-
-        Raises:
-            CheckpointError: If the file is missing, too large, or not UTF-8.
-        """
+        """Return the text of a file; raise CheckpointError if it is missing, too large, or not UTF-8."""
         member = self._member(name)
         if member.size > max_bytes:
             raise CheckpointError(f"{self.path}: {name}: expected at most {max_bytes} bytes, got {member.size}")
@@ -100,12 +92,9 @@ class NemoArchive:
             raise CheckpointError(f"{self.path}: {name}: expected UTF-8, got {error}") from error
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """Return the tensors by name.
+        """Return the tensors by name; raise CheckpointError if the file contains anything else.
 
         They are read on access, from a copy of the file that is freed with the last of them.
-
-        Raises:
-            CheckpointError: If the file is missing, or contains anything but tensors.
         """
         member = self._member(WEIGHTS)
         with TemporaryDirectory() as folder:
@@ -118,7 +107,6 @@ class NemoArchive:
                 raise CheckpointError(f"{self.path}: {error}") from error
 
     def _parts(self, member: Member) -> Iterator[bytes]:
-        """Yield the content of a file in parts."""
         self._file.seek(member.offset)
         num_left = member.size
         while num_left and (content := self._file.read(min(num_left, PART_BYTES))):

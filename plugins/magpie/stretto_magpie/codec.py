@@ -1,13 +1,12 @@
-"""`nanocodec`: decoder of NVIDIA's NanoCodec (22.05 kHz, 21.5 frames of 8 codes per second), which accepts chunks of
-any size.
+"""`nanocodec`: decoder of NVIDIA's NanoCodec (22.05 kHz, 21.5 frames of 8 codes per second).
 
 codes ─► 8 × 4 levels ─► conv ─► 5 × (half-snake, ↑ 8, 8, 4, 2, 2, mean of 3 branches) ─► half-snake ─► conv ─► pcm
                          6 back      1 step back       up to 180 steps back                             2 back
 
-A code selects one of finitely many levels for each of four numbers (finite scalar quantisation), so codebooks are not
-stored. All layers are causal and keep their last inputs in the state. A language model may generate several frames at
-once, *stacked*: codebook `lane * 8 + c` of such a frame is codebook c of its frame `lane`. Tensors have the names of
-NeMo's `CausalHiFiGANDecoder`.
+A code selects one of finitely many levels for each of four numbers (finite scalar quantisation), so there are no tables
+of codebook entries. All layers are causal and keep their last inputs in the state, so chunks may have any size. A
+language model may generate several frames at once, *stacked*: codebook `lane * 8 + c` of such a frame is codebook c of
+its frame `lane`. Tensors have the names of NeMo's `CausalHiFiGANDecoder`.
 """
 
 from collections.abc import Mapping
@@ -47,9 +46,8 @@ class NanoCodecConfig:
     """Sizes of the codec, under NeMo's names.
 
     Attributes:
-        sample_rate: In Hz.
         num_groups: Number of codebooks.
-        num_levels_per_group: Numbers of levels that the numbers of a codebook entry have.
+        num_levels_per_group: Number of levels of each number in a codebook entry.
         base_channels: Channels of the first layer, halved by each stage.
         up_sample_rates: Upsampling rates of the stages.
         frame_stacking_factor: Number of frames that are stacked.
@@ -90,12 +88,10 @@ class NanoCodecConfig:
         return config
 
     def to_record(self) -> dict[str, Any]:
-        """Return the contents of config.json."""
         return {"model_type": MODEL_TYPE, **asdict(self)}
 
     @property
     def codebook_size(self) -> int:
-        """Number of codes of a codebook."""
         return prod(self.num_levels_per_group)
 
     @property
@@ -104,7 +100,7 @@ class NanoCodecConfig:
         return self.num_groups * len(self.num_levels_per_group)
 
     def entries(self) -> Tensor:
-        """Return the entries of every codebook, in [-1, 1], [codebook_size, D]."""
+        """Return the entries of a codebook, [codebook_size, D], in [-1, 1]; all codebooks have the same."""
         columns = []
         below = 1  # number of codes that differ only in the levels before
         for num_levels in self.num_levels_per_group:
@@ -118,7 +114,7 @@ class NanoCodecConfig:
 class HalfSnake(AlphaSnake):
     """Snake activation for the first half of the channels, and leaky ReLU for the others.
 
-    For the others, the factors of Snake are zero, so that it does not change them and processes all channels at once.
+    Snake's factors are zero for the others, so that it leaves them unchanged and processes all channels at once.
     """
 
     def __init__(self, channels: int) -> None:
@@ -126,25 +122,23 @@ class HalfSnake(AlphaSnake):
         self._num_others = channels - channels // 2
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Return rate and height, [C] each."""
         rate, height = super().factors()
         return F.pad(rate, (0, self._num_others)), F.pad(height, (0, self._num_others))
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return the activations of x [B, C, n], stored in `out` if it is given and x is time-major."""
+        """Return the activations of x [B, C, n], written to `out` if it is given and x is time-major."""
         activated = super().forward(x, out)
         F.leaky_relu_(activated[:, -self._num_others :])
         return activated
 
 
 class PairUpsampling(Upsampling):
-    """Upsampling in which each output channel depends on two input channels, as a sum of products of elements."""
+    """Upsampling in which each output channel depends on two input channels."""
 
     def __init__(self, channels: int, rate: int) -> None:
         super().__init__(channels, channels // 2, 2 * rate, rate, groups=channels // 2)
 
     def forward(self, x: Tensor, memory: Memory, activation: Snake | Elu | None = None) -> Tensor:
-        """Return the outputs for the activations of x [B, C, n]."""
         conv = self.conv
         assert isinstance(conv, nn.ConvTranspose1d)
         rows = memory.recall(x, 1, activation=activation).transpose(1, 2)
@@ -169,7 +163,6 @@ class Unit(nn.Module):
         self.skip_conv = Convolution(channels, channels, kernel)
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        """Return the outputs for x [B, C, n]."""
         inner = self.input_conv(x, memory, self.input_activation)
         return self.skip_conv(inner, memory, self.skip_activation).add_(x)
 
@@ -182,7 +175,6 @@ class Branch(nn.Module):
         self.res_blocks = nn.ModuleList(Unit(channels, kernel, dilation) for dilation in DILATIONS)
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        """Return the outputs for x [B, C, n]."""
         for unit in self.res_blocks:
             x = unit(x, memory)
         return x
@@ -196,7 +188,6 @@ class Branches(nn.Module):
         self.res_blocks = nn.ModuleList(Branch(channels, kernel) for kernel in KERNELS)
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        """Return the outputs for x [B, C, n]."""
         first, *others = self.res_blocks
         total = first(x, memory)
         for branch in others:
@@ -238,7 +229,7 @@ class NanoCodec(CausalCodec):
         self.state_size = num_kept(self)
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Raise InvalidRequest, because there is no encoder."""
+        """Raise InvalidRequest, because the checkpoint has no encoder."""
         raise InvalidRequest("audio", f"no audio ({self.spec.name} can only decode)", "audio")
 
     def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
@@ -248,7 +239,7 @@ class NanoCodec(CausalCodec):
         return run_in_parts(steps_of(layers), self._latents(codes), memory)[:, 0].clamp(-1, 1)
 
     def _latents(self, codes: Tensor) -> Tensor:
-        """Return the latents [B, C, n · stacked] of codes [B, K, n]; those of absent codebooks are zeros."""
+        """Return the latents [B, C, n · stacked] of codes [B, K, n]. Absent codebooks give zeros."""
         rows = F.embedding(codes.transpose(1, 2), self.entries).flatten(2)
         rows = F.pad(rows, (0, self._num_stacked * self._width - rows.shape[2]))
         return rows.unflatten(2, (self._num_stacked, self._width)).flatten(1, 2).transpose(1, 2)

@@ -1,9 +1,9 @@
 """Conversion of Magpie TTS releases: `.nemo` archives, with names and shapes as in NVIDIA's `MagpieTTSModel`.
 
 The release is https://huggingface.co/nvidia/magpie_tts_multilingual_357m, and `--codec` the archive of
-https://huggingface.co/nvidia/nemo-nano-codec-22khz-1.89kbps-21.5fps. The mean of all vectors that are added to a row of
-the decoder is subtracted from them. The authors' LayerNorms, which have no biases, are then RMS norms. The tables of
-the local transformer contain its input projection and its positions.
+https://huggingface.co/nvidia/nemo-nano-codec-22khz-1.89kbps-21.5fps. Vectors that are added to a row of the decoder are
+centred (minus the mean of their elements), so that the authors' LayerNorms, which have no biases, become RMS norms. The
+local transformer's tables contain its input projection and its positions.
 """
 
 from collections.abc import Mapping
@@ -61,7 +61,7 @@ Layers = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 8)]], Field(min_lengt
 
 
 class Stack(Section):
-    """Hyperparameters of a stack of layers; those with defaults may be missing."""
+    """Hyperparameters of a stack of layers. Fields with defaults may be missing."""
 
     n_layers: NumLayers
     d_model: Size
@@ -115,7 +115,7 @@ class Inference(Section):
     eos_detection_method: Literal["argmax_or_multinomial_any"] = "argmax_or_multinomial_any"
 
     def prior(self, num_layers: int) -> PriorSpec | None:
-        """Return the prior for `num_layers` layers, or None without one."""
+        """Return the prior for `num_layers` layers, or None if the release uses none."""
         every = range(num_layers)
         if not self.apply_attention_prior:
             return None
@@ -156,7 +156,6 @@ class Config(Section):
 
     @property
     def local(self) -> LocalSpec:
-        """Hyperparameters of the local transformer under our names."""
         hidden = self.local_transformer_hidden_dim
         heads = self.local_transformer_n_heads
         return LocalSpec(
@@ -221,11 +220,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def voices_of(archive: NemoArchive, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the voices in lower case, in the order of their rows.
-
-    Raises:
-        CheckpointError: The file that the config names has no names, or they are not numbered from 0 on.
-    """
+    """Return the names of the voices in lower case, in the order of their rows."""
     file = config.get("speaker_map")
     if file is None:
         return tuple(in_lower_case(NAMES, CONFIG))
@@ -240,7 +235,7 @@ def vocabulary_of(config: Config, texts: Mapping[str, Any]) -> MagpieVocabulary:
     """Return the vocabulary of a release, with the published codebooks and voices.
 
     Args:
-        texts: Record of the texts' ids.
+        texts: Record of the texts' ids (`convert_text.read_texts`).
     """
     decoder = config.decoder
     inference = config.inference_parameters
@@ -272,7 +267,7 @@ def vocabulary_of(config: Config, texts: Mapping[str, Any]) -> MagpieVocabulary:
 
 
 def dropped(config: Config) -> tuple[str, ...]:
-    """Return the names of tensors that a release may have and the checkpoint does not need."""
+    """Return the names of tensors that a release may have but the checkpoint does not need."""
     stacks = {"encoder": config.encoder.n_layers, "decoder": config.decoder.n_layers}
     stacks["local_transformer"] = config.local_transformer_n_layers
     layers = (f"{name}.layers.{at}" for name, num_layers in stacks.items() for at in range(num_layers))
@@ -383,7 +378,7 @@ def tables(config: Config, vocabulary: MagpieVocabulary) -> Plan:
 
 
 def layer_shapes(stack: Stack, kernel_size: int) -> dict[str, Shape]:
-    """Return the shapes of a layer's tensors that all stacks have, by published name."""
+    """Return the shapes of the tensors that a layer has in every stack, by published name."""
     width = stack.d_model
     return {
         "norm_self.weight": (width,),
@@ -416,7 +411,7 @@ def encoder_parts(config: Config, num_ids: int) -> Plan:
 
 
 def third(stored: Tensor, number: int) -> Tensor:
-    """Return the queries, keys or values of a fused projection."""
+    """Return part `number` of a fused projection: 0 queries, 1 keys, 2 values."""
     return stored.chunk(3)[number]
 
 

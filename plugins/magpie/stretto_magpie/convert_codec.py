@@ -41,10 +41,6 @@ def codec_network(path: Path, frame_stacking_factor: int = 1) -> Network:
 
     Args:
         frame_stacking_factor: Number of frames that the language model generates at once.
-
-    Raises:
-        CheckpointError: If the file is missing, its config is not supported, or a tensor is missing, unknown, or does
-            not fit the config.
     """
     with NemoArchive(path) as archive:
         record = archive.config()
@@ -60,11 +56,7 @@ def codec_network(path: Path, frame_stacking_factor: int = 1) -> Network:
 
 
 def read_config(record: Mapping[str, Any], frame_stacking_factor: int) -> NanoCodecConfig:
-    """Return the sizes in an archive's config.
-
-    Raises:
-        CheckpointError: If a value is missing or not supported.
-    """
+    """Return the sizes in an archive's config."""
     for name, values in EXPECTED.items():
         check_value(name, optional_entry(record, name), *values, file=CONFIG)
     sizes = {**record["vector_quantizer"], **record["audio_decoder"], "frame_stacking_factor": frame_stacking_factor}

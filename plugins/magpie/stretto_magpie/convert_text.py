@@ -1,6 +1,7 @@
-"""Conversion of the tokenizers in a Magpie archive to the record of `text.Texts`.
+"""Conversion of the tokenizers in a Magpie archive to the record that `text.Texts` reads.
 
-The ids of all tokenizers follow one another in the order of the config, so the number of ids of each must be known.
+The ids of all tokenizers follow one another in the order of the config, so each tokenizer's number of ids must be
+known.
 """
 
 import re
@@ -61,9 +62,6 @@ def read_texts(config: Mapping[str, Any], text_of: TextOf) -> dict[str, Any]:
     Args:
         config: Contents of the archive's config.
         text_of: Function that returns the text of a file in the archive by name.
-
-    Raises:
-        CheckpointError: If a value is missing or not supported.
     """
     tables: dict[str, Bytes | Pronunciations] = {}
     offset = 0
@@ -92,7 +90,7 @@ def read_texts(config: Mapping[str, Any], text_of: TextOf) -> dict[str, Any]:
 
 
 def _few(values: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    """Return values; raise CheckpointError if there are more than MAX_LANGUAGES, because each one has a dictionary."""
+    """Return `values`; raise CheckpointError if there are more than MAX_LANGUAGES, as each has a dictionary."""
     if len(values) > MAX_LANGUAGES:
         raise CheckpointError(f"{CONFIG}: {path}: expected at most {MAX_LANGUAGES} entries, got {len(values)}")
     return values
@@ -154,7 +152,7 @@ def _pronunciations(config: Mapping[str, Any], path: str, offset: int, text_of: 
 
 
 def _read_words(sources: Any, text_of: TextOf) -> Words:
-    """Return the pronunciations of each word in one or several dictionaries; one word's are in the order of lines."""
+    """Return each word's pronunciations from one or several dictionaries, in the order of their lines."""
     words: Words = {}
     names = sources if isinstance(sources, list) else [sources]
     if len(names) > MAX_SOURCES:
@@ -171,7 +169,7 @@ def _read_words(sources: Any, text_of: TextOf) -> Words:
 
 
 def _lines(name: Any, text_of: TextOf) -> Iterable[str]:
-    """Return the lines of a file in the archive; raise CheckpointError if the config does not name one there."""
+    """Return the lines of a file in the archive; raise CheckpointError unless `name` begins with IN_ARCHIVE."""
     if not isinstance(name, str) or not name.startswith(IN_ARCHIVE):
         expected = f"a file of the archive, such as {IN_ARCHIVE}words.dict"
         raise CheckpointError(f"{CONFIG}: g2p: expected {expected}, got {shown(name)}")

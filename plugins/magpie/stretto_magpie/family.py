@@ -5,12 +5,12 @@
     …
     stream 8 F      .           bos  │ h0  h1  h2  h3  .        codebook 7 of its last frame; a row has F frames
 
-The decoder's first rows are a vector sequence that the checkpoint has for each voice. Its attention to the text is
-multiplied by a prior, which follows the position attended to: the rows of a reply carry that position on stream 0, so
-a reply is the same after a preemption. The local transformer samples the codes of a row one after the other. A row in
-which a code is the end id, or would be by the decoder's own heads, ends the reply. In the unconditional request of a
-CFG pair, the voice rows are zeros and there is no text. The numbers come from `nvidia/magpie_tts_multilingual_357m`
-(v2607); a checkpoint's config.json may override them (`speech_vocabulary`).
+The first rows are vectors that the checkpoint has for each voice. The attention to the text is multiplied by a prior,
+which follows the position attended to. Stream 0 of a reply carries that position, so a reply is the same after a
+preemption. The local transformer samples the codes of a row one after the other. A reply ends with a row in which a
+code is the end id, or would be by the decoder's own heads. In the unconditional request of a CFG pair, the voice rows
+are zeros and there is no text. The numbers come from `nvidia/magpie_tts_multilingual_357m` (v2607); a checkpoint's
+config.json may override them (`speech_vocabulary`).
 """
 
 from collections.abc import Sequence
@@ -81,8 +81,7 @@ class PriorSpec:
 
     Attributes:
         epsilon: Factor of positions outside the window.
-        window: Number of positions after the one attended to in which the next one is searched.
-        layers: Decoder layers to which the prior applies.
+        window: Number of positions after the one attended to among which the next one is searched.
         read_layers: Decoder layers whose mean attention determines the position attended to.
     """
 
@@ -99,10 +98,10 @@ class MagpieVocabulary(Vocabulary):
     Attributes:
         num_text_ids: Number of ids of text tokens, the last of which ends a text.
         num_codebooks: Number of codebooks of a codec frame.
-        frames_per_row: Number of codec frames that a row has.
+        frames_per_row: Number of codec frames in a row.
         voice_rows: Number of rows of each voice.
         cross_heads, cross_head_dim: Heads of the attention to the text.
-        prior: None if the model was released to be used without one.
+        prior: None if the release is used without one.
     """
 
     num_text_ids: int = 3359
@@ -128,7 +127,7 @@ class MagpieVocabulary(Vocabulary):
 
     @property
     def no_prior(self) -> int:
-        """Id of stream 0 in rows whose attention has no prior; smaller ids are positions of the text."""
+        """Id of stream 0 in rows whose attention has no prior. Smaller ids are positions of the text."""
         return self.max_text_tokens
 
     @property
@@ -137,7 +136,7 @@ class MagpieVocabulary(Vocabulary):
 
     @property
     def nothing(self) -> int:
-        """Id of an empty stream, whose embedding is zero; on stream 0, of the rows of unconditional requests."""
+        """Id of an empty stream, whose embedding is zero. Stream 0 has it in all rows of unconditional requests."""
         return self.end + 1
 
     @property
@@ -146,12 +145,11 @@ class MagpieVocabulary(Vocabulary):
 
     @property
     def num_streams(self) -> int:
-        """Number of codes in a row."""
         return self.num_codebooks * self.frames_per_row
 
     @property
     def starts(self) -> range:
-        """First id of each code of a row; the end id and the initial id follow its codes."""
+        """First id of each code of a row. The end id and the initial id follow the codes."""
         size = self.codebook_size + 2
         first = self.first_voice + len(self.voices) * self.voice_rows
         return range(first, first + self.num_streams * size, size)
@@ -173,12 +171,11 @@ class MagpieVocabulary(Vocabulary):
 
 @dataclass(frozen=True)
 class TextConditions(RequestConditions):
-    """Text of a request, encoded for the cross-attention of its rows. A condition contains the ids of its tokens.
+    """Text of a request, encoded for the cross-attention of its rows. A condition contains its token ids.
 
     Attributes:
         num_ids: Number of ids of text tokens.
         hidden_id: Id of stream 0 in rows that do not attend to the text.
-        max_tokens: Maximum number of tokens.
         vector_rows: Number of keys of the decoder's width that need as much memory as a text's keys.
         num_heads, head_dim: Heads of the attention to the text.
     """
@@ -198,7 +195,7 @@ class TextConditions(RequestConditions):
     layer: ClassVar = lazy(f"{__package__}.mechanism.model:layer")
 
     def check(self, condition: Condition) -> None:
-        """Raise InvalidRequest if the tokens of a request's text are too many, or have no embeddings."""
+        """Raise InvalidRequest if a request's text has too many tokens, or tokens without embeddings."""
         ids = condition.ids
         if not 1 <= len(ids) <= self.max_tokens or not all(0 <= token < self.num_ids for token in ids):
             expected = f"1 to {self.max_tokens} ids in [0, {self.num_ids})"
@@ -212,7 +209,7 @@ class AttendedText(DrawRules):
     """Rules that set stream 0 to the position of the text that a row attends to, and that end a reply.
 
     Attributes:
-        num_codes: Number of codes of a codebook; the end id follows them.
+        num_codes: Number of codes of a codebook. The end id follows them.
         window: See `PriorSpec`; 0 without a prior.
     """
 
@@ -223,7 +220,7 @@ class AttendedText(DrawRules):
     row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:AttendedDraw")
 
     def sampled_ids(self, ids: Sequence[int]) -> list[int]:
-        """Return one of the ids, because stream 0 is not sampled."""
+        """Return only the last of the ids, because stream 0 is not sampled."""
         return [*ids[-1:]]
 
 

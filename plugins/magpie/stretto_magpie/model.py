@@ -33,10 +33,10 @@ def _weight(*shape: int) -> nn.Parameter:
 class LocalTransformer(DepthWeights):
     """Depth transformer whose position 0 does not read stream 0. The constructor takes `DepthWeights`' arguments.
 
-    In shapes, K is the number of codes of a row, and C that of ids of each, with the end id.
+    In shapes, K is the number of codes of a row, and C the number of ids of each, with the end id.
 
     Attributes:
-        first_head: Heads of all codes on the decoder's hidden state, which only decide about the end, [K * C, W].
+        first_head: Heads of all codes on the decoder's hidden state, used only to detect the end, [K * C, W].
         stop_bias: Their biases, [K * C].
         start: Vector that is added to the projected hidden state, [H].
         embed: Embeddings of all codes but the last, without end ids, [(K - 1) * (C - 1), H].
@@ -82,8 +82,9 @@ class LocalTransformer(DepthWeights):
         """Return the states that predict the code of stream `position`, [N, H + BIAS_COLUMNS].
 
         Args:
-            code: Codes of stream `position` - 1, as rows of a table that begins with those of stream 0, [N]. The end
-                id may be outside the table; the row then ends the reply, and its codes are not used.
+            code: Codes of stream `position` - 1, as rows of a table that begins with those of stream 0, [N]. An end id
+                may be
+            outside the table. Its row ends the reply, and its other codes are not used.
         """
         rows = (code - self._num_first).clamp(max=len(self.embed) - 1)
         return self._read(F.embedding(rows, self.embed), position - 1)

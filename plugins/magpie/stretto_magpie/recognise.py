@@ -9,7 +9,7 @@ SUFFIX = ".nemo"
 
 
 def recognise(listing: Listing) -> list[Match]:
-    """Return a match for each archive in a listing; one of several has its name as the part."""
+    """Return a match for each archive in a listing. If there are several, each has its name as the part."""
     names = sorted(name for name in listing.names if name.startswith(PREFIX) and name.endswith(SUFFIX))
     has_codec = CODEC_FILE in listing.names
     codec = "{repo}" if has_codec else "{companion1}"

@@ -34,7 +34,7 @@ QUOTES = {**APOSTROPHE, ord("”"): '"', ord("“"): '"'}
 
 
 def _words(letters: str) -> re.Pattern[str]:
-    """Return a pattern of words, of symbols between two bars, and of anything between them."""
+    """Return a pattern of words, of symbols between two bars, and of the characters between those."""
     return re.compile(rf"[{letters}](?:[{letters}'-]*[{letters}])?|\|[^|]*\||[^{letters}|]+")
 
 
@@ -49,11 +49,9 @@ class Bytes(Section):
 
     @property
     def size(self) -> int:
-        """Number of ids."""
         return NUM_BYTES
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text."""
         return [*(self.offset + FIRST_BYTE + byte for byte in text.encode()), self.offset + END_OF_BYTES]
 
 
@@ -63,7 +61,6 @@ class Pronunciations(Section):
     Attributes:
         offset: Id of the first symbol.
         symbols: Symbols in the order of their ids.
-        case: Case of the dictionary's words.
         prefix: Prefix of a letter's symbol, which distinguishes it from a phoneme.
         is_padded: True if a space begins and ends a text.
         spelled: Words that are spelled although they are in the dictionary.
@@ -81,12 +78,11 @@ class Pronunciations(Section):
 
     @property
     def size(self) -> int:
-        """Number of ids."""
         return len(self.symbols)
 
 
 class PronouncedText:
-    """Ids of texts by a dictionary of pronunciations."""
+    """Encoder of texts by a dictionary of pronunciations."""
 
     def __init__(self, dictionary: Pronunciations) -> None:
         self._dictionary = dictionary
@@ -94,7 +90,7 @@ class PronouncedText:
         self._spelled = frozenset(dictionary.spelled)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text; characters without a symbol have none."""
+        """Return the ids of a text, without the characters that have no symbol."""
         symbols = [symbol for symbol in self._symbols(text) if symbol in self._ids]
         while symbols and symbols[-1] == " ":
             symbols.pop()
@@ -149,7 +145,7 @@ class PronouncedText:
         return list(words.get(word, "")) or None
 
     def _inflected(self, word: str) -> str | None:
-        """Return the pronunciation of an English word with a final s if the dictionary has the word only without it."""
+        """Return the sounds of an English word with a final s of which the dictionary has only the form without it."""
         words = self._dictionary.words
         if word in words or word.upper() in words:
             return None
@@ -167,7 +163,7 @@ class PronouncedText:
 
 
 def cased(word: str, case: str) -> str:
-    """Return a word in a case, one of CASES."""
+    """Return a word in a case, one of `Case`."""
     if case == MIXED:
         return word
     return word.upper() if case == "upper" else word.lower()
@@ -201,7 +197,7 @@ class Texts:
         self.languages = tuple(self._encoders)
 
     def encode(self, text: str, language: str) -> list[int]:
-        """Return the ids of a text in one of the languages."""
+        """Return the ids of a text in a language, one of `languages`."""
         return self._encoders[language].encode(text)
 
     def _encoder(self, record: Any, path: str) -> Bytes | PronouncedText:

@@ -4,12 +4,12 @@ codes ─► sum of codebook vectors ─► transformer ─► ×2 ─► transf
                                     125 steps back      250                  500                  1000 steps back
 
 Version 2 (48 kHz, two channels whose samples alternate) has the same networks. `moss_nano`, MOSS-Audio-Tokenizer-Nano,
-has smaller ones, which take four steps for each vector of codebooks. Here, a recording is in both channels, and the
-decoded channels are averaged.
+has smaller ones, which take four steps for each vector of codebooks. Here, both channels get the same recording, and
+the decoded channels are averaged.
 
 There are no convolutions: a step becomes several steps (or samples) by splitting its channels, and the encoder joins
-the channels of several steps in the same way, in reverse order. Every transformer attends to the last 10 s. Its keys
-and values are the state, which is therefore large (170 MB an utterance in float32), and chunks of any size are exact.
+the channels of several steps in reverse order. Every transformer attends to the last 10 s. Its keys and values are the
+state, which is therefore large (170 MB an utterance in float32), and chunks of any size are exact.
 """
 
 from collections.abc import Mapping
@@ -59,11 +59,12 @@ MARKS = {"quantizer.quantizers.0.in_proj.parametrizations.weight.original0": "MO
 
 @dataclass(frozen=True, slots=True)
 class StageConfig:
-    """Hyperparameters of a transformer, and the number of steps of one frame that it reads.
+    """Hyperparameters of a transformer and its projections.
 
     Attributes:
         inputs: Channels before its input projection.
         outputs: Channels after its output projection.
+        rate: Number of its steps in a frame.
         has_scales: True if residual branches are scaled.
     """
 
@@ -81,10 +82,9 @@ class MossConfig:
     Attributes:
         num_channels: Number of channels, whose samples alternate in the input and output of the network.
         patches: Number of steps, or samples, that become one step before each transformer of the encoder.
-        encoder: Transformers of the encoder, in order.
-        decoder: Transformers of the decoder, in order; each is followed by one of the decoder's patches.
+        decoder: Transformers of the decoder. Each is followed by one of `decoder_patches`.
         decoder_patches: Number of steps, or samples, that a step becomes after each transformer of the decoder.
-        inner_patch: Number of steps of the transformers next to the quantizer that are one of its vectors.
+        inner_patch: Number of steps that make one vector of the quantizer, in the transformers next to it.
         keeps_square: True if a transformer has projections even between equal widths, as in the authors' newer class.
     """
 
@@ -101,11 +101,7 @@ class MossConfig:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "MossConfig":
-        """Return the hyperparameters in a release's config.json.
-
-        Raises:
-            CheckpointError: A value is missing, or is that of another codec.
-        """
+        """Return the hyperparameters in a release's config.json; raise CheckpointError if it is not supported."""
         try:
             if record["model_type"] not in MODEL_TYPES:
                 raise ValueError(f"model_type: expected {' or '.join(MODEL_TYPES)}, got {shown(record['model_type'])}")
@@ -141,7 +137,7 @@ class MossConfig:
             raise CheckpointError(f"config.json: cannot be read as MOSS-Audio-Tokenizer: {error!r}") from error
 
     def check_widths(self) -> None:
-        """Raise ValueError unless the outputs of every part have as many channels as the next part reads."""
+        """Raise ValueError unless each part has as many output channels as the next part has input channels."""
         ends = [1, *(stage.outputs for stage in self.encoder[:-1]), self.encoder[-1].outputs * self.inner_patch]
         read = [*(s.inputs // patch for s, patch in zip(self.encoder, self.patches, strict=True))]
         ends.append(self.quantizer.output_dim)
@@ -156,7 +152,7 @@ class MossConfig:
 
 
 def _check_numbers(*parts: QuantizerConfig | TransformerConfig) -> None:
-    """Raise ValueError if a size is no integer from 1 to MAX_SIZE, or heads do not divide the width into even parts."""
+    """Raise ValueError if a size is not in [1, MAX_SIZE], or `d_model` is no multiple of twice the heads."""
     for numbers in parts:
         for field in fields(numbers):
             value = getattr(numbers, field.name)
@@ -318,7 +314,7 @@ class MossCodec(CausalCodec):
 def plain_names(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the published tensors under the names of `MossCodec`, with weight norms multiplied out.
 
-    Modules without weights count in the published indices, so transformers have every second number.
+    The published numbers also count modules without weights, so transformers have every second number.
     """
     plain = dict[str, Tensor]()
     for name, tensor in stored.items():
@@ -353,11 +349,7 @@ def read_config(directory: Path) -> MossConfig:
 
 
 def load(directory: Path, device: str = "cpu") -> MossCodec:
-    """Load the codec of a published checkpoint.
-
-    Raises:
-        CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
-    """
+    """Load the codec of a published checkpoint."""
     directory = codec_directory(directory)
     config = read_config(directory)
     tensors = plain_names(in_float32(dict(open_tensors(directory)), directory))
@@ -368,7 +360,7 @@ def load(directory: Path, device: str = "cpu") -> MossCodec:
 
 
 def has_square_projections(config: MossConfig, tensors: Mapping[str, Tensor]) -> bool:
-    """Return True if a file has projections between equal widths; `tensors` have the names of `MossCodec`."""
+    """Return True if there are projections between equal widths; `tensors` have the names of `MossCodec`."""
     stages = {"encoder": config.encoder, "decoder": config.decoder}
     return any(
         (stage.inputs == stage.transformer.d_model and f"{half}.{number}.input_proj.weight" in tensors)

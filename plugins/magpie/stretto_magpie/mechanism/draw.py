@@ -1,9 +1,9 @@
 """Sampling of rows: the position of the text that a row attends to, its codes, and the end of the reply.
 
 The position is the one with the most attention in a window from the last position on, as in the authors'
-`get_most_attended_text_timestep`. After MAX_ATTENDED rows, a position is left. Positions only grow, so the rows that
-attended to a position are the newest ones. If the window is empty, the last position counts as attended to; after
-SINK_ROWS rows of that, the attention has no prior. That to a text of at most SHORTEST tokens never has one.
+`get_most_attended_text_timestep`. A position is left after MAX_ATTENDED rows. Positions only grow, so the rows that
+attended to a position are the newest ones. If the window is empty, the last position counts as attended to. After
+SINK_ROWS such rows, the attention has no prior. For texts of at most SHORTEST tokens, it never has one.
 """
 
 from typing import Any
@@ -47,13 +47,13 @@ class AttendedDraw(RowDraw):
     def draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
-        """Sample rows; see `RowDraw.draw_audio`. The decoder's own heads may end a reply."""
+        """Sample rows, and note in which of them the decoder's own heads predict the end (`RowDraw.draw_audio`)."""
         audio_hidden = hidden if step.audio_rows is None else hidden[step.audio_rows]
         self._stops = self._stopped(audio_hidden, len(keys), step, rows)
         return super().draw_audio(hidden, keys, plan, step, rows)
 
     def _stopped(self, hidden: torch.Tensor, num_rows: int, step: PlanArrays, rows: Rows) -> Array:
-        """Return True for rows in which the most probable id of any code by the decoder's heads is the end, [M].
+        """Return True for rows in which the decoder's heads find the end most probable for any code, [M].
 
         Args:
             hidden: Hidden states of A rows, followed by P unconditional rows, [A + P, H].
@@ -77,7 +77,7 @@ class AttendedDraw(RowDraw):
         rows: Rows,
         recent: RecentRows | None,
     ) -> Array:
-        """Return the position of the text that each row attended to, or `no_prior`, [M]; nothing is sampled."""
+        """Return the position of the text that each row attended to, or `no_prior`, [M]."""
         xp = self.arrays.xp
         none = self._no_prior + 0 * rows.position
         if not self._rules.window:
@@ -97,10 +97,10 @@ class AttendedDraw(RowDraw):
         return xp.where(is_sink | (end < SHORTEST), none, attended)
 
     def penalized_others(self, logits: torch.Tensor, rows: Rows, index: Array | None, streams: slice) -> torch.Tensor:
-        """Return the logits of codes without ends before the minimum length; see `RowDraw.penalized_others`."""
+        """Return the logits without end ids before the minimum length (`RowDraw.penalized_others`)."""
         return self.segments.mask_other_ends(logits, rows, index)
 
     def replace_streams(self, token: Array, codes: Array, rows: Rows) -> tuple[Array, Array]:
-        """Return stream 0 and the codes, with the end in rows that a code or the decoder's heads end."""
+        """Return stream 0 and the codes. Stream 0 is the end in rows that a code or the decoder's heads end."""
         is_end = (codes == self._ends).any(1) | self._stops
         return self.arrays.xp.where(is_end, self.segments.family.end_of_audio, token), codes

@@ -30,17 +30,13 @@ def _weight(*shape: int) -> nn.Parameter:
 class TextNetwork(nn.Module):
     """Encoder of texts, and the tables of their keys and values by slot.
 
-    Args:
-        width: Width of the encoder and the decoder, H.
-
     Attributes:
         embed: Embeddings of the tokens, [V, H].
         positions: Embeddings of the positions, [T, H].
         slots: Slot of each row of the step, int32 [max N]; R for rows that are not used, or of unconditional requests.
-        attended: Id of stream 0 of each row, around which the prior of its attention lies, int32 [max N].
+        attended: Id of stream 0 of each row, around which the prior of its attention is centred, int32 [max N].
         num_tokens: Number of tokens of the text in each slot, int32 [R + 1].
-        read: Attention of the newest row in each slot, summed over the layers that the position attended to is read
-            from, float32 [R + 1, T].
+        read: Attention of the newest row in each slot, summed over `PriorSpec.read_layers`, float32 [R + 1, T].
     """
 
     def __init__(self, spec: TextConditions, width: int):
@@ -52,12 +48,7 @@ class TextNetwork(nn.Module):
         self.norm = nn.LayerNorm(width, eps=NORM_EPS, bias=False)
 
     def prepare(self, layers: Sequence["DecoderLayer"], num_slots: int, max_rows: int, dtype: torch.dtype) -> None:
-        """Allocate the tables.
-
-        Args:
-            num_slots: Number of run slots, R.
-            dtype: Data type of the decoder.
-        """
+        """Allocate the tables of `num_slots` slots, R, for a decoder of `dtype`."""
         spec = self._spec
         device = self.embed.device
         prior = spec.prior
@@ -79,7 +70,7 @@ class TextNetwork(nn.Module):
             )
 
     def fill_slot(self, slot: int, condition: Condition | None, arrays: Arrays) -> None:
-        """Encode and store the text of the request in `slot`; None for no text."""
+        """Encode the text of the request in `slot` and store its keys and values; None for no text."""
         ids = () if condition is None else condition.ids
         self.num_tokens[slot] = len(ids)
         if ids == self._newest_ids:  # same text as the other request of a CFG pair
@@ -103,7 +94,7 @@ class TextNetwork(nn.Module):
         return self.norm(x)
 
     def fill(self, slots: torch.Tensor, rows: torch.Tensor) -> None:
-        """Record the slots of a step's rows, int [N], and the positions that the rows before attended to.
+        """Record the slots of a step's rows, int [N], and the positions that the rows before them attended to.
 
         Args:
             rows: Ids of all streams, [at least N, S].
@@ -117,7 +108,7 @@ class TextNetwork(nn.Module):
         self.read.zero_()
 
     def add_to(self, embeds: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings unchanged."""
+        """Return the embeddings unchanged, because the text is read by attention only."""
         return embeds
 
 
@@ -181,19 +172,19 @@ class TextAttention(nn.Module):
         self.o_proj = ReplicatedLinear(inner, width, prefix=f"{prefix}.o_proj", **shared)
 
     def prepare(self, tables: dict[str, torch.Tensor], prior: PriorSpec | None) -> None:
-        """Set the tables (see the attributes), and the prior; None if this layer has no prior."""
+        """Set the tables (see the attributes), and the prior, which is None if this layer has none."""
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
         self._epsilon = 1.0 if prior is None else prior.epsilon
         self._window = 0 if prior is None else prior.window
 
     def keys_and_values(self, encoded: torch.Tensor) -> torch.Tensor:
-        """Return the keys and the values of an encoded text [T, H], [2, Q, T, D]."""
+        """Return the keys and values, [2, Q, T, D], of an encoded text [T, H]."""
         keys_and_values = self.memory_proj(self.memory_norm(encoded))
         return keys_and_values.view(len(encoded), 2, self._spec.num_heads, self._spec.head_dim).permute(1, 2, 0, 3)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the output of attention for the rows of the step, [N, H]."""
+        """Return the attention output [N, H] of the step's rows."""
         attended = attend(
             self.query_proj(hidden), self.keys, self.values, self.slots, self.num_tokens, self.attended, self.read,
             self._epsilon, self._window,
@@ -222,8 +213,8 @@ class _NoRotation(nn.Module):
 class DecoderLayer(LlamaDecoderLayer):
     """Layer of the decoder: a Llama layer without rotation, with attention to the text, and an MLP without a gate.
 
-    Each vector that is added to a row is stored minus the mean of its elements, so that the authors' LayerNorms, which
-    have no biases, are RMS norms here. The first layer adds the positions of the rows.
+    Vectors that are added to a row are stored centred, so that the authors' LayerNorms, which have no biases, are RMS
+    norms here. The first layer adds the positions of the rows.
     """
 
     def __init__(self, spec: TextConditions, vllm_config: VllmConfig, prefix: str = "", **options: Any):
@@ -259,8 +250,6 @@ def layer(spec: TextConditions) -> type[DecoderLayer]:
     """Return the class of the backbone's layers (`RequestConditions.layer`)."""
 
     class Layer(DecoderLayer):
-        """Layer of the decoder with these sizes of its attention to the text."""
-
         def __init__(self, vllm_config: VllmConfig, prefix: str = "", **options: Any):
             super().__init__(spec, vllm_config, prefix, **options)
 

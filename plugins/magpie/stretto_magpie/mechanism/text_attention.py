@@ -31,8 +31,10 @@ def attend(
         values: Values, like `keys`.
         slots: Slot of each row, int32 [at least N]; R for rows that are not used.
         num_tokens: Number of tokens of the text in each slot, int32 [R + 1].
-        attended: Position of the text around which the prior lies, int32 [at least N]; one outside the text for none.
-        read: Mean attention of the newest row in each slot is added to these sums, float32 [R + 1, T]; [0, T] for none.
+        attended: Position of the text around which the prior is centred, int32 [at least N]; one outside the text for
+            none.
+        read: Sums to which the mean attention of the newest row in each slot is added, float32 [R + 1, T]; [0, T] for
+            none.
         epsilon: Factor of the attention outside the window of the prior.
         window: Number of positions of the window after the one attended to; 0 for no prior.
     """
@@ -45,7 +47,7 @@ def attend(
 def with_prior(
     weights: torch.Tensor, attended: torch.Tensor, num_tokens: torch.Tensor, epsilon: float, window: int
 ) -> torch.Tensor:
-    """Return weights of attention after multiplication by the prior, as in the authors' `construct_inference_prior`.
+    """Return attention weights after multiplication by the prior, as in the authors' `construct_inference_prior`.
 
     Args:
         weights: float32 [N, Q, 1, T].
@@ -74,7 +76,7 @@ def attend_on_host(
     epsilon: float,
     window: int,
 ) -> torch.Tensor:
-    """Compute `attend` in torch. Each row is a batch item of its own, so that it does not affect other rows."""
+    """Compute `attend` in torch, each row as a batch item of its own, so that it does not affect other rows."""
     heads = query.view(len(query), keys.shape[1], 1, keys.shape[3])
     output = torch.zeros_like(heads)
     first = 0

@@ -1,7 +1,7 @@
 """Cleaning of texts as in the authors' processor: layout and repeated marks are removed, and spaces follow the script.
 
-Numbers, units and dates stay as they are written. Names such as URLs and file names are set aside first, because their
-signs are no punctuation. Everything in brackets `[]` and braces `{}` stays, as it may be a mark such as `[pause 2s]`.
+Numbers, units and dates stay unchanged. Names such as URLs and file names are set aside first, because the marks in
+them are not punctuation. Text in brackets `[]` and braces `{}` stays, as it may be a mark such as `[pause 2s]`.
 """
 
 import re
@@ -84,7 +84,7 @@ CRIES = re.compile(r"[!?！？]{2,}")
 
 
 def cleaned(text: str) -> str:
-    """Return `text` as a prompt contains it: at most twice as long, because spaces separate scripts."""
+    """Return `text` as a prompt contains it. Spaces between scripts may make it up to twice as long."""
     names = list[str]()
 
     def set_aside(match: re.Match[str]) -> str:
@@ -108,9 +108,7 @@ def cleaned(text: str) -> str:
 
 
 def _without_open_ones(text: str, ends: re.Pattern[str]) -> str:
-    """Return `text` with those brackets hidden that none of `ends` closes, because a search from each would take
-    long.
-    """
+    """Hide the brackets in `text` that no match of `ends` closes, because a search from each would be slow."""
     parts = list[str]()
     start = 0
     for match in ends.finditer(text):
@@ -122,7 +120,6 @@ def _without_open_ones(text: str, ends: re.Pattern[str]) -> str:
 
 
 def _visible(text: str) -> str:
-    """Return `text` without control characters and zero-width characters."""
     text = INVISIBLE.sub("", text.replace("\r\n", "\n").replace("\r", "\n").replace("\u3000", " "))
     return "".join(
         character for character in text if character in "\n\t " or not unicodedata.category(character).startswith("C")
@@ -147,6 +144,6 @@ def _spaced(text: str) -> str:
 
 
 def _cry(match: re.Match[str]) -> str:
-    """Return the marks of a run of question and exclamation marks, one of each kind."""
+    """Return one mark of each kind from a run of question and exclamation marks."""
     marks = match.group()
     return ("？" if {*marks} & {*"?？"} else "") + ("！" if {*marks} & {*"!！"} else "")

@@ -1,9 +1,9 @@
 """Conversion of MOSS-TTS releases with the delay pattern (`model_type` moss_tts_delay), as published by OpenMOSS.
 
-A release has `config.json`, the weights in safetensors files, and the tokenizer. The codec, MOSS-Audio-Tokenizer, is a
-repository of its own. The tables of text and of all codebooks become one. Of the text head, only the rows of the slot
-id and the delay id are needed in audio; they precede the heads of the codebooks, without the rows of the pads, which
-the model never generates.
+A release has `config.json`, the weights in safetensors files, and the tokenizer. The codec, MOSS-Audio-Tokenizer, is in
+another repository. The tables of text and of all codebooks become one. The joined head begins with the only two rows of
+the text head that audio needs, for the slot id and the delay id. The heads of the codebooks follow, without the rows of
+the pads, which the model never generates.
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ class MarkedIds(Section):
     audio_user_slot_token_id: int = 151654
 
     def ids(self, keys: Mapping[str, str]) -> dict[str, int]:
-        """Return the ids of the vocabulary, given their keys; raise CheckpointError if two are equal."""
+        """Return the vocabulary's ids, read from these keys; raise CheckpointError if two are equal."""
         ids = {name: getattr(self, key) for name, key in keys.items()}
         if len({*ids.values()}) < len(ids):
             raise CheckpointError(f"config.json: expected {len(ids)} different ids of text tokens, got {ids}")
@@ -100,11 +100,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def read_config(record: Mapping[str, Any]) -> tuple[Qwen3Backbone, MossVocabulary]:
-    """Return the hyperparameters of the backbone, and the vocabulary.
-
-    Raises:
-        CheckpointError: A value is missing, invalid or not supported, or belongs to another model.
-    """
+    """Return the hyperparameters of the backbone, and the vocabulary."""
     config = Config.read(record)
     backbone = config.language_config
     vocabulary = MossVocabulary(

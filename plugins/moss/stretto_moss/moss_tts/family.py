@@ -6,10 +6,10 @@
     code 1  .           .  .     │ .    A    B    C     D     .
 
 The text stream of a reply has a slot id in each row. The first delay id marks the row of the last frame (D). From then
-on, one more codebook per row is empty, and `end` follows the last code. An empty codebook has its own pad id, with an
-embedding that counts. The text of a reply is always the start of audio (see `docs/moss_tts.md`), so that it is
-a part of the prompt here. The numbers come from `OpenMOSS-Team/MOSS-TTS-v1.5`; a checkpoint's config.json may override
-them (`speech_vocabulary`).
+on, one more codebook per row is empty, and `end` follows the last code. Each codebook has a pad id of its own for empty
+rows, whose embedding is added like a code's. The text of a reply is always the start of audio (see `docs/moss_tts.md`),
+so it is part of the prompt here. The numbers come from `OpenMOSS-Team/MOSS-TTS-v1.5`; a checkpoint's config.json may
+override them (`speech_vocabulary`).
 """
 
 from dataclasses import dataclass
@@ -63,7 +63,6 @@ class MossVocabulary(Vocabulary):
 
     @property
     def pads(self) -> tuple[int, ...]:
-        """Pad id of each codebook."""
         size = self.codebook_size + 1
         return tuple(self.num_text_ids + (codebook + 1) * size - 1 for codebook in range(self.num_codebooks))
 
@@ -124,7 +123,6 @@ def moss_family(
 
     Args:
         end: Id of stream 0 that ends the audio and the reply.
-        members: Further members of the family.
     """
     return Family(
         name=name,

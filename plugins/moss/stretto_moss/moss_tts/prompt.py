@@ -13,8 +13,8 @@
     <start>assistant
     <audio> ─►
 
-A field without a value is `None`. The codes of a recording are delayed like those of a reply, so that K - 1 more rows
-than it has frames carry the text id `recorded`. The layout follows the authors' processor.
+A field without a value is `None`. The K codebooks of a recording are delayed like those of a reply, so the text id
+`recorded` is in K - 1 more rows than there are frames. The layout follows the authors' processor.
 """
 
 from pathlib import Path
@@ -49,13 +49,10 @@ def levelled(pcm: np.ndarray) -> np.ndarray:
 
 
 def recorded_codes(piece: Piece, family: Family, encoder: CachedEncoder) -> np.ndarray:
-    """Return the codes of a recording of a voice, [K, T].
+    """Return the codes of a recording of a voice, [K, T]; raise InvalidRequest if they are not the model's.
 
     Args:
         piece: The recording, as samples or codes. The codes of a reply may have those of its text stream, too.
-
-    Raises:
-        InvalidRequest: The recording has other codes than the model's.
     """
     if piece.codes is None:
         assert piece.pcm is not None, piece.path

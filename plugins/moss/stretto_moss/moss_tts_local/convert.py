@@ -1,10 +1,10 @@
 """Conversion of MOSS-TTS-Local-Transformer v1.5 releases (`model_type` moss_tts_local), as published by OpenMOSS.
 
 A release has `config.json`, the weights in safetensors files, and the tokenizer. The codec, MOSS-Audio-Tokenizer v2, is
-a repository of its own. The tables of text and of all codebooks become one. The heads of the codebooks are copies of
-their tables, and may be missing. If the head that decides between a frame and the end is missing, it is made of two
-rows of the table of text. The depth transformer's rotations pair neighbouring features; its queries and keys are
-reordered, so that feature i is paired with feature i + D / 2.
+in another repository. The tables of text and of all codebooks become one. The heads of the codebooks are copies of
+their tables, and may be missing. If the head that decides between a frame and the end is missing, two rows of the table
+of text replace it. The depth transformer's rotations pair neighbouring features. Its queries and keys are reordered, so
+that feature i is paired with feature i + D / 2.
 """
 
 from collections.abc import Mapping, Sequence
@@ -84,7 +84,7 @@ class Gpt2Layers(Section):
 
 
 class Config(MarkedSpeech):
-    """config.json of a release, which has the backbone under two names."""
+    """config.json of a release, whose backbone's section has one of two names."""
 
     model_type: Literal["moss_tts_local"]
     gpt2_config: Gpt2Layers
@@ -112,19 +112,19 @@ class Config(MarkedSpeech):
 
 
 def check_codebook_sizes(sizes: Sequence[int] | None, num_codebooks: int, codebook_size: int) -> None:
-    """Raise InvalidRequest if codebooks have other sizes than stated; None if only one size is stated."""
+    """Raise InvalidRequest if the release states other codebook sizes; `sizes` is None if it states none."""
     if sizes and [*sizes] != [codebook_size] * num_codebooks:
         raise InvalidRequest("audio_codebook_sizes", f"{num_codebooks} times {codebook_size}", sizes)
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return the dtype of the release, or of its language model if only that is stated."""
+    """Return the dtype of the release, or else that of its language model."""
     section = language_section(config)
     return dtype_of(config) or (dtype_of(section) if isinstance(section, Mapping) else None)
 
 
 def language_section(config: Mapping[str, Any]) -> Any:
-    """Return the section of the backbone, which config.json has under two names."""
+    """Return the backbone's section, which has one of two names in config.json."""
     return config.get("qwen3_config", config.get("language_config"))
 
 
@@ -155,7 +155,7 @@ def vocabulary(config: Config) -> LocalVocabulary:
 
 
 def gpt2_shapes(spec: DepthSpec, published: str) -> dict[str, Shape]:
-    """Return the shapes of GPT-2's layers and final norm, by published name; `published` is the prefix of the names."""
+    """Return the shapes of GPT-2's layers and final norm by name; names begin with `published`."""
     width = spec.hidden
     linear = {"attn.c_attn": (3 * width, width), "attn.c_proj": (width, width)}
     linear |= {"mlp.fc_in": (spec.intermediate, width), "mlp.fc_out": (width, spec.intermediate)}
@@ -171,7 +171,7 @@ def check_copies(tensors: Mapping[str, Tensor], originals: Mapping[str, str]) ->
     """Raise CheckpointError unless heads equal their tables, as in the authors' class.
 
     Args:
-        originals: Name of the table by the name of its copy; both may be missing.
+        originals: Names of tables by the names of their copies. Both may be missing.
     """
     for copy, original in originals.items():
         if copy in tensors and original in tensors and not torch.equal(tensors[copy], tensors[original]):
@@ -222,7 +222,7 @@ def gpt2_plan(spec: DepthSpec, published: str, ours: str, attention: str = "") -
     Args:
         published: Prefix of the published names.
         ours: Prefix of our names.
-        attention: Prefix of our names of the attention's projections within a layer.
+        attention: Prefix of the attention's projections in our names within a layer.
     """
     parts: Plan = {}
     for name, shape in gpt2_shapes(spec, published).items():
@@ -243,7 +243,7 @@ def gpt2_plan(spec: DepthSpec, published: str, ours: str, attention: str = "") -
 
 
 def _projections(prefix: str, tensor_name: str, shape: Shape, num_heads: int) -> Part:
-    """Return the plan that splits the joined projections of queries, keys and values."""
+    """Return the plan that splits joined queries, keys and values into three projections."""
 
     def third(number: int, tensor: Tensor) -> Tensor:
         chosen = tensor.chunk(3)[number]

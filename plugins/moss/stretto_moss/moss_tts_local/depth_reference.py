@@ -12,7 +12,7 @@ from stretto_moss.moss_tts_local.family import Gpt2Spec
 
 
 def random_weights(spec: Gpt2Spec, random: Callable[..., torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the norms and layers of a depth transformer with GPT-2's layers and without a projection."""
+    """Return random norms and layers of a depth transformer without a projection."""
     wide = spec.num_heads * spec.head_dim
     keys = spec.num_kv_heads * spec.head_dim
     inner = spec.intermediate
@@ -33,9 +33,9 @@ def random_weights(spec: Gpt2Spec, random: Callable[..., torch.Tensor]) -> dict[
 
 
 class Gpt2Reference:
-    """Slow depth transformer with GPT-2's layers, created from the `depth.…` tensors, which are removed.
+    """Slow depth transformer with GPT-2's layers, which recomputes all positions of a row for each stream.
 
-    All positions of a row are recomputed for each stream.
+    It is created from the `depth.…` tensors, and removes them.
     """
 
     def __init__(self, spec: Gpt2Spec, family: Family, weights: dict[str, torch.Tensor]):
@@ -56,7 +56,7 @@ class Gpt2Reference:
         return scaled * self.mine[f"{name}.weight"] + self.mine[f"{name}.bias"]
 
     def rotated(self, x: torch.Tensor) -> torch.Tensor:
-        """Rotate the heads x [n, heads, D] of positions 0 to n - 1; feature i belongs to feature i + D / 2."""
+        """Rotate the heads x [n, heads, D] of positions 0 to n - 1; feature i is paired with i + D / 2."""
         half = self.spec.head_dim // 2
         speeds = self.spec.rope["rope_theta"] ** (-torch.arange(half) / half)
         angles = torch.arange(len(x))[:, None, None] * speeds

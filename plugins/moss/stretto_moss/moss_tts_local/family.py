@@ -4,9 +4,9 @@
     code 0  .           .  .     │ A    B    C    .
     code 1  .           .  .     │ A    B    C    .
 
-The depth transformer's first position, which reads the hidden state, predicts both whether a frame follows (a slot or
-the end of audio) and code 0. Position p reads code p - 1 and predicts code p. Empty codebooks add nothing to a row. The
-numbers come from `OpenMOSS-Team/MOSS-TTS-Local-Transformer-v1.5`; a checkpoint's config.json may override them
+The depth transformer's first position reads the hidden state. It predicts code 0, and whether a frame follows (a slot
+or the end of audio). Position p reads code p - 1 and predicts code p. Empty codebooks add nothing to a row. The numbers
+come from `OpenMOSS-Team/MOSS-TTS-Local-Transformer-v1.5`; a checkpoint's config.json may override them
 (`speech_vocabulary`).
 """
 
@@ -22,11 +22,7 @@ from stretto_moss.moss_tts.family import LANGUAGES, MAX_MODEL_LEN, moss_family
 
 @dataclass(frozen=True)
 class Gpt2Spec(DepthSpec):
-    """Hyperparameters of a depth transformer with layers as in GPT-2: LayerNorm, biases, and an MLP without a gate.
-
-    Attributes:
-        gpt2_activation: Activation, as transformers names it.
-    """
+    """Hyperparameters of a depth transformer with layers as in GPT-2: LayerNorm, biases, and an MLP without a gate."""
 
     gpt2_activation: Literal["silu", "gelu", "gelu_new"] = "silu"
 

@@ -26,10 +26,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 class Gpt2Depth(DepthWeights):
-    """Depth transformer with GPT-2's layers, whose output of position 0 predicts the first streams.
-
-    The constructor takes the same arguments as `DepthWeights`.
-    """
+    """Depth transformer with GPT-2's layers. The constructor takes the same arguments as `DepthWeights`."""
 
     def __init__(
         self,
@@ -82,7 +79,6 @@ class Gpt2Depth(DepthWeights):
         return self._read(F.embedding(code, self.embed), position + 1 - self.spec.num_first)
 
     def _read(self, x: torch.Tensor, position: int) -> torch.Tensor:
-        """Return the output of all layers at `position` of each row, [N, H]."""
         positions = self._positions[position, : len(x)]
         for layer, kv in zip(self.layers, self._kv, strict=True):
             x = layer(x, kv, position, positions, self.rotary)
@@ -106,7 +102,7 @@ class _Layer(nn.Module):
     def forward(
         self, x: torch.Tensor, kv: torch.Tensor, position: int, positions: torch.Tensor, rotary: nn.Module
     ) -> torch.Tensor:
-        """Return the layer's output [N, H]; keys and values are stored in `kv`, [2, max N, heads, positions, D]."""
+        """Return the layer's output [N, H] after storing keys and values in `kv`, [2, max N, heads, positions, D]."""
         query, key, value = self.qkv_proj(self.ln_1(x)).split(self._widths, 1)
         query, key = rotary(positions, query.contiguous(), key.contiguous())
         query, key, value = (projected.reshape(len(x), -1, self.spec.head_dim) for projected in (query, key, value))

@@ -1,4 +1,4 @@
-"""MOSS-TTS-Local v1.5 prompts: MOSS-TTS prompts with other joins and a recording without delays.
+"""MOSS-TTS-Local v1.5 prompts: MOSS-TTS prompts whose parts are joined differently, with recordings without delays.
 
     <start>user
     <user_inst>

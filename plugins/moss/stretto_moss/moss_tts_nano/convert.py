@@ -1,9 +1,9 @@
 """Conversion of MOSS-TTS-Nano releases (`model_type` moss_tts_nano), as published by OpenMOSS.
 
 A release has `config.json`, the weights in `pytorch_model.bin`, and a SentencePiece tokenizer. The codec,
-MOSS-Audio-Tokenizer-Nano, is a repository of its own. The tables of text and of all codebooks become one. The heads
-are copies of the tables, and may be missing; the head of text has only the rows of the slot and the end of audio here.
-Rotations pair neighbouring features: queries and keys are reordered, so that feature i belongs to feature i + D / 2.
+MOSS-Audio-Tokenizer-Nano, is in another repository. The tables of text and of all codebooks become one. The heads are
+copies of the tables, and may be missing. Here, the head of text has only the rows of the slot and the end of audio.
+Rotations pair neighbouring features: queries and keys are reordered, so that feature i is paired with i + D / 2.
 """
 
 from typing import Any, Literal, Self
@@ -43,7 +43,6 @@ class Gpt2Backbone(Gpt2Layers):
 
     @property
     def record(self) -> dict[str, Any]:
-        """Hyperparameters for the config.json of a checkpoint."""
         return {
             "architectures": ["StrettoMossNanoForCausalLM"],
             "model_type": "llama",

@@ -37,7 +37,7 @@ DEPTH = Gpt2Spec(
 
 @dataclass(frozen=True)
 class NanoVocabulary(LocalVocabulary):
-    """Ids as in `LocalVocabulary`, of a SentencePiece tokenizer."""
+    """Ids as in `LocalVocabulary`, with the text ids of a SentencePiece tokenizer."""
 
     num_text_ids: int = 16384
     num_codebooks: int = 16
@@ -54,7 +54,7 @@ class NanoVocabulary(LocalVocabulary):
 
 @dataclass(frozen=True)
 class CodePenalty(RecentPenalty):
-    """Penalty on the codes that a codebook has in the reply so far; the choice between a slot and the end has none."""
+    """Penalty on the codes that a codebook has in the reply so far, without one on the choice between slot and end."""
 
     num_recent_rows: int = MAX_MODEL_LEN
 

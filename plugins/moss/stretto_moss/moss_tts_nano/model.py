@@ -42,7 +42,7 @@ class Gpt2Layer(nn.Module):
     def forward(
         self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the output of the MLP [N, H], and the residual to which it must be added."""
+        """Return the MLP's output [N, H], and the residual to which the caller must add it."""
         entered = hidden_states if residual is None else hidden_states + residual
         attended = entered + self.self_attn(positions=positions, hidden_states=self.ln_1(entered))
         return self.fc_out(activate_rows(self._activate, self.fc_in(self.ln_2(attended)))), attended

@@ -1,9 +1,9 @@
 """Conversion of MOSS-TTS-Realtime releases (`model_type` moss_tts_realtime), as published by OpenMOSS.
 
-A release has `config.json`, the weights in safetensors files, and the tokenizer. The codec, MOSS-Audio-Tokenizer, is a
-repository of its own, and has more codebooks than the model. The tables of text and of all codebooks become one. The
-backbone's own table is not used by the authors' class. Of the depth transformer's tables and heads, only the rows of
-codes are needed, and in the head of codebook 0 that of the end.
+A release has `config.json`, the weights in safetensors files, and the tokenizer. The codec, MOSS-Audio-Tokenizer, is in
+another repository, and has more codebooks than the model. The tables of text and of all codebooks become one. The
+authors' class ignores the backbone's own table. The depth transformer's tables and heads keep only the rows of codes,
+and in the head of codebook 0 also that of the end.
 """
 
 from typing import Annotated, Literal, Self
@@ -71,7 +71,7 @@ class LocalLayers(Qwen3Layers):
 
 
 class Config(Section):
-    """config.json of a release, of which `local_config` repeats the sizes of the codebooks."""
+    """config.json of a release. `local_config` repeats the sizes of the codebooks."""
 
     rvq: Annotated[int, Field(ge=2, le=64)] = 16
     audio_pad_token: Size = 1024

@@ -4,11 +4,11 @@
     code 0  .             .         .  │ .   .    bos │ A    B    C     …    Y
     code 1  .             .         .  │ .   .    .   │ A    B    C     …    Y
 
-The first twelve ids of the text precede the first frame (A); each frame is read together with the next id. A shorter
-text has fewer rows, the last of which has `bos`. After the text, its stream carries a pad. The depth transformer
-samples all codes of a frame: codebook 0, or the end, from its first position, which reads the hidden state. An empty
-codebook has its own pad id, with an embedding that counts. The numbers come from `OpenMOSS-Team/MOSS-TTS-Realtime`; a
-checkpoint's config.json may override them (`speech_vocabulary`).
+The first twelve ids of the text precede the first frame (A). Each frame is in one row with the next id. A shorter text
+has fewer rows, the last of which has `bos`. After the text, its stream has pads. The depth transformer samples all
+codes of a frame. Its first position, which reads the hidden state, gives codebook 0 or the end. Each codebook has a pad
+id of its own for empty rows, whose embedding is added like a code's. The numbers come from
+`OpenMOSS-Team/MOSS-TTS-Realtime`; a checkpoint's config.json may override them (`speech_vocabulary`).
 """
 
 from dataclasses import dataclass, field
@@ -61,12 +61,11 @@ class MossRealtimeVocabulary(Vocabulary):
 
     @property
     def num_code_ids(self) -> int:
-        """Number of ids of a codebook."""
         return self.codebook_size + NUM_MARKERS
 
     @property
     def pads(self) -> tuple[int, ...]:
-        """Pad id of each codebook; the ids of begin and end follow."""
+        """Pad id of each codebook, which the ids of begin and end follow."""
         first = self.num_text_ids + self.codebook_size
         return tuple(first + codebook * self.num_code_ids for codebook in range(self.num_codebooks))
 

@@ -17,7 +17,7 @@ from stretto_moss.moss_tts.mechanism.kernel import SlotRules, slots_kernel
 
 
 class SlotDraw(RowDraw):
-    """Sampler of rows, which replaces text ids after the first delay id, and codes outside each codebook's frames."""
+    """Sampler of rows that replaces text ids after the first delay id, and codes outside each codebook's frames."""
 
     def __init__(self, slots: DelaySlots, *arguments: Any):
         super().__init__(*arguments)

@@ -7,7 +7,7 @@ from stretto_moss.moss_tts.family import DelaySlots
 
 
 class SlotReference(ReferenceRule):
-    """Number of rows left until the end, once the text stream has had a delay id."""
+    """Rules of the delay slots in one reply, which count the delay ids of the text stream."""
 
     def __init__(self, slots: DelaySlots, prompt: Prompt):
         super().__init__(slots, prompt)
@@ -17,7 +17,7 @@ class SlotReference(ReferenceRule):
         self.delays = 0  # number of delay ids so far
 
     def replace_streams(self, row: list[int], position: int, family: Family) -> None:
-        """Write the text id and the pads of a sampled row."""
+        """Replace the text id and the pads in a sampled row."""
         slots = self.slots
         frame = position - self.first
         if self.delays == len(slots.pads):

@@ -13,9 +13,7 @@ def rows_since(position, delay_start):
 
 
 def slot_token(token, frame, min_rows, since, num_codebooks, slot, delay, end):
-    """Return the id of the text stream: the sampled id or, from the first delay id on, the id that the rules
-    prescribe.
-    """
+    """Return the text id: the sampled one before the first delay id, and then the prescribed one."""
     token = where((token == delay) & (frame < min_rows), slot, token)
     return where(since > 0, where(since >= num_codebooks, end, delay), token)
 
@@ -26,5 +24,5 @@ def slot_code(code, frame, since, codebook, pad):
 
 
 def follow_delay(is_delay, position, delay_start):
-    """Return `delay_start` after an audio row, whose id is the delay id if `is_delay` is True."""
+    """Return `delay_start` after an audio row; `is_delay` is True if the row has the delay id."""
     return where(is_delay & (delay_start < 0), position, delay_start)

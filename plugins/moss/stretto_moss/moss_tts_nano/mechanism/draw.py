@@ -14,7 +14,7 @@ class CodeDraw(RecentDraw):
     """Sampler of rows with the penalty on codes, in numpy or torch."""
 
     def penalized(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Return the logits of stream 0 unchanged; see `RowDraw.penalized`."""
+        """Return the logits of stream 0 unchanged (`RowDraw.penalized`)."""
         return logits
 
 

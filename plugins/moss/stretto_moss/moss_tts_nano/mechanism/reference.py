@@ -7,5 +7,4 @@ class RepeatedCodes(RecentIds):
     """Penalty on the codes that a codebook has in the reply so far."""
 
     def penalized(self, logits: list[float], usual: list[float], stream: int) -> list[float]:
-        """Return the logits of a stream with the penalty; see `ReferenceRule.penalized`."""
         return super().penalized(logits, usual, stream) if stream else logits

@@ -1,7 +1,7 @@
 """Repetition penalty on the ids that each stream has in the last rows of a reply's audio.
 
-In other families, the penalty applies to one stream and counts the ids of the whole reply, in a table. Here it needs
-no such table, because the codes of the last rows are in the slot tables.
+In other families, the penalty applies to one stream and counts the ids of the whole reply, in a table. Here no such
+table is needed, because the codes of the last rows are in the slot tables.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -40,7 +40,6 @@ class RecentDraw(RowDraw):
     def draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
-        """Sample rows of audio; see `RowDraw.draw_audio`."""
         begun = np.maximum(pick(rows.state.audio_start, step.speaking), 0)
         longest = int((pick(rows.position, step.speaking) - begun).max(initial=1))
         self._recent = self.guard.recent(rows, step.speaking, min(self._num_rows, longest))
@@ -48,12 +47,10 @@ class RecentDraw(RowDraw):
         return super().draw_audio(hidden, keys, plan, step, rows)
 
     def penalized(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Return the logits of stream 0 with the penalty; see `RowDraw.penalized`."""
         history = self.guard.tokens[self._recent.slots, self._recent.positions, None]
         return self._with_recent(logits[:, None], history, slice(0, 1))[:, 0]
 
     def penalized_others(self, logits: torch.Tensor, rows: Rows, index: Array | None, streams: slice) -> torch.Tensor:
-        """Return the logits of other streams with the penalty; see `RowDraw.penalized_others`."""
         first, last, _ = streams.indices(len(self._starts) - 1)
         history = self.tables.codes[self._recent.slots, self._recent.positions, first:last]
         return self._with_recent(logits, history, slice(first + 1, last + 1))
@@ -62,7 +59,7 @@ class RecentDraw(RowDraw):
         """Return logits of some streams with the penalty, float32 [A, k, C].
 
         Args:
-            logits: Logits, float32 [A, k, C]; the first columns are the codes.
+            logits: float32 [A, k, C]; the first columns are the codes.
             history: Ids of the last rows, [A, W, k].
             streams: Slice of k output streams.
         """

@@ -15,7 +15,7 @@ class RecentIds(ReferenceRule):
         self._rows: list[list[int]] = []
 
     def penalized(self, logits: list[float], usual: list[float], stream: int) -> list[float]:
-        """Return the logits of a stream with the penalty; see `ReferenceRule.penalized`."""
+        """Return the logits of a stream with the penalty (`ReferenceRule.penalized`)."""
         counted = {row[stream] for row in self._rows[-self.rules.num_recent_rows :]}
         penalty = self.prompt.sampling.repetition_penalty
         factors = [penalty if logit < 0 else 1 / penalty for logit in logits]
@@ -23,5 +23,4 @@ class RecentIds(ReferenceRule):
         return [logit * factor for logit, factor in zip(logits, factors, strict=True)]
 
     def replace_streams(self, row: list[int], position: int, family: Family) -> None:
-        """Store the row for the penalty on later rows."""
         self._rows.append(list(row))
