@@ -3,9 +3,9 @@
 latent ─► conv ─► ↑16 ─► transformer ─► conv ─► 3 × (↑ 6, 5, 4, residual block) ─► conv ─► pcm
 12.5 per second    1 back   249 steps back  6 back   1 and 2 steps back each         2 back
 
-All layers are causal and store their last inputs in the state. Tensor names follow the published file, which also
+All layers are causal and store their last inputs in the state. Tensors are named as in the published file, which also
 contains the language model. The first 5 ms of an utterance fade in, because its first sample is rarely 0. The encoder,
-which some releases lack, has the same layers in reverse order; its latents are not normalised.
+which some releases lack, has the same layers in reverse order. Its latents are not normalised.
 """
 
 from collections.abc import Mapping
@@ -92,7 +92,7 @@ class PocketConfig:
 
 
 def _half(mimi: Mapping[str, Any], prefix: str) -> tuple[SeanetConfig, TransformerConfig]:
-    """Return the config from the sections with `prefix`, or from those without it if they are missing."""
+    """Return the config in the sections with `prefix`, or in those without a prefix if they are missing."""
     seanet = mimi.get(f"{prefix}seanet") or mimi["seanet"]
     stack = {"max_period": 10000.0, "gelu": "tanh"} | (mimi.get(f"{prefix}transformer") or mimi["transformer"])
     odd = {name: seanet[name] for name, value in UNSERVED.items() if seanet.get(name, value) != value}
@@ -144,14 +144,13 @@ class Transformer(nn.Module):
 
 
 def residual_block(channels: int, config: SeanetConfig) -> ResidualBlock:
-    """Return a residual block for signals of `channels` channels."""
     inner = channels // config.compress
     wide = Convolution(channels, inner, config.residual_kernel_size)
     return ResidualBlock([Elu(), wide, Elu(), Convolution(inner, channels, 1)])
 
 
 class SeanetEncoder(nn.Module):
-    """Convolutions from samples to the transformer's rate."""
+    """Convolutions from samples to the steps of the transformer."""
 
     def __init__(self, config: SeanetConfig) -> None:
         super().__init__()
@@ -164,7 +163,7 @@ class SeanetEncoder(nn.Module):
 
 
 class Seanet(nn.Module):
-    """Convolutions from latents at the transformer's rate to samples."""
+    """Convolutions from the steps of the transformer to samples."""
 
     def __init__(self, config: SeanetConfig) -> None:
         super().__init__()
@@ -178,7 +177,7 @@ class Seanet(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """Projection of latents under its published name; nothing is quantised."""
+    """Projection of latents, which has this name in the published file although nothing is quantised."""
 
     def __init__(self, num_words: int, channels: int) -> None:
         super().__init__()
@@ -186,7 +185,7 @@ class Quantizer(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Upsampling from frames to transformer steps, under its published name."""
+    """Upsampling from frames to transformer steps."""
 
     def __init__(self, channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -196,7 +195,7 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Downsampling from transformer steps to frames, under its published name."""
+    """Downsampling from transformer steps to frames."""
 
     def __init__(self, channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -240,14 +239,7 @@ class PocketCodec(CausalCodec):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode a recording to latents, as words, int32 [D, T]; the last frame is padded with zeros.
-
-        Args:
-            pcm: Samples, float32 [n].
-
-        Raises:
-            InvalidRequest: If the checkpoint has no encoder.
-        """
+        """Encode a recording, float32 [n], to latents as words, int32 [D, T]. The last frame is padded with zeros."""
         if not self._has_encoder:
             raise InvalidRequest("audio", "no audio (this checkpoint cannot clone voices)", "audio")
         frame = self.spec.samples_per_frame
@@ -273,7 +265,7 @@ class PocketCodec(CausalCodec):
 
 
 def codec_shapes(config: PocketConfig) -> dict[str, tuple[int, ...]]:
-    """Map the name of each codec tensor to its shape."""
+    """Return the shape of each codec tensor by name."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in PocketCodec(config).state_dict().items()}
 

@@ -21,14 +21,14 @@ AUDIO = "thinker_config.audio_config."
 
 
 class Rope(Section):
-    """Rotary embedding. The three positions of a row are equal without images, so one position suffices."""
+    """Rotary embedding. One position per row suffices, because the three are equal without images."""
 
     rope_type: Literal["default"] = "default"
     type: Literal["default", "mrope"] = "default"
 
 
 class Text(Qwen3Backbone):
-    """`text_config`: the backbone, with wider types of two fields."""
+    """`text_config`: the backbone, two of whose fields permit more values."""
 
     model_type: Literal["qwen3_asr_text", "qwen3"] = "qwen3_asr_text"  # type: ignore[assignment]
     rope_scaling: Rope | None = None  # type: ignore[assignment]

@@ -4,9 +4,9 @@ r"""Prompts of Qwen3-ASR, in the format of its published chat template.
     <|im_start|>user\n<|audio_start|><|audio_pad|> … <|audio_end|><|im_end|>\n
     <|im_start|>assistant\nlanguage German<asr_text>Der Fluss
 
-The system turn, which is empty without a context, has words that may occur in the recording. The reply begins with the
-language, unless the request names it: the language is then part of the prompt, as in the authors' code. The beginning
-of a transcript (the option `beginning`) follows it.
+The system turn contains words that may occur in the recording; it is empty without any. The reply begins with the
+language. If the request names the language, it is part of the prompt instead, as in the authors' code. The beginning of
+a transcript (the option `beginning`) follows it.
 """
 
 from collections.abc import Sequence

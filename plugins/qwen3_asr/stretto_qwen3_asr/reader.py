@@ -1,10 +1,10 @@
 """Conversion of Qwen3-ASR's ids to the transcript and its language, with which a reply begins.
 
-language English<asr_text>Good morning.     ─►  Good morning.    language: english
-language None<asr_text>                     ─►                   language unknown, such as for silence
-Good morning.                               ─►  Good morning.    the request names the language
+language English<asr_text>Good morning.     ─►  Good morning.    language: english language None<asr_text>
+─►                   language unknown, such as for silence Good morning.                               ─►  Good morning.
+the request names the language
 
-A transcript that is continued for a longer recording keeps all but its last tokens, as in the authors' streaming:
+When a transcript is continued for a longer recording, its last tokens are dropped, as in the authors' streaming:
 
 language English<asr_text>Good morning, how are you?     ─►  language English<asr_text>Good morning
 """
@@ -57,7 +57,7 @@ class TranscriptReader:
         return self._pop_unsent() + self._pop_head() + self._reader.end()
 
     def continuation(self) -> Continuation | None:
-        """Return all but the last tokens, without a character that is incomplete; None without `begin`.
+        """Return the transcript without its last tokens and without an incomplete character; None without `begin`.
 
         The result includes the whole beginning of this reply, so that clients never have to remove text.
         """
@@ -71,7 +71,7 @@ class TranscriptReader:
         return Continuation(text, len("".join(map(reader.push, self._tokenizer.encode(text)))))
 
     def _whole_characters(self, ids: Sequence[int]) -> str:
-        """Return the longest text of the first tokens that contains no incomplete character."""
+        """Return the text of the first tokens, up to the last complete character."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         text = ""
         pending = ""
@@ -114,7 +114,7 @@ class TranscriptReader:
 
 
 def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:
-    """Return the text codec of a checkpoint, which reads transcripts with the checkpoint's tokenizer."""
+    """Return the text codec of a checkpoint, which reads transcripts with its tokenizer."""
     vocabulary = AsrVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = TextTokenizer.at(checkpoint)
     subwords = subword_codec(tokenizer, range(vocabulary.num_ids))

@@ -2,11 +2,11 @@
 
 codes ─► mean of 16 entries ─► transformer ─► 2 × (↑2, ConvNeXt) ─► conv ─► 4 × (↑ 8, 5, 4, 3) ─► conv ─► pcm
 
-Except for the codebooks, it has the layers of the Qwen3-TTS decoder, but trims transposed convolutions at both ends.
-The output of each such convolution therefore starts one step later (`late`), and layers mask the steps before the
-utterance's start. A frame is complete once the next one has been decoded, and T frames give T · 1920 - 555 samples.
-Tensors are named as in transformers' Qwen3OmniMoeCode2Wav. The output of that class's `chunked_decode` differs from a
-single decode of the whole utterance, because it drops samples where chunks meet.
+It has the layers of the Qwen3-TTS decoder, except for the codebooks. Its transposed convolutions are trimmed at both
+ends, so their output starts one step later (`late`), and layers mask the steps before the utterance's start. A frame is
+complete once the next one has been decoded, and T frames give T · 1920 - 555 samples. Tensors are named as in
+transformers' Qwen3OmniMoeCode2Wav. That class's `chunked_decode` drops samples where chunks meet, so its output differs
+from a decode of the whole utterance.
 """
 
 from collections.abc import Mapping
@@ -79,12 +79,11 @@ class Code2Wav(CausalCodec):
         return pcm[:, begin:stop].clamp(-1, 1)
 
     def forward(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Decode codes to samples [B, n · hop].
+        """Decode codes [B, K, n] to samples [B, n · hop].
 
-        The samples start `tail_samples` earlier than those that `decode` returns for the same frames.
+        They start `tail_samples` earlier than those that `decode` returns for the same frames.
 
         Args:
-            codes: Codes, [B, K, n].
             first: Index of the first frame of each utterance, [B].
             memory: State before and after the window.
         """
@@ -97,7 +96,7 @@ class Code2Wav(CausalCodec):
         return samples_of(x, memory, self.upsample, self.decoder)
 
     def _launched_latents(self, codes: Tensor) -> Tensor:
-        """Return the means of the entries on a GPU, [B, n, C]."""
+        """Return the means of the entries, [B, n, C], computed by a kernel."""
         num_books = codes.shape[1]
         size = self.spec.codebook_size
         entries = self.code_embedding.weight.unflatten(0, (-1, size))
@@ -106,11 +105,7 @@ class Code2Wav(CausalCodec):
 
 
 def read_config(directory: Path) -> DecoderShape:
-    """Return the sizes in a folder's `config.json`.
-
-    Raises:
-        CheckpointError: If the file is missing or belongs to another codec.
-    """
+    """Return the sizes in a folder's `config.json`."""
     try:
         record, _ = PretrainedConfig.get_config_dict(str(directory))
         if record.get("model_type") != MODEL_TYPE:
@@ -123,7 +118,7 @@ def read_config(directory: Path) -> DecoderShape:
 
 
 def read_shape(record: Mapping[str, Any]) -> DecoderShape:
-    """Return the sizes in `code2wav_config`; raise ValueError if a value is missing or unsupported."""
+    """Return the sizes in `code2wav_config`; raise ValueError if one is missing or unsupported."""
     width = record.get("hidden_size")
     heads = record.get("num_attention_heads")
     head_dim = width // heads if isinstance(width, int) and isinstance(heads, int) and heads > 0 else None
@@ -133,11 +128,7 @@ def read_shape(record: Mapping[str, Any]) -> DecoderShape:
 
 
 def load(directory: Path, device: str = "cpu") -> Code2Wav:
-    """Load the codec from its folder, or from the checkpoint of a talker.
-
-    Raises:
-        CheckpointError: If a file is missing or does not fit the codec.
-    """
+    """Load the codec from its folder, or from the checkpoint of a talker."""
     directory = codec_directory(directory)
     codec = Code2Wav(read_config(directory))
     path = directory / "model.safetensors"

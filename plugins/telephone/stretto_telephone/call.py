@@ -1,4 +1,4 @@
-"""Telephone call: Twilio's messages after the start of a stream, which carry the caller's audio."""
+"""Telephone call: handler of Twilio's messages, which contain the caller's audio."""
 
 import asyncio
 from contextlib import suppress
@@ -25,11 +25,7 @@ class TelephoneCall:
         self._last_chunk = 0
 
     async def handle(self, message: str | bytes | None) -> None:
-        """Handle a message; log an error if it is invalid.
-
-        Raises:
-            SessionEnd: The call is over.
-        """
+        """Handle a message; log an error if it is invalid; raise SessionEnd if the call is over."""
         try:
             event, content = read_message(message)
             match event:
@@ -49,15 +45,13 @@ class TelephoneCall:
             await self._channel.send_error(error)
 
     async def complete(self) -> None:
-        """Wait until transcripts and the reply in progress are complete."""
         await self._session.complete()
 
     def close(self) -> None:
-        """Discard the session's audio."""
         self._session.close()
 
     async def _hear(self, chunk: int, data: bytes) -> None:
-        """Add audio to the session, unless its place has passed because a later chunk came before it."""
+        """Add audio to the session unless it is late, that is, a later chunk has arrived already."""
         if 0 < chunk <= self._last_chunk:
             return
         self._last_chunk = max(chunk, self._last_chunk)

@@ -21,7 +21,7 @@ Listener = Callable[[str, dict[str, Any]], Awaitable[None]]
 
 
 class CallChannel(Channel):
-    """Channel of one call. Twilio buffers audio, plays it in order, and returns marks once they are reached.
+    """Channel of one call. Twilio buffers audio, plays it in order, and returns each mark once playback has reached it.
 
     Attributes:
         listener: Function that receives the session's events; None for none.
@@ -60,7 +60,7 @@ class CallChannel(Channel):
             await self.listener(event_type, fields)
 
     async def send_error(self, error: ApiError, event_id: str | None = None) -> None:
-        """Log an error, because a media stream has no message for it; end the session if there are too many."""
+        """Log an error, because a media stream has no message for it. End the session if there are too many."""
         self._count_error()
         await self.send("error", error=error.record()["error"])
 
@@ -75,7 +75,7 @@ class CallChannel(Channel):
             LOG.warning("%s: %s", REQUEST.get().request_id, message)
 
     async def _play(self, data: bytes) -> None:
-        """Send the complete frames of `data`, and keep the rest for the next call."""
+        """Send the whole 20 ms frames of `data`, and keep the rest for the next call."""
         data = self._tail + data
         end = len(data) // FRAME_BYTES * FRAME_BYTES
         self._tail = data[end:]
@@ -93,7 +93,6 @@ class CallChannel(Channel):
         await self._send_message("mark", mark={"name": self._last_mark})
 
     async def _clear(self) -> None:
-        """Discard the audio that Twilio has not played yet."""
         self._tail = b""
         if self.is_playing:
             self._last_mark = ""

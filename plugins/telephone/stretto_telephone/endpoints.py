@@ -70,11 +70,7 @@ class TelephoneOptions(RouteSettings):
 
 @dataclass(frozen=True, slots=True)
 class CallAccess:
-    """Result of the authentication of a call.
-
-    Attributes:
-        settings: Settings of the client secret that the caller has sent; None for other callers.
-    """
+    """Result of the authentication of a call; `settings` are those of the client secret, if the caller has sent one."""
 
     owner: str
     settings: Settings | None = None
@@ -102,10 +98,10 @@ async def open_call(socket: WebSocket) -> None:
 
 
 def has_access(gateway: Gateway, socket: WebSocket) -> bool:
-    """Return True if the handshake authenticates the caller, and False if the start message must do so.
+    """Return True if the handshake authenticates the caller, False if the start message must do so.
 
     Raises:
-        ApiError: The handshake must authenticate the caller, and does not.
+        ApiError: The gateway has a Twilio token, and the handshake is neither signed with it nor has a key.
     """
     keys: Keys = socket.state.keys
     has_key = bool(keys) and socket.state.has_key
@@ -134,7 +130,6 @@ def is_signed(token: str, socket: WebSocket) -> bool:
 
 
 async def run(gateway: Gateway, socket: WebSocket, channel: CallChannel, start: Start, access: CallAccess) -> None:
-    """Hold the call until it ends."""
     channel.stream_sid = start.stream_sid
     if socket.state.keys:
         CALLER.set(access.owner)
@@ -147,7 +142,7 @@ async def run(gateway: Gateway, socket: WebSocket, channel: CallChannel, start: 
 
 
 async def read_start(pace: EventPace, socket: WebSocket) -> Start:
-    """Return the start message; raise ApiError if another message, or none, comes first."""
+    """Return the start message; raise ApiError if another message comes first, or none arrives in START_S."""
     try:
         async with asyncio.timeout(START_S):
             event = "connected"
@@ -180,16 +175,13 @@ def authenticated(gateway: Gateway, socket: WebSocket, start: Start, is_known: b
 async def make_session(
     first: Gateway, channel: CallChannel, tasks: asyncio.TaskGroup, start: Start, access: CallAccess
 ) -> tuple[RealtimeSession, Settings]:
-    """Return the session of a call, and its settings.
+    """Return the session of a call, and its settings; raise ApiError if no model or webhook can hold the call.
 
     A full-duplex model and a model that converses hold the call themselves. For other models the webhook answers. The
     models that transcribe and speak may then have different servers.
 
     Args:
         first: The gateway, for any server.
-
-    Raises:
-        ApiError: A parameter is invalid, or neither the model nor a webhook can hold the call.
     """
     parameters = {name: value for name, value in start.custom_parameters.items() if name in OWN and value.strip()}
     mode = parameters.get("mode", MODES[0])
@@ -231,7 +223,7 @@ def holds_calls(profile: ModelProfile) -> bool:
 
 
 def heard_as(parameters: dict[str, str]) -> dict[str, Any]:
-    """Return the settings of the caller's audio; the parameter `eagerness` selects `semantic_vad`."""
+    """Return the settings of the caller's audio. The parameter `eagerness` selects `semantic_vad`."""
     named = {"type": "semantic_vad", "eagerness": parameters.get("eagerness")}
     return {"format": PHONE.model_dump()} | ({"turn_detection": named} if "eagerness" in parameters else {})
 
@@ -239,11 +231,7 @@ def heard_as(parameters: dict[str, str]) -> dict[str, Any]:
 async def realtime_settings(
     gateway: Gateway, parameters: dict[str, str], model: str, access: CallAccess, voices: CallersVoices
 ) -> Settings:
-    """Return the settings of a conversation from the call's parameters and its client secret.
-
-    Raises:
-        ApiError: A parameter is invalid.
-    """
+    """Return the settings of a conversation from the call's parameters and its client secret."""
     output = {name: parameters[name] for name in ("voice", "speed") if name in parameters}
     update: dict[str, Any] = {"type": "realtime", "audio": {"output": {"format": PHONE.model_dump()} | output}}
     update["audio"]["input"] = heard_as(parameters)

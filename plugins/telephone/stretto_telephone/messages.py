@@ -60,7 +60,7 @@ class MediaMessage(Body):
     media: Media
 
     def audio(self) -> bytes:
-        """Return the bytes of G.711; raise ApiError if they are not base64 or too many."""
+        """Return the G.711 bytes; raise ApiError if they are not base64 or too many."""
         data = read_base64("media.payload", self.media.payload)
         if len(data) > MAX_MEDIA_BYTES:
             raise mismatch("media.payload", f"at most {MAX_MEDIA_BYTES} bytes", f"{len(data)} bytes")
@@ -102,11 +102,7 @@ KINDS: dict[str, type[Body] | None] = {
 
 
 def read_message(text: str | bytes | None) -> tuple[str, Any]:
-    """Return the kind of a message and its content, which is None for kinds without content.
-
-    Raises:
-        ApiError: The message is of an unknown kind, or a field is invalid.
-    """
+    """Return the kind of a message and its content, which is None for kinds without content."""
     record = read_json(text)
     event = record.get("event")
     if not isinstance(event, str) or event not in KINDS:

@@ -28,7 +28,7 @@ class Webhook:
         """Send an event, and yield the text of the answer as it arrives.
 
         Raises:
-            ApiError: The webhook fails, or its answer is too long or no text.
+            ApiError: The webhook fails, or its answer is too long or not text.
         """
         body = json.dumps({"event": event} | self._call | fields).encode()
         decoder = codecs.getincrementaldecoder("utf-8")()

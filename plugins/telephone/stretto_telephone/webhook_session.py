@@ -1,4 +1,4 @@
-"""Realtime session of a call whose turns are sent to the webhook, and whose answers are spoken."""
+"""Realtime session of a call that sends its turns to the operator's webhook and speaks the answers."""
 
 import asyncio
 from contextlib import ExitStack, aclosing, suppress
@@ -27,10 +27,9 @@ TRANSCRIBED = f"{NAME}.completed"  # event with the transcript of a turn
 
 
 class GivenReply(Reply):
-    """Reply whose text is given.
+    """Reply with a given text.
 
     Args:
-        conversation: Conversation to which the reply is added.
         text: The text, which may still be incomplete.
         options: Other arguments of `SpeechClient.speak`.
     """
@@ -64,7 +63,7 @@ class GivenReply(Reply):
 
 
 class WebhookAnswers:
-    """Events of a call that are sent to the webhook, and its answers, which are spoken.
+    """Sender of a call's events to the webhook, whose answers are spoken.
 
     A later event replaces the answer to an earlier one.
 
@@ -99,11 +98,7 @@ class WebhookAnswers:
             self._options = await voice_options(self._gateway, self._fields, state, ignored)
 
     def report(self, event: str, **fields: Any) -> None:
-        """Send an event to the webhook in the background, and speak the answer.
-
-        Raises:
-            ApiError: 429 if too many events are waiting for the webhook.
-        """
+        """Send an event in the background and speak the answer; raise ApiError (429) if too many events wait."""
         if len(self._answering) >= MAX_EVENTS:
             message = f"event: expected at most {MAX_EVENTS} events that wait for the webhook, got another {event}"
             raise ApiError(429, message, "event", "rate_limit_exceeded")
@@ -115,7 +110,7 @@ class WebhookAnswers:
         task.add_done_callback(self._answering.discard)
 
     def mute(self) -> None:
-        """Speak no further answers."""
+        """Stop speaking the answers to later events."""
         self._fields = None
 
     async def complete(self) -> None:
@@ -143,7 +138,7 @@ class WebhookAnswers:
                 text.end()
 
     async def _speak(self, speed: float) -> IncomingText:
-        """Start a reply in place of the one in progress, and return its text, to which parts are still added."""
+        """Start a reply instead of the one in progress; return its text, to which parts are still added."""
         text = IncomingText(self._gateway.limits, self._gateway.sessions.held)
         try:
             await self._talk.replace(

@@ -1,6 +1,4 @@
-"""Phonon, which has Pocket TTS's design. Its voices are latents of a speaker codec, and conditions are added to
-every frame.
-"""
+"""Phonon, a model like Pocket TTS whose voices are latents of a speaker codec."""
 
 from stretto.family.plugin import family_plugin
 

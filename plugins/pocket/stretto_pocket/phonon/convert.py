@@ -1,9 +1,9 @@
 """Conversion of Phonon releases: names and shapes as published by Gradium.
 
 A release has `config.json`, `model.safetensors` with the language model and the codec's decoder, `tokenizer.json`, and
-voices as `voices/<name>.safetensors`. A voice is appended to the embedding table after the text tokens, as embedded
-rows, so that it is a sequence of ids. The conditions (number of speakers, change of duration) are constants: their sum
-is added to the embedding of every latent, as a bias.
+voices as `voices/<name>.safetensors`. A voice is a sequence of ids: its embedded rows are appended to the embedding
+table after the text tokens. The conditions (number of speakers, change of duration) are constants: their sum is added
+to the embedding of every latent, as a bias.
 """
 
 import re
@@ -67,7 +67,7 @@ STACK = ("d_model", "num_heads", "num_layers", "dim_feedforward", "context", "ma
 
 
 def located(release: Release) -> Release:
-    """Return the release; if no config is given, with the `config.json` of its folder."""
+    """Return the release, with the `config.json` of its folder if no config is given."""
     config = release.folder / "config.json"
     return release if release.config is not None or not config.is_file() else replace(release, config=config)
 
@@ -105,11 +105,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def pocket_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the contents of the YAML file that a Pocket TTS release of the same sizes has.
-
-    Raises:
-        CheckpointError: If a value is missing or not supported.
-    """
+    """Return the contents of the YAML file of a Pocket TTS release with the same sizes."""
     if not isinstance(config.get("flow_lm"), Mapping) or not isinstance(config.get("mimi"), Mapping):
         raise CheckpointError("config.json: expected the sections flow_lm and mimi (Gradium's format), got none")
     lm = config["flow_lm"]
@@ -168,7 +164,7 @@ def pocket_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> d
 
 
 def conditioners(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the name and the settings of each condition; raise CheckpointError for one that is not known."""
+    """Yield the name and the settings of each condition; raise CheckpointError for an unknown one."""
     for conditioner in config.get("conditioners") or ():
         name, conditioner_type = (
             (conditioner.get("name"), conditioner.get("type")) if isinstance(conditioner, Mapping) else (None, None)
@@ -216,7 +212,6 @@ def plan(shape: Shape, tensors: Mapping[str, Tensor], voices: Mapping[str, Tenso
     begin = shape.num_tokens + 1  # row before the first frame
 
     def with_condition(stored: Tensor) -> Tensor:
-        """Return the embeddings [V, H], with the conditions added to the row before the first frame."""
         assert table.edit is not None
         rows = table.edit(stored)
         if not rows.is_meta:
@@ -233,11 +228,7 @@ def plan(shape: Shape, tensors: Mapping[str, Tensor], voices: Mapping[str, Tenso
 
 
 def read_voices(root: Path, width: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the rows of the voices in a release folder, float32 [n, H], by name. The first voice is the default.
-
-    Raises:
-        CheckpointError: If there are no voices, or a file is not a voice of this release.
-    """
+    """Return the rows of the voices in a release folder, float32 [n, H], by name. The first voice is the default."""
     files = dict[str, str]()
     for folder in VOICES:
         paths = sorted(released_folder(root, folder).glob("*.safetensors")) if (root / folder).is_dir() else []
@@ -257,12 +248,9 @@ def voice_rows(path: Path, width: int, projection: Tensor) -> Tensor:
 
     Args:
         path: File with `speaker_wavs`, latents of the speaker codec, [C, n] or [1, C, n]; or with any other single
-            tensor, embedded rows [n, H] or [1, n, H].
+        tensor, embedded rows [n, H] or [1, n, H].
         width: Width of the language model, H.
         projection: Projection of latents to rows, [H, C].
-
-    Raises:
-        CheckpointError: If the tensor is missing or has another shape.
     """
     stored = open_tensors(path)
     name = next(candidate for candidate in ("emb", "speaker_wavs", *stored) if candidate in stored)

@@ -53,7 +53,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def authors_config(layout: TransformersRelease) -> dict[str, Any]:
-    """Return the contents of the config.json that the same release in Gradium's layout has."""
+    """Return the config.json of the same release in Gradium's layout."""
     config = layout.config
     mimi = layout.mimi()
     flow = layout.config["flow_head_config"]

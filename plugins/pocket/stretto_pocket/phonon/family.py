@@ -2,8 +2,8 @@
 
     tts     voice, n rows │ text ids │ [bos] ─► x0 x1 x2 … xe … [end]
 
-The rows are those of Pocket TTS. A voice is the latents that a speaker codec has encoded from a recording, projected to
-embedded rows; no other row precedes them.
+The rows are those of Pocket TTS. The rows of a voice are latents that a speaker codec has encoded from a recording and
+that are projected to the model's width. No other row precedes them.
 """
 
 from dataclasses import dataclass, replace
@@ -21,18 +21,13 @@ FEW_WORDS = 4
 
 @dataclass(frozen=True)
 class PhononVocabulary(PocketVocabulary):
-    """Ids, voices and hyperparameters of a release.
-
-    Attributes:
-        steps: Default number of solver steps for each latent.
-    """
+    """Ids, voices and hyperparameters of a release; `steps` is the default number of solver steps per latent."""
 
     has_voice_begin: bool = False
     steps: int = 1
 
     @property
     def sampling(self) -> SamplingConfig:
-        """Default sampling options."""
         of_pocket = super().sampling
         return replace(
             of_pocket, audio=replace(of_pocket.audio, min_rows=0), latents=LatentSampling(self.steps, TAIL_ROWS)

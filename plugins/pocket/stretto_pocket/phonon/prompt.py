@@ -1,4 +1,4 @@
-"""Phonon prompts: Pocket TTS prompts with the text changes and the end of the authors' runtime (ptts 0.4.2)."""
+"""Phonon prompts: Pocket TTS prompts with the text changes and tail lengths of the authors' runtime (ptts 0.4.2)."""
 
 from pathlib import Path
 
@@ -20,18 +20,17 @@ CLAUSE_MARKS = (",", ";", ":")
 
 
 class PhononPieces(TextPieces):
-    """Division of a text as in the authors' runtime: whole sentences, halved while they have too many tokens."""
+    """Division of a text as in the authors' runtime: whole sentences, which are halved until they are short enough."""
 
     def cut(self, text: str) -> list[str]:
         """Return the pieces of a text, of at most MAX_PIECE_TOKENS tokens each."""
         return [half for piece in super().cut(text) for half in self._fitted(piece)]
 
     def parts(self, ids: list[int]) -> list[tuple[int, str]]:
-        """Return the sentences of a text, with their numbers of tokens."""
         return [(len(sentence), self.tokenizer.decode(sentence)) for sentence in self.sentences(ids)]
 
     def _fitted(self, piece: str) -> list[str]:
-        """Return a piece, or its halves if it has too many tokens; a word is halved between characters."""
+        """Return a piece, or its halves if it has too many tokens. A single word is halved between characters."""
         words = piece.split()
         middle = len(piece) // 2
         if not middle or len(self.tokenizer.encode(self.prepare(piece))) <= MAX_PIECE_TOKENS:
@@ -43,9 +42,8 @@ class PhononPieces(TextPieces):
         return [fitted for half in halves for fitted in self._fitted(half)]
 
     def _first_half(self, words: list[str]) -> int:
-        """Return the number of words before the sentence end, clause end or other space that is nearest to the
-        middle.
-        """
+        """Return the number of words before the break nearest to the middle: a sentence end, else a clause end, else a
+        space."""
         ends = np.cumsum([len(self.tokenizer.encode(word)) for word in words])
         before = ends[:-1]
         after = ends[-1] - before
@@ -62,7 +60,7 @@ class PhononTemplate(PocketTemplate):
     pieces = PhononPieces
 
     def rewritten(self, text: str) -> str:
-        """Return `text` with single spaces in place of white space."""
+        """Return `text` with each run of white space replaced by a space."""
         return " ".join(text.split())
 
     def finished(self, text: str) -> str:
@@ -71,7 +69,7 @@ class PhononTemplate(PocketTemplate):
         return f"{text}." if text[-1].isalnum() else text
 
     def num_tail_rows(self, text: str) -> int:
-        """Return the number of frames from the detected end of speech, which is larger for texts of few words."""
+        """Return the number of frames from the detected end of speech, larger for texts of few words."""
         return SHORT_TAIL_ROWS if len(text.split()) <= FEW_WORDS else TAIL_ROWS
 
 

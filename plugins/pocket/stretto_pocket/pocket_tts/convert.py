@@ -1,12 +1,13 @@
 """Conversion of Pocket TTS releases: names and shapes as published by Kyutai, one folder per language and size.
 
 https://huggingface.co/kyutai/pocket-tts: `model.safetensors`, `tokenizer.json` or `tokenizer.model`, and voices as
-`embeddings/<name>.safetensors`. The release's YAML file is in the authors' package; `config/` has those of the newest
-releases, which are chosen by the folder's name. The weights file also contains the codec, which is written to `codec/`.
+`embeddings/<name>.safetensors`. The authors' package has a YAML file for each release. `config/` has those of the
+newest releases, which are chosen by the folder's name. The weights file also contains the codec, which is written to
+`codec/`.
 
 A voice is published only as the keys and values of all layers. The rows that produced them are recovered (`voices.py`)
-and appended to the embedding table after the text tokens, so that a voice is a sequence of ids. The gated
-repository also contains the codec's encoder, which is needed to clone recorded voices.
+and appended to the embedding table after the text tokens, so that a voice is a sequence of ids. The gated repository
+also contains the codec's encoder, which is needed to clone recorded voices.
 """
 
 import re
@@ -60,7 +61,7 @@ CLONING = (SPEAKER, "mimi.encoder.", "mimi.encoder_transformer.", "mimi.downsamp
 
 
 def located(release: Release) -> Release:
-    """Return the release; if it has no config, with the packaged one for its folder's name."""
+    """Return the release, with the packaged config for its folder's name if no config is given."""
     config = packaged_config(release.folder.absolute().name)
     return release if release.config is not None or config is None else replace(release, config=config)
 
@@ -109,7 +110,7 @@ def can_clone(shape: "Shape", tensors: Mapping[str, Tensor]) -> bool:
     """Return True if a release has usable weights for encoding voice recordings.
 
     The repository without voice cloning contains zeros instead of these weights, or omits them. Latents of recordings
-    and latents of frames must have the same size, because rows carry both.
+    and latents of frames must have the same size, because rows contain both.
     """
     names = [name for name in tensors if name.startswith(CLONING)]
     is_trained = SPEAKER in names and all(tensors[name].any() for name in names if name.endswith("weight"))
@@ -172,7 +173,6 @@ class Shape:
 
     @property
     def kv_width(self) -> int:
-        """Width of the keys, which is also the width of the values."""
         return self.kv_heads * self.head_dim
 
 
@@ -211,8 +211,7 @@ def plan(shape: Shape, tensors: Mapping[str, Tensor], voices: Mapping[str, Tenso
     def table(stored: Tensor) -> Tensor:
         """Return the embeddings [V, H]: text, beginning of speech, frames, end, beginning of a voice, voices.
 
-        Products are in float64, because the last bits of float32 products depend on the processor, and on some
-        processors on the address of a tensor.
+        Products are in float64, because the last bits of float32 products depend on the processor or even on addresses.
         """
         num_rows = sum(len(rows) for rows in voices.values())
         if stored.is_meta:
@@ -278,7 +277,7 @@ def add_layer(shape: Shape, index: int, add: Callable[..., None]) -> None:
 
 
 def codec_network(contents: Contents, clones: bool) -> Network:
-    """Return the codec with the mean and deviation of latents, and with the encoder if the release can clone voices."""
+    """Return the codec with the mean and deviation of latents. It has the encoder if `clones` is True."""
     mimi = dict(entry(contents.config, "mimi"))
     shapes = codec_shapes(PocketConfig.from_record(mimi, clones))
     sides = {name: "flow_lm" if name.startswith("emb_") else "mimi" for name in shapes}
@@ -287,12 +286,7 @@ def codec_network(contents: Contents, clones: bool) -> Network:
 
 
 def read_voices(root: Path, shape: Shape, tensors: Mapping[str, Tensor], clones: bool) -> dict[str, Tensor]:
-    """Return the rows of the voices in a release folder, float32 [n, H], by name. The first voice is the default.
-
-    Raises:
-        CheckpointError: If there are no voices and the release cannot clone voices, or a voice's keys and values belong
-            to another release.
-    """
+    """Return the rows of the voices in a release folder, float32 [n, H], by name. The first voice is the default."""
     folder = released_folder(root, VOICES)
     first = next((voice for key, voice in FIRST_VOICES.items() if key in root.resolve().name), FIRST_VOICE)
     paths = sorted(folder.glob("*.safetensors"), key=lambda path: (path.stem != first, path.stem))

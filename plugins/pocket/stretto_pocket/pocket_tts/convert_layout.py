@@ -1,7 +1,7 @@
 """Transformers' layout of Pocket TTS, Phonon and their codec, read under the authors' names and in their order.
 
-`save_pretrained` writes queries, keys and values as three tensors, in the order in which halves of a head are rotated.
-The authors have one tensor, in which adjacent pairs are rotated. The codec is in a folder of its own.
+`save_pretrained` writes queries, keys and values as three tensors, ordered for rotations that pair the halves of a
+head. The authors have one tensor, ordered for rotations of adjacent pairs. The codec is in another folder.
 """
 
 import re
@@ -109,7 +109,7 @@ CODEC_EXPECTED: dict[str, Any] = {
 
 
 def renamed(name: str, names: Names) -> str:
-    """Replace the first beginning in `names` that a name has by its counterpart; keep the name if it has none."""
+    """Replace the first prefix in `names` that a name has by its counterpart; keep a name without one."""
     for one, other in names:
         if match := re.match(re.escape(one).replace(r"\#", r"(\d+)"), name):
             return other.replace("#", match[1] if match.groups() else "#") + name[match.end() :]
@@ -117,14 +117,14 @@ def renamed(name: str, names: Names) -> str:
 
 
 class AuthorsTensors(Mapping[str, Tensor]):
-    """Tensors in transformers' layout under the authors' names, read on access; other tensors keep their names.
+    """Tensors in transformers' layout under the authors' names, read on access. Other tensors keep their names.
 
     Args:
         stored: Tensors by transformers' name.
-        names: Beginnings of the authors' names and of transformers'.
+        names: Pairs of prefixes: of the authors' names and of transformers'.
         head_dims: Width of a head by the first component of a name.
         parts: Tensors that are parts of stored ones, by the authors' name: the name of the stored one, and the function
-            that reads the part from it.
+        that reads the part from it.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class AuthorsTensors(Mapping[str, Tensor]):
         return len(self._sources)
 
     def _fused(self, query: str) -> Tensor:
-        """Return queries, keys and values as one tensor, [n, H], with adjacent pairs of a head to be rotated."""
+        """Return queries, keys and values as one tensor [n, H], ordered for rotations of adjacent pairs."""
         head_dim = self._head_dims[query.partition(".")[0]]
         key, value = keys_and_values(query)
         rotated = [in_pairs(self._stored[name], head_dim) for name in (query, key)]
@@ -169,12 +169,11 @@ class AuthorsTensors(Mapping[str, Tensor]):
 
 
 def keys_and_values(query: str) -> tuple[str, str]:
-    """Return the names of the key and value tensors, given the name of the query tensor."""
     return query.replace(".q_proj.", ".k_proj."), query.replace(".q_proj.", ".v_proj.")
 
 
 def in_pairs(rows: Tensor, head_dim: int) -> Tensor:
-    """Return the rows [n, H] of a projection with the halves of each head as adjacent pairs."""
+    """Reorder the rows [n, H] of a projection from halves of each head to adjacent pairs."""
     return rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
 
 
@@ -182,10 +181,8 @@ class TransformersRelease:
     """Language model and codec in transformers' layout.
 
     Args:
-        release: Files and options given on the command line.
-        contents: Contents of the language model's files.
         activation: `hidden_act` of the language model.
-        names: Beginnings of the authors' names of the family, and of transformers'.
+        names: Pairs of prefixes: of the family's names by the authors, and of transformers'.
         parts: See `AuthorsTensors`.
 
     Attributes:
@@ -194,9 +191,6 @@ class TransformersRelease:
         theta: Base of its rotary frequencies.
         end_threshold: Logit above which speech ends.
         tensors: Tensors of both under the authors' names.
-
-    Raises:
-        CheckpointError: If there is no codec, or a value is missing or not supported.
     """
 
     def __init__(self, release: Release, contents: Contents, activation: str, names: Names, parts: Parts):
@@ -226,7 +220,6 @@ class TransformersRelease:
         self.tensors = AuthorsTensors(self._stored, (*names, *decoder, *NAMES), head_dims, parts)
 
     def flow_type(self) -> str:
-        """Return the kind of the flow head."""
         flow_type = entry(self.config, "flow_head_config.flow_type", CONFIG_FILE)
         if flow_type not in ("lsd", "drifting"):
             raise CheckpointError(
@@ -235,7 +228,7 @@ class TransformersRelease:
         return str(flow_type)
 
     def mimi(self) -> dict[str, Any]:
-        """Return section `mimi` of the YAML file that a Pocket TTS release with the same codec has."""
+        """Return section `mimi` of the YAML file of a Pocket TTS release with the same codec."""
         codec = self._codec_config
         width = codec["hidden_size"]
         num_words = codec["latent_dim"]
@@ -273,11 +266,8 @@ class TransformersRelease:
         """Check the tensors that the authors' converter reads, so that errors have transformers' names.
 
         Args:
-            config: Contents of the YAML file that a Pocket TTS release of the same sizes has.
+            config: Contents of the YAML file of a Pocket TTS release with the same sizes.
             folded: Shapes of tensors that are merged into others, by the authors' names.
-
-        Raises:
-            CheckpointError: If a tensor is missing or of another shape.
         """
         shape = Shape(config)
         parts = pocket_plan(shape, self.tensors, {}, clones=False)
@@ -293,9 +283,6 @@ class TransformersRelease:
         Args:
             converted: Checkpoint to be written, made with `tensors`.
             dropped: Names, or prefixes of names, of unused tensors of the language model.
-
-        Raises:
-            CheckpointError: If tensors of the codec are missing, unknown or of another shape.
         """
         (codec,) = converted.networks
         plan, folded = self._renamed(converted.plan)
@@ -312,7 +299,7 @@ class TransformersRelease:
         return replace(converted, plan=plan, dropped=(*DROPPED, *dropped), folded=merged, networks=(network,))
 
     def _renamed(self, plan: Plan) -> tuple[Plan, dict[str, tuple[int, ...]]]:
-        """Return a plan by transformers' names, and the shapes of the keys and values that are merged with queries."""
+        """Return a plan by transformers' names, and the shapes of keys and values that are merged with queries."""
         plan_of_ours: Plan = {}
         merged: dict[str, tuple[int, ...]] = {}
         for name, tensor in plan.items():
@@ -346,9 +333,6 @@ def read_codec_config(folder: Path, num_words: int) -> dict[str, Any]:
 
     Args:
         num_words: Number of elements in a latent of the language model.
-
-    Raises:
-        CheckpointError: If a value is missing or not supported.
     """
     path = folder / CONFIG_FILE
     codec = json_object(released_file(folder, CONFIG_FILE))
@@ -365,13 +349,13 @@ def read_codec_config(folder: Path, num_words: int) -> dict[str, Any]:
 
 
 def check_values(config: Mapping[str, Any], expected: Mapping[str, Any], file: str) -> None:
-    """Raise CheckpointError, naming the path, if the value at a dotted path is missing or not the expected value."""
+    """Raise CheckpointError if the value at a dotted path of a config is missing or not the expected one."""
     for path, value in expected.items():
         check_value(path, entry(config, path, file), value, file=file)
 
 
 def number(generation: Mapping[str, Any], name: str, default: float) -> float:
-    """Return a number of generation_config.json, or the default if there is none."""
+    """Return a number of generation_config.json, or `default` if it is missing."""
     value = default if generation.get(name) is None else generation[name]
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise CheckpointError(f"{GENERATION_FILE}: {name}: expected a number, got {shown(value)}")

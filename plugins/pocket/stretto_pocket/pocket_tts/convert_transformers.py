@@ -2,9 +2,8 @@
 
 `PocketTTSForConditionalGeneration.save_pretrained` writes `config.json` and `model.safetensors`, and
 `PocketTTSAudioTokenizerModel.save_pretrained` the codec. The last four rows of the embedding table are not of text:
-that of the beginning of a voice is read, the others are not, and the tokenizer's tokens with these ids are left out. No
-config states the changes to the text, so the default changes are used. Voices are in `embeddings/`, as in the authors'
-layout.
+only that of the beginning of a voice is read, and tokens with these ids are left out of the tokenizer. No config states
+the changes to the text, so the default changes are used. Voices are in `embeddings/`, as in the authors' layout.
 """
 
 import json
@@ -53,11 +52,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def text_ids(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the number of text tokens, and the id of the row before a voice.
-
-    Raises:
-        CheckpointError: If the ids that are not of text are not the last ones.
-    """
+    """Return the number of text tokens, and the id of the row before a voice."""
     num_tokens = integer(config, "vocab_size") - len(PLACEHOLDERS)
     ids = {name: config.get(f"{name}_token_id") for name in PLACEHOLDERS}
     expected = range(num_tokens, num_tokens + len(PLACEHOLDERS))
@@ -82,7 +77,7 @@ def text_tokenizer(tokenizer: Tokenizer, num_tokens: int) -> Tokenizer:
 
 
 def authors_config(layout: TransformersRelease, num_tokens: int) -> dict[str, Any]:
-    """Return the contents of the YAML file that the same release in the authors' layout has."""
+    """Return the contents of the YAML file of the same release in the authors' layout."""
     config = layout.config
     flow = layout.config["flow_head_config"]
     heads = integer(config, "num_attention_heads")

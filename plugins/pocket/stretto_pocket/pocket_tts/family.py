@@ -2,10 +2,10 @@
 
     tts     voice, n rows │ text ids │ [bos] ─► x0 x1 x2 … xe … [end]
 
-A row of the prompt is an id: a row of a voice, a text token, or the beginning-of-speech id. A row of the reply carries
+A row of the prompt is an id: a row of a voice, a text token, or the beginning-of-speech id. A row of the reply contains
 the latent that a flow head generates from the hidden state of the previous row. Speech ends a few frames after the
-model has detected its end. A named voice is a sequence of embedded rows; the first one is the model's begin-of-voice
-row. A recorded voice is that row, followed by rows that carry the latents of the recording.
+model has detected its end. A named voice is a sequence of embedded rows, the first of which is the model's
+begin-of-voice row. A recorded voice is that row, followed by rows with the latents of the recording.
 """
 
 from dataclasses import dataclass, field
@@ -48,7 +48,6 @@ class TextRules:
         replaced: Characters and their replacements, which may be empty.
         drops_semicolons: True to replace semicolons with commas.
         ends_with_mark: True to add a full stop to a text that does not end with a punctuation mark.
-        begins_with_capital: True to capitalise the first letter.
         pads_short: True to put spaces before a text of fewer than five words.
     """
 
@@ -69,7 +68,6 @@ class PocketVocabulary(Vocabulary):
         flow: Kind of flow head, a key of `DEFAULT_STEPS`.
         temperature: Default variance of the noise.
         tail_rows: Number of frames from the detected end of speech; None to choose it based on the number of words.
-        text: Changes to the text before it is tokenized.
         clones: True if the checkpoint can encode voice recordings.
         has_voice_begin: True if a separate row precedes the latents of a recorded voice.
     """
@@ -101,12 +99,11 @@ class PocketVocabulary(Vocabulary):
 
     @property
     def end(self) -> int:
-        """Id that ends a reply."""
         return self.frames.stop
 
     @property
     def recorded(self) -> int:
-        """Id of rows that carry the latents of a recorded voice."""
+        """Id of rows with the latents of a recorded voice."""
         return self.end + 1
 
     @property
@@ -141,7 +138,6 @@ class PocketVocabulary(Vocabulary):
 
     @property
     def sampling(self) -> SamplingConfig:
-        """Default sampling options."""
         return SamplingConfig(
             text=SegmentSampling(temperature=0.0),
             audio=SegmentSampling(temperature=self.temperature, min_rows=MIN_FRAMES, max_rows=MAX_FRAMES),

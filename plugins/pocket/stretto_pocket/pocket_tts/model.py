@@ -28,7 +28,7 @@ Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    """Return GELU in its tanh form for x [N, H]; the result for a row is bit-identical in every batch."""
+    """Return GELU in its tanh form of x [N, H]; the result for a row is bit-identical in every batch."""
     return activate_rows(partial(F.gelu, approximate="tanh"), x)
 
 
@@ -69,7 +69,6 @@ class PocketLayer(nn.Module):
         self.norm1, self.norm2 = (nn.LayerNorm(width, eps=NORM_EPS) for _ in range(2))
 
     def forward(self, positions: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Return the output for rows x [N, H]."""
         query, key, value = self.in_proj(self.norm1(x)).split(self.sizes, -1)
         query, key = self.rotary_emb(positions, query.contiguous(), key.contiguous())
         x = x + self.o_proj(self.attn(query, key, value.contiguous()))
@@ -107,7 +106,6 @@ class FlowBlock(nn.Module):
         self.enter, self.leave = (ReplicatedLinear(width, width, return_bias=False) for _ in range(2))
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Return the output for x [N, C] and the activated condition [N, C]."""
         shift, scale, gate = self.modulation(condition).chunk(3, -1)
         return x + gate * self.leave(silu(self.enter(self.norm(x) * (1 + scale) + shift)))
 
@@ -118,7 +116,7 @@ class FlowTime(nn.Module):
     Args:
         width: Width of the embedding, C.
         num_frequencies: Number of frequencies of the sine and cosine.
-        is_centred: True to divide the embedding by its standard deviation; False to divide it by its root mean square.
+        is_centred: True to divide the embedding by its standard deviation, False by its root mean square.
     """
 
     def __init__(self, width: int, num_frequencies: int, is_centred: bool):
@@ -145,7 +143,6 @@ class FlowHead(nn.Module):
 
     Args:
         num_words: Number of elements in a latent, D.
-        is_centred: See `FlowTime`.
     """
 
     def __init__(self, config: Any, num_words: int, is_centred: bool):
@@ -213,11 +210,10 @@ class PocketForCausalLM(nn.Module):
         self.model = PocketTransformer(vllm_config, f"{prefix}model", self.activate)
 
     def embed_input_ids(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings [N, H] of ids [N]."""
         return self.model.embed_tokens(ids)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load tensors by name; `in_proj` contains the projections to queries, keys and values."""
+        """Load tensors by name. `in_proj` contains the projections to queries, keys and values."""
         parameters = dict(self.named_parameters())
         loaded = set[str]()
         for name, tensor in weights:
@@ -257,6 +253,5 @@ class StrettoPocketForCausalLM(LatentMixin, PocketForCausalLM):
         return self.voice_connector(latents)
 
     def latent_predictor(self) -> FlowHead:
-        """Return the flow head."""
         assert self.family.layout.latents is not None
         return self.flow.prepare(self.family.layout.latents.steps)

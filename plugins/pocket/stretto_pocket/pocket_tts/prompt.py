@@ -1,8 +1,8 @@
 """Pocket TTS prompts: the rows of a voice, the ids of the text, and the beginning-of-speech id.
 
 The layout, the changes to the text and its pieces follow `_generate_audio_stream_short_text`, `prepare_text_prompt` and
-`split_into_best_sentences` in the authors' code. Each piece of a text begins with the voice, and is a request of its
-own, with the whole text and the piece's number.
+`split_into_best_sentences` in the authors' code. Each piece of a text is a request of its own, which begins with the
+voice. It contains the whole text and the piece's number.
 """
 
 import math
@@ -72,7 +72,7 @@ def finished(text: str, rules: TextRules) -> str:
 
 
 def ended(text: str) -> str:
-    """End `text` with a full stop unless it has an end mark; a final comma is replaced."""
+    """End `text` with a full stop unless it has an end mark. A final comma is replaced."""
     core = text.rstrip(f"{CLOSERS} ")
     closers = text[len(core) :].strip()
     if not core or core[-1] in END_MARKS:
@@ -83,7 +83,7 @@ def ended(text: str) -> str:
 
 
 class TextPieces:
-    """Division of a text into the pieces that are spoken one by one.
+    """Division of a text into pieces that are spoken one by one.
 
     Sentences are decoded from their tokens and joined with spaces. A piece may therefore differ from the text in its
     spaces, and in characters that the tokenizer lacks.
@@ -100,7 +100,8 @@ class TextPieces:
         )
 
     def cut(self, text: str) -> list[str]:
-        """Return the pieces of a text with a letter or a digit: as many sentences as have MAX_PIECE_TOKENS tokens."""
+        """Return the pieces of a text that have a letter or a digit: as many sentences as fit into MAX_PIECE_TOKENS
+        tokens."""
         ids = self.tokenizer.encode(self.prepare(text).strip())
         pieces = list[str]()
         held = ""
@@ -129,7 +130,6 @@ class TextPieces:
         return parts
 
     def sentences(self, ids: list[int]) -> list[list[int]]:
-        """Return the token ids of each sentence."""
         return self._split(ids, self._sentence_ends, keeps_decimals=True)
 
     def _split(self, ids: list[int], ends: Collection[int], keeps_decimals: bool = False) -> list[list[int]]:
@@ -147,13 +147,12 @@ class TextPieces:
 
 
 def ended_on_pause(pcm: np.ndarray, sample_rate: int) -> np.ndarray:
-    """End a recording with 80 ms of silence, as in training (`end_on_pause` in the authors' code), and return it.
+    """Return a recording that ends with 80 ms of silence, as in training (`end_on_pause` in the authors' code).
 
     Trailing silence (20 ms frames at least 35 dB below the loudest frame) is removed first. The last 20 ms fade out.
 
     Args:
         pcm: Samples, float32 [n], at least 20 ms long.
-        sample_rate: Sample rate of `pcm` in Hz.
     """
     frame = int(FADE_S * sample_rate)
     num_frames = len(pcm) // frame
@@ -179,7 +178,6 @@ class PocketTemplate:
         self._sample_rate = codec.spec.sample_rate
 
     def rewritten(self, text: str) -> str:
-        """Return `text` on a single line, with the character replacements of the release."""
         return rewritten(text, self._vocabulary.text)
 
     def finished(self, text: str) -> str:
@@ -187,16 +185,13 @@ class PocketTemplate:
         return finished(text, self._vocabulary.text)
 
     def num_tail_rows(self, text: str) -> int:
-        """Return the number of frames from the detected end of speech, which is larger for texts of few words."""
+        """Return the number of frames from the detected end of speech, larger for texts of few words."""
         if self._vocabulary.tail_rows is not None:
             return self._vocabulary.tail_rows
         return SHORT_TAIL_ROWS if len(text.split()) <= FEW_WORDS else TAIL_ROWS
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the prompt for a text, including the number of frames after the end of speech.
-
-        The voice is taken from the recording in `pieces`, if there is one, or else is the one called `voice`.
-        """
+        """Return the prompt for a text, in the voice of the recording in `pieces`, or else the one called `voice`."""
         *recordings, piece = pieces
         assert piece.text is not None, task.name
         check_text(piece.text, piece.path, self._family.max_text_chars)
@@ -245,7 +240,7 @@ class PocketTemplate:
         return rows
 
     def _encoded(self, piece: Piece) -> np.ndarray:
-        """Encode a recording to latents, as words, int32 [D, T]."""
+        """Encode a recording to latents as words, int32 [D, T]."""
         assert piece.pcm is not None, "a recording has samples, codes or latents"
         if len(piece.pcm) < MIN_VOICE_S * self._sample_rate:
             raise InvalidRequest(piece.path, f"at least {MIN_VOICE_S} s", f"{len(piece.pcm) / self._sample_rate:.4f} s")

@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).parent / "config"  # YAML files of the authors' package
 
 
 def packaged_config(name: str) -> Path | None:
-    """Return the YAML file of a published release, by the name of its folder; None if there is none."""
+    """Return the YAML file of the published release in the folder `name`; None if there is none."""
     path = CONFIGS / f"{name}.yaml"
     return path if path.is_file() else None
 

@@ -24,11 +24,7 @@ DIFFERENCE = 1e-5
 
 
 class VoiceBackbone:
-    """Transformer of a release in float64, which processes the rows of one voice without a KV cache.
-
-    Args:
-        num_kv_heads: Number of key and value heads.
-    """
+    """Transformer of a release in float64, which processes the rows of one voice without a KV cache."""
 
     def __init__(self, tensors: Mapping[str, Tensor], num_layers: int, head_dim: int, num_kv_heads: int, theta: float):
         self._tensors = tensors
@@ -39,7 +35,6 @@ class VoiceBackbone:
         self.kv_width = head_dim * num_kv_heads
 
     def weight(self, layer: int, name: str) -> Tensor:
-        """Return the tensor `name` of a layer in float64."""
         return self._tensors[f"flow_lm.transformer.layers.{layer}.{name}"].double()
 
     @property
@@ -61,7 +56,7 @@ class VoiceBackbone:
         return self.rotated(query), self.rotated(key), value
 
     def rotated(self, x: Tensor, direction: int = 1) -> Tensor:
-        """Rotate adjacent pairs of x [n, heads, D] by the angles of their positions; `direction` -1 undoes this."""
+        """Rotate adjacent pairs of x [n, heads, D] by the angles of their positions; `direction` -1 undoes it."""
         half = x.shape[-1] // 2
         exponents = torch.arange(half, dtype=torch.float32) * (-math.log(self._theta) * 2 / x.shape[-1])
         angles = direction * torch.arange(len(x), dtype=torch.float64)[:, None, None] * exponents.exp().double()
@@ -77,7 +72,6 @@ class VoiceBackbone:
         return seen.transpose(0, 1).flatten(1) @ self.weight(layer, "self_attn.out_proj.weight").T
 
     def fed_forward(self, layer: int, x: Tensor) -> Tensor:
-        """Apply the feed-forward part of a layer to rows x [n, H], and return the result."""
         opened = self.norm(layer, "norm2", x) @ self.weight(layer, "linear1.weight").T
         return x + F.gelu(opened, approximate="tanh") @ self.weight(layer, "linear2.weight").T
 
@@ -86,15 +80,15 @@ def recover_rows(backbone: VoiceBackbone, stored: Mapping[str, Tensor], path: Pa
     """Return the embedded rows [n, H] of a voice, float32, with a mean of 0.
 
     The keys and values of layer 0 determine its normalised rows, by least squares. These determine a row except for its
-    mean, which every LayerNorm removes, and its scale, which is chosen so that the keys and values of layer 1 match.
+    mean and its scale. Every LayerNorm removes the mean. The scale is chosen so that the keys and values of layer 1
+    match.
 
     Args:
         stored: `transformer.layers.<i>.self_attn/cache` [2, 1, n, heads, D] and `…/offset` [1] or `…/current_end` [n].
         path: File of the voice, for error messages.
 
     Raises:
-        CheckpointError: If a tensor is missing or has a different shape, or the rows do not reproduce the stored keys
-            and values.
+        CheckpointError: If a tensor is missing or misshapen, or the rows do not reproduce the stored keys and values.
     """
     published = [_cache(backbone, stored, layer, path) for layer in range(backbone.num_layers)]
     epsilon = max(backbone.epsilon, *(torch.finfo(cache.dtype).eps for cache in published))
@@ -106,7 +100,7 @@ def recover_rows(backbone: VoiceBackbone, stored: Mapping[str, Tensor], path: Pa
     attended = backbone.attended(0, normed)
 
     def missed(scale: Tensor) -> Tensor:
-        """Return the difference [n, H] between layer 1's normalised rows and the rows implied by its cache."""
+        """Return the difference [n, H] between layer 1's normalised rows and those that its cache implies."""
         rows = backbone.fed_forward(0, first * scale[:, None] + attended)
         return F.layer_norm(rows, rows.shape[-1:], eps=NORM_EPS) - second
 

@@ -85,10 +85,10 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def vocabulary(thinker: Thinker, tokenizer: Tokenizer, voices: Sequence[str]) -> ThinkerVocabulary:
-    """Return the ids of the thinker; raise CheckpointError if the tokenizer has other ids than config.json.
+    """Return the thinker's ids; raise CheckpointError if the tokenizer has other ids than config.json.
 
     Args:
-        voices: Names of the talker's voices; none without a talker.
+        voices: Names of the talker's voices; empty without a talker.
     """
     text = thinker.text_config
     ids = tokenizer.ids_of(MARKERS.values(), text.vocab_size)
@@ -104,7 +104,7 @@ def vocabulary(thinker: Thinker, tokenizer: Tokenizer, voices: Sequence[str]) ->
 
 
 def image_record(config: Mapping[str, Any], text: ThinkerText) -> dict[str, Any]:
-    """Return `image_config` for config.json; raise CheckpointError if it is invalid or does not fit the backbone."""
+    """Return the `image_config` of a release; raise CheckpointError if it does not fit the backbone."""
     path = "thinker_config.vision_config."
     record = {name: integer(config, f"{path}{name}") for name in NUMBERS_OF_IMAGES}
     vision = config["thinker_config"]["vision_config"]
@@ -129,6 +129,6 @@ def image_record(config: Mapping[str, Any], text: ThinkerText) -> dict[str, Any]
 
 
 def image_plan(record: Mapping[str, Any]) -> Plan:
-    """Return the plan of the image encoder's tensors; `record` is the `image_config` to be written."""
+    """Return the plan of the image encoder's tensors for an `image_config`."""
     shapes = shapes_of(Qwen3OmniMoeVisionEncoder, tower_config(record))
     return {f"{THINKER}visual.{name}": Part(f"image_encoder.tower.{name}", shape) for name, shape in shapes.items()}

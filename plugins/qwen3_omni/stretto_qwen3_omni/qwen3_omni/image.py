@@ -25,8 +25,8 @@ class Patches:
 
     Attributes:
         size: Pixels in a side of a patch.
-        copies: Number of times that each patch is given, as frames of a video that does not move.
-        merged: Patches in a side of a square that becomes a row.
+        copies: Number of times that each patch is given, as the frames of a still video.
+        merged: Patches in a side of the square that becomes a row.
     """
 
     size: int
@@ -35,19 +35,15 @@ class Patches:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Read the sizes from an `image_config`."""
         return cls(record["patch_size"], record["temporal_patch_size"], record["spatial_merge_size"])
 
     def read(self, pixels: np.ndarray, path: str, first_row: int) -> InputImage:
-        """Return the encoder's input for an image.
+        """Return the encoder's input for an image; raise InvalidRequest if the image is too narrow.
 
         Args:
             pixels: Colours, uint8 [height, width, 3].
             path: Name of the image in error messages.
             first_row: Index of its first row.
-
-        Raises:
-            InvalidRequest: If the image is too narrow.
         """
         height, width = pixels.shape[:2]
         if max(height, width) > MAX_RATIO * min(height, width):

@@ -29,12 +29,12 @@ LEVELS = "deepstack_visual_indexes"  # layers of the encoder whose output is add
 
 
 def tower_config(record: Mapping[str, Any]) -> Qwen3OmniMoeVisionEncoderConfig:
-    """Return transformers' configuration of the image encoder that an `image_config` describes."""
+    """Return transformers' configuration of the image encoder for an `image_config`."""
     return Qwen3OmniMoeVisionEncoderConfig(**{name: record[name] for name in (*NUMBERS, LEVELS)})
 
 
 def image_encoder(image_format: ImageFormat, backbone: Any, vllm_config: Any) -> ImageEncoder:
-    """Create the image encoder that `image_config` in config.json describes; its weights are loaded later."""
+    """Create the image encoder for the `image_config` in config.json. Its weights are loaded later."""
     config = tower_config(getattr(vllm_config.model_config.hf_config, KEY))
     return ImageEncoder(Qwen3OmniMoeVisionEncoder(config).eval(), embed_image, image_format, backbone, vllm_config)
 
@@ -42,16 +42,13 @@ def image_encoder(image_format: ImageFormat, backbone: Any, vllm_config: Any) ->
 def embed_image(
     tower: Qwen3OmniMoeVisionEncoder, adaptor: nn.Identity, features: torch.Tensor, height: int, width: int
 ) -> torch.Tensor:
-    """Encode one image.
+    """Encode one image to rows for the backbone and for its first L layers, [N, (1 + L) * H].
 
     Args:
         adaptor: Unused: the encoder's output already has the backbone's width.
         features: Patches, [F, M].
         height: Number of lines of rows.
         width: Number of rows in a line.
-
-    Returns:
-        Rows for the backbone, and for its first L layers, [N, (1 + L) * H].
     """
     side = tower.spatial_merge_size
     grid = torch.tensor([[1, side * height, side * width]], device=features.device)

@@ -6,8 +6,8 @@ Consecutive pieces of the same role form one turn. Within a turn, everything bet
 tokenised as one text, which includes the role before it: a text may begin with a line end, which then belongs to the
 same token as the one after the role. Each recording has one `<|audio_pad|>` for each row of the audio encoder, and each
 image one `<|image_pad|>` for each row of the image encoder, between `<|vision_start|>` and `<|vision_end|>`. Codes of
-the assistant's earlier speech are not read, because the text of such a turn is in the prompt. Neither are its earlier
-thoughts.
+the assistant's earlier speech are left out, because the text of such a turn is in the prompt. Its earlier thoughts are
+left out, too.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class ThinkerTemplate:
         self._patches = patches
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the conversation's rows and the first rows of the reply; there is no default system turn.
+        """Return the conversation's rows and the first rows of the reply. There is no default system turn.
 
         If the reply is spoken, `PromptRows.voice` is the index of the voice in `Family.voices`.
         """
@@ -91,13 +91,13 @@ class ThinkerTemplate:
         return PromptRows(rows, audios=tuple(audios), images=tuple(images), voice=spoken_by)
 
     def _image(self, pixels: np.ndarray, path: str, first_row: int) -> InputImage:
-        """Return an image in the encoder's form; raise InvalidRequest if the checkpoint has no encoder."""
+        """Return an image as the encoder's input; raise InvalidRequest if the checkpoint has no encoder."""
         if self._patches is None:
             raise InvalidRequest(path, "text or audio (this checkpoint has no image encoder)", "an image")
         return self._patches.read(pixels, path, first_row)
 
     def _checked(self, piece: Piece) -> str:
-        """Return the text of a piece; raise InvalidRequest if there is none, or it is too long."""
+        """Return the text of a piece; raise InvalidRequest if it is missing, empty or too long."""
         if piece.text is None:
             raise InvalidRequest(piece.path, "text or audio samples (the model reads no codes)", "codes")
         check_text(piece.text, piece.path, self._family.max_text_chars)
@@ -131,7 +131,7 @@ def _check_total(pieces: tuple[Piece, ...]) -> None:
 def _without_codes(turn: list[Piece]) -> list[Piece]:
     """Return the pieces of a turn without the codes of an assistant's speech.
 
-    A spoken reply that was interrupted has only codes if its played words are unknown. It is read as empty.
+    An interrupted reply whose played words are unknown has only codes. It is read as empty.
     """
     return [piece for piece in turn if piece.codes is None or piece.role != "assistant"]
 

@@ -1,7 +1,4 @@
-"""Qwen3-Omni talker: the layout of Qwen3-TTS with a mixture of experts.
-
-It speaks the output of a separate thinker.
-"""
+"""Qwen3-Omni talker: the layout of Qwen3-TTS with a mixture of experts. It speaks the text of a separate thinker."""
 
 from stretto.codecs.decoder_sizes import DecoderSize
 from stretto.family.plugin import AudioEncoder, FamilyPlugin, lazy

@@ -1,7 +1,6 @@
 """Conversion of the talker in a Qwen3-Omni release: names, shapes and ids as published by Qwen.
 
 The converter of the whole release (`stretto_qwen3_omni/qwen3_omni/convert.py`) calls this one.
-
 https://huggingface.co/Qwen/Qwen3-Omni-30B-A3B-Instruct contains the whole model; the `talker.…` tensors are a tenth of
 it. Only the tensors in use are read. They include the thinker's embedding table, because the talker's text table is
 computed from it. All hyperparameters come from config.json, because the defaults of the transformers classes belong to
@@ -66,7 +65,7 @@ class ExpertLayers(Qwen3Layers):
 
     @property
     def sections(self) -> list[int]:
-        """Sections of the rotary embedding; CheckpointError if they do not fit the heads."""
+        """Sections of the rotary embedding."""
         return rope_sections(self, self.rope_scaling)
 
     @property
@@ -113,7 +112,6 @@ class ExpertLayers(Qwen3Layers):
 
 
 def expert_shapes(prefix: str, width: int, size: int) -> dict[str, Shape]:
-    """Map the tensor names of one expert of this size to their shapes."""
     shapes: dict[str, Shape] = dict.fromkeys((f"{prefix}gate_proj.weight", f"{prefix}up_proj.weight"), (size, width))
     return shapes | {f"{prefix}down_proj.weight": (width, size)}
 
@@ -212,7 +210,7 @@ def convert(config: WholeRelease, contents: Contents) -> Converted:
 
 
 def code2wav(published: dict[str, Any], vocab: TalkerVocabulary) -> Network:
-    """Return the codec, to be written to a separate folder."""
+    """Return the codec, to be written to a folder of its own."""
     record = with_older_keys(published)
     try:
         shape = read_shape(record)

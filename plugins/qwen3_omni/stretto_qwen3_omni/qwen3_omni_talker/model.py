@@ -20,7 +20,6 @@ class Projection(nn.Module):
         self.linear_fc2 = nn.Linear(inner, hidden_size)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Return rows [N, H] in the model's dtype for states [N, W]."""
         return self.linear_fc2(F.silu(self.linear_fc1(states.to(self.linear_fc1.weight.dtype))))
 
 

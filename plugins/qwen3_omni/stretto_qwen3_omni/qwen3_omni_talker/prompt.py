@@ -6,8 +6,8 @@ r"""Prompts of Qwen3-Omni's talker, written from the thinker's prompt and reply 
 
 The talker reads only the user turns of the conversation: ids for text, and one projected hidden state of the thinker
 per row of audio or an image. With each frame, it reads a token of the thinker's reply: the first token in the last
-prompt row, the others as they arrive, then the end token (`Family.text_track`).
-The layout follows `generate` of Qwen3OmniMoeForConditionalGeneration in transformers.
+prompt row, the others as they arrive, then the end token (`Family.text_track`). The layout follows `generate` of
+Qwen3OmniMoeForConditionalGeneration in transformers.
 """
 
 from collections.abc import Sequence
@@ -42,12 +42,7 @@ class TalkerPrompts:
         return cls(TalkerVocabulary.from_record(config[VOCABULARY]))
 
     def check_writer(self, num_ids: int, voices: Sequence[str]) -> None:
-        """Raise CheckpointError unless the talker can speak the thinker's replies.
-
-        Args:
-            num_ids: Number of ids that the thinker may generate.
-            voices: Names of the thinker's voices.
-        """
+        """Raise CheckpointError unless the talker has the thinker's `num_ids` text ids and all its voices."""
         if self._vocabulary.num_text_ids != num_ids:
             expected = f"num_text_ids {num_ids}, as many ids as the thinker has"
             raise CheckpointError(f"talker: {VOCABULARY}: expected {expected}, got {self._vocabulary.num_text_ids}")
@@ -67,19 +62,16 @@ class TalkerPrompts:
         is_open: bool = False,
         grids: Sequence[tuple[int, int]] = (),
     ) -> Prompt:
-        """Return the prompt that speaks `words`.
+        """Return the prompt that speaks `words`; raise InvalidRequest, with the argument's name, if one is invalid.
 
         Args:
             conversation: Ids of the thinker's prompt.
             words: Ids of the thinker's reply, or of its beginning if `is_open`.
             states: Hidden states, float32 [n, W], of the thinker layer given by `accept_hidden_layer` in config.json,
-                for the ids of audio and images in user turns, in order; None if there are none.
+            for the ids of audio and images in user turns, in order; None if there are none.
             sampling: Sampling options; None for the defaults.
             is_open: True if `SpeechLLM.write` will add further words and the end id; if False, the end id is added.
             grids: Height and width of each image in user turns, in rows of the prompt.
-
-        Raises:
-            InvalidRequest: If an argument is invalid; the message contains its name.
         """
         text = self._vocabulary.text
         users = self._user_turns(self._checked_ids("conversation", conversation))
@@ -101,7 +93,7 @@ class TalkerPrompts:
         )
 
     def spoken(self, words: Sequence[int]) -> list[int]:
-        """Return the ids in `words` that may be spoken: they do not begin, end or pad a text."""
+        """Return the ids in `words` that may be spoken, without those that begin, end or pad a text."""
         text = self._vocabulary.text
         marks = {text.pad, text.bos, text.eos}
         return [word for word in words if word not in marks]
@@ -116,7 +108,7 @@ class TalkerPrompts:
             raise InvalidRequest("words", "text ids without bos, eos and pad ids", sorted(marks))
 
     def _checked_ids(self, field: str, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return ids as an array [n]; raise InvalidRequest if one is not an id of the thinker's text."""
+        """Return ids as an array [n]; raise InvalidRequest if one is not a text id of the thinker."""
         size = self._vocabulary.num_text_ids
         array = np.asarray(ids) if len(ids) else np.zeros(0, np.int32)
         is_good = array.ndim == 1 and array.dtype.kind in "iu"

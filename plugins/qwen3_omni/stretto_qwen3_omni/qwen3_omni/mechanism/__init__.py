@@ -1,1 +1,1 @@
-"""This family's mechanism (`stretto.family.mechanism`): speech of a talker."""
+"""Mechanism of this family (`stretto.family.mechanism`): a talker speaks the reply."""

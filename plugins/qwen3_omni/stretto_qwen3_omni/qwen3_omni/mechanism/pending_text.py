@@ -28,11 +28,12 @@ class PendingText:
         self._feed: TextFeed | None = None
 
     def listen(self, states: np.ndarray | None, ids: list[int]) -> None:
-        """Store the ids that the writer has generated; this is the `listener` of `SpeechLLM.reply_chunks`.
+        """Store the ids that the writer has generated (`listener` of `SpeechLLM.reply_chunks`).
 
         Args:
             states: Hidden states of the writer's prompt, float32 [n, W], which arrive before the first word; None in
-                later calls. After a preemption, the same states may arrive again.
+                later
+            calls. After a preemption, the same states may arrive again.
         """
         if states is not None and not self._has_begun.is_set():
             self._states = states
@@ -42,16 +43,13 @@ class PendingText:
         self._pass_on()
 
     def end(self) -> None:
-        """Complete the text."""
+        """Mark the text as complete."""
         self._is_complete = True
         self._has_begun.set()
         self._pass_on()
 
     async def begin(self) -> tuple[list[int], np.ndarray | None]:
-        """Wait for the first word; return it and the hidden states, which are then no longer kept here.
-
-        The list is empty if the reply has no words.
-        """
+        """Wait for the first word; return it, if there is one, and the hidden states, which are then freed here."""
         await self._has_begun.wait()
         first = self._words[:1]
         self._words = self._words[1:]

@@ -1,4 +1,4 @@
-"""Hidden states of the writer in the prompts of replies that the talker speaks."""
+"""Hidden states of the writer's prompt rows, for replies that the talker speaks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,12 +23,6 @@ def keep_states(talker: Talker, model: Any, vllm_config: VllmConfig) -> None:
 
     The model writes the hidden states of the step's rows to its attribute `layer_states`, [max rows, H], where they are
     valid until the next step.
-
-    Args:
-        talker: Talker, with the index of the layer.
-
-    Raises:
-        CheckpointError: If there is no such layer, or the backbone cannot return its input.
     """
     config = vllm_config.model_config
     max_rows = vllm_config.scheduler_config.max_num_batched_tokens
@@ -52,11 +46,11 @@ def keep_states(talker: Talker, model: Any, vllm_config: VllmConfig) -> None:
 
 
 class PromptStates(PromptLogprobsWorker):
-    """Hidden states of the rows of audio and images, which each step that computes such rows sends to the scheduler.
+    """Hidden states of the rows of audio and images, sent to the scheduler by each step that computes such rows.
 
-    It replaces vLLM's scores of prompt rows, which our requests do not ask for. vLLM copies the returned states to the
-    host together with the step's samples, so none are kept on the device. A request whose prompt is computed again
-    after a preemption sends the same states again.
+    It replaces vLLM's log-probabilities of prompts, which no request asks for. vLLM copies the states to the host
+    together with the step's samples, so none are kept on the device. A request whose prompt is computed again after a
+    preemption sends the same states again.
 
     Args:
         model: The writer's model (`keep_states`).
@@ -94,12 +88,7 @@ class PromptStates(PromptLogprobsWorker):
     ) -> dict[str, torch.Tensor]:
         """Return the states of the step's rows of audio and images, float32 [n, 1 + H], by request id (vLLM's hook).
 
-        Column 0 is the position of the row.
-
-        Args:
-            logits_fn: Unused.
-            hidden_states: Unused: the output of the last layer.
-            prompt_lens: Unused.
+        Column 0 is the position of the row. The last layer's `hidden_states` are not used.
         """
         states_by_request: dict[str, torch.Tensor] = {}
         if not self._inputs:

@@ -56,9 +56,7 @@ class SpokenLLM:
 
     @classmethod
     def launch(cls, talker: Talker, config: EngineConfig) -> "SpokenLLM":
-        """Start both models (`Speaker.launch`); see `SpeechLLM.launch`.
-
-        If one of them does not start, the other is stopped.
+        """Start both models (`Speaker.launch`). If one of them does not start, stop the other.
 
         Args:
             talker: Speaker of the writer's family.
@@ -80,10 +78,10 @@ class SpokenLLM:
     async def generate(
         self, prompt: Prompt, request_id: str | None = None, pacer: Pacer | None = None, host: str = ""
     ) -> AsyncGenerator[LMChunk, None]:
-        """Yield the chunks of one reply; those with text and those with frames are independent of each other.
+        """Yield the chunks of one reply. Chunks with text and chunks with frames are independent of each other.
 
-        A reply of a task that is not spoken comes from the writer alone. A spoken reply needs a permit of both models
-        until it ends, so it is refused at once if either is full.
+        If the task is not spoken, only the writer replies. A spoken reply needs a permit of both models until it ends,
+        so it is refused at once if either is full.
 
         Args:
             prompt: Prompt of the writer. `Prompt.voice` is an index in `Family.voices`.
@@ -115,22 +113,19 @@ class SpokenLLM:
                     yield chunk
 
     def _writer_prompt(self, prompt: Prompt) -> Prompt:
-        """Return the writer's part of a request: without options for audio."""
+        """Return the writer's part of a request, without options for audio."""
         defaults = self.family.task(prompt.task).sampling
         sampling = prompt.sampling
         of_writer = replace(defaults, text=sampling.text, seed=sampling.seed)
         return replace(prompt, sampling=of_writer, alignment=None, voice=0)
 
     def _speaker_prompt(self, prompt: Prompt, words: Sequence[int], states: np.ndarray | None) -> Prompt:
-        """Return the speaker's part of a request.
+        """Return the speaker's part of a request; raise InvalidRequest if it cannot read the conversation.
 
         Args:
             words: First ids of the writer's reply.
-            states: Hidden states of the writer in the rows of audio input and images, float32 [n, W]; None if there are
+            states: The writer's hidden states in rows of audio input and images, float32 [n, W]; None if there are
                 none.
-
-        Raises:
-            InvalidRequest: If the speaker cannot read the conversation.
         """
         voices = self.family.voices
         if prompt.voice not in range(len(voices)):
@@ -146,9 +141,9 @@ class SpokenLLM:
     def _sized(self, prompt: Prompt) -> Prompt:
         """Return a stand-in for the speaker's prompt, with its size and options.
 
-        The speaker's prompt needs the first word and hidden states of the writer. The stand-in is complete before the
-        writer begins, so that a request that the speaker cannot take is refused at once. It has an id of the
-        conversation in place of the word, and zeros, which take no memory, in place of the states.
+        The speaker's prompt needs the first word and hidden states of the writer. The stand-in exists before the writer
+        begins, so that a request that the speaker cannot take is refused at once. It has an id of the conversation as
+        the word, and zeros, which take no memory, as the states.
         """
         num_states = sum(model_input.num_rows for model_input in prompt.inputs)
         zeros = np.broadcast_to(np.zeros((), np.float32), (num_states, self._width))
@@ -170,48 +165,44 @@ class SpokenLLM:
         return both | {name: of_writer[name] for name in ("active", "finished_total")}
 
     def has_work(self) -> bool:
-        """Return True if one of the models has work; see `SpeechLLM.has_work`."""
+        """Return True if one of the models has work."""
         return any(model.has_work() for model in self.parts)
 
     def shutdown(self) -> None:
-        """Stop both engines and their processes."""
         for model in self.parts:
             model.shutdown()
 
     @property
     def engine_pids(self) -> list[int]:
-        """Pids of the engine processes of both models."""
         return [pid for model in self.parts for pid in model.engine_pids]
 
     def text_stream(self) -> StreamedText:
-        """Return the writer's streamed text; see `SpeechLLM.text_stream`."""
         return self.writer.text_stream()
 
     def max_words(self, prompt: Prompt) -> int:
-        """Return the writer's limit; see `SpeechLLM.max_words`."""
         return self.writer.max_words(prompt)
 
     async def write(self, request_id: str, ids: Sequence[int], is_last: bool = False) -> None:
-        """Append to the prompt of the writer; see `SpeechLLM.write`."""
+        """Append to the prompt of the writer (`SpeechLLM.write`)."""
         await self.writer.write(request_id, ids, is_last)
 
     async def write_frames(
         self, request_id: str, frames: np.ndarray, is_last: bool, seconds: float, max_ahead: int
     ) -> tuple[int, int]:
-        """Append to the live audio of the writer; see `SpeechLLM.write_frames`."""
+        """Append to the live audio of the writer (`SpeechLLM.write_frames`)."""
         return await self.writer.write_frames(request_id, frames, is_last, seconds, max_ahead)
 
     def session_place(self, host: str) -> AbstractContextManager[None]:
-        """Reserve a live session of the writer; see `SpeechLLM.session_place`."""
+        """Reserve a live session of the writer (`SpeechLLM.session_place`)."""
         return self.writer.session_place(host)
 
     def end_session(self, request_id: str, failure: StrettoError) -> None:
-        """End a live session of the writer; see `SpeechLLM.end_session`."""
+        """End a live session of the writer (`SpeechLLM.end_session`)."""
         self.writer.end_session(request_id, failure)
 
 
 def _begun(configs: Iterable[EngineConfig], failed: ExitStack) -> Iterator[StartingLLM]:
-    """Start an engine for each configuration without waiting, and yield it; `failed` stops those started."""
+    """Start an engine for each configuration without waiting, and yield it. `failed` stops the started ones."""
     for config in configs:
         starting = StartingLLM(config)
         failed.callback(starting.stop)
@@ -219,11 +210,7 @@ def _begun(configs: Iterable[EngineConfig], failed: ExitStack) -> Iterator[Start
 
 
 def states_width(writer: Path, speaker: Path) -> int:
-    """Return the width of the hidden states that a speaker reads.
-
-    Raises:
-        CheckpointError: If the speaker does not read states, or the writer is not as wide.
-    """
+    """Return the width of the hidden states that a speaker reads; raise CheckpointError if it is not the writer's."""
     audio_format = AudioFormat.from_config(config_at(speaker))
     width = config_at(writer).get("hidden_size")
     feature_size = None if audio_format is None else audio_format.feature_size

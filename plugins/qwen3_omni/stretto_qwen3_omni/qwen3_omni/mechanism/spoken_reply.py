@@ -24,9 +24,10 @@ class SpokenReply:
     """One reply of a writer and its speaker: two requests, whose chunks form one stream.
 
     Args:
-        writing: The writer's part of it, a result of `SpeechLLM.prepare`.
-        speaking: Function that returns the speaker's part of it for the first words of the text, and for the writer's
-            hidden states or None.
+        writing: The writer's request, a result of `SpeechLLM.prepare`.
+        speaking: Function that returns the speaker's prompt for the first words of the text and the writer's hidden
+            states,
+        or None for no states.
         text: Text, which is still empty.
         pacer: Pacer that decides when frames are sent.
     """
@@ -56,9 +57,10 @@ class SpokenReply:
         self._first_frame_s: float | None = None
 
     async def chunks(self, permit: Permit, speaking: Permit) -> AsyncGenerator[LMChunk, None]:
-        """Yield all chunks. Frames are requested from the speaker only after the previous ones have been taken.
+        """Yield all chunks. The speaker is asked for frames only after the previous ones have been taken.
 
         Args:
+            permit: The writer's permit.
             speaking: The speaker's permit.
         """
         writer = asyncio.create_task(self._write(permit))
@@ -140,7 +142,7 @@ class SpokenReply:
             permit.record_first_frame(self._first_frame_s)
 
     def _numbered(self, item: LMChunk) -> LMChunk:
-        """Return the next chunk of the reply."""
+        """Return `item` as the next chunk of the reply."""
         alignment = None if self._num_chunks else self._prompt.alignment
         index = self._num_chunks
         self._num_chunks = self._num_chunks + 1

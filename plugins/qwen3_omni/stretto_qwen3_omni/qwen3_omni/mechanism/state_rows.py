@@ -10,7 +10,7 @@ from stretto_qwen3_omni.qwen3_omni.family import Talker
 
 
 def spoken_inputs(family: Family, prompt: Prompt) -> tuple[InputAudio | InputImage, ...]:
-    """Return audio and images of a prompt in whose rows the talker reads hidden states; empty for none."""
+    """Return a prompt's audio and images, whose rows' hidden states the talker reads; empty if it does not speak."""
     return prompt.inputs if family.task(prompt.task).speaks else ()
 
 
@@ -36,7 +36,7 @@ class StateRows:
         return cls(inputs) if inputs else None
 
     def put(self, rows: np.ndarray) -> None:
-        """Add states, float32 [n, 1 + H], whose column 0 has their positions. Known states do not change."""
+        """Add states, float32 [n, 1 + H], whose column 0 is the position. Known states do not change."""
         if self._states is None:
             self._states = np.zeros((len(self._positions), rows.shape[1] - 1), np.float32)
         places = np.searchsorted(self._positions, rows[:, 0].astype(np.int64))
