@@ -1,1 +1,1 @@
-"""VibeVoice and VibeVoice Realtime."""
+"""VibeVoice, VibeVoice-ASR and VibeVoice Realtime."""

@@ -78,14 +78,7 @@ class TokenizerConfig:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], name: str = PARTS) -> "TokenizerConfig":
-        """Return the hyperparameters in a release's config.json.
-
-        Args:
-            record: Section `audio_config` or `semantic_model_config`.
-
-        Raises:
-            CheckpointError: If the section describes a different kind of tokenizer.
-        """
+        """Return the hyperparameters in a section of config.json, `audio_config` or `semantic_model_config`."""
         record = DEFAULTS | dict(record)
         for key, value in SERVED.items():
             if record[key] != value:
@@ -122,12 +115,11 @@ class TokenizerConfig:
 
     @property
     def hop(self) -> int:
-        """Number of samples per frame."""
         return prod(self.ratios)
 
     @property
     def reach(self) -> int:
-        """Number of earlier frames that a frame's output depends on, in the encoder as well as in the decoder."""
+        """Number of earlier frames on which a frame's output depends, in the encoder as well as in the decoder."""
         hops = [prod(self.ratios[:level]) for level in range(len(self.depths))]
         steps = 1 + self.hop + sum(depth * hop for depth, hop in zip(self.depths, hops, strict=True))
         return ceil(((self.kernel - 1) * steps + sum(hops[1:])) / self.hop)
@@ -147,8 +139,6 @@ class Norm(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two layers with GELU between them."""
-
     def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
         self.linear1 = nn.Linear(channels, inner)
@@ -201,17 +191,15 @@ class TokenizerNetwork(nn.Module):
         self.num_kept = num_kept(self)
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        """Return the output [B, C, n] for the input x [B, C, n]."""
         x = self.stem(x, memory)
         for layer in self.conv_layers:
             x = layer(x, memory)
         return self.head(x, memory)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Process whole frames; return the output and the next state.
+        """Process whole frames x [B, C, n]; return the output and the next state.
 
         Args:
-            x: Input [B, C, n].
             state: State before the input, [B, num_kept]; zeros before the first frame.
         """
         memory = Memory(state, torch.zeros(len(x), device=x.device), x.shape[2])
@@ -292,9 +280,6 @@ class VibeVoiceCodec(nn.Module):
 
         The recording is normalised to -25 dBFS. As in training, noise is added to the encoder's mean. The noise depends
         only on the samples, so that a recording always gives the same voice.
-
-        Raises:
-            InvalidRequest: If the checkpoint has no encoder.
         """
         if self.encoder is None:
             raise InvalidRequest("messages", "a named voice (this checkpoint has no encoder)", "a recording")
@@ -310,7 +295,6 @@ class VibeVoiceCodec(nn.Module):
         return np.concatenate([scaled, begins], 1).view(np.int32).T.astype(np.int64)
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return zeros, the state before any frame has been decoded."""
         return self.decoder.head.conv.weight.new_zeros(batch, self.decoder.num_kept)
 
     @torch.inference_mode()
@@ -353,7 +337,7 @@ def gaussian_noise(key: int, number: int) -> np.ndarray:
 
 
 def codec_shapes(config: TokenizerConfig, has_encoder: bool = True) -> dict[str, tuple[int, ...]]:
-    """Map the name of each codec tensor to its shape."""
+    """Return the shape of each codec tensor by name."""
     with torch.device("meta"):
         codec = VibeVoiceCodec(config, LatentScale(1.0, 0.0), has_encoder)
         return {name: tuple(tensor.shape) for name, tensor in codec.state_dict().items()}

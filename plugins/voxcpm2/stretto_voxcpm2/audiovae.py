@@ -1,13 +1,12 @@
 """`audiovae`: the VoxCPM2 codec (16 kHz input, 48 kHz output), exact for chunks of any size.
 
-4 latents ─► conv ─► 6 × (scale, ↑ 8, 6, 5, 2, 2, 2, 3 residual units) ─► conv ─► pcm
-6.25 rows/s    6 back     1 back      6, 18 and 54 back                  6 back
+4 latents ─► conv ─► 6 × (scale, ↑ 8, 6, 5, 2, 2, 2, 3 residual units) ─► conv ─► pcm 6.25 rows/s    6 back     1 back
+6, 18 and 54 back                  6 back
 
 A frame is a patch of latents, laid out like a row of the language model: word p * D + d is element d of latent p. All
 layers are causal and store their last inputs ("back" in the diagram) in the state. The converter folds weight norms
-into the weights.
-Before each block, a scale and an offset condition the decoder on the output sample rate. The encoder returns the mean
-of its output distribution.
+into the weights. Before each block, a scale and an offset condition the decoder on the output sample rate. The encoder
+returns the mean of its output distribution.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,13 +82,10 @@ class AudioVaeConfig:
 
     @classmethod
     def from_record(cls, vae: Mapping[str, Any], num_latents: int) -> "AudioVaeConfig":
-        """Return the hyperparameters from the section `audio_vae_config` of a release's config.json.
+        """Return the hyperparameters in the section `audio_vae_config` of a release's config.json.
 
         Args:
             num_latents: Number of latents in a patch, `patch_size`.
-
-        Raises:
-            CheckpointError: If the section describes a different kind of codec.
         """
         vae = DEFAULTS | dict(vae)
         odd = {name: vae[name] for name, value in SERVED.items() if vae[name] != value}
@@ -120,29 +116,24 @@ class AudioVaeConfig:
 
     @property
     def num_words(self) -> int:
-        """Number of words in a patch."""
         return self.num_latents * self.num_numbers
 
     @property
     def samples_per_patch(self) -> int:
-        """Number of output samples per patch."""
         return self.num_latents * prod(self.decoder_rates)
 
     @property
     def input_samples_per_patch(self) -> int:
-        """Number of input samples per patch."""
         return self.num_latents * prod(self.encoder_rates)
 
 
 class WholeSignal:
-    """Replacement for `Memory` when a whole signal is processed in one pass; zeros precede the signal."""
+    """Replacement for `Memory` when a whole signal is processed in one pass, with zeros before it."""
 
     def part(self, size: int, num_new: int, late: int = 0) -> StatePart:
-        """Return no state."""
         return StatePart(None, None, 0, None)
 
     def masked_start(self, x: Tensor, late: int) -> Tensor:
-        """Return x unchanged."""
         return x
 
     def recall(self, x: Tensor, steps: int, time: int = 2, activation: nn.Module | None = None) -> Tensor:
@@ -166,7 +157,6 @@ class ResidualUnit(nn.Module):
         return x + self.conv2(self.act2(self.conv1(self.act1(x), past)), past)
 
     def links(self) -> Iterator[Link]:
-        """Yield the links of the unit."""
         return residual_links([self.act1, self.conv1, self.act2, self.conv2])
 
 
@@ -288,7 +278,7 @@ class AudioVae(CausalCodec):
 
 
 def published_names(config: AudioVaeConfig) -> dict[str, str]:
-    """Map our layer names to the published ones."""
+    """Return the published names of layers by our names."""
     names = {"encoder.enter.conv": "encoder.block.0", "encoder.mean.conv": "encoder.fc_mu"}
 
     def add_units(module: str, published: str, first: int) -> None:
@@ -315,7 +305,7 @@ def published_names(config: AudioVaeConfig) -> dict[str, str]:
 
 
 def codec_shapes(config: AudioVaeConfig) -> dict[str, tuple[int, ...]]:
-    """Map the name of each codec tensor to its shape."""
+    """Return the shape of each codec tensor by name."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in AudioVae(config).state_dict().items()}
 

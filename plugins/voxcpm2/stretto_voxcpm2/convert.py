@@ -2,7 +2,7 @@
 
 https://huggingface.co/openbmb/VoxCPM2: `config.json`, `model.safetensors`, a tokenizer, and the codec as
 `audiovae.safetensors` or `audiovae.pth`. The muP factors are multiplied into the weights, in float32. The codec's
-weight norms are folded, and conditioning on the output sample rate becomes a scale and an offset per block.
+weight norms are folded. Its conditioning on the output sample rate becomes a scale and an offset per block.
 """
 
 import math
@@ -66,11 +66,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 class Shape:
-    """Model hyperparameters, read from a release's config.json.
-
-    Raises:
-        CheckpointError: If a value is missing, or the model is not supported.
-    """
+    """Model hyperparameters, read from a release's config.json."""
 
     def __init__(self, config: Mapping[str, Any]):
         lm, self.encoder, self.head = (entry(config, name) for name in ("lm_config", "encoder_config", "dit_config"))
@@ -234,11 +230,7 @@ def add_layers(shape: Shape, names: LayerNames, numbers: tuple[int, int, int], a
 
 
 def codec_network(folder: Path, vae: Mapping[str, Any], shape: Shape) -> Network:
-    """Return the codec in a release folder.
-
-    Raises:
-        CheckpointError: If the file is missing, or a tensor is missing, unknown or of a different shape.
-    """
+    """Return the codec in a release folder."""
     config = AudioVaeConfig.from_record(vae, shape.num_latents)
     if config.num_numbers != shape.num_numbers:
         raise CheckpointError(f"audio_vae_config.latent_dim: expected {shape.num_numbers}, got {config.num_numbers}")
@@ -260,7 +252,7 @@ def codec_network(folder: Path, vae: Mapping[str, Any], shape: Shape) -> Network
 
 
 def read_codec(folder: Path) -> dict[str, Tensor]:
-    """Read the codec's tensors in float32 from a release folder; like the authors' code, prefer safetensors."""
+    """Return the codec's tensors in a release folder, in float32; like the authors' code, prefer safetensors."""
     name = next((name for name in CODEC_FILES if (folder / name).exists()), None)
     if name is None:
         raise CheckpointError(f"{folder}: expected the codec as {' or '.join(CODEC_FILES)}, got neither")

@@ -2,8 +2,8 @@
 
     tts     [103] reference … [104] │ transcript, text │ [101] │ prompt audio … ─► p0 p1 p2 … pe [end]
 
-A row is a text id or a patch. A reference determines only the voice. If there is a transcript with prompt audio,
-the reply continues that audio. The patch of a row is generated from the previous row: from its hidden states in both
+A row is a text id or a patch. A reference determines only the voice. If there is a transcript with prompt audio, the
+reply continues that audio. The patch of a row is generated from the previous row: from its hidden states in both
 language models, and from its patch.
 """
 
@@ -54,17 +54,15 @@ class VoxCpmVocabulary(Vocabulary):
 
     @property
     def end(self) -> int:
-        """Id that ends a reply."""
         return self.frames.stop
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids."""
         return self.end + 1
 
     @property
     def num_words(self) -> int:
-        """Number of words in a patch."""
+        """Number of 32-bit words in a patch."""
         return self.num_latents * self.num_numbers
 
     @property
@@ -80,7 +78,7 @@ class VoxCpmVocabulary(Vocabulary):
 
 @dataclass(frozen=True)
 class GuidedRows(DrawRules):
-    """Latent predictor that applies guidance within a row, and reads the latent of the row before."""
+    """Rules for a latent predictor that applies guidance within a row, and reads the latent of the row before."""
 
     row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:GuidedDraw")
     step_program: ClassVar = lazy(f"{__package__}.mechanism.draw:GuidedProgram")

@@ -62,7 +62,6 @@ class NoRotation(nn.Module):
     def forward(
         self, positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return `query` and `key` unchanged."""
         return query, key
 
 
@@ -91,7 +90,7 @@ class LocalLayer(nn.Module):
     def forward(
         self, positions: torch.Tensor, x: torch.Tensor, residual: torch.Tensor | None, length: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return output and residual [N * length, C]; tokens [N * length, C] are grouped by row."""
+        """Return output and residual [N * length, C] of tokens [N * length, C], which are grouped by row."""
         if residual is None:
             residual = x
             x = self.input_layernorm(x)
@@ -127,10 +126,7 @@ class LocalTransformer(nn.Module):
 
 
 class PatchEncoder(nn.Module):
-    """Encoder of a patch to a language-model embedding.
-
-    The embedding is the output at a special token that precedes the latents.
-    """
+    """Encoder of a patch to an embedding: the output at a special token that precedes the latents."""
 
     def __init__(self, config: Any, num_numbers: int, rotation: nn.Module):
         super().__init__()
@@ -142,7 +138,6 @@ class PatchEncoder(nn.Module):
         self.leave = linear(width, config.hidden_size)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """Return embeddings [N, H] of patches [N, D]."""
         latents = self.enter(patches.reshape(-1, self.num_numbers))
         latents = latents.view(len(patches), -1, latents.shape[1])
         special = self.special_token.expand(len(patches), 1, -1)
@@ -249,7 +244,7 @@ class DiffusionHead(nn.Module):
         return layer(patches.reshape(-1, self.num_numbers)).view(len(patches), self.num_latents, self.width)
 
     def _velocity(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the velocity [N, D], which is computed from the last of the tokens [N, n, C]."""
+        """Return the velocity [N, D], computed from the last tokens of [N, n, C]."""
         out = self.transformer(tokens)[:, -self.num_latents :]
         return self.leave(out.reshape(-1, self.width)).view(len(tokens), -1)
 
@@ -259,7 +254,7 @@ class DiffusionHead(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Projection of a patch's hidden state to a few dimensions, where it is rounded to a grid."""
+    """Projection of a patch's hidden state to a few dimensions, where it is rounded to a grid, and back."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -269,7 +264,7 @@ class Bottleneck(nn.Module):
         self.leave = linear(narrow, config.hidden_size)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Pass hidden states [N, H] through the bottleneck."""
+        """Return hidden states [N, H] after the bottleneck."""
         # In float64, because the bits of float32 tanh in torch differ at the end of a batch, which could change the
         # rounding.
         narrow = torch.tanh(self.enter(hidden).double()).float()
@@ -310,10 +305,8 @@ class VoxCpmTransformer(nn.Module):
 
         Args:
             ids: Ids of stream 0, [N]; unused if `embeds` is given.
-            positions: Positions of the rows, [N].
-            intermediate: Unused.
             embeds: Embedded rows, [N, H].
-            is_patch: True for rows that carry a patch, bool [N, 1]; None if there are no such rows.
+            is_patch: True for rows with a patch, bool [N, 1]; None if there are no such rows.
         """
         rows = self.embed_tokens(ids) if embeds is None else embeds
         hidden = self._through(self.layers[: self.num_base], self.norm, positions, rows)
@@ -344,11 +337,10 @@ class VoxCpmForCausalLM(nn.Module):
         self.model = VoxCpmTransformer(vllm_config, f"{prefix}model", self.rotation)
 
     def embed_input_ids(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings [N, H] of ids [N]."""
         return self.model.embed_tokens(ids)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load tensors by name; the query, key and value layers are stacked, as are the first two layers of an MLP."""
+        """Load tensors by name. The query, key and value layers are stacked, as are the first two of an MLP."""
         parameters = dict(self.named_parameters())
         loaded = set[str]()
         for name, tensor in weights:
@@ -376,7 +368,7 @@ class StrettoVoxCpmForCausalLM(LatentMixin, VoxCpmForCausalLM):
         self.head = DiffusionHead(self.config, self.num_words, num_numbers, self.rotation)
 
     def layer_inputs(self, rows: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """Return the mask of rows that carry a patch."""
+        """Return the mask of rows with a patch."""
         return {} if rows is None else {"is_patch": have_ids(rows, self.family.layout.audio[0])[:, None]}
 
     def embed_latents(self, latents: torch.Tensor) -> torch.Tensor:
@@ -384,14 +376,10 @@ class StrettoVoxCpmForCausalLM(LatentMixin, VoxCpmForCausalLM):
         return self.patches(latents)
 
     def latent_predictor(self) -> DiffusionHead:
-        """Return the diffusion head."""
         assert self.family.layout.latents is not None
         return self.head.prepare(self.family.layout.latents.steps)
 
     def end_weight(self) -> torch.Tensor:
-        """Return the weight vector for the end-of-speech logit.
-
-        The elements that correspond to the states of the diffusion head are 0.
-        """
+        """Return the weights of the end-of-speech logit. Those of the diffusion head's states are 0."""
         weight = self.end_of_speech.weight.data
         return torch.cat([weight.new_zeros(2 * self.head.width), weight])

@@ -2,7 +2,7 @@
 
 
 def write_cmu(phonemes: str) -> str:
-    """Return phonemes of a word as `{HH AH0 L OW1}`."""
+    """Return the phonemes of a word as `{HH AH0 L OW1}`."""
     return f"{{{phonemes}}}"
 
 

@@ -39,11 +39,7 @@ UNKNOWN = "<unk>"
 
 
 class VoxCpmTokenizer:
-    """Tokenizer that splits multi-character Chinese tokens into single characters.
-
-    Raises:
-        CheckpointError: If a character has no token, and there is no token for unknown characters.
-    """
+    """Tokenizer that splits multi-character Chinese tokens into single characters."""
 
     def __init__(self, tokenizer: TextTokenizer):
         self._tokenizer = tokenizer
@@ -59,7 +55,6 @@ class VoxCpmTokenizer:
                 self._split[token_id] = characters
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`."""
         ids = self._tokenizer.encode(text)
         return [piece_id for token_id in ids for piece_id in self._split.get(token_id, (token_id,))]
 
@@ -142,7 +137,7 @@ class VoxCpmTemplate:
         return rows
 
     def _encoded(self, piece: Piece, is_continued: bool) -> np.ndarray:
-        """Encode a recording to latents, as words, int32 [D, T]."""
+        """Encode a recording to latents as words, int32 [D, T]."""
         pcm = piece.pcm
         assert pcm is not None, "a recording has samples, codes or latents"
         if len(pcm) < MIN_AUDIO_S * self._rate:

@@ -1,5 +1,4 @@
-"""Realtime sessions over WebRTC, by OpenAI's calls.
+"""Realtime sessions over WebRTC, by OpenAI's calls. All modules except `network` need the extra `webrtc`.
 
-The caller's audio and events arrive in `peer`, and `channel` passes audio to the session; `playout` sends speech to
-the caller. All modules except `network` need the extra `webrtc`.
+`peer` receives the caller's audio and events, `channel` passes audio to the session, and `playout` sends speech.
 """

@@ -1,4 +1,4 @@
-"""Calls in progress. Each one is a realtime session in a separate task, which outlives the request that opened it."""
+"""Calls in progress. Each one is a realtime session in a task that outlives the request for the call."""
 
 import asyncio
 import logging
@@ -59,7 +59,6 @@ class WebRtcCall:
         return self._answered.result()
 
     def hang_up(self) -> None:
-        """End the call."""
         if self._peer is not None:
             self._peer.hang_up()
 
@@ -104,10 +103,7 @@ class Calls:
         self._calls: dict[str, WebRtcCall] = {}
 
     async def open(self, opening: Opening) -> tuple[str, str]:
-        """Begin a call.
-
-        Returns:
-            The id of the call, and the session description that answers the caller's.
+        """Begin a call; return its id and the session description that answers the caller's.
 
         Raises:
             ApiError: The caller has too many sessions, no port is free, or the offer is invalid.

@@ -13,13 +13,13 @@ from stretto_webrtc.playout import Playout
 
 
 def check_track_format(param: str, form: Format) -> None:
-    """Raise ApiError unless a format is PCM, to and from which the Opus of the tracks is converted."""
+    """Raise ApiError unless a format is PCM, because the gateway converts between the tracks' Opus and PCM."""
     if form.type != PCM:
         raise refused(param, f"{PCM} (the audio of a WebRTC call is on its own tracks, as Opus)", form.type)
 
 
 def check_track_formats(settings: Settings) -> None:
-    """Raise ApiError unless a session's formats are PCM; see `check_track_format`."""
+    """Raise ApiError unless a session's formats are PCM."""
     check_track_format("session.audio.input.format", settings.audio.input.format)
     if isinstance(settings, RealtimeSettings):
         check_track_format("session.audio.output.format", settings.audio.output.format)
@@ -85,11 +85,7 @@ class TrackSession:
         self._refusal = ""  # message of the error that the last samples caused
 
     async def handle(self, message: str | bytes | None) -> None:
-        """Handle an event, or samples as bytes: pcm16 at 24 kHz.
-
-        Raises:
-            SessionEnd: The session is over.
-        """
+        """Handle an event, or samples as bytes (pcm16 at 24 kHz); raise SessionEnd if the session is over."""
         if not isinstance(message, bytes):
             await self._session.handle(message)
             return
@@ -104,5 +100,4 @@ class TrackSession:
                 await self._channel.send_error(error)
 
     async def complete(self) -> None:
-        """Wait until transcripts and the reply in progress are complete."""
         await self._session.complete()

@@ -138,10 +138,7 @@ def read_session(text: str) -> dict[str, Any]:
 
 
 async def settings_of(request: Request, update: dict[str, Any]) -> tuple[Gateway, str, Settings]:
-    """Return the settings of a call from its query or client secret, with an update applied.
-
-    Returns:
-        The gateway for the server of the call, the name of the model, and the settings.
+    """Return a call's gateway, model and settings from its query or client secret, with an update applied.
 
     Raises:
         ApiError: A setting is invalid, or the model does not have it.

@@ -44,10 +44,10 @@ class UdpAddress:
 
 @dataclass(frozen=True, slots=True)
 class CallNetwork:
-    """Network of the calls. Without addresses there are none.
+    """Addresses and ports for calls. Without addresses, no calls are possible.
 
     Attributes:
-        ports: UDP ports, of which each call has one at each address.
+        ports: UDP ports. Each call uses one at each address.
     """
 
     addresses: tuple[UdpAddress, ...] = ()
@@ -55,14 +55,11 @@ class CallNetwork:
 
     @classmethod
     def from_texts(cls, addresses: tuple[str, ...], ports: str) -> Self:
-        """Parse the settings of a gateway.
+        """Parse the settings of a gateway; raise ValueError if one is invalid, or packages for calls are missing.
 
         Args:
             addresses: Texts that `UdpAddress.from_text` parses.
             ports: `FIRST-LAST`, or empty for any.
-
-        Raises:
-            ValueError: A text is invalid, or the packages for calls are missing.
         """
         network = cls(tuple(map(UdpAddress.from_text, addresses)), ports_from_text(ports))
         if network.addresses and find_spec("aiortc") is None:
@@ -70,17 +67,13 @@ class CallNetwork:
         return network
 
     def shuffled_ports(self) -> Iterator[int]:
-        """Yield all ports from a random one on, so that a port is rarely used again at once."""
+        """Yield all ports from a random one on, so that a port is rarely used again soon."""
         first = randrange(len(self.ports))
         yield from (*self.ports[first:], *self.ports[:first])
 
 
 def ports_from_text(text: str) -> range:
-    """Parse `FIRST-LAST`; empty for any ports.
-
-    Raises:
-        ValueError: The text is not a range of ports.
-    """
+    """Parse `FIRST-LAST`, or an empty text for any ports; raise ValueError for other texts."""
     first, _, last = text.partition("-")
     if not text:
         return ANY_PORT

@@ -1,4 +1,4 @@
-"""Offers of callers: session descriptions (SDP) with an audio line and at most one data channel."""
+"""Callers' offers: session descriptions (SDP) with an audio line and at most one data channel."""
 
 from aiortc.rtcdtlstransport import X509_DIGEST_ALGORITHMS
 from aiortc.sdp import MediaDescription, SessionDescription
@@ -42,11 +42,7 @@ def read_offer(text: str) -> str:
 
 
 def check_receives(offer: str) -> None:
-    """Raise ApiError if the offer does not receive audio, because a conversation's speech could not be played.
-
-    Args:
-        offer: Session description that `read_offer` has returned.
-    """
+    """Raise ApiError if the caller cannot receive audio, because a conversation's speech could not be played."""
     if any(media.direction == "sendonly" for media in SessionDescription.parse(offer).media):
         raise mismatch("sdp", "an audio line that receives the speech of the model (a=sendrecv)", "a=sendonly")
 
@@ -95,7 +91,7 @@ def check_security(media: MediaDescription) -> None:
 
 
 def check_numbers(media: MediaDescription) -> None:
-    """Raise ApiError if a number of a line does not fit into the packets that carry it."""
+    """Raise ApiError if a number in a line is too large for its field in packets."""
     ids = [extension.id for extension in media.rtp.headerExtensions]
     named: list[tuple[str, int, int, list[int]]] = [
         ("a=ssrc", 0, 0xFFFFFFFF, [source.ssrc for source in media.ssrc]),

@@ -1,8 +1,8 @@
-"""WebRTC connection to a caller, which a session uses as it uses a WebSocket.
+"""WebRTC connection to a caller, which a session uses like a WebSocket.
 
-aiortc bounds neither its queues nor the work that one packet of a caller causes, its end can wait for a task that has
-failed, and its ICE binds to all addresses of the host. This module replaces these parts of it, by attributes that its
-releases may rename: `pyproject.toml` limits the release.
+In aiortc, neither queues nor the work for one packet are bounded, closing can wait for a failed task, and ICE binds to
+all addresses of the host. This module replaces these parts of it, by attributes that its releases may rename, so
+`pyproject.toml` limits the release.
 """
 
 import asyncio
@@ -122,7 +122,7 @@ class Peer:
         return str(connection.localDescription.sdp)
 
     async def wait_until_open(self) -> None:
-        """Wait until the caller is connected, and has opened the data channel if it has offered one."""
+        """Wait until the caller is connected, and has opened the data channel if its offer has one."""
         await self._opened.wait()
 
     async def receive(self) -> Message:
@@ -160,7 +160,7 @@ class Peer:
         raise ApiError(400, "a data channel carries no files", code="unsupported")
 
     async def close(self, code: int, reason: str) -> None:
-        """Close the connection once the last events have arrived, for which there are LINGER_S seconds."""
+        """Wait until the last events have arrived, at most LINGER_S. `stop` then ends the connection."""
         sctp = self._connection.sctp
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_S):
@@ -229,7 +229,7 @@ class Peer:
         self._listening = asyncio.ensure_future(self._read(track))
 
     async def _read(self, track: Any) -> None:
-        """Pass on the caller's audio; it is dropped while too much waits."""
+        """Pass the caller's audio to the session; drop it while too much waits."""
         resampler = Resampler(RTP_RATE, DEFAULT_RATE)
         with suppress(MediaStreamError):
             while True:
@@ -239,7 +239,6 @@ class Peer:
                     self._inbox.put_nowait({"type": "websocket.receive", "bytes": data})
 
     def _has_frames_to_spare(self) -> bool:
-        """Return True if more received audio may be decoded."""
         if self._is_over:
             return False
         track = getattr(self, "_track", None)
@@ -269,7 +268,7 @@ class Peer:
                 self._receiver._RTCRtpReceiver__rtcp_exited.set()  # for which the receiver's `stop` waits
 
         async def ignore(_: Any) -> None:
-            """Ignore a report: it can ask for thousands of packets again, and its other fields are not used."""
+            """Ignore a report, because it can ask for thousands of packets again, and its other fields are not used."""
 
         transport._handle_rtp_data = handle_rtp
         transport._handle_rtcp_data = handle_rtcp
@@ -286,7 +285,7 @@ class Peer:
         return not self._is_over
 
     async def _bounded(self, work: Awaitable[None], reason: str) -> None:
-        """Wait for work of aiortc; end the call if it fails because of data from the caller."""
+        """Wait for aiortc to process data from the caller; end the call if it fails."""
         try:
             await work
         except ConnectionError:
@@ -295,7 +294,7 @@ class Peer:
             self._break(f"{reason}: {type(error).__name__}")
 
     def _bound_sctp(self, sctp: Any) -> None:
-        """End the call if the caller leaves messages incomplete without end, or sends what SCTP does not allow."""
+        """End the call if the caller's incomplete messages exceed a limit, or its data violates SCTP."""
         handle = sctp._handle_data
         handle_sack = sctp._receive_sack_chunk
 
@@ -320,14 +319,14 @@ class Peer:
         sctp._receive_sack_chunk = handle_sack_bounded
 
     def _break(self, reason: str) -> None:
-        """End a call whose caller does not keep to a limit."""
+        """End the call of a caller that exceeds a limit."""
         if not self._is_over:
             LOG.warning("a call was ended, because %s", reason)
         self._end()
 
 
 async def is_ended(end: Awaitable[None]) -> bool:
-    """Wait for the end of a part of aiortc, at most CLOSE_S; return True if it has ended in order."""
+    """Wait at most CLOSE_S for a part of aiortc to end; return True if it has ended in order."""
     try:
         async with asyncio.timeout(CLOSE_S):
             await end
@@ -338,12 +337,12 @@ async def is_ended(end: Awaitable[None]) -> bool:
 
 
 def has_unsent(sctp: Any) -> bool:
-    """Return True if the other side has not confirmed all messages."""
+    """Return True if the other side has not acknowledged all messages."""
     return bool(sctp._data_channel_queue or sctp._outbound_queue or sctp._sent_queue)
 
 
 def bound_ice(ice: Any, has_room: Callable[[], bool]) -> None:
-    """Limit the packets of a connection that wait, and the addresses that its caller may use, and answer no others.
+    """Limit a connection's waiting packets and its caller's addresses; answer no requests without the password.
 
     Args:
         ice: The `Connection` of aioice.
@@ -376,12 +375,12 @@ def bound_ice(ice: Any, has_room: Callable[[], bool]) -> None:
 
 
 def is_known(ice: Any, address: tuple[str, int]) -> bool:
-    """Return True if a check with the password has come from an address."""
+    """Return True if a connectivity check with the password has come from an address."""
     return any((remote_candidate.host, remote_candidate.port) == address for remote_candidate in ice._remote_candidates)
 
 
 def is_well_formed(message: bytes) -> bool:
-    """Return True for a STUN message whose few attributes fill it, with FINGERPRINT only as the last one.
+    """Return True for a STUN message that a few attributes fill exactly, with FINGERPRINT only as the last.
 
     aioice computes a checksum of the message at each FINGERPRINT, wherever it is.
     """
@@ -399,10 +398,10 @@ def is_well_formed(message: bytes) -> bool:
 
 
 class CallSocket(StunProtocol):
-    """Socket of a call. It drops datagrams that are invalid or from unknown senders before it parses them."""
+    """Socket of a call, which drops invalid datagrams and those of unknown senders before they are parsed."""
 
     def datagram_received(self, data: bytes | str, addr: tuple[Any, ...]) -> None:
-        """Handle a datagram. Except connectivity checks, it must be from an address that has passed one."""
+        """Handle a datagram. Unless it is a connectivity check, it must be from an address that has passed one."""
         message = cast(bytes, data)
         is_stun = not message or message[0] < 4  # RFC 7983
         if self._is_expected(message) if is_stun else is_known(self.receiver, addr[:2]):
@@ -421,7 +420,7 @@ class CallSocket(StunProtocol):
 
 
 async def gather(ice: Connection, network: CallNetwork, sockets: list[asyncio.DatagramTransport]) -> None:
-    """Open a socket at each address of the network, in place of aioice's at all addresses of the host.
+    """Open a socket at each address of the network, where aioice would open one at all addresses of the host.
 
     Raises:
         ApiError: 503 if no port is free.

@@ -1,4 +1,4 @@
-"""Speech to a caller: samples of replies, as 20 ms frames of Opus in the time of the RTP clock."""
+"""Speech to a caller: samples of replies, sent as 20 ms Opus frames by the RTP clock."""
 
 import asyncio
 from collections import deque
@@ -34,7 +34,7 @@ class Playout:
 
     Attributes:
         is_live: True if the speech is generated at the pace of the call. Then waiting speech is delay, caused by late
-            packets or another clock, so quiet frames are left out until LIVE_SAMPLES samples wait.
+        packets or another clock, so quiet frames are left out until LIVE_SAMPLES samples wait.
         finished: Ids of replies that were played to their end.
         playing: Id of the reply whose audio was added last, until it is played or cleared.
     """
@@ -51,11 +51,10 @@ class Playout:
 
     @property
     def num_queued(self) -> int:
-        """Number of samples that have not been played."""
         return len(self._pcm) // 2
 
     async def add(self, response_id: str, pcm: bytes) -> None:
-        """Append samples of a reply, pcm16; while more than MAX_QUEUED_S wait, wait too."""
+        """Append samples of a reply, pcm16; wait while more than MAX_QUEUED_S are queued."""
         self.playing = response_id
         self._pcm += pcm
         self._num_added += len(pcm) // 2
@@ -64,7 +63,7 @@ class Playout:
         await self._has_room.wait()
 
     def end(self, response_id: str) -> None:
-        """Note that a reply has no more samples."""
+        """Mark a reply as complete."""
         if response_id == self.playing:
             self._ends.append((self._num_added, response_id))
 
@@ -81,7 +80,7 @@ class Playout:
     def next_frame(self) -> NDArray[np.int16] | None:
         """Remove and return the next frame, int16 [480]; None if no frame is ready.
 
-        The last frame of a reply is padded. Less than a frame of a reply that goes on waits for the rest.
+        The last frame of a reply is padded. Before that, an incomplete frame waits for its other samples.
         """
         frame = self._pop_frame()
         while self.is_live and self.num_queued > LIVE_SAMPLES and frame is not None and np.abs(frame).max() < QUIET:
@@ -138,12 +137,7 @@ class OpusEncoder:
 
 
 class FramePacer:
-    """Times of a call's frames: 20 ms apart, from the first on.
-
-    Args:
-        clock_s: Function that returns the time in seconds.
-        sleep: Function that waits for a number of seconds.
-    """
+    """Times of a call's frames: 20 ms apart, from the first on."""
 
     def __init__(
         self, clock_s: Callable[[], float] | None = None, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -154,7 +148,7 @@ class FramePacer:
         self._next = 0
 
     async def turn(self) -> int:
-        """Wait for the time of the next frame and return its number; frames that are far too late are skipped."""
+        """Wait for the time of the next frame and return its number, skipping frames that are far too late."""
         now_s = self._clock_s()
         if self._begun_s is None:
             self._begun_s = now_s
@@ -169,7 +163,7 @@ class FramePacer:
 
 
 class SpeechTrack(MediaStreamTrack):
-    """Track that plays a queue, as packets of Opus, with silence while the queue is empty."""
+    """Track that sends a `Playout` as Opus packets, with silence while it is empty."""
 
     kind = "audio"
 

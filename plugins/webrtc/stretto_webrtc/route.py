@@ -51,7 +51,7 @@ class WebRtcRoute(Route):
 
 
 def check_network(addresses: tuple[str, ...], ports: str) -> None:
-    """Raise ValueError if the settings of WebRTC calls are invalid, or no call can be received at an address."""
+    """Raise ValueError if the settings of WebRTC calls are invalid, or an address cannot be bound."""
     network = CallNetwork.from_texts(addresses, ports)
     for address in network.addresses:
         family = socket.AF_INET6 if ":" in address.bound else socket.AF_INET

@@ -31,11 +31,7 @@ class WebRtcOptions(RouteSettings):
 
 
 class WebRtcState(RouteState):
-    """Network of the calls, and the calls in progress.
-
-    Attributes:
-        calls: The calls; None if there are no addresses for them.
-    """
+    """Network of the calls, and the calls in progress; `calls` is None if there are no addresses."""
 
     calls: "Calls | None" = None
 

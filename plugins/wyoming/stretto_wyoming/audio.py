@@ -41,7 +41,7 @@ class ReceivedAudio:
         return profile.transcribes_live and is_plain and self.form.rate in LIVE_RATES
 
     def add(self, form: AudioFormat, data: bytes) -> None:
-        """Append samples. If they are too many or have another format, reading raises ApiError instead."""
+        """Append samples. If they are too many or have another format, reading raises ApiError later."""
         if self._is_closed or self._failure is not None:
             return
         try:
@@ -88,7 +88,7 @@ class ReceivedAudio:
         self._taken(len(self._unread))
 
     async def _wait(self) -> bool:
-        """Wait for a change, and return True if the audio is complete; raise ApiError if some was refused."""
+        """Wait for a change; return True if the audio is complete; raise ApiError if some was refused."""
         if not self._is_ended:
             await self._changed.wait()
             self._changed.clear()

@@ -14,7 +14,7 @@ Close = Callable[[], Awaitable[None]]
 
 
 async def announce(address: str, port: int) -> Close | None:
-    """Announce a port, and return the function that ends this; None if that fails, for a reason that is logged.
+    """Announce a port; return the function that ends the announcement. If it fails, log the reason and return None.
 
     Args:
         address: IP address at which the port is open; `0.0.0.0` or `::` for all of this host.

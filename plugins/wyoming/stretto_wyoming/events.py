@@ -1,6 +1,6 @@
 """Events of the Wyoming protocol, and the connection and the channel that transport them.
 
-An event is a line of JSON, further fields as JSON, and bytes. The line has the lengths of the other two.
+An event is a line of JSON, further fields as JSON, and bytes. The line states the lengths of the other two.
 """
 
 import asyncio
@@ -29,7 +29,6 @@ class Event(NamedTuple):
     payload: bytes = b""
 
     def to_bytes(self) -> bytes:
-        """Return the event as it is sent."""
         data = json.dumps(self.fields).encode() if self.fields else b""
         head = {"type": self.type} | dict(zip(LENGTHS, (len(data), len(self.payload)), strict=True))
         return json.dumps(head).encode() + b"\n" + data + self.payload
@@ -83,7 +82,7 @@ def _broken(error: ApiError) -> SessionEnd:
 
 
 class WyomingSocket:
-    """A client's TCP connection, whose messages are instances of `Event`, or of ApiError for an invalid one."""
+    """TCP connection of a client. Its messages are `Event`s, or an ApiError for each invalid one."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, max_event_bytes: int, pace: EventPace
@@ -94,7 +93,7 @@ class WyomingSocket:
         self._pace = pace
 
     async def receive(self) -> Message:
-        """Return the next message, which is the value of `bytes`; raise SessionEnd if none can be read any more."""
+        """Return the next message, in the field `bytes`; raise SessionEnd if no more can be read."""
         await asyncio.sleep(0)  # reading events that have arrived already would block others
         message: Event | ApiError
         try:
@@ -106,7 +105,6 @@ class WyomingSocket:
         return {"type": "websocket.receive", "bytes": message}
 
     async def send_text(self, data: str) -> None:
-        """Send a text, as `send_bytes` does."""
         await self.send_bytes(data.encode())
 
     async def send_bytes(self, data: bytes) -> None:
@@ -118,7 +116,7 @@ class WyomingSocket:
             raise WebSocketDisconnect from None
 
     async def close(self, code: int, reason: str) -> None:
-        """End the stream, and discard what the client still sends, which would otherwise discard the last event."""
+        """End the stream, and read and drop later input, because TCP would otherwise discard the last event."""
         with suppress(OSError, TimeoutError):
             self._writer.write_eof()
             async with asyncio.timeout(LINGER_S):
@@ -130,7 +128,6 @@ class WyomingChannel(SocketChannel):
     """Channel for Wyoming events."""
 
     async def send(self, event_type: str, **fields: Any) -> None:
-        """Send an event without bytes; raise SessionEnd if the client has disconnected or does not read."""
         await self.send_event(Event(event_type, fields))
 
     async def send_event(self, event: Event) -> None:

@@ -28,7 +28,7 @@ class OfferedVoice:
         title: Name that people read.
         languages: Codes of the languages.
         fields: Fields of a speech request that select the voice, and the language if the model requires one.
-        speakers: Further names of the model's voices, one of which a client may send beside the name.
+        speakers: Further names of the model's voices. A client may send one of them with the name.
     """
 
     name: str
@@ -39,7 +39,7 @@ class OfferedVoice:
 
 
 def language_codes(profile: ModelProfile) -> tuple[str, ...]:
-    """Return the codes of a model's languages, or of all known languages if the model lists none with a code.
+    """Return the codes of a model's languages, or of all known languages if none of them has a code.
 
     Home Assistant offers only programs with a language.
     """
@@ -53,7 +53,7 @@ def offered_voices(profile: ModelProfile, model: str, stored: Sequence[StoredVoi
     If requests have to specify a language, which Home Assistant does not send, there is one voice for each language.
 
     Args:
-        model: Name of the model, which is that of its default voice.
+        model: Name of the model, also used for its default voice.
     """
     codes = language_codes(profile)
     voices = [OfferedVoice(model, f"{model}, default voice", codes, {}, profile.voices)]
@@ -78,15 +78,12 @@ def _in_language(voice: OfferedVoice, code: str) -> OfferedVoice:
 
 
 def chosen_fields(profile: ModelProfile, voices: Sequence[OfferedVoice], choice: VoiceChoice) -> dict[str, str]:
-    """Return the fields of a speech request for the voice that a client has chosen.
+    """Return a speech request's fields for the client's choice; raise ApiError if the model lacks its language.
 
-    A name that is not in the list is left to the gateway, which knows further names.
+    A name that is not in the list is passed to the gateway, which knows further names.
 
     Args:
-        voices: Voices of the model; see `offered_voices`.
-
-    Raises:
-        ApiError: The model does not speak the language.
+        voices: Voices of the model (`offered_voices`).
     """
     wanted = choice.language and CODE_OF.get(code_name(choice.language), choice.language)
     speaking = [voice for voice in voices if not wanted or wanted in voice.languages]

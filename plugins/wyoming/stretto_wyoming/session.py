@@ -1,4 +1,4 @@
-"""Session of a Wyoming client: speaks texts and transcribes recordings, one after the other."""
+"""Session of a Wyoming client, which speaks texts and transcribes recordings one after the other."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -61,7 +61,7 @@ class WyomingSession:
         return limits.session_s if self._running and self._text is None else limits.idle_s
 
     async def handle(self, message: Any) -> None:
-        """Handle an instance of Event or ApiError; send an error if it is invalid."""
+        """Handle an Event or ApiError; send an error if it is invalid."""
         try:
             if isinstance(message, ApiError):
                 raise message
@@ -112,11 +112,7 @@ class WyomingSession:
         return fields
 
     def _begin(self, work: Callable[[], Awaitable[None]], release: Callable[[], None]) -> None:
-        """Answer once all earlier requests have been answered, and then release memory.
-
-        Raises:
-            ApiError: Too many requests wait.
-        """
+        """Start `work` after all earlier requests, and then release memory; raise ApiError if too many wait."""
         if len(self._running) > MAX_WAITING:
             release()
             message = f"expected at most {MAX_WAITING} texts and recordings that wait, got another one"
@@ -152,7 +148,7 @@ class WyomingSession:
         return self._text
 
     async def _speak_written(self, program: str, request: SynthesizeStart, text: IncomingText) -> None:
-        """Speak a text while it is being written; if that fails, ignore the rest."""
+        """Speak a text while it is being written. If that fails, ignore the rest."""
         pieces = text.pieces()
         try:
             first = await anext(pieces, "")  # no slot is held before
@@ -203,7 +199,7 @@ class WyomingSession:
         return audio
 
     async def _write(self, program: str, audio: ReceivedAudio) -> None:
-        """Send the transcript of a recording, during it if the model can; raise ApiError if that fails."""
+        """Send the transcript of a recording, during the recording if the model can; raise ApiError if that fails."""
         gateway = await self._gateway.for_model(program, transcribes)
         profile = await gateway.catalogue.model(program)
         find_task(profile, (TRANSCRIBE,), "transcription")
@@ -229,7 +225,7 @@ class WyomingSession:
 
 
 async def _resumed(first: str, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
-    """Yield a piece that has been read, and those after it."""
+    """Yield a piece that has been read already, and then those after it."""
     yield first
     async for piece in pieces:
         yield piece

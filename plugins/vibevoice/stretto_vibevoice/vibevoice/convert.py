@@ -2,10 +2,8 @@
 
 https://huggingface.co/vibevoice/VibeVoice-1.5B-hf: `config.json`, `model*.safetensors`, `tokenizer.json`. The acoustic
 decoder is written twice: for the codec, and for the model, which decodes its own frames. Only four rows of an untied
-head are kept.
-
-https://huggingface.co/microsoft/VibeVoice-1.5B has the same tensors under other names, another config.json, and no
-tokenizer, because it uses the Qwen2.5 tokenizer.
+head are kept. https://huggingface.co/microsoft/VibeVoice-1.5B has the same tensors under other names, another
+config.json, and no tokenizer, because it uses the Qwen2.5 tokenizer.
 """
 
 import re
@@ -165,7 +163,6 @@ class AuthorsHead(Section):
 
     @property
     def record(self) -> dict[str, Any]:
-        """Sizes in transformers format."""
         return {
             "intermediate_size": int(self.hidden_size * self.head_ffn_ratio),
             "num_hidden_layers": self.head_layers,
@@ -196,9 +193,6 @@ def from_authors(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, A
 
     Args:
         tokenizer: Text tokenizer, some of whose tokens mark audio.
-
-    Raises:
-        CheckpointError: If a token is missing, or the model is not supported.
     """
     ids = {spelling: number for number, spelling in tokenizer.tokens.items()}
     missing = sorted(token for token in IDS.values() if token not in ids)
@@ -273,11 +267,7 @@ def llama_numbers(backbone: Qwen2Config) -> dict[str, Any]:
 
 
 class Shape:
-    """Model hyperparameters, read from a release's config.json.
-
-    Raises:
-        CheckpointError: If a value is missing, or the model is not supported.
-    """
+    """Model hyperparameters, read from a release's config.json."""
 
     def __init__(self, config: Mapping[str, Any]):
         text = dict(entry(config, "text_config"))

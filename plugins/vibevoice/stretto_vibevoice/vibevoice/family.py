@@ -63,12 +63,12 @@ class VibeVoiceVocabulary(Vocabulary):
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Ids that occur in a reply, in the order of the head's rows; the end of the reply is last."""
+        """Ids that occur in a reply, in the order of the head's rows, with the end of the reply last."""
         return *sorted((self.begin, self.end, self.frame)), self.end_of_reply
 
     @property
     def voice(self) -> int:
-        """Id of rows that carry a latent of a recording."""
+        """Id of rows with a latent of a recording."""
         return self.num_text_ids
 
     @property
@@ -78,10 +78,7 @@ class VibeVoiceVocabulary(Vocabulary):
 
     @property
     def num_words(self) -> int:
-        """Number of 32-bit words per frame.
-
-        The words are the latent, a flag that marks the first frame of a stretch of audio, and the semantic features.
-        """
+        """Number of 32-bit words per frame: latent, flag of a stretch's first frame, semantic features."""
         return self.num_numbers + 1 + self.num_features
 
     @property
@@ -106,14 +103,12 @@ class VibeVoiceVocabulary(Vocabulary):
 class Stretches(DrawRules):
     """Several stretches of audio in a reply, with marks around them.
 
-    stream 0        streams 1 and up
-    a frame         latent, 1.0 in the first frame of a stretch (else 0.0), features of the decoded audio
-    begin, end      0; the first and the last row of a stretch
-    end of audio    0
+    stream 0        streams 1 and up a frame         latent, 1.0 in the first frame of a stretch (else 0.0), features of
+    the decoded audio begin, end      0; the first and the last row of a stretch end of audio    0
 
-    The most probable of these ids is chosen, but an end may be followed only by a begin or the end of audio. The first
-    three kinds of rows may alternate; the prompt ends with a begin. A network computes the features from the decoded
-    audio of the stretch so far.
+    The most probable of these ids is chosen, but only a begin or the end of audio may follow an end. The first three
+    kinds of rows may alternate; the prompt ends with a begin. A network computes the features from the decoded audio of
+    the stretch so far.
 
     Attributes:
         begin: Id of the mark that begins a stretch.
@@ -130,7 +125,6 @@ class Stretches(DrawRules):
 
     @property
     def prompt_end(self) -> int:
-        """Id of the mark that begins the first stretch."""
         return self.begin
 
 

@@ -4,8 +4,8 @@
                       └─► head(h, state of the unconditional request) ─► x ─► decoder ─► pcm ─► semantic encoder ─► f
     next row: acoustic connector(x) + semantic connector(f)
 
-The solver is DPM-Solver++ (2M, midpoint; Lu et al., arXiv 2211.01095) for a head that predicts v. The noise schedule is
-a cosine.
+The solver is DPM-Solver++ (2M, midpoint; Lu et al., arXiv 2211.01095) for a head that predicts v, with a cosine noise
+schedule.
 """
 
 import math
@@ -39,7 +39,7 @@ def linear(columns: int, rows: int, bias: bool = False) -> ReplicatedLinear:
 
 
 class Connector(nn.Module):
-    """Embedding of latents or features in the language model's width."""
+    """Projection of latents or features to the language model's width."""
 
     def __init__(self, columns: int, width: int):
         super().__init__()
@@ -48,7 +48,6 @@ class Connector(nn.Module):
         self.act = RMSNorm(width, eps=CONNECTOR_EPS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings [N, H] of x [N, D]."""
         return self.linear_2(self.act(self.linear_1(x.contiguous())))
 
 
@@ -62,12 +61,11 @@ class FeedForward(nn.Module):
         self.down_proj = linear(inner, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the output [N, H] for x [N, H]."""
         return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class HeadLayer(nn.Module):
-    """Feed-forward layer whose norm and residual are scaled by the condition."""
+    """Feed-forward layer with a norm and a residual connection that the condition scales."""
 
     def __init__(self, width: int, inner: int, eps: float):
         super().__init__()
@@ -82,7 +80,7 @@ class HeadLayer(nn.Module):
 
 
 class LastLayer(nn.Module):
-    """Scaled norm without its own weight, followed by the projection to a latent."""
+    """Norm that the condition scales, followed by the projection to a latent."""
 
     def __init__(self, width: int, num_numbers: int, eps: float):
         super().__init__()
@@ -151,7 +149,7 @@ def solver_factors(number: int) -> torch.Tensor:
 
 
 class DiffusionHead(nn.Module):
-    """Latent predictor (`GuidedLatentPredictor`), which consists of a network that predicts v, and a solver."""
+    """Latent predictor (`GuidedLatentPredictor`): a network that predicts v, and a solver."""
 
     def __init__(self, config: Mapping[str, Any], width: int, num_numbers: int):
         super().__init__()
@@ -183,7 +181,7 @@ class DiffusionHead(nn.Module):
         other: torch.Tensor,
         guidance: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the latents, float32 [N, D], guided by the hidden states `other`; see `GuidedLatentPredictor`."""
+        """Return the latents, float32 [N, D], guided by the hidden states `other` (`GuidedLatentPredictor`)."""
         number = len(noise)
         scale = guidance[:, None]
         states = self.cond_proj(torch.cat([hidden, other]) if plan.is_guided else hidden)
@@ -255,23 +253,22 @@ class StrettoVibeVoiceForCausalLM(LatentMixin, Qwen2ForCausalLM):
         return acoustic + self.semantic_connector(latents[:, self.num_numbers + 1 :])
 
     def embed_voice(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings [N, H] of a recording's latents, which are passed in the layout of frames [N, D]."""
+        """Return the embeddings [N, H] of a recording's latents, which have the layout of frames [N, D]."""
         return self.acoustic_connector(latents[:, : self.num_numbers])
 
     def latent_predictor(self) -> DiffusionHead:
-        """Return the diffusion head."""
         assert self.family.layout.latents is not None
         return self.head.prepare(self.family.layout.latents.steps)
 
     def readout_of(self, predictor: Any, rules: Any) -> StretchReadout:
-        """Return the readout; its head has a frame, the marks around a stretch of audio, and the end of the reply."""
+        """Return the readout. Its head has a frame, the marks around a stretch of audio, and the end of the reply."""
         return readout_of(self, predictor, rules)
 
     @torch.inference_mode()
     def state_of_row(self, token_id: int) -> torch.Tensor:
         """Return the hidden state [H] after a prompt that consists of this id.
 
-        Attention over a single row returns the row's own values, so it is not computed.
+        Attention to a single row returns that row's values, so it is not computed.
         """
         weight = self.model.embed_tokens.get_parameter("weight")
         x = self.embed_input_ids(torch.tensor([token_id], device=weight.device))

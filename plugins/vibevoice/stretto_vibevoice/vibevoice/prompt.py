@@ -92,7 +92,7 @@ class VibeVoiceTemplate:
         return rows
 
     def _encoded(self, piece: Piece) -> np.ndarray:
-        """Encode a recording to latents, as words, int32 [D, T]."""
+        """Encode a recording to latents as words, int32 [D, T]."""
         assert piece.pcm is not None, "a recording has samples, codes or latents"
         if len(piece.pcm) < MIN_AUDIO_S * self._rate:
             got = f"{len(piece.pcm) / self._rate:.4f} s"

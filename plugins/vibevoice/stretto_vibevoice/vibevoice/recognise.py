@@ -30,5 +30,5 @@ def recognise(listing: Listing) -> list[Match]:
 
 
 def is_authors_asr(listing: Listing) -> bool:
-    """Return True if a listing has VibeVoice-ASR in the authors' format, whose `model_type` is that of VibeVoice."""
+    """Return True for VibeVoice-ASR in the authors' format, which has the `model_type` of VibeVoice."""
     return listing.json(CONFIG).get("architectures") == ASR

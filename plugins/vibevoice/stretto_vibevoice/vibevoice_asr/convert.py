@@ -81,7 +81,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def from_authors(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a config.json from the authors' format to transformers format, without the ids of tokens."""
+    """Convert a config.json from the authors' format to transformers format, without token ids."""
     check_value("model_type", config.get("model_type"), "vibevoice")
     return {
         "model_type": NAME,
@@ -98,7 +98,7 @@ def authors_name(name: str) -> str:
 
 
 def encoder_config(section: Mapping[str, Any], name: str) -> TokenizerConfig:
-    """Return the hyperparameters of an encoder; raise CheckpointError if its rows have another length."""
+    """Return an encoder's hyperparameters; raise CheckpointError if it does not have HOP samples per row."""
     path = f"{name}_tokenizer_encoder_config"
     config = TokenizerConfig.from_record(section, path)
     if config.hop != HOP:

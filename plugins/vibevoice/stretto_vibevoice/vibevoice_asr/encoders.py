@@ -1,7 +1,7 @@
 """Acoustic and semantic encoder of recordings, which the preprocessor runs, and the codec without frames.
 
-Both encoders are causal, so a long recording is encoded in chunks with the state of the layers in between. Tensors are
-named as in transformers' classes.
+Both encoders are causal, so a long recording is encoded in chunks, with the layers' state passed from one to the next.
+Tensors are named as in transformers' classes.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ CHUNK_FRAMES = 60  # 8 s, whose widest layers take 0.4 GB
 
 
 class RecordingEncoders(nn.Module):
-    """Acoustic encoder, whose latents get noise as in training, and semantic encoder."""
+    """Acoustic encoder, with noise added to its latents as in training, and semantic encoder."""
 
     def __init__(self, acoustic: TokenizerConfig, semantic: TokenizerConfig) -> None:
         super().__init__()
@@ -39,7 +39,6 @@ class RecordingEncoders(nn.Module):
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "RecordingEncoders":
-        """Create the networks with the hyperparameters in the encoders' config.json."""
         return cls(*(TokenizerConfig.from_record(entry(record, name), name) for name in NETWORKS))
 
     @torch.inference_mode()
@@ -71,7 +70,7 @@ class RecordingEncoders(nn.Module):
 
 
 def load_encoders(checkpoint: Path, device: str) -> RecordingEncoders:
-    """Load the encoders of a checkpoint, in float32; raise CheckpointError if a file is missing or does not fit."""
+    """Load the encoders of a checkpoint, in float32; raise CheckpointError if a file does not fit."""
     folder = checkpoint / FOLDER
     with torch.device("meta"):
         encoders = RecordingEncoders.from_record(json_object(folder / CONFIG_FILE))

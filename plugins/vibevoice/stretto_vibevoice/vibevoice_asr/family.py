@@ -60,11 +60,11 @@ class AsrVocabulary(Vocabulary):
 
 @dataclass(frozen=True, slots=True)
 class FeatureFormat(AudioFormat):
-    """Acoustic latents beside semantic features, one vector a row."""
+    """Format of recordings: acoustic latents beside semantic features, one vector per row."""
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "FeatureFormat":
-        """Read the format from an `audio_config`, which has the sizes of both."""
+        """Return the format for an `audio_config`, which has the sizes of both."""
         return cls(record["acoustic_size"] + record["semantic_size"])
 
     def num_rows(self, num_frames: int) -> int:

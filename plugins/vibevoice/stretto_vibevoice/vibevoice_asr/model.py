@@ -1,4 +1,4 @@
-"""Rows of a recording: projections of acoustic latents and semantic features, added."""
+"""Rows of a recording: the sum of projected acoustic latents and projected semantic features."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,6 @@ class Projectors(nn.Module):
         self.semantic = Connector(semantic_size, width)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings [N, H] of features [N, A + E]."""
         latents, meanings = features.split(self.sizes, 1)
         embeddings: torch.Tensor = self.acoustic(latents) + self.semantic(meanings)
         return embeddings

@@ -2,7 +2,7 @@ r"""Conversion of VibeVoice-ASR's ids to the text of a transcript, and to its pa
 
 assistant\n[{"Start":0,"End":3.4,"Speaker":0,"Content":"Good morning."},{"Start":3.4, …  ─►  Good morning. …
 
-Each object of the list is read once it is complete. A text that is no such list is the transcript itself, as in
+Each object of the list is read once it is complete. A text that is not such a list is the transcript itself, as in
 transformers.
 """
 
@@ -33,7 +33,7 @@ class ObjectScanner:
         self._is_outside = False
 
     def push(self, text: str) -> Iterator[str]:
-        """Yield complete objects, and characters of texts outside of objects."""
+        """Yield complete objects, and characters of text outside objects."""
         for character in text:
             if self._depth or character == "{":
                 self._is_outside = False
@@ -46,13 +46,13 @@ class ObjectScanner:
                 yield character
 
     def pop_begun(self) -> str:
-        """Remove and return the begun object."""
+        """Remove and return the incomplete object."""
         begun = self.begun
         self.begun = ""
         return begun
 
     def _move(self, character: str) -> None:
-        """Note whether a string or an object begins or ends."""
+        """Track whether the position after `character` is in a string or an object."""
         if self._is_escaped:
             self._is_escaped = False
         elif character == "\\":
@@ -64,7 +64,7 @@ class ObjectScanner:
 
 
 class TranscriptReader:
-    """Reader that returns the text of passages, and the passages themselves."""
+    """Reader that returns the text of passages, and collects the passages themselves."""
 
     def __init__(self, reader: TextReader):
         self._reader = reader
@@ -88,7 +88,7 @@ class TranscriptReader:
         return text + (self._cut_object(begun) if begun else "")
 
     def pop_passages(self) -> list[Passage]:
-        """Remove and return the passages that are complete since the last call."""
+        """Remove and return the passages that became complete since the last call."""
         passages = self._passages
         self._passages = []
         return passages
@@ -108,7 +108,7 @@ class TranscriptReader:
         return "".join(self._text_of(piece) for piece in self._scanner.push(text))
 
     def _text_of(self, piece: str) -> str:
-        """Return the text of an object, whose passage is stored, or of anything else."""
+        """Return the text of an object, whose passage is stored, or other text, with a space before it if needed."""
         record = parsed(piece)
         content = record.get("Content")
         is_object = piece.startswith("{")
@@ -121,12 +121,12 @@ class TranscriptReader:
         return text
 
     def _cut_object(self, begun: str) -> str:
-        """Return the text of an object that a limit has cut."""
+        """Return the text of an object that was cut by a length limit."""
         return self._text_of(next((begun + end for end in CUT_ENDS if parsed(begun + end)), begun))
 
 
 def parsed(text: str) -> dict[str, Any]:
-    """Return the JSON object in a text; empty if the text is not an object with a content."""
+    """Return the JSON object in a text; empty if the text is not an object with a `Content`."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -135,7 +135,7 @@ def parsed(text: str) -> dict[str, Any]:
 
 
 def passage_of(record: dict[str, Any], content: str) -> Passage | None:
-    """Return the passage that an object describes; None if it has no times in a recording."""
+    """Return the passage that an object describes; None without valid times."""
     start_s = time_in(record, "Start")
     end_s = time_in(record, "End")
     if start_s is None or end_s is None:
@@ -145,7 +145,7 @@ def passage_of(record: dict[str, Any], content: str) -> Passage | None:
 
 
 def time_in(record: dict[str, Any], key: str) -> float | None:
-    """Return a time in a recording, in seconds; None if there is none."""
+    """Return a time in seconds; None if it is missing or not within a recording."""
     seconds = record.get(key)
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         return None
@@ -153,7 +153,7 @@ def time_in(record: dict[str, Any], key: str) -> float | None:
 
 
 def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:
-    """Return the text codec of a checkpoint, which reads transcripts with the checkpoint's tokenizer."""
+    """Return the text codec of a checkpoint, which reads transcripts with its tokenizer."""
     vocabulary = AsrVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     subwords = subword_codec(TextTokenizer.at(checkpoint), range(vocabulary.num_ids))
     return TextCodec(lambda task: TranscriptReader(subwords.reader(task)), subwords.words)

@@ -1,4 +1,4 @@
-"""VibeVoice Realtime: a text model below a speech model, text streamed in windows, and latents of acoustic frames."""
+"""VibeVoice Realtime: a text model whose hidden states a speech model reads, and text streamed in windows."""
 
 from stretto.family.plugin import family_plugin, lazy
 

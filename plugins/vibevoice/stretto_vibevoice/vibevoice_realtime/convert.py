@@ -1,7 +1,7 @@
 """Conversion of VibeVoice-Realtime-0.5B in the authors' format, with the voices in its folder `voices`.
 
 https://huggingface.co/microsoft/VibeVoice-Realtime-0.5B: `config.json`, `model.safetensors`. The tokenizer is that of
-Qwen2.5, and the voices are in the authors' repository; see `voices`. The acoustic encoder is not published.
+Qwen2.5. The voices are in the authors' code repository (`voices`). The acoustic encoder is not published.
 """
 
 from collections.abc import Mapping
@@ -97,11 +97,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 class Shape:
-    """Hyperparameters of a release, read from its config.json.
-
-    Raises:
-        CheckpointError: If a value is missing, or the model is not supported.
-    """
+    """Hyperparameters of a release, read from its config.json."""
 
     def __init__(self, config: Mapping[str, Any]):
         check_value("model_type", config.get("model_type"), KIND)
@@ -132,7 +128,7 @@ class Shape:
 def plan(shape: Shape, vocabulary: VibeVoiceRealtimeVocabulary, voices: list[VoiceStates]) -> Plan:
     """Return the language-model tensors to write, keyed by published name.
 
-    The voices have no published tensors of their own, so they are written beside the embeddings.
+    The voices have no published tensors of their own, so they are written with the embeddings.
     """
     parts: Plan = {}
     width = shape.sizes.width
@@ -189,5 +185,5 @@ def voice_tensors(voices: list[VoiceStates]) -> dict[str, Tensor]:
 
 
 def _given(values: Tensor, stored: Tensor) -> Tensor:
-    """Return `values`, on the meta device if the published tensor is."""
+    """Return `values`, moved to the meta device if the published tensor is there."""
     return values.to("meta") if stored.is_meta else values

@@ -2,10 +2,10 @@
 
     tts     voice ─► t0 t1 t2 t3 t4 │ x0 … x5 │ t5 … t9 │ x6 … x11 │ t10 t11 │ x12 x13 … [end]
 
-A row is a text token or a frame of 133 ms. Text comes in windows of five tokens; six frames follow each of them, and
-after the last one, frames until the model ends the reply. A text model of a few layers reads the text alone. Its
-hidden states are the text rows of the speech model, which also reads the frames. The latent of a frame is generated
-from the row before it, and is guided by a request that reads only the frames.
+A row is a text token or a frame of 133 ms. Text comes in windows of five tokens, each followed by six frames. After the
+last window, frames follow until the model ends the reply. A text model of a few layers reads the text alone. Its hidden
+states are the text rows of the speech model, which also reads the frames. The latent of a frame is generated from the
+row before it, and is guided by a request that reads only the frames.
 
 A voice is published as the keys and values of both models, and as those of the unconditional request's first row.
 """
@@ -48,11 +48,7 @@ GENDERS = {"man": "male", "woman": "female"}
 
 @dataclass(frozen=True)
 class VoiceRows:
-    """Numbers of rows of a voice.
-
-    Attributes:
-        name: Name in lower case.
-    """
+    """Name of a voice, in lower case, and numbers of its rows."""
 
     name: str
     num_text_rows: int
@@ -66,11 +62,7 @@ class VoiceRows:
 
 @dataclass(frozen=True)
 class VibeVoiceRealtimeVocabulary(Vocabulary):
-    """Ids of text, of three kinds of rows, and of the rows of each voice.
-
-    Attributes:
-        voices: The voices; the first one is the default.
-    """
+    """Ids of text, of three kinds of rows, and of the rows of each voice. The first voice is the default."""
 
     num_text_ids: int = 151936
     num_numbers: int = 64
@@ -89,7 +81,6 @@ class VibeVoiceRealtimeVocabulary(Vocabulary):
 
     @property
     def frame(self) -> int:
-        """Id of a frame."""
         return self.num_text_ids
 
     @property
@@ -99,7 +90,6 @@ class VibeVoiceRealtimeVocabulary(Vocabulary):
 
     @property
     def end(self) -> int:
-        """Id that ends a reply."""
         return self.word + 1
 
     @property
@@ -143,7 +133,7 @@ class TextWindows(TextTrack):
     """Windows of `num_words` text tokens, each followed by `num_frames` frames, which alternate in a reply.
 
     The kind of a row follows from its index in the reply and from the length of the text. After the last token, all
-    rows are frames. Only a row after a frame may end the reply, but it may do so although there is text left.
+    rows are frames. Only a row after a frame may end the reply, but it may do so even if there is text left.
 
     Attributes:
         word: Id of a row with a text token.
@@ -175,7 +165,7 @@ class TextWindows(TextTrack):
         return number + self.num_frames * (number // self.num_words)
 
     def within_window(self, index: Any) -> tuple[Any, Any]:
-        """Return the index of a row in its window and, if it is a text row, the number of its token.
+        """Return a row's index in its window and, for a text row, the number of its token.
 
         Args:
             index: Index of the row in the reply, an integer or an array.
@@ -185,7 +175,7 @@ class TextWindows(TextTrack):
         return row_of_window, index // period * self.num_words + row_of_window
 
     def is_word(self, index: Any, num_words: Any) -> Any:
-        """Return True if row `index` of a reply to a text of `num_words` tokens is a text row; integers or arrays."""
+        """Return True if row `index` of a reply to `num_words` tokens is a text row; integers or arrays."""
         row_of_window, number = self.within_window(index)
         return (row_of_window < self.num_words) & (number < num_words)
 
@@ -199,7 +189,7 @@ class WindowRules(DrawRules):
     row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:WindowDraw")
 
     def sampled_ids(self, ids: Sequence[int]) -> list[int]:
-        """Return `ids` without that of text rows, which are not sampled."""
+        """Return `ids` without the id of text rows, which are not sampled."""
         return [token for token in ids if token != self.windows.word]
 
     def num_text_entries(self, max_rows: int) -> int:
@@ -225,7 +215,7 @@ SAMPLING = SamplingConfig(
 
 
 def voice_details(names: Iterable[str]) -> dict[str, VoiceDetails]:
-    """Return the language and gender in the names of voices, which are in lower case."""
+    """Return the language and gender that the names of voices contain, by name in lower case."""
     matches = {name: match for name in names if (match := VOICE.fullmatch(name))}
     return {
         name: VoiceDetails(CODES.get(match["language"], match["language"]), GENDERS[match["gender"]])

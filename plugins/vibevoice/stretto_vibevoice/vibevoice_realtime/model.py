@@ -5,8 +5,8 @@
                                                                                   └──► end?
 
 The keys and values of the text layers are stored in vLLM's KV blocks like those of the speech layers, so blocks can be
-shared, and requests preempted. The rows of the earlier text tokens follow from a row's position. The text layers
-attend to them and to the voice's text, one row at a time, so a result does not depend on the batch.
+shared, and requests preempted. The rows of the earlier text tokens follow from a row's position. The text layers attend
+to them and to the voice's text, one row at a time, so a result does not depend on the batch.
 
 The rows of a voice have no embeddings: their published keys and values are written to the KV blocks instead of those
 that the speech layers compute.
@@ -43,15 +43,11 @@ class EndClassifier(nn.Module):
         self.fc2 = linear(width, 1, bias=True)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits [N, 1] for hidden states [N, H]."""
         return self.fc2(torch.relu(self.fc1(hidden)))
 
 
 class TextLayer(nn.Module):
-    """Layer of the text model.
-
-    `attn` only reserves room in vLLM's KV blocks; it is not computed.
-    """
+    """Layer of the text model. `attn` only reserves space in vLLM's KV blocks and is not computed."""
 
     def __init__(self, vllm_config: VllmConfig, config: Any, prefix: str):
         super().__init__()
@@ -75,7 +71,7 @@ class TextLayer(nn.Module):
         )
 
     def store(self) -> torch.Tensor:
-        """Return the room for keys and values, [slots, 2, K, D], in a layout of our own."""
+        """Return the KV blocks as keys and values, [slots, 2, K, D], in a layout of our own."""
         cache = self.attn.kv_cache
         shape = (2, self.num_kv_heads, self.size)
         row = torch.Size(shape).numel()
@@ -100,11 +96,10 @@ class TextLayer(nn.Module):
         """Return the output [n, H] for text rows x [n, H].
 
         Args:
-            x: Embeddings, or the output of the layer before.
             turns: Cosine and sine of the rotary embedding, [n, 1, D / 2] each.
             slots: Slot of each row in the KV blocks, [n].
             reads: For each row, the keys and values of the voice [r, 2, K, D], and the slots of the earlier text rows
-                and of the row itself.
+            and of the row itself.
         """
         normed = self.input_layernorm(x)
         queries = rotate(self.q_proj(normed).unflatten(1, (-1, self.size)), turns)
@@ -133,7 +128,6 @@ def rotate(x: torch.Tensor, turns: tuple[torch.Tensor, torch.Tensor]) -> torch.T
 
 
 def empty(*shape: int) -> nn.Parameter:
-    """Return a parameter for a tensor of the checkpoint."""
     return nn.Parameter(torch.empty(shape), requires_grad=False)
 
 
@@ -144,11 +138,7 @@ def attention_metadata(layer: str) -> Any:
 
 
 class TextModel(nn.Module):
-    """Layers that read the text of a reply alone, after the text of its voice.
-
-    Args:
-        windows: Rule of the reply's rows.
-    """
+    """Layers that read the text of a reply alone, after the text of its voice."""
 
     def __init__(self, vllm_config: VllmConfig, vocabulary: VibeVoiceRealtimeVocabulary, windows: TextWindows):
         super().__init__()
@@ -199,7 +189,7 @@ class TextModel(nn.Module):
         return x
 
     def _turns(self, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the cosine and sine of the rotary embedding at positions [n], [n, 1, D / 2] each."""
+        """Return the cosine and sine of the rotary embedding, [n, 1, D / 2] each, at positions [n]."""
         rates = self._theta ** -(torch.arange(0, self.size, 2, device=position.device).float() / self.size)
         angles = position.float()[:, None, None] * rates
         return angles.cos(), angles.sin()
@@ -264,7 +254,7 @@ class StrettoVibeVoiceRealtimeForCausalLM(LatentMixin, Qwen2ForCausalLM):
     def embed_rows(
         self, rows: torch.Tensor, out: torch.Tensor, latent_rows: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Write the embeddings of `rows` [N, S] to `out` [N, H]; see `LatentMixin.embed_rows`."""
+        """Write the embeddings of `rows` [N, S] to `out` [N, H] (`LatentMixin.embed_rows`)."""
         out = super().embed_rows(rows, out, latent_rows)
         (at,) = (rows[:, 0] >= self._first_voice_row).nonzero(as_tuple=True)
         if len(at):
@@ -280,7 +270,6 @@ class StrettoVibeVoiceRealtimeForCausalLM(LatentMixin, Qwen2ForCausalLM):
         return out
 
     def latent_predictor(self) -> DiffusionHead:
-        """Return the diffusion head."""
         assert self.family.layout.latents is not None
         return self.head.prepare(self.family.layout.latents.steps)
 

@@ -1,4 +1,4 @@
-"""Prompts of VibeVoice Realtime: the rows of a voice; the text is the track of the reply.
+"""Prompts of VibeVoice Realtime: the rows of a voice. The text is the track of the reply.
 
 As in the authors' processor, white space around the text is removed, and a line end follows it. As in their programs,
 typographic quotation marks become plain ones. Text may arrive in parts of any size: the tokens are those of the whole.
@@ -28,7 +28,7 @@ LINE_END = "\n"
 
 
 class IncrementalTokens:
-    """Incremental tokenizer of one text; see `StreamedText`."""
+    """Incremental tokenizer of one text (see `StreamedText`)."""
 
     def __init__(self, tokenizer: TextTokenizer):
         self._stream = TextStream(tokenizer)
@@ -36,13 +36,10 @@ class IncrementalTokens:
         self._has_begun = False
 
     def after(self, text: str, is_last: bool) -> tuple[list[int], "IncrementalTokens"]:
-        """Append text without changing this stream.
+        """Return the tokens that `text` makes final, and the tokenizer for the text after it; leave this one unchanged.
 
         Args:
             is_last: True if the text ends with this part.
-
-        Returns:
-            Tokens that became final, and the stream that continues after `text`.
 
         Raises:
             InvalidRequest: If a word is too long, or the text is blank.
@@ -93,7 +90,7 @@ class VibeVoiceRealtimeTemplate:
         return PromptRows(rows, track=track)
 
     def _check_length(self, ids: list[int], num_voice_rows: int, path: str) -> None:
-        """Raise InvalidRequest if a reply has no room for the text and the frames after each window."""
+        """Raise InvalidRequest if the text and the frames after its windows do not fit into a reply."""
         windows = self._family.track
         assert isinstance(windows, TextWindows)
         most = windows.max_text_ids(self._family.max_model_len - num_voice_rows - 1)
@@ -110,7 +107,7 @@ def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -
 
 
 def text_codec(family: Family, checkpoint: Path) -> TextCodec:
-    """Return the text codec, which converts streamed text; a checkpoint with random weights has no tokenizer."""
+    """Return the text codec for streamed text, or `SILENT` for random weights, which have no tokenizer."""
     if not (checkpoint / TOKENIZER_FILE).exists():
         return SILENT
     tokenizer = TextTokenizer.at(checkpoint)

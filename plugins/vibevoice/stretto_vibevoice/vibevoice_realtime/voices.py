@@ -1,9 +1,8 @@
 """Voices of VibeVoice Realtime: keys and values of the language models, in the authors' format or as safetensors.
 
 A file of the authors (`NAME.pt`, https://github.com/microsoft/VibeVoice/tree/main/demo/voices/streaming_model) is a
-pickle of transformers' outputs. It is read without executing code from it: the names of the two classes in it stand for
-stubs without behaviour, and everything but tensors and plain values is refused. Programs for MLX publish the same
-tensors as safetensors.
+pickle of transformers' outputs. It is read without executing its code: stubs replace the two classes that it names, and
+everything but tensors and plain values is refused. Programs for MLX publish the same tensors as safetensors.
 
     lm, tts_lm          keys and values [1, K, n, D] of each layer of the text and the speech model
     neg_tts_lm          those of the unconditional request's first row, and its hidden state [1, 1, H]
@@ -37,11 +36,11 @@ STATE = "last_hidden_state"
 
 
 class _Cache:
-    """Substitute for transformers' `DynamicCache` while a file is read."""
+    """Stub for transformers' `DynamicCache`, used while a file is read."""
 
 
 def _output(*fields: object) -> dict[str, object]:
-    """Return an empty dictionary in place of transformers' `BaseModelOutputWithPast`; torch then sets its items."""
+    """Return an empty dictionary as a stub for transformers' `BaseModelOutputWithPast`; torch then sets its items."""
     return OrderedDict()
 
 
@@ -53,14 +52,7 @@ STUBS: Any = [
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a release.
-
-    Attributes:
-        num_layers: Number of layers of the speech model.
-        num_kv_heads: Number of key and value heads, K.
-        size: Width of a head, D.
-        width: Width of the models, H.
-    """
+    """Sizes of a release: `num_kv_heads` K, their width D, and the models' width H."""
 
     num_text_layers: int
     num_layers: int
@@ -76,7 +68,7 @@ class VoiceStates:
     Attributes:
         texts: Keys and values of the text model, float32 [layers, r, 2, K, D].
         speech: Keys and values of the speech model, float32 [layers, n + 1, 2, K * D]; those of the unconditional
-            request's first row come last.
+        request's first row come last.
         state: Hidden state of that row, float32 [H].
     """
 
@@ -86,11 +78,7 @@ class VoiceStates:
 
 
 def read_voices(root: Path, sizes: Sizes) -> dict[str, VoiceStates]:
-    """Return the voices in the folder `voices` of a release by name, in lower case. The first one is the default.
-
-    Raises:
-        CheckpointError: If there are no voices, or a file is not a voice of this release.
-    """
+    """Return the voices in the folder `voices` of a release by name, in lower case. The first one is the default."""
     folder = released_folder(root, FOLDER)
     names = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES) if folder.is_dir() else []
     if not 1 <= len(names) <= MAX_VOICES:
@@ -107,7 +95,7 @@ def read_voices(root: Path, sizes: Sizes) -> dict[str, VoiceStates]:
 
 
 def read_voice(path: Path, sizes: Sizes) -> VoiceStates:
-    """Return the voice in a file; raise CheckpointError if it is not a voice of a release with these sizes."""
+    """Return the voice in a file; raise CheckpointError unless it is one of a release with these sizes."""
     tensors = _in_safetensors(path) if path.suffix == SUFFIXES[1] else dict(_in_pickle(path))
     text = _cache(path, tensors, TEXT, sizes.num_text_layers, sizes)
     speech = _cache(path, tensors, SPEECH, sizes.num_layers, sizes)
@@ -119,7 +107,7 @@ def read_voice(path: Path, sizes: Sizes) -> VoiceStates:
 
 
 def _cache(path: Path, tensors: Mapping[str, Tensor], network: str, num_layers: int, sizes: Sizes) -> Tensor:
-    """Return the keys and values of a part, float32 [layers, n, 2, K, D]."""
+    """Return the keys and values of a network, float32 [layers, n, 2, K, D]."""
     first = tensors.get(f"{network}_key_0")
     rows = first.shape[2] if first is not None and first.ndim == 4 else 0
     if not 1 <= rows <= MAX_VOICE_ROWS:
@@ -152,7 +140,7 @@ def _in_safetensors(path: Path) -> Mapping[str, Tensor]:
 
 
 def _in_pickle(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a file of the authors, with the names that they have in safetensors."""
+    """Yield the tensors in a file of the authors under the names that they have in safetensors."""
     regular_file(path, MAX_FILE_BYTES)
     with torch.serialization.safe_globals(STUBS):
         stored = read_pickled(path, "a voice of VibeVoice Realtime")

@@ -1,1 +1,1 @@
-"""This family's mechanism (`stretto.family.mechanism`): guidance within a row."""
+"""Mechanism of this family (`stretto.family.mechanism`): guidance within a row."""

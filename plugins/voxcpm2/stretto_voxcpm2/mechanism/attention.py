@@ -1,7 +1,7 @@
 """Attention among the few tokens of a row; in float32 on a GPU, as a custom operator.
 
 torch computes float32 attention with grouped heads by eleven operators, whose products may depend on the number of
-rows. Here, a program computes all tokens of a row in one head, so that a row does not depend on the others.
+rows. Here, a kernel computes all tokens of a row in one head, so that a row does not depend on the others.
 """
 
 import torch
@@ -39,13 +39,12 @@ def local_attention(
 def local_attention_on_device(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, head_dim: int, length: int
 ) -> torch.Tensor:
-    """Return the attention [T, heads * head_dim] among `length` consecutive tokens each, in both directions.
+    """Compute `local_attention` with a kernel.
 
     Args:
-        query: Queries, float32 [T, heads * head_dim], contiguous.
-        key: Keys, float32 [T, kv_heads * head_dim], contiguous.
-        value: Values of the same shape, with consecutive columns.
-        length: Number of tokens of a row, of which T is a multiple.
+        query: float32, contiguous.
+        key: float32, contiguous.
+        value: float32, with consecutive columns.
     """
     assert query.is_contiguous(), query.stride()
     assert key.is_contiguous(), key.stride()

@@ -16,11 +16,7 @@ from stretto.family.base import DrawRules
 
 
 class GuidedDraw(LatentDraw):
-    """Sampler of rows like `LatentDraw`, with a `GuidedLatentPredictor`.
-
-    Args:
-        rules: Rules of the family, which have no constants.
-    """
+    """Sampler of rows like `LatentDraw`, with a `GuidedLatentPredictor`."""
 
     def __init__(self, rules: DrawRules, *arguments: Any):
         super().__init__(*arguments)
@@ -34,7 +30,7 @@ class GuidedDraw(LatentDraw):
         rows: Rows,
         index: Array | None,
     ) -> torch.Tensor:
-        """Return the words, for which the predictor also reads the previous latents and the guidance scales."""
+        """Return the words. The predictor reads also the previous latents and the guidance scales."""
         before = self.codes[pick(rows.slots, index), pick(rows.position, index) - 1]
         before = self.arrays.tensor(before)[:, : self.segments.family.latent_size].contiguous().view(torch.float32)
         scale = self.arrays.tensor(pick(rows.scales.guidance, index))
@@ -43,11 +39,7 @@ class GuidedDraw(LatentDraw):
 
 
 class GuidedProgram(LatentStepProgram):
-    """Kernel launches that sample a step, with the same result as `GuidedDraw`.
-
-    Args:
-        rules: Rules of the family, which have no constants.
-    """
+    """Kernel launches that sample a step, with the same result as `GuidedDraw`."""
 
     may_guide: ClassVar[bool] = True
 

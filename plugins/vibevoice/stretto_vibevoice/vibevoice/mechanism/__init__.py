@@ -1,1 +1,1 @@
-"""This family's mechanism (`stretto.family.mechanism`): stretches of audio with marks around them."""
+"""Mechanism of this family (`stretto.family.mechanism`): stretches of audio with marks around them."""

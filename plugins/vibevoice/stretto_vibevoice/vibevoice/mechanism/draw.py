@@ -34,7 +34,7 @@ class StretchReadout(LatentReadout):
 
 
 def readout_of(model: Any, predictor: Any, rules: SegmentRules) -> StretchReadout:
-    """Return the readout of a `StrettoVibeVoiceForCausalLM`, whose head has the ids of stream 0 in audio."""
+    """Return the readout of a `StrettoVibeVoiceForCausalLM`, with a head for the ids of stream 0 in audio."""
     if model.family.audio_head:
         rows = model.audio_head.weight.data
     else:
@@ -53,10 +53,6 @@ def denied_after_end(stretches: Stretches, readout: StretchReadout) -> torch.Ten
 
 class StretchDraw(RowDraw):
     """Sampler of audio rows with guided latents and features of the decoded audio.
-
-    Args:
-        stretches: Ids of the marks and of frames.
-        given: Further arguments of `RowDraw`.
 
     Attributes:
         memory: Memories of the feedback network.
@@ -77,7 +73,7 @@ class StretchDraw(RowDraw):
     def draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
-        """Return the ids of stream 0 [M] and the latents as words [M, D]; only rows that may be audio are set."""
+        """Return the ids of stream 0 [M] and the latents as words [M, D], set only in rows that may be audio."""
         index = step.speaking
         number = len(keys)
         both = hidden if step.audio_rows is None else hidden[step.audio_rows]
@@ -112,10 +108,6 @@ class StretchDraw(RowDraw):
 
 class StretchProgram(LatentStepProgram):
     """Kernel launches that sample a step, with the same result as `StretchDraw`.
-
-    Args:
-        stretches: Ids of the marks and of frames.
-        given: Further arguments of `LatentStepProgram`.
 
     Attributes:
         memory: Memories of the feedback network.

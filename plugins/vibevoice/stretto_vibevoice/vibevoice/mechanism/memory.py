@@ -18,9 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class LatentFeedback(Protocol):
-    """Network that encodes the decoded audio of latents.
-
-    Its features are stored as additional words of their rows.
+    """Network that encodes the decoded audio of latents to features, which are further words of their rows.
 
     Attributes:
         num_kept: Size of the network's memory of earlier latents, in float32 numbers.
@@ -31,14 +29,11 @@ class LatentFeedback(Protocol):
     reach: int
 
     def __call__(self, latents: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the features of the next latents of N replies, and the updated memories.
+        """Return the features of the next latents of N replies, float32 [N, E], and the updated memories.
 
         Args:
-            latents: Latents, float32 [N, D].
+            latents: float32 [N, D].
             memory: Memories before these latents, float32 [N, num_kept]; zeros before the first latent.
-
-        Returns:
-            Features, float32 [N, E], and the memories, [N, num_kept].
         """
         ...
 
@@ -68,10 +63,6 @@ class FeedbackMemory:
 
     Memories of preempted requests are saved. If a resumed request has no saved memory, the memory is recomputed from
     the latents, one latent at a time. The result is bit-identical.
-
-    Args:
-        stretches: Ids of the marks and of frames.
-        device: Device on which the memories are stored.
 
     Attributes:
         num_restored: Number of saved memories that were restored.
@@ -110,8 +101,7 @@ class FeedbackMemory:
             slots: Slots of the rows, int64 [A].
             positions: Positions of the rows, int64 [A].
             begins: True for the first frame of a stretch, whose memory starts at zero, bool [A].
-            is_frame: True for rows with a frame, bool [A]. The features of other rows are 0, and their memory is
-                unchanged.
+            is_frame: True for rows with a frame, bool [A]. Features of other rows are 0, and their memory is unchanged.
         """
         if not self._is_on_host:
             places = torch.where(is_frame, slots, self._spare)
@@ -175,7 +165,7 @@ class FeedbackMemory:
     ) -> torch.Tensor:
         """Return the features [A, E] of latents [A, D], and update the memories at `places` [A].
 
-        The batch is decoded in groups of a fixed size, so that a row's result does not depend on the other rows.
+        The batch is decoded in groups of a fixed size, so that a row's result does not depend on other rows.
         """
         number = len(latents)
         group = self._group or len(latents)
@@ -202,6 +192,5 @@ class FeedbackMemory:
         return len(ids) - 1 if is_frame else -1
 
     def _stretch_start(self, data: SpeechRequestData) -> int:
-        """Return the position of the first frame of the newest stretch."""
         ids = np.asarray(data.prefill_token_ids)
         return 1 + int(np.flatnonzero(ids == self._stretches.begin)[-1])

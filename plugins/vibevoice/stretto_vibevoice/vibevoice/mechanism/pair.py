@@ -1,4 +1,4 @@
-"""CFG pairs whose unconditional request reads one stretch of audio."""
+"""CFG pairs whose unconditional request reads only one stretch of audio."""
 
 from typing import ClassVar
 
@@ -13,12 +13,9 @@ from stretto_vibevoice.vibevoice.family import StretchContext
 class StretchPair(GuidancePair):
     """CFG pair whose unconditional request begins anew with each stretch of audio.
 
-    Its context consists of the conditional request's rows from the mark that begins the stretch, so their positions
-    differ by a constant. A constant hidden state guides the first frame of a stretch (`StretchReadout`). The
-    unconditional request is created after this frame, and the conditional request waits for it.
-
-    Args:
-        context: Rules for unconditional requests.
+    Its context is the conditional request's rows from the mark that begins the stretch, so positions in the two differ
+    by a constant. A constant hidden state guides the first frame of a stretch (`StretchReadout`). The unconditional
+    request is created after this frame, and the conditional request waits for it.
     """
 
     follows_rows: ClassVar[bool] = True
@@ -46,7 +43,7 @@ class StretchPair(GuidancePair):
         return np.column_stack([ids, codes]).astype(np.int32)
 
     def begin(self, state: RequestState) -> bool:
-        """Return False, because the prompt ends with the mark that begins the first stretch."""
+        """Return False, because the unconditional request is created only after the first frame."""
         self._begin_stretch(state, state.request.num_prompt_tokens - 1)
         return False
 
@@ -69,7 +66,7 @@ class StretchPair(GuidancePair):
         return state.note_guidance(is_first or is_guided)
 
     def attach(self, first_output: int) -> None:
-        """Record that the unconditional request has been created; see `GuidancePair.attach`."""
+        """Record that the unconditional request has been created (`GuidancePair.attach`)."""
         super().attach(first_output)
         self._held_at = NOT_YET
 

@@ -1,1 +1,1 @@
-"""Windows of text and frames: the track of the text, the choice of rows, and the CFG pair."""
+"""Mechanism for windows of text and frames: the text's track, the choice of rows, and the CFG pair."""

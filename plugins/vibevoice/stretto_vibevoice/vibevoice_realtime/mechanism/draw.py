@@ -29,7 +29,7 @@ class WindowReadout(LatentReadout):
 
 
 class EndHead(FirstHead):
-    """Logits of a frame, which are 0, and of the end of the reply.
+    """Head for the logits of a frame, which are 0, and of the end of the reply.
 
     Args:
         logit: Function of hidden states [N, H] that returns the logit of the end, [N, 1].
@@ -48,12 +48,11 @@ class EndHead(FirstHead):
 def predicted(
     predict: Any, is_needed: np.ndarray | None, inputs: tuple[torch.Tensor, ...], solver: SolverPlan
 ) -> torch.Tensor:
-    """Return latents, float32 [A, D]; those of rows that are not needed are undefined.
+    """Return latents, float32 [A, D], undefined in rows that are not needed.
 
     Args:
         is_needed: Rows to predict, bool [A]; None for all, because launches on a GPU must not depend on values.
         inputs: Hidden states, noise, solver steps, unconditional states and guidance scales of the rows, [A, ...] each.
-        solver: Solver steps and guidance of the batch.
     """
 
     def call(hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, *guided: torch.Tensor) -> torch.Tensor:
@@ -70,12 +69,7 @@ def predicted(
 
 
 class WindowDraw(RowDraw):
-    """Sampler of the rows of replies that read their text in windows.
-
-    Args:
-        rules: Rules by which the rows are sampled.
-        given: Further arguments of `RowDraw`.
-    """
+    """Sampler of the rows of replies that read their text in windows."""
 
     def __init__(self, rules: WindowRules, readout: WindowReadout, *arguments: Any):
         super().__init__(readout, *arguments)
@@ -91,7 +85,7 @@ class WindowDraw(RowDraw):
     def draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
-        """Return the ids of stream 0 [M] and the words [M, D]; the tokens are written to the slot tables."""
+        """Return the ids of stream 0 [M] and the words [M, D]. The text tokens are written to the slot tables."""
         index = step.speaking
         number = len(keys)
         xp = self.arrays.xp

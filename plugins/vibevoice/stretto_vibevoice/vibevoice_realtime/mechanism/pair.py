@@ -13,12 +13,9 @@ from stretto_vibevoice.vibevoice_realtime.mechanism.track import WindowTrack
 class WindowPair(GuidancePair):
     """CFG pair whose unconditional request waits while the conditional one reads a window of text.
 
-    The context of the unconditional request is the first row that the voice has for it, and the frames so far. The
-    first frame is guided by a constant of the voice, the hidden state of that row. The unconditional request is created
-    after this frame, and the conditional one samples no second frame before.
-
-    Args:
-        context: Rules for unconditional requests.
+    Its context is a row that each voice has for unconditional requests, and the frames so far. The first frame is
+    guided by a constant of the voice, the hidden state of that row. The unconditional request is created after this
+    frame, and the conditional one samples no second frame before.
     """
 
     follows_rows: ClassVar[bool] = True
@@ -39,14 +36,14 @@ class WindowPair(GuidancePair):
 
     @property
     def first_output(self) -> int:
-        """Index in the reply of the next frame that the unconditional request guides; `NOT_YET` without a request."""
+        """Index in the reply of the next frame that the unconditional request guides; `NOT_YET` without it."""
         if self.unconditional is None or self._state is None:
             return NOT_YET
         return self._track.next_frame(self._state.next_output)
 
     @first_output.setter
     def first_output(self, index: int) -> None:
-        """Ignore the index that the base class sets."""
+        """Ignore the index that the base class sets, because the property computes it."""
 
     @property
     def may_wait(self) -> bool:
@@ -65,7 +62,7 @@ class WindowPair(GuidancePair):
         return False
 
     def context(self, state: RequestState) -> np.ndarray:
-        """Return the voice's first row for unconditional requests, then the frames so far, int32 [1 + n, S]."""
+        """Return the voice's row for unconditional requests, then the frames so far, int32 [1 + n, S]."""
         number = state.request.num_tokens
         ids = np.asarray(state.request.all_token_ids[:number])
         rows = np.column_stack([ids, state.history.rows(0, number)]).astype(np.int32)
@@ -75,7 +72,7 @@ class WindowPair(GuidancePair):
         return np.concatenate([first, rows[ids == self._windows.frame]])
 
     def follow(self, state: RequestState, token_id: int, is_guided: bool, scheduler: PairScheduler) -> int:
-        """Create the unconditional request after the first frame; see `GuidancePair.follow`."""
+        """Create the unconditional request after the first frame (`GuidancePair.follow`)."""
         if token_id != self._windows.frame:
             return NO_CHANGE
         is_first = self.unconditional is None

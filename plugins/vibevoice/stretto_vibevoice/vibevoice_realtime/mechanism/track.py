@@ -41,11 +41,11 @@ class WindowTrack(Track):
         return Track.extend(self, ids[:-1] if is_last else ids, is_last)
 
     def entries(self, first: int = 0) -> np.ndarray:
-        """Return the entries of the tokens, whose indices are their numbers; see `Track.entries`."""
+        """Return the entries of the tokens from `first` on, each at its number in the text (`Track.entries`)."""
         return placed(first, self.ids[first:])
 
     def entries_after(self, num_rows: int) -> np.ndarray:
-        """Return all entries, because rows are counted from the reply's beginning."""
+        """Return all entries, because token numbers are counted from the reply's beginning."""
         return self.entries()
 
     def limits(self, sampling: SamplingConfig) -> dict[str, int]:
@@ -53,11 +53,10 @@ class WindowTrack(Track):
         return {"track_total": self.num_words}
 
     def are_known(self, rows: np.ndarray, last: int) -> bool:
-        """Return True, because the rows of the reply contain the ids; see `Track.are_known`."""
+        """Return True, because the rows of the reply contain the ids (`Track.are_known`)."""
         return True
 
     def unconditional(self, family: Family) -> Track | None:
-        """Return None; see `Track.unconditional`."""
         return None
 
     @property
@@ -66,13 +65,13 @@ class WindowTrack(Track):
         return ENDLESS if self.is_open else len(self.ids)
 
     def first_frame(self) -> int:
-        """Return the index in the reply of the first frame; ENDLESS while it is not known."""
+        """Return the index in the reply of the first frame; ENDLESS while it is unknown."""
         assert self.windows is not None
         number = min(self.windows.num_words, len(self.ids))
         return ENDLESS if self.is_open and number < self.windows.num_words else number
 
     def next_frame(self, index: int) -> int:
-        """Return the index of the first row at or after `index` that is a frame, if the tokens that it needs arrive."""
+        """Return the index of the first frame at or after `index`, if all tokens before it arrive."""
         assert self.windows is not None
         while self.windows.is_word(index, self.num_words):
             index += 1
