@@ -36,9 +36,7 @@ class Plan:
 
     Attributes:
         scripts: Folder of the scripts and of the teacher's parts.
-        folder: Working folder.
         keep: Folder for copies of the weights, in float16.
-        codec_s: Duration of the codec's training in seconds.
         until_s: Time after the start at which the training of the language model ends, in seconds.
         codec: Settings of the codec's training, apart from its duration.
         model: Settings of the language model's training, apart from its duration.
@@ -58,7 +56,7 @@ class Plan:
 
 
 def load_codec(path: Path, device: str) -> TinyCodec:
-    """Return the codec of a checkpoint of its training."""
+    """Return the codec from a checkpoint of its training."""
     saved = torch.load(path, map_location=device)
     codec = TinyCodec(TinyConfig(**saved["config"])).to(device)
     codec.load_state_dict(saved["codec"])
@@ -66,7 +64,6 @@ def load_codec(path: Path, device: str) -> TinyCodec:
 
 
 def codes_of(shard: Path) -> Path:
-    """Return the path of a shard's codes."""
     return shard.with_name(shard.name.replace("shard", "codes"))
 
 
@@ -126,7 +123,7 @@ def corpora(plan: Plan) -> dict[str, Corpus]:
 
 
 def keep_codec(plan: Plan) -> None:
-    """Copy the codec's averaged weights and its last ones, in float16."""
+    """Copy the codec's averaged weights and its newest ones to `keep`, in float16."""
     saved = torch.load(plan.folder / "codec.pt", map_location="cpu")
     for kind, file in (("codec", "codec.pt"), ("last", "codec_last.pt")):
         weights = {name: weight if PRECISE in name else weight.half() for name, weight in saved[kind].items()}
@@ -134,7 +131,7 @@ def keep_codec(plan: Plan) -> None:
 
 
 def keep_model(plan: Plan, trainer: Trainer) -> None:
-    """Copy the language model's weights, in float16."""
+    """Copy the language model's weights to `keep`, in float16."""
     weights = {name: weight.half().cpu() for name, weight in trainer.network.state_dict().items()}
     state = {"network": weights, "config": asdict(trainer.network.model.config), "step": trainer.step}
     torch.save(state, plan.keep / "network.partial")
@@ -171,7 +168,6 @@ def train(plan: Plan) -> None:
 
 
 def main() -> None:
-    """Train codec and language model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scripts", type=Path, required=True, help="folder of scripts and of the teacher's parts")
     parser.add_argument("--folder", type=Path, required=True, help="working folder (15 GB)")

@@ -18,7 +18,6 @@ def louder(decibels: float) -> Alteration:
 
 
 def inverted(pcm: np.ndarray) -> np.ndarray:
-    """Return the samples with the other sign."""
     return -pcm
 
 
@@ -39,7 +38,7 @@ def without_bass(lowest_hz: float) -> Alteration:
 
 
 def resampled(sample_rate: int) -> Alteration:
-    """Return an alteration that removes what a recording with a lower sample rate in Hz lacks."""
+    """Return an alteration that removes what a lower sample rate, in Hz, cannot represent."""
 
     def resample(pcm: np.ndarray) -> np.ndarray:
         return _fitted(soxr.resample(soxr.resample(pcm, SAMPLE_RATE, sample_rate), sample_rate, SAMPLE_RATE), len(pcm))
@@ -51,7 +50,6 @@ def coded(codec: str, container: str, sample_rate: int = SAMPLE_RATE, bit_rate: 
     """Return an alteration by a lossy codec of FFmpeg.
 
     Args:
-        codec: Name of the codec.
         container: Name of the file format.
         sample_rate: Sample rate of the file in Hz.
         bit_rate: Bit rate in bits per second; None if the codec has only one.

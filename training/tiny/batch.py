@@ -64,7 +64,7 @@ def _code_losses(logits: Tensor, codes: Tensor, sums: dict[str, tuple[Tensor, in
     Args:
         logits: Logits of rows with targets, [N, 7, 256].
         codes: Targets, or NO_TARGET, [N, 7].
-        sums: Sums of losses by kind, which are added to.
+        sums: Sums of losses by kind, to which these are added.
     """
     each = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none", ignore_index=NO_TARGET)
     by_book = each.unflatten(0, codes.shape).sum(0)

@@ -25,7 +25,7 @@ ARRAYS = ("stream_0", "index", "target", "look")
 
 
 def _read(voice: str, transcript: Transcript, tail: list[int]) -> tuple[Rows, int]:
-    """Return rows for context, phoneme text, [end_of_text] and `tail`, and the index where the phoneme text starts."""
+    """Return context rows, phoneme text, [end_of_text] and `tail`, and the row where the phoneme text starts."""
     source_ids, source = phoneme_text(transcript)
     head = [tiny.TTS, tiny.VOICES[voice], *characters(transcript.text), tiny.BEGIN_TEXT]
     first = len(head)
@@ -63,7 +63,7 @@ def tts(spoken: Spoken) -> Rows:
 
 
 def _look_at_script(rows: Rows, spoken: Spoken, text: int, audio: int) -> None:
-    """Set the guided attention of each audio row to the text rows of its phoneme and of the next phoneme."""
+    """Set the guided attention of each audio row to the text rows of its phoneme and of the next one."""
     _, source = phoneme_text(spoken.transcript)
     at = np.asarray([text + position for position, index in enumerate(source) if index >= 0])
     for frame, phoneme in enumerate(spoken.phoneme_of_frame):

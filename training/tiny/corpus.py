@@ -23,9 +23,8 @@ ROUNDING = 32  # lengths of batches are multiples of this number of rows
 def pack(sequences: Sequence[Rows]) -> dict[str, np.ndarray]:
     """Return sequences as flat arrays.
 
-    Returns:
-        The joined arrays of `Rows`; `first`, the first row of each sequence and the end of the last one; `audio` and
-        `frames` of each sequence.
+    These are the joined arrays of `Rows`; `first`, the first row of each sequence and the end of the last one; `audio`
+    and `frames` of each sequence.
     """
     joined = {name: np.concatenate([getattr(rows, name) for rows in sequences]) for name in ARRAYS}
     lengths = [len(rows.stream_0) for rows in sequences]
@@ -60,7 +59,6 @@ class Corpus:
         parts: Results of `pack`.
         codes: Codes of all sequences in a row, uint8 [F, 7]; None if they have no audio.
         speaks: True if the codec streams are targets.
-        device: Device of the batches.
         max_rows: Longer sequences are left out.
     """
 
@@ -92,10 +90,9 @@ class Corpus:
         return len(self._usable)
 
     def batch(self, chosen: np.ndarray, null: np.ndarray | None = None) -> Batch:
-        """Return the sequences with these indices.
+        """Return the sequences with the indices `chosen`, int [B].
 
         Args:
-            chosen: Indices, int [B].
             null: True for sequences that become those of the unconditional request, bool [B].
         """
         at = torch.from_numpy(chosen).to(self._device)
@@ -148,7 +145,7 @@ class Corpus:
 
 
 def cut(order: np.ndarray, lengths: np.ndarray, rows: int) -> list[np.ndarray]:
-    """Cut indices that are sorted by length into batches of at most `rows` padded rows; a longer item is on its own."""
+    """Cut indices, sorted by length, into batches of at most `rows` padded rows; a longer item is alone."""
     batches = []
     start = 0
     while start < len(order):
@@ -172,13 +169,12 @@ def save_packed(path: Path, packed: Mapping[str, np.ndarray]) -> None:
 
 
 def load_packed(path: Path) -> dict[str, np.ndarray]:
-    """Return packed sequences."""
     with np.load(path) as arrays:
         return dict(arrays)
 
 
 class WordStrings:
-    """Transcripts of random words, joined from their separate pronunciations."""
+    """Source of transcripts of random words, joined from their separate pronunciations."""
 
     def __init__(self, pronunciations: Mapping[str, tuple[int, ...]], rng: random.Random):
         self._words = list(pronunciations)
@@ -186,7 +182,7 @@ class WordStrings:
         self._rng = rng
 
     def draw(self, count: int) -> Transcript:
-        """Return `count` uniformly random words; frequency does not matter for learning to spell."""
+        """Return `count` uniformly random words, because frequency does not matter for learning to spell."""
         text = " ".join(self._rng.choices(self._words, k=count))
         pause = tiny.PHONEMES.index("pau")
         phonemes = [pause]
@@ -199,7 +195,7 @@ class WordStrings:
 
 
 def reading(strings: WordStrings, count: int, rng: random.Random) -> list[Rows]:
-    """Return sequences of word strings; one in ten is to be spelled from its phonemes."""
+    """Return sequences of word strings, one in ten of which is to be spelled from its phonemes."""
     found = []
     for _ in range(count):
         transcript = strings.draw(rng.randint(1, 6))

@@ -31,7 +31,7 @@ _PAIR = re.compile(r"(\S+) ([\d.]+)")
 
 
 def read_log(path: Path) -> dict[str, np.ndarray]:
-    """Return each quantity of the log as a column; a step repeated after a restart counts once.
+    """Return each quantity of the log as a column. A step that was repeated after a restart counts once.
 
     A quantity that a step does not report, such as guided attention after its end, is NaN there.
     """

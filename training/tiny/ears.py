@@ -57,7 +57,7 @@ def recordings(folder: Path, codec: TinyCodec) -> tuple[list[str], list[np.ndarr
 
 @torch.inference_mode()
 def transcripts(network: Network, codec: TinyCodec, altered: list[np.ndarray]) -> list[str]:
-    """Return the transcript of each recording; it is empty if the recording has no speech."""
+    """Return the transcript of each recording, empty if the recording has no speech."""
     heard = [extract_speech(pcm, SAMPLE_RATE) for pcm in altered]
     codes = [codec.encode(pcm).T for pcm in heard if pcm is not None]
     batches = (codes[start : start + BATCH] for start in range(0, len(codes), BATCH))
@@ -66,7 +66,6 @@ def transcripts(network: Network, codec: TinyCodec, altered: list[np.ndarray]) -
 
 
 def main() -> None:
-    """Print one JSON line per alteration."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="folder of the teacher's parts")
     parser.add_argument("--checkpoint", type=Path, required=True, help="exported checkpoint, with its codec")

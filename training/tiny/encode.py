@@ -25,7 +25,7 @@ LOWEST_VOICED_HZ = 52.0
 
 
 def encode(codec: TinyCodec, pcm: Tensor, frames: int) -> Tensor:
-    """Return codes, uint8 [B, frames, K], of samples [B, n]; silence surrounds them."""
+    """Return codes, uint8 [B, frames, K], of samples [B, n], which are surrounded by silence."""
     padded = F.pad(pcm, (MARGIN, frames * FRAME - pcm.shape[1] + MARGIN))
     vectors = codec.encoder(log_mel(padded))
     return codec.quantiser.encode(vectors[:, MARGIN // FRAME :][:, :frames]).to(torch.uint8)
@@ -33,7 +33,7 @@ def encode(codec: TinyCodec, pcm: Tensor, frames: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Recordings:
-    """How utterances become recordings: hops of silence before each [B], and its speed [B]."""
+    """Placement of utterances in recordings: hops of silence before each [B], and its speed [B]."""
 
     before: Tensor
     speed: Tensor
@@ -82,7 +82,7 @@ def levelled(pcm: Tensor) -> Tensor:
 
 
 def worn(pcm: Tensor) -> Tensor:
-    """Return clean samples [B, n] as recordings at one level: with noise, clipped, with a limited band, or mu-law."""
+    """Return clean samples [B, n] as recordings at one level: noisy, clipped, band-limited, or mu-law."""
     count = len(pcm)
     device = pcm.device
     pcm = _band_limited(pcm)
@@ -125,7 +125,10 @@ class ShardEncoder:
         self._device = device
 
     def audio(self, shard: Shard, chosen: np.ndarray, other_pitch: bool) -> Tensor:
-        """Return the samples of utterances, padded with silence, [B, n]; two of three with another pitch if asked."""
+        """Return the samples of utterances, padded with silence, [B, n].
+
+        With `other_pitch`, two of three have another pitch.
+        """
         lengths = shard.first[chosen + 1] - shard.first[chosen]
         hops = int(lengths.max())
         place = np.minimum(shard.first[chosen][:, None] + np.arange(hops), len(shard.hidden) - 1)

@@ -8,10 +8,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Transcript:
-    """Text and pronunciation.
+    """Normalised text and its pronunciation.
 
     Attributes:
-        text: Normalised text.
         phonemes: Indices into PHONEMES.
         words: Word index of each phoneme; -1 for silence.
     """
@@ -37,7 +36,6 @@ def frame_starts(ends: Sequence[float], num_frames: int) -> list[int]:
 
     Args:
         ends: End of each phoneme in frames.
-        num_frames: Number of frames.
     """
     count = len(ends)
     assert count <= num_frames, (count, num_frames)

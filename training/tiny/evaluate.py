@@ -89,7 +89,6 @@ class Evaluation:
 
     @cached_property
     def recordings(self) -> list[np.ndarray]:
-        """Samples of the teacher's speech."""
         teacher = Teacher(self._folder)
         head = Head(self._folder, "cpu")
         found = []
@@ -117,7 +116,7 @@ class Evaluation:
 
     @torch.inference_mode()
     def phonemes(self) -> tuple[float, None]:
-        """Return the error rate of the generated phoneme text against the teacher's phonemes, including spaces."""
+        """Return the error rate of generated phoneme text against the teacher's phonemes, including spaces."""
         transcripts = [Transcript(script.text, script.phonemes, script.words) for script in self.scripts]
         prompts = [text_prompt(text, VOICE) for text in self.texts]
         found = [text for part in self._batches(prompts) for text in phonemise(self._network, part)]
@@ -125,7 +124,7 @@ class Evaluation:
 
     @torch.inference_mode()
     def transcription(self) -> tuple[float, int]:
-        """Return the word error rate of transcripts of the teacher's audio, and the number of complete transcripts."""
+        """Return the word error rate of transcripts of the teacher's audio, and the number of complete ones."""
         found = [written(text) for part in self._batches(self._codes) for text in transcribe(self._network, part)]
         rate = error_rate([spelled_words(text) for text in self.texts], [spelled_words(text) for text in found])
         return rate, sum(bool(text) for text in found)

@@ -65,7 +65,7 @@ def export(checkpoint: Path, out: Path) -> None:
 
 
 def load_exported(directory: Path) -> Network:
-    """Load the network from an exported directory; its float16 weights are converted to float32."""
+    """Load the network from an exported directory. Its float16 weights are converted to float32."""
     record = json.loads((directory / CONFIG_FILE).read_text())
     names = NetworkConfig.__dataclass_fields__
     network = Network(NetworkConfig(**{name: record[name] for name in names}))

@@ -17,7 +17,6 @@ PRECISE = "decoder.pitch_trunk."  # errors in the pitch add up over the utteranc
 
 
 def write_weights(out: Path, weights: dict[str, Tensor]) -> None:
-    """Write `codec.safetensors` into `out`, which is made if it does not exist."""
     out.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: (tensor.float() if name.startswith(PRECISE) else tensor.half()).contiguous()

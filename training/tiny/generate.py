@@ -58,7 +58,7 @@ def audio_prompt(codes: np.ndarray) -> np.ndarray:
 def write_text(
     network: Network, prompts: list[np.ndarray], allowed: Sequence[range], stop: int, max_rows: int
 ) -> list[list[int]]:
-    """Generate the greedy text segment of each prompt, excluding `stop`; segments end after `max_rows` rows."""
+    """Generate the greedy text segment of each prompt, excluding `stop`, of at most `max_rows` rows."""
     permitted = torch.zeros(NUM_TEXT_IDS, dtype=torch.bool)
     permitted[[stop, *(token_id for ids in allowed for token_id in ids)]] = True
     session = Session(network, prompts)
@@ -128,7 +128,7 @@ def without_text(context: np.ndarray) -> np.ndarray:
 
 
 class Scripts:
-    """Alignment pointers of a batch, which hold the current phoneme of each utterance."""
+    """Alignment pointers of a batch, one for the current phoneme of each utterance."""
 
     def __init__(self, scripts: list[list[int]]):
         self.length = torch.tensor([len(script) for script in scripts])
@@ -159,7 +159,6 @@ class Scripts:
         return torch.where(self.end < row, tiny.PAD, token)
 
     def index(self, row: int) -> Tensor:
-        """Return the index stream [B] of this row."""
         return torch.where(self.end > row, tiny.PHONEME_INDEX_BASE + 1 + self.entry, tiny.PAD)
 
 
@@ -195,10 +194,7 @@ def speak_aligned(
     """Generate the speech of each text.
 
     Args:
-        network: The network.
         texts: Normalised texts.
-        voice: Name of the voice.
-        speaking: Sampling parameters.
         scripts: Phoneme texts to use; None to generate them.
     """
     prompts = [text_prompt(text, voice) for text in texts]
@@ -228,7 +224,7 @@ def speak_aligned(
 
 
 def _hidden(rows: Tensor) -> Tensor:
-    """Return audio rows [B, 9] in the form that the unconditional request reads."""
+    """Return audio rows [B, 9] as the unconditional request reads them."""
     seen = rows.clone()
     seen[:, 0] = torch.where(rows[:, 0] >= tiny.FIRST_FRAME_TOKEN, tiny.NULL, rows[:, 0])
     seen[:, INDEX] = tiny.PAD
@@ -236,7 +232,7 @@ def _hidden(rows: Tensor) -> Tensor:
 
 
 def _undelay(rows: np.ndarray, ends: list[int]) -> list[Utterance]:
-    """Return the utterances of rows [B, R, 9]; those that did not end are cut to complete frames."""
+    """Return the utterances of rows [B, R, 9]. Those that did not end are cut to complete frames."""
     found = []
     for index, end in enumerate(ends):
         frames = min(end, rows.shape[1] - MAX_DELAY)

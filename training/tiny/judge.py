@@ -75,14 +75,13 @@ def _dictionary(words: set[str]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file atomically, because judges in other processes may read it."""
     partial = path.with_suffix(f".{os.getpid()}")
     partial.write_text(text)
     partial.rename(path)
 
 
 class Judge:
-    """Recogniser for a test set, `domain`, `open` or `everyday`; its grammar is stored in `folder`."""
+    """Recogniser for a test set, `domain`, `open` or `everyday`. Its grammar is stored in `folder`."""
 
     def __init__(self, kind: str, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +92,6 @@ class Judge:
 
     @staticmethod
     def _grammar(kind: str, folder: Path) -> dict[str, str]:
-        """Return the recogniser's arguments for a test set."""
         if kind == "everyday":
             return {"lm": str(dictionary_path().parent / "en-us.lm.bin"), "dict": str(dictionary_path())}
         words = {"domain": domain_vocabulary, "open": open_vocabulary}[kind]()

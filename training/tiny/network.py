@@ -1,4 +1,4 @@
-"""Language model: a Qwen3 decoder that computes what Hugging Face's `Qwen3Model` does, with the same weight names.
+"""Language model: a Qwen3 decoder with the computation and the weight names of Hugging Face's `Qwen3Model`.
 
 A single table embeds all streams, and a row's embedding is the sum of its streams' vectors. Training also needs the
 attention scores of the guided heads, and output heads that run only on rows with targets. The Hugging Face module
@@ -72,7 +72,7 @@ class Pass:
 
     Attributes:
         mask: Values added to the attention scores, [B, 1, T, S]; minus infinity forbids attention. None for complete
-            sequences, whose rows read the rows before them.
+        sequences, whose rows read the rows before them.
         scores: Attention scores of the guided heads, [B, 2, T, T], collected during the pass.
     """
 
@@ -124,8 +124,6 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated feed-forward layer."""
-
     def __init__(self, config: NetworkConfig):
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)

@@ -43,7 +43,7 @@ def clip(parameters: Sequence[Tensor]) -> Tensor:
 
 
 class Optimiser:
-    """Both optimisers with a common learning-rate scale in [0, 1]."""
+    """Pair of both optimisers, with a common learning-rate scale in [0, 1]."""
 
     def __init__(self, network: Network):
         self._matrices = [weight for weight in network.model.layers.parameters() if weight.dim() == 2]

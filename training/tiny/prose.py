@@ -24,7 +24,7 @@ GREETINGS = "Hello|Hi|Good morning|Wow|Oh|Yes|No|Great|Thanks|Sorry|Please|Okay|
 
 
 def readable(text: str) -> str | None:
-    """Return a sentence with the punctuation of the family only; None if it has signs, digits or abbreviations."""
+    """Return a sentence with only the family's punctuation; None if it has signs, digits or abbreviations."""
     text = JOINTS.sub(", ", REMARK.sub("", text)).replace("-", " ").replace('"', "")
     text = " ".join(text.split()).strip(" ,'")
     text = re.sub(r" ([,.?!])", r"\1", text)
@@ -54,7 +54,7 @@ def ended(sentence: str, rng: random.Random) -> str:
 
 
 def long_text(sentences: list[str], rng: random.Random, least: int, most: int) -> list[str]:
-    """Return random sentences whose joint length is in [least, most], or shorter if a thousand draws do not fit."""
+    """Return random sentences with a joint length in [least, most], or shorter if a thousand draws do not fit."""
     found: list[str] = []
     size = -1
     for _ in range(1000):
@@ -201,9 +201,6 @@ def texts(examples: list[str], definitions: list[str], rng: random.Random, scale
     """Return the texts of the training speech, shuffled.
 
     Args:
-        examples: Example sentences.
-        definitions: Definitions.
-        rng: Source of randomness.
         scale: Share of the full number of texts.
     """
     prose = [*examples, *(each for each in definitions if len(each) < 120)]
@@ -240,7 +237,7 @@ def frequent(sentences: list[str], most: int, words: int) -> list[str]:
 
 
 class Chain:
-    """Source of sentences that go on word by word as example sentences do after the last one or two words."""
+    """Source of sentences in which each word has followed the last one or two words in an example sentence."""
 
     def __init__(self, sentences: list[str]):
         self._after: dict[tuple[str, ...], list[str]] = {}
@@ -264,7 +261,7 @@ class Chain:
 
 
 def plain_texts(examples: list[str], definitions: list[str], rng: random.Random) -> list[list[str]]:
-    """Return texts that the model speaks in order to learn to transcribe itself: most have frequent words only."""
+    """Return texts that the model speaks in order to learn to transcribe itself; most have frequent words only."""
 
     def marked(text: str) -> list[str]:
         return [ended(text, rng) if rng.random() < 0.3 else text]

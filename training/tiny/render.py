@@ -32,7 +32,7 @@ class Pitch:
 
 
 def bridge(pitch_hz: Tensor) -> Pitch:
-    """Return the pitch of [B, T] hops, with that of the nearest voiced hop before (or after) in unvoiced ones."""
+    """Return the pitch of [B, T] hops. Unvoiced ones get that of the nearest voiced hop before (or after)."""
     hz = pitch_hz.float()
     voiced = hz > UNVOICED_HZ
     place = torch.arange(hz.shape[1], device=hz.device).expand_as(hz)
@@ -46,14 +46,14 @@ def bridge(pitch_hz: Tensor) -> Pitch:
 
 @dataclass(frozen=True)
 class Sources:
-    """Spectra of pulses and noise for the spectra that are centred on each hop's first sample, complex [B, T, BINS]."""
+    """Spectra of pulses and noise, each centred on a hop's first sample, complex [B, T, BINS]."""
 
     pulses: Tensor
     noise: Tensor
 
 
 def sources(decoder: Decoder, pitch: Pitch, position: Tensor) -> Sources:
-    """Return the sources of T hops; the decoder supplies the tables."""
+    """Return the sources of T hops, computed with the decoder's tables."""
 
     def edged(values: Tensor) -> Tensor:
         return torch.cat([values[:, :1], values, values[:, -1:]], 1)

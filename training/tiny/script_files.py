@@ -15,7 +15,7 @@ MAX_PHONEMES = 400
 
 
 def write(path: Path, items: Any) -> None:
-    """Write JSON, compressed."""
+    """Write items as compressed JSON."""
     with gzip.open(path, "wt") as file:
         json.dump(items, file)
 

@@ -30,7 +30,7 @@ def cased(sentence: str) -> str:
 
 
 def scripts_of(reader: Reader, texts: Iterable[list[str]], avoid: set[str]) -> list[Script]:
-    """Return the scripts of the readable texts, without those that have a held-out word or are in `avoid`."""
+    """Return the scripts of readable texts, without those in `avoid` or with a held-out word."""
     held_out = set(load_words().held_out) - set(LETTER_NAMES.values())
     found = []
     for sentences in texts:
@@ -58,7 +58,6 @@ def pronunciations(reader: Reader) -> dict[str, tuple[int, ...]]:
 
 
 def main() -> None:
-    """Write the three files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wordnet", type=Path, required=True, help="folder of WordNet's data files")
     parser.add_argument("--out", type=Path, required=True)

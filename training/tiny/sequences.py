@@ -5,7 +5,7 @@
     asr    [asr][begin_audio] audio rows [begin_text] pau k ae t pau [separator] c a t [end_of_reply]
     spell  as asr, but without audio rows
 
-`look` has the spans of earlier rows that guided attention heads are trained to attend to. Only training uses it.
+`look` is the spans of earlier rows to which guided attention heads should attend. Only training uses it.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ MAX_DELAY = tiny.LAYOUT.max_delay
 
 
 class Head(IntEnum):
-    """Guided attention heads, with the rows that each is trained to attend to."""
+    """Guided attention heads, with the rows to which each one should attend."""
 
     NEXT_PHONEME = 0  # audio row -> text row of the phoneme after the one being spoken
     THIS_PHONEME = 1  # audio row -> text row of the phoneme being spoken
@@ -97,7 +97,7 @@ def phoneme_text(transcript: Transcript) -> tuple[list[int], list[int]]:
 
 
 def _diagonal(position: int, count: int, span: tuple[int, int]) -> tuple[int, int]:
-    """Return the part of `span` that lies at the relative place of item `position` of `count`, ± 1.5 items."""
+    """Return the part of `span` at the relative position of item `position` of `count`, ± 1.5 items."""
     first, last = span
     centre = first + (position + 0.5) / count * (last - first)
     return max(first, floor(centre - 1.5)), min(last, ceil(centre + 1.5))
@@ -113,7 +113,7 @@ def _phoneme_spans(words: Sequence[int]) -> dict[int, tuple[int, int]]:
 
 
 def letters_of_phonemes(transcript: Transcript, source: Sequence[int]) -> list[tuple[int, int]]:
-    """For each id of the phoneme text, return the span [first, last) of its source characters; may be empty.
+    """Return the span [first, last) of source characters for each id of the phoneme text; it may be empty.
 
     The source of a space is the space before the word. The source of a silence is the character after the previous
     word.
@@ -136,7 +136,7 @@ def letters_of_phonemes(transcript: Transcript, source: Sequence[int]) -> list[t
 
 
 def phonemes_of_letters(transcript: Transcript, source: Sequence[int]) -> list[tuple[int, int]]:
-    """For each character of the text, return the span of its ids in the phoneme text; may be empty."""
+    """Return the span of phoneme-text ids for each character of the text; it may be empty."""
     at = {index: position for position, index in enumerate(source) if index >= 0}
     spans = _phoneme_spans(transcript.words)
     found = [(0, 0)] * len(transcript.text)

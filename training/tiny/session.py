@@ -23,7 +23,7 @@ class Session:
         self.hidden = self._read(torch.from_numpy(ids))
 
     def _read(self, ids: Tensor) -> Tensor:
-        """Read new rows [B, T, 9] and return the hidden state [B, H] of the last one."""
+        """Read new rows [B, T, 9]; return the hidden state [B, H] of the last one."""
         start = self._length
         self._length = self._length + ids.shape[1]
         row = torch.arange(start, self._length)

@@ -39,7 +39,7 @@ class Shard:
 
     Attributes:
         hidden: Vectors, float16 [T, 256].
-        pitch_hz: Pitch in Hz, float16 [T].
+        pitch_hz: float16 [T].
         first: First hop of each utterance, and the end of the last one, int64 [N + 1].
         listened: Index of the utterance of each sequence to be transcribed, int64 [M].
         before: Hops of silence that begin each recording; negative to cut it, int64 [M].
@@ -62,7 +62,6 @@ def spoken(script: Script, ends: np.ndarray, frames: int) -> Spoken | None:
     """Return the utterance with the phoneme of each frame; None if it has more phonemes than frames.
 
     Args:
-        script: Its script.
         ends: End of each phoneme in frames.
         frames: Number of frames.
     """
@@ -73,7 +72,7 @@ def spoken(script: Script, ends: np.ndarray, frames: int) -> Spoken | None:
 
 
 def make_shard(teacher: Teacher, scripts: list[Script], rng: random.Random) -> Shard:
-    """Synthesise scripts."""
+    """Return the shard of synthesised scripts."""
     hidden = []
     pitch = []
     speak = []
@@ -115,7 +114,6 @@ def write_shard(path: Path, shard: Shard) -> None:
 
 
 def read_shard(path: Path) -> Shard:
-    """Return the shard in a file."""
     arrays = load_packed(path)
     packed = {
         task: {name.partition(".")[2]: value for name, value in arrays.items() if name.startswith(f"{task}.")}
@@ -139,7 +137,7 @@ def read_sequences(path: Path) -> dict[str, dict[str, np.ndarray]]:
 def work(
     worker: int, workers: int, scripts_folder: Path, teacher: Path, out: Path, limit: int, string_files: int
 ) -> None:
-    """Write every file that is this worker's share and does not exist.
+    """Write this worker's share of the files that do not exist yet.
 
     The first shards come first, because the codec learns from them, then the files without audio.
     """
@@ -186,7 +184,6 @@ def start(
 
 
 def main() -> None:
-    """Synthesise all scripts of a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scripts", type=Path, required=True, help="folder that `scripts` wrote")
     parser.add_argument("--teacher", type=Path, required=True, help="folder that `cut_teacher` wrote")

@@ -58,7 +58,7 @@ class Script:
 
 
 class Unreadable(ValueError):
-    """The teacher reads a text in a way that cannot be aligned with its words."""
+    """Error for a text whose pronunciation by the teacher cannot be aligned with its words."""
 
 
 class Reader:
@@ -78,11 +78,7 @@ class Reader:
         return found
 
     def script(self, sentences: list[str]) -> Script:
-        """Return the script of sentences, whose words are written with capitals as in print.
-
-        Raises:
-            Unreadable: If words and phonemes cannot be aligned.
-        """
+        """Return the script of sentences as in print, with capitals; raise Unreadable if it cannot be aligned."""
         phonemes: list[int] = []
         words: list[int] = []
         ids: list[tuple[int, ...]] = []
@@ -155,11 +151,7 @@ class Reader:
             owner.append(len(phonemes) - 1)
 
     def pronounce(self, word: str) -> tuple[int, ...]:
-        """Return the phonemes of a word by itself, without pauses.
-
-        Raises:
-            Unreadable: If it is read as several words.
-        """
+        """Return the phonemes of a word by itself, without pauses."""
         script = self.script([word])
         return tuple(each for each, owner in zip(script.phonemes, script.words, strict=True) if owner != NO_WORD)
 
@@ -225,7 +217,7 @@ class Teacher:
         self._session = onnxruntime.InferenceSession(str(folder / GRAPH_FILE), options)
 
     def speak(self, script: Script, speed: float = 1.0) -> Speech:
-        """Return the speech of a script; most of the silence before each sentence is left out."""
+        """Return the speech of a script, without most of the silence before each sentence."""
         hidden = []
         pitch_hz = []
         units = np.zeros(len(script.phonemes), dtype=np.int64)

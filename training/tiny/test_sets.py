@@ -13,7 +13,7 @@ FAMILIAR = 3000
 
 
 def domain_sentences() -> list[str]:
-    """Return distinct domain sentences, drawn with a seed that training does not use."""
+    """Return distinct domain sentences, sampled with a seed that training does not use."""
     rng = random.Random(424_242)
     found: dict[str, None] = {}
     while len(found) < SENTENCES:

@@ -27,12 +27,11 @@ from training.tiny.optimiser import Optimiser
 class TrainingConfig:
     """Settings of a training run.
 
-    `rows` are the numbers of rows per step for speech, transcription and texts without audio.
-
     Attributes:
         seconds: Duration of the training.
         start: Exported checkpoint whose weights are trained further, or None to begin with random weights.
         peak: Largest learning-rate scale.
+        rows: Numbers of rows per step for speech, transcription and texts without audio.
         flat: Share of the time after which the learning rate falls.
         guided_until: Share of the time after which attention heads are no longer guided.
     """
@@ -58,7 +57,7 @@ class TrainingConfig:
 def rate_scale(step: int, spent: float, config: TrainingConfig) -> float:
     """Return the learning-rate scale.
 
-    The scale has a linear warm-up, is constant until the share `flat` of the time, then falls to 1 % as half a cosine.
+    It has a linear warm-up, is constant until the share `flat` of the time, then falls to 1 % as half a cosine.
     """
     falling = max(0.0, (spent - config.flat) / (1 - config.flat))
     warm = config.peak * min(1.0, (step + 1) / config.warm_up_steps)
@@ -77,7 +76,6 @@ class Mixer:
         }
 
     def draw(self, task: str) -> Batch:
-        """Return a batch of the task."""
         chosen = next(self._choices[task])
         null = self._rng.random(len(chosen)) < self._null_share if task == "tts" else None
         return self._corpora[task].batch(chosen, null)
@@ -87,7 +85,7 @@ TEXT_WEIGHTS = {"tts": 0.5, "asr": 0.7, "g2p": 1.0}
 
 
 class Trainer:
-    """A training run: network, optimiser and progress."""
+    """Training run: network, optimiser and progress."""
 
     def __init__(self, config: TrainingConfig):
         self.config = config
@@ -111,7 +109,6 @@ class Trainer:
         self.spent_s = saved["spent_s"]
 
     def save(self) -> None:
-        """Write the checkpoint atomically."""
         partial = self.config.checkpoint.with_suffix(".partial")
         state = {"network": self.network.state_dict(), "config": asdict(self.network.model.config)}
         torch.save(

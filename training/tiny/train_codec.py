@@ -43,7 +43,6 @@ class CodecTraining:
     """Settings of the codec's training.
 
     Attributes:
-        seconds: Duration of the training.
         segments: Segments per step.
         hops: Hops per segment, a multiple of HOPS.
         unquantised: Number of first steps without the quantiser.
@@ -59,7 +58,7 @@ class CodecTraining:
 
 
 class Speech:
-    """Vectors and pitch of the shards in a folder, in a row on the device."""
+    """Vectors and pitch of the shards in a folder, joined on the device."""
 
     def __init__(self, folder: Path, device: str):
         self._folder = folder
@@ -86,7 +85,7 @@ class Speech:
 
 
 class Codebooks:
-    """Training of the quantiser's codebooks as running means; unused entries restart at random vectors."""
+    """Codebooks of the quantiser, trained as running means. Unused entries restart at random vectors."""
 
     def __init__(self, codec: TinyCodec):
         self._books = codec.quantiser.codebooks
@@ -320,7 +319,7 @@ class Training:
 def train_codec(
     config: CodecTraining, shards: Path, teacher: Path, out: Path, device: str, num_shards: int = 128
 ) -> None:
-    """Train until the time is used up; read shards as they appear, log every 100 steps."""
+    """Train until the time is used up. Shards are read as they appear; every 100 steps are logged."""
     out.mkdir(parents=True, exist_ok=True)
     training = Training(config, Head(teacher, device), out, device)
     speech = Speech(shards, device)
@@ -349,7 +348,6 @@ def train_codec(
 
 
 def main() -> None:
-    """Train the codec."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, required=True, help="folder that `cut_teacher` wrote")

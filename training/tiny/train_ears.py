@@ -69,7 +69,7 @@ def levelled(pcm: np.ndarray) -> np.ndarray:
 
 
 def pairs(paths: list[Path], audio: ShardEncoder, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield utterances for ever, each unaltered and altered, float32 [n] each; n is a multiple of a frame."""
+    """Yield utterances forever, each unaltered and altered, float32 [n] each; n is a multiple of a frame."""
     while True:
         shard = read_shard(paths[rng.integers(len(paths))])
         for chosen in np.array_split(rng.permutation(len(shard.first) - 1), len(shard.first) // TOGETHER):
@@ -87,12 +87,11 @@ def pairs(paths: list[Path], audio: ShardEncoder, rng: np.random.Generator) -> I
 def examples(
     teacher: Encoder, utterances: Iterator[tuple[np.ndarray, np.ndarray]], segments: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield log-mel frames of altered segments, [segments, SEGMENT_HOPS, NUM_MELS], and the vectors that are wanted.
+    """Yield log-mel frames of altered segments, [segments, SEGMENT_HOPS, NUM_MELS], and the wanted vectors.
 
     Args:
         teacher: Encoder of the unaltered segments.
-        utterances: What `pairs` yields; segments are cut from utterances in a row.
-        segments: Number of segments per batch.
+        utterances: Pairs from `pairs`, which are joined and cut into segments.
     """
     size = segments * SEGMENT_HOPS * HOP
     left = (np.zeros(0, np.float32),) * 2
@@ -118,7 +117,7 @@ def repeated(batches: Iterator[tuple[Tensor, Tensor]], rng: np.random.Generator)
 
 
 def train(encoder: Encoder, batches: Iterator[tuple[Tensor, Tensor]], steps: int) -> Iterator[float]:
-    """Train the encoder in place; yield at each step the mean squared distance of its vectors to the wanted ones."""
+    """Train the encoder in place; yield at each step the mean squared distance to the wanted vectors."""
     weights = list(encoder.requires_grad_(True).parameters())
     optimiser = torch.optim.AdamW(weights, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.0)
     for step in range(steps):
@@ -137,7 +136,6 @@ def train(encoder: Encoder, batches: Iterator[tuple[Tensor, Tensor]], steps: int
 
 
 def main() -> None:
-    """Train the encoder of a checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=Path, required=True, help="folder that `synthesise` wrote")
     parser.add_argument("--teacher", type=Path, required=True, help="folder that `cut_teacher` wrote")

@@ -132,7 +132,7 @@ def own_recordings(own: Sequence[Recorded], codec: TinyCodec, rng: np.random.Gen
 def teacher_recordings(
     paths: Sequence[Path], audio: ShardEncoder, codec: TinyCodec, rng: np.random.Generator
 ) -> Corpus:
-    """Return three recordings of each of the teacher's utterances that is short and about as fast as it was."""
+    """Return three recordings of each of the teacher's utterances that are short and of nearly unchanged speed."""
     parts = []
     codes = []
     for path in paths:
@@ -156,7 +156,7 @@ def teacher_recordings(
 
 
 def divergence(network: Network, original: Network, batch: Batch) -> Tensor:
-    """Return the mean Kullback-Leibler divergence of stream 0 plus that of the codebooks from the original network."""
+    """Return the mean Kullback-Leibler divergence from the original network: stream 0 plus codebooks."""
     has_text = batch.target != NO_TARGET
     speaks = (batch.codes != NO_TARGET).any(-1)
     with torch.autocast("cpu", torch.bfloat16):
@@ -179,10 +179,8 @@ def train(
     """Train the network in place; yield the loss of each task at each step.
 
     Args:
-        network: The network.
         corpora: Sequences by task, as in ROWS.
         rows: Number of rows per step and task.
-        steps: Number of steps.
         peak: Largest learning-rate scale.
     """
     original = deepcopy(network).requires_grad_(False)
@@ -209,7 +207,6 @@ def train(
 
 
 def main() -> None:
-    """Train the language model of a checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wordnet", type=Path, required=True, help="folder of WordNet's data files")
     parser.add_argument("--scripts", type=Path, required=True, help="folder that `scripts` and `cut_teacher` wrote")

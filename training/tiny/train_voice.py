@@ -106,7 +106,7 @@ def trunk_values(trunk: Trunk, frames: Tensor) -> Tensor:
 
 
 class Examples:
-    """Utterances with their codes, which grow in number, and segments of them in a row."""
+    """Growing list of utterances with their codes, and segments of them in a row."""
 
     def __init__(self, folder: Path, codec: TinyCodec, encoders: list[Encoder], head: Head, seed: int):
         self._folder = folder
@@ -119,11 +119,10 @@ class Examples:
         self._known: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # vectors, pitch in Hz, codes
 
     def __len__(self) -> int:
-        """Number of utterances."""
         return len(self._known)
 
     def grow(self, number: int) -> None:
-        """Encode more utterances, each with one of the encoders, as long as there are shards."""
+        """Encode up to `number` more utterances, each with one of the encoders, while there are shards."""
         for _ in range(number):
             if not self._waiting and (left := sorted({*self._folder.glob("shard_????.npz")} - self._read)):
                 path = left[self._rng.integers(len(left))]
@@ -157,8 +156,11 @@ class Examples:
         return [joined[0][: FRAMES * HOPS], joined[1][: FRAMES * HOPS], joined[2][:FRAMES]], begins or first == 0
 
     def draw(self, segments: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return segments: vectors [B, T, 256], pitch in Hz [B, T], codes [B, K, FRAMES], and whether each begins with
-        its utterance [B]; T is FRAMES * HOPS."""
+        """Return segments of FRAMES frames, T hops in all.
+
+        They are vectors [B, T, 256], pitch in Hz [B, T], codes [B, K, FRAMES], and whether each begins with its
+        utterance [B].
+        """
         found, begins = zip(*(self._segment() for _ in range(segments)), strict=True)
         device = self._head.weight.device
         columns = (torch.from_numpy(np.stack(column)).to(device) for column in zip(*found, strict=True))
@@ -167,14 +169,14 @@ class Examples:
 
 
 def heard_bands(pcm: Tensor) -> Tensor:
-    """Return the log magnitudes of mel bands of samples [B, n], [B, bands, T]."""
+    """Return the log magnitudes [B, bands, T] of mel bands of samples [B, n]."""
     window = torch.hann_window(SHORT, device=pcm.device)
     found = torch.stft(pcm, SHORT, SHORT_HOP, SHORT, window, center=False, return_complex=True).abs()
     return (bands(64, 60.0, 11_500.0, SHORT // 2 + 1, pcm.device) @ found + HEARD_FLOOR).log()
 
 
 def spectrum_bands(spectrum: Tensor) -> Tensor:
-    """Return the log magnitudes of wide and narrow mel bands of spectra [B, T, BINS], [B, T, bands]."""
+    """Return the log magnitudes [B, T, bands] of wide and narrow mel bands of spectra [B, T, BINS]."""
     wide = (80, 60.0, 11_500.0)
     narrow = (40, 130.0, 6800.0)
     filters = torch.cat([bands(*each, BINS, spectrum.device) for each in (wide, narrow)])
@@ -188,8 +190,6 @@ def distances(
     """Return the distances of the decoder's spectra to the teacher's, and of their audio, given the teacher's pitch.
 
     Args:
-        decoder: Decoder.
-        head: The teacher's head.
         vectors: Quantised vectors, float32 [B, T // HOPS, latent].
         hidden: The teacher's vectors [B, T, 256].
         pitch_hz: Its pitch [B, T]; below 40 in unvoiced hops.
@@ -255,7 +255,7 @@ class VoiceTraining:
             self._resume()
 
     def one_step(self, hidden: Tensor, pitch_hz: Tensor, codes: Tensor, begins: Tensor) -> dict[str, Tensor]:
-        """Make one update with what `Examples.draw` returns, and return the distances before it."""
+        """Make one update with a result of `Examples.draw`; return the distances before it."""
         peak = PEAK_RATE * math.sqrt(self._segments / SEGMENTS)
         rate = peak * 0.5 * (1 + math.cos(math.pi * min(1.0, self.spent_s / self._seconds)))
         for group in self._optimiser.param_groups:
@@ -272,12 +272,11 @@ class VoiceTraining:
         return {name: distance.detach() for name, distance in found.items()}
 
     def averaged(self) -> dict[str, Tensor]:
-        """Return the codec's weights, those of the trunk as running means."""
+        """Return the codec's weights, with running means for those of the trunk."""
         names = [f"decoder.trunk.{name}" for name, _ in self.codec.decoder.trunk.named_parameters()]
         return self.codec.state_dict() | dict(zip(names, self._mean, strict=True))
 
     def save(self) -> None:
-        """Write the state atomically."""
         state = {
             "weights": [weight.detach() for weight in self._weights],
             "mean": self._mean,
@@ -322,7 +321,6 @@ class VoiceTraining:
 
 
 def main() -> None:
-    """Train the decoder of a checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=Path, required=True, help="folder that `synthesise` wrote")
     parser.add_argument("--teacher", type=Path, required=True, help="folder that `cut_teacher` wrote")

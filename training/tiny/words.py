@@ -45,7 +45,7 @@ def _is_word(word: str) -> bool:
 
 @cache
 def load_words() -> Words:
-    """Split the MOST_FREQUENT English words of the dictionary; the split is always the same."""
+    """Split the MOST_FREQUENT English words of the dictionary, always in the same way."""
     known = {line.split()[0] for line in dictionary_path().read_text().splitlines() if line.strip()}
     ranked = [word for word in wordfreq.top_n_list("en", MOST_FREQUENT) if word in known and _is_word(word)]
     in_domain = set(domain_vocabulary())
