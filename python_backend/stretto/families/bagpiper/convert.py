@@ -49,9 +49,7 @@ EMBEDDINGS = "model.embed_tokens.weight"
 
 
 def located(release: Release) -> Release:
-    """Return the release with the path of its training config, if that is not known and the release has YAML files
-    of other kinds, too.
-    """
+    """Return the release with the path of its training config, found among its YAML files if it is not given."""
     if release.config is not None:
         return release
     paths = [released_file(release.folder, path.name) for path in sorted(release.folder.glob("*.yaml"))]
@@ -77,15 +75,9 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 def vocabulary(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], tokenizer: Tokenizer, codec: Path | None
 ) -> BagpiperVocabulary:
-    """Return the id ranges of text and codes.
+    """Return the id ranges of text and codes; raise CheckpointError if config, tensors and tokenizer do not fit.
 
     Special tokens come first, followed by the discrete modalities in the order of `multimodal_io`.
-
-    Args:
-        codec: Folder of the codec; required if the release does not contain the codec.
-
-    Raises:
-        CheckpointError: If config, tensors and tokenizer contradict each other.
     """
     audio = entry(config, "multimodal_io.discrete_audio")
     if audio.get("ssl_choice") is not None or audio.get("delay_interleave") is not True:
@@ -132,14 +124,11 @@ def _codebook_size(tensors: Mapping[str, Tensor], codec: Path | None) -> int:
 
 
 def tower_config(config: Mapping[str, Any], path: Path | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `audio_config` for config.json.
+    """Return `audio_config` for config.json; raise CheckpointError if the encoder is unknown or unsupported.
 
     Args:
         path: config.json of the audio encoder; None to use the Qwen3-Omni parameters.
         overrides: Values from the command line.
-
-    Raises:
-        CheckpointError: If the encoder is unknown and `path` is None, or its attention windows are invalid.
     """
     record: Mapping[str, Any] = QWEN3_OMNI
     if path is not None:

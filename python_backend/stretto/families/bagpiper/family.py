@@ -59,10 +59,7 @@ class BagpiperVocabulary(Vocabulary):
 
 
 def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
-    """Return the family of a checkpoint with this vocabulary.
-
-    Sampling defaults (temperature, top-k, lengths, guidance 3) are taken from the authors' code.
-    """
+    """Return the family of a checkpoint with this vocabulary; sampling defaults are those of the authors' code."""
     sampling = SamplingConfig(
         text=SegmentSampling(temperature=0.6, top_k=20, min_rows=1, max_rows=8192),
         audio=SegmentSampling(temperature=0.8, top_k=20, min_rows=50, max_rows=2048),

@@ -49,10 +49,7 @@ class BagpiperTemplate:
         self._unseen = family.subwords.start  # ESPnet's preprocessor treats the tokenizer's id 0 as a pad
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the conversation's rows and the first rows of the reply.
-
-        If a task has a system turn and the conversation does not contain one, the default system turn is added.
-        """
+        """Return the rows of the conversation, with a system turn if the task allows one, and of the reply's start."""
         if task.system and pieces[0].role != "system":
             pieces = (Piece("system", "", text=SYSTEM_TEXT), *pieces)
         followers = (*(piece.role for piece in pieces[1:]), "assistant")

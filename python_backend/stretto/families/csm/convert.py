@@ -62,10 +62,7 @@ class Config(LlamaLayers):
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint to be written.
-
-    Tables are cut to the rows of the codec's codes, because other ids are never read or sampled.
-    """
+    """Return the checkpoint; tables are cut to the codec's codes, because other ids are never read or sampled."""
     if SESAMES in contents.tensors:
         index = "transformers.safetensors.index.json"
         raise CheckpointError(
@@ -91,12 +88,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def plan(config: Config, names: Collection[str]) -> Plan:
-    """Return the plan of tensors to write.
-
-    Args:
-        config: config.json of the release.
-        names: Names of the published tensors, one or both of CODES and CODES_OF_BACKBONE among them.
-    """
+    """Return the plan of tensors to write, given the config and the names of the published tensors."""
     depth = config.depth_decoder_config
     width = config.hidden_size
     num_codebooks = config.num_codebooks

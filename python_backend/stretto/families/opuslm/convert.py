@@ -145,14 +145,11 @@ class ConvertedSslTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, num_codes: int) -> "ConvertedSslTokenizer":
-        """Convert a published semantic tokenizer.
+        """Convert a published semantic tokenizer, or raise CheckpointError.
 
         Args:
             folder: Published folder, or the folder above it.
             num_codes: Number of semantic tokens in the language model's vocabulary.
-
-        Raises:
-            CheckpointError: If a file, value or tensor is not as expected; the message describes the difference.
         """
         folder = released_folder(folder, "model") if (folder / "model").is_dir() else folder
         path = released_file(folder, "config.yaml")
@@ -248,11 +245,7 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
 
 
 def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer, is_dialogue: bool) -> OpusVocabulary:
-    """Return the vocabulary defined by `token_list` and `token_bias`.
-
-    Raises:
-        CheckpointError: If `token_list` or `token_bias` contradicts the family's assumptions.
-    """
+    """Return the vocabulary that `token_list` and `token_bias` define; raise CheckpointError if they do not fit."""
     names: Sequence[str] = entry(config, "token_list")
     in_use = entry(config, "codec_token_in_use")
     if in_use != NUM_STREAMS:
@@ -329,10 +322,7 @@ def named(names: Sequence[str], pattern: str) -> dict[str, int]:
 
 
 def plan(language: Mapping[str, tuple[int, ...]], hidden: int, tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the plan of tensors to write.
-
-    The first NUM_STREAMS rows of the head embeddings are used, including row 0.
-    """
+    """Return the plan of tensors to write; of the head embeddings, only the first NUM_STREAMS rows are used."""
     parts = {RENAMED.get(name, f"corelm.decoders.{name}"): Part(name, shape) for name, shape in language.items()}
     stored = tensors[HEAD_EMBEDDINGS].shape if HEAD_EMBEDDINGS in tensors else ()
     rows = max((NUM_STREAMS, *stored[:1]))

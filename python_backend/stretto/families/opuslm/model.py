@@ -24,10 +24,7 @@ from stretto.engine.models.multi_stream import MultiStreamMixin
 
 
 class ShardedNorm(nn.Module):
-    """RMSNorm over `size` features that are split across tensor-parallel ranks.
-
-    The shape [..., size / ranks] is unchanged.
-    """
+    """RMSNorm over `size` features that are split across tensor-parallel ranks: [..., size / ranks]."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -44,10 +41,7 @@ class ShardedNorm(nn.Module):
         parameter.data.copy_(loaded.chunk(self._ranks)[self._rank])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the norm to this rank's part of the features.
-
-        The mean square is computed over all ranks in float32.
-        """
+        """Apply the norm to this rank's features, with the mean square over all ranks, in float32."""
         wide = x.float()
         squares = tensor_model_parallel_all_reduce(wide.square().sum(-1, keepdim=True))
         return (self.weight * wide * torch.rsqrt(squares / self._size + self._eps)).to(x.dtype)
@@ -82,7 +76,6 @@ class Olmo2Attention(Qwen3Attention):
             self.register_module(name, full_width_norm(heads * self.head_dim, config.rms_norm_eps))
 
     def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return the output of attention, [N, H]."""
         qkv, _ = self.qkv_proj(hidden_states)
         q, k, v = qkv.split([self.q_size, self.kv_size, self.kv_size], dim=-1)
         q, k = self.rotary_emb(positions, self.q_norm(q), self.k_norm(k))

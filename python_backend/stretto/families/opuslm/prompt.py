@@ -29,10 +29,7 @@ GAP = NUM_STREAMS - 1
 
 
 class InputCodes(CachedEncoder):
-    """Cached encoder from audio to codes, int64 [S, T], which uses the semantic tokenizer and the codec.
-
-    If the two results differ in length, T is the shorter length.
-    """
+    """Cached encoder of audio to codes, int64 [S, T]: semantic codes and codec codes, cut to the same length."""
 
     def __init__(self, codec: Codec, ssl: XeusTokenizer):
         def both(pcm: np.ndarray) -> np.ndarray:
@@ -57,11 +54,7 @@ class SegmentWriter:
         return stream0_rows(self.family.layout, list(ids))
 
     def task_id(self, *names: str) -> int:
-        """Return the id of the first of these tasks that the checkpoint has.
-
-        Raises:
-            InvalidRequest: The checkpoint has none of them.
-        """
+        """Return the id of the first of these tasks that the checkpoint has; raise InvalidRequest if it has none."""
         task_ids = [self.family.markers[name] for name in names if name in self.family.markers]
         if not task_ids:
             raise InvalidRequest("task", "a task for which this checkpoint has a token", f"one that needs <{names[0]}>")
@@ -114,10 +107,7 @@ class DialogueTemplate:
         self._segments = segments
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the turns and the first rows of the reply.
-
-        Audio in a system turn is the assistant's voice.
-        """
+        """Return the rows of the turns and the reply's first rows; audio in a system turn is the assistant's voice."""
         segments = self._segments
         name = "text_dialogue" if task.name == "text_dialogue" else "audio_dialogue"
         parts = [segments.ids(SOS_EOS, segments.task_id(name))]

@@ -89,11 +89,7 @@ class TextMarkers(Section):
     tts_eos_token_id: int
 
     def text_ids(self, tokenizer: Tokenizer, num_ids: int) -> TextIds:
-        """Return the ids of words and markers that occur in every prompt.
-
-        Raises:
-            CheckpointError: If the tokenizer lacks one of these tokens or does not fit the text table.
-        """
+        """Return the ids of words and markers in every prompt; raise CheckpointError if the tokenizer does not fit."""
         ids = tokenizer.ids_of(WORDS.values(), num_ids)
         return TextIds(
             im_start=self.im_start_token_id,
@@ -127,10 +123,9 @@ def check_talker(depth: CodePredictor, num_ids: int, num_codebooks: int, path: s
 
 
 def rope_sections(layers: Qwen3Layers, scaling: Mapping[str, Any]) -> list[int]:
-    """Return the sections of the rotary embedding, for three positions per row; they act as one if these are equal.
+    """Return the rotary embedding's sections; raise CheckpointError unless they add up to half the head dimension.
 
-    Raises:
-        CheckpointError: Unless they add up to half the head dimension.
+    They are for three positions per row, and act as one if these are equal.
     """
     sections = scaling.get("mrope_section")
     if (
@@ -259,11 +254,7 @@ def text_shapes(table: str, num_ids: int, text_width: int, inner: int, width: in
 
 
 def text_and_codes(vocab: Qwen3TtsVocabulary, text: Mapping[str, Shape], width: int) -> Plan:
-    """Return the plan of all embeddings and heads.
-
-    Args:
-        text: Shapes of the text table and of the text projection.
-    """
+    """Return the plan of all embeddings and heads, given the result `text` of `text_shapes`."""
     size = vocab.codebook_size
     end = vocab.codec.eos
     inner = vocab.depth.hidden
@@ -295,7 +286,7 @@ def text_and_codes(vocab: Qwen3TtsVocabulary, text: Mapping[str, Shape], width: 
 
 
 def pad_of_text(pad: int, text: Mapping[str, Shape]) -> Plan:
-    """Return the plan of the text embedding of the pad, which has this id, given the shapes of `text_shapes`."""
+    """Return the plan of the pad's text embedding, given the pad's id and the result of `text_shapes`."""
     *first, bias = text
 
     def edit(last: Tensor, table: Tensor, *others: Tensor) -> Tensor:
@@ -308,12 +299,7 @@ ROWS_AT_ONCE = 8192  # rows of the text table; a float32 copy of the whole table
 
 
 def text_rows(table: Tensor, *layers: Tensor) -> Tensor:
-    """Return the text embeddings after the text projection, computed in float32 and cast once to the stored dtype.
-
-    Args:
-        table: Text embeddings [V, H].
-        layers: Weight and bias of both linear layers.
-    """
+    """Return the text embeddings [V, H] after the text projection, in float32, cast once to the stored dtype."""
     first, first_bias, second, second_bias = (tensor.float() for tensor in layers)
     parts = [
         F.linear(F.silu(F.linear(rows.float(), first, first_bias)), second, second_bias).to(table.dtype)

@@ -4,10 +4,9 @@ r"""Qwen3-TTS 12 Hz (Alibaba): Qwen3 over rows that carry both text and codes, w
     codec                           think think_bos language think_eos voice pad   pad  … pad  bos │ f0   f1   f2 …
 
 A row is the sum of a text embedding and the embeddings of the codec streams: a marker on stream 0, or a frame of 16
-codes.
-The backbone samples the first code of a frame, or the end id. The depth transformer samples the other codes one by one.
-Text is an input-only stream after the codebooks; once the text has ended, this stream carries `tts_pad`. The text table
-already includes the talker's projection (`convert.py`). The numbers come from
+codes. The backbone samples the first code of a frame, or the end id. The depth transformer samples the other codes one
+by one. Text is an input-only stream after the codebooks; once the text has ended, this stream carries `tts_pad`. The
+text table already includes the talker's projection (`convert.py`). The numbers come from
 `Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice`; a checkpoint's config.json may override them (`speech_vocabulary`).
 """
 

@@ -65,23 +65,13 @@ class ClonedVoices:
         self._x_vectors = CachedEncoder(speaker.encode)
 
     def encode(self, pcm: np.ndarray, words: Sequence[int]) -> ClonedVoice:
-        """Return the voice of a recording.
-
-        Args:
-            pcm: Mono samples, float32 [n] at 24 kHz.
-            words: Text ids of the transcript; empty if unknown.
-        """
+        """Return the voice of a recording, float32 [n] at 24 kHz, with the text ids of its transcript, if known."""
         x_vector = self._x_vectors.encode(pcm)
         return ClonedVoice(x_vector, tuple(words), self._codes.encode(pcm)) if words else ClonedVoice(x_vector)
 
 
 def open_voices(checkpoint: Path, codec: Codec, device: str, hidden_size: int) -> ClonedVoices:
-    """Load a checkpoint's speaker encoder, and combine it with the codec's encoder.
-
-    Raises:
-        CheckpointError: If the checkpoint has no speaker encoder or one whose width is not `hidden_size`, or if the
-            codec's sample rate differs from the encoder's.
-    """
+    """Load a checkpoint's speaker encoder, and add the codec's; raise CheckpointError if one does not fit the model."""
     speaker = load_speaker_encoder(checkpoint, device)
     if speaker is None:
         raise CheckpointError(
@@ -115,10 +105,7 @@ class Qwen3TtsTemplate:
         self._silent_frames = vocabulary.silent_frames
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the prompt for the conversation's last text.
-
-        The voice is the one called `voice`, the one described in `manner`, or the one recorded in an earlier turn.
-        """
+        """Return the prompt for the last text, in the voice `voice`, that described in `manner`, or a recorded one."""
         *before, piece = pieces
         assert piece.text is not None, task.name
         if manner.is_open:
@@ -191,7 +178,6 @@ class RowWriter:
 
         Args:
             is_streaming: True if words are read with the frames; False if all of them precede the first frame.
-            voice: Cloned voice, as in `head`.
         """
         text = self._vocabulary.text
         codec = self._vocabulary.codec
@@ -208,9 +194,7 @@ class RowWriter:
         return PromptRows(rows, audios=_x_vector(head, voice), track=track, num_reference_rows=len(frames) - 1)
 
     def opening(self, head: np.ndarray, voice: ClonedVoice | None = None) -> PromptRows:
-        """Return the prompt for a streamed text that has no word yet.
-
-        The first word will replace the pad in the last row.
+        """Return the prompt for a streamed text without words yet; the first word will replace the last row's pad.
 
         Raises:
             InvalidRequest: If the reply continues from a recording, because these rows would contain its transcript.
@@ -230,10 +214,7 @@ class RowWriter:
         return np.concatenate([begin, frames])
 
     def _language(self, voice: ClonedVoice | str | None, language: str | None) -> list[int]:
-        """Return the marker ids for a language.
-
-        Speakers with a dialect use it if the requested language is Chinese or not set.
-        """
+        """Return the marker ids for a language; a speaker's dialect replaces Chinese or an unset language."""
         codec = self._vocabulary.codec
         vocabulary = self._vocabulary
         dialect = vocabulary.dialects.get(voice) if isinstance(voice, str) else None

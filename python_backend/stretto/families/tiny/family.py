@@ -75,17 +75,11 @@ class PointerConstants(NamedTuple):
 class AlignmentPointer(DrawRules):
     """Alignment pointer, which aligns the audio segment with the preceding text segment.
 
-    Every text token in `spoken` is an entry of the script, in order. In each row of the audio segment, the pointer
-    stays on its entry or advances to the next one. Stream 0 carries `first_frame + 2 * (token - spoken.start)` in the
-    first row of an entry, and that id + 1 while the pointer stays. The input-only stream `index_stream` carries
-    `index_base` plus the entry's ordinal (from 1). P(advance) = 1 - P(stay), where the softmax is over the audio
-    interval of stream 0 and `end_of_audio`. Advancing from the last entry ends the audio.
-
-    Attributes:
-        spoken: Ids of the text tokens that are entries.
-        first_frame: Id of the first row of an entry for token `spoken.start`.
-        index_base: Id of ordinal 0 on `index_stream`.
-        index_stream: Input-only stream of the ordinals.
+    Every text token in `spoken` is an entry, in order. In each row of the audio segment, the pointer stays on its entry
+    or advances to the next one. Stream 0 carries `first_frame + 2 * (token - spoken.start)` in the first row of an
+    entry, and that id + 1 while the pointer stays. The input-only stream `index_stream` carries `index_base` plus the
+    entry's ordinal (from 1). P(advance) = 1 - P(stay), where the softmax is over the audio interval of stream 0 and
+    `end_of_audio`. Advancing from the last entry ends the audio.
     """
 
     spoken: range

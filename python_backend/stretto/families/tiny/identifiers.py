@@ -68,9 +68,7 @@ def spell_identifiers(text: str) -> str:
 
 
 def spelled(text: str) -> str:
-    """Return the names of the letters, digits and signs in `text`, in order; only those of the beginning if the text
-    is long.
-    """
+    """Return the names of the letters, digits and signs in `text`, or only of the first ones if it is long."""
     size = sum(map(str.isalnum, text))
     signs = [sign for sign in text.lower() if sign.isalnum() or sign == ":"]
     words = [NAMES.get(sign) or IN_ADDRESSES.get(sign) or digits(sign) for sign in signs]

@@ -92,7 +92,6 @@ def spell_acronyms(text: str, is_shouted: bool) -> str:
     A word in capitals is an acronym if it has no vowel, or at most three letters and is not one of SHORT_WORDS.
 
     Args:
-        text: Words; their case matters.
         is_shouted: True if the text was written without lower-case letters. Then words of three letters that can be
             read are no acronyms either.
     """

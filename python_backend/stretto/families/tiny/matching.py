@@ -61,8 +61,7 @@ def _weight(phoneme: str) -> int:
 def matched(spoken: Sequence[Sequence[str]], words: Sequence[str]) -> list[int | None]:
     """Match spoken words with words of the text: return an index for each, in ascending order, or None.
 
-    Returns:
-        The matching with the largest sum of similarities above LEAST.
+    The matching has the largest sum of similarities above LEAST.
     """
     difference = len(words) - len(spoken)
     if abs(difference) > MAX_DIFFERENCE:

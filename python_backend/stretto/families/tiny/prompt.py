@@ -65,29 +65,13 @@ class TinyTemplate:
     def speak(
         self, text: str, voice: str, path: str = "text", transliterates: bool = False
     ) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Return the rows [tts][voice] c a t [begin_text], and the words of the normalised text.
-
-        Args:
-            voice: A key of VOICES.
-            path: Name of the text in error messages.
-            transliterates: True to transliterate letters of other scripts to Latin.
-
-        Returns:
-            Prompt rows, int64 [P, S], and the words in order.
-
-        Raises:
-            InvalidRequest: As in `read_aloud`.
-        """
+        """Return the rows [tts][voice] c a t [begin_text] and the normalised words, or raise InvalidRequest."""
         spoken = read_aloud(text, path, transliterates)
         ids = [TTS, VOICES[voice], *(FIRST_CHARACTER + CHARACTERS.index(character) for character in spoken), BEGIN_TEXT]
         return stream0_rows(LAYOUT, ids), words_of(spoken)
 
     def listen(self, codes: np.ndarray) -> np.ndarray:
-        """Return the rows [asr][begin_audio] audio rows [begin_text]; the index stream numbers the audio rows from 1.
-
-        Args:
-            codes: Codes, int [K, T].
-        """
+        """Return the rows [asr][begin_audio] audio rows [begin_text] for codes [K, T]; number audio rows from 1."""
         audio = code_rows(LAYOUT, codes)
         assert len(audio) <= MAX_FRAME_ROWS, codes.shape
         audio[:, INDEX_STREAM] = FRAME_INDEX_BASE + 1 + np.arange(len(audio))
@@ -98,10 +82,6 @@ class TinyTemplate:
 
 def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> str:
     """Normalise `text` to lower-case words and the punctuation in CHARACTERS.
-
-    Args:
-        path: Name of the text in error messages.
-        transliterates: True to transliterate letters of other scripts to Latin.
 
     Raises:
         InvalidRequest: If the text is too long, before or after conversion to ASCII or to words, contains letters of
@@ -203,9 +183,7 @@ def _tiny_words(token_ids: Sequence[int]) -> list[int | None]:
 
 
 def _tiny_match(token_ids: Sequence[int], words: Sequence[str]) -> list[int | None]:
-    """Return, for each entry of the script, the index of its word in `words`, found by comparing phonemes with
-    letters.
-    """
+    """Return the index in `words` of each spoken token, or None, found by comparing phonemes with letters."""
     entries = [token_id for token_id in token_ids if token_id in tiny.SPOKEN]
     owners = _tiny_words(token_ids)
     spoken: dict[int, list[str]] = {}

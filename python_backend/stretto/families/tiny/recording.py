@@ -41,7 +41,6 @@ def extract_speech(pcm: np.ndarray, sample_rate: int) -> np.ndarray | None:
 
     Args:
         pcm: Mono samples, float32 [n].
-        sample_rate: Sample rate of `pcm` in Hz.
 
     Returns:
         Samples, float32 [m], m ≤ n + 2 * MARGIN_S * sample_rate; None if the recording contains no speech.
@@ -86,15 +85,11 @@ def _speech_probabilities(pcm: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 def speech_bounds(pcm: np.ndarray, sample_rate: int) -> tuple[int, int]:
-    """Return the first sample of speech, and the end of the last one, without silence and steady noise at both ends.
+    """Return the start and end of the speech in pcm, float32 [n], without silence and steady noise at both ends.
 
     If all frames are equally loud, these are the ends of `pcm`. A frame is loud if its level exceeds the level of the
     quietest frames, which are taken as noise. Speech has several loud frames close together. The cost is linear in the
     number of samples, apart from sorting the levels.
-
-    Args:
-        pcm: Mono samples, float32 [n].
-        sample_rate: Sample rate of `pcm` in Hz.
     """
     frame = int(FRAME_S * sample_rate)
     padded = np.pad(pcm, (0, -len(pcm) % frame)).astype(np.float64)

@@ -111,10 +111,7 @@ SPOKEN_DOMAINS = set("co me to so it be in no at is".split())  # two-letter doma
 
 
 def normalise(text: str, characters: str) -> str:
-    """Convert `text` to lower-case words and punctuation in `characters`, with single spaces.
-
-    The result is empty if nothing can be spoken.
-    """
+    """Convert `text` to lower-case words and punctuation in `characters`, with single spaces; it may become empty."""
     is_shouted = not any(map(str.islower, text))
     text = spell_identifiers(in_ascii(text))
     text = write_out(_expand(read_numerals(_compare(text))))

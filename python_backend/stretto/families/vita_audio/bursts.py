@@ -105,12 +105,10 @@ class ModuleSchedules(RowSteps):
 
     @property
     def max_extra(self) -> int:
-        """Number of modules."""
         return self.num_modules
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the schedules."""
         return tuple(schedule.name for schedule in self.schedules)
 
     def __post_init__(self) -> None:
@@ -118,14 +116,7 @@ class ModuleSchedules(RowSteps):
             raise ValueError(f"{self.num_modules} modules cannot generate {most} rows in a step")
 
     def schedule(self, name: str | Sequence[int] | None) -> BurstSchedule:
-        """Return a schedule.
-
-        Args:
-            name: Name of a schedule, its numbers (see `BurstSchedule.mode`), or None for the default.
-
-        Raises:
-            KeyError: The name is unknown; the message lists the known ones.
-        """
+        """Return the schedule with this name or these numbers, or the default for None, or raise KeyError."""
         if name is not None and not isinstance(name, str):
             return BurstSchedule("the request's schedule", tuple(name), self.num_modules)
         for schedule in self.schedules:

@@ -39,11 +39,7 @@ class PublishedTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, num_codes: int) -> "PublishedTokenizer":
-        """Return the tokenizer's files.
-
-        Raises:
-            CheckpointError: If a file is missing or unexpected, or the tokenizer does not have `num_codes` codes.
-        """
+        """Return the tokenizer's files; raise CheckpointError if one is missing or there are not `num_codes` codes."""
         read_tokenizer(folder, num_codes)
         names = [CONFIG, FEATURES, *sorted(path.name for path in folder.glob("model*.safetensors"))]
         return cls([released_file(folder, name) for name in names])
@@ -118,10 +114,7 @@ def encoder_plan(audio: Mapping[str, Any], hidden_size: int) -> Plan:
 
 
 def _normalisation(path: Path, width: int) -> tuple[list[float], list[float]]:
-    """Return the shift and scale of each input feature, from a network in Kaldi's text format.
-
-    The shift is added first, and the sum is multiplied by the scale.
-    """
+    """Return shift and scale of each input feature, applied in this order, from a network in Kaldi's text format."""
     try:
         words = read_text(path).split()
     except CheckpointError as error:
@@ -202,14 +195,7 @@ def layers(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def vocabulary(tokenizer: Tokenizer, vocab_size: int, markers: Sequence[str] = tuple(MARKERS)) -> VitaVocabulary:
-    """Return the vocabulary.
-
-    Args:
-        tokenizer: Text tokenizer, which contains the markers and the codes. The ids of the codes must be contiguous.
-
-    Raises:
-        CheckpointError: If a marker is missing, or the codes are not contiguous.
-    """
+    """Return the vocabulary; raise CheckpointError if a marker is missing or the ids of codes are not contiguous."""
     ids = tokenizer.ids_of([f"<|{name}|>" for name in (*markers, "audio_0")], vocab_size)
     first = ids["<|audio_0|>"]
     size = sum(bool(re.fullmatch(r"<\|audio_\d+\|>", token)) for token in ids)
@@ -222,11 +208,7 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int, markers: Sequence[str] = t
 
 
 def plan(record: dict[str, Any], num_modules: int, prefix: str) -> Plan:
-    """Return the plan of tensors to write; names are unchanged, except that `prefix` is removed from module names.
-
-    Args:
-        prefix: Prefix of the modules' published names.
-    """
+    """Return the plan of tensors to write; names are unchanged, except that `prefix` is removed from module names."""
     num_layers = record["num_hidden_layers"] + num_modules
     width = record["hidden_size"]
     parts = unchanged(shapes({**record, "num_hidden_layers": num_layers}))

@@ -67,10 +67,7 @@ class VitaVocabulary(Vocabulary):
 
     @property
     def steps(self) -> ModuleSchedules | None:
-        """MCTP modules with their schedules: the default, followed by the others that the number of modules permits.
-
-        None if there are no modules.
-        """
+        """MCTP modules with the default schedule and the others that their number permits; None without modules."""
         others = [name for name, mode in SCHEDULES.items() if max(mode[1::2]) <= self.num_modules]
         if not self.num_modules:
             return None

@@ -143,12 +143,5 @@ def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> Adaptor:
 
 
 def embed_audio(tower: SenseVoice, adaptor: Adaptor, features: Tensor) -> Tensor:
-    """Encode one audio input.
-
-    Args:
-        features: Stacked log-mel frames, [F, M].
-
-    Returns:
-        Rows for the backbone, [F + 4, H].
-    """
+    """Return the rows [F + 4, H] for stacked log-mel frames [F, M]."""
     return adaptor(tower(features))

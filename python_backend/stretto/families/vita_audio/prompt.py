@@ -128,10 +128,7 @@ class VitaTemplate:
         self._begin, self._end = (family.markers[name] for name in ("begin_of_audio", "end_of_audio"))
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the turns and the first rows of the reply.
-
-        If a dialogue has no system turn, the authors' system turn is added.
-        """
+        """Return the rows of the turns, with the authors' system turn if a dialogue has none, and of the reply's start."""
         ids = list[int]()
         features = list[np.ndarray]()
         if task.name == "dialogue" and pieces[0].role != "system":
@@ -204,9 +201,6 @@ def interleave(text: list[int], codes: list[int], ratio: Sequence[int], markers:
     Args:
         ratio: Alternating numbers of text ids and of audio ids, including markers; the last pair is repeated.
         markers: Ids that mark the beginning and the end of audio.
-
-    Returns:
-        All ids, in order.
     """
     if not codes:
         return text

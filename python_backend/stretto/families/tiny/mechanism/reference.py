@@ -20,7 +20,6 @@ class Pointer(ReferenceRule):
         self.pointer = 0
 
     def text_is_full(self) -> bool:
-        """Return True if the text has its maximum number of entries."""
         return len(self.text) >= self.script.max_entries
 
     def finish_text_row(self, row: list[int]) -> None:

@@ -60,10 +60,7 @@ def add_modules(bursts: ModuleSchedules, model: Any, vllm_config: VllmConfig) ->
 
 
 class ModuleNetwork:
-    """MCTP modules of a model, run one at a time.
-
-    Args:
-        model: Model with the modules that `add_modules` added.
+    """MCTP modules that `add_modules` added to a model, run one at a time.
 
     Attributes:
         rows_hidden: Last hidden states of the step's rows, [max rows, H], valid until the next step.

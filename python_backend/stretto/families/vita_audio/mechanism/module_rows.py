@@ -35,12 +35,9 @@ class RowSpans(NamedTuple):
 
 
 class ModuleAttention:
-    """Attention metadata for the modules.
-
-    The buffers are separate from those that the model's captured graphs read.
+    """Attention metadata for the modules, in other buffers than those that the model's captured graphs read.
 
     Args:
-        block_tables: Block tables of all slots.
         layers: vLLM's names of the modules' attention layers.
     """
 
@@ -119,7 +116,7 @@ NOWHERE = -1  # vLLM's PAD_SLOT_ID: keys and values are not stored
 
 
 class ModuleProgram:
-    """Runs the modules with kernel launches that depend only on the batch size, so they can be captured.
+    """Kernel launches of the modules that depend only on the batch size, so that they can be captured.
 
     With a recorder, there is one graph per module and padded number of requests. The modules run over a window of rows
     per request. Rows that need no processing are also computed, but their keys and values are not stored.
@@ -170,11 +167,7 @@ class ModuleProgram:
             self._graphs.capture(range(self._num_modules), [size])
 
     def prepare(self, step: BurstBatch, first: np.ndarray) -> None:
-        """Write the modules' inputs for the next step.
-
-        Args:
-            first: Index of the first row to process, per request, int [B].
-        """
+        """Write the modules' inputs for the next step; `first` is each request's first row to process, int [B]."""
         batch = step.batch
         window = self._window
         num_reqs = step.batch.num_reqs
@@ -209,10 +202,7 @@ class ModuleProgram:
         return self.hidden[:num_reqs]
 
     def _build(self, size: int, lengths: np.ndarray) -> None:
-        """Update the attention metadata for `size` requests with `lengths` positions each.
-
-        Captured graphs read the buffers of the metadata.
-        """
+        """Update the attention metadata, whose buffers captured graphs read, for requests with these lengths."""
         arrays = self._generated.arrays
         self._lengths[:size] = arrays.tensor(arrays.upload(lengths))
         begin = self._begin[: size + 1]
@@ -242,13 +232,10 @@ class ModuleProgram:
 
 @dataclass(frozen=True)
 class Runs:
-    """Rows that the modules process in a step: consecutive rows for each of n requests.
-
-    Arrays are int64 [n] on the host.
+    """Consecutive rows of n requests that the modules process in a step; arrays are int64 [n] on the host.
 
     Attributes:
         index: Index of each request in the batch.
-        first: First row of each run.
         stop: Row after the last row of each run.
     """
 
@@ -332,10 +319,7 @@ class ModuleRows:
         return Runs(index, slots, unread[index], stop)
 
     def _run(self, hidden: torch.Tensor, step: BurstBatch, runs: Runs, sample_row: SampleRow) -> None:
-        """Run all modules over exactly the rows in `runs`.
-
-        After each module, sample a row if any schedule has a row for that module.
-        """
+        """Run all modules over exactly the rows in `runs`, and sample a row after each module that a schedule uses."""
         upload = self._generated.arrays.upload
         which = np.repeat(np.arange(len(runs.index)), runs.counts)
         starts = np.concatenate([[0], np.cumsum(runs.counts)])
@@ -365,9 +349,7 @@ class ModuleRows:
                 sample_row(states, k + 1)
 
     def _hidden(self, step: BurstBatch, runs: Runs, which: np.ndarray, positions: np.ndarray) -> torch.Tensor:
-        """Return the backbone's hidden states [N, H] for the rows to process.
-
-        They are from this step or from the ring.
+        """Return the backbone's hidden states [N, H] for the rows to process, from this step or from the ring.
 
         Args:
             which: Index into `runs` for each row, [N].
