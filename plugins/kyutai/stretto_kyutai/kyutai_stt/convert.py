@@ -71,11 +71,7 @@ MAX_RATIO = 64
 
 
 def located(release: Release) -> Release:
-    """Return the release with the path of the language model's file, which the release's config.json names.
-
-    Raises:
-        CheckpointError: If there is no such file.
-    """
+    """Return the release with the path of the language model's file, which the release's config.json names."""
     if release.config is None or not release.model.is_dir():
         return release
     config = {MODEL_KEY: WHOLE, **read_json(release.config)}
@@ -122,12 +118,7 @@ def backbone_record(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def llama_record(numbers: Mapping[str, int], eps: float, theta: float, window: int) -> dict[str, Any]:
-    """Return the backbone fields for the checkpoint's config.json.
-
-    Args:
-        numbers: Widths and numbers of layers and heads, by the key of a Llama config.
-        window: Number of rows to which a row attends.
-    """
+    """Return the backbone fields for config.json, given `numbers` by the keys of a Llama config."""
     heads = numbers["num_attention_heads"]
     return {
         "architectures": ["StrettoLlamaForCausalLM"],
@@ -162,14 +153,10 @@ def check_delays(config: Mapping[str, Any]) -> None:
 
 
 def durations(config: Mapping[str, Any], file: str = "config.json", section: str = "stt_config") -> dict[str, Any]:
-    """Return the fields of a vocabulary that depend on the model's delay, and on the silence before a recording.
+    """Return the fields of a vocabulary that depend on the model's delay and on the silence before a recording.
 
     Args:
-        file: Name of the file, for error messages.
         section: Dotted path of the section with both durations; empty for the file itself.
-
-    Raises:
-        CheckpointError: If a duration is missing, or is not in [0, 10] seconds.
     """
     seconds = {}
     for name in ("audio_delay_seconds", "audio_silence_prefix_seconds"):

@@ -187,12 +187,8 @@ def codec_network(
     """Return Mimi from the release's own tensors.
 
     Args:
-        section: Key of Mimi's config in it.
+        section: Key of Mimi's config in config.json.
         prefix: Prefix of Mimi's tensors, with a dot at the end.
-        num_codebooks: Number of codebooks that the model reads.
-
-    Raises:
-        CheckpointError: If it is another codec, or does not have these codebooks.
     """
     numbers = entry(config, section, "config.json")
     model_type = numbers.get("model_type", "mimi") if isinstance(numbers, Mapping) else numbers

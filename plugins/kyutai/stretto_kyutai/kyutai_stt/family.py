@@ -75,7 +75,6 @@ class SttVocabulary(KyutaiVocabulary):
     """Ids of text, initial text, two ids of our own, and each codebook's codes and initial id.
 
     Attributes:
-        num_codebooks: Number of codebooks, K.
         delay_rows: Number of rows by which the text follows the sound.
         delay_s: The published delay in seconds, which determines the length of the silence after the recording.
         prefix_s: Silence before the recording, in seconds.
@@ -110,7 +109,6 @@ class SttVocabulary(KyutaiVocabulary):
 
     @property
     def prefix_rows(self) -> int:
-        """Number of rows of silence before the recording."""
         return round(self.prefix_s * FRAME_RATE)
 
     @property

@@ -12,12 +12,7 @@ from stretto_kyutai.kyutai_stt.family import Pauses
 
 
 class PauseSampler:
-    """Sampler that appends pause probabilities, as words, to the rows of another sampler.
-
-    Args:
-        sampler: The other sampler; its attributes are also available as attributes of this sampler.
-        model: Model with the heads, whose class 0 is the pause.
-    """
+    """Sampler that appends pause probabilities, as bits of float32 numbers, to another sampler's rows of ids."""
 
     def __init__(self, pauses: Pauses, sampler: Any, model: nn.Module):
         self._sampler = sampler

@@ -90,9 +90,6 @@ def vectors_of_voices(root: Path, config: Mapping[str, Any]) -> dict[str, Path]:
     """Return the files of a release's voices, by the authors' name in lower case, with the default voice first.
 
     The name of a voice is the path of its file in the folder, without the suffix that identifies the model.
-
-    Raises:
-        CheckpointError: There are no voices or too many, or a request cannot contain one of the names.
     """
     suffix = f".{entry(config, 'model_id.sig')}@{entry(config, 'model_id.epoch')}.safetensors"
     folder = released_folder(root, VOICES)
@@ -133,11 +130,7 @@ def shape_of(voices: Mapping[str, Path], width: int) -> tuple[int, int]:
 
 
 def guidance_scales(config: Mapping[str, Any]) -> tuple[float, ...]:
-    """Return the guidance scales that a release has vectors for; empty if it has no conditions.
-
-    Raises:
-        CheckpointError: The conditions differ from those of the 1.6B release. The message names the field.
-    """
+    """Check a release's conditions, and return its guidance scales; empty if it has no conditions."""
     conditioners = config.get("conditioners")
     if not conditioners:
         return ()
@@ -190,11 +183,7 @@ def width_of(config: Mapping[str, Any], conditioner: str) -> int:
 def with_conditions(
     converted: Converted, config: Mapping[str, Any], vocab: TtsVocabulary, tensors: Mapping[str, Tensor]
 ) -> Converted:
-    """Add the tensors of conditions and of cross-attention to the conversion of a release.
-
-    Args:
-        converted: The conversion without these tensors.
-    """
+    """Add the tensors of conditions and of cross-attention to the conversion of a release."""
     width = integer(config, "dim")
     voices = f"{CONDITIONER}.{SPEAKERS}"
     scales = f"{CONDITIONER}.{SCALE}"

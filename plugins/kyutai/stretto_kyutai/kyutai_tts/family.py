@@ -69,7 +69,6 @@ class TtsVocabulary(FrameVocabulary):
     """Ids of text, four ids of our own, and each codebook's codes with its initial id.
 
     Attributes:
-        num_text_ids: Number of text ids that the model samples.
         num_codebooks: Number of codebooks of the speech, K.
         delays: Delay of each codebook in rows; that of the first is 0.
         delay_rows: Rows by which the speech follows the text, D.

@@ -63,10 +63,7 @@ class TtsTemplate:
         self._vectors = lru_cache(NUM_CACHED)(self._read_vectors)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the voice, with the words of the text as track.
-
-        The voice is that of the recording in `pieces`, if any, or else the one named `voice`.
-        """
+        """Return the rows of a recording, or else of `voice`, with the words of the text as track."""
         *recordings, piece = pieces
         assert piece.text is not None, task.name
         check_text(piece.text, piece.path, self._family.max_text_chars)
@@ -105,12 +102,7 @@ class TtsTemplate:
             self._read_vectors(name)
 
     def _condition(self, voice: str | None, scale: float | None) -> Condition:
-        """Return the condition of a reply.
-
-        Args:
-            voice: Names of the speakers' voices, in order, separated by commas.
-            scale: One of the model's guidance scales; None for the default.
-        """
+        """Return the condition of a reply; `voice` lists the speakers' voices, separated by commas."""
         assert voice is not None, "a checkpoint with conditions has named voices"
         scales = self._vocabulary.guidance_scales
         if scale is None:
@@ -150,10 +142,7 @@ class TtsTemplate:
 
 
 def voice_rows(vocabulary: TtsVocabulary, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the prompt of a recording, and the rows of the reply that its delayed codes reach.
-
-    Args:
-        codes: Codes of the recording, [K, n].
+    """Return the prompt of a recording with codes [K, n], and the rows of the reply that its delayed codes reach.
 
     Returns:
         Rows, int32 [1 + n, S], and streams 1 to S - 1 of the first rows of the reply, int32 [D', S - 1].
@@ -187,15 +176,7 @@ def samples_at(path: Path, rate: int) -> np.ndarray:
 
 
 def vectors_at(path: Path, width: int) -> np.ndarray:
-    """Return the vectors in a voice's file, float32 [n, W].
-
-    Args:
-        path: Safetensors file with the tensor `speaker_wavs` [1, W, n].
-        width: Width of a vector, W.
-
-    Raises:
-        CheckpointError: The file cannot be read, or contains other vectors.
-    """
+    """Return a voice's vectors, float32 [n, W], from a safetensors file with `speaker_wavs` [1, W, n]."""
     try:
         with safe_open(regular_file(path, MAX_VECTOR_BYTES), "pt") as file:
             stored = file.get_slice(SPEAKERS)

@@ -41,7 +41,6 @@ class WordStream:
     speaks the words before the first such line.
 
     Args:
-        path: Name of the text in error messages.
         has_turns: True if the text has turns, so that the first word of a turn begins with the id of its speaker.
 
     Attributes:
@@ -64,14 +63,8 @@ class WordStream:
     def after(self, text: str, is_last: bool) -> "tuple[list[int], WordStream]":
         """Append text without changing this stream.
 
-        Args:
-            is_last: True if the text ends with this part.
-
         Returns:
             Packed words that have become known, and the stream that continues after `text`.
-
-        Raises:
-            InvalidRequest: A word or a break is too long.
         """
         extended = copy(self)
         ids = list[int]()

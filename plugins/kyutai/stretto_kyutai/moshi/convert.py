@@ -175,11 +175,7 @@ def vocabulary(config: Mapping[str, Any]) -> MoshiVocabulary:
 
 
 def schedule(config: Mapping[str, Any], num_steps: int) -> list[int]:
-    """Return the index of the weight set for each step of a release's depth transformer.
-
-    Raises:
-        CheckpointError: The release has another number of steps, or does not number its sets from 0.
-    """
+    """Return the index of the weight set for each step of a release's depth transformer."""
     sets = config.get("depformer_weights_per_step_schedule")
     if sets is None:
         sets = list(range(num_steps))
@@ -247,7 +243,6 @@ def plan(
     code_factors = {CODE_FACTOR.format(k): (depth.hidden, rank) for k in steps[:-1] if config.get(RANK)}
 
     def product(stored: Tensor, factor: Tensor) -> Tensor:
-        """Return a table multiplied by the transpose of a matrix, in float32."""
         return stored.float() @ factor.float().T
 
     def texts(stored: Tensor) -> Tensor:

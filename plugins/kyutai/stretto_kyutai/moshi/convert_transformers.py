@@ -151,11 +151,7 @@ def depth_plan(depth: DepthSpec) -> Plan:
 
 
 def of_each_step(layer: str, name: str, shape: tuple[int, int, int]) -> Part:
-    """Return the part that splits the weights of all steps into a tensor for each step.
-
-    Args:
-        shape: Shape of the published tensor, [K, out, in].
-    """
+    """Return the part that splits the weights of all steps, [K, out, in], into a tensor for each step."""
 
     def part(step: int, also: tuple[Part, ...] = ()) -> Part:
         return Part(f"{layer}.sets.{step}.{name}.weight", shape, lambda stored: stored[step], also=also)

@@ -9,7 +9,7 @@
 A depth transformer with separate weights for each codebook generates the codes of a row. The user's audio is the clock:
 one row follows each of its frames, and the reply ends with the audio. The model never ends a reply itself. Most of its
 text tokens are PAD or END_PAD. Paper: https://arxiv.org/abs/2410.00037. The numbers come from
-`kyutai/moshika-pytorch-bf16`; a checkpoint's config.json may override them (`speech_vocabulary`).
+`kyutai/moshika-pytorch-bf16`.
 """
 
 from dataclasses import dataclass, field
@@ -101,12 +101,7 @@ class FrameVocabulary(KyutaiVocabulary):
 
 @dataclass(frozen=True)
 class MoshiVocabulary(FrameVocabulary):
-    """Vocabulary of Moshi, in which the codebooks of the user's speech follow those of the model's speech.
-
-    Attributes:
-        num_codebooks: Number of codebooks of the model's speech, which is also that of the user's speech.
-        delays: Delay of each of these codebooks in rows; the first delay is 0.
-    """
+    """Vocabulary of Moshi, in which the codebooks of the user's speech follow those of the model's speech."""
 
     num_text_ids: int = 32_000
     num_codebooks: int = 8

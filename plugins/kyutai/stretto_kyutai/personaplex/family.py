@@ -52,13 +52,7 @@ class PublishedVoice:
 
 @dataclass(frozen=True)
 class PersonaPlexVocabulary(MoshiVocabulary):
-    """Moshi ids, followed by one id for each vector of the voices.
-
-    Attributes:
-        num_codebooks: Number of codebooks of the model's speech, which is also that of the user's speech.
-        delays: Delay of each of these codebooks in rows; the first delay is 0.
-        voices: Published voices; the first one is the default.
-    """
+    """Moshi ids, followed by one id for each vector of the voices, of which the first is the default voice."""
 
     voices: tuple[PublishedVoice, ...] = ()
 

@@ -55,7 +55,6 @@ class PersonaPlexTemplate(MoshiTemplate):
         Args:
             pieces: A recording of the voice and the text of the role; either may be missing.
             voice: Name of the voice if there is no recording.
-            track: Ids of the user's frames.
         """
         recording = next((piece for piece in pieces if piece.text is None), None)
         if recording is not None:
@@ -119,10 +118,7 @@ class PersonaPlexTemplate(MoshiTemplate):
         return tokens
 
     def _delayed(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Apply the delays to frames.
-
-        Args:
-            frames: Ids [D + n, S]. Undelayed streams begin with frame D.
+        """Apply the delays to frames [D + n, S], of which undelayed streams begin with frame D.
 
         Returns:
             Rows, int32 [n, S], and the ids that delayed streams carry in the following rows, [D, S - 1].

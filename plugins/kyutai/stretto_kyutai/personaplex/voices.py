@@ -41,12 +41,6 @@ def read_voices(path: Path, vocabulary: MoshiVocabulary, width: int) -> list[tup
     """Return the voices in an archive, sorted by name, each with its vectors [V - 1, H].
 
     No file is ever written under its stored name, because the archive is not trusted.
-
-    Args:
-        width: Width of the model, H.
-
-    Raises:
-        CheckpointError: A file is not a voice of this release, or the archive is malformed or too large.
     """
     voices: dict[str, tuple[PublishedVoice, Tensor]] = {}
     try:
@@ -103,10 +97,7 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
 def _voice(
     name: str, content: bytes, where: str, vocabulary: MoshiVocabulary, width: int
 ) -> tuple[PublishedVoice, Tensor]:
-    """Return the voice in a file; raise CheckpointError if it does not belong to this release.
-
-    The error message begins with `where`.
-    """
+    """Return the voice in a file; raise CheckpointError if it does not belong to this release."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / f"voice{SUFFIX}"
         file.write_bytes(content)

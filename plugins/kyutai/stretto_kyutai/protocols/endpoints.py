@@ -286,15 +286,11 @@ class SpeakQuery(TextFields):
     def fields(self, profile: ModelProfile, is_strict: bool, stored_voice: StoredVoice | None = None) -> SpeechFields:
         """Return the fields of a speech request.
 
-        Unless `is_strict`, an unknown voice is replaced by the model's default, because Kyutai's clients send the
-        names of Kyutai's own voice files. `cfg_alpha` is ignored unless it is one of the model's guidance scales.
+        Unless `is_strict`, an unknown voice is replaced by the model's default, because Kyutai's clients send the names
+        of Kyutai's own voice files. `cfg_alpha` is ignored unless it is one of the model's guidance scales.
 
         Args:
-            is_strict: True to reject an unknown voice.
             stored_voice: The caller's own voice that `voice` selects; None if it selects none.
-
-        Raises:
-            ApiError: The voice is unknown and `is_strict` is true.
         """
         try:
             voice = stored_voice.id if stored_voice is not None else kyutai_voice(profile, self.voice)

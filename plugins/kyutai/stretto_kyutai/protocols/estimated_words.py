@@ -14,11 +14,7 @@ WORD = re.compile(rf"[{WIDE}]+|(?<![^\s{WIDE}])[^\s{WIDE}]++(?=[\s{WIDE}])")
 
 
 def estimated_words(words: list[str], duration_s: float, start_s: float = 0.0) -> Iterator[Word]:
-    """Yield words with times estimated from their lengths.
-
-    Args:
-        duration_s: Duration of all words in seconds.
-    """
+    """Yield words that last `duration_s` together, with times estimated from their lengths."""
     ends = np.cumsum([len(word) for word in words])
     times = (start_s + np.concatenate([[0], ends]) / max(1, ends[-1] if words else 0) * duration_s).tolist()
     for word, (begin_s, end_s) in zip(words, pairwise(times), strict=True):
@@ -26,11 +22,7 @@ def estimated_words(words: list[str], duration_s: float, start_s: float = 0.0) -
 
 
 class TranscriptWords:
-    """Words of a transcript whose events have text without word times.
-
-    Args:
-        start_s: Start of the transcribed audio, in seconds.
-    """
+    """Words of a transcript whose events have text without word times."""
 
     def __init__(self, start_s: float):
         self._start_s = start_s

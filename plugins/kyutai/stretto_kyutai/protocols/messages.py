@@ -70,11 +70,7 @@ def samples_in(record: dict[str, Any]) -> NDArray[np.float32]:
 
 
 def bytes_in(record: dict[str, Any]) -> bytes:
-    """Return the bytes in a message, which Rust clients write as a list of integers.
-
-    Raises:
-        SessionEnd: The message contains no bytes.
-    """
+    """Return the bytes in a message, which Rust clients write as a list of integers."""
     data = record.get("data")
     try:
         if isinstance(data, bytes | list):

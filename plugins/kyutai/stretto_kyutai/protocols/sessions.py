@@ -108,13 +108,7 @@ def _num_bytes(item: bytes | NDArray[np.float32] | int) -> int:
 
 
 class BinaryChannel(SocketChannel):
-    """Channel whose error events are binary messages.
-
-    Args:
-        socket: The client's WebSocket.
-        stall_s: Maximum time for which the client may read nothing, in seconds.
-        write_error: Function that returns the message for an error text.
-    """
+    """Channel whose error events are binary messages, which `write_error` returns for an error text."""
 
     def __init__(self, socket: WebSocket, stall_s: float, write_error: Callable[[str], bytes]):
         super().__init__(socket, stall_s)
@@ -177,8 +171,7 @@ class ListeningSession(KyutaiSession):
     async def _follow(self, trace: Trace, start: Callable[[], Speech]) -> None:
         """Send messages for all events of the model's output, and end the session.
 
-        Args:
-            start: Function that opens the session at the server. It is called once the session has a slot.
+        `start`, which opens the session at the server, is called once the session has a slot.
         """
         async with self._gateway.slot(), aclosing(reply_events(start, {}, trace)) as events:
             async for event in events:
@@ -204,9 +197,6 @@ async def open_session(socket: WebSocket, make: Make, write_error: Callable[[str
     """Run a session until it ends.
 
     A rejection is sent as an error message, because these clients do not read HTTP errors.
-
-    Args:
-        write_error: Function that returns the message for an error text.
     """
     gateway: Gateway = socket.app.state.gateway
     await socket.accept()

@@ -12,11 +12,7 @@ from stretto_kyutai.kyutai_tts.mechanism.script import NUM_FIELDS, WordScript
 
 
 class WordStates:
-    """State of the words in all slots, advanced by one row per call.
-
-    Args:
-        tables: Slot tables with the words, the state of the replies and the second stream.
-    """
+    """State of the words in all slots, advanced by one row per call."""
 
     def __init__(self, script: WordScript, rules: SegmentRules, tables: SlotTables, arrays: Arrays):
         self._script = script
@@ -33,11 +29,7 @@ class WordStates:
         self._codes = arrays.wrap(tables.codes)
 
     def __call__(self, token: Array, rows: Rows) -> Array:
-        """Return stream 0 of each row, [B], and write the second stream to the slot tables.
-
-        Args:
-            token: Ids that the model sampled, [B].
-        """
+        """Return stream 0 of each row, [B], given the sampled ids; write the second stream to the slot tables."""
         script = self._script
         slots = rows.slots
         position = rows.position
@@ -68,11 +60,7 @@ class WordStates:
 
 
 class WordLaunch:
-    """Launch of `words_kernel`, which does for the rows of a step what `WordStates` does.
-
-    Args:
-        tables: Slot tables with the words, their state and the second stream.
-    """
+    """Launch of `words_kernel`, which does for the rows of a step what `WordStates` does."""
 
     def __init__(self, script: WordScript, rules: SegmentRules, tables: SlotTables, num_rows: int):
         family = rules.family
@@ -98,10 +86,9 @@ class WordLaunch:
         num_rows: int,
         seconds: torch.Tensor | None = None,
     ) -> None:
-        """Replace the sampled ids of stream 0 with the ids that the rows must contain.
+        """Replace sampled ids of stream 0, int32 [N, 1], with the ids that the rows must contain.
 
         Args:
-            drawn: Sampled ids, int32 [N, 1], written.
             plan: Step table (`step_draw.py`).
             lengths: Positions of the rows, int32 [N].
             seconds: Ids of the second stream, int32 [N], written; None if nothing reads them in the step.

@@ -13,28 +13,22 @@ from stretto_kyutai.kyutai_tts.mechanism.script import WordScript
 
 
 class WordDraw(RowDraw):
-    """Sampler of rows in numpy or torch, which writes the tokens of words to stream 0."""
+    """Sampler in numpy or torch that writes the tokens of words to stream 0."""
 
     def __init__(self, script: WordScript, *arguments: Any):
         super().__init__(*arguments)
         self._states = WordStates(script, self.segments.rules, self.tables, self.arrays)
 
     def replace_first(self, token: Array, rows: Rows) -> Array:
-        """Return stream 0 of each row; see `RowDraw.replace_first`."""
         return self._states(token, rows)
 
 
 class WordProgram(StepProgram):
-    """Kernel launches that sample a step, with the same result as `WordDraw`.
-
-    Args:
-        arguments: Further arguments of `StepProgram`.
-    """
+    """GPU kernels that sample a step, with the same result as `WordDraw`."""
 
     def __init__(self, script: WordScript, readout: Readout, rules: SegmentRules, *arguments: Any):
         super().__init__(readout, rules, *arguments)
         self._states = WordLaunch(script, rules, self.tables, self.num_rows)
 
     def replace_first(self, num_rows: int) -> None:
-        """Replace stream 0, and write the second text stream; see `StepProgram.replace_first`."""
         self._states(self.first.drawn, self.columns.table, self.lengths, num_rows, self.seconds)

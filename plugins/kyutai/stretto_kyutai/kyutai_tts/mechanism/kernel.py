@@ -18,7 +18,6 @@ class WordRules(NamedTuple):
     """Compile-time constants of `words_kernel`.
 
     Attributes:
-        script: The family's `WordScript`.
         capacity: Maximum number of tokens in a slot's table; the words are stored after the tokens.
         lane: Index of the second stream among streams 1 to S - 1.
         nothing: Id of an empty second stream.

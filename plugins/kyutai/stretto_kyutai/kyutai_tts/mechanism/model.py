@@ -27,10 +27,7 @@ MAX_PERIOD = 10_000.0  # of the positions of speaker vectors
 
 
 def sine_positions(num_rows: int, width: int) -> torch.Tensor:
-    """Return the positions that are added to projected speaker vectors: cosines, then sines, float32 [num_rows, width].
-
-    They are computed as in the authors' `create_sin_embedding`.
-    """
+    """Return positions for speaker vectors, as the authors' `create_sin_embedding`: float32 [num_rows, width]."""
     half = width // 2
     places = torch.arange(num_rows).float()[:, None]
     frequencies = torch.arange(half).float()
@@ -40,9 +37,6 @@ def sine_positions(num_rows: int, width: int) -> torch.Tensor:
 
 class Conditions(nn.Module):
     """Float32 weights that turn a request's condition into vectors, and the tables that hold these by slot.
-
-    Args:
-        width: Width of the backbone, H.
 
     Attributes:
         sum: Table of the vectors that are added, [num_ids, H].
@@ -63,12 +57,7 @@ class Conditions(nn.Module):
 
     @torch.no_grad()
     def prepare(self, layers: Sequence["ConditionedLayer"], num_slots: int, max_rows: int, dtype: torch.dtype) -> None:
-        """Allocate the tables, and compute the keys and values of absent speaker vectors.
-
-        Args:
-            num_slots: Number of run slots, R.
-            dtype: Data type of the backbone.
-        """
+        """Allocate the tables, and compute the keys and values of absent speaker vectors."""
         device = self.absent.device
         num_rows = self._spec.vector_rows
         width = len(self.absent)
@@ -153,11 +142,7 @@ class _Table(nn.Module):
 class CrossAttention(nn.Module):
     """Attention of a layer to the speaker vectors of each row's request, present or absent, without positions.
 
-    Attributes:
-        keys: Keys by slot, [R + 1, heads, rows, D]; the last entry contains only absent vectors.
-        values: Values, like `keys`.
-        slots: See `Conditions`.
-        num_present: See `Conditions`.
+    `keys` and `values`, by slot, are [R + 1, heads, rows, D]; the last entry contains only absent vectors.
     """
 
     keys: torch.Tensor
@@ -176,7 +161,7 @@ class CrossAttention(nn.Module):
         self.o_proj = ReplicatedLinear(width, width, prefix=f"{prefix}.o_proj", **shared)
 
     def prepare(self, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, num_present: torch.Tensor) -> None:
-        """Set the tables (see the attributes)."""
+        """Set the tables; for `slots` and `num_present`, see `Conditions`."""
         tables = {"keys": keys, "values": values, "slots": slots, "num_present": num_present}
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)

@@ -22,11 +22,7 @@ def pack_word(tokens: Sequence[int], padding: int) -> list[int]:
 
 
 def unpack_words(ids: Sequence[int] | NDArray[np.int32]) -> Iterator[tuple[list[int], int]]:
-    """Yield the tokens and the padding of each word in `ids`, which `pack_word` returned.
-
-    Raises:
-        InvalidRequest: The ids are not packed words.
-    """
+    """Yield the tokens and the padding of each word in `ids`, which `pack_word` returned."""
     at = 0
     while at < len(ids):
         stop = at + 1 + int(ids[at])
@@ -118,7 +114,7 @@ class ScriptedText(TextTrack):
     random_text: ClassVar = lazy(f"{HERE}.reference:random_words")
 
     def check_text(self, ids: Sequence[int], tokens: range) -> None:
-        """Raise InvalidRequest if packed words are invalid; see `TextTrack.check_text`."""
+        """Raise InvalidRequest if packed words are invalid."""
         last = tokens.stop - 1  # `wish_id` is not a token
         for word, padding in unpack_words(ids):
             if not all(0 <= token < last for token in word) or padding < 0:

@@ -57,7 +57,6 @@ class WordTrack(Track):
 
         Args:
             ids: Packed words, with the end id if the text is complete.
-            is_open: True if more text follows.
         """
         second = rules.family.track_streams
         pad_id = rules.family.layout.pad_id
@@ -80,7 +79,7 @@ class WordTrack(Track):
         return np.concatenate([self._token_entries(first_token), self._word_entries(first_word)])
 
     def entries(self, first: int = 0) -> np.ndarray:
-        """Return the entries of all tokens, and of the known words from number `first` on; see `Track.entries`."""
+        """Return the entries of all tokens, and of the known words from number `first` on."""
         return np.concatenate([self._token_entries(), self._word_entries(first)])
 
     def entries_after(self, num_rows: int) -> np.ndarray:
@@ -92,11 +91,10 @@ class WordTrack(Track):
         return {"track_total": ENDLESS if self.is_open else len(self.words)}
 
     def are_known(self, rows: np.ndarray, last: int) -> bool:
-        """Return True, because the rows of the reply contain the ids; see `Track.are_known`."""
+        """Return True, because the rows of the reply contain the ids."""
         return True
 
     def unconditional(self, family: Family) -> Track | None:
-        """Return None; see `Track.unconditional`."""
         return None
 
     def _note_known(self) -> None:
