@@ -9,6 +9,7 @@ from stretto.errors import InvalidRequest
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary, qwen3_tts
 from stretto.families.tiny.family import TINY
 from stretto.families.vita_audio.family import VitaVocabulary, vita_audio
+from stretto.family.base import DrawRules
 from stretto.family.prompting import PLAIN, Manner
 from stretto.family.served import SpokenTask
 from stretto.preprocessing.options import Options, read_options
@@ -31,19 +32,18 @@ def test_missing_options_give_the_task_defaults() -> None:
 
 
 def test_every_option_is_read_into_its_field() -> None:
-    options = read(
-        {
-            "seed": 7,
-            "guidance": {"scale": 3, "policy": "always"},
-            "script_temperature": 0.5,
-            "voice": "heart",
-            "adapter": "narrator",
-            "text": {"temperature": 0.1, "max_rows": 100},
-            "audio": {"min_rows": 2, "top_p": 0.9, "min_p": 0.1, "ras_window": 7, "ras_max_repeats": 3},
-            "temperature": 1.5,
-            "top_k": 5,
-        }
-    )
+    values = {
+        "seed": 7,
+        "guidance": {"scale": 3, "policy": "always"},
+        "script_temperature": 0.5,
+        "voice": "heart",
+        "adapter": "narrator",
+        "text": {"temperature": 0.1, "max_rows": 100},
+        "audio": {"min_rows": 2, "top_p": 0.9, "min_p": 0.1, "ras_window": 7, "ras_max_repeats": 3},
+        "temperature": 1.5,
+        "top_k": 5,
+    }
+    options = read_options(json.dumps(values), replace(TINY, drawing=DrawRules()), TTS, FRAME_RATE)
     assert (options.voice, options.adapter) == ("heart", "narrator")
     assert options.sampling == replace(
         TTS.sampling,
@@ -62,6 +62,11 @@ def test_script_temperature_is_refused_by_families_without_a_script() -> None:
     refusal = r"options.script_temperature: expected 1.0 \(csm does not support this temperature\), got 0.5"
     with pytest.raises(InvalidRequest, match=refusal):
         read_options('{"script_temperature": 0.5}', CSM, CSM.tasks[0], FRAME_RATE)
+
+
+def test_min_p_is_refused_by_families_that_sample_no_id_of_the_first_stream() -> None:
+    with pytest.raises(InvalidRequest, match=r"options.audio.min_p: expected 0.0 \(tiny samples no id .*\), got 0.1"):
+        read({"audio": {"min_p": 0.1}})
 
 
 def test_guidance_of_spoken_text_is_refused_by_the_options() -> None:

@@ -217,6 +217,7 @@ class AttendedText(DrawRules):
     window: int
 
     ends_audio: ClassVar[bool] = True
+    computes_first: ClassVar[bool] = True
     row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:AttendedDraw")
 
     def sampled_ids(self, ids: Sequence[int]) -> list[int]:

@@ -274,6 +274,7 @@ class DrawRules:
             `drawn` for generated ids of stream 0, `all` for ids of the prompt as well. `own` for those that the
             family's sampler counts. None if the family has no penalty.
         ends_audio: True if the family's sampler ends the audio, and no sampled id does.
+        computes_first: True if the family's sampler computes stream 0 of audio rows and samples no id of it.
         word_column: Index, among the state columns, of the number of words that have begun: words of the track or,
             without one, spoken tokens of the generated text, which `TextCodec.matched` matches with words. None if the
             model reports no times of words.
@@ -290,6 +291,7 @@ class DrawRules:
     penalized: Literal["drawn", "all", "own"] | None = field(default=None, kw_only=True)
 
     ends_audio: ClassVar[bool] = False
+    computes_first: ClassVar[bool] = False
     word_column: ClassVar[int | None] = None
     row_draw: ClassVar[Callable[..., Any] | None] = None
     step_program: ClassVar[Callable[..., Any] | None] = None

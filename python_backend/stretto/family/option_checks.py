@@ -15,6 +15,8 @@ def check_sampling(sampling: SamplingConfig, family: Family, task: Task) -> None
     sampling.check()
     if family.layout.latents is not None:
         _check_latents(sampling, family.layout.latents, family)
+    if family.drawing.computes_first:
+        _check_first(sampling, family)
     if sampling.repetition_penalty != 1.0 and family.drawing.penalized is None:
         expected = f"1.0 ({family.name} does not support this penalty)"
         raise InvalidRequest("options.repetition_penalty", expected, sampling.repetition_penalty)
@@ -54,6 +56,14 @@ def _check_latents(sampling: SamplingConfig, spec: LatentSpec, family: Family) -
     for name, (value, neutral) in off.items():
         if value != neutral:
             raise InvalidRequest(f"options.{name}", f"{neutral} (frames of {family.name} have no ids)", value)
+
+
+def _check_first(sampling: SamplingConfig, family: Family) -> None:
+    for field, option in NUMBER_OPTIONS.items():
+        value = getattr(sampling, field)
+        if option.is_for_first and value != option.off:
+            expected = f"{option.off} ({family.name} samples no id of the first stream)"
+            raise InvalidRequest(f"options.{option.name}", expected, value)
 
 
 def _check_pair(sampling: SamplingConfig, family: Family, task: Task) -> None:

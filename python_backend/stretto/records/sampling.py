@@ -66,12 +66,14 @@ class Option:
         off: Value that has no effect; None if every value may have one.
         to_column: Function that returns the column's number; None for the option's value.
         column_off: Number in the column that has no effect; None for `off`.
+        is_for_first: True if it only limits the ids of stream 0 in audio (`engine.kernels.logit_options`).
     """
 
     name: str
     off: float | None = None
     to_column: "Callable[[SamplingConfig], float] | None" = None
     column_off: float | None = None
+    is_for_first: bool = False
 
 
 def logit_span(sampling: "SamplingConfig") -> float:
@@ -199,7 +201,7 @@ class SamplingConfig:
     guided_until_s: GuidedTime | None = None
     ras_window: Annotated[RasWindow, Option("audio.ras_window", 0)] = 0
     ras_max_repeats: Annotated[RasMaxRepeats, Option("audio.ras_max_repeats")] = 2
-    min_p: Annotated[MinP, Option("audio.min_p", 0.0, logit_span, math.inf)] = 0.0
+    min_p: Annotated[MinP, Option("audio.min_p", 0.0, logit_span, math.inf, is_for_first=True)] = 0.0
     schedule: str | tuple[int, ...] | None = None
     repetition_penalty: Annotated[RepetitionPenalty, Option("repetition_penalty", 1.0)] = 1.0
     depth: CodeSampling | None = None

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from stretto.engine.kernels.logit_options import keep_near
-from stretto.records.sampling import SamplingConfig, SegmentSampling, logit_span
+from stretto.engine.kernels.logit_options import LOGIT_OPTIONS, keep_near
+from stretto.records.sampling import NUMBER_OPTIONS, SamplingConfig, SegmentSampling, logit_span
 
 
 def min_p_span(min_p: float, temperature: float) -> float:
@@ -23,6 +23,10 @@ def test_min_p_keeps_exactly_the_probable_tokens(min_p: float, temperature: floa
     expected = probabilities >= min_p * probabilities.amax(1, keepdim=True) * (1 - 1e-9)
     kept = keep_near(logits, torch.full((20,), min_p_span(min_p, temperature))) > -torch.inf
     assert torch.equal(kept, expected)
+
+
+def test_families_that_compute_stream_0_refuse_exactly_these_options() -> None:
+    assert {name for name, option in NUMBER_OPTIONS.items() if option.is_for_first} == LOGIT_OPTIONS.keys()
 
 
 def test_min_p_is_off_by_default_and_for_greedy_rows() -> None:

@@ -89,6 +89,7 @@ class AlignmentPointer(DrawRules):
     max_entries: int
 
     state: ClassVar = {"num_entries": 0, "pointer": 0}
+    computes_first: ClassVar = True
     word_column: ClassVar = 1  # the pointer, which moves by one entry at most
     row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:ScriptDraw")
     step_program: ClassVar = lazy(f"{__package__}.mechanism.draw:ScriptProgram")
