@@ -1,4 +1,4 @@
-"""Background server on this machine: pid file handling, and start on demand.
+"""Background server on this machine: its pid file, and its start on demand.
 
 If the process that starts a server ends before the server is ready, the launcher ends as well. An interrupted command
 therefore leaves no server behind.
@@ -28,7 +28,7 @@ from stretto.launcher.processes import birth, read_process
 from stretto.machine.worker_process import end_after_parent, outlive_parent
 from stretto.untrusted_files import json_object
 
-STOP_SECONDS = 60.0  # default for records without a value
+STOP_SECONDS = 60.0  # for records that lack the value
 STATES = ("starting", "ready", "unready", "waiting", "asleep", "draining")
 
 
@@ -46,7 +46,7 @@ def write(
 
     Args:
         reason: Why the server is not ready; empty if nothing is wrong.
-        stop_seconds: Maximum time that stopping the launcher takes, in seconds.
+        stop_seconds: Maximum time that stopping the launcher takes.
         serves: True if the server answers gRPC requests although the state is not `ready`: only the gateway is not
             ready, or the server is asleep.
     """
@@ -115,13 +115,10 @@ def remove(path: Path | None) -> None:
 
 
 def stop(path: Path) -> bool:
-    """Send SIGTERM to the launcher, and wait until it has drained and exited.
-
-    Returns:
-        False if no launcher was running.
+    """Send SIGTERM to the launcher, and wait until it has drained and exited; return False if none was running.
 
     Raises:
-        TimeoutError: If the launcher takes longer than the `stop_seconds` in its record.
+        TimeoutError: The launcher takes longer than the `stop_seconds` in its record.
     """
     record = read(path)
     if record is None:
@@ -146,14 +143,14 @@ STARTER = "STRETTO_STARTER"  # environment variable of a launcher: pid of the pr
 def end_with_starter() -> None:
     """Make this launcher end if the process that started it in the background ends before the server is ready.
 
-    It gets SIGTERM, so its handlers must be installed. A launcher that a user has started is not affected.
+    The launcher gets SIGTERM, so its handlers must be installed. A launcher that a user has started is not affected.
     """
     if STARTER in os.environ:
         end_after_parent(int(os.environ[STARTER]))
 
 
 def outlive_starter() -> None:
-    """Keep this launcher, whose server is ready, running after the process that started it ends."""
+    """Keep this launcher running after the process that started it ends, because its server is ready."""
     if os.environ.pop(STARTER, None) is not None:
         outlive_parent()
 
@@ -163,7 +160,7 @@ class CannotServe(LaunchError):
 
 
 def ready_server() -> str:
-    """Return the gRPC address of this machine's server once it is ready; start the server if none is running.
+    """Return the gRPC address of this machine's server, after starting it if none is running.
 
     If the launcher runs a gateway, the URL of its web page is printed.
     """
@@ -195,13 +192,11 @@ class BackgroundServer:
     arguments: tuple[str, ...] = ()
 
     def ensure_ready(self) -> None:
-        """Wait until the server is ready; start it if it is not running.
-
-        Another process may be starting it at the same time; only one of them does.
+        """Wait until the server is ready; start it if it is not running and no other process is starting it.
 
         Raises:
-            CannotServe: If a required component is not installed.
-            LaunchError: If the server did not start, or another model's server uses the port.
+            CannotServe: A required component is not installed.
+            LaunchError: The server did not start, or another model's server uses the port.
         """
         if self._is_usable():
             return
@@ -219,14 +214,13 @@ class BackgroundServer:
 
     @property
     def address(self) -> str:
-        """Address of the server for gRPC clients."""
         return f"localhost:{self.port + 1}"
 
     def is_running(self) -> bool:
         """Return True if a server runs, even if it is not ready; wait while another process starts or stops it.
 
         Raises:
-            LaunchError: If another model's server uses the port.
+            LaunchError: Another model's server uses the port.
         """
         self.check_model()
         is_waiting = False
@@ -250,9 +244,7 @@ class BackgroundServer:
         return read(default_pid_file(self.port, self.folder))
 
     def check_model(self) -> None:
-        """Raise LaunchError if the port is used by a server of a model other than `repository`, or by another
-        program.
-        """
+        """Raise LaunchError if a server of another model than `repository`, or another program, uses the port."""
         if self.repository is None:
             return
         record = self.record()
@@ -306,7 +298,6 @@ class BackgroundServer:
             log_line(f"{start}server ready after {time.monotonic() - begun:.0f} s; it keeps running until {stop}")
 
     def launcher_arguments(self) -> list[str]:
-        """Return the launcher's arguments for this server."""
         http, grpc, metrics, gateway = range(self.port, self.port + 4)
         words = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
         words += ["--pid-file", default_pid_file(self.port, self.folder), "--log-file", self._log_file]
@@ -331,7 +322,6 @@ class BackgroundServer:
 
     @property
     def _log_file(self) -> Path:
-        """Log of the server."""
         return self.folder / f"server-{self.port}.log"
 
     @property
@@ -365,5 +355,5 @@ def _listens(port: int) -> bool:
 
 
 def log_line(message: str) -> None:
-    """Print a progress line to standard error; standard output is reserved for the command's result."""
+    """Print a progress line to standard error, because standard output is reserved for the command's result."""
     print(message, file=sys.stderr, flush=True)

@@ -1,10 +1,8 @@
 """Command `stretto serve`: starts the Triton server with this project's model repository.
 
-    stretto serve [--model-repository FOLDER] [tritonserver flags]
-    stretto serve --status
-    stretto serve --stop
-
-It uses the server of a Triton container, or else the one inside the nvidia-pytriton wheel.
+stretto serve [--model-repository FOLDER] [tritonserver flags]
+stretto serve --status
+stretto serve --stop
 """
 
 import json
@@ -90,7 +88,7 @@ def with_plain_paths(config: LaunchConfig, launch: Launch) -> tuple[LaunchConfig
     """Return the config and the installation with links instead of paths that Triton does not accept.
 
     Raises:
-        LaunchError: If a folder cannot be written, or no server is installed.
+        LaunchError: A folder cannot be written, or no server is installed.
     """
     try:
         config.cache.mkdir(parents=True, exist_ok=True)

@@ -48,13 +48,13 @@ class LaunchConfig:
         allowed: APIs in `CLOSED` that the user has opened to all clients.
         gateway_port: Gateway port; None to run no gateway.
         log_file: Path of the log; None for standard output.
-        start_seconds: Time limit of a start, scaled by the machine's load, in seconds.
+        start_seconds: Time limit of a start, scaled by the machine's load.
         start_attempts: Maximum number of aborted starts before the server has been ready for the first time.
-        drain_seconds: Time limit for streams in progress when stopping, in seconds.
+        drain_seconds: Time limit for streams in progress when stopping.
         marker: Marker of generated speech; empty for the one that the model repository names.
-        pronunciations: File of the pronunciation dictionary for all requests; None for no dictionary.
-        shares: Share of the machine of each replica, the first one's being this launcher's; empty for a single server.
-        idle_s: Time without a request after which the server sleeps, in seconds; 0 for never.
+        pronunciations: File of the pronunciation dictionary for all requests.
+        shares: Share of the machine of each replica, this launcher's first; empty for a single server.
+        idle_s: Time without a request after which the server sleeps; 0 for never.
     """
 
     model_repository: Path
@@ -81,7 +81,7 @@ class LaunchConfig:
 
     @property
     def ports(self) -> dict[str, int]:
-        """Port of each protocol, keyed by the protocol's name."""
+        """Port of each protocol by name."""
         ports = {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
         return ports if self.gateway_port is None else ports | {"gateway": self.gateway_port}
 
@@ -95,11 +95,10 @@ class LaunchConfig:
 
     @property
     def stop_seconds(self) -> float:
-        """Maximum duration of a stop in seconds, including draining and process exits."""
+        """Maximum duration of a stop, including draining and process exits."""
         return (1 if self.gateway_port is None else 2) * self.drain_seconds + 30
 
     def listening_at(self, ports: Ports) -> "LaunchConfig":
-        """Return a copy with the ports on which the proxy listens."""
         http_port = self.http_port if ports.http is None else ports.http
         return replace(self, http_port=http_port, grpc_port=ports.grpc, metrics_port=ports.metrics)
 
@@ -118,7 +117,7 @@ def default_port() -> int:
 
 
 def default_pid_file(http_port: int, folder: Path) -> Path:
-    """Return the path in `folder` of the default pid file for this HTTP port."""
+    """Return the path of the default pid file for this HTTP port."""
     return folder / f"server-{http_port}.pid"
 
 
@@ -196,7 +195,7 @@ def add_time_limits(flags: argparse.ArgumentParser) -> None:
 
 
 def marker_name(text: str) -> str:
-    """Return the name of a marker; raise an error if the marker is not installed."""
+    """Parse the name of an installed marker, for argparse."""
     if entry_points.find(entry_points.MARKERS, text) is None:
         raise argparse.ArgumentTypeError(f"expected one of {entry_points.names(entry_points.MARKERS)}, got {text!r}")
     return text
@@ -235,8 +234,8 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
     """Return the configuration from parsed flags.
 
     Raises:
-        LaunchError: If `passed` has a flag that only the launcher may set, flags contradict each other, or the options
-            of the model repository cannot be read.
+        LaunchError: `passed` has a flag that only the launcher may set, flags contradict each other, or the options of
+            the model repository cannot be read.
     """
     taken = {word.partition("=")[0] for word in passed} & TAKEN
     if taken:
@@ -286,7 +285,7 @@ def replica_shares(flags: argparse.Namespace) -> tuple[Share, ...]:
     """Return the share of each replica; empty for a single one.
 
     Raises:
-        LaunchError: If there is no gateway, the ports cannot be in sequence, or the machine is too small.
+        LaunchError: There is no gateway, the ports cannot be in sequence, or the machine is too small.
     """
     if flags.replicas == 1:
         return ()
@@ -306,7 +305,7 @@ def replica_shares(flags: argparse.Namespace) -> tuple[Share, ...]:
 def split_route_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the flags for the gateway with their values, and all other words.
 
-    A flag of the gateway that `stretto serve` takes is named after an installed route: `--NAME` or `--NAME-…`.
+    A flag is for the gateway if it is named after an installed route: `--NAME` or `--NAME-…`.
     """
     routes = [route.name for route in entry_points.installed(ROUTES)] if words else []
     of_routes = list[str]()
@@ -322,7 +321,7 @@ def split_route_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def with_absolute_paths(arguments: Iterable[str], path_flags: Container[str]) -> list[str]:
-    """Return the arguments of a process with absolute paths, because its current folder is not the user's."""
+    """Make the paths in a process's arguments absolute, because its current folder is not the user's."""
     words = list[str]()
     for word in arguments:
         flag, equals, path = word.partition("=")

@@ -1,4 +1,4 @@
-"""Faults of processes, as reported by the launcher's detectors."""
+"""Faults of processes that the launcher has detected."""
 
 import time
 from dataclasses import dataclass

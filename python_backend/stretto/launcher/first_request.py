@@ -1,8 +1,8 @@
 """First requests of a server. One of them must pass through all models before the server is reported as ready.
 
-A server whose models are loaded may still be unable to speak: a kernel fails to compile, memory is exhausted by the
-first step, or a process hangs. It also triggers all preparations that happen at first use, so that clients do not wait
-for them.
+A server whose models are loaded may still fail: a kernel does not compile, the first step exhausts the memory, or a
+process hangs. The request also triggers all preparations that happen at first use, so that clients do not wait for
+them.
 """
 
 import http.client
@@ -41,8 +41,8 @@ Connect = Callable[[], http.client.HTTPConnection]
 def first_requests(repository: Path) -> list[dict[str, Any]]:
     """Return short requests for the first task of a model, in the order in which to try them.
 
-    A request has values of the ensemble's inputs, by name. The list is empty for a repository without a model profile,
-    such as one of the user's own models.
+    A request has values of the ensemble's inputs, by name. A repository without a model profile, such as one of the
+    user's own models, has no requests.
     """
     profile = model_profile(repository)
     if not profile.get("tasks"):
@@ -89,7 +89,7 @@ def _options(profile: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _recording() -> list[float]:
-    """Return samples with the pitch and the syllables of a voice, because silence is refused as a voice."""
+    """Return samples with the pitch and the syllables of a voice, because models refuse silence as a voice."""
     times = [index / RATE for index in range(int(RATE * RECORDING_S))]
     tones = [sum(math.sin(math.tau * PITCH_HZ * n * t) / n for n in (1, 2, 3)) for t in times]
     return [round(0.1 * math.sin(math.pi * 4 * t) ** 2 * tone, 3) for t, tone in zip(times, tones, strict=True)]
@@ -102,8 +102,8 @@ class RequestFailed(Exception):
 class FirstRequest:
     """Sends the first requests of a server and receives their replies without blocking the caller.
 
-    An invalid request is followed by the next one. A server that is full is serving other requests, and therefore
-    works.
+    An invalid request is followed by the next one. A server that refuses a request because it is full works, because it
+    serves other requests.
     """
 
     def __init__(self, requests: list[dict[str, Any]], connect: Connect) -> None:
@@ -119,7 +119,7 @@ class FirstRequest:
         """Advance as far as possible without waiting; return True once the server works or has refused all requests.
 
         Raises:
-            LaunchError: If the server answers with an internal error, or with an incomplete reply.
+            LaunchError: The server answers with an internal error, or with an incomplete reply.
         """
         try:
             return self._advance()
@@ -185,7 +185,6 @@ class _Received:
         self._data = data
 
     def makefile(self, mode: str) -> io.BytesIO:
-        """Return the bytes as a file."""
         return io.BytesIO(self._data)
 
 
@@ -196,8 +195,8 @@ def num_samples(received: bytes) -> int:
         received: Complete HTTP response with server-sent events, one for each response of the ensemble.
 
     Raises:
-        RequestFailed: If the reply is an error, or incomplete.
-        HTTPException: If the response is incomplete.
+        RequestFailed: The reply is an error, or incomplete.
+        HTTPException: The response is incomplete.
     """
     response = http.client.HTTPResponse(_Received(received))  # type: ignore[arg-type]
     response.begin()

@@ -58,7 +58,7 @@ def cloning_models(repository: Path) -> tuple[str, ...]:
 
 
 class ProxyProcess:
-    """Proxy process. It is restarted on the same ports if it exits or hangs.
+    """Proxy process, restarted on the same ports if it exits or hangs.
 
     It exits when its standard input is closed, and therefore when the launcher exits.
     """
@@ -101,9 +101,7 @@ class ProxyProcess:
         self._send_state(WAKE_FAILED)
 
     def close_gate(self, spares_answered: bool) -> None:
-        """Make the proxy end requests in flight, and refuse new ones.
-
-        The proxy accepts requests again once the server is reported as ready.
+        """Make the proxy end requests in flight, and refuse new ones until the server is reported as ready.
 
         Args:
             spares_answered: True if requests that have received a first response may continue.
@@ -124,7 +122,6 @@ class ProxyProcess:
             self._process.stdin.flush()
 
     def _start(self) -> None:
-        """Start the proxy without waiting for its first line of output."""
         environment = MALLOC | os.environ | self._pulse.prepare()
         self._process, _ = self._log.start(
             [sys.executable, "-P", "-m", "stretto.proxy"],
@@ -185,14 +182,14 @@ class ProxyProcess:
         self._reports.update(lines)
 
     def _has_written(self, wait_s: float) -> bool:
-        """Return True once the proxy has written a line or exited; False after `wait_s` seconds."""
+        """Return True once the proxy has written a line or exited; False after `wait_s`."""
         output = self._process.stdout
         assert output is not None
         # closed if the proxy has ended and its restart failed
         return not output.closed and bool(select.select([output], [], [], wait_s)[0])
 
     def _lines(self) -> list[str]:
-        """Return the lines, each written in a single call, that the proxy has written since the last call."""
+        """Return the lines that the proxy has written since the last call, each in a single call."""
         assert self._process.stdout is not None
         return os.read(self._process.stdout.fileno(), select.PIPE_BUF).decode().splitlines()
 
@@ -235,7 +232,7 @@ def write_key(launch: Launch, grpc_port: int, key: str) -> None:
 class SpareProcess:
     """Spare process (`stretto.machine.spare_process`), so that a restarted process need not import its modules again.
 
-    It is restarted if it exits. While it is not running, its clients start their processes themselves.
+    It is restarted if it exits. Meanwhile, its clients start their processes themselves.
     """
 
     def __init__(
@@ -269,9 +266,9 @@ class SpareProcess:
             )
 
     def start(self, command: Sequence[str], **options: Any) -> "ForkedProcess | subprocess.Popen[Any]":
-        """Fork a process that ends with the spare, or start one without the spare if that is impossible.
+        """Fork a process that ends with the spare, or start one without the spare.
 
-        The spare is also not used if the last process has ended before it was forked.
+        The spare is not used if it is not running, or if the last process has ended before it was forked.
 
         Args:
             command: Command line of a Python module: interpreter, `-P`, `-m`, module and arguments.
@@ -288,7 +285,6 @@ class SpareProcess:
         return self._forked or subprocess.Popen(command, **options)
 
     def keep_alive(self) -> None:
-        """Start the process again if it has ended."""
         if self._process.poll() is not None and time.monotonic() - self._started > RESTART_S:
             with suppress(OSError):  # process creation failed; the next call retries
                 self._start()
@@ -393,7 +389,7 @@ class GatewayProcess:
         """Restart the gateway if it has ended or hangs.
 
         Raises:
-            LaunchError: If the gateway has rejected its arguments and never worked.
+            LaunchError: The gateway has rejected its arguments and never worked.
         """
         self._spare.keep_alive()
         self._pulse.pid = self._process.pid

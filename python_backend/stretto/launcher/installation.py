@@ -1,4 +1,4 @@
-"""Description of a Triton installation, its environment, and the launcher's folders and ports."""
+"""Triton installation, its environment, and the launcher's folders and ports."""
 
 import http.client
 import ipaddress
@@ -48,17 +48,19 @@ def state_folder() -> Path:
     """Return the folder of pid files and logs: `.stretto` in a clone, or the user's state folder.
 
     Raises:
-        LaunchError: If this user has no home folder, and XDG_STATE_HOME names none.
+        LaunchError: This user has no home folder, and XDG_STATE_HOME names none.
     """
     tree = clone()
     return _user_folder("XDG_STATE_HOME", ".local/state") if tree is None else tree / ".stretto"
 
 
 def cache_folder() -> Path:
-    """Return the user's cache folder for this project; a user without a home folder has it in the clone's `.stretto`.
+    """Return the user's cache folder for this project.
+
+    For a user without a home folder, it is `.stretto/cache` in the clone.
 
     Raises:
-        LaunchError: If this user has no home folder, XDG_CACHE_HOME names none, and there is no clone.
+        LaunchError: This user has no home folder, XDG_CACHE_HOME names none, and there is no clone.
     """
     if clone() is not None and home_folder() is None and not os.path.isabs(os.environ.get("XDG_CACHE_HOME", "")):
         return state_folder() / "cache"
@@ -69,7 +71,7 @@ def _user_folder(variable: str, default: str) -> Path:
     """Return this project's folder in a folder of the XDG specification, which ignores relative paths.
 
     Args:
-        default: The folder relative to the user's home.
+        default: Path relative to the user's home.
     """
     named = os.environ.get(variable, "")
     home = home_folder()
@@ -105,7 +107,7 @@ class Installation:
         arguments: Flags that this installation needs.
         library_path: Folders of shared libraries, searched first.
         python: Folder of the Python interpreter whose packages the stubs use.
-        imports: Folder that the stubs import our package from.
+        imports: Folder from which the stubs import our package.
         version: Version of the server, such as (2, 75); None if it is unknown.
     """
 
@@ -118,7 +120,7 @@ class Installation:
 
 
 def wait_for_ports(ports: dict[str, int], timeout_s: float = 2.0) -> None:
-    """Wait until all ports are free."""
+    """Wait until all ports are free; raise LaunchError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while taken := next(((name, port) for name, port in ports.items() if _is_taken(port)), None):
         if time.monotonic() > deadline:
@@ -156,7 +158,6 @@ class UnixConnection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        """Connect to the socket."""
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
@@ -171,10 +172,8 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": str(LARGE),
     "MALLOC_ARENA_MAX": "2",
 }
+OFFLINE = {"HF_HUB_OFFLINE": "1"}  # checkpoints are local folders; only the user's environment allows requests to a hub
 # Settings of `stub.keep_large_memory`, for processes that compute.
-OFFLINE = {
-    "HF_HUB_OFFLINE": "1"
-}  # checkpoints are local folders; only the user's environment allows questions to a hub
 KEEP_LARGE = {"MALLOC_MMAP_THRESHOLD_": str(LARGEST), "MALLOC_TRIM_THRESHOLD_": str(2 * LARGEST)}
 
 
@@ -183,9 +182,9 @@ def server_environment(
 ) -> dict[str, str]:
     """Return the environment variables of the server.
 
-    The interpreter's folder is first in PATH, because the stub derives the virtual environment from PATH, not
-    PYTHONPATH. SPT_NOENV keeps vLLM's process titles from overwriting the launcher id in /proc. vLLM puts its sockets
-    into the runtime directory, so that the sockets of a killed engine are removed as well.
+    The stub derives the virtual environment from PATH, not PYTHONPATH, so the interpreter's folder is first there.
+    SPT_NOENV keeps vLLM's process titles from overwriting the launcher id in /proc. vLLM puts its sockets into the
+    runtime directory, so that the sockets of a killed engine are removed as well.
     """
     environment = MALLOC | OFFLINE | bytecode_folder() | dict(base)
     environment |= {
@@ -208,10 +207,9 @@ def server_environment(
 
 
 def bytecode_folder() -> dict[str, str]:
-    """Return the environment variable that makes Python write bytecode to the cache folder.
+    """Return the environment variable that makes Python write bytecode to the cache folder, if it is needed.
 
-    The variable is needed only if the installation is read-only and has no bytecode. A start is 5 s faster with
-    bytecode.
+    That is the case if the installation is read-only and has no bytecode, without which a start takes 5 s longer.
     """
     if os.access(PACKAGE, os.W_OK) or (PACKAGE / "__pycache__").is_dir():
         return {}

@@ -24,7 +24,7 @@ def own_region(path: Path) -> Iterator[int | None]:
     """Open a shared-memory file without following links.
 
     Yields:
-        The file's descriptor, or None if the file belongs to another user or has several hard links.
+        The descriptor; None if the file belongs to another user or has several hard links.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
@@ -60,20 +60,18 @@ class Launch:
 
     @property
     def folder(self) -> Path:
-        """Runtime directory with sockets, key and drain file.
+        """Runtime directory with sockets, key and drain file, which is kept across server restarts.
 
-        It is accessible only to this user, and kept across server restarts.
+        It is accessible only to this user.
         """
         return _folder(self.id, self.directory)
 
     @property
     def http_socket(self) -> Path:
-        """Unix socket of Triton's HTTP service."""
         return self.folder / "http"
 
     @property
     def metrics_socket(self) -> Path:
-        """Unix socket of Triton's metrics endpoint."""
         return self.folder / "metrics"
 
     @property
@@ -103,9 +101,7 @@ class Launch:
 
     @property
     def work_folder(self) -> Path:
-        """Empty folder in which processes are started, because they would import modules from the user's current
-        folder.
-        """
+        """Empty folder in which processes start, so that they import no modules from the user's current folder."""
         return self.folder / "work"
 
     @property
@@ -114,13 +110,12 @@ class Launch:
         return self.folder / "disconnects"
 
     def regions(self) -> list[Path]:
-        """Return the paths of the server's shared-memory files."""
         return list(self.directory.glob(f"{self.region_prefix}*"))
 
     def hide_regions(self) -> None:
-        """Restrict access to the server's shared-memory files to this user.
+        """Restrict access to the server's shared-memory files to this user, because Triton makes them readable for all.
 
-        They contain text and audio of requests, and Triton creates them readable for all users.
+        They contain text and audio of requests.
         """
         for path in self.regions():
             with suppress(OSError), own_region(path) as descriptor:  # removed, or owned by another user
@@ -151,7 +146,7 @@ def begin_launch(directory: Path = SHARED_MEMORY) -> Launch:
     """Create a launcher instance with its lock, runtime directory and client-disconnect flags in `directory`.
 
     Raises:
-        OSError: If the directory is missing, read-only or full.
+        OSError: The directory is missing, read-only or full.
     """
     launch_id = f"{os.getpid()}_{secrets.token_hex(4)}"
     unlocked = directory / f".{PREFIX}{launch_id}"

@@ -40,7 +40,7 @@ class LogFile:
 
     def __init__(self, path: Path | None) -> None:
         """Select the file, which is opened at the first write; None selects standard output."""
-        self.lock = threading.Lock()  # held by every writer
+        self.lock = threading.Lock()
         self._path = path
         self._file: int | None = None if path is not None else STANDARD_OUTPUT
         self._num_dropped = 0
@@ -180,8 +180,8 @@ class LaunchLog:
 
         Args:
             path: Path of the log; None for standard output.
-            folder: Folder in which processes are started, because they would import modules from the user's current
-                folder; None for that one.
+            folder: Folder in which processes are started; None for the current one, from which they would import
+                modules.
         """
         self._log = LogFile(path)
         self._folder = folder
@@ -195,7 +195,7 @@ class LaunchLog:
     def start(
         self, command: Sequence[str], starter: Callable[..., Any] = subprocess.Popen, **options: Any
     ) -> tuple[Any, ChildOutput]:
-        """Start a process in its own session, with standard output and standard error redirected to the log."""
+        """Start a process in its own session, with its standard output and standard error in the log."""
         output = ChildOutput(self._log)
         self._outputs[output.reading] = output
         self._poll.register(output.reading, select.EPOLLIN)

@@ -25,7 +25,7 @@ def start(repository: Path, launch: Launch) -> None:
     If CUDA_MPS_PIPE_DIRECTORY names the folder of a running daemon (such as the host's), that daemon is used instead.
 
     Raises:
-        LaunchError: If the repository's options cannot be read, the daemon cannot be started, or the variable does not
+        LaunchError: The repository's options cannot be read, the daemon cannot be started, or the variable does not
             name a folder.
     """
     if not read_options(repository).shares_by_mps:

@@ -1,4 +1,4 @@
-"""Options of the launcher that a model repository contains, in `launcher.json`, and the identity of its model."""
+"""Options of the launcher in a model repository (`launcher.json`), and the identity of its model."""
 
 import hashlib
 import json
@@ -57,7 +57,6 @@ class RepositoryOptions:
     model: ServedModel | None = None
 
     def write(self, repository: Path) -> None:
-        """Write the options to a model repository, and replace earlier ones."""
         record: dict[str, Any] = {SHARES_BY_MPS: self.shares_by_mps}
         if self.model is not None:
             revision = {REVISION: self.model.revision} if self.model.revision else {}

@@ -101,7 +101,7 @@ def all_processes() -> list[ProcessSnapshot]:
 
 
 def descendants(pid: int) -> list[ProcessSnapshot]:
-    """Return the children of the process `pid`, and all of their descendants."""
+    """Return the children of a process, and all of their descendants."""
     children: dict[int, list[ProcessSnapshot]] = {}
     for process in all_processes():
         children.setdefault(process.parent, []).append(process)
@@ -122,7 +122,7 @@ def waits_for_a_child(pid: int) -> bool:
 
 
 def blocks_by_thread(pid: int, signals: Collection[int]) -> dict[int, bool]:
-    """Map each thread id of the process to True if that thread blocks any of these signals."""
+    """Return, for each thread id of the process, whether that thread blocks any of these signals."""
     mask = sum(1 << number - 1 for number in signals)
     blocks = dict[int, bool]()
     with suppress(*GONE):
@@ -148,7 +148,7 @@ def lost_children(pid: int) -> set[int]:
 def environment_of(pid: int, variable: str) -> str | None:
     """Return the value that an environment variable had when a process started.
 
-    Return None if it was not set, or if the process has exited or belongs to another user.
+    The result is None if it was not set, or if the process has exited or belongs to another user.
     """
     with suppress(*GONE):
         for entry in (PROC / str(pid) / "environ").read_bytes().split(b"\0"):
@@ -192,7 +192,7 @@ class Watch:
                 self.ended.append(process)
 
     def wait(self, timeout_s: float) -> list[ProcessSnapshot]:
-        """Wait until a process ends, for at most `timeout_s` seconds; return all that have ended."""
+        """Wait up to `timeout_s` until a process ends; return all that have ended."""
         if not self.ended:
             poll = select.poll()
             for descriptor in self._watched:
@@ -205,7 +205,6 @@ class Watch:
         return [process for process in self._watched.values() if is_stopped(process.pid)]
 
     def stubs_of(self, model: str) -> list[ProcessSnapshot]:
-        """Return the stubs of a model."""
         return [process for process in self._watched.values() if process.model == model]
 
     def models_of(self, processes: list[ProcessSnapshot]) -> set[str] | None:
@@ -232,7 +231,6 @@ class Watch:
             select.select([descriptor], [], [], END_S)
 
     def close(self) -> None:
-        """Stop watching."""
         for descriptor in self._watched:
             os.close(descriptor)
         self._watched.clear()

@@ -97,7 +97,6 @@ class Pulse:
             self._listener = None
 
     def close(self) -> None:
-        """Close all sockets."""
         self._close_channel()
         self.forget_listener()
 

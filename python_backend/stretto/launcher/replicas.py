@@ -16,12 +16,12 @@ from stretto.launcher.installation import state_folder
 from stretto.launcher.launch_log import log_line
 from stretto.machine.worker_process import die_with_parent
 
-RESTART_S = 5.0  # least time between two starts of a replica
-KILL_S = 35.0  # a launcher ends this long after its drain at the latest
+RESTART_S = 5.0  # minimum time between two starts of a replica
+KILL_S = 35.0  # maximum time from a launcher's drain to its end
 
 
 def replica_config(config: LaunchConfig, number: int) -> LaunchConfig:
-    """Return the configuration of replica `number`: as for the first, but with other ports and without a gateway."""
+    """Return the configuration of replica `number`: the first one's, but with other ports and without a gateway."""
     http_port = config.http_port + number * PORT_STEP
     pid_file = default_pid_file(http_port, state_folder())
     return replace(

@@ -19,12 +19,12 @@ PSS = re.compile(rb"^Pss:\s+(\d+) kB$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class RunningServer:
-    """A launcher that is running, with its server.
+    """A running launcher with its server.
 
     Attributes:
         state: State of the server: one of `background.STATES`.
         reason: Why the server is not ready; empty if nothing is wrong.
-        model: The model; None if a launcher of an earlier version runs it.
+        model: None if a launcher of an earlier version runs the server.
     """
 
     pid: int
@@ -36,7 +36,7 @@ class RunningServer:
     log: str
 
     def processes(self) -> list[ProcessSnapshot]:
-        """Return the processes that the launcher has started, without the launcher."""
+        """Return the processes that the launcher has started."""
         return descendants(self.pid)
 
 
@@ -63,7 +63,7 @@ def _server(path: Path, record: dict[str, Any]) -> RunningServer:
 
 
 def memory_bytes(pids: Iterable[int]) -> int:
-    """Return the main memory of processes in bytes.
+    """Return the main memory of processes.
 
     Memory that processes share counts once, in equal parts (PSS, proportional set size). A process that has ended
     counts as 0.

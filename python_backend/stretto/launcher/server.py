@@ -87,7 +87,7 @@ class ModelRestart:
         """Advance as far as possible without waiting; return True once all models are ready.
 
         Raises:
-            LaunchError: If Triton refuses a step, or a model is not ready at the end.
+            LaunchError: Triton refuses a step, or a model is not ready at the end.
         """
         while self._call is not None or self._steps:
             if self._call is None:
@@ -169,9 +169,9 @@ def identity(config: LaunchConfig) -> str:
 def loading(config: LaunchConfig) -> list[str]:
     """Return the flags that load all models and permit the launcher to reload single ones.
 
-    The result is empty if the user passes flags for model control. It is also empty if other users could then load
-    models, because Triton executes a model's code. They could do so if the repository API is open to all, or if
-    Triton's own HTTP service is open, because all users of this host can read its key in `ps`.
+    The result is empty if the user passes flags for model control, or if other users could then load models, whose code
+    Triton would execute. They could if the repository API is open to all, or if Triton's own HTTP service is open,
+    because all users of this host can read its key in `ps`.
     """
     has_flags = any(flag.startswith(("--model-control-mode", "--load-model")) for flag in config.passed)
     return (
@@ -210,10 +210,7 @@ def import_directory(installation: Installation) -> dict[str, Any]:
 
 
 class TritonServer:
-    """A tritonserver process.
-
-    The process has its own process group, so that Ctrl-C reaches only the launcher.
-    """
+    """A tritonserver process, in its own process group, so that Ctrl-C reaches only the launcher."""
 
     def __init__(
         self,
@@ -256,12 +253,11 @@ class TritonServer:
 
     @property
     def pid(self) -> int:
-        """Pid of the server."""
         return self._process.pid
 
     @property
     def age_s(self) -> float:
-        """Seconds since the start of the server, or since the latest restart of some of its models."""
+        """Time since the start of the server, or since the latest restart of some of its models."""
         return time.monotonic() - self._started
 
     def is_ready(self) -> bool:
@@ -270,8 +266,8 @@ class TritonServer:
         From then on, the server's processes are watched.
 
         Raises:
-            AbortedStart: If the server or a stub died, or the start hangs. Another attempt may succeed.
-            LaunchError: If the server has ended with an error, or the time limit has passed.
+            AbortedStart: The server or a stub died, or the start hangs. Another attempt may succeed.
+            LaunchError: The server has ended with an error, or the time limit has passed.
         """
         code = self._process.poll()
         if code is not None:
@@ -334,7 +330,7 @@ class TritonServer:
         return watch
 
     def wait(self, timeout_s: float) -> Fault | None:
-        """Wait until a process of the ready server ends, for at most `timeout_s` seconds; return a fault, or None.
+        """Wait up to `timeout_s` until a process of the ready server ends; return a fault, or None.
 
         Faults that the workarounds detect are also returned.
         """
@@ -356,16 +352,15 @@ class TritonServer:
         return self._watch.stopped()
 
     def restart_models(self, broken: list[ProcessSnapshot]) -> ModelRestart | None:
-        """Begin to restart only the models of these processes; `is_ready` then advances the restart.
+        """Begin to restart only the models of these processes; return None if the whole server must be restarted.
+
+        `is_ready` advances the restart.
 
         WORKAROUND(triton python_backend, unproved): a model whose stub died during requests is never freed, because
         these requests never end. Its 35 threads and its shared memory remain, so only MAX_MODEL_RESTARTS are made.
 
         Args:
             broken: Processes that have exited or are stopped.
-
-        Returns:
-            The restart, or None if the whole server must be restarted.
         """
         assert self._watch is not None, "the server is not ready yet"
         models = self._watch.models_of(broken)
@@ -391,7 +386,6 @@ class TritonServer:
         self._process.terminate()
 
     def has_ended(self) -> bool:
-        """Return True if the process has ended."""
         return self._process.poll() is not None
 
     def kill(self) -> None:

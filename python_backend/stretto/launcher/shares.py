@@ -18,7 +18,7 @@ class Share:
 
     Attributes:
         gpu: Its value of CUDA_VISIBLE_DEVICES; None without a GPU.
-        cores: Its cores; with a GPU all.
+        cores: Its cores; all of them if it has a GPU.
     """
 
     gpu: str | None
@@ -38,9 +38,7 @@ def number_of_replicas(text: str) -> int | str:
 
 
 def visible_gpus() -> list[str]:
-    """Return this machine's GPUs in the notation of CUDA_VISIBLE_DEVICES. If that variable is set, return only its
-    GPUs.
-    """
+    """Return this machine's GPUs in the notation of CUDA_VISIBLE_DEVICES; if that variable is set, only its GPUs."""
     named = os.environ.get(VISIBLE)
     if named is None:
         return [str(gpu.number) for gpu in gpus()]

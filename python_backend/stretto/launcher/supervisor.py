@@ -33,16 +33,13 @@ class Waits:
         self.num_signals = 0
 
     def catch_signals(self) -> None:
-        """Install signal handlers that end waits instead of the process.
-
-        This method must be called before there is anything to clean up.
-        """
+        """Install signal handlers that end waits instead of the process, before there is anything to clean up."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup: keep it so
                 signal.signal(number, self._on_signal)
 
     def polls(self, seconds: float, num_signals: int = 0) -> Iterator[None]:
-        """Yield every POLL_S seconds, until a time limit or a signal.
+        """Yield every POLL_S, until a time limit or a signal.
 
         Args:
             num_signals: Number of signals received earlier; one more signal ends the iteration.
@@ -54,7 +51,6 @@ class Waits:
             time.sleep(POLL_S)
 
     def wait(self, seconds: float) -> None:
-        """Wait for `seconds`, or until a signal arrives."""
         for _ in self.polls(seconds):
             pass
 
@@ -90,7 +86,7 @@ class StatePublisher:
         self._write(state, reason, serves)
 
     def note_served(self, reason: str) -> None:
-        """Publish that Triton is ready, so that the gateway can become ready; `reason` describes that it is not yet."""
+        """Publish that Triton is ready, so that the gateway can become ready; `reason` is empty once it is."""
         self.is_announced = False
         self.record("starting", reason, serves=True)
 
@@ -98,7 +94,7 @@ class StatePublisher:
         """Publish that the server, and the gateway if there is one, are ready.
 
         Args:
-            age_s: Time from the server's start until now, in seconds.
+            age_s: Time from the server's start until now.
         """
         self.record(READY)
         if self.is_announced:
@@ -117,7 +113,7 @@ class StatePublisher:
             log_line(f"web page: {page_address(gateway_address, self._config.gateway_port)}")
 
     def note_restart(self, reason: str, spares_answered: bool) -> None:
-        """Announce that models are being restarted; the proxy refuses new requests and ends those in flight.
+        """Publish that models are being restarted; the proxy refuses new requests and ends those in flight.
 
         Args:
             spares_answered: True if requests that have received a first response may continue.
@@ -177,7 +173,6 @@ class FrontEndProcesses:
             self._replicas = Replicas(config)
 
     def keep_alive(self) -> None:
-        """Restart the processes that have exited or hang."""
         self.proxy.keep_alive()
         self._spare.keep_alive()
         if self._gateway is not None and not self._is_draining:
@@ -206,7 +201,6 @@ class FrontEndProcesses:
             self._replicas.drain()
 
     def stop(self) -> None:
-        """Stop the processes."""
         self._spare.stop()
         if self._gateway is not None:
             self._gateway.stop()
@@ -219,7 +213,7 @@ QUIET_POLLS = 3  # consecutive idle polls: an utterance may be in transit from t
 
 
 def num_active_utterances(server_pid: int, directory: Path = DIRECTORY) -> int:
-    """Return the number of utterances in flight on a server, from its flow-control tables."""
+    """Return the number of utterances in flight on a server, from its acknowledgement tables."""
     return sum(table.num_active() for table in tables_of(server_pid, directory))
 
 
@@ -234,7 +228,7 @@ def has_drained(server_pid: int, drain_file: Path, polls: Iterable[None]) -> boo
     return False
 
 
-GATEWAY_S = 10.0  # time for the gateway to notice a ready server, before it is reported as not ready
+GATEWAY_S = 10.0  # time for the gateway to notice a ready server, before the gateway is reported as not ready
 EXIT_S = 2.0  # all streams have ended, so a server that is slow to unload its models can be killed
 CHECK_INTERVAL_S = 0.2  # poll interval of a ready server
 
@@ -299,7 +293,7 @@ class Supervisor:
             self._end(server)
 
     def _sleep(self) -> TritonServer | None:
-        """Wait until a request needs a server, start one, and return it when it is ready; return None after a signal.
+        """Start a server when a request needs it, and return it when it is ready; return None after a signal.
 
         A start that fails is not repeated before another request needs the server.
         """
@@ -325,7 +319,7 @@ class Supervisor:
             is_limited: True to limit the attempts nevertheless.
 
         Raises:
-            LaunchError: If the attempts are limited, and another start would fail in the same way.
+            LaunchError: The attempts are limited, and another start would fail in the same way.
         """
         is_limited = is_limited or not self._was_ready
         num_aborted = 0
@@ -363,7 +357,6 @@ class Supervisor:
                 self._end(server)
 
     def _end(self, server: TritonServer) -> None:
-        """Kill the server and clean up after it."""
         server.kill()
         mps.stop(self._launch)
         self._launch.clean()
@@ -386,10 +379,9 @@ class Supervisor:
         return True
 
     def _keep(self, server: TritonServer) -> Fault | None:
-        """Watch a server and restart models until a fault requires a new server.
+        """Watch a server and restart models until a fault requires a new server; return it.
 
-        Returns:
-            The fault, or None after a signal or once the server is idle.
+        The result is None after a signal or once the server is idle.
         """
         while fault := self._wait(server):
             if not self._restart_models(server, fault):
@@ -449,10 +441,7 @@ class Supervisor:
         has_drained(server.pid, self._launch.drain_file, self._waits.polls(self._config.drain_seconds))
 
     def _stop(self, server: TritonServer) -> None:
-        """Refuse new requests, let running ones complete, and end the server.
-
-        A second signal skips the wait.
-        """
+        """Refuse new requests, let running ones complete, and end the server; a second signal skips the wait."""
         self._front_ends.drain(self._waits.polls(self._config.drain_seconds, num_signals=1))
         self._launch.drain_file.touch()
         self._publisher.record("draining")  # last, because readers of this state rely on new requests being refused
@@ -464,7 +453,7 @@ class Supervisor:
         self._exit(server)
 
     def _exit(self, server: TritonServer) -> None:
-        """Ask a server without requests to exit, and wait for at most EXIT_S seconds."""
+        """Ask a server without requests to exit, and wait for at most EXIT_S."""
         server.terminate()
         for _ in self._waits.polls(EXIT_S, num_signals=1):
             if server.has_ended():

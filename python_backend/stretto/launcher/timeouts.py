@@ -9,7 +9,7 @@ HEALTHY_S = 60.0  # a server that was ready for this long resets the delay
 
 
 def slowness() -> float:
-    """Return the scale factor of timeouts: the load average per core, at least 1."""
+    """Return the scale factor of timeouts on a loaded machine: the load average per core, at least 1."""
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
@@ -30,12 +30,11 @@ class BackOff:
         self._has_waited = True
 
     def note_ready(self) -> None:
-        """Record that the server is ready."""
         self._ready_since = time.monotonic()
         self._has_waited = False
 
     def next_delay_s(self) -> float:
-        """Record a failure of the server or its start; return the delay before the next start, in seconds."""
+        """Record a failure of the server or its start; return the delay before the next start."""
         if self._has_waited:
             self._has_waited = False
             return 0.0

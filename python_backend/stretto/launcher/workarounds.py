@@ -1,4 +1,4 @@
-"""Table of Triton's faults that the launcher works around, and the choice of workarounds for a server's version."""
+"""Faults of Triton that the launcher works around, and the choice of workarounds for a server's version."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ class StartHangWatch(Protocol):
 
 
 class Workarounds:
-    """Workarounds that a server needs. Modules of those that it does not need are not imported.
+    """Workarounds that a server needs; modules of others are not imported.
 
     Args:
         version: Version of the server; None if it is unknown.
@@ -97,7 +97,7 @@ class Workarounds:
         return detectors
 
     def start_watch(self, pid: int) -> StartHangWatch | None:
-        """Return the detector of a start that hangs, or None, for the server with this pid, which begins to load."""
+        """Return the detector of a start that hangs for the server with this pid, if it needs one."""
         is_affected = ABANDONED.affects(self._version), UNNOTICED.affects(self._version)
         if not any(is_affected):
             return None

@@ -1,7 +1,7 @@
 """Workarounds for faults of Triton 24.10 (server 2.51), the release in the wheel nvidia-pytriton.
 
-Each module is imported only with a server that may have its fault; `stretto.launcher.workarounds` has the table. Later
-releases were not tried: statements about them come from Triton's sources. Modules:
+Each module is imported only for a server that may have its fault (`stretto.launcher.workarounds`). Later releases were
+not tried: statements about them come from Triton's sources. Modules:
 
 `wheel`: The wheel has the server's files, but no stub beside them for this version of Python. The launcher copies the
 Python backend and adds the stub. A container's server is complete.

@@ -33,9 +33,9 @@ def free_dead_locks(region: Path) -> int:
 
 
 def free_all(regions: Iterable[Path]) -> None:
-    """Release the mutexes of dead owners in shared-memory files; skip files that cannot be opened.
+    """Release the mutexes of dead owners in shared-memory files, on which Triton would abort with `lock_exception`.
 
-    Otherwise Triton aborts with `lock_exception` when it next locks them.
+    Files that cannot be opened are skipped.
     """
     for path in regions:
         with suppress(OSError):  # removed, or owned by another user

@@ -26,10 +26,9 @@ class StartWatch:
         self._next_s = time.monotonic()
 
     def hang(self) -> str:
-        """Return a description of the hang, as a predicate for the server, once the start has hung for STUCK_S; else
-        ''.
+        """Return a description of the hang, as a predicate for the server, once the start has hung for STUCK_S.
 
-        A call within POLL_S seconds of the last poll does not poll, and returns ''.
+        The result is '' if it does not hang, and for a call within POLL_S of the last poll.
         """
         now_s = time.monotonic()
         if now_s < self._next_s:

@@ -45,10 +45,10 @@ def place_backend(server: Path, cache: Path) -> Path:
     """Copy the wheel's Python backend, with the stub for this Python version, unless the cache has the copy already.
 
     Its libraries look for `nvidia_pytriton.libs` at a fixed depth, which the copy preserves. A finished copy is
-    renamed, so that concurrent launchers never see a partial one; its name depends on the wheel and the Python version.
+    renamed, so that concurrent launchers never see a partial one. Its name depends on the wheel and the Python version.
 
     Raises:
-        LaunchError: If the wheel has no stub for this Python version.
+        LaunchError: The wheel has no stub for this Python version.
     """
     version = ".".join(platform.python_version_tuple()[:2])
     stub = server / "python_backend_stubs" / version / STUB
