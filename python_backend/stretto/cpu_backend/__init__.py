@@ -1,8 +1,7 @@
 """CPU versions, in numpy and torch, of the Triton kernels that vLLM's Model Runner V2 launches in a step.
 
-vLLM has these kernels only in Triton. Without a GPU, they would run in Triton's interpreter, at about 60 ms per step.
-`install` registers the CPU versions in vLLM's registry of platform kernels. Each takes the same arguments as the Triton
-kernel and writes the same results. Unsupported cases (speculative decoding, context parallelism) fail an assertion.
+Without a GPU, these kernels would run in Triton's interpreter, at about 60 ms per step. Each CPU version takes the same
+arguments and writes the same results. Unsupported cases (speculative decoding, context parallelism) fail an assertion.
 Kernels that ordinary steps do not launch (penalties, bad words, grammars, prompt log-probabilities) stay interpreted.
 """
 
@@ -36,10 +35,7 @@ KERNELS: dict[str, Callable[..., None]] = {
 
 @cache
 def install() -> None:
-    """Make vLLM launch the CPU versions in this process, and use our attention backend.
-
-    This has no effect on a GPU, or when called again.
-    """
+    """Make vLLM use the CPU versions and our attention backend in this process, unless it has a GPU."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():

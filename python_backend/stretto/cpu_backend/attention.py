@@ -1,9 +1,9 @@
 """Attention backend whose result for a row does not depend on the other rows of the pass.
 
-vLLM's kernel reads keys in tiles, and rescales the softmax between them. The size of a tile depends on the number of
-query rows of a request and on the second-level cache. So a row of a long prompt would have other bits in a chunk, after
-a hit in the prefix cache, or after a preemption. Rows that the kernel computes in one pass have the tile of a single
-row. The backend therefore divides a request's rows into requests of at most one pass over the same block table.
+vLLM's kernel rescales the softmax between tiles of keys. Their size depends on the number of query rows of a request
+and on the second-level cache. So a row of a long prompt would have other bits in a chunk, after a hit in the prefix
+cache, or after a preemption. Rows that the kernel computes in one pass have the tile of a single row. The backend
+therefore divides a request's rows into requests of at most one pass over the same block table.
 """
 
 from dataclasses import replace
@@ -111,5 +111,4 @@ class InvariantAttentionBackend(CPUAttentionBackend):
 
     @staticmethod
     def get_builder_cls() -> type[InvariantMetadataBuilder]:
-        """Return the class of the builder (vLLM's hook)."""
         return InvariantMetadataBuilder

@@ -45,11 +45,7 @@ class CpuDepth:
         self._rows.prepare(max_rows)
 
     def start(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Process position 0 of a frame; return the states [N, H] that predict stream 0 (`DepthSpec.num_first`).
-
-        Args:
-            hidden: The backbone's hidden states, [N, W]; unchanged.
-        """
+        """Process position 0 of a frame from hidden states [N, W]; return the states [N, H] that predict stream 0."""
         buffers = self._rows.of(hidden.shape[0], 1)
         buffers.inputs[0].copy_(self._depth.project(hidden))
         return self._read(buffers, 0)
@@ -57,10 +53,9 @@ class CpuDepth:
     def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
         """Process positions 0 and 1 of a frame; return the states [N, H] that predict stream 1's codes.
 
-        After `start`, only position 1 is left.
+        If `start` has run, only position 1 is processed.
 
         Args:
-            hidden: The backbone's hidden states, [N, W].
             code: Codes of stream 0, as rows of `embed`, [N].
         """
         if self._depth.spec.num_first:
@@ -75,7 +70,6 @@ class CpuDepth:
 
         Args:
             code: Codes of stream `position` - 1, as rows of `embed`, [N].
-            position: Position in the frame, from 2.
         """
         buffers = self._rows.of(code.shape[0], 1)
         torch.index_select(self._embed, 0, code, out=buffers.inputs[0])
@@ -113,7 +107,6 @@ class CpuSteppedDepth:
         """Process position 0 of a frame; return the states [N, H] that predict stream 1's codes.
 
         Args:
-            hidden: The backbone's hidden states, [N, W].
             code: Ids of stream 0, as rows of `embed`, [N].
             second: Ids of the second text stream, as rows of `embed`, [N]; -1 for none.
         """
@@ -128,7 +121,6 @@ class CpuSteppedDepth:
 
         Args:
             code: Ids of stream `position` - 1, as rows of `embed`, [N].
-            position: Position in the frame, from 1.
         """
         return self._read(F.embedding(code, self._embed), position - 1)
 
@@ -185,21 +177,17 @@ class _Buffers:
     Args:
         kv: Keys and values of the frame, [layers, M, 2, heads, positions, D].
         num_rows: Number N of rows of the batch that are not padding.
-        count: Number of positions, T.
 
     Attributes:
-        x: Input of each product in the width of the layers, and the layers' output, [R, H].
-        residual: Residual, [R, H].
+        x, residual: Input of each product in the width of the layers, and residual, [R, H]. The layers' output is also
+            in `x`.
         inputs: Buffers for the embeddings of the N rows, one for each of the T positions, [N, H]; views of `residual`.
         outputs: Output at the last position of the N rows, [N, H]; a view of `x`.
         qkv: Queries, keys and values, [R, (heads + 2 * KV heads) * D].
-        heads: Queries and keys, [R, (heads + KV heads) * D]; a view of `qkv`.
-        head_rows: The same, [R, heads + KV heads, D].
+        heads, head_rows: Queries and keys, [R, (heads + KV heads) * D] and [R, heads + KV heads, D]; views of `qkv`.
         normed: Buffer for normalised heads, [R * (heads + KV heads), D].
         query: Queries, [M, heads, T, D]; a view of `qkv`.
-        opened: Output of the gate and up projections, [R, 2 * I].
-        gated: Input of the down projection, [R, I].
-        is_causal: True if a row has several positions.
+        opened, gated: Output of the gate and up projections, [R, 2 * I], and input of the down projection, [R, I].
     """
 
     def __init__(self, spec: Any, kv: torch.Tensor, num_rows: int, count: int):
@@ -251,7 +239,6 @@ class _DepthLayer:
     """Layer of a depth transformer.
 
     Args:
-        layer: Projections, and norms of the heads if there are any.
         is_first: True for the first layer, whose input is the residual.
         norms: Module with the norms before attention and MLP; None for `layer` itself.
     """
@@ -278,10 +265,7 @@ class _DepthLayer:
             self._activate = _activate_any_width
 
     def __call__(self, buffers: _Buffers, first: int) -> None:
-        """Replace `buffers.x` by the MLP's output at the positions from `first` on, and update `buffers.residual`.
-
-        Each row attends to the frame up to its own position.
-        """
+        """Replace `buffers.x` by the MLP's output at the positions from `first` on, and update `buffers.residual`."""
         x = buffers.x
         residual = buffers.residual
         if self._is_first:
@@ -321,7 +305,6 @@ class _HeadNorms:
         self._plain = torch.ones_like(query), spec.eps
 
     def __call__(self, buffers: _Buffers) -> None:
-        """Normalise the heads in `buffers.head_rows` in place."""
         rows = buffers.head_rows
         normed = buffers.normed
         write_norm(normed, rows.reshape(normed.shape), *self._plain)

@@ -24,11 +24,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 class Int8Product:
-    """Product `x @ weight.T + bias` with a constant `weight` [N, H], which is quantized.
-
-    Args:
-        weight: Weight in float32 or bfloat16, [N, H].
-    """
+    """Product `x @ weight.T + bias` with a constant float32 or bfloat16 `weight` [N, H], which is quantized."""
 
     def __init__(self, weight: torch.Tensor):
         exact = weight.detach().float()
@@ -55,7 +51,7 @@ class Int8Product:
         return product if size == num_rows else product[:num_rows]
 
     def write(self, x: torch.Tensor, out: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        """Write the product of x [M, H], which is contiguous, to `out` [M, N]. M is used as it is, without padding."""
+        """Write the product of a contiguous x [M, H] to `out` [M, N], without padding M."""
         rows = torch.empty_like(x, dtype=torch.int8)
         scales = x.new_empty(x.shape[0], 1, dtype=torch.float32)
         self._quantize(rows, x, scales, None)
@@ -89,10 +85,9 @@ def has_int8(dtype: torch.dtype) -> bool:
 
 
 def use_int8(model: nn.Module) -> None:
-    """Replace the unquantized linear layers of a model, except narrow ones, by int8 products; call it before vLLM packs
-    the weights.
+    """Replace the unquantized linear layers of a model, except narrow ones, by int8 products.
 
-    If the processor has no fast int8 products, the layers stay as they are, and a warning is logged.
+    Call this before vLLM packs the weights. If the processor has no fast int8 products, a warning is logged instead.
     """
     for layer in model.modules():
         if not isinstance(layer, LinearBase) or type(layer.quant_method) is not UnquantizedLinearMethod:

@@ -16,10 +16,7 @@ def _int32s(address: int) -> np.ndarray:
 
 
 def _table(address: int, num_rows: int, stride: int) -> np.ndarray:
-    """Return the int32 block table [num_rows, stride] at a memory address.
-
-    Kernels that handle several KV-cache groups receive the addresses of their tables.
-    """
+    """Return the int32 block table [num_rows, stride] at an address that a kernel for several cache groups receives."""
     return _int32s(address)[: num_rows * stride].reshape(num_rows, stride)
 
 
@@ -355,11 +352,9 @@ def apply_top_k_top_p(
     mask_value: float,
     num_compute_units: int,
 ) -> None:
-    """Apply top-k and top-p: mask all tokens but the most probable ones of each row.
+    """Mask all tokens of each row, except the most probable ones that top-k and then top-p keep.
 
-    Among the `k` most probable tokens, the smallest set whose probability is at least `p` is kept. This replaces the
-    function that launches the kernel, because the kernel itself (`topk_topp_triton.py`) does not run in Triton's
-    interpreter.
+    This replaces the function that launches the kernel, because the kernel does not run in Triton's interpreter.
     """
     from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p_pytorch
 

@@ -88,8 +88,8 @@ def padded_size(num_rows: int) -> int:
 def narrow_width() -> int:
     """Return the largest width at which a single row is bit-identical to a row in a batch; 0 if there is none.
 
-    It is found by a product. With older instruction sets than AVX2, oneDNN sums a single row in another order at many
-    widths, which depend on the number of threads. `ONEDNN_MAX_CPU_ISA` selects such a set on any processor.
+    It is found by a test product. With older instruction sets than AVX2, oneDNN sums a single row in another order at
+    many widths, which depend on the number of threads. `ONEDNN_MAX_CPU_ISA` selects such a set on any processor.
     """
     if not ops._supports_onednn:
         return NARROW
@@ -111,7 +111,6 @@ class Product:
                 self._multiply = partial(_multiply_padded, PreparedProduct(prepared))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return `x @ weight.T`, [M, N]."""
         return self._multiply(x)
 
 
@@ -122,16 +121,11 @@ class Float32Product(Product):
         super().__init__(weight.float())
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return `x @ weight.T` in float32, [M, N]."""
         return self._multiply(x.float())
 
 
 def pad_products(model: nn.Module, is_traced: bool) -> None:
-    """Pad the batches of vLLM's linear layers to a few sizes, so that oneDNN prepares products once.
-
-    Args:
-        is_traced: True if the model may be traced by torch.compile.
-    """
+    """Pad the batches of vLLM's linear layers to a few sizes, so that oneDNN prepares products once."""
     padded = _multiply_unless_traced if is_traced else _multiply_padded
     for layer in model.modules():
         chosen = vars(layer)
@@ -145,13 +139,10 @@ def pad_products(model: nn.Module, is_traced: bool) -> None:
 
 
 class PreparedProduct:
-    """Product with a weight that oneDNN has prepared: x [..., H], and optionally weight and bias, as vLLM calls it.
+    """Product with a weight that oneDNN has prepared (vLLM's `CPUDNNLGEMMHandler`): x [..., H] -> [..., N].
 
-    It computes the same as vLLM's `onednn_mm`, which lets torch choose among an operator's overloads in each call. That
-    takes a quarter as long as the product itself if the product is small.
-
-    Args:
-        handler: Prepared weight (vLLM's `CPUDNNLGEMMHandler`).
+    It does the same as vLLM's `onednn_mm`, but selects the operator's overload only once. torch takes a quarter of the
+    time of a small product to select it.
     """
 
     def __init__(self, handler: Any):
@@ -167,7 +158,7 @@ class PreparedProduct:
         return product
 
     def write(self, x: torch.Tensor, out: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        """Write the product of x [M, H] to `out` [M, N]. M is used as it is, without padding."""
+        """Write the product of x [M, H] to `out` [M, N], without padding M."""
         onednn_mm(out, x, bias, self._handler.handler_tensor)
 
 
@@ -200,12 +191,11 @@ GRAIN = 1 << 14
 def activate_rows(activate: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """Apply an elementwise torch function to x [N, H]; the result for a row is bit-identical in every batch.
 
-    On a CPU, torch's kernels use a different code path for the last elements of a batch, or of a thread's part of it.
-    In a contiguous batch, no row contains such elements if the width is a multiple of `UNROLLED` and one thread
-    computes the batch. If rows are apart, as the columns of a projection are, each row ends in such elements. If there
-    are several threads, the batch is split into parts that are too small for more than one thread. If the width of a
-    contiguous batch is not such a multiple, each part is a single row. vLLM's kernels compute each row independently,
-    but take up to ten times as long.
+    On a CPU, torch uses a different code path for the last elements of each row if rows are not adjacent in memory. In
+    a contiguous batch, it uses this path for the last elements of each thread's part. Rows are equal if their width is
+    then a multiple of `UNROLLED`, and one thread computes the batch. The batch is therefore split into parts that are
+    too small for several threads, or into single rows. vLLM's kernels compute each row independently, but take up to
+    ten times as long.
     """
     if x.device.type != "cpu" or x.shape[0] == 1:
         return activate(x)
@@ -230,10 +220,7 @@ add_norm = torch.ops._C.fused_add_rms_norm.default
 
 
 class CpuAttention:
-    """Replacement for the `forward` method of vLLM's attention in a decoder, which calls two operators.
-
-    vLLM's method calls several Python functions between the model and these operators.
-    """
+    """Replacement for `forward` of vLLM's attention in a decoder, without Python calls around its two operators."""
 
     def __init__(self, attention: Any):
         self._attention = attention
@@ -288,10 +275,9 @@ class CpuAttention:
 class CpuLayer:
     """Replacement for the `forward` method of vLLM's Llama, Qwen2 and Qwen3 decoder layers.
 
-    It also replaces the method of a Llama layer with cross-attention between self-attention and MLP: `cross_norm` and
-    `cross_attn`, as in `RequestConditions.layer`. The replacement calls the same operators in the same order, so the
-    results are bit-identical. vLLM calls several Python functions per operator, which takes longer than the operators
-    themselves for small batches.
+    A Llama layer may have cross-attention between self-attention and MLP (`RequestConditions.layer`). The same
+    operators are called in the same order, so the results are bit-identical. For small batches, vLLM's Python functions
+    around them take longer than the operators themselves.
     """
 
     def __init__(self, layer: Any):
@@ -315,7 +301,6 @@ class CpuLayer:
         """Return the output of the MLP and the residual, [N, H] each.
 
         Args:
-            positions: Rotary positions of the rows, [N].
             hidden_states: Output of the previous layer's MLP, [N, H], which is overwritten. In the first layer, the
                 embeddings, which become the residual.
             residual: Residual [N, H], updated in place; None in the first layer.

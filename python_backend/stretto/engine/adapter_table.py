@@ -55,11 +55,7 @@ class AdapterTable:
 
     @contextmanager
     def leased(self, name: str | None) -> Iterator[Adapter | None]:
-        """Keep the adapter called `name` in the engine during the `with` block; None for no adapter.
-
-        Raises:
-            InvalidRequest: If there is no adapter called `name`.
-        """
+        """Keep the adapter `name` in the engine during the `with` block; raise InvalidRequest if there is none."""
         if name is None:
             yield None
             return
@@ -78,11 +74,7 @@ class AdapterTable:
                     self._start_removal(adapter)
 
     async def restore(self) -> list[str]:
-        """Load the adapters that were loaded before the engine was restarted.
-
-        Returns:
-            A message for each adapter that cannot be loaded; the others are loaded.
-        """
+        """Load the adapters that were loaded before the engine was restarted; return a message for each failure."""
         if self._folder is None:
             return []
         failures = []
@@ -110,11 +102,7 @@ class AdapterTable:
         await self._load(self._expect_folder(), name, path, is_new=True)
 
     async def unload(self, name: str) -> None:
-        """Unload an adapter; replies in progress keep using it.
-
-        Raises:
-            InvalidRequest: If no adapter of that name was loaded.
-        """
+        """Unload an adapter, which replies in progress keep using; raise InvalidRequest if it was not loaded."""
         folder = self._expect_folder()
         async with self._changing:
             if name not in self._named or name in self._configured:
@@ -183,10 +171,7 @@ class AdapterTable:
 
 
 def copy_adapter(root: Path, path: str, target: Path) -> None:
-    """Copy the files of an adapter.
-
-    Args:
-        path: The adapter's folder, relative to `root` or absolute.
+    """Copy the files of an adapter from the folder `path`, which is absolute or relative to `root`.
 
     Raises:
         InvalidRequest: If a file is missing, is outside `root`, is not regular or is too large.
@@ -229,12 +214,9 @@ def read_loaded(folder: Path) -> dict[str, str]:
 
 
 def remember(folder: Path, name: str, path: str | None) -> None:
-    """Add an adapter to the file of those to load, or remove it if `path` is None.
+    """Add an adapter to the file of those to load, or remove it if `path` is None; raise InvalidRequest on failure.
 
     Servers with the same folder, such as replicas, share the file.
-
-    Raises:
-        InvalidRequest: If the file cannot be written.
     """
     try:
         with (folder / f".{LOADED}.lock").open("w") as lock:

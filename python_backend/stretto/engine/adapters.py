@@ -33,7 +33,6 @@ def lora_requests(config: VllmConfig) -> list[LoRARequest]:
 
 
 def _has_adapters(config: VllmConfig) -> bool:
-    """Return True if our option `adapters` or `adapters_folder` is set."""
     assert isinstance(config.additional_config, dict)
     return bool(lora_requests(config)) or FOLDER in config.additional_config
 
@@ -62,11 +61,7 @@ def lora_arguments(config: EngineConfig) -> dict[str, Any]:
 
 
 def restrict_to_backbone(config: VllmConfig, adapters: Mapping[str, Path]) -> None:
-    """Restrict LoRA in `config` to the backbone's linear layers, if there are adapters.
-
-    Raises:
-        CheckpointError: If an adapter has tensors for other layers, or tensors of the wrong shape.
-    """
+    """Restrict LoRA in `config` to the backbone's linear layers, and check that the adapters fit (`check_adapter`)."""
     if config.lora_config is None:
         return
     num_layers = config.model_config.hf_config.num_hidden_layers
@@ -150,7 +145,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _sizes(config: VllmConfig) -> dict[str, tuple[int, int]]:
-    """Map the name of each linear layer in a decoder layer to (input width, output width)."""
+    """Return (input width, output width) of each linear layer in a decoder layer, keyed by name."""
     model = config.model_config
     hidden = model.get_hidden_size()
     inner = model.hf_config.intermediate_size

@@ -66,11 +66,7 @@ class EngineOutputs(msgspec.Struct, array_like=True):
 
 
 class EngineReady(msgspec.Struct):
-    """Fields of vLLM's `EngineCoreReadyResponse` that admission needs.
-
-    Attributes:
-        block_size: Rows per block.
-    """
+    """Fields of vLLM's `EngineCoreReadyResponse` that admission needs."""
 
     max_model_len: int
     num_gpu_blocks: int
@@ -82,7 +78,6 @@ class Output(NamedTuple):
     """New ids of a request.
 
     Attributes:
-        finish_reason: vLLM's finish reason if the request has ended, else None.
         states: Hidden states of the prompt that a speaker reads, float32 [n, H], or codes and samples of the reply's
             first frames, float32 [n], if they have arrived since the last output, else None.
     """
@@ -93,11 +88,7 @@ class Output(NamedTuple):
 
 
 def read_tensor(record: Any, frames: Sequence[bytes]) -> np.ndarray:
-    """Return a float32 tensor in vLLM's encoding.
-
-    Args:
-        record: Its dtype, its shape, and its bytes or the index of the frame that contains them.
-    """
+    """Return a float32 tensor in vLLM's encoding: dtype, shape, and its bytes or the index of the frame with them."""
     dtype, shape, data = record
     return np.frombuffer(frames[data] if isinstance(data, int) else data.data, dtype).reshape(shape)
 
@@ -205,19 +196,11 @@ class EngineConnection:
         return engine, msgspec.msgpack.decode(record, type=EngineReady)
 
     def send(self, engine: bytes, message_type: bytes, record: bytes) -> None:
-        """Send a message to an engine, without waiting.
-
-        Args:
-            message_type: ADD, ABORT or UTILITY.
-            record: Content in MessagePack.
-        """
+        """Send a message (ADD, ABORT or UTILITY, with a record in MessagePack) to an engine, without waiting."""
         self._inputs.send_multipart([engine, message_type, record])
 
     def listen(self, on_message: Callable[..., None]) -> None:
-        """Call `on_message` on the running event loop with the frames of each engine message.
-
-        If the host process exits, `on_message` is called with DEAD.
-        """
+        """Call `on_message` on the running event loop with each message's frames, or with DEAD if the host exits."""
         self._loop = asyncio.get_running_loop()
         self._on_message = on_message
         self._loop.add_reader(self._outputs.FD, self._read)
@@ -256,7 +239,6 @@ class EngineClient:
 
     Attributes:
         ready: Sizes reported by an engine; they are the same for all engines.
-        started: Pids of the engine processes, and their limits.
     """
 
     def __init__(self, connection: EngineConnection) -> None:
@@ -293,7 +275,6 @@ class EngineClient:
 
         Args:
             request_id: Id that is unique among the requests in flight.
-            adapter: Leading fields of vLLM's `LoRARequest`, or None.
 
         Raises:
             StrettoError: If an engine has exited.
@@ -318,11 +299,7 @@ class EngineClient:
             self._abort(request)
 
     async def call(self, method: str, *arguments: Any) -> None:
-        """Call a method of all engines, and wait until it has returned in each.
-
-        Raises:
-            StrettoError: If an engine has exited, or the method has failed in one.
-        """
+        """Call a method of all engines and wait for it; raise StrettoError if it fails or an engine exits."""
         self._listen()
         loop = asyncio.get_running_loop()
         ends = []
@@ -336,12 +313,9 @@ class EngineClient:
                 raise error
 
     def append(self, request_id: str, ids: np.ndarray, is_last: bool) -> None:
-        """Send further ids of a request's open track to its engine, unless the request has ended.
+        """Send further ids, int32 [n], of a request's open track to its engine, unless the request has ended.
 
         Ids that are appended within APPEND_S, for any requests, are sent to an engine in one message.
-
-        Args:
-            ids: Token ids, row by row, int32 [n].
         """
         if not self.has(request_id):
             return
@@ -378,11 +352,7 @@ class EngineClient:
             request.push([], "abort")
 
     def receive(self, message: bytes, *tensors: bytes) -> None:
-        """Distribute the outputs in a message from an engine.
-
-        Args:
-            tensors: Further frames, with the tensors to which `message` refers.
-        """
+        """Distribute the outputs in a message from an engine, whose tensors may be in further frames."""
         if message == DEAD:
             for request in list(self._requests.values()):
                 self._forget(request)

@@ -1,4 +1,4 @@
-"""Columns of the slot tables: state and parameters of replies, in the order in which the tables and kernels have them.
+"""Columns of the slot tables: state and parameters of replies, in the order of the tables and kernels.
 
 Each class has one attribute per column, with the values of B rows, a numpy array or a torch tensor [B].
 """
@@ -35,7 +35,7 @@ class SlotLimits:
         track_total: Number of words, or of other parts of the text, that a family's own track has; ENDLESS while the
             text is open.
         redraw_1, redraw_2, redraw_3, redraw_4: Numbers of audio rows after which sampling uses new noise, in ascending
-        order (`SegmentRules.redraw_rows`).
+            order (`SegmentRules.redraw_rows`).
     """
 
     task: Array
@@ -85,7 +85,6 @@ class SlotScales:
 
 
 def _index(table: type, *others: str) -> dict[str, int]:
-    """Return the index of each column, keyed by name; `others` come last."""
     names = [column.name for column in fields(table) if column.name != "options"]
     return {name: index for index, name in enumerate([*names, *others])}
 

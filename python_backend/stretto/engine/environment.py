@@ -51,12 +51,7 @@ def is_cpu_build() -> bool:
 
 
 def require_batch_invariance() -> None:
-    """Make vLLM compute logits that do not depend on the batch; must be called before vllm is imported.
-
-    Raises:
-        ValueError: On a CPU build, which has no batch-invariant matrix products.
-        RuntimeError: If vllm has already been imported.
-    """
+    """Make vLLM compute logits that do not depend on the batch, on a GPU; must be called before vllm is imported."""
     if is_cpu_build():
         raise ValueError("batch_invariant requires a GPU; vLLM's CPU build does not support it")
     if os.environ.get(BATCH_INVARIANT) != "1" and "vllm" in sys.modules:

@@ -22,14 +22,10 @@ class TextFeed:
 
     The reply is aborted if nothing is written for `patience_s`, or if the text is not complete after `longest_s`.
 
-    Attributes:
-        track: Text so far; None for live audio.
-
     Args:
-        track: Text sent with the prompt; further ids are appended to it. None for live audio.
+        track: Text sent with the prompt, to which further ids are appended; None for live audio.
         room: Maximum number of further ids, not counting the end id.
-        patience_s: Maximum time between two writes, in seconds; infinity for no limit.
-        longest_s: Maximum time from the start to the last write, in seconds; infinity for no limit.
+        patience_s, longest_s: Times in seconds; infinity for no limit.
     """
 
     field = what = "text"
@@ -67,11 +63,7 @@ class TextFeed:
         return self._is_complete
 
     def write(self, ids: Sequence[int], is_last: bool) -> None:
-        """Append ids; if `is_last` is True, the last id is the text's end id.
-
-        Raises:
-            InvalidRequest: If the text is already complete, or becomes too long.
-        """
+        """Append ids, the last of which is the end id if `is_last`; raise InvalidRequest if the text may not go on."""
         if self._is_complete:
             raise InvalidRequest("text", "no more text, because it is complete", f"{len(ids)} tokens")
         if len(ids) - is_last > self._room:
@@ -156,10 +148,6 @@ class FrameFeed(TextFeed):
     Args:
         room: Maximum number of frames. The reply ends after the last one.
         note_tick: Function that is called for each frame that is read, with its lateness and `frame_s`, in seconds.
-        clock: Function that returns the time in seconds.
-
-    Attributes:
-        seconds: Duration of the input in seconds.
     """
 
     field = "pcm_in"
@@ -187,12 +175,11 @@ class FrameFeed(TextFeed):
         self._moved = asyncio.Event()
 
     def write_frames(self, frames: np.ndarray, is_last: bool, seconds: float) -> None:
-        """Append frames; frames beyond the maximum are dropped, because the reply ends before them.
+        """Append frames, int32 [n, K]; those beyond the maximum are dropped, because the reply ends before them.
 
         A call without frames does not restart the timer, unless it completes the audio.
 
         Args:
-            frames: Ids of the frames, int32 [n, K].
             seconds: Duration of the whole input so far, in seconds.
         """
         self.check()
@@ -234,7 +221,6 @@ class FrameFeed(TextFeed):
         return len(self._due)
 
     def is_awaited(self, num_rows: int, reply: ReplyState | None = None) -> bool:
-        """Return True if a reply of `num_rows` rows can continue only when more audio arrives."""
         return not self._is_complete and num_rows > self.num_frames
 
     def abort(self, failure: StrettoError) -> None:
@@ -249,14 +235,11 @@ class FrameFeed(TextFeed):
 class _NoText:
     """Null object used instead of a `TextFeed` for replies without streamed text."""
 
-    def begin(self) -> None:
-        """Do nothing."""
+    def begin(self) -> None: ...
 
-    def check(self) -> None:
-        """Do nothing."""
+    def check(self) -> None: ...
 
-    def end(self) -> None:
-        """Do nothing."""
+    def end(self) -> None: ...
 
 
 NO_TEXT = _NoText()

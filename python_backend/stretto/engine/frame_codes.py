@@ -77,9 +77,7 @@ class FrameCodes:
         return self._kept(codes, is_code, first)
 
     def _kept(self, codes: np.ndarray, is_code: np.ndarray, first: int) -> np.ndarray | None:
-        """Return the codes [K, n] of the frames that the family does not omit, or None; `first` is the index of the
-        first frame.
-        """
+        """Return the codes [K, n] of frames that the family keeps, or None; `first` is the index of the first frame."""
         if self._filter is None:
             return codes
         is_kept = self._filter(codes, is_code)

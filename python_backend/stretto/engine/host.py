@@ -147,12 +147,7 @@ def check_int8(config: EngineConfig, built: "VllmConfig") -> None:
 
 
 def check_first_chunk(config: EngineConfig, built: "VllmConfig") -> None:
-    """Raise an error if the engine is configured to decode first frames but cannot.
-
-    Raises:
-        ValueError: The engine has several processes.
-        CheckpointError: The family has no plain frames.
-    """
+    """Raise an error if the engine must decode first frames, but has several processes or no plain frames."""
     if config.first_chunk is None:
         return
     if built.parallel_config.world_size > 1:
@@ -184,16 +179,9 @@ def check_sizes(built: "VllmConfig") -> None:
 
 
 def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None:
-    """Check that the latent table is float32 and is small relative to the KV cache.
+    """Raise ValueError unless the dtype is float32 and the latent table takes at most an eighth of the KV cache.
 
-    The table has one entry per slot and position.
-
-    Args:
-        latents: Latents of the family; None if its frames are codes.
-
-    Raises:
-        ValueError: If the dtype is not float32, or the table is larger than an eighth of the KV cache. A cache without
-            a fixed size is not compared.
+    The table has one entry per slot and position. A cache without a fixed size is not compared.
     """
     if latents is None:
         return
@@ -218,9 +206,6 @@ def memory_share(config: EngineConfig, total_bytes: Callable[[], int]) -> dict[s
 
     The share is `memory_mb` or, without this option, all memory except `reserved_mb` and that of other programs, which
     `stretto run` measures and passes in the environment variable `HELD_MB`.
-
-    Args:
-        config: Configuration, with the memory of the other processes.
 
     Raises:
         ValueError: If nothing is left, or `memory_mb` is more than the GPU has.
@@ -261,8 +246,7 @@ class StartRequest:
 
     Attributes:
         stats: Path of the shared statistics (`protocol.SharedStats`).
-        inputs: ZMQ address from which engines read requests.
-        outputs: ZMQ address to which engines write outputs.
+        inputs, outputs: ZMQ addresses from which engines read requests, and to which they write outputs.
         owner: Pid of the process that sent the request.
     """
 
@@ -291,9 +275,8 @@ class StartedEngines:
 def run(connection: Connection) -> None:
     """Start engines for a client, and stop them when the client requests it or exits.
 
-    Args:
-        connection: Connection to the client, which sends a `StartRequest` and later None. It receives
-            `StartedEngines`, or the exception that the start raised.
+    The client sends a `StartRequest` and later None. It receives `StartedEngines`, or the exception that the start
+    raised.
     """
     request: StartRequest = connection.recv()
     LIBC.prctl(PR_SET_NAME, f"{HOST_NAME}{request.owner}".encode())
@@ -344,11 +327,7 @@ def _has_message(connection: Connection) -> bool:
 
 
 def serve(listener: socket.socket) -> NoReturn:
-    """Import the modules that engines need, then fork a host for each client.
-
-    Raises:
-        RuntimeError: If the imports have initialised a GPU.
-    """
+    """Import the modules that engines need, then fork a host for each client."""
     prepare_environment()
     with lean_imports():
         spare_process.preload(SPARE_NAME, WARM)

@@ -101,7 +101,7 @@ class SpeechLLM:
 
     @property
     def parts(self) -> "tuple[SpeechLLM, ...]":
-        """All models, each with engines of its own."""
+        """All models with engines of their own; here, this model only."""
         return (self,)
 
     @property
@@ -253,9 +253,7 @@ class SpeechLLM:
         return feed
 
     def _open_feed(self, prompt: Prompt, request_id: str) -> None:
-        """Register a request whose text or audio is still arriving; raise NoCapacity if too many live sessions are
-        open.
-        """
+        """Register a request whose text or audio is still arriving; raise NoCapacity if too many sessions are open."""
         track = self.family.code_track
         if track is None:
             self.open_text(prompt, request_id)
@@ -275,7 +273,6 @@ class SpeechLLM:
         """Yield the chunks of a reply that has been admitted (`place`).
 
         Args:
-            pacer: Pacer that decides when frames are sent; None assumes an infinitely fast decoder.
             listener: Function that is called with the hidden states of the prompt when they arrive, and with the ids of
                 stream 0 in each group of new rows, before their chunks are yielded.
         """
@@ -356,7 +353,7 @@ def launch(config: EngineConfig) -> Any:
 
 
 class StartingLLM:
-    """Model whose engine has begun to start; `launch` of `SpeechLLM` has the exceptions."""
+    """Model whose engine has begun to start; see `SpeechLLM.launch` for the exceptions."""
 
     def __init__(self, config: EngineConfig):
         self._config = config
@@ -424,9 +421,7 @@ def loops_of(prompt: Prompt, family: Family) -> CodeLoops | None:
 
 
 def _trailer_of_loop(utterance: Utterance, sampling: SamplingConfig) -> Trailer:
-    """Return the statistics of a reply that ends because of repeated codes. Rows that the engine sent after the
-    repetition do not count.
-    """
+    """Return the statistics of a reply that ends because of repeated codes, without rows after the repetition."""
     num_frames = utterance.reply.num_frames
     switches = [change.frame for change in utterance.guidance_changes]
     num_guided_frames = num_guided(switches, num_frames) if sampling.has_pair else 0
@@ -434,7 +429,6 @@ def _trailer_of_loop(utterance: Utterance, sampling: SamplingConfig) -> Trailer:
 
 
 def _finish_reason(prompt: Prompt, utterance: Utterance, trailer: Trailer) -> FinishReason:
-    """Return the reason for the end of a reply."""
     if utterance.is_looping:
         return "repetition"
     if not trailer.was_cut:
@@ -448,11 +442,7 @@ def _finish_reason(prompt: Prompt, utterance: Utterance, trailer: Trailer) -> Fi
 
 
 def free_id(request_id: str | None, active: Collection[str]) -> str:
-    """Return the id of a new request; if it is None, return a random id.
-
-    Raises:
-        InvalidRequest: If the id is in use, or not a string.
-    """
+    """Return the id of a new request (random if None); raise InvalidRequest if it is in use or not a string."""
     if not isinstance(request_id, str | None):  # otherwise vLLM's engine process would stop accepting requests
         raise InvalidRequest("request_id", "a string", repr(request_id))
     request_id = request_id or uuid.uuid4().hex
@@ -488,7 +478,7 @@ class _Clock:
         return time.perf_counter() - self._start
 
     def record(self, chunk: LMChunk) -> None:
-        """On the first chunk with codes, record the time to first frame for admission control."""
+        """Record the time to first frame for admission control if `chunk` is the first one with codes."""
         if chunk.codes is not None and self.first_frame_s is None:
             self.first_frame_s = self.elapsed_s
             self._permit.record_first_frame(self.first_frame_s)

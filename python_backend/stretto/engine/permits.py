@@ -1,7 +1,4 @@
-"""Admission control: limits on the replies in flight, in total and per client host.
-
-The adaptive limit depends on the measured times to first frame.
-"""
+"""Admission control: limits on the replies in flight, in total and per client host."""
 
 import math
 import time
@@ -28,7 +25,6 @@ class AdmissionRecord:
     """Load of the server at the admission of a reply, from which the limit is adjusted.
 
     Attributes:
-        num_sequences: Number of vLLM requests of the reply: 2 if guided, else 1.
         in_flight: Sequences in flight when the reply was admitted, including its own.
         round: Round of the limit; each multiplicative decrease begins a new one.
     """
@@ -41,12 +37,9 @@ class AdmissionRecord:
 class FlightLimit:
     """Adaptive limit on sequences in flight, so that first frames arrive within a target time (AIMD).
 
-    If at least half of the limit is in use, a late reply decreases the limit in proportion to the delay, and replies
-    admitted before the decrease are then ignored. If less is in use, a late reply decreases the limit slightly. If at
-    least half is in use, a timely reply increases it slightly: by about 1 for every `value` timely replies.
-
-    Args:
-        target_s: Target time to the first frame, in seconds.
+    A late reply decreases the limit: in proportion to the delay if at least half of the limit is in use, otherwise
+    slightly. Replies admitted before a proportional decrease are then ignored. If at least half is in use, timely
+    replies increase the limit, by about 1 for every `value` of them.
 
     Attributes:
         value: The limit, in sequences, from `MIN_LIMIT` to `most`.
@@ -109,8 +102,6 @@ class Permits:
 
     Args:
         max_waiting: Maximum number of queued sequences; None for no limit.
-        is_in_engine: Function that returns True while the engine has the request with a given id.
-        num_blocked: Function that returns the number of replies that are waiting for streamed text.
         target_s: Target time to the first frame in seconds, see `FlightLimit`; None for no adaptive limit.
     """
 
@@ -158,7 +149,6 @@ class Permits:
 
         Args:
             is_timed: True if the reply's time to first frame adjusts the limit.
-            host: Client host; '' if unknown.
 
         Raises:
             NoCapacity: If no permit is free, and the host has its share.

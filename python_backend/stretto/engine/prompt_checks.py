@@ -21,7 +21,6 @@ class Capacity:
     """KV cache and batch size of one engine (with data parallelism, of each engine).
 
     Attributes:
-        block_size: Rows per block.
         window: Number of rows that each row attends to, if all layers have a sliding window. Blocks before the window
             are freed.
         num_in_flight: Maximum number of rows that are being computed; needed only if there is a window.
@@ -62,11 +61,7 @@ class Capacity:
 
 
 def check_prompt(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
-    """Check a prompt and return it ready for queueing.
-
-    Raises:
-        InvalidRequest: If the request can never run.
-    """
+    """Check a prompt and return it ready for queueing; raise InvalidRequest if it can never run."""
     tasks = {task.name: task for task in rules.family.tasks}
     if prompt.task not in tasks:
         raise InvalidRequest("task", f"one of {sorted(tasks)}", repr(prompt.task))
@@ -280,10 +275,7 @@ def _check_pair(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capac
 
 
 def _check_blocks(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capacity) -> None:
-    """Reject a request that needs more KV blocks than exist.
-
-    vLLM would queue this request, and all later requests, forever.
-    """
+    """Reject a request that needs more KV blocks than exist; vLLM would queue it and all later requests forever."""
     is_guided = prompt.sampling.has_pair
     rows = max_rows(len(prompt.rows), task, prompt.sampling, rules)
     needed = blocks_in_window(rows, capacity.block_size, capacity.window, capacity.num_in_flight)

@@ -82,11 +82,7 @@ def to_extra_args(prompt: Prompt, host: str = "") -> dict[str, Any]:
 
 
 def read_extra_args(extra_args: dict[str, Any], num_streams: int) -> tuple[Prompt, str]:
-    """Return the prompt and the client host in `extra_args`, for rows of `num_streams` input streams.
-
-    Raises:
-        InvalidRequest: If a value has the wrong type.
-    """
+    """Return the prompt and the client host in `extra_args`; raise InvalidRequest if a value has the wrong type."""
     record = extra_args[KEY]
     rows = np.frombuffer(record["rows"], np.int32).reshape(-1, num_streams)
     features, patches = (
@@ -100,11 +96,7 @@ DELTA = 1  # vLLM's RequestOutputKind: each output has only the new ids
 
 
 def sampling_fields(prompt: Prompt, rules: SegmentRules, host: str = "") -> dict[str, Any]:
-    """Return fields of vLLM's `SamplingParams`: the stop condition, and the prompt as `extra_args`.
-
-    Args:
-        host: Client host, which has a fair share of the engine.
-    """
+    """Return fields of vLLM's `SamplingParams`: the stop condition, and the prompt as `extra_args`."""
     return {
         "temperature": 0.0,
         "max_tokens": rules.max_model_len - len(prompt.rows),
@@ -117,11 +109,7 @@ def sampling_fields(prompt: Prompt, rules: SegmentRules, host: str = "") -> dict
 
 
 class Adapter(NamedTuple):
-    """Leading fields of vLLM's `LoRARequest`.
-
-    Attributes:
-        number: Positive id of the adapter.
-    """
+    """Leading fields of vLLM's `LoRARequest`; `number` is positive."""
 
     name: str
     number: int
@@ -154,14 +142,10 @@ class Trailer(NamedTuple):
 
 
 def read_rows(ids: Sequence[int], num_words: int) -> np.ndarray:
-    """Return the rows in vLLM's flat output, int64 [n, 1 + W].
+    """Return the rows in vLLM's flat output, int64 [n, 1 + W], with W = `num_words` (`SegmentRules.num_row_words`).
 
     Column 0 is the row's guidance mark (`NO_CHANGE`, `GUIDANCE_OFF` or `GUIDANCE_ON`). The output streams follow, then
     pause probabilities if the family has any, and the state of the reply after the row (`SegmentRules.sent_state`).
-
-    Args:
-        ids: Output ids, n * (1 + W) numbers.
-        num_words: Number of the words of a row, W (`SegmentRules.num_row_words`).
     """
     return np.array(ids, np.int64).reshape(-1, 1 + num_words)
 

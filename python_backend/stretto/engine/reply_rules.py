@@ -26,7 +26,6 @@ class TextUpdate(NamedTuple):
 
     Attributes:
         ids: Token ids, row by row, int32 [n].
-        is_last: True if these ids complete the track.
     """
 
     request_id: str
@@ -62,10 +61,7 @@ class SegmentRules:
 
     @cached_property
     def num_tail_rows(self) -> int:
-        """Number of rows from `end_of_audio` to `end_of_reply`.
-
-        Delayed codebooks complete the last frame in these rows.
-        """
+        """Number of rows from `end_of_audio` to `end_of_reply`, in which delayed codebooks complete the last frame."""
         return self.family.tail.num_rows(self.family.layout.max_delay)
 
     @cached_property
@@ -84,10 +80,7 @@ class SegmentRules:
         return self.audio_limit - self.num_closing_rows - 1
 
     def text_limit(self, task: Task) -> int:
-        """Return the last position at which the text of `task` may end.
-
-        One frame must fit after it if audio follows.
-        """
+        """Return the last position at which the text of `task` may end, with one frame after it if audio follows."""
         if Segment.AUDIO not in task.segments:
             return self.max_model_len - 1
         return self.audio_start_limit - len(self.family.transition) - 1
@@ -110,9 +103,8 @@ class SegmentRules:
     def drawn_ends_of_audio(self) -> tuple[int, ...]:
         """Ids that end the audio segment when sampled on stream 0.
 
-        The tuple is empty if a whole frame ends the audio, or if the recording that the reply reads or the family's
-        sampler does. It is also empty if the audio ends a fixed number of rows after the detected end of speech
-        (`has_countdown`).
+        There are none if something else ends the audio: a whole frame, the recording that the reply reads, the family's
+        sampler or a countdown (`has_countdown`).
         """
         is_ended = self.family.code_track is not None or self.family.drawing.ends_audio
         if self.family.end_frame or self.has_countdown or is_ended:
@@ -167,10 +159,7 @@ class SegmentRules:
         return min((rows for task in tasks for rows in self.closings(task).values()), default=self.max_model_len)
 
     def audio_ids(self, stream: int) -> list[int]:
-        """Return the sorted ids that output stream `stream` may contain in audio, without end ids.
-
-        Latent words do not count as ids.
-        """
+        """Return the sorted ids that output stream `stream` may contain in audio, without end ids and latent words."""
         layout = self.family.layout
         if stream >= len(layout.audio):
             return []
@@ -229,11 +218,7 @@ class SegmentRules:
         return 0 if steps is None else steps.window
 
     def track(self, first_row: int, ids: Sequence[int], is_open: bool = False) -> Track | None:
-        """Return the reply's track, or None if the family has none.
-
-        Args:
-            is_open: True if more text or audio follows.
-        """
+        """Return the reply's track, or None if the family has none."""
         spec = self.family.track
         if spec is None:
             return None
@@ -415,11 +400,7 @@ class ReplyState:
         return state
 
     def move(self, position: int, values: Sequence[int]) -> None:
-        """Take over the state after a row.
-
-        Args:
-            values: Values of `SegmentRules.sent_state`.
-        """
+        """Update the state after a row; `values` are those of `SegmentRules.sent_state`."""
         self.position = position
         if values != self._values:  # in audio, the state of most families rarely changes
             self._values = values

@@ -37,12 +37,7 @@ def where(condition, chosen, other):
 
 
 def with_where(select: Callable[..., Any], name: str = __name__) -> ModuleType:
-    """Return a copy of this module, or of the rules of a mechanism, whose rules use `select` as `where`.
-
-    Args:
-        select: Function of condition, chosen and other value.
-        name: Name of the module, which imports `where` from this one.
-    """
+    """Return a copy of this module, or of a mechanism's rules (module `name`), that uses `select` as `where`."""
     spec = util.find_spec(name)
     assert spec is not None
     assert spec.loader is not None
@@ -132,9 +127,7 @@ def meets_limit(frame, audio_max, position, family):
 
 
 def end_audio(token, is_end, frame, audio_max, position, in_audio, family):
-    """Return stream 0 of an audio row, and True if a limit ends the audio. `is_end` is True if the sampled id ends
-    it.
-    """
+    """Return stream 0 of an audio row, and True if a limit ends the audio; `is_end` is True if the sampled id does."""
     must_end = meets_limit(frame, audio_max, position, family) & in_audio
     return where(is_end | must_end, family.end_of_audio, token), must_end & (is_end == 0)
 
@@ -159,8 +152,7 @@ def end_at_frame(token, is_end_frame, in_audio, may_end, family):
 
 
 def count_down(token, is_cut, in_audio, position, first_end, tail_rows, family):
-    """Return stream 0 and `first_end` of a row with a latent, and `is_cut`, which becomes False once the countdown is
-    over.
+    """Return stream 0, `first_end` and `is_cut` (False once the countdown is over) of a row with a latent.
 
     Only the first frame in which speech ends is a `last_frame`. The audio ends `tail_rows` rows later.
     """
@@ -172,9 +164,7 @@ def count_down(token, is_cut, in_audio, position, first_end, tail_rows, family):
 
 
 def is_after_end(in_audio, position, first_end, tail_rows):
-    """Return True for an audio row at least `tail_rows` rows after `first_end`; a negative `first_end` means that
-    speech has not ended.
-    """
+    """Return True for an audio row at least `tail_rows` rows after `first_end` (negative if speech has not ended)."""
     return in_audio & (first_end >= 0) & (position - first_end >= tail_rows)
 
 
@@ -182,9 +172,7 @@ def is_after_end(in_audio, position, first_end, tail_rows):
 
 
 def rows_after_audio(position, audio_start, audio_end, audio_max, family):
-    """Return the number of rows since the end of the audio. If a limit ended it, omitted rows of the tail count,
-    too.
-    """
+    """Return the number of rows since the end of the audio, plus omitted rows of the tail if a limit ended it."""
     distance = position - audio_end
     if family.cut_rows > 0:
         is_cut = (audio_end - audio_start >= audio_max) | (audio_end >= family.audio_limit)
@@ -233,9 +221,7 @@ def hide_first(token, family):
 
 
 def hide_other(code, is_hidden, frame, delay, initial, family):
-    """Do the same as `hide_first` for another stream. If its first ids are not sampled, all but `initial` are codes
-    of a recording.
-    """
+    """Return the id of another stream like `hide_first`; a recording's codes before its first frame are hidden, too."""
     if not family.warm_up_is_sampled:
         is_hidden = is_hidden | ((frame < delay) & (code != initial))
     return where(is_hidden, family.pad_id, code)

@@ -18,7 +18,6 @@ class SpeechRequestData(NewRequestData):
     Attributes:
         prompt: The request's prompt, without what only the front end needs.
         codes: Ids of streams 1 to S - 1 for all rows so far, prompt and reply, int32 [n, S - 1].
-        track: Ids of the input-only streams, if the family has any.
         state: Values of `SegmentRules.sent_state` after the newest row; empty for the state before a reply.
     """
 

@@ -53,11 +53,7 @@ class Track:
         self.is_open = not is_last
 
     def entries(self, first: int = 0) -> np.ndarray:
-        """Return entries of a slot's tables (`SlotTables`) for the ids from number `first` on.
-
-        Returns:
-            Index of each id in the table, and the ids: int32 [n, 1 + K]. Here, the index is the row.
-        """
+        """Return the ids from number `first` on with their indices in a slot's tables, here rows, int32 [n, 1 + K]."""
         return placed(self.first_row + first, self.ids[first:])
 
     def entries_after(self, num_rows: int) -> np.ndarray:
@@ -78,12 +74,7 @@ class Track:
         return {}
 
     def are_known(self, rows: np.ndarray, last: int) -> bool:
-        """Return True if all ids of some rows have arrived.
-
-        Args:
-            rows: Ids of the rows, after `fill`, [n, S - 1].
-            last: Index of the row after the last one.
-        """
+        """Return True if all ids of `rows` [n, S - 1] have arrived; `last` is the index of the row after them."""
         return not self.is_open or last <= self.end
 
     def unconditional(self, family: Family) -> "Track | None":
@@ -131,13 +122,7 @@ class CodesTrack(Track):
 
 
 def common_track(family: Family, spec: InputTrack, rows: range, ids: Sequence[int], is_open: bool) -> Track:
-    """Return a reply's track whose ids are read row by row.
-
-    Args:
-        spec: Track of the family.
-        rows: Rows that the reply may have.
-        is_open: True if more text or audio follows.
-    """
+    """Return a reply's track whose ids are read row by row; `rows` are those that the reply may have."""
     streams = spec.streams
     lanes = slice(streams.start - 1, streams.stop - 1)
     if isinstance(spec, PositionTrack):
@@ -154,11 +139,7 @@ def rows_of(ids: Sequence[int] | range | np.ndarray, width: int) -> np.ndarray:
 
 
 def placed(first: int, ids: np.ndarray) -> np.ndarray:
-    """Return consecutive entries of a slot's tables, int32 [n, 1 + K].
-
-    Args:
-        ids: Ids, int32 [n, K].
-    """
+    """Return consecutive entries of a slot's tables, int32 [n, 1 + K], for ids [n, K]."""
     num_entries = len(ids)
     entries = np.empty((num_entries, 1 + ids.shape[1]), np.int32)  # `column_stack` and `arange` are slow for one frame
     entries[:, 0] = first if num_entries == 1 else np.arange(first, first + num_entries)

@@ -1,4 +1,4 @@
-"""Backbones with several streams per row: Llama, Qwen2, Qwen3, Qwen3-MoE and GPT-2."""
+"""Backbones with several streams per row (`architectures` in config.json): Llama, Qwen2, Qwen3, Qwen3-MoE, GPT-2."""
 
 from collections.abc import Iterable, Iterator
 
@@ -17,10 +17,7 @@ from stretto.engine.protocol import family_of
 
 
 class StrettoLlamaForCausalLM(MultiStreamMixin, LlamaForCausalLM):
-    """Llama with several streams per row, and a network of conditions if the family's mechanism has one.
-
-    It is selected by `architectures` in config.json.
-    """
+    """Llama with several streams per row, and a network of conditions if the family's mechanism has one."""
 
     has_conditions = True
 
@@ -49,23 +46,23 @@ class StrettoLlamaForCausalLM(MultiStreamMixin, LlamaForCausalLM):
 
 
 class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
-    """Qwen2 with several streams per row; selected by `architectures` in config.json."""
+    """Qwen2 with several streams per row."""
 
 
 class StrettoQwen3ForCausalLM(MultiStreamMixin, Qwen3ForCausalLM):
-    """Qwen3 with several streams per row; selected by `architectures` in config.json."""
+    """Qwen3 with several streams per row."""
 
 
 # Type-checked against Llama, because vLLM lists the base classes in another order.
 class StrettoQwen3MoeForCausalLM(MultiStreamMixin, Qwen3MoeForCausalLM):  # type: ignore[misc, metaclass]
-    """Qwen3-MoE with several streams per row; selected by `architectures` in config.json."""
+    """Qwen3-MoE with several streams per row."""
 
 
 AUDIO_HEAD = "audio_head."
 
 
 class StrettoGpt2ForCausalLM(MultiStreamMixin, GPT2LMHeadModel):
-    """GPT-2 with learned positions and several streams per row; selected by `architectures` in config.json."""
+    """GPT-2 with learned positions and several streams per row."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
@@ -81,10 +78,7 @@ class StrettoGpt2ForCausalLM(MultiStreamMixin, GPT2LMHeadModel):
         return load_strictly(self, self._load, weights)
 
     def _load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load all weights.
-
-        The audio head is loaded here, because GPT-2's loader would treat it as part of a layer.
-        """
+        """Load all weights; the audio head separately, because GPT-2's loader would treat it as part of a layer."""
         loaded = set[str]()
 
         def layers() -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,8 +1,8 @@
 """Weights of a depth transformer: a few layers over the codebooks of one frame, replicated on every rank.
 
-They are either shared by all codebooks or selected per codebook. `cpu_backend/depth.py` and `kernels/gpu/depth.py`
-run the layers. Their keys and values are in one buffer, which is allocated once and overwritten for every frame. Each
-step therefore launches the same kernels with the same addresses, as CUDA graphs require.
+`cpu_backend/depth.py` and `kernels/gpu/depth.py` run the layers. Their keys and values are in one buffer, which is
+overwritten for every frame. Each step therefore launches the same kernels with the same addresses, as CUDA graphs
+require.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,15 +33,13 @@ def _weight(*shape: int) -> nn.Parameter:
 class DepthWeights(nn.Module):
     """Input projection, embeddings and heads of a depth transformer.
 
-    In shapes, S is the number of streams, C0 the number of ids of stream 0, C the number of codes of each other stream,
-    E the number of end ids of stream 0, X the number of ids of the second text stream that position 0 reads
-    (`DepthSpec.num_second_ids`), W the width of the backbone, H the width of these layers, and M the number of weight
-    sets (at least 1).
+    In shapes, S is the number of streams. C0 and E are the numbers of ids and end ids of stream 0, and C is the number
+    of codes of each other stream. X is the number of ids of the second text stream that position 0 reads
+    (`DepthSpec.num_second_ids`). W and H are the widths of the backbone and of these layers, and M is the number of
+    weight sets (at least 1).
 
     Args:
         num_ids: Number of ids of each stream: C0, then C for each of the S - 1 other streams.
-        num_ends: Number of end ids of stream 0, E.
-        width: Width of the backbone, W.
         quant_config: Quantization of the linear layers; embeddings and heads are not quantized.
 
     Attributes:
@@ -90,10 +88,7 @@ class DepthWeights(nn.Module):
 
 
 class DepthTransformer(DepthWeights):
-    """Weights of a depth transformer whose positions share one set of them; `CpuDepth` and `DeviceDepth` run it.
-
-    The constructor takes the same arguments as `DepthWeights`.
-    """
+    """Weights of a depth transformer whose positions share one set of them; `CpuDepth` and `DeviceDepth` run it."""
 
     def __init__(
         self,

@@ -72,14 +72,12 @@ class LatentMixin(MultiStreamMixin):
     """Mix-in for a model whose audio rows contain a latent (as words) instead of codes.
 
     A subclass defines `embed_latents` and `latent_predictor`, and `embed_voice` if prompts contain latents of
-    recordings. If no single id ends the speech, it also defines `readout_of`. In all of these, a row's
-    matrix products must be bit-identical in every batch. On a CPU, this holds for vLLM's linear layers, but not for
-    torch's own layers. On a GPU, it holds for both if vLLM is batch-invariant; `kernels/gpu/linear.py` then computes
-    vLLM's linear layers.
+    recordings. If no single id ends the speech, it also defines `readout_of`. In all of these, a row's matrix products
+    must be bit-identical in every batch. On a CPU, this holds for vLLM's linear layers, but not for torch's own layers.
+    On a GPU, it holds for both if vLLM is batch-invariant; `kernels/gpu/linear.py` then computes vLLM's linear layers.
 
     Attributes:
-        has_end: True if the checkpoint has a weight for the end-of-speech logit.
-        end_has_bias: True if the checkpoint has a bias for the end-of-speech logit.
+        has_end, end_has_bias: True if the checkpoint has a weight, or a bias, for the end-of-speech logit.
     """
 
     has_end = True
@@ -136,7 +134,7 @@ class LatentMixin(MultiStreamMixin):
         """Write the embeddings of `rows` [N, 1 + D] to `out` [N, H].
 
         A row's latent is embedded or, if the row has none, its id on stream 0. A latent that is not finite makes its
-        reply fail. It is embedded as 0 nevertheless, because the KV blocks are reused, and attention multiplies unused
+        reply fail. It is embedded as 0 nevertheless, because the KV blocks are reused. Attention multiplies unused
         positions of a block by 0, which does not remove a NaN.
 
         Args:

@@ -1,7 +1,4 @@
-"""Embeddings of several streams, and strict weight loading, for vLLM's causal language models.
-
-The module also checks that a model's quantization, in its checkpoint or while loading, is supported.
-"""
+"""Embeddings of several streams, strict weight loading and checks of quantization for vLLM's causal language models."""
 
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
@@ -122,10 +119,7 @@ def load_strictly(model: "MultiStreamMixin", load: Callable[[Weights], set[str]]
 
 
 def stored_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that a checkpoint must contain, keyed by name.
-
-    Parameters with defaults are excluded.
-    """
+    """Return the parameters that a checkpoint must contain, keyed by name; those with defaults are excluded."""
     built = {
         f"{name}.{parameter_name}"
         for name, module in model.named_modules()
@@ -161,10 +155,7 @@ class StreamBias(nn.Module):
 
 
 class AudioHead(nn.Module):
-    """Audio heads of all streams, [n, H], replicated on every rank.
-
-    Models whose LM head does not cover the codes use these heads.
-    """
+    """Audio heads of all streams, [n, H], replicated on every rank, for models whose LM head has no codes."""
 
     def __init__(self, size: int, width: int, has_bias: bool = False):
         super().__init__()
@@ -252,9 +243,7 @@ class MultiStreamMixin(Decoder):
         """Return the backbone's hidden states, [N, H].
 
         Args:
-            input_ids: Ids of stream 0 from vLLM; unused if `inputs_embeds` is given.
             positions: Positions of the rows, [N]; for a model with an image encoder, their numbers in the step.
-            intermediate_tensors: For pipeline parallelism, which is not supported.
             inputs_embeds: Buffer for the embedded rows, [N, H]; a piecewise CUDA graph reads it at a fixed address.
             rows: Ids of all input streams, [N, S], stream 0 first; None if the buffer is already filled.
             encoded: Encoded audio and images, [N, H].
@@ -270,10 +259,7 @@ class MultiStreamMixin(Decoder):
         return self.model(ids, positions, intermediate_tensors, inputs_embeds, **self.layer_inputs(rows))
 
     def layer_inputs(self, rows: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """Return additional keyword arguments for the backbone, derived from `rows` [N, S].
-
-        The tensors must have fixed addresses.
-        """
+        """Return more keyword arguments for the backbone, derived from `rows` [N, S]; tensors have fixed addresses."""
         return {}
 
     def embed_rows(
@@ -283,8 +269,6 @@ class MultiStreamMixin(Decoder):
 
         Args:
             rows: Ids of all input streams, [N, S]. A silent pad contributes only on stream 0.
-            out: Output buffer, [N, H].
-            latent_rows: See `LatentMixin.embed_rows`; unused in models without latents.
         """
         table = self.model.embed_tokens
         layout = self.family.layout
@@ -297,10 +281,7 @@ class MultiStreamMixin(Decoder):
         return self._encoder.embed_audio(self.audio_tower, self.adaptor, features)
 
     def _embed_own(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the sum of the embeddings in this rank's part of the vocabulary, [N, H].
-
-        An all-reduce over the ranks completes the sum.
-        """
+        """Return the sum of the embeddings in this rank's part of the vocabulary, [N, H], for an all-reduce."""
         table = self.model.embed_tokens
         layout = self.family.layout
         start = table.shard_indices.org_vocab_start_index

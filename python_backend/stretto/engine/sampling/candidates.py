@@ -14,14 +14,11 @@ def group_width(num_columns: int, reach: int) -> int:
 
 
 def lower_bound(logits: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """Return a lower bound on the `reach`-th largest logit of each row, computed from the maxima of column groups.
+    """Return a lower bound on the `reach`-th largest logit of each row, [N, 1], from the maxima of column groups.
 
     Args:
         logits: float32 [N, C].
-        reach: Ranks, int [N, 1].
-
-    Returns:
-        float32 [N, 1].
+        reach: Rank in each row, int [N, 1].
     """
     num_rows, num_columns = logits.shape
     width = group_width(num_columns, int(reach.max()))

@@ -16,7 +16,7 @@ NOISE_SPAN = 20.0
 def draw(
     logits: torch.Tensor, token_ids: torch.Tensor, keys: torch.Tensor, params: DrawParams, plan: DrawPlan
 ) -> torch.Tensor:
-    """Sample a token id for each row and stream, independently of the rest of the batch.
+    """Sample a token id for each row and stream, [B, S], independently of the rest of the batch.
 
     Top-k keeps the logits that are at least the `top_k`-th largest, including ties. Top-p applies to probabilities
     `softmax(logits / temperature)` over these logits, or over all logits if `params.of_all` is True. It keeps a token
@@ -28,9 +28,6 @@ def draw(
         logits: float32 [B, S, C] on the CPU, -inf for forbidden tokens.
         token_ids: Token id of each column, [S, C].
         keys: Noise keys from `stream_keys`, int32 [B, S].
-
-    Returns:
-        Sampled ids, [B, S], with the dtype of `token_ids`.
     """
     num_rows, num_streams, num_columns = logits.shape
     if not num_streams:
@@ -45,10 +42,7 @@ def draw(
 
 
 def _drawn(logits: np.ndarray, ids: np.ndarray, keys: np.ndarray, parts: list[PairRows]) -> np.ndarray:
-    """Return the ids sampled from `logits` [N, C] with noise `keys` [N, 1].
-
-    `ids` [S * C] contains the token ids of all streams, one stream after the other.
-    """
+    """Sample from `logits` [N, C] with noise `keys` [N, 1]; `ids` [S * C] has the token ids of all streams in turn."""
     if parts[0].index is None:
         return _draw_part(logits, ids, keys, parts[0])
     drawn = np.empty(len(logits), ids.dtype)
@@ -75,16 +69,7 @@ def _draw_part(logits: np.ndarray, ids: np.ndarray, keys: np.ndarray, rows: Pair
 def _draw_single(
     logits: np.ndarray, ids: np.ndarray, key: np.ndarray, rows: PairRows, width: int, groups: int
 ) -> np.ndarray | None:
-    """Do the same as `_drawn` for one (row, stream) pair with top-k, in half as many operations; the id is the same.
-
-    Args:
-        logits: Logits, [C].
-        ids: Token ids, [C].
-        key: Noise key, [1].
-
-    Returns:
-        The id [1], or None if no logit is finite.
-    """
+    """Return the same id [1] as `_drawn` for one pair with top-k, with fewer operations; None if no logit is finite."""
     top_k = rows.top_k.item()
     maxima = logits[: width * groups].reshape(width, groups).max(axis=0)
     maxima.sort()
@@ -101,10 +86,6 @@ def _draw_single(
 
 
 def _all(logits: np.ndarray, rows: PairRows) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Return all logits as candidates, for rows that keep all tokens.
-
-    Returns:
-        Logits and columns, as `candidates` returns them, and the smallest logit that can be drawn, [N, 1].
-    """
+    """Return `candidates` of rows that keep all tokens, and the smallest logit that can be drawn, [N, 1]."""
     floor = logits.max(axis=1, keepdims=True) - NOISE_SPAN * rows.temperature
     return *candidates(logits, floor), floor

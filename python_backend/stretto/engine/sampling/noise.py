@@ -64,22 +64,13 @@ def attempt_keys(seed_keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Return the noise keys of rows that are sampled again with new noise, int32 [B].
 
     Args:
-        seed_keys: Keys of the requests' seeds from `seed_key`, int32 [B].
         numbers: Number of times that each row is sampled again, int32 [B]; 0 keeps its key.
     """
     return np.where(numbers == 0, seed_keys, _mix(seed_keys + numbers * np.int32(ATTEMPT_STEP)))
 
 
 def stream_keys(seed_keys: Words, positions: Words, num_streams: int) -> Words:
-    """Return one noise key per row and stream, as a NumPy array or torch tensor like the arguments.
-
-    Args:
-        seed_keys: Keys of the requests' seeds from `seed_key`, int32 [B].
-        positions: Position of each row in its request, int32 [B].
-
-    Returns:
-        int32 [B, S].
-    """
+    """Return one noise key per row and stream, int32 [B, S], as a NumPy array or torch tensor like the arguments."""
     rows = _mix(seed_keys + positions * POSITION_STEP)
     streams: Any = np.arange(num_streams, dtype=np.int32)
     if isinstance(rows, torch.Tensor):
@@ -93,15 +84,7 @@ def redraw_keys(keys: torch.Tensor) -> torch.Tensor:
 
 
 def uniform(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
-    """Return uniform noise in (0, 1) with a resolution of 23 bits.
-
-    Args:
-        keys: Noise keys from `stream_keys`, int32, broadcast against `token_ids`.
-        token_ids: Token ids, int32.
-
-    Returns:
-        float32 of the broadcast shape.
-    """
+    """Return uniform noise in (0, 1), float32, with a resolution of 23 bits, from int32 arrays that are broadcast."""
     bits = _mix(keys + token_ids.astype(np.int32) * _TOKEN_STEP).view(np.uint32)
     bits >>= _FRACTION
     bits |= _ONE  # the fraction of a float32 in [1, 2)
@@ -134,10 +117,7 @@ def _uniform64(keys: Words, counter: int) -> Words:
 
 
 def gumbel(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
-    """Return standard Gumbel noise; the argmax of logits plus this noise is a draw from their softmax.
-
-    The arguments, and the shape and dtype of the result, are the same as for `uniform`.
-    """
+    """Return standard Gumbel noise as `uniform` does; the argmax of logits plus it is a draw from their softmax."""
     noise = uniform(keys, token_ids)
     for _ in range(2):  # on an AMD processor with AVX-512, NumPy's logarithm takes 0.3 ns per element, torch's 0.9
         np.negative(np.log(noise, out=noise), out=noise)

@@ -12,23 +12,14 @@ FIRST_REACH = 128  # number of largest logits to examine first for top-p without
 
 @dataclass(frozen=True, slots=True)
 class DrawPlan:
-    """Batch properties known on the host, used to skip operations that no row needs.
-
-    Attributes:
-        is_random: True if any row has a temperature above 0.
-    """
+    """Batch properties known on the host, used to skip operations that no row needs."""
 
     is_random: bool
     has_top_p: bool
 
     @classmethod
     def from_parameters(cls, temperature: np.ndarray, top_p: np.ndarray) -> "DrawPlan":
-        """Return the plan for a batch of B rows.
-
-        Args:
-            temperature: Temperatures, float [B]; 0 is greedy.
-            top_p: Probability mass to keep, float [B]; 1 is off.
-        """
+        """Return the plan for a batch of B rows, given temperatures [B] (0 is greedy) and top-p [B] (1 is off)."""
         random = temperature > 0
         return cls(bool(random.any()), bool((top_p[random] < 1).any()))
 

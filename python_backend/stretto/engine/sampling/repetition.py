@@ -24,9 +24,7 @@ def is_repeated(drawn: torch.Tensor, history: torch.Tensor, rule: RepetitionRule
     """Return True where a sampled id must be sampled again, bool [B, S].
 
     Args:
-        drawn: Sampled ids, [B, S].
         history: Ids of the previous rows, latest first, with -1 for ids that do not count, [B, W, S].
-        rule: Window and number of repetitions per row.
     """
     ages = torch.arange(history.shape[1], device=history.device)
     is_seen = (ages < rule.window[:, None])[..., None] & (history == drawn[:, None])
@@ -34,15 +32,9 @@ def is_repeated(drawn: torch.Tensor, history: torch.Tensor, rule: RepetitionRule
 
 
 def penalize(logits: torch.Tensor, is_seen: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """Apply the repetition penalty: positive logits of repeated ids are divided by it, negative ones multiplied.
+    """Apply the repetition penalty [B]: positive logits of seen ids are divided by it, negative ones multiplied.
 
     Args:
-        logits: Logits, [B, V].
-        is_seen: True for ids that occurred before, bool [B, V].
-        penalty: Penalty of each row, [B].
-
-    Returns:
-        Logits, [B, V].
     """
     factor = penalty[:, None]
     return torch.where(is_seen, torch.where(logits < 0, logits * factor, logits / factor), logits)

@@ -9,9 +9,6 @@ from stretto.engine.sampling.parameters import PairRows
 def kept_candidates(logits: np.ndarray, rows: PairRows) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Return the logits among which rows with top-k or top-p sample.
 
-    Args:
-        logits: Float [N, C].
-
     Returns:
         Largest logits of each row, float [N, M]; their columns, int [N, M], or None if they are all; and the smallest
         logit that each row keeps, float [N, 1].
@@ -44,8 +41,8 @@ def _floor(values: np.ndarray, rows: PairRows, total: np.ndarray | None) -> tupl
             others, [N, 1]; None if there is no such row.
 
     Returns:
-        Smallest kept logit, float [N, 1], and True for rows that may keep logits not in `values`, bool [N, 1]. The
-        latter is None if there cannot be such a row.
+        Smallest kept logit, float [N, 1], and True for rows that may keep other logits, bool [N, 1]; None instead of
+        the latter if there cannot be such a row.
     """
     ranked = np.sort(values, axis=1)[:, ::-1]
     last = np.minimum(rows.top_k, ranked.shape[1]) - 1

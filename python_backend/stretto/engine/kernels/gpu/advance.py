@@ -85,13 +85,10 @@ def gather_rows(
 
     Args:
         rows: Output, int32 [P, S]; rows after the first N are filled with pads.
-        ids: Stream 0 of each row, [N].
-        slots: Run slot of each row, [N].
-        positions: Position of each row, [N].
+        ids, slots, positions: Stream 0, run slot and position of each row, [N]; numpy arrays if the tables are in host
+            memory, otherwise tensors.
         codes: The other streams by slot and position, int32 [R, T, S - 1].
         texts: Ids to which negative entries of `codes` refer, int32 [R, G] (`SlotTables.texts`); None for none.
-
-    Arguments of shape [N] are numpy arrays if the tables are in host memory, otherwise tensors.
     """
     num_rows = len(ids)
     num_streams = rows.shape[1]
@@ -197,10 +194,7 @@ def _write(
     results: tl.tensor, row: tl.tensor, token: tl.tensor, laid: tl.tensor, is_cut: tl.tensor, samples: tl.tensor,
     lanes: tl.tensor, rules: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write a row, the state after it and its flags to `results`, which is copied to the host.
-
-    `laid` contains streams 1 to S - 1, followed by the state columns.
-    """
+    """Write a row and its flags to `results`; `laid` has streams 1 to S - 1, followed by the state columns."""
     width: tl.constexpr = rules.num_others + rules.num_sent
     tl.store(results + row, token.to(tl.int32))
     tl.store(results + rules.num_rows + row * width + lanes, laid.to(tl.int32), mask=lanes < width)
@@ -230,11 +224,7 @@ def _share(
 
 @triton.jit
 def text_is_full(at: tl.tensor, position: tl.tensor, constants: tl.constexpr) -> tl.tensor:
-    """Return True if a text ends with its next row, besides texts at a limit; the default never does.
-
-    Args:
-        constants: Constants of the family (`StepProgram.rule_constants`).
-    """
+    """Return True if a text ends with its next row, besides texts at a limit; the default never does."""
     return position < 0
 
 
@@ -246,11 +236,8 @@ def finish_row(
     """Return streams 1 to S - 1 of a row, and update the family's state and entries; the default changes nothing.
 
     Args:
-        laid: Streams 1 to S - 1.
-        token: Stream 0.
         at: State of the reply before the row.
         entries: Entries of the slot (`SlotTables.texts`).
-        constants: Constants of the family (`StepProgram.rule_constants`).
     """
     return laid
 
@@ -258,12 +245,8 @@ def finish_row(
 class RowFunctions(NamedTuple):
     """Triton functions that `advance_kernel` calls in each row.
 
-    The program of a family may replace them (`ROW_FUNCTIONS._replace`). Their arguments and results are those of the
+    The program of a family may replace them (`ROW_FUNCTIONS._replace`). Arguments and results are those of the
     functions above.
-
-    Attributes:
-        text_is_full: Returns True if a text ends with its next row.
-        finish_row: Returns streams 1 to S - 1 of a row.
     """
 
     text_is_full: Any

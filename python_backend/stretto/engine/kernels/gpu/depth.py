@@ -1,12 +1,8 @@
-"""Depth transformers on a GPU: five launches a layer.
+"""Depth transformers on a GPU: five launches a layer, or nine if vLLM computes its products because they are quantized.
 
-A layer is the product of queries, keys and values with the norm before it; attention; the output's product, which adds
-the residual; the product of gate and up with the norm before it and SiLU after it; and the product down, which adds the
-residual. A quantized layer takes nine launches, because vLLM computes its products.
-
-`depth_attention_kernel` does everything between the attention projections in one launch: it normalises and rotates
-the heads of one or two positions, stores their keys and values, and attends to the frame so far. It is not part of the
-product before it, because a head's norm needs the whole head, and a program of that product has 16 of its features.
+`depth_attention_kernel` does everything between the attention projections in one launch. It normalises and rotates the
+heads of one or two positions, stores their keys and values, and attends to the frame so far. It is separate from the
+product before it, because a head's norm needs the whole head. A program of that product has 16 of its features.
 """
 
 from typing import Any
@@ -138,11 +134,7 @@ class DeviceDepth:
             layer.keys, layer.values = self._embed.new_zeros(shape)
 
     def start(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Process position 0 of a frame; return the states [N, H] that predict stream 0 (`DepthSpec.num_first`).
-
-        Args:
-            hidden: The backbone's hidden states, [N, W]; unchanged.
-        """
+        """Process position 0 of a frame from hidden states [N, W]; return the states [N, H] that predict stream 0."""
         return self._read(self._project(hidden), 0)
 
     def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
@@ -151,7 +143,6 @@ class DeviceDepth:
         If `start` has run, only position 1 is processed.
 
         Args:
-            hidden: The backbone's hidden states, [N, W].
             code: Codes of stream 0, as rows of `embed`, [N].
         """
         if self._depth.spec.num_first:
@@ -160,22 +151,15 @@ class DeviceDepth:
         return self._read(x.flatten(0, 1), 0)
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Process one position of a frame; return the states [N, H] that predict the next stream's codes.
-
-        The next stream is stream `position`.
+        """Process one position of a frame; return the states [N, H] that predict the codes of stream `position`.
 
         Args:
             code: Codes of stream `position` - 1, as rows of `embed`, [N].
-            position: Position in the frame, from 2.
         """
         return self._read(F.embedding(code, self._embed), position)
 
     def _read(self, x: torch.Tensor, first: int) -> torch.Tensor:
-        """Return the output of all layers at the last of T consecutive positions, [N, H].
-
-        Args:
-            x: Inputs at the positions of each row, [N * T, H], grouped by row.
-        """
+        """Return the output of all layers at the last of T positions, [N, H], for inputs [N * T, H] grouped by row."""
         num_new = self._num_first if first == 0 else 1
         for layer in self._layers:
             x = layer(x, first, num_new)
@@ -218,7 +202,6 @@ class DeviceSteppedDepth:
         """Process position 0 of a frame; return the states [N, H] that predict stream 1's codes.
 
         Args:
-            hidden: The backbone's hidden states, [N, W].
             code: Ids of stream 0, as rows of `embed`, [N].
             second: Ids of the second text stream, as rows of `embed`, [N]; -1 for none.
         """
@@ -229,13 +212,10 @@ class DeviceSteppedDepth:
         return self._read(embeds, 0)
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Process one position of a frame; return the states [N, H] that predict the next stream's codes.
-
-        The next stream is stream `position`.
+        """Process one position of a frame; return the states [N, H] that predict the codes of stream `position`.
 
         Args:
             code: Ids of stream `position` - 1, as rows of `embed`, [N].
-            position: Position in the frame, from 1.
         """
         return self._read(F.embedding(code, self._embed), position - 1)
 
@@ -288,12 +268,7 @@ class _Layer:
             self._options["launch_pdl"] = True
 
     def __call__(self, x: torch.Tensor, first: int, num_new: int = 1) -> torch.Tensor:
-        """Return the output [N * T, H] for `x` [N * T, H], and store the keys and values of T positions.
-
-        Args:
-            x: Inputs at the positions of each row, grouped by row.
-            num_new: Number of positions, T.
-        """
+        """Return the output for inputs [N * T, H] grouped by row, and store the keys and values of T positions."""
         qkv = self._qkv(x)
         attended = qkv.new_empty(len(qkv), self._width)
         depth_attention_kernel[len(qkv) // num_new, self._num_heads](

@@ -1,4 +1,4 @@
-"""The rules of `engine/rules.py`, and of mechanisms, as functions that Triton kernels call, `RULES.name`."""
+"""Rules of `engine/rules.py` and of mechanisms as functions that Triton kernels can call (`RULES`)."""
 
 import inspect
 from types import ModuleType

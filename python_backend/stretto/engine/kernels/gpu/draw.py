@@ -1,6 +1,6 @@
 """Triton functions of all sampling kernels, and a kernel that samples as `sampling.draw` does, with the same noise.
 
-The kernel has one program per row and stream. It samples where torch runs the step; otherwise `step_draw.py` samples.
+The kernel samples where torch runs the step; otherwise `step_draw.py` samples.
 """
 
 import torch

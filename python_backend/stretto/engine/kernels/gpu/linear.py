@@ -1,10 +1,8 @@
 """Float32 linear layers on a GPU whose sums do not depend on the number of rows, as a custom operator.
 
 vLLM's batch-invariant product computes tiles of 128 rows, however few there are. Here, up to `MAX_FEW_ROWS` rows are
-computed in tiles of 16. Both kernels add in the same order: the columns of `x` are in eight parts. The products of a
-part are added one after another, and then the sums of the parts.
-
-`few_rows_kernel` computes all parts at once, in different threads, because there are few tiles.
+computed in tiles of 16. Both kernels add in the same order: first within each of eight parts of the columns of `x`,
+then over the parts. `few_rows_kernel` computes all parts at once, because there are few tiles.
 """
 
 import torch
@@ -31,7 +29,6 @@ def linear_on_device(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
     Args:
         x: Rows, [M, K], with consecutive columns.
         weight: Weight [N, K], whose transpose is contiguous.
-        bias: Bias [N], or None.
     """
     num_rows, num_inner = x.shape
     num_columns = len(weight)
@@ -89,7 +86,7 @@ def use_row_invariant_products(model: nn.Module) -> None:
 def halves(
     parts: tl.tensor, half: tl.constexpr, block_rows: tl.constexpr, block_columns: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Return both halves of twice `half` parts, [half, block_rows, block_columns] each."""
+    """Split 2 * `half` parts into two halves, [half, block_rows, block_columns] each."""
     return tl.split(tl.permute(tl.reshape(parts, (2, half, block_rows, block_columns)), (1, 2, 3, 0)))
 
 

@@ -1,9 +1,8 @@
 """GPU operators: embedding sums, float32 products and vLLM's fused operators.
 
-Layers that run outside torch.compile call vLLM's fused CUDA operators directly.
-
-vLLM's default compilation mode disables these operators and relies on torch.compile to fuse the native ones. In layers
-that are not compiled, each norm, activation and rotation would then take up to fourteen kernel launches.
+vLLM's default compilation mode disables its fused operators, because torch.compile fuses the native ones. Layers that
+are not compiled call the fused operators directly. The native ones take up to fourteen launches for a norm, activation
+or rotation.
 """
 
 import copy
@@ -28,13 +27,10 @@ from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 def embed_rows(
     table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_silent: bool, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the sum of each row's stream embeddings, [N, H], in the table's dtype.
-
-    The sum is computed in float32. Ids are not checked.
+    """Return the sum of each row's stream embeddings, [N, H], computed in float32, in the table's dtype.
 
     Args:
-        table: Embeddings of the whole vocabulary, [V, H].
-        ids: Ids of all streams, [N, S].
+        ids: Ids of all streams, [N, S]; not checked.
         pad_is_silent: True if `pad_id` contributes nothing except on stream 0.
     """
     if table.device.type != "cpu":
@@ -109,8 +105,8 @@ class Float32Product:
     cuBLAS is fast if the size of the result's rows is a multiple of 16 bytes. A small weight is therefore padded with
     zeros to a multiple of 8 rows, and the result is a view without the padding.
 
-    With VLLM_BATCH_INVARIANT, vLLM's own product computes each row with the same tiles and in the same order, whatever
-    the number of rows. vLLM's linear layers call it as well, but torch calls it only before compute capability 9.0.
+    With VLLM_BATCH_INVARIANT, vLLM's own product computes each row in the same order, whatever the number of rows. It
+    is called directly, because torch calls it only before compute capability 9.0.
     """
 
     def __init__(self, weight: torch.Tensor):
@@ -155,16 +151,13 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
 
 
 def fp8_product(layer: nn.Module) -> Any:
-    """Return the object with which vLLM computes a linear layer in FP8, or None if there is none.
-
-    This object also quantizes the layer's input.
-    """
+    """Return the object by which vLLM computes a linear layer in FP8 and quantizes its input; None if there is none."""
     owners: tuple[Any, ...] = getattr(layer, "quant_method", None), getattr(layer, "scheme", None)
     return next((owner.fp8_linear for owner in owners if hasattr(owner, "fp8_linear")), None)
 
 
 def uncompiled_modules(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield `module` and the modules in it; those that vLLM compiles are left out with their contents."""
+    """Yield `module` and the modules in it, except those that vLLM compiles and their contents."""
     if isinstance(module, TorchCompileWithNoGuardsWrapper) and not module.do_not_compile:
         return
     yield module

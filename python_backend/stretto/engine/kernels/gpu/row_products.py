@@ -1,13 +1,12 @@
 """Matrix products of few rows on a GPU, whose bits for a row do not depend on the number of rows.
 
-One kernel computes all of them. In the same launch it can normalise the rows before the product, and apply SiLU or add
-a bias and a residual after it. The weight is the left operand of the tensor cores, which have at least 16 rows there,
-and a tile of 16 rows of `x` is the right one. The same binary computes any number of rows, so that the order of each
-sum is always the same: the inner dimension is in eight parts, one for each warp. A part adds its products one block
-after another, then the sums of the parts are added in pairs.
+In the same launch, the kernel can normalise the rows before the product, and apply SiLU or add a bias and a residual
+after it. The weight is the left operand of the tensor cores, which have at least 16 rows there. A tile of 16 rows of
+`x` is the right one. The order of each sum is always the same: the inner dimension is in eight parts, one for each
+warp, whose sums are added in pairs.
 
 With `launch_pdl`, a kernel begins while the previous one ends (programmatic dependent launch). It loads its first
-weights, which no kernel writes, and then waits for the previous kernel before it reads or writes anything else.
+weights, which no kernel writes, before it waits for the previous kernel.
 """
 
 from typing import Any
@@ -48,8 +47,6 @@ class RowProduct:
 
     Args:
         weight: Weight, [N, K] or, if the product is gated, [2 N, K]; in bfloat16 or float32, like all tensors.
-        bias: Bias, [N], or None.
-        norm: Norm of the rows before the product, or None.
         is_gated: True if the result is silu(a) * b, for the halves a and b of the product.
         dtype: Dtype of the result; None for that of the weight.
     """
@@ -87,7 +84,7 @@ class RowProduct:
 
 
 class StockProduct:
-    """Product of `RowProduct` by a linear layer of vLLM, which may be quantized, in several launches."""
+    """Equivalent of `RowProduct` in several launches, for a linear layer of vLLM that may be quantized."""
 
     def __init__(self, layer: Any, norm: RMSNorm | None = None, is_gated: bool = False):
         self._layer = layer
@@ -95,7 +92,6 @@ class StockProduct:
         self._is_gated = is_gated
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the result for `x` [M, K], plus the residual [M, N] if there is one."""
         product: torch.Tensor = self._layer(x if self._norm is None else rms_norm(self._norm, x))
         if self._is_gated:
             product = silu_and_mul(product)
@@ -103,12 +99,7 @@ class StockProduct:
 
 
 def product_of(layer: Any, norm: RMSNorm | None = None, is_gated: bool = False) -> RowProduct | StockProduct:
-    """Return the product of a linear layer: ours if it has a plain weight in a dtype that ours supports.
-
-    Args:
-        norm: Norm before the layer, or None.
-        is_gated: True if SiLU and a product of both halves follow.
-    """
+    """Return the product of a linear layer: `RowProduct` for a plain weight in a dtype that it supports."""
     method = getattr(layer, "quant_method", None)  # None for a layer with adapters
     if type(method) is UnquantizedLinearMethod and layer.weight.dtype in BLOCK_INNER:
         bias = None if layer.bias is None else layer.bias.data

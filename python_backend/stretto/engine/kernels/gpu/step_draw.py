@@ -1,10 +1,7 @@
 """Triton kernels that sample the audio rows of a step, one program per row and stream.
 
-Each program applies guidance and masks, computes its noise key and samples. The parameters of each row are in tables on
-the device, so a captured graph can be replayed for any batch. A row of logits is read once and kept in registers. The
-reference is `engine/sampling/draw.py`.
-
-The module also defines the compile-time constants of the step kernels, such as the columns of the step table.
+The parameters of each row are in tables on the device, so a captured graph can be replayed for any batch. The reference
+is `engine/sampling/draw.py`.
 """
 
 from typing import Any, NamedTuple
@@ -63,16 +60,14 @@ class StepRules(NamedTuple):
     """Rules of the family's replies (`SegmentRules`) and sizes of the tables.
 
     Attributes:
-        family: Constants of the family that `engine/rules.py` needs.
         num_rows: N, the maximum number of rows in a step.
         num_others: S - 1, the number of streams other than stream 0.
         num_drawn: Number of these streams that are sampled, which come first.
-        num_sent: Number of state columns that are sent to the host with each row.
         num_ids: Number of columns of the tables from `end_tables`; the last is for all other ids.
         num_end_frame: Number of ids in the frame that ends the audio; 0 for none.
         num_seen_columns: Number of columns of the repetition penalty's table; 0 without a penalty.
-        track_start: Index, among streams 1 to S - 1, of the first input-only stream whose ids are already in the table.
-        track_stop: Index after the last such stream; equal to `track_start` if there is none.
+        track_start, track_stop: Range, among streams 1 to S - 1, of input-only streams whose ids are already in the
+            table.
     """
 
     family: ReplyConstants
@@ -135,10 +130,7 @@ def nucleus_of(values: tl.tensor, floor: tl.tensor, temperature: tl.tensor, top_
 def noisiest_of(
     values: tl.tensor, token_ids: tl.tensor, key: tl.tensor, temperature: tl.tensor, floor: tl.tensor
 ) -> tl.tensor:
-    """Return the column whose value plus noise is largest, among values of at least `floor`.
-
-    At temperature 0, there is no noise.
-    """
+    """Return the column whose value plus noise (none at temperature 0) is largest, among values of at least `floor`."""
     scores = values
     if temperature > 0:
         scores = tl.div_rn(values, temperature) + gumbel_of(key, token_ids)
@@ -173,8 +165,6 @@ def kept(
         temperature: Temperature; 0 is greedy.
         top_k: Number of logits to keep; 0 is off.
         top_p: Probability mass to keep; 1 is off.
-        is_seen: True for ids that the repetition penalty applies to.
-        penalty: Repetition penalty; 1 without one.
     """
     floor = tl.max(values, 0)
     if temperature > 0:
@@ -189,13 +179,7 @@ def redrawn_from(
     values: tl.tensor, columns: tl.tensor, repeated: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor,
     constants: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return the logits from which an id is sampled again.
-
-    Args:
-        repeated: Column of the id that is not taken.
-        top_k: Number of logits to keep; 0 is off.
-        constants: Constants of the family (`StepProgram.rule_constants`).
-    """
+    """Return the logits from which an id is sampled again, because that in column `repeated` was rejected."""
     return values
 
 
@@ -204,12 +188,7 @@ def hidden_ends(
     ids: tl.tensor, is_short: tl.tensor, at: tl.tensor, mine: tl.tensor, plan_stride: tl.constexpr,
     constants: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return True for end ids that a row may not have.
-
-    Args:
-        is_short: True before the minimum length.
-        constants: Constants of the family (`StepProgram.rule_constants`).
-    """
+    """Return True for end ids that a row may not have; `is_short` is True before the minimum length."""
     return is_short
 
 
@@ -222,7 +201,6 @@ def repeated(
 
     Args:
         row_stride: Distance between the ids of two positions in `history`.
-        constants: Constants of the family (`StepProgram.rule_constants`).
     """
     count = tl.full((), 0, tl.int32)
     window = real_of(mine + RAS_WINDOW * plan_stride).to(tl.int32)
@@ -244,11 +222,9 @@ class SamplingFunctions(NamedTuple):
     are those of the functions above.
 
     Attributes:
-        penalized: Returns logits with the repetition penalty (`with_penalty`).
-        repeated: Returns True if a code occurs too often.
-        counted: Returns True for each id that the penalty applies to, in a family without a table of counted ids, given
-            the ids, the history, the positions of the row and of the first audio row, the distance of two positions in
-            the history, and the mechanism's constants (see `repeated`). None if there is no such penalty.
+        counted: Returns True for each id that the penalty applies to, in a family without a table of counted ids; None
+            if there is no such penalty. It gets the ids, the history, the positions of the row and of the first audio
+            row, and `row_stride` and `constants` as in `repeated`.
     """
 
     penalized: Any
