@@ -35,11 +35,7 @@ MAX_READ_BYTES = 65_536
 
 
 def standard_input() -> str | AsyncIterator[str]:
-    """Return the complete text if standard input is a file, or an iterator over the text from a pipe.
-
-    Raises:
-        ValueError: The text is neither UTF-8 nor UTF-16 with a byte order mark, or standard input is closed.
-    """
+    """Return the complete text if standard input is a file, or an iterator over the text from a pipe."""
     descriptor = open_input()
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return TextDecoder("standard input").decode(sys.stdin.buffer.read(), is_last=True)
@@ -49,7 +45,7 @@ def standard_input() -> str | AsyncIterator[str]:
 def recording(path: Path) -> Path | bytes:
     """Return the path of a regular file, or the content of a pipe; `-` is standard input.
 
-    The event loop does not run yet, so an interrupt ends the wait for a pipe's writer.
+    Call it before the event loop runs, so that an interrupt ends the wait for a pipe's writer.
     """
     if path == STANDARD_INPUT:
         open_input()
@@ -282,7 +278,6 @@ class PlayedReply:
                 sink.write(event.pcm, event.sample_rate)
 
     def close(self) -> None:
-        """Close the sinks."""
         for sink in self._sinks:
             sink.close()
 
@@ -302,7 +297,7 @@ class PlayedReply:
         return self.tally.record() | {"file": self.file}
 
     def summary(self) -> str:
-        """Return a one-line summary like that of `speak`."""
+        """Return a one-line summary with the file's path."""
         return (f"{self.file}: " if self.file else "") + self.tally.summary()
 
 
@@ -314,9 +309,6 @@ def open_sinks(args: argparse.Namespace) -> list[Sink]:
     """Return the requested output file and the player, or a default file if neither is requested.
 
     Audio on standard output is not played, because another program may play it.
-
-    Raises:
-        ValueError: The file name has no supported suffix.
     """
     file = AudioFile(args.out) if args.out else None
     if file is not None and file.is_standard_output:
@@ -425,12 +417,11 @@ def main(
 ) -> int:
     """Run a command, print errors to standard error, and return the exit status.
 
+    Errors of standard output are raised (see `console.run`).
+
     Args:
         argv: Arguments; None for the arguments of the process.
         default_server: Function that returns the server's address if the command does not contain one.
-
-    Raises:
-        OSError: Standard output failed (see `console.run`).
     """
     return perform(parse(argv, prog), default_server)
 

@@ -24,9 +24,6 @@ async def run_adapter_command(
         server: Address of the server (host:port), for error messages.
         find_key: Function that returns the header with the server's key; empty if it is unknown.
         command: `action` (`list`, `load` or `unload`), `name` and `path`.
-
-    Raises:
-        ClientError: The key is unknown, or the server did not do it.
     """
     key = find_key()
     if not key:

@@ -1,7 +1,7 @@
 """Passages of a clip that are not the generated speech: replaced, inserted or cut.
 
-Windows of the clip are correlated with the generated samples at the expected position. If they do not correlate, later
-positions are searched. The correlation does not depend on the level, and survives mp3 and Opus.
+Windows of the clip are correlated with the generated samples at the expected position, and otherwise at later ones. The
+correlation does not depend on the level, and survives mp3 and Opus.
 """
 
 from collections.abc import Iterator
@@ -49,12 +49,10 @@ class Passage:
 
 @dataclass
 class Run:
-    """Successive windows of the clip that are the generated speech, moved by `offset` samples.
+    """Successive windows of the clip, samples [start, end), that match the generated speech.
 
     Attributes:
-        start: First sample of the run in the clip.
-        end: Sample after the last one.
-        first_offset: Position in the generated speech minus that in the clip, for the first window.
+        first_offset: Position of the first window in the generated speech minus that in the clip, in samples.
         offset: The same for the last window.
     """
 
@@ -115,9 +113,7 @@ class Comparison:
         return [passage for before, after in pairwise(ends) for passage in self._between(before, after)]
 
     def _compare(self, start: int) -> None:
-        """Extend the last run by a window of the clip, or begin a new run with it; leave it out if it matches no
-        generated speech.
-        """
+        """Add a window of the clip to the last run or to a new one; skip it if it matches no generated speech."""
         window = self._clip[start : start + WINDOW]
         run = self._runs[-1] if self._runs else None
         is_silent = level(window) < self._silence
@@ -174,7 +170,7 @@ class Comparison:
         return self._follow(start, window, offset, level(window) < self._silence, LAG // 4) is not None
 
     def _between(self, before: Run, after: Run) -> Iterator[Passage]:
-        """Yield the altered passage between two runs, if it is audible."""
+        """Yield the altered passage between two runs, if there is one."""
         start = before.end
         end = after.start
         if start > end:  # both runs extend into the speech of the other one

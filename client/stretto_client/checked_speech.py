@@ -1,8 +1,8 @@
 """Speech that is measured while it arrives. From a fault on, it is generated again.
 
 A part of the measured speech is held back (`Lead`). If it has a fault, the server repeats the reply up to the samples
-that may have been sent, and samples the rest with new noise (option `redraw_from`). The decisions depend on the samples
-only, not on times or on their division into events, so that the same text and seed give the same speech.
+that may have been sent, and samples the rest with new noise (option `redraw_from`). Decisions depend only on the
+samples, not on times or on the sizes of events, so that the same text and seed give the same speech.
 """
 
 import asyncio
@@ -43,11 +43,7 @@ def check_one_of(name: str, choices: Sequence[str], value: str) -> None:
 
 
 def attempts_of(check: Check, attempts: int, hold_s: float = 0.0) -> int:
-    """Return the maximum number of attempts to speak a clause, or 0 if speech is not checked.
-
-    Raises:
-        ValueError: One of the arguments is invalid.
-    """
+    """Check the arguments; return the maximum number of attempts to speak a clause, 0 without checks."""
     check_one_of("check", CHECKS, check)
     if not 1 <= attempts <= MAX_ATTEMPTS:
         raise ValueError(f"attempts: expected an integer in [1, {MAX_ATTEMPTS}], got {attempts!r}")
@@ -57,7 +53,7 @@ def attempts_of(check: Check, attempts: int, hold_s: float = 0.0) -> int:
 
 
 class Lead:
-    """Duration of all clauses of a text that have been sent; the player has played only a part of it.
+    """Total duration of a text's sent clauses; the player has played only a part of it.
 
     Args:
         hold_s: Minimum duration of a clause that is held back, in seconds.
@@ -72,10 +68,9 @@ class Lead:
         self._num_samples += num_samples
 
     def num_free(self, num_measured: int, sample_rate: int, sample_bytes: int) -> int:
-        """Return the number of samples of the next clause that may be sent once `num_measured` of them have been
-        measured.
+        """Return how many samples of the next clause may be sent once `num_measured` have been measured.
 
-        If speech is generated at 1.5 times real time or faster, a player does not wait for the others.
+        A player does not wait for the other samples if speech is generated at 1.5 times real time or faster.
         """
         free = round(FREE_S * sample_rate)
         share = max(0, self._num_samples + num_measured - free) // SHARE
@@ -88,24 +83,20 @@ Frames = tuple[int, ...]
 """Frames at which sampling with new noise begins (`redraw_from`)."""
 
 Begin = Callable[[Frames], SpeechStream]
-"""Function that speaks the clause, drawn anew from these frames on."""
+"""Function that speaks the clause with new noise from each of these frames on."""
 
 
 def num_equal_frames(one: Frames, other: Frames) -> float:
-    """Return the number of frames at the beginning of two attempts that are the same."""
+    """Return the number of equal frames at the beginning of two attempts; infinity if all are equal."""
     return next((min(pair) for pair in zip_longest(one, other, fillvalue=inf) if pair[0] != pair[1]), inf)
 
 
 class Attempt:
     """Attempt to speak a clause, whose events are measured as they arrive.
 
-    Args:
-        is_judged: True to keep its samples for a judge.
-        frames: Frames from each of which on sampling uses new noise.
-
     Attributes:
         held: Events, or the parts of them, that have not been sent.
-        chunks: Samples of the first MAX_JUDGED_S seconds, for a judge.
+        chunks: Samples of the first MAX_JUDGED_S seconds, if a judge needs them (`is_judged`).
         report: Further entries of the last event's report.
         sent_report: Report of the last event, once it has been sent; a late judge adds to it.
         error_size: Size of the largest error in its words; 0 if they are not checked.
@@ -129,23 +120,20 @@ class Attempt:
 
     @property
     def seconds(self) -> float:
-        """Duration of the samples so far."""
         return self.num_samples / self.sample_rate
 
     @property
     def num_measured(self) -> int:
-        """Number of samples that have been measured."""
         return 0 if self._meter is None else self._meter.num_measured
 
     @property
     def num_found(self) -> int:
-        """Number of samples with which the first fault is found."""
+        """Number of samples after which the first fault was found."""
         return round(self.faults[0].found_s * self.sample_rate)
 
     @property
     def badness(self) -> tuple[int, int, float]:
-        """Rank of a faulty attempt; the best attempt has the lowest. It depends on how bad the first fault is, and how
-        early it is found.
+        """Sort key of a faulty attempt: how bad its first fault is, and how early it was found. The best is lowest.
 
         Later faults do not count, because an attempt may be given up at the first one.
         """
@@ -166,7 +154,7 @@ class Attempt:
             self.faults += meter.end(limit_of(event.report), event.report.get("num_pieces", 1) == 1)
 
     def repeat(self, earlier: "Attempt") -> None:
-        """Add the results of the judge of an earlier attempt with the same seed, and so with the same speech."""
+        """Copy the judge's faults and report from an earlier attempt with the same speech."""
         self.faults += [fault for fault in earlier.faults if fault not in self.faults]
         self.report |= earlier.report
 
@@ -176,14 +164,14 @@ class Attempt:
 
 
 Measure = Callable[[Attempt, dict[str, Any]], Awaitable[None]]
-"""Function of a whole attempt and its report, which may add to the attempt's faults and report."""
+"""Function that measures a complete attempt and adds to its faults and report."""
 
 
 class Judge:
     """Judge that measures the complete attempts of a text.
 
-    Within `async with`, clauses that have been sent are judged late, that is, while the next ones are spoken. Judging
-    ends with it, and `finish` waits for the results.
+    Within `async with`, clauses are judged late: after they have been sent, while the next ones are spoken. `finish`
+    waits for the results, and leaving the block cancels the rest.
 
     Args:
         join: If it is `continued`, no clause is judged late, because only speech without a fault is continued.
@@ -251,13 +239,11 @@ def checked(
     without samples reports the duration of its speech.
 
     Args:
-        speak: Function of options, the clause and further arguments, which speaks it.
+        speak: Function that speaks a clause, given options, the clause and further arguments.
         attempts: Maximum number of attempts for a clause; more than one need a seed in the options. 0 not to measure.
         tries: Tries of each attempt after the first one, while the server is full.
-        judge: Judge of complete attempts; None for no judge.
         profile: Function that returns the profile with the limits of the samples; None for the usual ones.
-        redraws: `redraw_from` of each clause of an earlier speech, to repeat it without measuring it; None for new
-            speech.
+        redraws: `redraw_from` of each clause of an earlier speech, to repeat it unmeasured; None for new speech.
     """
     if redraws is not None:
         return repeated(speak, options, redraws)
@@ -281,12 +267,7 @@ def checked(
 def repeated(
     speak: Callable[..., SpeechStream], options: SpeakOptions, redraws: Sequence[Sequence[int]]
 ) -> Callable[..., ProducedSpeech]:
-    """Return a function that speaks each clause of a text as its last attempt did, without measuring it.
-
-    Args:
-        speak: Function of options, the clause and further arguments, which speaks it.
-        redraws: `redraw_from` of each clause's last attempt, as in the report of the whole text.
-    """
+    """Return a function that repeats the clauses of an earlier speech unmeasured; `redraws` is as for `checked`."""
     left = deque(redraws)
 
     def speak_clause(text: str, **arguments: Any) -> ProducedSpeech:
@@ -307,11 +288,7 @@ def repeated(
 
 @dataclass(frozen=True)
 class _Stream:
-    """Events of an attempt.
-
-    Attributes:
-        repeated: Earlier attempt that this one repeats, or None. Its faults are only reported.
-    """
+    """Events of an attempt. If it repeats an earlier one (`repeated`), its faults are only reported."""
 
     attempt: Attempt
     repeated: Attempt | None
@@ -360,7 +337,7 @@ class _Clause:
                 stream = await self._try(stream, items)
 
     async def _begun(self, frames: Frames, tries: Tries, repeated: Attempt | None = None) -> "_Stream":
-        """Return the stream of a new attempt, whose first event has arrived."""
+        """Start an attempt, and return its stream once the first event has arrived."""
         limits = USUAL_SIGNALS if self._profile is None else self._profile.signals
         attempt = Attempt(self._text, limits, self._judge is not None, frames)
         events = events_in_turn(partial(self._begin, frames), tries)
@@ -369,8 +346,8 @@ class _Clause:
     async def _successor(self, attempt: Attempt, event: SpeechEvent, items: Items) -> "_Stream | None":
         """Abandon an attempt, whose last event is `event`, and return the stream of the next one.
 
-        If some of the speech has been sent, the next one does not wait while the server is full, and None is returned
-        if it fails: the faulty speech is then continued.
+        If speech has been sent, the next attempt does not wait while the server is full. If it fails, None is returned,
+        and the faulty speech continues.
         """
         frames: Frames = (*attempt.frames, self._first_new_frame(attempt))
         best: Attempt | None = None
@@ -437,9 +414,7 @@ class _Clause:
         return [earlier for earlier in self._given_up if num_equal_frames(earlier.frames, attempt.frames) >= first]
 
     def _is_given_up(self, attempt: Attempt) -> bool:
-        """Return True if a faulty attempt is to be abandoned, because another one may be right, or an earlier one is
-        better.
-        """
+        """Return True to abandon a faulty attempt, because another may be right or an earlier one is better."""
         if len(self._given_up) < self._attempts - 1:
             assert self._profile is not None
             first = self._first_new_frame(attempt)
@@ -455,9 +430,7 @@ class _Clause:
         await items.put(self._sent.add(replace(event.without_speech(), start_s=start_s, redrawn_s=attempt.seconds)))
 
     async def _judge_whole(self, attempt: Attempt, is_held: bool, items: Items) -> bool:
-        """Let the judge measure an attempt, and return True if all of it is held back. Otherwise, the rest of the
-        attempt is sent first.
-        """
+        """Let the judge measure an attempt; return True if all of it is held back. Otherwise, first send the rest."""
         last = attempt.held[-1]
         if self._judge is None or last.report is None:
             return is_held

@@ -79,11 +79,7 @@ def key_headers(server: str, directory: Path = DIRECTORY) -> dict[str, str]:
 
 
 def caller_headers(server: str, caller: Callable[[], str] | None) -> dict[str, str] | None:
-    """Return the headers that name the caller; None if none is known or the server is remote.
-
-    Args:
-        caller: Function that identifies the caller.
-    """
+    """Return the headers that identify the caller; None without a caller or without the server's key."""
     key = key_headers(server) if caller is not None else {}
     if not key or caller is None:
         return None
@@ -117,7 +113,7 @@ def for_text(
     with_codes: bool,
     voice: MarkedVoice | None,
 ) -> SpeakOptions:
-    """Return the options of one text of a request."""
+    """Return a request's options with the settings of one of its texts."""
     if voice is not None:
         options = {**options, "voice": voice.voice}
     if with_codes:
@@ -240,7 +236,7 @@ class SpeechClient:
                 there is a pause after lines without punctuation. `speak_once` sends the text unchanged.
             rates: True if the caller plays each event at its `speed`, which changes with `<prosody rate>` of SSML.
             check: `signals` or `words` to list the `faults` of speech in the report, for the task `tts`, or `off`.
-            attempts: Maximum number of different attempts to speak a clause, which begin with the speech that was sent.
+            attempts: Maximum number of attempts to speak a clause; each begins with the speech that was sent.
             hold_s: Minimum duration of speech in seconds, up to MAX_HOLD_S, that is held back until it is measured.
             check_with: Recogniser for `words`: `self`, `grpc://HOST:PORT` or `http://HOST:PORT/v1` (`Address`).
             join: `continued` if each clause continues the one before (`ContinuedSpeech`); clauses are then shorter.
@@ -368,12 +364,7 @@ class SpeechClient:
     def _live(
         self, inputs: list[InferInput], unread: UnreadAudio, resume_s: float, total_s: float | None
     ) -> Callable[[Items], Awaitable[None]]:
-        """Return the function that puts the events of a live session, which `inputs` open, into a queue.
-
-        Args:
-            resume_s: Time for which the server keeps the session after a lost connection, in seconds.
-            total_s: Maximum duration of the session in seconds; None for the client's.
-        """
+        """Return the function that puts the events of a live session, which `inputs` open, into a queue."""
         # The server sends nothing during silence.
         total_s = total_s or self.timeouts.total_s
         waits = replace(self.timeouts, between_s=total_s, total_s=total_s)
@@ -413,7 +404,7 @@ class SpeechClient:
         """Send a request and return its events.
 
         Args:
-            sharing: Shared memory of the request, which is freed when the request ends; None if it has none.
+            sharing: Shared memory of the request, freed when the request ends.
         """
 
         async def requests() -> AsyncIterator[dict[str, Any]]:

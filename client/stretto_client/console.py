@@ -23,7 +23,7 @@ def run(command: Callable[[], int]) -> int:
     the command ends without a message.
 
     Args:
-        command: Function that returns an exit status. It passes on errors of the standard streams (`is_of_stream`).
+        command: Function that returns an exit status. It must raise errors of standard streams (`is_of_stream`).
     """
     open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -49,10 +49,9 @@ def run(command: Callable[[], int]) -> int:
 
 
 def open_closed_streams() -> None:
-    """Connect standard streams that are closed to the null device.
+    """Connect closed standard streams to the null device.
 
-    Otherwise a file or connection that is opened later gets the descriptor of a standard stream, and messages of
-    libraries are written into it.
+    Otherwise a file opened later gets the descriptor of a standard stream, and messages are written into it.
     """
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
         if getattr(sys, name) is None:
@@ -73,11 +72,7 @@ def described(error: Exception) -> str:
 
 
 class TextDecoder:
-    """Incremental decoder of UTF-8 text, or of UTF-16 text that begins with a byte order mark.
-
-    Args:
-        source: Name of the text in error messages, or nothing.
-    """
+    """Incremental decoder of UTF-8, or of UTF-16 with a byte order mark; errors name the text's `source`."""
 
     def __init__(self, source: str):
         self._source = source
@@ -88,14 +83,7 @@ class TextDecoder:
         self._line = 1
 
     def decode(self, data: bytes, is_last: bool = False) -> str:
-        """Return the characters that are complete.
-
-        Args:
-            is_last: True if no more bytes follow.
-
-        Raises:
-            ValueError: The bytes are not text; the message contains the position.
-        """
+        """Return the complete characters; raise ValueError with the position if the bytes are not text."""
         if self._decoder is None:
             data = self._head + data
             self._head = b""

@@ -1,10 +1,8 @@
-"""Clauses of a text that continue the speech of an earlier clause, in families that support it
-(`TaskProfile.continues`).
+"""Clauses of a text that continue the speech of an earlier clause, if the model can (`TaskProfile.continues`).
 
 The request of a clause contains the text and the codes of an earlier clause: the last one in the same voice that ended
-by itself, without faults, within MAX_BEFORE_S. It contains the whole clause, because the text of a part of the codes is
-not known. The choice depends only on speech that has been sent, not on abandoned attempts, so that the same text and
-seed give the same speech.
+by itself, without faults, within MAX_BEFORE_S. That clause is sent whole, because the text of a part of its codes is
+unknown. Abandoned attempts are never continued, so that the same text and seed give the same speech.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -30,16 +28,12 @@ CLAUSE_UNITS = 240  # longest clause, in `spoken_units`, so that its speech usua
 
 
 def independent_only(profile: ModelProfile, has_voice: bool = False) -> str:
-    """Return the expected value of `join` for a model that cannot continue speech, for error messages.
-
-    Args:
-        has_voice: True if it only cannot because the request has a voice.
-    """
+    """Return the expected value of `join` for a model that cannot continue speech, for error messages."""
     return f"independent ({profile.family!r} cannot continue speech{' in a requested voice' * has_voice})"
 
 
 def reads_either(task: TaskProfile, voice: object) -> bool:
-    """Return True if the model would use earlier speech as the voice, but the request has a voice of its own."""
+    """Return True if the model reads earlier speech as a voice, but the request already has a voice."""
     return voice is not None and task.continues == "voice"
 
 
@@ -49,11 +43,7 @@ def continuing_task(profile: ModelProfile) -> TaskProfile | None:
 
 
 def clause_chars(text: str, max_chars: int, join: Join) -> int:
-    """Return the maximum length of a clause of `text` in characters.
-
-    Args:
-        join: `continued` for clauses that the next one may continue.
-    """
+    """Return the maximum number of characters in a clause of `text`; continued clauses are shorter."""
     if join == "independent":
         return max_chars
     return min(max_chars, max(1, round(CLAUSE_UNITS * len(text) / max(1.0, spoken_units(text)))))
@@ -108,11 +98,7 @@ class ContinuedSpeech:
     async def __call__(
         self, text: str, voice: MarkedVoice | None = None, **arguments: Any
     ) -> AsyncIterator[AsyncIterator[SpeechEvent]]:
-        """Speak a clause, and keep its speech as the context of the next one in the same voice.
-
-        Args:
-            voice: Voice of the clause; None for that of the options.
-        """
+        """Speak a clause, and keep its speech as the context of the next one in the same voice."""
         task = await self._task()
         name = None
         chosen = self._voice
@@ -130,7 +116,6 @@ class ContinuedSpeech:
             yield events
 
     async def _task(self) -> TaskProfile:
-        """Return the task whose clauses continue earlier ones; raise RequestRefused if the model has none."""
         profile = await self._profile()
         task = continuing_task(profile)
         if task is None:

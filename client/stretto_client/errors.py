@@ -72,11 +72,7 @@ class TimedOut(ClientError):
 
 
 def exit_status(command: Callable[[], int]) -> int:
-    """Run a command, and return its exit status. If it raises an error, print it and return the error's exit status.
-
-    Raises:
-        OSError: Standard output failed (see `console.run`).
-    """
+    """Run a command, and return its exit status. Errors are printed, but those of standard streams are raised."""
     try:
         return command()
     except ClientError as error:

@@ -28,11 +28,10 @@ class Turns:
     """Threads that run jobs of callers, who share the threads' time equally.
 
     The next job is one of the caller that has used the least time (start-time fair queueing). A caller therefore waits
-    for at most one job in each thread, even if another caller has many. A job that has begun runs to its end. Long work
-    is therefore divided into slices, each of which is a job. A job whose task has been cancelled does not begin.
+    for at most one job in each thread, even if another caller has many. A job that has begun runs to its end, which is
+    why long work is divided into several jobs. A job whose task has been cancelled does not begin.
 
     Args:
-        num_threads: Number of threads. Python code runs in one at a time.
         clock_s: Function that returns the time that the current thread has used, in seconds.
     """
 
@@ -60,7 +59,7 @@ class Turns:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _enter(self, caller: str) -> deque[Job]:
-        """Return the caller's waiting jobs, beginning with the used time of the busy caller that has used the least."""
+        """Return the caller's waiting jobs. A new caller begins with the least time that a busy caller has used."""
         if caller not in self._waiting:
             busy = {*self._waiting, *self._num_running}
             least_s = min((self._used_s[other] for other in busy), default=0.0)

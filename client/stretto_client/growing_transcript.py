@@ -46,7 +46,6 @@ class GrowingTranscript:
 
     Args:
         tries: Tries of the requests after the first one, while the server is full.
-        items: Queue for the events.
     """
 
     def __init__(self, transcribe: Transcribe, tries: Tries, unread: UnreadAudio, items: Items):
@@ -97,11 +96,7 @@ class GrowingTranscript:
             await self._read(is_end=True)
 
     async def _read(self, is_end: bool) -> None:
-        """Transcribe the first `_num_read` samples, and put the text that later requests do not change.
-
-        Args:
-            is_end: True for the last request, whose whole text is put as it arrives.
-        """
+        """Transcribe the first `_num_read` samples, and put the text that later requests keep; at the end, all text."""
         recording = as_floats(np.frombuffer(self._recording, np.int16, self._num_read))
         begin = partial(self._transcribe, recording, self._beginning)
         transcript = ""
@@ -122,11 +117,9 @@ class GrowingTranscript:
             await self._put_text(continuation["num_chars"], self._read_s)
 
     async def _put_text(self, stop: int, transcribed_s: float | None = None, last: SpeechEvent | None = None) -> None:
-        """Put the text before character `stop` that has not been sent.
+        """Put the unsent text before character `stop`, in a copy of the event `last` if there is one.
 
-        Args:
-            transcribed_s: Time up to which no text is missing, in seconds; None if some may be.
-            last: Last event of the last request, whose report the event gets; None before the end.
+        No text is missing before `transcribed_s` seconds, unless that is None.
         """
         text = self._transcript[self._num_sent : stop]
         self._num_sent = max(self._num_sent, stop)
@@ -154,13 +147,9 @@ class Client(Protocol):
     timeouts: Timeouts
     tries: Tries
 
-    async def profile(self) -> ModelProfile:
-        """Return the model profile."""
-        ...
+    async def profile(self) -> ModelProfile: ...
 
-    def transcribe(self, audio: Audio, /, **options: Unpack[TranscriptionOptions]) -> SpeechStream:
-        """Return the events of a transcript."""
-        ...
+    def transcribe(self, audio: Audio, /, **options: Unpack[TranscriptionOptions]) -> SpeechStream: ...
 
 
 async def transcribe_growing(
@@ -175,7 +164,7 @@ async def transcribe_growing(
 
     Args:
         total_s: Maximum duration in seconds; None for the client's.
-        transcribe_live: Function that does so with a model that reads live audio.
+        transcribe_live: Function that does the same with a model that reads live audio.
     """
     profile = await known_profile(client.profile)
     if profile is None or not profile.continues_transcripts:

@@ -33,9 +33,9 @@ class Joint:
     FADE_S seconds.
 
     Args:
-        reader: Reader of the text; None if its events are only joined.
+        reader: Reader of the text's markup; None if events are only joined.
         transliteration: Words of other scripts; None if the model reads other scripts, too.
-        judge: Judge of the utterances, which may complete their reports late; None for none.
+        judge: Judge that may complete the utterances' reports late.
     """
 
     def __init__(
@@ -91,10 +91,7 @@ class Joint:
             self._begins = True
 
     def joined(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
-        """Return `event` as an event of the joined utterance.
-
-        `is_last` is True if the event belongs to the last utterance.
-        """
+        """Return `event` as an event of the joined utterance; `is_last` marks the events of the last utterance."""
         self._utterance = self._utterance or event.utterance
         joined = replace(
             event,
@@ -114,10 +111,7 @@ class Joint:
         return self._ended(joined, is_last) if event.is_final else joined
 
     def _smooth(self, event: SpeechEvent, is_counted: bool = True) -> NDArray[Any]:
-        """Return the samples of `event`, smoothed to follow the previous samples.
-
-        `is_counted` is False for silence.
-        """
+        """Return the samples of `event`, smoothed to follow the previous ones; `is_counted` is False for silence."""
         assert event.pcm is not None
         pcm = event.pcm
         if not len(pcm):

@@ -170,7 +170,6 @@ class _Formula:
         return [NAMES.get(name, name)]
 
     def _text(self) -> list[str]:
-        """Return the words of a group of text."""
         end = self._at
         while end < len(self._tokens) and self._tokens[end] != "}":
             end += 1
@@ -267,12 +266,10 @@ Formula = tuple[int, str]  # its end, and its words
 
 
 def formula_at(text: str, at: int, before: str, is_last: bool) -> Formula | None:
-    """Return the end of the formula, or other text, that begins at a dollar sign or a backslash, and its words; None if
-    more text is needed.
+    """Return the end and the words of the text at a dollar sign or backslash; None if more text is needed.
 
     Args:
         before: Character before it; empty at the beginning.
-        is_last: True if no text follows.
     """
     window = text[at : at + MAX_MATH_CHARS]
     may_grow = not is_last and len(window) < MAX_MATH_CHARS
@@ -318,7 +315,7 @@ def _inline(window: str, at: int, may_grow: bool) -> Formula | None:
 
 
 def _bare(window: str, at: int, may_grow: bool) -> Formula | None:
-    """Read a formula without delimiters, up to a space outside braces."""
+    """Read a formula without delimiters, which ends at a space outside braces."""
     size = min(len(window), MAX_INLINE_CHARS)
     depth = 0
     for index, character in enumerate(window[:size]):

@@ -63,9 +63,7 @@ class Client(Protocol):
     timeouts: Timeouts
     tries: Tries
 
-    async def profile(self) -> ModelProfile:
-        """Return the model profile."""
-        ...
+    async def profile(self) -> ModelProfile: ...
 
     def speak_once(
         self,
@@ -76,13 +74,9 @@ class Client(Protocol):
         piece: int = 0,
         *,
         voice: MarkedVoice | None = None,
-    ) -> SpeechStream:
-        """Return the events of a single speech request."""
-        ...
+    ) -> SpeechStream: ...
 
-    def parts(self) -> PartStream:
-        """Return a gRPC stream for the parts of streamed text."""
-        ...
+    def parts(self) -> PartStream: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,7 +112,6 @@ async def speak_written(
 
     Args:
         attempts: Maximum number of attempts for a clause, if the model reads whole sentences; 0 not to measure them.
-        judge: Further measure of the clauses; None for none.
     """
     profile = await profile_of(client)
     places = Places()
@@ -169,16 +162,13 @@ async def profile_of(client: Client) -> ModelProfile | None:
 class EventReceiver(Protocol):
     """Receiver of events, such as a queue."""
 
-    async def put(self, event: SpeechEvent, /) -> None:
-        """Receive an event."""
-        ...
+    async def put(self, event: SpeechEvent, /) -> None: ...
 
 
 class PassageEvents:
-    """Receiver of the events of the passages of a streamed text, which joins them and puts them into `items`.
+    """Receiver that joins the events of a streamed text's passages, and puts them into `items`.
 
     Attributes:
-        last: Last event that was put; None if there is none.
         seed: Seed of the last passage; None if it is unknown.
     """
 
@@ -200,7 +190,7 @@ class PassageEvents:
         await self._items.put(self.last)
 
     async def put_end(self) -> None:
-        """Put the end of an utterance after its passages, none of which was known to be the last."""
+        """Put a final event after the last passage, because no passage was known to be the last."""
         if self.last is None:
             raise RequestRefused(NO_TEXT)
         await put_end(self.last, self._joint, self._items)
@@ -211,7 +201,7 @@ async def speak_passages(
 ) -> None:
     """Speak the passages of a text, each sent part by part in a request with its voice.
 
-    A passage that a limit ends is the last.
+    If a limit ends a passage, later ones are not spoken.
     """
     # The server sends nothing while it waits for text, for as long as the writer pauses.
     waits = replace(client.timeouts, between_s=client.timeouts.total_s)
@@ -232,11 +222,7 @@ async def speak_passages(
 async def speak_live(
     speak: Callable[[str], SpeechStream], write: Write, unread: UnreadText, items: EventReceiver
 ) -> None:
-    """Put the events of one utterance, whose text is sent part by part, into `items`.
-
-    Args:
-        speak: Function that starts the utterance with the beginning of the text.
-    """
+    """Put the events of one utterance, whose text is sent part by part, into `items`."""
     opening = await unread.pop(MAX_PART_CHARS)
     async with speak(opening) as stream:
         await _follow(stream, lambda session: _write_all(write, session, unread), NOT_SPOKEN, items)
@@ -266,9 +252,6 @@ async def speak_clauses(
     """Put the events of one utterance into `items`, clause by clause, as clauses become complete.
 
     A clause is spoken before it is known whether another one follows, so the end is a separate event.
-
-    Args:
-        tries: Tries of each clause after the first one, while the server is full.
     """
     last = None
     speak_clause = partial(with_phonemes, speak, reader)
@@ -296,9 +279,6 @@ async def clauses_of(unread: UnreadText, max_chars: int, join: Join = "independe
     """Yield every PAUSE, and sentences in pieces of at most `clause_chars` characters.
 
     A piece is yielded once the next one has begun.
-
-    Args:
-        max_chars, join: As for `clause_chars`.
     """
     held = ""
     has_paused = False
@@ -328,9 +308,8 @@ WITHOUT_SPEECH = "session.resume: expected a session whose speech is still in th
 RETRY_S = 0.2  # delay between attempts to resume a session
 # WORKAROUND(triton server 2.51, fixed in 2.56): Triton keeps all responses of a request, 8 kB for a frame of speech.
 # A session that can be resumed therefore continues with another request after MAX_BYTES.
-# limit per request; size of an event without its samples
 MAX_BYTES = 8 << 20
-EVENT_BYTES = 1 << 10
+EVENT_BYTES = 1 << 10  # size of an event without its samples
 # beginnings of the server's errors for a part that it had accepted before the connection was lost
 ACCEPTED = "session.part: expected {}, the number of the next part", "session: expected no further part"
 
@@ -360,15 +339,13 @@ class LiveAudio:
         self._parts = parts
         self._unread = unread
         self._items = items
-        # number of events received after the one that contains the name
         self._name = ""
-        self._num_events = 0
+        self._num_events = 0  # received after the event that contains the name
         self._num_bytes = 0  # bytes of the events of the current connection
         self._max_bytes = float("inf")
         self._is_gone = False  # the server no longer has the session
-        # number of the next part; True once the last one is acknowledged
-        self._number = 0
-        self._is_complete = False
+        self._number = 0  # of the next part
+        self._is_complete = False  # True once the last part is acknowledged
         self._pending: tuple[NDArray[np.float32], bool] | None = None  # part that has not been acknowledged
 
     async def follow(self, resume_s: float = 0.0) -> None:
@@ -459,8 +436,7 @@ async def _follow(
 ) -> None:
     """Put the events of `stream` into `items`, while `write` sends the parts of its session.
 
-    Args:
-        write: Function that sends all parts, given the session's name.
+    Errors of `write` that begin with `ended` are ignored, because the stream reports the reason.
     """
     failures: list[Exception] = []
 

@@ -71,7 +71,7 @@ def _split(text: str, max_chars: int) -> Iterator[str]:
 
 
 def _short(text: str, max_chars: int) -> Iterator[str]:
-    """Yield the sentences of a text, or pieces of them; those that begin a paragraph begin with PARAGRAPH."""
+    """Yield the sentences of a text, or the pieces of overlong ones, with PARAGRAPH as in `_split`."""
     for sentence, before in _sentences(text):
         for piece in _cut(sentence, max_chars, PLACES):
             yield before + piece
@@ -128,10 +128,7 @@ def _first_end(text: str, max_chars: int) -> int:
 
 
 def _cut(text: str, max_chars: int, places: Sequence[re.Pattern[str]]) -> Iterator[str]:
-    """Yield pieces of a sentence.
-
-    The sentence is cut at the first pattern in `places` that makes the pieces short enough, otherwise within a word.
-    """
+    """Yield pieces of a sentence, cut at the first of `places` that makes them short enough, or else within words."""
     if len(text) <= max_chars:
         yield text
     elif places:
@@ -142,10 +139,7 @@ def _cut(text: str, max_chars: int, places: Sequence[re.Pattern[str]]) -> Iterat
 
 
 def _packed(pieces: Iterable[str], max_chars: int) -> Iterator[str]:
-    """Join pieces with spaces as long as they fit, and yield the results.
-
-    Punctuation that does not fit is dropped.
-    """
+    """Join pieces with spaces as long as they fit, and yield the results. Drop punctuation that does not fit."""
     held = ""
     for piece in pieces:
         joined = held + piece if piece.startswith(PARAGRAPH) or not held else f"{held} {piece}"
@@ -174,7 +168,7 @@ class Piece(NamedTuple):
 
 
 async def in_voice(speak: Speak, voices: MarkedVoices, change: VoiceChange) -> Speak:
-    """Return `speak` with the voice after a change; raise what `MarkedVoices.choose` raises."""
+    """Return `speak` with the voice that a change selects."""
     voice = await voices.choose(change.name)
     return speak if voice is None else partial(speak, voice=voice)
 
@@ -243,11 +237,7 @@ async def cut(
 
 
 class Clauses(NamedTuple):
-    """Pieces of a text, and pauses in seconds and changes of rate and voice between them.
-
-    Attributes:
-        transliteration: Words of other scripts; None if the model reads other scripts, too.
-    """
+    """Pieces of a text, and pauses in seconds and changes of rate and voice between them."""
 
     pieces: Parts
     places: Places
@@ -279,8 +269,8 @@ def with_phonemes(speak: Speak, reader: MarkupReader, text: str, **options: Any)
 class LongSpeech(ProducedSpeech):
     """Stream that joins several texts into a single utterance, with the interface of SpeechStream.
 
-    Pauses and changes of rate and voice may stand between the texts (`Clauses`). A clause is requested once all events
-    of the previous clause have been received, which is usually before they have been played. At most MAX_EVENTS_AHEAD
+    Pauses and changes of rate and voice may be between the texts (`Clauses`). A clause is requested once all events of
+    the previous clause have been received, which is usually before they have been played. At most MAX_EVENTS_AHEAD
     events are received ahead of the reader.
     """
 
@@ -353,10 +343,7 @@ async def _speak_all(
 
 
 async def put_end(last: SpeechEvent, joint: Joint, items: Items) -> None:
-    """Put the end of the joined utterance into `items`: pending silence and a final event.
-
-    `last` is the utterance's last event so far.
-    """
+    """Put pending silence and a final event into `items`; `last` is the utterance's last event so far."""
     await joint.finish()
     nothing = replace(last, pcm=None, text="", words=(), guidance_changes=(), codes=None, duration_s=0.0, is_final=True)
     end_s = last.start_s + last.duration_s
@@ -374,10 +361,7 @@ def has_more(event: SpeechEvent, piece: int) -> bool:
 async def placed_events(
     speak: Speak, text: str, places: Places, tries: Tries, piece: int = 0
 ) -> AsyncGenerator[SpeechEvent, None]:
-    """Yield the events of a text or a piece of it; positions of words are those in the source text.
-
-    `tries` is passed to `events_in_turn`.
-    """
+    """Yield the events of a text or a piece of it; positions of words are those in the source text."""
     placed = None
     has_begun = False
     begin = partial(speak, text, piece=piece) if piece else partial(speak, text)
@@ -394,7 +378,7 @@ async def events_of(
 ) -> AsyncGenerator[SpeechEvent, None]:
     """Yield the events of all pieces of a text, halving the text each time the server rejects its length.
 
-    `tries` is passed to `events_in_turn`, except for the first piece of an utterance that has not begun.
+    `tries` does not apply to the first piece of an utterance that has not begun.
     """
     piece = 0
     goes_on = True

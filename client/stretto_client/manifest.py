@@ -1,5 +1,4 @@
-"""C2PA manifests in audio files (Content Credentials), which bind the receipt of the speech to the file by a
-certificate.
+"""C2PA manifests (Content Credentials), which bind a receipt of speech to an audio file by a certificate.
 
 The receipt is in an assertion of its own, together with the certificate of the signer, because the library of the
 standard does not return certificates.
@@ -46,10 +45,7 @@ class FileSigner:
     """Signer of files of generated speech.
 
     Args:
-        chain: Its certificate, and those of the issuers, in PEM.
-
-    Raises:
-        ReceiptError: C2PA does not admit the certificate, or it has another key.
+        chain: Its certificate in PEM, which C2PA must admit and whose key is `key`, and those of the issuers.
     """
 
     def __init__(self, chain: bytes, key: Ed25519PrivateKey):
@@ -73,14 +69,7 @@ class FileSigner:
         return file_format in MEDIA_TYPES
 
     def sign(self, audio: bytes | bytearray, file_format: str, receipt: bytes) -> bytes:
-        """Return a file with a manifest.
-
-        Args:
-            file_format: A format in MEDIA_TYPES.
-
-        Raises:
-            ReceiptError: C2PA does not admit the certificate; it may have expired.
-        """
+        """Return the file with a manifest; raise ReceiptError if C2PA rejects the certificate (it may have expired)."""
         assertion = {"receipt": json.loads(receipt), "certificate": self._certificate}
         manifest = {
             "claim_generator_info": [{"name": "Stretto"}],
@@ -124,11 +113,7 @@ class Manifest:
 
 
 def read_manifest(data: bytes) -> Manifest | None:
-    """Return the manifest of a file; None if it has none.
-
-    Raises:
-        ReceiptError: The file, its manifest or the receipt in the manifest is malformed.
-    """
+    """Return the manifest of a file, or None; raise ReceiptError if the file or the manifest is malformed."""
     report = validated(data, OFFLINE)
     if report is None:
         return None
@@ -141,11 +126,7 @@ def read_manifest(data: bytes) -> Manifest | None:
 
 
 def signed_receipt(data: bytes, assertion: Any) -> SignedReceipt:
-    """Return the receipt in an assertion of a file's manifest.
-
-    Raises:
-        ReceiptError: The assertion is malformed, or the certificate that it names did not sign it.
-    """
+    """Return the receipt in a manifest's assertion; raise ReceiptError unless its certificate signed the manifest."""
     if not isinstance(assertion, dict) or assertion.keys() != {"receipt", "certificate"}:
         raise ReceiptError(f"manifest: expected a receipt and a certificate, got {shown(assertion)}")
     try:
@@ -166,11 +147,7 @@ def signed_receipt(data: bytes, assertion: Any) -> SignedReceipt:
 
 
 def validated(data: bytes, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the library's report on a file's manifest; None if it has none.
-
-    Raises:
-        ReceiptError: The file or its manifest is malformed.
-    """
+    """Return the library's report on a file's manifest, or None; raise ReceiptError if either is malformed."""
     try:
         with (
             c2pa.Context.from_dict(settings) as context,

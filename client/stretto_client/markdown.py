@@ -142,12 +142,10 @@ class MarkdownReader:
         self._ready: list[str] = []
 
     def add(self, piece: str) -> str:
-        """Add a piece of text; return the text that is ready to be spoken."""
         self._take_lines(self._faces.add(self._formulas.add(piece)))
         return self._returned()
 
     def end(self) -> str:
-        """End the text; return the rest of the text to speak."""
         self._take_lines(self._faces.add(self._formulas.end()) + self._faces.end())
         self._take("", is_whole=True)
         self._close()
@@ -238,7 +236,6 @@ class MarkdownReader:
         return any(pattern.fullmatch(line) for pattern in kinds)
 
     def _read_block(self, line: str) -> None:
-        """Process a line that forms a block."""
         if RULE.fullmatch(line) or DELIMITER_ROW.fullmatch(line) or DEFINITION.fullmatch(line):
             self._stop()
         elif match := FENCE.fullmatch(line):

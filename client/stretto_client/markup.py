@@ -95,7 +95,7 @@ class Unspoken(NamedTuple):
 async def find_unspoken(
     text: str, markup: Markup, tags: Collection[str], alphabets: Collection[str] = (), has_rates: bool = False
 ) -> Unspoken:
-    """Return the parts of a complete text that `open_reader` with these arguments leaves out, or without effect.
+    """Return the parts of a complete text that `open_reader` with these arguments leaves out or ignores.
 
     If SSML is invalid, the result covers the text before the error, which is reported when the text is spoken.
     """
@@ -138,9 +138,6 @@ Parts = list[str | Change]
 async def read_text(text: str, markup: Markup, tags: Collection[str] | None = None) -> Parts:
     """Return the parts of the text to speak and, between them, silence in seconds and changes of rate and voice.
 
-    Args:
-        tags: Tags that the model renders; None if unknown.
-
     Raises:
         RequestRefused: SSML is not well-formed, or there is nothing to speak.
     """
@@ -167,11 +164,7 @@ def may_change_voice(text: str, markup: Markup) -> bool:
 
 
 async def find_voices(text: str, markup: Markup, tags: Collection[str] | None = None) -> list[str]:
-    """Return the names in the marks of voices in a complete text, without duplicates; none if its markup is invalid.
-
-    Args:
-        tags: Tags that the model renders; None if unknown.
-    """
+    """Return the names in a complete text's marks of voices, without duplicates; none if its markup is invalid."""
     if not may_change_voice(text, markup):
         return []
     with suppress(RequestRefused):
@@ -238,16 +231,13 @@ class AutoReader:
 
     @property
     def left_out(self) -> list[str]:
-        """Names of the tags that were left out."""
         directions = self._left_out + (self._reader.left_out if self._reader is not None else [])
         return list(dict.fromkeys(self._filter.left_out + directions))[:MAX_NAMES]
 
     def add(self, piece: str) -> str:
-        """Add a piece of text; return the text that is ready to be spoken."""
         return self._read(self._filter.add(piece), is_last=False)
 
     def end(self) -> str:
-        """End the text; return the rest of the text to speak."""
         text = self._read(self._filter.end(), is_last=True)
         return text + (self._reader.end() if self._reader is not None else "")
 

@@ -60,14 +60,7 @@ class TaskProfile:
 
     @classmethod
     def from_record(cls, record: Any, path: str = "task") -> Self:
-        """Parse a task in JSON from a server of any version.
-
-        Args:
-            path: Path of the task in error messages.
-
-        Raises:
-            ValueError: A field is invalid.
-        """
+        """Parse a task in JSON from a server of any version; raise ValueError if a field is invalid."""
         return _read(cls, record, path, {})
 
 
@@ -131,11 +124,7 @@ class ModelProfile:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """Read the profile from the ensemble's config; unknown fields are ignored.
-
-        Raises:
-            ValueError: The profile is missing or invalid.
-        """
+        """Read the profile from the ensemble's config, without unknown fields; raise ValueError if it is invalid."""
         parameter = config.get("parameters", {}).get(PARAMETER)
         if parameter is None:
             raise ValueError(
@@ -172,12 +161,7 @@ class ModelProfile:
 def _read(
     profile_class: type[Profile], record: Any, path: str, readers: dict[str, Callable[[Any, str], Any]]
 ) -> Profile:
-    """Create a dataclass from the fields of a JSON object.
-
-    Args:
-        path: Path of the object in error messages.
-        readers: Functions that read fields that are not plain values, keyed by field name.
-    """
+    """Create a dataclass from the JSON object at `path`; `readers` read the fields that are not plain values."""
     if not isinstance(record, dict):
         raise ValueError(f"{path}: expected an object, got {_shown(record)}")
     values: dict[str, Any] = {}
@@ -256,9 +240,6 @@ READERS: dict[Any, Callable[[Any, str], Any]] = {  # keyed by the declared type 
 async def fetch_profile(client: InferenceServerClient, model: str, server: str, timeout_s: float) -> ModelProfile:
     """Fetch the model profile from a server.
 
-    Args:
-        server: Address of the server (host:port), for error messages.
-
     Raises:
         ClientError: No server answers.
         ValueError: The profile is missing or invalid.
@@ -271,14 +252,7 @@ async def fetch_profile(client: InferenceServerClient, model: str, server: str, 
 
 
 async def fetch_name(client: InferenceServerClient, server: str, timeout_s: float) -> str:
-    """Fetch the server's name in its metadata; `stretto serve` sets it to JSON with the model and its revision.
-
-    Args:
-        server: Address of the server (host:port), for error messages.
-
-    Raises:
-        ClientError: No server answers.
-    """
+    """Fetch the server's name in its metadata; `stretto serve` sets it to JSON with the model and its revision."""
     try:
         metadata = await client.get_server_metadata(client_timeout=timeout_s)
     except InferenceServerException as error:

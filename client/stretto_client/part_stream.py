@@ -18,9 +18,7 @@ class PartStream:
     """gRPC stream for parts of streamed text or live audio; `async with` closes it.
 
     Args:
-        server: Address of the server (host:port), for error messages.
         timeout_s: Maximum time to wait for the acknowledgement of a part, in seconds.
-        headers: gRPC headers; None to send none.
     """
 
     def __init__(
@@ -40,27 +38,16 @@ class PartStream:
         self._responses: Any = None
 
     async def write(self, session: str, number: int, text: str, is_last: bool) -> None:
-        """Send the next part of a text, and wait until the server has accepted it.
-
-        Args:
-            number: Number of the part, from 0.
-
-        Raises:
-            ClientError: The server did not accept the part.
-        """
+        """Send part `number` (from 0) of a text; wait until the server accepts it, or raise ClientError."""
         await self._send(strings(text=text, session=session_json(session, number, is_last)))
 
     async def write_audio(self, session: str, number: int, audio: tuple[NDArray[Any], int], is_last: bool) -> None:
-        """Send the next part of live audio, and wait until the server has accepted it.
+        """Send part `number` (from 0) of live audio; wait until the server accepts it, or raise ClientError.
 
         The server acknowledges the part once at most 2 s of the audio are still unread by the model.
 
         Args:
-            number: Number of the part, from 0.
             audio: Samples [n], where n may be 0, and their rate in Hz.
-
-        Raises:
-            ClientError: The server did not accept the part.
         """
         inputs = audio_inputs(audio) if len(audio[0]) else []
         await self._send([*inputs, *strings(session=session_json(session, number, is_last))])

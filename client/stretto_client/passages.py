@@ -65,11 +65,7 @@ class Passages(UnreadText):
         return text
 
     async def begin(self) -> VoiceChange | None:
-        """Go to the next passage that is not blank; return its voice, or None at the end of the text.
-
-        Raises:
-            Exception: The exception raised by `pieces`.
-        """
+        """Go to the next passage that is not blank; return its voice, or None at the end of the text."""
         self.spoken = ""
         while True:
             async with self._changed:

@@ -20,11 +20,7 @@ MAX_SKIPPED_CHARS = 2000
 
 
 class Places:
-    """Finder of the words of successive clauses in their source text.
-
-    Args:
-        source: The source text so far, as the user has written it.
-    """
+    """Finder of the words of successive clauses in their source text, as the user has written it so far."""
 
     def __init__(self, source: str = ""):
         self._source = source

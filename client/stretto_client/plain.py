@@ -28,15 +28,12 @@ class PlainReader:
 
     @property
     def left_out(self) -> list[str]:
-        """Names of the tags that were left out."""
         return self._tags.left_out
 
     def add(self, piece: str) -> str:
-        """Add a piece of text; return the text that is ready to be spoken."""
         return self._read(self._tags.add(piece), is_last=False)
 
     def end(self) -> str:
-        """End the text; return the rest of the text to speak."""
         return self._read(self._tags.end(), is_last=True)
 
     def _read(self, text: str, is_last: bool) -> str:

@@ -16,9 +16,7 @@ Items = asyncio.Queue[Item]
 class ProducedSpeech:
     """Stream of the events that `produce` puts into a queue, with the interface of SpeechStream.
 
-    The last event must be final.
-
-    An exception in `produce` is raised where the events are read.
+    The last event must be final. An exception in `produce` is raised where the events are read.
     """
 
     def __init__(self, produce: Callable[[Items], Awaitable[None]]):

@@ -78,7 +78,7 @@ class Receipt(TypedDict):
     Attributes:
         id: The response's `x-request-id`; empty for speech of a client.
         time: Time at which the speech was complete, in UTC.
-        model: What the server reports about its model, and `numerics`, which decides how it rounds.
+        model: Server's description of its model, with `numerics`, which identifies how the server rounds.
         text_sha256: Of the text, in UTF-8.
         arguments: Arguments of `SpeechClient.speak` that determine the codes.
         voice: Name of a voice, or the digests of a recording; None for the default.
@@ -145,12 +145,7 @@ def frame_checks(record: CodesRecord) -> NDArray[np.uint16]:
 
 
 class SpeechRecorder:
-    """Recorder of the data that the receipt of a speech contains.
-
-    Args:
-        model: What the server reports about its model.
-        request_id: The response's `x-request-id`; empty for speech of a client.
-    """
+    """Recorder of the data that the receipt of a speech contains."""
 
     def __init__(self, text: str, model: Mapping[str, str], request_id: str = ""):
         self._text_sha256 = text_digest(text)
@@ -172,11 +167,7 @@ class SpeechRecorder:
         self._report = event.report or self._report
 
     def receipt(self, file: FileRecord | None = None) -> Receipt:
-        """Return the receipt of the complete speech.
-
-        Args:
-            file: File that was sent, if it is known.
-        """
+        """Return the receipt of the complete speech, with the record of the file that was sent."""
         marked: MarkedVoices | None = self.arguments.get("voices")
         redraws = self._report.get("redraw_from", [])
         receipt: Receipt = {
@@ -214,11 +205,7 @@ def write_receipt(receipt: Receipt) -> bytes:
 
 
 def strict_json(data: bytes, name: str) -> dict[str, Any]:
-    """Return a JSON object in which no key occurs twice and all numbers are finite.
-
-    Raises:
-        ReceiptError: The bytes are not such an object.
-    """
+    """Return a JSON object; raise ReceiptError if it is malformed, repeats a key or has a number that is not finite."""
     if len(data) > MAX_RECEIPT_BYTES:
         raise ReceiptError(f"{name}: expected at most {MAX_RECEIPT_BYTES} bytes, got {len(data)}")
     try:
@@ -258,7 +245,7 @@ def shown(value: object) -> str:
 
 @dataclass(frozen=True)
 class Field:
-    """Field of a record: what its value must be."""
+    """Condition for the value of a record's field, and its description in errors."""
 
     expected: str
     admits: Callable[[Any], bool]
@@ -281,7 +268,7 @@ def is_digest(value: Any) -> bool:
 
 
 def is_model(value: Any) -> bool:
-    """Return True for a valid report of a server about its model."""
+    """Return True for a valid description of a model."""
     admits = is_text(400)
     return isinstance(value, dict) and len(value) <= 16 and all(map(admits, (*value.keys(), *value.values())))
 

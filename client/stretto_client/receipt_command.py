@@ -68,15 +68,11 @@ def verify_arguments(words: list[str]) -> argparse.Namespace:
 
 
 Compared = Callable[[bytes, NDArray[np.float32], int, int], tuple[NDArray[Any], NDArray[Any]]]
-"""Function of a file, other samples [n], their rate, and a rate, at which it returns the samples of both."""
+"""Function of a file, samples [n], their rate and a target rate, which returns both at the target rate."""
 
 
 def verify(words: list[str], default_server: Callable[[], str], compared: Compared, stretch: Stretch) -> int:
-    """Verify a clip by its receipt, and return the exit status.
-
-    Args:
-        default_server: Function that returns the server's address if the command does not contain one.
-    """
+    """Verify a clip by its receipt, and return the exit status."""
     args = verify_arguments(words)
 
     def command() -> int:
@@ -98,11 +94,7 @@ def read_bounded(path: Path, max_bytes: int, name: str) -> bytes:
 
 
 def read_manifest(clip: bytes) -> "Manifest | None":
-    """Return the C2PA manifest of a clip; None if it has none, or if the library for manifests is not installed.
-
-    Raises:
-        ReceiptError: The manifest is malformed.
-    """
+    """Return the C2PA manifest of a clip; None if it has none, or if the library for manifests is not installed."""
     if find_spec("c2pa") is None:
         return None
     from stretto_client import manifest
@@ -132,13 +124,7 @@ class Findings:
         self.record: dict[str, Any] = {"file": str(args.clip), "is_verified": False}
 
     def check(self, compared: Compared, stretch: Stretch) -> None:
-        """Check the signature, the file and, with a text, the speech; the arguments are those of `verify`.
-
-        Raises:
-            ReceiptError: The receipt, the key, the text or the voice is invalid.
-            ClientError: The server failed.
-            OSError: A file cannot be read.
-        """
+        """Check the signature, the file and, with a text, the speech; the arguments are those of `verify`."""
         args = self._args
         clip = read_bounded(args.clip, MAX_CLIP_BYTES, "clip")
         receipt = self._receipt_in(clip) if args.receipt is None else self._receipt_of(clip)

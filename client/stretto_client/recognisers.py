@@ -65,17 +65,11 @@ class Address:
 class Client(Protocol):
     """Client of a Stretto server."""
 
-    async def profile(self) -> ModelProfile:
-        """Return the model profile."""
-        ...
+    async def profile(self) -> ModelProfile: ...
 
-    def transcribe(self, audio: Audio, /, *, task: str, **options: Unpack[OptionsRecord]) -> Speech:
-        """Transcribe a recording and return the events."""
-        ...
+    def transcribe(self, audio: Audio, /, *, task: str, **options: Unpack[OptionsRecord]) -> Speech: ...
 
-    async def close(self) -> None:
-        """Close the connection."""
-        ...
+    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True)

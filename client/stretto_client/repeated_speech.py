@@ -53,18 +53,14 @@ class CodeComparison:
 
 @dataclass(frozen=True)
 class RepeatedSpeech:
-    """Speech generated from a receipt.
-
-    Attributes:
-        parts: Samples, int16 [n], each with the speed at which it is played.
-    """
+    """Speech generated from a receipt: samples, int16 [n], each with the speed at which they are played."""
 
     parts: tuple[tuple[float, NDArray[np.int16]], ...]
     sample_rate: int
     codes: CodeComparison
 
     def played(self, speed: float, stretch: Stretch) -> NDArray[np.float32]:
-        """Return the samples as a file of this speed has them, float32 [n]."""
+        """Return the samples as in a file of this speed, float32 [n]."""
         parts = [np.zeros(0, np.int16)]
         for rate, group in groupby(self.parts, itemgetter(0)):
             pcm = np.concatenate([samples for _, samples in group])
@@ -79,11 +75,7 @@ def check_text(receipt: Receipt, text: str) -> None:
 
 
 def voice_of(receipt: Receipt, recording: Path | bytes | None, transcript: str) -> str | RecordedVoice | None:
-    """Return the voice of a receipt, which may need the recording again.
-
-    Raises:
-        ReceiptError: The recording or its transcript is missing, or another one.
-    """
+    """Return a receipt's voice; raise ReceiptError unless its recording and transcript, if it has any, are given."""
     voice = receipt["voice"]
     if not isinstance(voice, dict):
         return voice
@@ -118,7 +110,7 @@ async def marked_voice(receipt: Receipt, name: str) -> str | None:
 
 
 async def served_model(client: SpeechClient, receipt: Receipt) -> dict[str, str]:
-    """Return what the server reports about its model; raise ReceiptError if it differs from the receipt."""
+    """Return the server's description of its model; raise ReceiptError if it differs from the receipt's."""
     try:
         model = json.loads(await client.server_name())
     except ValueError:
@@ -134,12 +126,7 @@ async def served_model(client: SpeechClient, receipt: Receipt) -> dict[str, str]
 async def repeat(
     client: SpeechClient, receipt: Receipt, text: str, voice: str | RecordedVoice | None
 ) -> RepeatedSpeech:
-    """Generate the speech of a receipt again.
-
-    Raises:
-        ReceiptError: The server has another model.
-        ClientError: The server refused the request or failed.
-    """
+    """Generate the speech of a receipt again; raise ReceiptError if the server has another model."""
     model = await served_model(client, receipt)
     arguments: dict[str, Any] = receipt["arguments"] | {
         "voice": voice,
@@ -174,7 +161,6 @@ def compare_codes(
     """Return the comparison of generated codes with a receipt's.
 
     Args:
-        model: What the server reports about its model.
         starts: Numbers of generated frames, and the times at which they begin, in seconds.
     """
     record = digest.record()

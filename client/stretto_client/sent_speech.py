@@ -21,7 +21,6 @@ class SentSpeech:
 
     @property
     def num_samples(self) -> int:
-        """Number of its samples."""
         return self._counts["pcm"]
 
     def begin_attempt(self) -> None:
@@ -62,7 +61,7 @@ class SentSpeech:
         """Return the part of an event before sample `latest` of the clause, and the other part; None for no such part.
 
         An event without samples is before it if the next sample is. Words are in the part in which they end, because
-        another attempt may end a word differently; changes are in the part in which they begin, the text in the first
+        another attempt may end a word differently. Changes are in the part in which they begin, the text in the first
         part, and codes in the last.
         """
         if latest <= self.num_samples:

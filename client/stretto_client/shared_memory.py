@@ -58,7 +58,7 @@ class SystemRegion:
         await server.register_system_shared_memory(self.name, f"/{self.name}", self._byte_size, headers=headers)
 
     async def unregister(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """Unregister the region; `headers` grant access to the server's memory API."""
+        """Unregister the region; `headers` are as for `register`."""
         await server.unregister_system_shared_memory(self.name, headers)
 
     def close(self) -> None:
@@ -103,11 +103,8 @@ class RingSize:
 class ServerMemory:
     """GPU memory that the server's decoder has allocated for a ring.
 
-    The decoder sends its descriptor to a socket in /dev/shm before it sends the first event.
-
-    Raises:
-        ServerUnavailable: The socket cannot be created.
-        ImportError: `cuda-bindings` is not installed.
+    The decoder sends its descriptor to a socket in /dev/shm before it sends the first event. ServerUnavailable is
+    raised if the socket cannot be created.
     """
 
     def __init__(self, name: str, byte_size: int):
@@ -232,10 +229,6 @@ class Sharing:
 
     Inputs are always in system memory. If they were in GPU memory, Triton would open it, and could crash if this
     process ended.
-
-    Args:
-        memory: Memory of the ring's slots, `system` or `cuda`.
-        headers: Headers that grant access to the server's shared-memory API.
     """
 
     def __init__(self, memory: Memory, ring_size: RingSize, headers: dict[str, str]):

@@ -40,10 +40,7 @@ class Fault(NamedTuple):
 
 
 class SignalMeter:
-    """Measures the samples of one text as they arrive.
-
-    Args:
-        sample_rate: Sample rate in Hz.
+    """Meter of the samples of one text, as they arrive.
 
     Attributes:
         num_loud: Number of blocks that are not silent.
@@ -70,15 +67,10 @@ class SignalMeter:
 
     @property
     def num_measured(self) -> int:
-        """Number of samples that have been measured."""
         return self._num_blocks * self._size
 
     def push(self, pcm: NDArray[Any]) -> Iterator[Fault]:
-        """Measure the next samples, and yield the faults that end in them.
-
-        Args:
-            pcm: Samples [n]: floating-point in [-1, 1], or int16.
-        """
+        """Measure the next samples [n] (floating-point in [-1, 1], or int16), and yield the faults that end in them."""
         samples = as_floats(pcm)
         self._end = np.concatenate([self._end, samples])[-round(END_S * self._sample_rate) :]
         samples = np.concatenate([self._unmeasured, samples])
@@ -124,9 +116,8 @@ class SignalMeter:
         """Yield the faults of the speech as a whole, after its last samples, the worst one first.
 
         Args:
-            limit: Limit that has ended the speech, so that its end is not measured and it is not too fast; None for no
-                limit.
-            has_whole_text: False if the speech is only a piece of the text, so that it is not too fast.
+            limit: Limit that ended the speech, which then counts neither as abrupt nor as too fast.
+            has_whole_text: False for a piece of the text, which never counts as too fast.
         """
         num_samples = self.num_measured + len(self._unmeasured)
         end_s = num_samples / self._sample_rate

@@ -115,11 +115,7 @@ def from_jwk(jwk: Any, name: str) -> Ed25519PublicKey:
 
 
 def make_key(path: Path) -> Ed25519PublicKey:
-    """Write a new private key to a file that only this user can read, and return its public key.
-
-    Raises:
-        OSError: The file exists, or cannot be written.
-    """
+    """Write a new private key to a new file that only this user can read, and return its public key."""
     key = Ed25519PrivateKey.generate()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, "wb") as file:
@@ -133,12 +129,7 @@ def public_pem(key: Ed25519PublicKey) -> str:
 
 
 def load_private_key(path: Path) -> Ed25519PrivateKey:
-    """Return the private key of a PEM file that only its owner can read.
-
-    Raises:
-        ReceiptError: The file contains no Ed25519 key, or other users can read it.
-        OSError: It cannot be read.
-    """
+    """Return the Ed25519 key in a PEM file; raise ReceiptError if it has none, or if others can read the file."""
     with path.open("rb") as file:
         state = os.fstat(file.fileno())
         if not stat.S_ISREG(state.st_mode):
@@ -158,12 +149,7 @@ def load_private_key(path: Path) -> Ed25519PrivateKey:
 
 
 def load_public_key(path: Path) -> Ed25519PublicKey:
-    """Return the public key of a file: PEM, or the JSON of `GET /v1/audio/receipts/key`.
-
-    Raises:
-        ReceiptError: The file contains no Ed25519 key.
-        OSError: It cannot be read.
-    """
+    """Return the public key of a file: PEM, or the JSON of `GET /v1/audio/receipts/key`; else raise ReceiptError."""
     with path.open("rb") as file:
         data = file.read(MAX_KEY_BYTES)
     if data.lstrip()[:1] == b"{":

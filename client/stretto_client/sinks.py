@@ -163,12 +163,7 @@ UNKNOWN_SIZE = 0xFFFFFFFF  # size field in a wav file of unknown length
 
 
 def wav_header(sample_rate: int, num_bytes: int | None = None) -> bytes:
-    """Return the 44-byte header of a wav file with mono 16-bit samples.
-
-    Args:
-        sample_rate: Sample rate in Hz.
-        num_bytes: Size of the samples in bytes; None if unknown.
-    """
+    """Return the 44-byte header of a wav file with mono 16-bit samples; `num_bytes` is None if unknown."""
     data = UNKNOWN_SIZE if num_bytes is None else num_bytes
     riff = min(data + 36, UNKNOWN_SIZE)
     data = min(data, UNKNOWN_SIZE)

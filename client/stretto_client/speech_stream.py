@@ -143,11 +143,7 @@ class SpeechEvent:
 
 
 def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | None:
-    """Return the event of a response; None if the response has only the final flag.
-
-    Args:
-        ring: Ring with the samples, if the request has one.
-    """
+    """Return the event of a response; None if the response has only the final flag."""
     contents = _contents(result)
     if "event" not in contents:
         return None
@@ -201,14 +197,10 @@ def strings(**values: str | bytes | None) -> list[InferInput]:
 
 
 def audio_inputs(*audio: Audio, sharing: Sharing | None = None) -> list[InferInput]:
-    """Return the tensors of audio inputs.
+    """Return the tensors of audio inputs, in shared memory if there is any.
 
     Args:
         audio: Paths or contents of files; at most one entry may be (samples [n] in [-1, 1], rate in Hz) instead.
-        sharing: Shared memory for the tensors; None to send them in the request.
-
-    Raises:
-        ValueError: Samples are not mono floating-point numbers, or there is more than one array of samples.
     """
     sampled = [item for item in audio if isinstance(item, tuple)]
     tensors = _files("audio", [item for item in audio if not isinstance(item, tuple)], sharing)
@@ -262,9 +254,7 @@ class Owner(Protocol):
     server: str
     timeouts: Timeouts
 
-    def release(self, sharing: Sharing) -> None:
-        """Free the shared memory of an utterance."""
-        ...
+    def release(self, sharing: Sharing) -> None: ...
 
 
 class SpeechStream:
@@ -380,11 +370,11 @@ def system_turn(text: str, audio: Audio | None) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """Earlier speech that a speech request continues. The events of that request have codes, so that the next one can
-    continue it.
+    """Earlier speech that a request continues.
+
+    The request's events have codes, so that the next request can continue it.
 
     Attributes:
-        task: Name of the task that reads it.
         role: Role of the turn to speak.
         turns: Turns before it, in the form of `messages`; empty for the first clause.
     """
@@ -461,12 +451,7 @@ def with_seed(options: SpeakOptions) -> SpeakOptions:
 def speech_inputs(
     text: str, task: str, options: SpeakOptions, sharing: Sharing | None, earlier: Earlier | None = None
 ) -> list[InferInput]:
-    """Return the input tensors of a speech request.
-
-    Args:
-        sharing: Shared memory for audio; None to send it in the request.
-        earlier: Speech to continue; its task replaces `task`.
-    """
+    """Return the input tensors of a speech request; the task of `earlier`, the speech to continue, replaces `task`."""
     voice = options.get("voice")
     is_recorded = isinstance(voice, RecordedVoice)
     if not (is_recorded or (earlier is not None and earlier.turns)):
@@ -488,9 +473,7 @@ CODES = ".npy"
 class Conversation:
     """Turns for `SpeechClient.converse`; `audio` contains the files to which the turns refer.
 
-    Args:
-        instruction: Text of a system turn, or None.
-        voice: Recording with the voice for the replies, or None.
+    The instruction and the recorded voice for the replies become a system turn.
     """
 
     def __init__(self, instruction: str | None = None, voice: Path | None = None):
@@ -500,16 +483,7 @@ class Conversation:
             self._add("system", voice, instruction)
 
     def add_user(self, text: str | None, file: Path | None = None) -> None:
-        """Add a user turn.
-
-        Args:
-            text: Text, or None.
-            file: Audio file, or codes [S, T] in .npy; None for a turn with only text.
-
-        Raises:
-            ValueError: The file's codes are invalid.
-            OSError: The file cannot be read.
-        """
+        """Add a user turn with a text, an audio file or codes [S, T] in .npy; raise ValueError for invalid codes."""
         self._add("user", file, text)
 
     def add_reply(self, text: str, codes: NDArray[np.int32] | None) -> None:

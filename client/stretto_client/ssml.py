@@ -50,11 +50,7 @@ class RateChange(NamedTuple):
 
 
 class VoiceChange(NamedTuple):
-    """Change of the voice, among the pauses in `MarkupReader.pauses`.
-
-    Attributes:
-        name: Name of the voice in the text; None for the voice of the request.
-    """
+    """Change of the voice, among the pauses in `MarkupReader.pauses`; None selects the voice of the request."""
 
     name: str | None
 
@@ -85,12 +81,10 @@ class SsmlReader:
         self._has_rates = has_rates
         self._marks: dict[tuple[str, ...], str] = {}  # by word, alphabet and phonemes
         self._phoneme: tuple[int, str, str] | None = None  # depth, alphabet and phonemes of the open phoneme
-        # current one; depth of prosody, and the rate before
         self._rate = 1.0
-        self._rates = list[tuple[int, float]]()
-        # current one; depth of voice, and the voice before
+        self._rates = list[tuple[int, float]]()  # depth of each open prosody, and the rate before it
         self._voice: str | None = None
-        self._voices = list[tuple[int, str | None]]()
+        self._voices = list[tuple[int, str | None]]()  # depth of each open voice element, and the voice before it
         self._parser = parser = expat.ParserCreate()
         parser.StartElementHandler = self._start
         parser.EndElementHandler = self._end
@@ -108,11 +102,9 @@ class SsmlReader:
         self.left_out: list[str] = []  # names of the blocks of reasoning
 
     def add(self, piece: str) -> str:
-        """Add a piece of text; return the text that is ready to be spoken."""
         return self._parse(piece.translate(INVISIBLE), False)
 
     def end(self) -> str:
-        """End the text; return the rest of the text to speak."""
         return self._parse("", True)
 
     def _parse(self, piece: str, is_last: bool) -> str:
@@ -313,7 +305,7 @@ class SsmlReader:
             self._put_change(seconds)
 
     def _flush(self, num_chars: int) -> None:
-        """Return the first `num_chars` characters of the pending text as output."""
+        """Output the first `num_chars` characters of the pending text."""
         text = without_emoji(self._run[:num_chars])
         self._run = self._run[num_chars:]
         if text:
@@ -323,10 +315,10 @@ class SsmlReader:
 
 
 def say_as(text: str, interpretation: str) -> str:
-    """Rewrite `text` so that it is spoken as `kind`, the value of `interpret-as` in SSML.
+    """Rewrite `text` so that it is spoken according to `interpretation`, the value of `interpret-as` in SSML.
 
-    Unknown kinds change nothing. Numbers get a form that every family reads correctly: thousands separators (except for
-    years), or an ordinal suffix.
+    Unknown values change nothing. Numbers get a form that every family reads correctly: thousands separators (except
+    for years), or an ordinal suffix.
     """
     digits = "".join(text.split()).replace(",", "")
     is_number = digits.isascii() and digits.isdigit() and len(digits) <= 15

@@ -70,11 +70,7 @@ ROLES = ("system", "user", "assistant", "model", "tool", "developer")
 
 
 class Tag(NamedTuple):
-    """Tag or special token.
-
-    Attributes:
-        is_closing: True if it begins with a slash.
-    """
+    """Tag or special token; `is_closing` is True if it begins with a slash."""
 
     text: str
     name: str
@@ -140,9 +136,8 @@ class TagFilter:
         self._is_blank = True  # True until a character other than a space is returned
         self._last = ""  # last character returned
         self._is_cut = False  # True after a tag that was left out, until text follows
-        # length of a run of backticks so far; of the run that began code
-        self._num_ticks = 0
-        self._code = 0
+        self._num_ticks = 0  # length of the current run of backticks
+        self._code = 0  # length of the run that began code
         self._is_escaped = False  # True after a backslash
         self._cut = ""  # soft hyphen that may stand at the end of a line
         self._ready: list[str] = []
@@ -185,9 +180,7 @@ class TagFilter:
         return ready
 
     def _after_mark(self, text: str, at: int, is_last: bool) -> int | None:
-        """Parse the text at `at`, which may begin a tag; return the end of the tag or the text, or None if more text
-        is needed.
-        """
+        """Parse a possible tag at `at`; return the end of the parsed text, or None if more text is needed."""
         if self._may_be_ssml and self._is_blank and not self._block:
             tail = text[at:]
             if ROOT.match(tail):
@@ -280,7 +273,7 @@ class TagFilter:
         return end
 
     def _put(self, text: str) -> None:
-        """Return `text`, without spaces that a tag has left at the beginning of a line or after another space."""
+        """Output `text`, without spaces that a tag has left at the beginning of a line or after another space."""
         if self._block:
             return
         if self._is_cut:
@@ -299,7 +292,7 @@ class TagFilter:
             self._last, self._is_blank = text[-1], self._is_blank and text.isspace()
 
     def _follow(self, token: str) -> None:
-        """Track whether text is Markdown code: between equal runs of backticks, within a line if they are below 3."""
+        """Track whether text is Markdown code: between equal runs of backticks, which end with the line if below 3."""
         if not token:
             return
         if token[0] == "`":
@@ -321,11 +314,7 @@ class TagFilter:
 
 
 def marked_voices(text: str, tags: Collection[str] | None = None) -> list[str | None]:
-    """Return the voices of the marks in a text in Markdown, in order; None for the voice of the request.
-
-    Args:
-        tags: Tags that the model renders; None if unknown.
-    """
+    """Return the voices of the marks in a text in Markdown, in order; None for the voice of the request."""
     if VOICE_MARK.search(text.translate(INVISIBLE)) is None:
         return []
     tag_filter = TagFilter(tags, reads_voices=True)

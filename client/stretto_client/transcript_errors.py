@@ -113,12 +113,9 @@ def _sizes(text: str, transcript: str) -> Iterator[int]:
 
 
 def _least_costs(removed: NDArray[np.int16], added: NDArray[np.int16], differs: NDArray[np.bool_]) -> NDArray[np.int16]:
-    """Return a table [N + 1, M + 1] of the fewest errors between the first letters of the text and of the transcript.
+    """Return the costs [N + 1, M + 1] of aligning the first letters of the text with those of the transcript.
 
-    Args:
-        removed: Cost of leaving out each letter of the text [N].
-        added: Cost of each letter of the transcript that is not in the text [M].
-        differs: True for letters that differ [N, M].
+    `removed` [N] and `added` [M] are the costs of single letters; `differs` is [N, M].
     """
     costs = np.zeros((len(removed) + 1, len(added) + 1), np.int16)
     costs[0, 1:] = np.cumsum(added)

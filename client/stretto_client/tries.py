@@ -39,9 +39,6 @@ async def events_in_turn(begin: Begin, tries: Tries) -> AsyncGenerator[SpeechEve
     """Yield the events of a request, which is sent again in each of `tries` for as long as the server is full.
 
     This way, a long text that has been started is not cut off because other requests have arrived.
-
-    Args:
-        tries: Function that returns the generator of tries. It is closed as soon as the first event has arrived.
     """
     refusal: ServerFull | None = None
     async with aclosing(tries()) as attempts:

@@ -80,16 +80,9 @@ class UnreadText(Unread[str]):
         return max_chars
 
     async def pop(self, max_chars: int, patience_s: float | None = None) -> str:
-        """Remove and return buffered text.
+        """Remove and return buffered text; empty at the end, or if none arrives within `patience_s` seconds.
 
-        Args:
-            patience_s: Maximum time to wait for text, in seconds; None for no limit.
-
-        Returns:
-            Text; empty at the end, or if no text arrives in time.
-
-        Raises:
-            Exception: The exception raised by `pieces`, once the preceding text has been returned.
+        An exception of `pieces` is raised once the text before it has been returned.
         """
         try:
             async with asyncio.timeout(patience_s), self._changed:
@@ -113,11 +106,9 @@ MAX_PART_S = 10.0
 
 
 class UnreadAudio(Unread[NDArray[Any]]):
-    """Buffer of live audio.
+    """Buffer of live audio, which arrives as samples [n], floating-point or int16.
 
     Args:
-        pieces: Parts of the samples, floating-point [n] or int16 [n].
-        sample_rate: Sample rate of the samples in Hz.
         fill_after_s: Time without samples, in seconds, after which silence replaces them; None for no silence.
     """
 
@@ -141,11 +132,7 @@ class UnreadAudio(Unread[NDArray[Any]]):
         return len(self._waiting) // SAMPLE_BYTES
 
     async def pop(self) -> tuple[NDArray[np.float32], bool]:
-        """Wait for PART_S of samples or the end; return samples [n], and True if they end the audio.
-
-        Raises:
-            Exception: The exception raised by `pieces`.
-        """
+        """Wait for PART_S of samples or the end; return samples [n], and True if they end the audio."""
         await self._wait()
         async with self._changed:
             if self._failure is not None:

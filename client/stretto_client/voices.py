@@ -30,12 +30,7 @@ class RecordedVoice:
 
 
 class MarkedVoice(NamedTuple):
-    """Voice that a mark in a text selects.
-
-    Attributes:
-        name: Name in the mark.
-        voice: The voice; None for the model's default.
-    """
+    """Voice that a mark in a text selects by its name; `voice` is None for the model's default."""
 
     name: str
     voice: str | RecordedVoice | None
@@ -54,7 +49,7 @@ class MarkedVoices:
 
     @classmethod
     def of_model(cls, fetch_profile: FetchProfile) -> Self:
-        """Return the voices of a model."""
+        """Return voices that are looked up in the model's profile."""
 
         async def find(name: str) -> str:
             return models_voice(await fetch_profile(), name)
@@ -69,9 +64,7 @@ class MarkedVoices:
     async def choose(self, name: str | None) -> MarkedVoice | None:
         """Return the voice with a name; None without a name, for the voice of the request.
 
-        Raises:
-            RequestRefused: The text has too many voices.
-            Exception: The text may not use that name.
+        It raises RequestRefused if the text has too many voices, and the exceptions of `find`.
         """
         if name is None:
             return None
@@ -87,11 +80,9 @@ class MarkedVoices:
 
 
 def models_voice(profile: ModelProfile, name: str) -> str:
-    """Return the model's spelling of a voice's name, given in any letter case. If a reply may have several voices, the
-    names are separated by commas.
+    """Return the model's spelling of a voice's name, given in any letter case; raise RequestRefused if it has none.
 
-    Raises:
-        RequestRefused: The model has no such voice.
+    If a reply may have several voices, the names are separated by commas.
     """
     by_name = {voice.casefold(): voice for voice in profile.voices}
     names = [word.strip().casefold() for word in name.split(",")] if profile.max_voices > 1 else [name.casefold()]

@@ -57,11 +57,7 @@ class Verdict:
 
 
 class Listener:
-    """Recogniser of a client's speech, with limits on the number of concurrent requests and on their time.
-
-    Args:
-        name: Address of the recogniser (`Address`).
-    """
+    """Recogniser at the address `name`, with limits on the number of concurrent requests and on their time."""
 
     def __init__(self, name: str, speaker: Client, connect: Callable[[str], Client]):
         try:
@@ -81,12 +77,7 @@ class Listener:
         self._asked_after_s = 0.0
 
     async def verdict(self, text: str, pcm: NDArray[np.float32], sample_rate: int, language: str) -> Verdict:
-        """Compare speech with its text.
-
-        Args:
-            pcm: Samples [n].
-            language: English name of the text's language; empty if it is unknown.
-        """
+        """Compare speech, samples [n], with its text; `language` is its English name, or empty if unknown."""
         letters = spelling(text)
         if not is_comparable(letters):
             return Verdict(unchecked="digits")
@@ -155,11 +146,7 @@ def reason_against(ability: Ability, text: str, language: str, seconds: float) -
 
 
 class Listeners:
-    """Recognisers of a client's speech, by their addresses.
-
-    Args:
-        speaker, connect: As for `Listener`.
-    """
+    """Recognisers of a client's speech, by their addresses."""
 
     def __init__(self, speaker: Client, connect: Callable[[str], Client]):
         self._speaker = speaker
@@ -167,11 +154,7 @@ class Listeners:
         self._listeners = dict[str, Listener]()
 
     def judge(self, name: str | None, options: SpeechOptions, join: Join) -> Judge:
-        """Return the `Judge` that compares the words of a request's speech with its text.
-
-        Raises:
-            ValueError: `name`, the address of the recogniser, is missing or invalid.
-        """
+        """Return the `Judge` of the words of a request; raise ValueError if `name` is no address of a recogniser."""
         if name is None:
             raise ValueError("check_with: expected the address of a recogniser, because check is 'words', got None")
         if name not in self._listeners:
@@ -192,11 +175,7 @@ def spellings_of(entries: object) -> dict[str, str]:
 
 
 class WordCheck:
-    """Check of the words of one request.
-
-    Args:
-        options: Options of the request. Its `pronunciations` are words that are read in another way.
-    """
+    """Check of the words of one request, whose option `pronunciations` lists words that are read in another way."""
 
     def __init__(self, listener: Listener, options: SpeechOptions):
         self._listener = listener

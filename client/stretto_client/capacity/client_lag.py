@@ -10,9 +10,7 @@ LAG_PERIOD_S = 0.01
 
 @asynccontextmanager
 async def lag() -> AsyncIterator[list[float]]:
-    """Yield a list to which delays are appended: how late, in seconds, this client's event loop resumes after short
-    waits.
-    """
+    """Yield a growing list of delays: how late, in seconds, this client's event loop resumes after short waits."""
     late_s = list[float]()
 
     async def watch() -> None:

@@ -26,7 +26,7 @@ from stretto_client.speech_stream import given
 
 LEAST_SECONDS = 10.0
 TASK = "tts"
-STREAM: ContextVar[int] = ContextVar("stream", default=0)  # number of the stream that the current task is
+STREAM: ContextVar[int] = ContextVar("stream", default=0)  # number of the current task's stream
 
 
 def main(words: list[str], default_server: Callable[[], str], gpu_names: Callable[[], tuple[str, ...]]) -> int:
@@ -85,11 +85,7 @@ def duration(word: str) -> float:
 
 
 async def measure(args: argparse.Namespace, texts: tuple[str, ...] | list[str], machine: Host | None) -> Report:
-    """Measure the server, and print a line for each level to standard error.
-
-    Raises:
-        ClientError: There is no server, or it refuses the first request as invalid.
-    """
+    """Measure the server, and print a line for each level to standard error."""
     # A server on this machine divides its limits among callers, so each stream is one.
     async with SpeechClient(args.server, caller=lambda: f"capacity-{STREAM.get()}") as client, lag() as late_s:
         profile = await client.profile()

@@ -1,6 +1,4 @@
-"""Level of load: a number of concurrent streams, each of which requests its next text once the last reply has
-arrived.
-"""
+"""Level of load: a number of concurrent streams, each of which requests its next text after its last reply."""
 
 import asyncio
 import time
@@ -124,17 +122,15 @@ def has_gap(trace: Trace) -> bool:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Return the smallest of the values that is at least as large as `percent` of them."""
+    """Return the smallest of the values that is at least as large as `percent` % of them."""
     return float(np.percentile(values, percent, method="inverted_cdf"))
 
 
 def p95_bound(values: Sequence[float]) -> float | None:
     """Return a value that is above the 95th percentile of all requests with CONFIDENCE, if these are a sample.
 
-    The result is the k-th smallest value. It is below the true percentile only if at least k of the n values are.
-
-    Returns:
-        None if there are fewer than 59 values, because even the largest is not large enough.
+    The result is the k-th smallest value. It is below the true percentile only if at least k of the n values are. It is
+    None for fewer than 59 values, because even the largest is not large enough.
     """
     n = len(values)
     below = 0.0  # probability that at most k values are below the true percentile
@@ -146,7 +142,7 @@ def p95_bound(values: Sequence[float]) -> float | None:
 
 
 class LevelRun:
-    """A level while it is measured."""
+    """Measurement of a level in progress."""
 
     def __init__(self, speak: Speak, texts: Iterator[str], streams: int, target: Target):
         self._speak = speak

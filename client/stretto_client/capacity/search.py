@@ -39,11 +39,9 @@ class Capacity:
 
 
 def next_streams(most_good: int, least_bad: int | None) -> int | None:
-    """Return the next number of streams to try; None if the two are near enough.
+    """Return the next number of streams to try; None if the two numbers are near enough.
 
-    Args:
-        most_good: Largest number of streams that was served well; 0 if there is none.
-        least_bad: Smallest number that was not served well; None if there is none.
+    `most_good` is 0 if no level was served well, and `least_bad` is None if all were.
     """
     if least_bad is None:
         return max(1, 2 * most_good)
@@ -61,12 +59,9 @@ async def find_capacity(
 ) -> Capacity:
     """Return the largest number of streams that is served well, measured within `seconds`.
 
-    Numbers are doubled until one is too large, and then halved in between. The largest good one is measured in the
-    remaining time; if it turns out to be too large, the next smaller one is. A level that is only tried may have one
-    gap, so that a single disturbance does not end the search.
-
-    Args:
-        first_audio_s: Latest first audio of 95 % of the replies, in seconds after the request.
+    The number is doubled until it is too large, and then bisected. The largest good one is measured in the remaining
+    time, or smaller ones if it turns out to be too large. A level that is only tried may have one gap, so that a single
+    disturbance does not end the search.
     """
     deadline = clock() + seconds
     exploring_until = clock() + EXPLORING * seconds

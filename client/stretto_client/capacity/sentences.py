@@ -41,11 +41,7 @@ def mixed(texts: Sequence[str] = SENTENCES, seed: int = 0) -> Iterator[str]:
 
 
 def lines_of(path: Path) -> list[str]:
-    """Return the texts in a file, one in a line; empty lines are left out.
-
-    Raises:
-        ValueError: The file has no text, or is not UTF-8.
-    """
+    """Return the non-empty lines of a UTF-8 file; raise ValueError if there are none."""
     texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not texts:
         raise ValueError(f"--texts: expected a file with a text in each line, got no text in {path}")
