@@ -61,11 +61,7 @@ CLIENT_LEFT = (asyncio.CancelledError, GeneratorExit, ClientEnd)  # exceptions t
 
 
 async def unless_disconnected(receive: Receive, work: Awaitable[Result]) -> Result:
-    """Return the result of `work`; cancel it if the client disconnects first.
-
-    Raises:
-        CallerDisconnected: The client disconnected.
-    """
+    """Return the result of `work`; if the client disconnects first, cancel it and raise CallerDisconnected."""
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_until_disconnected(receive))
     try:
@@ -93,9 +89,9 @@ class SlotWaiter:
 
 
 class Admission:
-    """Slots for `max_active` concurrent utterances, and a queue of `max_waiting` requests. Callers take turns.
+    """Slots for `max_active` concurrent utterances, and a queue of `max_waiting` requests.
 
-    Callers share both limits fairly (`FairLimit`).
+    Callers take turns, and share both limits fairly (`FairLimit`).
 
     Args:
         waited: Callback that receives the queueing time of each admitted request, in seconds.
@@ -114,12 +110,10 @@ class Admission:
 
     @property
     def num_active(self) -> int:
-        """Number of slots in use."""
         return self._active.held
 
     @property
     def num_waiting(self) -> int:
-        """Number of requests in the queue."""
         return len(self._waiting)
 
     @asynccontextmanager
@@ -185,15 +179,10 @@ class Held:
 
     @property
     def num_bytes(self) -> int:
-        """Number of bytes held for all callers together."""
         return self._bytes.held
 
     def add(self, num_bytes: int) -> None:
-        """Add `num_bytes` to the memory held for the current caller (context variable CALLER).
-
-        Raises:
-            ApiError: 503 if the limit is exceeded.
-        """
+        """Add to the memory held for the current caller (`CALLER`); raise ApiError 503 if the limit is exceeded."""
         caller = CALLER.get()
         if num_bytes and not self._bytes.has_free(caller, num_bytes):
             detail = f"{self.num_bytes} bytes are held for all clients, {self._bytes.held_by(caller)} of them yours"
@@ -202,7 +191,7 @@ class Held:
         self._bytes.acquire(caller, num_bytes)
 
     def remove(self, num_bytes: int) -> None:
-        """Release `num_bytes` of the memory held for the current caller (context variable CALLER)."""
+        """Release `num_bytes` of the memory held for the current caller (`CALLER`)."""
         self._bytes.release(CALLER.get(), num_bytes)
 
 
@@ -242,7 +231,7 @@ class EventPace:
         self._free_at: dict[str, float] = {}  # for each caller, time at which all its events will have been read
 
     async def wait(self, event: str | bytes) -> None:
-        """Wait until an event of the current caller (context variable CALLER) may be read."""
+        """Wait until an event of the current caller (`CALLER`) may be read."""
         delay_s = self.delay_s(CALLER.get(), work_of(event), asyncio.get_running_loop().time())
         if delay_s > 0:
             await asyncio.sleep(delay_s)
@@ -257,9 +246,7 @@ class EventPace:
 
 
 def work_of(event: str | bytes) -> int:
-    """Return an estimate of the work that an event causes, from its size and, in JSON, the number of signs around
-    values.
-    """
+    """Return an estimate of an event's work, from its size and, in JSON, the number of signs around values."""
     num_signs = sum(map(event.count, '[{,"')) if isinstance(event, str) else 0
     return EVENT_WORK + len(event) // UNIT_BYTES + num_signs
 
@@ -268,7 +255,6 @@ class OpenSessions:
     """Open sessions of all callers, who share them fairly (`FairLimit`).
 
     Attributes:
-        pace: Pace of each caller's events.
         draining: Event that is set when the gateway begins to shut down.
     """
 
@@ -281,18 +267,14 @@ class OpenSessions:
 
     @property
     def num_open(self) -> int:
-        """Number of open sessions of all callers."""
         return self._open.held + self._unknown.held
 
     @contextmanager
     def slot(self, is_known: bool = True) -> Iterator[None]:
-        """Count a session of the current caller (`CALLER`) during the `with` block.
+        """Count a session of the current caller (`CALLER`) during the `with` block, or raise ApiError 429 or 503.
 
         Args:
             is_known: False for a client that has yet to identify itself; such clients only share slots of their own.
-
-        Raises:
-            ApiError: 429 if too many sessions are open, 503 if the gateway is shutting down.
         """
         if self.draining.is_set():
             raise ApiError(503, "the gateway accepts no new sessions; try again", code="unavailable")

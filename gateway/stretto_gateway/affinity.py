@@ -1,6 +1,4 @@
-"""Choice of a server for each utterance: that of its conversation, unless its load is much higher than that of the
-others.
-"""
+"""Choice of a server for each utterance: that of its conversation, unless its load is far above the others'."""
 
 import hashlib
 import math
@@ -13,11 +11,7 @@ BOUND = 1.25  # limit on the load of a conversation's server, times the mean (bo
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A server as seen by the router.
-
-    Attributes:
-        is_ready: True if it accepts utterances and responds.
-    """
+    """A server as seen by the router; `is_ready` is True if it accepts utterances and responds."""
 
     name: str
     load: int
@@ -34,7 +28,6 @@ def ranked(key: str, candidates: Sequence[Candidate], refused: Collection[str], 
 
     Args:
         key: Key of the conversation; if empty, the least loaded server is best.
-        refused: Names of servers that have refused this request.
         free: Number of utterances below which a server keeps its conversations at any load of the others.
     """
     able = [candidate for candidate in candidates if candidate.is_ready and candidate.name not in refused]

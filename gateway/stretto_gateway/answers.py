@@ -54,10 +54,9 @@ class ApiError(HTTPException):
         return {"error": {"message": self.message, "type": error_type, "param": self.param, "code": self.code}}
 
     def response(self, record: Any = None) -> Response:
-        """Return the HTTP response. Its JSON is ASCII, so that even lone surrogates can be encoded.
+        """Return the HTTP response, with `record` or else OpenAI's error object as its body.
 
-        Args:
-            record: Body in the form of another API; None for OpenAI's.
+        The JSON is ASCII, so that even lone surrogates can be encoded.
         """
         headers: dict[str, str] = (
             {ResponseHeader.RETRY_AFTER: str(self.retry_after_s)} if self.status in (429, 503) else {}
@@ -74,11 +73,7 @@ def refused(param: str, expected: str, got: object) -> ApiError:
 
 
 def mismatch(param: str, expected: str, actual: str) -> ApiError:
-    """Return the error for an invalid field, with a message that describes the value.
-
-    Args:
-        actual: Description of the value in the request, for example its size with the unit.
-    """
+    """Return the error for an invalid field; `actual` describes its value, such as the size with the unit."""
     return ApiError(400, f"{param}: expected {expected}, got {actual}", param, "invalid_value")
 
 
@@ -542,10 +537,6 @@ FILE = {"schema": {"type": "string", "contentMediaType": "application/octet-stre
 
 
 def described(what: str, *media_types: str, model: Any = None, schema: dict[str, Any] = TEXT) -> Described:
-    """Return the OpenAPI description of a response with status 200.
-
-    Args:
-        model: Schema of the JSON response; None if the response is never JSON.
-    """
+    """Return the OpenAPI description of a response with status 200; `model` is the schema of its JSON, if any."""
     description: dict[str, Any] = {"description": what, "content": dict.fromkeys(media_types, schema)}
     return {200: description if model is None else description | {"model": model}}

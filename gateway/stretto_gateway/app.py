@@ -124,11 +124,7 @@ def description() -> str:
 
 @cache
 def all_routes() -> list[BaseRoute]:
-    """Return the routes of every application; they do not depend on its settings.
-
-    Raises:
-        ValueError: Two endpoints have the same path and method.
-    """
+    """Return the routes of every application; they do not depend on its settings."""
     every = APIRouter()
     first = (speech, speech_batch, speech_records, transcription, verification, chat)
     added = [route.router for route in installed_routes()]

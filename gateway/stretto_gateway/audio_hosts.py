@@ -24,7 +24,7 @@ class AudioHosts:
 
     Args:
         names: `HOST` for the standard ports of a host, `HOST:PORT` for another port, or `*` for the standard ports of
-            all hosts whose addresses are public. None: no recording is fetched.
+            all hosts whose addresses are public. If there are none, no recording is fetched.
     """
 
     def __init__(self, names: Sequence[str], limits: Limits):
@@ -39,13 +39,10 @@ class AudioHosts:
         return (self._is_any or bool(self._places)) and text.partition("://")[0].lower() in SCHEMES
 
     async def fetch(self, param: str, text: str, keep: Callable[[int], None]) -> bytes:
-        """Return the recording at a URL. Redirects are not followed.
+        """Return the recording at a URL, without following redirects; raise ApiError if that is not possible.
 
         Args:
             keep: Function that accounts for each number of bytes in memory.
-
-        Raises:
-            ApiError: The host is not one of these, the recording cannot be fetched, or a limit is exceeded.
         """
         try:
             url = web_url(text)
@@ -82,11 +79,7 @@ class AudioHosts:
 
 
 def place_of(text: str) -> tuple[str, int | None]:
-    """Return the host and the port of `HOST` or `HOST:PORT`, None for the standard ports.
-
-    Raises:
-        ValueError: It is neither.
-    """
+    """Return the host and the port (None: standard) of `HOST` or `HOST:PORT`; raise ValueError for other text."""
     try:
         url = web_url(f"http://{text}")
         is_valid = url.path == "/" and not url.query_string and HOST.fullmatch(url.raw_host or "") is not None

@@ -16,15 +16,9 @@ STANDARD = bytes.maketrans(b"-_", b"+/")  # from the URL-safe alphabet (RFC 4648
 
 
 def read_base64(param: str, text: str, expected: str = "base64") -> bytes:
-    """Decode base64.
+    """Decode base64, or a `data:` URL with base64; raise ApiError for any other text.
 
     Blanks and the URL-safe alphabet, also without padding, are accepted, because programs write all of these forms.
-
-    Args:
-        text: Base64, or a `data:` URL with base64.
-
-    Raises:
-        ApiError: `text` is another kind of URL, or is not base64.
     """
     data = text
     if text[:5].lower() == "data:":

@@ -27,7 +27,6 @@ class CallerRecords(Generic[Record]):
     Args:
         capacity: Maximum total size of all records.
         max_age_s: Maximum age of a record, in seconds; older records are not found.
-        clock: Function that returns the time in seconds.
     """
 
     def __init__(self, capacity: int, max_age_s: float = inf, clock: Callable[[], float] = time.monotonic):

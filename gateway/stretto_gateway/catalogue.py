@@ -1,6 +1,4 @@
-"""The served model, and the voices that a request may name: the model's, a caller's own, and aliases of other
-engines' voices.
-"""
+"""The served model, and the voices that a request may name: the model's, a caller's own, and aliases."""
 
 import asyncio
 import math
@@ -55,9 +53,6 @@ class Catalogue:
         aliases: Additional model names, each mapped to the family to which it refers, or to the name of a server.
         name: Name of the model in requests; empty for that of its family.
         lists_adapters: True to ask the server for its LoRA adapters, too.
-
-    Attributes:
-        adapters: Names of the adapters, as used in requests.
     """
 
     def __init__(
@@ -103,10 +98,9 @@ class Catalogue:
         self._profile = await self._ask()
 
     async def profile(self) -> ModelProfile:
-        """Return the last known profile; if it is old, refresh it in the background.
+        """Return the last known profile, and refresh it in the background if it is old.
 
-        Raises:
-            ApiError: No profile is known and no server responds.
+        It raises ApiError if no profile is known and no server responds.
         """
         if self._profile is None:
             self._profile = await self._ask()
@@ -235,14 +229,11 @@ def has_voice(profile: ModelProfile, name: str) -> bool:
 
 
 def find_voice(profile: ModelProfile, name: str | None, others: Sequence[str] = ()) -> str | None:
-    """Return the family's name of a voice, or None for the default voice.
+    """Return the family's name of a voice, or None for the default voice; raise ApiError if it is unknown.
 
     Args:
         name: Name or alias in any letter case, or None; several, separated by commas, if `profile.max_voices` allows.
         others: Further names that the error message lists.
-
-    Raises:
-        ApiError: The voice is unknown.
     """
     if name is None or name in profile.voices:
         return name
@@ -254,11 +245,7 @@ def find_voice(profile: ModelProfile, name: str | None, others: Sequence[str] = 
 
 
 def find_task(profile: ModelProfile, names: tuple[str, ...], what: str) -> TaskProfile:
-    """Return the first of the tasks `names` that the model has.
-
-    Raises:
-        ApiError: The model has none of these tasks.
-    """
+    """Return the first of the tasks `names` that the model has; raise ApiError if it has none of them."""
     candidates = (task for name in names if (task := profile.task(name)))
     task = next(candidates, None)
     if task is None:
@@ -284,9 +271,6 @@ class CallersVoices:
     A name selects the first of these that exists: the caller's voice with that id, the model's voice with that name,
     the caller's voice with that name, and the voice of an alias. Letter case matters only if it decides between several
     of the caller's voices.
-
-    Args:
-        store: Stored voices; None if the gateway stores none.
     """
 
     def __init__(self, store: VoiceStore | None, owner: str):
@@ -302,20 +286,16 @@ class CallersVoices:
             raise no_cloning(profile, "voice", " in conversations")
 
     async def choose(self, profile: ModelProfile, task: TaskProfile, name: str | None) -> VoiceFile | str | None:
-        """Return the caller's voice, the model's name of a voice, or None for the default voice.
+        """Return the caller's voice, or the model's, that has an id, name or alias; None for the default voice.
 
-        Args:
-            name: Id, name or alias of the voice; None for the default.
-
-        Raises:
-            ApiError: The voice is unknown or ambiguous, or the task does not clone voices.
+        It raises ApiError if the voice is unknown or ambiguous, or the task does not clone voices.
         """
         return await self.recording(profile, task, name) or await self._models_voice(profile, name)
 
     async def recording(self, profile: ModelProfile, task: TaskProfile, name: str | None) -> VoiceFile | None:
         """Return the caller's own voice that `name` selects; None if it selects none.
 
-        Raises the same errors as `own`, and ApiError if the task does not clone voices.
+        It raises ApiError if the task does not clone voices, and the errors of `own`.
         """
         voice = await self.own(profile, name)
         if voice is None:
@@ -328,11 +308,7 @@ class CallersVoices:
         return VoiceFile(stored[1], voice.text if "text" in task.system else "")
 
     async def own(self, profile: ModelProfile, name: str | None) -> StoredVoice | None:
-        """Return the caller's own voice that `name` selects; None if it selects none.
-
-        Raises:
-            ApiError: The id is unknown, or several of the caller's voices have the name.
-        """
+        """Return the caller's own voice that `name` selects, or None; raise ApiError if it is unknown or ambiguous."""
         if name is None or has_voice(profile, name):
             return None
         if ID.fullmatch(name):
@@ -374,11 +350,7 @@ def expect_store(store: VoiceStore | None, param: str | None = None) -> VoiceSto
 
 
 def no_cloning(profile: ModelProfile, param: str, where: str = "") -> ApiError:
-    """Return the error for the field `param` if the model does not clone voices.
-
-    Args:
-        where: Kind of requests in which the model does not clone voices; empty for all.
-    """
+    """Return the error for the field `param` if the model does not clone voices in requests of the kind `where`."""
     return ApiError(400, f"{param}: {profile.family!r} does not clone voices{where}", param, "unsupported")
 
 

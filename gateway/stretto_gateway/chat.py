@@ -188,15 +188,7 @@ def given(value: Any, path: str) -> Any:
 
 
 def conversing_task(profile: ModelProfile, kinds: set[str], speaks: bool) -> TaskProfile:
-    """Return the first task that answers a turn with this content.
-
-    Args:
-        kinds: Content of the turn: `text`, `audio`, `image`.
-        speaks: True for a spoken reply, False for text.
-
-    Raises:
-        ApiError: The model has no such task.
-    """
+    """Return the first task that answers a turn with content of these kinds; raise ApiError if there is none."""
     for task in profile.tasks:
         fits = set(task.needs) <= kinds <= {*task.needs, *task.also}
         if converses(task) and task.speaks == speaks and fits:
@@ -291,11 +283,7 @@ async def completion(
 async def stream_parts(
     events: AsyncGenerator[SpeechEvent, None], head: dict[str, Any], encoder: Encoder | None
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the reply as `chat.completion.chunk` events; the text of a spoken reply is its transcript.
-
-    Args:
-        encoder: Encoder of a spoken reply; None for a reply of text.
-    """
+    """Yield the reply as `chat.completion.chunk` events; the text of a spoken reply is its transcript."""
     head = head | {"object": "chat.completion.chunk"}
     sound_id = audio_head()["id"]
     report = dict[str, Any]()

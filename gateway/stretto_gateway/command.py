@@ -87,11 +87,7 @@ class GatewayServer(uvicorn.Server):
 
 
 def main(words: list[str] | None = None) -> int:
-    """Serve until a signal arrives.
-
-    Returns:
-        0 after a clean exit, 1 if listening or importing a route fails, 2 for invalid arguments.
-    """
+    """Serve until a signal arrives; return 0, or 1 if listening or importing a route fails, 2 for invalid arguments."""
     try:
         parser = arguments()
     except ValueError as error:  # an error of an installed route
@@ -155,9 +151,7 @@ def make_server(
 ) -> GatewayServer:
     """Create a server that serves until a signal arrives, and then completes running responses.
 
-    Args:
-        certificate: Path of the TLS certificate; None for plain HTTP.
-        private_key: Path of the certificate's private key; None if the certificate file contains it.
+    Without a certificate, it uses plain HTTP. The certificate's file may also contain the private key.
     """
     app = make_app(config)
     settings = uvicorn.Config(
@@ -279,11 +273,7 @@ def add_speech_options(parser: Parser) -> None:
 
 
 def port_in_row(offset: int) -> int:
-    """Return the port `offset` above STRETTO_PORT, the HTTP port of a server on this machine.
-
-    Raises:
-        ValueError: STRETTO_PORT is not a valid port.
-    """
+    """Return the port `offset` above STRETTO_PORT, a server's HTTP port; raise ValueError if it is invalid."""
     text = os.environ.get("STRETTO_PORT") or "8000"
     if not (text.isdecimal() and len(text) <= 5 and 0 < int(text) <= 65_535 - offset):
         raise ValueError(f"STRETTO_PORT: expected a port from 1 to {65_535 - offset}, got {text!r}")
@@ -403,9 +393,6 @@ def read_servers(words: list[str]) -> tuple[str, dict[str, str]]:
     """Return the address of the only server, or the addresses of several by name.
 
     The last of several addresses without names counts, so that `--gateway-arg` overrides the launcher's.
-
-    Raises:
-        ValueError: One of several servers has no name, or a name is given twice.
     """
     if not words:
         return f"localhost:{port_in_row(1)}", {}
@@ -424,11 +411,7 @@ def read_servers(words: list[str]) -> tuple[str, dict[str, str]]:
 
 
 def read_keys(path: Path | None, flag: str = "--keys", variable: str = KEYS) -> tuple[str, ...]:
-    """Return the keys from the file and the environment; raise ValueError for a weak key or an empty file.
-
-    Args:
-        variable: Environment variable with further keys, comma-separated.
-    """
+    """Return the keys of a file and of an environment variable; raise ValueError if one is weak or missing."""
     try:
         lines = [] if path is None else path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:

@@ -48,9 +48,8 @@ class EventRate:
     def __init__(self, loop: asyncio.AbstractEventLoop, limit: int):
         self._loop = loop
         self._limit = limit
-        # ends_at: end of the current second on the loop's clock
         self._count = 0
-        self.ends_at = 0.0
+        self.ends_at = 0.0  # end of the current second on the loop's clock
 
     @property
     def is_over(self) -> bool:
@@ -67,11 +66,7 @@ class EventRate:
 
 
 class Reads:
-    """Sizes and rate of reads from a connection.
-
-    Attributes:
-        are_tiny: True if recent reads were small and fast, so that the next ones should be delayed.
-    """
+    """Sizes and rate of reads; `are_tiny` is True if they are small and fast, and the next ones should be delayed."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
         self._loop = loop
@@ -326,11 +321,7 @@ class Connection(HttpToolsProtocol):
         self._timer = self.loop.call_later(patience_s / NUM_CHECKS, self._check, num_unread, num_checks - 1)
 
     def _check(self, num_unread: int, num_checks: int) -> None:
-        """Check the client's progress; disconnect if there was none and no checks are left.
-
-        Args:
-            num_unread: Number of unsent bytes at the first check. If the number is now smaller, there was progress.
-        """
+        """Disconnect the client if it has read none of `num_unread` unsent bytes, and no checks are left."""
         if self.transport.get_write_buffer_size() < num_unread:
             self._wait()
             return

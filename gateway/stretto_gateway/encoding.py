@@ -157,11 +157,9 @@ class FfmpegEncoder:
 def make_encoder(
     name: str, sample_rate: int, tags: Mapping[str, str] = NO_TAGS, bit_rate: int | None = None
 ) -> Encoder:
-    """Create a streaming encoder of mono samples.
+    """Create a streaming encoder of mono samples, in a format of MEDIA_TYPES.
 
     Args:
-        name: A format in MEDIA_TYPES.
-        sample_rate: Sample rate in Hz.
         tags: Tags of the file, for the formats in TAGGED.
         bit_rate: Bits per second of the formats in CODECS; None for the usual one.
     """
@@ -187,19 +185,13 @@ PADDING_S = 0.5  # silence at the end, to flush the filter's last windows
 
 
 class TimeStretch:
-    """Streaming time stretch of one utterance.
+    """Streaming time stretch of one utterance, with a speed from LEAST_SPEED to GREATEST_SPEED.
 
     `n` samples become `round(n / speed)`, at least one. The result does not depend on how the input is split into
     blocks.
     """
 
     def __init__(self, speed: float, sample_rate: int):
-        """Create the filter graph.
-
-        Args:
-            speed: From LEAST_SPEED to GREATEST_SPEED; 2 halves the duration.
-            sample_rate: Sample rate in Hz.
-        """
         self._speed = speed
         self._rate = sample_rate
         self._num_in = self._num_out = self._num_pushed = 0
@@ -261,7 +253,6 @@ class StretchedEncoder:
         self._encoder = encoder
 
     def encode(self, pcm: NDArray[Any]) -> bytes:
-        """Return the bytes that are ready after the samples `pcm`, int16 [n]."""
         stretched = self._stretch.stretch(pcm)
         return self._encoder.encode(stretched) if len(stretched) else b""
 
@@ -271,5 +262,4 @@ class StretchedEncoder:
         return self._encoder.encode(tail) if len(tail) else b""
 
     def close(self) -> bytes:
-        """Return the rest of the file."""
         return self.flush() + self._encoder.close()

@@ -30,7 +30,6 @@ class Streamed(Response):
     `stall_s` seconds.
 
     Args:
-        stall_s: Maximum time for which the client may read nothing, in seconds.
         last_words: Function that formats an error as a final part.
         first_headers: Function that returns further headers once the first part is ready.
     """
@@ -94,14 +93,11 @@ async def closing(parts: AsyncGenerator[Part, None]) -> AsyncIterator[AsyncGener
 async def client_events(
     begin: Begin, fields: dict[str, str], queue: ServerQueue | None = None
 ) -> AsyncGenerator[SpeechEvent, None]:
-    """Yield the events of a response, and close the response at the end.
+    """Yield the events of a response, and close the response at the end; raise ApiError if it fails.
 
     Args:
         fields: Request fields, keyed by the server's field names.
         queue: Queue in which the request waits if the server is full; None for a request that cannot be sent again.
-
-    Raises:
-        ApiError: The response fails.
     """
     try:
         async with aclosing(events_in_turn(begin, once if queue is None else queue.first_tries)) as events:

@@ -207,10 +207,9 @@ def refuse_unknown(body: BaseModel) -> None:
 
 
 class Ignored:
-    """Names of the request fields that have no effect; a strict gateway raises an error instead."""
+    """Names of request fields without effect, such as unknown ones; a strict gateway raises ApiError instead."""
 
     def __init__(self, body: BaseModel, is_strict: bool):
-        """Collect the unknown fields of `body`; if `is_strict`, raise ApiError for the first unknown field."""
         if is_strict:
             refuse_unknown(body)
         self._is_strict = is_strict
@@ -247,10 +246,7 @@ SMALL_BYTES = 1024  # JSON that is always admitted
 
 
 def most_bytes(value: Any) -> int:
-    """Return an upper bound on the size of `value` as JSON, without serialising it.
-
-    A character has at most 12 bytes.
-    """
+    """Return an upper bound on the size of `value` as JSON (12 bytes per character), without serialising it."""
     if isinstance(value, dict):
         return 2 + sum(4 + most_bytes(name) + most_bytes(item) for name, item in value.items())
     if isinstance(value, list):

@@ -34,9 +34,6 @@ class Gateway:
 
     Each server has its own client, queue, catalogue and slots, and its name in metrics. All else is shared. A gateway
     must be created and closed inside the event loop.
-
-    Args:
-        client: Client for several servers; None to use the configured server.
     """
 
     def __init__(self, config: GatewayConfig, client: RoutedClient | None = None):
@@ -113,11 +110,7 @@ class Gateway:
 
     @property
     def each_client(self) -> tuple[SpeechClient, ...]:
-        """A client of each server of the model.
-
-        Raises:
-            ApiError: The servers are not known by address.
-        """
+        """A client of each server of the model; raises ApiError if the servers are not known by address."""
         if self._replicas is not None:
             return self._replicas.clients
         if isinstance(self.client, RoutedClient):
@@ -130,24 +123,12 @@ class Gateway:
         return self._by_name[self.servers.transcriber(self._server).name]
 
     async def for_model(self, name: str, *abilities: Can) -> "Gateway":
-        """Return the state for the server that a request selects; see `Servers.choose`.
-
-        Args:
-            name: Model name in the request; empty for none.
-            abilities: Functions that return True for the profile of a model that can do the request.
-
-        Raises:
-            ApiError: The name is unknown, or the server accepts no requests.
-        """
+        """Return the state for the server that a request selects, with the arguments and errors of `Servers.choose`."""
         return self._by_name[(await self.servers.choose(name, *abilities)).name]
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Hold a slot for an utterance of the caller during the `with` block.
-
-        Raises:
-            ApiError: 429 if the caller's key has reached a ceiling, or if the queue is full.
-        """
+        """Hold a slot for the caller in the `with` block; raise ApiError 429 at a ceiling or for a full queue."""
         use = self.metrics.usage.current
         use.check()
         async with AsyncExitStack() as stack:

@@ -80,10 +80,7 @@ class Keys:
         return [digest.hex() for digest in self._digests]
 
     def admit(self, authorization: str) -> bool:
-        """Return True if the header contains one of the keys, or if there are no keys.
-
-        Keys are compared in constant time.
-        """
+        """Return True if the header contains one of the keys, compared in constant time, or if there are no keys."""
         sent = self._digest(authorization)
         matches = [hmac.compare_digest(sent, digest) for digest in self._digests]
         return not matches or any(matches)
@@ -91,9 +88,7 @@ class Keys:
     def owner(self, authorization: str, secret: Secret | None = None) -> str:
         """Return the id of an authenticated caller, who owns voices: EVERYBODY if there are no keys.
 
-        Args:
-            authorization: `Authorization` header, whose digest is the id.
-            secret: Secret of the caller, which has the owner of its key.
+        Otherwise, it is the digest of the key in the `Authorization` header, or the owner of the caller's secret.
         """
         if not self._digests:
             return EVERYBODY
@@ -136,10 +131,7 @@ def origin_of(text: str) -> str:
 
 
 def is_own_page(origin: str | None, host: str) -> bool:
-    """Return True if there is no Origin header, or if it names the gateway's own page.
-
-    The page is only recognised at an IP address or localhost.
-    """
+    """Return True without an Origin header, or if it names the gateway's own page at an IP address or localhost."""
     scheme, _, authority = (origin or "").partition("://")
     return origin is None or (bool(scheme) and authority == host and is_address(authority))
 

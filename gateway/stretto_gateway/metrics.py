@@ -84,21 +84,14 @@ class Times:
 
 
 class SpanExporter:
-    """Exporter that sends spans in batches from a separate thread.
-
-    OpenTelemetry drops spans if its queue is full.
-    """
+    """Exporter that sends spans in batches from a separate thread, and drops spans if its queue is full."""
 
     def __init__(self, provider: "TracerProvider"):
         self._provider = provider
         self._tracer = provider.get_tracer("stretto_gateway")
 
     def add(self, request: RequestHead, labels: tuple[str, str], times: Times, is_complete: bool) -> None:
-        """Add the spans of a finished response, as children of the request's `traceparent` if it has one.
-
-        Args:
-            is_complete: False if the response failed or was cancelled.
-        """
+        """Add the spans of a finished response, as children of the request's `traceparent` if it has one."""
         from opentelemetry import trace
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -173,12 +166,7 @@ FAILED = "failed"
 
 
 class Metrics:
-    """Metrics of one gateway. Durations are wall-clock times measured in the gateway, in seconds.
-
-    Args:
-        spans: Exporter of traces; None if tracing is off.
-        owners: Digests of the API keys.
-    """
+    """Metrics of one gateway. Durations are wall-clock times measured in the gateway, in seconds."""
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from stretto_gateway.server_queue import ServerQueue
 CHECK_S = 5.0
 ANSWER_S = 5.0
 READY_S = 5.0
-IDENTITY = ("model", "revision", "configuration", "weights", "numerics")  # what a server reports about its model
+IDENTITY = ("model", "revision", "configuration", "weights", "numerics")  # fields of a server's report about its model
 FAILED_CHECKS = 3  # consecutive failed checks after which a server is down; one that is only busy answers earlier
 
 Can = Callable[[ModelProfile], bool]
@@ -29,7 +29,6 @@ class ModelServer:
 
     Args:
         name: Name of its model in requests; empty for the only server, which serves all of them.
-        waited: Callback that receives the queueing time of each admitted request, in seconds.
 
     Attributes:
         is_up: True if one of the last FAILED_CHECKS checks has succeeded. An unnamed server is not checked.
@@ -114,19 +113,15 @@ class Servers:
         return servers
 
     async def choose(self, name: str, *abilities: Can) -> ModelServer:
-        """Return the server that a request selects.
+        """Return the server that a request selects; raise ApiError 404 for an unknown name, 503 if it is down.
 
         The name of a server, of a family or of an alias selects that server. An empty name, or one of OpenAI's, selects
         the first server that can do the request, and that is up.
 
         Args:
-            name: Model name in the request; empty for none.
             abilities: Functions that return True for the profile of a model that can do the request. If the first
-                function is true for no model, the next one is used, and so on. Without one, every model can do the
-                request.
-
-        Raises:
-            ApiError: 404 if the name is unknown, 503 if the server accepts no requests.
+                function
+                is true for no model, the next one is used, and so on. Without one, every model can do the request.
         """
         if not self.are_named:
             return self.all[0]
@@ -142,9 +137,7 @@ class Servers:
         return server
 
     def transcriber(self, server: ModelServer) -> ModelServer:
-        """Return the server that transcribes conversations with `server`: itself if it can, otherwise the first one
-        that can.
-        """
+        """Return the server that transcribes conversations with `server`: itself, or else the first one that can."""
         profiles = [(other, other.catalogue.known) for other in self.all]
         able = [other for other, profile in profiles if profile is not None and transcribes(profile)]
         return server if server in able else next((other for other in able if other.is_up), server)

@@ -35,9 +35,8 @@ def checksum(page: bytes) -> int:
     return int(f"{mirrored:032b}"[::-1], 2)
 
 
-# energies: of a sum, relative to that of unrelated channels; of a channel, relative to the other one
-CANCELLED = 0.5
-SILENT = 1e-3
+CANCELLED = 0.5  # energy of the sum of two channels, relative to that of unrelated channels
+SILENT = 1e-3  # energy of a channel, relative to the other one
 
 
 class MonoMixer:
@@ -77,11 +76,7 @@ class OggOpusDecoder:
         self._mixer = MonoMixer()
 
     def push(self, data: bytes) -> Iterator[NDArray[np.float32]]:
-        """Append bytes, and yield the mono samples [n] at 24 kHz of each complete packet.
-
-        Raises:
-            OggError: The bytes are not Ogg Opus.
-        """
+        """Append bytes; yield the mono samples [n] at 24 kHz of each complete packet, or raise OggError."""
         self._unread += data
         while (page := self._next_page()) is not None:
             self._num_silent += 1

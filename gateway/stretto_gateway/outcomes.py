@@ -29,11 +29,7 @@ class Outcomes:
     async def followed(
         self, owner: str, request_id: str, parts: AsyncGenerator[bytes, None], report: Mapping[str, Any]
     ) -> AsyncGenerator[bytes, None]:
-        """Yield the parts of a response, and record how it ends.
-
-        Args:
-            report: The server's report, once the parts are complete.
-        """
+        """Yield the parts of a response, and record how it ends; `report` is filled once they are complete."""
         outcome: SpeechOutcome = {"id": request_id, "status": "in_progress", "bytes": 0, "error": None}
         self._outcomes.add(owner, request_id, outcome)
         try:

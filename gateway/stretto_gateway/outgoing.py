@@ -40,9 +40,6 @@ class PublicResolver(AbstractResolver):
     """Resolver that refuses a host if any of its addresses is outside the public Internet.
 
     The connection is opened to one of the addresses that have been checked.
-
-    Args:
-        threads: Threads for look-ups, each of which may take long.
     """
 
     def __init__(self, threads: Turns):
@@ -109,11 +106,9 @@ async def sent(
     Redirects are responses like any other. Proxies of the environment are not used.
 
     Args:
-        url: Address of the resource, from `web_url`.
         body: JSON for a POST request; None for GET.
         stall_s: Maximum time for the connection, and until further bytes arrive, in seconds.
         total_s: Maximum time for the whole response, in seconds; None for no limit.
-        resolver: Resolver of the host's name; None for the system's.
 
     Raises:
         OutgoingError: The connection or the response fails, also while the body is read within the `with` block.

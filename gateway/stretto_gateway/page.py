@@ -32,12 +32,7 @@ CODE = re.compile(r"`([^`]+)`")
 
 
 def reference_page(schema: dict[str, Any], base_url: str) -> str:
-    """Return an HTML page about the routes of an OpenAPI schema, with an example.
-
-    Args:
-        schema: Contents of `/openapi.json`.
-        base_url: URL of the gateway as seen by the client, with a trailing slash.
-    """
+    """Return an HTML page about the routes of an OpenAPI schema, with an example; `base_url` ends with a slash."""
     info = schema["info"]
     parts = [HEAD, f"<header><h1>{escape(info['title'])}</h1></header>\n<main>\n"]
     parts.append(f"<p>{_prose(info['description'])}</p>\n")

@@ -21,7 +21,6 @@ def arguments(words: list[str] | None = None, default_folder: Path | None = None
     """Return the command and its options; exit with status 2 if they are invalid.
 
     Args:
-        words: Arguments; None for the arguments of the process.
         default_folder: Folder to use if neither `--voices` nor STRETTO_VOICES gives one; None to require one.
     """
     parser = Parser(prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,11 +35,7 @@ def arguments(words: list[str] | None = None, default_folder: Path | None = None
 
 
 def main(words: list[str] | None = None, default_folder: Path | None = None) -> int:
-    """Run a command.
-
-    Returns:
-        0 for success, 1 if there is no dictionary to delete, or for a full disk, 2 for an invalid dictionary.
-    """
+    """Run a command; return 0, 1 for a failure or if there is no dictionary to delete, 2 for an invalid dictionary."""
     args = arguments(words, default_folder)
     limits = Limits()
     try:

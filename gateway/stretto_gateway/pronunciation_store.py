@@ -26,7 +26,6 @@ class PronunciationStore:
     """Pronunciation dictionaries in a folder, one per owner. Methods block during file access.
 
     Args:
-        folder: The folder, which is shared with the voices.
         max_bytes: Maximum size of a dictionary as JSON.
     """
 
@@ -56,12 +55,7 @@ class PronunciationStore:
         return entries
 
     def replace(self, owner: str, entries: Sequence[DictionaryEntry]) -> None:
-        """Store a dictionary in place of the owner's earlier one.
-
-        Raises:
-            InvalidEntry: The dictionary is too large.
-            OSError: The disk is full.
-        """
+        """Store a dictionary in place of the owner's earlier one; raise InvalidEntry if it is too large."""
         if len(entries) > self._max_entries:
             raise InvalidEntry("", f"at most {self._max_entries} entries", f"{len(entries)}")
         data = json.dumps(entries_record(entries)).encode()

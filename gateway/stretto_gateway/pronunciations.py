@@ -113,14 +113,7 @@ def no_phonemes(profile: ModelProfile) -> str:
 async def add_dictionary(
     gateway: Gateway, profile: ModelProfile, options: SpeakArguments, owner: str, ignored: Ignored
 ) -> None:
-    """Add the entries of the caller's dictionary to the options of a request, unless the request has the word.
-
-    Args:
-        options: Arguments of `SpeechClient.speak`; changed.
-
-    Raises:
-        ApiError: 400 if the entries of the request are no object.
-    """
+    """Add the entries of the caller's dictionary to a request's `options`, unless the request has the word."""
     entries: Any = options.get("pronunciations", {})
     if not isinstance(entries, Mapping):
         raise refused(FIELD, "an object of words and their spellings", entries)

@@ -21,9 +21,7 @@ class Draft:
     def begin(self, model: Mapping[str, str], options: SpeakArguments) -> None:
         """Record the data that determines the speech, before its first event.
 
-        Args:
-            model: What the server reports about its model.
-            options: Arguments of `SpeechClient.speak`, which may still lose pronunciations that do not occur.
+        `options` may still lose pronunciations that do not occur in the text.
         """
         self._recorder = SpeechRecorder(self._text, model, self._request_id)
         self._recorder.arguments = options

@@ -23,11 +23,7 @@ RECEIPT_BYTES = 512  # memory of a stored receipt in addition to its own size
 
 
 class ReceiptStore:
-    """Receipts by caller and id, which are found in the same way as `Outcomes`.
-
-    Args:
-        file_signer: Signer of the C2PA manifests of whole files; None for no manifests.
-    """
+    """Receipts of recent speech by caller and request id, as in `Outcomes`."""
 
     def __init__(self, key: Ed25519PrivateKey, file_signer: "FileSigner | None" = None):
         self._key = key
@@ -36,7 +32,6 @@ class ReceiptStore:
 
     @property
     def public_key(self) -> PublicKey:
-        """The public key."""
         key = self._key.public_key()
         jwk = public_jwk(key)
         return {"alg": ALGORITHM, "crv": jwk["crv"], "kid": key_id(key), "kty": jwk["kty"], "use": "sig", "x": jwk["x"]}
@@ -62,12 +57,7 @@ class ReceiptStore:
     async def complete(self, audio: bytes | bytearray, draft: Draft, asked: State) -> bytes | bytearray:
         """Return a whole file, with its receipt in a C2PA manifest if this gateway writes manifests in its format.
 
-        Args:
-            draft: Receipt of the speech, which afterwards has the digest of the result.
-            asked: Request state that the guard has set, with `keep`, which accounts for memory.
-
-        Raises:
-            ApiError: C2PA no longer admits the certificate.
+        `draft` then has the digest of the result. ApiError is raised if C2PA no longer admits the certificate.
         """
         draft.set_file(audio)
         if self._file_signer is None or not self._file_signer.admits(draft.file_format):

@@ -21,9 +21,6 @@ class Replicas:
     """The replicas, with the number of utterances of each.
 
     They must be created and closed inside the event loop.
-
-    Args:
-        addresses: gRPC addresses (host:port).
     """
 
     def __init__(self, addresses: Sequence[str], registry: CollectorRegistry):
@@ -46,15 +43,11 @@ class Replicas:
 
     @asynccontextmanager
     async def choose(self, key: str, refused: tuple[str, ...]) -> AsyncIterator[Lease]:
-        """Lease a replica during the `with` block.
+        """Lease a replica during the `with` block; raise ServerUnavailable if all have refused the utterance.
 
         Args:
             key: Key of the conversation, whose turns use one replica as long as it is not much busier than the others;
                 empty for an utterance that may use any.
-            refused: Addresses of the replicas that have refused the utterance.
-
-        Raises:
-            ServerUnavailable: All replicas have refused it.
         """
         candidates = [
             Candidate(address, self._loads[address], is_ready) for address, is_ready in self._is_ready.items()
@@ -74,7 +67,7 @@ class Replicas:
             self._loads[address] -= 1
 
     async def close(self) -> None:
-        """End the checks."""
+        """End the checks, and close the clients."""
         for check in self._checks:
             check.cancel()
         await asyncio.wait(self._checks)

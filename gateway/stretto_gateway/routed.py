@@ -37,11 +37,7 @@ Begin = Callable[[SpeechClient], Speech]
 
 @dataclass(frozen=True)
 class Lease:
-    """Server selected for one utterance.
-
-    Attributes:
-        lost: Future that is done once the server is lost.
-    """
+    """Server selected for one utterance; the future `lost` is done once the server is lost."""
 
     name: str
     server: str
@@ -49,8 +45,8 @@ class Lease:
 
 
 Choose = Callable[[str, tuple[str, ...]], AbstractAsyncContextManager[Lease]]
-"""A server for the conversation of that key ('' for any), none of those names; ServerUnavailable where there is none.
-It is the busier by one for as long as the block runs."""
+"""Function that leases a server for a conversation's key ('' for any), except servers with the given names.
+It raises ServerUnavailable if there is none. The server counts as busier by one until the block ends."""
 
 
 class RoutedClient:
@@ -61,7 +57,6 @@ class RoutedClient:
 
     Args:
         caller: Function that identifies the caller of the current request, for servers on this host.
-        timeouts: Timeouts for each utterance.
 
     Attributes:
         tries: Tries of the clauses of a long text after the first one, while the server is full.
@@ -204,11 +199,7 @@ def has_output(event: SpeechEvent) -> bool:
 
 @asynccontextmanager
 async def _ended_with(lease: Lease, stream: Speech) -> AsyncIterator[None]:
-    """Cancel a stream and raise ServerUnavailable as soon as the stream's server is lost, instead of waiting for a
-    timeout.
-
-    This avoids waiting for a timeout.
-    """
+    """Cancel a stream and raise ServerUnavailable as soon as its server is lost, instead of after a timeout."""
 
     def cancel(_: "asyncio.Future[None]") -> None:
         stream.cancel()
@@ -225,10 +216,7 @@ async def _ended_with(lease: Lease, stream: Speech) -> AsyncIterator[None]:
 
 
 def conversation_key(messages: list[dict[str, Any]], *audio: Audio) -> str:
-    """Return a digest of the turns up to the user's first turn.
-
-    The digest is constant throughout a conversation.
-    """
+    """Return a digest of the turns up to the user's first turn, which is constant throughout a conversation."""
     first = next((n for n, turn in enumerate(messages) if turn.get("role") == "user"), len(messages))
     opening = messages[: first + 1]
     digest = hashlib.blake2b(json.dumps(opening, sort_keys=True).encode(), digest_size=16)

@@ -106,11 +106,7 @@ class Route:
 
 @cache
 def installed_routes() -> tuple[Route, ...]:
-    """Return the routes of all installed packages, in the order of their positions.
-
-    Raises:
-        ValueError: A route cannot be imported, several packages register the same name, or there is no route.
-    """
+    """Return the routes of all installed packages, by their positions; raise ValueError if one is invalid."""
     points = {(point.name, point.value): point for point in entry_points(group=GROUP)}
     routes: dict[str, Route] = {}
     for (name, value), point in sorted(points.items()):

@@ -49,7 +49,6 @@ class ServerQueue:
 
     @property
     def num_waiting(self) -> int:
-        """Number of queued requests."""
         return len(self._waiting)
 
     def first_tries(self) -> AsyncGenerator[None, None]:

@@ -52,9 +52,7 @@ class SessionEnd(ClientEnd):
 class Socket(Protocol):
     """Connection to a client: a WebSocket, or another object that exchanges ASGI's WebSocket messages."""
 
-    async def receive(self) -> Message:
-        """Return the next message."""
-        ...
+    async def receive(self) -> Message: ...
 
     async def send_text(self, data: str) -> None:
         """Send a message of text; raise WebSocketDisconnect or RuntimeError if the client has disconnected."""
@@ -64,16 +62,11 @@ class Socket(Protocol):
         """Send a message of bytes; raise WebSocketDisconnect or RuntimeError if the client has disconnected."""
         ...
 
-    async def close(self, code: int, reason: str) -> None:
-        """Close the connection."""
-        ...
+    async def close(self, code: int, reason: str) -> None: ...
 
 
 class SocketChannel:
-    """Ordered stream of events to a client.
-
-    The session ends if the client does not read an event within `stall_s` seconds.
-    """
+    """Ordered stream of events to a client. The session ends if an event is not read within `stall_s` seconds."""
 
     def __init__(self, socket: Socket, stall_s: float):
         self._socket = socket
@@ -100,14 +93,7 @@ class SocketChannel:
             raise SessionEnd from None
 
     async def send_error(self, error: ApiError, event_id: str | None = None) -> None:
-        """Send an error event.
-
-        Args:
-            event_id: The client's id for the event that caused the error.
-
-        Raises:
-            SessionEnd: More than MAX_ERRORS errors were sent in a second.
-        """
+        """Send an error about the client's event `event_id`; raise SessionEnd beyond MAX_ERRORS errors per second."""
         self._count_error()
         await self.send("error", error=error.record()["error"] | {"event_id": event_id})
 
@@ -142,11 +128,7 @@ class SocketSession(Protocol):
 
 
 class RequestedEnd:
-    """End of a session that the client requests; the session ends once the output in progress is complete.
-
-    Attributes:
-        is_asked: True once the client has asked for it.
-    """
+    """End of a session that the client requests; the session ends once the output in progress is complete."""
 
     def __init__(self, session: SocketSession, tasks: asyncio.TaskGroup):
         self._session = session
@@ -202,14 +184,9 @@ async def attend(
     tasks: asyncio.TaskGroup,
     patience_s: Callable[[], float],
 ) -> None:
-    """Pass events to the session until it ends.
+    """Pass events to the session until it ends, waiting at most `patience_s()` seconds for each.
 
-    Args:
-        patience_s: Function that returns how many seconds to wait for the next event.
-
-    Raises:
-        SessionEnd: The client disconnected or was idle too long, the session lasted too long, or the gateway is
-            shutting down.
+    SessionEnd is raised if the client has disconnected or is idle, after the maximum duration, and at shutdown.
     """
     tasks.create_task(_until_draining(gateway, session))
     tasks.create_task(_until_expired(gateway.limits, session))

@@ -133,11 +133,7 @@ def marker_header(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignored: Ignored) -> SpeakArguments:
-    """Return the result of `voice_options` for a complete text.
-
-    Raises:
-        ApiError: The text is too long or has mode `open`, or as in `voice_options`.
-    """
+    """Return `voice_options` for a complete text; raise ApiError if it is too long or has mode `open`."""
     if len(item.input) > gateway.limits.max_input_chars:
         expected = f"at most {gateway.limits.max_input_chars} characters"
         raise mismatch("input", expected, f"{len(item.input)} characters")
@@ -148,12 +144,10 @@ async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignor
 
 
 async def prepare_text(gateway: Gateway, text: str, options: SpeakArguments, ignored: Ignored) -> None:
-    """Prepare the options for a complete text, and record in `ignored` what will not be spoken.
+    """Prepare the options for a complete text, and record in `ignored` the parts that are not spoken.
 
-    The request must have a slot, because the time grows with the text.
-
-    Args:
-        options: Other arguments of `SpeechClient.speak`. Entries of the dictionary that do not occur are removed.
+    The request must have a slot, because the time grows with the text. Entries of the dictionary that do not occur are
+    removed from `options`.
     """
     markup = options.get("markup", "none")
     await keep_occurring(options, text, markup)
@@ -179,13 +173,10 @@ def note_transliterated(ignored: Ignored, words: Iterable[str]) -> None:
 
 
 async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, ignored: Ignored) -> SpeakArguments:
-    """Return the arguments of `SpeechClient.speak` except the text.
+    """Return the arguments of `SpeechClient.speak` except the text; raise ApiError if a field is not supported.
 
     Args:
         asked: Request state that the guard has set: the owner, and `keep`, which accounts for memory.
-
-    Raises:
-        ApiError: This gateway or model does not support the requested fields.
     """
     adapter = item.model if item.model and await gateway.catalogue.has_adapter(item.model) else None
     profile = await gateway.catalogue.model(item.model if adapter is None else "")
@@ -220,11 +211,9 @@ async def timed_parts(
     A word comes before the audio in which it begins or, if words are aligned, after its clause.
 
     Args:
-        text: The text, or an async iterable of pieces of streamed text.
-        options: Other arguments of `SpeechClient.speak`.
         ignored: Receives the tags in the text that are not spoken: before the first part if the text is complete.
-        report: Receives the entries of `recalled` and `note_first` before the first part; as FILE_S, the duration of
-            the file so far in seconds; and at the end, the server's report.
+        report: Receives the entries of `recalled` and `note_first` before the first part, and the server's report at
+            the end. The entry FILE_S is the duration of the file so far, in seconds.
     """
     encoder = PacedEncoder(item, gateway.audio_tags)
     draft: Draft | None = report.get(DRAFT)
@@ -263,11 +252,7 @@ async def audio_parts(
 async def whole_parts(
     gateway: Gateway, item: SpeechFields, asked: State, parts: AsyncGenerator[bytes, None], report: dict[str, Any]
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the file of `parts` once it is complete.
-
-    Args:
-        report: Report that `timed_parts` fills. Receives headers with the length and vLLM-Omni's token counts as WHOLE.
-    """
+    """Yield the file of `parts` once it is complete. Its length and token counts become headers in `report` (WHOLE)."""
     max_bytes = gateway.limits.max_batch_bytes
     excess = f"expected no value for more than {max_bytes} bytes of audio, got false"
     audio: bytes | bytearray = await whole_file(item, parts, AudioBudget(max_bytes, "stream", excess), asked)
@@ -324,10 +309,9 @@ def wants_alignment(profile: ModelProfile) -> bool:
 
 
 def timed_word(word: Word, playing_time: Callable[[float], float] = float) -> dict[str, Any]:
-    """Return a word for an event: `start` and, if known, `end` in seconds of the file, and its position in the text.
+    """Return a word for an event: its position in the text, and `start` and `end`, if known, in seconds of the file.
 
-    Args:
-        playing_time: Function from seconds of the model's audio to seconds of the file; by default they are the same.
+    `playing_time` converts seconds of the model's audio to seconds of the file.
     """
     end = {} if word.end_s is None else {"end": playing_time(word.end_s)}
     span = {} if word.text_start is None else {"text_start": word.text_start, "text_end": word.text_end}
@@ -352,7 +336,7 @@ class PacedEncoder:
         return min(max(self._item_speed * event.speed, LEAST_SPEED), GREATEST_SPEED)
 
     def playing_time(self, event: SpeechEvent) -> Callable[[float], float]:
-        """Return the function from times in the audio of an event, which is the next one, to times in the file."""
+        """Return the function from times in the audio of the next event to times in the file."""
         since = self._since
         speed = self._speed_of(event) if event.duration_s else self._speed
         if speed != self._speed:
@@ -379,8 +363,7 @@ class PacedEncoder:
 async def encoded_parts(encoder: Encoder, pcm: NDArray[Any] | None) -> AsyncIterator[bytes]:
     """Yield the bytes that are ready after samples `pcm`, int16 [n]; if `pcm` is None, yield nothing.
 
-    The first FIRST_SAMPLES of an utterance are encoded and yielded before the rest; the bytes do not depend on this
-    split.
+    The first FIRST_SAMPLES of an utterance are encoded and yielded before the rest, which does not change the bytes.
     """
     if pcm is None:
         return
@@ -425,12 +408,7 @@ async def spoken(
     ignored: Ignored,
     voice_field: str = "voice",
 ) -> AsyncIterator[AsyncGenerator[SpeechEvent, None]]:
-    """Yield the event stream of a spoken text; raise ApiError if it fails or has no audio.
-
-    Args:
-        text: The text, or an async iterable of pieces of streamed text.
-        options: Other arguments of `SpeechClient.speak`.
-    """
+    """Yield the event stream of a spoken text; raise ApiError if it fails or has no audio."""
     trace = SpeechTrace(gateway.metrics, "tts")
     fields = (FIELDS if isinstance(text, str) else WRITTEN_FIELDS) | dict.fromkeys(OF_THE_VOICE, voice_field)
     use = gateway.metrics.usage.current
@@ -455,10 +433,8 @@ async def recalled(
 ) -> AsyncIterator[AsyncGenerator[SpeechEvent, None]]:
     """Yield the event stream of a text: from the cache if possible, otherwise generated as in `spoken` and then stored.
 
-    Speech from the cache needs no slot. It counts as use like any other, and not in the metrics of generation.
-
-    Args:
-        report: Receives headers about the cache, if the request uses it, as CACHE.
+    Speech from the cache needs no slot. It counts as use like any other, and not in the metrics of generation. If the
+    request uses the cache, `report` receives headers about it as CACHE.
     """
     options = {**options, "rates": True}
     draft: Draft | None = report.get(DRAFT)

@@ -117,11 +117,7 @@ async def batch_parts(results: list[ItemResult]) -> AsyncGenerator[bytes, None]:
 async def result(
     gateway: Gateway, index: int, item: SpeechItem, room: AudioBudget, asked: State, ignored: Ignored
 ) -> ItemResult:
-    """Generate the audio of one text of a batch.
-
-    Returns:
-        The audio, or the error.
-    """
+    """Generate the audio of one text of a batch, and return it or the error."""
     try:
         gateway = await gateway.for_model(item.model, speaks)
         options = await speech_options(gateway, item, asked, ignored)

@@ -49,7 +49,7 @@ class Entry:
     """Events of a reply. They are pickled, so that their memory is known exactly.
 
     Attributes:
-        num_users: Responses that write or read it, and one while it can be found.
+        num_users: Number of responses that write or read it, plus one while requests can find it.
     """
 
     key: bytes
@@ -68,7 +68,6 @@ class SpeechCache:
 
     Args:
         has_keys: True if each caller has only the entries of its own key.
-        clock: Function that returns the time in seconds.
     """
 
     def __init__(
@@ -223,10 +222,9 @@ class SpeechCache:
         return self._shares.held + num_bytes <= self._settings.max_bytes
 
     def _replaceable(self, owner: str, num_bytes: int) -> bytes | None:
-        """Return the key of the next entry to remove, so that an owner may take `num_bytes` more; None if none is left.
+        """Return the key of the next entry to remove so that an owner may take `num_bytes` more; None if none is left.
 
-        The entry belongs to the owner that has most bytes, if these are more than this owner would have; otherwise to
-        this owner.
+        The entry belongs to the owner with most bytes, or to this owner if it would then have at least as many.
         """
         most = max(self._unused, key=self._shares.held_by, default=owner)
         if self._shares.held_by(most) <= self._shares.held_by(owner) + num_bytes:
@@ -250,7 +248,6 @@ class SpeechCache:
         self._leave(entry)
 
     def _use(self, entry: Entry) -> None:
-        """Begin a use of an entry."""
         entry.num_users += 1
         self._note_use(entry)
 

@@ -36,14 +36,10 @@ from stretto_gateway.fields import Body, Ignored, Text, check_options_size, is_b
 
 
 def language_name(profile: ModelProfile, language: object) -> str:
-    """Return the model's name for a language, or AUTO.
+    """Return the model's name for a language, or AUTO; raise ApiError if the model does not support it.
 
-    Args:
-        profile: The served model. If it lists no languages, the server checks the name.
-        language: An English name, a code such as `en` or `en-US`, or `Auto`.
-
-    Raises:
-        ApiError: The model does not support the language.
+    The language is an English name, a code such as `en` or `en-US`, or `Auto`. If the model lists no languages, the
+    server checks the name.
     """
     if not isinstance(language, str):
         raise refused("language", "the name or code of a language", language)
@@ -167,10 +163,7 @@ class SpeechForm(Voiced):
 
 
 def option_field(hint: Any) -> Any:
-    """Return the request field for an option.
-
-    Its type is only documentation, because the server checks its value.
-    """
+    """Return the request field for an option; its type is only documentation, because the server checks the value."""
     (doc,) = [mark.documentation for mark in get_args(hint) if isinstance(mark, Doc)]
     documented = {"anyOf": [TypeAdapter(hint).json_schema(), {"type": "null"}]}
     return Annotated[Any, WithJsonSchema(documented)], Field(default=None, description=doc)
@@ -232,13 +225,9 @@ class SpeechFields(WithOptions):
         return options | {"instruct": instruct} if instruct else options
 
     def for_server(self, profile: ModelProfile, ignored: Ignored, voice: RecordedVoice | str | None) -> SpeakArguments:
-        """Return the arguments of `SpeechClient.speak` except the text.
+        """Return the arguments of `SpeechClient.speak` except the text; raise ApiError if one is invalid.
 
-        Args:
-            voice: Recorded voice, or the model's name of a voice; None for the default.
-
-        Raises:
-            ApiError: A value is invalid, or a field has no effect and the gateway is strict.
+        The voice is a recording, or the model's name of a voice; None for the default.
         """
         rates = RATES.get(self.response_format)
         if rates is not None and self.rate not in rates:

@@ -42,7 +42,6 @@ class IncomingText:
 
     @property
     def is_ended(self) -> bool:
-        """True if the text is complete."""
         return self._ended.is_set()
 
     def add(self, piece: str) -> bool:
@@ -224,7 +223,6 @@ class StreamSession:
         return asking(self._owner, self._gateway.sessions.held)
 
     async def handle(self, message: str | bytes | None) -> None:
-        """Handle an event; send an error if it is invalid."""
         try:
             record = read_json(message)
             match record.get("type"):
@@ -262,7 +260,6 @@ class StreamSession:
         return ignored
 
     async def complete(self) -> None:
-        """Wait until the current utterance is complete."""
         if self._task is not None:
             await asyncio.wait([self._task])
 

@@ -219,11 +219,7 @@ def translates(profile: ModelProfile) -> bool:
 async def read_form(
     gateway: Gateway, form: RecordingForm, task: str, what: str, ignored: Ignored
 ) -> tuple[bytes, TranscriptionOptions]:
-    """Return the file's contents and the server's options.
-
-    Raises:
-        ApiError: The model has no such task, or fields contradict each other.
-    """
+    """Return the file's contents and the server's options; raise ApiError if the model cannot do the task."""
     profile = await gateway.catalogue.model(form.model)
     found_task = find_task(profile, (task,), what)
     form.check()
@@ -235,11 +231,7 @@ async def read_form(
 def readable(content: bytes, content_type: str) -> bytes:
     """Return `content` as a file that the server can read: G.711 without a header becomes a WAV file.
 
-    Args:
-        content_type: Media type of the file, which may have the parameters `rate` and `channels`.
-
-    Raises:
-        ApiError: G.711 has a rate other than 8000 Hz, or several channels.
+    ApiError is raised if `content_type` has a rate other than 8000 Hz, or several channels, for G.711.
     """
     media_type, *parameters = (word.strip().lower() for word in content_type.split(";"))
     law = RAW_TYPES.get(media_type)
@@ -356,12 +348,7 @@ async def writing(
 def transcript_response(
     response_format: str, transcript: Transcript, head: dict[str, Any], temperature: float | None = None
 ) -> Response:
-    """Return a transcript in the requested response format.
-
-    Args:
-        head: Additional fields for `verbose_json`.
-        temperature: Temperature of the request; None for the model's own.
-    """
+    """Return a transcript in the requested response format; `head` has additional fields for `verbose_json`."""
     reason = limit_reason(transcript.report)
     headers = limit_header(transcript.report)
     text = transcript.text
@@ -395,11 +382,7 @@ def limit_header(report: dict[str, Any]) -> dict[str, str]:
 
 
 def text_segment(number: int, passage: Passage, temperature: float | None) -> TextSegment:
-    """Return a segment of a transcript. Numbers that no model reports are 0 and listed in `unmeasured`.
-
-    Args:
-        temperature: Temperature of the request; None for the model's own.
-    """
+    """Return a segment of a transcript. Numbers that no model reports are 0 and listed in `unmeasured`."""
     content = passage.text.encode(errors="replace")
     unmeasured = ["tokens", "avg_logprob", "no_speech_prob"]
     if temperature is None:

@@ -22,11 +22,7 @@ class FileTurns(Turns):
     async def run(
         self, call: Callable[Arguments, Result], /, *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
-        """Return the result of a call; see `Turns.run`.
-
-        Raises:
-            ApiError: 507 if the disk is full, 500 for other errors of the file system.
-        """
+        """Return the result of a call; raise ApiError 507 for a full disk, 500 for other errors of the file system."""
         try:
             return await super().run(call, *args, **kwargs)
         except OSError as error:

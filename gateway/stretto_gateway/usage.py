@@ -47,11 +47,7 @@ class Ceiling:
 
 
 class Use:
-    """Use of the gateway by one key since the start of the gateway.
-
-    Args:
-        clock: Function that returns the time in seconds since 1970 (UTC).
-    """
+    """Use of the gateway by one key since the start of the gateway."""
 
     def __init__(
         self,
@@ -134,12 +130,7 @@ class Use:
 
 
 class Usage:
-    """Use of the gateway by each key, or by everybody if there are no keys.
-
-    Args:
-        owners: Digests of the keys.
-        clock: Function that returns the time in seconds since 1970 (UTC).
-    """
+    """Use of the gateway by each key (`owners` are their digests), or by everybody if there are no keys."""
 
     def __init__(
         self,

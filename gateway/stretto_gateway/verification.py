@@ -57,10 +57,9 @@ async def verify_audio(form: Annotated[VerifyForm, WITH_FILE], request: Request)
 
 
 async def verified(gateway: Gateway, data: bytes) -> Verified:
-    """Return the findings about a file. One file is verified at a time; the process ends with the request.
+    """Return the findings about a file; raise ApiError if it cannot be read, many others wait, or the process fails.
 
-    Raises:
-        ApiError: 400 if the file cannot be read, 429 if many others are waiting, 500 if the process failed.
+    One file is verified at a time. The process ends with the request.
     """
     async with gateway.verifying.slot():
         process = await asyncio.create_subprocess_exec(

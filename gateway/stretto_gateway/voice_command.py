@@ -45,7 +45,6 @@ def arguments(words: list[str] | None = None, default_folder: Path | None = None
     """Return the command and its options; exit with status 2 if they are invalid.
 
     Args:
-        words: Arguments; None for the arguments of the process.
         default_folder: Folder to use if neither `--voices` nor STRETTO_VOICES gives one; None to require one.
     """
     parser = Parser(prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -96,11 +95,10 @@ def store_options(default_folder: Path | None) -> Parser:
 
 
 def main(words: list[str] | None = None, default_folder: Path | None = None) -> int:
-    """Run a command.
+    """Run a command, and return the exit status.
 
-    Returns:
-        0 for success, 1 for an unknown voice or a full store or disk, 2 for a rejected request, 3 if there is no
-        server, 4 after a timeout.
+    It is 0 for success, 1 for an unknown voice or a full store or disk, 2 for a rejected request, 3 without a server,
+    and 4 after a timeout.
     """
     args = arguments(words, default_folder)
     try:
@@ -146,9 +144,7 @@ def owned_folder(folder: Path | None) -> Path:
 def read_file(path: Path, flag: str, max_bytes: int) -> bytes:
     """Read a file, or a pipe that has a writer, such as `<(command)`; `-` is standard input.
 
-    Raises:
-        ValueError: The file is empty, too large, a folder, a device, or a pipe without a writer.
-        OSError: The file cannot be read.
+    ValueError is raised if the file is empty, too large, a folder, a device, or a pipe without a writer.
     """
     descriptor = os.dup(0) if str(path) == "-" else os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:

@@ -82,11 +82,7 @@ def write_voice(voice: StoredVoice, recording: bytes) -> bytes:
 
 
 def read_voice(data: bytes, max_bytes: int) -> tuple[VoiceHeader, bytes]:
-    """Return the header and the recording of a voice's file.
-
-    Raises:
-        ValueError: The file is not a voice's file, is damaged, or exceeds a limit.
-    """
+    """Return the header and the recording of a voice's file; raise ValueError if it is invalid or damaged."""
     line, end, recording = data[:MAX_HEADER_BYTES].partition(b"\n")
     if not end:
         raise ValueError(f"header: expected a line of at most {MAX_HEADER_BYTES} bytes, got no end of line")

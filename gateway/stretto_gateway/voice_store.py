@@ -68,15 +68,10 @@ class VoiceStore:
                     left.unlink()
 
     def add(self, owner: str, name: str, text: str, consent: str, recording: bytes, **about: str) -> StoredVoice:
-        """Store a voice.
+        """Store a voice; raise TooManyVoices if the owner has the maximum number.
 
         Args:
-            text: Transcript of the recording; empty if unknown.
             about: Language, gender and description, if known.
-
-        Raises:
-            TooManyVoices: The owner has the maximum number of voices.
-            OSError: The disk is full or read-only, or the folder is forbidden.
         """
         voice = StoredVoice(f"voice_{secrets.token_hex(16)}", name, text, consent, int(time.time()), **about)
         with self._adding:
@@ -165,11 +160,7 @@ def make_owner_folder(folder: Path) -> None:
 def write_whole(path: Path, unfinished: Path, data: bytes) -> None:
     """Write a file that has its name only once its data is on the disk.
 
-    Args:
-        unfinished: Path until then, in the same folder; removed afterwards, and by `VoiceStore` after a crash.
-
-    Raises:
-        OSError: The disk is full.
+    Until then, its path is `unfinished`, in the same folder. `VoiceStore` removes such files after a crash.
     """
     try:
         with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -192,10 +183,7 @@ def keep_names(folder: Path) -> None:
 
 
 def _read(line: bytes) -> StoredVoice:
-    """Return the voice described by the first line of a file; raise ValueError or TypeError if it is damaged.
-
-    Fields that this version does not know are ignored.
-    """
+    """Return the voice in a file's first line, without unknown fields; raise ValueError or TypeError if damaged."""
     record = json.loads(line)
     voice = StoredVoice(**{field.name: record[field.name] for field in fields(StoredVoice) if field.name in record})
     for field in fields(voice):

@@ -113,12 +113,7 @@ async def keep_voice(
     ref_text: str,
     **details: str,
 ) -> Voice:
-    """Store a voice once the model has generated audio with it.
-
-    Args:
-        field: Field of the recording, for error messages.
-        details: Language, gender and description.
-    """
+    """Store a voice once the model has generated audio with it; errors name the `field` of the recording."""
     store = expect_store(gateway.voices)
     profile = await gateway.catalogue.model(model)
     task = cloning_task(profile)
@@ -148,12 +143,7 @@ async def choose_voice(
 ) -> VoiceFile | str | None:
     """Return the recorded voice that a request selects, the model's name of a voice, or None for the default.
 
-    Args:
-        item: Fields of the request; `ref_audio` takes precedence over `voice`.
-
-    Raises:
-        ApiError: The caller has no such voice, the model does not clone voices, the recording is unreadable, or the
-            memory limit is exceeded.
+    `ref_audio` takes precedence over `voice`. ApiError is raised if the voice is unknown or cannot be used.
     """
     task = find_task(profile, ("tts",), "text to speech")
     voice: VoiceFile | str | None = await _reference(gateway, profile, task, item, asked, ignored)

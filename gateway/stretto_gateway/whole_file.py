@@ -32,11 +32,7 @@ class AudioBudget:
 async def whole_file(
     item: SpeechFields, parts: AsyncGenerator[bytes, None], room: AudioBudget, asked: State
 ) -> bytearray:
-    """Return a file whose `parts` are generated; a WAV file has its length.
-
-    Args:
-        asked: Request state that the guard has set, with `keep`, which accounts for memory.
-    """
+    """Return a file whose `parts` are generated; a WAV file has its length."""
     audio = bytearray()
     async with closing(parts):
         async for data in parts:

@@ -42,14 +42,12 @@ EMPTY = Section("", 0.0)
 
 
 def sections_of(text: str, tags: Collection[str] | None = None, has_voices: bool = True) -> Iterator[Section]:
-    """Yield the sections of a text. Chapters begin with headings; text before the first heading is a chapter without a
-    title.
+    """Yield the sections of a text, whose chapters begin with headings.
 
-    Headings are lines between blank lines, in Markdown (`# Title`) or plain (`Chapter 1`, `Prologue`). They are spoken.
-    A mark of a voice applies up to the next heading.
+    Text before the first heading is a chapter without a title. Headings are lines between blank lines, in Markdown (`#
+    Title`) or plain (`Chapter 1`, `Prologue`). They are spoken. A mark of a voice applies up to the next heading.
 
     Args:
-        tags: Tags that the model renders; None if unknown.
         has_voices: False if the text has no marks of voices, because its markup is `none`.
     """
     paragraphs = list[str]()
@@ -97,9 +95,7 @@ def heading_of(block: str) -> str | None:
 def _paragraph_sections(text: str, title: str | None, is_first: bool) -> Iterator[Section]:
     """Yield the sections of the paragraphs after a heading, or of those before the first heading.
 
-    Args:
-        title: Title of the chapter that they begin; None after a heading.
-        is_first: True if nothing is spoken before them.
+    `title` is the title of the chapter that they begin; None after a heading.
     """
     pause_s = 0.0 if is_first else HEADING_PAUSE_S
     text = text.replace(MARK_BEGIN, " ").replace(MARK_REST, " ")

@@ -60,10 +60,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command.
-
-    Returns:
-        0 for success, 1 for a failed job or an unwritable file, 2 for a refused request, 3 if there is no gateway.
+    """Run the command; return 0, 1 if the connection or a file fails, 2 for a refused request or failed job, and 3
+    without a gateway.
     """
     args = arguments(words)
     try:
@@ -149,8 +147,7 @@ async def ended(session: ClientSession, job_id: str) -> Mapping[str, Any]:
 def progress(num_spoken: int, total: int, num_new: int, seconds: float) -> str:
     """Return a line with a progress bar, the number of sections, and the remaining time.
 
-    Args:
-        num_new: Number of sections that were spoken in these seconds.
+    `num_new` is the number of sections that were spoken in these `seconds`.
     """
     width = max(10, min(40, shutil.get_terminal_size().columns - 40))
     done = width * num_spoken // total

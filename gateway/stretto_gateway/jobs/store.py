@@ -40,7 +40,6 @@ class JobState:
         caller: Id of the caller to whose use the speech is counted.
         created_at, ended_at: Unix times in seconds; `ended_at` is 0 until the end.
         response_format: Extension of the finished file.
-        sample_rate: Sample rate in Hz.
     """
 
     caller: str
@@ -86,7 +85,6 @@ class Job:
 
     @property
     def sections(self) -> list[Section]:
-        """Sections of the text."""
         return SECTIONS.validate_json(self._read("sections.json"))
 
     @property
@@ -151,12 +149,7 @@ class JobStore:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def add(self, owner: str, state: JobState, request: dict[str, Any], sections: list[Section]) -> Job:
-        """Store a job.
-
-        Raises:
-            TooManyJobs: The owner has the maximum number of jobs.
-            OSError: The disk is full or read-only.
-        """
+        """Store a job; raise TooManyJobs if the owner has the maximum number."""
         folder = self._of(owner)
         make_owner_folder(folder)
         with locked(folder):

@@ -41,11 +41,7 @@ WORK = Turns(2, "jobs")  # one for the file of a long book, which takes minutes
 
 @dataclass(frozen=True)
 class JobOptions(RouteSettings):
-    """Options of jobs.
-
-    Attributes:
-        jobs: Folder of jobs; None to refuse them.
-    """
+    """Options of jobs: their folder, or None to refuse them."""
 
     jobs: Path | None = None
 
@@ -168,11 +164,7 @@ class Jobs(RouteState):
 
 @dataclass(frozen=True)
 class Step:
-    """Next step of a job: a section to speak or, if there is none, the file to write.
-
-    Attributes:
-        request: Fields of the request, without the text.
-    """
+    """Next step of a job: a section to speak or, if there is none, the file to write."""
 
     state: JobState
     index: int
@@ -183,8 +175,7 @@ class Step:
 def next_step(job: Job) -> Step | None:
     """Return the next work on a job, and store that it has begun; None if the job has ended.
 
-    Raises:
-        OSError: The disk has too little space.
+    OSError is raised if the disk has too little space.
     """
     state = job.state
     index = job.num_spoken
@@ -197,11 +188,7 @@ def next_step(job: Job) -> Step | None:
 
 
 def finish(job: Job, state: JobState, tags: Mapping[str, str], is_stopping: Callable[[], bool]) -> None:
-    """Write the finished file of a job and delete the speech of its sections, with the lowest priority.
-
-    Args:
-        is_stopping: Function that returns True if the gateway stops. The file is then not written.
-    """
+    """Write the finished file of a job, unless stopped, and delete its sections' speech, with the lowest priority."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
     title = {"title": state.title} if state.title else {}
     chapters = write_book(
@@ -218,9 +205,7 @@ def finish(job: Job, state: JobState, tags: Mapping[str, str], is_stopping: Call
 
 
 def fail(job: Job, message: str) -> None:
-    """Record that a job has failed, unless it was deleted. If that cannot be stored, the gateway tries the job again
-    after a restart.
-    """
+    """Record that a job has failed, unless it was deleted. If that fails, a restart tries the job again."""
     try:
         job.change("failed", message)
     except FileNotFoundError:

@@ -57,16 +57,13 @@ class VoiceActivity:
 
     @property
     def has_window(self) -> bool:
-        """True if a complete window is waiting to be processed."""
         return len(self._left) >= WINDOW
 
     def add(self, pcm: NDArray[Any]) -> None:
-        """Append samples, int16 [n] at 24 kHz."""
         resampled = self._resampler.resample_chunk(pcm.astype(np.float32) / FULL_SCALE)
         self._left = np.concatenate([self._left, resampled])
 
     def process_window(self) -> float:
-        """Return the probability of speech in the next window."""
         window = self._left[:WINDOW]
         self._left = self._left[WINDOW:]
         if not self.has_window:
@@ -76,11 +73,10 @@ class VoiceActivity:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """Start or end of a turn.
+    """Start or end of a turn, at the position `sample` in the received samples.
 
     Attributes:
-        sample: Position of the start or end in the received samples.
-        processed: Number of samples that had been processed when the start or end was detected.
+        processed: Number of samples that had been processed when it was detected.
     """
 
     is_start: bool
@@ -90,12 +86,7 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Pause within a turn, for which the end-of-turn model is queried.
-
-    Attributes:
-        started: Position of the turn's first sample in the received samples.
-        processed: Number of samples that had been processed when the pause was detected.
-    """
+    """Pause in the turn that began at the sample `started`, for which the end-of-turn model is queried."""
 
     started: int
     processed: int
@@ -113,7 +104,6 @@ class TurnDetector:
 
     Args:
         begin: Number of samples received before the first sample that is added.
-        detector: Voice activity detector; None for the Silero detector.
         longest_ms: Longest silence in a turn that an end-of-turn model considers incomplete; None if there is no model.
     """
 
@@ -151,11 +141,9 @@ class TurnDetector:
 
     @property
     def has_window(self) -> bool:
-        """True if a complete window is waiting to be processed."""
         return self._speech.has_window
 
     def add(self, pcm: NDArray[Any]) -> None:
-        """Append samples, int16 [n] at 24 kHz."""
         self._speech.add(pcm)
 
     def process_window(self) -> Edge | Pause | None:
@@ -182,8 +170,7 @@ class TurnDetector:
     def judge(self, is_complete: bool | None) -> Edge | None:
         """Apply an end-of-turn model's answer about the last pause; return the end of the turn if it has ended.
 
-        Args:
-            is_complete: True if the turn is complete; None if there is no answer, so that silence ends the turn.
+        Without an answer (None), silence ends the turn.
         """
         if is_complete is None:
             self._silence_ms = self._vad.silence_duration_ms
@@ -253,10 +240,7 @@ class WindowQueue:
         await turn
 
     def _grant(self) -> None:
-        """Resume some waiters, and schedule the next round.
-
-        Their next windows are queued after the windows of other waiters.
-        """
+        """Resume some waiters, and schedule the next round, where their next windows follow those of others."""
         num_left = WINDOWS_AT_ONCE
         while num_left and (turn := self._waiting.pop()) is not None:
             if not turn.done():  # cancelled, because its session has ended
@@ -274,9 +258,6 @@ class InputBuffer:
     """Buffer of at most `max_samples` samples, pcm16 at 24 kHz.
 
     With turn detection, silence outside turns is dropped.
-
-    Args:
-        model: End-of-turn model; None if there is none.
     """
 
     def __init__(self, max_samples: int, held: Held, model: EndOfTurn | None = None):
@@ -296,7 +277,6 @@ class InputBuffer:
 
     @property
     def num_samples(self) -> int:
-        """Number of buffered samples."""
         return len(self._pcm) // SAMPLE_BYTES
 
     @property
@@ -309,9 +289,7 @@ class InputBuffer:
     def configure(self, vad: ServerVad | None, max_samples: int, rules: Eagerness | None = None) -> bool:
         """Set the rules of turn detection for audio that arrives later; return True if they changed.
 
-        Args:
-            vad: Rules of turn detection; None to switch it off.
-            rules: Rules of `semantic_vad`; None for other turn detection.
+        `vad` is None if turn detection is off, and `rules` is None unless it is `semantic_vad`.
         """
         if (vad, max_samples, rules) == (self.vad, self.max_samples, self._rules):
             return False
@@ -350,13 +328,9 @@ class InputBuffer:
         return bytes(self._pcm[begin:end])
 
     def add(self, pcm: bytes) -> None:
-        """Append samples. All complete windows must be processed before the next call.
+        """Append samples, pcm16 at 24 kHz; raise ApiError if the buffer or the memory limit is exceeded.
 
-        Args:
-            pcm: pcm16 at 24 kHz.
-
-        Raises:
-            ApiError: The buffer or the memory limit is exceeded.
+        All complete windows must be processed before the next call.
         """
         num_samples = len(pcm) // SAMPLE_BYTES
         room = self.max_samples - (self.num_samples if self._detector is None else 0)

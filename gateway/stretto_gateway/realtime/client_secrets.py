@@ -43,7 +43,7 @@ class ClientSecret:
     """Short-lived key that opens realtime sessions with given settings.
 
     Attributes:
-        owner: Owner of the API key that created the secret; this owner also owns the sessions.
+        owner: Owner of the API key that created the secret, and of the sessions.
         expires_s: Expiry, in seconds of the monotonic clock.
     """
 
@@ -54,10 +54,7 @@ class ClientSecret:
 
 
 class ClientSecrets:
-    """Client secrets in memory, keyed by digest, until they expire.
-
-    An owner may use at most as many bytes as remain free.
-    """
+    """Client secrets in memory, keyed by digest, until they expire. Owners share the memory fairly (`FairLimit`)."""
 
     def __init__(self, max_bytes: int = MAX_BYTES):
         self._secrets: dict[bytes, ClientSecret] = {}
@@ -69,14 +66,7 @@ class ClientSecrets:
         return len(self._secrets)
 
     def add(self, owner: str, settings: Settings, lifetime_s: int) -> tuple[str, int]:
-        """Create a client secret.
-
-        Returns:
-            The secret, and its expiry in seconds since the epoch.
-
-        Raises:
-            ApiError: 429 if there are too many.
-        """
+        """Create a client secret; return it and its expiry in seconds since the epoch, or raise ApiError 429."""
         self._forget_expired()
         num_bytes = SECRET_BYTES + CHAR_BYTES * len(json.dumps(settings.model_dump()))
         if not self._bytes.has_free(owner, num_bytes):

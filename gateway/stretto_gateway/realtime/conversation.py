@@ -28,7 +28,6 @@ class ItemPart:
 
     Attributes:
         kind: OpenAI's type of the part.
-        text: The text, or the transcript.
         url_head: Part of the image's `data:` URL before the base64.
     """
 
@@ -39,11 +38,7 @@ class ItemPart:
     url_head: str = ""
 
     def record(self, write: Callable[[bytes], bytes] | None) -> dict[str, Any]:
-        """Return the part as OpenAI's object.
-
-        Args:
-            write: Function that converts audio for the client; None leaves out audio and images.
-        """
+        """Return the part as OpenAI's object; `write` converts its audio, and None leaves out audio and images."""
         if self.kind == "input_image":
             url = {} if write is None else {"image_url": self.url_head + base64.b64encode(self.image).decode()}
             return {"type": self.kind} | url
@@ -71,7 +66,7 @@ class Item:
     words: list[Word] = field(default_factory=list)
     num_samples: int = 0
     played_samples: int | None = None
-    num_bytes: int = 0  # accounted memory
+    num_bytes: int = 0
 
     def record(self, write: Callable[[bytes], bytes] | None = None) -> dict[str, Any]:
         """Return the item as OpenAI's object; see `ItemPart.record`."""
@@ -129,7 +124,6 @@ class Conversation:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all items."""
         return sum(item.num_bytes for item in self.items)
 
     def add(self, item: Item, behind: str | None = None) -> str | None:
@@ -153,11 +147,7 @@ class Conversation:
         return self.items[position - 1].item_id if position else None
 
     def grow(self, item: Item, num_bytes: int) -> bool:
-        """Add `num_bytes` to an item's accounted memory; return False if the item was removed.
-
-        Raises:
-            ApiError: The memory limit is exceeded.
-        """
+        """Add to an item's accounted memory, or raise ApiError; return False if the item was removed."""
         if not any(other is item for other in self.items):
             return False
         self._held.add(num_bytes)
@@ -206,10 +196,7 @@ class Conversation:
         return turns, files, images
 
     def _expect_room(self, num_bytes: int) -> None:
-        """Raise ApiError if a system item of `num_bytes` would exceed the limits.
-
-        No other item is removed to make room for a system item.
-        """
+        """Raise ApiError if a system item of `num_bytes` would exceed the limits; no other item is removed for it."""
         if len(self.items) >= self._max_items:
             expected = f"at most {self._max_items} items in the conversation, including system messages"
             raise mismatch("item", expected, f"{len(self.items) + 1} items")

@@ -30,7 +30,6 @@ class Persona:
     """Role and voice of a model, from the settings of a session.
 
     Attributes:
-        role: Role of the model; empty for none.
         voice: The model's name for the voice, or a recording of it; None for its default voice.
         voice_name: Name of the voice in the settings.
     """
@@ -45,13 +44,9 @@ class Persona:
     async def from_settings(
         cls, settings: RealtimeSettings, profile: ModelProfile, voices: CallersVoices, is_strict: bool
     ) -> Self:
-        """Return the persona of a session.
+        """Return the persona of a session; raise ApiError if the voice is unknown.
 
-        Args:
-            is_strict: True to reject a role that the model cannot have; False to ignore it.
-
-        Raises:
-            ApiError: The voice is unknown, or the role is rejected.
+        A role that the model cannot have is ignored or, if `is_strict`, raises ApiError.
         """
         role = settings.instructions or ""
         name = settings.audio.output.voice_name
@@ -127,9 +122,8 @@ class DuplexSession(RealtimeSession):
     def _apply(self, settings: Settings, profile: ModelProfile) -> None:
         """Apply the settings, except turn detection and transcription.
 
-        Raises:
-            ApiError: The session only transcribes, or the role, the voice or the format of the speech changes after
-                the first audio.
+        ApiError is raised if the session only transcribes, or if the role, the voice or the format of the speech
+        changes after the first audio.
         """
         if not isinstance(settings, RealtimeSettings):
             raise refused("session.type", "realtime (this model does not transcribe)", settings.type)

@@ -59,14 +59,7 @@ def mel_filters() -> NDArray[np.float64]:
 
 
 def log_mel(pcm: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the features of Whisper's encoder for normalised audio.
-
-    Args:
-        pcm: float32 [NUM_SAMPLES] at 16 kHz.
-
-    Returns:
-        float32 [NUM_MELS, NUM_FRAMES].
-    """
+    """Return the features of Whisper's encoder, float32 [NUM_MELS, NUM_FRAMES], for audio [NUM_SAMPLES] at 16 kHz."""
     normal = (pcm - pcm.mean()) / np.sqrt(pcm.var() + 1e-7)
     padded = np.pad(normal, FOURIER // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(padded, FOURIER)[:-1:HOP]  # without the last, as in Whisper
@@ -77,14 +70,9 @@ def log_mel(pcm: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def last_samples(pcm: bytes, rate: int) -> NDArray[np.float32]:
-    """Return the end of a turn as the model reads it, with silence before a shorter one.
+    """Return the end of a turn, pcm16 at `rate` Hz, as the model reads it: float32 [NUM_SAMPLES] at 16 kHz.
 
-    Args:
-        pcm: pcm16 at `rate`.
-        rate: Sample rate in Hz.
-
-    Returns:
-        float32 [NUM_SAMPLES] at 16 kHz.
+    Silence precedes a shorter turn.
     """
     turn = np.frombuffer(pcm, "<i2")[-rate * NUM_SAMPLES // RATE :].astype(np.float32) / FULL_SCALE
     heard = soxr.resample(turn, rate, RATE)[-NUM_SAMPLES:]
@@ -92,11 +80,7 @@ def last_samples(pcm: bytes, rate: int) -> NDArray[np.float32]:
 
 
 def load(model: bytes) -> Run:
-    """Return the function that computes the model's probability for features.
-
-    Raises:
-        ValueError: The file is not an ONNX file, or its inputs or outputs are not those of the model.
-    """
+    """Return the function that computes the model's probability for features; raise ValueError for other files."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4  # errors are raised, too
@@ -109,7 +93,6 @@ def load(model: bytes) -> Run:
         raise ValueError(f"expected the only input {shown(INPUT)}, got {', '.join(map(shown, inputs)) or 'none'}")
 
     def run(features: NDArray[np.float32]) -> float:
-        """Return the probability for features, float32 [NUM_MELS, NUM_FRAMES]."""
         first = np.asarray(session.run(None, {INPUT[0]: features[None]})[0])
         if first.size != 1 or not 0 <= float(first.item()) <= 1:
             raise ValueError(f"expected a probability as its first output, got {first.dtype} {list(first.shape)}")
@@ -138,9 +121,7 @@ def first_line(error: Exception) -> str:
 def read_model(path: Path) -> bytes:
     """Return the content of an end-of-turn model, which a child process has loaded and run once.
 
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: It is not such a model.
+    ValueError is raised if the file is not such a model.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= MAX_FILE_BYTES:
@@ -188,8 +169,7 @@ class EndOfTurn:
         """Return True if the turn is complete, False if not, and None if the model has no answer.
 
         Args:
-            pcm: The turn up to its last pause, pcm16 at `rate`.
-            rate: Sample rate in Hz.
+            pcm: The turn up to its last pause, pcm16 at `rate` Hz.
             threshold: Probability from which a turn is complete.
         """
         begun_s = time.monotonic()

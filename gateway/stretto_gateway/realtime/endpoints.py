@@ -75,19 +75,10 @@ async def create_client_secret(body: SecretRequest, request: Request) -> ClientS
 
 
 async def settled(first: Gateway, change: SettingsChange, model: str, owner: str) -> Gateway:
-    """Check the settings of a new session against the features of its model; in a lenient gateway, undo unsupported
-    ones.
+    """Check the settings of a new session, and return the gateway for the server of its model.
 
-    Args:
-        first: The gateway, for any server.
-        change: The settings; changed.
-        model: Name of the model, if the settings have none.
-
-    Returns:
-        The gateway for the server of the session.
-
-    Raises:
-        ApiError: A setting is invalid, or the model does not have it.
+    Fields of `change` that the model does not support are undone or, in a strict gateway, raise ApiError, as invalid
+    fields do. `model` is the name of the model if the settings have none.
     """
     gateway = await first.for_model(model_of(change.settings) or model, *abilities(change.settings))
     voices = CallersVoices(gateway.voices, owner)
@@ -119,11 +110,7 @@ def transcribing(model: str) -> Settings:
 
 
 def first_settings(connection: HTTPConnection) -> tuple[str, Settings]:
-    """Return the name of the model and the settings with which a session begins.
-
-    Args:
-        connection: Request for the session, whose query may have `model` and `intent`.
-    """
+    """Return the name of the model and the settings with which a session begins, from its secret or its query."""
     query = connection.query_params
     name = query.get("model", "gpt-realtime")
     secret = connection.state.secret
@@ -143,11 +130,7 @@ async def run(
     owner: str,
     handler: Callable[[RealtimeSession, asyncio.TaskGroup], SocketSession] = lambda session, _: session,
 ) -> None:
-    """Run the session until it ends.
-
-    Args:
-        handler: Function that returns the handler of the client's messages for a session and its tasks.
-    """
+    """Run the session until it ends; `handler` returns the object that handles the client's messages."""
     voices = CallersVoices(gateway.voices, owner)
     async with session_tasks(channel) as tasks:
         session_class = DuplexSession if is_duplex(await gateway.catalogue.profile(), settings) else RealtimeSession

@@ -1,4 +1,4 @@
-"""WebSocket session: the channel to its client, the main loop, and the client's events."""
+"""Events from the client of a realtime session."""
 
 import logging
 from itertools import islice
@@ -32,14 +32,7 @@ class ClientEvent(Body):
 
     @classmethod
     def read(cls, record: dict[str, Any], is_strict: bool) -> "ClientEvent":
-        """Return the event in `record`.
-
-        Args:
-            is_strict: True to reject fields without effect; False to drop them.
-
-        Raises:
-            ApiError: A field is invalid.
-        """
+        """Return the event in `record`; raise ApiError for an invalid field or, if `is_strict`, one without effect."""
         ignored: list[ApiError] = []
         fields = merged(cls, {}, record, "", ignored)
         if ignored and is_strict:
@@ -182,14 +175,7 @@ EVENTS: dict[str, type[ClientEvent]] = {
 
 
 def read_event(record: dict[str, Any], is_strict: bool) -> ClientEvent:
-    """Return the event in `record`.
-
-    Args:
-        is_strict: True to reject unknown fields and fields without effect.
-
-    Raises:
-        ApiError: A field is invalid.
-    """
+    """Return the event in `record`; raise ApiError for an unknown type, and as `ClientEvent.read` does."""
     event_type = record.get("type")
     if not isinstance(event_type, str) or event_type not in EVENTS:
         raise refused("type", f"one of {', '.join(EVENTS)}", event_type)
@@ -205,14 +191,7 @@ def event_id(record: dict[str, Any]) -> str | None:
 
 
 def read_pcm(data: str | None, path: str, form: Format) -> bytes:
-    """Decode a whole recording to pcm16 at 24 kHz.
-
-    Args:
-        data: The recording in base64.
-
-    Raises:
-        ApiError: The recording is missing or invalid.
-    """
+    """Decode a whole recording in base64 to pcm16 at 24 kHz; raise ApiError if it is missing or invalid."""
     recording = read_base64(path, given(data, path))
     if form.law is None and len(recording) % 2:
         raise mismatch(path, "an even number of bytes, because samples have 16 bits", f"{len(recording)} bytes")

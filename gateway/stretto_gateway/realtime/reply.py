@@ -79,13 +79,9 @@ async def make_order(
     voices: CallersVoices,
     is_strict: bool,
 ) -> Order:
-    """Prepare the request for a reply to `conversation`.
+    """Prepare the request for a reply to `conversation`; raise ApiError if the model cannot answer it.
 
-    Args:
-        is_strict: True to raise ApiError for instructions that the family does not support; False to ignore them.
-
-    Raises:
-        ApiError: The family cannot answer such a conversation, or a field is invalid.
+    Instructions that the task does not accept are ignored or, if `is_strict`, raise ApiError.
     """
     fields = event.response
     ignored = list(event.ignored)
@@ -137,12 +133,7 @@ def response_record(modalities: Sequence[str], voice_name: str | None, form: For
 def unprompted(turns: list[dict[str, Any]], can_go_on: bool) -> list[dict[str, Any]]:
     """Turn the instructions into the user's last turn, for a reply without a question, such as a greeting.
 
-    Args:
-        turns: Conversation without a user turn since the last reply; its instructions are first.
-        can_go_on: True if earlier user turns are allowed.
-
-    Raises:
-        ApiError: There are no instructions, or there are earlier user turns and `can_go_on` is False.
+    ApiError is raised without instructions or, unless `can_go_on`, if there are earlier user turns.
     """
     has_begun = any(turn["role"] == "user" for turn in turns)
     if not turns or turns[0]["role"] != "system" or (has_begun and not can_go_on):
@@ -152,10 +143,7 @@ def unprompted(turns: list[dict[str, Any]], can_go_on: bool) -> list[dict[str, A
 
 
 def given_options(fields: ReplyFields) -> TaskOptions:
-    """Return the server's options for one reply; raise ApiError for an unknown name.
-
-    The server checks the values.
-    """
+    """Return the server's options for one reply, unchecked; raise ApiError for an unknown name."""
     options = fields.options or {}
     unknown = next((name for name in options if name not in OPTIONS), None)
     if unknown is not None:
@@ -196,11 +184,7 @@ class Reply:
         return min(num_sent, round((clock_s() - self._first_s) * DEFAULT_RATE))
 
     async def begin(self, tasks: asyncio.TaskGroup) -> None:
-        """Send the first events of the reply, and generate it in the background.
-
-        Raises:
-            ApiError: The memory limit is exceeded.
-        """
+        """Send the first events of the reply, and generate it in the background; raise ApiError if memory is short."""
         held = self._gateway.sessions.held
         num_bytes = self._order.num_bytes
         held.add(num_bytes)

@@ -56,9 +56,8 @@ class RealtimeSession:
         self._refused_formats: dict[str, ApiError | None] = {}
         self._next_id = new_id("item")  # id of the user's next item
         self._last_id: str | None = None  # id of the item that precedes the next item
-        # turns are transcribed live; samples sent to be transcribed
-        self._is_live = False
-        self._num_transcribed = 0
+        self._is_live = False  # turns are transcribed live
+        self._num_transcribed = 0  # samples sent to be transcribed
         self._handlers: dict[str, Callable[[Any], Awaitable[None]]] = {
             "session.update": self._update,
             "input_audio_buffer.append": self._append,
@@ -81,7 +80,6 @@ class RealtimeSession:
         await self._channel.send("session.created", session=self._record(), **self._input.turn_end)
 
     async def handle(self, text: str | bytes | None) -> None:
-        """Handle an event; send an error event if it is invalid."""
         record: dict[str, Any] = {}
         try:
             record = read_json(text)
@@ -133,11 +131,9 @@ class RealtimeSession:
         return session_record(self._settings, self._session_id, self._expires_at)
 
     def _expect_format(self, direction: str, param: str) -> None:
-        """Raise ApiError if the gateway has refused the client's audio format: in another format, its audio is noise.
+        """Raise ApiError for the field `param` if the client's format of `input` or `output` audio was refused.
 
-        Args:
-            direction: `input` or `output`.
-            param: Field with the audio, or for which audio would be generated.
+        In another format, the audio would be noise.
         """
         error = self._refused_formats.get(direction)
         if error is not None:

@@ -253,15 +253,12 @@ class SettingsChange:
     """Update of a session's settings: the new settings, the ignored fields, and errors in other fields.
 
     A field with an invalid value keeps its previous value; the other fields of the update are applied.
+
+    Args:
+        model: Model name for a session that changes to type realtime.
     """
 
     def __init__(self, settings: Settings, update: dict[str, Any], model: str, can_change_type: bool = True):
-        """Merge an update into settings.
-
-        Args:
-            model: Model name for a session that changes to type realtime.
-            can_change_type: True if the update may change the type of the session.
-        """
         self.ignored: list[ApiError] = []
         self.errors: list[ApiError] = []
         session_type = self._kind(settings, update.get("type") or settings.type, can_change_type)
@@ -274,10 +271,7 @@ class SettingsChange:
         self.settings = self._valid()
 
     def refuse(self, error: ApiError) -> None:
-        """Restore the field to which `error` refers, and record the error.
-
-        Raise the error if the update did not set that field.
-        """
+        """Restore the field to which `error` refers, and record the error; raise it if the update has no such field."""
         if len(self.errors) >= MAX_ERRORS or not undo(self._record, self._before, path_in_session(error)):
             raise error
         self.errors.append(error)
@@ -322,11 +316,7 @@ class SettingsChange:
 async def restrict_to_model(
     change: SettingsChange, catalogue: Catalogue, listener: Catalogue, model: str, voices: CallersVoices
 ) -> ModelProfile:
-    """Return the profile of a session's model, and undo fields of `change` that the model does not support.
-
-    Args:
-        model: Model name of a session that only transcribes.
-    """
+    """Return the profile of a session's model, and undo fields of `change` that the model does not support."""
     while True:
         settings = change.settings
         try:
@@ -448,7 +438,7 @@ def known_value(annotation: Any, old: Any, value: Any, path: str, ignored: list[
 
 
 def inner_model(annotation: Any, type_name: Any) -> type[Body] | None:
-    """Return the pydantic model for a field's objects; for a union, the member with type `kind`."""
+    """Return the pydantic model for a field's objects; for a union, the member whose type is `type_name`."""
     models = list(models_in(annotation))
     named = (
         model
@@ -466,11 +456,7 @@ def models_in(annotation: Any) -> list[type[Body]]:
 
 
 def add_ignored(ignored: list[ApiError], param: str, only: Only | None, value: Any) -> None:
-    """Append the error for a field without effect to `ignored`, up to MAX_IGNORED.
-
-    Args:
-        only: Values that are always accepted; None if there are none.
-    """
+    """Append the error for a field without effect to `ignored`, up to MAX_IGNORED; `only` has its allowed values."""
     if len(ignored) < MAX_IGNORED:
         values = " or ".join(repr(allowed) for allowed in only.values[1:]) if only else ""
         name = param[:MAX_NAME_CHARS].encode(errors="backslashreplace").decode()

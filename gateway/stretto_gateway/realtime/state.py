@@ -11,11 +11,7 @@ from stretto_gateway.routes import RouteSettings, RouteState
 
 @dataclass(frozen=True)
 class RealtimeOptions(RouteSettings):
-    """Options of realtime sessions.
-
-    Attributes:
-        turn_model: Content of an end-of-turn model, which `read_model` has checked; empty for none.
-    """
+    """Options of realtime sessions: an end-of-turn model that `read_model` has checked, or empty."""
 
     turn_model: bytes = field(default=b"", repr=False)
 

@@ -41,7 +41,6 @@ class LiveTurn:
 
     Args:
         item: Item of the turn, which contains the samples once it has been committed.
-        held: Memory account for the samples that are waiting to be transcribed.
     """
 
     def __init__(self, item: Item, held: Held):
@@ -62,11 +61,7 @@ class LiveTurn:
         task.add_done_callback(lambda _: self._release(self._num_bytes))
 
     def add(self, pcm: bytes) -> None:
-        """Append samples, pcm16 at 24 kHz; if there are none, end the turn.
-
-        Raises:
-            ApiError: The memory limit is exceeded.
-        """
+        """Append samples, pcm16 at 24 kHz; if there are none, end the turn. Raise ApiError if memory is short."""
         self._held.add(len(pcm))
         self._num_bytes += len(pcm)
         self._pieces.put_nowait(pcm)
@@ -109,13 +104,9 @@ class Transcriber:
         return self._live is not None or len(self._running) < MAX_WAITING
 
     def transcribe_samples(self, item_id: str, pcm: bytes, tasks: asyncio.TaskGroup) -> None:
-        """Transcribe the next samples of the turn in progress, which will be item `item_id`.
+        """Transcribe the next samples, pcm16 at 24 kHz, of the turn in progress, which will be item `item_id`.
 
-        Args:
-            pcm: Samples, pcm16 at 24 kHz.
-
-        Raises:
-            ApiError: The memory limit is exceeded.
+        ApiError is raised if the memory limit is exceeded.
         """
         if not pcm:
             return
@@ -208,12 +199,7 @@ class Transcriber:
         await self._send_event(item, "completed", transcript=text.strip(), usage=counts, **reason)
 
     def _transcription(self, pcm: bytes, pieces: AsyncIterator[NDArray[Any]] | None, profile: ModelProfile) -> Begin:
-        """Return the function that sends the audio of a turn to the server.
-
-        Args:
-            pcm: The whole turn, pcm16 at 24 kHz.
-            pieces: Samples of a turn that is being spoken; None if the turn is complete.
-        """
+        """Return the function that sends a turn to the server: `pieces` while it is spoken, or else all of `pcm`."""
         client = self._gateway.client
         language = language_hint(profile, self._settings.language)
         options: TranscriptionOptions = {"system": self._settings.prompt or ""}
@@ -251,7 +237,6 @@ class Talk:
 
     @property
     def is_empty(self) -> bool:
-        """True if the conversation has no items."""
         return not self._conversation.items
 
     def close(self) -> None:
@@ -271,7 +256,6 @@ class Talk:
         """Send the events of a new item, and delete old items that exceed the limits.
 
         Args:
-            before: Id of the item before it; None if there is none.
             ignored: Errors of fields without effect in the client's event.
         """
         fields = {"item": item.record(), "previous_item_id": before}
@@ -336,11 +320,7 @@ class Talk:
 
     @contextmanager
     def _asked(self, fields: client.ReplyFields, form: Format) -> Iterator[Conversation]:
-        """Yield the conversation to answer: the session's, or a new one with the items in `input`.
-
-        Args:
-            form: Format of the audio in `input`.
-        """
+        """Yield the conversation to answer: the session's, or a new one with the items in `input`."""
         if fields.input is None:
             yield self._conversation
             return

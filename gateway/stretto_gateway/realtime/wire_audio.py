@@ -17,10 +17,6 @@ class Resampler:
     """Streaming resampler of FFmpeg. The samples do not depend on how the input is split into pieces.
 
     It holds back 2 ms of the telephone's band. soxr, which the gateway uses elsewhere, holds back up to 75 ms.
-
-    Args:
-        rate: Sample rate of the input in Hz.
-        to_rate: Sample rate of the output in Hz.
     """
 
     def __init__(self, rate: int, to_rate: int):
