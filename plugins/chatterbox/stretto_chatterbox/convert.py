@@ -77,7 +77,7 @@ from stretto_chatterbox.voices import (
 
 
 def recording_encoder(folder: Path, vocab: ChatterboxVocabulary, t3: Mapping[str, Tensor]) -> Network:
-    """Return the networks that encode recordings, and the tensors that convert their results to rows."""
+    """Return the networks that encode recordings, and the tensors that turn their results into prompt rows."""
     if vocab.num_speech_positions < MAX_CODES:
         expected = f"at least {MAX_CODES} rows"
         raise CheckpointError(f"{SPEECH_POSITIONS}: expected {expected}, got {vocab.num_speech_positions}")

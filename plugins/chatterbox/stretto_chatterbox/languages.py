@@ -61,7 +61,7 @@ def missing_packages(has_cangjie: bool) -> dict[str, str]:
 
 
 def plain_languages() -> tuple[str, ...]:
-    """Return the codes of languages that are read without marks, for lack of the authors' helpers."""
+    """Return the codes of languages whose text gets no vowel or stress marks here."""
     return ("he",) if find_spec(RUSSIAN_PACKAGE) else ("he", "ru")
 
 
@@ -146,7 +146,7 @@ class RequiredLanguages(base.Languages):
 
 
 class LanguageTokenizers:
-    """Converter of text to plain text and token ids, for the languages that can be spoken here.
+    """Converter of text to parts for the tokenizer, by the rules of the languages that can be spoken here.
 
     Args:
         cangjie: Cangjie code of each Chinese character; empty if there is no table.

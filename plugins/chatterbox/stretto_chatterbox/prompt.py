@@ -85,7 +85,7 @@ class Recordings:
         self._voices = CachedEncoder(recording_encoder.encode)
 
     def voice(self, piece: Piece) -> EncodedVoice:
-        """Return the voice of a recording; raise InvalidRequest if it is unsuitable."""
+        """Return the voice of a recording; raise InvalidRequest if it cannot be encoded."""
         recording_encoder = self.recording_encoder
         if piece.pcm is None:
             raise InvalidRequest(piece.path, "a voice recording as a file or samples", "codes")
@@ -145,7 +145,7 @@ class ChatterboxTemplate:
         return PromptRows(rows, audios=(InputAudio(0, len(vectors), vectors),), sound=recorded.sound)
 
     def _emotion(self, exaggeration: float) -> np.ndarray:
-        """Return the last row of a voice, float32 [1, H]."""
+        """Return the row for the emotion, float32 [1, H]."""
         assert self._recordings is not None, "checked by the family"
         return self._recordings.recording_encoder.emotion_row(exaggeration)
 

@@ -80,7 +80,7 @@ def recording_encoder_network(
 
     Args:
         file: Name of the codec's file, which contains the tokenizer and the x-vector network.
-        condition: Tensors that compute rows, by published name.
+        condition: Tensors of T3 that compute prompt rows, by published name.
         recording_encoder: Name of the voice encoder's file.
     """
     stored = open_networks(released_file(folder, file))

@@ -235,8 +235,8 @@ class S3GenCodec(RecordedVoiceCodec):
 
     The state of an utterance, on the host, begins with the number of its voice. Numbers below `num_voices` select
     voices of the checkpoint; `add_voice` assigns other numbers to recorded voices. If the codec decodes in blocks, the
-    phase of the vocoder's fundamental, in cycles, and the last mel frames follow. Tensors have their published names;
-    the tensors of the voices are additional.
+    phase of the vocoder's fundamental, in cycles, and the last mel frames follow. Tensors have their published names.
+    Those of the voices are additional.
     """
 
     source_noise: Tensor
@@ -305,7 +305,6 @@ class S3GenCodec(RecordedVoiceCodec):
         return voice
 
     def report_progress(self, call: Callable[[], None]) -> None:
-        """Make `decode` call `call` after each step of the flow."""
         self.flow.decoder.on_step = call
 
     @torch.inference_mode()

@@ -131,7 +131,7 @@ def voice_rows(tensors: Mapping[str, Tensor], speaker: Tensor, codes: Tensor) ->
 
 
 def emotion_row(tensors: Mapping[str, Tensor], exaggeration: Tensor) -> Tensor:
-    """Compute the last row of a voice, float32 [1, H], for an exaggeration [1]."""
+    """Compute the row for the emotion, a voice's last one, float32 [1, H], from an exaggeration [1]."""
     return exaggeration.view(1, 1) @ tensors[f"{CONDITIONS}emotion_adv_fc.weight"].T
 
 
@@ -194,13 +194,13 @@ class EncodedVoice:
 
 
 class RecordingEncoder(nn.Module):
-    """Networks that encode recordings, and the tensors that convert their results to rows.
+    """Networks that encode recordings, and the tensors that turn their results into prompt rows.
 
     Args:
         speaker: Width of the S3Gen x-vector.
 
     Attributes:
-        condition: T3 tensors that compute rows, by published name.
+        condition: T3 tensors that compute prompt rows, by published name.
         excludes_min: True if a recording must be longer than `min_s`.
     """
 
@@ -245,7 +245,7 @@ class RecordingEncoder(nn.Module):
         return EncodedVoice(voice_rows(self.condition, speaker, codes).cpu().numpy(), sound)
 
     def check_condition(self, num_rows: int, hidden_size: int, path: Path) -> None:
-        """Raise CheckpointError if tensors that compute rows are missing or do not fit T3."""
+        """Raise CheckpointError if tensors in `condition` are missing or do not fit T3."""
         codes = torch.full((MAX_CODES,), NUM_TOKENS - 1)
         rows = _made(
             lambda: [
@@ -278,7 +278,7 @@ class RecordingEncoder(nn.Module):
 
     @torch.inference_mode()
     def emotion_row(self, exaggeration: float) -> np.ndarray:
-        """Return the last row of a voice, float32 [1, H]."""
+        """Return the row for the emotion, float32 [1, H]."""
         return emotion_row(self.condition, torch.tensor([exaggeration], device=self._device)).cpu().numpy()
 
     @property
@@ -356,7 +356,7 @@ def load_recording_encoder(
 
 
 def _made(make: Callable[[], list[Tensor]], path: Path) -> Tensor:
-    """Return the rows that `make` computes; raise CheckpointError if a tensor is missing or misshaped."""
+    """Return the rows that `make` computes; raise CheckpointError if a tensor is missing or has a wrong shape."""
     try:
         return torch.cat(make())
     except (LookupError, RuntimeError) as error:

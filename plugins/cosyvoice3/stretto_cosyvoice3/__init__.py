@@ -3,7 +3,7 @@
 from stretto.codecs.decoder_sizes import DecoderSize
 from stretto.family.plugin import family_plugin, lazy
 
-VOICES_BYTES = 2 << 30  # of voices on a CPU: 180 MB per second, except for the last second
+VOICES_BYTES = 2 << 30  # of kept results on a CPU; each second of a voice but the last takes 180 MB
 PLUGIN = family_plugin(
     __name__,
     phonemes={

@@ -116,14 +116,13 @@ class GroupedText(TextTrack):
 
     @property
     def text_rows(self) -> TextRows:
-        """Given rows, whose number is in the first state column."""
+        """Given rows, which the first state column counts."""
         return TextRows((self.groups.fill_id, self.groups.given_id), 0)
 
     def max_text_ids(self, num_rows: int) -> int:
         groups = self.groups
-        num_groups, remainder = divmod(
-            num_rows - 2, groups.num_words + groups.num_frames
-        )  # for the end id, and a frame
+        # two rows are left for the end id and a frame
+        num_groups, remainder = divmod(num_rows - 2, groups.num_words + groups.num_frames)
         return max(num_groups * groups.num_words + min(remainder, groups.num_words - 1), 0)
 
     def check_text(self, ids: Sequence[int], tokens: range) -> None:

@@ -125,7 +125,7 @@ class CosyVoice3Template:
         return NamedVoice(sound, [], words[0] if words else [])
 
     def _ids(self, text: str, path: str) -> list[int]:
-        """Return the ids of a text that is neither blank nor contains a marker of the model."""
+        """Return the ids of a text; raise InvalidRequest if it is blank or contains a marker of the model."""
         for marker in MARKERS:
             if marker in text:
                 raise InvalidRequest(path, "none of the model's markers", marker)

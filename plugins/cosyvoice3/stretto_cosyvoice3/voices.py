@@ -205,7 +205,7 @@ def sound_of(encoded: np.ndarray) -> Sound:
 
 
 def latest_chunks(sound: Sound) -> Sound:
-    """Cut a recording to its latest codes, a multiple of 25, and their mel frames."""
+    """Cut the beginning of a recording, so that its number of codes is a multiple of 25."""
     tokens, mel, x_vector = sound.arrays()
     first = len(tokens) % CHUNK
     return Sound.from_arrays(tokens[first:], mel[FRAMES_PER_TOKEN * first :], x_vector)

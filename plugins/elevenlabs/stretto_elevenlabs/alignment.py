@@ -71,7 +71,7 @@ class CharacterTimes:
         self._text += piece
 
     def until(self, words: Sequence[dict[str, Any]]) -> Times:
-        """Return the times of the characters up to further words, from `timed_word`."""
+        """Return the times of further characters, given the records of further words (`timed_word`)."""
         times = Times([], [], [])
         for word in words:
             self._end_word(times, word["start"])

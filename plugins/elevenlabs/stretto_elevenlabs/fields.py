@@ -69,7 +69,7 @@ class ElevenLabsItem(SpeechItem):
 
 
 async def speaking(gateway: Gateway, model_id: str) -> Gateway:
-    """Return the state for the server that `model_id` selects; if there is none, for the first server that speaks."""
+    """Return the gateway for the server that `model_id` selects, or else for the first server that speaks."""
     try:
         return await gateway.for_model(model_id, speaks)
     except ApiError as error:

@@ -70,7 +70,7 @@ class FishTemplate:
         self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._encoder = CachedEncoder(codec.encode)
-        # A text may have none of these; those that the tokenizer marks as special are plain characters in it.
+        # Tokens that no text may contain. Those that the tokenizer marks as special are read as plain characters.
         tokens = {token_id: name for token_id, name in tokenizer.tokens.items() if CONTROL.fullmatch(name)}
         self._markers = {token_id: name for token_id, name in tokens.items() if not TAG.fullmatch(name)}
 
@@ -115,7 +115,7 @@ class FishTemplate:
         return [self._opened("assistant"), self._rows(self._vocabulary.voice), self._frames(piece), self._end()]
 
     def _text(self, piece: Piece) -> str:
-        """Return a text that is neither blank nor too long, and has no token of the model that is no text."""
+        """Return the text of a part; raise InvalidRequest if it is blank, too long or has a control token."""
         text = piece.text or ""
         path = piece.path
         check_text(text, path, self._family.max_text_chars)

@@ -77,7 +77,7 @@ class IndexTtsConfig:
 
     @classmethod
     def from_shapes(cls, shapes: Shapes, heads: int, flow_heads: int) -> "IndexTtsConfig":
-        """Infer the sizes from the shapes of the tensors; no tensor has the numbers of heads."""
+        """Infer the sizes from the shapes of the tensors, which do not show the numbers of heads."""
         codebook_size, code_width = shape_of(shapes, "quantizer.codebook.weight", 2)
         names = [f"gpt_layer.{number}.weight" for number in range(count(shapes, "gpt_layer") - 1)]
         return cls(

@@ -1,4 +1,4 @@
-"""Conversion of IndexTTS-2's acoustic decoder: files of four releases become the tensors of `IndexTtsCodec`.
+"""Conversion of IndexTTS-2's acoustic decoder: files of three releases become the tensors of `IndexTtsCodec`.
 
 gpt.pth                                       language model, for its second pass
 s2mel.pth                                     projection of latents, length regulator, flow

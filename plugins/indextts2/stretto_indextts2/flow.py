@@ -131,7 +131,7 @@ class _Layer(nn.Module):
 
 
 class _Transformer(nn.Module):
-    """Transformer in whose second half the n-th layer from the end also reads the n-th layer's output."""
+    """Transformer in which layers of the second half also read the outputs of the first half, in reverse order."""
 
     inv_freq: Tensor
 

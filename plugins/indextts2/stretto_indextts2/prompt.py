@@ -111,7 +111,7 @@ class IndexTemplate:
         return emotion_weights(manner.instruct) if manner.instruct else None
 
     def _encoded(self, piece: Piece) -> EncodedVoice:
-        """Return the encoding of a recording; raise InvalidRequest if it is unsuitable."""
+        """Return the encoding of a recording; raise InvalidRequest if it cannot be encoded."""
         if piece.pcm is None:
             raise InvalidRequest(piece.path, "a recording as a file or samples", "codes")
         try:

@@ -1,4 +1,4 @@
-"""Normalisation of text for IndexTTS-2, which the tokenizer reads in capitals and plain punctuation, without digits.
+"""Normalisation of text for IndexTTS-2's tokenizer: numbers in words, plain punctuation, capitals.
 
 The steps follow `TextNormalizer` and `TextTokenizer` of https://github.com/index-tts/index-tts, which use
 WeTextProcessing for numbers. Its rules come from the package wetext, which is optional: without it, texts with digits
@@ -68,7 +68,7 @@ def reads_as_chinese(text: str) -> bool:
 
 
 def hidden(text: str, pattern: re.Pattern[str], label: str) -> tuple[str, dict[str, str]]:
-    """Replace matches by names in letters, which no rule of numbers changes; return the matches by name, too."""
+    """Replace matches with names that no rule of numbers changes; return the text, and the matches by name."""
     phrases = dict[str, str]()
 
     def name(match: re.Match[str]) -> str:

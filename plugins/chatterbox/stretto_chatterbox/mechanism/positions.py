@@ -13,7 +13,7 @@ class PositionPair(GuidancePair):
         super().__init__(conditional)
 
     def context(self, state: RequestState) -> np.ndarray:
-        """Return the prompt of the unconditional request with all positions, int32 [n, S]."""
+        """Return the prompt of the unconditional request, with the conditional one's positions, int32 [n, S]."""
         rows = super().context(state)
         num_computed = state.request.num_tokens
         stream = state.reply.rules.family.track_streams.start

@@ -8,7 +8,7 @@ from stretto.engine.rules import where
 
 
 def hides_end(is_fill, is_short, is_free):
-    """Return True for an end id that may not be sampled; in a group, only the id that ends the group may be.
+    """Return True if an end id may not be sampled. While given rows are left, only the end of a group may be.
 
     Args:
         is_fill: True for the id that ends a group.

@@ -54,7 +54,7 @@ class GroupTrack(Track):
         return track
 
     def extend(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> np.ndarray:
-        """Append text ids; return the entries of all rows that become known, including recorded codes."""
+        """Append text ids; return the entries that they add to a slot's tables, including recorded codes."""
         assert self.groups is not None
         laid = list[int]()
         num_words = self.groups.num_words
@@ -71,7 +71,7 @@ class GroupTrack(Track):
         return Track.extend(self, laid, is_last)
 
     def entries(self, first: int = 0) -> np.ndarray:
-        """Return entries of a slot's tables, whose indices are the numbers of the ids."""
+        """Return the ids from number `first` on as entries of a slot's tables."""
         return placed(first, self.ids[first:])
 
     def entries_after(self, num_rows: int) -> np.ndarray:

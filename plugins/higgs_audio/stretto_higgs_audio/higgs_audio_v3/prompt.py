@@ -54,7 +54,7 @@ class HiggsAudioV3Template:
         self._family = family
         self._tokenizer = tokenizer
         self._tags = frozenset(family.tags)
-        # A text may have none of these; those that the tokenizer marks as special are plain characters in it.
+        # Tokens that no text may contain. Those that the tokenizer marks as special are read as plain characters.
         others = {token_id: name for token_id, name in tokenizer.tokens.items() if CONTROL.fullmatch(name)}
         self._others = {token_id: name for token_id, name in others.items() if name not in self._tags}
         self._encoder = CachedEncoder(codec.encode)

@@ -48,20 +48,17 @@ class WordReader:
         return text
 
     def pop_marks(self) -> list[WordMark]:
-        """Remove and return the words whose end has become known since the last call."""
         marks = self._marks
         self._marks = []
         return marks
 
     def pop_begun(self) -> list[WordMark]:
-        """Remove and return the words completed since the last call, whose ends are still unknown."""
         begun = self._begun
         self._begun = []
         return begun
 
     @property
     def num_transcribed(self) -> int:
-        """Number of frames of the recording whose text is complete."""
         return max(0, self._row - self._vocabulary.delay_rows - self._vocabulary.prefix_rows)
 
     def _complete(self) -> str:

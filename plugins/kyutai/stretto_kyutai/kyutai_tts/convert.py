@@ -79,7 +79,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def recordings(root: Path) -> dict[str, Path]:
-    """Return the recordings of voices in a release, by name in lower case; raise CheckpointError if one is unusable."""
+    """Return the recordings of a release's voices by name in lower case."""
     files = by_name(root, [(path.stem, path) for path in sorted(released_folder(root, VOICES).glob("*.wav"))])
     for path in files.values():
         samples_at(path, SAMPLE_RATE)

@@ -108,7 +108,7 @@ class TtsVocabulary(FrameVocabulary):
 
     @property
     def wish_id(self) -> int:
-        """Text id of a row where the model asked for a word, and got a break or nothing; embedded as PAD is."""
+        """Text id of a row in which the model asked for a word and got a break or nothing, embedded like PAD."""
         return self.num_text_ids
 
     @property

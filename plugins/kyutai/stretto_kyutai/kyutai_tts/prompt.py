@@ -1,7 +1,7 @@
 """Prompts of Kyutai TTS: the voice, and the words of the text for the rows of the reply.
 
-A row of initial ids comes first. The codes of a recording are where the model's own would be, behind the delays, so the
-last of them are in the first rows of the reply. As in the authors' `get_prefix`, its last two frames are left out.
+A row of initial ids comes first. The codes of a recording are in the rows that the model's own would be in. Because of
+the delays, the last of them are in the reply's first rows. The last two frames are left out, as in `get_prefix`.
 
 In releases with conditions there are no recordings. The vectors of up to five voices are conditions of the reply, one
 voice after the other, as in the authors' `make_condition_attributes`.

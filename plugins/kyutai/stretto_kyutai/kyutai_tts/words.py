@@ -79,7 +79,7 @@ class WordStream:
         return ids, extended
 
     def _turns(self, text: str, is_last: bool) -> list[tuple[int, int, str]]:
-        """Append text, and return its complete parts: speaker, or 0 if the part begins no turn; position; and text."""
+        """Append text, and return its complete parts: (speaker, or 0 if no turn begins; position; text)."""
         start = self._num_chars - len(self._line)
         self._num_chars += len(text)
         if not self._has_turns:
@@ -148,7 +148,7 @@ class WordStream:
         return pack_word(tokens, len(tokens))
 
     def _pause(self, seconds: str) -> list[int]:
-        """Return a break, packed."""
+        """Return the packed ids of a break."""
         if float(seconds) > MAX_BREAK_S:
             raise InvalidRequest(self._path, f"breaks of at most {MAX_BREAK_S:g} s", f"{shown(seconds)} s")
         return pack_word([], round(float(seconds) * FRAME_RATE))

@@ -52,7 +52,7 @@ class PublishedVoice:
 
 @dataclass(frozen=True)
 class PersonaPlexVocabulary(MoshiVocabulary):
-    """Moshi ids, followed by one id for each vector of the voices, of which the first is the default voice."""
+    """Moshi ids, followed by one id for each vector of the voices. The first voice is the default one."""
 
     voices: tuple[PublishedVoice, ...] = ()
 

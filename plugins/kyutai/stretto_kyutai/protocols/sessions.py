@@ -68,7 +68,7 @@ class ReceivedAudio:
         self._changed.set()
 
     async def pieces(self) -> AsyncIterator[NDArray[np.float32]]:
-        """Yield samples as they arrive, none for a marker, and release their memory; raise SessionEnd if malformed."""
+        """Yield samples as they arrive, and none for a marker; raise SessionEnd if the audio is malformed."""
         while self._waiting or not self._is_complete:
             if not self._waiting:
                 self._changed.clear()

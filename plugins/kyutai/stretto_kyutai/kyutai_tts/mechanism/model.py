@@ -27,7 +27,7 @@ MAX_PERIOD = 10_000.0  # of the positions of speaker vectors
 
 
 def sine_positions(num_rows: int, width: int) -> torch.Tensor:
-    """Return positions for speaker vectors, as the authors' `create_sin_embedding`: float32 [num_rows, width]."""
+    """Return the positions of speaker vectors, as in the authors' `create_sin_embedding`, float32 [rows, width]."""
     half = width // 2
     places = torch.arange(num_rows).float()[:, None]
     frequencies = torch.arange(half).float()

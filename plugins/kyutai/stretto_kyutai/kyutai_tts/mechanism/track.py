@@ -87,7 +87,7 @@ class WordTrack(Track):
         return self.entries()
 
     def limits(self, sampling: SamplingConfig) -> dict[str, int]:
-        """Return the number of words, ENDLESS while the text is open; the reply cannot end before its text."""
+        """Return the number of words, or ENDLESS while the text is open, so that no reply ends before its text."""
         return {"track_total": ENDLESS if self.is_open else len(self.words)}
 
     def are_known(self, rows: np.ndarray, last: int) -> bool:
