@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 
 class Relay:
-    """Relay to the host and port of a URL; counts its connections."""
+    """Relay to the host and port of a URL, which counts its connections."""
 
     def __init__(self, url: str):
         parts = urlsplit(url)
@@ -21,7 +21,7 @@ class Relay:
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
 
     def cut(self) -> None:
-        """Cut all connections, as a server does that stops."""
+        """Cut all connections, as a server does when it stops."""
         for writer in self._writers:
             writer.transport.abort()
         self._writers.clear()

@@ -1,6 +1,6 @@
 """The plug-ins in pipelines of their frameworks, against a real server with the bundled model.
 
-Nothing of this runs by day, because the plug-ins are classes of frameworks that are not installed for development.
+None of this runs by day, because the plug-ins are classes of frameworks that are not installed for development.
 """
 
 import json

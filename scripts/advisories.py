@@ -30,7 +30,7 @@ def locked_versions(lock: Path) -> dict[str, Version]:
 
 
 def is_affected(version: Version, affected: Mapping[str, Any]) -> bool:
-    """Return True if a version is in one of the ranges of an OSV record, or in its list of versions."""
+    """Return True if a version is in a range or in the list of versions of an OSV record."""
     if str(version) in map(str, affected.get("versions", ())):
         return True
     return any(

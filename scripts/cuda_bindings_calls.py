@@ -55,7 +55,6 @@ class WithoutGpu:
 
 
 def main() -> int:
-    """Run the check and return the exit status."""
     from cuda.bindings import driver, runtime
 
     status, number = runtime.cudaGetDeviceCount()

@@ -45,7 +45,7 @@ FENCE = re.compile(r"^(```.*?^```|    [^\n]*)$", re.MULTILINE | re.DOTALL)
 
 
 def site_paths() -> dict[str, str]:
-    """Return a dict from repository path to site path for every file that the site includes."""
+    """Return the site path of every file that the site includes, by repository path."""
     docs = [path for path in sorted((ROOT / "docs").rglob("*")) if path.is_file()]
     families = {str(path.relative_to(ROOT)): f"families/{path.name}" for path in ROOT.glob("plugins/*/docs/*.md")}
     return OUTSIDE | families | {str(path.relative_to(ROOT)): str(path.relative_to(ROOT / "docs")) for path in docs}
@@ -58,7 +58,6 @@ def converted_links(markdown: str, source: str) -> str:
     file is kept, and mkdocs reports it.
 
     Args:
-        markdown: Text of a page.
         source: Path of the page in the repository.
     """
     paths = site_paths()
@@ -77,7 +76,7 @@ def converted_links(markdown: str, source: str) -> str:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages that lie outside `docs/` (mkdocs hook)."""
+    """Add the pages outside `docs/` to the site (mkdocs hook)."""
     from mkdocs.structure.files import File
 
     for path, uri in site_paths().items():
@@ -96,7 +95,7 @@ def release_sections() -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Convert the links of a page, and add the sections that are generated (mkdocs hook)."""
+    """Convert the links of a page, and add the generated sections (mkdocs hook)."""
     path = str(Path(page.file.abs_src_path).relative_to(ROOT))
     if path == RELEASES_PAGE:
         markdown = f"{markdown}\n{release_sections()}"
@@ -104,7 +103,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def option_rows(record: type, prefix: str = "") -> list[tuple[str, str, str]]:
-    """Return the name, expected value and description of each option; an object's fields follow the object.
+    """Return the name, expected value and description of each option. An object's fields follow the object.
 
     Args:
         record: TypedDict with an `Annotated` type, an `Expected` and a `Doc` for each key.
@@ -121,7 +120,7 @@ def option_rows(record: type, prefix: str = "") -> list[tuple[str, str, str]]:
 
 
 def option_table() -> str:
-    """Return the Markdown table of all options; those with the same description share a row, that of the first."""
+    """Return the Markdown table of all options. Options with the same description share a row."""
     names = defaultdict[tuple[str, str], list[str]](list)
     for name, expected, doc in option_rows(OptionsRecord):
         names[expected, doc].append(f"`{name}`")
@@ -131,7 +130,7 @@ def option_table() -> str:
 
 
 def page_with_table(page: str) -> str:
-    """Return the options page with its table brought up to date."""
+    """Return the options page with an updated table."""
     return TABLE.sub(lambda _: option_table(), page)
 
 

@@ -1,6 +1,6 @@
-"""Lines of product files that a process of the tests executes, for `scripts.mutants`.
+"""Lines of product files that the tests execute, for `scripts.mutants`.
 
-The process of the tests and all processes that these start append the lines to one file.
+The process of the tests and all processes that it starts append the lines to one file.
 """
 
 import json
@@ -17,15 +17,14 @@ VARIABLE = "STRETTO_EXECUTED_LINES"  # environment variable: path of the JSON fi
 
 
 class ExecutedLines:
-    """Function for `sys.settrace`, which appends a line to a file the first time that a test executes it."""
+    """Function for `sys.settrace`, which appends a line to a file the first time that a test executes it.
+
+    Args:
+        wanted: Numbers of the lines to record, by the path of their file. In functions without such a line, only calls
+            are recorded, because tracing each line of a codec takes many times as long as its tests.
+    """
 
     def __init__(self, log: str, wanted: dict[str, list[int]]) -> None:
-        """Create the recorder.
-
-        Args:
-            wanted: Numbers of the lines to record, by the path of their file. Of functions without one, only calls
-                are recorded, because tracing each line of a codec takes many times as long as its tests.
-        """
         self._log = log
         Path(log).touch()
         self._wanted = {path: frozenset(lines) for path, lines in wanted.items()}
@@ -40,7 +39,6 @@ class ExecutedLines:
         sys.settrace(self.trace)
 
     def trace(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
-        """Record a line."""
         path = frame.f_code.co_filename
         if path not in self._wanted:
             return None
@@ -76,6 +74,6 @@ class ExecutedLines:
 
 
 def start_in_child() -> None:
-    """Record this process if the tests that started it are recorded."""
+    """Record this process if the process that started it is recorded."""
     if settings := os.environ.get(VARIABLE):
         ExecutedLines(**json.loads(Path(settings).read_text())).start()

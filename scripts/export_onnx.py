@@ -42,9 +42,7 @@ def export(
     """Return the ONNX model of a graph.
 
     Args:
-        graph: Module to export.
         inputs: Example inputs by name.
-        outputs: Names of the outputs.
         dynamic: For each input, the names of its dynamic axes, by axis.
     """
     program = torch.onnx.export(
@@ -91,7 +89,7 @@ def write(model: bytes, file: Path, metadata: dict[str, str]) -> None:
 
 
 def compare_codec(codec: Codec, file: Path) -> dict[str, float]:
-    """Return what decoding costs in the exported and the original codec, and their largest difference."""
+    """Return the times that the exported and the original codec take, and their largest difference."""
     exported = onnx_runtime.load_file(file)
     differences = []
     for batch, frames in SHAPES:
@@ -102,7 +100,7 @@ def compare_codec(codec: Codec, file: Path) -> dict[str, float]:
 
 
 def compare_mel(file: Path) -> dict[str, float]:
-    """Return the times that both extractors take for 5 s of audio, and the largest difference of their outputs."""
+    """Return the times of both extractors for 5 s of audio, and the largest difference of their outputs."""
     session = onnx_runtime.open_session(file)
     differences = []
     for batch, length in ((1, HOP), (2, 12_345), (1, 5 * SAMPLE_RATE)):
@@ -114,7 +112,7 @@ def compare_mel(file: Path) -> dict[str, float]:
 
 
 def report(differences: list[Tensor], seconds: list[float], audio_s: float) -> dict[str, float]:
-    """Return the largest difference, and how long `audio_s` of audio takes in torch and in onnxruntime."""
+    """Return the largest difference, and the times for `audio_s` of audio in torch and in onnxruntime."""
     return {
         "max_difference": float(max(differences)),
         "torch_ms": round(1000 * seconds[0], 2),
@@ -130,7 +128,7 @@ def codec_file(checkpoint: Path) -> Path:
 
 
 def codebooks_of(checkpoint: Path) -> int | None:
-    """Return how many codebooks a checkpoint's speech model uses, or None (all) if the folder has only a codec."""
+    """Return the number of codebooks of a checkpoint's speech model; None (all) if the folder has only a codec."""
     try:
         return family_at(checkpoint).layout.num_codebooks
     except CheckpointError:

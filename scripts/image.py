@@ -47,7 +47,7 @@ def output(*command: str | Path) -> str:
 
 
 def machine_mirror() -> tuple[str, str]:
-    """Return the suite and the mirror from which this machine installs its own packages."""
+    """Return the suite and the mirror from which this machine installs its packages."""
     release = dict(re.findall(r'^(\w+)="?([^"\n]*)', Path("/etc/os-release").read_text(), re.MULTILINE))
     suite = release["VERSION_CODENAME"]
     targets = output("apt-get", "indextargets", "--format", "$(CODENAME) $(REPO_URI)").splitlines()
@@ -129,7 +129,7 @@ class Images:
 
 @contextmanager
 def networks() -> Iterator[None]:
-    """Connect two networks, of the server and of a client. No other host is in them."""
+    """Connect two networks, one for the server and one for a client, with no other hosts."""
     created: list[str] = []
     try:
         for name in NETWORKS:
@@ -178,7 +178,7 @@ def runtime_config(image: dict[str, Any], files: Path, scratch: Path) -> dict[st
 
 
 class Server:
-    """A container that runs an image's command.
+    """Container that runs an image's command.
 
     Args:
         image: Configuration of the image.
@@ -208,7 +208,7 @@ class Server:
         return self.run(*(command if form == "CMD" else ("sh", "-c", *command))).returncode == 0
 
     def stop(self) -> int:
-        """Stop the server as Docker does, and return its exit status; -9 if it was killed after the grace period."""
+        """Stop the server as Docker does; return its exit status, or -9 if it was killed after the grace period."""
         subprocess.run((*CRUN, "kill", NETWORKS[0], "TERM"), check=False)
         try:
             return self._process.wait(STOP_S)
@@ -230,7 +230,7 @@ def from_outside(command: str, *arguments: str | Path) -> str:
 
 
 def serve(images: Images, image: str, scratch: Path) -> None:
-    """Serve with an image, and print how long start, speech and stop take.
+    """Serve with an image, and print the durations of start, speech and stop.
 
     Raises:
         RuntimeError: The server does not become healthy, can write or is root, speaks wrongly, or does not stop.
@@ -278,7 +278,7 @@ with Hub() as hub:
 
 
 def run_published(server: Server, image: str, scratch: Path) -> None:
-    """Let the container install a small random release from a hub, and speak with it, twice.
+    """Install a small random release from a hub in the container, and speak with it, twice.
 
     Raises:
         RuntimeError: A command fails, writes no speech, or the second one needs the hub.
@@ -296,7 +296,7 @@ def run_published(server: Server, image: str, scratch: Path) -> None:
 
 
 def speak_published(server: Server, image: str, scratch: Path, url: str, said: str) -> None:
-    """Speak in the container with the model acme/voice of a hub, and print how long it takes."""
+    """Speak in the container with the model acme/voice of a hub, and print the time that it takes."""
     begun = time.monotonic()
     words = ("stretto", "run", "acme/voice", "It is ten.", "--port", "9000", "--out", "/tmp/voice.wav")
     done = server.run("env", f"HF_ENDPOINT={url}", *words)

@@ -53,11 +53,7 @@ def licences_of(component: Mapping[str, Any]) -> str:
 
 
 def rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the name and the licences of each package, sorted by name.
-
-    Raises:
-        ValueError: `record` is not a CycloneDX SBOM.
-    """
+    """Yield the name and the licences of each package, sorted by name; raise ValueError for another SBOM format."""
     if record.get("bomFormat") != "CycloneDX":
         raise ValueError(f"expected an SBOM of CycloneDX, got bomFormat {record.get('bomFormat')!r}")
     for component in sorted(record["components"], key=lambda package: package["name"].lower()):

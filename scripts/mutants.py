@@ -1,4 +1,4 @@
-"""Change product code in small ways, and run the tests that execute the changed lines: do they notice?
+"""Change product code in small ways, and run the tests that execute the changed lines, to see whether they fail.
 
     python -m scripts.mutants client/stretto_client --tests tests/client --count 300 --out before.json
     python -m scripts.mutants --replay before.json --tests tests/client --out after.json
@@ -7,8 +7,8 @@ A mutant is one change: another constant, another comparison, no `raise`, two ar
 as many of each kind as there are. The first command draws them. The second one makes the same changes again, and fails
 if a mutant survives that was killed before. Both work on a copy of this tree, with its uncommitted changes.
 
-Every mutant is a fork of one process that has imported the other packages. A line of product code counts as executed by
-a test if the test's process executes it, or any process that it starts (`scripts.executed_lines`).
+Every mutant is a fork of one process that has imported the other packages. A test counts as executing a line of product
+code if its process does so, or any process that it starts (`scripts.executed_lines`).
 
 A mutant of code that ends processes or removes files may end any process and remove any file of this user: judge it in
 a container, or below `unshare --pid --fork --kill-child --mount-proc` with a `/dev/shm` of its own.
@@ -59,7 +59,7 @@ COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
 
 @dataclass
 class Mutant:
-    """Whole lines of a file and what replaces them; `line` is the first one's number, `column` the change's."""
+    """Replacement of whole lines of a file, from `line` on; `column` is that of the change."""
 
     path: str
     kind: str
@@ -76,7 +76,7 @@ class Mutant:
 
 
 def change(node: ast.AST) -> tuple[str, str] | None:
-    """Return the kind of change that is made to a node, and its new source; None if it stays as it is."""
+    """Return the kind of change to make to a node, and its new source; None for no change."""
     new: Any = copy.deepcopy(node)
     match node:
         case ast.Constant(value=bool() as value):
@@ -103,7 +103,7 @@ def change(node: ast.AST) -> tuple[str, str] | None:
 
 
 def changeable(tree: ast.Module) -> Iterator[tuple[ast.expr | ast.stmt, str, str, bool]]:
-    """Yield each node that can change, with its kind, its new source and whether it is outside of functions."""
+    """Yield each node that can change, with its kind, its new source, and whether it is outside functions."""
 
     def visit(node: ast.AST, in_function: bool) -> Iterator[tuple[ast.expr | ast.stmt, str, str, bool]]:
         if isinstance(node, ast.JoinedStr):  # positions inside are wrong in Python 3.11
@@ -128,7 +128,7 @@ def changeable(tree: ast.Module) -> Iterator[tuple[ast.expr | ast.stmt, str, str
 
 
 def mutants_of(path: str) -> list[Mutant]:
-    """Return every mutant of a file, or of all files in a folder; the path is relative to the root."""
+    """Return every mutant of a file, or of all files in a folder. The path is relative to the root."""
     if (ROOT / path).is_dir():
         files = sorted((ROOT / path).rglob("*.py"))
         return [mutant for file in files for mutant in mutants_of(str(file.relative_to(ROOT)))]
@@ -147,7 +147,7 @@ def mutants_of(path: str) -> list[Mutant]:
 
 
 def draw(mutants: list[Mutant], count: int, seed: int) -> list[Mutant]:
-    """Return `count` random mutants: one of each kind in turn, as long as there are some."""
+    """Return `count` random mutants: one of each kind in turn, while there are some."""
     shuffled = mutants[:]
     random.Random(seed).shuffle(shuffled)
     turns = Counter[str]()
@@ -173,7 +173,7 @@ class Recorder:
         self.key = "import"
 
     def _go_on_with(self, key: str) -> None:
-        """Count the lines that follow for another test or file."""
+        """Attribute the lines recorded from now on to another test or file."""
         self.lines[self.key] |= self.executed.take()
         self.key = key
 
@@ -194,7 +194,7 @@ class Recorder:
             self.failed.add(report.nodeid)
 
     def found(self) -> dict[str, Any]:
-        """Return all as JSON."""
+        """Return all records as JSON values."""
         sys.settrace(None)
         self._go_on_with("")
         installed = [name for name, module in sys.modules.copy().items() if "site-packages" in _file(module)]
@@ -208,7 +208,7 @@ class Recorder:
 
 
 class Chosen:
-    """Plugin of pytest that runs the given tests in their order, and remembers the first one that fails."""
+    """Plugin of pytest that runs the given tests in order, and stores the first one that fails."""
 
     def __init__(self, tests: list[str]) -> None:
         self.order = {name: index for index, name in enumerate(tests)}
@@ -230,7 +230,7 @@ class Chosen:
 
 
 class Tree:
-    """A copy of the tracked and new files of this repository, in which tests run."""
+    """Copy of this repository's tracked and new files, in which tests run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -250,7 +250,7 @@ class Tree:
         (folder / ".venv").symlink_to(ROOT / ".venv")
 
     def run(self, run_tests: Callable[[], dict[str, Any]], seconds: float) -> dict[str, Any] | None:
-        """Return what a function returns in a fork whose imports are from this tree; None if it takes too long."""
+        """Return a function's result from a fork with imports from this tree; None if it takes too long."""
         self.result.unlink(missing_ok=True)
         process = os.fork()
         if process == 0:
@@ -274,7 +274,7 @@ class Tree:
         return dict(json.loads(self.result.read_text())) if self.result.exists() else {"killer": "process ended"}
 
     def _enter(self) -> None:
-        """Write output to the log, and import product code and tests from this tree from now on."""
+        """Send output to the log, and import product code and tests from this tree from now on."""
         log = os.open(self.log, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         for stream in range(3):
             os.dup2(log, stream)
@@ -302,7 +302,7 @@ def pytest_options(paths: list[str], marks: str) -> list[str]:
 
 
 def position(source: str, mutant: Mutant) -> int | None:
-    """Return the offset of a mutant's lines in a file that may have changed: nearest to where they were, or None."""
+    """Return the offset of a mutant's lines in a possibly changed file, nearest to their old place; None if gone."""
     starts = []
     start = source.find(mutant.before)
     while start >= 0:
@@ -313,7 +313,7 @@ def position(source: str, mutant: Mutant) -> int | None:
 
 
 class Trial:
-    """The tests of a tree with the lines that they execute, for judging mutants."""
+    """Tests of a tree with the lines that they execute, for judging mutants."""
 
     def __init__(self, tree: Tree, mutants: list[Mutant], tests: list[str], marks: str, seconds: float) -> None:
         self.tree = tree
@@ -341,7 +341,7 @@ class Trial:
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
     def _record(self, wanted: dict[str, set[int]], tests: list[str]) -> dict[str, Any]:
-        """Run the tests, and return what a Recorder has found in this process and those that it starts."""
+        """Run the tests; return the records of this process and of those that it starts."""
         folder = self.tree.folder.with_name("recorded")
         folder.mkdir()
         lines = {str(self.tree.folder / path): sorted(numbers) for path, numbers in wanted.items()}
@@ -358,7 +358,7 @@ class Trial:
         return recorder.found()
 
     def _lines_of(self, mutant: Mutant) -> set[int]:
-        """Return the numbers of a mutant's lines in the tree; none if they are gone."""
+        """Return the numbers of a mutant's lines in the tree, empty if they are gone."""
         source = (self.tree.folder / mutant.path).read_text()
         start = position(source, mutant)
         first = 0 if start is None else source.count("\n", 0, start) + 1

@@ -41,7 +41,7 @@ def own_files(name: str) -> list[Path]:
 
 @cache
 def imported_names(path: Path) -> frozenset[str]:
-    """Return the names of everything that a file imports, with those of a module's attributes after the module's."""
+    """Return the names of all modules that a file imports, and of attributes imported from modules."""
     names = set[str]()
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
@@ -63,7 +63,7 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def docstrings(node: Documented) -> Iterator[ast.stmt]:
-    """Yield the docstrings of a module, of its classes and functions, and of theirs."""
+    """Yield the docstrings of a module, and of all classes and functions in it."""
     if ast.get_docstring(node, clean=False) is not None:
         yield node.body[0]
     for statement in node.body:
@@ -82,7 +82,7 @@ def without_docstrings(source: bytes) -> bytes:
 
 
 def digest(name: str) -> str:
-    """Return the digest of all files that decide about the tests of a plug-in, in hexadecimal."""
+    """Return the digest, in hexadecimal, of all files that affect a plug-in's tests."""
     files = {*own_files(name), LOCK}
     modules = {module for path in own_files(name) if path.suffix == ".py" for module in imported_names(path)}
     files |= {file for module in modules for file in files_of(module)}
@@ -99,7 +99,7 @@ def recorded() -> dict[str, str]:
 
 
 def unchanged() -> list[str]:
-    """Return the plug-ins whose tests passed with the files that they have now."""
+    """Return the plug-ins whose tests passed with their present files."""
     passed = recorded()
     return [name for name in plugins() if passed.get(name) == digest(name)]
 
@@ -124,7 +124,7 @@ def run_tests(names: list[str]) -> int:
 
 
 def main(words: list[str]) -> int:
-    """Run a command line; see this module's documentation."""
+    """Run a command line (see the module's docstring); return the exit status."""
     if words[:1] == ["test"]:
         return run_tests(words[1:] or [name for name in plugins() if name not in unchanged()])
     if words[:1] == ["digests"]:

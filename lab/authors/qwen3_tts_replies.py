@@ -48,10 +48,7 @@ def load_package() -> tuple[Any, Any]:
 
 
 def inputs(random: np.random.Generator, codes: int, codebooks: int) -> dict[str, np.ndarray]:
-    """Return the inputs that the cases share.
-
-    They are the ids of words and of an instruction, the codes of two references, and an x-vector.
-    """
+    """Return the inputs that the cases share: ids of texts, codes of two references, and an x-vector."""
     return {
         "words": np.array(plain_ids(TEXT)),
         "reference_words": np.array(plain_ids(REFERENCE)),
@@ -135,7 +132,6 @@ class Recorder:
 
 @torch.no_grad()
 def replies() -> dict[str, np.ndarray]:
-    """Generate the arrays of the fixture."""
     torch.set_num_threads(1)  # steps are too small to parallelise
     config_class, model_class = load_package()
     given = inputs(np.random.default_rng(0), 32, 4)

@@ -27,9 +27,7 @@ def run(
 
     Args:
         description: Help text.
-        make: Generates the replies.
-        write: Writes replies to a file.
-        compare: Raises AssertionError if a file differs from the replies.
+        compare: Function that raises AssertionError if a file differs from the replies.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fixture", type=Path)
@@ -44,7 +42,6 @@ def run_arrays(description: str | None, make: Callable[[], dict[str, Any]], tole
 
     Args:
         description: Help text.
-        make: Generates the arrays.
         tolerance: Permitted difference of floats, because processors round differently. Other values must be equal.
     """
 
@@ -74,16 +71,16 @@ def digest(inputs: Mapping[str, Any]) -> str:
 
 
 def stored_arrays(fixture: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arrays of an `.npz` fixture, whose `inputs` is the digest of the tensors that it was made from."""
+    """Return the arrays of an `.npz` fixture; fail if `inputs` are not those it was made from."""
     arrays = dict(np.load(fixture))
     assert arrays.pop("inputs") == digest(inputs), f"{fixture}: its releases have changed; write it again"
     return arrays
 
 
 def compute_in_float64() -> None:
-    """Make torch use float64 wherever the authors' code asks for float32, as in `Tensor.float`.
+    """Make torch use float64 where the authors' code asks for float32, as in `Tensor.float`.
 
-    Otherwise steps in float32 would make even the results in float64 depend on the processor.
+    Steps in float32 would make the float64 results depend on the processor.
     """
     import torch
 
@@ -93,10 +90,9 @@ def compute_in_float64() -> None:
 
 
 def equal_in(*names: str) -> Callable[..., None]:
-    """Return a function that compares the named fields of each reply in a JSON fixture with a new reply.
+    """Return a function that compares these fields of each reply in a JSON fixture with a new reply.
 
-    In a fixture for several models, the replies are stored under the model's name. The returned function takes that
-    name as its third argument.
+    In a fixture for several models, the replies are stored under the model's name, the function's third argument.
     """
 
     def compare(fixture: Path, made: Replies, model: str = "") -> None:

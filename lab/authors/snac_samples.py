@@ -22,7 +22,6 @@ NUM_FRAMES = 9
 
 
 def main() -> None:
-    """Write the fixture to the path on the command line."""
     sys.path.insert(0, os.environ["SNAC_SRC"])
     from snac import SNAC as Reference
 

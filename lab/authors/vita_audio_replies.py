@@ -91,7 +91,6 @@ def reply(model: Any, prompt: list[int], schedule: list[int], penalty: float) ->
 
 
 def replies() -> Replies:
-    """Generate the replies of the fixture."""
     torch.set_num_threads(1)  # steps are too small to parallelise
     torch.set_default_dtype(torch.float64)
     model = authors_model()
@@ -116,7 +115,6 @@ def write(fixture: Path, made: Replies) -> None:
 
 
 def main() -> None:
-    """Write the fixture, or check the cases and ids of an existing one."""
     run(__doc__, replies, write, equal_in("schedule", "prompt", "penalty", "ids"))
 
 

@@ -1,4 +1,4 @@
-"""Codecs with random weights, those of the core and those of the plug-ins, for tests and measurements of all codecs.
+"""Codecs with random weights, of the core and of plug-ins, for tests and measurements of all codecs.
 
 A plug-in lists its codecs in `lab/codecs.py`: `CASES`, and `MODELS` for codecs that are models of transformers.
 """
@@ -38,13 +38,12 @@ class CodecCase:
     add_voice: Callable[[Any], int] | None = None
 
     def codec(self, is_narrow: bool) -> Codec:
-        """Return the codec in evaluation mode."""
         codec: Codec = self.make(is_narrow).eval().requires_grad_(False)
         return codec
 
 
 def converted(family: str, release: Path, *words: str) -> Path:
-    """Convert a release to a new folder beside it, with further arguments of `stretto convert`; return the folder."""
+    """Convert a release to a new folder beside it; `words` are further arguments of `stretto convert`."""
     out = release.parent / "checkpoint"
     assert main([family, "--model", str(release), *words, "--out", str(out)]) == 0
     return out
@@ -52,7 +51,7 @@ def converted(family: str, release: Path, *words: str) -> Path:
 
 @cache
 def of_plugins(name: str, file: str = "codecs") -> dict[str, Any]:
-    """Return what all installed plug-ins list in `lab/codecs.py`, or in another file there, under a name."""
+    """Return the entries that all installed plug-ins list under `name` in a file of their folder `lab`."""
     packages = {family.entry_point.module.partition(".")[0] for family in installed(FAMILIES)}
     listed = dict[str, Any]()
     for path in sorted(ROOT.glob(f"plugins/*/lab/{file}.py")):

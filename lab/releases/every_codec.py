@@ -1,6 +1,6 @@
 """Any installed codec with narrow layers or with its published sizes, and arbitrary weights.
 
-For tests, and for measurements that depend on shapes only: which windows are decoded, and how much memory that takes.
+It serves tests, and measurements that depend only on shapes: decoded windows, and the memory for them.
 """
 
 import tempfile

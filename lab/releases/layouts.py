@@ -1,4 +1,4 @@
-"""Small random releases with the file names of published ones, those of the core and those of the plug-ins.
+"""Small random releases with the file names of published ones, of the core and of plug-ins.
 
 A plug-in lists facts about its releases in `lab/releases.py`, each a mapping that tests of all families read:
 
@@ -34,7 +34,7 @@ class Layout:
         files: Names of the files by folder: a repository, or a folder of one. The first is that of the release.
         added: Files of the small releases that no repository has.
         unused: Files that the converter does not open, because it uses others.
-        is_checked: False if numbers in the files are read before their shapes are compared.
+        is_checked: False if the converter reads numbers in the files before it compares their shapes.
     """
 
     family: str

@@ -35,10 +35,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def hubert_config(is_narrow: bool) -> HubertConfig:
-    """Return the configuration of X-codec's semantic encoder.
-
-    It always has two layers, because decoding does not use it.
-    """
+    """Return the configuration of X-codec's semantic encoder, always two layers, which decoding does not use."""
     width = 16 if is_narrow else 768
     return HubertConfig(
         hidden_size=width,
@@ -52,7 +49,7 @@ def hubert_config(is_narrow: bool) -> HubertConfig:
 
 
 def acoustic_config(ratios: list[int], is_narrow: bool) -> DacConfig:
-    """Return the configuration of X-codec's DAC, whose encoder and decoder list their strides in the same order."""
+    """Return the configuration of X-codec's DAC, whose encoder and decoder list strides in the same order."""
     record = {
         "encoder_hidden_size": 2 if is_narrow else 64,
         "downsampling_ratios": ratios,
@@ -95,12 +92,12 @@ MODELS: dict[str, Callable[[bool], PreTrainedModel]] = {
 
 
 def models() -> dict[str, Callable[[bool], PreTrainedModel]]:
-    """Return MODELS and those of the plug-ins."""
+    """Return MODELS and the plug-ins' models."""
     return MODELS | of_plugins("MODELS")
 
 
 def codec_of(model: str) -> str:
-    """Return the codec's name for a key of `models()`."""
+    """Return the name of the codec for a key of `models()`."""
     return model.split("_")[0]
 
 
@@ -133,7 +130,7 @@ def randomize(model: Model, seed: int) -> Model:
 
 
 def write_checkpoint(name: str, directory: Path, is_narrow: bool = True) -> Path:
-    """Write one of `models()` in the published layout, excluding X-codec parts that only encoding and training use."""
+    """Write one of `models()` in the published layout, without X-codec parts for encoding and training only."""
     model = make_model(name, is_narrow)
     model.save_pretrained(directory)
     if codec_of(name) != "dac":
@@ -147,7 +144,6 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def mimi(is_narrow: bool) -> MimiCodec:
-    """Return kyutai/mimi."""
     narrow = {"num_filters": 4, "num_hidden_layers": 2, "intermediate_size": 64} if is_narrow else {}
     model = loud(MimiModel(MimiConfig.from_dict({"layer_scale_initial_scale": 0.5} | narrow)))
     # Otherwise samples and rounding errors are larger than those of speech.
@@ -156,7 +152,6 @@ def mimi(is_narrow: bool) -> MimiCodec:
 
 
 def espnet_dac(is_narrow: bool) -> Codec:
-    """Return the OpusLM codec."""
     shape = SeanetShape(ratios=(8, 5, 4, 2), residual_kernel=7, num_residual_layers=3)
     widths = SeanetWidths(base=4 if is_narrow else 32, latent=64 if is_narrow else 512)
     config = EspnetDacConfig(16_000, num_codebooks=8, codebook_size=1024, shape=shape, widths=widths)
@@ -164,7 +159,6 @@ def espnet_dac(is_narrow: bool) -> Codec:
 
 
 def qwen3_12hz(is_narrow: bool) -> Codec:
-    """Return the Qwen3-TTS codec."""
     return make_qwen3_codec("narrow" if is_narrow else "wide")
 
 

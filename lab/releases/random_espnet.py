@@ -3,7 +3,7 @@
     bagpiper   model.pt {"module": …}, config.yaml, tokenizer/ (with the backbone's config.json), codec/ (X-codec)
     opuslm     model.pth or 2epoch.pth, config.yaml, tokenizer/, backbone/config.json (another repository's)
 
-Weights are large enough that the best logit leads by a clear margin. Norm weights vary across channels. Row 0 of the
+Weights are so large that the best logit leads by a clear margin. Norm weights vary across channels. Row 0 of the
 embedding tables, which old checkpoints use for padding, is not zero.
 """
 
@@ -158,10 +158,7 @@ def backbone_config(backbone: str, vocab_size: int, size: Size = SMALL) -> Any:
 def write_bagpiper(
     folder: Path, vocabulary: BagpiperVocabulary, seed: int = 0, dtype: str = "float32", size: Size = SMALL
 ) -> Published:
-    """Write a Bagpiper release.
-
-    The release has the backbone, stream embeddings, audio encoder, adaptor, a copy of the codec, and loss weights.
-    """
+    """Write a Bagpiper release: backbone, stream embeddings, audio encoder, adaptor, codec copy, loss weights."""
     generator = torch.Generator().manual_seed(seed)
     config = backbone_config("qwen3", vocabulary.vocab_size, size)
     module = _tensors(Qwen3ForCausalLM, config, generator)
@@ -277,7 +274,7 @@ def _opuslm_yaml(vocabulary: OpusVocabulary, tokenizer: Path, backbone: str, is_
 
 
 def token_list(vocabulary: OpusVocabulary, tokenizer: Path) -> list[str]:
-    """Return ESPnet's names of all ids (espnet2/speechlm/definitions.py); the tokenizer's names come last."""
+    """Return ESPnet's names of all ids (espnet2/speechlm/definitions.py), with the tokenizer's names last."""
     named = {0: "<pad>", 1: "<unk>", 2: "<blank>", 3: "<space>", 4: "<continuous_placeholder>", 5: "<sos/eos>"}
     named |= {6: "<local_sos/eos>", 7: "<unkown_task_identifer>", 8: "<system_prompt>", 9: "<user_input>"}
     named |= {10: "<assistant_output>", 11: "<eou>"}
@@ -326,7 +323,7 @@ CONFIG: dict[str, Any] = {
 
 
 def published_tensors(seed: int = 0, codebooks: int = CODEBOOKS, size: int = SIZE) -> dict[str, Tensor]:
-    """Return random tensors with the names and shapes of an ESPnet checkpoint, large enough for distinct samples."""
+    """Return random tensors with an ESPnet checkpoint's names and shapes, large enough for distinct samples."""
     torch.manual_seed(seed)
     tensors: dict[str, Tensor] = {"codec.discriminator.unused": torch.zeros(1)}
 
@@ -379,7 +376,6 @@ def published_tensors(seed: int = 0, codebooks: int = CODEBOOKS, size: int = SIZ
 
 
 def publish(directory: Path, tensors: dict[str, Tensor], config: dict[str, Any] = CONFIG) -> Path:
-    """Write both published files; return the directory."""
     (directory / "config.yaml").write_text(yaml.safe_dump(config))
     torch.save(tensors, directory / "360epoch.pth")
     return directory

@@ -1,7 +1,7 @@
 """The GLM-4-Voice decoder and audio tokenizer in the published layout, with random weights that give audible output.
 
-The decoder is narrow or has its published width; the tokenizer is narrow. Weights are drawn by numpy in the order of
-their names, so that an external reference can draw the same ones.
+The decoder is narrow or has its published width; the tokenizer is narrow. numpy draws the weights in the order of their
+names, so that an external reference can draw the same ones.
 """
 
 import json
@@ -141,10 +141,7 @@ def random_vocoder(vocoder: nn.Module, rng: np.random.Generator) -> dict[str, Te
 
 
 def random_weights(module: nn.Module, rng: np.random.Generator) -> dict[str, Tensor]:
-    """Return random weights that roughly preserve the magnitude of their input.
-
-    Biases are near 0, and norm scales near 1.
-    """
+    """Return random weights that roughly preserve the magnitude of their input, with norm scales near 1."""
     drawn = {}
     for name, tensor in sorted(module.state_dict().items()):
         values = rng.standard_normal(tuple(tensor.shape))
@@ -219,9 +216,8 @@ def write_glm4_tokenizer(folder: Path, prefix: str = "", **values: object) -> Pa
     """Write `config.json` (with `values`), `preprocessor_config.json` and `model.safetensors` to a new folder.
 
     Args:
-        folder: Folder to create.
-        prefix: Prefix of the tensor names. The published complete model has `model.encoder.`, the published encoder
-            has none.
+        prefix: Prefix of the tensor names. The published complete model has `model.encoder.`, the published encoder has
+            none.
         **values: Entries of `config.json` to replace.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -234,10 +230,7 @@ def write_glm4_tokenizer(folder: Path, prefix: str = "", **values: object) -> Pa
 
 
 def tokenizer_weights(config: WhisperVqConfig) -> dict[str, Tensor]:
-    """Return random encoder tensors, drawn in the order of their names.
-
-    They include the tensors that only training uses.
-    """
+    """Return random encoder tensors, drawn in the order of their names, with those only for training."""
     rng = np.random.default_rng(0)
     drawn = dict[str, Tensor]()
     for name, tensor in sorted(WhisperVq(config).state_dict().items()):

@@ -56,7 +56,7 @@ def snac_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def published_shapes(plain: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return published tensor names and shapes for the decoder tensors `plain`, plus one encoder tensor."""
+    """Return published names and shapes for the decoder tensors `plain`, and for one encoder tensor."""
     found: dict[str, tuple[int, ...]] = {"encoder.block.0.bias": (4,)}
     for name, tensor in plain.items():
         module, _, kind = name.rpartition(".")
@@ -159,7 +159,6 @@ def ordered_tensors(config: LlamaConfig, first_code: int, num_codes: int = 4096)
     end of speech do not occur.
 
     Args:
-        config: Config of the backbone.
         first_code: Id of code 0 of the first place.
         num_codes: Number of codes of a place.
     """

@@ -115,7 +115,7 @@ def _last(names: Mapping[str, Tensor]) -> str:
 
 
 def scaled(name: str, values: Tensor) -> Tensor:
-    """Return drawn values with the scale of a tensor, given by its name."""
+    """Return random values with the scale for a tensor of this name."""
     if name.endswith("initialized"):
         return torch.ones_like(values)
     if name.endswith("cluster_usage"):

@@ -63,7 +63,7 @@ def small_config(
     codebooks: int = 4,
     codes: int = 32,
 ) -> dict[str, Any]:
-    """Return config.json for a small release; if the widths differ, the depth transformer's input is projected."""
+    """Return config.json for a small release. If the widths differ, the depth transformer's input is projected."""
     talker = {
         **backbone(hidden, layers, 32),
         "num_code_groups": codebooks,
@@ -112,7 +112,7 @@ def proportioned_config() -> dict[str, Any]:
 
 
 def published_config() -> dict[str, Any]:
-    """Return config.json for a release of the size of the 0.6B model; its tokenizer has few words."""
+    """Return config.json for a release of the size of the 0.6B model, whose tokenizer has few words."""
     config = small_config(hidden=1024, depth_hidden=1024, layers=28, depth_layers=5, codebooks=16, codes=2048)
     talker = config["talker_config"]
     for part in (talker, talker["code_predictor_config"]):
@@ -163,7 +163,7 @@ def layer_shapes(prefix: str, numbers: Mapping[str, Any]) -> dict[str, tuple[int
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return a dict from published tensor name to shape for a config.json, excluding the speaker encoder."""
+    """Return the shapes of tensors by published name for a config.json, without the speaker encoder."""
     talker = config["talker_config"]
     depth = talker["code_predictor_config"]
     hidden = talker["hidden_size"]
@@ -190,7 +190,6 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def tensors(config: Mapping[str, Any], seed: int = 1) -> dict[str, np.ndarray]:
-    """Return random float32 tensors by published name."""
     return random_tensors(shapes(config), seed)
 
 
@@ -198,7 +197,6 @@ def write_tokenizer(folder: Path, special: Mapping[str, int] = SPECIAL, words: I
     """Write a byte-level BPE tokenizer: vocab.json, merges.txt, and special tokens in tokenizer_config.json.
 
     Args:
-        folder: Existing folder.
         special: Ids by special token.
         words: Words that become single tokens. A word may begin with a space, written `Ġ`.
     """
@@ -223,7 +221,7 @@ def _chain(word: str) -> list[tuple[str, str]]:
 
 
 def plain_ids(text: str) -> list[int]:
-    """Return the ids of an ASCII text, one per character; the text must contain nothing that the tokenizer merges."""
+    """Return the ids of an ASCII text, one per character, if it contains nothing that the tokenizer merges."""
     from tokenizers import pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -240,9 +238,7 @@ def write_release(
     """Write a release without its codec: weights, configuration and tokenizer.
 
     Args:
-        folder: Folder to create.
         config: Contents of config.json; None for `small_config`.
-        seed: Seed of the weights.
         words: Words that become single tokens (`write_tokenizer`).
         is_half: True to write bfloat16 as published, which needs torch; otherwise float32.
     """
@@ -271,7 +267,7 @@ def write_release(
 
 
 def write_with_codec(folder: Path, kind: str = "custom_voice") -> Path:
-    """Write a small release with all files that a published one has."""
+    """Write a small release with all files of a published one."""
     from lab.releases.random_qwen3_codec import write_qwen3_codec
 
     write_release(folder, small_config(kind, codebooks=16, codes=2048))

@@ -12,7 +12,7 @@ import numpy as np
 
 
 def random_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """Return random float32 tensors of a language model whose best logit leads clearly, in the order of `shapes`."""
+    """Return random float32 tensors, in the order of `shapes`, of a language model whose best logit leads clearly."""
     random = np.random.Generator(np.random.PCG64(seed))
     found = {}
     for name, shape in shapes.items():
@@ -64,7 +64,7 @@ USER_DEFINED = 4  # type of a SentencePiece piece that is never divided
 
 
 def sentencepiece_model(scored: list[tuple[str, float]], whole: Collection[str] = ()) -> bytes:
-    """Return a serialised SentencePiece unigram model; its first piece represents unknown characters.
+    """Return a serialised SentencePiece unigram model, whose first piece represents unknown characters.
 
     Args:
         scored: Pieces, with the logarithms of their probabilities.

@@ -1,8 +1,8 @@
 """Small random weights of VITA-Audio in the published layout, identical on every machine.
 
-`model.layers` holds the decoder layers of the main model, followed by the layers of the multi-token-prediction modules.
-The other tensors of these modules belong to the wrapper around the model, which also has the head. The weights need
-only `random_tensors.py` and numpy. In a release with SenseVoice as its audio encoder, the encoder is narrow.
+`model.layers` has the decoder layers of the main model, then those of the multi-token-prediction modules. The other
+tensors of these modules belong to the wrapper around the model, which also has the head. The weights need only
+`random_tensors.py` and numpy. In a release with SenseVoice as its audio encoder, the encoder is narrow.
 """
 
 import json
@@ -54,7 +54,7 @@ GENERATION = {
 
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return a dict from published tensor name to shape for a config.json."""
+    """Return the shapes of tensors by published name for a config.json."""
     hidden = config["hidden_size"]
     inner = config["intermediate_size"]
     vocab = config["vocab_size"]
@@ -79,7 +79,6 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def tensors(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
-    """Return a dict from published name to random tensor, excluding the audio encoder."""
     return random_tensors(shapes(config), seed)
 
 
@@ -153,7 +152,7 @@ frontend_conf:
 
 
 def encoder_shapes(hidden: int) -> dict[str, tuple[int, ...]]:
-    """Return a dict from published tensor name to shape for the audio encoder of a backbone of width `hidden`."""
+    """Return the audio encoder's shapes by published name, for a backbone of width `hidden`."""
     found: dict[str, tuple[int, ...]] = {f"{TOWER}embed.weight": (16, WIDTH)}
     blocks = [("encoders0.0", WIDTH)]
     blocks += [(f"encoders.{index}", SIZE) for index in range(NUM_BLOCKS - 1)]
@@ -171,7 +170,7 @@ def encoder_shapes(hidden: int) -> dict[str, tuple[int, ...]]:
 
 
 def encoder_tensors(hidden: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return random float32 tensors of the audio encoder by published name, identical on every machine."""
+    """Return random float32 tensors of the audio encoder by published name, the same on every machine."""
     random = np.random.default_rng(seed)
     found = dict[str, np.ndarray]()
     for name, shape in sorted(encoder_shapes(hidden).items()):

@@ -35,7 +35,7 @@ class SmallModel:
         speak: Task that generates speech.
         has_text: True if the model generates text before speech.
         guidance_scale: Guidance scale of the authors; None if the model is not guided.
-        options: Options that every request for speech gets.
+        options: Options of every request for speech.
     """
 
     family: str
@@ -76,10 +76,7 @@ def write_release(
 def write_checkpoint(
     family: str, out: Path, vocabulary: BagpiperVocabulary | OpusVocabulary | None = None, size: Size = SIZE
 ) -> Path:
-    """Write a randomly initialised release and convert it; return the checkpoint's folder.
-
-    The converter's output goes to stderr.
-    """
+    """Write a randomly initialised release and convert it, with the converter's output on stderr."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         if family == "qwen3-tts":
             words = _write_qwen3_tts(Path(folder))
@@ -106,12 +103,10 @@ def _write_qwen3_tts(folder: Path) -> list[str | Path]:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write the model that the command line names."""
     write_checkpoint(SMALL_MODELS[arguments.model].family, arguments.out)
 
 
 def parse() -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=SMALL_MODELS)
     parser.add_argument("out", type=Path, help="directory to create")

@@ -10,10 +10,7 @@ from stretto.codecs.tiny.codec import FFT_SIZE, FLOOR, HOP, mel_filters
 
 
 def fourier(inputs: int, size: int) -> tuple[Tensor, Tensor]:
-    """Return the real and imaginary DFT matrices: the two parts of rfft(signal [inputs], n=size).
-
-    Both are float64 [size // 2 + 1, inputs].
-    """
+    """Return the real and imaginary DFT matrices, float64 [size // 2 + 1, inputs], of rfft(signal [inputs], n=size)."""
     angles = 2 * math.pi / size * torch.outer(torch.arange(size // 2 + 1).double(), torch.arange(inputs).double())
     return angles.cos(), -angles.sin()
 
@@ -31,7 +28,6 @@ class LogMel(nn.Module):
         self.register_buffer("filters", mel_filters())
 
     def forward(self, pcm: Tensor) -> Tensor:
-        """Return log-mel frames."""
         margin = (FFT_SIZE - HOP) // 2
         parts = F.conv1d(F.pad(pcm, (margin, margin))[:, None], self.kernels, stride=HOP)
         real, imaginary = parts.chunk(2, dim=1)

@@ -59,7 +59,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def block(layer: Block, hidden: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the output and the last inputs of a block, as the block itself does."""
+    """Return the output and the last inputs of a block, as `Block` does."""
     whole = torch.cat([before, hidden], 1)
     hops = hidden.shape[1]
     taps = layer.mix.weight[:, 0].unbind(1)
@@ -71,7 +71,7 @@ def block(layer: Block, hidden: Tensor, before: Tensor) -> tuple[Tensor, Tensor]
 
 
 def trunk(layers: Trunk, frames: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the output and the next state of a trunk, as the trunk itself does."""
+    """Return the output and the next state of a trunk, as `Trunk` does."""
     hidden = layers.enter(frames).unflatten(-1, (HOPS, layers.channels)).flatten(1, 2)
     before = state.to(hidden.dtype).unflatten(1, (len(layers.blocks), layers.kernel - 1, layers.channels))
     after = []
@@ -83,10 +83,7 @@ def trunk(layers: Trunk, frames: Tensor, state: Tensor) -> tuple[Tensor, Tensor]
 
 
 def inverse_fourier(size: int) -> tuple[Tensor, Tensor]:
-    """Return matrices for the real and the imaginary part whose sum is irfft(n=size).
-
-    Both are float64 [size // 2 + 1, size].
-    """
+    """Return float64 [size // 2 + 1, size] matrices for real and imaginary parts, whose sum is irfft(n=size)."""
     weight = torch.full((size // 2 + 1, 1), 2.0 / size, dtype=torch.float64)
     weight[0] = weight[-1] = 1 / size
     cosines, sines = fourier(size, size)
@@ -94,13 +91,13 @@ def inverse_fourier(size: int) -> tuple[Tensor, Tensor]:
 
 
 def polar(log_magnitude: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Return real and imaginary part of a number with this logarithm of its magnitude, at most MAX_LOG."""
+    """Return real and imaginary part of a number, given its angle and the logarithm of its magnitude."""
     magnitude = log_magnitude.clamp(max=MAX_LOG).exp()
     return magnitude * angle.cos(), magnitude * angle.sin()
 
 
 class TinyGraph(nn.Module):
-    """Decoder of frames that follow a state; its outputs are their samples and the next state."""
+    """Decoder of frames after a state, whose outputs are samples and the next state."""
 
     transform: Tensor
     inverse: Tensor
@@ -134,15 +131,12 @@ class TinyGraph(nn.Module):
         return total[:, :size], total[:, size:]
 
     def forward(self, codes: Tensor, first: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode frames.
+        """Decode frames; return the samples of all T frames, and the next state.
 
         Args:
             codes: Codes, [B, K, T].
             first: Index of the first frame in its utterance, [B].
             state: State before it, float64 [B, D].
-
-        Returns:
-            Samples of all T frames, and the next state.
         """
         decoder = self.codec.decoder
         vectors = self.codec.quantiser.decode(codes)

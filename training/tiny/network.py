@@ -72,7 +72,7 @@ class Pass:
 
     Attributes:
         mask: Values added to the attention scores, [B, 1, T, S]; minus infinity forbids attention. None for complete
-        sequences, whose rows read the rows before them.
+            sequences, whose rows read the rows before them.
         scores: Attention scores of the guided heads, [B, 2, T, T], collected during the pass.
     """
 

@@ -1,4 +1,4 @@
-"""Recognises Orpheus releases, which are Llama models with tokens for SNAC's codes."""
+"""Recognition of Orpheus releases, which are Llama models with tokens for SNAC's codes."""
 
 from stretto.family.recognition import CONFIG, MAX_TOKENIZER_BYTES, TOKENIZER, Listing, Match, Needed
 

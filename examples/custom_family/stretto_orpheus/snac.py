@@ -7,8 +7,8 @@
 
 The seven codes of a frame serve as the codebooks of this codec, in the order that Orpheus generates them. The decoder
 is convolutional, so windows with three frames of context on either side equal a one-shot decode of the utterance. Its
-noise blocks multiply by Gaussian noise. The authors' code draws new noise in each call. Here, the noise is a function
-of the position in the utterance, so that equal codes give equal samples for chunks of any size.
+noise blocks multiply by Gaussian noise, which the authors' code draws anew in each call. Here, it is a function of the
+position in the utterance, so that equal codes give equal samples for chunks of any size.
 
 A published folder (https://huggingface.co/hubertsiuzdak/snac_24khz) has `config.json` and `pytorch_model.bin`.
 """
@@ -53,7 +53,6 @@ class SnacConfig:
 
     @property
     def latent_dim(self) -> int:
-        """Width of the latents."""
         return self.encoder_dim * 2 ** len(self.encoder_rates)
 
     @property
@@ -166,7 +165,7 @@ class Decoder(nn.Module):
 
 
 class Level(nn.Module):
-    """A level's codebook, with its projection to the latents."""
+    """Codebook of a level, with its projection to the latents."""
 
     def __init__(self, config: SnacConfig) -> None:
         super().__init__()
@@ -175,7 +174,7 @@ class Level(nn.Module):
 
 
 class Levels(nn.Module):
-    """The three levels, whose latents are added up."""
+    """Sum of the latents of the three levels."""
 
     def __init__(self, config: SnacConfig) -> None:
         super().__init__()
@@ -228,7 +227,7 @@ class SnacCodec(WindowedCodec):
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode a window's frames to a waveform [B, n] in [-1, 1]; the state is empty."""
+        """Decode a window's frames to a waveform [B, n] in [-1, 1]. The state is empty."""
         codes = window.codes.to(self.device)
         step = self.spec.samples_per_frame
         noise = self.noise_at(window.first - window.left, codes.shape[2])

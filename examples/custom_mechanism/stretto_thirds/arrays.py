@@ -1,4 +1,4 @@
-"""The rule on the arrays of a step."""
+"""The rule, applied to the arrays of a step."""
 
 from typing import Any
 
@@ -11,12 +11,7 @@ from stretto_thirds.family import EveryThird
 
 
 class RepeatedCodes(RowDraw):
-    """Sampler of rows, which repeats codes. Its state is the column after the common ones.
-
-    Args:
-        drawing: The rule, which has no constants.
-        given: Arguments of `RowDraw`.
-    """
+    """Sampler of rows that repeats codes. Its state is the column after the common ones."""
 
     def __init__(self, drawing: EveryThird, *given: Any):
         super().__init__(*given)

@@ -1,8 +1,7 @@
-"""Three codebooks under the delay pattern, guided by CFG pairs, with a text that may be streamed beside the frames.
+"""Three codebooks under the delay pattern, guided by CFG pairs, with a text that may be streamed with the frames.
 
-frame         0    1    2    3    4    5
-codebook 0    a0   a1   a1   a3   a4   a4      every third frame repeats the code of the frame before
-codebook 1    b0   b1   b2   b3   b4   b5
+frame         0    1    2    3    4    5 codebook 0    a0   a1   a1   a3   a4   a4      every third frame repeats the
+code of the frame before codebook 1    b0   b1   b2   b3   b4   b5
 """
 
 from collections.abc import Mapping
@@ -36,7 +35,7 @@ class EveryThird(DrawRules):
 
 
 def build(vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family; a checkpoint's vocabulary is not needed, because all sizes are constants."""
+    """Return the family. A checkpoint's vocabulary is not needed, because all sizes are constants."""
     starts = range(NUM_TEXT_IDS, NUM_TEXT_IDS + NUM_CODEBOOKS * NUM_CODES, NUM_CODES)
     sampling = SamplingConfig(
         text=SegmentSampling(temperature=0.0),

@@ -10,10 +10,8 @@ class SecondRow:
     """Predictor of the engine's interface `RowPredictor`.
 
     Args:
-        steps: The steps.
         model: The model, which is not needed.
         generated: Embeddings of the rows generated so far.
-        config: vLLM's configuration.
     """
 
     def __init__(self, steps: TwoRows, model: object, generated: GeneratedRows, config: object):

@@ -1,4 +1,4 @@
-"""The rule once more, row by row, for the slow reference of `stretto.testing`."""
+"""The rule, row by row, for the slow reference of `stretto.testing`."""
 
 from stretto.family.base import Family
 from stretto.records.prompt import Prompt
@@ -7,12 +7,7 @@ from stretto_thirds.family import EveryThird
 
 
 class Repeated(ReferenceRule):
-    """Codes of the first codebook in a reply.
-
-    Args:
-        rules: The rule of the family.
-        prompt: Prompt of the reply.
-    """
+    """Codes of the first codebook in a reply."""
 
     def __init__(self, rules: EveryThird, prompt: Prompt):
         super().__init__(rules, prompt)

@@ -11,7 +11,6 @@ def repeat_code(token, frame, last_code, in_audio, first, stop):
         token: Sampled id. An id that ends the audio is not replaced.
         frame: Index of the row in the audio.
         last_code: Code of the frame before.
-        in_audio: True if the row is in the audio.
         first: First code of the codebook.
         stop: Id after the last code.
     """

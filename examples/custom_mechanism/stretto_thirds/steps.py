@@ -39,7 +39,7 @@ class TwoRows(RowSteps):
         return Alternate()
 
     def check_numbers(self, numbers: tuple[int, ...]) -> None:
-        """Refuse a schedule of the request's own."""
+        """Reject a schedule that a request defines."""
         raise InvalidRequest("options.schedule", "the name 'two'", list(numbers))
 
 

@@ -17,7 +17,7 @@ server = AgentServer()
 
 
 def make_session() -> AgentSession:
-    """Return a session whose history has the words that were played; after an interruption, only those before it."""
+    """Return a session whose history has only the words that were played, also after an interruption."""
     speech = stretto.TTS(base_url=URL, voice="alloy")
     speech.on("speech_done", lambda report: print("unusual speech:", report) if report else None)
     return AgentSession(
@@ -31,7 +31,7 @@ def make_session() -> AgentSession:
 
 @server.rtc_session()
 async def talk(job: JobContext) -> None:
-    """Talk with the people in a room."""
+    """Talk with the people in a LiveKit room."""
     session = make_session()
     await session.start(Agent(instructions=ROLE), room=job.room)
     session.generate_reply(instructions="Greet the caller.")

@@ -24,7 +24,7 @@ ROLE = {"role": "system", "content": "You talk with a caller. Answer in one or t
 
 
 def make_worker(url: str, source: FrameProcessor, sink: FrameProcessor) -> PipelineWorker:
-    """Return the bot between an input and an output for audio."""
+    """Return the bot, which connects an audio input and an audio output."""
     socket = f"{url.replace('http', 'ws', 1)}/realtime"
     # The context keeps what was heard: after an interruption, only the words up to it.
     context = LLMContextAggregatorPair(

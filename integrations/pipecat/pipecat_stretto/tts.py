@@ -79,7 +79,7 @@ class Utterance:
 
 
 class StrettoTTSService(WebsocketTTSService):
-    """Service that keeps one connection to the gateway, which speaks one utterance at a time.
+    """Service with one connection to the gateway, which speaks one utterance at a time.
 
     `TTSStoppedFrame.metadata["stretto"]` has the gateway's report, such as `finish_reason` and `faults`.
     """
@@ -176,7 +176,7 @@ class StrettoTTSService(WebsocketTTSService):
             yield ErrorFrame(f"cannot send text to {self._url}: {error}", exception=error)
 
     async def _writable(self, context_id: str) -> Utterance:
-        """Return the utterance to which text of a context belongs, once those of other contexts have ended."""
+        """Return the utterance for a context's text, once the utterances of other contexts have ended."""
         utterance = self._utterance
         if utterance is not None:
             is_open = utterance.has_failed or not utterance.is_written
@@ -218,7 +218,7 @@ class StrettoTTSService(WebsocketTTSService):
         await self._end_text(utterance)
 
     async def on_audio_context_interrupted(self, context_id: str) -> None:
-        """Stop the generation on the server; the connection stays open."""
+        """Stop the generation on the server. The connection stays open."""
         self._spoken_s.pop(context_id, None)
         utterance = self._utterance
         if utterance is not None and utterance.context_id == context_id and not utterance.done.is_set():
@@ -263,7 +263,7 @@ class StrettoTTSService(WebsocketTTSService):
             await self._close_context(utterance.context_id, report)
 
     async def _fail(self, utterance: Utterance, event: dict[str, Any]) -> None:
-        """Report an error, and give the utterance up; the rest of its context's text is not spoken."""
+        """Report an error and drop the utterance. The rest of its context's text is not spoken."""
         category = CATEGORIES.get(event["error"]["type"], ErrorCategory.UNKNOWN)
         if "utterance_index" in event and category is ErrorCategory.INVALID_REQUEST:
             category = ErrorCategory.APPLICATION  # the text is at fault, not the settings, so others can be spoken

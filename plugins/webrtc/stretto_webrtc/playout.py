@@ -34,7 +34,7 @@ class Playout:
 
     Attributes:
         is_live: True if the speech is generated at the pace of the call. Then waiting speech is delay, caused by late
-        packets or another clock, so quiet frames are left out until LIVE_SAMPLES samples wait.
+            packets or another clock, so quiet frames are left out until LIVE_SAMPLES samples wait.
         finished: Ids of replies that were played to their end.
         playing: Id of the reply whose audio was added last, until it is played or cleared.
     """

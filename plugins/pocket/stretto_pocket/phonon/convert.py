@@ -248,7 +248,7 @@ def voice_rows(path: Path, width: int, projection: Tensor) -> Tensor:
 
     Args:
         path: File with `speaker_wavs`, latents of the speaker codec, [C, n] or [1, C, n]; or with any other single
-        tensor, embedded rows [n, H] or [1, n, H].
+            tensor, embedded rows [n, H] or [1, n, H].
         width: Width of the language model, H.
         projection: Projection of latents to rows, [H, C].
     """

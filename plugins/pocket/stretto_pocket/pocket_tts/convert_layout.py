@@ -124,7 +124,7 @@ class AuthorsTensors(Mapping[str, Tensor]):
         names: Pairs of prefixes: of the authors' names and of transformers'.
         head_dims: Width of a head by the first component of a name.
         parts: Tensors that are parts of stored ones, by the authors' name: the name of the stored one, and the function
-        that reads the part from it.
+            that reads the part from it.
     """
 
     def __init__(

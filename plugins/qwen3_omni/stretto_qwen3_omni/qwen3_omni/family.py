@@ -45,7 +45,7 @@ class ThinkerVocabulary(Vocabulary):
         audio_pad: Id of each row of a recording.
         voices: Names of the talker's voices in lower case; empty without a talker.
         state_layer: Layer whose hidden states the talker reads in rows of recordings and images
-        (`accept_hidden_layer`).
+            (`accept_hidden_layer`).
     """
 
     num_ids: int = 152064
@@ -82,8 +82,7 @@ class Talker(Speaker):
 
     Attributes:
         state_layer: Decoder layer of the thinker whose input the talker reads in the rows of audio input and images,
-            counted
-        as in transformers' `hidden_states`: 0 for the embedded rows.
+            counted as in transformers' `hidden_states`: 0 for the embedded rows.
     """
 
     state_layer: int

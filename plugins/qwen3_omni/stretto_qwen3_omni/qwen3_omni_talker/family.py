@@ -30,7 +30,7 @@ class TalkerVocabulary(Qwen3TtsVocabulary):
     Attributes:
         heard: Id of audio input in the thinker's prompt. In rows with this id, the talker reads hidden states.
         seen: Ids of images and of video in the thinker's prompt. In rows of images, the talker reads hidden states.
-        Video is rejected.
+            Video is rejected.
     """
 
     num_text_ids: int = 152064

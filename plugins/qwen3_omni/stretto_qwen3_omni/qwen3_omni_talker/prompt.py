@@ -68,7 +68,7 @@ class TalkerPrompts:
             conversation: Ids of the thinker's prompt.
             words: Ids of the thinker's reply, or of its beginning if `is_open`.
             states: Hidden states, float32 [n, W], of the thinker layer given by `accept_hidden_layer` in config.json,
-            for the ids of audio and images in user turns, in order; None if there are none.
+                for the ids of audio and images in user turns, in order; None if there are none.
             sampling: Sampling options; None for the defaults.
             is_open: True if `SpeechLLM.write` will add further words and the end id; if False, the end id is added.
             grids: Height and width of each image in user turns, in rows of the prompt.

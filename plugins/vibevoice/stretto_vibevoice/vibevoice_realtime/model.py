@@ -99,7 +99,7 @@ class TextLayer(nn.Module):
             turns: Cosine and sine of the rotary embedding, [n, 1, D / 2] each.
             slots: Slot of each row in the KV blocks, [n].
             reads: For each row, the keys and values of the voice [r, 2, K, D], and the slots of the earlier text rows
-            and of the row itself.
+                and of the row itself.
         """
         normed = self.input_layernorm(x)
         queries = rotate(self.q_proj(normed).unflatten(1, (-1, self.size)), turns)

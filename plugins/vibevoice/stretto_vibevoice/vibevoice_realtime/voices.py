@@ -68,7 +68,7 @@ class VoiceStates:
     Attributes:
         texts: Keys and values of the text model, float32 [layers, r, 2, K, D].
         speech: Keys and values of the speech model, float32 [layers, n + 1, 2, K * D]; those of the unconditional
-        request's first row come last.
+            request's first row come last.
         state: Hidden state of that row, float32 [H].
     """
 

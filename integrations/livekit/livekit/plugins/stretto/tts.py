@@ -20,7 +20,7 @@ PUNCTUATION = re.compile(r"\S*")  # after a word
 
 
 class TTS(tts.TTS[Literal["speech_done"]]):
-    """Speech of a gateway, over connections that are used again.
+    """Speech of a gateway, over reused connections.
 
     The event `speech_done` has the gateway's report of each utterance, such as `finish_reason` and `faults`.
 
@@ -103,7 +103,7 @@ class TTS(tts.TTS[Literal["speech_done"]]):
 
     @asynccontextmanager
     async def connection(self, timeout_s: float) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
-        """Yield a connection; after a cancellation it stops the utterance on the server, and can be used again."""
+        """Yield a connection. After a cancellation, stop the utterance on the server, and reuse the connection."""
         socket = await self.pool.get(timeout=timeout_s)
         try:
             yield socket
@@ -141,7 +141,7 @@ class Words:
         self._num_told = 0
 
     def timed(self, words: list[dict[str, Any]]) -> list[TimedString]:
-        """Return the parts of the text up to each word; words that do not stand in the text are left out."""
+        """Return the parts of the text up to each word. Words that are not in the text are left out."""
         parts = []
         for word in words:
             if word.get("text_end", 0) > self._num_told:

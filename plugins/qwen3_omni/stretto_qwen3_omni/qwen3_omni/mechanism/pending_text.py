@@ -32,8 +32,7 @@ class PendingText:
 
         Args:
             states: Hidden states of the writer's prompt, float32 [n, W], which arrive before the first word; None in
-                later
-            calls. After a preemption, the same states may arrive again.
+                later calls. After a preemption, the same states may arrive again.
         """
         if states is not None and not self._has_begun.is_set():
             self._states = states

@@ -26,8 +26,7 @@ class SpokenReply:
     Args:
         writing: The writer's request, a result of `SpeechLLM.prepare`.
         speaking: Function that returns the speaker's prompt for the first words of the text and the writer's hidden
-            states,
-        or None for no states.
+            states, or None for no states.
         text: Text, which is still empty.
         pacer: Pacer that decides when frames are sent.
     """
