@@ -82,7 +82,7 @@ KNOWN = CONTENDERS | ALONE
 
 
 def check(samples: int, expected: int) -> None:
-    """Raise RuntimeError if a reply has another number of samples."""
+    """Raise RuntimeError if a reply does not have the expected number of samples."""
     if samples != expected:
         raise RuntimeError(f"expected {expected} samples, got {samples}")
 
@@ -90,10 +90,9 @@ def check(samples: int, expected: int) -> None:
 def speak_with_package(
     contender: Contender, release: Path, frames: int, load: Callable[[Path], Speak] | None = None
 ) -> dict[str, Any]:
-    """Speak one reply with the authors' code, or with the port that `load` loads.
+    """Speak one reply with the authors' code, or with the port that `load` loads, and return its costs.
 
-    Returns:
-        Processor time `cpu_s` and first audio `first_audio_s` in seconds, memory `pss_mb`, and versions.
+    These are processor time `cpu_s` and first audio `first_audio_s` in seconds, memory `pss_mb`, and versions.
     """
     load = load or contender.load
     assert load is not None
@@ -183,7 +182,7 @@ class Server:
     pss_mb: dict[int, float] = field(default_factory=dict)
 
     async def turn(self, contender: Contender, number: int, streams: int, frames: int) -> None:
-        """Speak replies at the same time."""
+        """Speak `streams` replies at the same time."""
         before = cpu_s(self.pids)
         seeds = range(1000 * number, 1000 * number + streams)
         begun = time.perf_counter()
@@ -201,7 +200,8 @@ async def measure(
 ) -> list[dict[str, Any]]:
     """Return the figures of each weight format and number of streams.
 
-    `served` has the address and processes of each weight format's server.
+    Args:
+        served: Address and processes of each weight format's server.
     """
     frames = arguments.frames
     contender = KNOWN[arguments.family]
@@ -261,7 +261,7 @@ def beside_package(
 
 
 def ratio(speeds: Sequence[float], theirs: Iterable[Mapping[str, Any]], frames: int) -> float:
-    """Return the median of the server's frames per processor second over theirs in the same round."""
+    """Return the median ratio, over rounds, of the server's frames per processor second to theirs."""
     return round(median_ratio(speeds, [frames / round_of_theirs["cpu_s"] for round_of_theirs in theirs]), 2)
 
 

@@ -44,7 +44,7 @@ LEAST_WAIT_S = 0.01
 
 
 def sentences(number: int) -> list[str]:
-    """Return distinct sentences of the bundled model's domain, drawn with a seed that training does not use."""
+    """Return distinct sentences of the bundled model's domain, sampled with a seed that training does not use."""
     rng = random.Random(SEED)
     drawn = dict[str, None]()
     while len(drawn) < number:
@@ -54,7 +54,7 @@ def sentences(number: int) -> list[str]:
 
 
 def long_clauses(texts: Sequence[str]) -> list[str]:
-    """Return the texts, as many in each clause as fit."""
+    """Return the texts joined into clauses, as many in each as fit."""
     clauses = [""]
     for text in texts:
         if len(clauses[-1]) + 1 + len(text) > LONGEST:
@@ -74,7 +74,7 @@ def is_faulty(request: str, plan: Plan) -> bool:
 
 
 def checking(check: str) -> dict[str, Any]:
-    """Return the options of a check; the bundled model transcribes its own speech to check the words."""
+    """Return the options of a check. The bundled model transcribes its own speech to check the words."""
     return {"check": check} if check != "words" else {"check": check, "check_with": "self"}
 
 
@@ -107,7 +107,7 @@ class Reply:
     starts: list[tuple[float, float]]
 
     def wait_s(self, speed: float) -> float:
-        """Return how long a player waits that begins with the first samples, if speech is generated at this speed."""
+        """Return the seconds that a player waits after the first samples, if speech is generated at this speed."""
         begun_s = self.starts[0][0] / speed
         return max(generated_s / speed - begun_s - sent_s for generated_s, sent_s in self.starts)
 
@@ -133,7 +133,7 @@ async def _reply(client: FaultyClient, text: str, options: dict[str, Any]) -> Re
 
 
 async def found(client: FaultyClient, arguments: argparse.Namespace) -> AsyncIterator[dict[str, Any]]:
-    """Yield a record for clean speech, and one for each kind of fault: how often each signal reports it."""
+    """Yield a record for clean speech and for each kind of fault, with the counts of each signal's reports."""
     for kind in ("clean", *KINDS):
         client.plan = Plan() if kind == "clean" else Plan(1.0, (kind,))
         asked = client.others if kind == "clean" else client.others[: arguments.faulty]

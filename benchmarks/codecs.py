@@ -48,10 +48,7 @@ STEADY = 25  # frames in the timed window
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """One row of the first table.
-
-    `max_difference` is the largest difference between streamed samples and a one-shot decode.
-    """
+    """Row of the first table; `max_difference` compares streamed samples with a one-shot decode."""
 
     codec: str
     weights: str
@@ -67,7 +64,7 @@ class Streaming:
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """One row of the second table.
+    """Row of the second table.
 
     `relative_error` is the rms difference from the one-shot decode, divided by the decode's standard deviation.
     """
@@ -81,7 +78,7 @@ class Dial:
 
 @dataclass(frozen=True, slots=True)
 class Long:
-    """One row of the third table: the largest differences between samples of one long utterance.
+    """Row of the third table: the largest differences between samples of one long utterance.
 
     Attributes:
         chunkings: Chunks of STEADY frames against chunks of OTHER_CHUNK frames.
@@ -124,7 +121,7 @@ def measure_streaming(name: str, weights: str, codec: Codec, codes: torch.Tensor
 
 
 def measure_dial(name: str, codec: Codec, codes: torch.Tensor) -> Iterator[Dial]:
-    """For each right context from the smallest to the exact one, yield the error in windows of CHUNK frames."""
+    """Yield the error in windows of CHUNK frames for each right context, from the smallest to the exact one."""
     exact = codec.spec
     total = codes.shape[2]
     whole = stream(codec, codes, [total])
@@ -150,7 +147,7 @@ def measure_long(name: str, codec: Codec, seconds: float) -> Long:
 
 
 def seconds_of_a_window(codec: Codec, frames: int) -> float:
-    """Return the processor seconds that one steady window of one utterance takes."""
+    """Return the processor seconds for one steady window of one utterance."""
     spec = codec.spec
     codes = random_codes(codec, 1, spec.left_frames + frames + spec.right_frames)
     first = torch.tensor([spec.left_frames])
@@ -159,7 +156,7 @@ def seconds_of_a_window(codec: Codec, frames: int) -> float:
 
 
 def seconds_of(work: Callable[[], object], repeats: int = 3) -> float:
-    """Return the processor seconds that `work` takes: the best of `repeats` runs after a warm-up."""
+    """Return the processor seconds of `work`: the best of `repeats` runs after a warm-up."""
     work()
     best = float("inf")
     for _ in range(repeats):
@@ -180,7 +177,7 @@ def _cell(value: object) -> str:
 
 
 def codecs(names: list[str], checkpoint: Path | None, is_wide: bool) -> Iterator[tuple[str, str, Codec]]:
-    """For each name, yield the name, the kind of weights, and the codec."""
+    """Yield each name with the kind of weights and the codec."""
     weights = "random, wide" if is_wide else "random, narrow"
     for name in names:
         if checkpoint is not None:
@@ -249,10 +246,9 @@ def blocks_of(codec: BlockCodec, number: int) -> list[FrameWindow]:
 
 
 def cost(codec: BlockCodec, window: FrameWindow) -> tuple[int, int, float, float, float]:
-    """Return what one window costs.
+    """Return the cost of one window.
 
-    Returns:
-        Input tokens, new tokens, processor seconds, and per second of audio: processor seconds and GFLOP.
+    It is input tokens, new tokens, processor seconds, and per second of audio: processor seconds and GFLOP.
     """
     size = blocks_in(codec).size_after(window.left + blocks_in(codec).right if window.left else 0)
     codes = torch.from_numpy(window.codes)[None]
@@ -313,7 +309,7 @@ def differences(codec: BlockCodec, frames: int) -> tuple[float, float]:
 
 
 def print_blocks(codec: BlockCodec, arguments: argparse.Namespace) -> None:
-    """Print what blocks cost, and how far utterances decoded in blocks deviate from a one-shot decode."""
+    """Print the costs of blocks, and the deviation of utterances decoded in blocks from a one-shot decode."""
     costs = [cost(codec, window) for window in blocks_of(codec, arguments.blocks)]
     print("| tokens read | of them new | s of a core | for a second of audio | GFLOP |\n|---|---|---|---|---|")
     for read, new, spent, share, operations in costs:

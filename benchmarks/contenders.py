@@ -34,21 +34,20 @@ Speak = Callable[[int], Iterator[int]]  # a number of frames -> number of sample
 
 @dataclass(frozen=True)
 class Contender:
-    """A family, and its authors' code.
+    """Family, and its authors' code.
 
     Attributes:
-        write: Writes a release to a folder; returns the converter's arguments, except `--out`.
+        write: Function that writes a release to a folder, and returns the converter's arguments, except `--out`.
         samples: Samples of a frame.
         voice: Name of a voice; None for a family that needs none, empty for one that transcribes.
         sizes: Dimensions and precision of the release, in words.
-        load: Loads the release in a folder with the authors' code; returns a function that speaks.
+        load: Function that loads the release in a folder with the authors' code, and returns a function that speaks.
         packages: Packages of the authors, whose versions are recorded.
         engine: Engine arguments that replace the default ones, for models whose cache would be larger than needed.
         rows: Rows of the language model for a frame.
         unsent: Frames of a reply that the authors' code does not return.
         rows_before: Rows of a reply that start no frame.
         silent: Frames at the end of a reply that the codec adds.
-        sample_rate: Sample rate in Hz.
         ports: Further contenders for the same release, as `load`, by name.
         options: Options of all requests.
     """
@@ -190,7 +189,7 @@ def write_orpheus(folder: Path) -> list[str]:
 
 
 def load_orpheus(release: Path) -> Speak:
-    """Load the package orpheus-speech, which serves with vLLM, on a CPU; its engine is a process of its own."""
+    """Load the package orpheus-speech, which serves with vLLM, on a CPU, with the engine in a separate process."""
     import snac
 
     codec = snac.SNAC.from_config(release / "snac" / "config.json")
@@ -232,7 +231,7 @@ def write_kyutai_tts(folder: Path, size: str) -> list[str]:
 
 
 def load_kyutai_tts(release: Path) -> Speak:
-    """Load the package moshi, which decodes each frame as soon as it is there, as the authors' server does."""
+    """Load the package moshi, which decodes each frame at once, as the authors' server does."""
     from moshi.models import loaders
 
     from plugins.kyutai.lab import kyutai_tts_replies
@@ -283,7 +282,7 @@ def write_moss_tts_nano(folder: Path) -> list[str]:
 
 
 def load_moss_tts_nano(release: Path) -> Speak:
-    """Load a copy of OpenMOSS's classes, in float32; the choice between a frame and the end is always a frame."""
+    """Load a copy of OpenMOSS's classes, in float32, that always chooses a frame instead of the end."""
     from plugins.moss.lab import moss_tts_nano_replies as replies
 
     model: Any = replies.load("published", torch.float32)

@@ -1,4 +1,4 @@
-"""The acoustic decoder alone: timed windows of many streams."""
+"""The acoustic decoder alone, with timed windows of many streams."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ from stretto.testing.codec_streams import random_codes
 
 
 class CountingReply:
-    """Reply that counts the answers to `number` chunks."""
+    """Reply that counts its `number` chunks, whether sent or failed."""
 
     host = ""
     wanted_s = 0.0
@@ -36,7 +36,7 @@ class CountingReply:
         return False
 
     def wait(self) -> None:
-        """Wait until every chunk is answered; raise the error of one that failed."""
+        """Wait until every chunk has been sent or has failed; raise the error of a failed one."""
         self._all.wait()
         if self.errors:
             raise self.errors[0]

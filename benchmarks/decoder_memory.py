@@ -1,4 +1,4 @@
-"""Print how much memory the decoder needs on a GPU with each codec of published size, and its launches for a window.
+"""Print the memory of the decoder on a GPU with each codec of published size, and its launches for a window.
 
     python -m benchmarks.decoder_memory                 # all codecs: the table in docs/gpu_sizes.md
     python -m benchmarks.decoder_memory mimi pocket     # some codecs
@@ -32,11 +32,7 @@ FEWER_UTTERANCES = 40  # with a codec whose states limit the number of batch slo
 
 @dataclass(frozen=True)
 class Row:
-    """Memory of a decoder.
-
-    Attributes:
-        launches: Number of operators that compute on the GPU for the longest usual window of an utterance.
-    """
+    """Memory of a decoder; `launches` is its number of GPU operators for an utterance's longest usual window."""
 
     memory: DecoderMemory
     launches: int

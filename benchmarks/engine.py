@@ -55,7 +55,7 @@ def forced(prompt: Prompt, frames: int, scale: float) -> Prompt:
 
 
 class SpeechArm:
-    """Replies from Stretto's engine."""
+    """Arm of replies from Stretto's engine."""
 
     def __init__(self, engine_args: EngineConfig):
         self.engine = SteppedEngine(vllm_config(engine_args))
@@ -71,12 +71,11 @@ class SpeechArm:
         return self.engine.time_steps(*self.requests(number, frames, scale), number * (1 if scale == 1.0 else 2))
 
     def requests(self, number: int, frames: int, scale: float) -> tuple[list[list[int]], list[SamplingParams]]:
-        """Return stream 0 of `number` prompts, and their sampling parameters."""
         return self.engine.requests(self._prompts(number, frames, scale))
 
 
 class StockArm:
-    """Greedy decoding by stock vLLM, with the backbone's weights and the same engine arguments."""
+    """Arm of greedy decoding by stock vLLM, with the backbone's weights and the same engine arguments."""
 
     def __init__(self, engine_args: EngineConfig):
         self.engine = SteppedEngine(stock_config(engine_args.checkpoint, engine_args.engine_args))
@@ -86,7 +85,6 @@ class StockArm:
         return self.engine.time_steps(*self.requests(num_rows, steps), num_rows)
 
     def requests(self, num_rows: int, steps: int) -> tuple[list[list[int]], list[SamplingParams]]:
-        """Return `num_rows` prompts, and their sampling parameters."""
         params = SamplingParams(temperature=0.0, max_tokens=steps, ignore_eos=True, detokenize=False)
         return [[20 + index] * PROMPT_ROWS for index in range(num_rows)], [params] * num_rows
 
@@ -125,7 +123,7 @@ def measure(number: int, arguments: argparse.Namespace, ours: SpeechArm, stock: 
 
 
 def measure_layout(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """For each number of requests, yield the median run by frames per second of processor time."""
+    """Yield the median run, by frames per second of processor time, for each number of requests."""
     with tempfile.TemporaryDirectory() as folder:
         family, engine = layout_engine(Path(folder), arguments.layout, max(arguments.requests))
         task = family.tasks[0]

@@ -48,7 +48,7 @@ class StepTime:
 
 
 class SteppedEngine:
-    """An engine core in this process. Its KV cache is freed with it."""
+    """Engine core in this process. Its KV cache is freed with it."""
 
     def __init__(self, config: Any):
         self.core = EngineCore(config, Executor.get_class(config), log_stats=False)
@@ -60,7 +60,6 @@ class SteppedEngine:
 
     @classmethod
     def from_args(cls, checkpoint: Path, engine_args: dict[str, Any]) -> "SteppedEngine":
-        """Return an engine over a checkpoint."""
         return cls(vllm_config(EngineConfig(checkpoint, engine_args, {})))
 
     @property
@@ -80,7 +79,7 @@ class SteppedEngine:
         return ids
 
     def requests(self, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[SamplingParams]]:
-        """Return stream 0 of each prompt, and its parameters, as `add` takes them."""
+        """Return stream 0 of each prompt, and its parameters, for `add`."""
         rules = self.scheduler.table.rules
         return [prompt.rows[:, 0].tolist() for prompt in prompts], [
             sampling_params(prompt, rules) for prompt in prompts
@@ -127,7 +126,7 @@ class SteppedEngine:
         return StepTime(statistics.median(wall_ms), statistics.median(cpu_ms))
 
     def num_decoding(self) -> int:
-        """Return how many rows the next step decodes: one for each running request with a complete prompt."""
+        """Return the number of rows that the next step decodes: one for each running request with a complete prompt."""
         running = self.scheduler.running
         return sum(request.num_computed_tokens >= request.num_prompt_tokens for request in running)
 
@@ -178,8 +177,8 @@ def forced_prompt(
         audio: Number of audio frames in the reply.
         text: Number of text rows before the audio; None leaves it to the model.
         scale: Guidance scale; None for the task's default.
-        ids: Ids from which the prompt's text is drawn; default: TEXT.
-        stream: Input stream that carries the text.
+        ids: Ids from which the prompt's text is sampled; default: TEXT.
+        stream: Input stream of the text.
     """
     ids = ids or TEXT
     sampling = task.sampling

@@ -96,7 +96,7 @@ async def measure(
     """Run all arms at one concurrency and return the record.
 
     Args:
-        count: Returns the seconds of processor time so far by process. The default counts nothing.
+        count: Function that returns the seconds of processor time so far by process. The default counts nothing.
     """
     lines = texts()
     scale = arguments.guidance
@@ -143,7 +143,7 @@ def costs(rounds: list[dict[str, float]]) -> dict[str, float]:
 
 
 def speech_inputs(model: SmallModel) -> Callable[[str, dict[str, Any]], list[Any]]:
-    """Return a function that makes the inputs of a request for speech from a user's turn and options."""
+    """Return a function from a user's turn and options to the inputs of a speech request."""
 
     def inputs(text: str, options: dict[str, Any]) -> list[Any]:
         messages = json.dumps([{"role": "user", "text": text}])
@@ -166,7 +166,7 @@ class FamilyLoad:
     """Runner of the arms of a family.
 
     Args:
-        count: Returns the seconds of processor time so far by process.
+        count: Function that returns the seconds of processor time so far by process.
     """
 
     def __init__(self, model: SmallModel, speak: Speak, arguments: argparse.Namespace, count: Count = dict):
@@ -251,7 +251,7 @@ def throughput(run: Run) -> float:
 
 
 async def measure_family(arguments: argparse.Namespace) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """Serve a small model; for each closed loop, then each open loop, yield the benchmark's name and the record."""
+    """Serve a small model; yield the benchmark's name and record for each closed loop, then each open loop."""
     model = SMALL_MODELS[arguments.family]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(model.family, Path(folder) / "checkpoint")

@@ -1,10 +1,10 @@
-"""Fair load of speech requests: random times, the lengths of read sentences, a warm-up, and clients that keep up.
+"""Fair load of speech requests: random times, the lengths of read sentences, a warm-up, and fast enough clients.
 
 Benchmarks of other servers (github.com/nari-labs/benchmarks, github.com/sgl-project/sglang-omni) send the 1,088 English
-sentences of Seed-TTS's evaluation set. Replies have forced lengths here, because random weights end at random. They are
-drawn from SENTENCE_S with the request's seed. Requests arrive at random times, those of the warm-up at the same rate as
-the measured ones. A client whose event loop is late reports late arrivals, so its lag is measured, too, and the load is
-repeated with more client processes if it is too high.
+sentences of Seed-TTS's evaluation set. Replies have forced lengths here, because random weights end at random. The
+lengths are sampled from SENTENCE_S with the request's seed. Requests arrive at random times, those of the warm-up at
+the same rate as the measured ones. A client with a late event loop reports late arrivals, so its lag is measured, too.
+If it is too high, the load is repeated with more client processes.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ class FairLoad:
 async def measure_fair(
     address: str, speaker: Speaker, load: FairLoad, num_clients: int = 1, most_clients: int = 4
 ) -> dict[str, Any]:
-    """Run a load and return the record, of as many client processes as keep up.
+    """Run a load with enough client processes to keep up, and return the record.
 
     Args:
         speaker: Function that other processes can import.
@@ -85,7 +85,7 @@ async def measure_fair(
 async def run_clients(
     address: str, speaker: Speaker, load: FairLoad, num_clients: int
 ) -> tuple[list[Trace], list[float]]:
-    """Run a load in `num_clients` processes; return the measured traces, and how late the event loops were, in seconds.
+    """Run a load in `num_clients` processes; return the measured traces, and the event loops' lags in seconds.
 
     A single client runs in this process. The sum of requests at random times in several processes is at random times.
     """
@@ -103,15 +103,15 @@ async def run_clients(
 
 
 def run_in_process(address: str, speaker: Speaker, load: FairLoad, index: int) -> tuple[list[Trace], list[float]]:
-    """Run the client number `index` in this process; see `run_client`."""
+    """Run client number `index` in this process (`run_client`)."""
     return asyncio.run(run_client(address, speaker, load, index))
 
 
 async def run_client(address: str, speaker: Speaker, load: FairLoad, index: int) -> tuple[list[Trace], list[float]]:
-    """Run one client; return its measured traces, and how late its event loop was, in seconds.
+    """Run one client; return its measured traces, and its event loop's lags in seconds.
 
     Args:
-        index: Number of the client, from which its arrival times and the seeds of its requests follow.
+        index: Number of the client, which determines its arrival times and the seeds of its requests.
     """
     async with SpeechClient(address) as client, lag() as late_s:
         traces, _ = await run_open(load.load(), load.rate, speaker(client), texts(), load.warm_up_s, index)

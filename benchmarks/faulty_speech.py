@@ -1,8 +1,8 @@
 """Speech of a server with faults that are put into it at known places, for measurements of the checks of speech.
 
-The clause, the seed and the frames from which an attempt is drawn anew determine its fault. A fault that begins before
-such a frame stays; after it, the attempt may have another one. The server's speech is stored, so that an attempt is the
-same in every run.
+The clause, the seed and the frames from which an attempt is sampled again determine its fault. A fault that begins
+before such a frame stays; after it, the attempt may have another one. The server's speech is stored, so that an attempt
+is the same in every run.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ class Faulty(NamedTuple):
     """Faulty speech.
 
     Attributes:
-        size: How large the fault is: seconds, repetitions, words, or the share of samples that are clipped.
+        size: Size of the fault: seconds, repetitions, words, or the share of samples that are clipped.
         finish_reason: `stop`, or the limit at which the server would have ended the reply.
     """
 
@@ -83,7 +83,7 @@ def clipping(pcm: Samples, rng: random.Random) -> Faulty:
 
 
 def loop(pcm: Samples, rng: random.Random) -> Faulty:
-    """Repeat 0.2 to 0.9 s of the speech 3 to 30 times more; the server ends a repetition of `loop_s`."""
+    """Repeat 0.2 to 0.9 s of the speech 3 to 30 times more, limited to the `loop_s` after which the server stops."""
     period = round(rng.uniform(0.2, 0.9) * RATE)
     place = round(rng.uniform(0.2, 0.8) * max(0, len(pcm) - period))
     repetitions = round(3 * 10 ** rng.random())
@@ -113,7 +113,7 @@ def skipped(words: list[str], rng: random.Random) -> list[str]:
 
 
 def doubled(words: list[str], rng: random.Random) -> list[str]:
-    """Say one to three words twice."""
+    """Repeat one to three words."""
     number = min(rng.randint(1, 3), len(words))
     place = rng.randrange(len(words) - number + 1)
     return words[: place + number] + words[place:]
@@ -133,11 +133,11 @@ KINDS = (*SOUNDS, *WORDS, *TAILS)
 
 @dataclass(frozen=True)
 class Plan:
-    """Which attempts are faulty.
+    """Choice of the faulty attempts.
 
     Attributes:
         share: Share of the attempts that are faulty.
-        draw: Number of the draw, which changes the faulty attempts.
+        draw: Number of the choice; another one makes other attempts faulty.
     """
 
     share: float = 0.0
@@ -145,11 +145,8 @@ class Plan:
     draw: int = 0
 
     def kind_of(self, text: str, seed: int, frames: Frames = ()) -> tuple[str | None, random.Random]:
-        """Return the kind of the fault that an attempt may have after the last of its frames, or None.
-
-        Returns:
-            The kind, and the source of the fault's size and place.
-        """
+        """Return the kind of an attempt's fault after the last of its frames, or None, and the source of its size and
+        place."""
         rng = random.Random(f"{self.draw} {seed} {text}{''.join(f' {frame}' for frame in frames)}")
         is_faulty = rng.random() < self.share
         kind = rng.choice(self.kinds)
@@ -170,7 +167,7 @@ class FaultyClient(SpeechClient):
     Attributes:
         attempts: All attempts to speak a clause. The `marker` of an event is the index of its attempt.
         generated_s: Duration of all speech up to the newest event, including attempts that were given up.
-        others: Texts of the speech that follows the end of a text.
+        others: Texts for the speech after the end of a text.
     """
 
     def __init__(self, server: str, folder: Path, others: list[str]):
@@ -252,14 +249,14 @@ class FaultyClient(SpeechClient):
 
 
 def limited(text: str, pcm: Samples, end_s: float) -> Faulty:
-    """Return speech that goes on after the end of its text at `end_s`, up to the server's ceiling."""
+    """Return speech that continues after the end of its text at `end_s`, up to the server's ceiling."""
     latest = USUAL_LIMITS.max_frames(text, RATE)
     reason = "ceiling" if len(pcm) >= latest else "stop"
     return Faulty(pcm[:latest], end_s, len(pcm[:latest]) / RATE - end_s, reason)
 
 
 def write(path: Path, pcm: Samples) -> None:
-    """Write a recording, under its name only once it is complete."""
+    """Write a recording, which gets its name only once it is complete."""
     unfinished = path.with_suffix(".part")
     with wave.open(str(unfinished), "wb") as file:
         file.setnchannels(1)

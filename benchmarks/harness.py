@@ -45,8 +45,8 @@ def command_line(
 
     Args:
         serves: True to add `--model-repository`, for benchmarks that start a server.
-        **flags: Pairs (default, help) by flag name. The default determines the type; a list accepts one or more
-            values. If a type is given instead of a default, the flag has no default.
+        **flags: Pairs (default, help) by flag name. The default determines the type; a list accepts one or more values.
+            If a type is given instead of a default, the flag has no default.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     out = Path(f"benchmarks/results/{benchmark}.jsonl")
@@ -142,7 +142,7 @@ def append_result(path: Path | None, benchmark: str, figures: Mapping[str, Any])
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """Return the median of each round's ratio; ratios within a round, because machine speed varies between rounds."""
+    """Return the median of each round's ratio, because machine speed varies between rounds."""
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
@@ -159,12 +159,9 @@ _claims: list[socket.socket] = []
 def free_ports(count: int) -> list[int]:
     """Return `count` unused TCP ports that no other test or benchmark process has claimed.
 
-    The ports are outside the kernel's ephemeral range. A server binds its ports only after its models are loaded, and
-    by then an outgoing connection could own an ephemeral port. A UDP socket with the same number claims each port
-    until this process ends. It does not interfere with a server.
-
-    Raises:
-        ConnectionError: There are not enough free ports.
+    The ports are outside the kernel's ephemeral range, because a server binds its ports only after its models are
+    loaded. By then, an outgoing connection could own an ephemeral port. Until this process ends, a UDP socket with the
+    same number claims each port, without interfering with a server.
     """
     ports: list[int] = []
     order = random.SystemRandom().sample(PORTS, len(PORTS))  # not `random`, because two processes may share a seed
@@ -187,7 +184,7 @@ def free_ports(count: int) -> list[int]:
 
 @dataclass
 class Launch:
-    """A launcher (`stretto serve`) on its own ports, which writes only to `folder`.
+    """Launcher (`stretto serve`) on its own ports, which writes only to `folder`.
 
     Attributes:
         environment: Variables added to the environment of the launcher and of all its processes.
@@ -233,7 +230,6 @@ class Launch:
             raise
 
     def stop(self) -> None:
-        """Stop the server and wait until it has ended."""
         self._launcher.terminate()
         self.wait()
 
@@ -273,7 +269,7 @@ def is_ready(port: int) -> bool:
 
 
 def stop_on_sigterm() -> None:
-    """Make SIGTERM raise SystemExit in this process, so that the server it started is stopped."""
+    """Make SIGTERM raise SystemExit in this process, so that a server that it started is stopped."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
@@ -367,7 +363,7 @@ def cpu_s(pids: Mapping[str, int]) -> dict[str, float]:
 
 
 def memory_mb(pids: Mapping[str, int]) -> float:
-    """Return the resident memory of processes in MB of 2^20 bytes; pages that they share count once."""
+    """Return the resident memory of processes in MB of 2^20 bytes. Shared pages count once."""
     return sum(usage.pss_mb for pid in pids.values() if (usage := read_usage(pid)))
 
 

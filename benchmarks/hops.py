@@ -1,4 +1,4 @@
-"""Show where the time until the first audio goes: one table of the hand-overs of a request, from the client and back.
+"""Print the time of each hand-over of a request until the first audio, from the client to the codec and back.
 
     python -m benchmarks.hops --requests 20
     python -m benchmarks.hops --model-repository DIR --requests 20
@@ -65,8 +65,8 @@ async def ask(streams: Iterator[Speech]) -> list[tuple[float, float]]:
 def walk(stamps: Stamps, sent_s: float, heard_s: float) -> Walk:
     """Return the seconds from a request to each of its hops.
 
-    On the way to the engine, these are the first times after the request. From there on they are found backwards, from
-    the samples: chunks without audio may come before, and other chunks and rows follow while the first one is decoded.
+    Up to the engine, these are the first times after the request. The later hops are found backwards from the samples,
+    because chunks without audio may come before, and other chunks and rows follow while the first one is decoded.
     """
     inside = [(at_s, hop) for at_s, hop in stamps if sent_s <= at_s <= heard_s]
     times = {Hop.CLIENT_SENDS: 0.0, Hop.CLIENT_HEARS: heard_s - sent_s}
@@ -82,7 +82,7 @@ def walk(stamps: Stamps, sent_s: float, heard_s: float) -> Walk:
 
 
 def rows(walks: Sequence[Walk]) -> list[dict[str, Any]]:
-    """Return a row per hop in milliseconds: the median time since the request, and times since the hop before."""
+    """Return a row per hop in milliseconds: the median time since the request, and times since the previous hop."""
     table_rows = list[dict[str, Any]]()
     before = [0.0] * len(walks)
     for hop in Hop:
@@ -111,7 +111,7 @@ async def trace(speak: Callable[[str], Speech], folder: Path, num_requests: int)
     """Return the rows of requests to a server.
 
     Args:
-        speak: Returns the stream of a request for a text, which is sent when the stream is read.
+        speak: Function that returns the stream of a request for a text, which is sent when the stream is read.
         num_requests: Number of requests, after a few that are not counted.
     """
     spans = await ask(speak(text) for text in islice(texts(), WARM_UPS + num_requests))

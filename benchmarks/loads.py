@@ -52,7 +52,7 @@ class Load:
         frames: Forced number of frames per utterance; None lets utterances end by themselves.
         guidance_scale: Guidance scale; None for a model that is not guided.
         text_rows: Forced number of text rows before the audio; None if there are none or they are not forced.
-        lengths: Forced numbers of frames, from which the seed of a request draws one; empty for `frames`.
+        lengths: Forced numbers of frames, one of which a request's seed selects; empty for `frames`.
     """
 
     concurrency: int
@@ -95,11 +95,7 @@ async def run(load: Load, speak: Speak, lines: Iterator[str]) -> tuple[list[Trac
 
 
 def arrivals(rate: float, number: int, seed: int = 0) -> np.ndarray:
-    """Return the times at which a Poisson process sends requests.
-
-    Returns:
-        Seconds after the first request [number].
-    """
+    """Return the times [number] at which a Poisson process sends requests, in seconds after the first one."""
     gaps = np.random.default_rng(seed).exponential(1 / rate, number - 1)
     return np.concatenate([[0.0], np.cumsum(gaps)])
 
@@ -112,12 +108,11 @@ async def run_open(
 ) -> tuple[list[Trace], float]:
     """Run an open loop with the same number of requests as `load`, at `rate` per second.
 
+    The result is the traces of the measured requests, and the seconds from the first of them to the end.
+
     Args:
         warm_up_s: Seconds for which further requests arrive at the same rate before the measured ones.
-        client: Number of the client, from which its arrival times and the seeds of its requests follow.
-
-    Returns:
-        Traces of the measured requests, and the seconds from the first of them to the end.
+        client: Number of the client, which determines its arrival times and the seeds of its requests.
     """
     traces: list[Trace] = []
     num_warm_ups = round(rate * warm_up_s)
@@ -144,12 +139,11 @@ def through_triton(client: SpeechClient, **fixed: Any) -> Speak:
 
 
 def check(traces: list[Trace]) -> None:
-    """Raise RuntimeError if requests failed, because the remaining figures would be for a smaller load."""
+    """Raise RuntimeError if requests failed, because the other figures would be for a smaller load."""
     failed = [trace.error for trace in traces if trace.error]
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(traces)} requests failed: {failed[0]}")
 
 
 def ratio(numerators: list[float], denominators: list[float]) -> float:
-    """Return `median_ratio`, rounded to four decimal places."""
     return round(median_ratio(numerators, denominators), 4)

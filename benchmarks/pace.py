@@ -42,7 +42,7 @@ OUTSIDE = 0.007  # share of right speech that is too short, and that is too long
 
 
 def texts(number: int, folder: Path) -> list[str]:
-    """Return at least `number` texts that the pace is measured with; `folder` is that of WordNet's data files."""
+    """Return at least `number` texts for measuring the pace; `folder` has WordNet's data files."""
     rng = random.Random(SEED)
     words = load_words().spoken[:FAMILIAR]
     examples, _ = wordnet(folder)
@@ -69,7 +69,7 @@ def fitted(counts: NDArray[np.float64], durations: NDArray[np.float64]) -> NDArr
 
 
 def pace_of(texts: Sequence[str], durations: NDArray[np.float64]) -> Pace:
-    """Return the pace of texts with these durations in seconds, whose bounds are measured by cross-validation."""
+    """Return the pace of texts with these durations in seconds, with bounds from cross-validation."""
     counts = np.array([Pace(dict.fromkeys(SEQUENCES, 0.0), 0, 0).counts(text) for text in texts], np.float64)
     ratios = np.empty(len(texts))
     for fold in range(FOLDS):

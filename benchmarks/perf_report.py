@@ -51,10 +51,7 @@ def read_exchange(request: dict[str, Any]) -> Exchange:
 
 
 def summarise(load: Load, exchanges: list[Exchange]) -> dict[str, Any]:
-    """Return the load, counts, and percentiles in seconds of every measure that has values.
-
-    A p99 needs at least 100 values.
-    """
+    """Return the load, counts, and percentiles in seconds of every measure that has values."""
     answered = [exchange for exchange in exchanges if exchange.arrivals_s]
     values = {
         "first_response": [exchange.arrivals_s[0] for exchange in answered],

@@ -54,21 +54,19 @@ def measure(results: Path, rounds: int, package: Path | None) -> None:
 
 
 def latest(records: Iterable[Record], field: str, places: Sequence[int], **wanted: Any) -> list[Record]:
-    """Return the latest record for each value of a field.
+    """Return the latest record for each of `places`, or an empty list if one of them has none.
 
     Args:
         records: Result lines, oldest first.
+        field: Field whose values are `places`.
         **wanted: Values that other fields must have.
-
-    Returns:
-        One record for each of `places`; an empty list if any of them has no record.
     """
     found = {record[field]: record for record in records if field in record and wanted.items() <= record.items()}
     return [found[wanted_value] for wanted_value in places] if found.keys() >= set(places) else []
 
 
 def machine(record: Record) -> str:
-    """Return a text that describes where and when a record was measured."""
+    """Return a text that describes the machine, the date and the revision of a record."""
     cpu, has_avx512 = _processor(record)
     vectors = "AVX-512" if has_avx512 else "AVX2 only"
     day = record["time"][:10]
@@ -76,13 +74,10 @@ def machine(record: Record) -> str:
 
 
 def text(records: Sequence[Record]) -> str:
-    """Return the README's figures as Markdown.
+    """Return the README's figures as Markdown, the lines between its comments.
 
     Args:
         records: Result lines, oldest first. Those of other processors than the bundled model's latest are left out.
-
-    Returns:
-        The lines between the README's comments.
 
     Raises:
         ValueError: The bundled model's figures are missing.

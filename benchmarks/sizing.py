@@ -1,4 +1,4 @@
-"""Estimate how many streams of each family a GPU serves, and what 1 to 1000 GPUs need in gateways, network and money.
+"""Estimate the streams of each family that a GPU serves, and gateways, network and money for 1 to 1000 GPUs.
 
     python -m benchmarks.sizing                     # tables, also those of docs/gpu_sizes.md and docs/scale.md
     python -m benchmarks.sizing --gpu-price 3.20    # price of a GPU hour
@@ -36,7 +36,7 @@ MOST_STREAMS = 1024
 
 @dataclass(frozen=True)
 class Gpu:
-    """Data sheet values of a GPU: memory, bandwidth, and dense operations per second in bfloat16, float32 and TF32."""
+    """Data sheet of a GPU: memory, bandwidth, and dense operations per second in bfloat16, float32 and TF32."""
 
     name: str
     memory_gb: float
@@ -64,7 +64,6 @@ class CodecCost:
 
     @property
     def steady_frames(self) -> int:
-        """Chunk size of a steady stream in frames."""
         return next(iter(self.gflop))
 
 
@@ -94,12 +93,12 @@ def streams_in_time(backbone: Backbone, gpu: Gpu) -> int:
 
 
 def streams_of_codec(codec: CodecCost, gpu: Gpu, frames: int) -> int:
-    """Return how many streams the codec serves on its own GPU in float32, in chunks of `frames` frames."""
+    """Return the number of streams that the codec serves on its own GPU in float32, in chunks of `frames` frames."""
     return int(1e3 * SHARE_OF_CODEC * gpu.float32_tflops // codec.gflop[frames])
 
 
 def streams_with(convolutions: str, codec: CodecCost, gpu: Gpu) -> int:
-    """Return how many streams the codec serves on its own GPU in steady chunks, with other convolutions.
+    """Return the number of streams that the codec serves on its own GPU in steady chunks.
 
     Args:
         convolutions: One of `DecoderConfig.CONVOLUTIONS`, but `float32`.
@@ -237,7 +236,7 @@ def needs_of(backbone: Backbone) -> Needs:
 
 
 def streams_in_memory(backbone: Backbone, gpu: Gpu) -> int:
-    """Return how many replies of the greatest length fit the KV cache; 0 or less if the weights do not fit."""
+    """Return the number of replies of maximum length that fit the KV cache; 0 or less if weights do not fit."""
     return needs_of(backbone).cache_on(round(1e9 * gpu.memory_gb)) // stream_bytes(backbone)
 
 
@@ -258,7 +257,7 @@ def share_of_time(backbone: Backbone, gpu: Gpu, streams: int) -> float:
 
 
 def streams_of(backbone: Backbone, gpu: Gpu) -> int:
-    """Return how many streams one GPU serves in real time with both language model and codec; may be 0."""
+    """Return the number of streams that one GPU serves in real time with language model and codec; may be 0."""
     most = min(MOST_STREAMS, max(0, streams_in_memory(backbone, gpu)))
     return sum(1 for _ in takewhile(lambda n: share_of_time(backbone, gpu, n) <= SHARE_OF_TIME, range(1, most + 1)))
 
@@ -296,7 +295,7 @@ class Fleet:
 
     @property
     def gateway_cores(self) -> float:
-        """Number of cores for the gateways; each gateway is a single process on one core."""
+        """Number of cores for the gateways, each of which is a single process on one core."""
         return max(self.busy_streams * GATEWAY_MS / 1e3 / GATEWAY_BUSY, self.busy_streams / GATEWAY_STREAMS)
 
     @property

@@ -52,7 +52,7 @@ AFTERWARDS_S = 5.0
 
 
 class Soak:
-    """A soak test of one launcher."""
+    """Soak test of one launcher."""
 
     def __init__(self, launch: Launch, arguments: argparse.Namespace):
         self._launch = launch
@@ -65,7 +65,7 @@ class Soak:
         self.wrong: list[str] = []
 
     async def take_references(self) -> None:
-        """Send each request on its own; raise RuntimeError if two answers differ."""
+        """Send each request alone; raise RuntimeError if two answers differ."""
         self._references = await take_references(self._servers, self._asks, self._arguments.limit_s)
 
     async def calm(self) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Held:
         files: Number of files in shared memory.
         gauges: Metrics that are zero on an idle server, and counters of events that must never occur.
         abandoned: Model instances that Triton keeps although their stubs died with requests in flight. The launcher
-            bounds their number (`TritonServer.restart_models`). The resources that they hold do not count as findings.
+            bounds their number (`TritonServer.restart_models`). Their resources do not count as findings.
     """
 
     threads: Mapping[str, int]
@@ -98,7 +98,7 @@ class Held:
 
 
 def look(metrics_port: int, root: int | None = None) -> Held:
-    """Return the current resources of the processes below `root` or, by default, below this one."""
+    """Return the current resources of the processes below `root` or, by default, below this process."""
     pids = served_processes(root)
     usages = {name: usage for name, pid in pids.items() if (usage := read_usage(pid, 0.0)) is not None}
     mapped = shared_files(pids.values())

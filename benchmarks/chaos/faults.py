@@ -27,16 +27,16 @@ CLOCK = Path(__file__).with_name("clock.c")
 
 
 class Skipped(Exception):
-    """Raised if a fault cannot be injected on this machine; the message gives the reason."""
+    """Error for a fault that cannot be injected on this machine; the message gives the reason."""
 
 
 class Ended(Exception):
-    """Raised if a fault has ended processes that it should not affect; the message names them."""
+    """Error for a fault that has ended processes that it should not affect; the message names them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault to inject. `label` is the format string of its name in the report."""
+    """Fault to inject. `label` is the format string of its name in the report."""
 
     label: ClassVar[str] = ""
 
@@ -93,7 +93,7 @@ class Replaced(Fault):
         """Stop the process and wait until it is gone.
 
         Raises:
-            TimeoutError: The process still exists after `limit_s`; it has been continued.
+            TimeoutError: The process still exists after `limit_s`. It has been continued.
         """
         pid = find(self.process)
         born = birth(pid)
@@ -137,7 +137,7 @@ class FullDiskKill(Fault):
 
 @dataclass(frozen=True, slots=True)
 class Fill(Fault):
-    """A file system that is full for some seconds; skipped if it is so large that others may share it."""
+    """File system that is full for some seconds; skipped if it is so large that others may share it."""
 
     folder: Path
     seconds: float = FULL_S
@@ -168,7 +168,7 @@ class Fill(Fault):
 
 @dataclass(frozen=True, slots=True)
 class Jump(Fault):
-    """A step of the server's clock by `seconds`, and later back (`clock_environment`)."""
+    """Step of the server's clock by `seconds`, and later back (`clock_environment`)."""
 
     label: ClassVar[str] = "clock {0.seconds:+g} s"
     seconds: float
@@ -199,7 +199,7 @@ def fill(file: int, folder: Path) -> None:
 
 
 def clock_environment(folder: Path) -> Mapping[str, str]:
-    """Return the environment of a server whose clock can be set by `set_clock`; empty if there is no C compiler."""
+    """Return the environment of a server whose clock `set_clock` can set; empty without a C compiler."""
     compiler = shutil.which("cc")
     library = folder / "clock.so"
     if compiler is None:
@@ -210,7 +210,7 @@ def clock_environment(folder: Path) -> Mapping[str, str]:
 
 
 def set_clock(folder: Path, seconds: float) -> None:
-    """Set a server's clock `seconds` ahead of the real time; the server must run in `clock_environment`."""
+    """Set the clock of a server in `clock_environment` `seconds` ahead of the real time."""
     path = folder / "clock"
     with open(path, "r+b" if path.exists() else "wb") as file:  # keep the file, which servers have mapped
         file.write(struct.pack("q", round(seconds)))

@@ -1,10 +1,8 @@
 """Load of a soak test: requests, the clients that send them, and verdicts on the answers.
 
-The requests cover every task of the bundled model. Their seeds are fixed, so that each has one correct answer. Most
-requests go directly to the server over gRPC; some of these receive samples through shared memory. The others go
-through the gateway.
-
-The reference of an answer is the answer to the same request when no other request runs.
+The requests cover every task of the bundled model. Their seeds are fixed, so that each has one correct answer: its
+reference is the answer to the same request when no other request runs. Most requests go directly to the server over
+gRPC; some of these receive samples through shared memory. The others go through the gateway.
 """
 
 import asyncio
@@ -40,11 +38,11 @@ SAMPLE_BYTES = 2
 
 @dataclass(frozen=True, slots=True)
 class GrpcAsk:
-    """A request over gRPC.
+    """Request over gRPC.
 
     Attributes:
         kind: Kind of request, under which its answers are counted.
-        send: Sends the request through a client and returns the stream of events.
+        send: Function that sends the request through a client and returns the stream of events.
         is_near: True if samples arrive through shared memory when the server's address is local.
         resumes: True if the client continues the answer after its connection was reset.
     """
@@ -58,7 +56,7 @@ class GrpcAsk:
 
     @asynccontextmanager
     async def open(self, address: str, timeouts: Timeouts) -> AsyncIterator[AsyncIterator["Event"]]:
-        """Send the request; the events of its answer end with a ClientError if it fails."""
+        """Send the request. The events of its answer end with a ClientError if it fails."""
         memory: Literal["system"] | None = "system" if self.is_near and address.startswith("localhost:") else None
         async with SpeechClient(address, timeouts, shared_memory=memory) as client, self.send(client) as stream:
             yield stream
@@ -78,7 +76,7 @@ Event = SpeechEvent | Part
 
 @dataclass(frozen=True, slots=True)
 class GatewayAsk:
-    """A request for raw samples to the gateway, over OpenAI's speech API."""
+    """Request for raw samples to the gateway, over OpenAI's speech API."""
 
     name: str
     kind: str
@@ -88,7 +86,6 @@ class GatewayAsk:
 
     @asynccontextmanager
     async def open(self, address: str, timeouts: Timeouts) -> AsyncIterator[AsyncIterator[Event]]:
-        """Send the request; the events of its answer end with a ClientError if it fails."""
         limits = httpx.Timeout(timeouts.between_s)
         async with httpx.AsyncClient(base_url=f"http://{address}", timeout=limits, trust_env=False) as client:
             yield self._parts(client)
@@ -228,7 +225,7 @@ BAD = (Verdict.WRONG, Verdict.INCOMPLETE, Verdict.HUNG)
 
 @dataclass(slots=True)
 class Answer:
-    """The part of one answer that has been read so far.
+    """Part of one answer that has been read so far.
 
     Attributes:
         pcm: Samples of each event with samples.
@@ -282,7 +279,7 @@ def begins(reference: Answer, answer: Answer) -> bool:
 
 @asynccontextmanager
 async def relay(server: str) -> AsyncIterator[tuple[str, Callable[[], None]]]:
-    """Yield a local address that forwards to `server`, and a function that resets every connection through it."""
+    """Yield a local address that forwards to `server`, and a function that resets all connections through it."""
     host, _, port = server.rpartition(":")
     writers: list[asyncio.StreamWriter] = []
 
@@ -383,7 +380,7 @@ async def take(stream: AsyncIterator[Event], answer: Answer, events: int | None 
 
 
 async def read(ask: Ask, server: str, reader: Reader, draw: random.Random, limit_s: float) -> Answer:
-    """Return the answer to a request; it is overdue if any wait takes longer than `limit_s` seconds."""
+    """Return the answer to a request, overdue if any wait takes longer than `limit_s` seconds."""
     answer = Answer()
     try:
         async with asyncio.timeout(3 * limit_s):
@@ -426,7 +423,7 @@ class Outcomes:
             )
 
     def num(self, *verdicts: Verdict) -> int:
-        """Return the number of answers that have one of the given verdicts."""
+        """Return the number of answers with one of the given verdicts."""
         return sum(count for name, count in self.verdicts.items() if name.rpartition(": ")[2] in verdicts)
 
 
@@ -481,7 +478,7 @@ class Streams:
 
 
 async def take_references(servers: Servers, asks: Sequence[Ask], limit_s: float) -> dict[str, Answer]:
-    """Send each request on its own and return the answers by name.
+    """Send each request alone, twice, and return the answers by name.
 
     Raises:
         RuntimeError: An answer is wrong, or differs when the request is repeated.

@@ -53,7 +53,7 @@ def preload(is_small: bool) -> None:
 
 
 def can_fork() -> bool:
-    """Return True if a forked child can use CUDA; it cannot after this process has initialised CUDA."""
+    """Return True if a forked child can use CUDA, that is, if this process has not initialised CUDA."""
 
     def touch() -> None:
         import torch

@@ -1,7 +1,4 @@
-"""Jobs that check a codec on the device.
-
-They measure its memory, its exactness with and without graphs, other convolutions, and the number of real-time streams.
-"""
+"""Jobs that measure a codec on the device: memory, exactness with and without graphs, other convolutions, and speed."""
 
 import itertools
 import logging
@@ -119,7 +116,7 @@ def _stream(worker: DecoderWorker, codes: np.ndarray, size: int) -> np.ndarray:
 
 
 def run(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
-    """Yield result lines: its memory, its exactness without and with graphs, and its speed."""
+    """Yield result lines of a codec: its memory, its exactness without and with graphs, and its speed."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     parts = (_memory, _exactness, run_speed)
     for lines_of in parts:
@@ -173,7 +170,7 @@ def _exactness(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
 
 
 def modes_of(codec: Codec) -> list[str]:
-    """Return the ways to compute convolutions that change something in a codec, after `float32`."""
+    """Return the modes of convolutions that change something in a codec, after `float32`."""
 
     def changes(mode: str) -> bool:
         try:

@@ -1,9 +1,9 @@
-"""Job that measures a frame of Qwen3-TTS's depth transformer with each way to compute its products, and its draws.
+"""Job that measures a frame of Qwen3-TTS's depth transformer with each kind of products, and its sampling.
 
-A frame is what a step replays after the backbone: the depth transformer's passes, heads and draws, in a CUDA graph. The
-ways are vLLM's products with a launch for each operation (`stock`), ours (`ours`), and ours when each kernel begins
-while the previous one ends (`dependent`). The last two must give the same ids, and each of them for every number of
-rows; `stock` rounds in another order, so the share of its ids that differ is only counted.
+A frame is the work of a step after the backbone, replayed as a CUDA graph: the depth transformer's passes, heads and
+draws. The kinds are vLLM's products with a launch for each operation (`stock`), ours (`ours`), and ours when each
+kernel begins while the previous one ends (`dependent`). The last two must give the same ids, for every number of rows.
+`stock` rounds in another order, so the share of its ids that differ is only counted.
 """
 
 from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ SPREAD = 0.02  # standard deviation of random weights, as in published configura
 
 @contextmanager
 def products(way: str) -> Iterator[None]:
-    """Let depth transformers that are built inside compute their products in one of the ways."""
+    """Make depth transformers that are built in the `with` block compute products of one kind (`WAYS`)."""
     with ExitStack() as stack:
         if way == "stock":
             stack.enter_context(patch.object(layers, "product_of", row_products.StockProduct))
@@ -59,7 +59,7 @@ WAYS = ("stock", "ours", "dependent")
 
 
 class Frame:
-    """A depth transformer with buffers for a number of rows, whose frame can be captured.
+    """Depth transformer with buffers for a number of rows, whose frame can be captured.
 
     Args:
         hidden: Hidden states of the backbone, [N, W].
@@ -148,7 +148,7 @@ def weights(setup: Setup, family: Any, width: int, dtype: torch.dtype) -> Any:
 
 
 def draw_ms(setup: Setup, num_rows: int, top_k: int) -> float:
-    """Return the time of a draw of one stream of 2,048 codes."""
+    """Return the milliseconds of sampling one stream of 2,048 codes."""
     random = torch.Generator().manual_seed(num_rows)
     logits = (3 * torch.randn(num_rows, 1, 2048, generator=random)).to(setup.device)
     ids = torch.arange(2048, device=setup.device)[None]
@@ -161,7 +161,7 @@ def draw_ms(setup: Setup, num_rows: int, top_k: int) -> float:
 
 
 def time_graph(setup: Setup, work: Callable[[], Any]) -> float:
-    """Return the milliseconds of a replay of `work` as a CUDA graph; of a call in a dry run."""
+    """Return the milliseconds of a replay of `work` as a CUDA graph; 0 in a dry run."""
     work()
     if setup.is_small:
         return 0.0

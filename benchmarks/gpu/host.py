@@ -22,7 +22,7 @@ WORD = b"shared"
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
-    """For each check, yield a result line; a check that fails does not prevent the others."""
+    """Yield a result line for each check; a check that fails does not prevent the others."""
     questions: tuple[Callable[[Setup], dict[str, Any]], ...] = (_share_memory, _software, _server_parts, _rms_norm)
     for question in questions:  # the first check forks, which must happen before CUDA is used
         try:
@@ -80,7 +80,7 @@ def _first_line(*command: str) -> str | None:
 
 
 def _share_memory(setup: Setup) -> dict[str, Any]:
-    """Check that a client can read this process's GPU memory, as in a ring, and that its death causes no CUDA error."""
+    """Check that a client can read this process's GPU memory as a ring, and that its death causes no CUDA error."""
     if setup.is_small:
         return {"left_out": "needs a GPU"}
     own_end, there = multiprocessing.Pipe()

@@ -49,7 +49,7 @@ class Setup:
         return 0 if self.is_small else torch.cuda.mem_get_info()[0] >> 20
 
     def torch_mib(self) -> int:
-        """Return how much memory this process has reserved on the GPU for tensors, in MiB; 0 in a dry run."""
+        """Return the memory that this process has reserved on the GPU for tensors, in MiB; 0 in a dry run."""
         return 0 if self.is_small else torch.cuda.max_memory_reserved() >> 20
 
     @property
@@ -241,8 +241,6 @@ PRINTING_S = 0.5
 
 @dataclass(frozen=True)
 class Outcome:
-    """Outcome of a job."""
-
     job: str
     status: str
     seconds: float = 0.0
@@ -251,21 +249,21 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Attempt:
-    """Outcome of a job, and whether it has made an illegal memory access."""
+    """Outcome of a job; `has_faulted` is True if it has made an illegal memory access."""
 
     outcome: Outcome
     has_faulted: bool
 
 
 def groups(jobs: Mapping[str, Job]) -> Iterator[dict[str, Job]]:
-    """Divide jobs into those that run at the same time: checks in a row, and every other job on its own."""
+    """Divide jobs into those that run at the same time: checks in a row, and every other job alone."""
     for is_check, names in itertools.groupby(jobs, lambda name: jobs[name].is_check):
         group = {name: jobs[name] for name in names}
         yield from [group] if is_check else ({name: job} for name, job in group.items())
 
 
 def seconds_of(jobs: Mapping[str, Job]) -> float:
-    """Return how long jobs may take on a GPU, in seconds."""
+    """Return the time limit of jobs on a GPU in seconds."""
     return sum(max(job.limit_s for job in group.values()) for group in groups(jobs))
 
 
@@ -280,7 +278,7 @@ class Children:
     is_cold: bool = False
 
     def run_all(self, jobs: Mapping[str, Job], limit_s: float) -> list[Outcome]:
-        """Run all jobs within `limit_s` seconds; a job may use time that earlier jobs did not need."""
+        """Run all jobs within `limit_s` seconds. A job may use time that earlier jobs did not need."""
         begun = time.monotonic()
         planned = begun
         outcomes = list[Outcome]()
@@ -351,7 +349,7 @@ class Children:
         print(f"{outcome.job}: {outcome.status}, {outcome.seconds} s", flush=True)
 
     def _enter(self, name: str, job: Job, end_s: float, output: Path) -> None:
-        """Run a job in the child: create a process group, redirect output to a file, and run the job."""
+        """Create a process group in the child, redirect output to a file, and run the job."""
         os.setsid()
         log = output.open("a", buffering=1)
         os.dup2(log.fileno(), 1)
@@ -388,7 +386,7 @@ def _status(child: ForkProcess) -> str:
 
 
 def _ask_for_stacks(child: ForkProcess) -> None:
-    """Have a job that exceeds its limit print the stacks of its threads."""
+    """Make a job that exceeds its limit print the stacks of its threads."""
     assert child.pid is not None
     os.kill(child.pid, STACKS)
     child.join(PRINTING_S)

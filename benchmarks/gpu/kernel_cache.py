@@ -2,11 +2,11 @@
 
     TRITON_CACHE_DIR=DIR LD_LIBRARY_PATH=STUBS python -m benchmarks.gpu.kernel_cache 90    # compute capability 9.0
 
-These are the kernels of the jobs `kernels`, `codec` and `depth`, whose time would otherwise pass with compiling.
-A bundle carries the cache (`benchmarks.gpu.bundling pack --kernels DIR`). Triton finds a kernel in it if its source,
-the types and alignment of its arguments, and Triton itself are the same, so this must run with the Triton release and
-the Python version of the host. Kernels are launched as the job does, with tensors in host memory; a launch only
-compiles. `STUBS` holds stand-ins for the driver's libraries (scripts/cuda_without_gpu.sh).
+These are the kernels of the jobs `kernels`, `codec` and `depth`, which would otherwise spend their time on compiling. A
+bundle contains the cache (`benchmarks.gpu.bundling pack --kernels DIR`). Triton finds a kernel in it if its source, the
+types and alignment of its arguments, and Triton itself are the same, so this must run with the Triton release and the
+Python version of the host. Kernels are launched as the job does, with tensors in host memory; a launch only compiles.
+`STUBS` holds stand-ins for the driver's libraries (scripts/cuda_without_gpu.sh).
 """
 
 # ruff: noqa: E402  (vLLM reads the environment on import)
@@ -46,7 +46,7 @@ SHARED_BYTES = 227 << 10  # that a program can have on Hopper
 
 
 class CompilingDriver:
-    """Driver for Triton under which kernels and the code that launches them are compiled, and launches do nothing.
+    """Driver for Triton that compiles kernels and their launch code, and whose launches do nothing.
 
     Args:
         capability: Compute capability of the GPU, times ten.
@@ -93,7 +93,7 @@ class LaunchingRecorder:
 
 
 def compile_kernels() -> None:
-    """Launch each kernel of the job `kernels` with the arguments that it has there, except for their values."""
+    """Launch each kernel of the job `kernels` with the same arguments, except for their values."""
     for num_streams, num_columns in DRAWS.values():
         logits = torch.zeros(1, num_streams, num_columns)
         keys = torch.zeros(1, num_streams, dtype=torch.int32)

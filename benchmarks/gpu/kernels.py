@@ -1,7 +1,4 @@
-"""Job that checks Stretto's GPU kernels, and the sampler built from them, against the CPU, and measures their speed.
-
-It needs no engine.
-"""
+"""Job that compares Stretto's GPU kernels, and the sampler made of them, with the CPU, and measures their speed."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -41,7 +38,7 @@ ROUNDED = 2e-3  # error bound for guided logits near 1: float32 products stay we
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
-    """For each kernel and size, yield a result line."""
+    """Yield a result line for each kernel and size."""
     rows = (1, 2) if setup.is_small else (1, 32, 64)
     for draw_name, sampling in ((draw_name, sampling) for draw_name in DRAWS for sampling in SAMPLINGS):
         for num_rows in rows:
@@ -66,10 +63,7 @@ def _attempt(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _ms(setup: Setup, step: Callable[[], Any]) -> float:
-    """Return how many milliseconds a call takes on the device.
-
-    Calls are queued without waiting, so launch overhead is not counted.
-    """
+    """Return the milliseconds of a call on the device. Calls are queued, so launch overhead is not counted."""
     number = 1 if setup.is_small else 50
     step()
     _wait(setup)
@@ -86,7 +80,6 @@ def _wait(setup: Setup) -> None:
 
 
 def draw_params(parameters: Iterable[torch.Tensor]) -> DrawParams:
-    """Return the parameters of a draw from temperature, top-k and top-p [B] each."""
     temperature, top_k, top_p = parameters
     return DrawParams(temperature, top_k, top_p)
 

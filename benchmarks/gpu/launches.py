@@ -33,7 +33,7 @@ class Timing:
 
 @contextmanager
 def launcher_of(codec: Codec, config: DecoderConfig) -> Iterator[Launcher]:
-    """Yield a launcher for a decoder's configuration; on a GPU, the thread's stream is restored afterwards."""
+    """Yield a launcher for a decoder's configuration. On a GPU, the thread's stream is restored afterwards."""
     is_on_gpu = torch.device(config.device).type == "cuda"
     before = torch.cuda.current_stream() if is_on_gpu else None
     launcher = make_launcher(codec, config)

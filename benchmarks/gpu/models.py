@@ -64,7 +64,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Model:
-    """A family with its backbone.
+    """Family with its backbone.
 
     Attributes:
         scale: Guidance scale; 1 for a family without guidance.
@@ -136,7 +136,7 @@ def engine_config(
 def engine_args(
     setup: Setup, model: Model, requests: tuple[int, ...], graphs: Mapping[str, Any] = GRAPHS[PIECES]
 ) -> dict[str, Any]:
-    """Return vLLM arguments with room for all replies, guided or not, and graphs for all row counts and for prompts."""
+    """Return vLLM arguments that fit all replies, guided or not, with graphs for all row counts and for prompts."""
     rows = sorted({factor * number for number in requests for factor in (1, model.rows_per_request)})
     args: dict[str, Any] = {
         "dtype": "float32" if setup.is_small else "bfloat16",

@@ -1,8 +1,8 @@
 """Jobs that compare codes from the device with references.
 
-In fp32, a job compares one mode of the engine with a slow reference, whose replies a bundle brings
-(`stored_replies.py`). In bf16, a job compares runs with CUDA graphs with runs without them. Engines have the arguments
-that `make-repository --gpu` writes, except for what a mode is about, and a small cache. The jobs use randomly
+In fp32, a job compares one mode of the engine with a slow reference, whose replies are in the bundle
+(`stored_replies.py`). In bf16, a job compares runs with CUDA graphs with runs without them. Except for the arguments
+that define a mode, and a small cache, engines have those that `make-repository --gpu` writes. The jobs use randomly
 initialised checkpoints of two families, and the bundled model if its weights are present. If the reference's two best
 candidates are nearly equal (`LEAD`), the device may choose the other one. Such replies are counted, but are not errors.
 
@@ -71,7 +71,7 @@ def deployed(checkpoint: Path, family: Family) -> dict[str, Any]:
 
 
 def mode_arguments(setup: Setup, case: "Case", mode: str) -> dict[str, Any]:
-    """Return the arguments of an engine in one of `MODES`: those deployed, except for what the mode is about."""
+    """Return the arguments of an engine in one of `MODES`: those of `deployed`, with the mode's changes."""
     base = deployed(case.folder, case.family)
     if setup.is_small:
         return {**base, "dtype": "float32", **MODES[mode], **WITHOUT_GRAPHS}
@@ -79,7 +79,7 @@ def mode_arguments(setup: Setup, case: "Case", mode: str) -> dict[str, Any]:
 
 
 def half_arguments(setup: Setup, checkpoint: Path, family: Family, *, has_graphs: bool) -> dict[str, Any]:
-    """Return the arguments of an engine in bfloat16: those deployed, with a small cache, with or without graphs."""
+    """Return the arguments of a bfloat16 engine: those of `deployed`, with a small cache, with or without graphs."""
     arguments = {**deployed(checkpoint, family), "async_scheduling": False}
     if setup.is_small:
         return {**arguments, "dtype": "float32", **WITHOUT_GRAPHS}
@@ -92,7 +92,7 @@ def half_arguments(setup: Setup, checkpoint: Path, family: Family, *, has_graphs
 
 @dataclass(frozen=True)
 class Case:
-    """A checkpoint and its prompts, and the replies of the slow reference."""
+    """Checkpoint with prompts, and the slow reference's replies to them."""
 
     family: Family
     folder: Path
@@ -110,7 +110,7 @@ def answer(
     prompts: dict[str, Prompt],
     reference: str = "stretto.testing.reference:ReferenceModel",
 ) -> Case:
-    """Return the case of a checkpoint, whose prompts are answered by a slow reference unless replies are stored."""
+    """Return the case of a checkpoint; compute the slow reference's replies unless they are stored."""
 
     def compute() -> Replies:
         module, reference_class = reference.split(":")
@@ -165,7 +165,7 @@ def bundled_prompts() -> dict[str, Prompt]:
 
 
 def run(setup: Setup, mode: str) -> Iterator[dict[str, Any]]:
-    """For each checkpoint, yield a result line."""
+    """Yield a result line for each checkpoint."""
     be_exact()
     with tempfile.TemporaryDirectory() as folder:
         for case in itertools.islice(cases(setup, Path(folder)), _some(setup, mode)):
@@ -210,7 +210,7 @@ CASES: dict[str, Callable[[Setup, Path], Iterator[Case]]] = {
 
 
 def run_others(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
-    """Yield a line for each case of `CASES[name]`; a graph is replayed in steps without prompts."""
+    """Yield a line for each case of `CASES[name]`, with graphs in steps without prompts."""
     be_exact()
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES[name](setup, Path(folder)):
@@ -219,7 +219,7 @@ def run_others(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class LatentCase:
-    """A release with prompts; for some prompts, the expected latents [T, D] and the error bound of each frame [T]."""
+    """Release with prompts; for some prompts, the expected latents [T, D] and the error bound of each frame [T]."""
 
     folder: Path
     prompts: dict[str, Prompt]
@@ -227,7 +227,7 @@ class LatentCase:
 
 
 def run_latents(setup: Setup) -> Iterator[dict[str, Any]]:
-    """For each random release, yield a line that compares batched and unbatched latents with a reference.
+    """Yield a line for each random release that compares batched and unbatched latents with a reference.
 
     The reference is the authors' code or a slow implementation, with the error bounds from the CPU tests. Batched and
     unbatched replies must be bit-identical.
@@ -258,7 +258,7 @@ def run_latents(setup: Setup) -> Iterator[dict[str, Any]]:
 
 
 def _latents(rows: list[list[int]]) -> np.ndarray:
-    """Return the latents [T, D] of a reply's frames; rows whose words are all 0 have no latent and are skipped."""
+    """Return the latents [T, D] of a reply's frames. Rows whose words are all 0 have no latent and are skipped."""
     words = np.array(rows, np.int32)[:, 1:]
     return np.ascontiguousarray(words[words.any(1)]).view(np.float32)
 
@@ -322,12 +322,12 @@ LATENTS = {"pocket_tts": _pocket_tts, "voxcpm2": _voxcpm2, "vibevoice": _vibevoi
 
 
 def _some(setup: Setup, mode: str) -> int | None:
-    """Return how many checkpoints to run, or None for all; a dry run has no graphs, so one is enough."""
+    """Return the number of checkpoints to run, None for all. Without graphs in a dry run, one is enough."""
     return 1 if setup.is_small and mode != "eager" and "preempted" not in mode else None
 
 
 def be_exact() -> None:
-    """Disable TF32 in torch and Triton; Triton's attention would use it by default."""
+    """Disable TF32 in torch, and in Triton, whose attention would use it by default."""
     os.environ["TRITON_F32_DEFAULT"] = "ieee"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
@@ -336,7 +336,7 @@ Watch = Callable[[], AbstractContextManager[object]]
 
 
 def compare(setup: Setup, case: Case, mode: str, watch: Watch = nullcontext) -> dict[str, Any]:
-    """Generate replies inside `watch` and return how many equal the reference."""
+    """Generate replies inside `watch` and return the number that equals the reference."""
     expected = case.expected.replies
     answers = replies(case.folder, mode_arguments(setup, case, mode), case.prompts, watch)
     other = [request_id for request_id, (rows, _) in expected.items() if answers[request_id].rows != rows]
@@ -359,7 +359,7 @@ def replies(folder: Path, args: dict[str, Any], prompts: dict[str, Prompt], watc
 
 
 def run_half(setup: Setup) -> Iterator[dict[str, Any]]:
-    """For each randomly initialised checkpoint, yield a line that compares bfloat16 with and without graphs."""
+    """Yield a line for each randomly initialised checkpoint that compares bfloat16 with and without graphs."""
     for family, name in itertools.islice(families(), _some(setup, "bfloat16")):
         with tempfile.TemporaryDirectory() as folder:
             hidden = 64 if setup.is_small else 256  # heads of 64, which FlashAttention 3 supports
@@ -406,11 +406,10 @@ def compiled(names: list[str]) -> Iterator[None]:
 
 
 def run_waits(setup: Setup) -> Iterator[dict[str, Any]]:
-    """Yield one result line; its error names a synchronising call.
+    """Yield one result line, whose error names a synchronising call.
 
-    Only CUDA has such calls, so a dry run only exercises the code.
-
-    The job sets VLLM_GPU_SYNC_CHECK, which vLLM reads on import.
+    Only CUDA has such calls, so a dry run only exercises the code. The job sets VLLM_GPU_SYNC_CHECK, which vLLM reads
+    on import.
     """
     names: list[str] = []
     be_exact()

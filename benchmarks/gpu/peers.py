@@ -1,8 +1,8 @@
 """Job that measures other programs for Qwen3-TTS on the same card: one stream, random weights of the published sizes.
 
-`qwen_tts` is the authors' package, which returns a reply as a whole: its first audio is a reply of two frames.
+`qwen_tts` is the authors' package, which returns only whole replies: its first audio is a reply of two frames.
 `faster_qwen3_tts` replays CUDA graphs, and its first audio is the first chunk of two frames. Both decode in the dtype
-of the model, bfloat16. A bundle brings the packages (`contents.PEERS`).
+of the model, bfloat16. A bundle contains the packages (`contents.PEERS`).
 """
 
 import statistics
@@ -65,7 +65,7 @@ PEERS: dict[str, tuple[str, Callable[[Path, Setup], Speak]]] = {  # with the pac
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
-    """Yield a line for each program; one that fails does not end the job."""
+    """Yield a line for each program. A program that fails does not end the job."""
     with tempfile.TemporaryDirectory() as folder:
         release = write_release(Path(folder) / "release", setup)
         for name in PEERS:
@@ -115,7 +115,7 @@ def timed(speak: Speak, frames: int) -> tuple[float, float, float]:
 
 
 def write_release(folder: Path, setup: Setup) -> Path:
-    """Write a release of the 1.7B model with its codec; its weights are drawn on the device."""
+    """Write a release of the 1.7B model with its codec, and weights that are created on the device."""
     config = random_qwen3_tts.small_config()
     if not setup.is_small:
         config = random_qwen3_tts.published_config()

@@ -28,7 +28,7 @@ THERE = "/tmp/stretto"
 
 @dataclass(frozen=True)
 class Call:
-    """One call on the GPU host.
+    """Call on the GPU host.
 
     Attributes:
         bundle: Name of the bundle in `BUNDLES`.
@@ -85,12 +85,11 @@ class Call:
 
     @property
     def num_bytes(self) -> int:
-        """Number of bytes transferred: the working tree and one part."""
         return self.tree_bytes + self.part_bytes[self.part - 1]
 
     @property
     def lines(self) -> Iterator[str]:
-        """The call as shell commands with comments."""
+        """Shell commands of the call, with comments."""
         yield f"# {self.title}: {self.num_bytes / 2**20:.1f} MiB with the working tree, at most {CALL_S:.0f} s"
         if self.part == 1:
             yield "# before it, here:"
@@ -132,7 +131,7 @@ def calls(done: Iterable[str] | None = None, size: int | None = None) -> list[Ca
 
 
 def transfers(call: Call) -> list[Call]:
-    """Return one call for each part of the bundle; the last of them runs the jobs."""
+    """Return one call for each part of the bundle, the last of which runs the jobs."""
     number = len(call.part_bytes)
     if number == 1:
         return [call]
@@ -143,9 +142,9 @@ def transfers(call: Call) -> list[Call]:
 
 
 def divided(names: Iterable[str], jobs: Mapping[str, Job] = JOBS) -> list[dict[str, Job]]:
-    """Divide the jobs `names` into groups whose time limits fit into a call each.
+    """Divide the jobs `names` into groups whose time limits fit into a call each, in the same order.
 
-    The order stays the same. A group includes the jobs whose results its jobs read.
+    A group includes the jobs whose results its jobs read.
     """
     parts: list[dict[str, Job]] = [{}]
     for name in names:

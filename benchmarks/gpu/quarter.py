@@ -4,10 +4,10 @@
     python -m benchmarks.gpu.quarter --out DIR              # on the GPU
     python -m benchmarks.gpu.quarter --out DIR --dry-run    # on the CPU, with a tiny model: run all code paths
 
-The host starts bare. The first call installs a part of the bundle, the second one installs the rest and runs the jobs
-(`jobs.QUARTER`), each in a process of its own with a time limit. Lines are written as they come. The working tree
-travels without the bundled model's weights and the tests' data, which no job needs. The bundle has the kernels of
-codec and depth transformer, which take longer to compile than to measure.
+The host starts bare. The first call installs a part of the bundle. The second one installs the rest and runs the jobs
+(`jobs.QUARTER`), each in a separate process with a time limit. Lines are written at once. The working tree is sent
+without the bundled model's weights and the tests' data, which no job needs. The bundle has the kernels of codec and
+depth transformer, which take longer to compile than to measure.
 """
 
 import os

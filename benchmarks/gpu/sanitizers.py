@@ -67,12 +67,12 @@ def find() -> Path | None:
 
 
 def run_tool(setup: Setup, tool: str, limit_s: float) -> Iterator[dict[str, Any]]:
-    """Run the walk under `tool`, for at most `limit_s` seconds; yield a line with the number of errors found."""
+    """Run `walk` under `tool`, for at most `limit_s` seconds; yield a line with the number of errors."""
     yield {"tool": tool, **watch(setup, tool, limit_s)}
 
 
 def run_planted(setup: Setup, limit_s: float) -> Iterator[dict[str, Any]]:
-    """Run a kernel that writes outside of its tensor under memcheck, which must find this error; yield a line."""
+    """Run a kernel that writes outside its tensor under memcheck, which must find this error; yield a line."""
     figures = watch(setup, "memcheck", limit_s, "--planted")
     yield {
         "tool": "memcheck",
@@ -83,7 +83,7 @@ def run_planted(setup: Setup, limit_s: float) -> Iterator[dict[str, Any]]:
 
 
 def watch(setup: Setup, tool: str, limit_s: float, *options: str) -> dict[str, Any]:
-    """Run this module with `options` under `tool`; return the number of errors found, or why there is no number."""
+    """Run this module with `options` under `tool`; return the number of errors, or the reason if there is none."""
     executable = find()
     if executable is None:
         reason = f"{TOOL} is not installed: neither on PATH, nor in a CUDA toolkit, nor from the wheel {WHEEL}"
@@ -105,7 +105,7 @@ def watch(setup: Setup, tool: str, limit_s: float, *options: str) -> dict[str, A
 
 
 def read(output: str) -> dict[str, Any]:
-    """Return the number of errors in the output of compute-sanitizer, or the reason why there is no number."""
+    """Return the number of errors in the output of compute-sanitizer, or the reason if there is none."""
     match = SUMMARY.search(output)
     lines = output.strip().splitlines() or ["no output"]
     if "not supported" in output and DONE not in lines:
@@ -118,7 +118,7 @@ def read(output: str) -> dict[str, Any]:
 
 
 def walk(device: torch.device) -> None:
-    """Launch all our kernels: in two steps of each family, in a depth transformer's frame, and on their own."""
+    """Launch all our kernels: in two steps of each family, in a depth transformer's frame, and alone."""
     walks = import_module("tests.engine.worker.walks")
     small = import_module("tests.small_vocabularies")
     rules_of = import_module("stretto.engine.reply_rules").SegmentRules
@@ -154,7 +154,7 @@ def attend(device: torch.device) -> None:
 
 
 def multiply(device: torch.device) -> None:
-    """Launch the product of a depth transformer's layers at sizes that are no multiples of a tile."""
+    """Launch the product of a depth transformer's layers at sizes that are not multiples of a tile."""
     products = import_module("stretto.engine.kernels.gpu.row_products")
     for dtype in (torch.float32, torch.bfloat16):
         norm = SimpleNamespace(weight=torch.rand(1100, device=device).to(dtype), variance_epsilon=1e-6)
@@ -165,7 +165,7 @@ def multiply(device: torch.device) -> None:
 
 
 def embed(device: torch.device) -> None:
-    """Launch the kernel that adds the embeddings of a row's streams, at a width that is no multiple of a block."""
+    """Launch the kernel that adds the embeddings of a row's streams, at a width that is not a multiple of a block."""
     table = torch.randn(50, 72, device=device)
     ids = torch.arange(24, device=device).view(3, 8)
     import_module("stretto.engine.kernels.gpu.products").embed_on_device(table, ids, 0, True)
@@ -219,8 +219,8 @@ def run_decoder(setup: Setup, name: str, report: Report | None = None) -> Iterat
     CUDA graphs are off, because the sanitizer cannot inspect them.
 
     Args:
-        report: Runs an operator and checks it. None selects torch's sanitizer, which the job enables through
-            TORCH_CUDA_SANITIZER. In a dry run, None means no check.
+        report: Function that runs an operator and checks it. None selects torch's sanitizer, which the job enables
+            through TORCH_CUDA_SANITIZER. In a dry run, None means no check.
     """
     report = report or (run_operator if setup.is_small else sanitizing())
     seen, races = 0, list[str]()
@@ -258,7 +258,7 @@ def sanitizing() -> Report:
 
 
 def main() -> None:
-    """Run the walk, or with `--planted` a faulty kernel."""
+    """Launch all kernels, or with `--planted` a faulty one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--planted", action="store_true", help="launch a kernel that writes outside of its tensor")

@@ -6,10 +6,10 @@
 The bundled model is served from a model repository for GPU 0 or for the CPU; on a GPU, the decoder runs there too. The
 job checks that the server speaks, and that samples through a ring in GPU or system memory equal samples over gRPC. It
 measures `triton_tax` at 1 and 16 streams, compared with a bare engine in this process. A second job serves a model of
-the shape of Qwen3-TTS 1.7B, with random weights and few text ids, as `make-repository --gpu` writes it, and measures
-its hops, replies of 4.4 and 8 seconds in closed loops, and requests with streamed text at random times
-(`benchmarks.fair_load`). The host needs nvidia-pytriton, numpy below 2,
-Python's shared library and the bundled model's weights. Output files and table are as for `benchmarks.gpu`.
+the shape of Qwen3-TTS 1.7B, with random weights and few text ids, as `make-repository --gpu` writes it. It measures its
+hops, replies of 4.4 and 8 seconds in closed loops, and requests with streamed text at random times
+(`benchmarks.fair_load`). The host needs nvidia-pytriton, numpy below 2, Python's shared library and the bundled model's
+weights. Output files and table are as for `benchmarks.gpu`.
 """
 
 import argparse
@@ -98,7 +98,7 @@ async def _ask(setup: Setup, repository: Path, address: str) -> AsyncIterator[di
 
 @dataclass(frozen=True)
 class ShapeLoads:
-    """Loads of a server: one line for each.
+    """Loads of a server, with one result line for each.
 
     Attributes:
         rates: Requests per second of open loops, whose replies last as long as read sentences.
@@ -122,7 +122,7 @@ def run_shape(
     """Serve Qwen3-TTS 1.7B's shape (a dry run: its small version); yield a line for each hop, then for each load.
 
     Args:
-        convolutions: How the decoder computes convolutions on a GPU, one of `DecoderConfig.CONVOLUTIONS`.
+        convolutions: Convolutions of the decoder on a GPU, one of `DecoderConfig.CONVOLUTIONS`.
         mps_share: Multiprocessors that the decoder may use under NVIDIA's MPS, in percent; None without MPS.
         mode: Graphs of the engine, a key of `GRAPHS`; None for those of the profile.
         serving: Profile of `make-repository`.
@@ -198,7 +198,7 @@ async def speak(client: SpeechClient) -> np.ndarray:
 
 
 async def tax(setup: Setup, repository: Path, address: str) -> AsyncIterator[dict[str, Any]]:
-    """For each number of streams, yield `triton_tax` and the other figures of `benchmarks.ensemble`."""
+    """Yield `triton_tax` and the other figures of `benchmarks.ensemble` for each number of streams."""
     from benchmarks.ensemble import measure, through_engine, through_triton
     from stretto.engine.llm import SpeechLLM  # vllm reads the environment when it is imported
 

@@ -73,7 +73,7 @@ class Load:
 
 
 def load(setup: Setup) -> Load:
-    """Return two seconds of audio, or for a dry run the fewest frames that fill several chunks."""
+    """Return a load of two seconds of audio, or for a dry run the fewest frames that fill several chunks."""
     return Load(24, 4, 1) if setup.is_small else Load(96, 48, 2)
 
 
@@ -213,7 +213,7 @@ def first_audio(arm: Arm, number: int, codec: Codec) -> dict[str, float]:
 
 
 def run_stock(setup: Setup, model: str, requests: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """For each number of requests, yield a line with the step time of stock vLLM.
+    """Yield a line with the step time of stock vLLM for each number of requests.
 
     The line has the ratio to Stretto's step time if an earlier job measured it.
     """
@@ -251,7 +251,7 @@ def stock_engine(folder: Path, setup: Setup, model: str, requests: tuple[int, ..
 
 
 def our_steps(setup: Setup, model: str) -> dict[int, float]:
-    """Read Stretto's step time in milliseconds by number of requests from the results of an earlier job.
+    """Return Stretto's step time in milliseconds by number of requests, from the results of an earlier job.
 
     Steps without prompts have the same graphs in all modes but `PLAIN`.
     """
@@ -303,7 +303,7 @@ class Burst:
 
 
 def first_rows(family: Family, codec: Codec) -> int:
-    """Return how many rows an audio reply needs before its first chunk can be decoded."""
+    """Return the number of rows that an audio reply needs before its first chunk can be decoded."""
     return max(family.layout.delays) + family.first_chunk_frames + codec.spec.right_frames
 
 
@@ -385,7 +385,7 @@ def make_codec(family: Family, device: str, is_small: bool) -> Codec:
 
 
 def time_decode(codec: Codec, device: str, number: int, num_frames: int) -> float:
-    """Return how many seconds a server's decoder takes for the first chunks of `number` utterances in one batch."""
+    """Return the seconds that a decoder takes for the first chunks of `number` utterances in one batch."""
     config = DecoderConfig(device=device, max_batch=number)
     with launcher_of(codec, config) as launcher:
         return time_batch(launcher, codec, number, num_frames).wall_s

@@ -1,7 +1,7 @@
-"""Replies of the slow references with which parity jobs compare, computed before a GPU is there.
+"""Replies of the slow references with which parity jobs compare, computed before a GPU is available.
 
-`python -m benchmarks.gpu.parity DIR`, which `bundling pack --replies` runs, computes those of all parity jobs. A bundle
-carries them, and on the GPU's host `STRETTO_REPLIES` names their folder. A file belongs to a checkpoint and its
+`python -m benchmarks.gpu.parity DIR`, which `bundling pack --replies` runs, computes those of all parity jobs. They are
+part of a bundle, and on the GPU's host `STRETTO_REPLIES` names their folder. A file belongs to a checkpoint and its
 prompts, both of which the job makes again: a reply is computed there only if one of them differs.
 """
 

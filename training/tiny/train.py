@@ -57,7 +57,7 @@ class TrainingConfig:
 def rate_scale(step: int, spent: float, config: TrainingConfig) -> float:
     """Return the learning-rate scale.
 
-    It has a linear warm-up, is constant until the share `flat` of the time, then falls to 1 % as half a cosine.
+    It warms up linearly, is constant until the share `flat` of the time, then falls to 1 % as half a cosine.
     """
     falling = max(0.0, (spent - config.flat) / (1 - config.flat))
     warm = config.peak * min(1.0, (step + 1) / config.warm_up_steps)

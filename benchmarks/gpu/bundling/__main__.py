@@ -68,7 +68,7 @@ SOURCES = (
 
 
 def build_package(folder: Path) -> Path:
-    """Build the wheel of this package from the current tree, excluding weights, which travel with the sources."""
+    """Build the wheel of this package from the current tree, without weights, which travel with the sources."""
     tree = folder / "package"
     for name in ("python_backend", "contract", "client", "plugins", "model_repository"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
@@ -95,10 +95,7 @@ def is_vllm(wheel: Path) -> bool:
 
 
 def trim_library(name: str, data: bytes, architecture: int | None, with_ptx: bool) -> bytes:
-    """Trim a file of a wheel.
-
-    An extension keeps the machine code of one GPU, or loses its symbols. Any other file stays unchanged.
-    """
+    """Return a wheel's file, reduced if it is an extension: to the machine code of one GPU, or without its symbols."""
     if not name.endswith(".so"):
         return data
     return without_symbols(data) if architecture is None else trim(data, architecture, with_ptx)
@@ -164,7 +161,7 @@ def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str
 
 
 def install(arguments: argparse.Namespace) -> int:
-    """Store parts and unpack them once all have arrived; return 0 if the bundle is ready, 3 if parts are missing."""
+    """Store parts, and unpack them once all have arrived; return 0 if the bundle is ready, 3 if parts are missing."""
     installation = Installation(arguments.into)
     if not installation.bundle.exists():
         try:

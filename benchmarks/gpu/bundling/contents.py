@@ -43,7 +43,7 @@ REQUIRED_THERE = ("torch", "triton", "transformers", "numpy")
 
 
 def server_requirements(pyproject: Path) -> list[str]:
-    """Return the requirements of a Triton server: its wheel, and this package's extras for servers and clients."""
+    """Return a Triton server's requirements: its wheel, and this package's extras for servers and clients."""
     extras = tomllib.loads(pyproject.read_text())["project"]["optional-dependencies"]
     return [*TRITON_SERVER, *extras["serving"], *extras["client"]]
 
@@ -106,7 +106,7 @@ class Bundle:
         """Return the bytes of each part: the fewest parts of about equal size that fit into a call with the tree.
 
         Raises:
-            ValueError: If the working tree leaves no room.
+            ValueError: If the working tree is too large.
         """
         room = (CALL_BYTES - tree_bytes) // STEP * STEP
         if room <= 0:
@@ -141,7 +141,7 @@ CUBIN = 2
 
 @dataclass(frozen=True)
 class Entry:
-    """A payload in a container. `kind` is CUBIN or PTX; `architecture` is 90 for compute capability 9.0."""
+    """Payload in a container. `kind` is CUBIN or PTX; `architecture` is 90 for compute capability 9.0."""
 
     kind: int
     architecture: int
@@ -181,7 +181,7 @@ def _useless(entries: list[Entry], architecture: int, with_ptx: bool) -> list[En
 
 
 def _sections(library: bytes, name: bytes) -> Iterator[range]:
-    """Yield the byte ranges of all sections called `name` in a 64-bit ELF file; none for any other file."""
+    """Yield the byte ranges of all sections called `name` in a 64-bit ELF file; none for other files."""
     if library[:5] != b"\x7fELF\x02":
         return
     (table,) = struct.unpack_from("<Q", library, 0x28)

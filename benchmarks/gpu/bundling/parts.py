@@ -20,7 +20,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the archive."""
+    """Part of the archive."""
 
     name: str
     size: int
@@ -76,7 +76,7 @@ def sha256_of(path: Path) -> str:
 
 
 def unpack(paths: Iterable[Path], into: Path) -> None:
-    """Unpack the archive that the parts `paths` form, in order, into a new folder `into`."""
+    """Unpack the archive, whose parts in order are `paths`, into a new folder `into`."""
     unfinished = into.with_name(into.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     with tempfile.TemporaryFile(dir=into.parent) as whole:
@@ -97,12 +97,12 @@ PARTS = "parts"
 
 
 class DamagedPart(ValueError):
-    """Raised if a part does not match the manifest."""
+    """Error for a part that does not match the manifest."""
 
 
 @dataclass(frozen=True)
 class Installation:
-    """A bundle below `root`: the parts received so far and, once all have arrived, the tree `root/bundle`."""
+    """Bundle below `root`: the parts received so far and, once all have arrived, the tree `root/bundle`."""
 
     root: Path
 
@@ -112,7 +112,7 @@ class Installation:
 
     @property
     def environment(self) -> str:
-        """Shell line that lets Python find the bundle, Triton its compiled kernels, and jobs its replies."""
+        """Shell line with which Python finds the bundle, Triton its compiled kernels, and jobs their replies."""
         site, source, libraries, kernels = (self.bundle / folder for folder in (SITE, SOURCE, LIBRARIES, KERNELS))
         replies = self.bundle / REPLIES
         line = f"export PYTHONPATH={site}:{source}${{PYTHONPATH:+:$PYTHONPATH}} PATH={site / 'bin'}:$PATH"
@@ -123,7 +123,7 @@ class Installation:
     def write_path_file(self, packages: Path) -> None:
         """Let all processes of an interpreter find the bundle, which has NumPy 1.
 
-        SciPy and scikit-learn of the host may need NumPy 2, so they are hidden. Transformers does without them.
+        SciPy and scikit-learn of the host may need NumPy 2, so they are hidden. Transformers works without them.
         """
         insertion = f"sys.path.insert(0, {str(self.bundle / SITE)!r})"
         hidden = "sys.modules.update(scipy=None, sklearn=None)"
@@ -133,7 +133,7 @@ class Installation:
         """Verify and store parts; return the names of missing parts.
 
         Args:
-            files: Parts; the manifest is one of the files or lies next to one.
+            files: Parts. The manifest is one of the files or next to one.
 
         Raises:
             DamagedPart: A file differs from the manifest; it is not stored.
@@ -154,7 +154,7 @@ class Installation:
         return [name for name in expected if not (kept / name).exists()]
 
     def _manifest(self, files: list[Path]) -> Manifest:
-        """Return the manifest from the first call; a manifest in a later call must be equal."""
+        """Return the manifest from the first call. A manifest in a later call must be equal."""
         kept = self.root / PARTS / MANIFEST
         beside = {file.parent / MANIFEST for file in files} | {file for file in files if file.name == MANIFEST}
         for path in sorted(path for path in beside if path.exists()):

@@ -1,4 +1,4 @@
-"""Wheels for the target host: uv resolves the missing ones, pip downloads them, and they are unpacked here."""
+"""Wheels for the target host, which uv resolves, pip downloads, and this module unpacks."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ GLIBC_MINORS = (39, 35, 34, 31, 28, 27, 26, 24, 17)
 
 
 class Wheelhouse:
-    """A folder of wheels for one Python version on x86-64 Linux, filled from the package index unless `is_offline`.
+    """Folder of wheels for one Python version on x86-64 Linux, filled from the package index unless `is_offline`.
 
     Args:
         python: Python version, such as "3.12".
@@ -85,7 +85,7 @@ class Wheelhouse:
 
 
 def name_of(requirement: str) -> str:
-    """Return the name of the distribution that a requirement asks for."""
+    """Return the normalised name of a requirement's distribution."""
     return canonicalize_name(Requirement(requirement).name)
 
 
@@ -106,7 +106,7 @@ def extract(
 
     Args:
         site: Folder of packages.
-        change: Maps a file's name and contents to the contents to write.
+        change: Function from a file's name and contents to the contents to write.
     """
     count = 0
     with zipfile.ZipFile(wheel) as archive:

@@ -2,7 +2,7 @@
 
 codes ─► mean of 16 entries ─► transformer ─► 2 × (↑2, ConvNeXt) ─► conv ─► 4 × (↑ 8, 5, 4, 3) ─► conv ─► pcm
 
-It has the layers of the Qwen3-TTS decoder, except for the codebooks. Its transposed convolutions are trimmed at both
+Except for the codebooks, the layers are those of the Qwen3-TTS decoder. The transposed convolutions are trimmed at both
 ends, so their output starts one step later (`late`), and layers mask the steps before the utterance's start. A frame is
 complete once the next one has been decoded, and T frames give T · 1920 - 555 samples. Tensors are named as in
 transformers' Qwen3OmniMoeCode2Wav. That class's `chunked_decode` drops samples where chunks meet, so its output differs
