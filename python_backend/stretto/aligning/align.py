@@ -107,12 +107,9 @@ def spans(path: NDArray[np.int32], log_p: NDArray[np.float32], blank: int = 0) -
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
-    """Return the positions of the words in a text, omitting units that contain neither a letter nor a digit.
+    """Return start and end of each word in a text, omitting units that contain neither a letter nor a digit.
 
     Words are separated by spaces; in Chinese, Japanese and Thai, each character is a word.
-
-    Returns:
-        For each word, the index of its first character and of the character after it.
     """
     ranges: list[tuple[int, int]] = []
     for unit in UNITS.finditer(text):
@@ -159,16 +156,13 @@ class Alphabet:
 
 
 def times(log_p: NDArray[np.float32], words: Sequence[str], alphabet: Alphabet, duration_s: float) -> list[TimedWord]:
-    """Return the start and end times of words in audio.
+    """Return the start and end times of words in audio; raise CannotAlign if they do not fit.
 
     A word that contains no letter of the alphabet, such as a number in digits, is aligned as a star, a wildcard that
     matches any sound.
 
     Args:
         log_p: Log probabilities of the model's C labels in T frames, float32 [T, C].
-
-    Raises:
-        CannotAlign: If the words do not fit the audio, or there are none.
     """
     star = log_p.shape[1]
     log_p = np.concatenate([log_p, np.zeros((len(log_p), 1), np.float32)], axis=1)

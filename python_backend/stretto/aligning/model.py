@@ -28,10 +28,9 @@ VARIANCE = 1e-7  # added when normalising, as in the training of these models
 
 
 def read_alphabet(folder: Path) -> Alphabet:
-    """Return the labels of the model in `folder`; the blank is `<blank>` or, if there is none, the padding token.
+    """Return the labels of the model in `folder`; raise CheckpointError if its files do not have the wav2vec2 layout.
 
-    Raises:
-        CheckpointError: If vocab.json or config.json is missing or does not have the wav2vec2 layout.
+    The blank is `<blank>` or, if there is none, the padding token.
     """
     path = folder / VOCABULARY
     config = json_object(folder / CONFIG)
@@ -59,11 +58,7 @@ def read_alphabet(folder: Path) -> Alphabet:
 
 
 def check_config(folder: Path) -> bool:
-    """Check the model's configuration, and return True if its input is normalised.
-
-    Raises:
-        CheckpointError: If a file is missing, or describes a different kind of model.
-    """
+    """Return True if the model's input is normalised; raise CheckpointError if it is missing or of another kind."""
     for name in FILES:
         released_file(folder, name)
     path = folder / CONFIG
@@ -101,12 +96,9 @@ class Aligner:
         self._device = device
 
     def log_p(self, pcm: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the log probabilities of the labels, float32 [T, C].
+        """Return the log probabilities of the labels, float32 [T, C], for samples at RATE, float32 [n].
 
         Recordings are not batched, because the first norm in base models covers all frames of a recording.
-
-        Args:
-            pcm: Samples at RATE, float32 [n].
 
         Raises:
             CannotAlign: If the recording is shorter than one frame, or the model overflows.

@@ -115,7 +115,6 @@ class AlignmentJob:
 
     @property
     def is_answered(self) -> bool:
-        """True if the job has been answered."""
         return self._answer is None
 
     def answer(self, words: list[TimedWord] | None) -> None:
@@ -134,13 +133,9 @@ class AlignmentJob:
 class Timer(Protocol):
     """Interface of threading.Timer that the queue uses."""
 
-    def start(self) -> None:
-        """Start the timer."""
-        ...
+    def start(self) -> None: ...
 
-    def cancel(self) -> None:
-        """Stop the timer."""
-        ...
+    def cancel(self) -> None: ...
 
 
 def make_timer(seconds: float, expire: Callable[[], None]) -> Timer:
@@ -178,7 +173,6 @@ class AlignmentQueue:
         """Queue a text and a recording to align; `answer` is called once, within `limit_s`.
 
         Args:
-            pcm: Parts of the samples, int16 [n] each.
             answer: Function that is called with the word times, or with None if they are not available in time.
         """
         timer: Timer | None = None

@@ -30,21 +30,13 @@ DROPPED_BITS = 13  # bits that TF32 drops from the 24 significant bits of float3
 
 
 def convolutions_in(mode: str) -> AbstractContextManager[object]:
-    """Return a context that computes float32 convolutions of its thread in a mode. It can be entered repeatedly.
-
-    Args:
-        mode: Key of `DecoderConfig.CONVOLUTIONS`.
-    """
+    """Return a reusable context that computes the thread's float32 convolutions in a mode of `CONVOLUTIONS`."""
     precision = DecoderConfig.CONVOLUTIONS[mode]
     return nullcontext() if precision is None else Convolutions(precision)
 
 
 def check_mode(codec: Codec, mode: str) -> None:
-    """Raise an error unless a codec has convolutions that a mode changes.
-
-    Raises:
-        CheckpointError: If the codec is a torch module without such layers.
-    """
+    """Raise CheckpointError if a mode other than float32 changes no convolution of a codec."""
     if mode == "float32" or not isinstance(codec, nn.Module):
         return
     layers = (layer for layer in codec.modules() if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d))

@@ -31,11 +31,7 @@ def padded_batch(num_windows: int) -> int:
 
 
 def limits_of(max_batch: int, is_first: bool) -> tuple[int, float]:
-    """Return the maximum number of windows, and of seconds of audio, in a batch.
-
-    Args:
-        is_first: True for a batch of first chunks that has a lane of its own.
-    """
+    """Return the maximum number of windows and of seconds of audio in a batch, of first chunks if `is_first`."""
     return (max(1, max_batch // FIRST_SHARE), FIRST_BATCH_S) if is_first else (max_batch, MAX_BATCH_S)
 
 
@@ -55,7 +51,7 @@ def batch_limit(spec: CodecSpec, num_frames: int, max_batch: int, longest_s: flo
 
 
 class GraphBackend(Protocol):
-    """Records a function's device operations so that they can be replayed."""
+    """Recorder of a function's device operations, so that they can be replayed."""
 
     def prepare(self, step: Callable[[], None]) -> None:
         """Run `step` until its libraries have allocated their workspaces."""
@@ -88,21 +84,17 @@ class CudaGraphs:
         torch.cuda.synchronize()
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        """Capture `step`, as `GraphBackend` describes.
-
-        If this raises, the current stream is restored and no capture is active.
-        """
+        """Capture `step`; if this raises, the current stream is restored and no capture is active."""
         return record(step, self._pool, self._stream).replay
 
     def release(self) -> None:
-        """Free memory that no graph and no tensor uses, after all work on the device has ended."""
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """CUDA graph with the memory of its inputs and its samples; the latter share theirs with all graphs."""
+    """CUDA graph with the memory of its inputs, and of its samples, which all graphs share."""
 
     window: Window
     pcm: Tensor
@@ -138,7 +130,6 @@ class GraphCache:
 
     @property
     def num_graphs(self) -> int:
-        """Number of captured shapes."""
         return len(self._graphs)
 
     def capture(self, window: Window) -> bool:
@@ -232,9 +223,7 @@ def _still(window: Window, batch: int) -> Window:
 
 
 def _fill(still: Window, window: Window) -> None:
-    """Copy `window` to a graph's input `still`. If the batch is smaller, the last windows of `still` keep earlier
-    codes.
-    """
+    """Copy `window` to a graph's input `still`; if its batch is smaller, the last windows keep earlier codes."""
     assert still.rows is not None
     assert window.rows is not None
     batch = len(window.codes)

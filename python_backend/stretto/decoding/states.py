@@ -54,15 +54,10 @@ class StateTable:
 
     @property
     def num_free(self) -> int:
-        """Number of free rows."""
         return len(self._free)
 
     def take(self, number: int) -> list[StateRow]:
-        """Return rows that nothing refers to; they still contain earlier states.
-
-        Raises:
-            Overloaded: If fewer are free.
-        """
+        """Return free rows, which still contain earlier states; raise Overloaded if there are too few."""
         if number > len(self._free):
             raise Overloaded(f"all {len(self.states) - NUM_RESERVED} codec states are in use")
         return [StateRow(self._free.pop(), self.initial.nbytes, self._free) for _ in range(number)]
@@ -77,9 +72,7 @@ def row_numbers(before: Sequence[StateRow], after: Sequence[StateRow], num_windo
 
 
 def decode_in_rows(codec: Codec) -> Decode:
-    """Return a codec's `decode` for windows with `rows`; if the codec does not read and write rows itself, states
-    are copied.
-    """
+    """Return a codec's `decode` for windows with `rows`; copy states if the codec does not use rows itself."""
 
     def decode(window: Window) -> tuple[Tensor, Tensor]:
         if window.rows is None:

@@ -12,11 +12,7 @@ from stretto.encoders.voice_spectra import fbank
 
 
 class _Norm(nn.Module):
-    """Batch normalisation with stored statistics, for [B, C, ...].
-
-    Args:
-        is_affine: True if the norm has a weight and a bias.
-    """
+    """Batch normalisation with stored statistics, for [B, C, ...], with or without weight and bias."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -29,7 +25,6 @@ class _Norm(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.ones(channels)) if is_affine else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x."""
         return F.batch_norm(x, self.get_buffer("running_mean"), self.get_buffer("running_var"), self.weight, self.bias)
 
 
@@ -75,7 +70,6 @@ class _BandReduction(nn.Module):
             self.add_module(name, nn.Sequential(_ResidualBlock(channels, 2), _ResidualBlock(channels, 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [B, channels * bands / 8, T]."""
         x = F.relu(self.bn1(self.conv1(x[:, None])))
         x = self.get_submodule("layer2")(self.get_submodule("layer1")(x))
         return F.relu(self.bn2(self.conv2(x))).flatten(1, 2)
@@ -85,9 +79,7 @@ SEGMENT = 100  # frames
 
 
 class _MaskedConv(nn.Module):
-    """Convolution over time whose output is multiplied by a mask computed from means over all frames and over
-    segments (CAM).
-    """
+    """Convolution over time, multiplied by a mask computed from means over all frames and over segments (CAM)."""
 
     def __init__(self, width: int, growth: int, dilation: int):
         super().__init__()

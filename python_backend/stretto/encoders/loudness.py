@@ -53,12 +53,7 @@ def _response(make: Callable[[int], tuple[np.ndarray, np.ndarray]], rate: int) -
 
 
 def loudness(pcm: np.ndarray, rate: int) -> float:
-    """Return the integrated loudness of a recording in LUFS, or -inf if all of it is below the absolute gate.
-
-    Args:
-        pcm: Mono samples, float32 [n], at least 0.4 s.
-        rate: Sample rate in Hz.
-    """
+    """Return the integrated loudness of a recording, float32 [n] of at least 0.4 s, in LUFS; -inf below the gate."""
     size = 1 << (len(pcm) + NUM_TAPS).bit_length()
     for make in (_shelf, _high_pass):  # the output of each filter is rounded to float32
         spectrum = np.fft.rfft(pcm, size) * np.fft.rfft(_response(make, rate), size)
@@ -82,11 +77,6 @@ def loudness(pcm: np.ndarray, rate: int) -> float:
 
 
 def normalised(pcm: np.ndarray, rate: int, level: float) -> np.ndarray:
-    """Scale a recording to a loudness of `level` LUFS; if it is silent throughout, return it unchanged.
-
-    Args:
-        pcm: Mono samples, float32 [n], at least 0.4 s.
-        rate: Sample rate in Hz.
-    """
+    """Scale a recording, float32 [n] of at least 0.4 s, to `level` LUFS; return it unchanged if it is silent."""
     gain = 10 ** ((level - loudness(pcm, rate)) / 20)
     return (pcm * gain).astype(np.float32) if 0 < gain < math.inf else pcm

@@ -50,15 +50,9 @@ def _sinc_kernel(source: int, target: int) -> tuple[Tensor, int]:
 
 
 def resample_by_sinc(pcm: Tensor, sample_rate: int, target_rate: int) -> Tensor:
-    """Resample with a Hann-windowed sinc of width 6 and a rolloff of 0.99, as torchaudio does by default.
+    """Resample pcm [B, n] with a Hann-windowed sinc of width 6 and a rolloff of 0.99, as torchaudio does by default.
 
-    Args:
-        pcm: Samples, [B, n]; silence is assumed before and after them.
-        sample_rate: Sample rate of `pcm` in Hz.
-        target_rate: Sample rate of the result in Hz.
-
-    Returns:
-        Samples, [B, ceil(n * target_rate / sample_rate)].
+    Silence is assumed before and after the samples. The result has ceil(n * target_rate / sample_rate) samples.
     """
     shared = math.gcd(sample_rate, target_rate)
     source = sample_rate // shared

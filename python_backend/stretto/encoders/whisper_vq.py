@@ -83,10 +83,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(hidden, hidden)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Return attention outputs for x [B, T, H].
-
-        `mask`, bool [B, 1, T, T], is True for the keys that each query attends to.
-        """
+        """Return attention outputs for x [B, T, H]; mask, bool [B, 1, T, T], is True for keys that a query may use."""
         query, key, value = (
             linear(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for linear in (self.q_proj, self.k_proj, self.v_proj)
@@ -211,27 +208,17 @@ class SpeechTokenizer(nn.Module):
 
 
 def load_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") -> SpeechTokenizer | None:
-    """Load the speech tokenizer of a checkpoint.
+    """Load the speech tokenizer of a checkpoint as `read_tokenizer` does, or return None if it has none.
 
     Args:
         num_codes: Number of speech tokens in the language model's vocabulary.
-
-    Returns:
-        The tokenizer, or None if the checkpoint has none.
-
-    Raises:
-        CheckpointError: If a file or tensor is missing or invalid, or the number of codes differs from `num_codes`.
     """
     folder = checkpoint / FOLDER
     return read_tokenizer(folder, num_codes).to(device) if folder.is_dir() else None
 
 
 def read_tokenizer(folder: Path, num_codes: int) -> SpeechTokenizer:
-    """Load the speech tokenizer in `folder`.
-
-    Raises:
-        CheckpointError: If a file or tensor is missing or invalid, or the number of codes differs from `num_codes`.
-    """
+    """Load the speech tokenizer in `folder`; raise CheckpointError if it is invalid or has not `num_codes` codes."""
     try:
         config = WhisperVqConfig.from_record(json_object(folder / CONFIG))
         record = json_object(folder / FEATURES)

@@ -86,11 +86,7 @@ class SpeakerEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Return the x-vector, float32 [H], of mono `pcm`, float32 [n] at 24 kHz.
-
-        Raises:
-            InvalidRequest: If the recording is shorter than about 50 ms.
-        """
+        """Return the x-vector, float32 [H], of pcm, float32 [n] at 24 kHz; raise InvalidRequest below about 50 ms."""
         if len(pcm) < self.config.min_samples:
             seconds = self.config.min_samples / SAMPLE_RATE
             raise InvalidRequest("audio", f"at least {seconds:.3f} s of a voice", f"{len(pcm) / SAMPLE_RATE:.3f} s")
@@ -100,11 +96,7 @@ class SpeakerEncoder(nn.Module):
 
 
 def load_speaker_encoder(checkpoint: Path, device: str = "cpu") -> SpeakerEncoder | None:
-    """Load the speaker encoder of a checkpoint, or return None if it has none.
-
-    Raises:
-        CheckpointError: If a file is missing, or the tensors do not fit the config.
-    """
+    """Load a checkpoint's speaker encoder, or return None if it has none; raise CheckpointError if it is invalid."""
     folder = checkpoint / FOLDER
     return read_speaker_encoder(folder).to(device) if folder.is_dir() else None
 

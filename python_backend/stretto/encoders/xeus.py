@@ -1,4 +1,4 @@
-"""XEUS, the speech encoder behind OpusLM's semantic tokens. Inference processes one waveform at a time.
+"""XEUS, the speech encoder that OpusLM's semantic tokens are computed with. It processes one waveform at a time.
 
     pcm ─► 7 convolutions ─► projection ─► positions ─► 19 E-Branchformer blocks ─► norm ─► features, 50 per s
 
@@ -7,13 +7,12 @@
                        └► gated convolution┘
 
 Chen et al., "Towards Robust Speech Representation Learning for Thousands of Languages" (2024). Layers and names follow
-espnet2/{asr/frontend/cnn,asr/encoder/e_branchformer_encoder,asr/layers/cgmlp}.py in
-https://github.com/espnet/espnet. The output of the position layer replaces its input instead of being added to it. XEUS
-was trained in this way, with ESPnet's ConvolutionalPositionalEmbedding without `use_residual`.
+espnet2/{asr/frontend/cnn,asr/encoder/e_branchformer_encoder,asr/layers/cgmlp}.py in https://github.com/espnet/espnet.
+The output of the position layer replaces its input instead of being added to it. XEUS was trained in this way, with
+ESPnet's ConvolutionalPositionalEmbedding without `use_residual`.
 
-`XeusTokenizer` converts audio to OpusLM's semantic codes. It is an optional part of a checkpoint: the folder
-`ssl_tokenizer/`, which `stretto convert` writes from https://huggingface.co/espnet/xeus. A checkpoint without it
-accepts audio only as codes.
+`XeusTokenizer` converts audio to OpusLM's semantic codes. Its folder `ssl_tokenizer/` is optional in a checkpoint;
+`stretto convert` writes it from https://huggingface.co/espnet/xeus. Without it, audio is accepted only as codes.
 
 As in OpusLM's training data, the features come from the last layer (18, counted from 0), after the encoder's final norm
 (`ESPnetHubertFeatureReader` in egs2/TEMPLATE/asr1/pyscripts/feats/ssl_feature_utils.py in the OpusLM branch). No frame
@@ -72,7 +71,6 @@ class XeusConfig:
     normalizes_output: bool = False
 
     def __post_init__(self) -> None:
-        """Raise ValueError if a value is out of range, or values are inconsistent."""
         counts = [getattr(self, name) for name in COUNTS] + [number for layer in self.convolutions for number in layer]
         wrong = [number for number in counts if type(number) is not int or number < 1]
         if wrong or not self.convolutions or any(len(layer) != 3 for layer in self.convolutions):
@@ -84,11 +82,7 @@ class XeusConfig:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Create a config from a record written by `to_record`.
-
-        Raises:
-            TypeError, KeyError, ValueError: If the contents of the record are invalid.
-        """
+        """Return the config in a record written by `to_record`; raise TypeError, KeyError or ValueError if invalid."""
         return cls(**{**record, "convolutions": tuple((*layer,) for layer in record["convolutions"])})
 
     def to_record(self) -> dict[str, Any]:
@@ -347,11 +341,7 @@ def _dtype(record: Record) -> np.dtype:
 
 
 def read_centres(path: Path) -> np.ndarray:
-    """Return the centres, float32 [C, H], of the k-means model in a joblib file.
-
-    Raises:
-        CheckpointError: If the file does not contain such a model.
-    """
+    """Return the centres, float32 [C, H], of the k-means model in a joblib file, or raise CheckpointError."""
     try:
         with regular_file(path).open("rb") as file:
             if file.peek(1)[:1] != pickle.PROTO:
@@ -396,16 +386,10 @@ class XeusTokenizer(nn.Module):
 
 
 def load_ssl_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") -> XeusTokenizer | None:
-    """Load the semantic tokenizer of a checkpoint.
+    """Load a checkpoint's semantic tokenizer, or return None if it has none; raise CheckpointError if it is invalid.
 
     Args:
         num_codes: Number of semantic codes in the language model's vocabulary.
-
-    Returns:
-        The tokenizer, or None if the checkpoint has none.
-
-    Raises:
-        CheckpointError: If files are missing, or tensors are missing, unknown or of a different shape.
     """
     folder = checkpoint / FOLDER
     if not folder.is_dir():

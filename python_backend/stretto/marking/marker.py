@@ -13,9 +13,7 @@ class MarkerStream(Protocol):
     name: str
 
     @property
-    def num_bytes(self) -> int:
-        """Memory used, in bytes."""
-        ...
+    def num_bytes(self) -> int: ...
 
     def push(self, pcm: np.ndarray, is_final: bool) -> np.ndarray:
         """Mark the next samples.
@@ -34,20 +32,12 @@ class Marker(Protocol):
     """Marker of generated speech."""
 
     def stream(self, sample_rate: int, samples_per_frame: int) -> MarkerStream:
-        """Begin an utterance.
-
-        Args:
-            samples_per_frame: Number of samples in a frame of the codec. Chunks usually consist of whole frames.
-        """
+        """Begin an utterance, whose chunks usually consist of whole frames of `samples_per_frame` samples."""
         ...
 
 
 def open_marker(name: str) -> Marker | None:
-    """Return the installed marker called `name`, or None if `name` is empty.
-
-    Raises:
-        ValueError: No installed package registers the name.
-    """
+    """Return the installed marker called `name`, or None if `name` is empty; raise ValueError if it is unknown."""
     if not name:
         return None
     registered = entry_points.find(entry_points.MARKERS, name)

@@ -52,7 +52,7 @@ def _spectrum(sample_rate: int, size: int) -> np.ndarray:
 
 
 class PerthStream:
-    """The filter's state for one utterance: the last samples.
+    """State of the filter for one utterance: its last samples.
 
     Each frame of the codec is filtered by a transform of its own, whose input depends only on the frame's position. The
     output is therefore the same in every split into whole frames.
@@ -70,7 +70,6 @@ class PerthStream:
 
     @property
     def num_bytes(self) -> int:
-        """Memory used, in bytes."""
         return self._past.nbytes + self._begun.nbytes
 
     def push(self, pcm: np.ndarray, is_final: bool) -> np.ndarray:
@@ -94,7 +93,6 @@ class Perth:
     """Marker (`Marker`) that adds Perth's watermark to generated speech."""
 
     def stream(self, sample_rate: int, samples_per_frame: int) -> PerthStream:
-        """Begin an utterance."""
         return PerthStream(sample_rate, samples_per_frame)
 
 

@@ -171,16 +171,11 @@ TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 def read_backbone(
     tag: str, path: Path | None, tokenizer: Path, backbones: Mapping[str, dict[str, Any]] = PUBLISHED
 ) -> dict[str, Any]:
-    """Return the hyperparameters of the backbone that a release calls `tag`.
+    """Return the hyperparameters of the backbone that a release calls `tag`; raise CheckpointError if it is unknown.
 
-    They are read from `path` if it is given, otherwise from the table `backbones`, or else from a config.json next to
-    the tokenizer, because the tokenizer's folder may be the backbone's repository.
-
-    Args:
-        path: config.json of the backbone or the folder that contains it; None if not given.
-
-    Raises:
-        CheckpointError: If the backbone or its type is unknown.
+    They are read from `path`, a config.json or its folder, if it is given. Otherwise, they come from the table
+    `backbones`, or else from a config.json next to the tokenizer, because the tokenizer's folder may be the backbone's
+    repository.
     """
     if path is not None:
         record = read_json(path)

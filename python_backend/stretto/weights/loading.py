@@ -1,8 +1,6 @@
-"""Strict reading of checkpoints and releases: their tensors.
+"""Strict reading of tensors in checkpoints and releases, plans for their conversion, and writing of sharded files.
 
 transformers is not imported, because it takes longer to import than a model server needs for everything else.
-
-For conversions, the module also maps published tensor names and writes sharded safetensors files.
 """
 
 import hashlib
@@ -86,11 +84,7 @@ def split(entries: list[PendingTensor], max_bytes: int) -> list[list[PendingTens
 
 
 def write_shards(folder: Path, entries: list[PendingTensor], max_bytes: int, progress: Progress) -> list[Written]:
-    """Write the shards `model-0000N-of-0000M.safetensors` and their index.
-
-    Returns:
-        Written files.
-    """
+    """Write the shards `model-0000N-of-0000M.safetensors` and their index."""
     shards = split(entries, max_bytes)
     files: list[Written] = []
     weight_map: dict[str, str] = {}
@@ -157,11 +151,7 @@ def write_json(path: Path, record: dict[str, Any]) -> Written:
 
 
 def copy_file(source: Path, target: Path, name: str) -> Written:
-    """Copy a file.
-
-    Args:
-        name: Path of the copy relative to the checkpoint.
-    """
+    """Copy a file; `name` is the path of the copy relative to the checkpoint."""
     digest = hashlib.sha256()
     with source.open("rb") as read, target.open("wb") as write:
         while piece := read.read(PIECE):
@@ -230,7 +220,7 @@ def shapes_of(model_class: type[nn.Module], config: Any) -> dict[str, tuple[int,
 
 
 class TensorMismatch(CheckpointError):
-    """Tensors of a release are missing, unknown or of another shape."""
+    """Raised if tensors of a release are missing, unknown or of another shape."""
 
 
 def check(plan: Plan, published: Mapping[str, Tensor], dropped: Iterable[str]) -> list[str]:
@@ -239,17 +229,11 @@ def check(plan: Plan, published: Mapping[str, Tensor], dropped: Iterable[str]) -
 
 
 def check_shapes(shapes: Mapping[str, Shape], published: Mapping[str, Tensor], dropped: Iterable[str]) -> list[str]:
-    """Check that the published tensors are those expected.
+    """Return the unused tensors' names; raise TensorMismatch if tensors are missing, unknown or of another shape.
 
     Args:
         shapes: Expected shapes by published name.
         dropped: Names of unused tensors, or prefixes of such names, each ending in a dot.
-
-    Returns:
-        Names of the unused tensors.
-
-    Raises:
-        TensorMismatch: If tensors are missing, unknown or of a different shape; the message lists them.
     """
     prefixes = tuple(dropped)
     others = [name for name in published if name not in shapes]
@@ -326,14 +310,11 @@ ARCHIVE = b"PK\x03\x04"  # first bytes of a file written by `torch.save` of torc
 
 
 def read_pickled(path: Path, expected: str = "tensors", stays_in_file: bool = False) -> Any:
-    """Return the contents of a file written by `torch.save`, without executing code from it.
+    """Return the tensors and plain values in a `torch.save` file, without executing its code, or raise CheckpointError.
 
     Args:
         stays_in_file: True to memory-map the tensors and read them on use. Files from torch versions before 1.6 are
             then rejected.
-
-    Raises:
-        CheckpointError: If the file is missing, or contains anything but tensors and plain values.
     """
     try:
         _check_archive(regular_file(path))
@@ -357,14 +338,7 @@ def _check_archive(path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors in a file and convert them to float32.
-
-    Args:
-        path: A safetensors file, recognised by its suffix, or a file written by `torch.save`.
-
-    Raises:
-        CheckpointError: If the file is missing, cannot be read, or contains anything but named tensors.
-    """
+    """Return the tensors in a safetensors or `torch.save` file as float32, or raise CheckpointError."""
     try:
         stored = load_file(regular_file(path)) if path.suffix == ".safetensors" else read_pickled(path)
     except UNREADABLE as error:
@@ -378,11 +352,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def in_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Convert tensors to float32.
-
-    Raises:
-        CheckpointError: If tensors are not dense or not real.
-    """
+    """Convert tensors to float32; raise CheckpointError if one is not dense or not real."""
     odd = sorted(name for name, tensor in tensors.items() if not is_plain(tensor))
     if odd:
         raise CheckpointError(f"{path}: expected dense tensors of real numbers, got other values in {first(odd)}")
@@ -403,13 +373,10 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: Path, assign: bool = False) -> None:
-    """Load tensors into a module.
+    """Load tensors into a module; raise CheckpointError if they are missing, unknown, not finite or of wrong shape.
 
     Args:
         assign: True to use the tensors themselves as parameters, as required for a module on the `meta` device.
-
-    Raises:
-        CheckpointError: If tensors are missing, unknown or not finite, or have the wrong shape.
     """
     wanted = module.state_dict()
     wrong = [name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape]
@@ -442,11 +409,7 @@ CONFIG_FILE = "config.json"
 
 
 def codec_directory(checkpoint: Path) -> Path:
-    """Return the codec's folder: `codec/` in a language-model checkpoint, or `checkpoint` itself.
-
-    Raises:
-        CheckpointError: If the folder has no config.json.
-    """
+    """Return `codec/` in a checkpoint, or the checkpoint itself; raise CheckpointError without a config.json."""
     directory = checkpoint / "codec" if (checkpoint / "codec").is_dir() else checkpoint
     if not (directory / CONFIG_FILE).is_file():
         raise CheckpointError(f"{directory / CONFIG_FILE} is missing")
@@ -511,14 +474,11 @@ def _named_files(path: Path) -> list[Path] | None:
 
 
 def open_tensors(path: Path) -> Mapping[str, Tensor]:
-    """Return the tensors in `path` by name, read on access.
+    """Return the tensors in `path` by name, read on access, or raise CheckpointError.
 
     Args:
         path: `model.pt` ({"module": …}, {"state_dict": …} or {"model": …}), `model.pth` or `2epoch.pth`, a safetensors
             file, its index, or a folder of such files.
-
-    Raises:
-        CheckpointError: If the file is missing, contains anything but tensors, or cannot be memory-mapped.
     """
     try:
         files = safetensors_files(path)

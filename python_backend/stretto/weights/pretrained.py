@@ -26,11 +26,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def load_config(config_class: type[Config], directory: Path) -> Config:
-    """Read the configuration from a folder.
-
-    Raises:
-        CheckpointError: If the configuration is invalid or belongs to another model.
-    """
+    """Read the configuration in a folder; raise CheckpointError if it is invalid or belongs to another model."""
     try:
         record = json_object(directory / CONFIG_FILE)
         check_layers(record, directory / CONFIG_FILE)
@@ -54,18 +50,14 @@ def _check_files(directory: Path) -> None:
 
 
 def load_model(model_class: type[Model], directory: Path, optional: Iterable[str] = ()) -> tuple[Model, bool]:
-    """Load a transformers model from a checkpoint.
+    """Load a transformers model in float32, and return it, and True if its optional parts were loaded.
 
     Args:
         optional: First components of parameter names (`encoder`, …) that a decoding-only checkpoint may omit. Either
             all of them or none must be present. Parts that are missing stay uninitialized and must not be used.
 
-    Returns:
-        The model in float32, and True if its optional parts were loaded.
-
     Raises:
-        CheckpointError: If a file is missing or invalid, or tensors are missing, unknown, not finite or of the wrong
-            shape.
+        CheckpointError: If a file is missing or invalid, or tensors are missing, unknown, not finite or of wrong shape.
     """
     config_class: Any = model_class.config_class
     loaded: Any
