@@ -167,7 +167,7 @@ class _DepthRows:
         return self._buffers[count]
 
     def _padded(self, num_rows: int) -> int:
-        """Return the number of rows of all products; it is a padded size, and so is its double."""
+        """Return the number of rows of all products, padded so that twice as many rows are a padded size, too."""
         return MIN_WIDE_ROWS if num_rows == 1 and self._is_wide else padded_size(num_rows)
 
 
@@ -295,7 +295,7 @@ def _activate_any_width(gated: torch.Tensor, opened: torch.Tensor) -> None:
 
 
 class _HeadNorms:
-    """Normalises query heads and key heads, which have different weights, in one operation."""
+    """Norms of query heads and key heads, which have different weights, in one operation."""
 
     def __init__(self, layer: Any):
         spec = layer.spec

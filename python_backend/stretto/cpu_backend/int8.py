@@ -59,7 +59,7 @@ class Int8Product:
 
 
 class Int8Linear(UnquantizedLinearMethod):
-    """Method of vLLM for linear layers, which quantizes the weight after it was loaded."""
+    """Linear-layer method of vLLM that quantizes the weight after it was loaded."""
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Replace the layer's weight by a product."""

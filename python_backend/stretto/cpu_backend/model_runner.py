@@ -11,12 +11,12 @@ INT32S = ctypes.c_int32 * (1 << 30)  # one type for tables of any size, because 
 
 @lru_cache(maxsize=4096)  # addresses stay the same from step to step; making an array takes longer than reading a row
 def _int32s(address: int) -> np.ndarray:
-    """Return the int32 values from a memory address on; only values of the table may be used."""
+    """Return an int32 array that begins at a memory address; its length is not that of the data."""
     return np.ctypeslib.as_array(INT32S.from_address(address))
 
 
 def _table(address: int, num_rows: int, stride: int) -> np.ndarray:
-    """Return the int32 block table [num_rows, stride] at an address that a kernel for several cache groups receives."""
+    """Return the int32 block table [num_rows, stride] at a memory address, which kernels get instead of a tensor."""
     return _int32s(address)[: num_rows * stride].reshape(num_rows, stride)
 
 

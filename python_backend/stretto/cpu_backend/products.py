@@ -192,10 +192,10 @@ def activate_rows(activate: Callable[[torch.Tensor], torch.Tensor], x: torch.Ten
     """Apply an elementwise torch function to x [N, H]; the result for a row is bit-identical in every batch.
 
     On a CPU, torch uses a different code path for the last elements of each row if rows are not adjacent in memory. In
-    a contiguous batch, it uses this path for the last elements of each thread's part. Rows are equal if their width is
-    then a multiple of `UNROLLED`, and one thread computes the batch. The batch is therefore split into parts that are
-    too small for several threads, or into single rows. vLLM's kernels compute each row independently, but take up to
-    ten times as long.
+    a contiguous batch, it uses this path for the last elements of each thread's part. All rows are then treated alike
+    if their width is a multiple of `UNROLLED` and one thread computes the batch. The batch is therefore split into
+    parts that are too small for several threads, or into single rows. vLLM's kernels compute each row independently,
+    but take up to ten times as long.
     """
     if x.device.type != "cpu" or x.shape[0] == 1:
         return activate(x)

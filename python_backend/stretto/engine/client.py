@@ -78,8 +78,8 @@ class Output(NamedTuple):
     """New ids of a request.
 
     Attributes:
-        states: Hidden states of the prompt that a speaker reads, float32 [n, H], or codes and samples of the reply's
-            first frames, float32 [n], if they have arrived since the last output, else None.
+        states: Hidden states of the prompt for a speaker, float32 [n, H], or codes and samples of first frames, float32
+            [n]; None unless they have arrived since the last output.
     """
 
     ids: list[int]
@@ -313,7 +313,7 @@ class EngineClient:
                 raise error
 
     def append(self, request_id: str, ids: np.ndarray, is_last: bool) -> None:
-        """Send further ids, int32 [n], of a request's open track to its engine, unless the request has ended.
+        """Send further ids, int32 [n], of a request's streamed text or audio to its engine unless it has ended.
 
         Ids that are appended within APPEND_S, for any requests, are sent to an engine in one message.
         """

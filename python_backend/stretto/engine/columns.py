@@ -95,7 +95,7 @@ REDRAWS = slice(LIMITS["redraw_1"], LIMITS["redraw_4"] + 1)
 SCALES = _index(SlotScales, *NUMBER_OPTIONS)
 # Columns of the table of a step on a GPU, one 32-bit word per row each.
 COLUMNS = ("role", "slot", "other", "other_slot", "samples", "request_key", *LIMITS, *SCALES)
-# Number of each option's column that has no effect; options that always have one are left out.
+# Value of each option's column that has no effect. Options that always have an effect are left out.
 COLUMNS_OFF = {
     name: option.off if option.column_off is None else option.column_off
     for name, option in NUMBER_OPTIONS.items()

@@ -10,7 +10,6 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 PROCESS_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
-# Without these the engine does not start, or starts with the old model runner.
 REQUIRED = {
     # vLLM may choose the old model runner, which the plugin does not support.
     "VLLM_USE_V2_MODEL_RUNNER": "1",
@@ -51,7 +50,7 @@ def is_cpu_build() -> bool:
 
 
 def require_batch_invariance() -> None:
-    """Make vLLM compute logits that do not depend on the batch, on a GPU; must be called before vllm is imported."""
+    """Make vLLM compute logits that do not depend on the batch (GPU only); must be called before vllm is imported."""
     if is_cpu_build():
         raise ValueError("batch_invariant requires a GPU; vLLM's CPU build does not support it")
     if os.environ.get(BATCH_INVARIANT) != "1" and "vllm" in sys.modules:

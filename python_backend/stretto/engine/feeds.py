@@ -63,7 +63,7 @@ class TextFeed:
         return self._is_complete
 
     def write(self, ids: Sequence[int], is_last: bool) -> None:
-        """Append ids, the last of which is the end id if `is_last`; raise InvalidRequest if the text may not go on."""
+        """Append ids (with the end id if `is_last`); raise InvalidRequest if the text has ended or becomes too long."""
         if self._is_complete:
             raise InvalidRequest("text", "no more text, because it is complete", f"{len(ids)} tokens")
         if len(ids) - is_last > self._room:

@@ -11,7 +11,7 @@ from stretto.streams.layout import Undelayer, latents_of
 
 
 class FrameCodes:
-    """Converts a reply's rows to frames: undoes the delay pattern and subtracts each codebook's first id.
+    """Converter of a reply's rows to frames: it undoes the delay pattern and subtracts each codebook's first id.
 
     Attributes:
         num_taken: Number of frames requested from `pop_frames` so far.

@@ -147,7 +147,7 @@ def check_int8(config: EngineConfig, built: "VllmConfig") -> None:
 
 
 def check_first_chunk(config: EngineConfig, built: "VllmConfig") -> None:
-    """Raise an error if the engine must decode first frames, but has several processes or no plain frames."""
+    """Raise an error if `first_chunk` is set, but the engine has several processes or the family no plain frames."""
     if config.first_chunk is None:
         return
     if built.parallel_config.world_size > 1:
@@ -179,9 +179,10 @@ def check_sizes(built: "VllmConfig") -> None:
 
 
 def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None:
-    """Raise ValueError unless the dtype is float32 and the latent table takes at most an eighth of the KV cache.
+    """For a family with latents, raise ValueError unless the dtype is float32 and the table of latents fits.
 
-    The table has one entry per slot and position. A cache without a fixed size is not compared.
+    The table has one entry per slot and position, and may take an eighth of the KV cache. A cache without a fixed size
+    is not compared.
     """
     if latents is None:
         return
@@ -204,8 +205,8 @@ def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None
 def memory_share(config: EngineConfig, total_bytes: Callable[[], int]) -> dict[str, Any]:
     """Return vLLM's argument for the engine's share of the GPU's memory; empty if no option limits it.
 
-    The share is `memory_mb` or, without this option, all memory except `reserved_mb` and that of other programs, which
-    `stretto run` measures and passes in the environment variable `HELD_MB`.
+    The share is `memory_mb` or, without this option, all memory except `reserved_mb` and that of other programs.
+    `stretto run` measures the latter and passes it in the environment variable `HELD_MB`.
 
     Raises:
         ValueError: If nothing is left, or `memory_mb` is more than the GPU has.

@@ -36,7 +36,7 @@ def register() -> None:
 
 
 def _run_here(fn: Callable[[], T]) -> T:
-    """Call a function that inspects a model class, in this process.
+    """Call a function that inspects a model class in this process, which saves imports.
 
     vLLM uses another process, so that none initialises CUDA by importing a class. That process imports vLLM again,
     which takes 8 s of processor time for each class that vLLM's cache of such results does not contain.

@@ -281,8 +281,8 @@ class SegmentRules:
     def other_streams(self) -> np.ndarray:
         """Constants of streams 1 to S - 1, int64 [4, S - 1].
 
-        They are the delay, 1 for a stream that is hidden from unconditional requests, the initial id or a pad, and the
-        last row of the tail in which the stream keeps its sampled id.
+        The rows are the delay, a flag for streams hidden from unconditional requests, and the initial id or a pad. The
+        fourth row is the last row of the tail in which the stream keeps its sampled id.
         """
         layout = self.family.layout
         hidden = self.family.unconditional.hidden_streams

@@ -92,7 +92,7 @@ def segment_flags(position, audio_start, audio_end):
 
 
 def end_text(token, end_id, cut, num_text_tokens, text_max, position, text_limit, is_full):
-    """Return stream 0 of a text row, and True if a limit ends the text: its length, its position or the mechanism's.
+    """Return stream 0 of a text row, and True if a length limit or the mechanism ends the text.
 
     Args:
         end_id: Id to write if the sampled id ends the text; negative if it does not.
@@ -221,7 +221,7 @@ def hide_first(token, family):
 
 
 def hide_other(code, is_hidden, frame, delay, initial, family):
-    """Return the id of another stream like `hide_first`; a recording's codes before its first frame are hidden, too."""
+    """Do the same as `hide_first` for another stream, and hide a recording's codes before its first frame."""
     if not family.warm_up_is_sampled:
         is_hidden = is_hidden | ((frame < delay) & (code != initial))
     return where(is_hidden, family.pad_id, code)

@@ -92,7 +92,7 @@ class Track:
         return self.first_row + len(self.ids)
 
     def num_known(self, reply: Any) -> int:
-        """Return the number of rows that the model may read in this state; ENDLESS for a whole track."""
+        """Return the number of rows that the model may read so far; ENDLESS once the track is complete."""
         return self.end if self.is_open else ENDLESS
 
     def word_tokens(self, number: int) -> Sequence[int]:

@@ -82,7 +82,7 @@ def first_chunk(prompt: Prompt, family: Family) -> LMChunk | None:
 
 
 class Utterance:
-    """Converts a reply's rows to chunks. Text is sent at the end of a word, frames when the pacer permits.
+    """Converter of a reply's rows to chunks. Text is sent at the end of a word, frames when the pacer permits.
 
     Args:
         with_codes: True to include the codes of all output streams in the chunks.
@@ -336,12 +336,12 @@ class Utterance:
         return self._sent(chunk, codes)
 
     def _spoken_words(self, before: int = sys.maxsize) -> Iterator[WordMark]:
-        """Yield the spoken words that begin before a frame and have not been sent, at their frames as sent."""
+        """Yield the spoken words that begin before a frame and have not been sent, with their frames as sent."""
         for mark in self.words.pop(before):
             yield replace(mark, frame=self._sent_frame(mark.frame))
 
     def _sent_frame(self, frame: int) -> int:
-        """Return the index among sent frames of `frame`, an index among kept frames; silent ones are not sent."""
+        """Return the index of the kept frame `frame` among sent frames, which exclude silent ones."""
         return max(0, frame - self._num_silent)
 
     def _timed_words(self) -> list[WordMark]:

@@ -32,9 +32,6 @@ def is_repeated(drawn: torch.Tensor, history: torch.Tensor, rule: RepetitionRule
 
 
 def penalize(logits: torch.Tensor, is_seen: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """Apply the repetition penalty [B]: positive logits of seen ids are divided by it, negative ones multiplied.
-
-    Args:
-    """
+    """Apply the repetition penalty [B]: positive logits of seen ids are divided by it, negative ones multiplied."""
     factor = penalty[:, None]
     return torch.where(is_seen, torch.where(logits < 0, logits * factor, logits / factor), logits)

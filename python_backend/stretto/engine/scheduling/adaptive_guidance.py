@@ -80,8 +80,7 @@ class AdaptiveGuidance:
     """Policy that decides, before each step, which unconditional requests are removed or re-created.
 
     Args:
-        lag: Number of steps for which the worker may still compute a removed request, whose id must not be reused
-            sooner.
+        lag: Number of steps for which the worker may still compute a removed request. Its id must not be reused sooner.
 
     Attributes:
         limited: Requests with policy `until_s` whose guidance has not ended yet, keyed by id.
@@ -156,7 +155,7 @@ class AdaptiveGuidance:
         self.load.end_schedule(num_rows)
 
     def _follow(self, state: RequestState) -> bool:
-        """Return True if the unconditional request of `state`, which is in `returning`, can be created now.
+        """Return True if the unconditional request of a request in `returning` can be created now.
 
         All sampled rows of the conditional request must be known. A request that is guided again, or can no longer be
         guided, leaves `returning`.

@@ -31,7 +31,7 @@ def row_block_hasher(
         block_size: Rows per block.
         codes: Function of (first, last) that returns the ids of streams 1 to S - 1 in rows `first` to `last` - 1.
         is_read_by_modules: True if MCTP modules process the rows. Such requests share blocks only with each other.
-        condition: Vectors that condition all rows, or None. Only requests with equal ones share blocks.
+        condition: Vectors that condition all rows, or None. Only requests with equal vectors share blocks.
     """
     conditioned = b"" if condition is None else b"condition" + condition.digest
     input_digests: dict[int, list[bytes]] = {model_input.first_row // block_size: [] for model_input in inputs}

@@ -23,7 +23,7 @@ def step_quantum(device_type: str, max_num_seqs: int) -> int:
 
 
 class ClientTurns:
-    """Turns among client hosts. Nothing changes while all requests are from one host.
+    """Policy by which client hosts take turns. It changes nothing while all requests are from one host.
 
     Slots: The next request to be admitted belongs to the host that uses the fewest run slots. If there is no slot for
     it, or too few KV blocks, the youngest reply of the host with the most slots is preempted. That host must keep at
@@ -125,7 +125,7 @@ class ClientTurns:
                 queue.add_request(request)
 
     def to_preempt(self, first: Request | None, running: list[Request], num_slots: int) -> Sequence[Request]:
-        """Return the reply to preempt for the queued request `first` (one or two requests); empty if there is none."""
+        """Return the reply to preempt for the queued request `first`, as a list of requests; empty if there is none."""
         if first is None or not self.are_needed or self._planner.has_room(first, running, num_slots):
             return ()
         if any(self._reply(request) == self._reply(first) for request in running):
@@ -186,10 +186,10 @@ class ClientTurns:
         return skipping
 
     def resting(self, waiting: Iterable[Request]) -> list[Request]:
-        """Return the queued requests that may not be admitted in this step, to keep the requests of a host in order.
+        """Return the queued requests that may not be admitted in this step.
 
         Their host has no rows left, or the output of a preempted request before them is still in flight. vLLM skips
-        that request, and would admit the later ones.
+        that preempted request, and would admit later requests of its host out of order.
         """
         hosts = {host for host, balance in self._balances.items() if balance <= 0}
         resting = list[Request]()

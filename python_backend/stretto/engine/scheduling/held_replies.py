@@ -56,7 +56,7 @@ def _without(queue: RequestQueue, requests: Sequence[Request]) -> Iterator[None]
 
 
 class HeldReplies:
-    """Requests with an open track, and replies that are blocked until more text or audio arrives.
+    """Requests whose streamed text or audio is incomplete, and replies that are blocked until more of it arrives.
 
     Replies that are blocked on streamed text are the first to lose their slots and KV blocks. Live sessions keep
     theirs; see `KvBlocks.sessions`.
@@ -149,7 +149,7 @@ class HeldReplies:
         return SpeechCachedRequests.extending(requests, new_text, audio_starts)
 
     def is_held(self, request: Request) -> bool:
-        """Return True if track ids of the newest row of the request, or of its CFG partner, have not arrived."""
+        """Return True if the text or audio for the newest row of a request or its CFG partner has not arrived."""
         state = self._open.get(request.request_id) or self._open.get(partner_of(request.request_id))
         return state is not None and state.waits_for_text
 

@@ -31,7 +31,7 @@ class LateSubmission:
 
     @classmethod
     def from_config(cls, config: VllmConfig, clock: StepClock) -> Self:
-        """Return the delay that `submit_early_ms` of the engine's configuration sets; without it, nothing waits."""
+        """Return the delay set by the option `submit_early_ms`; without this option, nothing waits."""
         options = config.additional_config
         early_ms = options.get(KEY, math.inf) if isinstance(options, dict) else math.inf
         return cls(early_ms / 1000, clock)
@@ -39,7 +39,8 @@ class LateSubmission:
     def wait(self, num_requests: int) -> None:
         """Wait until the next step is due; return at once unless exactly one step is in flight.
 
-        The shortest of the last durations is expected, so a step that follows longer ones is not submitted too late.
+        The running step is expected to take as long as the shortest of the last steps, so that the next one is not
+        late.
         """
         clock = self._clock
         if clock.num_in_flight != 1 or len(clock.durations) < NUM_DURATIONS:

@@ -45,8 +45,8 @@ class PairScheduler(Protocol):
 class GuidancePair:
     """Ids of the two requests of a guided reply, and their synchronisation.
 
-    The unconditional request exists from the first audio row to the end of the reply, or as long as the guidance policy
-    wants it. A family may have pairs with other rules (`UnconditionalContext.pair`).
+    The unconditional request exists from the first audio row to the end of the reply, or until the guidance policy ends
+    it. A family may have pairs with other rules (`UnconditionalContext.pair`).
 
     Attributes:
         follows_rows: True if `follow` begins and ends the unconditional request after each row.

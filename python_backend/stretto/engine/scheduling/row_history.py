@@ -25,7 +25,7 @@ class RowHistory:
         self.num_prompt_rows = self.num_rows = len(prompt_codes)
 
     def put(self, row: int, codes: Sequence[Sequence[int]]) -> None:
-        """Record rows, [n][S - 1], from index `row` on, after removing recorded rows from there on."""
+        """Remove recorded rows from index `row` on, then append `codes`, [n][S - 1]."""
         if row != self.num_rows:
             self.truncate(row)
         self.num_rows += len(codes)

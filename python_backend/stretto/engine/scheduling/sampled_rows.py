@@ -39,8 +39,8 @@ class SampledRows:
     def extract(self, output: ModelRunnerOutput) -> None:
         """Read codes, state and cut flags from a step's output, and remove the fields that carry them.
 
-        vLLM must not process these fields. Codes, state and cut flags are in the log probabilities, hidden states of
-        prompts and first samples in fields for log probabilities of prompts.
+        vLLM must not process these fields. Codes, state and cut flags are in the log probabilities. Hidden states of
+        prompts and first samples are in fields for log probabilities of prompts.
         """
         self.codes = {}
         self.state = {}

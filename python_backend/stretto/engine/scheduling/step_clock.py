@@ -1,10 +1,10 @@
-"""Times of the engine's steps; one step is scheduled while another one runs."""
+"""Times of the engine's steps, which overlap: one is scheduled while another one runs."""
 
 import time
 from collections import deque
 from collections.abc import Callable
 
-NUM_DURATIONS = 8  # number of durations to keep
+NUM_DURATIONS = 8
 
 
 class StepClock:

@@ -13,7 +13,7 @@ RUNNING = RequestStatus.RUNNING  # cached because enum member access is slow in 
 
 
 class UnconditionalOutput:
-    """Processes the rows sampled by unconditional requests, in place of vLLM's loop.
+    """Processor of the rows sampled by unconditional requests, in place of vLLM's loop.
 
     vLLM's loop checks stop conditions and builds client outputs, whereas an unconditional request ends with its partner
     and has no client output. vLLM's loop handles such a request only if it was preempted while the row was in flight.

@@ -37,7 +37,7 @@ class SolverPlan(NamedTuple):
     """Number of solver steps and guidance of a step's latents, which determine the predictor's launches.
 
     Attributes:
-        num_steps: Largest number of any row; 0 for families whose frames are codes.
+        num_steps: Largest number of solver steps of any row; 0 for families whose frames are codes.
         is_guided: True if the latent of any row is guided.
     """
 
@@ -98,7 +98,7 @@ def plan_batch(rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray
     """Return the plan of a step.
 
     Args:
-        partner: Slot of the CFG partner by slot, int64 [R]; negative for none.
+        partner: Slot of each slot's CFG partner, int64 [R]; negative for none.
     """
     row_of = np.full(len(partner) + 1, NO_ROW)  # the last entry is for slots without a partner
     row_of[rows.slots[rows.samples]] = np.flatnonzero(rows.samples)

@@ -19,7 +19,7 @@ DrawRow = Callable[[torch.Tensor, StepRows, int], tuple[Array, ...]]
 
 
 class BurstSampler:
-    """Samples a multi-token step, with as many rows per request as its schedule specifies."""
+    """Sampler of multi-token steps, with as many rows per request as its schedule specifies."""
 
     def __init__(self, slots: RunSlots, predictor: RowPredictor):
         self._slots = slots

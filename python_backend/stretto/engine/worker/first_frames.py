@@ -57,7 +57,7 @@ class Lane(Protocol):
         """Capture CUDA graphs, if there are any."""
 
     def decode(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-        """Decode codes, int64 [B, K, T] from the start of each reply.
+        """Decode the first codes of B replies, int64 [B, K, T].
 
         Returns:
             `EarlySamples.numbers` of all replies, [B, K * T + n], and `EarlySamples.done`.
@@ -138,7 +138,7 @@ class CudaLane:
 class FirstFrames(PromptLogprobsWorker):
     """Decoder of the first frames of replies, in place of vLLM's log probabilities of prompt rows.
 
-    A reply that was preempted before its frames were complete is left to the decoder alone.
+    A reply that was preempted before its frames were complete is decoded by the decoder alone.
 
     Args:
         drawn: Function that returns the ids of stream 0 that the step has sampled, [B, 1].

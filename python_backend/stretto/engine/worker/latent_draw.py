@@ -21,7 +21,7 @@ from stretto.engine.worker.step_program import EXACT, StepProgram, Variant
 
 
 class LatentDraw(RowDraw):
-    """Samples audio rows with latents: the most probable id on stream 0, and a latent from the predictor."""
+    """Sampler of audio rows with latents: the most probable id on stream 0, and a latent from the predictor."""
 
     def __init__(self, readout: LatentReadout, *arguments: Any):
         super().__init__(readout, *arguments)
@@ -51,7 +51,7 @@ class LatentDraw(RowDraw):
         rows: Rows,
         index: Array | None,
     ) -> torch.Tensor:
-        """Return the words of the rows `index` (None for all), int32 [A, D]; see `LatentPredictor`."""
+        """Return the latents of the rows `index` (None for all) as words, int32 [A, D]; see `LatentPredictor`."""
         return self.predict(hidden, noise, steps, solver).contiguous().view(torch.int32)
 
 

@@ -305,7 +305,7 @@ class SpeechWorker(Base):
     """vLLM's worker for the device (GPU or CPU), extended to load LoRA adapters and apply streamed text."""
 
     def load_model(self, **options: Any) -> None:
-        """Load the model. Hidden states of prompts or first samples replace vLLM's log probabilities of prompts."""
+        """Load the model. Prompt states or first frames replace vLLM's worker for log probabilities of prompts."""
         super().load_model(**options)
         runner: Any = self.model_runner
         state = runner.model_state

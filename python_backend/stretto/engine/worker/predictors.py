@@ -82,11 +82,11 @@ class StreamHeads:
             self.code_offset = torch.cat([_offset(rows, bias) for rows, bias in pairs])
 
     def raw_text(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return logits of stream 0 in text before the bias is added, [N, H] -> [N, V] (or strided)."""
+        """Return logits of stream 0 in text before the bias is added, [N, H] -> [N, V], possibly strided."""
         return self._gather(self._text(hidden))
 
     def raw_first(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return logits of stream 0 in audio before the bias is added, [N, H] -> float32 [N, C0 + E] (or strided)."""
+        """Return logits of stream 0 in audio before the bias is added, [N, H] -> float32 [N, C0 + E], maybe strided."""
         return self._first(hidden)
 
     def raw_codes(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -443,7 +443,7 @@ class RowPredictor(Protocol):
 
 
 class GeneratedRows:
-    """Rows generated so far, embedded on request.
+    """Rows generated so far, from which `embed` computes embeddings.
 
     Args:
         tokens: Stream 0 of every slot by position, int32 [R, T].

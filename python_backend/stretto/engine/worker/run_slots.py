@@ -24,7 +24,7 @@ STEPS_AHEAD = 16
 class KeysAhead:
     """Noise keys of sampled rows, computed for STEPS_AHEAD steps in one pass.
 
-    They are computed again if the plan changes, or if positions or seeds are not those expected.
+    They are computed again if the plan or a seed changes, or if the positions are not the next ones.
 
     Args:
         make: Function of seed keys [M] and positions [M], both int32, that returns noise keys, int32 [M, S].
@@ -159,7 +159,8 @@ class RunSlots:
     def note_audio(self, audio_starts: Mapping[str, int]) -> None:
         """Record the positions of the first audio rows of replies whose text has ended, keyed by request id.
 
-        On a GPU, the scheduler sends them, late by the steps in flight, to all tensor-parallel ranks in the same step.
+        On a GPU, the scheduler sends them, delayed by the steps in flight, to all tensor-parallel ranks in the same
+        step.
         """
         for request_id, audio_start in audio_starts.items():
             if request_id in self.slot_of:
@@ -202,7 +203,7 @@ class RunSlots:
         return self._planners[row_index].plan(rows, self.partner, self.is_unconditional)
 
     def num_extra(self, rows: StepRows, num_read: np.ndarray) -> np.ndarray:
-        """Return the number of rows that modules generate in this step, int64 [B].
+        """Return the number of rows that each request generates in this step after the first one, int64 [B].
 
         An unconditional request generates as many rows as its partner.
         """

@@ -176,7 +176,7 @@ class RowDraw:
         return token, self.finish_row(token, laid, plan, rows)
 
     def finish_row(self, token: Array, laid: Array, plan: BatchPlan, rows: Rows) -> Array:
-        """Return the other streams [M, S - 1] of finished rows, and update the family's state and entries."""
+        """Return streams 1 to S - 1 of rows, [M, S - 1] (a hook, which may update the family's state and entries)."""
         return laid
 
     def spread(self, drawn: torch.Tensor, index: Array | None, rows: Rows) -> Array:
@@ -206,7 +206,7 @@ class RowDraw:
         return self.segments.end_text(token_ids, rows, self.text_is_full(rows))
 
     def text_is_full(self, rows: Rows) -> Array | bool:
-        """Return True for texts that end with their next row, [B], besides those at a limit."""
+        """Return True for texts that the family ends with their next row, [B] (a hook)."""
         return False
 
     def draw_audio(
@@ -246,11 +246,11 @@ class RowDraw:
         return token, spread
 
     def replace_first(self, token: Array, rows: Rows) -> Array:
-        """Return stream 0 of rows that may be in audio, [M], before their other streams are sampled."""
+        """Return `token` [M] with ids that the family replaces before the other streams are sampled (a hook)."""
         return token
 
     def replace_streams(self, token: Array, codes: Array, rows: Rows) -> tuple[Array, Array]:
-        """Return stream 0 [M] and the other streams [M, K] of rows that may be in audio, once all are sampled."""
+        """Return stream 0 [M] and the others [M, K] with ids that the family replaces once all are sampled (a hook)."""
         return token, codes
 
     def _with_penalty(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
@@ -293,25 +293,25 @@ class RowDraw:
         return logits
 
     def penalized_others(self, logits: torch.Tensor, rows: Rows, index: Array | None, streams: slice) -> torch.Tensor:
-        """Return the logits of a slice of streams 1 to S - 1 [A, k, C] with a penalty, if there is one."""
+        """Return the logits of a slice of streams 1 to S - 1, [A, k, C], with the family's penalty (a hook)."""
         return logits
 
     def hidden_ends(self, rows: Rows) -> Array | None:
-        """Return True for end ids of stream 0 that the rows may not have, [M, E]; None to hide all in short audio."""
+        """Return True for end ids of stream 0 that rows may not have, [M, E]; None to hide all in short audio."""
         return None
 
     def chosen(
         self, logits: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> torch.Tensor:
-        """Return ids of stream 0 in audio, [A, 1], sampled from `logits` [A, C0 + E] of the permitted ids."""
+        """Sample ids of stream 0 in audio, [A, 1], from masked `logits` [A, C0 + E] (a hook)."""
         return draw(logits[:, None], self.heads.first_ids[None], keys, step.audio, plan.audio)
 
     def chosen_others(self, drawn_from: Logits, plan: BatchPlan, step: PlanArrays) -> torch.Tensor:
-        """Return the sampled ids of some of the other streams in audio, [A, k]."""
+        """Sample ids of some of the other streams in audio, [A, k] (a hook)."""
         return draw(*drawn_from, step.depth, plan.depth)
 
     def redrawn_from(self, logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-        """Return the logits [A, C0 + E] from which repeated ids among `drawn` [A, 1] are sampled again."""
+        """Return the logits [A, C0 + E] from which repeated ids among `drawn` [A, 1] are sampled again (a hook)."""
         return logits
 
 
@@ -371,7 +371,7 @@ class SpeechSampler:
         self.drawn = self._arrays.tensor(tokens)[:, None]
         return SamplerOutput(
             sampled_token_ids=self.drawn,
-            # Codes, state and cut flags travel in vLLM's asynchronous copy of log-probabilities.
+            # Codes, state and cut flags are sent in vLLM's asynchronous copy of log-probabilities.
             logprobs_tensors=LogprobsTensors(self._arrays.tensor(codes), nothing, self._arrays.tensor(cuts)),
             num_nans=None,
             num_sampled=step.num_sampled,

@@ -165,10 +165,10 @@ class SlotTables:
     Attributes:
         state: Values of SlotState, then those of the family (`DrawRules.state`), int64 [R, 5 + C].
         codes: Streams 1 to S - 1 by position, int32 [R, T + 1, S - 1]; the last position is a dummy. Ids of an
-            input-only stream are written as soon as they are known, even for future rows. -1 - i on the text stream
-            refers to entry i of `texts` (`TextRows`).
-        texts: Texts whose ids are not read row by row, or that rows write, int32 [R, G], in a format of the mechanism
-            (`DrawRules.num_text_entries`); [R, 0] for other families.
+            input-only stream are written as soon as they are known, even for future rows. An id of -1 - i on the text
+            stream refers to entry i of `texts` (`TextRows`).
+        texts: Texts that are not read row by row, or that the reply's rows write, int32 [R, G], in the mechanism's
+            format (`DrawRules.num_text_entries`); [R, 0] for other families.
         limits: Values of SlotLimits, numpy int64 [R, 17].
         scales: Values of SlotScales, numpy float32 [R, 7 + N], with the N options in `NUMBER_OPTIONS` last.
         seen: True for ids that the reply contains, for the repetition penalty, bool [R, V + 1]. The last column is for

@@ -22,7 +22,7 @@ class Graph(Protocol):
 
 
 class Recorder(Protocol):
-    """Records kernel launches for later replay."""
+    """Recorder of kernel launches for later replay."""
 
     def is_busy(self) -> bool:
         """Return True if launches on this stream are already being recorded."""

@@ -279,7 +279,7 @@ class StepProgram:
         self.seconds = int32(num_rows) if rules.family.second_ids else None
 
     def can_capture(self, variant: Variant) -> bool:
-        """Return True unless the variant's solver step count has no graph, or ranks exchange text logits."""
+        """Return True if `variant` is one of `variants`, and its ranks do not exchange text logits."""
         return variant in self.variants and not (variant.writes and self.heads.is_text_cut)
 
     def launch(self, variant: Variant, num_rows: int) -> None:
@@ -452,7 +452,7 @@ class StepSampler:
         self.drawn = tokens[:, None]
         return SamplerOutput(
             sampled_token_ids=self.drawn,
-            # Codes, state and cut flags travel in vLLM's asynchronous copy of log-probabilities.
+            # Codes, state and cut flags are sent in vLLM's asynchronous copy of log-probabilities.
             logprobs_tensors=LogprobsTensors(codes, self._nothing[:num_rows], cuts),
             num_nans=None,
             num_sampled=sampled,

@@ -147,7 +147,7 @@ def attempt_keys_kernel(
     num_redraws: tl.constexpr,
     rules: tl.constexpr,
 ) -> None:
-    """Write the key of each row's noise, which differs from the request's once the row is drawn anew."""
+    """Write each row's noise key, which differs from the request's if the row is sampled again."""
     family: tl.constexpr = rules.family
     row = tl.program_id(0)
     mine = plan + row
@@ -224,7 +224,7 @@ def _share(
 
 @triton.jit
 def text_is_full(at: tl.tensor, position: tl.tensor, constants: tl.constexpr) -> tl.tensor:
-    """Return True if a text ends with its next row, besides texts at a limit; the default never does."""
+    """Return True if a mechanism ends a text with its next row; this default never does."""
     return position < 0
 
 
@@ -233,7 +233,7 @@ def finish_row(
     laid: tl.tensor, lanes: tl.tensor, token: tl.tensor, in_text: tl.tensor, in_audio: tl.tensor, at: tl.tensor,
     entries: tl.tensor, constants: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return streams 1 to S - 1 of a row, and update the family's state and entries; the default changes nothing.
+    """Return streams 1 to S - 1 of a row, and update the family's state and entries; this default changes nothing.
 
     Args:
         at: State of the reply before the row.

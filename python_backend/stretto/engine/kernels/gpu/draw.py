@@ -36,7 +36,7 @@ def stream_key_of(seed_key: tl.tensor, position: tl.tensor, stream: tl.tensor) -
 
 @triton.jit
 def attempt_key_of(key: tl.tensor, number: tl.tensor) -> tl.tensor:
-    """Return the key of a row that is drawn anew `number` times, uint32, as `sampling.attempt_keys` does."""
+    """Return the key of a row that is sampled again `number` times, uint32, as `sampling.attempt_keys` does."""
     return tl.where(number == 0, key, mixed(key + number.to(tl.uint32) * 0x165667B1))
 
 
