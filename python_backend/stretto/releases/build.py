@@ -1,6 +1,6 @@
-"""Conversion of a release and creation of its model repository, in a child process: see `jobs`.
+"""Conversion of a release and creation of its model repository, in one child process (`jobs`).
 
-Both run in the same process, because importing torch takes longer than either does for a small model.
+Importing torch takes longer than either does for a small model.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def convert(report: Report, words: list[str], out: str, is_half: bool) -> dict[s
     """Convert a release to a checkpoint.
 
     Args:
-        report: Function that receives the number of written bytes.
+        report: Called with the number of written bytes.
         words: Arguments of `stretto convert` without `--out`.
         is_half: True to convert float32 weights to bfloat16, unless the family requires float32.
 
@@ -66,7 +66,8 @@ def parse(report: Report, words: list[str]) -> None:
 def check(report: Report, words: list[str]) -> None:
     """Raise TensorMismatch if tensors of a release are missing, unknown or of another shape.
 
-    The numbers in the files are zero, so all other errors are ignored: the conversion reports them if they are real.
+    The files contain zeros instead of weights, which may cause other errors. They are ignored, because the conversion
+    reports real ones.
     """
     try:
         plan(command.release(parsed([*words, "--out", "unused"])))

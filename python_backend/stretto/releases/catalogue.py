@@ -4,8 +4,8 @@ A family's `releases.json` lists such records:
 
     {"releases": [{"name": "voice", "family": "example", "source": {"repository": "acme/voice", …}, …}, …]}
 
-Keys are strict. Facts about the hub (revision, sizes, licence, gate) come from `evidence`; facts without a source are
-listed in `unproved`, and have the value for "unknown".
+Unknown keys are errors. `evidence` has the source of each fact about the hub (revision, sizes, licence, gate). Facts
+without a source are listed in `unproved`, and have the value for "unknown".
 """
 
 import logging
@@ -68,7 +68,7 @@ class Licence:
     Attributes:
         id: SPDX identifier, or the licence's title.
         url: Page with the text, or the model card that names the licence.
-        commercial: Whether commercial use is permitted: one of COMMERCIAL.
+        commercial: One of COMMERCIAL: whether commercial use is permitted.
         facts: Conditions that a user should know, at most three lines.
     """
 
@@ -85,11 +85,11 @@ class RepositoryFiles:
     """Files of a repository on the hub.
 
     Attributes:
-        repository: OWNER/NAME; a folder for a release on this machine.
-        revision: Commit of 40 hexadecimal digits; None for the newest.
+        repository: OWNER/NAME, or the path of a folder on this machine.
+        revision: Commit; None for the newest.
         files: Patterns (fnmatch) of paths in the repository. Each must match at least one file.
         exclude: Patterns of paths to leave out.
-        gated: How the hub grants access: one of GATES.
+        gated: One of GATES: how the hub grants access.
         sizes: Known file sizes in bytes, by path.
         sha256: Known SHA-256 sums, by path.
     """
@@ -110,7 +110,7 @@ class Companion:
 
     Attributes:
         option: Option of the command that asks for it, such as `--words`; None if it is always needed.
-        to: Folder for its files in the view, for converters that expect all files in one folder.
+        to: Folder for its files in the release's folder, for converters that expect all files in one folder.
     """
 
     source: RepositoryFiles
@@ -126,10 +126,10 @@ class ReleaseEntry:
         convert: Arguments of `stretto convert FAMILY`, without `--out`. Placeholders: `{repo}` and `{companion1}`… for
             the folders of the files, `{view}` for a folder that combines the files of the release with those of the
             companions that have a `to`.
-        shape: Numbers for estimates of memory and speed, those of a `Backbone` in `stretto.machine.sizing`, or None.
-            `speaker` has the family and the numbers of a second model, which speaks the text of the first one. `codec`
-            is a name in `FamilyPlugin.decoders`, if it is not the family's codec.
-        smaller: Name of a smaller release that may replace this one, or None.
+        shape: Numbers of a `Backbone` (`stretto.machine.sizing`) for estimates of memory and speed. `speaker` has the
+            family and the numbers of a second model, which speaks the text of the first one. `codec` is a name in
+            `FamilyPlugin.decoders`, if it is not the family's codec.
+        smaller: Name of a smaller release that may replace this one.
         tasks: Tasks of the family that the release supports; empty for all.
         needs: Inputs without which a request fails: some of NEEDS.
         requires: Options of the converter that the user must give, such as `codec` for `--codec FOLDER`.
@@ -159,7 +159,6 @@ class ReleaseEntry:
 
     @property
     def repositories(self) -> tuple[RepositoryFiles, ...]:
-        """Sources of the release and of its companions."""
         return (self.source, *(companion.source for companion in self.companions))
 
     def arguments(self, repo: Path, companions: Sequence[Path | None] = (), view: Path | None = None) -> list[str]:
@@ -167,7 +166,7 @@ class ReleaseEntry:
 
         Args:
             companions: Folders of the companions, in their order; None for one that is not used.
-            view: Folder that combines the files, if `convert` uses one.
+            view: Folder with the files of the release and of its companions, if `convert` uses one.
         """
         places = {REPO: str(repo), VIEW: str(view)}
         places |= {f"{COMPANION}{number}": str(folder) for number, folder in enumerate(companions, 1)}
@@ -192,11 +191,7 @@ TABLE: JsonRecord[ReleaseTable] = JsonRecord(ReleaseTable)
 
 
 def read_table(table: str, where: str) -> tuple[ReleaseEntry, ...]:
-    """Return the entries in the JSON of a `releases.json`.
-
-    Raises:
-        CheckpointError: If a key is unknown or missing, or a value is invalid.
-    """
+    """Return the entries in the JSON of a `releases.json`; raise CheckpointError if it is invalid."""
     try:
         entries_read = TABLE.read(where, table.encode()).releases
     except InvalidRequest as error:
@@ -219,8 +214,8 @@ LATEST = ":latest"  # tag that registries of other programs use; a release has n
 def entries() -> tuple[ReleaseEntry, ...]:
     """Return the releases of all installed families, sorted by name.
 
-    An entry of another package is left out if its name is also one of this package's entries or families, or if two
-    packages use the name. A family whose table is invalid is logged and skipped.
+    A family whose table is invalid is logged and skipped. An entry of another package is left out if its name is also
+    one of this package's entries or families, or if two packages use the name.
     """
     own_entries: list[ReleaseEntry] = []
     others: list[ReleaseEntry] = []
@@ -250,19 +245,20 @@ def find(name: str) -> ReleaseEntry | None:
 
 
 def typed_name(text: str) -> str:
-    """Return the release name that a user means by `text`, which may contain capitals, spaces or underscores; empty
-    if there is none.
+    """Return the release name that a user means by `text`, or an empty string.
+
+    The text may contain capitals, spaces or underscores.
     """
     name = re.sub(r"[\s_:]+", "-", text.strip().lower().removesuffix(LATEST))
     return name if NAME.fullmatch(name) else ""
 
 
 def named(text: str) -> ReleaseEntry:
-    """Return the release with this name. The name may contain capitals, spaces or underscores.
+    """Return the release with this name, which may contain capitals, spaces or underscores.
 
     Raises:
-        BadArgument: If `text` cannot be a name.
-        Unavailable: If there is no such release.
+        BadArgument: `text` cannot be a name.
+        Unavailable: There is no such release.
     """
     name = typed_name(text)
     entry = find(name)
@@ -293,7 +289,7 @@ def read_entries(family_plugin: FamilyPlugin) -> tuple[ReleaseEntry, ...]:
     """Return all entries of a family's `releases.json`, which families may share; none if it has no such file.
 
     Raises:
-        CheckpointError: If the file is missing or invalid.
+        CheckpointError: The file cannot be read, or is invalid.
     """
     return () if family_plugin.releases is None else _read_file(family_plugin.releases)
 

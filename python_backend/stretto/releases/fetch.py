@@ -1,6 +1,6 @@
-"""Requests to the hub and downloads from it, in a child process; see `jobs`.
+"""Requests to the hub and downloads from it, in a child process (`jobs`).
 
-A file is stored in the hub's own cache, which other programs share, and is compared with the hash that the hub lists.
+Files are stored in the hub's own cache, which other programs share, and compared with the hashes that the hub lists.
 """
 
 import fcntl
@@ -84,7 +84,7 @@ def snapshot(report: Report, repository: str, revision: str) -> dict[str, Any]:
         and its git object id `oid`.
 
     Raises:
-        ReleaseError: If the repository or the revision does not exist, or access is refused.
+        ReleaseError: The repository or the revision does not exist, or access is refused.
     """
     with bounded_work(), explained(repository, revision):
         _check_token()
@@ -108,14 +108,14 @@ def snapshot(report: Report, repository: str, revision: str) -> dict[str, Any]:
 
 
 def _check_token() -> None:
-    """Raise NotAllowed, without the token in the message, if it cannot be sent in a header."""
+    """Raise NotAllowed, without the token in the message, if the token cannot be sent in a header."""
     token = get_token() or ""
     if not token.isascii() or not token.isprintable():
         raise NotAllowed("HF_TOKEN, or the token of hf auth login: expected printable ASCII characters only")
 
 
 def _check_answer(response: httpx2.Response) -> None:
-    """Raise Unavailable if the hub's answer lacks a hash that the client library expects and uses as part of a path."""
+    """Raise Unavailable if the answer has something else instead of a hash, which the client library uses in a path."""
     commit = response.headers.get("X-Repo-Commit")
     if response.request.method != "HEAD" or commit is None:
         return
@@ -126,7 +126,7 @@ def _check_answer(response: httpx2.Response) -> None:
 
 
 class _BoundedStream(httpx2.SyncByteStream):
-    """Body of an answer that ends with an error if it is too long or too slow."""
+    """Body of an answer that raises an error if it is too long or too slow."""
 
     def __init__(self, stream: httpx2.SyncByteStream, max_bytes: int) -> None:
         self._stream = stream
@@ -145,7 +145,6 @@ class _BoundedStream(httpx2.SyncByteStream):
             yield piece
 
     def close(self) -> None:
-        """Close the connection, unless the body is complete."""
         self._stream.close()
 
 
@@ -153,10 +152,10 @@ LIMIT = threading.local()  # `max_bytes`: size of the file that this thread down
 
 
 def _bound_answer(response: httpx2.Response) -> None:
-    """Bound the body of an answer by the size of the file that is downloaded, or by MAX_ANSWER_BYTES.
+    """Limit the body of an answer to the size of the file that is downloaded, or to MAX_ANSWER_BYTES.
 
     Raises:
-        Unavailable: If the answer is compressed, so that its size would be unknown.
+        Unavailable: The answer is compressed, so that its size is unknown.
     """
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding not in ("identity", ""):
@@ -195,10 +194,7 @@ def _check_destination(request: httpx2.Request) -> None:
 
 
 def _check_answers() -> None:
-    """Let the client library check where each request goes, and check and bound each answer.
-
-    Its own settings are kept otherwise.
-    """
+    """Make the client library check the destination of each request, and check and bound each answer."""
     usual = get_session()
     requests: list[Callable[..., Any]] = [*usual.event_hooks["request"], _check_destination, _refuse_compression]
     hooks: dict[str, list[Callable[..., Any]]] = {"request": requests, "response": [_check_answer, _bound_answer]}
@@ -209,7 +205,7 @@ def _check_answers() -> None:
 
 @contextmanager
 def bounded_work() -> Iterator[None]:
-    """End this process if an answer of the hub takes more than QUESTION_S, or WORK_S of the processor."""
+    """End this process if the `with` block takes more than QUESTION_S, or WORK_S of processor time."""
     soft_s, hard_s = resource.getrlimit(resource.RLIMIT_CPU)
     used = resource.getrusage(resource.RUSAGE_SELF)
     limit_s = math.ceil(used.ru_utime + used.ru_stime) + WORK_S
@@ -274,9 +270,7 @@ def _beginning(url: str, num_bytes: int) -> bytes:
 
 
 def _tensor(name: str, facts: Any, file_bytes: int) -> dict[str, Any]:
-    """Return the description of a tensor; raise ValueError if the distance between its offsets does not fit its
-    shape.
-    """
+    """Return the description of a tensor; raise ValueError if its size in the file does not fit its shape."""
     dtype = facts["dtype"]
     shape = facts["shape"]
     offsets = facts["data_offsets"]
@@ -298,14 +292,14 @@ def download(report: Report, repository: str, commit: str, files: dict[str, dict
     """Download files and check their hashes.
 
     Args:
-        report: Function that receives the number of bytes of each downloaded part.
+        report: Called with the number of bytes of each downloaded part.
         files: As from `snapshot`.
 
     Returns:
         For each path its size in bytes, its SHA-256 and its path in the cache.
 
     Raises:
-        ReleaseError: If a file cannot be downloaded, or has a wrong hash twice.
+        ReleaseError: A file cannot be downloaded, or has a wrong hash twice.
     """
     remove_parts(repository)
     with ThreadPoolExecutor(NUM_DOWNLOADS) as pool:
@@ -341,9 +335,7 @@ def _released(path: Path, name: str) -> Path:
 
 
 def _downloaded(report: Report, repository: str, commit: str, name: str) -> str:
-    """Return the path of a file in the cache, after a download; if the hub's newer protocol fails, use the older
-    one.
-    """
+    """Download a file and return its path in the cache; if the hub's newer protocol fails, use the older one."""
 
     class Bar(_Silent):
         def update(self, n: float | None = 1) -> None:
@@ -359,8 +351,6 @@ def _downloaded(report: Report, repository: str, commit: str, name: str) -> str:
 
 
 class _Silent(tqdm):
-    """Progress bar that prints nothing."""
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs | {"disable": True})
 
@@ -378,7 +368,7 @@ def hashes(path: Path) -> tuple[str, str, int]:
 
 
 def remove_parts(repository: str) -> None:
-    """Remove partial files that an ended process has left. The client library never continues them."""
+    """Remove partial files of processes that have ended, which the client library never continues."""
     cache = Path(constants.HF_HUB_CACHE)
     folder = f"models--{repository.replace('/', '--')}"
     for partial_file in (cache / folder / "blobs").glob(f"*{PART}"):
@@ -405,11 +395,11 @@ def attempted(call: Callable[[], T]) -> T:
 
 
 def retry_s(error: Exception, delay_s: float) -> float | None:
-    """Return the seconds to wait before the next attempt; None if the error is permanent.
+    """Return the time to wait before the next attempt; None if the error is permanent.
 
     Args:
-        error: Error of the client library. Errors of a request for a file's properties are causes of another error.
-        delay_s: Seconds to wait if the hub does not name a time.
+        error: Error of the client library, whose cause may be the error of the hub or the connection.
+        delay_s: Time to wait if the hub does not name one.
     """
     cause = _cause(error)
     if isinstance(cause, HfHubHTTPError):
@@ -483,7 +473,7 @@ def _explained(error: BaseException, repository: str, revision: str, name: str |
 def remove(report: Report, repository: str, commit: str, names: list[str]) -> int:
     """Remove files of a commit from the hub's cache, and return the number of freed bytes.
 
-    Files of other commits and repositories stay, also if they have the same content.
+    Files of other commits and repositories stay, even if they have the same content.
     """
     cache = Path(constants.HF_HUB_CACHE)
     if not cache.is_dir():

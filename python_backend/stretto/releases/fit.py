@@ -1,6 +1,6 @@
 """Estimates of the memory, disk space and time that a release needs, and the choice of the device that serves it.
 
-The arithmetic is in `stretto.machine.sizing`. In messages, a GB has 1e9 bytes.
+In messages, a GB has 1e9 bytes.
 """
 
 import re
@@ -69,7 +69,7 @@ class Need:
     """Estimated memory in bytes that a server of a release needs.
 
     Attributes:
-        weights: Weights, also of a release's speaker; on a CPU with those of the codec.
+        weights: Weights of all language models; on a CPU with those of the codec.
         cache: KV caches, and tables of speaker vectors and latents; on a CPU with rows of voices in the codec.
         codec: Decoder with the codec on a GPU; 0 on a CPU.
         processes: All processes without a model; on a GPU with activations and CUDA graphs.
@@ -82,7 +82,6 @@ class Need:
 
     @property
     def total(self) -> int:
-        """Sum of all parts."""
         return self.weights + self.cache + self.codec + self.processes
 
 
@@ -139,7 +138,7 @@ def speaker_of(entry: ReleaseEntry) -> ReleaseEntry | None:
 def _decoder_bytes(entry: ReleaseEntry) -> int:
     """Return the memory of the decoder on a GPU.
 
-    A family that is not installed any more has an unknown codec. Of a family with a speaker, a release without one
+    If the family is not installed any more, the codec is unknown. If the release lacks its family's speaker, it
     generates only text, so its decoder has no codec.
     """
     family_plugin = plugin(entry.family)
@@ -155,7 +154,7 @@ def _writes_only(entry: ReleaseEntry, family: Family) -> bool:
 
 
 def _spoken_size(entry: ReleaseEntry) -> DecoderSize:
-    """Return the decoder size of the model that generates a release's speech; UNKNOWN if the release generates none."""
+    """Return the size of the decoder of a release's speech; UNKNOWN if it generates none."""
     family = _family(entry)
     if _writes_only(entry, family) or not any(task.speaks for task in family.tasks):
         return UNKNOWN
@@ -163,7 +162,7 @@ def _spoken_size(entry: ReleaseEntry) -> DecoderSize:
 
 
 def _stream_bytes(entry: ReleaseEntry, shape: Backbone) -> tuple[int, int]:
-    """Return the size of a GPU's KV cache with one stream of the greatest length, and of all tables."""
+    """Return the size of a GPU's KV cache with one stream of maximum length, and of all tables."""
     family = _family(entry)
     slots = num_slots(shape.table_bytes + decoder_size(family.codec).state_bytes, is_on_gpu=True)
     rows = longest_rows(family, family.max_model_len, shape.kv_window, is_on_gpu=True)
@@ -194,7 +193,7 @@ def _batch_cache_bytes(entry: ReleaseEntry, number_bytes: int, is_on_gpu: bool) 
 
 
 def _family(entry: ReleaseEntry) -> Family:
-    """Return the family of an entry, which a plug-in has listed or recognised, with its published vocabulary."""
+    """Return the family of an entry with its published vocabulary. The family must be installed."""
     family_plugin = plugin(entry.family)
     assert family_plugin is not None
     return family_plugin.build(None)
@@ -206,19 +205,21 @@ def _served_bytes(entry: ReleaseEntry, stored: int) -> int:
 
 
 def _stored_bytes(shape: Backbone, num_weight_bytes: int) -> int:
-    """Return the bytes per number of a release, by the size of its files: 4 or 2."""
+    """Return the bytes per number of a release, 4 or 2, by the size of its files."""
     return 2 * BYTES if num_weight_bytes >= FLOAT32_BYTES * shape.weights else BYTES
 
 
 def choose(entry: ReleaseEntry, num_weight_bytes: int, gpu: int | None, cpu: bool) -> Device:
-    """Return the device for a release: the given GPU, or else the GPU with the most free memory, or the CPU if `cpu`
-    is True or no GPU is usable.
+    """Return the device for a release.
+
+    This is the given GPU, or else the GPU with the most free memory. It is the CPU if `cpu` is True or no GPU is
+    usable.
 
     Args:
         gpu: Number of the GPU to use; None to choose.
 
     Raises:
-        BadArgument: If there is no such GPU.
+        BadArgument: There is no such GPU.
     """
     on_gpu = need(entry, num_weight_bytes, is_on_gpu=True).total
     on_cpu = f"CPU: needs about {gb(need(entry, num_weight_bytes, is_on_gpu=False).total)}"
@@ -258,10 +259,9 @@ def _why(gpu: Gpu, num_bytes: int) -> str:
 
 
 def held_mb(gpu: int) -> int:
-    """Return the memory of a GPU that other processes hold, in MiB, and print it; 0 if no process holds much.
+    """Return the memory of a GPU that other processes hold, in MiB, and print it; 0 if they hold little.
 
-    vLLM's share of the GPU must be reduced by this amount, because vLLM refuses to start if less than its share is
-    free.
+    vLLM's share of the GPU must be reduced by it, because vLLM refuses to start if less than its share is free.
 
     Args:
         gpu: Number of the GPU in nvidia-smi.
@@ -301,7 +301,7 @@ def _check_cpu(entry: ReleaseEntry, num_weight_bytes: int) -> None:
 
 
 def _held(gpu: int | None) -> str:
-    """Return the part of a message with the processes that hold the memory; empty if none is known."""
+    """Return a message part that names the processes that hold the memory; empty if none is known."""
     processes = holders(gpu)
     return f"; it is held by {processes}" if processes else ""
 
@@ -323,7 +323,7 @@ def _check_gpu(entry: ReleaseEntry, num_weight_bytes: int, gpu: Gpu) -> None:
 
 
 def _smaller(entry: ReleaseEntry, is_on_gpu: bool) -> str:
-    """Return the end of a message that suggests the smaller release; the empty string if there is none."""
+    """Return a message part that suggests the smaller release; empty if there is none."""
     smaller = None if entry.smaller is None else find(entry.smaller)
     if smaller is None:
         return ""
@@ -340,7 +340,7 @@ def check_disk(needs: Mapping[Path, int]) -> None:
     """Raise DoesNotFit if a file system has too little space for the files, and 1 GB to spare.
 
     Args:
-        needs: Bytes to be written, by folder. A folder that is missing is created in its nearest existing parent.
+        needs: Bytes to be written, by folder, which may be missing.
     """
     written = defaultdict[int, int](int)
     folders = defaultdict[int, list[Path]](list)
@@ -366,12 +366,12 @@ def _home_relative(folder: Path) -> str:
 
 
 def speed_line(entry: ReleaseEntry, num_weight_bytes: int, bandwidth: float, rate: float) -> str | None:
-    """Return a line that states how much slower than real time a release is on a CPU; None if it is not slower, or if
-    that is unknown.
+    """Return a line that states how much slower than real time a release is on a CPU.
 
-    Language model and codec compute with one core each. The language model's estimate is the time for reading all
-    weights for each frame, because a CPU waits mostly for its memory. The codec's is the time for its operations. They
-    compute at the same time, unless the codec begins after the last frame. Encoding of recordings is not counted.
+    The result is None if it is not slower, or if that is unknown. Language model and codec compute with one core each,
+    at the same time unless the codec begins after the last frame. For the language model, the time to read all weights
+    for each frame counts, because a CPU waits mostly for its memory. For the codec, the time for its operations counts.
+    Encoding of recordings is not counted.
 
     Args:
         bandwidth: Bytes per second, from `copy_bandwidth`.
@@ -408,9 +408,7 @@ NUM_PRODUCTS = 5
 
 
 def available_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
-    """Return the memory that a new process may use, in bytes: the minimum of what the machine and its cgroups have
-    left.
-    """
+    """Return the memory in bytes that a new process may use: what this machine and its cgroups have left."""
     return min([_of_meminfo(proc, "MemAvailable"), *(limit - used for limit, used in _cgroups(proc, cgroups))])
 
 
@@ -430,7 +428,10 @@ def _of_meminfo(proc: Path, name: str) -> int:
 
 
 def _cgroups(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
-    """Yield limit and use of memory of each cgroup of this process in bytes, without page cache, which can be freed."""
+    """Yield limit and use of memory in bytes of each cgroup of this process, without page cache.
+
+    Page cache does not count, because it can be freed.
+    """
     for group_line in (proc / "self/cgroup").read_text().splitlines():
         _, controllers, path = group_line.split(":", 2)
         if "memory" in controllers.split(","):
@@ -461,7 +462,7 @@ def _limit_and_use(folder: Path, limit: str, used: str, prefix: str) -> tuple[in
 
 
 def has_cuda_vllm() -> bool:
-    """Return True if the installed vLLM is built for CUDA; vLLM is not imported."""
+    """Return True if the installed vLLM is built for CUDA, without importing it."""
     try:
         return not is_cpu_build()
     except PackageNotFoundError:
@@ -470,7 +471,7 @@ def has_cuda_vllm() -> bool:
 
 @cache
 def copy_bandwidth() -> float:
-    """Return how many bytes one core reads and writes per second of its time, measured once, with a copy in 0.2 s."""
+    """Return how many bytes one core reads and writes per second, measured once with a copy that takes 0.2 s."""
     source = bytearray(b"\1") * COPIED_BYTES
     copy = bytearray(b"\1") * COPIED_BYTES
     began = time.process_time()
@@ -480,7 +481,7 @@ def copy_bandwidth() -> float:
 
 @cache
 def product_rate() -> float:
-    """Return how many operations of float32 products one core computes per second of its time, measured once."""
+    """Return how many float32 operations of matrix products one core computes per second, measured once."""
     factor = np.ones((PRODUCT_WIDTH, PRODUCT_WIDTH), np.float32)
     factor[:64] @ factor  # starts torch's threads
     began = time.process_time()
@@ -505,7 +506,7 @@ MAX_NAMED = 4
 
 
 def holders(gpu: int | None) -> str:
-    """Describe the programs that hold most memory; a server of this user counts as one. Empty if none is known.
+    """Describe the programs that hold most memory; empty if none is known. A server of this user counts as one.
 
     Args:
         gpu: Number of the GPU in nvidia-smi; None for the main memory.
@@ -530,7 +531,6 @@ def _title(server: RunningServer) -> str:
 
 
 def _on_gpu(number: int) -> Iterator[tuple[int, str, int]]:
-    """Yield pid, name and memory of the processes on a GPU."""
     for process in processes(number):
         yield process.pid, Path(process.name).name, process.num_bytes
 

@@ -32,8 +32,8 @@ class Snapshot:
 
     Attributes:
         repository: OWNER/NAME.
-        commit: The commit of 40 hexadecimal digits; empty for a folder.
-        licence: Licence identifier of the model card, or None.
+        commit: 40 hexadecimal digits; empty for a folder.
+        licence: Licence identifier of the model card.
         files: For each path its `size` in bytes, its `sha256` or None, and its git object id `oid`.
     """
 
@@ -46,7 +46,7 @@ class Snapshot:
         """Return the files of a source.
 
         Raises:
-            Unavailable: If a pattern matches no file, or a name or the size is not acceptable.
+            Unavailable: A pattern matches no file, or a name or the size is not acceptable.
         """
         names = {name for name in self.files if _matches(name, source.files) and not _matches(name, source.exclude)}
         for pattern in source.files:
@@ -64,10 +64,10 @@ class Snapshot:
 
 
 class Hub:
-    """The hub. Its child process is started by the first request.
+    """Client of the hub. Its child process is started by the first request.
 
     Args:
-        token: Access token, or None for that of the environment.
+        token: Access token; None for that of the environment.
     """
 
     def __init__(self, token: str | None = None) -> None:
@@ -76,7 +76,6 @@ class Hub:
 
     @property
     def worker(self) -> JobProcess:
-        """The child process."""
         if self._worker is None:
             check_endpoint()
             # The client library would take an empty variable for an address.
@@ -84,7 +83,7 @@ class Hub:
         return self._worker
 
     def _call(self, job: str, report: Report = lambda num_bytes: None, **values: Any) -> Any:
-        """Run a job in the child process; see `JobProcess.call`. Its messages may contain the hub's address."""
+        """Run a job in the child process (`JobProcess.call`), and remove the hub's password from its error messages."""
         try:
             return self.worker.call(job, report, **values)
         except ReleaseError as error:
@@ -153,7 +152,6 @@ class RemoteListing(Listing):
         self._snapshot = snapshot
 
     def text(self, name: str, max_bytes: int = MAX_TEXT_BYTES) -> str | None:
-        """Return the text of a file; None if there is no such file, or it is not UTF-8 text of at most `max_bytes`."""
         if name not in self.names:
             return None
         repository = self._snapshot.repository
@@ -168,7 +166,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def check_names(repository: str, names: set[str]) -> None:
-    """Raise Unavailable if a file's name cannot be a path in a folder on every system, or two differ only in case."""
+    """Raise Unavailable if a file's name is not a valid path on every system, or two names differ only in case."""
     folded: dict[str, str] = {}
     for name in sorted(names):
         parts = name.split("/")
@@ -207,10 +205,10 @@ def is_offline() -> bool:
 
 
 def check_endpoint() -> None:
-    """Print a warning if the hub's address is not encrypted and leads to another machine.
+    """Print a warning if the hub is on another machine, and its address is not encrypted.
 
     Raises:
-        BadArgument: If it is no address.
+        BadArgument: HF_ENDPOINT is not an address.
     """
     try:
         url = urlsplit(endpoint())

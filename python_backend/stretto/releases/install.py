@@ -1,7 +1,4 @@
-"""Installation of a release: it is resolved, checked, downloaded, converted and published under its name.
-
-`stretto pull` does only this; `stretto run` shares its options.
-"""
+"""Installation of a release: it is resolved, checked, downloaded, converted and published under its name."""
 
 import argparse
 import os
@@ -60,7 +57,7 @@ class Choices:
     Attributes:
         revision: Commit, branch or tag; None for that of the names table, or the newest.
         family: Family to accept; None for any.
-        is_offline: True to install only without the hub.
+        is_offline: True to send no requests to the hub.
         takes_smaller: True to take a smaller release if this one does not fit.
         is_forced: True to install a release that does not fit, and to repeat an installation.
         updates: True to install the newest commit, if no revision is named.
@@ -100,7 +97,6 @@ class ReleaseFiles:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the files."""
         return sum(file["size"] for file in self.files.values())
 
 
@@ -132,7 +128,7 @@ class Installer:
     def _installed(self, target: Target, request: Request) -> InstalledModel | None:
         """Return the installed model for a target, without a request to the hub, or None.
 
-        None also if the user wants the newest commit, which only the hub knows, or a new installation.
+        The result is also None if the user wants a new installation, or the newest commit, which only the hub knows.
         """
         revision = self._revision(target)
         asks_hub = target.repository is not None and not self._choices.is_offline
@@ -143,7 +139,7 @@ class Installer:
         """Return the model that a command-line word names; install it if it is not installed.
 
         Raises:
-            ReleaseError: If the word names no release and no installed model, or the release cannot be installed.
+            ReleaseError: The word names no release and no installed model, or the release cannot be installed.
         """
         try:
             target = parse(text)
@@ -246,8 +242,10 @@ class Installer:
         return entry, repos
 
     def _check(self, entry: ReleaseEntry, repos: list[ReleaseFiles]) -> None:
-        """Print what will be installed; raise ReleaseError if a licence is not accepted, or the release does not
-        fit.
+        """Print what will be installed.
+
+        Raises:
+            ReleaseError: A licence is not accepted, or the release does not fit.
         """
         stated = {repo.source.repository: _licence(repo) for repo in repos if repo.snapshot is not None}
         for repo in repos:
@@ -320,13 +318,12 @@ class Installer:
             return self._models.publish(staging, manifest)
 
     def _check_shapes(self, view: View, repos: list[ReleaseFiles], request: Request) -> None:
-        """Check that published tensors have the names and shapes that the converter expects.
+        """Check that published tensors have the names and shapes that the converter expects, before the download.
 
-        Only the headers of large files are read, before the download. Formats other than safetensors have none, so
-        their releases are not checked.
+        Only the headers of large files are read. Formats other than safetensors have none, so they are not checked.
 
         Raises:
-            ReleaseError: If tensors are missing, unknown or of another shape.
+            ReleaseError: Tensors are missing, unknown or of another shape.
         """
         large = [name for repo in repos for name, facts in repo.files.items() if facts["size"] >= LARGE_BYTES]
         if not large or not any(map(_missing, repos)) or not all(name.endswith(HEADED) for name in large):
@@ -348,7 +345,7 @@ class Installer:
         stage.end()
 
     def _places(self, repo: ReleaseFiles) -> dict[str, dict[str, Any]]:
-        """Return size, SHA-256 and path of the files of one repository; download those that are missing."""
+        """Return size, SHA-256 and path of the files of one repository, after downloading those that are missing."""
         if repo.snapshot is None:
             folder = Path(repo.source.repository)
             return {
@@ -366,7 +363,7 @@ def prefers_gpu(gpu: int | None, is_for_cpu: bool) -> bool:
     """Return True unless the CPU is wanted or no GPU is usable.
 
     Args:
-        gpu: GPU that the user named, or None.
+        gpu: GPU that the user named.
         is_for_cpu: True if the user wants the CPU.
     """
     return gpu is not None or (not is_for_cpu and fit.has_cuda_vllm() and bool(fit.gpus()))
@@ -384,7 +381,6 @@ def device_of(model: InstalledModel, gpu: int | None, is_for_cpu: bool) -> int |
 
 
 def _manifest(name: str, key: str, request: Request, family: str) -> Manifest:
-    """Return a manifest without files."""
     return Manifest(name, key, request, family, None, {}, (), {}, now(), version("stretto"), {})
 
 
@@ -408,7 +404,7 @@ def _missing(repo: ReleaseFiles) -> int:
 
 
 def cache_folder() -> Path:
-    """Return the hub's cache, by the rules of its client library."""
+    """Return the hub's cache folder, by the rules of the hub's client library."""
     named = os.environ.get("HF_HUB_CACHE")
     if named:
         return Path(os.path.expanduser(named))  # a Path raises RuntimeError for an unknown user
@@ -483,7 +479,7 @@ def choices_of(flags: argparse.Namespace) -> Choices:
 
 
 def token_of(flags: argparse.Namespace) -> str | None:
-    """Return the token in the file that the user has specified; None to use the token in the environment."""
+    """Return the token in the file that the user has named; None to use the token in the environment."""
     return None if flags.token_file is None else read_token(flags.token_file)
 
 

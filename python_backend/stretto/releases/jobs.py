@@ -1,7 +1,7 @@
 """Jobs in a child process, so that the command itself imports neither torch nor the hub's client library.
 
-A job and its answer are each one line of JSON, on the child's standard input and output. The child's own messages and
-those of its libraries are kept in a file, and are shown only if it dies.
+A job and its answer are each one line of JSON, on the child's standard input and output. Messages of the child and its
+libraries are kept in a file, and are shown only if it dies.
 """
 
 import json
@@ -53,7 +53,6 @@ class JobProcess:
 
     @cached_property
     def _process(self) -> "subprocess.Popen[bytes]":
-        """The child process."""
         # Without bytecode, importing torch takes seconds longer.
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         # -P: a module in the current folder must not shadow this package. A session of its own: an interrupt at the
@@ -71,10 +70,10 @@ class JobProcess:
         """Run a job and return its result.
 
         Args:
-            report: Function that is called with each number of processed bytes.
+            report: Called with each number of processed bytes.
 
         Raises:
-            ReleaseError: If the job failed, with its exit status, or the child died.
+            ReleaseError: The job failed, with its exit status, or the child died.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -101,7 +100,7 @@ class JobProcess:
         raise ReleaseError(f"{job}: the process ended with status {status}: {self._tail()}")
 
     def close(self) -> None:
-        """End the child, also in the middle of a job."""
+        """End the child, even in the middle of a job."""
         if "_process" in vars(self):
             self._process.kill()
             self._process.communicate()

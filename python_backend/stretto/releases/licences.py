@@ -41,7 +41,7 @@ def licence_of(source: RepositoryFiles, stated: str | None, endpoint: str) -> Li
     """Return the licence of a source from the names table or, if it is unknown there, from the model card.
 
     Args:
-        stated: Licence identifier of the model card, or None.
+        stated: Licence identifier of the model card.
     """
     if source.licence.id != "unknown" or stated is None:
         return source.licence
@@ -76,7 +76,7 @@ def require(
         digests: `text_digest` of each repository.
 
     Raises:
-        NotAllowed: If a licence is not accepted.
+        NotAllowed: A licence is not accepted.
     """
     accepted = _read(folder / ACCEPTED)
     asked = {name: licence for name, licence in licences.items() if licence.commercial != "yes"}

@@ -1,7 +1,4 @@
-"""Messages of commands that install releases: errors, each with its exit status, and progress on standard error.
-
-The message of an error is one line, without the command's name.
-"""
+"""Messages of commands that install releases: errors, each with its exit status, and progress on standard error."""
 
 import errno
 import shutil
@@ -76,9 +73,7 @@ def failed(command: str, error: ReleaseError) -> int:
 
 
 def plain(text: str) -> str:
-    """Return a text without characters that control a terminal or its writing direction; a file name may contain
-    any.
-    """
+    """Replace characters of a text, such as a file name, that control a terminal or its writing direction."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
@@ -100,11 +95,11 @@ def gigabytes(num_bytes: float) -> str:
 
 
 class InstallationStage:
-    """Stage of an installation: a line that is updated on a terminal, elsewhere two lines.
+    """Stage of an installation: one line that is updated on a terminal, two lines elsewhere.
 
     Args:
         total: Number of bytes to process; 0 if it is unknown.
-        progress: Function that is called at the start, at the end, and at most every PROGRESS_S seconds in between.
+        progress: Called at the start, at the end, and at most every PROGRESS_S in between.
     """
 
     def __init__(self, label: str, text: str, total: int = 0, progress: Callable[[], None] = lambda: None) -> None:
@@ -124,7 +119,6 @@ class InstallationStage:
             line(label, text)
 
     def advance(self, num_bytes: int) -> None:
-        """Add a number of processed bytes."""
         with self._lock:
             now = time.monotonic()
             if not self._done:
@@ -145,7 +139,7 @@ class InstallationStage:
         """Print the last line of the stage.
 
         Args:
-            text: What the stage did; default: the text of the stage.
+            text: Result of the stage; by default the text of the stage.
         """
         self._progress()
         seconds = f"{text or self._text} ({time.monotonic() - self._begun:.0f} s)"

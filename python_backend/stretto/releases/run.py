@@ -62,7 +62,7 @@ class Devices:
         gpu: GPU of the model; None to serve on the CPU.
         codec_device: Another GPU for the codec; None for `gpu`.
         quantize: Weight format: int8 on the CPU, fp8 on a GPU; None for the stored one.
-        convolutions: How the codec computes convolutions, such as exact.
+        convolutions: One of `DecoderConfig.CONVOLUTIONS`.
         mps: True if the launcher runs NVIDIA's MPS.
         serving: Serving profile (`convert.profiles`).
     """
@@ -87,7 +87,7 @@ class Devices:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables of the server's process. Its GPU 0 is `gpu`, and its GPU 1 the codec's."""
+        """Variables of the server's process, in which GPU 0 is `gpu`, and GPU 1 the codec's."""
         if self.gpu is None:
             return {}
         numbers = [self.gpu] if self.codec_device is None else [self.gpu, self.codec_device]
@@ -120,7 +120,7 @@ def served(model: InstalledModel, devices: Devices, models: InstalledModels, bui
     It is in the model's folder or, if that is read-only, in the user's cache.
 
     Raises:
-        ReleaseError: If the model cannot be served on these devices, or not at all.
+        ReleaseError: The model cannot be served on these devices, or not at all.
     """
     if not model.manifest.serves:
         raise ReleaseError(f"{model.manifest.name} is converted, but no server for it exists")
@@ -203,8 +203,8 @@ class Speech:
     """The command-line client, which only the console command imports.
 
     Attributes:
-        check: Function that checks parsed options, and exits if they are invalid.
-        perform: Function that sends the request to a server, whose address it gets from its second argument.
+        check: Checks parsed options, and exits if they are invalid.
+        perform: Sends the request to the server whose address its second argument returns.
     """
 
     parents: Sequence[argparse.ArgumentParser]
@@ -264,7 +264,7 @@ def parser_of(speech: Speech) -> argparse.ArgumentParser:
 
 
 def first_port(text: str) -> int:
-    """Parse a port that leaves room for the next three."""
+    """Parse a port that has three ports after it."""
     return whole_number(text, MAX_PORT, f"a port from 1 to {MAX_PORT}")
 
 
@@ -314,7 +314,7 @@ def _run(flags: argparse.ArgumentParser, args: argparse.Namespace, passed: list[
 
 
 def _check_options(args: argparse.Namespace, gpu: int | None) -> None:
-    """Raise BadArgument for options that apply to another device than the server's."""
+    """Raise BadArgument for options that apply only to another device than the server's."""
     if gpu is None and (args.codec_device is not None or args.convolutions or args.mps):
         options = "--codec-device, --convolutions and --mps"
         raise BadArgument(f"{options}: expected a server on a GPU, got the CPU")
@@ -343,7 +343,7 @@ def serve_model(words: list[str]) -> int:
 
 
 def model_arguments(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parse `--model NAME` and `--profile NAME`, and return the other arguments, too."""
+    """Parse `--model NAME` and `--profile NAME`; return the other arguments, too."""
     parser = CommandParser(prog="stretto serve", add_help=False, allow_abbrev=False)
     parser.add_argument("--model", required=True)
     add_profile(parser)
@@ -378,7 +378,7 @@ def reads_input() -> bool:
 
 
 def _choose_output(args: argparse.Namespace) -> None:
-    """Write WAV to standard output unless that is a terminal, or a file is named."""
+    """Select WAV on standard output unless that is a terminal, or a file is named."""
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     if args.out == Path(STANDARD_INPUT) and is_terminal:
         raise BadArgument("--out -: expected a pipe or a file as standard output, got a terminal")

@@ -54,7 +54,7 @@ def sections(families: Iterable[FamilyPlugin]) -> str:
     """Return the sections of all families that have one, sorted by title.
 
     Raises:
-        CheckpointError: If a family's table or prose cannot be read, or the prose refers to an unknown release.
+        CheckpointError: A family's table or prose cannot be read, or the prose refers to an unknown release.
     """
     texts = []
     for family in families:
@@ -99,7 +99,7 @@ def manual_commands(entry: ReleaseEntry, folder: str | None = None) -> list[list
     """Return the commands that download and convert a release, as words that need no further quoting.
 
     Args:
-        folder: Folder that has the release's files already; None to download them.
+        folder: Folder that already has the release's files; None to download them.
     """
     repo = folder or f"{entry.name}-release"
     folders = []
@@ -138,7 +138,7 @@ def download(source: RepositoryFiles, folder: str) -> list[str]:
 
 
 def wrapped(words: Sequence[str]) -> list[str]:
-    """Return a command as lines of at most WIDTH characters, each but the last with a backslash at its end."""
+    """Return a command as lines of at most WIDTH characters that end with a backslash, except the last one."""
     lines = [words[0]]
     for word in words[1:]:
         if len(lines[-1]) + len(word) + 3 > WIDTH:
@@ -183,7 +183,6 @@ def _target(text: str) -> Target:
 
 
 def arguments(words: list[str]) -> argparse.Namespace:
-    """Parse the command line."""
     parser = CommandParser(prog="stretto show", description=SHOW, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "release", nargs="?", help="name of a release, OWNER/NAME, or path of a folder; default: list all names"
@@ -196,7 +195,7 @@ def detected(target: Target, folder: str | None) -> ReleaseEntry:
     """Return the release in a folder, or in a repository on the hub, which is asked for file names and small files.
 
     Args:
-        folder: The folder as the user wrote it, or None.
+        folder: The folder as the user wrote it.
     """
     if target.listing is not None:
         return detect(target.listing, folder, target.part)
@@ -249,7 +248,7 @@ def commands(entry: ReleaseEntry, folder: str | None) -> Iterator[str]:
     """Yield the lines of the commands that install and serve a release, on the CPU.
 
     Args:
-        folder: Folder that has the release's files already; None to download them.
+        folder: Folder that already has the release's files; None to download them.
     """
     served = f"{entry.name}-served"
     serving = [
@@ -305,7 +304,7 @@ def remove_arguments(words: list[str]) -> argparse.Namespace:
 
 
 def table(models: list[InstalledModel]) -> str:
-    """Return a table of models; its first line has the headings."""
+    """Return a table of models with headings."""
     rows = [HEADINGS]
     for model in models:
         manifest = model.manifest
@@ -349,9 +348,7 @@ def _check_unused(model: InstalledModel) -> None:
 
 
 def _is_of(served: ServedModel, model: InstalledModel) -> bool:
-    """Return True if a served model is this installed model. Another folder of models may contain one with the same
-    key.
-    """
+    """Return True if a served model is this installed model, not one with the same key in another folder."""
     if served.key != model.manifest.key or not served.repository:
         return served.key == model.manifest.key
     repository = Path(served.repository)
@@ -378,7 +375,6 @@ def list_servers(words: list[str]) -> int:
 
 
 def server_arguments(words: list[str]) -> argparse.Namespace:
-    """Parse the command line."""
     parser = CommandParser(prog="stretto ps", description=SERVERS)
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print a JSON array with one object for each server")
@@ -404,7 +400,7 @@ def description(server: RunningServer) -> dict[str, Any]:
 
 
 def server_table(described: list[dict[str, Any]]) -> str:
-    """Return a table for people; its first line has the headings."""
+    """Return a table of servers with headings, from `description`."""
     rows = [SERVER_HEADINGS]
     for server in described:
         ports = ",".join(f"{name} {port}" for name, port in server["ports"].items())
@@ -418,7 +414,7 @@ def server_table(described: list[dict[str, Any]]) -> str:
 def health(servers: list[RunningServer]) -> int:
     """Print why this machine's servers are not ready; return 0 if they are, otherwise 1.
 
-    Without a server, also an installation that makes progress is healthy.
+    If there is no server, an installation that makes progress is healthy, too.
     """
     if not servers and (ages_s := installing(InstalledModels())):
         for name, age_s in ages_s.items():

@@ -45,11 +45,11 @@ KEY_DIGITS = 16
 
 @dataclass(frozen=True)
 class Request:
-    """Request for a model. At a commit of the repository, equal requests are answered by the same installed model.
+    """Request for a model. For one commit of the repository, equal requests have the same installed model.
 
     Attributes:
         release: Name in the names table, OWNER/NAME with an optional `#part`, or real path of a folder.
-        family: Family that the user named, or None.
+        family: Family that the user named.
         is_half: True to convert float32 weights to bfloat16, for GPUs.
         content: Digest of the names, sizes and times of a folder's files; empty for repositories.
     """
@@ -71,7 +71,7 @@ class Manifest:
         sources: `repository`, `commit` and `files` of each source; a folder has no commit, and no files in the cache.
         files: Size and SHA-256 of each file of the checkpoint, by path.
         date: Time of the installation, in ISO format.
-        resolved: Time in ISO format at which the hub last named the commit of `sources` for a revision, by revision.
+        resolved: For each revision, time in ISO format at which the hub last named the commit of `sources` for it.
         checkpoint: Absolute path of a checkpoint of the user's own; None for the folder `checkpoint`.
     """
 
@@ -91,7 +91,6 @@ class Manifest:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the checkpoint's files in bytes."""
         return sum(file["bytes"] for file in self.files.values())
 
     def resolved_at(self, revision: str) -> str:
@@ -101,7 +100,7 @@ class Manifest:
 
     @property
     def cached(self) -> set[tuple[str, str, str]]:
-        """Repository, commit and path of each file in the hub's cache that the model was made from."""
+        """Repository, commit and path of each file in the hub's cache from which the model was made."""
         return {
             (source["repository"], source["commit"], name)
             for source in self.sources
@@ -125,12 +124,12 @@ class InstalledModel:
 
     @property
     def private_folder(self) -> Path:
-        """Folder in the user's cache for model repositories of this model, for the case that its own is read-only."""
+        """Folder in the user's cache for model repositories of this model, if its own folder is read-only."""
         digest = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()
         return user_cache() / "served" / digest[:KEY_DIGITS]
 
     def damage(self) -> str:
-        """Return the name of a file that is missing or whose size differs from the manifest; empty if there is none."""
+        """Describe a file that is missing or has another size than in the manifest; empty if there is none."""
         for name, facts in self.manifest.files.items():
             try:
                 size = (self.checkpoint / name).stat().st_size
@@ -144,7 +143,7 @@ class InstalledModel:
 
 
 def key_of(request: Request, sources: tuple[Mapping[str, Any], ...]) -> str:
-    """Return the key of an installed model: a digest of its request and of the files that it was made from."""
+    """Return the key of an installed model: a digest of its request and of the files from which it was made."""
     text = json.dumps([asdict(request), sources], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 
@@ -175,7 +174,7 @@ class InstalledModels:
     folder: Path = field(default_factory=models_folder)
 
     def all(self) -> list[InstalledModel]:
-        """Return the models, sorted by name and by time; of equal names, the newest last."""
+        """Return the models, sorted by name and time."""
         models = []
         for path in self.folder.glob(f"[!.]*{SEPARATOR}*/{MANIFEST}"):
             manifest = read_manifest(path)
@@ -199,7 +198,7 @@ class InstalledModels:
         return model
 
     def with_key(self, name: str, key: str) -> InstalledModel | None:
-        """Return the model with a name and a key if its files are complete, or None."""
+        """Return the model with this name and key if its files are complete, or None."""
         models = [model for model in self.all() if (model.manifest.name, model.manifest.key) == (name, key)]
         return models[0] if models and not models[0].damage() else None
 
@@ -210,14 +209,15 @@ class InstalledModels:
         return same or [model for model in models if model.manifest.name == name]
 
     def listed(self, text: str) -> InstalledModel | None:
-        """Return the newest model with this name, as `stretto list` shows it; the text may contain capitals or
-        underscores.
+        """Return the newest model with this name, as `stretto list` shows it.
+
+        The text may contain capitals or underscores.
         """
         same = [model for model in self.all() if model.manifest.name == typed_name(text)]
         return same[-1] if same else None
 
     def cached_for(self, models: Sequence[InstalledModel]) -> set[tuple[str, str, str]]:
-        """Return the files in the hub's cache that only the given models were made from, as in `Manifest.cached`."""
+        """Return the files in the hub's cache from which only the given models were made, as in `Manifest.cached`."""
         folders = {model.folder for model in models}
         others = {file for model in self.all() if model.folder not in folders for file in model.manifest.cached}
         return {file for model in models for file in model.manifest.cached} - others
@@ -242,7 +242,10 @@ class InstalledModels:
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """Yield a new folder, which is removed at the end unless it was renamed. Remove folders of ended processes."""
+        """Yield a new folder, and remove it at the end unless it was renamed.
+
+        Folders of processes that have ended are removed, too.
+        """
         with _opened(self.folder / f"{STAGING}guard") as guard:
             fcntl.flock(guard, fcntl.LOCK_EX)  # a folder exists without its lock only under the guard
             for old in self.folder.glob(f"{STAGING}*/"):
@@ -262,10 +265,7 @@ class InstalledModels:
             shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, staging: Path, manifest: Manifest) -> InstalledModel:
-        """Write the manifest of a staging folder's model, and give the folder its name.
-
-        The caller holds the model's lock.
-        """
+        """Write the manifest of a staging folder's model, and rename the folder; the caller holds the model's lock."""
         model = InstalledModel(manifest, self.folder / folder_name(manifest))
         _write(staging, manifest)
         self._discard(model.folder)
@@ -291,9 +291,7 @@ class InstalledModels:
             shutil.rmtree(model.private_folder, ignore_errors=True)
 
     def _discard(self, folder: Path) -> None:
-        """Remove a folder if there is one. It is renamed first, so that a partly removed folder is never used as a
-        model.
-        """
+        """Remove a folder, after renaming it, so that a partly removed folder is never used as a model."""
         if folder.is_symlink():
             folder.unlink()
         elif folder.exists():
@@ -302,12 +300,11 @@ class InstalledModels:
 
 
 def now() -> str:
-    """Return the time in ISO format. Later times come later in alphabetical order."""
+    """Return the time in ISO format, whose alphabetical order is the order in time."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def folder_name(manifest: Manifest) -> str:
-    """Return the name of a model's folder."""
     return f"{manifest.name}{SEPARATOR}{manifest.key}"
 
 
@@ -329,7 +326,7 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def installing(models: InstalledModels) -> dict[str, float]:
-    """Return how many seconds ago each model that a process is installing has made progress, by the model's name."""
+    """Return the time since the last progress of each model that a process is installing, by name."""
     progress = {}
     for path in sorted((models.folder / LOCKS).glob("*.lock")):
         with suppress(OSError), path.open() as file:
@@ -431,7 +428,6 @@ class View:
             raise
 
     def remove(self) -> None:
-        """Remove the folders."""
         shutil.rmtree(self._folder)
 
 

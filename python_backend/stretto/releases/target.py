@@ -1,7 +1,6 @@
 """Release on a command line: a name of the catalogue, a repository on the hub, or a folder.
 
-The family of a repository or folder is detected from file names and small text files, before anything else is
-downloaded.
+The family of a repository or folder is detected from file names and small files, before anything else is downloaded.
 """
 
 import hashlib
@@ -48,7 +47,7 @@ class Folder(Listing):
         """List the files.
 
         Raises:
-            BadArgument: If `path` is no folder, or has no files or too many.
+            BadArgument: `path` is not a folder, or has no files or too many.
         """
         if not os.path.isdir(path):  # a Path raises OSError if it is too long
             got = "a file" if os.path.exists(path) else "a path that does not exist"
@@ -71,7 +70,6 @@ class Folder(Listing):
         super().__init__(frozenset(status_of), {name: status.st_size for name, status in status_of.items()})
 
     def text(self, name: str, max_bytes: int = MAX_TEXT_BYTES) -> str | None:
-        """Return the text of a file; None if there is no such file, or it is not UTF-8 text of at most `max_bytes`."""
         if name not in self.names:
             return None
         try:
@@ -95,7 +93,7 @@ class Target:
         entry: Entry of the names table; None for other targets.
         repository: OWNER/NAME on the hub; None for a folder.
         listing: Files of the folder; None for other targets.
-        part: Name after `#`, or None.
+        part: Name after `#`.
     """
 
     release: str
@@ -106,7 +104,6 @@ class Target:
 
     @property
     def folder(self) -> Path | None:
-        """Path of the folder; None for other targets."""
         return None if self.listing is None else self.listing.path
 
     @property
@@ -116,7 +113,7 @@ class Target:
 
     @property
     def checkpoint_family(self) -> str | None:
-        """Family of a converted checkpoint in the folder, which can be served as it is; None if there is none."""
+        """Family of a converted checkpoint in the folder, which needs no conversion; None if there is none."""
         family = None if self.listing is None else self.listing.json(CONFIG).get(FAMILY)
         return family if isinstance(family, str) else None
 
@@ -125,7 +122,7 @@ def release_of(text: str) -> str:
     """Return the release named by a command-line argument, in the form used in manifests (a folder: its real path).
 
     Raises:
-        BadArgument: If it is a hub address of something other than a repository.
+        BadArgument: It is a hub address of something other than a repository.
     """
     text = PAGE.sub("", text.strip(" "))
     where, hash_sign, part = text.partition("#")
@@ -140,7 +137,7 @@ def _repository(word: str) -> str:
     """Return the repository whose page of files is `word`; return other text unchanged.
 
     Raises:
-        BadArgument: If the page is not that of a repository's main files, with what to write instead.
+        BadArgument: The page is not that of a repository's main files.
     """
     page = FILES.fullmatch(word)
     if page is None:
@@ -157,8 +154,8 @@ def parse(text: str) -> Target:
     """Return the release named by a command-line argument.
 
     Raises:
-        BadArgument: If it is malformed.
-        Unavailable: If no release has this name.
+        BadArgument: The argument is malformed.
+        Unavailable: No release has this name.
     """
     text = release_of(text)
     where, _, part = text.partition("#")
@@ -202,8 +199,8 @@ def detect(
         Entry without a revision. Licence and gate come from the names table if it has the repository.
 
     Raises:
-        BadArgument: If the listing has several releases, or is a checkpoint.
-        Unavailable: If it has none, or only releases that cannot be converted.
+        BadArgument: The listing has several releases, or is a checkpoint.
+        Unavailable: It has none, or only releases that cannot be converted.
     """
     where = repository or "the folder"
     config = listing.json(CONFIG)
