@@ -71,7 +71,7 @@ async def pieces_from(descriptor: int) -> AsyncIterator[str]:
 
 
 async def samples_in(parts: AsyncIterator[bytes]) -> AsyncIterator[NDArray[Any]]:
-    """Yield samples, int16 [n], as they arrive as 16-bit little-endian bytes."""
+    """Convert 16-bit little-endian bytes to samples, int16 [n], as they arrive."""
     left = b""
     async for data in parts:
         data = left + data
@@ -405,7 +405,7 @@ async def talk(client: SpeechClient, args: argparse.Namespace) -> None:
 
 
 async def request(args: argparse.Namespace) -> None:
-    """Run a command with a client for the command's server."""
+    """Run `speak`, `transcribe` or `talk` with a client for the command's server."""
     async with SpeechClient(args.server, Timeouts(total_s=args.timeout)) as client:
         await {"speak": speak, "transcribe": transcribe, "talk": talk}[args.command](client, args)
 

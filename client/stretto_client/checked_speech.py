@@ -401,7 +401,7 @@ class _Clause:
         return max(self._given_up_at, self._lead.num_free(num_measured, attempt.sample_rate, attempt.sample_bytes))
 
     def _first_new_frame(self, attempt: Attempt) -> int:
-        """Return the first frame of a faulty attempt on which no sample that may have been sent depends."""
+        """Return the first frame that a new attempt may change: no sample that may have been sent depends on it."""
         assert self._profile is not None
         num_free = self._num_free(attempt)
         if not num_free:
@@ -409,7 +409,7 @@ class _Clause:
         return ceil(num_free * self._profile.frame_rate / attempt.sample_rate) + self._profile.lookahead_frames
 
     def _with_the_same_beginning(self, attempt: Attempt) -> list[Attempt]:
-        """Return the abandoned attempts that equal a faulty one in all samples that may have been sent."""
+        """Return the abandoned attempts that begin with the same samples, up to those that may have been sent."""
         first = self._first_new_frame(attempt)
         return [earlier for earlier in self._given_up if num_equal_frames(earlier.frames, attempt.frames) >= first]
 
@@ -447,7 +447,7 @@ class _Clause:
         return is_held
 
     async def _release(self, attempt: Attempt, num_free: float, items: Items) -> None:
-        """Send the samples of an attempt before number `num_free`."""
+        """Send the events of an attempt up to sample `num_free` of the clause."""
         while attempt.held:
             event, later = self._sent.split(attempt.held.pop(0), num_free)
             if later is not None:

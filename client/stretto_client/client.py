@@ -113,7 +113,7 @@ def for_text(
     with_codes: bool,
     voice: MarkedVoice | None,
 ) -> SpeakOptions:
-    """Return a request's options with the settings of one of its texts."""
+    """Return a request's options with the voice, pronunciations and other settings of one of its texts."""
     if voice is not None:
         options = {**options, "voice": voice.voice}
     if with_codes:
@@ -364,7 +364,7 @@ class SpeechClient:
     def _live(
         self, inputs: list[InferInput], unread: UnreadAudio, resume_s: float, total_s: float | None
     ) -> Callable[[Items], Awaitable[None]]:
-        """Return the function that puts the events of a live session, which `inputs` open, into a queue."""
+        """Return a function that opens a live session with `inputs`, and puts its events into a queue."""
         # The server sends nothing during silence.
         total_s = total_s or self.timeouts.total_s
         waits = replace(self.timeouts, between_s=total_s, total_s=total_s)

@@ -1,4 +1,4 @@
-"""Standard streams of the command line, and text in them and in arguments."""
+"""Standard streams of the command line, and decoding of text in them and in arguments."""
 
 import argparse
 import codecs

@@ -50,7 +50,7 @@ def clause_chars(text: str, max_chars: int, join: Join) -> int:
 
 
 def continued(speak: Speak, join: Join, profile: Callable[[], Awaitable[ModelProfile]], options: SpeakOptions) -> Speak:
-    """Return `speak` unchanged or, if clauses continue earlier ones, the ContinuedSpeech of these arguments."""
+    """Return `speak` unchanged or, if clauses continue earlier ones, a ContinuedSpeech."""
     return speak if join == "independent" else ContinuedSpeech(speak, profile, options)
 
 
@@ -125,7 +125,7 @@ class ContinuedSpeech:
     async def _followed(
         self, text: str, name: str | None, stream: AsyncIterator[SpeechEvent]
     ) -> AsyncGenerator[SpeechEvent, None]:
-        """Yield the events of a clause in the voice `name`. At its end, keep it if the next one may continue it."""
+        """Yield the events of a clause in the voice `name`, and keep the clause if the next one may continue it."""
         codes = list[NDArray[np.int32]]()
         async for event in stream:
             is_short = event.start_s + event.duration_s <= MAX_BEFORE_S

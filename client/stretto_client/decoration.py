@@ -104,7 +104,7 @@ def _verb(word: str) -> str:
 
 
 def _is_act(words: list[str], is_stressed: bool) -> bool:
-    """Return True if words describe an act; if they may only be stressed, their verb must be in the third person."""
+    """Return True if words describe an act; words that may be mere emphasis need a verb in the third person."""
     num_adverbs = next((index for index, word in enumerate(words) if not ADVERB.fullmatch(word)), len(words))
     acts = words[num_adverbs:]
     if not acts or num_adverbs > 2 or len(words) > MAX_DIRECTION_WORDS:
@@ -121,7 +121,7 @@ def _is_act(words: list[str], is_stressed: bool) -> bool:
 
 
 class FaceFilter:
-    """Incremental filter that replaces faces with DECORATION, for any division into pieces."""
+    """Incremental filter that replaces faces with DECORATION, however the text is divided into pieces."""
 
     def __init__(self) -> None:
         self._token = ""  # characters since the last space, while they may be a face

@@ -132,7 +132,7 @@ def from_rpc(error: grpc.RpcError, server: str) -> ClientError:
 
 
 def from_exception(error: InferenceServerException, server: str) -> ClientError:
-    """Convert an exception from Triton's client, whose text contains the status, to one of ours."""
+    """Return the ClientError for an exception from Triton's client, whose text contains the status."""
     name = (error.status() or "").removeprefix("StatusCode.")
     status = next((status for status in grpc.StatusCode if status.name == name), grpc.StatusCode.UNKNOWN)
     return _from_status(status, error.message() or name, server)

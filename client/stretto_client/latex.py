@@ -266,7 +266,7 @@ Formula = tuple[int, str]  # its end, and its words
 
 
 def formula_at(text: str, at: int, before: str, is_last: bool) -> Formula | None:
-    """Return the end and the words of the text at a dollar sign or backslash; None if more text is needed.
+    """Return the end and the words of a formula or other text at a `$` or backslash; None if more text is needed.
 
     Args:
         before: Character before it; empty at the beginning.

@@ -87,7 +87,7 @@ class LiveText:
         markup: Markup of the text. An SSML break becomes silence if the model reads whole sentences, and ends a
             sentence if it reads word by word. There, phonemes and rates of SSML have no effect.
         rates: True if the caller applies changes of the speaking rate.
-        join: Whether a clause continues the one before (`ContinuedSpeech`), if the model reads whole sentences.
+        join: `continued` if a clause continues the one before (`ContinuedSpeech`), for models of whole sentences.
         voices: Voices that marks in the text may select.
     """
 
@@ -181,7 +181,7 @@ class PassageEvents:
         self._joint = joint
 
     async def put(self, event: SpeechEvent) -> None:
-        """Forward an event, whose words get their positions in the source of the text."""
+        """Forward an event, and convert the positions of its words to those in the source of the text."""
         if any(word.text_start is not None for word in event.words):  # all words, with the last event of the passage
             event = self._places.find(self.passages.spoken).moved(event)
         if event.report is not None:
@@ -315,7 +315,7 @@ ACCEPTED = "session.part: expected {}, the number of the next part", "session: e
 
 
 class Renewal(Exception):
-    """The session continues with another request."""
+    """Raised if the session continues with another request."""
 
 
 class LiveAudio:

@@ -147,7 +147,7 @@ def signed_receipt(data: bytes, assertion: Any) -> SignedReceipt:
 
 
 def validated(data: bytes, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the library's report on a file's manifest, or None; raise ReceiptError if either is malformed."""
+    """Return the library's report on a file's manifest, or None; raise ReceiptError if the file is malformed."""
     try:
         with (
             c2pa.Context.from_dict(settings) as context,
@@ -168,7 +168,7 @@ def codes_of(report: Mapping[str, Any], outcome: str) -> set[str]:
 
 
 def failures_of(report: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the codes of failed checks; one of our own if the library rejects the manifest without a code."""
+    """Return the codes of failed checks; `invalid` if the library rejects the manifest without a code."""
     is_valid = report.get("validation_state") in ("Valid", "Trusted")
     return () if is_valid else tuple(sorted(codes_of(report, "failure"))) or ("invalid",)
 

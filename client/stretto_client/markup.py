@@ -19,9 +19,8 @@ from stretto_contract.sentence_ends import PAUSE, is_spoken
 
 Markup = Literal["auto", "none", "markdown", "ssml"]
 MARKUPS: tuple[str, ...] = get_args(Markup)
-# maximum on the event loop (6 ms), and per slice in the thread (60 ms)
-SHORT_CHARS = 100
-SLICE_CHARS = 1000
+SHORT_CHARS = 100  # maximum on the event loop (6 ms)
+SLICE_CHARS = 1000  # maximum per slice in the thread (60 ms)
 READING = Turns(1, "markup")  # for longer texts, one slice at a time: 100,000 characters may take 3 s
 
 # The last part is a line without final punctuation before another one.
@@ -226,7 +225,7 @@ class AutoReader:
 
     @property
     def inner(self) -> MarkupReader | None:
-        """Reader of the text; None at its beginning."""
+        """Reader that was chosen for the text; None until text has arrived."""
         return self._reader
 
     @property

@@ -52,7 +52,7 @@ class Passages(UnreadText):
 
     @property
     def _is_decided(self) -> bool:
-        """True if the buffer has text or a change, or cannot take more."""
+        """True if the buffer has text or a change of the voice, or takes no more text."""
         return bool(self._text.strip()) or PAUSE in self._text or self._is_full or self._is_complete
 
     def _end(self, max_chars: int) -> int:

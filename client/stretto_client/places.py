@@ -20,7 +20,7 @@ MAX_SKIPPED_CHARS = 2000
 
 
 class Places:
-    """Finder of the words of successive clauses in their source text, as the user has written it so far."""
+    """Finder of the positions of clauses' words in the source text that the user has written so far."""
 
     def __init__(self, source: str = ""):
         self._source = source

@@ -30,7 +30,8 @@ MAX_CHECKED_FRAMES = 1 << 16  # first frames of the speech, each with its own ch
 CHECK_BYTES = 2  # size of the check of a frame
 MAX_REDRAWN_CLAUSES = 1 << 13
 SHA256 = re.compile("[0-9a-f]{64}")
-# Arguments of `SpeechClient.speak` that do not determine the codes, or only through `redraws`, and those with a field.
+# Arguments of `SpeechClient.speak` that a receipt does not list: they do not determine the codes, or only through
+# `redraws`, or they have a field of their own.
 LEFT_OUT = {
     *("voice", "voices", "seed", "encoding", "output", "rates", "words"),
     *("check", "attempts", "hold_s", "check_with"),
@@ -39,14 +40,14 @@ ARGUMENTS = {"task", "sample_rate", "markup", "join", *SpeechOptions.__annotatio
 
 
 class ReceiptError(ValueError):
-    """A receipt, a key or a signature is invalid."""
+    """Raised if a receipt, a key or a signature is invalid."""
 
 
 class CodesRecord(TypedDict):
     """Digests of codes.
 
     Attributes:
-        sha256: Of all frames in order, each as the codes of its streams, int32 in little-endian order.
+        sha256: SHA-256 of all frames in order, each as the codes of its streams, int32 in little-endian order.
         checks: Base64 of the first CHECK_BYTES bytes of the SHA-256 of each of the first MAX_CHECKED_FRAMES frames.
     """
 
@@ -66,7 +67,7 @@ class FileRecord(TypedDict):
 
 
 class VoiceRecord(TypedDict):
-    """Recording of a voice, by digests of the file and of its transcript."""
+    """Digests of a voice's recording and of its transcript."""
 
     sha256: str
     text_sha256: str
@@ -79,7 +80,7 @@ class Receipt(TypedDict):
         id: The response's `x-request-id`; empty for speech of a client.
         time: Time at which the speech was complete, in UTC.
         model: Server's description of its model, with `numerics`, which identifies how the server rounds.
-        text_sha256: Of the text, in UTF-8.
+        text_sha256: SHA-256 of the text in UTF-8.
         arguments: Arguments of `SpeechClient.speak` that determine the codes.
         voice: Name of a voice, or the digests of a recording; None for the default.
         marked_voices: The same for each name in a mark of the text.

@@ -128,7 +128,7 @@ class ServerRecogniser:
 
 
 class WebRecogniser:
-    """Model behind OpenAI's `POST /v1/audio/transcriptions`. The environment may contain its API key."""
+    """Model with OpenAI's endpoint `POST /v1/audio/transcriptions`. The environment may contain its API key."""
 
     def __init__(self, address: Address):
         path = address.url.path.rstrip("/") or "/v1"

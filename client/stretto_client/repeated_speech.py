@@ -158,7 +158,7 @@ async def repeat(
 def compare_codes(
     receipt: Receipt, digest: CodeDigest, model: Mapping[str, str], starts: list[tuple[int, float]]
 ) -> CodeComparison:
-    """Return the comparison of generated codes with a receipt's.
+    """Compare generated codes with a receipt's.
 
     Args:
         starts: Numbers of generated frames, and the times at which they begin, in seconds.

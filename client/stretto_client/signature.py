@@ -36,18 +36,18 @@ PARTS = {"protected", "payload", "signature"}
 
 
 def encoded(data: bytes) -> str:
-    """Return data in the base64 of URLs, without padding."""
+    """Return data in URL-safe base64 without padding."""
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def decoded(text: object, name: str) -> bytes:
-    """Return data from the base64 of URLs; raise ReceiptError if the text called `name` is invalid."""
+    """Return the data in URL-safe base64; raise ReceiptError if the text called `name` is invalid."""
     if isinstance(text, str) and text.isascii():
         try:
             data = base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True)
         except binascii.Error:
             data = b""
-        if encoded(data) == text:  # one text for each value
+        if encoded(data) == text:  # so that each value has only one text
             return data
     raise ReceiptError(f"{name}: expected base64 for URLs without padding, got {shown(text)}")
 

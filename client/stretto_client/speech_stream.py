@@ -136,7 +136,7 @@ class SpeechEvent:
     redrawn_s: float | None = None
 
     def without_speech(self) -> "SpeechEvent":
-        """Return an event with the ids and the time of this one that is not final and has no speech, text or report."""
+        """Return an event with the same ids and time, which is not final and has no speech, text or report."""
         return SpeechEvent(
             None, self.utterance, self.index, self.segment, start_s=self.start_s, sample_rate=self.sample_rate
         )
@@ -197,7 +197,7 @@ def strings(**values: str | bytes | None) -> list[InferInput]:
 
 
 def audio_inputs(*audio: Audio, sharing: Sharing | None = None) -> list[InferInput]:
-    """Return the tensors of audio inputs, in shared memory if there is any.
+    """Return the tensors of audio inputs, in the request or in shared memory (`sharing`).
 
     Args:
         audio: Paths or contents of files; at most one entry may be (samples [n] in [-1, 1], rate in Hz) instead.
@@ -483,7 +483,7 @@ class Conversation:
             self._add("system", voice, instruction)
 
     def add_user(self, text: str | None, file: Path | None = None) -> None:
-        """Add a user turn with a text, an audio file or codes [S, T] in .npy; raise ValueError for invalid codes."""
+        """Add a user turn with a text and a file: audio, or codes [S, T] in .npy (ValueError if they are invalid)."""
         self._add("user", file, text)
 
     def add_reply(self, text: str, codes: NDArray[np.int32] | None) -> None:

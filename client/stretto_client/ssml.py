@@ -12,9 +12,8 @@ from stretto_client.tags import INVISIBLE, Tag, is_reasoning, needs_space
 from stretto_contract.pronunciation import ALPHABETS, InvalidEntry, PhonemesRecord, read_entry
 from stretto_contract.sentence_ends import PAUSE, full_stop, last_sign
 
-# limits on one break, and on all breaks in a text
-MAX_PAUSE_S = 10.0
-MAX_PAUSES_S = 60.0
+MAX_PAUSE_S = 10.0  # of one break
+MAX_PAUSES_S = 60.0  # of all breaks in a text
 MAX_DEPTH = 32  # maximum nesting of elements
 STRENGTHS_S = {"none": 0.0, "x-weak": 0.25, "weak": 0.5, "medium": 0.75, "strong": 1.0, "x-strong": 1.25}
 TIME = re.compile(r"\+?(\d{1,7}(?:\.\d{0,6})?|\.\d{1,6})(ms|s)")
@@ -97,7 +96,7 @@ class SsmlReader:
         self._last = ""  # sign that was returned
         self._tail = ""  # last character that was returned
         self._cut = ""  # name of an element that has begun or ended after the last text
-        self._pauses_s = 0.0  # total
+        self._pauses_s = 0.0  # sum of all pauses
         self._ready: list[str] = []
         self.left_out: list[str] = []  # names of the blocks of reasoning
 

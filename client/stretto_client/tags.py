@@ -61,8 +61,8 @@ REASONING = re.compile(
     r"think|thought|reasoning|^(?:reason|reflection|reflections|scratchpad|cot|monologue|innermonologue|rationale)$"
 )
 MESSAGE_ENDS = ("end", "return", "call", "start", "channel")  # tokens after which no part of a message follows
-# Tokens that are followed by a header. A header after one of the first two ends with a token, and after one of the
-# others with the line; it is then the name of a role.
+# Tokens that are followed by a header. After one of HEADED, it ends with a token. After one of LINE_HEADED, it is the
+# name of a role and ends with the line.
 HEADED = ("start", "start_header_id", "channel")
 LINE_HEADED = ("im_start", "start_of_turn")
 HEADER = re.compile(r"[\w .=:-]*")
@@ -78,7 +78,7 @@ class Tag(NamedTuple):
 
     @property
     def block(self) -> str:
-        """Name of the block that the tag bounds, which is equal for its beginning and its end."""
+        """Name of the block that the tag begins or ends."""
         local = self.name.rpartition(":")[2].lower().replace("▁", "_")
         return re.sub(r"[\W\d_]+", "", BOUND.sub("", local))
 
@@ -210,7 +210,7 @@ class TagFilter:
 
     @property
     def _is_code(self) -> bool:
-        """True for the next character if it is in Markdown code or after a backslash."""
+        """True if the next character is in Markdown code or after a backslash."""
         self._end_ticks()
         return bool(self._code) or self._is_escaped
 
@@ -292,7 +292,7 @@ class TagFilter:
             self._last, self._is_blank = text[-1], self._is_blank and text.isspace()
 
     def _follow(self, token: str) -> None:
-        """Track whether text is Markdown code: between equal runs of backticks, which end with the line if below 3."""
+        """Track whether text is Markdown code: between equal runs of backticks, on one line if these are below 3."""
         if not token:
             return
         if token[0] == "`":
@@ -324,7 +324,7 @@ def marked_voices(text: str, tags: Collection[str] | None = None) -> list[str | 
 
 
 def needs_space(last: str, first: str) -> bool:
-    """Return True if a space separates the text that ends with `last` from text that begins with `first`."""
+    """Return True if a space must separate the text that ends with `last` from text that begins with `first`."""
     if not last or last.isspace() or first.isspace() or (last >= "\u2e80" and first >= "\u2e80"):
         return False
     return (last.isalnum() or last in ".,;:!?…)]\"'”’»%") and (first.isalnum() or first in "\"'“‘«([*_")

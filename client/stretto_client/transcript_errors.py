@@ -21,20 +21,19 @@ MISSED = 3
 WRONG = 2
 RIGHT = -3
 MAX_LETTERS = 2000  # of a spelling
-# Markup and tags, which some models read aloud: as many symbols as may stand for its letters.
+# Markup and tags, which some models read aloud. Symbols replace them, so that as many letters match.
 TAG = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|^[ \t]*speaker \d+[ \t]*:", re.IGNORECASE | re.MULTILINE)
 SYMBOL = "\N{CURRENCY SIGN}"
 EDGES = ".,;:!?…\"'“”‘’()[]{}«»*_~-–—。、，！？；："
 SILENT = "'’-–—,;:"  # in a word
 LONGEST_ABBREVIATION = 4  # in letters, before a full stop that is not the last
-# Any letters or none, as many as may stand for a letter that is spelled, or punctuation in a word, and for a symbol.
-ANY = "?"
-ANY_OF_LETTER = 4 * ANY
+ANY = "?"  # placeholder for any letter or none
+ANY_OF_LETTER = 4 * ANY  # for a letter that is spelled, and for punctuation in a word
 ANY_OF_SYMBOL = 8 * ANY
 
 
 def spelling(text: str) -> str:
-    """Return the letters of a text, in Unicode's form NFKD and without marks, with ANY for digits and the like."""
+    """Return the letters of a text, in Unicode's form NFKD and without marks; ANY replaces digits and acronyms."""
     words = TAG.sub(lambda tag: f" {SYMBOL * (1 + len(tag[0]) // len(ANY_OF_SYMBOL))} ", text).split()
     has_small = any(map(str.islower, text))
     return "".join(_spelled(word, has_small, number == len(words)) for number, word in enumerate(words, 1))

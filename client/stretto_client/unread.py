@@ -100,9 +100,8 @@ class UnreadText(Unread[str]):
 
 
 SAMPLE_BYTES = 4  # float32
-# minimum and maximum audio per part, in seconds; more waits while a part is in transit
-PART_S = 0.08
-MAX_PART_S = 10.0
+PART_S = 0.08  # minimum audio per part, in seconds
+MAX_PART_S = 10.0  # maximum; more audio waits while a part is in transit
 
 
 class UnreadAudio(Unread[NDArray[Any]]):

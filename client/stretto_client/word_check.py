@@ -28,10 +28,10 @@ from stretto_contract.scripts import foreign_words
 from stretto_contract.speech_checks import Unchecked
 
 LOG = logging.getLogger(__name__)
-MAX_AT_ONCE = 4  # at once, of one client
-PLACE_S = 5.0  # longest wait for one of these places, which is no fault of the recogniser
+MAX_AT_ONCE = 4  # maximum number of checks of one client at once
+PLACE_S = 5.0  # longest wait until fewer checks are running, which is no fault of the recogniser
 ANSWER_S = 5.0  # longest wait for a transcript, beside the duration of the speech
-PAUSE_S = 10.0  # after a failure, in which the recogniser is not asked, so that not every clause waits
+PAUSE_S = 10.0  # time after a failure in which the recogniser is not asked, so that not every clause waits
 ANY_WORD = "++"  # fits any word: phonemes have no letters to compare
 MAX_SHOWN_CHARS = 300  # of an error in the log
 COMPARING = Turns(1, "words")  # 300 letters take 2 ms, and MAX_LETTERS 60 ms

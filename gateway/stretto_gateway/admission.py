@@ -246,7 +246,7 @@ class EventPace:
 
 
 def work_of(event: str | bytes) -> int:
-    """Return an estimate of an event's work, from its size and, in JSON, the number of signs around values."""
+    """Return an estimate of the work that an event causes: its size, and the signs around values if it is JSON."""
     num_signs = sum(map(event.count, '[{,"')) if isinstance(event, str) else 0
     return EVENT_WORK + len(event) // UNIT_BYTES + num_signs
 
@@ -274,7 +274,7 @@ class OpenSessions:
         """Count a session of the current caller (`CALLER`) during the `with` block, or raise ApiError 429 or 503.
 
         Args:
-            is_known: False for a client that has yet to identify itself; such clients only share slots of their own.
+            is_known: False for a client that has yet to identify itself; such clients share separate slots.
         """
         if self.draining.is_set():
             raise ApiError(503, "the gateway accepts no new sessions; try again", code="unavailable")

@@ -11,7 +11,7 @@ from stretto_gateway.answers import refused
 FETCHES_NOTHING = "base64 or a data: URL, because the gateway opens no URLs or files"
 BLANKS = b" \t\r\n\v\f"  # for example, the line ends that the command `base64` writes
 DATA_URL = "a data: URL with base64"
-PART_BYTES = 1 << 20  # decoded at once, in 3 ms; other threads wait for it. A multiple of 4
+PART_BYTES = 1 << 20  # decoded at once, in 3 ms, while other threads wait; a multiple of 4
 STANDARD = bytes.maketrans(b"-_", b"+/")  # from the URL-safe alphabet (RFC 4648, section 5)
 
 

@@ -29,9 +29,8 @@ from stretto_gateway.speech import encoded, sse, sse_error, usage
 from stretto_gateway.speech_request import AudioFormat, Voiced
 from stretto_gateway.turns import AUDIO
 
-# maximum number of turns in a conversation, and of parts in a turn
-MAX_TURNS = 64
-MAX_PARTS = 64
+MAX_TURNS = 64  # in a conversation
+MAX_PARTS = 64  # in a turn
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 

@@ -120,7 +120,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def with_fewer_connections(config: GatewayConfig) -> GatewayConfig:
-    """Return the settings with as many connections as the limit on open files permits, and report a lower number."""
+    """Return the settings, with fewer connections and a message if the limit on open files is too low."""
     wanted = config.limits.max_connections
     others = OTHER_FILES + config.limits.max_sessions * sum(options.files_per_session for options in config.routes)
     needed = FILES_PER_CONNECTION * wanted + others
@@ -138,7 +138,7 @@ def with_fewer_connections(config: GatewayConfig) -> GatewayConfig:
 
 
 def raise_file_limit(num_files: int) -> int:
-    """Raise the limit on open files to `num_files`, or as far as permitted; return the smaller number."""
+    """Raise the limit on open files to `num_files`, or as far as permitted; return the smaller of the two."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -281,7 +281,7 @@ def port_in_row(offset: int) -> int:
 
 
 def memory_size(text: str) -> int:
-    """Return the bytes of a size with a unit of UNITS, of at least 1 MiB, for argparse."""
+    """Parse a size such as `256MiB`, of at least 1 MiB, for argparse; return it in bytes."""
     match = re.fullmatch(rf"(\d{{1,6}}) ?({'|'.join(UNITS)})", text)
     num_bytes = int(match[1]) * UNITS[match[2]] if match else 0
     if num_bytes < MIB:
@@ -291,7 +291,7 @@ def memory_size(text: str) -> int:
 
 
 def parsed_by(parse: Callable[[str], object]) -> Callable[[str], str]:
-    """Return a type for argparse: a text that `parse` accepts, which raises ValueError for others."""
+    """Return an argparse type for the texts that `parse` accepts; `parse` raises ValueError for others."""
 
     def check(text: str) -> str:
         try:
@@ -411,7 +411,7 @@ def read_servers(words: list[str]) -> tuple[str, dict[str, str]]:
 
 
 def read_keys(path: Path | None, flag: str = "--keys", variable: str = KEYS) -> tuple[str, ...]:
-    """Return the keys of a file and of an environment variable; raise ValueError if one is weak or missing."""
+    """Return the keys of a file and of an environment variable; raise ValueError if one is weak or none is there."""
     try:
         lines = [] if path is None else path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:

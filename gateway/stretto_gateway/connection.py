@@ -17,8 +17,7 @@ from stretto_gateway.config import Limits
 LOG = logging.getLogger("stretto_gateway")
 HEAD_S = 60.0  # maximum time for a request's head to arrive after its first byte
 STALL_S = Limits().stall_s  # time within which the client must read part of a response
-# number of checks within that time, because a delayed event loop runs timers before pending reads
-NUM_CHECKS = 10
+NUM_CHECKS = 10  # checks within that time, because a delayed event loop runs timers before pending reads
 # limits on a request's head, including trailers
 MAX_HEAD_BYTES = 65_536
 MAX_HEADERS = 100
@@ -321,7 +320,7 @@ class Connection(HttpToolsProtocol):
         self._timer = self.loop.call_later(patience_s / NUM_CHECKS, self._check, num_unread, num_checks - 1)
 
     def _check(self, num_unread: int, num_checks: int) -> None:
-        """Disconnect the client if it has read none of `num_unread` unsent bytes, and no checks are left."""
+        """Disconnect a client that is idle, or has read none of `num_unread` unsent bytes, once no checks are left."""
         if self.transport.get_write_buffer_size() < num_unread:
             self._wait()
             return

@@ -14,9 +14,8 @@ Law = Literal["mulaw", "alaw"]
 RATE = 8_000  # Hz
 LAWS: tuple[Law, ...] = ("mulaw", "alaw")
 MEDIA_TYPES = {"mulaw": "audio/basic", "alaw": "audio/PCMA"}  # RFC 2046, section 4.3, and RFC 4856
-# Bits that are inverted in each byte, and the number of the format in a WAV file (RFC 2361).
-INVERTED = {"mulaw": 0xFF, "alaw": 0xD5}
-WAV_FORMATS = {"mulaw": 7, "alaw": 6}
+INVERTED = {"mulaw": 0xFF, "alaw": 0xD5}  # bits that are inverted in each byte
+WAV_FORMATS = {"mulaw": 7, "alaw": 6}  # RFC 2361
 NUM_LEVELS = 128  # per sign: 8 segments of 16 steps
 
 
@@ -32,14 +31,14 @@ def _levels(law: Law) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _decoding_table(law: Law) -> NDArray[np.int16]:
-    """Return the sample of each byte, int16 [256]."""
+    """Return the sample that each byte encodes, int16 [256]."""
     code = np.arange(256) ^ INVERTED[law]
     magnitude = _levels(law)[1][code % NUM_LEVELS]
     return np.where(code >= NUM_LEVELS, -magnitude, magnitude).astype(np.int16)
 
 
 def _encoding_table(law: Law) -> NDArray[np.uint8]:
-    """Return the byte of each sample, uint8 [65536], in the order of the samples as unsigned numbers."""
+    """Return the byte that encodes each sample, uint8 [65536], in the order of the samples as unsigned numbers."""
     sample = np.arange(65_536).astype(np.uint16).view(np.int16).astype(np.int64)
     magnitude = np.where(sample < 0, ~sample, sample)  # one's complement, as in G.191
     level = np.searchsorted(_levels(law)[0], magnitude, side="right") - 1

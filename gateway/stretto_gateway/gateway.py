@@ -30,7 +30,7 @@ OfRoute = TypeVar("OfRoute", bound=RouteState)
 
 
 class Gateway:
-    """State of a running gateway, as requests to one of its servers see it.
+    """State of a running gateway for the requests to one of its servers.
 
     Each server has its own client, queue, catalogue and slots, and its name in metrics. All else is shared. A gateway
     must be created and closed inside the event loop.

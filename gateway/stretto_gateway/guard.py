@@ -57,9 +57,8 @@ ANY_ORIGIN = "*"  # allows pages of any origin
 WITH_AUDIO = (*RECORDINGS, CONVERSATIONS)
 VALUES = b"[{,"  # bytes before every JSON value except the first
 CHARSETS = re.compile(r' *= *"?(utf-?8|us-ascii|iso-8859-1)"? *(;|$)', re.IGNORECASE)  # of a form
-# minimum memory per parsed value; number of values that is always admitted
-VALUE_BYTES = 64
-SMALL_VALUES = 1024
+VALUE_BYTES = 64  # minimum memory per parsed value
+SMALL_VALUES = 1024  # number of values that is always admitted
 LISTS = b"[{"  # the values that parse most slowly; 1 MiB of empty ones blocks the event loop for 0.2 s
 MAX_LISTS = 65_536
 BASE64 = (string.ascii_letters + string.digits + "+/-_=").encode()
@@ -131,7 +130,7 @@ def origin_of(text: str) -> str:
 
 
 def is_own_page(origin: str | None, host: str) -> bool:
-    """Return True without an Origin header, or if it names the gateway's own page at an IP address or localhost."""
+    """Return True if the Origin header is missing, or names the own page at an IP address or localhost."""
     scheme, _, authority = (origin or "").partition("://")
     return origin is None or (bool(scheme) and authority == host and is_address(authority))
 
@@ -314,7 +313,7 @@ class Guard:
 
 
 def strip_slash(scope: Scope) -> None:
-    """Remove slashes at the end of an HTTP request's path, which clients add that join a base URL and a path.
+    """Remove the slashes that some clients append to the path of an HTTP request.
 
     A redirect would lose the body in some clients, and would name the wrong scheme behind a proxy with TLS.
     """

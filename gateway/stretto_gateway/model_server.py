@@ -14,9 +14,8 @@ from stretto_gateway.config import GatewayConfig
 from stretto_gateway.routed import RoutedClient
 from stretto_gateway.server_queue import ServerQueue
 
-# time between two checks of a server, and maximum duration of each
-CHECK_S = 5.0
-ANSWER_S = 5.0
+CHECK_S = 5.0  # time between two checks of a server
+ANSWER_S = 5.0  # maximum duration of a check
 READY_S = 5.0
 IDENTITY = ("model", "revision", "configuration", "weights", "numerics")  # fields of a server's report about its model
 FAILED_CHECKS = 3  # consecutive failed checks after which a server is down; one that is only busy answers earlier
@@ -120,8 +119,8 @@ class Servers:
 
         Args:
             abilities: Functions that return True for the profile of a model that can do the request. If the first
-                function
-                is true for no model, the next one is used, and so on. Without one, every model can do the request.
+                function is true for no model, the next one is used, and so on. Without one, every model can do the
+                request.
         """
         if not self.are_named:
             return self.all[0]

@@ -40,7 +40,7 @@ SILENT = 1e-3  # energy of a channel, relative to the other one
 
 
 class MonoMixer:
-    """Mixer of one or two channels that arrive in blocks, to their mean.
+    """Mixer of one or two channels, which arrive in blocks, to mono (their mean).
 
     If the channels received so far cancel, one of them is inverted. If one of them is silent so far, the other one
     keeps its level.

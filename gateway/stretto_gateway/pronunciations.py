@@ -128,7 +128,7 @@ async def add_dictionary(
     stored: tuple[DictionaryEntry, ...] = ()
     if gateway.pronunciations is not None:
         stored = await FILES.run(gateway.pronunciations.find, owner)
-    # In a stored dictionary, phonemes of other models have no effect. Its owner was told which ones when it was stored.
+    # Phonemes of other models have no effect here. The response listed them when the dictionary was stored.
     readable = (entry for entry in stored if not entry.alphabet or entry.alphabet in profile.phonemes)
     given_words = set(map(folded, merged))
     merged |= entries_record(entry for entry in readable if folded(entry.word) not in given_words)

@@ -24,8 +24,7 @@ FAILED = 1011
 RESTART = 1012
 TRY_AGAIN = 1013
 Error = TypeVar("Error", bound=BaseException)
-# per second; if there are more, the session ends, because errors cost the gateway more than the client
-MAX_ERRORS = 100
+MAX_ERRORS = 100  # per second; beyond it, the session ends, because errors cost the gateway more than the client
 MAX_VALUES = 8192  # per event, because a value of one character may need a hundred times its size in memory
 
 
@@ -217,7 +216,7 @@ async def _until_draining(gateway: Gateway, session: SocketSession) -> None:
 
 
 async def _until_expired(limits: Limits, session: SocketSession) -> None:
-    """End the session at its maximum duration, once the output in progress is complete, which has `drain_s` seconds."""
+    """End the session at its maximum duration, after up to `drain_s` seconds for the output in progress."""
     await asyncio.sleep(limits.session_s)
     with suppress(TimeoutError):
         async with asyncio.timeout(limits.drain_s):

@@ -61,10 +61,10 @@ class Entry:
 
 
 class SpeechCache:
-    """Entries that together, with those that are written or read, have at most `CacheSettings.max_bytes` bytes.
+    """Entries of the cache, at most `CacheSettings.max_bytes` bytes together, including those being written or read.
 
-    Keys share the bytes fairly (`FairLimit`), so that one does not replace the entries of all others. To make space for
-    an entry, those whose last use is oldest are removed, of the key that has most bytes, or else of the same key.
+    Keys share the bytes fairly (`FairLimit`), so that one does not replace the entries of all others. To make space,
+    the least recently used entries are removed: those of the key that has most bytes, or else of the same key.
 
     Args:
         has_keys: True if each caller has only the entries of its own key.

@@ -158,7 +158,7 @@ def make_owner_folder(folder: Path) -> None:
 
 
 def write_whole(path: Path, unfinished: Path, data: bytes) -> None:
-    """Write a file that has its name only once its data is on the disk.
+    """Write a file that gets its name only once its data is on the disk.
 
     Until then, its path is `unfinished`, in the same folder. `VoiceStore` removes such files after a crash.
     """

@@ -32,7 +32,7 @@ class AudioBudget:
 async def whole_file(
     item: SpeechFields, parts: AsyncGenerator[bytes, None], room: AudioBudget, asked: State
 ) -> bytearray:
-    """Return a file whose `parts` are generated; a WAV file has its length."""
+    """Return the file whose `parts` are generated; the header of a WAV file gets its length."""
     audio = bytearray()
     async with closing(parts):
         async for data in parts:

@@ -39,7 +39,7 @@ class Host:
 
 
 def host(gpus: tuple[str, ...]) -> Host:
-    """Return a description of this machine; watch it for a second."""
+    """Return a description of this machine, whose load is watched for a second."""
     return Host(
         processor=processor_name(),
         cores=len(os.sched_getaffinity(0)),

@@ -12,7 +12,7 @@ import numpy as np
 from stretto_client.capacity.traces import Trace, underrun_s
 
 PLAYER_BUFFER_S = 0.1  # a player buffers this much audio, so a chunk that is later than this causes a gap
-MOST_LATE = 0.05  # share of replies that may begin later than the limit: the limit is one of the 95th percentile
+MOST_LATE = 0.05  # share of replies that may begin later than the limit, which is one of the 95th percentile
 CONFIDENCE = 0.95
 SPREAD_S = 1.0  # the streams of a level begin within this time, not at once
 RETRY_S = 0.25  # pause of a stream after a request that was refused or failed
@@ -99,7 +99,7 @@ class Level:
         return self.audio_per_s * sum(trace.num_chars for trace in complete) / audio_s if audio_s else 0.0
 
     def fault(self) -> str | None:
-        """Return why the server does not serve this many streams well; None if it does."""
+        """Return the reason why the server does not serve this many streams well; None if it does."""
         errors = [trace.error for trace in self.traces if trace.error is not None]
         if self.num_refused:
             return f"the server refused {self.num_refused} of {len(self.traces)} requests: {errors[0]}"
@@ -127,7 +127,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def p95_bound(values: Sequence[float]) -> float | None:
-    """Return a value that is above the 95th percentile of all requests with CONFIDENCE, if these are a sample.
+    """Return a bound that is above the 95th percentile of all requests with probability CONFIDENCE, from a sample.
 
     The result is the k-th smallest value. It is below the true percentile only if at least k of the n values are. It is
     None for fewer than 59 values, because even the largest is not large enough.
@@ -206,7 +206,7 @@ class LevelRun:
             self._enough.set()
 
     def _level(self, stopped: float) -> Level:
-        """Return the results of the level so far; streams sent no request after the time `stopped`."""
+        """Return the results of the level so far; no request was sent after the time `stopped`."""
         now = time.perf_counter()
         begun = self._all_begun or now
         traces = [

@@ -65,7 +65,7 @@ class Trace:
 
 
 def underrun_s(trace: Trace) -> float:
-    """Return how long a player that starts with the first chunk waits for a late chunk, at most, in seconds."""
+    """Return the longest time in seconds that a player waits for a late chunk if it starts with the first chunk."""
     played = np.concatenate([[0.0], np.cumsum(trace.durations)[:-1]])
     return float(np.max(np.asarray(trace.arrivals) - trace.arrivals[0] - played, initial=0.0))
 

@@ -281,7 +281,7 @@ class InputBuffer:
 
     @property
     def turn_end(self) -> dict[str, str]:
-        """Event field under `semantic_vad`: turns end by a `model` or by `silence`."""
+        """Field of events under `semantic_vad`, which states whether turns are ended by a `model` or by `silence`."""
         if self._rules is None:
             return {}
         return {TURN_END: "silence" if self._model is None else "model"}

@@ -17,9 +17,8 @@ from stretto_gateway.realtime.settings import Settings
 
 PREFIX = "ek_"  # OpenAI's prefix for ephemeral keys
 NUM_BYTES = 32  # random bytes in a secret
-# memory of a secret, and of each character of its settings
-SECRET_BYTES = 2048
-CHAR_BYTES = 4
+SECRET_BYTES = 2048  # memory of a secret
+CHAR_BYTES = 4  # memory of each character of its settings
 MAX_BYTES = 16 << 20  # limit on all secrets together
 Lifetime = Annotated[int, Field(ge=10, le=7200)]  # seconds, as at OpenAI
 

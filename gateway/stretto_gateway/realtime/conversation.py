@@ -16,9 +16,8 @@ from stretto_gateway.socket_session import new_id
 
 Kind = Literal["input_text", "input_audio", "input_image", "output_text", "output_audio"]
 MAX_CHAR_BYTES = 4
-# memory of an item and of a part, not counting its content
-ITEM_BYTES = 1024
-PART_BYTES = 256
+ITEM_BYTES = 1024  # memory of an item, not counting its content
+PART_BYTES = 256  # the same for a part
 ROOT = "root"  # OpenAI's name for the position before all items
 
 

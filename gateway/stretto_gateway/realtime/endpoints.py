@@ -77,8 +77,8 @@ async def create_client_secret(body: SecretRequest, request: Request) -> ClientS
 async def settled(first: Gateway, change: SettingsChange, model: str, owner: str) -> Gateway:
     """Check the settings of a new session, and return the gateway for the server of its model.
 
-    Fields of `change` that the model does not support are undone or, in a strict gateway, raise ApiError, as invalid
-    fields do. `model` is the name of the model if the settings have none.
+    Fields of `change` that the model does not support are undone. ApiError is raised for invalid fields and, in a
+    strict gateway, for unsupported ones. `model` is the name of the model if the settings have none.
     """
     gateway = await first.for_model(model_of(change.settings) or model, *abilities(change.settings))
     voices = CallersVoices(gateway.voices, owner)

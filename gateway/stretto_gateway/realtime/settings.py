@@ -362,7 +362,7 @@ def current_shape(update: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_formats(update: dict[str, Any]) -> dict[str, ApiError | None]:
-    """Return an error or None for the formats of `input` and `output`, as far as a session update names them."""
+    """Return an error or None for each format, of `input` and `output`, that a session update sets."""
     audio = current_shape(update).get("audio")
     errors = dict[str, ApiError | None]()
     for direction in ("input", "output"):

@@ -16,7 +16,7 @@ SAMPLE_BYTES = 2
 class Resampler:
     """Streaming resampler of FFmpeg. The samples do not depend on how the input is split into pieces.
 
-    It holds back 2 ms of the telephone's band. soxr, which the gateway uses elsewhere, holds back up to 75 ms.
+    It holds back 2 ms of telephone audio. soxr, which the gateway uses elsewhere, holds back up to 75 ms.
     """
 
     def __init__(self, rate: int, to_rate: int):
