@@ -59,7 +59,7 @@ def divide_requests(batch: CommonAttentionMetadata, max_rows: int) -> CommonAtte
 
 
 def supported_head_sizes(config: VllmConfig) -> list[int]:
-    """Return the head sizes that vLLM's kernel supports; with others, it would fail in the first request."""
+    """Return the head sizes that vLLM's kernel supports. With others, it would fail in the first request."""
     return [size for size in range(HEAD_SIZE_STEP, MAX_HEAD_SIZE + 1, HEAD_SIZE_STEP) if _is_supported(size, config)]
 
 

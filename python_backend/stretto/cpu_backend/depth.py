@@ -51,7 +51,7 @@ class CpuDepth:
         return self._read(buffers, 0)
 
     def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """Process positions 0 and 1 of a frame; return the states [N, H] that predict stream 1's codes.
+        """Process positions 0 and 1 of a frame, and return the states [N, H] that predict stream 1's codes.
 
         If `start` has run, only position 1 is processed.
 
@@ -66,7 +66,7 @@ class CpuDepth:
         return self._read(buffers, 0)
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Process one position of a frame; return the states [N, H] that predict the codes of stream `position`.
+        """Process one position of a frame and return the states [N, H] that predict the codes of stream `position`.
 
         Args:
             code: Codes of stream `position` - 1, as rows of `embed`, [N].
@@ -104,7 +104,7 @@ class CpuSteppedDepth:
         self._rows.prepare(max_rows)
 
     def begin(self, hidden: torch.Tensor, code: torch.Tensor, second: torch.Tensor | None = None) -> torch.Tensor:
-        """Process position 0 of a frame; return the states [N, H] that predict stream 1's codes.
+        """Process position 0 of a frame and return the states [N, H] that predict stream 1's codes.
 
         Args:
             code: Ids of stream 0, as rows of `embed`, [N].
@@ -117,7 +117,7 @@ class CpuSteppedDepth:
         return self._read(embeds, 0)
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Process one position of a frame; return the states [N, H] that predict the codes of stream `position`.
+        """Process one position of a frame and return the states [N, H] that predict the codes of stream `position`.
 
         Args:
             code: Ids of stream `position` - 1, as rows of `embed`, [N].
@@ -216,7 +216,7 @@ class _Buffers:
         self._views = dict[tuple[int, int], KeysAndValues]()
 
     def store(self, layer: int, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the new keys and values of a layer; return all keys and values up to then, [M, KV heads, n, D]."""
+        """Store the new keys and values of a layer and return all keys and values up to then, [M, KV heads, n, D]."""
         views = self._views.get((layer, first))
         if views is None:
             stop = first + self._count

@@ -11,7 +11,7 @@ INT32S = ctypes.c_int32 * (1 << 30)  # one type for tables of any size, because 
 
 @lru_cache(maxsize=4096)  # addresses stay the same from step to step; making an array takes longer than reading a row
 def _int32s(address: int) -> np.ndarray:
-    """Return an int32 array that begins at a memory address; its length is not that of the data."""
+    """Return an int32 array that begins at a memory address, and whose length is not that of the data."""
     return np.ctypeslib.as_array(INT32S.from_address(address))
 
 
@@ -62,7 +62,7 @@ def gather_block_tables(
     num_reqs: int,
     **launch: object,
 ) -> None:
-    """Copy the batch's block-table rows, in batch order; fill unused rows with 0."""
+    """Copy the batch's block-table rows, in batch order, and fill unused rows with 0."""
     slots = idx_mapping.numpy()
     places = zip(source_addresses.tolist(), target_addresses.tolist(), strides.tolist(), strict=True)
     for lengths, (source, target, stride) in zip(num_blocks.numpy(), places, strict=True):
@@ -89,7 +89,7 @@ def compute_slot_mappings(
     PAD_ID: int,
     **launch: object,
 ) -> None:
-    """Compute the KV-cache slot of each token per group; write `PAD_ID` after the last token."""
+    """Compute the KV-cache slot of each token per group, and write `PAD_ID` after the last token."""
     assert CP_SIZE == 1, "context parallelism is not supported without a GPU"
     slots = idx_mapping.numpy()
     num_tokens = int(query_start_loc[len(slots)])
@@ -223,7 +223,7 @@ def post_update(
     total_len: torch.Tensor,  # [max B] int32, written
     **launch: object,
 ) -> None:
-    """Append up to W sampled tokens of each request to its slot; update the number of computed tokens."""
+    """Append up to W sampled tokens of each request to its slot, and update the number of computed tokens."""
     slots = idx_mapping.numpy()
     tokens = sampled_tokens.numpy()
     counts = num_sampled.numpy()
@@ -324,7 +324,7 @@ def apply_temperature(
     vocab_size: int,
     **launch: object,
 ) -> None:
-    """Divide each row by its temperature; leave rows at temperature 0 (greedy) unchanged."""
+    """Divide each row by its temperature, unless it is 0 (greedy)."""
     divisor = temperature[expanded_idx_mapping]
     logits.div_(divisor.masked_fill_(divisor == 0, 1.0)[:, None])
 
@@ -385,7 +385,7 @@ def gumbel_sample(
     USE_FP64: bool,
     **launch: object,
 ) -> None:
-    """Sample one token per row with Gumbel noise; write it to the first block, and -inf to the others."""
+    """Sample one token per row with Gumbel noise, and write it to the first block, and -inf to the others."""
     assert logits_cache is None, "speculative decoding is not supported without a GPU"
     assert not IS_DRAFTING, "speculative decoding is not supported without a GPU"
     assert not USE_FP64, "fp64 sampling noise is not supported without a GPU"

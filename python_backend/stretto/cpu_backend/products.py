@@ -61,7 +61,7 @@ def fused_add_rms_norm(
     epsilon: float,
     variance_size: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Set `x_residual` [N, H] to the sum and `x` [N, H] to the sum's RMSNorm, in place; return both."""
+    """Set `x_residual` [N, H] to the sum and `x` [N, H] to the sum's RMSNorm, in place, and return both."""
     torch.ops._C.fused_add_rms_norm(x, x_residual, weight, epsilon)
     return x, x_residual
 
@@ -86,7 +86,7 @@ def padded_size(num_rows: int) -> int:
 
 @cache
 def narrow_width() -> int:
-    """Return the largest width at which a single row is bit-identical to a row in a batch; 0 if there is none.
+    """Return the largest width at which a single row is bit-identical to a row in a batch, or 0 if there is none.
 
     It is found by a test product. With older instruction sets than AVX2, oneDNN sums a single row in another order at
     many widths, which depend on the number of threads. `ONEDNN_MAX_CPU_ISA` selects such a set on any processor.
@@ -150,7 +150,7 @@ class PreparedProduct:
         self._num_columns = handler.n
 
     def __call__(self, x: torch.Tensor, weight: object = None, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the product [..., N] of x [..., H]; `weight` is unused."""
+        """Return the product [..., N] of x [..., H], for which `weight` is not used."""
         if x.dim() != 2:
             return ops.onednn_mm(self._handler, x, bias)
         product = torch.empty(x.shape[0], self._num_columns, dtype=x.dtype)

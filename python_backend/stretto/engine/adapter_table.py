@@ -55,7 +55,7 @@ class AdapterTable:
 
     @contextmanager
     def leased(self, name: str | None) -> Iterator[Adapter | None]:
-        """Keep the adapter `name` in the engine during the `with` block; raise InvalidRequest if there is none."""
+        """Keep the adapter `name` in the engine during the `with` block, or raise InvalidRequest if there is none."""
         if name is None:
             yield None
             return
@@ -74,7 +74,7 @@ class AdapterTable:
                     self._start_removal(adapter)
 
     async def restore(self) -> list[str]:
-        """Load the adapters that were loaded before the engine was restarted; return a message for each failure."""
+        """Load the adapters that were loaded before the engine was restarted, and return a message for each failure."""
         if self._folder is None:
             return []
         failures = []
@@ -102,7 +102,7 @@ class AdapterTable:
         await self._load(self._expect_folder(), name, path, is_new=True)
 
     async def unload(self, name: str) -> None:
-        """Unload an adapter, which replies in progress keep using; raise InvalidRequest if it was not loaded."""
+        """Unload an adapter, which replies in progress keep using, or raise InvalidRequest if it was not loaded."""
         folder = self._expect_folder()
         async with self._changing:
             if name not in self._named or name in self._configured:
@@ -203,7 +203,7 @@ def copy_adapter(root: Path, path: str, target: Path) -> None:
 
 
 def read_loaded(folder: Path) -> dict[str, str]:
-    """Return the paths of the adapters to load, by name; raise CheckpointError if the file is unreadable."""
+    """Return the paths of the adapters to load, by name, or raise CheckpointError if the file is unreadable."""
     path = folder / LOADED
     if not path.exists():
         return {}

@@ -38,7 +38,7 @@ def _has_adapters(config: VllmConfig) -> bool:
 
 
 def lora_arguments(config: EngineConfig) -> dict[str, Any]:
-    """Return vLLM's engine arguments for adapters; empty if there are none and none can be loaded later.
+    """Return vLLM's engine arguments for adapters (empty if there are none and none can be loaded later).
 
     One extra slot is reserved and stays empty: vLLM's CPU kernels (`bgmv_shrink`, `bgmv_expand`) use index -1 for rows
     without an adapter, which selects the last slot.
@@ -78,7 +78,7 @@ def _largest_rank(name: str, folder: Path) -> int:
 
 
 def _read_config(name: str, folder: Path) -> PEFTHelper:
-    """Return an adapter's PEFT configuration; raise CheckpointError for features that vLLM does not support."""
+    """Return an adapter's PEFT configuration, or raise CheckpointError for features that vLLM does not support."""
     try:
         config = PEFTHelper.from_dict(json_object(folder / CONFIG))
         patterns = {**config.rank_pattern, **config.alpha_pattern}
@@ -164,7 +164,7 @@ def _sizes(config: VllmConfig) -> dict[str, tuple[int, int]]:
 
 
 def check_config(config: VllmConfig) -> None:
-    """Raise ValueError if `config` has options that the plugin does not support; the message lists them."""
+    """Raise ValueError if `config` has options that the plugin does not support, and list them."""
     if not config.use_v2_model_runner:
         raise ValueError("the speech plugin needs vLLM's Model Runner V2: set VLLM_USE_V2_MODEL_RUNNER=1")
     parallel = config.parallel_config

@@ -118,7 +118,7 @@ class _Request:
         self._wake()
 
     async def pop(self) -> Output:
-        """Return all unread output; wait if there is none."""
+        """Return all unread output, or wait if there is none."""
         while not self._ids and self.finish_reason is None and self._states is None and self._error is None:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -169,7 +169,7 @@ class EngineConnection:
             raise
 
     def wait(self) -> "EngineConnection":
-        """Wait until the engines are ready, and return this connection; see `SpeechLLM.launch` for the exceptions."""
+        """Wait until the engines are ready, and return this connection (see `SpeechLLM.launch` for the exceptions)."""
         try:
             self.started = self._started()
             # sorted, because engines report in any order and requests go to the first of equally loaded ones
@@ -271,7 +271,7 @@ class EngineClient:
     async def generate(
         self, ids: Sequence[int], fields: dict[str, Any], request_id: str, adapter: tuple[str, int, str] | None = None
     ) -> AsyncGenerator[Output, None]:
-        """Yield the output of a request; closing the iterator aborts it.
+        """Yield the output of a request until the iterator is closed, which aborts the request.
 
         Args:
             request_id: Id that is unique among the requests in flight.
@@ -299,7 +299,7 @@ class EngineClient:
             self._abort(request)
 
     async def call(self, method: str, *arguments: Any) -> None:
-        """Call a method of all engines and wait for it; raise StrettoError if it fails or an engine exits."""
+        """Call a method of all engines and wait for it, or raise StrettoError if it fails or an engine exits."""
         self._listen()
         loop = asyncio.get_running_loop()
         ends = []
@@ -345,7 +345,7 @@ class EngineClient:
             self._send(self._requests[batch[0].request_id], [0], fields)
 
     def abort(self, request_id: str) -> None:
-        """Abort a request; its iterator ends with the finish reason `abort`."""
+        """Abort a request, whose iterator ends with the finish reason `abort`."""
         if self.has(request_id):
             request = self._requests[self._ids[request_id]]
             self._abort(request)
@@ -382,7 +382,7 @@ class EngineClient:
         self._connection.close()
 
     def _listen(self) -> None:
-        """Receive the engines' messages on the running event loop, from the first call on."""
+        """Begin to receive the engines' messages on the running event loop, unless that has begun."""
         if not self._is_listening:
             self._is_listening = True
             self._connection.listen(self.receive)
@@ -409,7 +409,7 @@ class EngineClient:
             self._connection.send(request.engine, ABORT, self._encoder.encode([request.id]))
 
     def _forget(self, request: _Request) -> bool:
-        """Remove a request from the requests in flight; return False if it is not in flight."""
+        """Remove a request from the requests in flight, or return False if it is not in flight."""
         if self._requests.pop(request.id, None) is None:
             return False
         del self._ids[request.id.rpartition("-")[0]]

@@ -14,7 +14,7 @@ Array = Any  # np.ndarray or torch.Tensor
 
 @dataclass
 class SlotState:
-    """State of replies, int64 [B] each, updated on the device in every step; see `ReplyState`."""
+    """State of replies, int64 [B] each, updated on the device in every step (see `ReplyState`)."""
 
     audio_start: Array
     audio_end: Array

@@ -122,7 +122,7 @@ class TextFeed:
         self.abort(InvalidRequest(self.field, expected, got))
 
     def abort(self, failure: StrettoError) -> None:
-        """Abort the reply; `check` then raises `failure`."""
+        """Abort the reply, and let `check` raise `failure`."""
         self._failure = self._failure or failure
         self._engine.abort(self._request_id)
 
@@ -201,7 +201,7 @@ class FrameFeed(TextFeed):
             self._append(frames.reshape(-1), is_last)
 
     def note_rows(self, num_rows: int) -> None:
-        """Record that the reply has `num_rows` rows; the first one precedes the first frame."""
+        """Record that the reply has `num_rows` rows, the first of which precedes the first frame."""
         now = self._clock()
         while len(self._due) > max(0, self.num_frames - (num_rows - 1)):
             self._note_tick(max(0.0, now - self._due.popleft()), self._frame_s)
@@ -213,7 +213,7 @@ class FrameFeed(TextFeed):
         return len(self._due)
 
     async def wait_until_read(self, max_ahead: int) -> int:
-        """Wait until at most `max_ahead` frames are unread or the reply ends; return how many are unread."""
+        """Wait until at most `max_ahead` frames are unread or the reply ends, and return how many are unread."""
         while len(self._due) > max_ahead and self._failure is None and not self._has_ended:
             self._moved.clear()
             await self._moved.wait()

@@ -114,7 +114,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
 
 
 def is_batch_invariant(config: EngineConfig) -> bool:
-    """Return True if logits must not depend on the batch; by default, only for families with latents on a GPU."""
+    """Return True if logits must not depend on the batch: by default, for families with latents on a GPU."""
     if config.batch_invariant is not None:
         return config.batch_invariant
     return family_at(config.checkpoint).layout.latents is not None and not is_cpu_build()
@@ -203,7 +203,7 @@ def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None
 
 
 def memory_share(config: EngineConfig, total_bytes: Callable[[], int]) -> dict[str, Any]:
-    """Return vLLM's argument for the engine's share of the GPU's memory; empty if no option limits it.
+    """Return vLLM's argument for the engine's share of the GPU's memory (empty if no option limits it).
 
     The share is `memory_mb` or, without this option, all memory except `reserved_mb` and that of other programs.
     `stretto run` measures the latter and passes it in the environment variable `HELD_MB`.
@@ -226,7 +226,7 @@ def memory_share(config: EngineConfig, total_bytes: Callable[[], int]) -> dict[s
 
 
 def captured_rows(config: EngineConfig) -> dict[str, Any]:
-    """Return the vLLM argument that sets the maximum number of rows in a CUDA graph; empty if unneeded.
+    """Return the vLLM argument that sets the maximum number of rows in a CUDA graph (empty if unneeded).
 
     vLLM's default is two rows per request. A predictor of further rows processes a window of rows per request, so it
     needs more. A value set by the operator is kept.
@@ -379,7 +379,7 @@ def run_forked(connection: Connection) -> NoReturn:
 
 
 def main(words: list[str]) -> None:
-    """Run a host or the spare; the module docstring describes the arguments."""
+    """Run a host or the spare, with arguments as in the module docstring."""
     spare_process.locate_title()
     if words[0] == SPARE:
         serve(socket.socket(fileno=int(words[1])))

@@ -68,7 +68,7 @@ class SpeechLLM:
 
     @classmethod
     async def start(cls, config: EngineConfig) -> "SpeechLLM":
-        """Start the engine from a coroutine; see `launch`."""
+        """Start the engine from a coroutine (see `launch`)."""
         return cls.launch(config)
 
     @classmethod
@@ -101,7 +101,7 @@ class SpeechLLM:
 
     @property
     def parts(self) -> "tuple[SpeechLLM, ...]":
-        """All models with engines of their own; here, this model only."""
+        """All models with engines of their own, here only this model."""
         return (self,)
 
     @property
@@ -110,7 +110,7 @@ class SpeechLLM:
         return self._engine.started.pids
 
     def text_stream(self) -> StreamedText:
-        """Return an incremental tokenizer for streamed text; raise InvalidRequest if the model has none."""
+        """Return an incremental tokenizer for streamed text, or raise InvalidRequest if the model has none."""
         if self._text.stream is None:
             raise InvalidRequest(
                 "options.text_mode", f"whole ({self.family.name} does not support streamed text)", "open"
@@ -138,7 +138,7 @@ class SpeechLLM:
     async def write_frames(
         self, request_id: str, frames: np.ndarray, is_last: bool, seconds: float, max_ahead: int
     ) -> tuple[int, int]:
-        """Append frames to a live session's audio; wait until the reply has read almost all of them.
+        """Append frames to a live session's audio, and wait until the reply has read almost all of them.
 
         Args:
             request_id: Id of a request whose prompt has `is_open` set, in a family whose replies read given codes.
@@ -167,7 +167,7 @@ class SpeechLLM:
 
     @contextmanager
     def session_place(self, host: str) -> Iterator[None]:
-        """Reserve capacity for a live session of `host` during the `with` block; raise NoCapacity if there is none.
+        """Reserve capacity for a live session of `host` during the `with` block, or raise NoCapacity if there is none.
 
         Sessions are shared fairly among hosts (`FairLimit`).
         """
@@ -187,7 +187,7 @@ class SpeechLLM:
     async def generate(
         self, prompt: Prompt, request_id: str | None = None, pacer: Pacer | None = None, host: str = ""
     ) -> AsyncGenerator[LMChunk, None]:
-        """Yield the chunks of one reply; the last one contains the report.
+        """Yield the chunks of one reply, the last of which contains the report.
 
         Closing the iterator aborts the reply.
 
@@ -208,7 +208,7 @@ class SpeechLLM:
                     yield chunk
 
     def prepare(self, prompt: Prompt) -> Prompt:
-        """Return a prompt ready for `place`, with a seed; raise InvalidRequest if it can never run."""
+        """Return a prompt ready for `place`, with a seed, or raise InvalidRequest if it can never run."""
         prompt = check_prompt(prompt, self._rules, self._capacity)
         check_audios(prompt, self._audio_format)
         check_images(prompt, self._image_format)
@@ -343,7 +343,7 @@ class SpeechLLM:
 
 
 def launch(config: EngineConfig) -> Any:
-    """Start the language model of a checkpoint; see `SpeechLLM.launch` for the exceptions.
+    """Start the language model of a checkpoint (see `SpeechLLM.launch` for the exceptions).
 
     Returns:
         A `SpeechLLM`, or an object with the same attributes and methods if the family has a speaker (`Speaker.launch`).
@@ -353,7 +353,7 @@ def launch(config: EngineConfig) -> Any:
 
 
 class StartingLLM:
-    """Model whose engine has begun to start; see `SpeechLLM.launch` for the exceptions."""
+    """Model whose engine has begun to start (see `SpeechLLM.launch` for the exceptions)."""
 
     def __init__(self, config: EngineConfig):
         self._config = config
@@ -407,7 +407,7 @@ def _report(
 
 
 def loops_of(prompt: Prompt, family: Family) -> CodeLoops | None:
-    """Return the detector of repeated codes for a reply; None if the reply does not read a complete text aloud."""
+    """Return the detector of repeated codes for a reply, or None if the reply does not read a complete text aloud."""
     task = family.task(prompt.task)
     if prompt.is_open or not task.reads_aloud or not task.has_audio_segment or family.layout.latents is not None:
         return None
@@ -442,7 +442,7 @@ def _finish_reason(prompt: Prompt, utterance: Utterance, trailer: Trailer) -> Fi
 
 
 def free_id(request_id: str | None, active: Collection[str]) -> str:
-    """Return the id of a new request (random if None); raise InvalidRequest if it is in use or not a string."""
+    """Return the id of a new request (random if None), or raise InvalidRequest if it is in use or not a string."""
     if not isinstance(request_id, str | None):  # otherwise vLLM's engine process would stop accepting requests
         raise InvalidRequest("request_id", "a string", repr(request_id))
     request_id = request_id or uuid.uuid4().hex

@@ -61,7 +61,7 @@ class Capacity:
 
 
 def check_prompt(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
-    """Check a prompt and return it ready for queueing; raise InvalidRequest if it can never run."""
+    """Check a prompt and return it ready for queueing, or raise InvalidRequest if it can never run."""
     tasks = {task.name: task for task in rules.family.tasks}
     if prompt.task not in tasks:
         raise InvalidRequest("task", f"one of {sorted(tasks)}", repr(prompt.task))
@@ -208,7 +208,7 @@ def _check_window(prompt: Prompt, rules: SegmentRules) -> None:
 
 
 def known_ids(ids: Sequence[int], rules: SegmentRules) -> Sequence[int]:
-    """Return the ids of a streamed text unchanged; raise InvalidRequest if any of them is not a text id."""
+    """Return the ids of a streamed text unchanged, or raise InvalidRequest if any of them is not a text id."""
     size = rules.family.layout.vocab_size
     if not all(isinstance(token_id, int) and 0 <= token_id < size for token_id in ids):
         raise InvalidRequest("text", f"token ids in [0, {size})", shown(list(ids)))

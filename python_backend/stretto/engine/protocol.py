@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def family_of(config: "PretrainedConfig") -> Family:
-    """Return the family named in a checkpoint's config.json; raise CheckpointError if there is none."""
+    """Return the family named in a checkpoint's config.json, or raise CheckpointError if there is none."""
     return read_family(config.to_dict())
 
 
@@ -82,7 +82,7 @@ def to_extra_args(prompt: Prompt, host: str = "") -> dict[str, Any]:
 
 
 def read_extra_args(extra_args: dict[str, Any], num_streams: int) -> tuple[Prompt, str]:
-    """Return the prompt and the client host in `extra_args`; raise InvalidRequest if a value has the wrong type."""
+    """Return the prompt and the client host in `extra_args`, or raise InvalidRequest if a value has the wrong type."""
     record = extra_args[KEY]
     rows = np.frombuffer(record["rows"], np.int32).reshape(-1, num_streams)
     features, patches = (
@@ -109,7 +109,7 @@ def sampling_fields(prompt: Prompt, rules: SegmentRules, host: str = "") -> dict
 
 
 class Adapter(NamedTuple):
-    """Leading fields of vLLM's `LoRARequest`; `number` is positive."""
+    """Leading fields of vLLM's `LoRARequest`, with a positive `number`."""
 
     name: str
     number: int
@@ -216,7 +216,7 @@ class SharedStats:
         return cls(Path(f"/proc/{os.getpid()}/fd/{descriptor}"), num_lines, descriptor)
 
     def close(self) -> None:
-        """Close the descriptor, so that no further process can open the memory; existing mappings stay valid."""
+        """Close the descriptor, so that no further process can open the memory. Existing mappings stay valid."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

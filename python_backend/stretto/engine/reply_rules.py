@@ -86,11 +86,11 @@ class SegmentRules:
         return self.audio_start_limit - len(self.family.transition) - 1
 
     def end_of_text(self, task: Task) -> int | None:
-        """Return the id to write in the row that ends the text of `task`; None to keep the sampled id."""
+        """Return the id to write in the row that ends the text of `task`, or None to keep the sampled id."""
         return self.family.end_of_text if Segment.AUDIO in task.segments else self.family.end_of_reply
 
     def drawn_ends_of_text(self, task: Task) -> tuple[int, ...]:
-        """Return the ids that, when sampled, end the text segment of `task`; empty if there is no text."""
+        """Return the ids that, when sampled, end the text segment of `task` (empty if there is no text)."""
         if not task.writes:
             return ()
         if self.family.drawn_ends:
@@ -145,7 +145,7 @@ class SegmentRules:
         return self.family.transition[0] if end is None else end
 
     def closings(self, task: Task) -> dict[int, int]:
-        """Map each id that ends the text to the number of rows from the end of the text to the audio."""
+        """Return the number of rows from the end of the text to the audio, keyed by the id that ends the text."""
         end = self.end_of_text(task)
         num_rows = 1 + len(self.family.transition)
         if end is not None:
@@ -207,7 +207,7 @@ class SegmentRules:
 
     @cached_property
     def max_rows_per_step(self) -> int:
-        """Maximum number of rows that a step generates per reply; the next step processes the same number."""
+        """Maximum number of rows that a step generates per reply, and that the next step processes."""
         steps = self.family.mechanism.steps
         return 1 if steps is None else 1 + steps.max_extra
 
@@ -229,13 +229,13 @@ class SegmentRules:
 
     @cached_property
     def text_rows(self) -> TextRows | None:
-        """Audio rows that contain text instead of a frame; None if the family has no such rows."""
+        """Audio rows that contain text instead of a frame, or None if the family has no such rows."""
         text = self.family.text_track
         return None if text is None else text.text_rows
 
     @cached_property
     def num_text_entries(self) -> int:
-        """Number of entries of a slot for texts (`DrawRules.num_text_entries`); 0 in most families."""
+        """Number of columns of `SlotTables.texts` (`DrawRules.num_text_entries`), or 0 in most families."""
         return self.family.drawing.num_text_entries(self.max_model_len)
 
     def max_track_words(self, ids: Sequence[int], num_rows: int) -> int:
@@ -304,12 +304,12 @@ class SegmentRules:
 
     @cached_property
     def sent_state(self) -> tuple[str, ...]:
-        """Names of the state columns that the family's rows change; each row is sent with their values after it."""
+        """Names of the state columns that the family's rows change. Each row is sent with their new values."""
         return self.sent_common_state + self.own_state
 
     @cached_property
     def sent_common_state(self) -> tuple[str, ...]:
-        """Names in `sent_state` that all families have (`engine.rules.STATE`); they precede the family's own."""
+        """Names in `sent_state` that all families have (`engine.rules.STATE`), which precede the family's own."""
         return changed_state(self)
 
     @cached_property
@@ -332,7 +332,7 @@ class SegmentRules:
 
     @cached_property
     def num_text_ids(self) -> int:
-        """Upper bound (exclusive) of the ids that may be sampled in a text segment; 0 if no task has one."""
+        """Upper bound (exclusive) of the ids that may be sampled in a text segment, or 0 if no task has one."""
         stops = [ids.stop for task in self.family.tasks for ids in task.text]
         ends = [1 + token for task in self.family.tasks for token in self.drawn_ends_of_text(task)]
         return max(stops + ends, default=0)
@@ -400,7 +400,7 @@ class ReplyState:
         return state
 
     def move(self, position: int, values: Sequence[int]) -> None:
-        """Update the state after a row; `values` are those of `SegmentRules.sent_state`."""
+        """Update the state after a row to the `values` of `SegmentRules.sent_state`."""
         self.position = position
         if values != self._values:  # in audio, the state of most families rarely changes
             self._values = values
@@ -413,7 +413,7 @@ class ReplyState:
             self.segment = AUDIO
 
     def values(self, names: Iterable[str]) -> list[int]:
-        """Return the values of some state columns."""
+        """Return the values of the state columns `names`."""
         own_values = dict(zip(self.rules.own_state, self.own_values, strict=True))
         return [own_values[name] if name in own_values else getattr(self, name) for name in names]
 

@@ -51,7 +51,7 @@ STATE = tuple(columns.STATE)  # columns of a reply's state; those of a family fo
 
 
 class ReplyConstants(NamedTuple):
-    """Constants of a family's replies; see `SegmentRules` and `Family`.
+    """Constants of a family's replies (see `SegmentRules` and `Family`).
 
     Attributes:
         last_kept: Last row, from the row that ends the audio, in which stream 0 has its sampled id (`Tail.last_kept`).
@@ -122,7 +122,7 @@ def count_codes(token, in_text, num_codes, family):
 
 
 def meets_limit(frame, audio_max, position, family):
-    """Return True if a limit ends the audio in a row, whatever its id is."""
+    """Return True if a limit ends the audio in this row, whatever id was sampled."""
     return (frame >= audio_max) | (position >= family.audio_limit)
 
 
@@ -195,7 +195,7 @@ def first_stream(audio, position, audio_start, audio_end, since_end, transition,
 
 
 def rows_after_last(since_end, audio_end, ends_audio):
-    """Return the number of rows since the row that ends the audio; very negative before it."""
+    """Return the number of rows since the row that ends the audio (very negative before it)."""
     return where(ends_audio, 0, where(audio_end < 0, -(1 << 30), since_end))
 
 

@@ -78,7 +78,7 @@ class Track:
         return not self.is_open or last <= self.end
 
     def unconditional(self, family: Family) -> "Track | None":
-        """Return the track of the unconditional request of a CFG pair; None if its rows already contain the ids.
+        """Return the track of the unconditional request of a CFG pair, or None if its rows already contain the ids.
 
         The result is this track, or a track of pads if the family hides the text from the unconditional request.
         """
@@ -88,15 +88,15 @@ class Track:
 
     @property
     def end(self) -> int:
-        """Row after the last id; this row and all later ones contain pads on the track's streams."""
+        """Row after the last id, from which on all rows have pads on the track's streams."""
         return self.first_row + len(self.ids)
 
     def num_known(self, reply: Any) -> int:
-        """Return the number of rows that the model may read so far; ENDLESS once the track is complete."""
+        """Return the number of rows that the model may read so far (ENDLESS once the track is complete)."""
         return self.end if self.is_open else ENDLESS
 
     def word_tokens(self, number: int) -> Sequence[int]:
-        """Return the tokens of a word that has begun (`DrawRules.word_column`); empty for a break."""
+        """Return the tokens of a word that has begun, or none for a break (`DrawRules.word_column`)."""
         return ()
 
     def fill(self, codes: np.ndarray, first: int) -> None:
@@ -110,12 +110,12 @@ class Track:
 
 @dataclass(slots=True)
 class CodesTrack(Track):
-    """Track of a recording's codes (`CodeTrack`); the reply ends with the recording, not with a sampled id."""
+    """Track of a recording's codes (`CodeTrack`), whose end is also the end of the reply."""
 
     ends_reply: ClassVar[bool] = True
 
     def limits(self, sampling: SamplingConfig) -> dict[str, int]:
-        """Return limits that end the reply one row after the last codes; see `Track.limits`."""
+        """Return limits that end the reply one row after the last codes (see `Track.limits`)."""
         num_rows = ENDLESS if self.is_open else len(self.ids) + 1
         text, audio = (min(limits.max_rows, num_rows) for limits in (sampling.text, sampling.audio))
         return {"text_min": ENDLESS, "text_max": text, "audio_max": audio}

@@ -64,7 +64,7 @@ def num_first_frames(prompt: Prompt) -> int:
 
 
 def samples_of(numbers: np.ndarray, codes: np.ndarray) -> bytes:
-    """Return the samples that the engine decoded for a chunk with `codes` [K, T]; empty if it decoded other codes.
+    """Return the samples that the engine decoded for a chunk with `codes` [K, T] (empty if it decoded other codes).
 
     Args:
         numbers: Codes and samples from the engine, float32 [K * T + n].
@@ -149,7 +149,7 @@ class Utterance:
 
     @property
     def language(self) -> str:
-        """English name of a recording's language in lower case, as the model names it; empty if it names none."""
+        """English name of a recording's language in lower case, as the model names it (empty if it names none)."""
         return self._reader.language if isinstance(self._reader, LanguageReader) else ""
 
     def begin_text(self, beginning: str) -> None:
@@ -159,7 +159,7 @@ class Utterance:
 
     @property
     def continuation(self) -> Continuation | None:
-        """Part of the text that a request for a longer recording keeps; None without `begin_text`."""
+        """Part of the text that a request for a longer recording keeps, or None without `begin_text`."""
         return self._reader.continuation() if isinstance(self._reader, ContinuingReader) else None
 
     @property
@@ -248,7 +248,7 @@ class Utterance:
             self.words.mark_taken(tokens, reply.position - 1 - reply.audio_start)
 
     def _pauses_in(self, rows: np.ndarray) -> tuple[tuple[float, ...], ...]:
-        """Return the pause probabilities in the next rows; the reply's first and last row have none."""
+        """Return the pause probabilities in the next rows, except the reply's first and last row."""
         skipped = 0 if self._has_rows else 1
         self._has_rows = True
         rows = rows[skipped:][rows[skipped:, 1] != self._family.end_of_reply]
@@ -278,7 +278,7 @@ class Utterance:
                 yield self._chunk(segment, self._pop_text(size), codes)
 
     def _pop_text(self, num_frames: int) -> str:
-        """Remove and return the text that accompanies the next frames; empty if the text has rows of its own."""
+        """Remove and return the text that accompanies the next frames (empty if the text has rows of its own)."""
         return "".join(self._frame_texts.popleft() for _ in range(min(num_frames, len(self._frame_texts))))
 
     def _read(self, token_id: int) -> str:

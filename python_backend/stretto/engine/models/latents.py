@@ -60,7 +60,7 @@ class SolverTable:
 
 
 class EndOfSpeech(nn.Module):
-    """Weight [H] and optional bias [1] of the end-of-speech logit; replicated on all tensor-parallel ranks."""
+    """Weight [H] and optional bias [1] of the end-of-speech logit, replicated on all tensor-parallel ranks."""
 
     def __init__(self, width: int, has_bias: bool):
         super().__init__()
@@ -148,7 +148,7 @@ class LatentMixin(MultiStreamMixin):
         return out
 
     def _embed_latents(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """Replace the embeddings in `out` [N, H] of those `rows` that have a latent; return `out`."""
+        """Replace the embeddings in `out` [N, H] of those `rows` that have a latent, and return `out`."""
         latents = rows[:, 1 : 1 + self.num_words].contiguous().view(torch.float32)
         latents = latents.nan_to_num(0.0, 0.0, 0.0).clamp(-LARGEST, LARGEST)
         kinds = [(self.family.layout.audio[0], self.embed_latents)]

@@ -31,7 +31,7 @@ UNQUANTIZED = UnquantizedEmbeddingMethod, UnquantizedLinearMethod
 
 
 def quantization_of(vllm_config: VllmConfig, module: str) -> QuantizationConfig | None:
-    """Return vLLM's quantization for the layers of `module` (such as `depth`); None if there is none.
+    """Return vLLM's quantization for the layers of `module` (such as `depth`), or None if there is none.
 
     If a checkpoint in AWQ format does not list its unquantized modules, vLLM lists the parents of all unquantized
     tensors. The parent of `depth.embed` is `depth`, which would exclude all layers of the depth transformer, so
@@ -294,7 +294,7 @@ class MultiStreamMixin(Decoder):
         return F.embedding_bag(own_ids, weight, mode="sum", per_sample_weights=is_own.to(weight.dtype))
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load weights as vLLM does; raise CheckpointError for missing tensors or wrong shapes."""
+        """Load weights as vLLM does, but raise CheckpointError for missing tensors or wrong shapes."""
         return load_strictly(self, super().load_weights, weights)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:

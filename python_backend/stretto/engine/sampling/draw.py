@@ -69,7 +69,7 @@ def _draw_part(logits: np.ndarray, ids: np.ndarray, keys: np.ndarray, rows: Pair
 def _draw_single(
     logits: np.ndarray, ids: np.ndarray, key: np.ndarray, rows: PairRows, width: int, groups: int
 ) -> np.ndarray | None:
-    """Return the same id [1] as `_drawn` for one pair with top-k, with fewer operations; None if no logit is finite."""
+    """Return the id [1] of `_drawn` for one row and stream with top-k, or None if no logit is finite."""
     top_k = rows.top_k.item()
     maxima = logits[: width * groups].reshape(width, groups).max(axis=0)
     maxima.sort()

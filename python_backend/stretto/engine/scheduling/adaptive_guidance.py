@@ -50,7 +50,7 @@ class StepLoad:
             self._began_s = None
 
     def excess(self, num_rows: int) -> int:
-        """Return how many unconditional requests to remove; -1 if one can be re-created, and 0 for no change."""
+        """Return how many unconditional requests to remove, or -1 if one can be re-created, and 0 for no change."""
         if self.step_s > self.period_s and self._num_steps >= SETTLE_STEPS:
             # Step time is assumed to be proportional to rows. This removes too few requests; the next decision removes
             # the rest.
@@ -191,7 +191,7 @@ class AdaptiveGuidance:
         return dropped
 
     def _restore_one(self, running: Sequence[Request], step: int) -> list[RequestState]:
-        """Select the oldest request that can regain guidance; return it if that is possible now."""
+        """Select the oldest request that can regain guidance, and return it if that is possible now."""
         for request in running:
             dropped_at = self.dropped.get(request.request_id)
             if dropped_at is None or step - dropped_at <= self._lag:

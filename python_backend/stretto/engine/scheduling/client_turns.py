@@ -143,7 +143,7 @@ class ClientTurns:
     def share_step(
         self, grants: Mapping[str, int], running: Iterable[Request], joining: Iterable[Request]
     ) -> Mapping[str, int]:
-        """Return the number of rows that each running request may compute; 0 for replies that skip the step.
+        """Return the number of rows that each running request may compute, or 0 for replies that skip the step.
 
         Args:
             joining: Queued requests that are about to be admitted.
@@ -175,7 +175,7 @@ class ClientTurns:
         return {**grants, **dict.fromkeys(skipping, 0)} if skipping else grants
 
     def _skipping(self, replies: dict[str, list[str]], grants: Mapping[str, int], num_left: int) -> list[str]:
-        """Return the requests of a host that skip the step. The replies that have waited longest do not skip it."""
+        """Return the requests of a host that skip the step. The longest-waiting ones do not skip, up to `num_left` rows."""
         skipping = []
         for reply in sorted(replies, key=lambda reply: self._stepped.get(reply, 0)):
             if num_left > 0:
@@ -201,7 +201,7 @@ class ClientTurns:
         return resting
 
     def end_schedule(self, scheduled: Mapping[str, int]) -> None:
-        """Deduct the rows of a scheduled step; after an empty step, no reply skips the next step."""
+        """Deduct the rows of a scheduled step. After an empty step, no reply skips the next step."""
         if not scheduled:
             self._balances.clear()
         if self._balances:

@@ -97,7 +97,7 @@ class HeldReplies:
         self._blocks.sessions.discard(request_id)
 
     def absorb_updates(self, request: Request) -> bool:
-        """Apply the text and audio in `request`; return False if it is an ordinary request.
+        """Apply the text and audio in `request`, or return False if it is an ordinary request.
 
         Updates for requests that have ended are dropped.
         """
@@ -177,7 +177,7 @@ class HeldReplies:
         return len(self._since) + num_partners == len(self._table)
 
     def to_preempt(self, waiting: Iterable[Request], running: list[Request], num_slots: int) -> list[Request]:
-        """Return the running request, or pair, to preempt so that a queued one can run; empty if there is none.
+        """Return the running request, or pair, to preempt so that a queued one can run (empty if there is none).
 
         This is the youngest blocked reply that is not a live session. It is preempted if the first queued request that
         is not blocked lacks a run slot or KV blocks.

@@ -37,7 +37,7 @@ class LateSubmission:
         return cls(early_ms / 1000, clock)
 
     def wait(self, num_requests: int) -> None:
-        """Wait until the next step is due; return at once unless exactly one step is in flight.
+        """Wait until the next step is due, or return at once unless exactly one step is in flight.
 
         The running step is expected to take as long as the shortest of the last steps, so that the next one is not
         late.

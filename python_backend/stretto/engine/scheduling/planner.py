@@ -296,7 +296,7 @@ class PairPlanner:
         )
 
     def _grant_again(self, running: list[Request], budget: int) -> bool:
-        """Grant each request the rows that its previous step generated; return False if they do not fit."""
+        """Grant each request the rows that its previous step generated, or return False if they do not fit."""
         grants = {request.request_id: _num_unread(request) for request in running}
         num_granted = sum(grants.values())
         if num_granted > budget or sum(map(self._blocks.needed, grants.values())) > self._blocks.num_free():

@@ -177,7 +177,7 @@ class RequestState:
 
     @property
     def has_followed_track(self) -> bool:
-        """True if the reply ended because it has read its whole track; this does not count as a cut."""
+        """True if the reply ended because it has read its whole track, which does not count as a cut."""
         return self.track is not None and self.track.ends_reply and self.reply.position > self.track.end + 1
 
     @property

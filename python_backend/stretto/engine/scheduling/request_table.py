@@ -113,7 +113,7 @@ class RequestTable(dict[str, RequestState]):
         return state.is_read_by_modules or (num_rows < 2 and self.is_bound(request.request_id))
 
     def count_bursts(self, request_ids: Iterable[str]) -> None:
-        """Count the rows that MCTP modules will generate in a step; vLLM itself counts the backbone's row."""
+        """Count the rows that MCTP modules will generate in a step. vLLM itself counts the backbone's row."""
         if self.rules.max_rows_per_step == 1:
             return
         for state in map(self.__getitem__, request_ids):
@@ -137,7 +137,7 @@ class RequestTable(dict[str, RequestState]):
         self.revision += 1
 
     def drop_unconditional(self, state: RequestState) -> str:
-        """Detach the unconditional request of `state` and return its id; the caller must finish that request.
+        """Detach the unconditional request of `state`, and return its id so that the caller finishes it.
 
         If guidance has reached its time limit, the reply stays unguided.
         """
@@ -153,7 +153,7 @@ class RequestTable(dict[str, RequestState]):
         return request_id
 
     def add_unconditional(self, state: RequestState) -> Request:
-        """Create and return the unconditional request of `state`; the caller must queue it.
+        """Create the unconditional request of `state`, and return it so that the caller queues it.
 
         Its prompt covers all rows so far, and at least all rows before the audio.
         """

@@ -13,7 +13,7 @@ from stretto.engine.scheduling.request_state import RequestState
 
 
 class SampledRows:
-    """Rows sampled in the step whose output is being processed; at most `max_rows` per request.
+    """Rows sampled in the step whose output is being processed.
 
     Attributes:
         codes: Ids of streams 1 to S - 1, [n][S - 1], keyed by request id.
@@ -70,7 +70,7 @@ class SampledRows:
         self.state = dict(zip(output.req_ids, state, strict=True))
 
     def push(self, state: RequestState, marks: list[int], token_ids: list[int], is_last: bool) -> list[int]:
-        """Add a request's sampled rows; return those to send to the front end now, as parsed by `read_rows`.
+        """Add a request's sampled rows and return those to send to the front end now, as parsed by `read_rows`.
 
         Args:
             is_last: True to send all buffered rows, because no row will follow soon.

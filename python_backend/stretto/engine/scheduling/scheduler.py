@@ -151,7 +151,7 @@ class PairedScheduling(Base):
             put_first(self.waiting, self._add_unconditional(state))
 
     def _plan(self) -> None:
-        """Plan the next step; preempt the youngest CFG pairs until the plan fits.
+        """Plan the next step, and preempt the youngest CFG pairs until the plan fits.
 
         After a preemption, no queued request is admitted in this step.
         """
@@ -175,7 +175,7 @@ class PairedScheduling(Base):
             self._grants = self.turns.share_step(self._grants, self.running, self._joining(plan.awaited))
 
     def _first_waiting(self) -> Request | None:
-        """Return the first queued request that may run; None while all requests are from one host."""
+        """Return the first queued request that may run, or None while all requests are from one host."""
         if not self._admits or not self.turns.are_needed:
             return None
         skipped = {*self.shares.full(self.waiting, self.running), *self.texts.held(self.waiting)}
@@ -305,7 +305,7 @@ class PairedScheduling(Base):
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
-        """Record the sampled rows of one request; return the ids to send now, and True if it has ended.
+        """Record the sampled rows of one request, and return the ids to send now, and True if it has ended.
 
         Codes are recorded before vLLM appends the tokens, because the block hashes computed at that point cover both.
         """
@@ -352,7 +352,7 @@ class PairedScheduling(Base):
         self._ended.append(state.request.request_id)
 
     def _complete(self, output: EngineCoreOutput) -> bool:
-        """Append the trailer to a finished request's output; return False if no client receives that output."""
+        """Append the trailer to a finished request's output, or return False if no client receives that output."""
         request_id = output.request_id
         if request_id.endswith(UNCONDITIONAL_SUFFIX):
             self.table.remove(request_id)

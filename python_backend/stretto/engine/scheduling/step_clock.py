@@ -38,7 +38,7 @@ class StepClock:
         self._begun.append(self.now())
 
     def end(self, has_rows: bool) -> float:
-        """Record that the oldest step in flight has ended; return the time since its scheduling, in seconds."""
+        """Record that the oldest step in flight has ended, and return the time since its scheduling, in seconds."""
         now = self.now()
         since = self.running_since
         begun = self._begun.popleft()

@@ -30,7 +30,7 @@ class UnconditionalOutput:
     def extract(
         self, output: ModelRunnerOutput, codes: Mapping[str, list[list[int]]], scheduled: dict[str, int]
     ) -> dict[str, int]:
-        """Record the sampled rows of unconditional requests; return the other entries of `scheduled`."""
+        """Record the sampled rows of unconditional requests, and return the other entries of `scheduled`."""
         if not codes:
             return scheduled
         others = dict(scheduled)

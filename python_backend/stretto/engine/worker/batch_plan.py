@@ -222,7 +222,7 @@ class BatchPlanner:
         self._fingerprint = b""
 
     def plan(self, rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray) -> tuple[BatchPlan, PlanArrays]:
-        """Return the plan and its arrays for a step; see `plan_batch`."""
+        """Return the plan and its arrays for a step (see `plan_batch`)."""
         fingerprint = rows.fingerprint()
         if fingerprint != self._fingerprint:
             plan = plan_batch(rows, partner, is_unconditional, self._tables)

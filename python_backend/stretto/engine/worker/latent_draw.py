@@ -51,12 +51,12 @@ class LatentDraw(RowDraw):
         rows: Rows,
         index: Array | None,
     ) -> torch.Tensor:
-        """Return the latents of the rows `index` (None for all) as words, int32 [A, D]; see `LatentPredictor`."""
+        """Return the latents of the rows `index` (None for all) as words, int32 [A, D] (see `LatentPredictor`)."""
         return self.predict(hidden, noise, steps, solver).contiguous().view(torch.int32)
 
 
 class LatentStepProgram(StepProgram):
-    """Kernel launches that sample a step for families with latent frames; see `StepProgram`.
+    """Kernel launches that sample a step for families with latent frames (see `StepProgram`).
 
     The predictor runs after stream 0 is sampled and before the state of the replies is updated. For each solver step
     count in `captured_steps`, one variant is captured without guidance and one with it if the predictor may be guided

@@ -321,7 +321,7 @@ class SpeechWorker(Base):
         return times
 
     def add_lora(self, lora_request: LoRARequest) -> bool:
-        """Load an adapter; raise CheckpointError if it is not one for this model."""
+        """Load an adapter, or raise CheckpointError if it is not one for this model."""
         check_adapter(lora_request.lora_name, Path(lora_request.lora_path), self.vllm_config)
         return super().add_lora(lora_request)
 

@@ -200,7 +200,7 @@ class WeightRows:
         self._stop = shard.org_vocab_end_index
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return a copy of the weight rows of `ids` [n]; it is the same on every rank."""
+        """Return a copy of the weight rows of `ids` [n], which is the same on every rank."""
         if not self.is_cut:
             return self.shard[ids]
         is_own = (ids >= self._start) & (ids < self._stop)
@@ -259,7 +259,7 @@ class ParallelHeads:
 
 
 class DepthNetwork(Protocol):
-    """Interface of a depth transformer; see `kernels/gpu/depth.py` for its methods."""
+    """Interface of a depth transformer (see `kernels/gpu/depth.py` for its methods)."""
 
     heads: torch.Tensor
 
@@ -305,7 +305,7 @@ class DepthFrames:
         return torch.cat(drawn, 1)
 
     def _rows_of(self, second: torch.Tensor) -> torch.Tensor:
-        """Return the table rows of ids of the second text stream, [N]; -1 for other ids."""
+        """Return the table rows [N] of ids of the second text stream, or -1 for other ids."""
         is_read = (second >= self._second.start) & (second < self._second.stop)
         return torch.where(is_read, second - self._second_shift, -1)
 
@@ -347,7 +347,7 @@ class GuidedLatentPredictor(Protocol):
         other: torch.Tensor,
         guidance: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the latents, float32 [N, D]; see `LatentPredictor` for the other arguments.
+        """Return the latents, float32 [N, D] (see `LatentPredictor` for the other arguments).
 
         Args:
             other: With `Family.guides_rows`, latents of the previous rows, float32 [N, D], or zeros for rows without
@@ -459,7 +459,7 @@ class GeneratedRows:
         self._table = model.get_submodule("model.embed_tokens").get_parameter("weight")
 
     def embed(self, slots: Array, positions: Array) -> torch.Tensor:
-        """Return the embeddings of rows, [N, H]; undefined for rows not yet generated."""
+        """Return the embeddings of rows, [N, H] (undefined for rows not yet generated)."""
         rows = self._codes.new_empty(len(slots), 1 + self._codes.shape[2])
         positions = self.arrays.xp.clip(positions, 0, self._tokens.shape[1] - 1)
         gather_rows(rows, self._tokens[slots, positions], slots, positions, self._codes, self._pad_id)

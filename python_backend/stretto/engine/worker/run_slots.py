@@ -125,7 +125,7 @@ class RunSlots:
         self._speaks = np.array([Segment.AUDIO in task.segments for task in rules.family.tasks])
 
     def fill(self, slot: int, data: SpeechRequestData) -> None:
-        """Assign a request to `slot`; a preempted request continues from its last state."""
+        """Assign a request to `slot`. A preempted request continues from its last state."""
         prompt = data.prompt
         codes = data.codes
         token_ids = data.prefill_token_ids
@@ -167,7 +167,7 @@ class RunSlots:
                 self._audio_start[self.slot_of[request_id]] = audio_start
 
     def audio_start(self, slot: int) -> int:
-        """Return the position of the first audio row of a slot's reply; negative while the host does not know it."""
+        """Return the position of the first audio row of a slot's reply (negative while the host does not know it)."""
         return int(self._audio_start[slot])
 
     def _link(self, request_id: str, slot: int) -> None:

@@ -155,7 +155,7 @@ class RowDraw:
     def __call__(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
-        """Sample the rows of a plan; return stream 0 [M] and the other streams [M, S - 1].
+        """Sample the rows of a plan and return stream 0 [M] and the other streams [M, S - 1].
 
         Args:
             hidden: Hidden states of all rows, [B, H].
@@ -195,7 +195,7 @@ class RowDraw:
     def _draw_text(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> Array:
-        """Sample stream 0 of rows that may be in a text segment; return the ids [M], 0 for other rows."""
+        """Sample stream 0 of rows that may be in a text segment, and return the ids [M] (0 for other rows)."""
         text_hidden = hidden if step.text_rows is None else hidden[step.text_rows]
         logits = self.heads.text(text_hidden)
         if self._seen is not None:
@@ -212,7 +212,7 @@ class RowDraw:
     def draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
-        """Sample rows that may be in an audio segment; return stream 0 [M] and the other streams [M, K]."""
+        """Sample rows that may be in an audio segment and return stream 0 [M] and the other streams [M, K]."""
         audio_hidden = hidden if step.audio_rows is None else hidden[step.audio_rows]
         num_rows = len(keys)
         num_shared = len(step.guidance) if self.frames.reads_drawn else 0
@@ -268,7 +268,7 @@ class RowDraw:
         rows: Rows,
         recent: RecentRows | None,
     ) -> Array:
-        """Sample stream 0 of rows that may be in audio from guided logits [A, C0 + E]; return the ids [M]."""
+        """Sample stream 0 of rows that may be in audio from guided logits [A, C0 + E] and return the ids [M]."""
         index = step.speaking
         penalized = self.penalized(logits, rows, index)
         permitted = masked = self.segments.mask_audio(penalized, rows, index, self.hidden_ends(rows))
@@ -297,7 +297,7 @@ class RowDraw:
         return logits
 
     def hidden_ends(self, rows: Rows) -> Array | None:
-        """Return True for end ids of stream 0 that rows may not have, [M, E]; None to hide all in short audio."""
+        """Return True for end ids of stream 0 that rows may not have, [M, E], or None to hide all in short audio."""
         return None
 
     def chosen(
@@ -381,7 +381,7 @@ class SpeechSampler:
     def _row(
         self, hidden: torch.Tensor, batch: InputBatch, rows: StepRows, row_index: int = 0
     ) -> tuple[Array, Array, Array, PlanArrays]:
-        """Sample a row for each request; return the results of `_sample` and the plan's arrays."""
+        """Sample a row for each request, and return the results of `_sample` and the plan's arrays."""
         plan, step = self._slots.plan(rows, row_index)
         if not len(plan.drawing):
             return *self._blank(batch.num_reqs), step
@@ -395,7 +395,7 @@ class SpeechSampler:
     def _sample(
         self, hidden: torch.Tensor, batch: InputBatch, plan: BatchPlan, step: PlanArrays, row_index: int
     ) -> tuple[Array, Array, Array]:
-        """Sample the rows of a plan; return stream 0 [B], other streams and state [B, S - 1 + C], and cut flags [B].
+        """Sample the rows of a plan and return stream 0 [B], other streams and state [B, S - 1 + C], and cut flags [B].
 
         Both requests of a CFG pair get the same ids. A cut flag is 1 if a limit ended a segment in this row. The flag
         and the state after the row are set only for conditional requests.

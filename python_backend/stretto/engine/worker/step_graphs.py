@@ -68,7 +68,7 @@ class StepGraphs(Generic[Kind]):
         return self._size_of[num_rows]
 
     def run(self, variant: Kind, num_rows: int) -> None:
-        """Run a step of `num_rows` rows at its padded size; padding rows must be inactive."""
+        """Run a step of `num_rows` rows at its padded size, with inactive padding rows."""
         size = self.padded(num_rows)
         graph = self._graphs.get((variant, size))
         if graph is not None:
@@ -102,6 +102,6 @@ class StepGraphs(Generic[Kind]):
 
 
 def recorder_of(device: torch.device, config: VllmConfig) -> CudaRecorder | None:
-    """Return a recorder for `device`; None if CUDA graphs are unavailable or disabled in vLLM."""
+    """Return a recorder for `device`, or None if CUDA graphs are unavailable or disabled in vLLM."""
     wanted = config.compilation_config.cudagraph_mode is not CUDAGraphMode.NONE
     return CudaRecorder() if wanted and device.type == "cuda" else None

@@ -42,7 +42,7 @@ from stretto.streams.layout import Segment
 
 @dataclass(frozen=True)
 class StepConstants:
-    """Kernel constants on the device; see `advance_kernel` and `draw_streams_kernel` for the tables."""
+    """Kernel constants on the device (see `advance_kernel` and `draw_streams_kernel` for the tables)."""
 
     rules: StepRules
     tasks: torch.Tensor
@@ -171,7 +171,7 @@ class StepTable:
         self._fingerprint = None
 
     def update(self, rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray, version: int) -> Variant:
-        """Update the table if the batch has changed; return the heads that the step needs."""
+        """Update the table if the batch has changed, and return the heads that the step needs."""
         fingerprint = version, rows.slots.tobytes(), rows.samples.tobytes()
         if fingerprint != self._fingerprint:
             columns = columns_of(rows, partner, is_unconditional, self._tables, self.table.shape[1])
@@ -279,7 +279,7 @@ class StepProgram:
         self.seconds = int32(num_rows) if rules.family.second_ids else None
 
     def can_capture(self, variant: Variant) -> bool:
-        """Return True if `variant` is one of `variants`, and its ranks do not exchange text logits."""
+        """Return True if `variant` is one of `variants`, and needs no exchange of text logits between ranks."""
         return variant in self.variants and not (variant.writes and self.heads.is_text_cut)
 
     def launch(self, variant: Variant, num_rows: int) -> None:

@@ -167,7 +167,7 @@ def attempt_keys_kernel(
 def _closing(
     token: tl.tensor, ends: tl.tensor, task: tl.tensor, rules: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the id to write for a sampled `token` that ends the text, and the number of rows from it to the audio."""
+    """Return the id to write for a sampled `token` that ends the text, and the number of rows until the audio."""
     at = ends + task * rules.num_ids + tl.minimum(tl.maximum(token, 0), rules.num_ids - 1)
     return tl.load(at), tl.load(at + rules.num_tasks * rules.num_ids)
 

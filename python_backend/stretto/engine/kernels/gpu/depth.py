@@ -138,7 +138,7 @@ class DeviceDepth:
         return self._read(self._project(hidden), 0)
 
     def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """Process positions 0 and 1 of a frame; return the states [N, H] that predict stream 1's codes.
+        """Process positions 0 and 1 of a frame, and return the states [N, H] that predict stream 1's codes.
 
         If `start` has run, only position 1 is processed.
 
@@ -151,7 +151,7 @@ class DeviceDepth:
         return self._read(x.flatten(0, 1), 0)
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Process one position of a frame; return the states [N, H] that predict the codes of stream `position`.
+        """Process one position of a frame and return the states [N, H] that predict the codes of stream `position`.
 
         Args:
             code: Codes of stream `position` - 1, as rows of `embed`, [N].
@@ -199,7 +199,7 @@ class DeviceSteppedDepth:
                 layer.values = values
 
     def begin(self, hidden: torch.Tensor, code: torch.Tensor, second: torch.Tensor | None = None) -> torch.Tensor:
-        """Process position 0 of a frame; return the states [N, H] that predict stream 1's codes.
+        """Process position 0 of a frame and return the states [N, H] that predict stream 1's codes.
 
         Args:
             code: Ids of stream 0, as rows of `embed`, [N].
@@ -212,7 +212,7 @@ class DeviceSteppedDepth:
         return self._read(embeds, 0)
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Process one position of a frame; return the states [N, H] that predict the codes of stream `position`.
+        """Process one position of a frame and return the states [N, H] that predict the codes of stream `position`.
 
         Args:
             code: Ids of stream `position` - 1, as rows of `embed`, [N].

@@ -118,7 +118,7 @@ def _largest(line: tl.tensor, num_columns: tl.tensor, block: tl.constexpr) -> tl
 
 @triton.jit
 def count_digits(ordered: tl.tensor, prefix: tl.tensor, shift: tl.tensor) -> tl.tensor:
-    """Count 8-bit digits, one step of a radix select; return int32 [256].
+    """Count 8-bit digits, one step of a radix select, and return int32 [256].
 
     Args:
         ordered: Values from `ordered_of`. Only those whose higher digits equal `prefix` are counted.
@@ -141,7 +141,7 @@ def select_digit(counts: tl.tensor, rank: tl.tensor) -> tuple[tl.tensor, tl.tens
 
 @triton.jit
 def value_of(prefix: tl.tensor) -> tl.tensor:
-    """Return the float whose four digits are `prefix`; see `count_digits`."""
+    """Return the float whose four digits are `prefix` (see `count_digits`)."""
     return float_of((prefix ^ 0x80000000).to(tl.int32, bitcast=True))
 
 

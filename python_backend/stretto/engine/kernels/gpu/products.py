@@ -27,7 +27,7 @@ from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 def embed_rows(
     table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_silent: bool, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the sum of each row's stream embeddings, [N, H], computed in float32, in the table's dtype.
+    """Return the sum of each row's stream embeddings, [N, H], computed in float32 and rounded to the table's dtype.
 
     Args:
         ids: Ids of all streams, [N, S]; not checked.

@@ -92,7 +92,7 @@ def text_maxima_kernel(
 def _list(
     listed: tl.tensor, maxima: tl.tensor, bound: tl.tensor, num_groups: tl.constexpr, block: tl.constexpr
 ) -> tl.tensor:
-    """Write to `listed` the indices of groups whose maximum reaches `bound`; return their number."""
+    """Write to `listed` the indices of groups whose maximum reaches `bound`, and return their number."""
     groups = tl.arange(0, block)
     reaches = ((maxima >= bound) & (groups < num_groups)).to(tl.int32)
     tl.debug_barrier()
@@ -181,7 +181,7 @@ def _noisiest(
     line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, key: tl.tensor, temperature: tl.tensor,
     floor: tl.tensor, num_columns: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return the column whose logit plus noise is largest; the first column if several are equal.
+    """Return the column whose logit plus noise is largest, or the first of several equal ones.
 
     Only logits of at least `floor` are considered.
     """
