@@ -213,7 +213,7 @@ class SegmentRules:
 
     @cached_property
     def num_reopened_rows(self) -> int:
-        """Number of newest rows whose KV entries the predictor of further rows may change (`RowSteps.window`)."""
+        """Number of newest rows whose KV entries multi-token steps may still change (`RowSteps.window`)."""
         steps = self.family.mechanism.steps
         return 0 if steps is None else steps.window
 

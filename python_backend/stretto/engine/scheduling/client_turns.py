@@ -175,7 +175,7 @@ class ClientTurns:
         return {**grants, **dict.fromkeys(skipping, 0)} if skipping else grants
 
     def _skipping(self, replies: dict[str, list[str]], grants: Mapping[str, int], num_left: int) -> list[str]:
-        """Return the requests of a host that skip the step. The longest-waiting ones do not skip, up to `num_left` rows."""
+        """Return the requests of a host that skip the step: those that waited least, once `num_left` rows are used."""
         skipping = []
         for reply in sorted(replies, key=lambda reply: self._stepped.get(reply, 0)):
             if num_left > 0:
