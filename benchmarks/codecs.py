@@ -64,10 +64,7 @@ class Streaming:
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """Row of the second table.
-
-    `relative_error` is the rms difference from the one-shot decode, divided by the decode's standard deviation.
-    """
+    """Row of the second table. `relative_error` is the rms error relative to the one-shot decode's deviation."""
 
     codec: str
     right_frames: int
@@ -246,10 +243,7 @@ def blocks_of(codec: BlockCodec, number: int) -> list[FrameWindow]:
 
 
 def cost(codec: BlockCodec, window: FrameWindow) -> tuple[int, int, float, float, float]:
-    """Return the cost of one window.
-
-    It is input tokens, new tokens, processor seconds, and per second of audio: processor seconds and GFLOP.
-    """
+    """Return a window's input tokens, new tokens and processor seconds, and seconds and GFLOP per second of audio."""
     size = blocks_in(codec).size_after(window.left + blocks_in(codec).right if window.left else 0)
     codes = torch.from_numpy(window.codes)[None]
     first = torch.tensor([window.first])

@@ -93,11 +93,7 @@ def through_engine(engine: Any, preprocessor: Preprocessor, frame_rate: float) -
 async def measure(
     concurrency: int, arguments: argparse.Namespace, server: Speak, engine: Speak, count: Count = dict
 ) -> dict[str, Any]:
-    """Run all arms at one concurrency and return the record.
-
-    Args:
-        count: Function that returns the seconds of processor time so far by process. The default counts nothing.
-    """
+    """Run all arms at one concurrency; return the record. `count` returns processor seconds so far, by process."""
     lines = texts()
     scale = arguments.guidance
     arms = {
@@ -163,11 +159,7 @@ def speaker(client: SpeechClient, model: SmallModel) -> Speak:
 
 
 class FamilyLoad:
-    """Runner of the arms of a family.
-
-    Args:
-        count: Function that returns the seconds of processor time so far by process.
-    """
+    """Runner of the arms of a family. `count` returns processor seconds so far, by process."""
 
     def __init__(self, model: SmallModel, speak: Speak, arguments: argparse.Namespace, count: Count = dict):
         self._model = model

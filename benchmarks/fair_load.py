@@ -68,7 +68,6 @@ async def measure_fair(
 
     Args:
         speaker: Function that other processes can import.
-        num_clients: Number of client processes to begin with.
         most_clients: Number of client processes beyond which the load is not repeated.
     """
     while True:
@@ -108,11 +107,7 @@ def run_in_process(address: str, speaker: Speaker, load: FairLoad, index: int) -
 
 
 async def run_client(address: str, speaker: Speaker, load: FairLoad, index: int) -> tuple[list[Trace], list[float]]:
-    """Run one client; return its measured traces, and its event loop's lags in seconds.
-
-    Args:
-        index: Number of the client, which determines its arrival times and the seeds of its requests.
-    """
+    """Run client number `index`; return its measured traces, and its event loop's lags in seconds."""
     async with SpeechClient(address) as client, lag() as late_s:
         traces, _ = await run_open(load.load(), load.rate, speaker(client), texts(), load.warm_up_s, index)
     return traces, late_s

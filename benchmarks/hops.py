@@ -44,11 +44,7 @@ def tracing() -> Iterator[Path]:
 
 
 async def ask(streams: Iterator[Speech]) -> list[tuple[float, float]]:
-    """Send requests one after another; return the times at which each was sent and its first samples arrived.
-
-    Args:
-        streams: Streams of events, each of which sends its request when it is read.
-    """
+    """Send each stream's request after the previous one; return when each was sent and its first samples arrived."""
     spans = list[tuple[float, float]]()
     for stream in streams:
         sent_s = time.monotonic()
@@ -108,12 +104,7 @@ def table(hops: Sequence[dict[str, Any]]) -> str:
 
 
 async def trace(speak: Callable[[str], Speech], folder: Path, num_requests: int) -> list[dict[str, Any]]:
-    """Return the rows of requests to a server.
-
-    Args:
-        speak: Function that returns the stream of a request for a text, which is sent when the stream is read.
-        num_requests: Number of requests, after a few that are not counted.
-    """
+    """Return the rows of `num_requests` requests to a server, after a few that are not counted."""
     spans = await ask(speak(text) for text in islice(texts(), WARM_UPS + num_requests))
     stamps = read_stamps(folder)
     return rows([walk(stamps, *span) for span in spans[WARM_UPS:]])

@@ -106,9 +106,7 @@ CLIENT_SEEDS = 1 << 20  # seeds of the requests of one client
 async def run_open(
     load: Load, rate: float, speak: Speak, lines: Iterator[str], warm_up_s: float = 0.0, client: int = 0
 ) -> tuple[list[Trace], float]:
-    """Run an open loop with the same number of requests as `load`, at `rate` per second.
-
-    The result is the traces of the measured requests, and the seconds from the first of them to the end.
+    """Run an open loop with as many requests as `load`, `rate` per second; return traces, and seconds to the end.
 
     Args:
         warm_up_s: Seconds for which further requests arrive at the same rate before the measured ones.

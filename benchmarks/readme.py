@@ -54,13 +54,7 @@ def measure(results: Path, rounds: int, package: Path | None) -> None:
 
 
 def latest(records: Iterable[Record], field: str, places: Sequence[int], **wanted: Any) -> list[Record]:
-    """Return the latest record for each of `places`, or an empty list if one of them has none.
-
-    Args:
-        records: Result lines, oldest first.
-        field: Field whose values are `places`.
-        **wanted: Values that other fields must have.
-    """
+    """Return the newest record for each of `places`, the values of `field`; an empty list if one has none."""
     found = {record[field]: record for record in records if field in record and wanted.items() <= record.items()}
     return [found[wanted_value] for wanted_value in places] if found.keys() >= set(places) else []
 
@@ -74,10 +68,7 @@ def machine(record: Record) -> str:
 
 
 def text(records: Sequence[Record]) -> str:
-    """Return the README's figures as Markdown, the lines between its comments.
-
-    Args:
-        records: Result lines, oldest first. Those of other processors than the bundled model's latest are left out.
+    """Return the README's figures as Markdown, the lines between its comments, without other processors' records.
 
     Raises:
         ValueError: The bundled model's figures are missing.

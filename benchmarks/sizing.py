@@ -68,10 +68,7 @@ class CodecCost:
 
 
 def step_ms(backbone: Backbone, gpu: Gpu, streams: int) -> float:
-    """Return the milliseconds of a step with `streams` streams, with replies half complete or with full windows.
-
-    The slower of device and host determines the time.
-    """
+    """Return the milliseconds of a step (the slower of device and host), with half replies or full windows."""
     rows = streams * backbone.rows
     products = products_ms(backbone.layer_weights + backbone.head_columns * backbone.hidden, gpu, rows)
     attention = 1e3 * rows * backbone.attended * backbone.kv_bytes / (SHARE_OF_BANDWIDTH * gpu.tb_per_s * 1e12)
@@ -98,11 +95,7 @@ def streams_of_codec(codec: CodecCost, gpu: Gpu, frames: int) -> int:
 
 
 def streams_with(convolutions: str, codec: CodecCost, gpu: Gpu) -> int:
-    """Return the number of streams that the codec serves on its own GPU in steady chunks.
-
-    Args:
-        convolutions: One of `DecoderConfig.CONVOLUTIONS`, but `float32`.
-    """
+    """Return the streams that the codec serves on its own GPU in steady chunks, with other modes than `float32`."""
     tflops = {"exact": gpu.tf32_tflops / 3, "tf32": gpu.tf32_tflops, "bfloat16": gpu.tflops}[convolutions]
     others = (codec.gflop[codec.steady_frames] - codec.convolved) / gpu.float32_tflops
     return int(1e3 * SHARE_OF_CODEC / (others + codec.convolved / tflops))

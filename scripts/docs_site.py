@@ -52,13 +52,10 @@ def site_paths() -> dict[str, str]:
 
 
 def converted_links(markdown: str, source: str) -> str:
-    """Return `markdown` with links that work on the site.
+    """Return a page's `markdown` with links that work on the site. `source` is its path in the repository.
 
     If a link's target exists in the repository but not on the site, only the link's label remains. A link to a missing
     file is kept, and mkdocs reports it.
-
-    Args:
-        source: Path of the page in the repository.
     """
     paths = site_paths()
     folder = posixpath.dirname(paths[source])

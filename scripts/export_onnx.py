@@ -39,12 +39,7 @@ SHAPES = ((1, 1), (2, 13), (3, 40))  # numbers of utterances and frames in each 
 def export(
     graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], dynamic: dict[str, dict[int, str]]
 ) -> bytes:
-    """Return the ONNX model of a graph.
-
-    Args:
-        inputs: Example inputs by name.
-        dynamic: For each input, the names of its dynamic axes, by axis.
-    """
+    """Return the ONNX model of a graph. `dynamic` has the names of each input's dynamic axes, by axis."""
     program = torch.onnx.export(
         graph.eval(),
         tuple(inputs.values()),

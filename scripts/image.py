@@ -58,12 +58,7 @@ def machine_mirror() -> tuple[str, str]:
 
 
 class Images:
-    """Images in a folder of their own.
-
-    Args:
-        folder: Folder for the images and their base.
-        links: Folder of wheels that this machine's pip prefers, or None.
-    """
+    """Images in a folder of their own. `links` is a folder of wheels that this machine's pip prefers, or None."""
 
     def __init__(self, folder: Path, links: Path | None) -> None:
         self.folder = folder
@@ -148,13 +143,7 @@ def networks() -> Iterator[None]:
 
 
 def runtime_config(image: dict[str, Any], files: Path, scratch: Path) -> dict[str, Any]:
-    """Return crun's configuration for an image: its user, no capabilities, a read-only root.
-
-    Args:
-        image: Configuration of the image.
-        files: Folder of the image's files.
-        scratch: Folder for what the container writes.
-    """
+    """Return crun's configuration for an image: its user, no capabilities, a read-only root, writes to `scratch`."""
     users = dict(re.findall(r"^([^:]+):[^:]*:(\d+:\d+):", (files / "etc/passwd").read_text(), re.MULTILINE))
     uid, gid = map(int, users[image["User"]].split(":"))
     output(*CRUN, "spec", "--bundle", scratch)
@@ -178,13 +167,7 @@ def runtime_config(image: dict[str, Any], files: Path, scratch: Path) -> dict[st
 
 
 class Server:
-    """Container that runs an image's command.
-
-    Args:
-        image: Configuration of the image.
-        files: Folder of the image's files.
-        scratch: Empty folder.
-    """
+    """Container that runs an image's command. `scratch` is an empty folder."""
 
     def __init__(self, image: dict[str, Any], files: Path, scratch: Path) -> None:
         config = runtime_config(image, files, scratch)

@@ -162,11 +162,7 @@ def of_calm(outcomes: Outcomes) -> list[str]:
 
 
 def of_fault(outcomes: Outcomes, right_s: float | None) -> list[str]:
-    """Return the findings about answers during a fault.
-
-    Args:
-        right_s: Seconds until a correct answer, or None if there was none in time.
-    """
+    """Return the findings about answers during a fault. `right_s` is None if none was correct in time."""
     return outcomes.bad + (["the server did not answer correctly again"] if right_s is None else [])
 
 

@@ -90,11 +90,7 @@ class Replaced(Fault):
     limit_s: float = REPLACED_S
 
     async def strike(self, launch: Launch) -> None:
-        """Stop the process and wait until it is gone.
-
-        Raises:
-            TimeoutError: The process still exists after `limit_s`. It has been continued.
-        """
+        """Stop the process and wait until it is gone; after `limit_s`, continue it and raise TimeoutError."""
         pid = find(self.process)
         born = birth(pid)
         os.kill(pid, signal.SIGSTOP)

@@ -478,11 +478,7 @@ class Streams:
 
 
 async def take_references(servers: Servers, asks: Sequence[Ask], limit_s: float) -> dict[str, Answer]:
-    """Send each request alone, twice, and return the answers by name.
-
-    Raises:
-        RuntimeError: An answer is wrong, or differs when the request is repeated.
-    """
+    """Send each request alone, twice; return the answers by name; raise RuntimeError if one is wrong or they differ."""
     references = {}
     for ask in asks:
         first, second = [await read(ask, servers[ask.door], listen, random.Random(0), limit_s) for _ in range(2)]

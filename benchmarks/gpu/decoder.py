@@ -93,10 +93,7 @@ def capture_errors() -> Iterator[list[str]]:
 
 
 def streamed(codec: Codec, config: DecoderConfig, codes: np.ndarray, *sizes: int) -> list[np.ndarray]:
-    """Decode codes [B, K, T] once for each chunk size and return the samples [B, n] of each.
-
-    All sizes share a worker, which captures its graphs once.
-    """
+    """Decode codes [B, K, T] once per chunk size, in one worker; return the samples [B, n] of each."""
     worker = DecoderWorker(codec, config)
     try:
         return [_stream(worker, codes, size) for size in sizes]

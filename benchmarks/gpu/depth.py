@@ -59,12 +59,7 @@ WAYS = ("stock", "ours", "dependent")
 
 
 class Frame:
-    """Depth transformer with buffers for a number of rows, whose frame can be captured.
-
-    Args:
-        hidden: Hidden states of the backbone, [N, W].
-        way: One of `WAYS`.
-    """
+    """Depth transformer for hidden states [N, W], whose frame can be captured. `way` is one of `WAYS`."""
 
     def __init__(self, setup: Setup, depth: Any, family: Any, hidden: torch.Tensor, way: str):
         with products(way):

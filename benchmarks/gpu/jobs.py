@@ -90,12 +90,7 @@ NUM_PASSES = 1 + len(DecoderConfig.CONVOLUTIONS)
 
 
 def _decoder(codec: str, decoding_s: float) -> Job:
-    """Return the job of a codec.
-
-    Args:
-        decoding_s: Seconds of decoding in a pass in float32: measured for Qwen3-TTS, estimated from the operations of
-            the others.
-    """
+    """Return a codec's job. `decoding_s` is measured for Qwen3-TTS, and estimated from operations for the others."""
     return Job("benchmarks.gpu.decoder:run", DECODER_S + NUM_PASSES * (PASS_S + decoding_s), {"name": codec})
 
 

@@ -46,11 +46,7 @@ SHARED_BYTES = 227 << 10  # that a program can have on Hopper
 
 
 class CompilingDriver:
-    """Driver for Triton that compiles kernels and their launch code, and whose launches do nothing.
-
-    Args:
-        capability: Compute capability of the GPU, times ten.
-    """
+    """Driver for Triton that only compiles kernels and their launch code. Capability 90 is a GPU of 9.0."""
 
     def __init__(self, capability: int) -> None:
         from triton.backends.nvidia.driver import CudaLauncher, CudaUtils

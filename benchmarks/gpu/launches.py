@@ -47,11 +47,7 @@ def launcher_of(codec: Codec, config: DecoderConfig) -> Iterator[Launcher]:
 
 
 def time_batch(launcher: Launcher, codec: Codec, num_windows: int, num_frames: int, rounds: int = 9) -> Timing:
-    """Return the times of a batch of windows with random codes and all their context, after a few warm-up rounds.
-
-    Args:
-        num_frames: Number of frames in each window, without its context.
-    """
+    """Return the times of a batch of windows with random codes: `num_frames` frames each, and all their context."""
     spec = codec.spec
     length = spec.left_frames + num_frames + spec.right_frames
     codes = np.random.default_rng(0).integers(0, spec.codebook_size, (num_windows, spec.num_codebooks, length))

@@ -124,10 +124,7 @@ def engine_config(
     requests: tuple[int, ...],
     graphs: Mapping[str, Any] = GRAPHS[PIECES],
 ) -> EngineConfig:
-    """Return the configuration of an engine with the arguments of `engine_args`.
-
-    On a GPU, the engine gets the memory that the other processes of a server would leave.
-    """
+    """Return an engine's configuration, with the memory that the other processes of a server leave on a GPU."""
     args = engine_args(setup, model, requests, graphs)
     needs = None if setup.is_small else needs_of(checkpoint, model.read_family(setup), args)
     return EngineConfig(checkpoint, args, reserved_mb=None if needs is None else needs.reserved_mb)

@@ -31,8 +31,6 @@ class Call:
     """Call on the GPU host.
 
     Attributes:
-        bundle: Name of the bundle in `BUNDLES`.
-        jobs: Jobs by name, in order.
         is_whole: True if these are all jobs of the module, so that the command need not list them.
         part: Number of the bundle part that is sent, counted from 1.
     """
@@ -109,12 +107,7 @@ class Call:
 
 
 def calls(done: Iterable[str] | None = None, size: int | None = None) -> list[Call]:
-    """Return the calls that run all jobs.
-
-    Args:
-        done: Jobs that have passed, or None before the first call.
-        size: Size of the working tree in bytes; None to measure it.
-    """
+    """Return the calls that run all jobs. `done` has those that have passed, and is None before the first call."""
     size = tree_bytes() if size is None else size
     first = [] if done is not None else [Call("call 1", "engine", "benchmarks.gpu", JOBS, True, size)]
     done = set(JOBS) - set(IF_TIME_IS_LEFT) if done is None else set(done)

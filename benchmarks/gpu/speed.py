@@ -125,10 +125,6 @@ def run_ours(setup: Setup, model: str, requests: tuple[int, ...], mode: str = PI
     """Yield result lines for the start-up time, for a step at the first two numbers of requests, and for prompts.
 
     Unless `mode` is PLAIN, further lines have the cost of guidance and the first audio at each number of requests.
-
-    Args:
-        model: Key of MODELS.
-        mode: Key of GRAPHS.
     """
     requests = requests[: 2 if setup.is_small else None]
     begun = time.perf_counter()
@@ -155,10 +151,7 @@ def run_ours(setup: Setup, model: str, requests: tuple[int, ...], mode: str = PI
 
 
 def parts(arm: Arm, number: int, setup: Setup) -> dict[str, Any]:
-    """Return the step time, and milliseconds by part: processor time of this thread and, on a GPU, device time.
-
-    The step time is measured in separate runs, without a watch.
-    """
+    """Return the step time, measured without a watch, and milliseconds by part on this thread and the device."""
     scale = arm.model.scale
     arm.run(number, scale)
     step_ms = statistics.median(arm.run(number, scale).step_ms for _ in range(arm.load.rounds))
@@ -213,10 +206,7 @@ def first_audio(arm: Arm, number: int, codec: Codec) -> dict[str, float]:
 
 
 def run_stock(setup: Setup, model: str, requests: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """Yield a line with the step time of stock vLLM for each number of requests.
-
-    The line has the ratio to Stretto's step time if an earlier job measured it.
-    """
+    """Yield stock vLLM's step time for each number of requests, with the ratio to Stretto's if it was measured."""
     chosen = MODELS[model]
     forced = load(setup)
     requests = (1, 2)[: len(requests)] if setup.is_small else requests
@@ -314,10 +304,7 @@ def audio_s(family: Family, num_rows: int) -> float:
 
 
 def time_burst(engine: SteppedEngine, request_ids: list[str], num_rows: int, first: int) -> Burst:
-    """Step `engine` until all replies have ended and return their times.
-
-    Full steps decode `num_rows` rows. The first chunk of a reply needs `first` rows.
-    """
+    """Step until all replies have ended; return their times. A reply's first chunk needs `first` rows."""
     core = engine.core
     scheduler = engine.scheduler
     rows = dict.fromkeys(request_ids, 0.0)

@@ -26,7 +26,6 @@ def run(
     """Run the command line `fixture [--check]`, which writes the fixture or compares it with new replies.
 
     Args:
-        description: Help text.
         compare: Function that raises AssertionError if a file differs from the replies.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,7 +40,6 @@ def run_arrays(description: str | None, make: Callable[[], dict[str, Any]], tole
     """Run the command line for an `.npz` fixture of arrays by name.
 
     Args:
-        description: Help text.
         tolerance: Permitted difference of floats, because processors round differently. Other values must be equal.
     """
 
@@ -78,10 +76,7 @@ def stored_arrays(fixture: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compute_in_float64() -> None:
-    """Make torch use float64 where the authors' code asks for float32, as in `Tensor.float`.
-
-    Steps in float32 would make the float64 results depend on the processor.
-    """
+    """Make torch use float64 for float32, because steps in float32 make results depend on the processor."""
     import torch
 
     torch.set_default_dtype(torch.float64)

@@ -216,9 +216,7 @@ def write_glm4_tokenizer(folder: Path, prefix: str = "", **values: object) -> Pa
     """Write `config.json` (with `values`), `preprocessor_config.json` and `model.safetensors` to a new folder.
 
     Args:
-        prefix: Prefix of the tensor names. The published complete model has `model.encoder.`, the published encoder has
-            none.
-        **values: Entries of `config.json` to replace.
+        prefix: Prefix of the tensor names: `model.encoder.` in the published complete model, none in the encoder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     record = RECORD | values

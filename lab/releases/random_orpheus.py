@@ -157,10 +157,6 @@ def ordered_tensors(config: LlamaConfig, first_code: int, num_codes: int = 4096)
     The authors' code drops ids that are out of place. The last layer therefore computes the place of the next row from
     that of the newest one, in the first columns of the width. Code 0, which the authors' code drops as well, and the
     end of speech do not occur.
-
-    Args:
-        first_code: Id of code 0 of the first place.
-        num_codes: Number of codes of a place.
     """
     with torch.device("meta"):
         shapes = {name: tuple(each.shape) for name, each in LlamaForCausalLM(config).state_dict().items()}

@@ -56,10 +56,7 @@ SMALL_MODELS = {
 def write_release(
     family: str, folder: Path, vocabulary: BagpiperVocabulary | OpusVocabulary | None = None, size: Size = SIZE
 ) -> tuple[Published, Path]:
-    """Write a randomly initialised release; return its files and its codec directory.
-
-    The dialogue model uses Llama, as published.
-    """
+    """Write a randomly initialised release; return its files and its codec directory."""
     if family == "bagpiper":
         assert not isinstance(vocabulary, OpusVocabulary)
         published = random_espnet.write_bagpiper(folder, vocabulary or BagpiperVocabulary(), size=size)

@@ -38,8 +38,6 @@ class Plan:
         scripts: Folder of the scripts and of the teacher's parts.
         keep: Folder for copies of the weights, in float16.
         until_s: Time after the start at which the training of the language model ends, in seconds.
-        codec: Settings of the codec's training, apart from its duration.
-        model: Settings of the language model's training, apart from its duration.
     """
 
     scripts: Path

@@ -47,13 +47,7 @@ def resampled(sample_rate: int) -> Alteration:
 
 
 def coded(codec: str, container: str, sample_rate: int = SAMPLE_RATE, bit_rate: int | None = None) -> Alteration:
-    """Return an alteration by a lossy codec of FFmpeg.
-
-    Args:
-        container: Name of the file format.
-        sample_rate: Sample rate of the file in Hz.
-        bit_rate: Bit rate in bits per second; None if the codec has only one.
-    """
+    """Return an alteration by a lossy codec of FFmpeg. Rates are in Hz and bits per second."""
 
     def code(pcm: np.ndarray) -> np.ndarray:
         samples = soxr.resample(pcm, SAMPLE_RATE, sample_rate).clip(-1, 1)

@@ -18,12 +18,7 @@ GUIDE_HEADS = [Head(index) for index in range(4)]  # in the order of layers and 
 
 @dataclass(frozen=True)
 class Losses:
-    """Losses of a batch.
-
-    Attributes:
-        total: Weighted sum that is minimised in training.
-        sums: Sum of losses and number of targets for each kind: text, frame, code0 … code6, look0 … look3.
-    """
+    """Weighted sum of a batch's losses, and for each kind their sum and the number of targets."""
 
     total: Tensor
     sums: dict[str, tuple[Tensor, int]]
@@ -59,12 +54,11 @@ def _text_losses(logits: Tensor, target: Tensor, sums: dict[str, tuple[Tensor, i
 
 
 def _code_losses(logits: Tensor, codes: Tensor, sums: dict[str, tuple[Tensor, int]]) -> tuple[Tensor, float]:
-    """Return the weighted sum of the codebooks' losses, and the sum of the weights.
+    """Return the weighted sum of the codebooks' losses, and that of the weights; add losses by kind to `sums`.
 
     Args:
         logits: Logits of rows with targets, [N, 7, 256].
         codes: Targets, or NO_TARGET, [N, 7].
-        sums: Sums of losses by kind, to which these are added.
     """
     each = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none", ignore_index=NO_TARGET)
     by_book = each.unflatten(0, codes.shape).sum(0)

@@ -90,11 +90,7 @@ class Corpus:
         return len(self._usable)
 
     def batch(self, chosen: np.ndarray, null: np.ndarray | None = None) -> Batch:
-        """Return the sequences with the indices `chosen`, int [B].
-
-        Args:
-            null: True for sequences that become those of the unconditional request, bool [B].
-        """
+        """Return the sequences `chosen`, int [B]. `null`, bool [B], marks those to make unconditional."""
         at = torch.from_numpy(chosen).to(self._device)
         longest = -(-int(self.lengths[chosen].max()) // ROUNDING) * ROUNDING
         row = torch.arange(longest, device=self._device)
@@ -132,10 +128,7 @@ class Corpus:
         return codes.where(inside, tiny.PAD)
 
     def choices(self, rows: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-        """Yield indices of sequences of similar length forever, of at most `rows` padded rows each.
-
-        Each epoch contains every sequence once.
-        """
+        """Yield batches of similar length, at most `rows` padded rows, forever. An epoch has every sequence once."""
         while True:
             noisy = self.lengths[self._usable] * rng.uniform(0.95, 1.05, len(self._usable))
             order = self._usable[np.argsort(noisy)]

@@ -30,12 +30,9 @@ class Spoken:
 
 
 def frame_starts(ends: Sequence[float], num_frames: int) -> list[int]:
-    """Return the first frame of each phoneme; the frames strictly increase from 0, so each phoneme has a frame.
+    """Return the first frame of each phoneme, strictly increasing from 0, given the phonemes' ends in frames.
 
     They are the least-squares fit to the true start times (isotonic regression with pooling).
-
-    Args:
-        ends: End of each phoneme in frames.
     """
     count = len(ends)
     assert count <= num_frames, (count, num_frames)

@@ -191,12 +191,7 @@ def speak(
 def speak_aligned(
     network: Network, texts: list[str], voice: str, speaking: Speaking, scripts: list[list[int]] | None = None
 ) -> list[Utterance]:
-    """Generate the speech of each text.
-
-    Args:
-        texts: Normalised texts.
-        scripts: Phoneme texts to use; None to generate them.
-    """
+    """Generate the speech of normalised texts. `scripts` are phoneme texts to use, None to generate them."""
     prompts = [text_prompt(text, voice) for text in texts]
     contexts = [with_text(*pair) for pair in zip(prompts, scripts or phonemise(network, prompts), strict=True)]
     pointer = Scripts([[i for i in context[:, 0].tolist() if i in tiny.SPOKEN] for context in contexts])

@@ -107,10 +107,7 @@ class Judge:
         return {"lm": str(grammar), "dict": str(dictionary)}
 
     def hear(self, pcm: np.ndarray) -> list[str]:
-        """Recognise the words in samples at 24 kHz, float [n].
-
-        Loudness is normalised first, and silence is added at both ends.
-        """
+        """Recognise the words in samples at 24 kHz, float [n], after normalising loudness and adding silence."""
         pcm = resample(pcm.astype(np.float32), SAMPLE_RATE, JUDGED_HZ)
         padded = np.concatenate([np.zeros(1600), pcm, np.zeros(3200)])
         padded = padded + np.random.RandomState(0).randn(len(padded)) * 1e-4

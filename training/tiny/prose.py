@@ -198,11 +198,7 @@ def everyday(examples: list[str]) -> list[str]:
 
 
 def texts(examples: list[str], definitions: list[str], rng: random.Random, scale: float = 1.0) -> list[list[str]]:
-    """Return the texts of the training speech, shuffled.
-
-    Args:
-        scale: Share of the full number of texts.
-    """
+    """Return the texts of the training speech, shuffled. `scale` is the share of their full number."""
     prose = [*examples, *(each for each in definitions if len(each) < 120)]
     alike = Alike(load_words().spoken[:8000])
     kinds = {

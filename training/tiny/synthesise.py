@@ -59,12 +59,7 @@ class Shard:
 
 
 def spoken(script: Script, ends: np.ndarray, frames: int) -> Spoken | None:
-    """Return the utterance with the phoneme of each frame; None if it has more phonemes than frames.
-
-    Args:
-        ends: End of each phoneme in frames.
-        frames: Number of frames.
-    """
+    """Return the utterance with each frame's phoneme, given `ends` in frames; None if there are more phonemes."""
     if len(ends) > frames or len(ends) > MAX_PHONEMES:
         return None
     found = phoneme_of_frames(frame_starts(list(ends), frames), frames)
@@ -137,10 +132,7 @@ def read_sequences(path: Path) -> dict[str, dict[str, np.ndarray]]:
 def work(
     worker: int, workers: int, scripts_folder: Path, teacher: Path, out: Path, limit: int, string_files: int
 ) -> None:
-    """Write this worker's share of the files that do not exist yet.
-
-    The first shards come first, because the codec learns from them, then the files without audio.
-    """
+    """Write this worker's share of the missing files, the first shards first, because the codec needs them."""
     rng = random.Random(worker)
     scripts = read_scripts(scripts_folder / SCRIPTS)[:limit]
     network = Teacher(teacher)

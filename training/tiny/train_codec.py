@@ -43,7 +43,6 @@ class CodecTraining:
     """Settings of the codec's training.
 
     Attributes:
-        segments: Segments per step.
         hops: Hops per segment, a multiple of HOPS.
         unquantised: Number of first steps without the quantiser.
     """

@@ -176,13 +176,7 @@ def divergence(network: Network, original: Network, batch: Batch) -> Tensor:
 def train(
     network: Network, corpora: Mapping[str, Corpus], rows: Mapping[str, int], steps: int, peak: float = PEAK
 ) -> Iterator[dict[str, float]]:
-    """Train the network in place; yield the loss of each task at each step.
-
-    Args:
-        corpora: Sequences by task, as in ROWS.
-        rows: Number of rows per step and task.
-        peak: Largest learning-rate scale.
-    """
+    """Train the network in place; yield each task's loss at each step. `rows` are numbers of rows per step."""
     original = deepcopy(network).requires_grad_(False)
     optimiser = Optimiser(network.train())
     rng = np.random.default_rng(1)

@@ -110,11 +110,7 @@ def tree_bytes(root: Path = ROOT) -> int:
 
 
 def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str, Any]:
-    """Write the parts and return the contents of the manifest.
-
-    Args:
-        package: Wheel of this package; None builds one from the current tree.
-    """
+    """Write the parts and return the manifest's contents. `package` None builds the wheel from the current tree."""
     from benchmarks.gpu.bundling.wheels import Wheelhouse, extract, name_of, read_have
 
     have = read_have(arguments.have)

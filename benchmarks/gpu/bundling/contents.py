@@ -103,11 +103,7 @@ class Bundle:
     num_bytes: int
 
     def part_bytes(self, tree_bytes: int) -> list[int]:
-        """Return the bytes of each part: the fewest parts of about equal size that fit into a call with the tree.
-
-        Raises:
-            ValueError: If the working tree is too large.
-        """
+        """Return the bytes of each part: the fewest parts of about equal size that fit into a call with the tree."""
         room = (CALL_BYTES - tree_bytes) // STEP * STEP
         if room <= 0:
             raise ValueError(f"expected a working tree of less than {CALL_BYTES} bytes, got {tree_bytes}")
@@ -167,10 +163,7 @@ def trim(library: bytes, architecture: int, with_ptx: bool = False) -> bytes:
 
 
 def _useless(entries: list[Entry], architecture: int, with_ptx: bool) -> list[Entry]:
-    """Return the entries to remove.
-
-    Machine code runs on GPUs with the same major compute capability and an equal or higher minor one.
-    """
+    """Return the entries to remove. Code runs on GPUs of its major capability and an equal or higher minor one."""
     major = architecture // 10
     cubins = [entry for entry in entries if entry.kind == CUBIN and 10 * major <= entry.architecture <= architecture]
     best = max((cubin.architecture for cubin in cubins), default=None)

@@ -130,10 +130,7 @@ class Installation:
         (packages / "stretto_bundle.pth").write_text(f"import sys; {insertion}; {hidden}\n")
 
     def take(self, files: list[Path]) -> list[str]:
-        """Verify and store parts; return the names of missing parts.
-
-        Args:
-            files: Parts. The manifest is one of the files or next to one.
+        """Verify and store parts; return the names of missing parts. The manifest is one of the files or next to one.
 
         Raises:
             DamagedPart: A file differs from the manifest; it is not stored.

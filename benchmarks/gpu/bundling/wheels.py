@@ -19,7 +19,6 @@ class Wheelhouse:
     """Folder of wheels for one Python version on x86-64 Linux, filled from the package index unless `is_offline`.
 
     Args:
-        python: Python version, such as "3.12".
         lock: File with preferred versions, which are used if they are compatible.
     """
 
@@ -31,11 +30,7 @@ class Wheelhouse:
         folder.mkdir(parents=True, exist_ok=True)
 
     def closure(self, roots: Iterable[str], left_out: frozenset[str]) -> list[Path]:
-        """Return the wheels of `roots` and of all their dependencies, excluding the names in `left_out`.
-
-        Raises:
-            LookupError: No compatible versions exist, or wheels are missing.
-        """
+        """Return the wheels of `roots` and of all their dependencies, excluding the names in `left_out`."""
         pins = self._resolve(list(roots), left_out)
         missing = [pin for pin in pins if self._find(Requirement(pin)) is None]
         if missing and not self._is_offline:
@@ -102,12 +97,7 @@ def extract(
     is_wanted: Callable[[str], bool] = lambda name: True,
     change: Callable[[str, bytes], bytes] = lambda name, data: data,
 ) -> int:
-    """Unpack files of a wheel as an installer would (`.data/purelib`, `.data/scripts`, …); return their number.
-
-    Args:
-        site: Folder of packages.
-        change: Function from a file's name and contents to the contents to write.
-    """
+    """Unpack files of a wheel as an installer would (`.data/purelib`, `.data/scripts`, …); return their number."""
     count = 0
     with zipfile.ZipFile(wheel) as archive:
         for info in archive.infolist():

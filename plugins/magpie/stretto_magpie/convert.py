@@ -232,11 +232,7 @@ def voices_of(archive: NemoArchive, config: Mapping[str, Any]) -> tuple[str, ...
 
 
 def vocabulary_of(config: Config, texts: Mapping[str, Any]) -> MagpieVocabulary:
-    """Return the vocabulary of a release, with the published codebooks and voices.
-
-    Args:
-        texts: Record of the texts' ids (`convert_text.read_texts`).
-    """
+    """Return the vocabulary of a release, given the text record of `convert_text.read_texts`."""
     decoder = config.decoder
     inference = config.inference_parameters
     num_heads = decoder.xa_n_heads

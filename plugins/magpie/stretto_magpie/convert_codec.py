@@ -37,11 +37,7 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
 
 
 def codec_network(path: Path, frame_stacking_factor: int = 1) -> Network:
-    """Return the decoder in an archive, to be written to `codec/`.
-
-    Args:
-        frame_stacking_factor: Number of frames that the language model generates at once.
-    """
+    """Return the decoder in an archive, to be written to `codec/`, for stacks of `frame_stacking_factor` frames."""
     with NemoArchive(path) as archive:
         record = archive.config()
         stored = archive.tensors()

@@ -70,12 +70,7 @@ class LocalTransformer(DepthWeights):
         self._kv = self.embed.new_zeros(spec.num_layers, 2, max_rows, spec.num_heads, self.num_positions, spec.head_dim)
 
     def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """Return the states that predict the first code, [N, H + BIAS_COLUMNS].
-
-        Args:
-            hidden: The decoder's hidden states, [N, W].
-            code: Unused, because stream 0 has no code.
-        """
+        """Return the states [N, H + BIAS_COLUMNS] that predict the first code, given hidden states [N, W]."""
         return self._read(self.project(hidden) + self.start, 0)
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:

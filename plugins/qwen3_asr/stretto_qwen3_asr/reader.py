@@ -1,8 +1,8 @@
 """Conversion of Qwen3-ASR's ids to the transcript and its language, with which a reply begins.
 
-language English<asr_text>Good morning.     ─►  Good morning.    language: english language None<asr_text>
-─►                   language unknown, such as for silence Good morning.                               ─►  Good morning.
-the request names the language
+language English<asr_text>Good morning.     ─►  Good morning.    language: english
+language None<asr_text>                     ─►                   language unknown, such as for silence
+Good morning.                               ─►  Good morning.    the request names the language
 
 When a transcript is continued for a longer recording, its last tokens are dropped, as in the authors' streaming:
 

@@ -12,11 +12,7 @@ from stretto_telephone.webhook_session import WebhookSession
 
 
 class TelephoneCall:
-    """Handler of Twilio's messages after the start of a stream.
-
-    Args:
-        stall_s: Maximum time for the session to finish after the end of the call, in seconds.
-    """
+    """Handler of Twilio's messages after the start of a stream. The session ends within `stall_s` after the call."""
 
     def __init__(self, session: RealtimeSession, channel: CallChannel, stall_s: float):
         self._session = session

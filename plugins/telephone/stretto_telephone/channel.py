@@ -21,11 +21,7 @@ Listener = Callable[[str, dict[str, Any]], Awaitable[None]]
 
 
 class CallChannel(Channel):
-    """Channel of one call. Twilio buffers audio, plays it in order, and returns each mark once playback has reached it.
-
-    Attributes:
-        listener: Function that receives the session's events; None for none.
-    """
+    """Channel of one call. Twilio buffers audio, and returns each mark once playback has reached it."""
 
     def __init__(self, socket: WebSocket, stall_s: float):
         super().__init__(socket, stall_s)

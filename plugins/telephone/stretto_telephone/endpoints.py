@@ -179,9 +179,6 @@ async def make_session(
 
     A full-duplex model and a model that converses hold the call themselves. For other models the webhook answers. The
     models that transcribe and speak may then have different servers.
-
-    Args:
-        first: The gateway, for any server.
     """
     parameters = {name: value for name, value in start.custom_parameters.items() if name in OWN and value.strip()}
     mode = parameters.get("mode", MODES[0])

@@ -13,11 +13,7 @@ FIELD = "--call-webhook"
 
 
 class Webhook:
-    """Webhook for one call.
-
-    Args:
-        call: Fields that describe the call, sent with each event.
-    """
+    """Webhook for one call; the fields `call`, which describe it, are sent with each event."""
 
     def __init__(self, url: str, limits: Limits, call: dict[str, Any]):
         self._url = web_url(url)
@@ -25,11 +21,7 @@ class Webhook:
         self._call = call
 
     async def ask(self, event: str, **fields: Any) -> AsyncGenerator[str, None]:
-        """Send an event, and yield the text of the answer as it arrives.
-
-        Raises:
-            ApiError: The webhook fails, or its answer is too long or not text.
-        """
+        """Send an event; yield the answer's text as it arrives; raise ApiError if it fails, is too long or not text."""
         body = json.dumps({"event": event} | self._call | fields).encode()
         decoder = codecs.getincrementaldecoder("utf-8")()
         num_chars = 0

@@ -27,12 +27,7 @@ TRANSCRIBED = f"{NAME}.completed"  # event with the transcript of a turn
 
 
 class GivenReply(Reply):
-    """Reply with a given text.
-
-    Args:
-        text: The text, which may still be incomplete.
-        options: Other arguments of `SpeechClient.speak`.
-    """
+    """Reply with a given text, which may still be incomplete."""
 
     _fields = FIELDS | WRITTEN_FIELDS
 

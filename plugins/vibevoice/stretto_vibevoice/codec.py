@@ -197,11 +197,7 @@ class TokenizerNetwork(nn.Module):
         return self.head(x, memory)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Process whole frames x [B, C, n]; return the output and the next state.
-
-        Args:
-            state: State before the input, [B, num_kept]; zeros before the first frame.
-        """
+        """Process whole frames x [B, C, n] after `state` [B, num_kept]; return output and next state."""
         memory = Memory(state, torch.zeros(len(x), device=x.device), x.shape[2])
         y = self(x, memory)
         assert memory.is_complete, "every layer has stored its state"

@@ -1,7 +1,7 @@
 """`audiovae`: the VoxCPM2 codec (16 kHz input, 48 kHz output), exact for chunks of any size.
 
-4 latents ─► conv ─► 6 × (scale, ↑ 8, 6, 5, 2, 2, 2, 3 residual units) ─► conv ─► pcm 6.25 rows/s    6 back     1 back
-6, 18 and 54 back                  6 back
+4 latents ─► conv ─► 6 × (scale, ↑ 8, 6, 5, 2, 2, 2, 3 residual units) ─► conv ─► pcm
+6.25 rows/s    6 back     1 back      6, 18 and 54 back                  6 back
 
 A frame is a patch of latents, laid out like a row of the language model: word p * D + d is element d of latent p. All
 layers are causal and store their last inputs ("back" in the diagram) in the state. The converter folds weight norms
@@ -82,11 +82,7 @@ class AudioVaeConfig:
 
     @classmethod
     def from_record(cls, vae: Mapping[str, Any], num_latents: int) -> "AudioVaeConfig":
-        """Return the hyperparameters in the section `audio_vae_config` of a release's config.json.
-
-        Args:
-            num_latents: Number of latents in a patch, `patch_size`.
-        """
+        """Return the hyperparameters in `audio_vae_config`. `num_latents` is the release's `patch_size`."""
         vae = DEFAULTS | dict(vae)
         odd = {name: vae[name] for name, value in SERVED.items() if vae[name] != value}
         if odd:

@@ -22,12 +22,7 @@ LOG = logging.getLogger("stretto_gateway")
 
 @dataclass(frozen=True)
 class Opening:
-    """Request for a call.
-
-    Attributes:
-        gateway: The gateway, for the server of the session.
-        offer: Session description that `read_offer` has returned.
-    """
+    """Request for a call. `offer` is a result of `read_offer`."""
 
     gateway: Gateway
     offer: str
@@ -103,11 +98,7 @@ class Calls:
         self._calls: dict[str, WebRtcCall] = {}
 
     async def open(self, opening: Opening) -> tuple[str, str]:
-        """Begin a call; return its id and the session description that answers the caller's.
-
-        Raises:
-            ApiError: The caller has too many sessions, no port is free, or the offer is invalid.
-        """
+        """Begin a call; return its id and the answering session description; raise ApiError on failure."""
         call = WebRtcCall(self._network, opening)
         self._calls[call.call_id] = call
         call.task.add_done_callback(lambda _: self._calls.pop(call.call_id))

@@ -90,11 +90,7 @@ def calls_of(request: Request) -> "Calls":
 
 
 async def read_call(request: Request) -> tuple[str, dict[str, Any]]:
-    """Return the offer in a request's body, and the settings of its session.
-
-    Raises:
-        ApiError: The body is neither a session description nor a form with one.
-    """
+    """Return the offer and the session's settings in a request's body; raise ApiError if there is no offer."""
     media_type = request.headers.get("content-type", "")
     content_type = media_type.partition(";")[0].strip().lower()
     if content_type == SDP:
@@ -138,11 +134,7 @@ def read_session(text: str) -> dict[str, Any]:
 
 
 async def settings_of(request: Request, update: dict[str, Any]) -> tuple[Gateway, str, Settings]:
-    """Return a call's gateway, model and settings from its query or client secret, with an update applied.
-
-    Raises:
-        ApiError: A setting is invalid, or the model does not have it.
-    """
+    """Return a call's gateway, model and updated settings; raise ApiError if one is not supported."""
     model, first = first_settings(request)
     change = SettingsChange(first, update, model)
     gateway = await settled(request.app.state.gateway, change, model, request.state.owner)

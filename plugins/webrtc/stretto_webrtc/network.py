@@ -44,11 +44,7 @@ class UdpAddress:
 
 @dataclass(frozen=True, slots=True)
 class CallNetwork:
-    """Addresses and ports for calls. Without addresses, no calls are possible.
-
-    Attributes:
-        ports: UDP ports. Each call uses one at each address.
-    """
+    """Addresses for calls, empty for no calls, and UDP ports, of which each call uses one at each address."""
 
     addresses: tuple[UdpAddress, ...] = ()
     ports: range = ANY_PORT

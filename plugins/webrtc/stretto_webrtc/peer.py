@@ -345,7 +345,6 @@ def bound_ice(ice: Any, has_room: Callable[[], bool]) -> None:
     """Limit a connection's waiting packets and its caller's addresses; answer no requests without the password.
 
     Args:
-        ice: The `Connection` of aioice.
         has_room: Function that returns True if more received audio may be decoded.
     """
     receive = ice.data_received
@@ -420,11 +419,7 @@ class CallSocket(StunProtocol):
 
 
 async def gather(ice: Connection, network: CallNetwork, sockets: list[asyncio.DatagramTransport]) -> None:
-    """Open a socket at each address of the network, where aioice would open one at all addresses of the host.
-
-    Raises:
-        ApiError: 503 if no port is free.
-    """
+    """Open a socket at each address of the network, not all of the host; raise ApiError 503 if no port is free."""
     for address in network.addresses:
         protocol = await open_socket(ice, address.bound, network)
         sockets.append(protocol.transport)

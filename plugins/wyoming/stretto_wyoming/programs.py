@@ -26,7 +26,6 @@ class OfferedVoice:
     Attributes:
         name: Name that a client sends to choose the voice.
         title: Name that people read.
-        languages: Codes of the languages.
         fields: Fields of a speech request that select the voice, and the language if the model requires one.
         speakers: Further names of the model's voices. A client may send one of them with the name.
     """
@@ -51,9 +50,6 @@ def offered_voices(profile: ModelProfile, model: str, stored: Sequence[StoredVoi
     """Return the voices of a model: its default one, those with names, and those that callers have added.
 
     If requests have to specify a language, which Home Assistant does not send, there is one voice for each language.
-
-    Args:
-        model: Name of the model, also used for its default voice.
     """
     codes = language_codes(profile)
     voices = [OfferedVoice(model, f"{model}, default voice", codes, {}, profile.voices)]
@@ -81,9 +77,6 @@ def chosen_fields(profile: ModelProfile, voices: Sequence[OfferedVoice], choice:
     """Return a speech request's fields for the client's choice; raise ApiError if the model lacks its language.
 
     A name that is not in the list is passed to the gateway, which knows further names.
-
-    Args:
-        voices: Voices of the model (`offered_voices`).
     """
     wanted = choice.language and CODE_OF.get(code_name(choice.language), choice.language)
     speaking = [voice for voice in voices if not wanted or wanted in voice.languages]
@@ -109,11 +102,7 @@ async def stored_voices(gateway: Gateway, profile: ModelProfile) -> list[StoredV
 
 
 async def describe(gateway: Gateway) -> dict[str, Any]:
-    """Return the fields of `info`: a program for each model that speaks or transcribes.
-
-    Raises:
-        ApiError: No server accepts requests.
-    """
+    """Return the fields of `info`, a program per model that speaks or transcribes; raise ApiError without a server."""
     speaking = list[dict[str, Any]]()
     transcribing = list[dict[str, Any]]()
     for server in await gateway.servers.up():

@@ -94,11 +94,7 @@ class TextNetwork(nn.Module):
         return self.norm(x)
 
     def fill(self, slots: torch.Tensor, rows: torch.Tensor) -> None:
-        """Record the slots of a step's rows, int [N], and the positions that the rows before them attended to.
-
-        Args:
-            rows: Ids of all streams, [at least N, S].
-        """
+        """Record the slots, int [N], of a step's `rows` [at least N, S], and their positions on stream 0."""
         num_rows = len(slots)
         first = rows[:num_rows, 0]
         self.slots.fill_(len(self.num_tokens) - 1)

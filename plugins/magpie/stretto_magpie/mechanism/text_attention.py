@@ -47,13 +47,7 @@ def attend(
 def with_prior(
     weights: torch.Tensor, attended: torch.Tensor, num_tokens: torch.Tensor, epsilon: float, window: int
 ) -> torch.Tensor:
-    """Return attention weights after multiplication by the prior, as in the authors' `construct_inference_prior`.
-
-    Args:
-        weights: float32 [N, Q, 1, T].
-        attended: int [N].
-        num_tokens: int [N].
-    """
+    """Return weights, float32 [N, Q, 1, T], multiplied by the prior as in the authors' `construct_inference_prior`."""
     if not window:
         return weights
     positions = torch.arange(weights.shape[-1], device=weights.device)

@@ -85,15 +85,12 @@ class MossVocabulary(Vocabulary):
 class DelaySlots(DrawRules):
     """Rules that end a reply: the text stream has delay ids until all codebooks are complete, then the end id.
 
-    The rows of a reply with two codebooks, whose frames are A, B and C; `d` is the delay id, `e` the end of audio and
+    The rows of a reply with two codebooks, whose frames are A, B and C. `d` is the delay id, `e` the end of audio and
     `.` a pad:
 
         text     slot slot d d e
         code 0   A    B    C . .
         code 1   .    A    B C .
-
-    Attributes:
-        slot, delay, end: Ids of the text stream.
     """
 
     slot: int
@@ -119,11 +116,7 @@ SAMPLING = SamplingConfig(
 def moss_family(
     name: str, vocabulary: Any, end: int, sampling: SamplingConfig, codec: str = "moss", **members: Any
 ) -> Family:
-    """Return a family with the properties that all MOSS-TTS models share.
-
-    Args:
-        end: Id of stream 0 that ends the audio and the reply.
-    """
+    """Return a family with the properties of all MOSS-TTS models. `end` is the id of stream 0 that ends a reply."""
     return Family(
         name=name,
         layout=vocabulary.layout,

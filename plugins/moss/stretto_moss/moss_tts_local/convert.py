@@ -168,11 +168,8 @@ def gpt2_shapes(spec: DepthSpec, published: str) -> dict[str, Shape]:
 
 
 def check_copies(tensors: Mapping[str, Tensor], originals: Mapping[str, str]) -> None:
-    """Raise CheckpointError unless heads equal their tables, as in the authors' class.
-
-    Args:
-        originals: Names of tables by the names of their copies. Both may be missing.
-    """
+    """Raise CheckpointError unless heads equal their tables (`originals`), as in the authors' class. Both may be
+    missing."""
     for copy, original in originals.items():
         if copy in tensors and original in tensors and not torch.equal(tensors[copy], tensors[original]):
             raise CheckpointError(f"{copy}: expected a copy of {original}, got other numbers")
@@ -220,8 +217,6 @@ def gpt2_plan(spec: DepthSpec, published: str, ours: str, attention: str = "") -
     """Return the plan of GPT-2's layers and final norm.
 
     Args:
-        published: Prefix of the published names.
-        ours: Prefix of our names.
         attention: Prefix of the attention's projections in our names within a layer.
     """
     parts: Plan = {}

@@ -33,10 +33,7 @@ def random_weights(spec: Gpt2Spec, random: Callable[..., torch.Tensor]) -> dict[
 
 
 class Gpt2Reference:
-    """Slow depth transformer with GPT-2's layers, which recomputes all positions of a row for each stream.
-
-    It is created from the `depth.…` tensors, and removes them.
-    """
+    """Slow depth transformer with GPT-2's layers, created from the `depth.…` tensors, which it removes."""
 
     def __init__(self, spec: Gpt2Spec, family: Family, weights: dict[str, torch.Tensor]):
         self.spec = spec

@@ -53,11 +53,7 @@ class Gpt2Depth(DepthWeights):
         self._started = like.new_zeros(0)
 
     def start(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Process position 0 of a frame; return the states [N, H] that predict the first streams.
-
-        Args:
-            hidden: The backbone's hidden states, [N, W].
-        """
+        """Process position 0 for hidden states [N, W]; return the states [N, H] that predict the first streams."""
         self._started = self._read(self.project(hidden), 0)
         return self._started
 
@@ -65,17 +61,13 @@ class Gpt2Depth(DepthWeights):
         """Return the states [N, H] that predict stream 1's codes, after `start`.
 
         Args:
-            hidden: The backbone's hidden states, [N, W].
             code: Ids of stream 0, as rows of `embed`, [N]; not read if position 0 predicts stream 1, too.
         """
         return self._started if self.spec.num_first == 2 else self.next(code, 1)
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Process one position of a frame; return the states [N, H] that predict the codes of stream `position`.
-
-        Args:
-            code: Codes of stream `position` - 1, as rows of `embed`, [N].
-        """
+        """Return the states [N, H] that predict stream `position`, given codes [N] of the stream before (rows of
+        `embed`)."""
         return self._read(F.embedding(code, self.embed), position + 1 - self.spec.num_first)
 
     def _read(self, x: torch.Tensor, position: int) -> torch.Tensor:

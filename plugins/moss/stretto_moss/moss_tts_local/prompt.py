@@ -37,11 +37,7 @@ MARKERS = ("pad", "turn_start", "turn_end", "audio_start", "audio_end", "recorde
 
 
 class LocalTemplate:
-    """MOSS-TTS-Local prompt template.
-
-    Args:
-        encode: Function that returns the codes of a recording, int64 [K, T].
-    """
+    """MOSS-TTS-Local prompt template. `encode` returns the codes of a recording, int64 [K, T]."""
 
     def __init__(
         self,

@@ -186,9 +186,6 @@ class TransformersRelease:
         parts: See `AuthorsTensors`.
 
     Attributes:
-        config: Contents of the language model's config.json.
-        head_dim: Width of a head of the language model.
-        theta: Base of its rotary frequencies.
         end_threshold: Logit above which speech ends.
         tensors: Tensors of both under the authors' names.
     """
@@ -329,11 +326,7 @@ class TransformersRelease:
 
 
 def read_codec_config(folder: Path, num_words: int) -> dict[str, Any]:
-    """Return the contents of the codec's config.json.
-
-    Args:
-        num_words: Number of elements in a latent of the language model.
-    """
+    """Return the codec's config.json; raise CheckpointError unless latents have `num_words` elements."""
     path = folder / CONFIG_FILE
     codec = json_object(released_file(folder, CONFIG_FILE))
     check_values(codec, CODEC_EXPECTED, str(path))

@@ -115,7 +115,6 @@ class FlowTime(nn.Module):
 
     Args:
         width: Width of the embedding, C.
-        num_frequencies: Number of frequencies of the sine and cosine.
         is_centred: True to divide the embedding by its standard deviation, False by its root mean square.
     """
 
@@ -136,13 +135,10 @@ class FlowTime(nn.Module):
 
 
 class FlowHead(nn.Module):
-    """Flow head, which converts noise to a latent in one or more Euler steps, given the hidden state.
+    """Flow head, which converts noise [N, D] to a latent in one or more Euler steps, given the hidden state.
 
     `lsd` reads the start and end time of a step, `flow_matching` only the start time, and `pointwise` and `drifting` no
     time. The output of `drifting` is the latent itself.
-
-    Args:
-        num_words: Number of elements in a latent, D.
     """
 
     def __init__(self, config: Any, num_words: int, is_centred: bool):
@@ -230,7 +226,6 @@ class StrettoPocketForCausalLM(LatentMixin, PocketForCausalLM):
 
     Attributes:
         has_connector_bias: True if a vector is added to the embedding of every latent.
-        is_centred: See `FlowTime`.
     """
 
     has_connector_bias = False

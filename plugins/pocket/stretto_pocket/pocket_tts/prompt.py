@@ -87,9 +87,6 @@ class TextPieces:
 
     Sentences are decoded from their tokens and joined with spaces. A piece may therefore differ from the text in its
     spaces, and in characters that the tokenizer lacks.
-
-    Args:
-        prepare: Function that changes a text as in training.
     """
 
     def __init__(self, tokenizer: PlainTokenizer, prepare: Callable[[str], str]):
@@ -147,12 +144,10 @@ class TextPieces:
 
 
 def ended_on_pause(pcm: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Return a recording that ends with 80 ms of silence, as in training (`end_on_pause` in the authors' code).
+    """Return a recording, float32 [n] of at least 20 ms, that ends with 80 ms of silence as in training.
 
     Trailing silence (20 ms frames at least 35 dB below the loudest frame) is removed first. The last 20 ms fade out.
-
-    Args:
-        pcm: Samples, float32 [n], at least 20 ms long.
+    The authors' code calls this `end_on_pause`.
     """
     frame = int(FADE_S * sample_rate)
     num_frames = len(pcm) // frame

@@ -85,7 +85,6 @@ def recover_rows(backbone: VoiceBackbone, stored: Mapping[str, Tensor], path: Pa
 
     Args:
         stored: `transformer.layers.<i>.self_attn/cache` [2, 1, n, heads, D] and `…/offset` [1] or `…/current_end` [n].
-        path: File of the voice, for error messages.
 
     Raises:
         CheckpointError: If a tensor is missing or misshapen, or the rows do not reproduce the stored keys and values.

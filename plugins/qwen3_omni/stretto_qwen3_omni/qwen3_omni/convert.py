@@ -85,11 +85,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def vocabulary(thinker: Thinker, tokenizer: Tokenizer, voices: Sequence[str]) -> ThinkerVocabulary:
-    """Return the thinker's ids; raise CheckpointError if the tokenizer has other ids than config.json.
-
-    Args:
-        voices: Names of the talker's voices; empty without a talker.
-    """
+    """Return the thinker's ids; raise CheckpointError if the tokenizer has other ids than config.json."""
     text = thinker.text_config
     ids = tokenizer.ids_of(MARKERS.values(), text.vocab_size)
     for name, marker in (("audio", "audio_pad"), ("image", "image_pad"), ("vision_start", "image_start")):

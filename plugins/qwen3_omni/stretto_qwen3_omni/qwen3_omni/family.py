@@ -39,9 +39,6 @@ class ThinkerVocabulary(Vocabulary):
 
     Attributes:
         num_ids: Number of ids. The first ones are the tokenizer's tokens; the rest are unused.
-        im_start: Id that begins a turn.
-        audio_start: Id before a recording.
-        audio_end: Id after a recording.
         audio_pad: Id of each row of a recording.
         voices: Names of the talker's voices in lower case; empty without a talker.
         state_layer: Layer whose hidden states the talker reads in rows of recordings and images

@@ -45,7 +45,6 @@ def embed_image(
     """Encode one image to rows for the backbone and for its first L layers, [N, (1 + L) * H].
 
     Args:
-        adaptor: Unused: the encoder's output already has the backbone's width.
         features: Patches, [F, M].
         height: Number of lines of rows.
         width: Number of rows in a line.

@@ -129,10 +129,7 @@ def _check_total(pieces: tuple[Piece, ...]) -> None:
 
 
 def _without_codes(turn: list[Piece]) -> list[Piece]:
-    """Return the pieces of a turn without the codes of an assistant's speech.
-
-    An interrupted reply whose played words are unknown has only codes. It is read as empty.
-    """
+    """Return a turn without the codes of an assistant's speech. A reply that has only codes is read as empty."""
     return [piece for piece in turn if piece.codes is None or piece.role != "assistant"]
 
 

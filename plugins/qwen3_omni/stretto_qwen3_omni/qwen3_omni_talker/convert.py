@@ -90,11 +90,7 @@ class ExpertLayers(Qwen3Layers):
         }
 
     def plan(self, published: str, num_shared: int = 0) -> Plan:
-        """Return the plan of all layers and the final norm.
-
-        Args:
-            num_shared: Width of the expert that all rows share; 0 for none.
-        """
+        """Return the plan of all layers and the final norm. `num_shared` is the shared expert's width, 0 for none."""
         width = self.hidden_size
         parts = layers_plan({name: shape for name, shape in self.shapes.items() if ".mlp." not in name}, published)
         for layer in range(self.num_hidden_layers):

@@ -189,11 +189,7 @@ def authors_name(name: str) -> str:
 
 
 def from_authors(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Convert a config.json from the authors' format to transformers format.
-
-    Args:
-        tokenizer: Text tokenizer, some of whose tokens mark audio.
-    """
+    """Convert a config.json from the authors' format to transformers format, with the tokenizer's ids."""
     ids = {spelling: number for number, spelling in tokenizer.tokens.items()}
     missing = sorted(token for token in IDS.values() if token not in ids)
     if missing:
@@ -248,11 +244,7 @@ def scale(tensors: Mapping[str, Tensor], name: str) -> float:
 
 
 def qwen2_backbone(section: Mapping[str, Any], path: str) -> Qwen2Config:
-    """Return the backbone that a section of config.json describes; raise CheckpointError if it is not supported.
-
-    Args:
-        path: Name of the section, for error messages.
-    """
+    """Return the backbone that a section of config.json describes; raise CheckpointError if it is not supported."""
     backbone: Qwen2Config = read_numbers(Qwen2Config, {"model_type": "qwen2", **section})
     check_heads(backbone)
     if backbone.use_sliding_window or backbone.hidden_act != "silu":

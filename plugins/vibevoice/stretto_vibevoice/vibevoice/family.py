@@ -103,16 +103,14 @@ class VibeVoiceVocabulary(Vocabulary):
 class Stretches(DrawRules):
     """Several stretches of audio in a reply, with marks around them.
 
-    stream 0        streams 1 and up a frame         latent, 1.0 in the first frame of a stretch (else 0.0), features of
-    the decoded audio begin, end      0; the first and the last row of a stretch end of audio    0
+    stream 0        streams 1 and up
+    a frame         latent, 1.0 in the first frame of a stretch (else 0.0), features of the decoded audio
+    begin, end      0; the first and the last row of a stretch
+    end of audio    0
 
     The most probable of these ids is chosen, but only a begin or the end of audio may follow an end. The first three
     kinds of rows may alternate; the prompt ends with a begin. A network computes the features from the decoded audio of
     the stretch so far.
-
-    Attributes:
-        begin: Id of the mark that begins a stretch.
-        end: Id of the mark that ends a stretch.
     """
 
     begin: int

@@ -43,12 +43,7 @@ class RecordingEncoders(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray, seed: int) -> np.ndarray:
-        """Return the latents and the features of a recording, float32 [T, A + E]; silence completes the last frame.
-
-        Args:
-            pcm: Mono samples, float32 [n] at 24 kHz.
-            seed: Seed of the noise.
-        """
+        """Return latents and features, float32 [T, A + E], of padded samples, float32 [n] at 24 kHz."""
         loud = torch.from_numpy(normalised(pcm))
         padded = F.pad(loud, (0, -len(loud) % self.hop))
         networks = (self.acoustic, self.semantic)

@@ -126,10 +126,7 @@ class Shape:
 
 
 def plan(shape: Shape, vocabulary: VibeVoiceRealtimeVocabulary, voices: list[VoiceStates]) -> Plan:
-    """Return the language-model tensors to write, keyed by published name.
-
-    The voices have no published tensors of their own, so they are written with the embeddings.
-    """
+    """Return the language-model tensors to write, by published name. Voices are with the embeddings."""
     parts: Plan = {}
     width = shape.sizes.width
     sizes = shape.sizes

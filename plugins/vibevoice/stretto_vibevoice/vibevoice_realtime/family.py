@@ -94,10 +94,7 @@ class VibeVoiceRealtimeVocabulary(Vocabulary):
 
     @property
     def first_rows(self) -> tuple[int, ...]:
-        """Id of the first row of each voice, and the number of ids.
-
-        The rows of a voice are followed by the first row of its unconditional request.
-        """
+        """Id of each voice's first row, and the number of ids. A row for unconditional requests follows each voice."""
         return tuple(accumulate((voice.num_rows + 1 for voice in self.voices), initial=self.end + 1))
 
     @property
@@ -165,11 +162,7 @@ class TextWindows(TextTrack):
         return number + self.num_frames * (number // self.num_words)
 
     def within_window(self, index: Any) -> tuple[Any, Any]:
-        """Return a row's index in its window and, for a text row, the number of its token.
-
-        Args:
-            index: Index of the row in the reply, an integer or an array.
-        """
+        """Return a row's index in its window and, for a text row, its token's number; integers or arrays."""
         period = self.num_words + self.num_frames
         row_of_window = index % period
         return row_of_window, index // period * self.num_words + row_of_window

@@ -199,7 +199,6 @@ def write_keys_and_values(layers: list[Any], rows: torch.Tensor, at: torch.Tenso
     """Write keys and values to the KV blocks, in place of those that the step will compute.
 
     Args:
-        layers: vLLM's attention layers.
         rows: Keys and values, [layers, n, 2, K * D].
         at: Indices of the rows in the step, int64 [n].
     """

@@ -38,9 +38,6 @@ class IncrementalTokens:
     def after(self, text: str, is_last: bool) -> tuple[list[int], "IncrementalTokens"]:
         """Return the tokens that `text` makes final, and the tokenizer for the text after it; leave this one unchanged.
 
-        Args:
-            is_last: True if the text ends with this part.
-
         Raises:
             InvalidRequest: If a word is too long, or the text is blank.
         """

@@ -39,13 +39,7 @@ def local_attention(
 def local_attention_on_device(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, head_dim: int, length: int
 ) -> torch.Tensor:
-    """Compute `local_attention` with a kernel.
-
-    Args:
-        query: float32, contiguous.
-        key: float32, contiguous.
-        value: float32, with consecutive columns.
-    """
+    """Compute `local_attention` with a kernel, for float32 tensors with consecutive columns."""
     assert query.is_contiguous(), query.stride()
     assert key.is_contiguous(), key.stride()
     assert value.stride(1) == 1, value.stride()

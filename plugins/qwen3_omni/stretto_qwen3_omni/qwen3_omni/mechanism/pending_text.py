@@ -57,10 +57,7 @@ class PendingText:
         return first, states
 
     def feed(self, feed: TextFeed) -> None:
-        """Send the words after the first one to `feed`, including words that are still to be generated.
-
-        The speech ends at its length limit, so words beyond it are not sent.
-        """
+        """Send the words after the first one to `feed` as they are generated, up to the length limit of the speech."""
         self._feed = feed
         self._pass_on()
 

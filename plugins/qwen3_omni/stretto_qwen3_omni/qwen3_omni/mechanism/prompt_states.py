@@ -51,9 +51,6 @@ class PromptStates(PromptLogprobsWorker):
     It replaces vLLM's log-probabilities of prompts, which no request asks for. vLLM copies the states to the host
     together with the step's samples, so none are kept on the device. A request whose prompt is computed again after a
     preemption sends the same states again.
-
-    Args:
-        model: The writer's model (`keep_states`).
     """
 
     def __init__(self, talker: Talker, model: Any):

@@ -38,9 +38,6 @@ class SpokenLLM:
 
     Args:
         width: Width of the hidden states that the speaker reads.
-
-    Attributes:
-        parts: Both models, each with engines of its own.
     """
 
     def __init__(self, writer: SpeechLLM, speaker: SpeechLLM, prompts: TalkerPrompts, width: int):
@@ -59,7 +56,6 @@ class SpokenLLM:
         """Start both models (`Speaker.launch`). If one of them does not start, stop the other.
 
         Args:
-            talker: Speaker of the writer's family.
             config: Configuration of the writer's engine, which contains that of the speaker's.
         """
         folder = config.checkpoint / talker.folder
@@ -85,8 +81,6 @@ class SpokenLLM:
 
         Args:
             prompt: Prompt of the writer. `Prompt.voice` is an index in `Family.voices`.
-            request_id: See `SpeechLLM.generate`.
-            pacer: Pacer that decides when frames are sent.
 
         Raises:
             InvalidRequest: If the request can never run in one of the models. It is not queued.
@@ -123,7 +117,6 @@ class SpokenLLM:
         """Return the speaker's part of a request; raise InvalidRequest if it cannot read the conversation.
 
         Args:
-            words: First ids of the writer's reply.
             states: The writer's hidden states in rows of audio input and images, float32 [n, W]; None if there are
                 none.
         """

@@ -27,8 +27,6 @@ class SpokenReply:
         writing: The writer's request, a result of `SpeechLLM.prepare`.
         speaking: Function that returns the speaker's prompt for the first words of the text and the writer's hidden
             states, or None for no states.
-        text: Text, which is still empty.
-        pacer: Pacer that decides when frames are sent.
     """
 
     def __init__(
@@ -56,12 +54,8 @@ class SpokenReply:
         self._first_frame_s: float | None = None
 
     async def chunks(self, permit: Permit, speaking: Permit) -> AsyncGenerator[LMChunk, None]:
-        """Yield all chunks. The speaker is asked for frames only after the previous ones have been taken.
-
-        Args:
-            permit: The writer's permit.
-            speaking: The speaker's permit.
-        """
+        """Yield all chunks, given the writer's and the speaker's permit; ask for frames only once the last ones are
+        taken."""
         writer = asyncio.create_task(self._write(permit))
         frames = self._speak(speaking)
         newest: asyncio.Task[LMChunk | None] | None = self._next(frames)
@@ -148,11 +142,7 @@ class SpokenReply:
         return replace(item, chunk=replace(item.chunk, index=index, voice=0, alignment=alignment))
 
     def _last(self, spoken: LMChunk | None) -> LMChunk:
-        """Return the last chunk, with one report for both models.
-
-        Args:
-            spoken: Last chunk of the speaker; None if the reply has no words.
-        """
+        """Return the last chunk, with one report for both models. `spoken` is None if the reply has no words."""
         assert self._last_written is not None
         written = self._last_written.chunk.report
         assert written is not None

@@ -15,11 +15,7 @@ def spoken_inputs(family: Family, prompt: Prompt) -> tuple[InputAudio | InputIma
 
 
 class StateRows:
-    """Hidden states of a prompt's rows of audio and images.
-
-    Args:
-        inputs: Audio inputs and images of the prompt in order, at least one.
-    """
+    """Hidden states of a prompt's rows of audio and images. `inputs` has at least one of these, in order."""
 
     def __init__(self, inputs: Sequence[InputAudio | InputImage]) -> None:
         rows = [

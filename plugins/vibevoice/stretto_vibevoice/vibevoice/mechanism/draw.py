@@ -52,11 +52,7 @@ def denied_after_end(stretches: Stretches, readout: StretchReadout) -> torch.Ten
 
 
 class StretchDraw(RowDraw):
-    """Sampler of audio rows with guided latents and features of the decoded audio.
-
-    Attributes:
-        memory: Memories of the feedback network.
-    """
+    """Sampler of audio rows with guided latents and features of the decoded audio."""
 
     memory: FeedbackMemory
 
@@ -107,11 +103,7 @@ class StretchDraw(RowDraw):
 
 
 class StretchProgram(LatentStepProgram):
-    """Kernel launches that sample a step, with the same result as `StretchDraw`.
-
-    Attributes:
-        memory: Memories of the feedback network.
-    """
+    """Kernel launches that sample a step, with the same result as `StretchDraw`."""
 
     may_guide: ClassVar[bool] = True
     memory: FeedbackMemory

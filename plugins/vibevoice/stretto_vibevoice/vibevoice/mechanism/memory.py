@@ -29,12 +29,7 @@ class LatentFeedback(Protocol):
     reach: int
 
     def __call__(self, latents: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the features of the next latents of N replies, float32 [N, E], and the updated memories.
-
-        Args:
-            latents: float32 [N, D].
-            memory: Memories before these latents, float32 [N, num_kept]; zeros before the first latent.
-        """
+        """Return features, float32 [N, E], of the next latents [N, D], and the new memories [N, num_kept]."""
         ...
 
 
@@ -63,10 +58,6 @@ class FeedbackMemory:
 
     Memories of preempted requests are saved. If a resumed request has no saved memory, the memory is recomputed from
     the latents, one latent at a time. The result is bit-identical.
-
-    Attributes:
-        num_restored: Number of saved memories that were restored.
-        num_rebuilt: Number of memories that were recomputed.
     """
 
     def __init__(self, network: LatentFeedback, stretches: Stretches, size: int, num_slots: int, device: torch.device):

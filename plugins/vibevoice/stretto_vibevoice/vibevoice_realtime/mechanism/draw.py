@@ -29,11 +29,7 @@ class WindowReadout(LatentReadout):
 
 
 class EndHead(FirstHead):
-    """Head for the logits of a frame, which are 0, and of the end of the reply.
-
-    Args:
-        logit: Function of hidden states [N, H] that returns the logit of the end, [N, 1].
-    """
+    """Head for the logits of a frame, which are 0, and of the reply's end, from `logit`: [N, H] -> [N, 1]."""
 
     def __init__(self, logit: Callable[[torch.Tensor], torch.Tensor], rules: SegmentRules, device: torch.device):
         super().__init__(torch.zeros(2, 1, device=device), rules)
