@@ -116,11 +116,7 @@ def release(args: argparse.Namespace) -> Release:
 
 
 def config_in(folder: Path) -> Path | None:
-    """Return a release's config.json or, if it is missing, the only YAML file; None if there is no such file.
-
-    Raises:
-        CheckpointError: If a link leads out of the release.
-    """
+    """Return a release's config.json, or else its only YAML file, or None; refuse links that leave the release."""
     has_json = os.path.lexists(folder / "config.json")
     names = ["config.json"] if has_json else [path.name for path in folder.glob("*.yaml")]
     return released_file(folder, names[0]) if len(names) == 1 else None
@@ -163,14 +159,7 @@ def grouped(shapes: dict[str, list[int]]) -> list[str]:
 
 
 def convert_aligner(model: Path, out: Path) -> Aligner:
-    """Convert a released model to an aligner, and return the aligner.
-
-    Args:
-        out: Directory to create; it must be missing or empty.
-
-    Raises:
-        CheckpointError: If a file is missing, or does not have the wav2vec2 layout.
-    """
+    """Convert a released model to an aligner in a new or empty directory, and return it, or raise CheckpointError."""
     check_config(model)
     read_alphabet(model)
     with fresh_directory(out) as folder:

@@ -73,10 +73,7 @@ MARKS = {
 
 
 def check_codec(folder: Path, family: Family) -> list[Path]:
-    """Check a codec folder and return the files to copy.
-
-    Raise CheckpointError if the folder does not contain the family's codec.
-    """
+    """Return the files of a codec folder to copy; raise CheckpointError unless it contains the family's codec."""
     try:
         module = codec_module(family.codec)
         published_shape = getattr(module, "published_shape", None)
@@ -137,15 +134,12 @@ class CodecCopy:
     def from_tensors(
         cls, family: Family, folder: Path | None, release: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str
     ) -> "CodecCopy":
-        """Create the codec from the tensors whose names begin with `prefix`.
+        """Return the codec in the tensors whose names begin with `prefix`; raise CheckpointError if they do not fit.
 
         Args:
             folder: Folder of the published codec, whose config.json is used; None to use the release's config.
             release: config.json of the release. If `folder` is None, its `codec_config` is used or, if that is missing,
                 the defaults of the transformers class.
-
-        Raises:
-            CheckpointError: If transformers has no class for the family's codec, or the tensors do not fit that class.
         """
         classes = getattr(codec_module(family.codec), "TRANSFORMERS", None)
         if classes is None:
@@ -185,13 +179,10 @@ class ConvertedNetwork:
 
     @classmethod
     def from_network(cls, network: Network, tensors: Mapping[str, Tensor]) -> "ConvertedNetwork":
-        """Check the tensors of a network and return the parts to write.
+        """Return a network's parts to write; raise CheckpointError if a tensor is missing or of wrong shape or dtype.
 
         Args:
             tensors: Checked tensors of the release by name; ignored if the network has tensors of its own.
-
-        Raises:
-            CheckpointError: If one of its own tensors is missing or has the wrong shape, or any has the wrong dtype.
         """
         if network.tensors is not None:
             tensors = network.tensors
@@ -253,11 +244,7 @@ class Conversion:
 
 
 def plan(release: Release) -> Conversion:
-    """Read and check everything in a release except its tensor values.
-
-    Raises:
-        CheckpointError: If a part of the release is invalid, or does not fit the other parts.
-    """
+    """Read and check everything in a release except its tensor values; raise CheckpointError if parts do not fit."""
     source = release.config or release.model
     with refusing(f"{source}: cannot be read as a release of {release.family}"), bounded_networks():
         try:
@@ -268,9 +255,7 @@ def plan(release: Release) -> Conversion:
 
 @contextmanager
 def refusing(message: str) -> Iterator[None]:
-    """Replace exceptions of libraries by a CheckpointError, because libraries raise exceptions of any type for
-    invalid values.
-    """
+    """Replace exceptions of libraries, which may be of any type for invalid values, by a CheckpointError."""
     try:
         yield
     except (CheckpointError, OSError):
@@ -364,10 +349,7 @@ def _entries(parts: Plan, tensors: Mapping[str, Tensor], dtype: str) -> list[Pen
 def fresh_directory(out: Path) -> Iterator[Path]:
     """Yield a temporary directory that is renamed to `out` on success or removed on failure.
 
-    Directories left by an interrupted run are replaced.
-
-    Raises:
-        CheckpointError: If `out` exists and is not an empty directory.
+    Directories left by an interrupted run are replaced. If `out` exists and is not empty, CheckpointError is raised.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out}: expected a directory that is empty or does not exist yet")
@@ -383,11 +365,7 @@ def fresh_directory(out: Path) -> Iterator[Path]:
 
 
 def write(conversion: Conversion, out: Path, max_bytes: int, progress: Progress) -> list[Written]:
-    """Write the checkpoint, or nothing if an error occurs.
-
-    Returns:
-        Written files.
-    """
+    """Write the checkpoint, or nothing if an error occurs."""
     with refusing(f"{out}: cannot be written"), fresh_directory(out) as folder:
         return _write_into(folder, conversion, max_bytes, progress)
 

@@ -225,18 +225,15 @@ class Placement:
 
     @property
     def decoder_gpu(self) -> int:
-        """Index of the codec's GPU."""
         return self.gpu if self.codec_device is None else self.codec_device
 
 
 def gpu_needs(
     checkpoint: Path, codec: Codec, family: Family, placement: "Placement", arguments: dict[str, Any]
 ) -> Needs:
-    """Return the memory that a server needs on the language model's GPU. The measurement makes `codec` unable to
-    decode.
+    """Return the memory that a server needs on the language model's GPU, or raise CheckpointError.
 
-    Raises:
-        CheckpointError: If the codec cannot be measured.
+    The measurement makes `codec` unable to decode.
     """
     record = config_at(checkpoint)
     dtype = arguments["dtype"]
@@ -275,9 +272,7 @@ def decoder_config(family: Family, arguments: dict[str, Any], convolutions: str 
 
 
 def num_utterances(arguments: dict[str, Any]) -> int:
-    """Return the maximum number of utterances in the decoder. It exceeds the number of slots, because a slot is used
-    again before its last utterance is decoded.
-    """
+    """Return the decoder's maximum number of utterances: more than slots, which are reused before decoding ends."""
     total: int = arguments["max_num_seqs"] + (arguments.get("max_waiting") or arguments["max_num_seqs"] // 4)
     return total
 
@@ -291,16 +286,13 @@ def make(
     quantize: str | None = None,
     serving: str = BALANCED,
 ) -> None:
-    """Create the model repository.
+    """Create the model repository; raise CheckpointError if the checkpoint or the aligner cannot be served.
 
     Args:
         out: Directory to create; it must be missing or empty.
         placement: GPUs to use; None to use the CPU.
         aligner: Folder of the CTC model for word times, or None.
         quantize: Key of QUANTIZATIONS; None to use the weights as stored.
-
-    Raises:
-        CheckpointError: If the checkpoint or the aligner cannot be served.
     """
     try:
         preprocessor = Preprocessor(checkpoint)  # opens the tokenizer, the codec and the audio encoder

@@ -1,5 +1,4 @@
-"""Engine arguments of a checkpoint, and serving profiles: named combinations of batch size, chunk sizes and playout
-time.
+"""Engine arguments of a checkpoint, and serving profiles: named batch sizes, chunk sizes and playout times.
 
 A profile changes the values that Stretto computes for a model, in proportion. Options that the user names take
 precedence (`--engine-args`), and so do the options of a request (`chunking`). The module imports no torch, because
@@ -144,9 +143,7 @@ PROFILES = {
 
 
 def check_first_chunk(mode: str, decoder_mode: str, family: Family, spec: "CodecSpec") -> None:
-    """Raise CheckpointError unless the engine can decode first frames, and with the same convolutions as the
-    decoder.
-    """
+    """Raise CheckpointError unless the engine can decode first frames, with the decoder's convolutions."""
     if mode != decoder_mode:
         raise CheckpointError(f"first_chunk: expected {decoder_mode}, the decoder's convolutions, got {mode}")
     family.check_plain_frames(mode)
@@ -166,7 +163,7 @@ def engine_arguments(
     serving: ServingProfile = PROFILES[BALANCED],
     overrides: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Return the vLLM engine arguments for a checkpoint.
+    """Return the vLLM engine arguments for a checkpoint; raise CheckpointError if a size is missing or invalid.
 
     On a GPU, vLLM uses the memory that other processes leave (`gpu_needs`). With 256 batch slots, vLLM's CUDA graphs
     also cover steps of up to 512 rows that include prompts. The number of waiting requests is limited; further requests
@@ -174,9 +171,6 @@ def engine_arguments(
 
     Args:
         overrides: Engine arguments that replace computed ones. The KV cache on a CPU is computed for them.
-
-    Raises:
-        CheckpointError: If a size in config.json is missing or invalid, or one in `overrides` is invalid.
     """
     longest = min(family.max_model_len, count(record, "max_position_embeddings"))
     chosen = {"dtype": precision(record, is_on_gpu), "max_model_len": longest, **overrides}
@@ -210,12 +204,9 @@ def window(record: dict[str, Any]) -> int:
 def speaker_arguments(
     folder: Path, is_on_gpu: bool, serving: ServingProfile, quantize: str | None, overrides: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the configuration of a speaker's engine (`EngineConfig.speaker`).
+    """Return the configuration of a speaker's engine (`EngineConfig.speaker`), or raise CheckpointError.
 
     On a GPU it has a fixed share of the memory, with a KV cache for as many replies of usual length as on a CPU.
-
-    Raises:
-        CheckpointError: If a size in config.json is missing or invalid.
     """
     record = config_at(folder)
     family = family_at(folder)
@@ -230,11 +221,7 @@ def speaker_arguments(
 
 
 def quantization(record: dict[str, Any], name: str | None, dtype: str) -> dict[str, Any]:
-    """Return the engine arguments for quantizing the weights while they are loaded.
-
-    Raises:
-        CheckpointError: If the checkpoint is already quantized, or `dtype` is float32 and the format for GPUs.
-    """
+    """Return the engine arguments for quantizing weights at loading; raise CheckpointError if that is impossible."""
     if name is None:
         return {}
     stored = record.get("quantization_config")
@@ -247,13 +234,10 @@ def quantization(record: dict[str, Any], name: str | None, dtype: str) -> dict[s
 
 
 def precision(record: dict[str, Any], is_on_gpu: bool) -> str:
-    """Return the dtype to serve in, which is the checkpoint's dtype except for float16 on a CPU.
+    """Return the dtype to serve in: the checkpoint's, except for float16 on a CPU; raise CheckpointError if unknown.
 
     The dtype is set explicitly, because vLLM would choose a 16-bit one for a float32 checkpoint. On a CPU, float16
     becomes float32: most CPUs compute float16 in float32, with a conversion around every product.
-
-    Raises:
-        CheckpointError: If the dtype in config.json is missing, or is not a key of NUM_BYTES.
     """
     stored = record.get("dtype") or record.get("torch_dtype")  # key of transformers 5.0 and later, and of earlier ones
     if not isinstance(stored, str) or stored not in NUM_BYTES:
@@ -281,11 +265,7 @@ def condition_bytes(record: dict[str, Any], family: Family, dtype: str) -> int:
 
 
 def count(record: dict[str, Any], name: str, source: str = "config.json") -> int:
-    """Return a size in a checkpoint's config.json, or in another source.
-
-    Raises:
-        CheckpointError: If the size is not an integer in [1, MAX_COUNT].
-    """
+    """Return a size in config.json or another source; raise CheckpointError unless it is in [1, MAX_COUNT]."""
     value = record.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_COUNT:
         raise CheckpointError(f"{source}: {name}: expected an integer in [1, {MAX_COUNT}], got {shown(value)}")

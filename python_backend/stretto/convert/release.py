@@ -50,13 +50,10 @@ TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens_map", "added_tokens
 
 
 def read_tokenizer(folder: Path, spells_bytes: bool = True) -> Tokenizer:
-    """Read `tokenizer.json`, or build it from vocab.json and merges.txt.
+    """Return the tokenizer in `tokenizer.json`, or in vocab.json and merges.txt; raise CheckpointError if unusable.
 
     Args:
         spells_bytes: See `TextTokenizer`. If False, tokenizer.model is accepted as well.
-
-    Raises:
-        CheckpointError: If there is no tokenizer, or the server cannot use it.
     """
     built = None
     if (folder / TOKENIZER_FILE).exists() or not (folder / "vocab.json").exists():
@@ -78,13 +75,10 @@ def read_named_tokenizer(path: Path) -> Tokenizer:
 
 
 def read_byte_level_bpe(folder: Path) -> tokenizers.Tokenizer:
-    """Return the tokenizer defined by vocab.json, merges.txt and the added tokens of tokenizer_config.json.
+    """Return the tokenizer in vocab.json, merges.txt and tokenizer_config.json, or raise CheckpointError.
 
     Text is split as in the training of Qwen 2. The authors' code may use the Mistral regular expression instead when it
     opens a directory (`fix_mistral_regex` in transformers 4.57.3), which gives different ids for mixed-case words.
-
-    Raises:
-        CheckpointError: If a file is missing or invalid, or an added token would not get the id given in the file.
     """
     vocabulary, merges = (folder / name for name in FILES)
     try:
@@ -156,10 +150,7 @@ def audio_tokenizer_of(family: str) -> Callable[[Path, int], AudioTokenizer] | N
 
 
 def marks() -> dict[str, str]:
-    """Map tensor names that occur in only one kind of release to a description of that kind.
-
-    Converters that cannot be imported are logged and skipped.
-    """
+    """Map tensor names of only one kind of release to its description; skip converters that cannot be imported."""
     marks_by_name: dict[str, str] = {}
     for family_plugin in plugins():
         try:
@@ -262,17 +253,13 @@ GENERATION_FILE = "generation_config.json"
 def read_defaults(
     release: Release, family: Family, names: Mapping[str, tuple[str, ...]]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return `speech_sampling` as given by a release's generation_config.json, and remarks on its values.
+    """Return `speech_sampling` from a release's generation_config.json, and remarks, or raise CheckpointError.
 
-    Lengths are ignored: the family defines them, and a request may override them.
+    The file is next to the release's config or its weights. Lengths are ignored: the family defines them, and a request
+    may override them.
 
     Args:
-        release: The release. The file is next to its config or its weights.
-        family: The release's family, with the default values from the authors' code.
         names: Fields of `speech_sampling` by key in the file. If a `…do_sample` key is false, its segment is greedy.
-
-    Raises:
-        CheckpointError: If a value is invalid; the message contains its key.
     """
     path = _place(release) if names else None
     if path is None:

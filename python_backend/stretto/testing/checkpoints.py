@@ -38,7 +38,6 @@ def write_checkpoint(
 
     Args:
         backbone: `qwen3`, `llama` or `olmo2`.
-        audio_config: Configuration of the audio encoder, or None.
         vocabulary: Value of `speech_vocabulary` in config.json, or None.
     """
     inner = 2 * hidden
@@ -179,10 +178,7 @@ def _weights(config: dict, generator: torch.Generator) -> dict[str, torch.Tensor
 
 
 def _norms(config: dict) -> dict[str, torch.Tensor]:
-    """Return a layer's norm weights by name.
-
-    The OLMo norms vary along the width, because tensor parallelism splits them.
-    """
+    """Return a layer's norm weights by name; OLMo's vary along the width, because tensor parallelism splits them."""
     hidden = config["hidden_size"]
     head_dim = config["head_dim"]
     queries = config["num_attention_heads"] * head_dim
@@ -207,7 +203,6 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
 
     Args:
         index: Number of the prompt, also used as the seed of its ids.
-        task: Name of the task; None to alternate.
         **changes: Fields of `SamplingConfig` to override.
     """
     tasks = [known_task.name for known_task in family.tasks]
@@ -297,10 +292,9 @@ def make_condition(family: Family, index: int) -> Condition | None:
 
 
 def make_track(family: Family, index: int) -> tuple[int, ...]:
-    """Return the ids of a streamed text, or the codes of a recording, for a test prompt.
+    """Return the ids of a streamed text, or a recording's codes, for a test prompt; empty in other families.
 
-    The text is often shorter than the reply, and sometimes longer. For a family with neither streamed text nor codes,
-    the result is empty.
+    The text is often shorter than the reply, and sometimes longer.
     """
     track = family.text_track
     random = np.random.default_rng(index)

@@ -109,10 +109,8 @@ def check_positions(
     """Assert that utterances at different frames continue in one batch as they do alone.
 
     Args:
-        codec: Codec with a window of context, a state, or both.
         codes: Codes [B, K, T].
         whole: Their samples in one decode, [B, n].
-        tolerance: Largest difference of a sample.
         positions: Next frame of each utterance.
         num_frames: Number of frames that are decoded in the batch.
     """

@@ -3,8 +3,8 @@
     class TestMyCodec(CodecSuite):
         case = CodecCase(name="brook", write=write_checkpoint, …)
 
-The subclass inherits the tests; parts of the case that are left out have none. Its own tests can use the fixtures, too:
-`codec` is the codec of a small checkpoint in float32, `exact` the same in float64, which tests do not change, and
+The subclass inherits the tests, except those for parts that the case leaves out. Its own tests can use the fixtures,
+too: `codec` is the codec of a small checkpoint in float32, `exact` the same in float64, which tests do not change, and
 `copied` the folder of a checkpoint for edits. Longer variants of tests have the marker `nightly`.
 """
 

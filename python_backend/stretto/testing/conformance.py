@@ -203,7 +203,6 @@ class Engine:
         )
 
     def shutdown(self) -> None:
-        """Stop the engine."""
         self.core.shutdown()
 
 
@@ -226,8 +225,8 @@ def assert_family_conforms(
     """Assert that a family is registered, and that the engine generates the same replies as the slow reference.
 
     The first NUM_ALONE replies are generated one at a time. All replies are then generated in one batch, by an engine
-    with so few KV blocks that some are preempted. All ids in all rows must equal those of the reference, so
-    unbatched, batched and preempted replies are equal.
+    with so few KV blocks that some are preempted. All ids in all rows must equal those of the reference, so unbatched,
+    batched and preempted replies are equal.
 
     The reference cannot generate latents. If a family's frames are latents, batched replies must be bit-identical to
     unbatched replies. A separate test of the family must compare its latents with another implementation.
@@ -236,9 +235,6 @@ def assert_family_conforms(
         vocabulary: `speech_vocabulary` of a small model; None for the published vocabulary.
         write: Function that writes a random checkpoint and takes the same arguments as `write_checkpoint`.
         **shape: Additional arguments of `write`, such as `hidden`, `layers`, `backbone` and `seed`.
-
-    Raises:
-        AssertionError: If the family does not conform. The message contains the request and the first differing row.
     """
     assert registered(plugin.name) is plugin, (
         f"{plugin.name}: expected this plug-in to be registered under its name in stretto.families"

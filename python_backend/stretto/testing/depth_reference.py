@@ -117,7 +117,6 @@ class SteppedReference:
 
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor, ids: list[int], second: int | None = None) -> list[float]:
-        """Return the logits of the next stream in a row; see `SlowDepth`."""
         spread = torch.full((self.layout.vocab_size,), -math.inf)
         if not ids:
             spread[list(self.layout.audio[0])] = self.mine["first_head"] @ hidden

@@ -89,7 +89,6 @@ class CachedRows:
         A simple rule replaces the MCTP modules: the previous hidden state plus the last row's embedding, normalised.
 
         Args:
-            rows: All rows so far.
             distance: Number of rows since the last one that the main model generated.
         """
         if distance:
@@ -476,11 +475,7 @@ class _Reply:
         limits: CodeSampling,
         penalized: list[float] | None = None,
     ) -> int:
-        """Sample an id.
-
-        Args:
-            penalized: Logits with the repetition penalty, for stream 0 in audio; None otherwise.
-        """
+        """Sample an id; `penalized` are stream 0's logits in audio with the repetition penalty, None otherwise."""
         if self.sampled:
             return self.sampled[stream]
         ranked = sorted(allowed, key=logits.__getitem__, reverse=True)

@@ -9,8 +9,7 @@ from stretto.records.prompt import Condition
 
 
 class ReferenceConditions(ABC):
-    """Network of `RequestConditions`, implemented a second time for a transformers model
-    (`RequestConditions.reference`).
+    """Second implementation of the network of `RequestConditions`, for a transformers model.
 
     Attributes:
         added: Vector [H] that is added to the embeddings of all rows of the current request.

@@ -81,11 +81,7 @@ class ReferenceRule:
         return kept_ids(logits, ranked, limits)
 
     def is_guarded(self, token: int, stream: int, is_code: bool) -> bool:
-        """Return True if an id of a stream in audio is sampled again when it repeats, as codes usually are.
-
-        Args:
-            stream: The stream, which is a codebook.
-        """
+        """Return True if a codebook's id in audio is sampled again when it repeats, as codes usually are."""
         return is_code
 
     def counted(self, ids: Sequence[int], window: int) -> Sequence[int]:
@@ -102,11 +98,7 @@ class ReferenceRule:
         return allowed
 
     def replace_first(self, row: list[int], position: int, family: Family) -> None:
-        """Replace stream 0 of an audio row, and input-only streams, in place, before other streams are sampled.
-
-        Args:
-            row: Ids of all streams.
-        """
+        """Replace ids of stream 0 and of input-only streams in an audio row, before other streams are sampled."""
 
     def replace_streams(self, row: list[int], position: int, family: Family) -> None:
         """Replace ids of an audio row in place after all its streams are sampled; see `replace_first`."""

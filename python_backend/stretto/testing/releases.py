@@ -126,17 +126,14 @@ class SmallRelease:
 
     @cached_property
     def family(self) -> Family:
-        """Family of the checkpoint."""
         return family_at(self.checkpoint)
 
     @cached_property
     def preprocessor(self) -> Preprocessor:
-        """Preprocessor of the checkpoint."""
         return Preprocessor(self.checkpoint, self.codec)
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
-        """Tensors of the checkpoint."""
         shards = sorted(self.checkpoint.glob("model-*.safetensors"))
         return {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
 

@@ -3,9 +3,9 @@
     class TestMyFamily(FamilySuite):
         case = FamilyCase(plugin=PLUGIN, write=write_release, …)
 
-The subclass inherits the tests; parts of the case that are left out have none. Its own tests can use the fixtures, too:
-`release` is a small release with its checkpoint, which all tests of the class share, and `copied` a copy for edits.
-Tests that start vLLM have the marker `engine`, and longer variants of others the marker `nightly`.
+The subclass inherits the tests, except those for parts that the case leaves out. Its own tests can use the fixtures,
+too: `release` is a small release with its checkpoint, which all tests of the class share, and `copied` a copy for
+edits. Tests that start vLLM have the marker `engine`, and longer variants of others the marker `nightly`.
 """
 
 import json
@@ -46,7 +46,7 @@ TIGHT = {"max_num_batched_tokens": 96, "max_num_seqs": 4}
 
 
 class ExpectedReply(NamedTuple):
-    """A prompt, and what its reply is compared with.
+    """Prompt, and the expected rows of its reply.
 
     Attributes:
         rows: Ids of all rows as the authors' code or a slow reference generates them, or a function that asserts that
@@ -59,7 +59,7 @@ class ExpectedReply(NamedTuple):
 
 @dataclass(frozen=True)
 class PublishedSizes:
-    """Tensors of a published release, without their numbers.
+    """Names and shapes of the tensors of a published release, and the plan of their conversion.
 
     Attributes:
         shapes: Shapes of the published tensors by name.
@@ -479,7 +479,7 @@ def _conformances(case: FamilyCase) -> list[Any]:
 def _schedulings(case: FamilyCase) -> Iterable[Any]:
     """Yield the settings of engines: the first size with much memory and the last with little, with each scheduler.
 
-    By day only the last size with little memory and the scheduler that GPUs use, which is also alone and in a batch.
+    By day, only the last size runs, with little memory and the scheduler that GPUs use.
     """
     tight = {**TIGHT, **case.tight}
     for is_tight, is_async in ((True, False), (False, True), (True, True), (False, False)):

@@ -49,11 +49,7 @@ def open_detector() -> "Detector":
 
 
 def windows(pcm: np.ndarray, detector: "Detector") -> Iterator[dict[str, Any]]:
-    """Yield the score of each window of a recording, with its start and end in seconds.
-
-    Args:
-        pcm: Mono samples at RATE, float32 [n].
-    """
+    """Yield the score of each window of mono samples at RATE, float32 [n], with its start and end in seconds."""
     last = max(0, len(pcm) - WINDOW_S * RATE)
     for begin in dict.fromkeys([*range(0, last, HOP_S * RATE), last]):
         samples = pcm[begin : begin + WINDOW_S * RATE]
@@ -83,11 +79,7 @@ def marked_s(judged: list[dict[str, Any]]) -> float:
 
 
 def verify(data: bytes, audio: AudioProcess, detector: "Detector | None") -> dict[str, Any]:
-    """Return the findings about a file.
-
-    Args:
-        detector: The detector; None if it is not installed.
-    """
+    """Return the findings about a file; without a detector, its mark is not checked."""
     pcm = audio.read(Recording("file", data), MAX_S, RATE)
     record: dict[str, Any] = {"metadata": {"digital_source_type": audio.tag(data, TAG)}}
     if detector is None:
@@ -130,15 +122,7 @@ def contents(name: str) -> bytes:
 
 
 def compared_samples(clip: bytes, pcm: np.ndarray, sample_rate: int, rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the samples of an audio file and other samples, both mono at the same rate, float32 [n].
-
-    Args:
-        pcm: The other samples, float32 [n].
-        rate: Rate of the results in Hz.
-
-    Raises:
-        InvalidRequest: The file cannot be read, or is too long.
-    """
+    """Return an audio file's samples and `pcm`, float32 [n], both mono at `rate` Hz, or raise InvalidRequest."""
     with closing(AudioProcess()) as audio:
         file = audio.read(Recording("clip", clip), MAX_S, rate)
         return file, audio.read(Recording("speech", pcm, False, sample_rate), MAX_S, rate)

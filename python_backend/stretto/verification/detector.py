@@ -33,7 +33,7 @@ AUDIBLE_DB = 60.0  # below the loudest level
 
 
 class Detector:
-    """Scores speech: 1 for marked, 0 for unmarked."""
+    """Detector that scores speech: 1 for marked, 0 for unmarked."""
 
     name = "perth-implicit-250000"
 
@@ -55,14 +55,9 @@ class Detector:
 
     @torch.inference_mode()
     def score(self, pcm: np.ndarray) -> float | None:
-        """Return the score of a part of a recording, in [0, 1].
+        """Return the score in [0, 1] of mono samples at 32 kHz, float32 [n], or None if they cannot be judged.
 
-        Args:
-            pcm: Mono samples at 32 kHz, float32 [n].
-
-        Returns:
-            The score, or None if the detector cannot judge the part: it is silent, shorter than a spectrum, or a steady
-            tone, which scores like a mark.
+        The detector cannot judge silence, less than a spectrum, or a steady tone, which scores like a mark.
         """
         if len(pcm) < SIZE or not pcm.any():
             return None
