@@ -1,9 +1,7 @@
 """Conversion of a request's audio (a file or samples) to mono samples at the sample rate of the audio encoder.
 
-Files are decoded by `decoders.py`. Only numpy and two audio libraries are imported here, because every audio process
-imports this module at start-up.
-
-Requests with audio wait in queues, one for short recordings, one for long ones and one for images, each fair among
+Every audio process imports this module at start-up, so only numpy and two audio libraries are imported here. Requests
+with audio wait in queues, one for short recordings, one for long ones and one for images. Each queue is fair among
 client hosts.
 """
 
@@ -35,7 +33,7 @@ class Recording:
     Attributes:
         data: Contents of an audio or image file; if `is_file` is False, mono samples, float32 [n].
         sample_rate: Sample rate in Hz; None for a file.
-        is_image: True for an image file. It is read as colours, uint8 [height, width, 3] (`images.read_image`).
+        is_image: True for an image file, which is read as colours, uint8 [height, width, 3] (`images.read_image`).
     """
 
     field: str
@@ -86,11 +84,7 @@ def read_file(data: bytes, max_s: float, field: str = "audio") -> tuple[np.ndarr
 
 
 def check_pcm(pcm: np.ndarray, sample_rate: int | None, max_s: float) -> int:
-    """Check samples and return their sample rate in Hz.
-
-    Args:
-        pcm: Mono samples, float32 [n].
-    """
+    """Check mono samples, float32 [n], and return their sample rate in Hz."""
     if sample_rate is None:
         raise InvalidRequest("sample_rate", "the rate of pcm_in in Hz", "none")
     if not MIN_RATE_HZ <= sample_rate <= MAX_RATE_HZ:
@@ -104,10 +98,7 @@ def check_pcm(pcm: np.ndarray, sample_rate: int | None, max_s: float) -> int:
 
 
 def resample(pcm: np.ndarray, sample_rate: int, target_rate: int) -> np.ndarray:
-    """Resample with soxr, but return as many samples as librosa and torchaudio do.
-
-    Args:
-        pcm: Mono samples, float32 [n].
+    """Resample mono samples, float32 [n], with soxr, but return as many samples as librosa and torchaudio do.
 
     Returns:
         Samples, float32 [ceil(n * target_rate / sample_rate)]; a zero is appended if soxr returns one sample fewer.
@@ -154,7 +145,7 @@ def check_voice(pcm: np.ndarray, sample_rate: int, field: str) -> None:
 
 
 def check_voices(recordings: Mapping[str, np.ndarray | None], sample_rate: int) -> None:
-    """Call `check_voice` for recordings by name, float32 [n] or None (text or codes), at `sample_rate` Hz."""
+    """Check recordings by name, float32 [n] or None (text or codes), at `sample_rate` Hz (`check_voice`)."""
     for field, pcm in recordings.items():
         if pcm is not None:
             check_voice(pcm, sample_rate, field)
@@ -172,7 +163,6 @@ class FairQueue(Generic[Item]):
         self._is_closed = False
 
     def put(self, host: str, item: Item) -> None:
-        """Append an item to the queue of the client host `host`."""
         with self._changed:
             self._waiting.put(host, item)
             self._changed.notify()
@@ -200,9 +190,7 @@ class ReaderProcess(Protocol):
     read: Callable[..., np.ndarray]
     """An AudioReader that ends its job once the function `is_cancelled` returns True."""
 
-    def close(self) -> None:
-        """End the process."""
-        ...
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +206,7 @@ class AudioJob:
     """Request with audio in the queue of the lanes.
 
     Attributes:
-        refuse: Function that is called with an error if the job will not be run.
+        refuse: Called with an error if the job will not be run.
     """
 
     host: str
@@ -229,14 +217,13 @@ class AudioJob:
 
 
 class AudioLanes:
-    """Worker threads, each with its own audio process. A submitted job is either refused or run once."""
+    """Worker threads, each with its own audio process. A submitted job is either refused or run once.
+
+    Args:
+        limit: Maximum total bytes of audio and number of requests in all lanes, whether waiting or running.
+    """
 
     def __init__(self, open_process: Callable[[int], ReaderProcess], num_long: int, limit: Load) -> None:
-        """Start the lanes.
-
-        Args:
-            limit: Maximum total bytes of audio and number of requests in all lanes, whether waiting or running.
-        """
         self._bytes = FairLimit(limit.num_bytes)
         self._requests = FairLimit(limit.num_requests)
         self._mutex = threading.Lock()
@@ -261,10 +248,10 @@ class AudioLanes:
 
         Args:
             num_bytes: Size in bytes of the audio that `run` keeps in memory.
-            run: Function that is called in a lane with the lane's audio reader.
-            refuse: Function that is called with an error if the job will not be run.
-            is_cancelled: Function that returns True once the client has disconnected; the job's process then ends.
-            has_images: True if the request has images, whose decoding delays no request with audio alone.
+            run: Called in a lane with the lane's audio reader.
+            refuse: Called with an error if the job will not be run.
+            is_cancelled: Returns True once the client has disconnected; the job's process then ends.
+            has_images: True if the request has images, whose decoding does not delay requests with only audio.
 
         Raises:
             Overloaded: A limit, or the host's fair share of it, is reached.

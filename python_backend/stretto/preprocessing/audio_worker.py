@@ -9,10 +9,9 @@
     job      {"tag": …}                                                                            a line of JSON
     answer   {"tag": …} | {"failed": …}                                                            a line of JSON
 
-A job's file or samples are in a shared-memory file that both processes have open; the resulting samples or colours
-replace it.
-
-Audio is decoded in a separate process, so that a decoder's CPU time, memory and crashes do not affect the caller.
+A job's file or samples are in a shared-memory file that both processes have open, and the resulting samples or colours
+replace it. Audio is decoded in a separate process, so that a decoder's CPU time, memory and crashes do not affect the
+caller.
 """
 
 import json
@@ -67,7 +66,7 @@ def max_cpu_s(job: dict[str, Any]) -> int:
 
 
 def limit_cpu(time_s: int) -> None:
-    """Limit the CPU time of the next job; the kernel kills this process (SIGXCPU) if the job exceeds the limit."""
+    """Limit the CPU time of the next job; if the job exceeds the limit, the kernel kills this process (SIGXCPU)."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     soft = int(used.ru_utime + used.ru_stime) + time_s
@@ -107,7 +106,6 @@ def name_of(job: dict[str, Any]) -> str:
 
 
 def replace_contents(memory: int, array: np.ndarray) -> None:
-    """Make the numbers of `array` the contents of the file `memory`."""
     os.ftruncate(memory, 0)
     write(memory, np.ascontiguousarray(array).data.cast("B"))
 
@@ -120,7 +118,6 @@ def write(memory: int, data: memoryview) -> None:
 
 
 def contents(memory: int) -> bytes:
-    """Return the contents of the file `memory`."""
     return os.pread(memory, os.fstat(memory).st_size, 0)
 
 
@@ -155,12 +152,10 @@ class AudioProcess:
 
     @property
     def pid(self) -> int:
-        """Pid of the running child process; it changes when a crashed process is replaced."""
         return self._process.pid
 
     @property
     def num_bytes(self) -> int:
-        """Size of the memory shared with the process, in bytes; 0 between recordings."""
         return self._process.num_bytes
 
     def read(
@@ -209,7 +204,6 @@ class AudioProcess:
             return tag
 
     def close(self) -> None:
-        """Kill the process and release the shared memory."""
         self._process.close()
 
     @contextmanager

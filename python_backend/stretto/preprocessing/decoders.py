@@ -43,7 +43,7 @@ FFMPEG_OPTIONS = {
 
 
 class _Unreadable(Exception):
-    """Raised if a decoder cannot read a file, with the reason."""
+    """A decoder cannot read a file, for the reason in the message."""
 
 
 def decode(data: bytes, max_s: float, field: str) -> tuple[np.ndarray, int]:
@@ -99,7 +99,7 @@ BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # an MP4 or MOV 
 
 
 def _first_byte(data: bytes) -> int:
-    """Return the number of bytes to skip: zeros and ID3v2 tags in front of the file."""
+    """Return the number of bytes to skip: zeros and ID3v2 tags before the file."""
     at = 0
     while True:
         begun = at
@@ -120,10 +120,7 @@ def _first_byte(data: bytes) -> int:
 
 
 def _demuxer(data: bytes) -> str | None:
-    """Return the name of FFmpeg's demuxer for a file that libsndfile cannot read, or would not read to its end.
-
-    Other files have None.
-    """
+    """Return FFmpeg's demuxer for a file that libsndfile cannot read, or would not read to its end; otherwise None."""
     if data.startswith(b"\x1aE\xdf\xa3"):
         return "matroska,webm"
     if data[4:8] == b"ftyp":
@@ -283,8 +280,7 @@ MAX_TAG_CHARS = 200
 def read_tag(data: bytes, name: str) -> str | None:
     """Return a tag of an audio file, without unprintable characters and cut to MAX_TAG_CHARS.
 
-    Returns:
-        The tag of the container or else of a stream; None if there is none, or FFmpeg cannot read the file.
+    The tag is that of the container or else of a stream; None if there is none, or FFmpeg cannot read the file.
     """
     import av
 

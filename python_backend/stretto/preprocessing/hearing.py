@@ -45,20 +45,16 @@ class EncoderProcess(Protocol):
     memory: int
 
     def ask(self, job: dict[str, Any], max_wait_s: float) -> dict[str, Any] | None:
-        """Run a job; if the process ended, restart it and return None."""
+        """Run a job; if the process has ended, restart it and return None."""
         ...
 
     def restart(self) -> None:
         """Replace the process; raise OSError if none can be started."""
         ...
 
-    def release_memory(self) -> None:
-        """Truncate the shared memory."""
-        ...
+    def release_memory(self) -> None: ...
 
-    def close(self) -> None:
-        """Kill the process."""
-        ...
+    def close(self) -> None: ...
 
 
 @dataclass
@@ -92,7 +88,7 @@ class _Stream:
 
 
 class Hearing:
-    """Live-audio streams, keyed by session name. A separate thread runs the encoding process.
+    """Live-audio streams by session name, and the thread that runs the encoding process.
 
     Attributes:
         num_jobs: Number of jobs that encoded frames.
@@ -180,7 +176,6 @@ class Hearing:
 
     @property
     def num_streams(self) -> int:
-        """Number of sessions with audio."""
         return len(self._streams)
 
     def _run(self) -> None:
@@ -294,7 +289,6 @@ class Hearing:
             self._answer(waiting, AudioPart(name, waiting.number, b"", waiting.is_last, lost=LOST))
 
     def _remove(self, name: str) -> deque[_Waiting]:
-        """Remove a stream, and return its parts."""
         stream = self._streams.pop(name)
         self._places.release(stream.host)
         for waiting in stream.waiting:

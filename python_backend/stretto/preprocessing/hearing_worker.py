@@ -36,7 +36,7 @@ class Resampler:
         self._stream = None if rate == target_rate else soxr.ResampleStream(rate, target_rate, 1, dtype="float32")
 
     def push(self, pcm: np.ndarray, is_last: bool) -> np.ndarray:
-        """Resample the next samples, `pcm`, float32 [n]; flush the resampler if `is_last`."""
+        """Resample the next samples, float32 [n]; flush the resampler if `is_last`."""
         if self._stream is None:
             return pcm
         self._num_in += len(pcm)
@@ -49,7 +49,7 @@ class Resampler:
 
 
 class Streams:
-    """Streams of all sessions, keyed by name."""
+    """Streams of all sessions by name."""
 
     def __init__(self, live: LiveInput):
         self._live = live
@@ -64,7 +64,7 @@ class Streams:
 
         Args:
             pcm: Samples, float32 [n].
-            rate: Sample rate of `pcm` in Hz, which does not change within a stream.
+            rate: Sample rate in Hz, which does not change within a stream.
         """
         live = self._live
         if name not in self._streams:
@@ -79,11 +79,10 @@ class Streams:
             self._ended.add(name)
 
     def encode(self) -> list[tuple[str, np.ndarray, bool]]:
-        """Encode a few frames of each stream that has complete frames.
+        """Encode a few frames of each stream that has complete frames, and remove streams that are complete.
 
         Returns:
-            For each stream, its name, ids int32 [n, K], and True if no complete frame is left. Ended streams are
-            removed.
+            For each stream, its name, ids int32 [n, K], and True if no complete frame is left.
         """
         encode_round(self._live.encoder, [encoded for encoded, *_ in self._streams.values()], max_frames=FRAMES_AT_ONCE)
         encoded_streams = []

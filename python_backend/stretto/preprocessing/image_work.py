@@ -26,10 +26,7 @@ WEBP_CHUNK_BYTES = 8  # name and length
 
 
 def count_scans(data: bytes, field: str) -> int:
-    """Return the number of scans of an image file.
-
-    Returns:
-        Number of passes over the pixels; 0 for PNG and WebP, which have one.
+    """Return the number of passes over the pixels of an image file; 0 for PNG and WebP, which have one.
 
     Raises:
         InvalidRequest: There are too many segments, or compressed ones.
@@ -50,7 +47,7 @@ def count_scans(data: bytes, field: str) -> int:
 
 
 def check_scans(num_scans: int, num_pixels: int, field: str) -> None:
-    """Raise InvalidRequest if `num_scans` passes over `num_pixels` pixels are too much work; `field` names the file."""
+    """Raise InvalidRequest if `num_scans` passes over `num_pixels` pixels are too much work."""
     max_scans = min(MAX_SCANS, MAX_SCANNED_PIXELS // max(1, num_pixels))
     if num_scans > max_scans:
         raise InvalidRequest(field, f"at most {max_scans} scans for {num_pixels} pixels", f"{num_scans} scans")
@@ -60,8 +57,8 @@ def _num_chunks(data: bytes, start: int, length_at: int, order: Literal["big", "
     """Return the number of chunks of a file, or MAX_SEGMENTS + 1 if there are more.
 
     Args:
-        length_at: Offset of the length in a chunk, a number of 4 bytes.
-        order: Order of the bytes of the length.
+        length_at: Offset of the length, a number of 4 bytes, in a chunk.
+        order: Byte order of the length.
         head_bytes: Number of bytes of a chunk in addition to its data.
     """
     at = start

@@ -1,7 +1,6 @@
-"""Image files: their formats and limits, and their decoding.
+"""Image files: their formats and limits, and their decoding, for which a server uses a process (`audio_worker.py`).
 
-The limits are checked after only the headers of a file's parts have been read. A server decodes images in a process
-(`audio_worker.py`).
+The limits are checked after only the headers of a file's parts have been read.
 """
 
 import warnings
@@ -24,10 +23,9 @@ TOO_LARGE = f"at most {MAX_PIXELS} pixels, and at most {MAX_SIDE} in a side"
 
 
 def read_image(data: bytes, field: str) -> np.ndarray:
-    """Decode an image file as transformers does: with the rotation in its EXIF data, and without transparency.
+    """Decode an image file to colours, uint8 [height, width, 3].
 
-    Returns:
-        Colours, uint8 [height, width, 3].
+    As in transformers, the rotation in its EXIF data is applied, and transparency is dropped.
     """
     from PIL import Image  # imported here, because only processes that decode images need it
 
@@ -48,7 +46,6 @@ def read_image(data: bytes, field: str) -> np.ndarray:
 
 
 def _check(size: tuple[int, int], num_frames: int, field: str) -> None:
-    """Raise InvalidRequest if an image is animated, or has too many pixels."""
     width, height = size
     if num_frames != 1:
         raise InvalidRequest(field, "an image that is not animated", f"{num_frames} frames")
@@ -57,7 +54,7 @@ def _check(size: tuple[int, int], num_frames: int, field: str) -> None:
 
 
 def _turned(image: Any) -> Any:
-    """Return a Pillow image with the rotation in its EXIF data.
+    """Return a Pillow image with the rotation in its EXIF data applied.
 
     Pillow's `exif_transpose` would also write the data again: 64 KiB may refer to gigabytes.
     """

@@ -12,10 +12,9 @@ class Mixer:
     """Mean of all channels, for samples that arrive in blocks.
 
     The mean of channels that cancel, for example because one of them is inverted, loses the recording. Such channels
-    are mixed with the signs that preserve most energy (`better_signs`). The mean of one channel with sound and others
-    without loses level; it is scaled to the level of the loudest channel. All other means remain unchanged.
-
-    Decisions use the energy of the whole recording, so they do not depend on the blocks.
+    are mixed with the signs that preserve most energy (`better_signs`). If only one channel has sound, the mean is
+    quieter, so it is scaled to the level of the loudest channel. All other means remain unchanged. Decisions use the
+    energy of the whole recording, so they do not depend on the blocks.
 
     Args:
         signs: Sign of each channel, float32 [C]; None to leave the signs unchanged.

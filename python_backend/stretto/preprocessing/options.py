@@ -49,7 +49,7 @@ def read_delivery(
 
     Args:
         held_frames: The codec's right context in frames.
-        blocks: Block sizes in frames if the codec decodes whole blocks, where the last size repeats; otherwise empty.
+        blocks: Block sizes of the codec in frames (`ChunkPolicy`).
         chunking: Default chunk sizes of this server; None for the family's.
     """
     first = family.first_chunk_frames
@@ -85,7 +85,7 @@ class Options:
 
     Attributes:
         voice: Name of the voice; None if the task generates no speech or the family has no named voices.
-        spellings: Text that the model reads in place of words of the text.
+        spellings: Replacements for words of the text.
         aligns_words: True if word times are requested from the aligner.
         drops_silence: True if silent frames at the start of the reply are not sent. A template knows them only for
             replies without an adapter and with the task's default sampling.
@@ -117,7 +117,7 @@ def read_options(
 
     Args:
         held_frames: The codec's right context in frames.
-        blocks: Block sizes in frames if the codec decodes whole blocks, where the last size repeats; otherwise empty.
+        blocks: Block sizes of the codec in frames (`ChunkPolicy`).
         chunking: Default chunk sizes of this server; None for the family's.
     """
     options = _read("options", text, task)
@@ -325,7 +325,6 @@ def _latents(
 
 
 def _guidance(options: OptionsRecord) -> dict[str, Any]:
-    """Return the guidance options of a request as fields of SamplingConfig."""
     if "guidance" not in options:
         return {"guidance_scale": options["guidance_scale"]} if "guidance_scale" in options else {}
     if "guidance_scale" in options:

@@ -1,7 +1,6 @@
-"""Conversion of requests of other servers' clients (`reference_wav`, …), which contain a voice recording, its words and
-a text.
+"""Conversion of requests from clients of other Triton servers that clone voices (`reference_wav`, …).
 
-Clients of other Triton servers that clone voices send these inputs. They fix both sample rates.
+Such a request contains a voice recording, its words and a text. The clients fix both sample rates.
 """
 
 import json
@@ -18,7 +17,7 @@ from stretto.records.json_record import string
 REFERENCE_RATE = 16_000  # Hz, of `reference_wav`
 WAVEFORM_RATE = 24_000  # Hz, at which these clients write the reply to a file
 OPTIONS = json.dumps({"output": {"sample_rate": WAVEFORM_RATE}})
-# Names of our inputs, as in error messages of later checks, and the client's inputs that they come from.
+# Names of our inputs, as in error messages of later checks, and the client's inputs from which they are made.
 FIELDS = {
     "pcm_in": "reference_wav",
     "messages[0]": "reference_wav",
@@ -48,11 +47,11 @@ class CloningRequest:
 
     @classmethod
     def from_inputs(cls, inputs: dict[str, Any]) -> "CloningRequest | None":
-        """Return the request with these inputs, by name; None if all of them are None."""
+        """Return the request with these inputs by name; None if all of them are None."""
         return None if all(value is None for value in inputs.values()) else cls(**inputs)
 
     def to_raw(self, family: Family) -> RawRequest:
-        """Return the request as inputs of this server, which the preprocessor checks further.
+        """Convert the request to inputs of this server, which the preprocessor checks further.
 
         A family that makes no use of the words of a recording does not get them.
         """

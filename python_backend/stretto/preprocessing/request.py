@@ -63,7 +63,7 @@ class RawRequest:
         options: Options as JSON.
         image: Contents of one image file per turn of `messages` with "image".
         session: Session and part number as JSON, for a request that continues the streamed text of an earlier one.
-        field_names: Names of fields in error messages, instead of those given here.
+        field_names: Names to use in error messages instead of the fields' own.
     """
 
     text: str | bytes | None = None
@@ -104,11 +104,11 @@ class RawRequest:
         return self if self.pcm_in is None else replace(self, pcm_in=self.pcm_in.copy())
 
     def file_field(self, index: int) -> str:
-        """Return the name used in error messages for file number `index` of `audio`."""
+        """Return the name of file number `index` of `audio` in error messages."""
         return f"audio[{index}]" if len(self.files) > 1 else "audio"
 
     def image_field(self, index: int) -> str:
-        """Return the name used in error messages for file number `index` of `image`."""
+        """Return the name of file number `index` of `image` in error messages."""
         return f"image[{index}]" if len(self.image or ()) > 1 else "image"
 
 
@@ -137,7 +137,7 @@ class Preprocessor:
             device: torch device for audio encoding (`cpu`, `cuda:1`, …).
             encodings: Folder in which encodings of reused voices are stored; None not to store them.
             chunking: Default chunk sizes of this server; None for the family's.
-            pronunciations: File of this server's pronunciation dictionary; None for no dictionary.
+            pronunciations: File of this server's pronunciation dictionary.
 
         Raises:
             CheckpointError: The family is missing, unknown, or not served, or the dictionary is invalid.
@@ -160,8 +160,8 @@ class Preprocessor:
     def prepare(self, raw: RawRequest, read: AudioReader = read_recording) -> Prompt:
         """Convert a request to a prompt, with a random seed if the request has none.
 
-        This method is thread-safe. Audio is encoded by one thread at a time, in chunks if it is long (`pass_turn`);
-        text-only requests do not wait for it.
+        This method is thread-safe. Audio is encoded by one thread at a time, in chunks if it is long (`pass_turn`).
+        Text-only requests do not wait for it.
         """
         try:
             return self._prepare(raw, read)
@@ -253,7 +253,7 @@ class Preprocessor:
     def _within_rate(self, sampling: SamplingConfig, task: Task, pieces: tuple[Piece, ...]) -> SamplingConfig:
         """Limit a transcription's text by the duration of its recording.
 
-        Families that read the recording's codes row by row stop with it.
+        Families that read the recording's codes row by row end with the recording anyway.
         """
         if not task.writes_down or self.family.code_track is not None:
             return sampling
@@ -280,7 +280,7 @@ class Preprocessor:
 
         Args:
             turns: The conversation. Earlier texts are those of recordings, which are not spoken.
-            spellings: Spellings in the request, used instead of those in the server's dictionary.
+            spellings: Spellings in the request, which take precedence over the server's dictionary.
         """
         dictionaries = tuple(filter(None, (Dictionary(spellings), self._dictionary)))
         text = turns[-1].text
@@ -291,10 +291,7 @@ class Preprocessor:
         return (*turns[:-1], replace(turns[-1], text=spoken)), changes
 
     def _alignment(self, task: Task, text: str, pieces: tuple[Piece, ...], is_open: bool) -> Alignment | None:
-        """Return the alignment to request; None if the family itself provides word times.
-
-        `text` is the text that the reply speaks.
-        """
+        """Return the alignment to request for `text`, which the reply speaks; None if the family reports word times."""
         field = "options.words"
         got = "'aligned'"
         if self.family.times_words(task):
@@ -405,7 +402,7 @@ def read_turns(raw: RawRequest, is_live: bool = False) -> tuple[Turn, ...]:
 
 
 def within_pixels(pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """Yield pieces, and raise InvalidRequest before the next one if their images have too many pixels in all."""
+    """Yield pieces; raise InvalidRequest before the next one if their images have too many pixels in all."""
     num_pixels = 0
     for piece in pieces:
         num_pixels += 0 if piece.pixels is None else piece.pixels.shape[0] * piece.pixels.shape[1]

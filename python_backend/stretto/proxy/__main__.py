@@ -1,8 +1,9 @@
 """Program of the proxy process.
 
 It reads a ProxyConfig (one line of JSON) and then state messages from standard input, and serves until standard input
-is closed. It first writes one line with its ports (`Ports`), or with the reason why it cannot listen. Later it writes
-one line for each model that Triton reports as unhealthy, and one when the server is idle or a request wakes it.
+is closed. On standard output, it first writes one line with its ports (`Ports`), or with the reason why it cannot
+listen. Later it writes a line for each model that Triton reports as unhealthy, and when the server is idle or a request
+wakes it.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ class LauncherConnection:
     """Connection to the launcher through standard input and output.
 
     Args:
-        idle_s: Time without a request after which the server falls asleep, in seconds; 0 for never.
+        idle_s: Time without a request after which the server falls asleep; 0 for never.
 
     Attributes:
         stopped: Set when standard input is closed or a signal requests a stop.
@@ -46,7 +47,7 @@ class LauncherConnection:
         self.sleep = Sleep(idle_s, partial(print, flush=True))
         self._partial_line = b""
         self._is_ready = self._has_reported = self._is_stopping = False
-        self.has_died = False  # standard input was closed without STOPPING
+        self.has_died = False
 
     def is_ready(self) -> bool:
         """Return True if the server is ready according to the launcher's last message."""
@@ -55,7 +56,7 @@ class LauncherConnection:
     def report_dead_stub(self, model: str) -> None:
         """Report to the launcher that Triton considers the stub of `model` dead.
 
-        Only the first report after each launcher message is sent, and none while models are being restarted.
+        Only the first report after each message of the launcher is sent, and none while models are restarted.
         """
         if not self.gate.is_closed and not self._has_reported:
             self._has_reported = True
@@ -83,7 +84,6 @@ class LauncherConnection:
 
 
 async def serve(config: ProxyConfig, launcher: LauncherConnection, limits: ConnectionLimits) -> None:
-    """Listen on all ports until the launcher exits or a stop is requested."""
     server, grpc_port = grpc_listener(config)
     connections = Connections(limits, config.address)
     async with grpc.aio.insecure_channel(f"unix:{config.triton_grpc}:{grpc_port}", TRITON_OPTIONS) as triton:
@@ -149,7 +149,6 @@ def grpc_proxy(
 
 
 async def run(config: ProxyConfig, launcher: LauncherConnection, limits: ConnectionLimits) -> None:
-    """Serve until the launcher exits or a signal requests a stop."""
     loop = asyncio.get_running_loop()
     loop.add_reader(0, launcher.read_commands)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -168,8 +167,7 @@ def first_line() -> str:
 def main() -> int:
     """Serve; return 1 if a port is not available.
 
-    If the launcher dies, this process replaces itself with the cleanup command, because it may be the only process that
-    outlives the launcher.
+    If the launcher dies, this process replaces itself with the cleanup command, because it may be the only one left.
     """
     limits = ConnectionLimits.from_system()
     if warning := limits.warning():

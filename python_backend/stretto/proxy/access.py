@@ -39,7 +39,7 @@ class Access:
         return api == OPEN or api in self.allowed or self.is_key_holder(metadata)
 
     def client(self, peer: str, metadata: Metadata) -> str:
-        """Return the client's identity for the models' fair-share limits: its host and any named caller.
+        """Return the client's identity for the models' fair-share limits: its host, and the caller that it names.
 
         Only a holder of the key, such as a gateway on the server's host, can name callers.
         """
@@ -50,7 +50,6 @@ class Access:
         return f"{host}/{caller}" if self.is_key_holder(metadata) else host
 
     def is_key_holder(self, metadata: Metadata) -> bool:
-        """Return True if the metadata contains the secret."""
         key = next((value for name, value in metadata if name == KEY_HEADER), "")
         return isinstance(key, str) and hmac.compare_digest(key.encode(), self.key.encode())
 
@@ -77,24 +76,21 @@ class OurModels:
 
     @property
     def ensembles(self) -> frozenset[str]:
-        """Names of all ensembles."""
         return self.cloning | {ENSEMBLE}
 
     @property
     def names(self) -> frozenset[str]:
-        """Names of all models."""
         return self.ensembles | {*INNER_MODELS}
 
 
 class ServedModels:
-    """Checks that the server has a requested model: our own by name, others by asking Triton."""
+    """Checks that the server has a requested model: our own by name, others by asking Triton.
+
+    Args:
+        ask: Sends a serialised ModelReadyRequest to Triton, and returns the serialised response.
+    """
 
     def __init__(self, allowed: Access, ours: frozenset[str], ask: Ask) -> None:
-        """Create the check.
-
-        Args:
-            ask: Sends a serialised ModelReadyRequest to Triton, and returns the serialised response.
-        """
         self._access = allowed
         self._ours = ours
         self._ask = ask
@@ -136,16 +132,13 @@ OF_CLIENTS = "stretto_in_"
 
 
 def check_registration(request: SystemSharedMemoryRegisterRequest) -> None:
-    """Raise BadRequest if a client tries to register the server's own shared memory.
-
-    Otherwise, the client's tensors could refer to that memory.
-    """
+    """Raise BadRequest if a client registers the server's own shared memory, to which its tensors could then refer."""
     name = request.key.lstrip("/")
     if name.startswith(SERVER_PREFIXES) and not name.startswith(OF_CLIENTS):
         raise BadRequest(f"key: expected a name without the server's own prefix, got {name!r}")
 
 
 def host_of_call(peer: str) -> str:
-    """Return the host of a gRPC peer such as `ipv4:127.0.0.1:5000` or `ipv6:%5B::1%5D:5000`; see `host_of`."""
+    """Return the host of a gRPC peer such as `ipv4:127.0.0.1:5000` or `ipv6:%5B::1%5D:5000` (`host_of`)."""
     scheme, _, address = unquote(peer).partition(":")
     return host_of(address.rpartition(":")[0].strip("[]")) if scheme in ("ipv4", "ipv6") else peer

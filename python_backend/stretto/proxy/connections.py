@@ -68,11 +68,9 @@ Address = tuple[str, int]
 class Connections:
     """Connections of the gRPC server's port, some of which are closed so that new ones can be accepted.
 
-    gRPC keeps idle connections for ten minutes. Therefore, idle connections are closed while more than three quarters
-    of the limit are open: the one that has been idle the longest among those of the host with the most. A host's busy
-    connections, those with a call, are at most as many as remain free.
-
-    Further connections wait in the kernel until a file is closed.
+    gRPC keeps idle connections for ten minutes. Therefore, while more than three quarters of the limit are open, the
+    one that has been idle longest is closed, among those of the host with the most. A host may have at most as many
+    busy connections (with a call) as remain free. Further connections wait in the kernel until a file is closed.
     """
 
     def __init__(self, limits: ConnectionLimits, host: str = "127.0.0.1") -> None:
@@ -116,7 +114,7 @@ class Connections:
     def close_idle(self, port: int, files: Iterable[int]) -> int:
         """Close the idle connections to a port that exceed three quarters of the limit, and return their number.
 
-        Those that are found for the first time stay, because a new connection may be about to send its first call.
+        Connections that are seen for the first time stay, because a new one may be about to send its first call.
         """
         self._num_checks += 1
         file_by_address = {address: file for file in files if (address := client_of(file, port)) is not None}
@@ -147,7 +145,7 @@ def client_of(descriptor: int, port: int, ended: Address | None = None) -> Addre
 
     Args:
         descriptor: Descriptor of any kind, or one that is not open.
-        ended: Address of a client; if it is this one, the connection is shut down.
+        ended: Address of a client whose connection is shut down.
     """
     try:
         connection = socket.socket(fileno=descriptor)
@@ -167,9 +165,7 @@ def client_of(descriptor: int, port: int, ended: Address | None = None) -> Addre
 
 
 async def knock(host: str, port: int) -> None:
-    """Connect to a port of this process, because gRPC then accepts waiting connections at once; otherwise it tries
-    again after a second.
-    """
+    """Connect to a port of this process, because gRPC then accepts waiting connections at once, not after a second."""
     with suppress(OSError, TimeoutError):
         async with asyncio.timeout(CHECK_S):
             _, writer = await asyncio.open_connection(host, port)
@@ -177,7 +173,7 @@ async def knock(host: str, port: int) -> None:
 
 
 def address_of(name: tuple[Any, ...]) -> Address:
-    """Return the IP address and the port in a socket's name. An IPv4 client of an IPv6 socket gets its IPv4 address."""
+    """Return the IP address and port in a socket's name; for an IPv4 client of an IPv6 socket, its IPv4 address."""
     address = ipaddress.ip_address(name[0].partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return str(mapped or address), name[1]

@@ -55,7 +55,7 @@ def check_other_call(method: str, request: bytes, is_key_holder: bool) -> Messag
         is_key_holder: True if the client has sent the key, in which case its messages may be large.
 
     Raises:
-        BadRequest: If the message is malformed, too large or forbidden.
+        BadRequest: The message is malformed, too large or forbidden.
     """
     if not is_key_holder and len(request) > MAX_SMALL_BYTES:
         raise BadRequest(f"request: expected at most {MAX_SMALL_BYTES} bytes, got {len(request)}")
@@ -194,7 +194,6 @@ class GrpcProxy(grpc.GenericRpcHandler):
         connections: Connections,
         ours: OurModels,
     ) -> None:
-        """Create the handler."""
         self._access = allowed
         self._ours = ours
         self._is_ready = launcher.is_ready
@@ -267,10 +266,10 @@ class GrpcProxy(grpc.GenericRpcHandler):
         return answer
 
     def _own_answer(self, method: str, message: Message) -> bytes | None:
-        """Return the response to a call that Triton cannot answer now or that needs no answer from Triton, or None.
+        """Return the response to a call that Triton cannot or need not answer now, or None.
 
         Raises:
-            BadRequest: If the server sleeps, and its last answers do not include this one.
+            BadRequest: The server sleeps, and its last answers do not include this one.
         """
         if method in NOT_READY and not (self._is_ready() if self._sleep.is_awake else self._sleep.accepts_requests):
             return NOT_READY[method]
@@ -282,7 +281,6 @@ class GrpcProxy(grpc.GenericRpcHandler):
         return self._sleep.answer(method, message)
 
     async def _ask_model_ready(self, request: bytes) -> bytes:
-        """Return the serialised response to a ModelReadyRequest."""
         if self._sleep.is_awake:
             return await self._unary.call(MODEL_READY, request, ())
         return self._sleep.answer(MODEL_READY, ModelReadyRequest.FromString(request))

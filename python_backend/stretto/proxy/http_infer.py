@@ -74,7 +74,7 @@ class HttpInfer:
     """Handler of POST requests for inference.
 
     Args:
-        infer: Returns the reply to a serialised request of a host; see `GrpcProxy.infer`.
+        infer: Returns the reply to a serialised request of a host (`GrpcProxy.infer`).
     """
 
     def __init__(self, infer: Infer, uploads: Uploads, report_dead_stub: Callable[[str], None]) -> None:
@@ -150,10 +150,10 @@ async def _while_connected(
 
 
 def num_bytes(head: bytes) -> int:
-    """Return the size of a request's body.
+    """Return the size of a request's body, which must be JSON and not from a browser.
 
-    Only JSON is accepted, because a browser asks before it sends JSON to another site. A browser also sends `Origin` if
-    a page uses a DNS name that now points to this host.
+    A browser sends JSON to another site only after asking. If a page uses a DNS name that now points to this host, the
+    browser sends `Origin`.
 
     Args:
         head: Header lines, up to the empty line.

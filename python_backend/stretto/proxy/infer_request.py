@@ -47,9 +47,7 @@ STRING_HEAD = 4
 
 
 class BadRequest(Exception):
-    """Request that must not reach Triton.
-
-    The message names the field, valid values and the value given.
+    """Request that must not reach Triton; the message names the field, valid values and the value given.
 
     Attributes:
         request_id: Id set by the client; empty if it could not be read.
@@ -63,7 +61,6 @@ class BadRequest(Exception):
 
     @property
     def client_message(self) -> str:
-        """Error message for the client."""
         return f"{self.category}: {self}"
 
 
@@ -87,7 +84,7 @@ def read_infer_request(data: bytes) -> InferRequest:
         data: Serialised ModelInferRequest.
 
     Raises:
-        BadRequest: If `data` is malformed or exceeds a limit, or if a tensor's size does not match its shape.
+        BadRequest: `data` is malformed or exceeds a limit, or a tensor's size does not match its shape.
     """
     head = bytearray()
     raw_sizes = []
@@ -131,10 +128,9 @@ def with_origin(data: bytes, host: str, stream: int = 0) -> bytes:
 
 
 def _few_fields(data: bytes) -> Iterator[Field]:
-    """Yield the request's fields; raise BadRequest if there are more than MAX_FIELDS.
+    """Yield the request's fields; raise BadRequest if there are more than MAX_FIELDS, including those of tensors.
 
-    The limit includes the fields of tensors. A field can be as small as two bytes, but each one costs a loop iteration
-    or an object, and meanwhile the event loop serves no other call.
+    A field may have only two bytes, but reading it takes time in which the event loop serves no other call.
     """
     came = 0
     for field in _fields(data, 0, len(data), REQUEST):
@@ -172,7 +168,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _check_names(head: ModelInferRequest) -> None:
-    """Raise BadRequest for a text with a NUL character, because Triton would truncate the text there."""
+    """Raise BadRequest for a text with a NUL character, at which Triton would cut the text."""
     texts = [("id", head.id), ("model_name", head.model_name), ("model_version", head.model_version)]
     texts += [("parameters", value.string_param) for value in head.parameters.values()]
     texts += [("inputs", tensor.datatype) for tensor in head.inputs]

@@ -1,4 +1,4 @@
-"""Triton's last answers to queries about itself and its models, which clients get while the server sleeps."""
+"""Triton's last answers to queries about itself and its models, which the proxy sends while the server sleeps."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ Key = tuple[str, str, str]  # method, and a model's name and version
 
 
 class LastAnswers:
-    """Answers of Triton just before it went to sleep.
+    """Answers of Triton just before it was stopped.
 
     Args:
         answers: Serialised response for each call; name and version are empty if the call names no model.
@@ -48,11 +48,7 @@ class LastAnswers:
         return cls(answers)
 
     def answer(self, method: str, request: Message) -> bytes:
-        """Return the serialised response to a call in `REMEMBERED`.
-
-        Raises:
-            BadRequest: If Triton had no such model.
-        """
+        """Return the serialised response to a call in `REMEMBERED`; raise BadRequest if Triton had no such model."""
         if method in HEALTHY:
             return HEALTHY[method]
         name = getattr(request, "name", "")

@@ -29,7 +29,7 @@ class Ports:
     """Ports on which the proxy listens. A configured port of 0 is replaced by the chosen free port.
 
     Attributes:
-        http: HTTP port; None if Triton serves HTTP itself.
+        http: None if Triton serves HTTP itself.
     """
 
     grpc: int
@@ -37,7 +37,6 @@ class Ports:
     http: int | None = None
 
     def to_json(self) -> str:
-        """Return the ports as one line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -51,13 +50,13 @@ class ProxyConfig:
     """Configuration of the proxy. A port of 0 selects a free port.
 
     Attributes:
-        http_port: HTTP port; None if Triton serves HTTP itself.
+        http_port: None if Triton serves HTTP itself.
         triton_grpc: Path of Triton's gRPC socket, without the colon and port that Triton appends.
         key: Secret whose holders may use all APIs.
         allowed: APIs in `CLOSED` that the user has opened to all clients.
         cleanup: Command to execute if the launcher has died; empty for none.
         cloning_models: Names of the ensembles for clients that clone voices.
-        idle_s: Time without a request after which the server falls asleep, in seconds; 0 for never.
+        idle_s: Time without a request after which the server falls asleep; 0 for never.
     """
 
     address: str
@@ -75,7 +74,6 @@ class ProxyConfig:
     idle_s: float = 0.0
 
     def to_json(self) -> str:
-        """Return the config as one line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod

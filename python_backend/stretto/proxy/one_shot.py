@@ -1,6 +1,6 @@
 """One-shot replies: all responses of a decoupled model to one request, joined to a single response.
 
-Triton answers a request outside a stream only for models that are not decoupled.
+Outside a stream, Triton answers only requests for models that are not decoupled.
 """
 
 import re
@@ -30,7 +30,7 @@ class OneShotReply:
     Args:
         request: The request, without tensor contents.
         held: Fair limit of the bytes of all unfinished replies.
-        place: This reply's share of `held`, which is released when it is closed.
+        slot: Releases this reply's bytes in `held` when it is closed.
     """
 
     def __init__(self, request: ModelInferRequest, held: FairLimit, host: str, slot: ExitStack) -> None:

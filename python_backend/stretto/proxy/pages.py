@@ -70,7 +70,6 @@ class Readiness:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(triton)
 
     async def __call__(self, path: str) -> Page:
-        """Return the response for `path`."""
         model = MODEL_READY.fullmatch(path)
         if path == ALIVE:
             return _yes_or_no(True)
@@ -116,7 +115,6 @@ class MetricsPage:
         self._sleep = sleep or Sleep()
 
     async def __call__(self, path: str) -> Page:
-        """Return the response for `path`."""
         if path != "/metrics":
             return error_page(HTTPStatus.NOT_FOUND, "metrics are served at /metrics")
         if not self._sleep.is_awake:
@@ -150,7 +148,7 @@ class _Connection:
     """Open connection.
 
     Attributes:
-        number: Sequence number assigned when the connection is opened, and replaced once its request is answered.
+        number: Sequence number, assigned when the connection is opened, and again once its request is answered.
         is_idle: True if no complete request has been received, or the request has been answered.
     """
 
@@ -161,12 +159,10 @@ class _Connection:
 
     @property
     def host(self) -> str:
-        """Host of the client, to which the per-host limits apply."""
         name = self.writer.get_extra_info("peername")
         return host_of(name[0]) if name else ""
 
     def end(self) -> None:
-        """Close the connection immediately."""
         self.writer.transport.abort()
         if self.serving is not None and self.serving is not asyncio.current_task():
             self.serving.cancel()
@@ -190,7 +186,6 @@ class PageServer:
         self._number = count()
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer the request of one connection, and close the connection."""
         connection = _Connection(writer, asyncio.current_task(), next(self._number))
         self._open.add(connection)
         self._make_room()

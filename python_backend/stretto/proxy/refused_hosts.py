@@ -26,11 +26,11 @@ IS_FINAL = b"\n\x15triton_final_response\x12\x02\x08\x01"
 
 @dataclass(slots=True)
 class Refusal:
-    """A host's last refusal by the models.
+    """A host's last refusal by the models; times are monotonic.
 
     Attributes:
-        since_s: Monotonic time of the refusal, in seconds.
-        tried_s: Monotonic time of the last request that was sent to the models nevertheless, in seconds.
+        since_s: Time of the refusal.
+        tried_s: Time of the last request that was sent to the models nevertheless.
         num_tries: Number of requests that may be sent to the models, because as many replies have ended.
     """
 
@@ -43,10 +43,9 @@ class Refusal:
 class RefusedHosts:
     """Client hosts of which the models refused a request less than FORGET_S ago.
 
-    Of the further requests of such a host, the proxy sends the models one for each reply that ends, of any host, and
-    one every PROBE_S seconds. It refuses the others. The models would refuse these as well, after more work: a refusal
-    by the models takes about 10 ms of processor time, and a flood of clients that try again would take it from the
-    replies of all others.
+    The proxy sends the models one further request of such a host for each reply that ends, of any host, and one every
+    PROBE_S. It refuses the others, which the models would refuse, too, after more work: a refusal by the models takes
+    about 10 ms of processor time. Clients that try again often would take this time from the replies of all others.
 
     Args:
         ensembles: Names of the ensembles, whose requests begin replies.
@@ -93,5 +92,5 @@ class RefusedHosts:
                 refusal.num_tries += 1
 
     def _begins_reply(self, head: ModelInferRequest) -> bool:
-        """Return True if a request begins a reply; other requests of an ensemble continue a session."""
+        """Return True if a request begins a reply, and does not continue a session."""
         return head.model_name in self._ensembles and all(tensor.name != "session" for tensor in head.inputs)

@@ -1,6 +1,6 @@
 """Sleep of an idle server: the requests in flight, and those that wait until the server is awake.
 
-The launcher stops Triton while the server sleeps, so all its memory is free. This process stays, and accepts requests.
+The launcher stops Triton while the server sleeps, so all its memory is free. The proxy still accepts requests.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class Sleep:
     therefore either counted before, and keeps the server awake, or waits until the server is awake again.
 
     Args:
-        idle_s: Time without a request after which the server falls asleep, in seconds; 0 for never.
+        idle_s: Time without a request after which the server falls asleep; 0 for never.
         report: Sends a message to the launcher.
         clock: Monotonic time, in seconds.
     """
@@ -71,7 +71,6 @@ class Sleep:
 
     @property
     def is_possible(self) -> bool:
-        """True if an idle server falls asleep."""
         return self._idle_s > 0
 
     @property
@@ -86,7 +85,7 @@ class Sleep:
 
     @property
     def is_idle(self) -> bool:
-        """True if no request has been in flight for `idle_s` seconds."""
+        """True if no request has been in flight for `idle_s`."""
         is_quiet = self.is_possible and self.is_awake and not self._num_active
         return is_quiet and self._clock() - self._since >= self._idle_s
 
@@ -94,7 +93,7 @@ class Sleep:
         """Wait until the server is awake, and count a request as in flight until `slot` is closed.
 
         Raises:
-            BadRequest: If too much is waiting already, the server cannot be started, or it stops.
+            BadRequest: Too much is waiting already, the server cannot be started, or it stops.
         """
         while not self.is_awake:
             await self._await_start(max(num_bytes, LEAST_BYTES), host)
@@ -135,8 +134,9 @@ class Sleep:
             self._report(IDLE)
 
     def apply(self, message: str) -> None:
-        """Change the state as a message of the launcher requires. Messages about faults of Triton matter only while
-        the server is awake.
+        """Change the state as a message of the launcher requires.
+
+        Messages about faults of Triton matter only while the server is awake.
         """
         if message == ASLEEP:
             self._state = State.ASLEEP
@@ -170,7 +170,7 @@ class Sleep:
         """Return the serialised response to a call in `REMEMBERED` while the server is not awake.
 
         Raises:
-            BadRequest: If the call names an unknown model, or the answers are lost and Triton is being started.
+            BadRequest: The call names an unknown model, or the answers are lost and Triton is being started.
         """
         if self._answers is None:
             raise BadRequest("the server is starting", category=UNAVAILABLE)

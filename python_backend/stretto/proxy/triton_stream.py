@@ -1,6 +1,6 @@
 """Client streams, and the Triton streams that answer them and outlive a disconnected client.
 
-Calls whose client is still sending are limited in number, memory, and forwarding rate of large requests.
+Calls whose client is still sending are limited in number and memory, and large requests in their forwarding rate.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ class CallGate:
             is_answered: Returns True if Triton has begun to answer all requests of the call.
 
         Raises:
-            Restarting: If the gate is closed for this call, or closes while the call is in flight.
+            Restarting: The gate is closed for this call, or closes while the call is in flight.
         """
         if self.is_closed and not (self._spares_answered and is_answered()):
             call.close()
@@ -69,7 +69,6 @@ class CallGate:
             self._ended.discard(task)
 
     def open(self) -> None:
-        """Admit calls again."""
         self.is_closed = False
 
     def close(self, spares_answered: bool) -> None:
@@ -133,7 +132,7 @@ DEFAULT_VERSION = "1"  # version of a request that names none
 
 
 class BackgroundTasks:
-    """Background tasks, which run to completion even if the task that started them has ended."""
+    """Tasks that run to completion even if the task that started them has ended."""
 
     def __init__(self) -> None:
         self._tasks = set[asyncio.Task[Any]]()
@@ -180,7 +179,7 @@ class TritonStream:
 
     @property
     def is_answered(self) -> bool:
-        """True if Triton has begun to answer the request of a stream; unknown, and False, if there are several."""
+        """True if Triton has begun to answer the request of a stream; False if there are several."""
         return self._has_answered and self._num_asked == 1
 
     def record_model(self, head: ModelInferRequest) -> None:
@@ -239,7 +238,6 @@ class TritonStream:
             pass
 
     def cancel(self) -> None:
-        """Cancel the call."""
         if self._call is not None:
             self._call.cancel()
 
@@ -260,8 +258,8 @@ class ClientStream:
     async def feed(self, check: Check, host: str) -> None:
         """Forward valid requests until the client half-closes.
 
-        Invalid requests are answered with an error, and the stream stays open. No request is read while a response is
-        waiting for the client to read it, because requests would only be buffered.
+        Invalid requests are answered with an error, and the stream stays open. While a response waits for the client to
+        read it, no further request is read, because it would only be buffered.
         """
         while True:
             async with self._writing:
@@ -326,11 +324,7 @@ class Pace:
         self._next_s = 0.0
 
     async def wait(self, num_bytes: int) -> None:
-        """Wait until a message of this size may be forwarded; small messages never wait.
-
-        Raises:
-            BadRequest: If too many bytes are already waiting.
-        """
+        """Wait until a message of this size may be forwarded; raise BadRequest if too many bytes are waiting."""
         if num_bytes <= self._small_bytes:
             return
         if self._num_waiting_bytes + num_bytes > self._max_waiting_bytes:
@@ -364,7 +358,7 @@ class Upload:
 
     Attributes:
         num_sent: Number of complete messages received.
-        since: Monotonic time of the last complete message, or of the start of the call, in seconds.
+        since: Monotonic time of the last complete message, or of the start of the call.
         is_ended: True if the call was ended because of a limit.
     """
 
@@ -375,13 +369,12 @@ class Upload:
     is_ended: bool = False
 
     def note_message(self) -> None:
-        """Record that a complete message has been received."""
         self.num_sent += 1
         self.since = time.monotonic()
 
 
 def resident_bytes() -> int:
-    """Return the resident memory of this process, in bytes."""
+    """Return the resident memory of this process."""
     return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -414,7 +407,7 @@ class Uploads:
 
     @contextmanager
     def entry(self, upload: Upload) -> Iterator[None]:
-        """Register a call for the duration of the `with` block.
+        """Register a call during the `with` block.
 
         Above the limit, one call is ended: this one only if there is no other choice.
         """
@@ -427,7 +420,6 @@ class Uploads:
             self._open.discard(upload)
 
     async def watch(self) -> None:
-        """Call `poll` every CHECK_INTERVAL_S seconds."""
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
             self.poll()
