@@ -131,7 +131,7 @@ class Joint:
         return text
 
     def _ended(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
-        """Return the last event of a joined utterance, with the combined report if it is the last one."""
+        """Return the last event of an utterance. That of the last utterance gets the combined report."""
         if event.report is not None:
             self._reports.append((event.report, self._before_s))
         self._before_s += self._audio_s

@@ -69,7 +69,7 @@ def open_reader(
 
 
 def ssml_reader(reader: MarkupReader | None) -> SsmlReader | None:
-    """Return `reader`, or the reader inside it, if it reads SSML; otherwise None."""
+    """Return the SSML reader that `reader` is or contains; None if there is none."""
     inner = reader.inner if isinstance(reader, AutoReader) else reader
     return inner if isinstance(inner, SsmlReader) else None
 

@@ -57,7 +57,7 @@ class PlainReader:
         return "".join(ready)
 
     def _added(self, ends: str, text: str, at: int, is_last: bool) -> str | None:
-        """Return the full stop to add before the line ends `ends`; None if more of the text after them is needed."""
+        """Return the full stop to add before line ends; None if more of the text after them is needed."""
         added = full_stop(self._last)
         if not added:
             return ""

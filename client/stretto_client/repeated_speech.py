@@ -47,7 +47,7 @@ class CodeComparison:
 
     @property
     def is_accepted(self) -> bool:
-        """True if the codes show that the receipt's speech is what the model generates."""
+        """True if the codes are similar enough to show that the model generates the receipt's speech."""
         return self.is_equal or (not self.is_same_class and self.share >= MIN_EQUAL_FRAMES)
 
 

@@ -222,7 +222,7 @@ class KeptAudio:
 
 
 class EventPace:
-    """Rate at which the events of each caller's sessions are read, because reading them occupies the event loop.
+    """Limit on the rate at which each caller's events are read, because reading them occupies the event loop.
 
     All sessions of a caller share one rate, so that many sessions do not delay other callers more than one would.
     """

@@ -151,7 +151,7 @@ def level_record(level: Level) -> dict[str, Any]:
 
 
 def table(levels: Sequence[Level]) -> list[str]:
-    """Return the lines of the table of all levels."""
+    """Return the lines of a table with a row for each level."""
     rows = [list(COLUMNS + COLUMNS_PER_SECOND)]
     for level in levels:
         record = level_record(level)

@@ -312,7 +312,7 @@ class InputBuffer:
 
     @property
     def num_committable(self) -> int:
-        """Number of samples that a client may commit; 0 before speech begins, with turn detection."""
+        """Number of samples that a client may commit; with turn detection, 0 before speech begins."""
         return self.num_samples if self._detector is None or self._detector.has_begun else 0
 
     @property

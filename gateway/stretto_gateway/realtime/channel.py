@@ -1,4 +1,4 @@
-"""Channel to the client of a realtime session, which may play the speech itself."""
+"""Channel to the client of a realtime session. A subclass may play the speech for the client."""
 
 from typing import Any
 

@@ -36,7 +36,7 @@ class Resampler:
         return self.resample_frame(None)
 
     def resample_frame(self, frame: av.AudioFrame | None) -> NDArray[np.int16]:
-        """Add a frame of any number of channels, which become one, or None for the end; return the ready samples."""
+        """Add a frame, whose channels are mixed to one, or None at the end; return the samples that are ready."""
         parts = [resampled.to_ndarray()[0] for resampled in self._resampler.resample(frame)]
         return np.concatenate([np.zeros(0, np.int16), *parts])
 
