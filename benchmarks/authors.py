@@ -198,8 +198,11 @@ class Server:
 async def measure(
     served: Mapping[str, tuple[str, Mapping[str, int]]], release: Path, arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Return the figures per weight format, of which `served` has servers' addresses and processes, and per stream
-    count."""
+    """Return the figures of each weight format and number of streams.
+
+    Args:
+        served: Address and processes of each weight format's server.
+    """
     frames = arguments.frames
     contender = KNOWN[arguments.family]
     sides = ("", *arguments.ports) if arguments.has_package else ()

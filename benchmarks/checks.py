@@ -69,7 +69,7 @@ def clauses_of(request: str) -> list[str]:
 
 
 def is_faulty(request: str, plan: Plan) -> bool:
-    """Return True if the first attempt to speak a clause of the request is faulty; only such requests change."""
+    """Return True if the first attempt to speak a clause of the request is faulty. Only such requests change."""
     return any(plan.kind_of(clause, SEED)[0] is not None for clause in clauses_of(request))
 
 

@@ -48,7 +48,7 @@ STEADY = 25  # frames in the timed window
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """Row of the first table; `max_difference` compares streamed samples with a one-shot decode."""
+    """Row of the first table. `max_difference` compares streamed samples with a one-shot decode."""
 
     codec: str
     weights: str

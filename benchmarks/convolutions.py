@@ -65,7 +65,7 @@ def decoded(codec: Codec, window: Window, precision: str) -> Tensor:
 
 
 def first_window(codec: Codec, num_frames: int) -> Window:
-    """Return an utterance's first window with random codes; codecs with fixed sizes ignore `num_frames`."""
+    """Return an utterance's first window with random codes. Codecs with fixed sizes ignore `num_frames`."""
     spec = codec.spec
     num_frames = spec.blocks[0] if spec.blocks else WHOLE_FRAMES if spec.max_frames else num_frames + spec.right_frames
     right = spec.right_frames if spec.max_frames is None else 0

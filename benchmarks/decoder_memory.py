@@ -32,7 +32,7 @@ FEWER_UTTERANCES = 40  # with a codec whose states limit the number of batch slo
 
 @dataclass(frozen=True)
 class Row:
-    """Memory of a decoder; `launches` is its number of GPU operators for an utterance's longest usual window."""
+    """Memory of a decoder. `launches` is its number of GPU operators for an utterance's longest usual window."""
 
     memory: DecoderMemory
     launches: int

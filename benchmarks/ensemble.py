@@ -75,7 +75,7 @@ Count = Callable[[], dict[str, float]]
 
 
 def through_engine(engine: Any, preprocessor: Preprocessor, frame_rate: float) -> Speak:
-    """Return a function that sends a text directly to the engine; codes count as the audio that they encode."""
+    """Return a function that sends a text directly to the engine. Codes count as the audio that they encode."""
 
     async def speak(text: str, options: dict[str, Any]) -> Trace:
         trace = Trace(sent=time.perf_counter(), sound=0.0)

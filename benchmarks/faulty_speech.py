@@ -145,8 +145,7 @@ class Plan:
     draw: int = 0
 
     def kind_of(self, text: str, seed: int, frames: Frames = ()) -> tuple[str | None, random.Random]:
-        """Return the kind of an attempt's fault after the last of its frames, or None, and the source of its size and
-        place."""
+        """Return the kind of an attempt's fault after its last frame, or None, and the source of its size and place."""
         rng = random.Random(f"{self.draw} {seed} {text}{''.join(f' {frame}' for frame in frames)}")
         is_faulty = rng.random() < self.share
         kind = rng.choice(self.kinds)
@@ -154,7 +153,7 @@ class Plan:
 
 
 class Attempt(NamedTuple):
-    """Attempt to speak a clause; `kind` is that of its fault, or None."""
+    """Attempt to speak a clause. `kind` is that of its fault, or None."""
 
     text: str
     kind: str | None

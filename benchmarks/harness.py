@@ -339,7 +339,7 @@ def name_of(process: ProcessSnapshot) -> str:
 
 
 def served_processes(root: int | None = None) -> dict[str, int]:
-    """Return the pids of all descendants of `root` (default: this process) by role; repeated roles get a number."""
+    """Return the pids of all descendants of `root` (default: this process) by role. Repeated roles get a number."""
     pids: dict[str, int] = {}
     for process in sorted(descendants(os.getpid() if root is None else root), key=lambda process: process.pid):
         name = role = name_of(process)

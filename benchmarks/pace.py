@@ -42,7 +42,7 @@ OUTSIDE = 0.007  # share of right speech that is too short, and that is too long
 
 
 def texts(number: int, folder: Path) -> list[str]:
-    """Return at least `number` texts for measuring the pace; `folder` has WordNet's data files."""
+    """Return at least `number` texts for measuring the pace. `folder` has WordNet's data files."""
     rng = random.Random(SEED)
     words = load_words().spoken[:FAMILIAR]
     examples, _ = wordnet(folder)

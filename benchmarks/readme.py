@@ -40,7 +40,7 @@ def read_results(folder: Path) -> list[Record]:
 
 
 def measure(results: Path, rounds: int, package: Path | None) -> None:
-    """Run the benchmarks one after another; each appends its lines to its file in `results`."""
+    """Run the benchmarks one after another. Each appends its lines to its file in `results`."""
 
     def run(benchmark: str, file: str, streams: Sequence[int], *words: str) -> None:
         command = [sys.executable, "-m", f"benchmarks.{benchmark}", *words, "--out", str(results / f"{file}.jsonl")]

@@ -268,7 +268,7 @@ COUNTED = tuple(backbone for backbone in BACKBONES if codec_of(backbone) is not 
 
 @dataclass(frozen=True)
 class Prices:
-    """Prices per hour in any currency: for a GPU with its share of a host, and for a core of a gateway host."""
+    """Prices per hour in any currency, for a GPU with its share of a host and for a core of a gateway host."""
 
     gpu: float = 2.50
     core: float = 0.04

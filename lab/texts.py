@@ -8,6 +8,6 @@ ANIMALS = ("dog", "horse", "rabbit", "tiger", "mouse", "monkey", "bird")
 
 
 def texts() -> Iterator[str]:
-    """Yield sentences of similar length; the first 5,040 differ from one another."""
+    """Yield sentences of similar length. The first 5,040 differ from one another."""
     for number, city, animal in itertools.product(range(10, 100), CITIES, ANIMALS):
         yield f"The train to {city} leaves in {number} minutes and the {animal} is late."

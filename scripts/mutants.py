@@ -59,7 +59,7 @@ COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
 
 @dataclass
 class Mutant:
-    """Replacement of whole lines of a file, from `line` on; `column` is that of the change."""
+    """Replacement of whole lines of a file, from `line` on. `column` is that of the change."""
 
     path: str
     kind: str

@@ -18,7 +18,7 @@ EPOCH = "SOURCE_DATE_EPOCH"
 
 
 def normalize(path: Path, epoch: int) -> None:
-    """Rewrite a .tar.gz in place; all members get the date `epoch`, in seconds since 1970."""
+    """Rewrite a .tar.gz in place. All members get the date `epoch`, in seconds since 1970."""
     with tarfile.open(path) as archive:
         members = {member.name: (member, _contents(archive, member)) for member in archive.getmembers()}
     held = io.BytesIO()

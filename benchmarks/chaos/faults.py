@@ -27,11 +27,11 @@ CLOCK = Path(__file__).with_name("clock.c")
 
 
 class Skipped(Exception):
-    """Error for a fault that cannot be injected on this machine; the message gives the reason."""
+    """Error for a fault that cannot be injected on this machine. The message gives the reason."""
 
 
 class Ended(Exception):
-    """Error for a fault that has ended processes that it should not affect; the message names them."""
+    """Error for a fault that has ended processes that it should not affect. The message names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +83,14 @@ class Stop(Fault):
 
 @dataclass(frozen=True, slots=True)
 class Replaced(Fault):
-    """SIGSTOP of a front-end process without SIGCONT; the launcher must replace the process."""
+    """SIGSTOP of a front-end process without SIGCONT. The launcher must replace the process."""
 
     label: ClassVar[str] = "stop {0.process} for good"
     process: str
     limit_s: float = REPLACED_S
 
     async def strike(self, launch: Launch) -> None:
-        """Stop the process and wait until it is gone; after `limit_s`, continue it and raise TimeoutError."""
+        """Stop the process and wait until it is gone. After `limit_s`, continue it and raise TimeoutError."""
         pid = find(self.process)
         born = birth(pid)
         os.kill(pid, signal.SIGSTOP)

@@ -44,7 +44,7 @@ def write_repository(folder: Path) -> Path:
 
 
 def make_asks(seed: int, sessions: int = 12, recordings: int = 4) -> list[Ask]:
-    """Return live sessions, recordings and malformed requests; equal seeds give equal requests."""
+    """Return live sessions, recordings and malformed requests. Equal seeds give equal requests."""
     draw = random.Random(seed)
     asks: list[Ask] = []
     for number in range(sessions):

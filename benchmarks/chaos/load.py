@@ -132,7 +132,7 @@ UPLOADS = ("prepared", "long", "corrupt")
 
 
 def make_asks(seed: int, speak: int = 24, transcribe: int = 8, through_gateway: int = 4) -> list[Ask]:
-    """Return requests for each task, large uploads and malformed requests; equal seeds give equal requests."""
+    """Return requests for each task, large uploads and malformed requests. Equal seeds give equal requests."""
     draw = random.Random(seed)
     lines = texts()
     asks: list[Ask] = [_speaking(number, next(lines), draw) for number in range(speak)]
@@ -428,7 +428,7 @@ class Outcomes:
 
 
 class Streams:
-    """Closed loops that send random requests until they are stopped; `kinds` has the frequencies of their kinds."""
+    """Closed loops that send random requests until they are stopped. `kinds` has the frequencies of their kinds."""
 
     def __init__(
         self,

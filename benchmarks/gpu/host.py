@@ -22,7 +22,7 @@ WORD = b"shared"
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
-    """Yield a result line for each check; a check that fails does not prevent the others."""
+    """Yield a result line for each check. A check that fails does not prevent the others."""
     questions: tuple[Callable[[Setup], dict[str, Any]], ...] = (_share_memory, _software, _server_parts, _rms_norm)
     for question in questions:  # the first check forks, which must happen before CUDA is used
         try:

@@ -244,7 +244,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Attempt:
-    """Outcome of a job; `has_faulted` is True if it has made an illegal memory access."""
+    """Outcome of a job. `has_faulted` is True if it has made an illegal memory access."""
 
     outcome: Outcome
     has_faulted: bool

@@ -105,7 +105,7 @@ def compile_kernels() -> None:
 
 
 def compile_codec() -> None:
-    """Launch the kernels of Qwen3-TTS's codec in each mode; one window is enough for all (`specialise_codec`)."""
+    """Launch the kernels of Qwen3-TTS's codec in each mode. One window is enough for all (`specialise_codec`)."""
     fake_gpu = import_module("stretto.testing.fake_gpu")
     codec = every_codec("qwen3_12hz", is_narrow=False)
     codes = torch.zeros(1, codec.spec.num_codebooks, 1, dtype=torch.int64)

@@ -129,7 +129,7 @@ def _embed(setup: Setup, num_rows: int) -> dict[str, Any]:
 
 
 def _noise(setup: Setup) -> dict[str, Any]:
-    """Compare the Gaussian noise for a step's latents with numpy; differences in float64 rarely survive rounding."""
+    """Compare the Gaussian noise for a step's latents with numpy. Differences in float64 rarely survive rounding."""
     number = 1 << (12 if setup.is_small else 20)
     keys = np.random.default_rng(0).integers(-(1 << 31), 1 << 31, number).astype(np.int32)
     test = import_module("tests.engine.kernels.gpu.test_latent_noise")

@@ -149,7 +149,7 @@ def run_shape(
 
 
 def enlarge(checkpoint: Path) -> None:
-    """Give a small Qwen3-TTS checkpoint the published sizes; vLLM creates weights for them (`load_format` "dummy")."""
+    """Give a small Qwen3-TTS checkpoint the published sizes. vLLM creates weights for them (`load_format` "dummy")."""
     path = checkpoint / "config.json"
     record = json.loads(path.read_text())
     published = {"depth": Qwen3TtsVocabulary().to_record()["depth"], "silent_frames": SILENT_FRAMES}

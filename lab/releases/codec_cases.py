@@ -43,7 +43,7 @@ class CodecCase:
 
 
 def converted(family: str, release: Path, *words: str) -> Path:
-    """Convert a release to a new folder beside it; `words` are further arguments of `stretto convert`."""
+    """Convert a release to a new folder beside it. `words` are further arguments of `stretto convert`."""
     out = release.parent / "checkpoint"
     assert main([family, "--model", str(release), *words, "--out", str(out)]) == 0
     return out

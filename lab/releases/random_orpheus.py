@@ -46,7 +46,7 @@ END_BEFORE_CODES = -8
 
 
 def snac_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Return the random tensor for a published name; convolution weights are split into magnitude and direction."""
+    """Return the random tensor for a published name. Convolution weights are split into magnitude and direction."""
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     if name.endswith("alpha"):
         return torch.from_numpy(1 + np.abs(noise))

@@ -13,7 +13,7 @@ Alteration = Callable[[np.ndarray], np.ndarray]
 
 
 def louder(decibels: float) -> Alteration:
-    """Return an alteration of the level; samples beyond full scale are clipped."""
+    """Return an alteration of the level. Samples beyond full scale are clipped."""
     return lambda pcm: (pcm * np.float32(10 ** (decibels / 20))).clip(-1, 1)
 
 

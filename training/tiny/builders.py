@@ -88,7 +88,7 @@ def _write(transcript: Transcript, head: Rows) -> Rows:
 
 
 def spell(transcript: Transcript) -> Rows:
-    """Return a sequence from phoneme text to characters, without audio; the phonemes are not targets."""
+    """Return a sequence from phoneme text to characters, without audio. The phonemes are not targets."""
     rows = _write(transcript, blank([tiny.ASR, tiny.BEGIN_AUDIO, tiny.BEGIN_TEXT]))
     rows.target[: 2 + len(phoneme_text(transcript)[0])] = NO_TARGET
     return rows
@@ -123,7 +123,7 @@ def unheard(frames: int) -> Rows:
 
 
 def _look_at_sound(rows: Rows, spoken: Spoken, audio: int) -> None:
-    """Set the guided attention of text rows to the next phoneme's audio rows; a space belongs to the next phoneme."""
+    """Set the guided attention of text rows to the next phoneme's audio rows. A space belongs to the next phoneme."""
     _, source = phoneme_text(spoken.transcript)
     starts = np.searchsorted(spoken.phoneme_of_frame, np.arange(len(spoken.transcript.phonemes) + 1))
     text = audio + len(spoken.phoneme_of_frame) + MAX_DELAY + 1

@@ -138,7 +138,7 @@ class Corpus:
 
 
 def cut(order: np.ndarray, lengths: np.ndarray, rows: int) -> list[np.ndarray]:
-    """Cut indices, sorted by length, into batches of at most `rows` padded rows; a longer item is alone."""
+    """Cut indices, sorted by length, into batches of at most `rows` padded rows. A longer item is alone."""
     batches = []
     start = 0
     while start < len(order):

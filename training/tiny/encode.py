@@ -125,7 +125,7 @@ class ShardEncoder:
         self._device = device
 
     def audio(self, shard: Shard, chosen: np.ndarray, other_pitch: bool) -> Tensor:
-        """Return padded samples [B, n] of utterances; with `other_pitch`, two of three have another pitch."""
+        """Return padded samples [B, n] of utterances. With `other_pitch`, two of three have another pitch."""
         lengths = shard.first[chosen + 1] - shard.first[chosen]
         hops = int(lengths.max())
         place = np.minimum(shard.first[chosen][:, None] + np.arange(hops), len(shard.hidden) - 1)

@@ -72,7 +72,7 @@ class Figure:
 
 
 class Evaluation:
-    """Evaluation on a test set; each method measures one quantity."""
+    """Evaluation on a test set. Each method measures one quantity."""
 
     def __init__(self, folder: Path, checkpoint: Path, test_set: str):
         reader = Reader()

@@ -48,7 +48,7 @@ def uniform_grammar(words: list[str]) -> str:
 
 
 def bigram_grammar(sentences: list[list[str]], words: list[str]) -> str:
-    """Return an ARPA bigram model with absolute discounting; words that do not occur count as occurring once."""
+    """Return an ARPA bigram model with absolute discounting. Words that do not occur count as occurring once."""
     pairs: Counter[tuple[str, str]] = Counter()
     for sentence in sentences:
         pairs.update(zip(["<s>", *sentence], [*sentence, "</s>"], strict=True))

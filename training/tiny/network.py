@@ -45,7 +45,7 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply the rotary position embedding; halves are paired as in Hugging Face's `rotate_half`."""
+    """Apply the rotary position embedding. Halves are paired as in Hugging Face's `rotate_half`."""
     half = x.shape[-1] // 2
     return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
 
@@ -161,7 +161,7 @@ class Trunk(nn.Module):
         self.norm = RMSNorm(config.hidden_size)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Embed rows [B, T, 9] as vectors [B, T, H], summed over streams; padding counts only on stream 0."""
+        """Embed rows [B, T, 9] as vectors [B, T, H], summed over streams. Padding counts only on stream 0."""
         batch, length, streams = ids.shape
         table = self.embed_tokens.weight
         flat = ids.reshape(-1, streams)

@@ -257,7 +257,7 @@ class Chain:
 
 
 def plain_texts(examples: list[str], definitions: list[str], rng: random.Random) -> list[list[str]]:
-    """Return texts that the model speaks in order to learn to transcribe itself; most have frequent words only."""
+    """Return texts that the model speaks in order to learn to transcribe itself. Most have frequent words only."""
 
     def marked(text: str) -> list[str]:
         return [ended(text, rng) if rng.random() < 0.3 else text]

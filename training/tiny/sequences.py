@@ -113,7 +113,7 @@ def _phoneme_spans(words: Sequence[int]) -> dict[int, tuple[int, int]]:
 
 
 def letters_of_phonemes(transcript: Transcript, source: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the span [first, last) of source characters for each id of the phoneme text; it may be empty.
+    """Return the span [first, last) of source characters for each id of the phoneme text. It may be empty.
 
     The source of a space is the space before the word. The source of a silence is the character after the previous
     word.
@@ -136,7 +136,7 @@ def letters_of_phonemes(transcript: Transcript, source: Sequence[int]) -> list[t
 
 
 def phonemes_of_letters(transcript: Transcript, source: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the span of phoneme-text ids for each character of the text; it may be empty."""
+    """Return the span of phoneme-text ids for each character of the text. It may be empty."""
     at = {index: position for position, index in enumerate(source) if index >= 0}
     spans = _phoneme_spans(transcript.words)
     found = [(0, 0)] * len(transcript.text)

@@ -242,7 +242,6 @@ class Head:
         self.bias = torch.from_numpy(tables["bias"]).to(device)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Return log magnitude and phase of the voiced part, and of the rest, [..., 4, BINS], without the noise (-45
-        dB)."""
+        """Return log magnitude and phase of the voiced part and the rest, [..., 4, BINS], without noise (-45 dB)."""
         values = hidden.float() @ self.weight.T + self.bias
         return values.unflatten(-1, (5, -1))[..., [0, 1, 3, 4], :]

@@ -69,7 +69,7 @@ def levelled(pcm: np.ndarray) -> np.ndarray:
 
 
 def pairs(paths: list[Path], audio: ShardEncoder, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield utterances forever, each unaltered and altered, float32 [n] each; n is a multiple of a frame."""
+    """Yield utterances forever, each unaltered and altered, float32 [n] each, where n is a multiple of a frame."""
     while True:
         shard = read_shard(paths[rng.integers(len(paths))])
         for chosen in np.array_split(rng.permutation(len(shard.first) - 1), len(shard.first) // TOGETHER):

@@ -71,7 +71,7 @@ WEIGHTS = {"voiced": 1.0, "free": 1.5, "turn": 0.7, "phase": 0.5, "bands": 1.0, 
 
 @cache
 def bands(number: int, low_hz: float, high_hz: float, bins: int, device: torch.device | None = None) -> Tensor:
-    """Return triangular filters [number, bins] at equal distances on the mel scale; each sums to 1."""
+    """Return triangular filters [number, bins] at equal distances on the mel scale. Each sums to 1."""
     low, high = (math.log10(1 + hz / 700) for hz in (low_hz, high_hz))
     edges = 700 * (10 ** torch.linspace(low, high, number + 2, dtype=torch.float64) - 1)
     hz = torch.linspace(0, SAMPLE_RATE / 2, bins, dtype=torch.float64)
@@ -82,7 +82,7 @@ def bands(number: int, low_hz: float, high_hz: float, bins: int, device: torch.d
 
 @cache
 def bin_weights(device: torch.device) -> Tensor:
-    """Return the weights [BINS] of the bins, about those of the mel scale; their mean is 1."""
+    """Return the weights [BINS] of the bins, about those of the mel scale. Their mean is 1."""
     weights = 1 / (700 + torch.linspace(0, SAMPLE_RATE / 2, BINS))
     return (MEL_SHARE * weights / weights.mean() + 1 - MEL_SHARE).to(device)
 

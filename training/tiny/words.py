@@ -23,7 +23,7 @@ SHORT_WORDS = frozenset("a i an as at be by do go he if in is it me my no of oh 
 
 @dataclass(frozen=True)
 class Words:
-    """Word lists, most frequent first; `held_out` is sorted."""
+    """Word lists, most frequent first. `held_out` is sorted."""
 
     spoken: tuple[str, ...]
     read: tuple[str, ...]

@@ -137,7 +137,7 @@ CUBIN = 2
 
 @dataclass(frozen=True)
 class Entry:
-    """Payload in a container. `kind` is CUBIN or PTX; `architecture` is 90 for compute capability 9.0."""
+    """Payload in a container. `kind` is CUBIN or PTX. `architecture` is 90 for compute capability 9.0."""
 
     kind: int
     architecture: int

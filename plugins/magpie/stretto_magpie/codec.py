@@ -100,7 +100,7 @@ class NanoCodecConfig:
         return self.num_groups * len(self.num_levels_per_group)
 
     def entries(self) -> Tensor:
-        """Return the entries of a codebook, [codebook_size, D], in [-1, 1]; all codebooks have the same."""
+        """Return the entries of a codebook, [codebook_size, D], in [-1, 1]. All codebooks have the same."""
         columns = []
         below = 1  # number of codes that differ only in the levels before
         for num_levels in self.num_levels_per_group:
@@ -153,7 +153,7 @@ class PairUpsampling(Upsampling):
 
 
 class Unit(nn.Module):
-    """Half-snake and a convolution, twice, with a residual connection; the first convolution has a dilation."""
+    """Half-snake and a convolution, twice, with a residual connection. The first convolution has a dilation."""
 
     def __init__(self, channels: int, kernel: int, dilation: int) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ gelu = partial(F.gelu, approximate="tanh")
 
 
 def gelu_rows(x: torch.Tensor) -> torch.Tensor:
-    """Return the activations of x [N, H]; the result for a row is bit-identical in every batch."""
+    """Return the activations of x [N, H]. The result for a row is bit-identical in every batch."""
     return activate_rows(gelu, x)
 
 
@@ -103,7 +103,7 @@ class _Layer(nn.Module):
         self.ln_2 = nn.LayerNorm(spec.hidden, eps=spec.eps, bias=False)
 
     def forward(self, x: torch.Tensor, kv: torch.Tensor, position: int) -> torch.Tensor:
-        """Return the layer's output [N, H]; keys and values are stored in `kv`, [2, max N, heads, positions, D]."""
+        """Return the layer's output [N, H]. Keys and values are stored in `kv`, [2, max N, heads, positions, D]."""
         heads = self.attn_proj(self.ln_1(x)).view(len(x), 3, self.spec.num_heads, self.spec.head_dim)
         query, key, value = heads.unbind(1)
         keys, values = kv[:, : len(x)]

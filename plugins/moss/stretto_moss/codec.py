@@ -251,7 +251,7 @@ class Stage(nn.Module):
         self.register_buffer("frequencies", frequencies_of(transformer), persistent=False)
 
     def forward(self, x: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Return the outputs [B, n, C] of n steps; `first` [B] is the index of the first frame."""
+        """Return the outputs [B, n, C] of n steps. `first` [B] is the index of the first frame."""
         first = first * self.rate
         has_kernels = can_launch(self.layers, x)
         x = projected(x, self.input_proj) if has_kernels else self.input_proj(x)
@@ -265,7 +265,7 @@ def _projection(inputs: int, outputs: int, keeps_square: bool) -> nn.Module:
 
 
 class MossCodec(CausalCodec):
-    """MOSS-Audio-Tokenizer. The state consists of the decoder's keys and values; windows need no context frames."""
+    """MOSS-Audio-Tokenizer. The state consists of the decoder's keys and values. Windows need no context frames."""
 
     def __init__(self, config: MossConfig) -> None:
         super().__init__()
@@ -360,7 +360,7 @@ def load(directory: Path, device: str = "cpu") -> MossCodec:
 
 
 def has_square_projections(config: MossConfig, tensors: Mapping[str, Tensor]) -> bool:
-    """Return True if there are projections between equal widths; `tensors` have the names of `MossCodec`."""
+    """Return True if there are projections between equal widths. `tensors` have the names of `MossCodec`."""
     stages = {"encoder": config.encoder, "decoder": config.decoder}
     return any(
         (stage.inputs == stage.transformer.d_model and f"{half}.{number}.input_proj.weight" in tensors)

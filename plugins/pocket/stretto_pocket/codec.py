@@ -135,7 +135,7 @@ class Transformer(nn.Module):
         self.register_buffer("frequencies", frequencies_of(config), persistent=False)
 
     def forward(self, x: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Return outputs [B, C, n] for x [B, C, n]; `first` [B] is the position of x's first step."""
+        """Return outputs [B, C, n] for x [B, C, n]. `first` [B] is the position of x's first step."""
         steps = x.transpose(1, 2)
         if can_launch(self.transformer.layers, x):
             steps = steps.contiguous()
@@ -203,7 +203,7 @@ class Downsample(nn.Module):
 
 
 class PocketCodec(CausalCodec):
-    """Pocket TTS codec. Its state is the decoder's memory; windows need no neighbouring frames."""
+    """Pocket TTS codec. Its state is the decoder's memory. Windows need no neighbouring frames."""
 
     emb_mean: Tensor
     emb_std: Tensor

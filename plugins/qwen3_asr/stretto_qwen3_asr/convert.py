@@ -72,7 +72,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def plan(text: Text, audio: Mapping[str, Any]) -> Plan:
-    """Return the tensors to write, by published name; `audio` is the `audio_config` to be written."""
+    """Return the tensors to write, by published name. `audio` is the `audio_config` to be written."""
     tables = (EMBEDDINGS,) if text.tie_word_embeddings else (EMBEDDINGS, HEAD)
     parts: Plan = {name: Part(name.removeprefix(PREFIX), (text.vocab_size, text.hidden_size)) for name in tables}
     return parts | layers_plan(text.shapes, f"{PREFIX}model.") | tower_plan(audio, f"{PREFIX}audio_tower.")

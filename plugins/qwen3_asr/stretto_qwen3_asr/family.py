@@ -60,7 +60,7 @@ class AsrVocabulary(Vocabulary):
 
     @property
     def markers(self) -> Mapping[int, str]:
-        """Names of the ids that structure a prompt or a reply; no context may contain them."""
+        """Names of the ids that structure a prompt or a reply. No context may contain them."""
         return {getattr(self, field): name for field, name in MARKERS.items()}
 
 

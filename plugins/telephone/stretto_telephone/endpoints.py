@@ -70,7 +70,7 @@ class TelephoneOptions(RouteSettings):
 
 @dataclass(frozen=True, slots=True)
 class CallAccess:
-    """Result of the authentication of a call; `settings` are those of the client secret, if the caller has sent one."""
+    """Result of the authentication of a call. `settings` are those of the client secret, if the caller has sent one."""
 
     owner: str
     settings: Settings | None = None

@@ -37,7 +37,7 @@ class TelephoneRoute(Route):
 
 
 def web_address(text: str) -> str:
-    """Return a checked URL (an argparse type); an empty argument stays empty."""
+    """Return a checked URL (an argparse type). An empty argument stays empty."""
     try:
         return str(web_url(text)) if text else ""
     except ValueError as error:

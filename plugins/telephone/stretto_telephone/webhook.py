@@ -13,7 +13,7 @@ FIELD = "--call-webhook"
 
 
 class Webhook:
-    """Webhook for one call; the fields `call`, which describe it, are sent with each event."""
+    """Webhook for one call. The fields `call`, which describe it, are sent with each event."""
 
     def __init__(self, url: str, limits: Limits, call: dict[str, Any]):
         self._url = web_url(url)

@@ -251,7 +251,7 @@ class LatentScale:
 
 
 class VibeVoiceCodec(nn.Module):
-    """VibeVoice acoustic tokenizer. Its state is the decoder's memory; windows need no neighbouring frames."""
+    """VibeVoice acoustic tokenizer. Its state is the decoder's memory. Windows need no neighbouring frames."""
 
     def __init__(self, config: TokenizerConfig, scale: LatentScale, has_encoder: bool = True) -> None:
         super().__init__()

@@ -236,7 +236,7 @@ class Decoder(nn.Module):
 
 
 class AudioVae(CausalCodec):
-    """VoxCPM2 codec. Its state is the decoder's memory; windows need no neighbouring frames."""
+    """VoxCPM2 codec. Its state is the decoder's memory. Windows need no neighbouring frames."""
 
     def __init__(self, config: AudioVaeConfig) -> None:
         super().__init__()

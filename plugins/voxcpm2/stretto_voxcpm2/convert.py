@@ -210,7 +210,7 @@ class LayerNames:
 
 
 def add_layers(shape: Shape, names: LayerNames, numbers: tuple[int, int, int], add: Callable[..., None]) -> None:
-    """Add the tensors of a stack of layers; `numbers` contains its width, inner width and number of heads."""
+    """Add the tensors of a stack of layers. `numbers` contains its width, inner width and number of heads."""
     width, inner, heads = numbers
     queried = heads * shape.head_dim
     held = shape.kv_heads * shape.head_dim

@@ -100,7 +100,7 @@ class VoxCpmTemplate:
         return PromptRows(rows, num_reference_rows=num_context, max_rows=min(longest, MAX_PATCHES))
 
     def _voice(self, pieces: Sequence[Piece]) -> tuple[Piece | None, Piece | None, Piece | None]:
-        """Return the reference, the transcript, and the audio to continue; each is None if missing."""
+        """Return the reference, the transcript, and the audio to continue. Each is None if missing."""
         system = [piece for piece in pieces if piece.role == "system"]
         history = [piece for piece in pieces if piece.role != "system"]
         recordings = [piece for piece in system if piece.text is None]

@@ -342,7 +342,7 @@ def has_unsent(sctp: Any) -> bool:
 
 
 def bound_ice(ice: Any, has_room: Callable[[], bool]) -> None:
-    """Limit a connection's waiting packets and its caller's addresses; answer no requests without the password.
+    """Limit a connection's waiting packets and its caller's addresses. Answer no requests without the password.
 
     Args:
         has_room: Function that returns True if more received audio may be decoded.

@@ -31,7 +31,7 @@ class WebRtcOptions(RouteSettings):
 
 
 class WebRtcState(RouteState):
-    """Network of the calls, and the calls in progress; `calls` is None if there are no addresses."""
+    """Network of the calls, and the calls in progress. `calls` is None if there are no addresses."""
 
     calls: "Calls | None" = None
 

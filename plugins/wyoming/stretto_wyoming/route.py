@@ -40,7 +40,7 @@ class WyomingRoute(Route):
 
 
 def listening_place(text: str) -> tuple[str, int]:
-    """Parse `[HOST:]PORT`, for argparse; without HOST, only this host can connect."""
+    """Parse `[HOST:]PORT`, for argparse. Without HOST, only this host can connect."""
     host, _, port = text.rpartition(":")
     if not (port.isdecimal() and len(port) <= 5 and int(port) < 65_536):
         raise argparse.ArgumentTypeError(f"expected [HOST:]PORT with a port from 0 to 65535, got {text!r}")

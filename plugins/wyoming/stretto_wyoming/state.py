@@ -41,7 +41,7 @@ class WyomingOptions(RouteSettings):
 
 
 class WyomingState(RouteState):
-    """The listening port, and the sessions of its clients; `port` is None if the gateway does not listen."""
+    """The listening port, and the sessions of its clients. `port` is None if the gateway does not listen."""
 
     def __init__(self, gateway: Gateway):
         self._gateway = gateway

@@ -112,7 +112,7 @@ class Config(MarkedSpeech):
 
 
 def check_codebook_sizes(sizes: Sequence[int] | None, num_codebooks: int, codebook_size: int) -> None:
-    """Raise InvalidRequest if the release states other codebook sizes; `sizes` is None if it states none."""
+    """Raise InvalidRequest if the release states other codebook sizes. `sizes` is None if it states none."""
     if sizes and [*sizes] != [codebook_size] * num_codebooks:
         raise InvalidRequest("audio_codebook_sizes", f"{num_codebooks} times {codebook_size}", sizes)
 
@@ -155,7 +155,7 @@ def vocabulary(config: Config) -> LocalVocabulary:
 
 
 def gpt2_shapes(spec: DepthSpec, published: str) -> dict[str, Shape]:
-    """Return the shapes of GPT-2's layers and final norm by name; names begin with `published`."""
+    """Return the shapes of GPT-2's layers and final norm by name. Names begin with `published`."""
     width = spec.hidden
     linear = {"attn.c_attn": (3 * width, width), "attn.c_proj": (width, width)}
     linear |= {"mlp.fc_in": (spec.intermediate, width), "mlp.fc_out": (width, spec.intermediate)}
@@ -168,8 +168,7 @@ def gpt2_shapes(spec: DepthSpec, published: str) -> dict[str, Shape]:
 
 
 def check_copies(tensors: Mapping[str, Tensor], originals: Mapping[str, str]) -> None:
-    """Raise CheckpointError unless heads equal their tables (`originals`), as in the authors' class. Both may be
-    missing."""
+    """Raise CheckpointError unless heads equal their tables (`originals`), as in the authors' class."""
     for copy, original in originals.items():
         if copy in tensors and original in tensors and not torch.equal(tensors[copy], tensors[original]):
             raise CheckpointError(f"{copy}: expected a copy of {original}, got other numbers")

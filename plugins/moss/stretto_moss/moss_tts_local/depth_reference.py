@@ -53,7 +53,7 @@ class Gpt2Reference:
         return scaled * self.mine[f"{name}.weight"] + self.mine[f"{name}.bias"]
 
     def rotated(self, x: torch.Tensor) -> torch.Tensor:
-        """Rotate the heads x [n, heads, D] of positions 0 to n - 1; feature i is paired with i + D / 2."""
+        """Rotate the heads x [n, heads, D] of positions 0 to n - 1. Feature i is paired with i + D / 2."""
         half = self.spec.head_dim // 2
         speeds = self.spec.rope["rope_theta"] ** (-torch.arange(half) / half)
         angles = torch.arange(len(x))[:, None, None] * speeds

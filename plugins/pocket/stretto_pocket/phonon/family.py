@@ -21,7 +21,7 @@ FEW_WORDS = 4
 
 @dataclass(frozen=True)
 class PhononVocabulary(PocketVocabulary):
-    """Ids, voices and hyperparameters of a release; `steps` is the default number of solver steps per latent."""
+    """Ids, voices and hyperparameters of a release. `steps` is the default number of solver steps per latent."""
 
     has_voice_begin: bool = False
     steps: int = 1

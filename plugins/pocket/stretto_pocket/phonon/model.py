@@ -15,5 +15,5 @@ class StrettoPhononForCausalLM(StrettoPocketForCausalLM):
 
     @staticmethod
     def activate(x: torch.Tensor) -> torch.Tensor:
-        """Return GELU of x [N, H]; the result for a row is bit-identical in every batch."""
+        """Return GELU of x [N, H]. The result for a row is bit-identical in every batch."""
         return activate_rows(F.gelu, x)

@@ -118,7 +118,7 @@ def can_clone(shape: "Shape", tensors: Mapping[str, Tensor]) -> bool:
 
 
 class Shape:
-    """Language-model hyperparameters, read from a release's YAML file; a missing value raises CheckpointError."""
+    """Language-model hyperparameters, read from a release's YAML file. A missing value raises CheckpointError."""
 
     def __init__(self, config: Mapping[str, Any]):
         lm = entry(config, "flow_lm")

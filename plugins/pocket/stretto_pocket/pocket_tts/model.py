@@ -28,7 +28,7 @@ Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    """Return GELU in its tanh form of x [N, H]; the result for a row is bit-identical in every batch."""
+    """Return GELU in its tanh form of x [N, H]. The result for a row is bit-identical in every batch."""
     return activate_rows(partial(F.gelu, approximate="tanh"), x)
 
 

@@ -97,8 +97,7 @@ class TextPieces:
         )
 
     def cut(self, text: str) -> list[str]:
-        """Return the pieces of a text that have a letter or a digit: as many sentences as fit into MAX_PIECE_TOKENS
-        tokens."""
+        """Return the pieces of a text that have a letter or a digit, of at most MAX_PIECE_TOKENS tokens if possible."""
         ids = self.tokenizer.encode(self.prepare(text).strip())
         pieces = list[str]()
         held = ""

@@ -56,7 +56,7 @@ class VoiceBackbone:
         return self.rotated(query), self.rotated(key), value
 
     def rotated(self, x: Tensor, direction: int = 1) -> Tensor:
-        """Rotate adjacent pairs of x [n, heads, D] by the angles of their positions; `direction` -1 undoes it."""
+        """Rotate adjacent pairs of x [n, heads, D] by the angles of their positions. `direction` -1 undoes it."""
         half = x.shape[-1] // 2
         exponents = torch.arange(half, dtype=torch.float32) * (-math.log(self._theta) * 2 / x.shape[-1])
         angles = direction * torch.arange(len(x), dtype=torch.float64)[:, None, None] * exponents.exp().double()

@@ -60,7 +60,7 @@ class ThinkerVocabulary(Vocabulary):
 
     @property
     def markers(self) -> Mapping[int, str]:
-        """Names of the ids that structure a prompt; no text may contain them."""
+        """Names of the ids that structure a prompt. No text may contain them."""
         return {
             self.im_start: "<|im_start|>",
             self.im_end: "<|im_end|>",

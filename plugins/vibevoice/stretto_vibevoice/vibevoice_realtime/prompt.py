@@ -36,7 +36,7 @@ class IncrementalTokens:
         self._has_begun = False
 
     def after(self, text: str, is_last: bool) -> tuple[list[int], "IncrementalTokens"]:
-        """Return the tokens that `text` makes final, and the tokenizer for the text after it; leave this one unchanged.
+        """Return the tokens that `text` makes final, and the tokenizer for the text after it. This one stays unchanged.
 
         Raises:
             InvalidRequest: If a word is too long, or the text is blank.

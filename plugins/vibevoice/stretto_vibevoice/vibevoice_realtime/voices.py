@@ -40,7 +40,7 @@ class _Cache:
 
 
 def _output(*fields: object) -> dict[str, object]:
-    """Return an empty dictionary as a stub for transformers' `BaseModelOutputWithPast`; torch then sets its items."""
+    """Return an empty dictionary as a stub for transformers' `BaseModelOutputWithPast`. Torch then sets its items."""
     return OrderedDict()
 
 

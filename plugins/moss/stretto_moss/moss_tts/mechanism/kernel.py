@@ -15,7 +15,7 @@ DELAY_START = tl.constexpr(len(STATE))  # the column of `DelaySlots.state`
 
 
 class SlotRules(NamedTuple):
-    """Compile-time constants of `slots_kernel`; the ids are those of the text stream."""
+    """Compile-time constants of `slots_kernel`. The ids are those of the text stream."""
 
     num_rows: int
     num_codebooks: int

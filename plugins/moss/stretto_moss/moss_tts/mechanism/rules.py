@@ -24,5 +24,5 @@ def slot_code(code, frame, since, codebook, pad):
 
 
 def follow_delay(is_delay, position, delay_start):
-    """Return `delay_start` after an audio row; `is_delay` is True if the row has the delay id."""
+    """Return `delay_start` after an audio row. `is_delay` is True if the row has the delay id."""
     return where(is_delay & (delay_start < 0), position, delay_start)

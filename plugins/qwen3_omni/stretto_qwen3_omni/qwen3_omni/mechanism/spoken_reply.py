@@ -54,8 +54,7 @@ class SpokenReply:
         self._first_frame_s: float | None = None
 
     async def chunks(self, permit: Permit, speaking: Permit) -> AsyncGenerator[LMChunk, None]:
-        """Yield all chunks, given the writer's and the speaker's permit; ask for frames only once the last ones are
-        taken."""
+        """Yield all chunks, given both permits. Frames are requested only after the previous ones have been taken."""
         writer = asyncio.create_task(self._write(permit))
         frames = self._speak(speaking)
         newest: asyncio.Task[LMChunk | None] | None = self._next(frames)

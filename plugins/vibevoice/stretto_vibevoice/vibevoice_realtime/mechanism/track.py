@@ -15,7 +15,7 @@ from stretto_vibevoice.vibevoice_realtime.family import TextWindows
 
 @dataclass(slots=True)
 class WindowTrack(Track):
-    """Track of a text whose tokens have rows of their own (`TextWindows`); `ids` [n, 1] are the tokens in order."""
+    """Track of a text whose tokens have rows of their own (`TextWindows`). `ids` [n, 1] are the tokens in order."""
 
     windows: TextWindows | None = None
 
