@@ -1,4 +1,4 @@
-"""Conversion of Chatterbox releases (https://huggingface.co/ResembleAI/chatterbox), of which `turbo.py` converts two.
+"""Conversion of Chatterbox releases (https://huggingface.co/ResembleAI/chatterbox), with `turbo.py` for two of them.
 
 Releases have no config.json, so hyperparameters come from the authors' code (`T3Config`). `conds.pt` contains the
 default voice, and `voices/<name>.pt`, as written by the authors' `Conditionals.save`, further voices. Only tensors are

@@ -77,7 +77,7 @@ class ChatterboxVocabulary(Vocabulary):
 
     @property
     def pad(self) -> int:
-        """Id of an empty stream; in the unconditional request it also replaces the text."""
+        """Id of an empty stream, which also replaces the text in the unconditional request."""
         return self.num_text_ids
 
     @property
@@ -195,7 +195,7 @@ class TurboVocabulary(Vocabulary):
 
     @property
     def pad(self) -> int:
-        """Padding id, which the stream layout needs; this family's rows never contain it."""
+        """Padding id, which the stream layout needs. This family's rows never contain it."""
         return self.num_text_ids
 
     @property

@@ -60,7 +60,7 @@ class _TokenizerLayer(nn.Module):
 
 
 class S3Tokenizer(nn.Module):
-    """S3 tokenizer v2 for recordings of at most 30 s; `width` is a multiple of 64."""
+    """S3 tokenizer v2 for recordings of at most 30 s. `width` is a multiple of 64."""
 
     def __init__(self, width: int, num_layers: int):
         super().__init__()

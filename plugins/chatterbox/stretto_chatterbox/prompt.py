@@ -217,7 +217,7 @@ class TurboTemplate:
 
 
 def open_turbo(checkpoint: Path, device: str = "cpu") -> TurboTemplate:
-    """Return the Turbo or Nano template for a checkpoint, with the networks that encode recordings if it has them."""
+    """Return the Turbo or Nano template for a checkpoint, with its networks that encode recordings."""
     config = config_at(checkpoint)
     vocabulary = TurboVocabulary.from_record(config[VOCABULARY])
     recording_encoder = (
@@ -231,7 +231,7 @@ def open_turbo(checkpoint: Path, device: str = "cpu") -> TurboTemplate:
 
 
 def open_chatterbox(checkpoint: Path, device: str = "cpu") -> ChatterboxTemplate:
-    """Return the template for a checkpoint, with the networks that encode recordings if it has them."""
+    """Return the template for a checkpoint, with its networks that encode recordings."""
     config = config_at(checkpoint)
     vocabulary = ChatterboxVocabulary.from_record(config[VOCABULARY])
     recording_encoder = (

@@ -1,4 +1,4 @@
-"""Recognition of Chatterbox releases; a folder may contain several language models."""
+"""Recognition of Chatterbox releases. A folder may contain several language models."""
 
 import re
 

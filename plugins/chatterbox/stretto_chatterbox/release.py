@@ -1,4 +1,4 @@
-"""Parts that all Chatterbox releases have in common: voices, S3Gen, and the networks that encode recordings."""
+"""Parts of all Chatterbox releases: voices, S3Gen, and the networks that encode recordings."""
 
 import re
 from collections.abc import Mapping

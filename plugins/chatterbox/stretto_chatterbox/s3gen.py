@@ -207,7 +207,7 @@ SILENT_S = 0.02  # time that is muted at an utterance's start, followed by a fad
 
 
 def frames_around(shape: VocoderShape) -> int:
-    """Return how many mel frames on either side of a frame its samples depend on, rounded up to even.
+    """Return the number of mel frames on either side of a frame that its samples depend on, rounded up to even.
 
     Frames further away matter only through the phase.
     """
@@ -294,7 +294,7 @@ class S3GenCodec(RecordedVoiceCodec):
             self.register_buffer(name, table, persistent=False)
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return zeros, [B, D], on the host; the first element selects a voice."""
+        """Return zeros, [B, D], on the host. The first element selects a voice."""
         if self.spec.blocks:
             return torch.zeros(batch, 2 + self.config.mels * self.num_kept, dtype=torch.float64)
         return torch.zeros(batch, 1)
@@ -361,9 +361,10 @@ class S3GenCodec(RecordedVoiceCodec):
     def _with_new_frames(
         self, mel: Tensor, codes: Tensor, voice: FlowVoice, done: int, begin: int, ahead: int
     ) -> Tensor:
-        """Return an utterance's mel [1, M, n] up to token T - `ahead` of `codes` [T], which begin with token `begin`.
+        """Return an utterance's mel [1, M, n] up to token T - `ahead` of `codes` [T].
 
-        `mel` ends at `done` - AHEAD, where `done` is the end of the last decoded block. Its beginning may be missing.
+        `codes` begins with token `begin`, and `mel` ends with token `done` - AHEAD, where `done` is the end of the last
+        decoded block. The beginning of `mel` may be missing.
         """
         blocks = self.spec.streaming
         assert isinstance(blocks, Blocks)
@@ -399,7 +400,7 @@ class S3GenCodec(RecordedVoiceCodec):
         return self.flow(tokens[None], noise, prompt, voice.speaker[None])[..., prompt_frames:]
 
     def _vocode(self, mel: Tensor, end: int, first: int, last: int, phase: Tensor) -> tuple[Tensor, Tensor]:
-        """Vocode mel frames [first, last); return the samples [n] and the phase for the frames after them.
+        """Vocode mel frames [first, last) to samples [n], and return the phase for the frames after them, too.
 
         Args:
             mel: Last mel frames before frame `end` of an utterance, [1, M, T].

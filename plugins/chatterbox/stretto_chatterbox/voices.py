@@ -178,7 +178,7 @@ class EncodedVoice:
     def from_array(
         cls, array: np.ndarray, rows_shape: tuple[int, int], num_mels: int, speaker: int, has_codes: bool = False
     ) -> "EncodedVoice":
-        """Create the voice from a result of `to_array`; `speaker` is the width of the x-vector."""
+        """Create the voice from a result of `to_array` with an x-vector of width `speaker`."""
         codes = np.zeros(0, np.int32)
         if has_codes:
             number = int(array[0])

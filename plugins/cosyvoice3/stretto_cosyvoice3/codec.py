@@ -195,8 +195,8 @@ RIGHT = AHEAD + -(-MEL_RIGHT // FRAMES_PER_TOKEN)  # tokens
 class CosyVoice3Codec(RecordedVoiceCodec):
     """CosyVoice 3 decoder for recorded voices.
 
-    An utterance's state, float64 [2] on the host, consists of its voice number (0 for none) and the phase of HiFT's
-    fundamental, in cycles, before the first frame that the next window decodes again.
+    An utterance's state, float64 [2] on the host, is its voice number (0 for none) and the phase of HiFT's fundamental,
+    in cycles. The phase is that before the first frame that the next window decodes again.
     """
 
     source_noise: Tensor
@@ -303,9 +303,9 @@ class CosyVoice3Codec(RecordedVoiceCodec):
     def _passes(self, first: int, left: int, length: int, right: int) -> list[tuple[int, int, int]]:
         """Return the ranges of tokens to decode together in a window of one utterance.
 
-        The window consists of `length` tokens from index `first` - `left`. An item (start, end, last) means that tokens
-        [start, end) are read, and the samples up to token `last` are returned. Blocks whose input starts at the
-        same token are merged into one item.
+        The window has `length` tokens, the first of which is token `first` - `left`. For an item (start, end, last),
+        tokens [start, end) are read, and samples up to token `last` are returned. Blocks whose input starts at the same
+        token share an item.
         """
         blocks = self.spec.streaming
         end = first - left + length
@@ -346,7 +346,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
     def speak(
         self, mel: Tensor, start: int, first: int, last: int, phase: Tensor | float
     ) -> tuple[Tensor, Tensor | float]:
-        """Vocode mel frames [first, last); return the samples [n] and the phase for the next call.
+        """Vocode mel frames [first, last) to samples [n], and return the phase for the next call, too.
 
         Args:
             mel: Mel frames of an utterance from frame `start`, [1, M, T].
@@ -384,7 +384,7 @@ def is_whole(path: Path) -> bool:
 
 
 def prepared(codec: CosyVoice3Codec, device: str = "cpu") -> CosyVoice3Codec:
-    """Return the codec in evaluation mode. The pitch predictor uses float64, because phases accumulate its errors."""
+    """Return the codec in evaluation mode, with pitch in float64, because phases accumulate its errors."""
     codec = prepare_products(codec.eval().requires_grad_(False).to(device))
     codec.hift.f0_predictor.double()
     return codec

@@ -3,7 +3,7 @@
     frame      0 … 49 │ 50 … 99 │ 100 … 149 │ …
     attends to 0 … 49 │ 0 … 99  │ 0 … 149   │ …
 
-Convolutions are causal. A frame's result therefore depends only on frames up to the end of its chunk, and frames after
+Convolutions are causal. A frame's result therefore depends only on frames up to the end of its chunk. Frames after
 whole chunks can be evaluated later, from kept rows of these chunks (`Context`). Rotary positions apply to the first
 head only, as in the authors' code, which rotates queries and keys before it splits them into heads. Modules and tensors
 are named as in published checkpoints (Apache-2.0, see `cosyvoice/flow/DiT` in
@@ -28,7 +28,7 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class DitShape:
-    """Sizes of the transformer; `inner` is the width of the feed-forward layers."""
+    """Sizes of the transformer. `inner` is the width of the feed-forward layers."""
 
     width: int
     layers: int
@@ -139,7 +139,7 @@ def _rotated(x: Tensor, angles: Tensor) -> Tensor:
 
 
 class _Attention(nn.Module):
-    """Self-attention; `to_out[1]` takes the place of the dropout used in training."""
+    """Self-attention. `to_out[1]` takes the place of the dropout used in training."""
 
     def __init__(self, shape: DitShape) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class _Attention(nn.Module):
 
 
 class _FeedForward(nn.Module):
-    """Two linear layers with GELU between them; `ff[1]` takes the place of the dropout used in training."""
+    """Two linear layers with GELU between them. `ff[1]` takes the place of the dropout used in training."""
 
     def __init__(self, shape: DitShape) -> None:
         super().__init__()

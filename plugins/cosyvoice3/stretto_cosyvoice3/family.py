@@ -73,8 +73,8 @@ class TextGroups(NamedTuple):
 class CodeRules(DrawRules):
     """Rules for the sampling of codes (`mechanism/draw.py`) and the reading of text between them.
 
-    The state of a reply has three counters: rows of text that it has read, codes in the current group (in the first
-    one, also those of a recording), and rows of text before the first sampled row, unless the text ends earlier.
+    The state of a reply has three counters: rows of text that it has read, codes in the current group, and rows of text
+    before the first sampled row, unless the text ends earlier. Codes of a recording count in the first group.
     """
 
     codes: range

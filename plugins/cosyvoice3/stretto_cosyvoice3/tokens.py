@@ -69,7 +69,7 @@ def write_pinyin(phonemes: str) -> str:
 
 
 def _with_tone(final: str, tone: int) -> str:
-    """Return the final of a pinyin syllable with the mark of its tone: on a, e, the o of ou, or else the last vowel."""
+    """Return a pinyin final with its tone's mark: on a, e, the o of ou, or else the last vowel."""
     at = next((final.find(vowels) for vowels in ("a", "e", "ou") if vowels in final), -1)
     if at < 0:
         at = max((final.rfind(vowel) for vowel in "iouü"), default=-1)

@@ -1,4 +1,4 @@
-"""CosyVoice 3 voices: codes, mel spectrogram and x-vector of a recording, computed with the release's ONNX files.
+"""CosyVoice 3 voices: codes, mel spectrogram and x-vector of a recording, by the release's ONNX files.
 
     recording 24 kHz ─► mel 0 … 12 kHz                                     [F, 80]
                      └► 16 kHz ─► log-mel ─► speech_tokenizer_v3.onnx      [n]

@@ -87,7 +87,7 @@ class VoicePage(TypedDict):
 
 @dataclass
 class Order:
-    """Speech to generate; `report` receives the server's report at its end."""
+    """Speech to generate. `report` receives the server's report at the end."""
 
     gateway: Gateway
     item: ElevenLabsItem

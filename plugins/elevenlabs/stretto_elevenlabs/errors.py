@@ -71,7 +71,7 @@ def translated(error: ApiError) -> ApiError:
 
 
 def error_response(scope: Scope, original: ApiError) -> Response:
-    """Return the response to a failed request: status 422 with a list if a field is invalid, otherwise an object."""
+    """Return the response to a failed request: a list with status 422 if a field is invalid, else an object."""
     error = translated(original)
     if error.param is None or error.code not in ("missing", "invalid_value"):
         return failure(scope, error)

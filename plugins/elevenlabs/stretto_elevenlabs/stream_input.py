@@ -83,7 +83,7 @@ class InputMessage(DictionaryLocators):
 
 
 def read_message(message: str | bytes | None) -> InputMessage:
-    """Return a message; raise ApiError if it is invalid."""
+    """Parse a message; raise ApiError if it is invalid."""
     record = read_json(message)
     if "xi-api-key" in record:  # the field's name in the reference; examples use the other one
         record["xi_api_key"] = record.pop("xi-api-key")
@@ -182,7 +182,7 @@ class InputChannel(SocketChannel):
     """Channel whose messages have ElevenLabs' form."""
 
     async def send_record(self, context_id: str | None, **fields: Any) -> None:
-        """Send a message with the client's id of its context, or None for the only context."""
+        """Send a message with the client's id of its context, which is None for the only context."""
         named = {} if context_id is None else {"contextId": context_id}
         await self._taken(self._socket.send_text(json.dumps(fields | named)))
 
@@ -219,7 +219,7 @@ class InputSession:
 
     @property
     def patience_s(self) -> float:
-        """Maximum time until the next message in seconds: `inactivity_timeout`, unless the client waits for audio."""
+        """Maximum time until the next message, in seconds: `inactivity_timeout`, unless the client waits for audio."""
         is_waiting = any(not context.is_reading for context in self._contexts.values())
         return self._gateway.limits.session_s if is_waiting else self._query.inactivity_timeout
 

@@ -191,7 +191,7 @@ class Encoder(nn.Module):
         self._steps = prod(config.downsample_factor)
 
     def forward(self, pcm: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Encode samples [B, 1, n · hop] to latents [B, n, C]; `first` [B] is the index of the first frame."""
+        """Encode samples [B, 1, n · hop] from frames `first` [B] on to latents [B, n, C]."""
         *layers, snake, last = self.block
         x = pcm
         for layer in layers:
@@ -205,7 +205,7 @@ class Encoder(nn.Module):
 
 
 class FishS2Codec(CausalCodec):
-    """Codec of Fish Audio S2 Pro. Its state is the decoder's memory; windows need no neighbouring frames."""
+    """Codec of Fish Audio S2 Pro. Its state is the decoder's memory. Windows need no neighbouring frames."""
 
     def __init__(self, config: FishS2Config) -> None:
         super().__init__()
@@ -240,7 +240,7 @@ class FishS2Codec(CausalCodec):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode mono samples, float32 [n], to codes, int64 [K, T]; the last frame is padded with zeros."""
+        """Encode mono samples, float32 [n], to codes, int64 [K, T]. The last frame is padded with zeros."""
         hop = self.spec.samples_per_frame
         like = next(self.parameters())
         samples = F.pad(torch.from_numpy(np.ascontiguousarray(pcm)), (0, -len(pcm) % hop)).to(like)

@@ -1,9 +1,9 @@
 """Conversion of Fish Audio S2 releases (`model_type` fish_qwen3_omni), with names and shapes as published.
 
-The release is https://huggingface.co/fishaudio/s2-pro. The authors' rotary embedding pairs neighbouring elements of a
-head, and vLLM's pairs those of the two halves, so the rows of queries and keys are reordered. The embeddings of a frame
-are summed and multiplied by a factor, which is multiplied into the tables here. Codebook 0's own table is added to the
-text table's semantic tokens. The text table is also the head, of which only the semantic tokens and the end are needed.
+The release is https://huggingface.co/fishaudio/s2-pro. The rows of queries and keys are reordered, because the authors'
+rotary embedding pairs neighbouring elements of a head, and vLLM's pairs those of the two halves. The embeddings of a
+frame are summed and scaled by a factor, which is folded into the tables. Codebook 0's own table is added to the text
+table's semantic tokens. The text table is also the head, of which only the semantic tokens and the end are needed.
 """
 
 import math

@@ -78,7 +78,7 @@ def read_codec(path: Path) -> dict[str, Tensor]:
 
 
 def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the sizes of a codec, for `FishS2Config.from_record`; a size without tensors is None or an empty list."""
+    """Return the sizes of a codec, for `FishS2Config.from_record`; None or empty without such tensors."""
 
     def size(name: str, dim: int) -> int | None:
         return tensors[name].shape[dim] if name in tensors and tensors[name].ndim > dim else None
@@ -142,7 +142,7 @@ def published_name(name: str, num_blocks: int) -> str:
 
 
 def _normed(shape: Shape, directions: Tensor, norms: Tensor) -> Tensor:
-    """Return weights of a shape; a pointwise convolution may become a linear layer."""
+    """Return weights of a shape. A pointwise convolution may become a linear layer."""
     return weight_normed(directions, norms).view(shape)
 
 

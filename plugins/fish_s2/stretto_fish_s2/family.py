@@ -6,7 +6,7 @@
     stream 9   .                                                  │ i0  i1  i2 … .
 
 The backbone samples stream 0, a semantic token of the text vocabulary or the end, and the depth transformer the nine
-other codes. The embeddings of a frame are summed and divided by √11; the converter folds this factor, and codebook 0's
+other codes. The embeddings of a frame are summed and divided by √11. The converter folds this factor, and codebook 0's
 own table, into the rows of the table. The model generates no text and was not trained for guidance. The numbers come
 from `fishaudio/s2-pro`.
 """

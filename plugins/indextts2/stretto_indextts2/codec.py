@@ -49,7 +49,7 @@ def num_frames(num_codes: int) -> int:
 
 
 class StretchedSpec(CodecSpec):
-    """Constants of a codec whose frames are not a whole number of samples; `samples_per_frame` is rounded down."""
+    """Constants of a codec without a whole number of samples per frame. `samples_per_frame` is rounded down."""
 
     __slots__ = ()
 

@@ -137,7 +137,7 @@ def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer:
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint to be written: all embeddings in one table, and a head over the codes, start and end."""
+    """Return the checkpoint: all embeddings in one table, and a head over the codes, start and end."""
     config = Config.read(contents.config, CONFIG)
     check_codes(config)
     gpt = config.gpt

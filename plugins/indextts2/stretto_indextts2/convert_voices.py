@@ -1,4 +1,4 @@
-"""Conversion of the networks that encode recordings for IndexTTS-2: files of four releases become a `RecordingEncoder`.
+"""Conversion of the networks that encode recordings: files of four releases become a `RecordingEncoder`.
 
 gpt.pth                                       conformers, perceivers and layers of the emotion
 feat1.pt, feat2.pt                            styles and vectors of emotions

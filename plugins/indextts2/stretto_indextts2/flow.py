@@ -113,7 +113,7 @@ class _FeedForward(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Attention and feed-forward layer; layers of the second half also read the output of one of the first half."""
+    """Attention and feed-forward layer. Layers of the second half also read outputs of the first half."""
 
     def __init__(self, shape: FlowShape, reads_skipped: bool) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ def _convolution(channels: int, out_channels: int, kernel: int) -> nn.ModuleDict
 
 
 def _convolved(x: Tensor, layer: nn.Module) -> Tensor:
-    """Return the output of a layer of `_convolution`, as long as x; frames are reflected at both ends."""
+    """Return the output of a layer of `_convolution`, as long as x. Frames are reflected at both ends."""
     conv = layer.get_submodule("conv.conv")
     assert isinstance(conv, nn.Conv1d)
     margin = conv.kernel_size[0] // 2

@@ -17,7 +17,7 @@ class NoPositions(nn.Module):
 
 
 class StrettoIndexTts2ForCausalLM(StrettoGpt2ForCausalLM):
-    """GPT-2 of IndexTTS-2; selected by `architectures` in config.json."""
+    """GPT-2 of IndexTTS-2, which `architectures` in config.json selects."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)

@@ -1,4 +1,4 @@
-"""IndexTTS-2 prompts: the vectors of a voice with those of an emotion, two rows of speed, the text, and the start.
+"""IndexTTS-2 prompts: vectors of a voice and an emotion, two rows of speed, the text, and the start.
 
 The layout follows `UnifiedVoice.prepare_gpt_inputs` in https://github.com/index-tts/index-tts. The decoder needs the
 text and the vectors, too, because it computes the hidden states of the codes itself.

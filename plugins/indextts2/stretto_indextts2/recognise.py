@@ -42,7 +42,7 @@ def recognise(listing: Listing) -> list[Match]:
 
 
 def _has(listing: Listing, needed: Needed) -> bool:
-    """Return True if a listing has the files of another repository, by their names there or in the authors' cache."""
+    """Return True if a listing has another repository's files, by their names there or in the authors' cache."""
     flat = f"{CACHE}/semantic_codec_model.safetensors"
     names = [f"{needed.to}/{name}" for name in needed.files]
     return listing.names.issuperset(names) or (names == [f"{CACHE}/{SEMANTIC}"] and flat in listing.names)

@@ -1,4 +1,4 @@
-"""Files of the releases that IndexTTS-2 consists of: pickled tensors, and plans of networks with weight norms.
+"""Files of IndexTTS-2's releases: pickled tensors, and plans of networks with weight norms.
 
 Training state and other tensors that a network lacks are left out, as the authors' loaders do.
 """

@@ -1,4 +1,4 @@
-"""Semantic vectors of a recording: w2v-BERT 2.0's hidden states, and the codes that MaskGCT's codec assigns to them.
+"""Semantic vectors of a recording: hidden states of w2v-BERT 2.0, and their codes in MaskGCT's codec.
 
     recording 16 kHz ─► log filter bank ─► 17 layers of w2v-BERT ─► normalised [T, S] ─► encoder ─► nearest code [T]
 

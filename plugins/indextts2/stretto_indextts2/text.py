@@ -68,7 +68,7 @@ def reads_as_chinese(text: str) -> bool:
 
 
 def hidden(text: str, pattern: re.Pattern[str], label: str) -> tuple[str, dict[str, str]]:
-    """Replace matches with names that no rule of numbers changes; return the text, and the matches by name."""
+    """Replace matches with names that no rule of numbers changes, and return the matches by name, too."""
     phrases = dict[str, str]()
 
     def name(match: re.Match[str]) -> str:

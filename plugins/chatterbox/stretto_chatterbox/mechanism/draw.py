@@ -25,7 +25,7 @@ from stretto.family.base import DrawRules
 
 
 def truncate(logits: torch.Tensor, params: DrawParams) -> torch.Tensor:
-    """Return a copy of logits, float32 [B, C] on the CPU, with -inf where `draw` excludes an id by top-k or top-p.
+    """Return a copy of logits, float32 [B, C] on the CPU, with -inf for ids that top-k or top-p exclude.
 
     Rows at temperature 0 are unchanged.
     """

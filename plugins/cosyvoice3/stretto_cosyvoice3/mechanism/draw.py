@@ -30,7 +30,7 @@ from stretto_cosyvoice3.mechanism.kernel import hidden_ends, repeated
 
 
 class GroupGuard(RepetitionGuard):
-    """Repetition-aware sampling in which only the first row of a run of given rows counts.
+    """Guard against repeats, which counts only the first row of a run of given rows.
 
     The id that ends a group is sampled again like a code.
     """
@@ -96,7 +96,7 @@ def _kept(
     values: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor, top_k: tl.tensor, top_p: tl.tensor,
     is_seen: tl.tensor, penalty: tl.tensor,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the logits, and the smallest of those that top-k, and top-p over all ids, keep."""
+    """Return the logits, and the smallest one that top-k, and top-p over all ids, keep."""
     floor = tl.max(values, 0)
     if temperature > 0:
         floor = top_k_floor(values, num_columns, top_k)

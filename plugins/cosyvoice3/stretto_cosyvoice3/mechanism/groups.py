@@ -27,7 +27,7 @@ class GroupStates:
         self._lane = rules.family.track_streams.start - 1
 
     def __call__(self, token: Array, rows: Rows) -> Array:
-        """Return stream 0 of each row, [B], given the sampled ids; write the text stream to the slot tables."""
+        """Return stream 0 of each row, [B], and write the text stream to the slot tables."""
         limits = rows.limits
         slots = rows.slots
         position = rows.position

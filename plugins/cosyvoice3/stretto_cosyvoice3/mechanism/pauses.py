@@ -14,7 +14,7 @@ class PauseFilter:
         self._num_quiet = 0  # successive quiet frames so far
 
     def __call__(self, codes: np.ndarray, is_code: np.ndarray) -> np.ndarray:
-        """Return True for each of the next frames to keep, bool [n]; `codes` are [1, n]."""
+        """Return a mask of the next frames to keep, bool [n], given their codes [1, n]."""
         is_kept = np.ones(codes.shape[1], np.bool_)
         for index, code in enumerate(codes[0].tolist()):
             self._num_quiet = self._num_quiet + 1 if code in self._quiet else 0

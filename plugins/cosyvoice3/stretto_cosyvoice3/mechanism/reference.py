@@ -24,7 +24,7 @@ def random_text(text: GroupedText, index: int) -> tuple[int, ...]:
 
 
 def given_runs(rules: CodeRules, track: list[int]) -> list[list[int]]:
-    """Return the runs of given ids in a reply; a group of sampled rows follows each run but the last."""
+    """Return the runs of given ids in a reply. A group of sampled rows follows each run but the last."""
     groups = rules.groups
     codes = [token for token in track if token in rules.codes]
     *words, end = track[len(codes) :]

@@ -54,7 +54,7 @@ class GroupTrack(Track):
         return track
 
     def extend(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> np.ndarray:
-        """Append text ids; return the entries that they add to a slot's tables, including recorded codes."""
+        """Append text ids, and return the entries that they and recorded codes add to a slot's tables."""
         assert self.groups is not None
         laid = list[int]()
         num_words = self.groups.num_words
@@ -91,7 +91,7 @@ class GroupTrack(Track):
         return not (rows < 0).any()
 
     def num_known(self, reply: Any) -> int:
-        """Return the number of rows that the model may read, assuming that all further rows are given rows."""
+        """Return the number of rows that the model may read if all further rows are given rows."""
         num_given, *_ = reply.own_values
         return reply.position + len(self.ids) - num_given if self.is_open else ENDLESS
 

@@ -1,4 +1,4 @@
-"""Triton functions that sample codes from the probabilities at temperature 1; see `draw.py`."""
+"""Triton functions that sample codes from the probabilities at temperature 1, as `draw.py` does."""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,7 +21,7 @@ class Redraw(NamedTuple):
 
 @triton.jit
 def _floor(values: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor, top_p: tl.tensor) -> tl.tensor:
-    """Return the smallest of `values` that top-k and top-p keep at temperature 1, as in this folder's `draw.py`."""
+    """Return the smallest of `values` that top-k and top-p keep at temperature 1, as in `draw.py`."""
     floor = top_k_floor(values, num_columns, top_k)
     if top_p < 1:
         ordered = ordered_of(values)
@@ -48,7 +48,7 @@ def _kept(
     values: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor, top_k: tl.tensor, top_p: tl.tensor,
     is_seen: tl.tensor, penalty: tl.tensor,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the logits, and the smallest of those that top-k and top-p keep."""
+    """Return the logits, and the smallest one that top-k and top-p keep."""
     floor = tl.full((), float("-inf"), tl.float32)
     if temperature > 0:
         floor = _floor(values, num_columns, top_k, top_p)

@@ -75,7 +75,7 @@ def boson_codec(folder: Path, num_codebooks: int, codebook_size: int) -> Network
 
 
 def read_codec_config(folder: Path) -> Any:
-    """Return the codec's hyperparameters as a HiggsAudioV2TokenizerConfig, from a `config.json` in either format."""
+    """Return the codec's HiggsAudioV2TokenizerConfig from a `config.json` in either format."""
     record = json_object(folder / CONFIG_FILE)
     if "model_type" in record:
         return load_config(HiggsAudioV2TokenizerConfig, folder)
@@ -102,7 +102,7 @@ def read_codec_config(folder: Path) -> Any:
 
 
 def renamed(stored: Mapping[str, Tensor], num_blocks: int) -> dict[str, Tensor]:
-    """Rename Boson's tensors as in transformers; weight norms that transformers does not use are multiplied out."""
+    """Rename Boson's tensors as in transformers, and multiply out weight norms that it does not use."""
     stems = _stems(num_blocks)
     normed = dict[str, Tensor]()
     plain = dict[str, Tensor]()
@@ -139,7 +139,7 @@ def _stems(num_blocks: int) -> dict[str, str]:
 
 
 def _others(stem: str) -> str:
-    """Convert a module name in the quantiser or the semantic encoder or decoder to the name used by transformers."""
+    """Return transformers' name of a module in the quantiser, or in the semantic encoder or decoder."""
     if stem.startswith("quantizer.vq.layers."):
         return stem.replace("quantizer.vq.layers.", "quantizer.quantizers.").replace("._codebook", ".codebook")
     words = stem.split(".")
@@ -169,7 +169,7 @@ MARKS = {BOSONS: "Higgs Audio's language model in Boson AI's format"}
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint to be written: the code embeddings appended to the text table, and heads for codes only."""
+    """Return the checkpoint: the code embeddings appended to the text table, and heads for codes only."""
     if BOSONS in contents.tensors:
         raise CheckpointError(f"{release.model}: expected transformers format, got Boson AI's format (tensor {BOSONS})")
     config = read_config(contents.config)
@@ -217,7 +217,7 @@ def vocabulary(config: Any, tokenizer: Tokenizer) -> HiggsAudioVocabulary:
 
 
 def plan(config: Any) -> Plan:
-    """Return the plan of tensors to write; layers keep their names."""
+    """Return the plan of tensors to write. Layers keep their names."""
     shapes = shapes_of(HiggsAudioV2ForConditionalGeneration, config)
     parts = {name: Part(name, shape) for name, shape in shapes.items() if name.startswith("model.")}
     codes = {CODES: parts.pop(CODES).stored}

@@ -2,7 +2,7 @@
 
 Attention and its key-value cache are the same for all rows (see `HiggsAudioV2DecoderLayer` in transformers). Both kinds
 of feed-forward layers are computed for every row, and the result for the row's own kind is selected. The host therefore
-need not know which rows are codes, no shape depends on this, and a row's result is the same in any batch. The cost is a
+need not know which rows are codes. No shape depends on this, and a row's result is the same in any batch. The cost is a
 second feed-forward computation in each step.
 """
 
@@ -75,12 +75,12 @@ class HiggsAudioModel(LlamaModel):
         is_audio: torch.Tensor | None = None,
         **_: Any,
     ) -> Any:
-        """Compute hidden states as Llama does; `is_audio` [N, 1] is passed to the layers."""
+        """Compute hidden states as Llama does, and pass `is_audio` [N, 1] to the layers."""
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, is_audio=is_audio)
 
 
 class StrettoHiggsAudioForCausalLM(MultiStreamMixin, LlamaForCausalLM):
-    """Higgs Audio v2 for vLLM; selected by `architectures` in config.json."""
+    """Higgs Audio v2 for vLLM, which `architectures` in config.json selects."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)

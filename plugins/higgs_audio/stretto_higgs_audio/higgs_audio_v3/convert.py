@@ -106,12 +106,12 @@ class Config(Section):
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return the dtype used in training; the text model's dtype if the config has no other."""
+    """Return the dtype used in training, or the text model's dtype if the config has no other."""
     return dtype_of(config) or dtype_of(entry(config, "text_config"))
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint to be written: the code embeddings appended to the text table, and as their head."""
+    """Return the checkpoint: the code embeddings appended to the text table, and as their head."""
     config = Config.read(contents.config)
     vocab = vocabulary(config, contents.tokenizer)
     record = {

@@ -32,7 +32,7 @@ MIN_SAMPLES = 24_000  # the authors' servers complete a shorter recording with s
 
 
 def begin_ids(layout: StreamLayout) -> np.ndarray:
-    """Return the begin id of each codebook, int64 [K]; the end id is the next one."""
+    """Return the begin id of each codebook, int64 [K]. Its end id is the next one."""
     return np.array([ids.stop for ids in layout.audio])
 
 
@@ -70,7 +70,7 @@ class HiggsAudioV3Template:
         return PromptRows(np.concatenate(parts), delayed_tail=self._begins)
 
     def _voice(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
-        """Return the rows of a system turn: the words of the recording if they are given, then the recording."""
+        """Return the rows of a system turn: the words of the recording, if any, then the recording."""
         words = [piece for piece in pieces if piece.text is not None]
         recordings = [piece for piece in pieces if piece.text is None]
         if words and not recordings:

@@ -174,7 +174,7 @@ def durations(config: Mapping[str, Any], file: str = "config.json", section: str
 
 
 def vocabulary(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SttVocabulary:
-    """Return a release's vocabulary; the tensors show whether there are pause heads."""
+    """Return a release's vocabulary. The tensors show whether there are pause heads."""
     num_heads = integer(config, "extra_heads_num_heads") if PAUSES.format(0) in tensors else 0
     if num_heads > len(PAUSES_S):
         raise CheckpointError(f"config.json: extra_heads_num_heads: expected at most {len(PAUSES_S)}, got {num_heads}")
@@ -290,7 +290,7 @@ OF_MIMI = [
 
 
 class MimiTensors(Mapping[str, Tensor]):
-    """Tensors in Kyutai's Mimi file, keyed by the names that transformers uses; read on access."""
+    """Tensors in Kyutai's Mimi file by the names that transformers uses, read on access."""
 
     def __init__(self, stored: Mapping[str, Tensor], heads: int):
         self._stored = stored

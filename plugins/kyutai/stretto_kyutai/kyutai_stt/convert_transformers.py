@@ -130,7 +130,7 @@ def delays_of(release: Release) -> dict[str, Any]:
 
 
 def vocabulary(config: Config, delays: Mapping[str, Any]) -> SttVocabulary:
-    """Return a release's vocabulary, without the initial id, which is the last id of each table."""
+    """Return a release's vocabulary, without the initial id, which each table has at its end."""
     return SttVocabulary(
         num_text_ids=config.vocab_size - 1,
         num_codebooks=config.num_codebooks,
@@ -140,7 +140,7 @@ def vocabulary(config: Config, delays: Mapping[str, Any]) -> SttVocabulary:
 
 
 def backbone_plan(layers: Layers, prefix: str) -> Plan:
-    """Return the plan of the backbone's layers and final norm; the prefix of its tensors has a dot at the end."""
+    """Return the plan of the backbone's layers and final norm. `prefix` has a dot at the end."""
     width = layers.hidden_size
     inner = layers.ffn_dim // 2
     parts: Plan = {f"{prefix}norm.weight": Part("model.norm.weight", (width,))}
@@ -172,7 +172,7 @@ def plan(config: Config, vocab: SttVocabulary) -> Plan:
         return torch.cat([stored[: num_text + 1], stored.new_zeros(2, width), stored[num_text + 1 : -1]])
 
     def head(stored: Tensor) -> Tensor:
-        """Return the head of text without the last row: it belongs to the initial id, which is never generated."""
+        """Return the head of text without its last row, for the initial id, which is never generated."""
         return torch.cat([stored[:-1], stored.new_zeros(num_ids - num_text, width)])
 
     return {

@@ -62,7 +62,7 @@ class KyutaiVocabulary(Vocabulary):
 
 @dataclass(frozen=True)
 class Pauses(PauseHeads):
-    """Pauses that the model predicts in each row, from its hidden state; class 0 of a head is the pause."""
+    """Pauses that the model predicts in each row, from its hidden state. Class 0 of a head is the pause."""
 
     lengths_s: tuple[float, ...]
     num_classes: int

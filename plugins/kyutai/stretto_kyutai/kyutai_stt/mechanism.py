@@ -1,4 +1,4 @@
-"""Sampler of the probabilities of pauses, which extra heads of the model predict from each row's hidden state."""
+"""Sampler of pause probabilities, which extra heads of the model predict from each row's hidden state."""
 
 from typing import Any
 

@@ -37,7 +37,7 @@ class SttTemplate:
         return PromptRows(initial_row(self._vocabulary), track=track_of(codes, self._vocabulary))
 
     def write_live(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
-        """Return the row of initial ids; the codes follow as the audio arrives."""
+        """Return the row of initial ids. The codes follow as the audio arrives."""
         return PromptRows(initial_row(self._vocabulary))
 
     def _with_silence(self, pcm: np.ndarray) -> np.ndarray:

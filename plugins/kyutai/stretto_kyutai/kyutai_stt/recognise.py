@@ -28,7 +28,7 @@ def recognise(listing: Listing) -> list[Match]:
 
 
 def match_of_named_files(family: str, listing: Listing, config: Mapping[str, Any], *others: str) -> Match:
-    """Return the match for a release whose config names its files; refuse it if one of these or `others` is missing."""
+    """Return the match for a release whose config names its files, or a refusal if one or `others` are missing."""
     model = str(config.get(MODEL) or SINGLE)
     named = [str(config[key]) for key in (MIMI, MIMI_CONFIG, TOKENIZER) if config.get(key)]
     files = (model, *named, *others)
@@ -41,7 +41,7 @@ def match_of_named_files(family: str, listing: Listing, config: Mapping[str, Any
 
 
 def match_of_transformers(family: str, listing: Listing, *others: str) -> Match:
-    """Return the match for a release in transformers format; refuse it if a file, or one of `others`, is missing."""
+    """Return the match for a release in transformers format, or a refusal if a file is missing."""
     files = (*listing.weights(), CONFIG, TRANSFORMERS_TOKENIZER, *others)
     missing = [name for name in files if name not in listing.names]
     if missing or not listing.weights():

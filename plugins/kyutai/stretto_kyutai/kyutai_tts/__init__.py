@@ -1,4 +1,4 @@
-"""Kyutai TTS, which requests the words of a text one by one; its speech follows them after a fixed delay."""
+"""Kyutai TTS, which requests the words of a text one by one. Its speech follows after a fixed delay."""
 
 from stretto.family.plugin import family_plugin, lazy
 

@@ -1,4 +1,4 @@
-"""Conversion of Kyutai's releases of text-to-speech models: names and shapes as published, and their file of Mimi.
+"""Conversion of Kyutai's text-to-speech releases: published names and shapes, and the Mimi file.
 
 https://huggingface.co/kyutai/tts-0.75b-en-public: a recording of the voice precedes the reply; CFG pairs guide it.
 https://huggingface.co/kyutai/tts-1.6b-en_fr: vectors of voices and of the guidance scale condition the reply, and a
@@ -158,7 +158,7 @@ def guidance_scales(config: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def values_of(config: Mapping[str, Any], conditioner: str) -> list[str]:
-    """Return the values for which a conditioner's table has vectors; raise CheckpointError if they are not usable."""
+    """Return the values for which a conditioner's table has vectors."""
     field = f"conditioners.{conditioner}.lut"
     values = entry(config, f"{field}.possible_values")
     most = entry(config, f"{field}.n_bins")

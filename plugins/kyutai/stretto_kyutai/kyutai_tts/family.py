@@ -163,7 +163,7 @@ class TtsVocabulary(FrameVocabulary):
 
     @property
     def layout(self) -> StreamLayout:
-        """Streams of a row; the last one has the second text, and is empty in a model without it."""
+        """Streams of a row. The last one has the second text, and is empty in a model without it."""
         return self.layout_with(self.row_delays, num_input_only=1)
 
 

@@ -102,7 +102,7 @@ class TtsTemplate:
             self._read_vectors(name)
 
     def _condition(self, voice: str | None, scale: float | None) -> Condition:
-        """Return the condition of a reply; `voice` lists the speakers' voices, separated by commas."""
+        """Return the condition of a reply. `voice` lists the speakers' voices, separated by commas."""
         assert voice is not None, "a checkpoint with conditions has named voices"
         scales = self._vocabulary.guidance_scales
         if scale is None:
@@ -160,7 +160,7 @@ def voice_rows(vocabulary: TtsVocabulary, codes: np.ndarray) -> tuple[np.ndarray
 
 
 def samples_at(path: Path, rate: int) -> np.ndarray:
-    """Return the samples of a voice's file, float32 [n]; raise CheckpointError unless it is mono 16-bit at `rate`."""
+    """Return the samples of a voice's file, float32 [n], which must be mono 16-bit at `rate`."""
     try:
         with wave.open(str(regular_file(path, MAX_WAV_BYTES)), "rb") as file:
             shape = file.getnchannels(), 8 * file.getsampwidth(), file.getframerate()

@@ -1,4 +1,4 @@
-"""Words of a text for Kyutai TTS, divided as in the authors' `script_to_entries`, for complete and streamed texts."""
+"""Words of complete and streamed texts for Kyutai TTS, divided as in the authors' `script_to_entries`."""
 
 import re
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ class WordStream:
         return ids, extended
 
     def _turns(self, text: str, is_last: bool) -> list[tuple[int, int, str]]:
-        """Append text, and return its complete parts: (speaker, or 0 if no turn begins; position; text)."""
+        """Append text, and return its complete parts as tuples: speaker (0 if no turn begins), position, text."""
         start = self._num_chars - len(self._line)
         self._num_chars += len(text)
         if not self._has_turns:

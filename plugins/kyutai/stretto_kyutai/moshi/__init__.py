@@ -1,4 +1,4 @@
-"""Moshi: full-duplex speech; each row has a text token, and a frame of input and of output."""
+"""Moshi: full-duplex speech. Each row has a text token, and a frame of input and of output."""
 
 from stretto.family.plugin import family_plugin, lazy
 

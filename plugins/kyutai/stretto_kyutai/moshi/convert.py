@@ -272,7 +272,7 @@ def plan(
         return torch.cat([stored, stored.new_zeros(text + len(repeated) - len(stored), width)])
 
     def depth_table(stored: Tensor, *others: Tensor) -> Tensor:
-        """Return the embeddings of the ids that the depth transformer reads; it never reads initial ids."""
+        """Return the embeddings of the ids that the depth transformer reads, without initial ids."""
         main, *second = [product(stored, factor) for factor in others[: len(depth_factors)]] or [stored]
         codes = [rows[:size] for rows in others[len(depth_factors) :][: len(depth_tables)]]
         if code_factors:

@@ -108,7 +108,7 @@ def table_plan(width: int, vocab: MoshiVocabulary) -> Plan:
         return torch.cat([stored, stored.new_zeros(2, width), *codes])
 
     def depth_table(stored: Tensor, *codes: Tensor) -> Tensor:
-        """Return the embeddings of the ids that the depth transformer reads; it never reads initial ids."""
+        """Return the embeddings of the ids that the depth transformer reads, without initial ids."""
         return torch.cat([stored[:text], *(rows[:size] for rows in codes)])
 
     return {

@@ -77,7 +77,7 @@ class FrameVocabulary(KyutaiVocabulary):
 
     @property
     def first_codes(self) -> tuple[int, ...]:
-        """First id of each codebook; input-only codebooks come last."""
+        """First id of each codebook. Input-only codebooks come last."""
         return tuple(range(self.nothing + 1, self.codes_end, self.codebook_size + 1))
 
     @property
@@ -126,7 +126,7 @@ class MoshiVocabulary(FrameVocabulary):
 
     @property
     def layout(self) -> StreamLayout:
-        """Streams of a row; the input-only ones carry the user's codes."""
+        """Streams of a row. The input-only ones carry the user's codes."""
         return self.layout_with(self.delays, self.num_codebooks)
 
 

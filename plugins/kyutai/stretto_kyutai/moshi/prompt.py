@@ -36,7 +36,7 @@ class MoshiTemplate:
         return self.first_rows(before, voice, tuple(user_ids(self.vocabulary).push(codes).reshape(-1).tolist()))
 
     def write_live(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
-        """Return the rows before the reply; the codes follow as the audio arrives."""
+        """Return the rows before the reply. The codes follow as the audio arrives."""
         return self.first_rows(pieces, voice)
 
     def first_rows(self, pieces: Sequence[Piece], voice: str | None, track: tuple[int, ...] = ()) -> PromptRows:

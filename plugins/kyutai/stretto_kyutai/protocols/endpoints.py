@@ -194,7 +194,7 @@ class TranscriptSession(ListeningSession):
     async def _turn(
         self, first: NDArray[np.float32], pieces: AsyncIterator[NDArray[np.float32]], max_samples: int
     ) -> AsyncIterator[NDArray[np.float32]]:
-        """Yield a turn's samples, up to the next marker or until there are `max_samples`; silence completes a frame."""
+        """Yield a turn's samples up to the next marker or `max_samples`. Silence completes a frame."""
         yield first
         num_samples = len(first)
         while num_samples < max_samples and not self._audio.markers:
@@ -345,7 +345,7 @@ class SpeakSession(KyutaiSession):
                 raise refused("embeddings", "no value (voices have names here)", "an embedding")
 
     def _write(self, text: str) -> None:
-        """Append the words of a message; a word never spans several messages."""
+        """Append the words of a message. A word never spans several messages."""
         words = text.split()
         if not words or (self._text is not None and self._text.is_ended):
             return

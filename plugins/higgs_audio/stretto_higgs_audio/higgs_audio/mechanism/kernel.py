@@ -15,7 +15,7 @@ FIRST_EOS = tl.constexpr(len(STATE))  # the column of `Staircase.state`
 
 
 class StairRules(NamedTuple):
-    """Compile-time constants of `stairs_kernel`; `num_others` is the number of streams except stream 0."""
+    """Compile-time constants of `stairs_kernel`. `num_others` is the number of streams except stream 0."""
 
     num_rows: int
     num_others: int

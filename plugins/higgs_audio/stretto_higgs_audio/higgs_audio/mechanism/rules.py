@@ -1,4 +1,4 @@
-"""Rules of the staircase: pure functions of a row's state, which numpy, torch and Triton execute (`engine.rules`).
+"""Rules of the `Staircase`: functions of a row's state that numpy, torch and Triton execute (`engine.rules`).
 
 `first_end` is the first position at which any stream sampled its EOS id; negative for none.
 """

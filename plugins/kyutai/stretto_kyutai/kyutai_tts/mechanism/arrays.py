@@ -1,4 +1,4 @@
-"""State of the words that replies request (`WordScript`), in numpy or torch arrays, and the kernel that advances it."""
+"""Words that replies request (`WordScript`): their state in numpy or torch arrays, and a kernel's launch."""
 
 import torch
 
@@ -29,7 +29,7 @@ class WordStates:
         self._codes = arrays.wrap(tables.codes)
 
     def __call__(self, token: Array, rows: Rows) -> Array:
-        """Return stream 0 of each row, [B], given the sampled ids; write the second stream to the slot tables."""
+        """Return stream 0 of each row, [B], and write the second stream to the slot tables."""
         script = self._script
         slots = rows.slots
         position = rows.position
@@ -55,7 +55,7 @@ class WordStates:
         return self._xp.where(is_over, self._end_of_audio, main)
 
     def _word(self, slots: Array, places: Array) -> Array:
-        """Return the entries of the word tables at the indices `places`, [B]; any entry if an index is outside."""
+        """Return the entries of the word tables at the indices `places`, [B], or any entry for an index outside."""
         return self._words[slots, self._xp.clip(places, 0, self._words.shape[1] - 1)]
 
 

@@ -34,7 +34,7 @@ def cross_attend(
 def attend_on_host(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, num_present: torch.Tensor
 ) -> torch.Tensor:
-    """Compute `cross_attend` in torch. Each row is a batch item of its own, so that it does not affect other rows."""
+    """Compute `cross_attend` in torch. Each row is a batch item of its own, so that no other row affects it."""
     heads = query.view(len(query), keys.shape[1], 1, keys.shape[3])
     attended = torch.empty_like(heads)
     first = 0

@@ -1,4 +1,4 @@
-"""Triton kernel that advances the words of a step's replies, after stream 0 and before the codes are sampled."""
+"""Triton kernel that advances the words of replies, after stream 0 and before the codes are sampled."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""Conditions of a request in a Llama backbone: vectors added to all rows, and cross-attention to speaker vectors.
+"""Conditions of a request in Llama: vectors added to all rows, and cross-attention to speaker vectors.
 
 Keys and values of the speaker vectors are computed once per request, and stored by slot. All tables have fixed
 addresses, as CUDA graphs require. On several tensor-parallel ranks, all of this is replicated.
@@ -85,7 +85,7 @@ class Conditions(nn.Module):
         self.store(slot, arrays.tensor(ids), arrays.tensor(vectors))
 
     def fill(self, slots: torch.Tensor, rows: torch.Tensor) -> None:
-        """Record the slot of each row of a step, int [N]; `rows` are unused."""
+        """Record the slot of each row of a step, int [N]."""
         self.slots[: len(slots)].copy_(slots)
 
     @torch.no_grad()

@@ -34,7 +34,7 @@ class Words(ReferenceRule):
         self.end: int | None = None
 
     def next_ids(self, sampled: int, position: int) -> tuple[int, int | None]:
-        """Return a row's id on stream 0, and its token on the second stream if any; `sampled` is the sampled id."""
+        """Return a row's id on stream 0, and its token on the second stream if any, given the sampled id."""
         script = self.script
         asks = sampled == self.script.new_id or self.num_left == 0
         if self.main or self.num_forced > 0:
@@ -63,7 +63,7 @@ class Words(ReferenceRule):
         return token, self.second.popleft() if self.second else None
 
     def replace_first(self, row: list[int], position: int, family: Family) -> None:
-        """Replace a row's sampled id with the ids of the words; end the audio a fixed number of rows after them."""
+        """Replace a row's sampled id with ids of the words, and end the audio `tail_rows` rows after these."""
         if row[0] == family.end_of_audio:
             return
         row[0], second = self.next_ids(row[0], position)

@@ -1,4 +1,4 @@
-"""Rules of the words that the model requests, as pure functions of a row's state; see `engine/rules.py`.
+"""Rules of the words that the model requests: functions of a row's state, as in `engine/rules.py`.
 
 `script` is a `WordScript`, and `remaining` to `end` are the state (`WordScript.columns`).
 """

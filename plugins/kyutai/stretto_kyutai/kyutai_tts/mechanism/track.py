@@ -68,7 +68,7 @@ class WordTrack(Track):
         return track
 
     def extend(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> np.ndarray:
-        """Append words; return the entries that they add to the tables of a slot, int32 [n, 2]."""
+        """Append words, and return the entries that they add to the tables of a slot, int32 [n, 2]."""
         first_token = len(self.tokens)
         first_word = len(self.words)
         for tokens, padding in unpack_words(ids[:-1] if is_last else ids):
@@ -91,7 +91,7 @@ class WordTrack(Track):
         return {"track_total": ENDLESS if self.is_open else len(self.words)}
 
     def are_known(self, rows: np.ndarray, last: int) -> bool:
-        """Return True, because the rows of the reply contain the ids."""
+        """Return True, because the reply's own rows contain the ids."""
         return True
 
     def unconditional(self, family: Family) -> Track | None:
@@ -132,13 +132,13 @@ class WordTrack(Track):
         )
 
     def _num_rows(self, begin: int, end: int, padding: int) -> int:
-        """Return the minimum number of rows from the row that takes a word to the row that may take the next one."""
+        """Return the minimum number of rows from a row that takes a word to the next one that may."""
         if begin == end:
             return max(1, padding)
         return 1 + max(self.rows_of_tokens(begin + bool(self.script.ahead), end), padding)
 
     def rows_of_tokens(self, begin: int, end: int) -> int:
-        """Return the number of rows that the tokens from `begin` to `end` take, not counting the row of a request."""
+        """Return the number of rows that tokens [begin, end) take, without the row of the request."""
         num_rows = 0
         while begin < end:
             begin += 2 if self.script.ahead and self.tokens[begin] == self.script.new_id else 1
