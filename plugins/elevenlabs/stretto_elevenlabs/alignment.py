@@ -107,7 +107,7 @@ class CharacterTimes:
         return None if match is None else match.span()
 
     def _share(self, times: Times, stop: int, end_s: float) -> None:
-        """Share the time until `end_s` evenly among the characters before `stop` that have none."""
+        """Share the time until `end_s` evenly among the characters before `stop` that have no time yet."""
         characters = self._text[self._num_timed : stop]
         begin_s = self._timed_s
         self._num_timed = max(stop, self._num_timed)

@@ -101,7 +101,7 @@ async def speech_item(
 
 
 async def known_voice(profile: ModelProfile, voices: CallersVoices, voice_id: str, ignored: Ignored) -> str | None:
-    """Return the id or name of a voice; None, for the default voice, if it is one of ElevenLabs' own."""
+    """Return a voice's id or name. One of ElevenLabs' own becomes None, the default voice."""
     if not FOREIGN_VOICE.fullmatch(voice_id) or voice_id in profile.voices:
         return voice_id
     if await voices.own(profile, voice_id) is not None:

@@ -50,7 +50,7 @@ SEMANTIC_SAMPLE_RATE = 16_000
 
 
 def boson_codec(folder: Path, num_codebooks: int, codebook_size: int) -> Network | None:
-    """Return the codec in Boson's `model.pth`; None if there is none or `folder` is in transformers format."""
+    """Return the codec in Boson's `model.pth`, or None if `folder` has none or is in transformers format."""
     path = folder / WEIGHTS
     if not path.exists() or OURS in _names(folder / OTHERS):
         return None

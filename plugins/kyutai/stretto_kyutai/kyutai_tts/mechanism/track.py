@@ -132,7 +132,7 @@ class WordTrack(Track):
         )
 
     def _num_rows(self, begin: int, end: int, padding: int) -> int:
-        """Return the minimum number of rows from a row that takes a word to the next one that may."""
+        """Return the minimum number of rows from a row that takes a word to the next row that may."""
         if begin == end:
             return max(1, padding)
         return 1 + max(self.rows_of_tokens(begin + bool(self.script.ahead), end), padding)
