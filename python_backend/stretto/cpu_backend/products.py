@@ -88,7 +88,7 @@ def padded_size(num_rows: int) -> int:
 def narrow_width() -> int:
     """Return the largest width at which a single row is bit-identical to a row in a batch, or 0 if there is none.
 
-    It is found by a test product. With older instruction sets than AVX2, oneDNN sums a single row in another order at
+    A test product determines it. With older instruction sets than AVX2, oneDNN sums a single row in another order at
     many widths, which depend on the number of threads. `ONEDNN_MAX_CPU_ISA` selects such a set on any processor.
     """
     if not ops._supports_onednn:

@@ -88,7 +88,7 @@ class Output(NamedTuple):
 
 
 def read_tensor(record: Any, frames: Sequence[bytes]) -> np.ndarray:
-    """Return a float32 tensor in vLLM's encoding: dtype, shape, and its bytes or the index of the frame with them."""
+    """Return a float32 tensor from vLLM's encoding: a dtype, a shape, and bytes or the index of the frame with them."""
     dtype, shape, data = record
     return np.frombuffer(frames[data] if isinstance(data, int) else data.data, dtype).reshape(shape)
 
@@ -271,7 +271,7 @@ class EngineClient:
     async def generate(
         self, ids: Sequence[int], fields: dict[str, Any], request_id: str, adapter: tuple[str, int, str] | None = None
     ) -> AsyncGenerator[Output, None]:
-        """Yield the output of a request until the iterator is closed, which aborts the request.
+        """Yield the output of a request. Closing the iterator aborts the request.
 
         Args:
             request_id: Id that is unique among the requests in flight.

@@ -41,7 +41,7 @@ class Track:
         return self.entries(num_known)
 
     def append(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> None:
-        """Append the ids of further rows, row by row; a subclass may have another `extend`."""
+        """Append the ids of further rows, row by row."""
         rows = rows_of(ids, self.ids.shape[1])
         num_known = len(self.ids)
         end = num_known + len(rows)

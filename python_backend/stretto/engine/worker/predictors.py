@@ -46,6 +46,7 @@ class StreamHeads:
     """Heads whose weights are rows of the LM head: stream 0 in text, stream 0 in audio, and the other streams.
 
     If a stream has a bias b on the hidden state h, its logits are W (h + b) = W h + W b; W b is precomputed in float32.
+    Results of the methods `raw_…` may be strided.
 
     Attributes:
         text_ids: Token id of each text logit, [V].
@@ -82,11 +83,11 @@ class StreamHeads:
             self.code_offset = torch.cat([_offset(rows, bias) for rows, bias in pairs])
 
     def raw_text(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return logits of stream 0 in text before the bias is added, [N, H] -> [N, V], possibly strided."""
+        """Return the logits of stream 0 in text before the bias is added, [N, H] -> [N, V]."""
         return self._gather(self._text(hidden))
 
     def raw_first(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return logits of stream 0 in audio before the bias is added, [N, H] -> float32 [N, C0 + E], maybe strided."""
+        """Return the logits of stream 0 in audio before the bias is added, [N, H] -> float32 [N, C0 + E]."""
         return self._first(hidden)
 
     def raw_codes(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -99,7 +99,7 @@ class RunSlots:
         is_exact: True if the host reads the state of the replies from the tables, because steps run on the CPU.
         partner: Slot of the CFG partner by slot, int64 [R]; `NO_SLOT` for none.
         version: Number that changes whenever a slot gets a new request or new parameters.
-        is_read_by_modules: True if the predictor of further rows processes the request's rows, bool [R].
+        is_read_by_modules: True if modules for multi-token steps process the request's rows, bool [R].
     """
 
     def __init__(self, tables: SlotTables, rules: SegmentRules, arrays: Arrays):
