@@ -312,7 +312,7 @@ def write_qwen3_tts(folder: Path) -> list[str]:
 
 
 def chatterbox_turbo(sizes: random_chatterbox.Gpt2Sizes) -> Contender:
-    """Return Chatterbox Turbo or Nano."""
+    """Return Chatterbox Turbo or Nano, which differ in the sizes of GPT-2."""
     layers = f"{sizes.num_layers} layers of {sizes.width}"
     return Contender(
         write=partial(written, "chatterbox", random_chatterbox.write_published_turbo, sizes=sizes),

@@ -68,7 +68,7 @@ class CodecCost:
 
 
 def step_ms(backbone: Backbone, gpu: Gpu, streams: int) -> float:
-    """Return the milliseconds of a step (the slower of device and host), with half replies or full windows."""
+    """Return the milliseconds of a step, the longer of device and host, with half replies or full windows."""
     rows = streams * backbone.rows
     products = products_ms(backbone.layer_weights + backbone.head_columns * backbone.hidden, gpu, rows)
     attention = 1e3 * rows * backbone.attended * backbone.kv_bytes / (SHARE_OF_BANDWIDTH * gpu.tb_per_s * 1e12)
@@ -95,7 +95,7 @@ def streams_of_codec(codec: CodecCost, gpu: Gpu, frames: int) -> int:
 
 
 def streams_with(convolutions: str, codec: CodecCost, gpu: Gpu) -> int:
-    """Return the streams that the codec serves on its own GPU in steady chunks, with other modes than `float32`."""
+    """Return the number of streams that the codec serves on its own GPU with convolutions other than `float32`."""
     tflops = {"exact": gpu.tf32_tflops / 3, "tf32": gpu.tf32_tflops, "bfloat16": gpu.tflops}[convolutions]
     others = (codec.gflop[codec.steady_frames] - codec.convolved) / gpu.float32_tflops
     return int(1e3 * SHARE_OF_CODEC / (others + codec.convolved / tflops))
@@ -205,7 +205,7 @@ def tables() -> str:
 
 
 def _streams_by_convolutions(codec: CodecCost, gpu: Gpu) -> list[int]:
-    """Return the streams of a codec on its own GPU with `float32`, `exact` and `bfloat16`."""
+    """Return the numbers of streams of a codec on its own GPU with `float32`, `exact` and `bfloat16`."""
     others = (streams_with(convolutions, codec, gpu) for convolutions in ("exact", "bfloat16"))
     return [streams_of_codec(codec, gpu, codec.steady_frames), *others]
 

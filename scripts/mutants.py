@@ -413,7 +413,7 @@ class Trial:
 
 
 def main(words: list[str]) -> int:
-    """Judge the mutants; return 1 if one survives that was killed before."""
+    """Judge the mutants; return 1 if a mutant survives that was killed before."""
     parser = argparse.ArgumentParser(prog="mutants", description="Change product code and see whether tests fail.")
     parser.add_argument("files", nargs="*", help="product files or folders, relative to the root")
     parser.add_argument("--tests", nargs="+", required=True, help="files or folders of tests")

@@ -166,7 +166,11 @@ def outcomes_record(outcomes: Outcomes) -> dict[str, Any]:
 
 
 def faults_of(kinds: Sequence[str], folder: Path, killed: Sequence[str] = ()) -> list[Fault]:
-    """Return the faults of the given kinds, except clock faults. `killed` are processes in order, empty for all."""
+    """Return the faults of the given kinds, except clock faults. The launcher is killed last.
+
+    Args:
+        killed: Names of the processes to kill, in this order; empty for all.
+    """
     # Only the launcher's descendants: this process has a resource tracker of its own, which nothing would replace.
     names = [*served_processes(served_processes().get(LAUNCHER)), LAUNCHER]
     faults: dict[str, list[Fault]] = {

@@ -162,7 +162,7 @@ def of_calm(outcomes: Outcomes) -> list[str]:
 
 
 def of_fault(outcomes: Outcomes, right_s: float | None) -> list[str]:
-    """Return the findings about answers during a fault. `right_s` is None if none was correct in time."""
+    """Return the findings about answers during a fault. `right_s` is None if no answer was correct in time."""
     return outcomes.bad + (["the server did not answer correctly again"] if right_s is None else [])
 
 

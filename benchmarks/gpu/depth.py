@@ -86,7 +86,7 @@ class Frame:
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
-    """Yield a line for each way and number of rows, then one for each draw."""
+    """Yield a line for each kind of products and number of rows, then one for each sampling."""
     family = MODELS["qwen3_tts"].read_family(setup)
     dtype = torch.float32 if setup.is_small else DTYPE
     width = 64 if setup.is_small else WIDTH_OF_BACKBONE
@@ -101,7 +101,7 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
 
 
 def frames(setup: Setup, depth: Any, family: Any, hidden: torch.Tensor) -> Iterator[dict[str, Any]]:
-    """Yield a line for each way and number of rows."""
+    """Yield a line for each kind of products and number of rows."""
     expected = dict[int, torch.Tensor]()  # the ids of ours, by number of rows
     for way in WAYS[: 2 if setup.is_small else None]:
         if way == "dependent" and not row_products.launches_early():

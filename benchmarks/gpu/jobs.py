@@ -59,7 +59,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Job:
-    """One job.
+    """Entry in the table of jobs.
 
     Attributes:
         run: Generator function of a Setup and `arguments`, as `module:function`.

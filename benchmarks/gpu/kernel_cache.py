@@ -46,7 +46,7 @@ SHARED_BYTES = 227 << 10  # that a program can have on Hopper
 
 
 class CompilingDriver:
-    """Driver for Triton that only compiles kernels and their launch code. Capability 90 is a GPU of 9.0."""
+    """Driver for Triton that only compiles kernels and their launch code, for a compute capability such as 90."""
 
     def __init__(self, capability: int) -> None:
         from triton.backends.nvidia.driver import CudaLauncher, CudaUtils

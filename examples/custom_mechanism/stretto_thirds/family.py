@@ -1,7 +1,8 @@
 """Three codebooks under the delay pattern, guided by CFG pairs, with a text that may be streamed with the frames.
 
-frame         0    1    2    3    4    5 codebook 0    a0   a1   a1   a3   a4   a4      every third frame repeats the
-code of the frame before codebook 1    b0   b1   b2   b3   b4   b5
+frame         0    1    2    3    4    5
+codebook 0    a0   a1   a1   a3   a4   a4      every third frame repeats the code of the frame before
+codebook 1    b0   b1   b2   b3   b4   b5
 """
 
 from collections.abc import Mapping

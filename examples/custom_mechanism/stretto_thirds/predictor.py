@@ -7,12 +7,7 @@ from stretto_thirds.steps import TwoRows
 
 
 class SecondRow:
-    """Predictor of the engine's interface `RowPredictor`.
-
-    Args:
-        model: The model, which is not needed.
-        generated: Embeddings of the rows generated so far.
-    """
+    """Predictor of the engine's interface `RowPredictor`. `generated` embeds the rows generated so far."""
 
     def __init__(self, steps: TwoRows, model: object, generated: GeneratedRows, config: object):
         self._generated = generated

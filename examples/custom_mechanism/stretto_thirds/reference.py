@@ -7,7 +7,7 @@ from stretto_thirds.family import EveryThird
 
 
 class Repeated(ReferenceRule):
-    """Codes of the first codebook in a reply."""
+    """Rule of the family in one reply, with the codes of its first codebook."""
 
     def __init__(self, rules: EveryThird, prompt: Prompt):
         super().__init__(rules, prompt)

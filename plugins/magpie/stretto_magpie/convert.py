@@ -80,14 +80,14 @@ class Stack(Section):
 
 
 class Encoder(Stack):
-    """`encoder`: the text encoder."""
+    """Section `encoder`: the text encoder."""
 
     kernel_size: Annotated[int, Field(ge=1, le=31)]
     is_causal: bool = True
 
 
 class Decoder(Stack):
-    """`decoder`."""
+    """Section `decoder`."""
 
     kernel_size: Literal[1]
     is_causal: Literal[True] = True
@@ -98,7 +98,7 @@ class Decoder(Stack):
 
 
 class Inference(Section):
-    """`inference_parameters`, with the defaults of the authors' `ModelInferenceParameters`."""
+    """Section `inference_parameters`, with the defaults of the authors' `ModelInferenceParameters`."""
 
     max_decoder_steps: Integer = 500
     temperature: Annotated[float, Field(ge=0, le=10)] = 0.7

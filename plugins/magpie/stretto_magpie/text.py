@@ -43,7 +43,7 @@ WORDS = _words(LETTERS)
 
 
 class Bytes(Section):
-    """Ids of the bytes of a text, and an end."""
+    """Ids for the bytes of a text, and for its end."""
 
     offset: int
 
@@ -145,7 +145,7 @@ class PronouncedText:
         return list(words.get(word, "")) or None
 
     def _inflected(self, word: str) -> str | None:
-        """Return the sounds of an English word with a final s of which the dictionary has only the form without it."""
+        """Return the sounds of an English word that the dictionary has only without its final s."""
         words = self._dictionary.words
         if word in words or word.upper() in words:
             return None
@@ -177,7 +177,7 @@ def _final_s(last: str, ending: str) -> str:
 
 
 class Texts:
-    """Ids of texts in the languages of a model.
+    """Encoder of texts in the languages of a model.
 
     Attributes:
         size: Number of ids that texts may have.

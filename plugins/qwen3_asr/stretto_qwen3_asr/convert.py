@@ -28,7 +28,7 @@ class Rope(Section):
 
 
 class Text(Qwen3Backbone):
-    """`text_config`: the backbone, two of whose fields permit more values."""
+    """Section `text_config`: the backbone, two of whose fields permit more values."""
 
     model_type: Literal["qwen3_asr_text", "qwen3"] = "qwen3_asr_text"  # type: ignore[assignment]
     rope_scaling: Rope | None = None  # type: ignore[assignment]
@@ -36,7 +36,7 @@ class Text(Qwen3Backbone):
 
 
 class Thinker(Section):
-    """`thinker_config`."""
+    """Section `thinker_config`."""
 
     audio_token_id: int
     text_config: Text

@@ -32,7 +32,7 @@ class Opening:
 
 
 class WebRtcCall:
-    """One call."""
+    """Call with its task, from the offer to the end."""
 
     def __init__(self, network: CallNetwork, opening: Opening):
         self.call_id = new_id("rtc")

@@ -70,7 +70,7 @@ def check_lines(description: SessionDescription) -> None:
 
 
 def check_security(media: MediaDescription) -> None:
-    """Raise ApiError unless a line of an offer has what ICE and DTLS need."""
+    """Raise ApiError unless a line of an offer has the fields that ICE and DTLS need."""
     if media.ice is None or not media.ice.usernameFragment or not media.ice.password:
         raise mismatch("sdp", "a=ice-ufrag and a=ice-pwd", "a line without them")
     if media.ice.iceLite:

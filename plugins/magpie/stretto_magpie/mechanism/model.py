@@ -94,7 +94,7 @@ class TextNetwork(nn.Module):
         return self.norm(x)
 
     def fill(self, slots: torch.Tensor, rows: torch.Tensor) -> None:
-        """Record the slots, int [N], of a step's `rows` [at least N, S], and their positions on stream 0."""
+        """Record the slots, int [N], and the ids of stream 0 of a step's `rows` [at least N, S]."""
         num_rows = len(slots)
         first = rows[:num_rows, 0]
         self.slots.fill_(len(self.num_tokens) - 1)

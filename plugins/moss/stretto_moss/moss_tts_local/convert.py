@@ -47,7 +47,7 @@ IDS = {
 
 
 class Gpt2Layers(Section):
-    """`gpt2_config`: the depth transformer, with the defaults of transformers."""
+    """Section `gpt2_config`: the depth transformer, with the defaults of transformers."""
 
     n_embd: Size = 768
     n_head: Size = 12

@@ -36,7 +36,7 @@ UNUSED = (f"{LOCAL}wte.weight",)  # the authors' class ignores it
 
 
 class Gpt2Backbone(Gpt2Layers):
-    """`gpt2_config`: the backbone. The depth transformer has the same layers."""
+    """Section `gpt2_config`: the backbone. The depth transformer has the same layers."""
 
     vocab_size: Integer
     n_positions: Integer = 1024

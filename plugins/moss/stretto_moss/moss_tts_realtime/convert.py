@@ -46,14 +46,14 @@ Linear = Literal["linear", "default"]
 
 
 class LinearRope(Section):
-    """`rope_parameters` of a depth transformer without scaling."""
+    """Section `rope_parameters` of a depth transformer without scaling."""
 
     rope_type: Linear = "linear"
     factor: Annotated[float, Field(ge=1, le=1)] = 1.0
 
 
 class LocalLayers(Qwen3Layers):
-    """`local_config`: the depth transformer, with the defaults of the authors' class."""
+    """Section `local_config`: the depth transformer, with the defaults of the authors' class."""
 
     hidden_size: Size = 2048
     intermediate_size: Size = 6144

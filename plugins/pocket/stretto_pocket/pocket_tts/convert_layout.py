@@ -109,7 +109,7 @@ CODEC_EXPECTED: dict[str, Any] = {
 
 
 def renamed(name: str, names: Names) -> str:
-    """Replace the first prefix in `names` that a name has by its counterpart; keep a name without one."""
+    """Replace a name's first prefix in `names` by its counterpart, if it has one."""
     for one, other in names:
         if match := re.match(re.escape(one).replace(r"\#", r"(\d+)"), name):
             return other.replace("#", match[1] if match.groups() else "#") + name[match.end() :]

@@ -53,7 +53,7 @@ CODEC_IDS = ("pad", "bos", "nothink", "think_bos", "think_eos")
 
 
 class ExpertLayers(Qwen3Layers):
-    """`text_config` of the thinker or the talker: layers of Qwen3-MoE."""
+    """Section `text_config` of the thinker or the talker: layers of Qwen3-MoE."""
 
     vocab_size: Integer
     max_position_embeddings: Integer
@@ -113,13 +113,13 @@ def expert_shapes(prefix: str, width: int, size: int) -> dict[str, Shape]:
 
 
 class TalkerText(ExpertLayers):
-    """`talker_config.text_config`."""
+    """Section `talker_config.text_config`."""
 
     shared_expert_intermediate_size: Integer
 
 
 class Talker(Section):
-    """`talker_config`."""
+    """Section `talker_config`."""
 
     ids_below = "text_config.vocab_size"
 
@@ -138,7 +138,7 @@ class Talker(Section):
 
 
 class ThinkerText(ExpertLayers):
-    """`thinker_config.text_config`: experts in every layer, and no shared one."""
+    """Section `thinker_config.text_config`: experts in every layer, and no shared one."""
 
     tie_word_embeddings: Literal[False] = False
     shared_expert_intermediate_size: Literal[0] = 0
@@ -147,7 +147,7 @@ class ThinkerText(ExpertLayers):
 
 
 class Thinker(Section):
-    """`thinker_config`."""
+    """Section `thinker_config`."""
 
     ids_below = "text_config.vocab_size"
 

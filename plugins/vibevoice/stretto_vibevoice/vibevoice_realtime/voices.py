@@ -52,7 +52,7 @@ STUBS: Any = [
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a release: `num_kv_heads` K, their width D, and the models' width H."""
+    """Sizes of a release: K key and value heads of width D, and models of width H."""
 
     num_text_layers: int
     num_layers: int

@@ -30,7 +30,7 @@ class GuidedDraw(LatentDraw):
         rows: Rows,
         index: Array | None,
     ) -> torch.Tensor:
-        """Return the words. The predictor reads also the previous latents and the guidance scales."""
+        """Return the words. The predictor also reads the previous latents and the guidance scales."""
         before = self.codes[pick(rows.slots, index), pick(rows.position, index) - 1]
         before = self.arrays.tensor(before)[:, : self.segments.family.latent_size].contiguous().view(torch.float32)
         scale = self.arrays.tensor(pick(rows.scales.guidance, index))

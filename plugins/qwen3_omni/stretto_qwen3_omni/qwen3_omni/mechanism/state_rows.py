@@ -10,12 +10,12 @@ from stretto_qwen3_omni.qwen3_omni.family import Talker
 
 
 def spoken_inputs(family: Family, prompt: Prompt) -> tuple[InputAudio | InputImage, ...]:
-    """Return a prompt's audio and images, whose rows' hidden states the talker reads; empty if it does not speak."""
+    """Return the audio and images of a prompt for a spoken reply, or nothing if the reply is not spoken."""
     return prompt.inputs if family.task(prompt.task).speaks else ()
 
 
 class StateRows:
-    """Hidden states of a prompt's rows of audio and images. `inputs` has at least one of these, in order."""
+    """Hidden states of a prompt's rows of audio and images. `inputs` are these in order, at least one."""
 
     def __init__(self, inputs: Sequence[InputAudio | InputImage]) -> None:
         rows = [

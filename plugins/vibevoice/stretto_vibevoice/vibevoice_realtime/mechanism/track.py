@@ -87,6 +87,6 @@ class WindowTrack(Track):
 
 
 def random_text(windows: TextWindows, number: int) -> tuple[int, ...]:
-    """Return the tokens of a text for a test prompt: none of a window, a part of one, or several."""
+    """Return a test prompt's text tokens: less than a window, exactly one, or more."""
     random = np.random.default_rng(number)
     return tuple(random.integers(0, windows.num_text_ids, (3, 5, 7, 12, 1, 10, 22)[number % 7]).tolist())
