@@ -42,17 +42,13 @@ class TimedWord(NamedTuple):
 
 
 def align(log_p: NDArray[np.float32], targets: Sequence[int], blank: int = 0) -> NDArray[np.int32]:
-    """Return the most likely path of labels that yields `targets` when repetitions and blanks are removed.
+    """Return the most likely path of labels that yields `targets` when repetitions and blanks are removed, int32 [T].
 
     The result equals that of `torchaudio.functional.forced_align`, including the choice among equally likely paths.
 
     Args:
         log_p: Log probabilities of C labels in T frames, float32 [T, C].
         targets: L labels, none of them `blank`.
-        blank: Label of the blank.
-
-    Returns:
-        Label of each frame, int32 [T].
 
     Raises:
         CannotAlign: If there are no targets, a target is not a label, or there are too few frames.
@@ -91,10 +87,9 @@ def align(log_p: NDArray[np.float32], targets: Sequence[int], blank: int = 0) ->
 
 
 def spans(path: NDArray[np.int32], log_p: NDArray[np.float32], blank: int = 0) -> list[Span]:
-    """Return the runs of equal labels in a path, excluding blanks.
+    """Return the runs of equal labels in a path, int32 [T], excluding blanks.
 
     Args:
-        path: Label of each frame, int32 [T].
         log_p: Log probabilities of C labels in T frames, float32 [T, C].
     """
     borders = [0, *(np.flatnonzero(path[1:] != path[:-1]) + 1).tolist(), len(path)]

@@ -101,11 +101,7 @@ class WordAligner(Protocol):
 
 @dataclass(eq=False)
 class AlignmentJob:
-    """Recording and text to align; a job is answered exactly once.
-
-    Attributes:
-        pcm: Parts of the samples, int16 [n] each.
-    """
+    """Recording, as parts of int16 samples, and text to align. A job is answered exactly once."""
 
     pcm: list[NDArray[np.int16]]
     rate: int
@@ -170,11 +166,7 @@ class AlignmentQueue:
         self._thread.start()
 
     def submit(self, pcm: list[NDArray[np.int16]], rate: int, text: str, answer: Answer) -> None:
-        """Queue a text and a recording to align; `answer` is called once, within `limit_s`.
-
-        Args:
-            answer: Function that is called with the word times, or with None if they are not available in time.
-        """
+        """Queue a text and a recording to align, and call `answer` once within `limit_s`, with word times or None."""
         timer: Timer | None = None
 
         def ended(words: list[TimedWord] | None) -> None:

@@ -243,11 +243,9 @@ class CodecSpec:
         return max(0, first - self.streaming.left)
 
     def num_samples(self, frames: int, right: int) -> int:
-        """Return the number of samples in a window.
+        """Return the number of samples in a window of `frames` frames without context.
 
-        Args:
-            frames: Number of frames in the window, without context.
-            right: Number of right-context frames that follow; 0 at the end of the utterance.
+        The window is the end of the utterance if no frames of right context follow.
         """
         samples = frames * self.samples_per_frame
         return samples if right or samples == self.tail_samples else samples - self.tail_samples

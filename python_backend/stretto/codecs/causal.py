@@ -29,7 +29,7 @@ class Convolution(nn.Module):
     """Causal convolution that stores its last inputs in the state.
 
     Attributes:
-        late: Number of steps at an utterance's start to set to zero; set by the owner.
+        late: Number of steps at an utterance's start to set to zero; set by the module that contains the layer.
         kept: Number of elements in the layer's part of the state.
     """
 
@@ -57,11 +57,7 @@ class Convolution(nn.Module):
 
 
 class Upsampling(nn.Module):
-    """Transposed convolution trimmed on the right.
-
-    Args:
-        late: Number of steps at an utterance's start to set to zero.
-    """
+    """Transposed convolution trimmed on the right, with `late` steps at an utterance's start set to zero."""
 
     def __init__(
         self,

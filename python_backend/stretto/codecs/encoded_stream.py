@@ -25,15 +25,12 @@ class FrameEncoder(Protocol):
         ...
 
     def encode(self, pcm: Tensor, first: Tensor, state: Tensor) -> Tensor:
-        """Encode the next frames of B recordings.
+        """Encode the next n frames of B recordings to codes, int64 [B, K, n].
 
         Args:
-            pcm: Samples of n whole frames, float [B, n * samples_per_frame].
+            pcm: Samples of these frames, float [B, n * samples_per_frame].
             first: Number of frames already encoded, int64 [B].
             state: States, [B, D], updated in place.
-
-        Returns:
-            Codes, int64 [B, K, n].
         """
         ...
 

@@ -454,7 +454,7 @@ class Glm4VoiceCodec(nn.Module):
         return torch.cat([begin, mel[..., self.overlap :]], 2)
 
     def _speak(self, memory: BlockMemory, mel: Tensor, goes_on: bool) -> BlockMemory:
-        """Decode a block of mel frames except for its end, and return the next state; `goes_on` unless it is first."""
+        """Decode a block of mel frames except its end, and return the next state. `goes_on` is False at the start."""
         spoken = mel[..., : -self.overlap]
         overlap = mel[..., -self.overlap :]
         pcm, source = self._voice(memory, spoken, goes_on)

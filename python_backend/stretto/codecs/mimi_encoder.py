@@ -52,15 +52,11 @@ class RingTransformer:
         self.shape = (config.num_hidden_layers, 2, config.num_key_value_heads, self.size, config.head_dim)
 
     def advance(self, steps: Tensor, first: Tensor, rings: Tensor) -> Tensor:
-        """Process the next n steps and update the rings.
+        """Return the outputs [B, n, H] of the next n steps [B, n, H], and update the rings.
 
         Args:
-            steps: Inputs, [B, n, H].
             first: Position of the first step of each utterance, [B].
-            rings: Rings of keys and values, [B, layers, 2, heads, R, head_dim], updated in place.
-
-        Returns:
-            Outputs, [B, n, H].
+            rings: Rings of keys and values, [B, layers, 2, heads, R, head_dim].
         """
         outputs = []
         for start in range(0, steps.shape[1], self._block):

@@ -138,7 +138,6 @@ def run_layers(layers: Sequence[Any], x: Tensor, first: Tensor, frequencies: Ten
     """Return the outputs [B, n, C] of transformer layers of this module or of the Qwen3-TTS codec.
 
     Args:
-        x: Steps, [B, n, C].
         first: Position of the first step of each utterance, [B].
         frequencies: Rotary frequencies of a head, [D / 2].
     """

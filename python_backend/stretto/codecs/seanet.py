@@ -115,14 +115,11 @@ class SeanetStream:
         return next(self.lstm.parameters()).new_zeros(batch, 2 * self.lstm.num_layers * self.lstm.hidden_size)
 
     def __call__(self, latents: Tensor, left: int, right: int, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode a window.
+        """Return the samples [B, n] of a window without its context, and the next state.
 
         Args:
             latents: Latents, [B, C, left + frames + right].
             state: State before the window, [B, D].
-
-        Returns:
-            Samples of the window without its context, [B, n], and the next state.
         """
         end = latents.shape[2] - right
         start, keep = (max(0, frame - self.shape.tail.left) for frame in (left, end))

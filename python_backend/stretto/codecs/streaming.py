@@ -67,7 +67,7 @@ class Linear(nn.Linear):
 
 
 def prepare_products(model: Model) -> Model:
-    """Make the linear layers of a model use `linear`, join its constants, and return the model."""
+    """Make the linear layers of a model use `linear`, compute its constants, and return the model."""
     for layer in model.modules():
         if type(layer) is nn.Linear:
             layer.__class__ = Linear

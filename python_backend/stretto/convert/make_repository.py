@@ -56,10 +56,7 @@ def profile(
 ) -> str:
     """Return the model profile as one line of JSON without single quotes, so that it can be quoted in a config.
 
-    Args:
-        sample_rate: Sample rate of the codec in Hz.
-        frame_rate: Frames per second of the codec.
-        lookahead_frames: `CodecSpec.lookahead_frames` of the codec.
+    `sample_rate` in Hz, `frame_rate` in frames per second, and `lookahead_frames` are those of the codec.
     """
     reach = lookahead_frames + ceil(REACH_S * frame_rate) if family.has_all_frames else MOST_ROWS
     record = {

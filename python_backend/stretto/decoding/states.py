@@ -36,14 +36,10 @@ State = Tensor | StateRow  # state of an utterance: [1, D], or a row of the laun
 
 
 class StateTable:
-    """Table of codec states. Only one thread may take rows; any thread may drop them.
+    """Table of codec states [NUM_RESERVED + num_rows, D]. Only one thread may take rows; any thread may drop them.
 
     Args:
-        initial: State before any frame, [1, D].
-
-    Attributes:
-        states: The table, [NUM_RESERVED + num_rows, D].
-        initial: Row of the state before any frame.
+        initial: State before any frame, [1, D]. The attribute `initial` is the row that contains it.
     """
 
     def __init__(self, initial: Tensor, num_rows: int) -> None:

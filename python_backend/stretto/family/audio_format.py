@@ -33,7 +33,7 @@ class AudioFormat(ABC):
 
 @dataclass(frozen=True, slots=True)
 class VectorFormat(AudioFormat):
-    """Vectors as wide as the model's rows. Each one replaces part of the embedding of a row."""
+    """Input format of vectors as wide as the model's rows. Each one replaces part of a row's embedding."""
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "VectorFormat":

@@ -63,8 +63,8 @@ class DepthSpec:
         has_head_norms: True if queries and keys are normalised per head, as in Qwen3.
         num_first: Number of streams, from stream 0 on, that are sampled from the output of position 0. If 0, stream 0
             is sampled from the hidden state. If 2, position p reads the code of stream p, for stream p + 1, and no
-            position reads stream 0; only a `network` of the family supports this. Not 0 only in a family without
-            guidance, and without a schedule.
+            position reads stream 0; only a `network` of the family supports this. Must be 0 in a family with
+            guidance or with a schedule.
         schedule: Index of the weight set used at each position, 0 to S - 2; empty if all positions share one set.
         num_second_ids: Number of ids of the second text stream (`Family.second_ids`), which position 0 reads in
             addition to stream 0; their embeddings follow those of the other streams. Needs a schedule. 0 for none.

@@ -58,15 +58,9 @@ def _extractor(num_mel_bins: int) -> Any:
 
 
 def log_mel(pcm: np.ndarray, audio_format: MelFormat) -> np.ndarray:
-    """Return the encoder input for a recording.
+    """Return the log-mel frames, float32 [n // 160, M], of mono samples, float32 [n >= SHORTEST] at 16 kHz.
 
     The waveform is not padded with silence; it is reflected at its end for the last frames, as in training.
-
-    Args:
-        pcm: Mono samples, float32 [n >= SHORTEST] at 16 kHz.
-
-    Returns:
-        Log-mel frames, float32 [F, M], F = n // 160.
     """
     extracted = _extractor(audio_format.feature_size)(
         pcm,
@@ -80,11 +74,7 @@ def log_mel(pcm: np.ndarray, audio_format: MelFormat) -> np.ndarray:
 
 
 def input_audio(pcm: np.ndarray, path: str, first_row: int, audio_format: MelFormat | None) -> InputAudio:
-    """Return the audio input for a recording; raise InvalidRequest if it is too short or there is no encoder.
-
-    Args:
-        pcm: Mono samples, float32 [n] at 16 kHz.
-    """
+    """Return the audio input for mono float32 samples at 16 kHz, or raise InvalidRequest if they are not accepted."""
     if audio_format is None:
         raise InvalidRequest(path, "no audio (this checkpoint has no audio encoder)", f"{len(pcm)} samples")
     if len(pcm) < SHORTEST:

@@ -44,15 +44,9 @@ def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> nn.Module:
 
 
 def embed_audio(tower: Qwen3OmniMoeAudioEncoder, adaptor: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """Encode one audio input.
+    """Return rows for the backbone, [N, H], N = `MelFormat.num_rows(F)`, for a recording's log-mel frames [F, M].
 
     Lengths, which determine how the audio is split, stay on the host, so that there is no GPU synchronisation.
-
-    Args:
-        features: Log-mel frames, [F, M].
-
-    Returns:
-        Rows for the backbone, [N, H]; N is `MelFormat.num_rows(F)`.
     """
     lengths = torch.tensor([len(features)])
     places = _places(tower.config, len(features), features.device)

@@ -15,18 +15,11 @@ MAX_PAIRS = 1 << 20  # maximum product of both numbers of words in an alignment,
 
 
 def source_words(text: str, spoken: Sequence[str], speak: Callable[[str], Sequence[str]]) -> tuple[SourceWord, ...]:
-    """Return the word of a text to which each spoken word belongs.
+    """Return the word of a text to which each spoken word belongs; empty if there are too many words to align.
 
-    Each word of the text is also converted by itself. The results are aligned with the spoken words, which may depend
-    on the words around them: `5 May` is spoken as "fifth of may". Words that cannot be separated count as one: `$5
-    million` is spoken as "five million dollars".
-
-    Args:
-        text: The text, whose words are separated by spaces.
-        spoken: Spoken words of the whole text, in order.
-
-    Returns:
-        The word of the text for each spoken word; empty if too many words would have to be aligned.
+    The words of `text` are separated by spaces. Each is also converted by itself. The results are aligned with the
+    spoken words, which may depend on the words around them: `5 May` is spoken as "fifth of may". Words that cannot be
+    separated count as one: `$5 million` is spoken as "five million dollars".
     """
     units = list(UNIT.finditer(text))
     alone = [speak(unit.group()) for unit in units]

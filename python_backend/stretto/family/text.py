@@ -116,7 +116,7 @@ MAX_UNUSED_IDS = 1 << 16  # ids below the largest one that no token has; publish
 
 
 def check_ids(vocabulary: Mapping[str, Any], path: Path | str) -> None:
-    """Raise CheckpointError if ids by token, which are sizes of tables, are no integers, negative or far too large."""
+    """Raise CheckpointError if a token's id, which is a size of tables, is no integer, negative or far too large."""
     stop = len(vocabulary) + MAX_UNUSED_IDS
     for token, token_id in vocabulary.items():
         if type(token_id) is not int or not 0 <= token_id < stop:
@@ -141,11 +141,7 @@ class PlainTokenizer(Protocol):
 
 
 class SentencePieceTokenizer:
-    """SentencePiece tokenizer. It uses the original library, which resolves ties in its own way.
-
-    Args:
-        model: Contents of `tokenizer.model`.
-    """
+    """SentencePiece tokenizer with the contents of `tokenizer.model`. The original library resolves ties in its way."""
 
     def __init__(self, model: bytes):
         from sentencepiece import SentencePieceProcessor
@@ -415,8 +411,8 @@ class TextCodec:
 
     Attributes:
         words: Function that returns the word index of each spoken token in a text segment, or None for a pause.
-        match: The same for a text segment whose number of words is not that of the text to speak. It is given these
-            words, to which the indices refer, and returns None for tokens of other words. None if there is no such
+        match: The same if the segment and the text to speak have different numbers of words. It also gets the words to
+            speak, to which its indices refer, and returns None for tokens of other words. None if there is no such
             function.
         stream: Function that creates a converter of streamed text to ids; None if there is no tokenizer.
     """

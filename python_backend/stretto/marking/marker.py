@@ -16,14 +16,10 @@ class MarkerStream(Protocol):
     def num_bytes(self) -> int: ...
 
     def push(self, pcm: np.ndarray, is_final: bool) -> np.ndarray:
-        """Mark the next samples.
+        """Mark the next samples, float32 [n] at the codec's sample rate, and return samples, float32 [m].
 
-        Args:
-            pcm: float32 samples [n] at the codec's sample rate.
-
-        Returns:
-            float32 samples [m]. A marker that looks ahead holds samples back, and returns them after later calls; in
-            total, it returns as many samples as it receives.
+        A marker that looks ahead holds samples back, and returns them after later calls. In total, it returns as many
+        samples as it receives.
         """
         ...
 

@@ -67,7 +67,6 @@ class OnGpu:
     """Small codec whose kernels run in Triton's interpreter, and the launches that are expected.
 
     Attributes:
-        make: Function that returns a codec with few numbers.
         launches: Number of launches of each of our operators while a window of two frames is decoded.
         num_others: Number of other operators.
     """
@@ -92,18 +91,14 @@ class CodecCase:
         pads_recordings: True if the last frame of a recording is filled with silence.
         num_frames: Number of frames of most utterances; more than the attention windows.
         positions: Frames at which utterances continue in one batch.
-        tolerance: Largest difference of a sample in float64.
-        float32_tolerance: Largest difference of a sample in float32.
+        tolerance, float32_tolerance: Largest difference of a sample in float64, and in float32.
         latent_tolerance: Largest difference of a latent of a recording.
-        weights: Path of the tensors in the folder.
-        config: Path of the config in the folder, or of another needed file.
+        weights, config: Paths in the folder of the tensors, and of the config or another needed file.
         unneeded_tensors: Stored names of tensors that a checkpoint may lack or whose shape is free.
         prefix: Beginning of the stored names of its tensors.
         name_if_missing: Function that returns the name of a tensor in errors.
         refused_configs: Changes of the config, by dotted paths, and a part of the error.
         refused_edits: File in the folder, edit of its content, and a part of the error.
-        published: Sizes of a published codec.
-        on_gpu: A codec with kernels.
         stream_encoder: Function that returns an encoder of parts of recordings for a codec.
     """
 

@@ -57,12 +57,10 @@ DEFAULTS = {
 
 @dataclass
 class Answer:
-    """Reply to one prompt.
+    """Reply to one prompt, with its statistics and vLLM's finish reason once it has ended.
 
     Attributes:
         rows: Ids of the output streams in every row.
-        trailer: Statistics, once the reply has ended.
-        finish_reason: vLLM's finish reason, once the reply has ended.
         changes: (index, is_guided) for every row at which guidance is switched on or off.
         states: State of the reply after every row (`SegmentRules.sent_state`).
     """

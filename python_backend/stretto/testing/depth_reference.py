@@ -13,10 +13,9 @@ class SlowDepth(Protocol):
     """Slow depth transformer (`DepthSpec.reference`)."""
 
     def logits(self, hidden: torch.Tensor, ids: list[int], second: int | None = None) -> list[float]:
-        """Return the logits over the vocabulary of the next stream in a row.
+        """Return the logits over the vocabulary of the next stream in a row with the hidden state [H].
 
         Args:
-            hidden: Hidden state of the row, [H].
             ids: Ids of the previous streams.
             second: Id of the second text stream in the row; None if the family has none.
         """

@@ -33,11 +33,7 @@ class ReferenceRule:
         """Change a text row in place after stream 0 is sampled."""
 
     def given_row(self, sample: Callable[[], int]) -> tuple[int, int] | None:
-        """Return the ids of stream 0 and the text stream in the next audio row if it is given; None if it is sampled.
-
-        Args:
-            sample: Function that samples an id of stream 0.
-        """
+        """Return the ids of stream 0 and the text stream in the next audio row if it is given; None to sample it."""
         return None
 
     def permitted(self, codes: list[int], ends: list[int]) -> list[int]:
@@ -58,11 +54,10 @@ class ReferenceRule:
         return None
 
     def penalized(self, logits: list[float], usual: list[float], stream: int) -> list[float]:
-        """Return the logits of a stream in audio from which ids are sampled, and sampled again.
+        """Return the logits over the vocabulary from which ids of a stream in audio are sampled, and sampled again.
 
         Args:
-            logits: Logits over the vocabulary.
-            usual: The same with the repetition penalty, as other families have it on stream 0.
+            usual: The logits with the repetition penalty, as other families have it on stream 0.
         """
         return usual
 

@@ -81,8 +81,6 @@ class SmallRelease:
     """A small random release in a folder of its own, and its checkpoint, which is written when it is first read.
 
     Attributes:
-        folder: Folder with the release's files and nothing else.
-        size: Name of its sizes.
         arguments: Arguments of `stretto convert`, without `--out`.
         codec: Codec of the preprocessor; None for the checkpoint's.
     """

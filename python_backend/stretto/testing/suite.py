@@ -62,8 +62,6 @@ class PublishedSizes:
     """Names and shapes of the tensors of a published release, and the plan of their conversion.
 
     Attributes:
-        shapes: Shapes of the published tensors by name.
-        plan: The family's plan for its config.
         written: Expected shapes of some tensors of the checkpoint.
         num_written: Number of tensors of the checkpoint.
         unused: Names of published tensors that are left out.
@@ -85,9 +83,7 @@ class FamilyCase:
             arguments of `stretto convert`, without `--out`.
         sizes: Names of small sizes. Most tests use the first.
         other_sizes: Names of sizes that are only converted.
-        config: Path of the release's config in the folder.
-        weights: Path of the language model's tensors in the folder.
-        tokenizer: Path of tokenizer.json in the folder.
+        config, weights, tokenizer: Paths in the folder of the config, the language model's tensors and tokenizer.json.
         may_be_sharded: False if the files of the weights have fixed names.
         tensors_in: Function that returns the tensors by name in the content of `weights`.
         name_if_missing: Function that returns the name of a missing tensor in errors, if releases have several for it.

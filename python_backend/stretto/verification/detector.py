@@ -42,7 +42,7 @@ class Detector:
 
     @classmethod
     def load(cls, package: Path) -> "Detector":
-        """Return the detector with the weights in the package's folder; raise CheckpointError if they are not there."""
+        """Return the detector with the weights in the package's folder; raise CheckpointError if they are missing."""
         path = package / WEIGHTS
         record = read_pickled(path)
         weights = record.get("model") if isinstance(record, dict) else None

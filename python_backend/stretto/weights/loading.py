@@ -58,12 +58,7 @@ class PendingTensor:
 
 @dataclass(frozen=True)
 class Written:
-    """File that has been written.
-
-    Attributes:
-        name: Path relative to the checkpoint.
-        sha256: SHA-256 of the contents, in hexadecimal.
-    """
+    """File that has been written, with its path relative to the checkpoint and its SHA-256 in hexadecimal."""
 
     name: str
     num_bytes: int
@@ -259,7 +254,6 @@ def raise_mismatch(
 
     Args:
         wrong: Names of the tensors of a wrong shape, or descriptions that begin with the name.
-        source: File or folder of the tensors, for the error message; None to leave it out.
     """
     kinds = {"missing": sorted(missing), "unknown": sorted(unknown), "wrong shape": sorted(wrong)}
     listed = "; ".join(f"{fault}: {first(names)}" for fault, names in kinds.items() if names)

@@ -106,10 +106,9 @@ class Source(nn.Module):
         self.register_buffer("multiples", torch.arange(1.0, shape.harmonics + 2)[:, None], persistent=False)
 
     def forward(self, pitch: Tensor, phases: Tensor, noise: Tensor) -> Tensor:
-        """Return the excitation, [B, 1, n].
+        """Return the excitation, [B, 1, n], for a pitch in Hz, [B, n].
 
         Args:
-            pitch: Pitch in Hz, [B, n].
             phases: Initial phase of each sine, [harmonics + 1, 1].
             noise: Noise of unit variance, [harmonics + 1, n].
         """

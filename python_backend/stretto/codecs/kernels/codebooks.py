@@ -10,7 +10,7 @@ COLUMNS = 128
 def sum_on_device(
     out: Tensor, codes: Tensor, entries: Tensor, num_first: int, num_others: int, last_code: int, scale: float
 ) -> None:
-    """Write the sum of entries over the first `num_first` codebooks, then over each `num_others` of the others.
+    """Write the sum of entries over the first `num_first` codebooks, then over each group of `num_others` more.
 
     Args:
         out: Sums, float32 [B, n, groups · C]; written.

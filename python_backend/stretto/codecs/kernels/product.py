@@ -1,4 +1,4 @@
-"""Kernel of a convolution or a linear layer, with all that surrounds it, whose sums have one order in any window.
+"""Kernel of a convolution or linear layer, whose sums have the same order in every window and batch.
 
 state and x, C channels of a step      64 steps of any utterances         output, 64 steps
 ┌────────────────────┐                ┌─────────────┬─────────────┬───┐    ┌────────────┐   + bias, · gain,

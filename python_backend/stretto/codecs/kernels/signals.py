@@ -1,4 +1,4 @@
-"""Functions of a codec's kernels: inputs that continue the state, and activations of sums.
+"""Functions that the kernels of codecs share: reading inputs that follow the state, and activations.
 
 state before   x                 inputs of a layer        state after
 ┌─────────┐   ┌─────────────┐    ┌─────────┬─────────┐    ┌─────────┐

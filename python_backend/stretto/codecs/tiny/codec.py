@@ -106,14 +106,10 @@ def cycles(pitch_hz: Tensor) -> Tensor:
 
 
 def pulses(phase: Tensor, pitch_hz: Tensor) -> Tensor:
-    """Return a band-limited pulse train whose harmonics have amplitude 1, [B, n].
+    """Return a band-limited pulse train, [B, n], for a phase in cycles and a pitch in Hz, both float64 [B, n].
 
     With x = HIGHEST_HARMONIC_HZ / pitch and K = floor(x), the train is the sum of cos(2 pi k phase) for k = 1 … K in
     closed form (Dirichlet kernel), plus harmonic K + 1 with weight x - K, which makes it continuous in the pitch.
-
-    Args:
-        phase: Phase in cycles, float64 [B, n].
-        pitch_hz: Pitch in Hz, float64 [B, n].
     """
     number = HIGHEST_HARMONIC_HZ / pitch_hz
     whole = number.floor()
@@ -331,11 +327,7 @@ class Decoder(nn.Module):
         return transform(train.to(dtype), self.window.to(dtype) * (4 / FFT_SIZE))
 
     def overlap(self, spectrum: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """Add inverse transforms of spectra [B, T, BINS] to the incomplete sum before them, [B, OVERLAP].
-
-        Returns:
-            The complete samples [B, T * HOP], and the incomplete sum after them.
-        """
+        """Return the samples [B, T * HOP] that spectra [B, T, BINS] complete, and the sum [B, OVERLAP] after them."""
         blocks = torch.fft.irfft(spectrum, n=FFT_SIZE) * (self.window.to(before.dtype) / 1.5)
         batch, hops, _ = blocks.shape
         length = hops * HOP + OVERLAP

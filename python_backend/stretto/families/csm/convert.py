@@ -1,7 +1,7 @@
 """Conversion of the CSM release in transformers format, including its copy of Mimi.
 
-The release is https://huggingface.co/sesame/csm-1b. It also contains the same weights in Sesame's own format, which
-uses torchtune names and lacks Mimi. `--model` must therefore be the index of the files in transformers format,
+https://huggingface.co/sesame/csm-1b also contains the same weights in Sesame's own format, which uses torchtune names
+and lacks Mimi. `--model` must therefore be the index of the files in transformers format,
 `transformers.safetensors.index.json`.
 """
 

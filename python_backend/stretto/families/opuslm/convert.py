@@ -1,9 +1,7 @@
 """Conversion of OpusLM releases: tensor names, and the vocabulary.
 
-Token ids are looked up by name, because task ids differ between releases.
-
-Names follow espnet2/speechlm/{definitions,core_lm/ar_parallel,module/huggingface}.py in
-https://github.com/espnet/espnet.
+Token ids are looked up by name, because task ids differ between releases. Names follow
+espnet2/speechlm/{definitions,core_lm/ar_parallel,module/huggingface}.py in https://github.com/espnet/espnet.
 """
 
 import re
@@ -133,11 +131,7 @@ class XeusRelease(Section):
 
 @dataclass(frozen=True)
 class ConvertedSslTokenizer:
-    """Contents of `ssl_tokenizer/` to be written.
-
-    Attributes:
-        dropped: Shapes of the tensors that are needed only for training, by name.
-    """
+    """Contents of `ssl_tokenizer/` to be written, and the shapes of tensors that only training needs (`dropped`)."""
 
     record: dict[str, Any]
     entries: list[PendingTensor]
@@ -145,10 +139,9 @@ class ConvertedSslTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, num_codes: int) -> "ConvertedSslTokenizer":
-        """Convert a published semantic tokenizer, or raise CheckpointError.
+        """Convert the published semantic tokenizer in `folder` or its subfolder `model`, or raise CheckpointError.
 
         Args:
-            folder: Published folder, or the folder above it.
             num_codes: Number of semantic tokens in the language model's vocabulary.
         """
         folder = released_folder(folder, "model") if (folder / "model").is_dir() else folder

@@ -35,15 +35,10 @@ SILENT_PEAK = 1e-6  # quieter recordings are silent: half a step of 16-bit sampl
 
 
 def extract_speech(pcm: np.ndarray, sample_rate: int) -> np.ndarray | None:
-    """Return the speech in a recording, at a fixed level, with MARGIN_S of silence at both ends.
+    """Return the speech in a recording, with MARGIN_S of silence at both ends, or None if there is no speech.
 
-    The result does not depend on the level of the recording, nor on a constant offset.
-
-    Args:
-        pcm: Mono samples, float32 [n].
-
-    Returns:
-        Samples, float32 [m], m ≤ n + 2 * MARGIN_S * sample_rate; None if the recording contains no speech.
+    The samples, float32 [n], are mono. The speech has a fixed level, and does not depend on the level of the recording,
+    nor on a constant offset.
     """
     pcm = pcm - pcm.mean(dtype=np.float64).astype(np.float32)
     first, last = speech_bounds(pcm, sample_rate)

@@ -54,16 +54,13 @@ DITHER = 1.0  # the frontend's default, so that digital silence contains the sam
 
 
 def stacked_log_mel(pcm: np.ndarray, audio: Mapping[str, Any], dither: float = DITHER) -> np.ndarray:
-    """Return the encoder input for a recording.
+    """Return the encoder input for a recording, float32 [T / 6, rounded up, 560] for T mel frames.
 
     Args:
         pcm: Mono samples [n >= WINDOW] at 16 kHz.
         audio: `audio_config` in config.json, with the `shift` and `scale` of each of the 560 features.
         dither: Standard deviation of the added noise in 16-bit steps. The noise is the same each time, so that the same
             audio always gives the same features.
-
-    Returns:
-        Features, float32 [F, 560], where F is T / 6, rounded up, for T mel frames.
     """
     mel = _log_mel(pcm, dither)
     around = STEP * np.arange(-(-len(mel) // STEP))[:, None] + np.arange(STACKED) - STACKED // 2

@@ -123,9 +123,7 @@ class ModuleProgram:
 
     Args:
         model: Model with `run_module` and `rows_hidden`.
-        generated: Embeddings of the rows generated so far.
         ring: Hidden states of the backbone for the last rows of each slot, [R, window, H].
-        recorder: Graph recorder; None to launch directly.
 
     Attributes:
         hidden: Output of the most recently run module for each request's last row, [R, H].
