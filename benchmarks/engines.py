@@ -89,7 +89,6 @@ class SteppedEngine:
         return self.add(*self.requests(prompts))
 
     def step(self) -> Any:
-        """Run one step of the engine and return its outputs."""
         outputs, executed = self.core.step_fn()
         self.core.post_step(executed)
         return outputs

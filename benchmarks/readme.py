@@ -114,7 +114,6 @@ def text(records: Sequence[Record]) -> str:
 
 
 def _processor(record: Record) -> tuple[str, bool]:
-    """Return the name of a record's processor and whether it has AVX-512."""
     host = record["hardware"]
     return host["cpu"], bool(host.get("avx512"))
 

@@ -65,7 +65,6 @@ class Images:
         self._links = links
 
     def buildah(self, *command: str | Path) -> str:
-        """Run a command of buildah and return its output."""
         return output("buildah", *self._store(), *command)
 
     def _store(self) -> tuple[str | Path, ...]:

@@ -264,10 +264,7 @@ def seconds_of(jobs: Mapping[str, Job]) -> float:
 
 @dataclass(frozen=True)
 class Children:
-    """Runner of jobs in child processes.
-
-    If `is_cold`, each job runs in a new interpreter, because a fork of this process cannot use CUDA.
-    """
+    """Runner of jobs in child processes. With `is_cold`, these are new interpreters, because a fork cannot use CUDA."""
 
     setup: Setup
     is_cold: bool = False

@@ -135,10 +135,7 @@ def transfers(call: Call) -> list[Call]:
 
 
 def divided(names: Iterable[str], jobs: Mapping[str, Job] = JOBS) -> list[dict[str, Job]]:
-    """Divide the jobs `names` into groups whose time limits fit into a call each, in the same order.
-
-    A group includes the jobs whose results its jobs read.
-    """
+    """Divide the jobs `names` in order into calls by time limit, each with the jobs whose results its jobs read."""
     parts: list[dict[str, Job]] = [{}]
     for name in names:
         wanted = {wanted_name: jobs[wanted_name] for wanted_name in (*jobs[name].reads, name)}

@@ -184,10 +184,7 @@ Report = Callable[[Any, Any, Any, Any], Any]  # (operator, types, arguments, key
 
 
 class Delegate(TorchDispatchMode):
-    """Dispatch mode that reports this thread's operators to a sanitizer.
-
-    A sanitizer's own mode covers only the thread that enabled it.
-    """
+    """Dispatch mode that reports one thread's operators to a sanitizer, whose own mode covers only its thread."""
 
     def __init__(self, report: Report):
         super().__init__()

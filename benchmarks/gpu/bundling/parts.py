@@ -36,12 +36,10 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
-        """Read the JSON that `write` writes."""
         record = json.loads(path.read_text())
         return cls([Part(**record_of_part) for record_of_part in record["parts"]], record["contents"])
 
     def write(self, folder: Path) -> Path:
-        """Write `manifest.json` to `folder`."""
         path = folder / MANIFEST
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
         return path

@@ -59,7 +59,6 @@ class Wheelhouse:
             return [line for line in pinned.read_text().splitlines() if "sys_platform == 'never'" not in line]
 
     def _find(self, pin: Requirement) -> Path | None:
-        """Return the wheel for a pinned version, or None if it is not in the folder."""
         for path in self.folder.glob("*.whl"):
             name, version, _, _ = parse_wheel_filename(path.name)
             if name == canonicalize_name(pin.name) and pin.specifier.contains(version, prereleases=True):

@@ -233,7 +233,6 @@ class NanoCodec(CausalCodec):
         raise InvalidRequest("audio", f"no audio ({self.spec.name} can only decode)", "audio")
 
     def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Decode frames (see `CausalCodec`)."""
         stages = zip(self.activations, self.up_sample_conv_layers, self.res_layers, strict=True)
         layers = [self.pre_conv, *chain.from_iterable(stages), self.post_activation, self.post_conv]
         return run_in_parts(steps_of(layers), self._latents(codes), memory)[:, 0].clamp(-1, 1)

@@ -304,7 +304,6 @@ class MossCodec(CausalCodec):
         return np.concatenate(parts, 1)
 
     def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Decode frames (see `CausalCodec`)."""
         x = _split(self.quantizer.decode(codes), self.config.inner_patch)
         for patch, stage in zip(self.config.decoder_patches, self.decoder, strict=True):
             x = _split(stage(x, first, memory), patch)

@@ -253,7 +253,6 @@ class PocketCodec(CausalCodec):
         return torch.cat(parts, 2)[0].float().cpu().view(torch.int32).numpy()
 
     def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Decode frames (see `CausalCodec`)."""
         latents = codes.to(torch.int32).contiguous().view(torch.float32).to(self.emb_mean.dtype)
         x = self.quantizer.output_proj(latents * self.emb_std[:, None] + self.emb_mean[:, None])
         x = self.decoder_transformer(self.upsample.convtr(x, memory), first * self._stride, memory)

@@ -72,7 +72,6 @@ class Code2Wav(CausalCodec):
         raise InvalidRequest("audio", f"no audio ({self.spec.name} can only decode)", "audio")
 
     def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Decode frames (see `CausalCodec`)."""
         pcm: Tensor = self(codes, first, memory)
         begin = self.spec.tail_samples
         stop = begin + self.spec.num_samples(codes.shape[2] - memory.right, memory.right)

@@ -266,7 +266,6 @@ class AudioVae(CausalCodec):
         return latents.reshape(-1, self.config.num_words).view(np.int32).T.astype(np.int64)
 
     def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Decode frames (see `CausalCodec`)."""
         latents = codes.to(torch.int32).contiguous().view(torch.float32).to(self.decoder.leave.conv.weight.dtype)
         patches = latents.transpose(1, 2).unflatten(2, (self.config.num_latents, self.config.num_numbers))
         pcm: Tensor = self.decoder(patches.flatten(1, 2).transpose(1, 2).contiguous(), memory)

@@ -76,7 +76,6 @@ class Gpt2Reference:
 
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor, ids: list[int], second: int | None = None) -> list[float]:
-        """Return the logits of the next stream in a row; see `SlowDepth`."""
         rows = [self.starts[s] + token - self.layout.audio[s].start for s, token in enumerate(ids)]
         first = self.mine["project.weight"] @ hidden if self.spec.projection else hidden
         x = torch.cat([first[None], self.mine["embed"][rows[self.spec.num_first - 1 :]]])

@@ -73,7 +73,6 @@ class VibeVoiceVocabulary(Vocabulary):
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids."""
         return self.voice + 1
 
     @property

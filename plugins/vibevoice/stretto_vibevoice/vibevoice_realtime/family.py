@@ -99,7 +99,6 @@ class VibeVoiceRealtimeVocabulary(Vocabulary):
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids."""
         return self.first_rows[-1]
 
     @property

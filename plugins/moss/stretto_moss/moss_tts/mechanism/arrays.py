@@ -53,7 +53,6 @@ class SlotProgram(StepProgram):
         self._rules = SlotRules(self.num_rows, len(slots.pads), state.stride(0), *ids)
 
     def replace_streams(self, num_rows: int) -> None:
-        """Replace text ids and codes; see `StepProgram.replace_streams`."""
         block = triton.next_power_of_2(max(self._rules.num_codebooks, 2))
         slots_kernel[num_rows,](
             self.first.drawn, self.others.drawn, self._pads, self.tables.state, self.columns.table, self.lengths,
