@@ -103,7 +103,7 @@ class Norm:
 
 
 def norm_of(layer: nn.RMSNorm | nn.LayerNorm) -> Norm:
-    """Return the weights and the epsilon of a torch layer."""
+    """Return the weights and the epsilon of a norm of torch."""
     assert layer.eps is not None
     return Norm(layer.weight, getattr(layer, "bias", None), layer.eps)
 

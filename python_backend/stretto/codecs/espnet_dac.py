@@ -137,7 +137,7 @@ def check_size(name: str, value: object, most: int) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Return True for a bandwidth of at most 1000 kbit/s."""
+    """Return True if a value is a bandwidth in kbit/s, above 0 and at most 1000."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1000
 
 

@@ -32,7 +32,7 @@ class StateRow:
         self._free.append(self.number)
 
 
-State = Tensor | StateRow  # state of an utterance: [1, D], or a row of the launcher's table
+State = Tensor | StateRow  # state of an utterance: [1, D], or a row of a `StateTable`
 
 
 class StateTable:

@@ -52,7 +52,7 @@ class _ResidualBlock(nn.Module):
             self.shortcut.extend([nn.Conv2d(channels, channels, 1, (stride, 1), bias=False), _Norm(channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [B, C, bands / stride, T]."""
+        """Return the output [B, C, bands / stride, T] for an input [B, C, bands, T]."""
         residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(residual + self.shortcut(x))
 

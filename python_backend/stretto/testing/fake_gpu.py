@@ -44,7 +44,7 @@ class Crossings(TorchDispatchMode):
 
 
 class Makers(TorchFunctionMode):
-    """Recorder of tensors made from Python numbers, which `torch.tensor` writes to host memory and copies."""
+    """Recorder of device tensors made from Python numbers, which torch writes to host memory and then copies."""
 
     def __init__(self, seen: list[str]) -> None:
         super().__init__()

@@ -53,7 +53,7 @@ def outside(schema: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def refusal(section: type[Section], record: object) -> str:
-    """Return the error for a record; raise AssertionError if it is read."""
+    """Return the error for a record; raise AssertionError if it is accepted."""
     try:
         section.read(record)
     except CheckpointError as error:

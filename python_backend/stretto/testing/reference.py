@@ -475,7 +475,7 @@ class _Reply:
         limits: CodeSampling,
         penalized: list[float] | None = None,
     ) -> int:
-        """Sample an id; `penalized` are stream 0's logits in audio with the repetition penalty, None otherwise."""
+        """Sample an id. `penalized` are the logits with the repetition penalty, for stream 0 in audio only."""
         if self.sampled:
             return self.sampled[stream]
         ranked = sorted(allowed, key=logits.__getitem__, reverse=True)

@@ -38,7 +38,7 @@ class Attention(nn.Module):
         self.fsmn_block = nn.Conv1d(size, size, taps, groups=size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [1, T, in] to [1, T, size]."""
+        """Return rows [1, T, size] for rows [1, T, in]."""
         parts = self.linear_q_k_v(x).chunk(3, -1)
         memory = self.fsmn_block(F.pad(parts[2].mT, (self._left, self._right))).mT + parts[2]
         heads = [projected.unflatten(-1, (self._num_heads, -1)).transpose(1, 2) for projected in parts]
@@ -69,7 +69,7 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(size, config["linear_units"])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [1, T, in] to [1, T, size]."""
+        """Return rows [1, T, size] for rows [1, T, in]."""
         attended = self.self_attn(self.norm1(x))
         x = x + attended if self._is_residual else attended
         return x + self.feed_forward(self.norm2(x))

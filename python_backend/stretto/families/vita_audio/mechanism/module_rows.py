@@ -200,7 +200,7 @@ class ModuleProgram:
         return self.hidden[:num_reqs]
 
     def _build(self, size: int, lengths: np.ndarray) -> None:
-        """Update the attention metadata, whose buffers captured graphs read, for requests with these lengths."""
+        """Update the attention metadata for requests of these lengths, in the buffers that captured graphs read."""
         arrays = self._generated.arrays
         self._lengths[:size] = arrays.tensor(arrays.upload(lengths))
         begin = self._begin[: size + 1]
