@@ -24,8 +24,8 @@ class CudaError(RuntimeError):
 class CudaMemory:
     """Memory of a GPU, mapped into this process.
 
-    CUDA frees it once no process maps it and no descriptor of it is open. So a process may end, or close it, while the
-    other one accesses it.
+    CUDA frees it once no process maps it and no descriptor of it is open. A process may therefore close it, or end,
+    while the other one accesses it.
 
     Args:
         num_bytes: Size in bytes, which is rounded up to the GPU's granularity (2 MiB).
@@ -63,7 +63,7 @@ class CudaMemory:
             raise
 
     def _map(self, location: Any, is_new: bool) -> Any:
-        """Map the memory and return its address; clear new memory, which may have had other data of this process."""
+        """Map the memory and return its address; clear new memory, which may contain other data of this process."""
         (address,) = self._call("cuMemAddressReserve", self._num_bytes, 0, 0, 0)
         try:
             self._call("cuMemMap", address, self._num_bytes, 0, self._handle, 0)
@@ -84,7 +84,7 @@ class CudaMemory:
         return address
 
     def export(self) -> int:
-        """Return a new descriptor of the memory, which the caller closes; closing it leaves this mapping intact."""
+        """Return a new descriptor of the memory, which the caller closes."""
         (descriptor,) = self._call("cuMemExportToShareableHandle", self._handle, self._handle_type, 0)
         return int(descriptor)
 
@@ -98,7 +98,7 @@ class CudaMemory:
         """Copy `num_bytes` bytes to the byte offset `offset`.
 
         Args:
-            source: Address of the data on the host or a GPU; all computation of the data must have ended.
+            source: Address of the data on the host or a GPU, where they must be complete.
         """
         self._copy(int(self._address) + offset, source, num_bytes)
 

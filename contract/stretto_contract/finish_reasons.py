@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-# What ended the reply other than the model: a maximum length of the request or of the model, the longest speech for the
-# text, or codes that repeated themselves.
+# Limits that end a reply before the model does: a maximum length of the request or of the model, the maximum length of
+# speech for the text, or codes that repeat themselves.
 Limit = Literal["length", "ceiling", "repetition"]
 LIMITS: tuple[Limit, ...] = get_args(Limit)
 FinishReason = Literal["stop"] | Limit
@@ -13,6 +13,6 @@ CANCELLED: Literal["cancelled"] = "cancelled"  # the client has left or does not
 
 
 def limit_of(report: Mapping[str, Any]) -> Limit | None:
-    """Return the reason for which a reply ended, from its report; None if the model ended it."""
+    """Return the limit that ended a reply, from its report; None if the model ended it."""
     reason = report.get("finish_reason", STOP)
     return None if reason == STOP else reason

@@ -1,6 +1,6 @@
-"""Channel of a front-end process to the launcher.
+"""Channel of a front-end process (proxy or gateway) to the launcher: heartbeats, and the listening socket.
 
-Heartbeats show that the event loop runs. A listening socket that the launcher keeps lets connections wait while the
+Heartbeats show that the event loop runs. The launcher keeps the listening socket, so that connections wait while the
 process is replaced.
 """
 
@@ -23,7 +23,7 @@ async def beat(is_ready: Callable[[], Awaitable[bool]] | None = None) -> None:
 
     Args:
         is_ready: Returns True if the process accepts requests, which the byte then reports; None to report nothing.
-            While it waits for an answer, no byte is written.
+            No byte is written while it runs.
     """
     channel = os.environ.get(BEATS)
     while channel is not None:

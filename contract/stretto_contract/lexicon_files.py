@@ -106,11 +106,7 @@ class _PlsReader:
 
 
 def read_lexicon(data: bytes, max_entries: int = MAX_ENTRIES) -> tuple[DictionaryEntry, ...]:
-    """Return the entries of a dictionary in JSON or PLS, which begins with `<`.
-
-    Raises:
-        InvalidEntry: The file or an entry is invalid.
-    """
+    """Return the entries of a dictionary in JSON or PLS, which begins with `<`; raise InvalidEntry if it is invalid."""
     if len(data) > MAX_FILE_BYTES:
         raise InvalidEntry("", f"at most {MAX_FILE_BYTES} bytes", f"{len(data)}")
     if data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
@@ -134,12 +130,7 @@ def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def read_lexicon_file(path: Path) -> tuple[DictionaryEntry, ...]:
-    """Return the entries of a dictionary's file.
-
-    Raises:
-        InvalidEntry: The file or an entry is invalid.
-        OSError: The file cannot be read.
-    """
+    """Return the entries of a dictionary's file; raise InvalidEntry or, if it cannot be read, OSError."""
     with path.open("rb") as file:
         return read_lexicon(file.read(MAX_FILE_BYTES + 1))
 
@@ -150,7 +141,7 @@ def write_json(entries: Iterable[DictionaryEntry]) -> str:
 
 
 def write_pls(entries: Iterable[DictionaryEntry]) -> str:
-    """Return a dictionary as PLS. Its language is undetermined, because an entry has none."""
+    """Return a dictionary as PLS, whose language is undetermined, because an entry has none."""
     lines = [
         '<?xml version="1.0" encoding="UTF-8"?>',
         f'<lexicon version="1.0" xmlns="{NAMESPACE}" alphabet="ipa" xml:lang="und">',

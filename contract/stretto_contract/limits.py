@@ -1,5 +1,4 @@
-"""Rules of the limits that clients share: each client's fair share, what counts as one client, and which client must
-yield.
+"""Rules of the limits that clients share: fair shares, the identity of a client, and which client must yield.
 
 The server, its proxy and the gateway use these rules; docs/limits.md lists the limits themselves.
 """
@@ -30,11 +29,9 @@ class FairLimit:
 
     @property
     def held(self) -> int:
-        """Number of units held by all hosts together."""
         return self._taken.total()
 
     def held_by(self, host: str) -> int:
-        """Return the number of units held by `host`."""
         return self._taken[host]
 
     def has_free(self, host: str, amount: int = 1) -> bool:
@@ -42,18 +39,16 @@ class FairLimit:
         return self._taken[host] + amount <= self.limit - self.held
 
     def acquire(self, host: str, amount: int = 1) -> None:
-        """Add `amount` to the number of units held by `host`."""
         self._taken[host] += amount
 
     def release(self, host: str, amount: int = 1) -> None:
-        """Release `amount` units held by `host`."""
         self._taken[host] -= amount
         if not self._taken[host]:
             del self._taken[host]  # drop empty entries: the number of distinct hosts is unbounded
 
     @contextmanager
     def reserving(self, host: str) -> Iterator[bool]:
-        """If a unit is free, hold it for `host` during the `with` block and yield True; else yield False."""
+        """Hold a unit for `host` during the `with` block if one is free; yield True if so, else False."""
         is_left = self.has_free(host)
         if is_left:
             self.acquire(host)
@@ -74,7 +69,6 @@ class Rotation(Generic[T]):
         return sum(map(len, self._items.values()))
 
     def put(self, host: str, item: T) -> None:
-        """Append an item to the queue of `host`."""
         self._items.setdefault(host, deque()).append(item)
 
     def pop(self, is_eligible: Callable[[str], bool] = lambda host: True) -> T | None:

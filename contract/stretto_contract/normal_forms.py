@@ -13,7 +13,7 @@ LAST_MARK = 0x1_FFFF  # no later character has a combining class
 
 
 def normalized(form: Form, text: str) -> str:
-    """Return a text in a normal form. A letter keeps its first MAX_MARKS combining marks."""
+    """Return a text in a normal form; a letter keeps its first MAX_MARKS combining marks."""
     if text.isascii():
         return text
     return unicodedata.normalize(form, _further_marks().sub(r"\1", text))

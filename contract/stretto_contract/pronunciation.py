@@ -1,7 +1,7 @@
 """Pronunciation dictionaries: words of a text, and how they are spoken.
 
 The server replaces words (`preprocessing/request.py` for whole texts, `triton_io/speech_service.py` for texts that are
-still being written), so that clients without this package have the server's dictionary, too. The gateway stores the
+still being written), so that its dictionary also applies to clients without this package. The gateway stores the
 dictionary of a key and sends its entries with each request.
 """
 
@@ -80,7 +80,7 @@ class DictionaryEntry:
 
     Attributes:
         word: Word or phrase of the text.
-        spelling: Text that is spoken in its place; or its phonemes, separated by spaces, if there is an `alphabet`.
+        spelling: Text that is spoken instead or, with an `alphabet`, phonemes separated by spaces.
         alphabet: Phonetic alphabet, a value of ALPHABETS; empty if the spelling is ordinary text.
     """
 
@@ -95,20 +95,13 @@ class DictionaryEntry:
 
 
 def shown(text: object) -> str:
-    """Return a value for an error message."""
+    """Return a value for an error message, in ASCII and at most 60 characters."""
     escaped = ascii(text)
     return escaped if len(escaped) <= 60 else f"{escaped[:57]}…"
 
 
 def read_entry(word: str, value: Any) -> DictionaryEntry:
-    """Return the entry in its JSON form.
-
-    Args:
-        value: Its spelling, or an object with `phonemes` and `alphabet`.
-
-    Raises:
-        InvalidEntry: The entry is invalid.
-    """
+    """Return the entry with this spelling or object of `phonemes` and `alphabet`; raise InvalidEntry if invalid."""
     path = shown(word)[1:-1]
     _check(path, word, MAX_WORD_CHARS)
     if (num_starts := len(STARTS.findall(word))) > MAX_STARTS:
@@ -147,11 +140,7 @@ def _check(path: str, text: str, max_chars: int) -> None:
 
 
 def read_entries(record: Any, max_entries: int = MAX_ENTRIES) -> tuple[DictionaryEntry, ...]:
-    """Return the entries of a dictionary in its JSON form: an object from words to spellings or phonemes.
-
-    Raises:
-        InvalidEntry: The dictionary or an entry is invalid.
-    """
+    """Return the entries of a dictionary, an object of words and spellings; raise InvalidEntry if it is invalid."""
     if not isinstance(record, Mapping):
         raise InvalidEntry("", "an object of words and their spellings", shown(record))
     if len(record) > max_entries:
@@ -184,7 +173,7 @@ class Dictionary:
     """Dictionary whose words can be found in a text in linear time. Its memory is proportional to its words.
 
     Args:
-        spellings: Text that is spoken in place of each word.
+        spellings: Text that is spoken instead of each word.
     """
 
     def __init__(self, spellings: Mapping[str, str]):
@@ -209,14 +198,11 @@ class Dictionary:
     def find(self, text: str, folded_text: str, start: int, is_last: bool) -> tuple[int, str] | None:
         """Return the end and the spelling of the longest word of the dictionary that begins at `start`.
 
-        If several words differ in the case of letters only, the one that is spelled as in the text precedes; otherwise
-        the first one.
+        If several words differ only in letter case, the one spelled as in the text is used, otherwise the first one.
+        The end is `start` if there is no such word. The result is None if more of the text is needed.
 
         Args:
             folded_text: The text with its characters folded.
-
-        Returns:
-            The end, which is `start` if there is no such word; None if more of the text is needed.
         """
         words = self._words
         at = start
@@ -250,7 +236,6 @@ class Dictionary:
 
 
 def _forms(word: str) -> tuple[str, ...]:
-    """Return a word with composed and with decomposed letters, without duplicates."""
     return tuple(dict.fromkeys((normalized("NFC", word), normalized("NFD", word))))
 
 
@@ -328,7 +313,7 @@ class Pronouncer:
     Spellings are not searched for words again.
 
     Attributes:
-        dictionaries: Dictionaries; if several have words of the same length, the first one is used.
+        dictionaries: If several have words of the same length, the first one is used.
     """
 
     dictionaries: tuple[Dictionary, ...]
@@ -339,15 +324,14 @@ class Pronouncer:
 
     @property
     def held(self) -> str:
-        """End of the text so far that was not returned yet."""
         return self._held
 
     def after(self, text: str, is_last: bool = True) -> tuple[str, list[Replacement], "Pronouncer"]:
         """Append text without changing this object.
 
         Returns:
-            Text that can be spoken now; the words replaced in it, with positions in the whole text; and the object that
-            continues with the next part.
+            Text that can be spoken now; the words replaced in it, with positions in the whole text; and the object for
+                the next part.
         """
         if not self.dictionaries:
             return text, [], self
@@ -396,10 +380,7 @@ class Pronouncer:
 
 
 def occurring(words: Iterable[str], text: str) -> tuple[str, ...]:
-    """Return the words and phrases that may occur in a text, because all of their parts do.
-
-    The text is read once, however many words there are.
-    """
+    """Return the words and phrases that may occur in a text, because all of their parts do; read the text only once."""
     parts = set(STARTS.findall(folded(text)))
     return tuple(word for word in words if parts.issuperset(STARTS.findall(folded(word))))
 

@@ -31,8 +31,7 @@ class Expected:
 
     Attributes:
         is_checked: False if the model family, not pydantic, validates the value.
-        kind: `a number` or `an integer`, for error messages about values of other types; empty if they have
-            the description, too.
+        kind: `a number` or `an integer`, for error messages about values of other types; empty to use the description.
     """
 
     description: str
@@ -76,11 +75,7 @@ MAX_LISTED = 12  # voices in an error message: a model may have a thousand, and 
 
 
 def expected_voices(voices: Sequence[str], max_voices: int = 1, *aliases: str) -> str:
-    """Return a description of the valid voice names for an error message, with the first MAX_LISTED names only.
-
-    Args:
-        max_voices: Maximum number of voices of a reply.
-    """
+    """Describe valid voice names for an error message: the first MAX_LISTED, of which a reply may have `max_voices`."""
     number = "one of" if max_voices == 1 else f"one to {max_voices} of these, separated by commas:"
     others = [f"{len(voices) - MAX_LISTED} others"] if len(voices) > MAX_LISTED else []
     return f"{number} {', '.join((*voices[:MAX_LISTED], *others, *aliases))}"

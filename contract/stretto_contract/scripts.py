@@ -35,7 +35,7 @@ EMOTICON = re.compile(
 
 
 def without_faces(text: str) -> str:
-    """Return `text` with a space in place of each emoticon, and of each face that has letters of other scripts."""
+    """Replace emoticons, and faces that have letters of other scripts, by spaces."""
     words = re.split(r"(\s+)", EMOTICON.sub(" ", text))
     return "".join(" " if is_face(word) else word for word in words)
 
@@ -43,8 +43,8 @@ def without_faces(text: str) -> str:
 def other_script(text: str) -> tuple[str, str] | None:
     """Return the script of a text that an English voice cannot read, and its first word in it.
 
-    Return None if most of its letters are Latin, or if there are none. Latin letters with any accents are readable, and
-    so is a single Greek letter used as a symbol.
+    The result is None if most of its letters are Latin, or if there are none. Latin letters with any accents are
+    readable, and so is a single Greek letter used as a symbol.
     """
     if latin_surplus(text) >= 0:
         return None
@@ -54,8 +54,9 @@ def other_script(text: str) -> tuple[str, str] | None:
 
 
 def latin_surplus(text: str) -> int:
-    """Return the number of Latin words in a text minus the number of words in other scripts (two dense letters are a
-    word).
+    """Return the number of Latin words in a text minus the number of words in other scripts.
+
+    In scripts such as Chinese, two letters count as a word.
     """
     if text.isascii():
         return len(text.split())
@@ -92,7 +93,7 @@ class Transliteration:
         text: The whole text, if it is known.
 
     Attributes:
-        words: Those words in the clauses so far, without duplicates, at most MAX_WORDS.
+        words: Words of other scripts in the clauses so far, without duplicates, at most MAX_WORDS.
     """
 
     def __init__(self, text: str = ""):
@@ -105,9 +106,7 @@ class Transliteration:
         return self._surplus < 0
 
     def is_needed(self, clause: str) -> bool:
-        """Return True if a clause is in another script, but its text is mostly Latin; record the clause's foreign
-        words.
-        """
+        """Return True if a clause is in another script, but its text is mostly Latin; record its foreign words."""
         surplus = latin_surplus(clause)
         self._surplus += surplus
         for word in foreign_words(clause):
@@ -128,7 +127,7 @@ def is_face(word: str) -> bool:
 
 
 def has_neighbours(word: str) -> bool:
-    """Return True if two letters of another script than Latin are neighbours."""
+    """Return True if two adjacent letters have the same script, and it is not Latin."""
     scripts = [] if word.isascii() else _scripts(word)
     return any(first == second and first and first not in LATIN for first, second in pairwise(scripts))
 
@@ -139,7 +138,7 @@ def _word_scripts(word: str) -> list[str]:
 
 
 def _scripts(word: str) -> list[str]:
-    """Return the script of each character; empty if it is no letter."""
+    """Return the script of each character; empty for one that is not a letter."""
     return [_script(character) for character in word]
 
 

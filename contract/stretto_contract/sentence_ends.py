@@ -63,12 +63,11 @@ class LineEnds:
     """
 
     def __init__(self) -> None:
-        self._longest = 0  # length of the longest line that went on
-        self._overflow = 0  # least length that one of them would have had with the next word; 0 if there is none
+        self._longest = 0  # length of the longest line whose sentence continued
+        self._overflow = 0  # minimum length of these lines with the next word; 0 if there are none
 
     def is_complete(self, line: str, following: str) -> bool:
-        """Return True if a line without final punctuation is complete, and False if its sentence continues in the next
-        line.
+        """Return True if a line without final punctuation is complete, not continued in the next line.
 
         Args:
             line: The line, or its first MAX_LINE_CHARS characters.
@@ -103,9 +102,7 @@ class LineEnds:
 
 
 def joins(before: str, following: str) -> str | None:
-    """Return the text between two parts of a word that the end of a line divides: a hyphen, or an empty text.
-
-    Return None if they are not parts of one word.
+    """Return the hyphen or empty text between two parts of a word that the end of a line divides, or None.
 
     Args:
         before: End of the first line, without its hyphen.

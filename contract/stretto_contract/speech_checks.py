@@ -33,8 +33,8 @@ class Pace:
     Attributes:
         seconds: Seconds for each occurrence of a sequence of characters, in the text in lower case, without
             apostrophes, with a space on both sides of each word and mark. The empty sequence occurs once.
-        least: Smallest ratio of the duration of right speech to the expected one.
-        most: Largest such ratio.
+        least: Minimum ratio of the duration of correct speech to the expected one.
+        most: Maximum ratio.
     """
 
     seconds: Mapping[str, float]
@@ -42,9 +42,7 @@ class Pace:
     most: float
 
     def counts(self, text: str) -> list[int] | None:
-        """Return the number of occurrences of each sequence; None for a text with acronyms or characters of unknown
-        duration.
-        """
+        """Return the number of occurrences of each sequence; None for texts with acronyms or unknown characters."""
         words = MARKS.sub(r" \1 ", APOSTROPHE.sub("", text.lower())).split()
         spaced = f" {' '.join(words)} "
         if ACRONYM.search(text) or not self.seconds.keys() >= {*spaced}:
@@ -52,7 +50,7 @@ class Pace:
         return [spaced.count(sequence) if sequence else 1 for sequence in self.seconds]
 
     def bounds_s(self, text: str) -> tuple[float, float]:
-        """Return the shortest and the longest duration of a text, in seconds; 0 and infinity if they are unknown."""
+        """Return the minimum and the maximum duration of a text; 0 and infinity if they are unknown."""
         counts = self.counts(text)
         if counts is None:
             return 0.0, math.inf
@@ -62,17 +60,18 @@ class Pace:
 
 @dataclass(frozen=True)
 class SignalLimits:
-    """Limits beyond which speech is faulty. The defaults are for speech of any voice and style; a family
-    may have narrower ones, measured in its own speech.
+    """Limits beyond which speech is faulty.
+
+    The defaults are for speech of any voice and style. A family may have narrower ones, measured in its own speech.
 
     Attributes:
-        silence_s: Longest silence, in seconds.
-        hum_s: Longest sound with an unchanged spectrum, in seconds.
-        hum_db: Mean difference of the bands of a block from the running mean of the blocks before it, in dB, from which
-            on the spectrum has changed.
+        silence_s: Longest silence.
+        hum_s: Longest sound with an unchanged spectrum.
+        hum_db: Minimum change of the spectrum, in dB: mean difference of the bands of a block from the running mean of
+            the blocks before it.
         clipped_share: Largest share of clipped samples.
         end_db: The last 20 ms must be more than this number of dB below the loudest block.
-        least_unit_s: Shortest time in which a unit of the text (`spoken_units`) is spoken, in seconds.
+        least_unit_s: Shortest time in which a unit of the text (`spoken_units`) is spoken.
         most_unit_s: Longest such time.
         min_units: Smallest number of units for which the speed is measured.
         pace: Duration of the texts of a model with one voice, which narrows the limits of the speed; None for others.
@@ -89,7 +88,7 @@ class SignalLimits:
     pace: Pace | None = None
 
     def durations_s(self, text: str) -> tuple[float, float]:
-        """Return the minimum and the maximum duration of faultless speech of a text in seconds, without silence."""
+        """Return the minimum and the maximum duration of faultless speech of a text, without silence."""
         num_units = spoken_units(text)
         if num_units < self.min_units:
             return 0.0, math.inf

@@ -8,8 +8,8 @@ class Passage:
     """Part of a transcript, by one speaker.
 
     Attributes:
-        start_s: Start in the recording, in seconds.
-        end_s: End in the recording, in seconds.
+        start_s: Start in the recording.
+        end_s: End in the recording.
         speaker: Name or number of the speaker; empty if unknown.
     """
 

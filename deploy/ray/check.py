@@ -112,10 +112,7 @@ async def loaded(callers: Callers, streams: int, claim: Callable[[], bool]) -> d
 
 
 async def struck(callers: Callers, strike: Callable[[], None]) -> dict[str, Any]:
-    """Inject a fault while all servers are streaming, and make new requests immediately afterwards.
-
-    The fault is injected once all streams but one have received audio.
-    """
+    """Inject a fault once all streams but one have received audio, and make new requests immediately afterwards."""
     during = Tally()
     after = Tally()
     streams = [asyncio.create_task(callers.say(seed, during)) for seed in range(callers.streams)]
@@ -189,10 +186,7 @@ async def update(callers: Callers, cluster: Any) -> dict[str, Any]:
 
 
 async def affinity(callers: Callers, cluster: Any) -> dict[str, Any]:
-    """Measure how often a conversation's turn reaches the server of its previous turn.
-
-    Four conversations run at a time.
-    """
+    """Measure how often a turn of a conversation reaches the same server as the one before, in four at a time."""
     choose = leasing(lambda: serve.get_deployment_handle(SERVER, APP), FAILURES)
     met = Counter[bool]()
 
@@ -242,7 +236,7 @@ async def references(callers: Callers, tally: Tally) -> dict[str, Any]:
 def is_fine(record: dict[str, Any]) -> bool:
     """Return True if a phase's record meets all requirements.
 
-    No reply may be wrong, unanswered or unterminated; all new requests must succeed; 95 % of turns must meet their
+    No reply may be wrong, unanswered or unterminated; all new requests must succeed; 95 % of turns must reach their
     server.
     """
     tallies = [tally for tally in (record, *record.values()) if isinstance(tally, dict) and "wrong" in tally]

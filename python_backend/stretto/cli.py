@@ -85,7 +85,7 @@ def main(words: list[str] | None = None) -> int:
 def exclude_current_folder(current: str) -> None:
     """Make this process, and all that it starts, import nothing from the current folder unless PYTHONPATH names it.
 
-    Python searches it first with `-m` (without `-P`), and for an empty entry of PYTHONPATH, as in `$PYTHONPATH:folder`.
+    Python searches this folder first with `-m` (without `-P`), and for an empty entry of PYTHONPATH.
     """
     os.environ["PYTHONSAFEPATH"] = "1"  # as Python's option -P does
     if not sys.flags.safe_path and sys.path[0] == current:
@@ -101,9 +101,7 @@ def exclude_current_folder(current: str) -> None:
 
 
 def drop_error_filters() -> None:
-    """Stop warnings from becoming errors, here and in child processes, because libraries that we import emit
-    warnings.
-    """
+    """Stop warnings from becoming errors, here and in child processes, because libraries that we import emit some."""
     wanted = os.environ.get("PYTHONWARNINGS", "").split(",")
     kept = [option for option in wanted if not is_error_filter(option)]
     if kept != wanted:
@@ -112,13 +110,12 @@ def drop_error_filters() -> None:
 
 
 def is_error_filter(text: str) -> bool:
-    """Return True if a filter of PYTHONWARNINGS turns warnings into errors. Its action may be abbreviated."""
+    """Return True if a filter of PYTHONWARNINGS, whose action may be abbreviated, turns warnings into errors."""
     action = text.partition(":")[0].strip()
     return bool(action) and "error".startswith(action)
 
 
 def run(name: str, words: list[str]) -> int:
-    """Run a subcommand and return its exit code."""
     try:
         return COMMANDS[name](words)
     except ModuleNotFoundError as error:
@@ -150,9 +147,7 @@ def client(words: list[str]) -> int:
 
 
 def capacity(words: list[str]) -> int:
-    """Measure how many streams a server generates in real time at once; start a background server if none is
-    running.
-    """
+    """Measure how many streams a server generates in real time; start a background server if none is running."""
     from stretto.machine.gpus import gpus
     from stretto_client.capacity.command import main
 
@@ -242,7 +237,6 @@ def run_release(words: list[str]) -> int:
 
 
 def speech_client() -> "Speech":
-    """Return the command-line client for `stretto run`."""
     from stretto.releases.run import Speech
     from stretto_client import arguments
     from stretto_client.__main__ import perform

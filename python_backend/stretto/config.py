@@ -23,32 +23,32 @@ class EngineConfig:
             requests that generate audio (`generation`). A kind of request that is not listed has no limit.
         max_waiting: Maximum number of sequences that wait to enter the batch of `max_num_seqs`; further requests are
             rejected as `full`. A guided reply has two sequences. None for no limit.
-        first_frame_target_s: Target for the time to the first frame, in seconds. While it is missed, fewer replies are
-            admitted (`FlightLimit`). None for no target.
+        first_frame_target_s: Target for the time to the first frame. While it is missed, fewer replies are admitted
+            (`FlightLimit`). None for no target.
         batch_invariant: True if logits must not depend on the other requests in the batch. Only needed on GPUs, where
             it reduces throughput. None means True on a GPU if the family's frames are latents, and False otherwise.
-        live_reserve: True if live sessions keep the KV blocks of their attention window and are never preempted. False
-            if they may be preempted. A preempted session is delayed while all its rows are recomputed.
+        live_reserve: True if live sessions keep the KV blocks of their attention window. False if they may be
+            preempted, and then delayed while all their rows are recomputed.
         adapters: LoRA adapter folders in PEFT format, relative to `checkpoint`, keyed by the name used in requests.
         adapters_folder: Folder, relative to `checkpoint`, of adapters that are loaded and unloaded while the engine
-            runs. None if there are none.
+            runs.
         adapter_slots: Maximum number of such adapters, whose memory is reserved at the start.
         adapter_rank: Maximum rank of such an adapter.
-        reserved_mb: Memory of the GPU that is left to other processes, in MiB. `gpu_memory_utilization` is then set at
-            start-up to the share of the rest, unless it is given. None for vLLM's default.
+        reserved_mb: Memory of the GPU that is left to other processes, in MiB. Unless `gpu_memory_utilization` is
+            given, it is set to the remaining share at start-up. None for vLLM's default.
         latent_steps: Solver step counts for which CUDA graphs are captured, in addition to the family's default.
             Latents with other step counts are computed without graphs.
         memory_mb: Memory of the GPU that this engine may use, in MiB. None to use all memory except `reserved_mb`.
-        speaker: Configuration of the speaker's engine, if the family has a speaker: fields of this class and engine
-            arguments. Engine arguments that are missing are those of this configuration.
+        speaker: Fields of this class and engine arguments for the speaker's engine, if the family has a speaker.
+            Engine arguments that are missing are those of this configuration.
         int8: True to quantize the weights and the inputs of the language model's linear layers to int8, on CPUs with
             VNNI instructions. Embeddings, norms, heads and narrow layers are not quantized.
-        submit_early_ms: Time before the expected end of a step at which a GPU's next step is submitted, in
-            milliseconds, so that requests that arrive meanwhile join it. It must cover the host's work for a step with
-            one reply; the time for more replies is added. None to submit each step while the previous one runs.
-        first_chunk: Key of `DecoderConfig.CONVOLUTIONS`. The engine's process then has a copy of the codec, computes
-            its convolutions in this mode, and decodes the first frames of replies. The mode must be that of the
-            decoder. None if the decoder decodes all frames.
+        submit_early_ms: Time before the expected end of a step at which a GPU's next step is submitted. Requests that
+            arrive before can join it. The time must cover the host's work for a step with one reply; the time for more
+            replies is added. None to submit each step while the previous one runs.
+        first_chunk: Key of `DecoderConfig.CONVOLUTIONS`, the same as the decoder's. The engine's process then has a
+            copy of the codec, and decodes the first frames of replies with convolutions in this mode. None if the
+            decoder decodes all frames.
     """
 
     checkpoint: Path
@@ -124,24 +124,18 @@ class EngineConfig:
 
     @property
     def adapter_folders(self) -> dict[str, Path]:
-        """LoRA adapter folders, keyed by the name used in requests."""
         return {name: self.checkpoint / folder for name, folder in self.adapters.items()}
 
     @property
     def loadable_folder(self) -> Path | None:
-        """Folder of the adapters that may be loaded while the engine runs; None if there is none."""
+        """Folder of the adapters that may be loaded while the engine runs."""
         return None if self.adapters_folder is None else self.checkpoint / self.adapters_folder
 
     @classmethod
     def from_file(cls, engine_json: Path, checkpoint: Path) -> "EngineConfig":
-        """Read the configuration from a JSON file.
+        """Read the configuration from `language_model/1/engine.json`; raise ValueError if a value is out of range.
 
-        Args:
-            engine_json: File `language_model/1/engine.json` of the model repository. Keys that are not fields of this
-                class are vLLM's engine arguments.
-
-        Raises:
-            ValueError: A value is out of range.
+        Keys that are not fields of this class are vLLM's engine arguments.
         """
         return cls._from_record(json.loads(engine_json.read_text(encoding="utf-8")), checkpoint)
 
@@ -154,10 +148,7 @@ class EngineConfig:
     def speaker_config(self, checkpoint: Path) -> "EngineConfig":
         """Return the configuration of the speaker's engine; raise ValueError if a value is out of range.
 
-        The first engine's arguments for memory do not apply to it, because each engine has memory of its own.
-
-        Args:
-            checkpoint: Checkpoint folder of the speaker.
+        The first engine's arguments for memory do not apply, because each engine has memory of its own.
         """
         shared = {name: value for name, value in self.engine_args.items() if name not in MEMORY_ARGUMENTS}
         return self._from_record({**shared, **self.speaker}, checkpoint)
@@ -176,8 +167,7 @@ class DecoderConfig:
         device: Device on which the codec runs (`cpu`, `cuda`, `cuda:1`, …).
         threads: Number of torch threads on the CPU.
         runtime: `torch`, or `onnx` for the file written by `scripts/export_onnx.py`.
-        right_frames: Right context in frames. Less than the codec's own right context makes audio available earlier but
-            inexact. None for the codec's right context.
+        right_frames: Right context in frames; None for the codec's. With less, audio is available earlier but inexact.
         convolutions: Mode of convolutions: torch's `float32`, `exact` (three TF32 products of operands in two parts),
             or the inexact `tf32` or `bfloat16`. Only GPUs are faster with the others.
         graphs: True to capture CUDA graphs of the usual shapes at start-up.
@@ -185,13 +175,13 @@ class DecoderConfig:
         first_frames: Usual number of audible frames in an utterance's first chunk; by default the family's.
         steady_frames: Usual maximum number of frames in a chunk; by default the family's. Windows of the usual sizes
             are captured and warmed up at start-up; clients may request other sizes.
-        idle_timeout_s: Time without a chunk after which an utterance is dropped, in seconds.
-        stop_timeout_s: Maximum time for which a stopping decoder continues to decode open utterances, in seconds.
-        warm_up_s: Duration of the warm-up at start-up, in seconds.
+        idle_timeout_s: Time without a chunk after which an utterance is dropped.
+        stop_timeout_s: Maximum time for which a stopping decoder continues to decode open utterances.
+        warm_up_s: Duration of the warm-up at start-up.
         reference_mb: Maximum size, in MiB, of the cache that stores the codec's state after each voice reference.
         memory_mb: Maximum memory of all tensors and workspaces on a GPU, in MiB; 0 for no limit.
         aligner: Folder of the CTC model for word times; empty for none.
-        align_s: Maximum time from the last samples of an utterance to its word times, in seconds.
+        align_s: Maximum time from the last samples of an utterance to its word times.
         align_mb: Maximum size of the samples stored for word times, in MiB; further utterances get no times.
         marker: Name of the marker of generated speech (`marking.marker`); empty for none.
     """
@@ -257,10 +247,7 @@ class DecoderConfig:
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> "DecoderConfig":
-        """Read the configuration from a Triton model's parameters; raise ValueError if a value is invalid.
-
-        Unknown parameters are ignored.
-        """
+        """Read the configuration from a Triton model's known parameters; raise ValueError if one is invalid."""
         kinds = {declared.name: declared.type for declared in fields(cls) if declared.name in parameters}
         values: dict[str, Any] = {
             name: parse_parameter(name, value_type, parameters[name]) for name, value_type in kinds.items()
@@ -269,14 +256,10 @@ class DecoderConfig:
 
 
 def parse_parameter(name: str, value_type: Any, text: str) -> Any:
-    """Convert the text of a Triton model parameter to a value.
+    """Convert the text of a Triton model parameter to a value; raise ValueError with its `name` if that fails.
 
     Args:
-        name: Name of the parameter, for error messages.
-        value_type: Type of the value: int, float, str, bool, or a union of one of these with None.
-
-    Raises:
-        ValueError: `text` is not a value of `value_type`.
+        value_type: int, float, str, bool, or a union of one of these with None.
     """
     if value_type is bool:
         if text not in ("true", "false"):

@@ -1,7 +1,7 @@
 """Client-disconnect flags that the proxy shares with the model processes through a memory-mapped file.
 
-The proxy does not cancel RPCs to our models in Triton, because Triton 2.51 uses freed memory if a response arrives at
-the moment of the cancellation: it crashes or sends the response to another client (pull requests 7840 and 8078 of
+The proxy does not cancel RPCs to our models in Triton. If a response arrives at the moment of a cancellation, Triton
+2.51 uses freed memory: it crashes or sends the response to another client (pull requests 7840 and 8078 of
 triton-inference-server/server).
 """
 
@@ -14,15 +14,15 @@ from pathlib import Path
 DISCONNECTS_FILE = "STRETTO_DISCONNECTS_FILE"  # environment variable of the stubs: path of the file
 HOST = "stretto_host"  # request parameter set by the proxy: host of the client, used for fair-share limits
 STREAM = "stretto_stream"  # request parameter set by the proxy: number of the client's stream
-# far more than the number of concurrent streams, because streams with the same table position overwrite each other
+# far more than the number of concurrent streams, because streams with the same entry of the table overwrite each other
 NUM_PLACES = 1 << 16
 
 
 class Disconnects:
     """Flags of disconnected client streams, in a memory-mapped table.
 
-    Each stream has a 64-bit number. The table has one entry for each value of `number % NUM_PLACES`, which contains the
-    number of the most recently disconnected stream with that value.
+    Each stream has a 64-bit number. Entry `number % NUM_PLACES` of the table contains the number of the stream that was
+    the last to be disconnected among those of this entry.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,16 +45,14 @@ class Disconnects:
 
     @classmethod
     def from_environment(cls) -> "Disconnects | None":
-        """Open the file that the launcher names in the environment; return None if there is no launcher."""
+        """Open the file that the launcher has named in the environment; return None if there is no launcher."""
         named = os.environ.get(DISCONNECTS_FILE)
         return cls(Path(named)) if named else None
 
     def next_number(self) -> int:
-        """Return a number for a new stream."""
         return next(self._numbers)
 
     def record(self, number: int) -> None:
-        """Record that the client of stream `number` has disconnected."""
         self._words[number % NUM_PLACES] = number
 
     def has(self, number: int) -> bool:

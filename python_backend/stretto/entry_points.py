@@ -1,7 +1,4 @@
-"""Model families, codecs and markers that installed packages register as entry points.
-
-`stretto families` lists the entry points with their packages.
-"""
+"""Model families, codecs and markers that installed packages register as entry points, and `stretto families`."""
 
 import argparse
 import sys
@@ -37,20 +34,17 @@ class Installed:
 
 
 def installed(group: str) -> list[Installed]:
-    """Return the entry points of a group, sorted by name.
+    """Return the entry points of a group, sorted by name. A name that several packages register occurs several times.
 
-    If several packages register the same name, it occurs several times. A package that is installed while this process
-    runs is not found until `sys.path` changes, because the result is cached.
+    A package that is installed while this process runs is not found until `sys.path` changes, because the result is
+    cached.
     """
     return list(_installed(group, tuple(sys.path)))
 
 
 @lru_cache(maxsize=16)
 def _installed(group: str, path: tuple[str, ...]) -> tuple[Installed, ...]:
-    """Return the entry points of a group.
-
-    The result is cached for each `path`, because reading all metadata takes about 20 ms.
-    """
+    """Return the entry points of a group, cached for each `path`, because reading all metadata takes about 20 ms."""
     registered: dict[tuple[str, str], Installed] = {}
     for entry_point in entry_points(group=group):
         package = (entry_point.dist.name, entry_point.dist.version) if entry_point.dist else ("unknown", "unknown")
@@ -61,11 +55,7 @@ def _installed(group: str, path: tuple[str, ...]) -> tuple[Installed, ...]:
 
 
 def find(group: str, name: str) -> Installed | None:
-    """Return the entry point called `name` in a group, or None.
-
-    Raises:
-        CheckpointError: If several packages register the name.
-    """
+    """Return the entry point called `name` in a group, or None; raise CheckpointError if there are several."""
     matches = [entry for entry in installed(group) if entry.name == name]
     if len(matches) > 1:
         values = [f"{entry.entry_point.value} ({entry.distribution} {entry.version})" for entry in matches]
@@ -89,11 +79,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Print a line for each family, codec and marker.
-
-    Returns:
-        0, or 1 if a family cannot be imported or a name is registered twice.
-    """
+    """Print all families, codecs and markers; return 1 if a family cannot be imported or a name is registered twice."""
     arguments(words)
     is_sound = True
     for group, noun in ((FAMILIES, "family"), (CODECS, "codec"), (MARKERS, "marker")):

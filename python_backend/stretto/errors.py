@@ -63,14 +63,12 @@ class CheckpointError(StrettoError):
 
 
 def is_panic(error: BaseException) -> bool:
-    """Return True for a panic of a library written in Rust, such as `tokenizers`, whose class is not a subclass of
-    Exception.
-    """
+    """Return True for a panic of a library written in Rust, such as `tokenizers`, which is not an Exception."""
     return type(error).__name__ == "PanicException"
 
 
 def incident(error: BaseException) -> str:
-    """Return the id of an internal error; create it on the first call.
+    """Return the id of an internal error, which the error gets at the first call.
 
     The client receives only this id. The logged traceback ends with it.
     """
@@ -88,7 +86,7 @@ def shown(value: object, limit: int = 60) -> str:
 
 
 def argument_path(word: str) -> Path:
-    """Return the path in a command-line argument or its default, for argparse; `~` is a home folder."""
+    """Parse a path in a command-line argument or its default, for argparse; `~` is a home folder."""
     try:
         return Path(word).expanduser()
     except RuntimeError as error:

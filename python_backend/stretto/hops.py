@@ -1,6 +1,6 @@
 """Times at which a request is passed from one thread or process to the next, for `benchmarks.gpu.served --trace`.
 
-Off unless the environment variable STRETTO_HOPS names a folder when the process starts; `stamp` then does nothing.
+`stamp` does nothing unless the environment variable STRETTO_HOPS names a folder when the process starts.
 """
 
 import os
@@ -46,13 +46,13 @@ def stamps_in(folder: Path) -> Callable[[Hop], None]:
 
 
 def ignore(hop: Hop) -> None:
-    """Record nothing."""
+    """Do nothing with the hop, because no times are recorded."""
 
 
 stamp = stamps_in(Path(os.environ[FOLDER])) if FOLDER in os.environ else ignore
 
 
 def read_stamps(folder: Path) -> list[tuple[float, Hop]]:
-    """Return the times in seconds, on the clock `time.monotonic`, and hops of all processes, in order of time."""
+    """Return the hops of all processes with their times in seconds on the clock `time.monotonic`, in order of time."""
     lines = [line.split() for path in folder.iterdir() for line in path.read_text().splitlines()]
     return sorted((int(nanoseconds) / 1e9, Hop[name]) for nanoseconds, name in lines)

@@ -2,7 +2,7 @@
 
 Each file must be a regular file, because reading from a FIFO or a device may block. Text size and nesting are limited
 before parsing, because C parsers recurse once per level. Unless noted otherwise, failures raise a CheckpointError that
-mentions the file.
+names the file.
 """
 
 import errno
@@ -47,15 +47,7 @@ UNPARSABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, Type
 
 
 def regular_file(path: Path, max_bytes: int | None = None) -> Path:
-    """Return `path` if it is, or links to, a regular file.
-
-    Args:
-        max_bytes: Maximum size in bytes; None for no limit.
-
-    Raises:
-        CheckpointError: It is not a regular file, or is too large.
-        OSError: The file cannot be examined.
-    """
+    """Return `path` if it is, or links to, a regular file of at most `max_bytes`, otherwise raise CheckpointError."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         file_type = "a folder" if stat.S_ISDIR(status.st_mode) else "a FIFO, socket or device"
@@ -66,19 +58,15 @@ def regular_file(path: Path, max_bytes: int | None = None) -> Path:
 
 
 def released_file(root: Path, name: str) -> Path:
-    """Return the path of a file in a release.
+    """Return the path of a file in a release; raise CheckpointError if it is missing, not regular or outside.
 
     Links may lead only to files of the same release: inside `root` or, if `root` is in a snapshot of the Hugging Face
-    cache, to a blob of the same repository (`_is_in_cache`). Any other target would let a downloaded release read
-    other files on this machine.
+    cache, to a blob of the same repository (`_is_in_cache`). Otherwise a downloaded release could read other files on
+    this machine.
 
     Args:
         root: Folder of the release, as given by the user. Links in it are checked, but not those that lead to it.
         name: Path of the file in `root`, with slashes.
-
-    Raises:
-        CheckpointError: If there is no such file, `name` leads out of `root`, the file is not regular, or a link leads
-            out of the release.
     """
     path = root / _relative(root, name)
     try:
@@ -94,12 +82,7 @@ def released_file(root: Path, name: str) -> Path:
 
 
 def named_file(root: Path, config: Mapping[str, Any], field: str) -> Path:
-    """Return the path of the file that a field of a release's config names.
-
-    Raises:
-        CheckpointError: If the field is missing, is not the name of a file in `root` itself, or `released_file` refuses
-            the file. The message begins with the field.
-    """
+    """Return the path of the file in `root` itself that a field of a release's config names."""
     name = entry(config, field, "config.json")
     try:
         return released_file(root, plain_name(root, name))
@@ -108,25 +91,14 @@ def named_file(root: Path, config: Mapping[str, Any], field: str) -> Path:
 
 
 def plain_name(folder: Path, name: object) -> str:
-    """Return `name` if it is a file name without a folder, otherwise raise CheckpointError.
-
-    Args:
-        name: Name from a file of the release, such as the `weight_map` of an index.
-    """
+    """Return `name` if it is a file name without a folder, otherwise raise CheckpointError."""
     if not isinstance(name, str) or name in ("", ".", "..") or name != os.path.basename(name) or "\0" in name:
         raise CheckpointError(f"{folder}: expected a file name without a folder, got {shown(name)}")
     return name
 
 
 def released_folder(root: Path, name: str) -> Path:
-    """Return the path of a folder in a release; the folder may be missing.
-
-    Args:
-        name: Path of the folder in `root`, with slashes.
-
-    Raises:
-        CheckpointError: If `name` or a link leads out of `root`.
-    """
+    """Return the path of a folder in a release, which may be missing; raise CheckpointError if it is outside `root`."""
     folder = root / _relative(root, name)
     try:
         target = folder.resolve()
@@ -145,9 +117,9 @@ def _relative(root: Path, name: str) -> str:
 
 
 def _followed(path: Path) -> Iterator[Path]:
-    """Yield `path`, the target of its link, the target of that link and so on, with their folders resolved.
+    """Yield `path`, the target of its link, the target of that link and so on.
 
-    Resolved folders make links of folders count as well.
+    Their folders are resolved, so that links of folders are found as well.
     """
     for _ in range(MAX_LINKS):
         target = path.parent.resolve(strict=True) / path.name
@@ -199,11 +171,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def parsed_json(text: str, path: Path | str) -> dict[str, Any]:
-    """Return the JSON object in the text of a file.
-
-    Raises:
-        CheckpointError: For any other value, or for excessive nesting.
-    """
+    """Return the JSON object in the text of a file; raise CheckpointError as `json_object` does."""
     try:
         record = json.loads(text, parse_int=_integer)
     except UNPARSABLE as error:
@@ -222,7 +190,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def check_layers(record: Any, path: Path | str) -> None:
     """Raise CheckpointError if a config specifies more than MAX_LAYERS layers, at any level.
 
-    Configs and conversion plans have an entry for each layer, so too large a number of layers would exhaust the memory.
+    Configs and conversion plans have an entry for each layer, so too many layers would exhaust the memory.
     """
     for key, value in record.items() if isinstance(record, Mapping) else enumerate(record):
         if isinstance(value, Mapping | list):
@@ -232,8 +200,9 @@ def check_layers(record: Any, path: Path | str) -> None:
 
 
 def leading_elsewhere(value: Any) -> str | None:
-    """Return the first key that makes libraries load code or models from elsewhere (LEADS_ELSEWHERE), at any level
-    of a JSON value, or None.
+    """Return the first of the keys LEADS_ELSEWHERE at any level of a JSON value, or None.
+
+    These keys make libraries load code or models from elsewhere.
     """
     if isinstance(value, Mapping):
         key = next((name for name in LEADS_ELSEWHERE if value.get(name) is not None), None)
@@ -249,17 +218,13 @@ def without_keys(value: Any, names: Iterable[str] = LEADS_ELSEWHERE) -> Any:
 
 
 class MissingEntry(CheckpointError):
-    """A config lacks a key, which is the message; the name of the config's file is still to be added."""
+    """A config lacks the key in the message; the caller adds the name of the config's file."""
 
 
 def entry(record: Mapping[str, Any], dotted: str, file: str | None = None) -> Any:
-    """Return the value of a nested mapping at a dotted path (`a.b.c`).
+    """Return the value of a nested mapping at a dotted path (`a.b.c`); raise CheckpointError if a key is missing.
 
-    Args:
-        file: Name of the config's file, for the error message; None to let the caller add it.
-
-    Raises:
-        CheckpointError: If a key is missing. If `file` is None, it is a MissingEntry.
+    Without `file`, the name of the config's file, it is a MissingEntry, to which the caller adds that name.
     """
     value: Any = record
     for depth, key in enumerate(dotted.split(".")):
@@ -271,11 +236,7 @@ def entry(record: Mapping[str, Any], dotted: str, file: str | None = None) -> An
 
 
 def check_value(path: str, actual: object, *supported: object, file: str = "config.json") -> None:
-    """Raise CheckpointError unless a value of a config is one of the supported ones.
-
-    Args:
-        supported: Supported values; None if the value may be missing.
-    """
+    """Raise CheckpointError unless a value of a config is a supported one; None is a missing value."""
     if actual not in supported:
         expected = " or ".join(shown(value) for value in supported if value is not None) or "no value"
         raise CheckpointError(f"{file}: {path}: expected {expected}, got {shown(actual)}")
@@ -289,7 +250,7 @@ def optional_entry(record: Mapping[str, Any], dotted: str) -> Any:
 
 
 def yaml_mapping(path: Path, loader: Any = None) -> dict[str, Any]:
-    """Return the mapping in a YAML file; see `parsed_yaml`."""
+    """Return the mapping in a YAML file (`parsed_yaml`)."""
     try:
         text = regular_file(path, MAX_YAML_BYTES).read_text(encoding="utf-8")
     except (OSError, *UNPARSABLE) as error:
@@ -298,13 +259,10 @@ def yaml_mapping(path: Path, loader: Any = None) -> dict[str, Any]:
 
 
 def parsed_yaml(text: str, path: Path | str, loader: Any = None) -> dict[str, Any]:
-    """Return the mapping in the text of a YAML file, parsed by a safe loader.
+    """Return the mapping in the text of a YAML file; raise CheckpointError if there is none or a limit is exceeded.
 
     Args:
         loader: A subclass of `yaml.SafeLoader`, for files with tags; None for plain YAML.
-
-    Raises:
-        CheckpointError: If the text contains no mapping, or exceeds the limits.
     """
     try:
         _check_events(yaml.parse(text, Loader=SAFE_LOADER))
@@ -327,7 +285,7 @@ def _check_events(events: Iterable[yaml.Event]) -> None:
     """Raise ValueError for YAML that would exhaust the parser's stack, memory or time.
 
     libyaml's event parser keeps its stack on the heap, so this check is safe. The composer and the constructor,
-    however, recurse and take quadratic time for long numbers, and every alias is expanded when the result is walked.
+    however, recurse and take quadratic time for long numbers, and readers of the result would expand every alias.
     """
     sizes: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = [(None, 0)]
@@ -375,5 +333,4 @@ def _check_depth(record: Any, path: Path | str) -> None:
 
 
 def _line(error: BaseException) -> str:
-    """Return the text of an error as one line."""
     return shown(" ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else error, 300)

@@ -1,4 +1,1 @@
-"""Ray Serve application of gateways and speech servers (docs/scale.md).
-
-It uses the server only through its command.
-"""
+"""Ray Serve application of gateways and speech servers (docs/scale.md). It uses the server only through its command."""

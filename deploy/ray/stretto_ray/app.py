@@ -94,7 +94,6 @@ def build(arguments: dict[str, Any]) -> Application:
 
 
 def servers(settings: Settings) -> Any:
-    """Return the deployment of servers."""
     return serve.deployment(SpeechServer).options(
         name=SERVER,
         max_ongoing_requests=settings.max_streams,

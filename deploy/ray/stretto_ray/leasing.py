@@ -23,11 +23,11 @@ Asked = dict[asyncio.Future[dict[str, Any]], Any]
 def leasing(handle_of: Callable[[], Any], failures: Failures) -> Choose:
     """Return a function that leases a server through the deployment's router.
 
-    Each lease is requested in its own context. Ray's router identifies pending requests by the id of the context's HTTP
-    request. It treats two requests with the same id as one, and searches for a replica for the second forever.
+    Each lease is requested in its own context, because Ray's router identifies pending requests by the id of the
+    context's HTTP request. It treats two requests with the same id as one, and searches for a replica for the second
+    forever.
 
     Args:
-        handle_of: Returns the handle of the deployment.
         failures: Exceptions raised by Ray.
     """
 
@@ -79,7 +79,7 @@ async def _first_answer(ask: Callable[[], Any], failures: Failures) -> AsyncIter
 async def _first_of(ask: Callable[[], Any], asked: Asked) -> asyncio.Future[dict[str, Any]]:
     """Return the first successful answer, or otherwise the last failure.
 
-    Another replica is asked, up to ATTEMPTS in all, after each failure and after each timeout.
+    After each failure or timeout, another replica is asked, up to ATTEMPTS in all.
     """
     again_s = AGAIN_S
     while True:

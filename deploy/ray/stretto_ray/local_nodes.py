@@ -11,14 +11,9 @@ LAUNCHERS_FLAG = "--pid-file"
 
 
 def add_node(cluster: Any, num_cpus: int, **arguments: Any) -> None:
-    """Add a node; retry if its agents start more slowly than Ray's fixed timeout.
+    """Add a node to a cluster; retry if its agents start more slowly than Ray's fixed timeout.
 
     Must be called in the main thread, because it installs signal handlers.
-
-    Args:
-        cluster: The cluster.
-        num_cpus: CPUs of the node.
-        arguments: Further arguments for Ray.
     """
     for attempt in range(5):
         try:
@@ -39,7 +34,7 @@ def launchers(cluster: Any) -> set[psutil.Process]:
 def processes_on(node: Any) -> list[psutil.Process]:
     """Return the processes of a Ray node, its raylet first.
 
-    They are found by parent: servers' launchers have their own sessions.
+    They are found by parent, because the servers' launchers have their own sessions.
     """
     raylet = next(
         process_info.process

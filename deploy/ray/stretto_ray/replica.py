@@ -51,11 +51,9 @@ class SpeechServer:
             raise RuntimeError(f"the server's launcher has ended; see {self._server.log}")
 
     def record_routing_stats(self) -> dict[str, bool]:
-        """Return the readiness for the router."""
         return {"is_ready": self._server.state() == "ready"}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Return the number of waiting rows for the autoscaler."""
         return {WAITING: await asyncio.to_thread(self._server.waiting_rows)}
 
     async def __del__(self) -> None:

@@ -8,14 +8,11 @@ ROWS_A_SERVER = 4.0  # rows per server that may wait for a batch slot, on averag
 
 
 def wanted(utterances: float, waiting_rows: float, running: int, streams_a_server: float) -> int:
-    """Return the desired number of servers.
-
-    One more than running is requested if rows wait in the running servers.
+    """Return the desired number of servers: one more than running if rows wait in the running ones.
 
     Args:
         utterances: Utterances with and without a server.
         waiting_rows: Rows that wait for a batch slot, in all servers.
-        running: Number of servers.
         streams_a_server: Target utterances per server.
     """
     needed = math.ceil(utterances / streams_a_server)

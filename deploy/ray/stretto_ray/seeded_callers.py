@@ -26,8 +26,8 @@ class Tally:
         right: Number of complete replies with the expected samples.
         wrong: Number of complete replies with other samples.
         ended: Error of each failed reply.
-        first_audio_s: Times to the first audio, in seconds.
-        latest_s: Longest duration of a request, in seconds.
+        first_audio_s: Times to the first audio.
+        latest_s: Longest duration of a request.
     """
 
     right: int = 0
@@ -62,13 +62,7 @@ class Callers:
         self.digests: dict[tuple[str, int], str] = {}
 
     async def say(self, seed: int, tally: Tally, text: str = TEXT) -> None:
-        """Request one utterance and count its result; odd seeds use server-sent events.
-
-        Args:
-            seed: Seed of the utterance.
-            tally: Results to add to.
-            text: Text to be spoken.
-        """
+        """Request one utterance and count its result in `tally`; odd seeds use server-sent events."""
         begun = time.monotonic()
         digest = hashlib.sha256()
         error = ""
@@ -118,13 +112,7 @@ class Callers:
                 raise Failed("ended without an error")
 
     async def keep_asking(self, streams: int, until: asyncio.Event, tally: Tally) -> None:
-        """Keep `streams` requests in flight until `until` is set.
-
-        Args:
-            streams: Number of concurrent requests.
-            until: Set to end after the current requests.
-            tally: Results to add to.
-        """
+        """Keep `streams` requests in flight until `until` is set, and wait for the last ones."""
 
         async def one(number: int) -> None:
             while not until.is_set():

@@ -32,9 +32,7 @@ class ServerProcess:
 
         Args:
             command: Command that starts a server, without the flags set here.
-            host: Address to listen at.
-            drain_s: Seconds that utterances have to finish when the server stops.
-            flags: Further flags.
+            drain_s: Time that utterances have to finish when the server stops.
         """
         self._host = host
         self._drain_s = drain_s
@@ -60,7 +58,6 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """Pid of the launcher."""
         return self._process.pid
 
     @property
@@ -74,13 +71,12 @@ class ServerProcess:
         return self._process.poll() is not None
 
     def state(self) -> str:
-        """Return the launcher's state, one of `pid_file.STATES`, or `ended` if it has ended."""
+        """Return the launcher's state (`STATES` in `stretto.launcher.background`), or `ended` if it has ended."""
         if self.has_ended:
             return "ended"
         return str(self._record().get("state", "starting"))
 
     def _record(self) -> dict[str, Any]:
-        """Return the launcher's pid file; empty until it has been written."""
         try:
             return dict(json.loads(self._pid_file.read_text()))
         except FileNotFoundError:
@@ -106,7 +102,6 @@ class ServerProcess:
         return float(match[1]) if match else 0.0
 
     def stop(self) -> None:
-        """Drain and stop the server."""
         if not self.has_ended:
             self._process.terminate()
             try:

@@ -21,11 +21,10 @@ class Unanswered:
         self._since.setdefault(name, self._clock())
 
     def answered(self, name: str) -> None:
-        """Record an answer."""
         self._since.pop(name, None)
 
     def is_late(self, name: str) -> bool:
-        """Return True if other servers should be preferred because its answer is late."""
+        """Return True if the server's answer is late, so that other servers should be preferred."""
         return LATE_S < self._age_s(name) <= FORGOTTEN_S
 
     def _age_s(self, name: str) -> float:

@@ -76,11 +76,7 @@ class Collected:
 
     @classmethod
     def begin(cls, request: Alignment, rate: int, stored: StoredBytes) -> "Collected":
-        """Return a new collection with the text and the recording in the request, if it has them.
-
-        Args:
-            rate: Sample rate of the codec in Hz.
-        """
+        """Return a new collection with the text and recording in the request; `rate` is the codec's, in Hz."""
         is_of_client = bool(request.text) and not request.is_piece
         collected = cls(stored, rate, request.text, is_of_client, _collects_text=not request.text)
         if request.recording:
@@ -134,11 +130,10 @@ class Collected:
 def send_aligned(
     pending: PendingChunk, event: Event, collected: Collected, words: list[TimedWord] | None, counts: Counts
 ) -> None:
-    """Answer an utterance's last chunk with the word times; any thread may call this function.
+    """Answer an utterance's last chunk with the word times, or None; any thread may call this function.
 
     Args:
         event: The chunk's event, without words.
-        words: Words and their times; None if they were not aligned.
     """
     event["report"]["aligned"] = words is not None
     event["report"]["untimed_words"] = split_words(collected.text) if words is None else []

@@ -159,7 +159,7 @@ def next_group(jobs: Sequence[ChunkJob], limit: Callable[[FrameWindow], int], tu
     batch, it is returned alone.
 
     Args:
-        limit: Function that returns the maximum number of jobs per batch, given the window of one of them.
+        limit: Returns the maximum number of jobs per batch, given the window of one of them.
     """
     ordered = sorted(jobs, key=lambda job: (job.session.dry_s is not None, job.due_s))
     host = turns.next(dict.fromkeys(job.pending.reply.host for job in ordered))

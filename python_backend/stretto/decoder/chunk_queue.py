@@ -70,11 +70,7 @@ class Stopwatch:
         self.measured = DecodingTime()
 
     def record(self, num_frames: int, spent_s: float) -> None:
-        """Record a decoded batch.
-
-        Args:
-            num_frames: Number of frames of all its windows, with their context.
-        """
+        """Record a batch that was decoded, with the total number of frames and context frames of its windows."""
         x = 1 / num_frames
         y = spent_s / num_frames
         self._sums += np.array([1, x, y, x * x, x * y]) - self._sums / BATCH_MEMORY
@@ -193,10 +189,7 @@ class ChunkQueue:
     def next_chunks(self, timeout_s: float, busy: Collection[str] = ()) -> tuple[list[PendingChunk], list[str]]:
         """Remove and return the next chunk of each utterance not in `busy`, and the ids of abandoned utterances.
 
-        Chunks are in the order in which their utterances take turns.
-
-        Args:
-            timeout_s: Maximum wait while the queue is open and has no such chunk.
+        Chunks are in the order in which their utterances take turns. The call waits up to `timeout_s` for a chunk.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._free(busy) or self._abandoned or self._is_closed, timeout_s)

@@ -75,9 +75,7 @@ class Launcher(Protocol):
     def launch(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> Flight:
         """Start decoding a batch.
 
-        Args:
-            states: Codec state before each window. The caller keeps them until the device has read them; they may have
-                been written on another stream.
+        The caller keeps the states, which may have been written on another stream, until the device has read them.
         """
         ...
 
@@ -248,10 +246,7 @@ class CudaLauncher:
         return _pinned(_stacked(windows, self._table.states, rows)), after
 
     def _sent(self, window: Window) -> Window:
-        """Start copying codes, frame indices and rows to the device; return the window with the copies.
-
-        The window stays on the host if the codec reads it there.
-        """
+        """Start copying codes, frame indices and rows to the device, unless the codec reads them on the host."""
         if self._codec.spec.reads_on_host:
             return window
         codes = window.codes.to(self._device, non_blocking=True)
@@ -277,11 +272,7 @@ def num_in_flight(max_batch: int) -> int:
 
 
 def make_launcher(codec: Codec, config: DecoderConfig) -> Launcher:
-    """Return the launcher for the device in `config`; onnxruntime codecs always get host tensors.
-
-    Raises:
-        CheckpointError: The codec has no convolutions for the configured mode.
-    """
+    """Return the launcher for the device in `config`; onnxruntime codecs always get host tensors."""
     check_mode(codec, config.convolutions)
     if torch.device(config.device).type == "cuda" and config.runtime == "torch":
         return CudaLauncher(codec, config)
@@ -291,10 +282,8 @@ def make_launcher(codec: Codec, config: DecoderConfig) -> Launcher:
 def capture_shapes(launcher: Launcher, codec: Codec, policy: ChunkPolicy, max_batch: int) -> int:
     """Capture graphs of the usual chunk shapes for batch sizes that are powers of two; return the number of graphs.
 
-    Batches with many frames are captured first, so that later graphs reuse their memory.
-
-    Args:
-        policy: Chunk sizes of requests that set none.
+    Batches with many frames are captured first, so that later graphs reuse their memory. `policy` has the chunk sizes
+    of requests that set none.
     """
     if not launcher.has_graphs:
         return 0
@@ -320,11 +309,8 @@ def warm_up(
 ) -> int:
     """Decode batches of all sizes with the usual chunk shapes, smallest first; return the number of batches.
 
-    Libraries take about 15 ms on a CPU to prepare a shape, enough to make a client underrun.
-
-    Args:
-        policy: Chunk sizes of requests that set none.
-        seconds: Time after which no further batch is started.
+    Libraries take about 15 ms on a CPU to prepare a shape, enough to make a client underrun. After `seconds`, no
+    further batch is started.
     """
     until = clock() + seconds
     num_batches = 0

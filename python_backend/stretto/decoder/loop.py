@@ -124,7 +124,6 @@ class DecodingLoop:
             self._complete(batch, begun)
 
     def _is_first(self, job: ChunkJob) -> bool:
-        """Return True if the job is for the lane of clients without audio."""
         return self._launcher.has_first_lane and job.session.dry_s is None
 
     def _whole_graph(self, group: list[ChunkJob]) -> list[ChunkJob]:
@@ -203,8 +202,7 @@ class DecodingLoop:
     def _is_answered(self, pending: PendingChunk, session: DecoderSession) -> bool:
         """Return True if an earlier connection already brought this chunk, after sending the stored samples again.
 
-        Raises:
-            InvalidRequest: The samples are no longer stored, or chunks before this one are missing.
+        If they are no longer stored, or earlier chunks are missing, raise InvalidRequest.
         """
         chunk = pending.chunk
         answers = session.answers
@@ -219,10 +217,7 @@ class DecodingLoop:
         return True
 
     def _continue_chunk(self, pending: PendingChunk, session: DecoderSession) -> None:
-        """Create a job for a chunk's next window, or answer the chunk if no window is complete.
-
-        Windows of a voice reference come first.
-        """
+        """Create a job for a chunk's next window, or answer the chunk if no window is complete."""
         window, is_last = self._sessions.next_window(session, pending.chunk, pending.codes)
         if window is None:
             self._answer(pending, session, None)
@@ -301,12 +296,7 @@ class DecodingLoop:
     def _answer(
         self, pending: PendingChunk, session: DecoderSession, pcm: np.ndarray | None, at: int | None = None
     ) -> None:
-        """Send the response for a chunk.
-
-        Args:
-            pcm: Samples to play, float32 [n].
-            at: GPU address of these samples.
-        """
+        """Send the response for a chunk with samples to play, float32 [n]; `at` is their GPU address."""
         chunk = pending.chunk
         collected = session.collected
         if collected is not None:

@@ -95,11 +95,8 @@ def storage_of(tensor: Tensor) -> int:
 def measure(codec: Codec, config: DecoderConfig) -> DecoderMemory:
     """Return the memory that a decoder with this codec needs on a GPU.
 
-    The codec's weights are moved to META, so it can no longer decode.
-
-    Raises:
-        CheckpointError: The codec is not a torch module, has no convolutions for the configured mode, or does not
-            decode on META.
+    The codec's weights are moved to META, so it can no longer decode. A codec that cannot be measured in this way, or
+    has no convolutions for the configured mode, raises CheckpointError.
     """
     if not isinstance(codec, nn.Module):
         raise CheckpointError(f"codec {codec.spec.name}: expected a torch module, whose memory can be measured")

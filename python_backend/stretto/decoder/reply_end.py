@@ -11,8 +11,7 @@ def ended_in_pause(pcm: np.ndarray, num_cut: int, sample_rate: int) -> np.ndarra
     """Cut speech that has reached a limit at the last pause near its end, if there is one, and fade it out.
 
     Args:
-        pcm: float32 samples [n].
-        num_cut: Number of samples at the end in which the pause may be.
+        pcm: float32 samples [n], of which the last `num_cut` may contain the pause.
     """
     size = round(PAUSE_S * sample_rate)
     end = pcm[-num_cut:]

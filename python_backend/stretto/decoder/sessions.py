@@ -90,12 +90,7 @@ class ResumableAnswers:
         return self.oldest + len(self._answers)
 
     def add(self, pcm: np.ndarray | None, end: int) -> None:
-        """Add the answer to chunk number `next`.
-
-        Args:
-            pcm: Samples [n].
-            end: Position in the reply, in samples, at which these samples end.
-        """
+        """Add the answer to chunk `next`: samples [n], and the position in the reply, in samples, at which they end."""
         self._answers.append((None if pcm is None else pcm.copy(), end))  # a view would keep the whole batch
         self.num_bytes += answer_bytes(pcm)
         while self.num_bytes > self._max_bytes:
@@ -105,8 +100,7 @@ class ResumableAnswers:
     def find(self, number: int) -> tuple[np.ndarray | None, int] | None:
         """Return the arguments of `add` for an answered chunk, or None if this chunk is the next one to decode.
 
-        Raises:
-            InvalidRequest: The chunk's answer is no longer stored, or an earlier chunk is missing.
+        If its answer is no longer stored, or an earlier chunk is missing, raise InvalidRequest.
         """
         if not self.oldest <= number <= self.next:
             raise InvalidRequest(RESUME, f"a number of events in [{self.oldest}, {self.next}]", number)
@@ -166,11 +160,7 @@ class DecoderSession:
         return sum(holder.num_bytes for holder in holders if holder is not None) + self.state.nbytes
 
     def audible_part(self, window: FrameWindow, pcm: np.ndarray, spec: CodecSpec) -> np.ndarray | None:
-        """Return the samples to send after a chunk's last window, or None if there are none.
-
-        Args:
-            pcm: Samples of the window, float32 [n].
-        """
+        """Return the audible samples of a window, given all of its samples, float32 [n]; None if there are none."""
         num_frames = self.reference.num_frames + self.num_silent
         num_unplayed = max(0, num_frames - window.first) * spec.samples_per_frame
         if num_unplayed == 0:
@@ -181,7 +171,7 @@ class DecoderSession:
         """Return newly decoded samples in the client's format, or None if there are none yet.
 
         Args:
-            pcm: float32 samples [n] at the codec's sample rate, or None.
+            pcm: float32 samples [n] at the codec's sample rate.
             is_final: True for the utterance's last chunk that has frames.
             num_cut: If a limit ended the audio, number of its last samples in which it may end.
         """
@@ -204,7 +194,6 @@ class DecoderSession:
         return np.clip(marked, -1.0, 1.0) if len(marked) else None  # a marker may raise peaks
 
     def _count_samples(self, pcm: np.ndarray) -> None:
-        """Count samples [n], and find the utterance's first audible one."""
         if self.first_sound is None:
             loud = np.flatnonzero(np.abs(pcm) > AUDIBLE)
             self.first_sound = self.num_samples + int(loud[0]) if len(loud) else None
@@ -253,10 +242,7 @@ class Sessions:
         return held + sum(session.num_bytes for session in sessions)
 
     def advance(self, utterance: str, index: int, form: OutputForm) -> DecoderSession:
-        """Return the session for an utterance's next chunk; a chunk with index 0 opens a session.
-
-        Args:
-            form: Output format, used if the session is opened.
+        """Return the session for an utterance's next chunk; a chunk with index 0 opens one with this output format.
 
         Raises:
             Exception: An earlier chunk, which had been answered, could not be decoded.
@@ -279,10 +265,6 @@ class Sessions:
 
     def kept_session(self, kept: Kept, form: OutputForm, is_kept: Callable[[], bool]) -> DecoderSession:
         """Return a session that can be resumed; the first chunk of the session's first connection opens it.
-
-        Args:
-            form: Output format, used if the session is opened.
-            is_kept: Returns True while the session can be resumed.
 
         Raises:
             InvalidRequest: The session is lost, for example because the decoder was restarted.
@@ -312,10 +294,8 @@ class Sessions:
     def apply_reference(self, session: DecoderSession, chunk: Chunk, codes: np.ndarray | None) -> None:
         """Apply a chunk's voice, voice reference and number of silent frames, if it has any, to the session.
 
-        If the reference is in the cache, its decoder state is reused.
-
-        Raises:
-            InvalidRequest: One of them is invalid, or the codec does not support it.
+        If the reference is in the cache, its decoder state is reused. If the codec does not support one of them, raise
+        InvalidRequest.
         """
         if chunk.index == 0:
             self._select_voice(session, chunk)
@@ -358,12 +338,7 @@ class Sessions:
     def early_samples(self, session: DecoderSession, chunk: Chunk, codes: np.ndarray | None) -> np.ndarray | None:
         """Return the samples that arrived with a chunk, float32 [n]; None if it must be decoded first.
 
-        Args:
-            session: Session of the utterance, before the chunk's frames.
-            codes: Codes of the chunk, integers [K, T], or None.
-
-        Raises:
-            InvalidRequest: The number of samples does not match the number of frames.
+        The session must not have the chunk's frames yet. If the number of samples is wrong, raise InvalidRequest.
         """
         spec = self._codec.spec
         has_context = not session.windower.is_empty or session.reference.num_frames > 0 or chunk.sound is not None
@@ -385,15 +360,9 @@ class Sessions:
     def next_window(
         self, session: DecoderSession, chunk: Chunk, codes: np.ndarray | None
     ) -> tuple[FrameWindow | None, bool]:
-        """Return a chunk's next window, and True if it is the last.
+        """Return a chunk's next window, and True if it is the last; raise InvalidRequest if the codes are invalid.
 
-        The result is (None, True) if the chunk's frames can be decoded only together with later ones.
-
-        Args:
-            codes: Codes of the chunk, integers [K, T], or None.
-
-        Raises:
-            InvalidRequest: The codes are invalid.
+        The result is (None, True) if the chunk's frames, [K, T], can be decoded only together with later ones.
         """
         if session.has_ended:
             return None, True

@@ -88,14 +88,10 @@ class Windower:
         return self.next_frame + self._kept.shape[1] == 0
 
     def push(self, codes: np.ndarray | None, is_final: bool) -> FrameWindow | None:
-        """Append frames; return the window that they complete, or None if more frames are needed.
+        """Append frames, integers [K, T]; return the window that they complete, or None if more frames are needed.
 
-        Args:
-            codes: Frames, integers [K, T], or None.
-            is_final: True at the end of the utterance; all remaining frames are then decoded without right context.
-
-        Raises:
-            InvalidRequest: The codes are invalid or the utterance is too long.
+        At the end of the utterance (`is_final`), all remaining frames are decoded without right context. If the codes
+        are invalid or the utterance is too long, raise InvalidRequest.
         """
         if codes is not None:
             check_codes(codes, self._spec)
@@ -120,7 +116,6 @@ class Windower:
         return window
 
     def _num_padding(self, num_frames: int) -> int:
-        """Return the number of frames that pad a last window of `num_frames` frames to a usual size."""
         return next((size - num_frames for size in self._last_sizes if size >= num_frames), 0)
 
     def _forget_before(self, frame: int) -> None:
@@ -198,10 +193,7 @@ def read_reference(
         codes: Codes of the chunk, [K, T].
         is_alone: True if the utterance is decoded in its own batches. It then shares cached states only with other
             such utterances.
-        is_first: True if no earlier chunk had frames.
-
-    Raises:
-        InvalidRequest: A later chunk has a reference, or the reference is longer than the chunk.
+        is_first: False if an earlier chunk had frames; a reference then raises InvalidRequest.
     """
     length = chunk.num_reference_frames
     there = 0 if codes is None else codes.shape[-1]
@@ -245,11 +237,7 @@ class SoundTable:
         self.num_bytes = 0
 
     def acquire(self, sound: Sound) -> tuple[int, bytes]:
-        """Return the voice's number and the key for releasing it.
-
-        Raises:
-            InvalidRequest: The codec does not support recorded voices, or cannot use this recording.
-        """
+        """Return the voice's number and the key for releasing it; raise InvalidRequest if the codec cannot use it."""
         if not isinstance(self._codec, RecordedVoices):
             raise InvalidRequest("chunk.sound", f"none, because {self._codec.spec.name} has no recorded voices", "one")
         key = sound.digest

@@ -104,15 +104,9 @@ class DecoderWorker:
         on_progress: Callable[[], None] | None = None,
         is_kept: Callable[[], bool] | None = None,
     ) -> None:
-        """Queue a chunk for decoding and return immediately. Any thread may call this method.
+        """Queue a chunk for decoding and return immediately; the arguments are as in `PendingChunk`.
 
-        Args:
-            codes: Integers [K, T], or None for a chunk without audio.
-            form: Output format; that of the first chunk applies to the whole utterance.
-            on_device: Called before the answer with the GPU address of the samples, which is valid until the answer is
-                sent.
-            on_progress: Called during long operations.
-            is_kept: Returns True while the session can be resumed; None if the chunk has no `kept`.
+        Any thread may call this method.
         """
         pending = PendingChunk(utterance, chunk, codes, reply, form, on_device, on_progress, is_kept)
         if not self._queue.put(pending):
@@ -144,7 +138,6 @@ class DecoderWorker:
 
     @property
     def has_graphs(self) -> bool:
-        """True if windows of usual shapes are decoded by CUDA graphs."""
         return self._loop.has_graphs
 
     @property

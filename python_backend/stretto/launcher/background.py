@@ -117,8 +117,7 @@ def remove(path: Path | None) -> None:
 def stop(path: Path) -> bool:
     """Send SIGTERM to the launcher, and wait until it has drained and exited; return False if none was running.
 
-    Raises:
-        TimeoutError: The launcher takes longer than the `stop_seconds` in its record.
+    If it takes longer than the `stop_seconds` in its record, raise TimeoutError.
     """
     record = read(path)
     if record is None:
@@ -160,10 +159,7 @@ class CannotServe(LaunchError):
 
 
 def ready_server() -> str:
-    """Return the gRPC address of this machine's server, after starting it if none is running.
-
-    If the launcher runs a gateway, the URL of its web page is printed.
-    """
+    """Return the gRPC address of this machine's server, after starting it if none is running."""
     server = BackgroundServer(default_port(), state_folder())
     try:
         server.ensure_ready()
@@ -217,11 +213,7 @@ class BackgroundServer:
         return f"localhost:{self.port + 1}"
 
     def is_running(self) -> bool:
-        """Return True if a server runs, even if it is not ready; wait while another process starts or stops it.
-
-        Raises:
-            LaunchError: Another model's server uses the port.
-        """
+        """Return True if a server runs, even if it is not ready; wait while another process starts or stops it."""
         self.check_model()
         is_waiting = False
         while (record := self.record()) is not None and not self._serves(record) and record["state"] in CHANGING:
@@ -272,7 +264,6 @@ class BackgroundServer:
 
     @staticmethod
     def _serves(record: dict[str, Any]) -> bool:
-        """Return True if the server in a pid file's record is ready, apart from the gateway."""
         return record["state"] == "ready" or record.get("serves") is True
 
     def _state(self) -> str | None:

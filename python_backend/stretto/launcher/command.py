@@ -85,11 +85,7 @@ def check_environments_folder(folder: Path) -> None:
 
 
 def with_plain_paths(config: LaunchConfig, launch: Launch) -> tuple[LaunchConfig, Installation]:
-    """Return the config and the installation with links instead of paths that Triton does not accept.
-
-    Raises:
-        LaunchError: A folder cannot be written, or no server is installed.
-    """
+    """Return the config and the installation with links instead of paths that Triton does not accept."""
     try:
         config.cache.mkdir(parents=True, exist_ok=True)
         installation = find_installation(plain_path(config.cache, launch.folder, "cache"))

@@ -231,11 +231,10 @@ def seconds(text: str, may_be_zero: bool) -> float:
 
 
 def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
-    """Return the configuration from parsed flags.
+    """Return the configuration from parsed flags; raise LaunchError if they contradict each other.
 
-    Raises:
-        LaunchError: `passed` has a flag that only the launcher may set, flags contradict each other, or the options of
-            the model repository cannot be read.
+    The result also depends on the options of the model repository. A flag in `passed` that only the launcher may set is
+    an error.
     """
     taken = {word.partition("=")[0] for word in passed} & TAKEN
     if taken:
@@ -282,11 +281,7 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
 
 
 def replica_shares(flags: argparse.Namespace) -> tuple[Share, ...]:
-    """Return the share of each replica; empty for a single one.
-
-    Raises:
-        LaunchError: There is no gateway, the ports cannot be in sequence, or the machine is too small.
-    """
+    """Return the share of each replica, empty for a single one; raise LaunchError if replicas are not possible."""
     if flags.replicas == 1:
         return ()
     if not flags.gateway:

@@ -118,8 +118,7 @@ class FirstRequest:
     def is_done(self) -> bool:
         """Advance as far as possible without waiting; return True once the server works or has refused all requests.
 
-        Raises:
-            LaunchError: The server answers with an internal error, or with an incomplete reply.
+        If the server answers with an internal error or an incomplete reply, raise LaunchError.
         """
         try:
             return self._advance()
@@ -172,7 +171,6 @@ class FirstRequest:
         return f"the first request took {seconds:.1f} s; samples in the reply: {self._num_samples}"
 
     def close(self) -> None:
-        """Abandon the request in progress, if any."""
         if self._call is not None:
             self._call.close()
             self._call = None

@@ -103,8 +103,7 @@ class ProxyProcess:
     def close_gate(self, spares_answered: bool) -> None:
         """Make the proxy end requests in flight, and refuse new ones until the server is reported as ready.
 
-        Args:
-            spares_answered: True if requests that have received a first response may continue.
+        With `spares_answered`, requests that have received a first response may continue.
         """
         self._send_state(ENDING_UNANSWERED if spares_answered else ENDING_ALL)
 
@@ -194,10 +193,7 @@ class ProxyProcess:
         return os.read(self._process.stdout.fileno(), select.PIPE_BUF).decode().splitlines()
 
     def keep_alive(self) -> None:
-        """Restart the proxy if it has exited or hangs, without waiting until it listens.
-
-        The next call retries a failed restart.
-        """
+        """Restart the proxy if it has exited or hangs, without waiting for it; the next call retries if that fails."""
         if self._process.poll() is None and self._pulse.is_hung():
             self._kill()
         if self._process.poll() is not None:
@@ -238,11 +234,7 @@ class SpareProcess:
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], path: Path, log: LaunchLog, num_words: int = 0
     ) -> None:
-        """Start the process.
-
-        Args:
-            num_words: Number of words at the end of the command line that follow the descriptor of the socket.
-        """
+        """Start the process; the last `num_words` words of `command` follow the descriptor of the socket."""
         self._command = list(command)
         self._num_words = num_words
         self._environment = dict(environment)
@@ -323,7 +315,7 @@ BAD_USAGE = 2  # the gateway's exit status for invalid arguments, or for an inva
 
 
 def kept_folder(name: str, variable: str) -> tuple[str, ...]:
-    """Return the flag for a persistent folder of the gateway, `--voices` or `--jobs`.
+    """Return the flag `--voices` or `--jobs` for a persistent folder of the gateway.
 
     The result is empty if the user has set the environment variable, or if the folder cannot be created.
     """
@@ -386,11 +378,7 @@ class GatewayProcess:
         self._pulse.begin(self._process.pid)
 
     def keep_alive(self) -> None:
-        """Restart the gateway if it has ended or hangs.
-
-        Raises:
-            LaunchError: The gateway has rejected its arguments and never worked.
-        """
+        """Restart the gateway if it has ended or hangs; raise LaunchError if it has rejected its arguments at first."""
         self._spare.keep_alive()
         self._pulse.pid = self._process.pid
         self._has_worked = self._has_worked or self._pulse.has_beaten

@@ -47,20 +47,16 @@ def bundled_repository() -> Path:
 def state_folder() -> Path:
     """Return the folder of pid files and logs: `.stretto` in a clone, or the user's state folder.
 
-    Raises:
-        LaunchError: This user has no home folder, and XDG_STATE_HOME names none.
+    If the user has no home folder, and XDG_STATE_HOME names none, raise LaunchError.
     """
     tree = clone()
     return _user_folder("XDG_STATE_HOME", ".local/state") if tree is None else tree / ".stretto"
 
 
 def cache_folder() -> Path:
-    """Return the user's cache folder for this project.
+    """Return the user's cache folder for this project; raise LaunchError if there is none.
 
     For a user without a home folder, it is `.stretto/cache` in the clone.
-
-    Raises:
-        LaunchError: This user has no home folder, XDG_CACHE_HOME names none, and there is no clone.
     """
     if clone() is not None and home_folder() is None and not os.path.isabs(os.environ.get("XDG_CACHE_HOME", "")):
         return state_folder() / "cache"
@@ -68,10 +64,9 @@ def cache_folder() -> Path:
 
 
 def _user_folder(variable: str, default: str) -> Path:
-    """Return this project's folder in a folder of the XDG specification, which ignores relative paths.
+    """Return this project's folder in a folder of the XDG specification, by default below the user's home.
 
-    Args:
-        default: Path relative to the user's home.
+    As in the specification, a relative path in the variable is ignored.
     """
     named = os.environ.get(variable, "")
     home = home_folder()
@@ -207,9 +202,9 @@ def server_environment(
 
 
 def bytecode_folder() -> dict[str, str]:
-    """Return the environment variable that makes Python write bytecode to the cache folder, if it is needed.
+    """Return the environment variable that makes Python write bytecode to the cache folder, or nothing.
 
-    That is the case if the installation is read-only and has no bytecode, without which a start takes 5 s longer.
+    It is needed if the installation is read-only and has no bytecode, without which a start takes 5 s longer.
     """
     if os.access(PACKAGE, os.W_OK) or (PACKAGE / "__pycache__").is_dir():
         return {}

@@ -21,11 +21,7 @@ from stretto.triton_io.flow import remove_stale_tables
 
 @contextmanager
 def own_region(path: Path) -> Iterator[int | None]:
-    """Open a shared-memory file without following links.
-
-    Yields:
-        The descriptor; None if the file belongs to another user or has several hard links.
-    """
+    """Open a shared-memory file without following links; yield None for another user's, or one with hard links."""
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
@@ -60,10 +56,7 @@ class Launch:
 
     @property
     def folder(self) -> Path:
-        """Runtime directory with sockets, key and drain file, which is kept across server restarts.
-
-        It is accessible only to this user.
-        """
+        """Runtime directory with sockets, key and drain file, kept across server restarts, for this user only."""
         return _folder(self.id, self.directory)
 
     @property
@@ -143,11 +136,7 @@ class Launch:
 
 
 def begin_launch(directory: Path = SHARED_MEMORY) -> Launch:
-    """Create a launcher instance with its lock, runtime directory and client-disconnect flags in `directory`.
-
-    Raises:
-        OSError: The directory is missing, read-only or full.
-    """
+    """Create a launcher instance with its lock, runtime directory and client-disconnect flags in `directory`."""
     launch_id = f"{os.getpid()}_{secrets.token_hex(4)}"
     unlocked = directory / f".{PREFIX}{launch_id}"
     lock = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)

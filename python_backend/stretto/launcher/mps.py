@@ -23,10 +23,7 @@ def start(repository: Path, launch: Launch) -> None:
     """Start the MPS daemon of a launcher instance if the model repository requests one.
 
     If CUDA_MPS_PIPE_DIRECTORY names the folder of a running daemon (such as the host's), that daemon is used instead.
-
-    Raises:
-        LaunchError: The repository's options cannot be read, the daemon cannot be started, or the variable does not
-            name a folder.
+    If there is none, or one cannot be started, raise LaunchError.
     """
     if not read_options(repository).shares_by_mps:
         return
@@ -89,9 +86,6 @@ def _folder(launch: Launch) -> Path:
 
 
 def _daemon_environment(launch: Launch) -> dict[str, str]:
-    """Return the daemon's environment variables.
-
-    The daemon serves all GPUs, because its clients number only the GPUs that it serves.
-    """
+    """Return the daemon's variables, for all GPUs, because its clients number only the GPUs that it serves."""
     kept = {name: value for name, value in os.environ.items() if name != VISIBLE}
     return kept | client_environment(launch) | {LAUNCH_ID: launch.id}

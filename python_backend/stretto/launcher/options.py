@@ -98,14 +98,11 @@ def served_model(repository: Path) -> ServedModel:
 
 
 def configuration_digest(repository: Path, arguments: tuple[str, ...] = ()) -> str:
-    """Return the SHA-256 of a server's configuration.
+    """Return the SHA-256 of a server's configuration and of the launcher's `arguments` that determine replies.
 
-    It covers the versions of Stretto and of installed plug-ins, `arguments`, and the names and contents of the
-    repository's JSON files, model configs, code and vocabularies, including those of the checkpoint. It does not cover
-    weights and the versions of other packages.
-
-    Args:
-        arguments: Arguments of the launcher that determine replies.
+    It covers the versions of Stretto and of installed plug-ins, and the names and contents of the repository's JSON
+    files, model configs, code and vocabularies, including those of the checkpoint. It does not cover weights and the
+    versions of other packages.
     """
     plugins = (installed_plugin for group in (FAMILIES, CODECS, MARKERS) for installed_plugin in installed(group))
     versions = sorted(

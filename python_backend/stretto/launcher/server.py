@@ -86,8 +86,7 @@ class ModelRestart:
     def is_done(self) -> bool:
         """Advance as far as possible without waiting; return True once all models are ready.
 
-        Raises:
-            LaunchError: Triton refuses a step, or a model is not ready at the end.
+        If Triton refuses a step, or a model is not ready at the end, raise LaunchError.
         """
         while self._call is not None or self._steps:
             if self._call is None:
@@ -103,7 +102,6 @@ class ModelRestart:
         return True
 
     def close(self) -> None:
-        """Abandon the HTTP call in progress, if any."""
         if self._call is not None:
             self._call.close()
             self._call = None
@@ -220,12 +218,7 @@ class TritonServer:
         log: LaunchLog,
         was_ready_before: bool = False,
     ) -> None:
-        """Start the server.
-
-        Args:
-            was_ready_before: True if this launcher has already had a ready server. Models are then loaded with raised
-                priority.
-        """
+        """Start the server; load its models with raised priority if an earlier server was ready."""
         self._config = config
         self._launch = launch
         self._started = time.monotonic()
@@ -330,10 +323,7 @@ class TritonServer:
         return watch
 
     def wait(self, timeout_s: float) -> Fault | None:
-        """Wait up to `timeout_s` until a process of the ready server ends; return a fault, or None.
-
-        Faults that the workarounds detect are also returned.
-        """
+        """Wait up to `timeout_s` until a process ends or a workaround detects a fault; return the fault, or None."""
         assert self._watch is not None, "the server is not ready yet"
         ended = self._watch.wait(timeout_s)
         if ended:
@@ -352,15 +342,12 @@ class TritonServer:
         return self._watch.stopped()
 
     def restart_models(self, broken: list[ProcessSnapshot]) -> ModelRestart | None:
-        """Begin to restart only the models of these processes; return None if the whole server must be restarted.
+        """Begin to restart only the models of processes that have exited or are stopped.
 
-        `is_ready` advances the restart.
+        `is_ready` advances the restart. The result is None if the whole server must be restarted.
 
         WORKAROUND(triton python_backend, unproved): a model whose stub died during requests is never freed, because
         these requests never end. Its 35 threads and its shared memory remain, so only MAX_MODEL_RESTARTS are made.
-
-        Args:
-            broken: Processes that have exited or are stopped.
         """
         assert self._watch is not None, "the server is not ready yet"
         models = self._watch.models_of(broken)
@@ -403,8 +390,7 @@ class TritonServer:
 def last_error(output: str) -> str:
     """Return the line of a server's output that best explains why it ended.
 
-    The server's own uncaught exception has priority over other errors, because stubs that lose their server also log
-    errors.
+    Its own uncaught exception comes first, because stubs that lose their server also log errors.
     """
     lines = [line for line in output.splitlines() if not HARMLESS.match(line)]
     best = [line[match.start() :] for line in lines if (match := BAD_USAGE.search(line))]

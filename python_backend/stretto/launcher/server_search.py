@@ -36,11 +36,7 @@ def find_installation(cache: Path) -> Installation:
 
 
 def server_version(executable: Path) -> tuple[int, int] | None:
-    """Return the version of an installed server, such as (2, 75); None if it is unknown, as for the wheel's server.
-
-    Args:
-        executable: Path of tritonserver in the folder `bin` of the installation.
-    """
+    """Return the version, such as (2, 75), of an installed server `…/bin/tritonserver`; None if it is unknown."""
     with suppress(OSError, UnicodeDecodeError):
         match = VERSION.match((executable.parents[1] / VERSION_FILE).read_text())
         return None if match is None else (int(match[1]), int(match[2]))

@@ -46,11 +46,7 @@ def visible_gpus() -> list[str]:
 
 
 def shares_of(wanted: int | str) -> list[Share]:
-    """Return the share of each replica: a GPU, or without GPUs an equal number of cores.
-
-    Raises:
-        LaunchError: There are fewer GPUs, or cores, than replicas.
-    """
+    """Return the share of each replica, a GPU or without GPUs equally many cores; raise LaunchError if too few."""
     cores = sorted(os.sched_getaffinity(0))
     devices = [] if wanted == 1 else visible_gpus()
     if devices:

@@ -39,11 +39,7 @@ class Waits:
                 signal.signal(number, self._on_signal)
 
     def polls(self, seconds: float, num_signals: int = 0) -> Iterator[None]:
-        """Yield every POLL_S, until a time limit or a signal.
-
-        Args:
-            num_signals: Number of signals received earlier; one more signal ends the iteration.
-        """
+        """Yield every POLL_S, until a time limit, or until more than `num_signals` signals have been received."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.num_signals == num_signals:
             yield
@@ -91,11 +87,7 @@ class StatePublisher:
         self.record("starting", reason, serves=True)
 
     def note_ready(self, age_s: float, pid: int) -> None:
-        """Publish that the server, and the gateway if there is one, are ready.
-
-        Args:
-            age_s: Time from the server's start until now.
-        """
+        """Publish that the server, `age_s` after its start, and the gateway, if there is one, are ready."""
         self.record(READY)
         if self.is_announced:
             log_line("all processes are running again")
@@ -115,8 +107,7 @@ class StatePublisher:
     def note_restart(self, reason: str, spares_answered: bool) -> None:
         """Publish that models are being restarted; the proxy refuses new requests and ends those in flight.
 
-        Args:
-            spares_answered: True if requests that have received a first response may continue.
+        With `spares_answered`, requests that have received a first response may continue.
         """
         self._proxy.close_gate(spares_answered)
         self._write("starting", reason)
@@ -124,8 +115,7 @@ class StatePublisher:
     def note_asleep(self, reason: str = "") -> None:
         """Publish that Triton is stopped until a request wakes the server; requests wait in the proxy.
 
-        Args:
-            reason: Why the last start for a request has failed; empty if it has not.
+        If the last start for a request has failed, `reason` is why.
         """
         self.is_announced = False
         self._proxy.report_asleep()
@@ -189,7 +179,6 @@ class FrontEndProcesses:
         return "" if self._gateway is None else self._gateway.unready()
 
     def unhealthy_model(self) -> str | None:
-        """Return a model that Triton has reported as unhealthy since the last call, or None."""
         return self.proxy.unhealthy_model()
 
     def drain(self, polls: Iterable[None]) -> None:
@@ -313,13 +302,8 @@ class Supervisor:
     def _start(self, is_limited: bool = False) -> TritonServer | None:
         """Start a server and return it once it is ready; return None if a signal arrives first.
 
-        Once a server has been ready, every failed start is repeated without limit.
-
-        Args:
-            is_limited: True to limit the attempts nevertheless.
-
-        Raises:
-            LaunchError: The attempts are limited, and another start would fail in the same way.
+        Once a server has been ready, every failed start is repeated without limit, unless `is_limited`. If no attempts
+        are left, or another one would fail in the same way, raise LaunchError.
         """
         is_limited = is_limited or not self._was_ready
         num_aborted = 0
@@ -379,9 +363,9 @@ class Supervisor:
         return True
 
     def _keep(self, server: TritonServer) -> Fault | None:
-        """Watch a server and restart models until a fault requires a new server; return it.
+        """Watch a server and restart models until a fault requires a new server; return it, or None after a signal.
 
-        The result is None after a signal or once the server is idle.
+        The result is also None once the server is idle.
         """
         while fault := self._wait(server):
             if not self._restart_models(server, fault):

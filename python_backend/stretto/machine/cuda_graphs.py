@@ -13,13 +13,10 @@ import torch
 
 
 def record(work: Callable[[], object], pool: Any, stream: torch.cuda.Stream | None = None) -> torch.cuda.CUDAGraph:
-    """Capture the kernel launches of `work` as a CUDA graph, without executing them.
+    """Capture the kernel launches of `work` as a CUDA graph, without executing them; `stream` None is torch's own.
 
     If the capture fails, torch would leave the stream current, its launches pending and the allocator in capture mode.
     This function resets all three.
-
-    Args:
-        stream: Stream on which the graph is captured; None for torch's own.
     """
     graph = torch.cuda.CUDAGraph()
     current = torch.cuda.current_stream()

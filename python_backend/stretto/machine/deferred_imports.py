@@ -72,11 +72,7 @@ def deferred(names: Iterable[str]) -> Iterator[None]:
 
 @contextmanager
 def hidden(name: str) -> Iterator[None]:
-    """Make imports of a module fail in the `with` block, as if it was not installed.
-
-    Raises:
-        RuntimeError: The module is already imported.
-    """
+    """Make imports of a module, which must not be imported yet, fail in the `with` block."""
     if name in sys.modules:
         raise RuntimeError(f"{name} was imported before it could be hidden")
     sys.modules[name] = None  # type: ignore[assignment]  # Python's mark of a module that cannot be imported
@@ -90,11 +86,9 @@ def hidden(name: str) -> Iterator[None]:
 def deferred_decorators(
     owner: ModuleType, names: Iterable[str], prepare: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    """Defer decorators: a function that is decorated in the `with` block is decorated when it is first called.
+    """Defer decorators of `owner`: a function that is decorated in the `with` block is decorated at its first call.
 
-    Args:
-        names: Names of the decorators in `owner`.
-        prepare: Called before a decorator is applied.
+    `prepare` is called before a decorator is applied.
     """
     decorators = {name: getattr(owner, name) for name in names}
     for name, decorate in decorators.items():

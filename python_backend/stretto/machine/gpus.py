@@ -46,10 +46,7 @@ class GpuProcess:
 
 
 def gpus(limit_s: float = 5.0) -> list[Gpu]:
-    """Return the GPUs of this machine; none if nvidia-smi is missing, fails, or takes longer than `limit_s` seconds.
-
-    GPUs without memory of their own, which share the host's, are left out.
-    """
+    """Return the GPUs with memory of their own; none if nvidia-smi fails or takes longer than `limit_s`."""
     return [gpu for line in _query(limit_s, f"--query-gpu={FIELDS}") if (gpu := _gpu(line)) is not None]
 
 

@@ -147,11 +147,8 @@ class Backbone(Shape):
 def num_slots(table_bytes: int, is_on_gpu: bool) -> int:
     """Return the number of batch slots of a server.
 
-    With tables of speaker vectors, or large states of utterances in the decoder, it is a power of two, and they take at
-    most TABLE_BYTES.
-
-    Args:
-        table_bytes: Size of these tables and states per slot; 0 without them.
+    Tables of speaker vectors and large states of utterances in the decoder (`table_bytes` per slot) may take at most
+    TABLE_BYTES. With them, the number is a power of two.
     """
     most = MAX_SLOTS[is_on_gpu]
     if not table_bytes:
@@ -161,14 +158,10 @@ def num_slots(table_bytes: int, is_on_gpu: bool) -> int:
 
 
 def cpu_slots(family: Family, longest: int, window: int, row_bytes: int, slots: int) -> int:
-    """Return the number of batch slots of a server on a CPU.
+    """Return the number of batch slots of a server on a CPU; see `longest_rows`.
 
     Live sessions cannot be preempted, so their rows stay in the KV cache. All sessions together keep at most
     CPU_CACHE_BYTES, unless one alone needs more. One further slot is for a reply.
-
-    Args:
-        longest: Number of rows of the longest request: its prompt and its reply.
-        window: Number of rows in the attention window, if all layers have one; 0 otherwise.
     """
     if family.code_track is None:
         return slots
@@ -192,16 +185,12 @@ def longest_rows(family: Family, longest: int, window: int, is_on_gpu: bool) -> 
 
 
 def cpu_cache_bytes(family: Family, longest: int, window: int, row_bytes: int, slots: int) -> int:
-    """Return the size of the KV cache of a server on a CPU in bytes.
+    """Return the size of the KV cache of a server on a CPU in bytes; see `longest_rows`.
 
     It is always large enough for the longest reply, so that no request is rejected for its length. Within
     CPU_CACHE_BYTES, it is also large enough for replies of SECONDS in all batch slots, halfway complete on average. If
     replies need more, some are preempted. Live sessions cannot be preempted, so all slots but one are sized for a
     session. A table of latents may require a larger cache (`LatentSpec.cache_bytes`).
-
-    Args:
-        longest: Number of rows of the longest request: its prompt and its reply.
-        window: Number of rows in the attention window, if all layers have one; 0 otherwise.
     """
     held = longest_rows(family, longest, window, is_on_gpu=False)
     rows_per_s = family.frame_rate * family.rows_per_frame

@@ -245,7 +245,7 @@ def fork(
     """Request a process from the spare process at this Unix socket; return None if there is no spare.
 
     Args:
-        environment: Environment variables of the process; None for those of the spare.
+        environment: None for that of the spare.
         descriptors: Descriptors of this process, by their number in the new one. Others are inherited from the spare.
         dies_with_spare: True to kill the process when the spare ends.
     """

@@ -82,8 +82,8 @@ class WorkerProcess:
         """Run a job; return its answer, or None if the process ended, was too slow, or was replaced.
 
         Args:
-            max_wait_s: Time in seconds after which a process that has not answered is replaced. The first answer of a
-                process may take START_S longer.
+            max_wait_s: Time after which a process that has not answered is replaced; for its first answer, START_S
+                longer.
             is_cancelled: Returns True once the answer is not needed, so that the process is replaced.
         """
         assert self._process.stdin is not None

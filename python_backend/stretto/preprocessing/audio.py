@@ -64,16 +64,10 @@ def read_samples(pcm: np.ndarray, sample_rate: int | None, max_s: float, target_
 
 
 def read_file(data: bytes, max_s: float, field: str = "audio") -> tuple[np.ndarray, int]:
-    """Decode at most `max_s` of an audio file, even if the header declares more.
-
-    Args:
-        data: Contents of a file in one of the formats of READABLE. The size is checked before decoding.
+    """Decode at most `max_s` of an audio file, even if the header declares more, after checking its size.
 
     Returns:
         Mono samples, float32 [n] in [-MAX_PEAK, MAX_PEAK], and their sample rate in Hz.
-
-    Raises:
-        InvalidRequest: The file is too large, too long, or cannot be decoded.
     """
     check_file_size(len(data), field, READABLE)
     pcm, rate = decode(data, max_s, field)
@@ -98,10 +92,9 @@ def check_pcm(pcm: np.ndarray, sample_rate: int | None, max_s: float) -> int:
 
 
 def resample(pcm: np.ndarray, sample_rate: int, target_rate: int) -> np.ndarray:
-    """Resample mono samples, float32 [n], with soxr, but return as many samples as librosa and torchaudio do.
+    """Resample mono samples, float32 [n], with soxr to ceil(n * target_rate / sample_rate) samples.
 
-    Returns:
-        Samples, float32 [ceil(n * target_rate / sample_rate)]; a zero is appended if soxr returns one sample fewer.
+    The number is that of librosa and torchaudio. A zero is appended if soxr returns one sample fewer.
     """
     if sample_rate == target_rate:
         return pcm
@@ -127,13 +120,10 @@ VOICE_DB = -75.0  # speech 50 dB below its usual level is louder; the noise of 1
 
 
 def check_voice(pcm: np.ndarray, sample_rate: int, field: str) -> None:
-    """Raise InvalidRequest if the recording of a voice to clone is silent.
+    """Raise InvalidRequest if the recording of a voice to clone, float32 [n >= 1], is silent.
 
     Its level is that of the loudest 0.1 s (five frames of 20 ms), relative to full scale and without any constant
     offset. Zeros, offsets, clicks and the noise of a sound card are thus silence.
-
-    Args:
-        pcm: Mono samples, float32 [n >= 1].
     """
     size = min(len(pcm), int(FRAME_S * sample_rate))
     frames = pcm[: len(pcm) // size * size].reshape(-1, size)
@@ -244,7 +234,7 @@ class AudioLanes:
         is_cancelled: Callable[[], bool] = lambda: False,
         has_images: bool = False,
     ) -> None:
-        """Queue a job.
+        """Queue a job; raise Closing, or Overloaded if a limit, or the host's fair share of it, is reached.
 
         Args:
             num_bytes: Size in bytes of the audio that `run` keeps in memory.
@@ -252,10 +242,6 @@ class AudioLanes:
             refuse: Called with an error if the job will not be run.
             is_cancelled: Returns True once the client has disconnected; the job's process then ends.
             has_images: True if the request has images, whose decoding does not delay requests with only audio.
-
-        Raises:
-            Overloaded: A limit, or the host's fair share of it, is reached.
-            Closing: The lanes are closed.
         """
         job = AudioJob(host, num_bytes, run, refuse, is_cancelled)
         with self._mutex:

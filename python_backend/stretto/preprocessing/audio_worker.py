@@ -167,8 +167,7 @@ class AudioProcess:
     ) -> np.ndarray:
         """Read a recording like `audio.read_recording`, with the same arguments and exceptions.
 
-        Args:
-            is_cancelled: Returns True once the recording is not needed. The process then ends, and is replaced.
+        Once `is_cancelled` returns True, the process ends, and is replaced.
 
         Raises:
             InvalidRequest: Also if the CPU time of the job exceeds its limit.
@@ -218,7 +217,6 @@ class AudioProcess:
             self._process.release_memory()
 
     def _ask(self, job: dict[str, Any], is_cancelled: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-        """Return the answer to a job; raise its error."""
         answer = self._process.ask(job, MAX_WAIT_S, is_cancelled)
         if answer is None and is_cancelled():
             raise Cancelled("the client has disconnected")

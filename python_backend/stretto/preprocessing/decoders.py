@@ -47,16 +47,10 @@ class _Unreadable(Exception):
 
 
 def decode(data: bytes, max_s: float, field: str) -> tuple[np.ndarray, int]:
-    """Decode an audio file up to one decoding step beyond `max_s`.
+    """Decode an audio file to mono samples, float32 [n], up to one decoding step beyond `max_s`, and their rate in Hz.
 
     Zero bytes and ID3 tags before the file are skipped. A file that is cut short is read up to the cut. If one decoder
-    fails or finds no samples, the other one is tried.
-
-    Returns:
-        Mono samples, float32 [n], and their sample rate in Hz.
-
-    Raises:
-        InvalidRequest: The file cannot be decoded, or its rate or its number of channels is outside the limits.
+    fails or finds no samples, the other one is tried. If both fail, raise InvalidRequest.
     """
     data = data[_first_byte(data) :]
     end = 8 + int.from_bytes(data[4:8], "little")  # end of the file, if it is a WAV file
@@ -245,11 +239,7 @@ class _FFmpeg:
         return rate
 
     def _frames(self, container: Any, stream: Any) -> Iterator[Any]:
-        """Yield the decoded frames of a stream.
-
-        Raises:
-            FFmpegError: No packet can be decoded, or most of them cannot.
-        """
+        """Yield the decoded frames of a stream; raise FFmpegError if most packets, or all, cannot be decoded."""
         import av
 
         num_good = 0
@@ -278,9 +268,9 @@ MAX_TAG_CHARS = 200
 
 
 def read_tag(data: bytes, name: str) -> str | None:
-    """Return a tag of an audio file, without unprintable characters and cut to MAX_TAG_CHARS.
+    """Return a tag of an audio file, without unprintable characters and cut to MAX_TAG_CHARS, or None.
 
-    The tag is that of the container or else of a stream; None if there is none, or FFmpeg cannot read the file.
+    The tag is that of the container or else of a stream.
     """
     import av
 

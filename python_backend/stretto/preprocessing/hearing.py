@@ -44,13 +44,9 @@ class EncoderProcess(Protocol):
 
     memory: int
 
-    def ask(self, job: dict[str, Any], max_wait_s: float) -> dict[str, Any] | None:
-        """Run a job; if the process has ended, restart it and return None."""
-        ...
+    def ask(self, job: dict[str, Any], max_wait_s: float) -> dict[str, Any] | None: ...
 
-    def restart(self) -> None:
-        """Replace the process; raise OSError if none can be started."""
-        ...
+    def restart(self) -> None: ...
 
     def release_memory(self) -> None: ...
 
@@ -129,8 +125,8 @@ class Hearing:
             is_open: Returns False once the session has ended; its audio is then dropped.
 
         Raises:
-            InvalidRequest: The part is out of order, or its samples or their rate are invalid. It has no effect.
-            Overloaded: Too many sessions or samples are waiting. The part has no effect.
+            InvalidRequest: The part is out of order, or its samples or their rate are invalid.
+            Overloaded: Too many sessions or samples are waiting.
             Closing: The server is stopping.
         """
         with self._changed:
@@ -212,7 +208,6 @@ class Hearing:
         return [(name, waiting) for name in ended for waiting in self._remove(name)]
 
     def _replace_process(self) -> None:
-        """Restart the process, because the state of its streams is unknown."""
         try:
             self._process.restart()
         except OSError:  # the next job tries again
@@ -330,10 +325,10 @@ def read_session_options(options: OptionsRecord, family: Family) -> tuple[float,
 
 
 def check_part(pcm: np.ndarray, rate: int | None, begun_rate: int | None) -> None:
-    """Raise InvalidRequest if the samples of a part, or their rate, are invalid.
+    """Raise InvalidRequest if the samples of a part, or their rate, are invalid; rates are in Hz.
 
     Args:
-        rate: Sample rate of the samples in Hz; None if there are none.
+        rate: None if there are no samples.
         begun_rate: Sample rate of the session's first part; None if this is the first part.
     """
     if pcm.ndim != 1 or pcm.dtype != np.float32:

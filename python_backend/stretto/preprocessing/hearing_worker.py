@@ -60,11 +60,9 @@ class Streams:
         return len(self._streams)
 
     def push(self, name: str, pcm: np.ndarray, rate: int, is_last: bool) -> None:
-        """Append samples to a stream; start a new stream if there is none with this name.
+        """Append samples, float32 [n], to a stream; start a new stream if there is none with this name.
 
-        Args:
-            pcm: Samples, float32 [n].
-            rate: Sample rate in Hz, which does not change within a stream.
+        The rate, in Hz, does not change within a stream.
         """
         live = self._live
         if name not in self._streams:
@@ -81,8 +79,7 @@ class Streams:
     def encode(self) -> list[tuple[str, np.ndarray, bool]]:
         """Encode a few frames of each stream that has complete frames, and remove streams that are complete.
 
-        Returns:
-            For each stream, its name, ids int32 [n, K], and True if no complete frame is left.
+        For each stream, return its name, ids int32 [n, K], and True if no complete frame is left.
         """
         encode_round(self._live.encoder, [encoded for encoded, *_ in self._streams.values()], max_frames=FRAMES_AT_ONCE)
         encoded_streams = []

@@ -28,8 +28,7 @@ WEBP_CHUNK_BYTES = 8  # name and length
 def count_scans(data: bytes, field: str) -> int:
     """Return the number of passes over the pixels of an image file; 0 for PNG and WebP, which have one.
 
-    Raises:
-        InvalidRequest: There are too many segments, or compressed ones.
+    If there are too many segments, or compressed ones, raise InvalidRequest.
     """
     num_scans = 0
     if data.startswith(PNG_SIGNATURE):
@@ -56,10 +55,7 @@ def check_scans(num_scans: int, num_pixels: int, field: str) -> None:
 def _num_chunks(data: bytes, start: int, length_at: int, order: Literal["big", "little"], head_bytes: int) -> int:
     """Return the number of chunks of a file, or MAX_SEGMENTS + 1 if there are more.
 
-    Args:
-        length_at: Offset of the length, a number of 4 bytes, in a chunk.
-        order: Byte order of the length.
-        head_bytes: Number of bytes of a chunk in addition to its data.
+    A chunk has `head_bytes` bytes in addition to its data. Its length, 4 bytes in this order, is at offset `length_at`.
     """
     at = start
     num_chunks = 0

@@ -113,13 +113,7 @@ def read_options(
     blocks: tuple[int, ...] = (),
     chunking: ChunkingOptions | None = None,
 ) -> Options:
-    """Return the request's options, with the task's defaults for missing values.
-
-    Args:
-        held_frames: The codec's right context in frames.
-        blocks: Block sizes of the codec in frames (`ChunkPolicy`).
-        chunking: Default chunk sizes of this server; None for the family's.
-    """
+    """Return the request's options, with the task's defaults for missing values; see `read_delivery`."""
     options = _read("options", text, task)
     defaults = task.sampling
     speaks = Segment.AUDIO in task.segments  # with or without a preceding text segment
@@ -309,8 +303,7 @@ def _latents(
 ) -> LatentSampling | None:
     """Return the sampling parameters of latent frames, or None if frames consist of codes.
 
-    Args:
-        guidance: Result of `_guidance`. If the latent predictor applies guidance itself, the scale is removed from it.
+    If the latent predictor applies guidance itself, the scale is removed from `guidance`.
     """
     sampling = defaults.latents
     if family.layout.latents is None or sampling is None:

@@ -133,7 +133,7 @@ class Preprocessor:
 
         Args:
             checkpoint: Folder of the checkpoint; its `config.json` names the family (`speech_family`).
-            codec: Codec to use; None for the checkpoint's codec.
+            codec: None for the checkpoint's codec.
             device: torch device for audio encoding (`cpu`, `cuda:1`, …).
             encodings: Folder in which encodings of reused voices are stored; None not to store them.
             chunking: Default chunk sizes of this server; None for the family's.
@@ -276,11 +276,9 @@ class Preprocessor:
     def _pronounced(
         self, turns: tuple[Turn, ...], spellings: Mapping[str, str]
     ) -> tuple[tuple[Turn, ...], list[Replacement]]:
-        """Return the turns with words of the last text replaced, and the changes.
+        """Return the turns with words of the last text replaced, and the changes; earlier texts are not spoken.
 
-        Args:
-            turns: The conversation. Earlier texts are those of recordings, which are not spoken.
-            spellings: Spellings in the request, which take precedence over the server's dictionary.
+        The request's spellings take precedence over the server's dictionary.
         """
         dictionaries = tuple(filter(None, (Dictionary(spellings), self._dictionary)))
         text = turns[-1].text
@@ -360,7 +358,6 @@ def within_rate(sampling: SamplingConfig, task: Task, seconds: float) -> Samplin
 
 
 def _is_live(raw: RawRequest) -> bool:
-    """Return True if a request opens a session of live audio."""
     text = string("options", raw.options) or ""
     record = read_json("options", text, MAX_OPTIONS_BYTES) if '"live"' in text else None
     return isinstance(record, dict) and record.get("live") is True

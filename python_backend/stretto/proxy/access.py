@@ -96,11 +96,7 @@ class ServedModels:
         self._ask = ask
 
     async def check(self, head: ModelInferRequest, metadata: Metadata) -> None:
-        """Raise BadRequest if the client may not use the request's model, or if the server does not have it.
-
-        Args:
-            head: The request, without tensor contents.
-        """
+        """Raise BadRequest if the client may not use the model of a request, or if the server does not have it."""
         name = head.model_name
         version = head.model_version
         if name in INNER_MODELS and not self._access.admits(MODELS, metadata):

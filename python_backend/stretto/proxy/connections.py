@@ -141,11 +141,9 @@ def open_files(num_files: int) -> Sequence[int]:
 
 
 def client_of(descriptor: int, port: int, ended: Address | None = None) -> Address | None:
-    """Return the client's address if a descriptor is a connection to a port.
+    """Return the client's address if a descriptor of any kind, or a closed one, is a connection to a port.
 
-    Args:
-        descriptor: Descriptor of any kind, or one that is not open.
-        ended: Address of a client whose connection is shut down.
+    The connection of the client `ended` is shut down.
     """
     try:
         connection = socket.socket(fileno=descriptor)

@@ -47,15 +47,9 @@ _KINDS |= {SERVICE + method.name: GetMessageClass(method.input_type) for method 
 
 
 def check_other_call(method: str, request: bytes, is_key_holder: bool) -> Message:
-    """Return the message of a call other than an inference.
+    """Return the message of a call other than an inference; raise BadRequest if it is malformed or forbidden.
 
-    Triton would answer a malformed message with an internal error.
-
-    Args:
-        is_key_holder: True if the client has sent the key, in which case its messages may be large.
-
-    Raises:
-        BadRequest: The message is malformed, too large or forbidden.
+    Triton would answer a malformed message with an internal error. Only messages of holders of the key may be large.
     """
     if not is_key_holder and len(request) > MAX_SMALL_BYTES:
         raise BadRequest(f"request: expected at most {MAX_SMALL_BYTES} bytes, got {len(request)}")
@@ -176,9 +170,7 @@ class LauncherState(Protocol):
     gate: CallGate
     sleep: Sleep
 
-    def is_ready(self) -> bool:
-        """Return True if the server is ready according to the launcher's last message."""
-        ...
+    def is_ready(self) -> bool: ...
 
 
 class GrpcProxy(grpc.GenericRpcHandler):
@@ -268,8 +260,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
     def _own_answer(self, method: str, message: Message) -> bytes | None:
         """Return the response to a call that Triton cannot or need not answer now, or None.
 
-        Raises:
-            BadRequest: The server sleeps, and its last answers do not include this one.
+        If the server sleeps, and its last answers do not include this one, raise BadRequest.
         """
         if method in NOT_READY and not (self._is_ready() if self._sleep.is_awake else self._sleep.accepts_requests):
             return NOT_READY[method]
@@ -313,8 +304,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
     async def infer(self, request: bytes, host: str, slot: ExitStack) -> ModelInferResponse:
         """Return the one-shot reply of a model that clones voices, for a client without gRPC.
 
-        Args:
-            slot: Slot of the client's host, held until the reply has ended, even if the client disconnects.
+        `slot`, that of the client's host, is held until the reply has ended, even if the client disconnects.
 
         Raises:
             BadRequest: The request is invalid, or was refused or failed.

@@ -86,14 +86,7 @@ class HttpInfer:
         self._pace = Pace(BYTES_PER_CORE_S, small_bytes=SMALL_BYTES)
 
     async def __call__(self, path: str, head: bytes, reader: asyncio.StreamReader, host: str) -> Page:
-        """Return the response to a request.
-
-        Args:
-            head: Header lines, up to the empty line.
-
-        Raises:
-            OSError: The client has disconnected or is too slow.
-        """
+        """Return the response to a request with these header lines; raise OSError if the client is gone or slow."""
         try:
             model = INFER.fullmatch(path)
             if model is None:
@@ -150,13 +143,10 @@ async def _while_connected(
 
 
 def num_bytes(head: bytes) -> int:
-    """Return the size of a request's body, which must be JSON and not from a browser.
+    """Return the size of a request's body, given its header lines. It must be JSON and not from a browser.
 
     A browser sends JSON to another site only after asking. If a page uses a DNS name that now points to this host, the
     browser sends `Origin`.
-
-    Args:
-        head: Header lines, up to the empty line.
     """
     try:
         headers = http.client.parse_headers(io.BytesIO(head))
@@ -218,11 +208,7 @@ def _content(tensor: InputRecord) -> bytes:
 
 
 def pieces(reply: ModelInferResponse) -> Iterator[bytes]:
-    """Yield the parts of a response's JSON.
-
-    Args:
-        reply: Response with one tensor, float32 [1, n].
-    """
+    """Yield the parts of the JSON of a response with one tensor, float32 [1, n]."""
     (output,) = reply.outputs
     (content,) = reply.raw_output_contents
     head = {"id": reply.id} if reply.id else {}

@@ -78,13 +78,9 @@ class InferRequest:
 
 
 def read_infer_request(data: bytes) -> InferRequest:
-    """Parse and validate a request.
+    """Parse and validate a serialised ModelInferRequest.
 
-    Args:
-        data: Serialised ModelInferRequest.
-
-    Raises:
-        BadRequest: `data` is malformed or exceeds a limit, or a tensor's size does not match its shape.
+    If it is malformed or exceeds a limit, or a tensor's size does not match its shape, raise BadRequest.
     """
     head = bytearray()
     raw_sizes = []
@@ -112,14 +108,10 @@ def read_infer_request(data: bytes) -> InferRequest:
 
 
 def with_origin(data: bytes, host: str, stream: int = 0) -> bytes:
-    """Return the request with parameters for its host and stream, which override the client's parameters.
+    """Return the request with parameters for its host and stream (0: none), which override the client's parameters.
 
     They are appended as a second message: concatenated protobuf messages are merged, and the last map entry for each
     key wins (protobuf, encoding).
-
-    Args:
-        data: Serialised ModelInferRequest.
-        stream: Number of the stream; 0 for none.
     """
     last = ModelInferRequest()
     last.parameters[HOST].string_param = host

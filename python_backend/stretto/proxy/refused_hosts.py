@@ -72,11 +72,7 @@ class RefusedHosts:
             raise BadRequest(refusal.message, head.id, FULL)
 
     def note(self, host: str, response: bytes) -> None:
-        """Record a host's refusal, or the end of a reply.
-
-        Args:
-            response: Serialised ModelStreamInferResponse of the ensemble.
-        """
+        """Record a host's refusal, or the end of a reply, from the ensemble's serialised ModelStreamInferResponse."""
         if IN_FLIGHT.encode() in response:
             error = ModelStreamInferResponse.FromString(response).error_message
             if match := REFUSAL.fullmatch(error):

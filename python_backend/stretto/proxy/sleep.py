@@ -92,8 +92,7 @@ class Sleep:
     async def enter(self, num_bytes: int, host: str, slot: ExitStack) -> None:
         """Wait until the server is awake, and count a request as in flight until `slot` is closed.
 
-        Raises:
-            BadRequest: Too much is waiting already, the server cannot be started, or it stops.
+        If too much is waiting already, the server cannot be started, or it stops, raise BadRequest.
         """
         while not self.is_awake:
             await self._await_start(max(num_bytes, LEAST_BYTES), host)
@@ -169,8 +168,7 @@ class Sleep:
     def answer(self, method: str, request: Message) -> bytes:
         """Return the serialised response to a call in `REMEMBERED` while the server is not awake.
 
-        Raises:
-            BadRequest: The call names an unknown model, or the answers are lost and Triton is being started.
+        If the call names an unknown model, or the answers are lost and Triton is being started, raise BadRequest.
         """
         if self._answers is None:
             raise BadRequest("the server is starting", category=UNAVAILABLE)

@@ -45,13 +45,9 @@ class CallGate:
         self._ended: set[asyncio.Task[Any]] = set()
 
     async def guard(self, call: Coroutine[Any, Any, T], is_answered: Callable[[], bool] = lambda: False) -> T:
-        """Await a call; cancel it if the gate closes.
+        """Await a call; if the gate is closed, or closes meanwhile, cancel the call and raise Restarting.
 
-        Args:
-            is_answered: Returns True if Triton has begun to answer all requests of the call.
-
-        Raises:
-            Restarting: The gate is closed for this call, or closes while the call is in flight.
+        The gate may spare calls for which `is_answered` returns True: Triton has begun to answer all of their requests.
         """
         if self.is_closed and not (self._spares_answered and is_answered()):
             call.close()
@@ -74,8 +70,7 @@ class CallGate:
     def close(self, spares_answered: bool) -> None:
         """Refuse new calls and end those in flight.
 
-        Args:
-            spares_answered: True to exempt calls that Triton has begun to answer.
+        With `spares_answered`, calls that Triton has begun to answer continue.
         """
         self.is_closed = True
         self._spares_answered = spares_answered
@@ -97,12 +92,9 @@ Report = Callable[[str], None]  # reports to the launcher a model whose stub Tri
 
 
 def reworded(response: bytes, report_dead_stub: Report) -> bytes:
-    """Return a response in which errors about dead stubs are reworded for the client.
+    """Return a serialised ModelStreamInferResponse with errors about dead stubs reworded for the client.
 
     Such errors may arrive before the launcher has noticed that the stub is dead.
-
-    Args:
-        response: Serialised ModelStreamInferResponse.
     """
     if STUB_HAS_ENDED.encode() not in response:
         return response
@@ -427,8 +419,8 @@ class Uploads:
     def poll(self) -> None:
         """Return free memory to the system when traffic is idle; end calls if memory use is too high.
 
-        If this process still uses too much memory after returning free memory, a quarter of the calls without a
-        complete message are ended. If there are no such calls, a quarter of all calls are ended.
+        If this process still uses too much memory, a quarter of the calls without a complete message are ended. If
+        there are no such calls, a quarter of all calls are ended.
         """
         before = self._seen
         self._seen = self._resident()

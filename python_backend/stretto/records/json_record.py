@@ -131,8 +131,7 @@ def _element(hint: Any) -> Any:
 def described(hint: Any, of_kind: bool = False) -> str | None:
     """Return the expected value's description in the annotations of a type or a nested type, or None.
 
-    Args:
-        of_kind: True to describe only the kind of a number, without its range.
+    For a number, `of_kind` leaves out the range.
     """
     for mark in getattr(hint, "__metadata__", ()):
         if isinstance(mark, FieldInfo | Expected) and mark.description:
@@ -150,11 +149,9 @@ STRING_OR_BRACKET = re.compile(r'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?|[\[\]{}]', re.DOT
 
 
 def read_json(field: str, text: str, max_bytes: int = MAX_BYTES) -> Any:
-    """Parse JSON from a request.
+    """Parse JSON from a request; raise InvalidRequest if it exceeds a limit or is malformed.
 
-    Raises:
-        InvalidRequest: The text is too long or too deeply nested, has too many parts, is malformed, repeats a key, or
-            contains NaN or infinity.
+    Repeated keys, NaN and infinity are malformed, too.
     """
     size = len(text.encode(errors="surrogatepass"))
     if size > max_bytes:
@@ -220,12 +217,7 @@ class PackedRecord(Generic[T]):
         return self._encoder.encode(record)
 
     def read(self, field: str, data: bytes) -> T:
-        """Parse MessagePack.
-
-        Raises:
-            InvalidRequest: `data` is not MessagePack, a key is unknown, or a value is missing, has the wrong type or is
-                outside its limits. The message contains the path of the value.
-        """
+        """Parse MessagePack; raise InvalidRequest with the path of an invalid value or unknown key."""
         try:
             record = self._decoder.decode(data)
             # msgspec ignores unknown keys of dataclasses. The output of `write` has none.

@@ -75,7 +75,6 @@ class Condition:
 
     @property
     def digest(self) -> bytes:
-        """Hash of all fields."""
         sizes = f"{self.ids} {self.vectors.shape} ".encode()
         return blake2b(sizes + self.vectors.astype("<f4", copy=False).tobytes()).digest()
 
@@ -207,16 +206,13 @@ class Prompt:
         features: NDArray[np.float32] | None = None,
         patches: NDArray[np.float32] | None = None,
     ) -> "Prompt":
-        """Return the prompt that consists of a result of `to_bytes` and arrays.
+        """Return the prompt that consists of a result of `to_bytes` and arrays; raise InvalidRequest if one is invalid.
 
         Args:
             field: Name of the input in error messages.
             rows: Prompt rows, int32 [P, S].
-            features: Encoder input of all audio inputs, float32 [sum of F, M]; None if there are none.
-            patches: Encoder input of all images, float32 [sum of F, M]; None if there are none.
-
-        Raises:
-            InvalidRequest: The data is invalid, or its spans or delayed rows do not fit the arrays.
+            features: Encoder input of all audio inputs, float32 [sum of F, M].
+            patches: Encoder input of all images, float32 [sum of F, M].
         """
         record = _PACKED.read(field, data)
         audios = _parts(f"{field}.audios", record.audios, features)
@@ -376,7 +372,6 @@ def read_session(raw: Any, excluded: Sequence[str], can_resume: bool = False) ->
     Args:
         raw: Object with the request's inputs as attributes.
         excluded: Names of the inputs that only the first request of a session may have.
-        can_resume: True if the session can be resumed.
     """
     for name in excluded:
         if getattr(raw, name) is not None:

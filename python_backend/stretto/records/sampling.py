@@ -93,11 +93,7 @@ OPTION_NAMES = {"guided_until_s": "guidance.until_s", "latents.guidance_scale": 
 
 
 def check_ranges(record: Any, path: str = "") -> None:
-    """Raise InvalidRequest if a field is outside the range that the schema states for its option.
-
-    Args:
-        record: Dataclass whose fields have types of the schema.
-    """
+    """Raise InvalidRequest if a field of a dataclass is outside the range that the schema states for its option."""
     for name, expected, may_be_none in _ranges(record.__class__):
         value = getattr(record, name)
         if not (may_be_none and value is None) and not expected.admits(value):

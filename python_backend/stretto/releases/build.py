@@ -33,15 +33,12 @@ def parsed(words: list[str]) -> argparse.Namespace:
 
 
 def convert(report: Report, words: list[str], out: str, is_half: bool) -> dict[str, Any]:
-    """Convert a release to a checkpoint.
+    """Convert a release to a checkpoint; return `files` (size and SHA-256 by path), `num_tensors` and `dtype`.
 
     Args:
         report: Called with the number of written bytes.
         words: Arguments of `stretto convert` without `--out`.
         is_half: True to convert float32 weights to bfloat16, unless the family requires float32.
-
-    Returns:
-        `files`: size and SHA-256 by path; `num_tensors`; `dtype`.
     """
     args = parsed([*words, "--out", out])
     release = command.release(args)

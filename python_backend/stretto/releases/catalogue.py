@@ -245,10 +245,7 @@ def find(name: str) -> ReleaseEntry | None:
 
 
 def typed_name(text: str) -> str:
-    """Return the release name that a user means by `text`, or an empty string.
-
-    The text may contain capitals, spaces or underscores.
-    """
+    """Return the release name that `text` means with its capitals, spaces or underscores, or an empty string."""
     name = re.sub(r"[\s_:]+", "-", text.strip().lower().removesuffix(LATEST))
     return name if NAME.fullmatch(name) else ""
 
@@ -256,9 +253,7 @@ def typed_name(text: str) -> str:
 def named(text: str) -> ReleaseEntry:
     """Return the release with this name, which may contain capitals, spaces or underscores.
 
-    Raises:
-        BadArgument: `text` cannot be a name.
-        Unavailable: There is no such release.
+    If there is none, raise Unavailable, or BadArgument if `text` cannot be a name.
     """
     name = typed_name(text)
     entry = find(name)
@@ -286,11 +281,7 @@ def nearest(text: str) -> list[str]:
 
 
 def read_entries(family_plugin: FamilyPlugin) -> tuple[ReleaseEntry, ...]:
-    """Return all entries of a family's `releases.json`, which families may share; none if it has no such file.
-
-    Raises:
-        CheckpointError: The file cannot be read, or is invalid.
-    """
+    """Return all entries of a family's `releases.json`, which families may share; none if it has no such file."""
     return () if family_plugin.releases is None else _read_file(family_plugin.releases)
 
 

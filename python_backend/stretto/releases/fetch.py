@@ -77,14 +77,11 @@ T = TypeVar("T")
 
 
 def snapshot(report: Report, repository: str, revision: str) -> dict[str, Any]:
-    """Return the commit of a revision of a repository, with its files.
+    """Return the commit of a revision of a repository; raise ReleaseError if it does not exist or access is refused.
 
     Returns:
         `commit`; `licence` of the model card, or None; and `files`: for each path its `size`, its `sha256` or None,
         and its git object id `oid`.
-
-    Raises:
-        ReleaseError: The repository or the revision does not exist, or access is refused.
     """
     with bounded_work(), explained(repository, revision):
         _check_token()
@@ -154,8 +151,7 @@ LIMIT = threading.local()  # `max_bytes`: size of the file that this thread down
 def _bound_answer(response: httpx2.Response) -> None:
     """Limit the body of an answer to the size of the file that is downloaded, or to MAX_ANSWER_BYTES.
 
-    Raises:
-        Unavailable: The answer is compressed, so that its size is unknown.
+    If the answer is compressed, so that its size is unknown, raise Unavailable.
     """
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding not in ("identity", ""):
@@ -239,7 +235,6 @@ def header(report: Report, repository: str, commit: str, name: str, size: int) -
 
 
 def _header_bytes(repository: str, commit: str, name: str) -> bytes:
-    """Return the JSON at the beginning of a safetensors file."""
     url = hf_hub_url(repository, name, revision=commit)
     data = _beginning(url, FIRST_BYTES)
     num_bytes = int.from_bytes(data[:LENGTH_BYTES], "little")
@@ -289,17 +284,12 @@ def _tensor(name: str, facts: Any, file_bytes: int) -> dict[str, Any]:
 
 
 def download(report: Report, repository: str, commit: str, files: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Download files and check their hashes.
+    """Download files, as from `snapshot`, and check their hashes; raise ReleaseError if one is wrong twice.
 
-    Args:
-        report: Called with the number of bytes of each downloaded part.
-        files: As from `snapshot`.
+    `report` is called with the number of bytes of each downloaded part.
 
     Returns:
         For each path its size in bytes, its SHA-256 and its path in the cache.
-
-    Raises:
-        ReleaseError: A file cannot be downloaded, or has a wrong hash twice.
     """
     remove_parts(repository)
     with ThreadPoolExecutor(NUM_DOWNLOADS) as pool:
@@ -395,11 +385,9 @@ def attempted(call: Callable[[], T]) -> T:
 
 
 def retry_s(error: Exception, delay_s: float) -> float | None:
-    """Return the time to wait before the next attempt; None if the error is permanent.
+    """Return the time to wait before the next attempt, by default `delay_s`; None if the error is permanent.
 
-    Args:
-        error: Error of the client library, whose cause may be the error of the hub or the connection.
-        delay_s: Time to wait if the hub does not name one.
+    The error's cause may be that of the hub or the connection.
     """
     cause = _cause(error)
     if isinstance(cause, HfHubHTTPError):
@@ -414,7 +402,6 @@ def retry_s(error: Exception, delay_s: float) -> float | None:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return the underlying error of the connection or the hub."""
     if isinstance(error, httpx2.HTTPError) or error.__cause__ is None:
         return error
     return _cause(error.__cause__)
@@ -422,11 +409,7 @@ def _cause(error: BaseException) -> BaseException:
 
 @contextmanager
 def explained(repository: str, revision: str, name: str | None = None) -> Iterator[None]:
-    """Replace errors of the client library by a ReleaseError.
-
-    Args:
-        name: File; None for requests about the repository.
-    """
+    """Replace errors of the client library, for a request about a repository or its file `name`, by a ReleaseError."""
     try:
         yield
     except ReleaseError:

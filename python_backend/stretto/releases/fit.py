@@ -210,16 +210,10 @@ def _stored_bytes(shape: Backbone, num_weight_bytes: int) -> int:
 
 
 def choose(entry: ReleaseEntry, num_weight_bytes: int, gpu: int | None, cpu: bool) -> Device:
-    """Return the device for a release.
+    """Return the device for a release; raise BadArgument if there is no GPU of this number.
 
-    This is the given GPU, or else the GPU with the most free memory. It is the CPU if `cpu` is True or no GPU is
+    The device is the given GPU, or else the GPU with the most free memory. It is the CPU if `cpu` is True or no GPU is
     usable.
-
-    Args:
-        gpu: Number of the GPU to use; None to choose.
-
-    Raises:
-        BadArgument: There is no such GPU.
     """
     on_gpu = need(entry, num_weight_bytes, is_on_gpu=True).total
     on_cpu = f"CPU: needs about {gb(need(entry, num_weight_bytes, is_on_gpu=False).total)}"
@@ -245,7 +239,6 @@ REMEDY = "the installed vLLM is for CPUs (docs/install.md describes the image fo
 
 
 def _gpu_of(all_gpus: list[Gpu], number: int) -> Gpu:
-    """Return the GPU with this number; raise BadArgument if there is none."""
     for gpu in all_gpus:
         if gpu.number == number:
             return gpu
@@ -262,9 +255,6 @@ def held_mb(gpu: int) -> int:
     """Return the memory of a GPU that other processes hold, in MiB, and print it; 0 if they hold little.
 
     vLLM's share of the GPU must be reduced by it, because vLLM refuses to start if less than its share is free.
-
-    Args:
-        gpu: Number of the GPU in nvidia-smi.
     """
     for device in gpus():
         held = device.total_bytes - device.free_bytes
@@ -276,12 +266,7 @@ def held_mb(gpu: int) -> int:
 
 
 def check(entry: ReleaseEntry, num_weight_bytes: int, device: Device) -> None:
-    """Raise DoesNotFit with the numbers if a release needs more memory than its device has free.
-
-    Raises:
-        DoesNotFit: If the memory is too small; the message names the smaller release, if there is one.
-        BadArgument: If there is no such GPU any more.
-    """
+    """Raise DoesNotFit if a release needs more memory than its device has free; name any smaller release."""
     if device.gpu is None:
         _check_cpu(entry, num_weight_bytes)
     else:
@@ -337,11 +322,7 @@ def _smaller(entry: ReleaseEntry, is_on_gpu: bool) -> str:
 
 
 def check_disk(needs: Mapping[Path, int]) -> None:
-    """Raise DoesNotFit if a file system has too little space for the files, and 1 GB to spare.
-
-    Args:
-        needs: Bytes to be written, by folder, which may be missing.
-    """
+    """Raise DoesNotFit if a file system has too little space for these bytes by folder, and 1 GB to spare."""
     written = defaultdict[int, int](int)
     folders = defaultdict[int, list[Path]](list)
     for folder, num_bytes in needs.items():
@@ -360,7 +341,6 @@ def check_disk(needs: Mapping[Path, int]) -> None:
 
 
 def _home_relative(folder: Path) -> str:
-    """Return a path with ~ for the home folder."""
     home = Path.home()
     return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
 
@@ -374,8 +354,8 @@ def speed_line(entry: ReleaseEntry, num_weight_bytes: int, bandwidth: float, rat
     Encoding of recordings is not counted.
 
     Args:
-        bandwidth: Bytes per second, from `copy_bandwidth`.
-        rate: Operations per second, from `product_rate`.
+        bandwidth: Bytes per second.
+        rate: Operations per second.
     """
     shape = backbone(entry)
     if shape is None:
@@ -428,10 +408,7 @@ def _of_meminfo(proc: Path, name: str) -> int:
 
 
 def _cgroups(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
-    """Yield limit and use of memory in bytes of each cgroup of this process, without page cache.
-
-    Page cache does not count, because it can be freed.
-    """
+    """Yield limit and use of memory in bytes of each cgroup of this process, without page cache, which can be freed."""
     for group_line in (proc / "self/cgroup").read_text().splitlines():
         _, controllers, path = group_line.split(":", 2)
         if "memory" in controllers.split(","):
@@ -506,10 +483,9 @@ MAX_NAMED = 4
 
 
 def holders(gpu: int | None) -> str:
-    """Describe the programs that hold most memory; empty if none is known. A server of this user counts as one.
+    """Describe the programs that hold most memory of a GPU or, for None, of the machine; empty if none is known.
 
-    Args:
-        gpu: Number of the GPU in nvidia-smi; None for the main memory.
+    A server of this user counts as one program.
     """
     servers = {pid: server for server in running_servers() for pid in pids_of(server)}
     held = Counter[str]()

@@ -43,11 +43,7 @@ class Snapshot:
     files: Mapping[str, Mapping[str, Any]]
 
     def selected(self, source: RepositoryFiles) -> dict[str, dict[str, Any]]:
-        """Return the files of a source.
-
-        Raises:
-            Unavailable: A pattern matches no file, or a name or the size is not acceptable.
-        """
+        """Return the files of a source; raise Unavailable if a pattern matches none, or a name or size is invalid."""
         names = {name for name in self.files if _matches(name, source.files) and not _matches(name, source.exclude)}
         for pattern in source.files:
             if not any(fnmatchcase(name, pattern) for name in self.files):
@@ -205,11 +201,7 @@ def is_offline() -> bool:
 
 
 def check_endpoint() -> None:
-    """Print a warning if the hub is on another machine, and its address is not encrypted.
-
-    Raises:
-        BadArgument: HF_ENDPOINT is not an address.
-    """
+    """Print a warning if the hub is another machine without encryption; raise BadArgument if it has no address."""
     try:
         url = urlsplit(endpoint())
         host = url.hostname

@@ -121,7 +121,6 @@ class Installer:
         )
 
     def _revision(self, target: Target) -> str:
-        """Return the commit, branch or tag to install."""
         pinned = None if target.entry is None else target.entry.source.revision
         return self._choices.revision or pinned or MAIN
 
@@ -136,11 +135,7 @@ class Installer:
         return None if self._choices.is_forced or wants_newest else self._models.find(request, revision)
 
     def install_named(self, text: str) -> InstalledModel:
-        """Return the model that a command-line word names; install it if it is not installed.
-
-        Raises:
-            ReleaseError: The word names no release and no installed model, or the release cannot be installed.
-        """
+        """Return the model that a command-line word names; install it if it is not installed."""
         try:
             target = parse(text)
         except (BadArgument, Unavailable):
@@ -242,11 +237,7 @@ class Installer:
         return entry, repos
 
     def _check(self, entry: ReleaseEntry, repos: list[ReleaseFiles]) -> None:
-        """Print what will be installed.
-
-        Raises:
-            ReleaseError: A licence is not accepted, or the release does not fit.
-        """
+        """Print what will be installed; raise ReleaseError if a licence is not accepted or the release does not fit."""
         stated = {repo.source.repository: _licence(repo) for repo in repos if repo.snapshot is not None}
         for repo in repos:
             commit = f" @ {repo.commit[:7]}" if repo.commit else ""
@@ -321,9 +312,6 @@ class Installer:
         """Check that published tensors have the names and shapes that the converter expects, before the download.
 
         Only the headers of large files are read. Formats other than safetensors have none, so they are not checked.
-
-        Raises:
-            ReleaseError: Tensors are missing, unknown or of another shape.
         """
         large = [name for repo in repos for name, facts in repo.files.items() if facts["size"] >= LARGE_BYTES]
         if not large or not any(map(_missing, repos)) or not all(name.endswith(HEADED) for name in large):
@@ -360,12 +348,7 @@ class Installer:
 
 
 def prefers_gpu(gpu: int | None, is_for_cpu: bool) -> bool:
-    """Return True unless the CPU is wanted or no GPU is usable.
-
-    Args:
-        gpu: GPU that the user named.
-        is_for_cpu: True if the user wants the CPU.
-    """
+    """Return True unless the user wants the CPU or no GPU is usable; `gpu` is the one that the user named."""
     return gpu is not None or (not is_for_cpu and fit.has_cuda_vllm() and bool(fit.gpus()))
 
 

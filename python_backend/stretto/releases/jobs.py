@@ -67,13 +67,9 @@ class JobProcess:
         )
 
     def call(self, job: str, report: Report = lambda num_bytes: None, **values: Any) -> Any:
-        """Run a job and return its result.
+        """Run a job and return its result; call `report` with each number of processed bytes.
 
-        Args:
-            report: Called with each number of processed bytes.
-
-        Raises:
-            ReleaseError: The job failed, with its exit status, or the child died.
+        If the job failed or the child died, raise ReleaseError with the exit status.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -113,7 +109,6 @@ class JobProcess:
         self.close()
 
     def _tail(self) -> str:
-        """Return the end of the child's messages as one line."""
         self._log.seek(0)
         return " ".join(self._log.read().decode(errors="replace").split())[-TAIL_CHARS:]
 
@@ -121,8 +116,7 @@ class JobProcess:
 def serve(jobs: Mapping[str, Callable[..., Any]]) -> None:
     """Run the jobs that arrive on standard input, until it ends.
 
-    Args:
-        jobs: Functions by name. The first argument is a `Report`, the others are the values of the request.
+    The first argument of each function is a `Report`, the others are the values of the request.
     """
     die_with_parent()
     answers = os.fdopen(os.dup(1), "w")

@@ -38,11 +38,7 @@ WORDS = {
 
 
 def licence_of(source: RepositoryFiles, stated: str | None, endpoint: str) -> Licence:
-    """Return the licence of a source from the names table or, if it is unknown there, from the model card.
-
-    Args:
-        stated: Licence identifier of the model card.
-    """
+    """Return the licence of a source from the names table or, if it is unknown there, as stated by the model card."""
     if source.licence.id != "unknown" or stated is None:
         return source.licence
     name, commercial = KNOWN.get(stated.lower(), (stated, "unknown"))
@@ -70,13 +66,12 @@ def require(
 ) -> None:
     """Ask the user to accept licences that restrict commercial use or are unknown, once for each repository and text.
 
+    If one is not accepted, raise NotAllowed.
+
     Args:
         folder: Folder of the installed models, which keeps the answers.
         accepts: True if the user has accepted them on the command line.
         digests: `text_digest` of each repository.
-
-    Raises:
-        NotAllowed: A licence is not accepted.
     """
     accepted = _read(folder / ACCEPTED)
     asked = {name: licence for name, licence in licences.items() if licence.commercial != "yes"}

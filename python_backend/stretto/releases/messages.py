@@ -136,11 +136,7 @@ class InstallationStage:
             self._rewrite(f"{self._text}: {share}{rate / 1e6:.0f} MB/s{left}")
 
     def end(self, text: str = "") -> None:
-        """Print the last line of the stage.
-
-        Args:
-            text: Result of the stage; by default the text of the stage.
-        """
+        """Print the last line of the stage: its result or, by default, its text."""
         self._progress()
         seconds = f"{text or self._text} ({time.monotonic() - self._begun:.0f} s)"
         if sys.stderr.isatty():

@@ -117,10 +117,8 @@ class Served:
 def served(model: InstalledModel, devices: Devices, models: InstalledModels, builder: JobProcess) -> Served:
     """Return the model repository of a model; create it if it is missing or was made by another version.
 
-    It is in the model's folder or, if that is read-only, in the user's cache.
-
-    Raises:
-        ReleaseError: The model cannot be served on these devices, or not at all.
+    It is in the model's folder or, if that is read-only, in the user's cache. If the model cannot be served on these
+    devices, raise ReleaseError.
     """
     if not model.manifest.serves:
         raise ReleaseError(f"{model.manifest.name} is converted, but no server for it exists")

@@ -51,11 +51,7 @@ INDENT = " " * 4
 
 
 def sections(families: Iterable[FamilyPlugin]) -> str:
-    """Return the sections of all families that have one, sorted by title.
-
-    Raises:
-        CheckpointError: A family's table or prose cannot be read, or the prose refers to an unknown release.
-    """
+    """Return the sections of all families that have one, sorted by title."""
     texts = []
     for family in families:
         if family.notes is not None:
@@ -91,16 +87,12 @@ def names(entries: Sequence[ReleaseEntry]) -> str:
 
 
 def title(licence: Licence) -> str:
-    """Return the name of a licence, or the words for an unknown one."""
+    """Return the name of a licence, or UNCONFIRMED for an unknown one."""
     return UNCONFIRMED if licence.id == "unknown" else licence.id
 
 
 def manual_commands(entry: ReleaseEntry, folder: str | None = None) -> list[list[str]]:
-    """Return the commands that download and convert a release, as words that need no further quoting.
-
-    Args:
-        folder: Folder that already has the release's files; None to download them.
-    """
+    """Return the commands that convert a release and, without `folder`, download it, as words without quoting."""
     repo = folder or f"{entry.name}-release"
     folders = []
     commands = [] if folder else [download(entry.source, repo)]
@@ -192,11 +184,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
 
 
 def detected(target: Target, folder: str | None) -> ReleaseEntry:
-    """Return the release in a folder, or in a repository on the hub, which is asked for file names and small files.
-
-    Args:
-        folder: The folder as the user wrote it.
-    """
+    """Return the release in a folder, or in a repository on the hub, from file names and small files."""
     if target.listing is not None:
         return detect(target.listing, folder, target.part)
     assert target.repository is not None
@@ -245,11 +233,7 @@ def facts(entry: ReleaseEntry) -> Iterator[str]:
 
 
 def commands(entry: ReleaseEntry, folder: str | None) -> Iterator[str]:
-    """Yield the lines of the commands that install and serve a release, on the CPU.
-
-    Args:
-        folder: Folder that already has the release's files; None to download them.
-    """
+    """Yield the lines of the commands that install and serve a release on the CPU (`manual_commands`)."""
     served = f"{entry.name}-served"
     serving = [
         ["stretto make-repository", f"--checkpoint {entry.name}", f"--out {served}"],

@@ -185,8 +185,7 @@ class InstalledModels:
     def find(self, request: Request, revision: str = MAIN) -> InstalledModel | None:
         """Return the installed model for a request; None if there is none, or if it is damaged, which is logged.
 
-        Args:
-            revision: Commit, branch or tag. The commit of a branch or tag is the one that the hub has named last.
+        The commit of a branch or tag (`revision`) is the one that the hub has named last.
         """
         answering = [model for model in self.all() if model.manifest.request == request]
         model = max(answering, key=lambda model: model.manifest.resolved_at(revision), default=None)
@@ -209,10 +208,7 @@ class InstalledModels:
         return same or [model for model in models if model.manifest.name == name]
 
     def listed(self, text: str) -> InstalledModel | None:
-        """Return the newest model with this name, as `stretto list` shows it.
-
-        The text may contain capitals or underscores.
-        """
+        """Return the newest model with a name as in `stretto list`, which may contain capitals or underscores."""
         same = [model for model in self.all() if model.manifest.name == typed_name(text)]
         return same[-1] if same else None
 
@@ -242,10 +238,7 @@ class InstalledModels:
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """Yield a new folder, and remove it at the end unless it was renamed.
-
-        Folders of processes that have ended are removed, too.
-        """
+        """Yield a new folder, and remove it at the end unless it was renamed; also remove those of ended processes."""
         with _opened(self.folder / f"{STAGING}guard") as guard:
             fcntl.flock(guard, fcntl.LOCK_EX)  # a folder exists without its lock only under the guard
             for old in self.folder.glob(f"{STAGING}*/"):
@@ -402,10 +395,10 @@ class View:
         return path
 
     def add_header(self, number: int, name: str, tensors: Mapping[str, Any]) -> None:
-        """Add a safetensors file whose numbers are holes, which take no space on the disk and are read as zero.
+        """Add a safetensors file with this header, whose numbers are holes: they take no space and are read as zero.
 
         Args:
-            tensors: Header of the published file: for each tensor its `dtype`, `shape` and `data_offsets`.
+            tensors: For each tensor of the published file its `dtype`, `shape` and `data_offsets`.
         """
         path = self.folders[number] / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -44,11 +44,7 @@ class Folder(Listing):
     """
 
     def __init__(self, path: Path):
-        """List the files.
-
-        Raises:
-            BadArgument: `path` is not a folder, or has no files or too many.
-        """
+        """List the files; raise BadArgument if `path` is not a folder, or has no files or too many."""
         if not os.path.isdir(path):  # a Path raises OSError if it is too long
             got = "a file" if os.path.exists(path) else "a path that does not exist"
             raise BadArgument(f"{path}: expected a folder with a release, got {got}")
@@ -121,8 +117,7 @@ class Target:
 def release_of(text: str) -> str:
     """Return the release named by a command-line argument, in the form used in manifests (a folder: its real path).
 
-    Raises:
-        BadArgument: It is a hub address of something other than a repository.
+    A hub address of something other than a repository raises BadArgument.
     """
     text = PAGE.sub("", text.strip(" "))
     where, hash_sign, part = text.partition("#")
@@ -134,10 +129,9 @@ def release_of(text: str) -> str:
 
 
 def _repository(word: str) -> str:
-    """Return the repository whose page of files is `word`; return other text unchanged.
+    """Return the repository whose page of main files is `word`, or other text unchanged.
 
-    Raises:
-        BadArgument: The page is not that of a repository's main files.
+    Another page of a repository raises BadArgument.
     """
     page = FILES.fullmatch(word)
     if page is None:
@@ -151,12 +145,7 @@ def _repository(word: str) -> str:
 
 
 def parse(text: str) -> Target:
-    """Return the release named by a command-line argument.
-
-    Raises:
-        BadArgument: The argument is malformed.
-        Unavailable: No release has this name.
-    """
+    """Return the release named by a command-line argument; raise BadArgument if it is malformed, or Unavailable."""
     text = release_of(text)
     where, _, part = text.partition("#")
     folder = _folder(where)
@@ -187,20 +176,16 @@ FOLDER = "folder"  # name of a release whose own name has no usable character
 def detect(
     listing: Listing, repository: str | None = None, part: str | None = None, family: str | None = None
 ) -> ReleaseEntry:
-    """Return an entry for the only release in a listing, with facts from the names table if it has the repository.
+    """Return an entry without a revision for the only release in a listing.
+
+    Facts come from the names table if it has the repository. If the listing has several releases, or is a checkpoint,
+    raise BadArgument. If it has none that can be converted, raise Unavailable.
 
     Args:
         listing: Names and small files of a folder or a repository.
         repository: OWNER/NAME, or a folder's path.
         part: Name of one of several releases in the listing, as after `#` on the command line.
         family: Family to accept; None for any.
-
-    Returns:
-        Entry without a revision. Licence and gate come from the names table if it has the repository.
-
-    Raises:
-        BadArgument: The listing has several releases, or is a checkpoint.
-        Unavailable: It has none, or only releases that cannot be converted.
     """
     where = repository or "the folder"
     config = listing.json(CONFIG)

@@ -69,8 +69,8 @@ class ChunkPolicy:
     def round_down(self, num_frames: int) -> int:
         """Return the largest permitted chunk size that is at most `num_frames`, which must be at least 1.
 
-        Permitted sizes are the powers of two below `steady_frames`, and `steady_frames`. With few sizes, windows of
-        different utterances often have equal shapes, and can be decoded as one batch.
+        Permitted sizes are `steady_frames` and the powers of two below it. With few sizes, windows of different
+        utterances often have equal shapes, and can be decoded as one batch.
         """
         return self.steady_frames if num_frames >= self.steady_frames else 1 << (num_frames.bit_length() - 1)
 
@@ -196,10 +196,7 @@ class Pacer:
         return size
 
     def _size_before_wait(self, num_ready: int, now: float, load: DecoderLoad) -> int:
-        """Return the size of the chunk to send before a wait for input, or 0.
-
-        The wait does not count as a gap between frames.
-        """
+        """Return the size of the chunk to send before a wait for input, which is no gap between frames; 0 for none."""
         unplayed = self.policy.unplayed_frames if self._dry_s is None else 0
         self._grown_s = None
         self._num_left = 0

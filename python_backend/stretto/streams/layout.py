@@ -31,11 +31,7 @@ import numpy as np
 def delay_codes(codes: np.ndarray, delays: tuple[int, ...], pad: int) -> np.ndarray:
     """Apply the delay pattern: codebook k of frame t goes to row `t + delays[k]`.
 
-    Args:
-        codes: Codes, [K, T].
-
-    Returns:
-        Rows, [T + max(delays), K].
+    Codes [K, T] become rows [T + max(delays), K].
     """
     num_codebooks, num_frames = codes.shape
     rows = np.full((num_frames + max(delays), num_codebooks), pad, codes.dtype)

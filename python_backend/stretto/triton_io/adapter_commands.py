@@ -24,13 +24,9 @@ class Adapters(Protocol):
         """Load the adapters of the previous run; return a message for each that cannot be loaded."""
         ...
 
-    async def load(self, name: str, path: str) -> None:
-        """Load an adapter."""
-        ...
+    async def load(self, name: str, path: str) -> None: ...
 
-    async def unload(self, name: str) -> None:
-        """Unload an adapter."""
-        ...
+    async def unload(self, name: str) -> None: ...
 
 
 class AdapterCommand(TypedDict):
@@ -47,9 +43,7 @@ COMMAND: JsonRecord[AdapterCommand] = JsonRecord(Annotated[AdapterCommand, Field
 async def run_command(adapters: Adapters, command: bytes) -> bytes:
     """Run a command, and return the names of all adapters, as JSON.
 
-    Raises:
-        InvalidRequest: The command is malformed, or cannot be executed.
-        Overloaded: It can be executed later.
+    If it cannot be executed, raise InvalidRequest, or Overloaded if it can be executed later.
     """
     record = COMMAND.read(ADAPTERS.name, command)
     if record["action"] == "load":

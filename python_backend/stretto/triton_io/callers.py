@@ -19,13 +19,10 @@ CLIENT_ERRORS = (*EXPECTED_ERRORS, DecoderStalled)  # errors whose messages are 
 
 
 def failed_response(error: BaseException, subject: str) -> Any:
-    """Return a response that contains only the error.
+    """Return a response that contains only the error; internal errors mention the `subject`, a model or utterance.
 
     Its message begins with the kind of error. Triton's streams transmit an error's code only if the request has the
     header `triton_grpc_error`, which crashes server 2.51.
-
-    Args:
-        subject: Name of the model or utterance, for messages about internal errors.
     """
     code, category = _code_and_kind(error)
     detail = f"{category}: {client_message(error, subject)}"
@@ -33,10 +30,7 @@ def failed_response(error: BaseException, subject: str) -> Any:
 
 
 def client_message(error: BaseException, subject: str) -> str:
-    """Return the error message for the client.
-
-    For an internal error, it contains only the id under which the error is logged.
-    """
+    """Return the error message for the client; for an internal error, only the id under which it is logged."""
     return str(error) if isinstance(error, CLIENT_ERRORS) else f"{subject}: {incident(error)}"
 
 

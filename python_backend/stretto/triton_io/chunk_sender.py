@@ -61,12 +61,7 @@ class Responses:
         self.client_disconnected = False
 
     def send(self, record: bytes, codes: np.ndarray | None) -> None:
-        """Send a chunk or a probe to the decoder.
-
-        Args:
-            record: Serialised envelope, to which a MAC is added.
-            codes: Codes of the chunk, integers [K, T], or None.
-        """
+        """Add a MAC to a serialised envelope, and send it to the decoder with a chunk's codes, integers [K, T]."""
         tensors = [bytes_tensor(CHUNK, self._seal.close(CHUNK.name, record, codes))]
         if codes is not None:
             tensors.append(array_tensor(CODES, codes))
@@ -161,12 +156,7 @@ class ChunkSender:
         self._quiet_since = self._checked_s = time.monotonic()
 
     async def pump(self, chunks: AsyncGenerator[LMChunk, None]) -> None:
-        """Send all `chunks`, and close the generator.
-
-        Raises:
-            Cancelled: The client has disconnected.
-            Exception: The decoder reported an error, or the generator raised one.
-        """
+        """Send all `chunks`, and close the generator; raise Cancelled, or the decoder's or generator's error."""
         try:
             async with asyncio.timeout(None) as scope:
                 with ticking(lambda: self._poll(scope), self._limits.poll_s):
@@ -213,12 +203,7 @@ class ChunkSender:
         return replace(load, latency_s=load.latency_s + self._limits.transit_s)
 
     async def settle(self) -> None:
-        """Wait until the decoder has answered all chunks.
-
-        Raises:
-            DecoderStalled: An answer is late.
-            Exception: The error that ended the utterance.
-        """
+        """Wait until the decoder has answered all chunks; raise DecoderStalled, or the error that ended them."""
         await self._wait_for_decoder(lambda: self._on_the_way() == 0 or self._is_unanswerable())
         self._check()
 

@@ -112,12 +112,9 @@ class CudaPayload:
 
 
 def send_descriptor(memory: CudaMemory, path: Path) -> None:
-    """Send a descriptor of GPU memory, with the PCI bus id of the GPU, to a client's socket.
+    """Send a descriptor of GPU memory, with the PCI bus id of the GPU, to a client's socket (AF_UNIX, SOCK_DGRAM).
 
     This never blocks. The kernel closes a descriptor that has not been received when the client ends.
-
-    Args:
-        path: Path of the socket (AF_UNIX, SOCK_DGRAM).
 
     Raises:
         InvalidRequest: There is no such socket, it belongs to another user, or its process has ended.

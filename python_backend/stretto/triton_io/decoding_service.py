@@ -147,9 +147,7 @@ class DecodingWorker(Protocol):
     """Interface of the decoder worker (`decoder.worker.DecoderWorker`)."""
 
     @property
-    def has_graphs(self) -> bool:
-        """True if windows of usual shapes are decoded by CUDA graphs."""
-        ...
+    def has_graphs(self) -> bool: ...
 
     def push(
         self,
@@ -161,31 +159,19 @@ class DecodingWorker(Protocol):
         on_device: Callable[[int], None] | None,
         on_progress: Callable[[], None],
         is_kept: Callable[[], bool] | None,
-    ) -> None:
-        """Queue a chunk for decoding; `reply` gets the answer, in order within the utterance."""
-        ...
+    ) -> None: ...
 
-    def keep_alive(self, utterance: str) -> None:
-        """Restart the idle timeout of an utterance."""
-        ...
+    def keep_alive(self, utterance: str) -> None: ...
 
-    def abandon(self, utterance: str) -> None:
-        """Drop an utterance whose client has disconnected."""
-        ...
+    def abandon(self, utterance: str) -> None: ...
 
     @property
-    def time(self) -> DecodingTime:
-        """Decoding time, as measured recently."""
-        ...
+    def time(self) -> DecodingTime: ...
 
     @property
-    def has_died(self) -> bool:
-        """True if the worker's thread has ended unexpectedly."""
-        ...
+    def has_died(self) -> bool: ...
 
-    def stats(self) -> dict[str, float]:
-        """Return the metrics, keyed by name."""
-        ...
+    def stats(self) -> dict[str, float]: ...
 
 
 class DecodingService:

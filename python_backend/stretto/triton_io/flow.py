@@ -214,10 +214,9 @@ class FlowTable:
             self._words[word] = int(1e9 * seconds)
 
     def conclude(self, address: FlowAddress, outcome: Outcome, reason: str) -> None:
-        """Set the outcome of an utterance, unless it already has one.
+        """Set the outcome of an utterance, unless it has one, and the reason, a message for the client.
 
-        Args:
-            reason: Message for the client, truncated to MAX_REASON_BYTES.
+        The message is truncated to MAX_REASON_BYTES.
         """
         at = address.slot * WORDS
         if not self.holds(address) or self._words[at + 2]:

@@ -139,11 +139,7 @@ class LiveSession:
             await self._moved_on.wait()
 
     def end(self, failure: Exception | None) -> None:
-        """Mark the reply as ended after the chunks added so far. Only the first call has an effect.
-
-        Args:
-            failure: Error for the reader; None for a complete reply.
-        """
+        """Mark the reply as ended, with an error for the reader, if it has not ended yet."""
         if not self._has_ended:
             self._has_ended = True
             self._failure = failure
@@ -161,15 +157,12 @@ class LiveSession:
     async def read(self, utterance: str, flow: FlowAddress, first: int | None = None) -> AsyncGenerator[LMChunk, None]:
         """Yield the chunks of the reply to a new connection, after a chunk with the session's name.
 
-        An earlier connection is closed. The session ends with this connection if it cannot be resumed, or once the
-        error of the reply has been raised. Otherwise it ends `resume_s` later, unless another connection continues it.
+        An earlier connection is closed, and raises Closing. The session ends with this connection if it cannot be
+        resumed, or once the error of the reply has been raised. Otherwise it ends `resume_s` later, unless another
+        connection continues it.
 
         Args:
             first: Number of the first chunk of a resumed session; None for the session's first connection.
-
-        Raises:
-            Closing: Another connection has continued the session.
-            Exception: The error that ended the reply.
         """
         self._reader = self._reader + 1
         self._next_read = first or 0
@@ -245,8 +238,7 @@ class LiveSession:
     async def take_turn(self, audio_part: AudioPart) -> None:
         """Wait until all earlier parts have been accepted, and accept this one.
 
-        Raises:
-            InvalidRequest: The part has already been accepted, an earlier part is missing, or the audio is complete.
+        If it has already been accepted, an earlier part is missing, or the audio is complete, raise InvalidRequest.
         """
         async with self._moved:
             if self._is_complete:
@@ -276,9 +268,8 @@ class LiveSessions:
     async def write(self, audio_part: AudioPart) -> Envelope:
         """Append a part; return its receipt once the reply is at most MAX_AHEAD_S behind.
 
-        Raises:
-            InvalidRequest: The session does not exist, or rejects the part.
-            Closing: The session has lost its audio, or is too far behind.
+        If the session does not accept the part, raise InvalidRequest. If it has lost its audio, or is too far behind,
+        raise Closing.
         """
         session = self._open.get(audio_part.session)
         track = self._model.family.code_track
@@ -305,12 +296,9 @@ class LiveSessions:
     async def follow(
         self, prompt: Prompt, utterance: str, flow: FlowAddress, pacer: Pacer, host: str
     ) -> AsyncGenerator[LMChunk, None]:
-        """Yield the chunks of a reply to live audio.
+        """Yield the chunks of a reply to live audio; raise NoCapacity if `host`, or all, have too many sessions.
 
         The first chunk contains only the session's name, which the client needs to send audio.
-
-        Raises:
-            NoCapacity: Too many sessions are open, in total or from `host`.
         """
         family = self._model.family
         segment = family.task(prompt.task).segments[0]
@@ -329,10 +317,8 @@ class LiveSessions:
     async def resume(self, resumption: Resumption, utterance: str, flow: FlowAddress) -> AsyncGenerator[LMChunk, None]:
         """Yield a chunk with a session's name, then the chunks that the client has not received.
 
-        If `resumption.ends` is True, end the session instead.
-
-        Raises:
-            InvalidRequest: The session has ended, cannot be resumed, or no longer has these chunks.
+        If `resumption.ends` is True, end the session instead. If it has ended, cannot be resumed, or no longer has
+        these chunks, raise InvalidRequest.
         """
         session = self._open.get(resumption.session)
         if session is None:
@@ -347,10 +333,7 @@ class LiveSessions:
                 yield chunk
 
     async def _generate(self, session: LiveSession, prompt: Prompt, pacer: Pacer, host: str) -> None:
-        """Generate the reply for the session's reader, and hold the session until cancelled.
-
-        The task is cancelled when no connection can read the reply any more.
-        """
+        """Generate the reply for the session's reader; hold the session until no connection can read it."""
         try:
             with self._named(session):
                 try:

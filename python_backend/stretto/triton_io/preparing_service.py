@@ -30,20 +30,16 @@ NAME = "preprocessor"
 
 
 class Raw(Protocol):
-    """Inputs of a request, before they are parsed."""
+    """Inputs of a request, before they are parsed (`preprocessing.request.RawRequest`)."""
 
     pcm_in: np.ndarray | None
     sample_rate: int | None
     session: str | bytes | None
     image: Any
 
-    def num_audio_bytes(self) -> int:
-        """Return the total size of the audio inputs; raise InvalidRequest if it exceeds the limit."""
-        ...
+    def num_audio_bytes(self) -> int: ...
 
-    def kept(self) -> "Raw":
-        """Return a copy of these inputs in memory that outlives the request."""
-        ...
+    def kept(self) -> "Raw": ...
 
 
 class Lanes(Protocol):
@@ -57,9 +53,7 @@ class Lanes(Protocol):
         host: str,
         is_cancelled: Callable[[], bool],
         has_images: bool,
-    ) -> None:
-        """Queue a request with audio; raise Overloaded if too much is queued in total or for `host`."""
-        ...
+    ) -> None: ...
 
 
 class Hearing(Protocol):
@@ -75,12 +69,7 @@ class Hearing(Protocol):
         host: str,
         answer: Callable[[AudioPart], None],
         is_open: Callable[[], bool],
-    ) -> None:
-        """Accept the next part of a session's audio; `answer` receives its frames on another thread.
-
-        The audio is dropped once `is_open` returns False, because the session has ended.
-        """
-        ...
+    ) -> None: ...
 
 
 class PreparingService:

@@ -39,12 +39,7 @@ class Payload(Protocol):
     is_on_device: bool
 
     def write(self, offset: int, data: np.ndarray, address: int | None) -> None:
-        """Copy data, uint8 [n], to the slots.
-
-        Args:
-            offset: Byte offset in the slots.
-            address: GPU address of the same data, or None.
-        """
+        """Copy data, uint8 [n], to byte offset `offset` of the slots; `address` is the GPU address of the same data."""
         ...
 
     def close(self) -> None:
@@ -71,12 +66,7 @@ class PcmRing:
 
     @classmethod
     def open(cls, address: RingAddress, cuda: CudaRings, host: str = "", directory: Path = DIRECTORY) -> "PcmRing":
-        """Open the ring at `address`.
-
-        Raises:
-            InvalidRequest: The ring does not exist, its header is invalid, or there can be no GPU memory.
-            Overloaded: The GPU memory for rings is in use.
-        """
+        """Open the ring at `address`; raise InvalidRequest if it is invalid, or Overloaded if GPU memory is in use."""
         header = _open_header(address, directory)
         try:
             shape = _read_shape(header, address)
@@ -96,11 +86,9 @@ class PcmRing:
         return samples.nbytes <= self._slots * self._slot_bytes
 
     def put(self, samples: np.ndarray, address: int | None = None) -> RingSlots | None:
-        """Copy samples to free slots; return the `ring` record of the event, or None if too few slots are free.
+        """Copy samples [n] to free slots; return the `ring` record of the event, or None if too few slots are free.
 
-        Args:
-            samples: Samples [n].
-            address: GPU address of the same samples, or None. A ring in GPU memory is filled from this address.
+        A ring in GPU memory is filled from `address`, the samples' address on the GPU, if there is one.
         """
         data = np.ascontiguousarray(samples).view(np.uint8)
         needed = -(-len(data) // self._slot_bytes)
@@ -202,19 +190,13 @@ STALL_S = 30.0  # time without a released slot after which the client is conside
 
 
 class RingReply(Protocol):
-    """Answer to one chunk, as used by `RingWriter`."""
+    """Answer to one chunk, as used by `RingWriter` (`ChunkReply`)."""
 
-    def deliver(self, pcm: np.ndarray | None, event: Event) -> None:
-        """Send an event, with the samples if they are not in the ring."""
-        ...
+    def deliver(self, pcm: np.ndarray | None, event: Event) -> None: ...
 
-    def fail(self, error: BaseException) -> None:
-        """End the utterance with an error."""
-        ...
+    def fail(self, error: BaseException) -> None: ...
 
-    def is_cancelled(self) -> bool:
-        """Return True if the client is no longer waiting for this answer."""
-        ...
+    def is_cancelled(self) -> bool: ...
 
 
 Held = tuple[RingReply, np.ndarray | None, Event]
@@ -249,10 +231,7 @@ class RingWriter:
     def offer(self, reply: RingReply, pcm: np.ndarray | None, event: Event, address: int | None = None) -> None:
         """Send the response for a chunk if slots are free and no earlier response is queued; otherwise queue it.
 
-        Args:
-            pcm: Samples [n].
-            address: GPU address of the samples, valid until this method returns. Later copies are made from host
-                memory.
+        The GPU address of the samples [n] is valid until this method returns. Later copies are made from host memory.
         """
         with self._lock:
             if not self._is_open:

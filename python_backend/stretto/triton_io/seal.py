@@ -29,12 +29,7 @@ class Seal:
         self._key = key
 
     def close(self, name: str, record: bytes, *arrays: np.ndarray | None) -> bytes:
-        """Return `record` preceded by its MAC.
-
-        Args:
-            name: Name of the tensor or purpose; the record is valid only under this name.
-            arrays: Arrays sent with the record, which the MAC covers.
-        """
+        """Return `record` preceded by its MAC, which covers the arrays and is valid only under this name."""
         return self._tag(name, record, arrays) + record
 
     def open(self, name: str, sealed: bytes, *arrays: np.ndarray | None) -> bytes:

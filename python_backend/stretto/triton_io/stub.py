@@ -217,7 +217,7 @@ MPS_SHARE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 
 
 def let_others_first() -> None:
-    """Give this process's kernels a low priority, if other processes share the GPU by NVIDIA's MPS.
+    """Give this process's kernels a low priority if processes share the GPU by NVIDIA's MPS.
 
     Call this before CUDA is initialised.
     """
@@ -225,13 +225,10 @@ def let_others_first() -> None:
 
 
 def limit_gpu_share(percent: int) -> None:
-    """Limit this process's kernels to a share of the multiprocessors, if other processes share the GPU by NVIDIA's MPS.
+    """Limit this process's kernels to a share in percent of the multiprocessors, if processes share the GPU by MPS.
 
     A low priority is not enough: another process's kernel then still waits for the running blocks of a long one. Call
     this before CUDA is initialised.
-
-    Args:
-        percent: 1 to 100.
     """
     os.environ.setdefault(MPS_SHARE, str(percent))
 

@@ -146,10 +146,7 @@ NUMPY = {
 
 
 def read_array(request: Any, spec: TensorSpec) -> np.ndarray | None:
-    """Return a numeric tensor as an array, or None if an optional tensor is missing.
-
-    The array is valid only as long as the request exists.
-    """
+    """Return a numeric tensor as an array, valid only as long as the request exists; None if it is missing."""
     tensor = _find(request, spec)
     if tensor is None:
         return None
@@ -361,10 +358,9 @@ def unknown_session(name: str, is_resumed: bool = False) -> InvalidRequest:
 
 
 def read_prompt(request: Any, seal: Seal) -> Prompt | TextPart | AudioPart | Resumption:
-    """Return the prompt, text part, audio part or resumption in a request.
+    """Return the prompt, text part, audio part or resumption in a request from this server's preprocessor.
 
-    Raises:
-        InvalidRequest: The request is malformed, or was not written by this server's preprocessor.
+    If the request is malformed, or from another sender, raise InvalidRequest.
     """
     rows, features, patches = (read_array(request, spec) for spec in (ROWS, FEATURES, PATCHES))
     if rows is None:

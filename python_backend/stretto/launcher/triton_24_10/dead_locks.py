@@ -33,10 +33,7 @@ def free_dead_locks(region: Path) -> int:
 
 
 def free_all(regions: Iterable[Path]) -> None:
-    """Release the mutexes of dead owners in shared-memory files, on which Triton would abort with `lock_exception`.
-
-    Files that cannot be opened are skipped.
-    """
+    """Release the mutexes of dead owners in shared-memory files, on which Triton would abort with `lock_exception`."""
     for path in regions:
         with suppress(OSError):  # removed, or owned by another user
             free_dead_locks(path)

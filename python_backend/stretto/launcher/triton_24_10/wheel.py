@@ -46,9 +46,6 @@ def place_backend(server: Path, cache: Path) -> Path:
 
     Its libraries look for `nvidia_pytriton.libs` at a fixed depth, which the copy preserves. A finished copy is
     renamed, so that concurrent launchers never see a partial one. Its name depends on the wheel and the Python version.
-
-    Raises:
-        LaunchError: The wheel has no stub for this Python version.
     """
     version = ".".join(platform.python_version_tuple()[:2])
     stub = server / "python_backend_stubs" / version / STUB
