@@ -97,7 +97,7 @@ class Reply:
     """Reply to a request.
 
     Attributes:
-        sent: Attempts with which the clauses end.
+        sent: For each clause, the attempt that was sent last.
         report: The last event's report.
         starts: For each event with samples, the speech generated up to then and the speech sent before, in seconds.
     """

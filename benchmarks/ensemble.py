@@ -133,7 +133,7 @@ async def measure(
 
 
 def costs(rounds: list[dict[str, float]]) -> dict[str, float]:
-    """Return the median cost over the rounds for each process, for all outside the models, and in total."""
+    """Return the median processor seconds over the rounds for each process, for the `rim`, and in total."""
     parts = [seconds | {"rim": sum(map(seconds.__getitem__, RIM)), "all": sum(seconds.values())} for seconds in rounds]
     return {name: round(statistics.median(seconds[name] for seconds in parts), 2) for name in parts[0]}
 

@@ -40,7 +40,7 @@ class FairLoad:
 
     Attributes:
         rate: Mean number of requests per second, of all clients.
-        warm_up_s: Seconds of requests at the same rate before them.
+        warm_up_s: Seconds of requests at the same rate before the measured ones.
         guidance_scale: Guidance scale; None for a model that is not guided.
         text_rows: Forced number of text rows before the audio; None if they are not forced.
     """

@@ -137,7 +137,7 @@ class Plan:
 
     Attributes:
         share: Share of the attempts that are faulty.
-        draw: Number of the choice; another one makes other attempts faulty.
+        draw: Seed of the choice.
     """
 
     share: float = 0.0
@@ -145,7 +145,8 @@ class Plan:
     draw: int = 0
 
     def kind_of(self, text: str, seed: int, frames: Frames = ()) -> tuple[str | None, random.Random]:
-        """Return the kind of an attempt's fault after its last frame, or None, and the source of its size and place."""
+        """Return the kind of the fault after an attempt's last frame, or None, and the generator for its size and
+        place."""
         rng = random.Random(f"{self.draw} {seed} {text}{''.join(f' {frame}' for frame in frames)}")
         is_faulty = rng.random() < self.share
         kind = rng.choice(self.kinds)

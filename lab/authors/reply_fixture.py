@@ -39,8 +39,7 @@ def run(
 def run_arrays(description: str | None, make: Callable[[], dict[str, Any]], tolerance: float) -> None:
     """Run the command line for an `.npz` fixture of arrays by name.
 
-    Args:
-        tolerance: Permitted difference of floats, because processors round differently. Other values must be equal.
+    Floats may differ by `tolerance`, because processors round differently. Other values must be equal.
     """
 
     def write(fixture: Path, made: dict[str, Any]) -> None:

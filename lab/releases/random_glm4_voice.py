@@ -215,8 +215,7 @@ PREPROCESSOR = {
 def write_glm4_tokenizer(folder: Path, prefix: str = "", **values: object) -> Path:
     """Write `config.json` (with `values`), `preprocessor_config.json` and `model.safetensors` to a new folder.
 
-    Args:
-        prefix: Prefix of the tensor names: `model.encoder.` in the published complete model, none in the encoder.
+    In the published complete model, tensor names have the prefix `model.encoder.`; in the encoder, none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     record = RECORD | values

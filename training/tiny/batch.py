@@ -43,7 +43,7 @@ def losses(network: Network, batch: Batch, guide: float, text_weight: float) -> 
 
 
 def _text_losses(logits: Tensor, target: Tensor, sums: dict[str, tuple[Tensor, int]]) -> tuple[Tensor, Tensor, float]:
-    """Return the loss of stream 0: the mean over text segments, the sum over audio rows, and their number."""
+    """Return the losses of stream 0: the mean over text, the sum over audio rows, and the number of audio rows."""
     each = F.cross_entropy(logits, target, reduction="none")
     in_audio = (target >= tiny.FIRST_FRAME_TOKEN) | (target == tiny.END_OF_AUDIO)
     frames = each[in_audio]

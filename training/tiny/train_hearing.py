@@ -59,7 +59,7 @@ Recorded = tuple[Spoken, np.ndarray]  # with its codes, uint8 [T, 7]
 
 
 def recordings(rng: np.random.Generator) -> list[list[Alteration]]:
-    """Return three ways to alter an utterance, each in order: mu-law, mu-law of a worse recording, and any other."""
+    """Return three lists of alterations, each to be applied in order: mu-law, a worse recording, and any or none."""
     mulaw = coded("pcm_mulaw", "wav", 8000)
     worse = [noisy(rng.uniform(-70, -40), rng)] * int(rng.random() < 0.4)
     worse += [without_bass(rng.uniform(*BASS_HZ))] * int(rng.random() < 0.3)
@@ -91,7 +91,7 @@ def own_speech(network: Network, scripts: Sequence[Script]) -> list[Recorded]:
 
 
 def heard(spoken: Spoken, pcm: np.ndarray, codec: TinyCodec) -> Recorded | None:
-    """Return a recording of an utterance as the server reads it; None if it finds no speech or is too long."""
+    """Return a recording of an utterance as the server reads it; None if it is too short or long, or has no speech."""
     speech = extract_speech(pcm, SAMPLE_RATE)
     if speech is None:
         return None

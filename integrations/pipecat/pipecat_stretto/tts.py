@@ -44,13 +44,13 @@ class Utterance:
     """Text of one audio context that the gateway speaks as a whole.
 
     Attributes:
-        start_s: Time at which it begins in the audio context, in seconds.
+        start_s: Time at which the utterance begins in the audio context, in seconds.
         text: Text that has been sent.
-        num_told: Number of its characters that belong to words with a time.
-        is_begun: True if its settings have been sent.
-        is_written: True if no more of its text is sent.
-        is_last: True if the audio context ends with it.
-        has_failed: True if the rest of its text is not to be spoken.
+        num_told: Number of characters of `text` that belong to words with a time.
+        is_begun: True if the settings have been sent.
+        is_written: True if no more text will be sent.
+        is_last: True if the audio context ends with this utterance.
+        has_failed: True if the rest of the text is not to be spoken.
     """
 
     context_id: str

@@ -176,7 +176,7 @@ class TextConditions(RequestConditions):
     Attributes:
         num_ids: Number of ids of text tokens.
         hidden_id: Id of stream 0 in rows that do not attend to the text.
-        vector_rows: Number of keys of the decoder's width that need as much memory as a text's keys.
+        vector_rows: Memory for the keys of the longest text, as a number of keys of the decoder's width.
         num_heads, head_dim: Heads of the attention to the text.
     """
 

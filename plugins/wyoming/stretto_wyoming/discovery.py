@@ -14,10 +14,9 @@ Close = Callable[[], Awaitable[None]]
 
 
 async def announce(address: str, port: int) -> Close | None:
-    """Announce a port; return the function that ends the announcement. If it fails, log the reason and return None.
+    """Announce a port of an IP address; `0.0.0.0` and `::` stand for all of this host.
 
-    Args:
-        address: IP address at which the port is open; `0.0.0.0` or `::` for all of this host.
+    Return the function that ends the announcement. If it fails, log the reason and return None.
     """
     try:
         from zeroconf import Error, InterfaceChoice, IPVersion, get_all_addresses

@@ -213,11 +213,7 @@ def plan(config: Config, vocab: LocalVocabulary) -> Plan:
 
 
 def gpt2_plan(spec: DepthSpec, published: str, ours: str, attention: str = "") -> Plan:
-    """Return the plan of GPT-2's layers and final norm.
-
-    Args:
-        attention: Prefix of the attention's projections in our names within a layer.
-    """
+    """Return the plan of GPT-2's layers and final norm. `attention` precedes the projections' names within a layer."""
     parts: Plan = {}
     for name, shape in gpt2_shapes(spec, published).items():
         words = name.removeprefix(published).split(".")

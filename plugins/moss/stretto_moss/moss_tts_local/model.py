@@ -58,16 +58,11 @@ class Gpt2Depth(DepthWeights):
         return self._started
 
     def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """Return the states [N, H] that predict stream 1's codes, after `start`.
-
-        Args:
-            code: Ids of stream 0, as rows of `embed`, [N]; not read if position 0 predicts stream 1, too.
-        """
+        """Return the states [N, H] that predict stream 1. If position 0 predicts it, too, `code` [N] is not read."""
         return self._started if self.spec.num_first == 2 else self.next(code, 1)
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Return the states [N, H] that predict stream `position`, given codes [N] of the one before, as rows of
-        `embed`."""
+        """Return the states [N, H] that predict stream `position`, given the codes [N] of the stream before."""
         return self._read(F.embedding(code, self.embed), position + 1 - self.spec.num_first)
 
     def _read(self, x: torch.Tensor, position: int) -> torch.Tensor:

@@ -35,8 +35,7 @@ def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
 class PocketLayer(nn.Module):
     """Attention with rotary embeddings for adjacent pairs, and an MLP, each preceded by a LayerNorm.
 
-    Args:
-        activate: Activation of the MLP, whose result for a row is bit-identical in every batch.
+    `activate`, the MLP's activation, must give a row the same bits in every batch.
     """
 
     def __init__(self, vllm_config: VllmConfig, prefix: str, activate: Activation):

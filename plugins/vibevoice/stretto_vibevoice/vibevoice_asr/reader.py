@@ -108,7 +108,7 @@ class TranscriptReader:
         return "".join(self._text_of(piece) for piece in self._scanner.push(text))
 
     def _text_of(self, piece: str) -> str:
-        """Return the text of an object, whose passage is stored, or other text, with a space before it if needed."""
+        """Return the text of an object, or other text, after a space if needed; store the object's passage."""
         record = parsed(piece)
         content = record.get("Content")
         is_object = piece.startswith("{")

@@ -36,10 +36,9 @@ class IncrementalTokens:
         self._has_begun = False
 
     def after(self, text: str, is_last: bool) -> tuple[list[int], "IncrementalTokens"]:
-        """Return the tokens that `text` makes final, and the tokenizer for the text after it. This one stays unchanged.
+        """Return the tokens that `text` makes final, and the tokenizer for the text after it.
 
-        Raises:
-            InvalidRequest: If a word is too long, or the text is blank.
+        This tokenizer stays unchanged. A word that is too long, or a blank text, raises InvalidRequest.
         """
         extended = copy(self)
         extended._stream = self._stream.copy()

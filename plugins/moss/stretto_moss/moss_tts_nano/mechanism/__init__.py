@@ -1,1 +1,1 @@
-"""Repetition penalty on the ids of the last rows, in numpy or torch arrays and as a Triton function."""
+"""Repetition penalty on the codes of a whole reply, in numpy or torch arrays and in kernels."""

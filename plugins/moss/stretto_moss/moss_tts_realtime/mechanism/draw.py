@@ -56,13 +56,7 @@ class RecentDraw(RowDraw):
         return self._with_recent(logits, history, slice(first + 1, last + 1))
 
     def _with_recent(self, logits: torch.Tensor, history: torch.Tensor, streams: slice) -> torch.Tensor:
-        """Return logits of some streams with the penalty, float32 [A, k, C].
-
-        Args:
-            logits: float32 [A, k, C]; the first columns are the codes.
-            history: Ids of the last rows, [A, W, k].
-            streams: Slice of k output streams.
-        """
+        """Return logits [A, k, C], codes first, with the penalty on the ids of the last rows [A, W, k]."""
         num_rows, num_streams, num_columns = logits.shape
         columns = history - self._starts[streams]
         is_code = self._recent.counts[..., None] & (columns >= 0) & (columns < self._sizes[streams])

@@ -12,7 +12,7 @@ class PendingText:
     """Text of a reply, which the writer generates and the speaker reads.
 
     Args:
-        spoken: Function that returns those of some ids that the speaker may read (`TalkerPrompts.spoken`).
+        spoken: Function that drops the ids that the speaker may not read (`TalkerPrompts.spoken`).
         end_of_reply: Id that ends the writer's reply.
         end_id: Id that ends the speaker's text.
     """

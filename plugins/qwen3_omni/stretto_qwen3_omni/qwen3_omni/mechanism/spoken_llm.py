@@ -34,11 +34,7 @@ from stretto_qwen3_omni.qwen3_omni_talker.prompt import TalkerPrompts
 
 
 class SpokenLLM:
-    """A writer and its speaker, with the interface of `SpeechLLM`.
-
-    Args:
-        width: Width of the hidden states that the speaker reads.
-    """
+    """A writer and its speaker, with the interface of `SpeechLLM`. The speaker reads hidden states of `width`."""
 
     def __init__(self, writer: SpeechLLM, speaker: SpeechLLM, prompts: TalkerPrompts, width: int):
         self.parts = self.writer, self.speaker = writer, speaker
@@ -53,11 +49,7 @@ class SpokenLLM:
 
     @classmethod
     def launch(cls, talker: Talker, config: EngineConfig) -> "SpokenLLM":
-        """Start both models (`Speaker.launch`). If one of them does not start, stop the other.
-
-        Args:
-            config: Configuration of the writer's engine, which contains that of the speaker's.
-        """
+        """Start both models; if one does not start, stop the other. The writer's `config` contains the speaker's."""
         folder = config.checkpoint / talker.folder
         prompts = TalkerPrompts.at(folder)
         width = states_width(config.checkpoint, folder)
@@ -195,7 +187,7 @@ class SpokenLLM:
 
 
 def _begun(configs: Iterable[EngineConfig], failed: ExitStack) -> Iterator[StartingLLM]:
-    """Start an engine for each configuration without waiting, and yield it. `failed` stops the started ones."""
+    """Start an engine for each configuration without waiting, and yield it. Closing `failed` stops the engines."""
     for config in configs:
         starting = StartingLLM(config)
         failed.callback(starting.stop)

@@ -27,7 +27,7 @@ class StateRows:
 
     @classmethod
     def of_prompt(cls, talker: Talker, family: Family, prompt: Prompt) -> "StateRows | None":
-        """Return the state rows of a prompt, all unknown; None if it has none (`Speaker.collect_states`)."""
+        """Return state rows without states; None for a prompt without audio and images (`Speaker.collect_states`)."""
         inputs = spoken_inputs(family, prompt)
         return cls(inputs) if inputs else None
 
