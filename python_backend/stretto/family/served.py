@@ -30,7 +30,7 @@ def speaking_folder(checkpoint: Path) -> Path:
 
 
 def served_family(checkpoint: Path) -> Family:
-    """Return the family as requests see it: if there is a speaker, with its frames and its sampling defaults."""
+    """Return the family for requests. With a speaker, it has the speaker's frames and sampling defaults."""
     family = family_at(checkpoint)
     if family.mechanism.speaker is None:
         return family

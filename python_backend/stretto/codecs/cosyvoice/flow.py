@@ -285,7 +285,7 @@ class TimeInput(nn.Module):
 
 
 class Estimator(nn.Module):
-    """U-Net that returns the flow [B, M, T] for x [B, 4 M, T]: state, condition, speaker and known mel, stacked."""
+    """U-Net that returns the flow [B, M, T]. Its input [B, 4 M, T] stacks state, condition, speaker and known mel."""
 
     def __init__(self, mels: int, shape: EstimatorShape) -> None:
         super().__init__()

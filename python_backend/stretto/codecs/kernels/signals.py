@@ -58,7 +58,7 @@ def late_inputs(first: tl.tensor, batch: tl.tensor, late: tl.tensor) -> tl.tenso
 
 @triton.jit
 def row_of(state_rows: tl.tensor, batch: tl.tensor) -> tl.tensor:
-    """Return the rows of utterances in a state: those in `state_rows` [B], or `batch` if that is None."""
+    """Return the entries of `state_rows` [B] for the utterances `batch`, or `batch` itself without `state_rows`."""
     return tl.load(state_rows + batch) if state_rows is not None else batch
 
 

@@ -125,7 +125,7 @@ class VitaTemplate:
         self._begin, self._end = (family.markers[name] for name in ("begin_of_audio", "end_of_audio"))
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the turns and of the reply's start; a dialogue without a system turn gets the authors'."""
+        """Return the rows up to the reply. A dialogue without a system turn gets that of the authors' code."""
         ids = list[int]()
         features = list[np.ndarray]()
         if task.name == "dialogue" and pieces[0].role != "system":
