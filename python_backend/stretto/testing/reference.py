@@ -528,7 +528,7 @@ LIKELY = 30.0  # logit of the only likely id; its exponential can still be added
 
 
 def read_ahead(reply: _Reply, guess: Sequence[Row]) -> None:
-    """Let the contexts of a reply that has no rows yet compute the rows of a guess, [n][S]."""
+    """Compute the hidden states for a guess [n][S] of a new reply in one pass; see the contexts' `read_ahead`."""
     layout = reply.family.layout
     trial = _Reply(reply.reference, reply.prompt, reply.changes, reply.context)
     for ids in guess:  # the ids of the input streams follow from those of the output streams

@@ -5,7 +5,7 @@ state before   x                 inputs of a layer        state after
 │ s s s s │   │ x x x x … x │ ─► │ s s s s │ x x … x │ ─► │ x … x x │
 └─────────┘   └─────────────┘    └─────────┴─────────┘    └─────────┘
 
-A step of the state, like one of x, has all channels. Step 0 is the first new one; those of the state are negative.
+A step of the state, like one of x, has all channels. Step 0 is the first new one. Steps of the state are negative.
 """
 
 import triton

@@ -33,13 +33,13 @@ SESAMES = "codebook0_head.weight"  # https://github.com/SesameAILabs/csm, models
 
 
 class Depth(LlamaLayers):
-    """`depth_decoder_config`."""
+    """`depth_decoder_config` of config.json: sizes of the depth transformer."""
 
     defaults = CsmDepthDecoderConfig
 
 
 class Codec(Section):
-    """`codec_config`; its other fields are defined by transformers' class for Mimi."""
+    """`codec_config` of config.json; its other fields are defined by transformers' class for Mimi."""
 
     codebook_size: Size = 2048
 

@@ -315,7 +315,7 @@ def named(names: Sequence[str], pattern: str) -> dict[str, int]:
 
 
 def plan(language: Mapping[str, tuple[int, ...]], hidden: int, tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the plan of tensors to write; of the head embeddings, only the first NUM_STREAMS rows are used."""
+    """Return the plan of tensors to write, which has only the first NUM_STREAMS rows of the head embeddings."""
     parts = {RENAMED.get(name, f"corelm.decoders.{name}"): Part(name, shape) for name, shape in language.items()}
     stored = tensors[HEAD_EMBEDDINGS].shape if HEAD_EMBEDDINGS in tensors else ()
     rows = max((NUM_STREAMS, *stored[:1]))
