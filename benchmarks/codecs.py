@@ -118,7 +118,7 @@ def measure_streaming(name: str, weights: str, codec: Codec, codes: torch.Tensor
 
 
 def measure_dial(name: str, codec: Codec, codes: torch.Tensor) -> Iterator[Dial]:
-    """Yield the error in windows of CHUNK frames for each right context, from the smallest to the exact one."""
+    """Yield the error in windows of CHUNK frames for each right context, from the smallest to the one without error."""
     exact = codec.spec
     total = codes.shape[2]
     whole = stream(codec, codes, [total])

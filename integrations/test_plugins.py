@@ -1,6 +1,6 @@
 """The plug-ins in pipelines of their frameworks, against a real server with the bundled model.
 
-None of this runs by day, because the plug-ins are classes of frameworks that are not installed for development.
+These tests run only at night, because the frameworks are not installed for development.
 """
 
 import json

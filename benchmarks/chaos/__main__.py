@@ -212,7 +212,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def jump(folder: Path, arguments: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
-    """Inject the clock faults into a separate server with its own clock."""
+    """Start a server with a clock of its own, inject the clock faults, and return their records."""
     (folder / "clocked").mkdir()
     environment = clock_environment(folder / "clocked")
     launch = Launch(arguments.model_repository, folder / "clocked", environment=environment, gateway=free_ports(1)[0])

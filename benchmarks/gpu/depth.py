@@ -101,7 +101,7 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
 
 
 def frames(setup: Setup, depth: Any, family: Any, hidden: torch.Tensor) -> Iterator[dict[str, Any]]:
-    """Yield a line for each kind of products and number of rows."""
+    """Yield the time of a frame for each kind of products and number of rows, and whether our ids are correct."""
     expected = dict[int, torch.Tensor]()  # the ids of ours, by number of rows
     for way in WAYS[: 2 if setup.is_small else None]:
         if way == "dependent" and not row_products.launches_early():

@@ -151,7 +151,7 @@ def run_ours(setup: Setup, model: str, requests: tuple[int, ...], mode: str = PI
 
 
 def parts(arm: Arm, number: int, setup: Setup) -> dict[str, Any]:
-    """Return the step time, measured without a watch, and milliseconds by part on this thread and the device."""
+    """Return the milliseconds of a step, then those of its parts on this thread and the device, from a separate run."""
     scale = arm.model.scale
     arm.run(number, scale)
     step_ms = statistics.median(arm.run(number, scale).step_ms for _ in range(arm.load.rounds))

@@ -30,7 +30,7 @@ def make_codec(name: str, device: str, is_narrow: bool) -> Codec:
 
 
 def made(name: str) -> Callable[[bool], Codec]:
-    """Return `make_codec` for a name, on the CPU."""
+    """Return a function that makes the codec called `name` on the CPU, narrow or with its published sizes."""
     return lambda is_narrow: make_codec(name, "cpu", is_narrow)
 
 

@@ -112,7 +112,7 @@ def _last(names: Mapping[str, Tensor]) -> str:
 
 
 def scaled(name: str, values: Tensor) -> Tensor:
-    """Return random values with the scale for a tensor of this name."""
+    """Return random values, scaled for a tensor of this name."""
     if name.endswith("initialized"):
         return torch.ones_like(values)
     if name.endswith("cluster_usage"):

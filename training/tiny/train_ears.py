@@ -103,7 +103,7 @@ def examples(
 
 
 def repeated(batches: Iterator[tuple[Tensor, Tensor]], rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each batch about TIMES times, because a new one takes longer than a training step."""
+    """Yield batches, of which one in TIMES is new, because a new batch takes longer than a training step."""
     kept: list[tuple[Tensor, Tensor]] = []
     for count in itertools.count():
         if count % TIMES == 0:

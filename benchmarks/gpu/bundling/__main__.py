@@ -68,7 +68,7 @@ SOURCES = (
 
 
 def build_package(folder: Path) -> Path:
-    """Build the wheel of this package from the current tree, without weights, which travel with the sources."""
+    """Build the wheel of this package from the current tree, without weights, because the sources contain them."""
     tree = folder / "package"
     for name in ("python_backend", "contract", "client", "plugins", "model_repository"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))

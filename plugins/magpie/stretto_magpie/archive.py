@@ -31,8 +31,8 @@ class Member(NamedTuple):
 class NemoArchive:
     """Uncompressed archive that is open within a `with` block. Names of its files have no leading `./`.
 
-    Headers that extend others (of long names, times or sparse files) are skipped: they may be of any size, and no file
-    that the archive must have needs one.
+    Headers that extend others (of long names, times or sparse files) are skipped, because they may be of any size. No
+    file that the archive must have needs one.
     """
 
     def __init__(self, path: Path) -> None:

@@ -81,7 +81,8 @@ class PriorSpec:
 
     Attributes:
         epsilon: Factor of positions outside the window.
-        window: Number of positions after the one attended to among which the next one is searched.
+        window: Number of positions after the one attended to whose weights stay unchanged. The next position is
+            searched among as many, beginning with the one attended to.
         read_layers: Decoder layers whose mean attention determines the position attended to.
     """
 

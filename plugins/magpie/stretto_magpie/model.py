@@ -78,7 +78,7 @@ class LocalTransformer(DepthWeights):
 
         Args:
             code: Codes of stream `position` - 1, as rows of a table that begins with those of stream 0, [N]. An end id
-                may be outside the table. Its row ends the reply, and its other codes are not used.
+                may be outside the table, because it ends the reply, and the row's other codes are not used.
         """
         rows = (code - self._num_first).clamp(max=len(self.embed) - 1)
         return self._read(F.embedding(rows, self.embed), position - 1)

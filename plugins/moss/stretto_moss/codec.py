@@ -62,9 +62,9 @@ class StageConfig:
     """Hyperparameters of a transformer and its projections.
 
     Attributes:
-        inputs: Channels before its input projection.
-        outputs: Channels after its output projection.
-        rate: Number of its steps in a frame.
+        inputs: Channels before the input projection.
+        outputs: Channels after the output projection.
+        rate: Number of the transformer's steps in a frame.
         has_scales: True if residual branches are scaled.
     """
 

@@ -21,14 +21,14 @@ AUDIO = "thinker_config.audio_config."
 
 
 class Rope(Section):
-    """Rotary embedding. One position per row suffices, because the three are equal without images."""
+    """Rotary embedding. A row needs only one of its three positions, because these differ only for images."""
 
     rope_type: Literal["default"] = "default"
     type: Literal["default", "mrope"] = "default"
 
 
 class Text(Qwen3Backbone):
-    """Section `text_config`: the backbone, two of whose fields permit more values."""
+    """Section `text_config`: the backbone. Two fields permit more values than in Qwen3."""
 
     model_type: Literal["qwen3_asr_text", "qwen3"] = "qwen3_asr_text"  # type: ignore[assignment]
     rope_scaling: Rope | None = None  # type: ignore[assignment]

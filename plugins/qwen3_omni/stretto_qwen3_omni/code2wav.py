@@ -80,7 +80,7 @@ class Code2Wav(CausalCodec):
     def forward(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
         """Decode codes [B, K, n] to samples [B, n · hop].
 
-        They start `tail_samples` earlier than those that `decode` returns for the same frames.
+        The samples start `tail_samples` earlier than those that `decode` returns for the same frames.
 
         Args:
             first: Index of the first frame of each utterance, [B].

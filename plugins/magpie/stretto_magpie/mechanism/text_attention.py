@@ -31,8 +31,8 @@ def attend(
         values: Values, like `keys`.
         slots: Slot of each row, int32 [at least N]; R for rows that are not used.
         num_tokens: Number of tokens of the text in each slot, int32 [R + 1].
-        attended: Position of the text around which the prior is centred, int32 [at least N]; one outside the text for
-            none.
+        attended: Position of the text around which the prior is centred, int32 [at least N]; outside of the text for
+            no prior.
         read: Sums to which the mean attention of the newest row in each slot is added, float32 [R + 1, T]; [0, T] for
             none.
         epsilon: Factor of the attention outside the window of the prior.

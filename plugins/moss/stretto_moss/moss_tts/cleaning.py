@@ -108,7 +108,7 @@ def cleaned(text: str) -> str:
 
 
 def _without_open_ones(text: str, ends: re.Pattern[str]) -> str:
-    """Hide the brackets in `text` that no match of `ends` closes, because a search from each would be slow."""
+    """Hide the brackets in `text` that no match of `ends` closes, because searching from each of them would be slow."""
     parts = list[str]()
     start = 0
     for match in ends.finditer(text):

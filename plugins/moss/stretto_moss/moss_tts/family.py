@@ -85,8 +85,8 @@ class MossVocabulary(Vocabulary):
 class DelaySlots(DrawRules):
     """Rules that end a reply: the text stream has delay ids until all codebooks are complete, then the end id.
 
-    The rows of a reply with two codebooks, whose frames are A, B and C. `d` is the delay id, `e` the end of audio and
-    `.` a pad:
+    The table shows a reply with two codebooks and the frames A, B and C. `d` is the delay id, `e` the end of audio,
+    and `.` a pad:
 
         text     slot slot d d e
         code 0   A    B    C . .

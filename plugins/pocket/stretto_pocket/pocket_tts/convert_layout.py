@@ -123,8 +123,8 @@ class AuthorsTensors(Mapping[str, Tensor]):
         stored: Tensors by transformers' name.
         names: Pairs of prefixes: of the authors' names and of transformers'.
         head_dims: Width of a head by the first component of a name.
-        parts: Tensors that are parts of stored ones, by the authors' name: the name of the stored one, and the function
-            that reads the part from it.
+        parts: For each authors' name of a part of a stored tensor, the name of that tensor, and the function that
+            reads the part.
     """
 
     def __init__(

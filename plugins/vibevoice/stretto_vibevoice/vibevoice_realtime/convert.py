@@ -182,5 +182,5 @@ def voice_tensors(voices: list[VoiceStates]) -> dict[str, Tensor]:
 
 
 def _given(values: Tensor, stored: Tensor) -> Tensor:
-    """Return `values`, moved to the meta device if the published tensor is there."""
+    """Return `values`, on torch's device `meta` if the published tensor `stored` is on it."""
     return values.to("meta") if stored.is_meta else values

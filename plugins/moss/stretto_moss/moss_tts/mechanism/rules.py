@@ -8,7 +8,7 @@ from stretto.engine.rules import where
 
 
 def rows_since(position, delay_start):
-    """Return the number of rows since the first delay id; 0 before the row after it."""
+    """Return the number of rows since the first delay id; 0 if there is none yet."""
     return where(delay_start < 0, 0, position - delay_start)
 
 

@@ -134,7 +134,7 @@ class SpokenReply:
             permit.record_first_frame(self._first_frame_s)
 
     def _numbered(self, item: LMChunk) -> LMChunk:
-        """Return `item` as the next chunk of the reply."""
+        """Return `item` with the number that its chunk has in the reply."""
         alignment = None if self._num_chunks else self._prompt.alignment
         index = self._num_chunks
         self._num_chunks = self._num_chunks + 1
