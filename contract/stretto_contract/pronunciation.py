@@ -1,8 +1,8 @@
 """Pronunciation dictionaries: words of a text, and how they are spoken.
 
-The server replaces words (`preprocessing/request.py` for whole texts, `triton_io/speech_service.py` for texts that are
-still being written), so that its dictionary also applies to clients without this package. The gateway stores the
-dictionary of a key and sends its entries with each request.
+The server replaces words, so that its dictionary also applies to clients without this package. It does so in
+`preprocessing/request.py` for whole texts and in `triton_io/speech_service.py` for streamed ones. The gateway stores
+the dictionary of a key and sends its entries with each request.
 """
 
 import re

@@ -58,8 +58,8 @@ class LineEnds:
 
     Lines of a list, a poem or an address are complete. In a wrapped paragraph, the sentence continues in the next line.
     It also continues if the next line begins in lower case, unless both are short, or if the last word needs another
-    one. Before a capital letter or a digit, it continues if the line is as long as earlier lines whose sentences
-    continued, so that the next word did not fit.
+    one. Before a capital letter or a digit, it continues if the next word did not fit: the line is then as long as
+    earlier ones that continued.
     """
 
     def __init__(self) -> None:

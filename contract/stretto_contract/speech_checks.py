@@ -31,7 +31,7 @@ class Pace:
     """Duration of the sound of a text that one voice speaks.
 
     Attributes:
-        seconds: Seconds for each occurrence of a sequence of characters, in the text in lower case, without
+        seconds: Seconds for each occurrence of a sequence of characters. The text is in lower case, without
             apostrophes, with a space on both sides of each word and mark. The empty sequence occurs once.
         least: Minimum ratio of the duration of correct speech to the expected one.
         most: Maximum ratio.

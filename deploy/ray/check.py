@@ -186,7 +186,7 @@ async def update(callers: Callers, cluster: Any) -> dict[str, Any]:
 
 
 async def affinity(callers: Callers, cluster: Any) -> dict[str, Any]:
-    """Measure how often a turn of a conversation reaches the same server as the one before, in four at a time."""
+    """Measure how often a turn of a conversation reaches the server of the previous turn, in four at a time."""
     choose = leasing(lambda: serve.get_deployment_handle(SERVER, APP), FAILURES)
     met = Counter[bool]()
 

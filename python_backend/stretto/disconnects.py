@@ -1,8 +1,8 @@
 """Client-disconnect flags that the proxy shares with the model processes through a memory-mapped file.
 
 The proxy does not cancel RPCs to our models in Triton. If a response arrives at the moment of a cancellation, Triton
-2.51 uses freed memory: it crashes or sends the response to another client (pull requests 7840 and 8078 of
-triton-inference-server/server).
+2.51 uses freed memory: it crashes or sends the response to another client. See pull requests 7840 and 8078 of
+triton-inference-server/server.
 """
 
 import itertools

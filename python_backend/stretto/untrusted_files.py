@@ -60,9 +60,9 @@ def regular_file(path: Path, max_bytes: int | None = None) -> Path:
 def released_file(root: Path, name: str) -> Path:
     """Return the path of a file in a release; raise CheckpointError if it is missing, not regular or outside.
 
-    Links may lead only to files of the same release: inside `root` or, if `root` is in a snapshot of the Hugging Face
-    cache, to a blob of the same repository (`_is_in_cache`). Otherwise a downloaded release could read other files on
-    this machine.
+    Links may lead only to files of the same release, because they could otherwise lead to any file on this machine.
+    These are the files in `root` and, for a snapshot in the Hugging Face cache, the blobs of its repository
+    (`_is_in_cache`).
 
     Args:
         root: Folder of the release, as given by the user. Links in it are checked, but not those that lead to it.

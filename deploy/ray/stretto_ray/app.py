@@ -36,7 +36,7 @@ class Settings(BaseModel):
         max_servers: Maximum number of servers.
         streams: Average utterances per server above which another server is started.
         max_streams: Maximum utterances per server.
-        free: Utterances below which a server keeps its conversations at any load of the others.
+        free: Number of utterances below which a server keeps its conversations even if others have fewer.
         gateways: Number of gateways.
         drain_s: Seconds that utterances have to finish when their server stops.
         upscale_s: Seconds of higher demand before a server is added.

@@ -117,7 +117,8 @@ class PendingChunk:
             sent.
         on_progress: Called during long operations, so that the language model does not time out.
         is_kept: Function that returns True while the session can be resumed; None for other utterances.
-        is_answered: True if its samples came with it and have been sent; it is then decoded only for the codec state.
+        is_answered: True if the samples that came with the chunk have been sent. It is then only decoded for the codec
+            state.
     """
 
     utterance: str

@@ -51,7 +51,7 @@ class Launcher(Protocol):
         has_first_lane: True if batches of first chunks do not wait for others. At most one of them is in flight.
         has_graphs: True if graphs can be captured.
         batch_s: Time after which a batch gets no further window.
-        fills_spare_time: True if a batch may last longer while every client has audio to play: half of that audio.
+        fills_spare_time: True if a batch may last longer: half of the time until a client has played all its audio.
     """
 
     depth: int
@@ -165,10 +165,10 @@ class CudaLauncher:
     """Launcher with CUDA streams of its own, which run concurrently with the host and other GPU work.
 
     A codec with graphs has two streams; the one for first chunks has a higher priority. The next window of an utterance
-    is launched only after the host has seen the end of the last one, so streams never wait for each other. The states
-    are rows of one table (`decoding.states`), so that a batch copies none.
+    is launched after the host has seen the end of the last one, so streams never wait for each other. The states are
+    rows of one table (`decoding.states`), so that a batch copies none.
 
-    All transfers use pinned memory. The host waits for one copy per batch and never synchronises the whole device.
+    All transfers use pinned memory. The host waits for one copy per batch, and never for the whole device.
     """
 
     depth = 1  # the host answers a batch while the next one is computed

@@ -188,7 +188,7 @@ class ProxyProcess:
         return not output.closed and bool(select.select([output], [], [], wait_s)[0])
 
     def _lines(self) -> list[str]:
-        """Return the lines that the proxy has written since the last call, each in a single call."""
+        """Return the lines that the proxy has written since the last call; it writes each line in a single call."""
         assert self._process.stdout is not None
         return os.read(self._process.stdout.fileno(), select.PIPE_BUF).decode().splitlines()
 

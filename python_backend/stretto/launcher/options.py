@@ -100,9 +100,8 @@ def served_model(repository: Path) -> ServedModel:
 def configuration_digest(repository: Path, arguments: tuple[str, ...] = ()) -> str:
     """Return the SHA-256 of a server's configuration and of the launcher's `arguments` that determine replies.
 
-    It covers the versions of Stretto and of installed plug-ins, and the names and contents of the repository's JSON
-    files, model configs, code and vocabularies, including those of the checkpoint. It does not cover weights and the
-    versions of other packages.
+    It covers the versions of Stretto and its plug-ins, and names and contents of files of the repository and its
+    checkpoint: JSON, model configs, code and vocabularies. Weights and versions of other packages are not covered.
     """
     plugins = (installed_plugin for group in (FAMILIES, CODECS, MARKERS) for installed_plugin in installed(group))
     versions = sorted(

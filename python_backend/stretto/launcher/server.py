@@ -168,8 +168,8 @@ def loading(config: LaunchConfig) -> list[str]:
     """Return the flags that load all models and permit the launcher to reload single ones.
 
     The result is empty if the user passes flags for model control, or if other users could then load models, whose code
-    Triton would execute. They could if the repository API is open to all, or if Triton's own HTTP service is open,
-    because all users of this host can read its key in `ps`.
+    Triton would execute. They could if the repository API is open to all. They also could if Triton's own HTTP service
+    is open, because all users of this host can read its key in `ps`.
     """
     has_flags = any(flag.startswith(("--model-control-mode", "--load-model")) for flag in config.passed)
     return (
@@ -180,8 +180,8 @@ def loading(config: LaunchConfig) -> list[str]:
 def listening(config: LaunchConfig, launch: Launch) -> list[str]:
     """Return the flags for Triton's addresses: Unix sockets that only this user can access.
 
-    If Triton's HTTP service is open, its restricted APIs require a random key that is not published (although other
-    users of this host can read it in `ps`).
+    If Triton's HTTP service is open, its restricted APIs require a random key that is not published. Other users of
+    this host can read it in `ps`.
     """
     flags = [f"--http-address=unix:{launch.http_socket}"]
     if HTTP in config.allowed:

@@ -68,9 +68,9 @@ Address = tuple[str, int]
 class Connections:
     """Connections of the gRPC server's port, some of which are closed so that new ones can be accepted.
 
-    gRPC keeps idle connections for ten minutes. Therefore, while more than three quarters of the limit are open, the
-    one that has been idle longest is closed, among those of the host with the most. A host may have at most as many
-    busy connections (with a call) as remain free. Further connections wait in the kernel until a file is closed.
+    gRPC keeps idle connections for ten minutes. While the connections exceed three quarters of the limit, the host with
+    the most idle ones therefore loses the one that has been idle longest. A host may have at most as many busy
+    connections (with a call) as remain free. Further connections wait in the kernel until a file is closed.
     """
 
     def __init__(self, limits: ConnectionLimits, host: str = "127.0.0.1") -> None:

@@ -171,8 +171,8 @@ class _Connection:
 class PageServer:
     """HTTP server that answers one request per connection.
 
-    Beyond `limit` open connections, a connection of the host with the most connections is closed: the oldest idle one
-    or, if none is idle, the oldest one.
+    If more than `limit` connections are open, the host with the most connections loses one: the oldest idle one or, if
+    none is idle, the oldest.
 
     Args:
         posts: Handler of POST requests, which limits the time of the body itself; None to accept only GET.

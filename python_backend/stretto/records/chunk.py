@@ -207,7 +207,7 @@ class Kept:
         utterance: Id of the reply, the same in all connections.
         slot: Slot that the session holds while it can be resumed.
         number: Number of the chunk in the reply, the same in all connections. The first chunk of a connection only
-        names the session. Its `number` is that of the chunk after it, or None in the first connection.
+            names the session. Its `number` is that of the chunk after it, or None in the first connection.
     """
 
     utterance: Annotated[str, Meta(min_length=1, max_length=64)]
@@ -235,7 +235,7 @@ class Chunk:
         num_cut_frames: If a limit ended the audio, number of the chunk's last frames in which the decoder may end it.
         written: In the last chunk, the whole streamed text, if word times were requested.
         session: In the first chunk of a reply to streamed text or live audio, the name that the client needs to send
-        more.
+            more.
         pauses: For each frame since the last chunk, the probability of each pause in `Family.pauses_s`, if requested.
         begun: If progress was requested, words completed since the last chunk; `marks` contains them once they end.
         num_transcribed: If progress was requested, number of frames of the recording whose text is complete.

@@ -105,14 +105,14 @@ class Prompt:
         audios: Audio inputs for the encoder, in prompt order.
         images: Images for the encoder, in prompt order.
         num_first_frames: Number of frames at the start of the reply that the engine decodes, too.
-        delayed_tail: If the reply continues audio of the prompt: ids of streams 1 to S - 1 in the first n reply rows,
-            until the first new frame of each stream, int32 [n, S - 1].
+        delayed_tail: Ids of streams 1 to S - 1 in the first n reply rows, until the first new frame of each stream,
+            int32 [n, S - 1]. Only for a reply that continues audio of the prompt.
         track: Ids of the streamed text for the first reply rows, including the end id if the text is complete.
         is_open: True if the client will send more text while the reply is generated.
         opening: Beginning of the streamed text, if it is not yet in `track`. Its first token belongs to the last prompt
             row.
-        num_reference_rows: Number of frames at the end of the prompt that the decoder reads before the reply's first
-            frame, such as those of a cloned voice's recording. Their delayed codes may be in `delayed_tail`.
+        num_reference_rows: Number of frames at the prompt's end that the decoder reads before the reply's first one,
+            such as frames of a cloned voice. Their delayed codes may be in `delayed_tail`.
         adapter: Name of the LoRA adapter.
         voice: Index in the codec's voices, 0 for a codec without voices; in a `SpokenTask`, index in `Family.voices`.
         input_audio_s: Duration of all recordings in the request.

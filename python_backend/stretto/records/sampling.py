@@ -59,8 +59,8 @@ MIN_TEMPERATURE = 1e-6
 class Option:
     """Sampling option that is one number for a whole reply; metadata of its field in `SamplingConfig`.
 
-    From it, the preprocessor reads the option, a checkpoint may set its default, families with latents reject it, and
-    the samplers read the values of all rows as a column.
+    The preprocessor reads the option, and a checkpoint may set its default. Families with latents reject it. The
+    samplers read the values of all rows as a column.
 
     Attributes:
         off: Value that has no effect; None if every value may have one.

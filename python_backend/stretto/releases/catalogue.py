@@ -123,9 +123,8 @@ class ReleaseEntry:
     """A release that can be installed by name.
 
     Attributes:
-        convert: Arguments of `stretto convert FAMILY`, without `--out`. Placeholders: `{repo}` and `{companion1}`… for
-            the folders of the files, `{view}` for a folder that combines the files of the release with those of the
-            companions that have a `to`.
+        convert: Arguments of `stretto convert FAMILY`, without `--out`. The placeholders are folders: `{repo}` of the
+            release, `{companion1}`… of the companions, and `{view}` of the release and all companions with a `to`.
         shape: Numbers of a `Backbone` (`stretto.machine.sizing`) for estimates of memory and speed. `speaker` has the
             family and the numbers of a second model, which speaks the text of the first one. `codec` is a name in
             `FamilyPlugin.decoders`, if it is not the family's codec.
@@ -214,8 +213,8 @@ LATEST = ":latest"  # tag that registries of other programs use; a release has n
 def entries() -> tuple[ReleaseEntry, ...]:
     """Return the releases of all installed families, sorted by name.
 
-    A family whose table is invalid is logged and skipped. An entry of another package is left out if its name is also
-    one of this package's entries or families, or if two packages use the name.
+    A family whose table is invalid is logged and skipped. An entry of another package is left out if this package has
+    an entry or a family of that name, or another package has such an entry.
     """
     own_entries: list[ReleaseEntry] = []
     others: list[ReleaseEntry] = []

@@ -125,11 +125,11 @@ class Pacer:
     """Pacing of one utterance, for a player that starts with the first chunk and plays at the codec's rate.
 
     A chunk is sent when it has `steady_frames` frames, or when the player may run dry soon. The margin is the longest
-    recent wait for a frame, the decoder's latency and, again, the latency or a round (`DecoderLoad.round_s`) of larger
-    chunks. Chunks are therefore small if frames are generated no faster than they are played. Otherwise they grow with
-    the buffered audio, at most doubling each time. A chunk is limited so that the player does not run dry even if every
-    utterance sends as large a one at once. It lasts at least as long as a round of its size, because shorter chunks
-    would overload the decoder.
+    recent wait for a frame plus twice the decoder's latency. A round (`DecoderLoad.round_s`) of larger chunks replaces
+    the second latency if it is longer. Chunks are therefore small if frames are generated no faster than they are
+    played. Otherwise they grow with the buffered audio, at most doubling each time. A chunk is limited so that the
+    player does not run dry even if every utterance sends as large a one at once. It lasts at least as long as a round
+    of its size, because shorter chunks would overload the decoder.
 
     Attributes:
         is_stalled: True while no frame can follow without external input; all ready frames are then sent.

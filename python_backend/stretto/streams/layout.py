@@ -128,9 +128,8 @@ class LatentSpec:
     any other id                              0, the bits of 0.0
 
     The model generates the latent of a row from the hidden state of the row before it, and reads it as an embedding.
-    If `audio[0]` has a second id, the reply continues for a fixed number of rows after the frame with this id, in which
-    the model detects the end of speech (`LatentSampling.tail_rows`). The words of `codebook_streams`, which come first,
-    are decoded.
+    If `audio[0]` has a second id, it marks the frame in which the model detects the end of speech. The reply continues
+    for a fixed number of rows (`LatentSampling.tail_rows`). Only the first words, on `codebook_streams`, are decoded.
 
     Attributes:
         voice_ids: Ids of rows with latents of a recording, for which the model has a separate embedding network.
@@ -290,7 +289,7 @@ class StreamLayout:
 
     @cached_property
     def pad_is_silent(self) -> bool:
-        """True if a pad after stream 0 adds nothing to an embedding, because it is never sampled there (`extra`)."""
+        """True if pads on streams 1 and up add nothing to an embedding, because they are never sampled (`extra`)."""
         return not any(self.pad_id in ids for ids in self.extra[1:])
 
 

@@ -190,7 +190,7 @@ class ChunkSender:
         await self._wait_for_decoder(self._has_room)
 
     def _is_ahead(self) -> bool:
-        """Return True if more than `max_ahead_s` of audio is unplayed, if the first chunk was played at once."""
+        """Return True if a client that plays from the first chunk on has more than `max_ahead_s` of unplayed audio."""
         if self._limits.max_ahead_s <= 0 or self._first_sent_s is None:
             return False
         played_s = time.monotonic() - self._first_sent_s

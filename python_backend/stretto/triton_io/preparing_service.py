@@ -2,9 +2,9 @@
 
 It answers requests with audio once the audio has been decoded, and all other requests immediately.
 
-WORKAROUND(triton python_backend r24.10): if a stub sends no message for a second, for example on a busy machine, the
-server declares it dead and frees the request's memory (stub_launcher.cc). The stub or the server then crashes.
-Therefore, nothing slow may happen before `execute` returns.
+WORKAROUND(triton python_backend r24.10): if a stub sends no message for a second, the server declares it dead and
+frees the request's memory (stub_launcher.cc). The stub or the server then crashes. This can happen on a busy machine,
+so nothing slow may happen before `execute` returns.
 """
 
 from collections.abc import Callable

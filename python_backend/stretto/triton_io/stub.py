@@ -72,8 +72,8 @@ DRAIN_FILE = "STRETTO_DRAIN_FILE"  # environment variable of the stubs: path of 
 class DrainGate:
     """Gate that refuses requests while the launcher's drain file exists.
 
-    Without a launcher, the gate is always open. While requests pass the gate, it holds a lock that the launcher checks,
-    because a request is not visible in any other way until the language model has it.
+    Without a launcher, the gate is always open. While requests pass the gate, it holds a lock that the launcher checks.
+    Until the language model has a request, nothing else shows that it exists.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -246,8 +246,8 @@ Thread = tuple[int, int]  # pid, tid
 class HangWatch:
     """Watchdog for threads that hang (deadlock) although there is work.
 
-    The threads are considered hung if they use no CPU time during NUM_CHECKS polls, and other threads that they may be
-    waiting for are awake in at most MAX_AWAKE of these polls.
+    The threads are considered hung if they use no CPU time during NUM_CHECKS polls. Other threads that they may be
+    waiting for must be awake in at most MAX_AWAKE of these polls.
 
     Args:
         has_work: Returns True while the threads should make progress.

@@ -9,12 +9,12 @@ Python backend and adds the stub. A container's server is complete.
 `dead_locks`: A killed stub may hold a lock in the memory that it shares with Triton. These mutexes are robust, and
 Triton ends when it locks one whose owner has died (`boost::interprocess::lock_exception`, thrown where no exception is
 allowed). The launcher releases such locks before it unloads the model. The most important one is the lock of the memory
-itself, which the destructors take (`StubLauncher::TerminateStub`). This fails if Triton locks immediately, as its
-thread for the stub's messages does while it handles a message that the stub waits for (setting a metric, querying a
+itself, which the destructors take (`StubLauncher::TerminateStub`). This fails if Triton locks immediately. Its thread
+for the stub's messages does so while it handles a message that the stub waits for (setting a metric, querying a
 client). Then all processes are restarted.
 
-`start`: While a model initializes, Triton gives up on a stub that sends no sign of life for a second (5 s since 25.08),
-which happens if the whole machine stalls. It then waits for that stub to end, without having asked it to. Until 25.08,
+`start`: While a model initializes, Triton gives up on a stub that sends no sign of life for a second (5 s since 25.08).
+This happens if the whole machine stalls. It then waits for that stub to end, without having asked it to. Until 25.08,
 Triton also waits forever for the first message of a stub that has died (python_backend, pull request 408). The launcher
 detects both and restarts all processes, up to ten times before the first readiness. Triton frees data that the stub has
 not read by then, so nothing slow may run before the stub has read it (`stretto.triton_io.stub`).
@@ -29,7 +29,7 @@ left the heap locked. The launcher detects threads that stay in such a handler, 
 
 Some workarounds need no code of their own, or belong to other programs, and are used with every server:
 
-Growing shared memory. A stub crashes if the memory shared with Triton grows while two of its threads use it: each maps
+Growing shared memory. A stub crashes if the memory shared with Triton grows while two of its threads use it. Each maps
 it again, and one reads memory that the other has just unmapped (`SharedMemoryManager::GrowIfNeeded`, called without a
 lock). Triton begins with 1 MiB, which the first burst of streams exceeds. The launcher sets 16 MiB for each of the
 three models, and grows it by the same amount, so only large audio makes it grow. After a crash, the model is restarted.
