@@ -15,7 +15,7 @@ def _window(size: int, device: torch.device) -> Tensor:
 
 
 def magnitudes(pcm: Tensor, size: int, hop: int) -> Tensor:
-    """Return the spectrogram [B, bins, T] of pcm [B, n]. A sine has the same magnitude at every window size."""
+    """Return the spectrogram [B, bins, T] of pcm [B, n], in which a sine has the same magnitude for every `size`."""
     window = _window(size, pcm.device)
     spectrum = torch.stft(pcm, size, hop, size, window, center=False, return_complex=True)
     return (spectrum.real.square() + spectrum.imag.square() + 1e-12).sqrt() * (64 / window.sum())

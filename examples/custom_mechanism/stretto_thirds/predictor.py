@@ -16,7 +16,7 @@ class SecondRow:
         """Do nothing, because there is no attention."""
 
     def capture(self) -> None:
-        """Do nothing, because there is nothing to capture."""
+        """Do nothing, because the predictor has no CUDA graph of its own."""
 
     def fill_slot(self, slot: int, num_read: int) -> None:
         """Do nothing, because nothing is kept by slot."""

@@ -44,7 +44,7 @@ class UdpAddress:
 
 @dataclass(frozen=True, slots=True)
 class CallNetwork:
-    """Addresses for calls, empty for no calls, and UDP ports, of which each call uses one at each address."""
+    """Addresses (none: no calls) and UDP ports for calls. A call uses one port at each address."""
 
     addresses: tuple[UdpAddress, ...] = ()
     ports: range = ANY_PORT

@@ -36,7 +36,8 @@ class WindowPair(GuidancePair):
 
     @property
     def first_output(self) -> int:
-        """Index in the reply of the next frame that the unconditional request guides; `NOT_YET` without it."""
+        """Index in the reply of the next frame that the unconditional request guides; `NOT_YET` if there is no such
+        request."""
         if self.unconditional is None or self._state is None:
             return NOT_YET
         return self._track.next_frame(self._state.next_output)
