@@ -21,8 +21,8 @@ NUM_PLACES = 1 << 16
 class Disconnects:
     """Flags of disconnected client streams, in a memory-mapped table.
 
-    Each stream has a 64-bit number. Entry `number % NUM_PLACES` of the table contains the number of the stream that was
-    the last to be disconnected among those of this entry.
+    Each stream has a 64-bit number. A disconnected stream's number is stored at index `number % NUM_PLACES` of the
+    table, in place of an earlier stream's.
     """
 
     def __init__(self, path: Path) -> None:

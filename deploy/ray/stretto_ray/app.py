@@ -32,12 +32,9 @@ class Settings(BaseModel):
         command: Command that starts a server, in a separate environment.
         gpus: GPUs per server; several with tensor parallelism.
         cpus: CPUs per server.
-        min_servers: Minimum number of servers.
-        max_servers: Maximum number of servers.
         streams: Average utterances per server above which another server is started.
         max_streams: Maximum utterances per server.
         free: Number of utterances below which a server keeps its conversations even if others have fewer.
-        gateways: Number of gateways.
         drain_s: Seconds that utterances have to finish when their server stops.
         upscale_s: Seconds of higher demand before a server is added.
         downscale_s: Seconds of lower demand before a server is removed.

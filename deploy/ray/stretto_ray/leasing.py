@@ -105,7 +105,7 @@ def _leave(asked: Asked) -> None:
 
 
 async def _until_lost(responses: Any, failures: Failures) -> None:
-    """Return when the lease ends; unless it is cancelled, it ends only with its replica."""
+    """Return when the lease ends because its replica has ended."""
     with suppress(*failures):
         async for _ in responses:
             pass

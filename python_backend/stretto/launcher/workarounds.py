@@ -69,7 +69,7 @@ class StartHangWatch(Protocol):
     """Detector of a start that hangs."""
 
     def hang(self) -> str:
-        """Poll; return a description of the hang, as a predicate for the server; empty if the start does not hang."""
+        """Poll; return how the start hangs, as words after "the server has"; empty if it does not hang."""
         ...
 
 

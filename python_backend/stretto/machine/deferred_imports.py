@@ -86,7 +86,7 @@ def hidden(name: str) -> Iterator[None]:
 def deferred_decorators(
     owner: ModuleType, names: Iterable[str], prepare: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    """Defer decorators of `owner`: a function that is decorated in the `with` block is decorated at its first call.
+    """Apply decorators of `owner` that are used in the `with` block only at the decorated function's first call.
 
     `prepare` is called before a decorator is applied.
     """

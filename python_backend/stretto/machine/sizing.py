@@ -187,10 +187,10 @@ def longest_rows(family: Family, longest: int, window: int, is_on_gpu: bool) -> 
 def cpu_cache_bytes(family: Family, longest: int, window: int, row_bytes: int, slots: int) -> int:
     """Return the size of the KV cache of a server on a CPU in bytes; see `longest_rows`.
 
-    It is always large enough for the longest reply, so that no request is rejected for its length. Within
-    CPU_CACHE_BYTES, it is also large enough for replies of SECONDS in all batch slots, halfway complete on average. If
-    replies need more, some are preempted. Live sessions cannot be preempted, so all slots but one are sized for a
-    session. A table of latents may require a larger cache (`LatentSpec.cache_bytes`).
+    The longest reply always fits, so that no request is rejected for its length. If CPU_CACHE_BYTES permits it, replies
+    of SECONDS fit in all batch slots, because they are halfway complete on average. If replies need more, some are
+    preempted. Live sessions cannot be, so all slots but one are sized for a session. Latents may require a larger cache
+    (`LatentSpec.cache_bytes`).
     """
     held = longest_rows(family, longest, window, is_on_gpu=False)
     rows_per_s = family.frame_rate * family.rows_per_frame

@@ -141,7 +141,7 @@ def open_files(num_files: int) -> Sequence[int]:
 
 
 def client_of(descriptor: int, port: int, ended: Address | None = None) -> Address | None:
-    """Return the client's address if a descriptor of any kind, or a closed one, is a connection to a port.
+    """Return the client's address if a descriptor is a connection to a port; None for any other or closed one.
 
     The connection of the client `ended` is shut down.
     """

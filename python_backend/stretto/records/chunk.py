@@ -76,7 +76,7 @@ class Report:
         total_s: Time to the last row.
         held_s: Time spent waiting for streamed text or live audio.
         input_audio_s: Duration of all recordings in the request.
-        num_pieces: Number of pieces of the text, of which the reply speaks one.
+        num_pieces: Number of pieces of the text, of which the reply speaks one (the option `piece`).
         untimed_words: Words of the text without a time, in order. If the model itself reports word times, it may have
             skipped these words.
         language: English name of the recording's language in lower case, if the model names it; otherwise empty.
@@ -352,16 +352,11 @@ class ReportEvent(TypedDict):
 
     Attributes:
         guidance_changes: (frame, is_guided) pairs.
-        held_s: Time spent waiting for streamed text or live audio, in seconds.
-        input_audio_s: Duration of all recordings in the request, in seconds.
-        num_pieces: Number of pieces of the text, of which the utterance speaks one (the option `piece`).
-        language: English name of the recording's language in lower case; empty if the model does not name it.
         continuation: `beginning` and `num_chars` for a further request; None without the option `beginning`.
         audio_s: Duration of all samples, in seconds.
         decode_s: Processing time of the decoder, in seconds.
         first_sound_s: Time of the utterance's first sample that is not silent, in seconds; None if all are silent.
         aligned: Present if word times were requested from the aligner; True if this event contains them.
-        untimed_words: Words of the text without a time, in order.
         marker: Name of the marker of the samples; absent if they are not marked.
     """
 
@@ -395,7 +390,6 @@ class Event(TypedDict):
 
     Attributes:
         start_s: Time of the first sample, in seconds from the start of the utterance.
-        duration_s: Duration of the samples, in seconds.
         codes: Codes of all output streams, [S][T], if requested.
         report: Summary, in the last event.
         ring: Slots of the client's ring that contain the samples, if the client has a ring.

@@ -113,7 +113,6 @@ class Prompt:
             row.
         num_reference_rows: Number of frames at the prompt's end that the decoder reads before the reply's first one,
             such as frames of a cloned voice. Their delayed codes may be in `delayed_tail`.
-        adapter: Name of the LoRA adapter.
         voice: Index in the codec's voices, 0 for a codec without voices; in a `SpokenTask`, index in `Family.voices`.
         input_audio_s: Duration of all recordings in the request.
         alignment: Request for word times from the decoder's aligner; None if they were not requested.

@@ -355,7 +355,7 @@ class LiveSessions:
                 self._ended.remove(session)
 
     def _keep(self, session: LiveSession) -> None:
-        """Keep a session whose reply has ended.
+        """Keep a session whose reply has ended, so that its client can still read it.
 
         If MAX_ENDED others wait for a connection, end the oldest one of the host that has most of them.
         """

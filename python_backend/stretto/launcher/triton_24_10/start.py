@@ -26,9 +26,9 @@ class StartWatch:
         self._next_s = time.monotonic()
 
     def hang(self) -> str:
-        """Return a description of the hang, as a predicate for the server, once the start has hung for STUCK_S.
+        """Return how the start hangs, as words after "the server has", once it has hung for STUCK_S; otherwise ''.
 
-        The result is '' if it does not hang, and for a call within POLL_S of the last poll.
+        A call within POLL_S of the last poll also returns ''.
         """
         now_s = time.monotonic()
         if now_s < self._next_s:
