@@ -115,7 +115,7 @@ def speak_with_package(
 
 
 def package_figures(arguments: argparse.Namespace, release: Path, port: str = "") -> dict[str, Any]:
-    """Return the result of `speak_with_package` in a separate process."""
+    """Run `speak_with_package` in a process of the environment that has the authors' code; return its result."""
     folders = (ROOT, ROOT / "python_backend", ROOT / "contract", ROOT / "client", *ROOT.glob("plugins/*"))
     path = [str(folder) for folder in (arguments.package, *folders) if folder]
     command = [arguments.python, "-m", "benchmarks.authors", "--family", arguments.family, "--release", str(release)]

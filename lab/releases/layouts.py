@@ -5,8 +5,8 @@ A plug-in lists facts about its releases in `lab/releases.py`, each a mapping th
     LAYOUTS        releases that the converter accepts, by repository
     REFUSED        listings that are refused, each with the message
     DETECTED       listings that are accepted, each with fields of the entry that is detected
-    CPU_CACHES_MB  KV cache on a CPU in 16 and in 32 bits (latents: in 32 bits alone), by family and bytes of a row
-    BY_HAND        the converter's arguments by hand for releases in one repository, and further ones for small releases
+    CPU_CACHES_MB  MB of the KV cache on a CPU in 16 and in 32 bits (latents: only 32), by family and bytes of a row
+    BY_HAND        for a release in one repository: arguments of `stretto convert`, and those only for small releases
     WITHOUT_SHAPE  names of releases whose sizes are unknown, each with the reason
 
 The file names come from listings of the repositories and from programs that load them. Some are patterns, because small

@@ -54,7 +54,7 @@ def ended(sentence: str, rng: random.Random) -> str:
 
 
 def long_text(sentences: list[str], rng: random.Random, least: int, most: int) -> list[str]:
-    """Return random sentences with a joint length in [least, most], or shorter if a thousand draws do not fit."""
+    """Return random sentences of `least` to `most` characters in all; shorter if a thousand draws do not suffice."""
     found: list[str] = []
     size = -1
     for _ in range(1000):

@@ -22,7 +22,7 @@ gelu = partial(F.gelu, approximate="tanh")
 
 
 def gelu_rows(x: torch.Tensor) -> torch.Tensor:
-    """Return the activations of x [N, H]. The result for a row is bit-identical in every batch."""
+    """Return GELU of x [N, H]. The result for a row is bit-identical in every batch."""
     return activate_rows(gelu, x)
 
 
