@@ -378,7 +378,7 @@ class GatewayProcess:
         self._pulse.begin(self._process.pid)
 
     def keep_alive(self) -> None:
-        """Restart the gateway if it has ended or hangs; raise LaunchError if it has rejected its arguments at first."""
+        """Restart an ended or hung gateway; raise LaunchError if one that has never worked rejects its arguments."""
         self._spare.keep_alive()
         self._pulse.pid = self._process.pid
         self._has_worked = self._has_worked or self._pulse.has_beaten

@@ -79,7 +79,7 @@ _Decoder = Callable[[Callable[[np.ndarray], None]], int]
 
 
 def _mixed(decode_blocks: _Decoder) -> tuple[np.ndarray, int]:
-    """Decode to mono samples; decode again if the sign of a channel must change first."""
+    """Decode to mono samples; if channels cancel each other, decode again with other signs."""
     mixer = Mixer()
     rate = decode_blocks(mixer.add)
     if (signs := mixer.better_signs()) is not None:

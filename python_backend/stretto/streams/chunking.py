@@ -221,7 +221,7 @@ class Pacer:
         """Return the size of the first chunk, or 0 to wait.
 
         Its audio must last until the smallest chunk of every utterance has been generated and decoded. With CUDA
-        graphs, it includes further ready frames, because they take less time here than in a chunk of their own.
+        graphs, it includes further ready frames, because a further chunk would take more time.
         """
         policy = self.policy
         smallest = self._smallest(load)

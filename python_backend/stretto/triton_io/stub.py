@@ -227,8 +227,8 @@ def let_others_first() -> None:
 def limit_gpu_share(percent: int) -> None:
     """Limit this process's kernels to a share in percent of the multiprocessors, if processes share the GPU by MPS.
 
-    A low priority is not enough: another process's kernel then still waits for the running blocks of a long one. Call
-    this before CUDA is initialised.
+    A low priority is not enough, because kernels of other processes would still wait for running blocks of this one's.
+    Call this before CUDA is initialised.
     """
     os.environ.setdefault(MPS_SHARE, str(percent))
 

@@ -1,4 +1,4 @@
-"""The Triton server inside the wheel nvidia-pytriton, which lacks a stub for each version of Python."""
+"""The Triton server inside the wheel nvidia-pytriton, to which the stub for this Python version must be added."""
 
 import hashlib
 import importlib.util
