@@ -3,6 +3,7 @@
 import atexit
 import gc
 import importlib
+import logging
 import os
 import re
 import signal
@@ -111,6 +112,9 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
     if {"engine", "slow"} <= set(session.config.option.markexpr.split()):
         for name in sorted({"torch", "vllm"} & sys.modules.keys()):
             raise pytest.UsageError(f"a collected file imports {name}: add the file to SLOW_PLACES")
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger) and logger.name.startswith("torch"):
+            logger.propagate = True  # otherwise pytest adds its handlers to each of these 80 loggers, for 3 ms a test
     heap.set_aside(collect=False)  # imports leave little garbage
     gc.set_threshold(20_000)  # not 700: tests make many objects that they keep, and little garbage
     gc.enable()

@@ -1,6 +1,5 @@
 """Events from the client of a realtime session."""
 
-import logging
 from itertools import islice
 from typing import Annotated, Any, Literal
 
@@ -13,7 +12,6 @@ from stretto_gateway.fields import Body, Text, check_json, validated
 from stretto_gateway.realtime.settings import Format, Only, ReplyAudio, ReplyOptions, current_shape, merged
 from stretto_gateway.realtime.wire_audio import read_recording
 
-LOG = logging.getLogger("stretto_gateway")
 MAX_METADATA = 16
 Id = Annotated[Text, Field(min_length=1, max_length=64)]
 

@@ -1,6 +1,7 @@
 """Sections of a release's config as classes with the published names of fields and the ranges of their values."""
 
 from collections.abc import Mapping
+from functools import cache
 from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Self
 
@@ -42,7 +43,7 @@ class Section(BaseModel):
 
     @classmethod
     def _in_words(cls, error: ErrorDetails) -> str:
-        path, schema = _followed(cls.model_json_schema(), error["loc"])
+        path, schema = _followed(_json_schema(cls), error["loc"])
         if error["type"] == "value_error":
             return ".".join((*path, str(error["ctx"]["error"])))
         name = ".".join(path)
@@ -60,6 +61,11 @@ class Section(BaseModel):
                 if not 0 <= value < num_ids:
                     raise InvalidRequest(f"{field}.{name}".rstrip("."), f"an id in [0, {num_ids})", shown(value))
         return self
+
+
+@cache
+def _json_schema(section: type[Section]) -> Mapping[str, Any]:
+    return section.model_json_schema()
 
 
 def expected_values(schema: Mapping[str, Any]) -> str:
