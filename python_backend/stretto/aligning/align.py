@@ -102,9 +102,10 @@ def spans(path: NDArray[np.int32], log_p: NDArray[np.float32], blank: int = 0) -
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
-    """Return start and end of each word in a text, omitting units that contain neither a letter nor a digit.
+    """Return the index of the first character of each word in a text, and of the character after the word.
 
-    Words are separated by spaces; in Chinese, Japanese and Thai, each character is a word.
+    Words are separated by spaces. In Chinese, Japanese and Thai, each character is a word. Units that contain neither
+    a letter nor a digit are omitted.
     """
     ranges: list[tuple[int, int]] = []
     for unit in UNITS.finditer(text):
@@ -151,7 +152,7 @@ class Alphabet:
 
 
 def times(log_p: NDArray[np.float32], words: Sequence[str], alphabet: Alphabet, duration_s: float) -> list[TimedWord]:
-    """Return the start and end times of words in audio; raise CannotAlign if they do not fit.
+    """Return the start and end times of words in audio; raise CannotAlign if there are none, or they do not fit.
 
     A word that contains no letter of the alphabet, such as a number in digits, is aligned as a star, a wildcard that
     matches any sound.

@@ -58,7 +58,7 @@ def read_alphabet(folder: Path) -> Alphabet:
 
 
 def check_config(folder: Path) -> bool:
-    """Return True if the model's input is normalised; raise CheckpointError if it is missing or of another kind."""
+    """Return True if the model's input is normalised; raise CheckpointError if a file is missing or unsuitable."""
     for name in FILES:
         released_file(folder, name)
     path = folder / CONFIG

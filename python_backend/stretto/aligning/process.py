@@ -166,7 +166,7 @@ class AlignmentQueue:
         self._thread.start()
 
     def submit(self, pcm: list[NDArray[np.int16]], rate: int, text: str, answer: Answer) -> None:
-        """Queue a text and a recording to align, and call `answer` once within `limit_s`, with word times or None."""
+        """Queue a text and a recording to align; call `answer` once, with word times or, after `limit_s`, with None."""
         timer: Timer | None = None
 
         def ended(words: list[TimedWord] | None) -> None:

@@ -262,7 +262,10 @@ class CodecSpec:
         return replace(self, num_codebooks=number)
 
     def with_right_frames(self, right: int) -> "CodecSpec":
-        """Return the spec with `right` right-context frames, possibly too few for exact audio, or raise ValueError."""
+        """Return the spec with less right context, at which samples may not be exact.
+
+        Raise ValueError unless `min_right_frames` <= right <= `right_frames`.
+        """
         least = self.min_right_frames
         exact = self.right_frames
         if not least <= right <= exact:

@@ -57,7 +57,7 @@ class Convolution(nn.Module):
 
 
 class Upsampling(nn.Module):
-    """Transposed convolution trimmed on the right, with `late` steps at an utterance's start set to zero."""
+    """Transposed convolution trimmed on the right. The first `late` inputs of an utterance are set to zero."""
 
     def __init__(
         self,
@@ -78,6 +78,7 @@ class Upsampling(nn.Module):
         self.kept = channels * self.before
 
     def forward(self, x: Tensor, memory: Memory, activation: Snake | Elu | None = None) -> Tensor:
+        """Return the outputs for x [B, C, n], or for its activation, which must map 0 to 0."""
         if runs_kernels(x) and device.is_supported(getattr(self, self._name)):
             return self.launch(x if activation is None else activation(x), memory)[0]
         x = memory.masked_start(x, self.late)

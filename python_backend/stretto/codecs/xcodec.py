@@ -55,7 +55,7 @@ def load_semantic(
     """Load an X-codec or a codec derived from it.
 
     The checkpoint may lack tensors that are used only for encoding and training; the codec then cannot encode. Any
-    other missing tensor raises CheckpointError.
+    other missing or invalid tensor raises CheckpointError.
     """
     directory = codec_directory(directory)
     model, is_complete = load_model(model_class, directory, ENCODING + TRAINING)

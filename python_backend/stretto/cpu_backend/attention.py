@@ -99,7 +99,7 @@ class InvariantMetadataBuilder(CPUAttentionMetadataBuilder):
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
     ) -> CPUAttentionMetadata:
-        """Return the metadata (vLLM's hook), with divided requests if attention is causal."""
+        """Return the metadata (vLLM's hook). Only requests with causal attention take several steps and are divided."""
         batch = common_attn_metadata
         if batch.causal is True and not (self.is_cross_attention or self.is_encoder_only_attention):
             batch = divide_requests(batch, self.max_rows)

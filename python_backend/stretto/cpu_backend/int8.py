@@ -40,7 +40,7 @@ class Int8Product:
         self._multiply: Any = torch.ops._C.onednn_scaled_mm.default
 
     def __call__(self, x: torch.Tensor, weight: object = None, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the product [..., N] of x [..., H], for which `weight` is not used."""
+        """Return the product [..., N] of x [..., H]. The argument `weight`, which vLLM passes, is not used."""
         if x.dim() != 2:
             return self(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], self.num_columns)
         num_rows = x.shape[0]

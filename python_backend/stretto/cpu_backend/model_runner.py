@@ -385,7 +385,7 @@ def gumbel_sample(
     USE_FP64: bool,
     **launch: object,
 ) -> None:
-    """Sample one token per row with Gumbel noise, and write it to the first block, and -inf to the others."""
+    """Sample one token per row with Gumbel noise, and write it with its score to the first block. Others get -inf."""
     assert logits_cache is None, "speculative decoding is not supported without a GPU"
     assert not IS_DRAFTING, "speculative decoding is not supported without a GPU"
     assert not USE_FP64, "fp64 sampling noise is not supported without a GPU"

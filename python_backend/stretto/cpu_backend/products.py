@@ -150,7 +150,7 @@ class PreparedProduct:
         self._num_columns = handler.n
 
     def __call__(self, x: torch.Tensor, weight: object = None, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the product [..., N] of x [..., H], for which `weight` is not used."""
+        """Return the product [..., N] of x [..., H]. The argument `weight`, which vLLM passes, is not used."""
         if x.dim() != 2:
             return ops.onednn_mm(self._handler, x, bias)
         product = torch.empty(x.shape[0], self._num_columns, dtype=x.dtype)

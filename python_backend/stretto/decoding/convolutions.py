@@ -36,7 +36,7 @@ def convolutions_in(mode: str) -> AbstractContextManager[object]:
 
 
 def check_mode(codec: Codec, mode: str) -> None:
-    """Raise CheckpointError if a mode other than float32 changes no convolution of a codec."""
+    """Raise CheckpointError if a mode other than float32 changes no convolution of a codec that is a torch module."""
     if mode == "float32" or not isinstance(codec, nn.Module):
         return
     layers = (layer for layer in codec.modules() if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d))

@@ -53,7 +53,10 @@ def _response(make: Callable[[int], tuple[np.ndarray, np.ndarray]], rate: int) -
 
 
 def loudness(pcm: np.ndarray, rate: int) -> float:
-    """Return the integrated loudness of a recording, float32 [n] of at least 0.4 s, in LUFS; -inf below the gate."""
+    """Return the integrated loudness, in LUFS, of a recording, float32 [n] of at least 0.4 s.
+
+    It is -inf if the whole recording is below the absolute gate.
+    """
     size = 1 << (len(pcm) + NUM_TAPS).bit_length()
     for make in (_shelf, _high_pass):  # the output of each filter is rounded to float32
         spectrum = np.fft.rfft(pcm, size) * np.fft.rfft(_response(make, rate), size)

@@ -55,7 +55,10 @@ class AdapterTable:
 
     @contextmanager
     def leased(self, name: str | None) -> Iterator[Adapter | None]:
-        """Keep the adapter `name` in the engine during the `with` block, or raise InvalidRequest if there is none."""
+        """Keep an adapter in the engine during the `with` block, or raise InvalidRequest for an unknown name.
+
+        If `name` is None, yield None.
+        """
         if name is None:
             yield None
             return

@@ -118,7 +118,7 @@ class _Request:
         self._wake()
 
     async def pop(self) -> Output:
-        """Return all unread output, or wait if there is none."""
+        """Wait until there is unread output, and return all of it."""
         while not self._ids and self.finish_reason is None and self._states is None and self._error is None:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -275,6 +275,7 @@ class EngineClient:
 
         Args:
             request_id: Id that is unique among the requests in flight.
+            adapter: Leading fields of vLLM's `LoRARequest`, or None.
 
         Raises:
             StrettoError: If an engine has exited.
@@ -313,9 +314,10 @@ class EngineClient:
                 raise error
 
     def append(self, request_id: str, ids: np.ndarray, is_last: bool) -> None:
-        """Send further ids, int32 [n], of a request's streamed text or audio to its engine unless it has ended.
+        """Send further ids of a request's streamed text or audio to its engine, int32 [n], row by row.
 
-        Ids that are appended within APPEND_S, for any requests, are sent to an engine in one message.
+        Nothing is sent if the request has ended. Ids that are appended within APPEND_S, for any requests, are sent to
+        an engine in one message.
         """
         if not self.has(request_id):
             return

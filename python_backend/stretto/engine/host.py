@@ -181,8 +181,8 @@ def check_sizes(built: "VllmConfig") -> None:
 def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None:
     """For a family with latents, raise ValueError unless the dtype is float32 and the table of latents fits.
 
-    The table has one entry per slot and position, and may take an eighth of the KV cache. A cache without a fixed size
-    is not compared.
+    The table has one entry per slot and position, and may take at most an eighth of the KV cache. A cache without a
+    fixed size is not compared.
     """
     if latents is None:
         return
@@ -206,7 +206,7 @@ def memory_share(config: EngineConfig, total_bytes: Callable[[], int]) -> dict[s
     """Return vLLM's argument for the engine's share of the GPU's memory (empty if no option limits it).
 
     The share is `memory_mb` or, without this option, all memory except `reserved_mb` and that of other programs.
-    `stretto run` measures the latter and passes it in the environment variable `HELD_MB`.
+    `stretto run` measures the memory of other programs and passes it in the environment variable `HELD_MB`.
 
     Raises:
         ValueError: If nothing is left, or `memory_mb` is more than the GPU has.

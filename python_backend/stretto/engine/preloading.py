@@ -1,7 +1,7 @@
 """Modules that the engines' spare process imports in advance, and those that it leaves out.
 
-An engine without compilation does not use PyTorch's compilers, transformers' model code and vLLM's other servers. They
-are half of the time that importing vLLM takes.
+An engine without compilation uses neither PyTorch's compilers nor transformers' model code nor vLLM's other servers.
+They take half of the time of importing vLLM.
 """
 
 from collections.abc import Iterator

@@ -400,7 +400,7 @@ class ReplyState:
         return state
 
     def move(self, position: int, values: Sequence[int]) -> None:
-        """Update the state after a row to the `values` of `SegmentRules.sent_state`."""
+        """Set the state after a row: the `position` of the next row, and the `values` of `SegmentRules.sent_state`."""
         self.position = position
         if values != self._values:  # in audio, the state of most families rarely changes
             self._values = values

@@ -221,7 +221,7 @@ def hide_first(token, family):
 
 
 def hide_other(code, is_hidden, frame, delay, initial, family):
-    """Do the same as `hide_first` for another stream, and hide a recording's codes before its first frame."""
+    """Do the same as `hide_first` for another stream, and hide codes of a recording before the stream's first frame."""
     if not family.warm_up_is_sampled:
         is_hidden = is_hidden | ((frame < delay) & (code != initial))
     return where(is_hidden, family.pad_id, code)

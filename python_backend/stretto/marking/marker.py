@@ -13,7 +13,9 @@ class MarkerStream(Protocol):
     name: str
 
     @property
-    def num_bytes(self) -> int: ...
+    def num_bytes(self) -> int:
+        """Memory that the state uses, in bytes."""
+        ...
 
     def push(self, pcm: np.ndarray, is_final: bool) -> np.ndarray:
         """Mark the next samples, float32 [n] at the codec's sample rate, and return samples, float32 [m].

@@ -53,7 +53,7 @@ def count(names: Iterable[str], prefix: str) -> int:
 def shape_of(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
     """Return a tensor's shape; raise CheckpointError unless it has `rank` sizes in [1, MAX_WIDTH].
 
-    A file can declare any size for an empty tensor, and noise of that size would be generated.
+    Sizes are limited because a file can declare any size for an empty tensor, and noise of that size is generated.
     """
     shape = shapes.get(name)
     if shape is None or len(shape) != rank:

@@ -327,7 +327,10 @@ class Decoder(nn.Module):
         return transform(train.to(dtype), self.window.to(dtype) * (4 / FFT_SIZE))
 
     def overlap(self, spectrum: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the samples [B, T * HOP] that spectra [B, T, BINS] complete, and the sum [B, OVERLAP] after them."""
+        """Return the samples [B, T * HOP] that spectra [B, T, BINS] complete, and the incomplete sum after them.
+
+        `before` is the incomplete sum before the spectra. Both sums are [B, OVERLAP].
+        """
         blocks = torch.fft.irfft(spectrum, n=FFT_SIZE) * (self.window.to(before.dtype) / 1.5)
         batch, hops, _ = blocks.shape
         length = hops * HOP + OVERLAP

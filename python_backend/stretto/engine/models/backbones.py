@@ -1,4 +1,4 @@
-"""Backbones with several streams per row (`architectures` in config.json): Llama, Qwen2, Qwen3, Qwen3-MoE, GPT-2."""
+"""Backbones with several streams per row, which vLLM selects by `architectures` in config.json."""
 
 from collections.abc import Iterable, Iterator
 

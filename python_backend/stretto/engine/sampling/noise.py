@@ -70,7 +70,7 @@ def attempt_keys(seed_keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 
 def stream_keys(seed_keys: Words, positions: Words, num_streams: int) -> Words:
-    """Return one noise key per row and stream, int32 [B, S], as a NumPy array or torch tensor like the arguments."""
+    """Return one noise key per row and stream, int32 [B, S], for the rows' seed keys and positions, int32 [B] each."""
     rows = _mix(seed_keys + positions * POSITION_STEP)
     streams: Any = np.arange(num_streams, dtype=np.int32)
     if isinstance(rows, torch.Tensor):
@@ -84,7 +84,7 @@ def redraw_keys(keys: torch.Tensor) -> torch.Tensor:
 
 
 def uniform(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
-    """Return uniform noise in (0, 1), float32, with a resolution of 23 bits, from int32 arrays that are broadcast."""
+    """Return uniform noise in (0, 1), float32 with 23 bits, for int32 `keys` and `token_ids`, which are broadcast."""
     bits = _mix(keys + token_ids.astype(np.int32) * _TOKEN_STEP).view(np.uint32)
     bits >>= _FRACTION
     bits |= _ONE  # the fraction of a float32 in [1, 2)
@@ -117,7 +117,7 @@ def _uniform64(keys: Words, counter: int) -> Words:
 
 
 def gumbel(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
-    """Return standard Gumbel noise as `uniform` does; the argmax of logits plus it is a draw from their softmax."""
+    """Return standard Gumbel noise, like `uniform`; argmax(logits + noise) is a draw from the logits' softmax."""
     noise = uniform(keys, token_ids)
     for _ in range(2):  # on an AMD processor with AVX-512, NumPy's logarithm takes 0.3 ns per element, torch's 0.9
         np.negative(np.log(noise, out=noise), out=noise)

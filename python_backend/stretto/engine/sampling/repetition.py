@@ -32,6 +32,6 @@ def is_repeated(drawn: torch.Tensor, history: torch.Tensor, rule: RepetitionRule
 
 
 def penalize(logits: torch.Tensor, is_seen: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """Apply the repetition penalty [B]: positive logits of seen ids are divided by it, negative ones multiplied."""
+    """Apply the penalty [B] to seen ids in logits [B, V]: divide positive logits by it, multiply negative ones."""
     factor = penalty[:, None]
     return torch.where(is_seen, torch.where(logits < 0, logits * factor, logits / factor), logits)

@@ -41,8 +41,8 @@ def _floor(values: np.ndarray, rows: PairRows, total: np.ndarray | None) -> tupl
             others, [N, 1]; None if there is no such row.
 
     Returns:
-        Smallest kept logit, float [N, 1], and True for rows that may keep other logits, bool [N, 1]; None instead of
-        the latter if there cannot be such a row.
+        Smallest kept logit, float [N, 1], and True for rows that may keep logits not in `values`, bool [N, 1]; None
+        instead of the latter if there cannot be such a row.
     """
     ranked = np.sort(values, axis=1)[:, ::-1]
     last = np.minimum(rows.top_k, ranked.shape[1]) - 1

@@ -67,7 +67,7 @@ class StepLoad:
 
 
 class GuidanceChanges(NamedTuple):
-    """Conditional requests that lose (`dropped`) or regain (`restored`) their unconditional request in a step."""
+    """Conditional requests that lose (`dropped`) or regain (`restored`) their unconditional request before a step."""
 
     dropped: Sequence[RequestState] = ()
     restored: Sequence[RequestState] = ()

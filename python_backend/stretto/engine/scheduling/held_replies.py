@@ -59,7 +59,7 @@ class HeldReplies:
     """Requests whose streamed text or audio is incomplete, and replies that are blocked until more of it arrives.
 
     Replies that are blocked on streamed text are the first to lose their slots and KV blocks. Live sessions keep
-    theirs; see `KvBlocks.sessions`.
+    theirs unless `keeps_sessions` is False (see `KvBlocks.sessions`).
 
     Attributes:
         held_s: Total time that replies were blocked on text, in seconds.

@@ -173,6 +173,7 @@ class KvShares:
     """Limits on the share of the KV cache for text replies (`understanding`) and for speech (`generation`).
 
     A queued request is admitted if its blocks and those of all running requests of its class are within the limit.
+    Requests of a class without a limit are always admitted.
     """
 
     def __init__(self, table: RequestTable, blocks: KvBlocks, config: VllmConfig, kv_cache: KVCacheConfig):

@@ -112,10 +112,10 @@ class RepetitionGuard:
 
 
 class RowDraw:
-    """Sampler of the conditional rows of a batch, which are guided by the logits of their CFG partners.
+    """Sampler of the conditional rows of a batch; guided rows also use the logits of their CFG partners.
 
-    A family's sampler (`DrawRules.row_draw`) is a subclass that overrides public methods. Methods of its GPU program
-    (`StepProgram`) have the same names.
+    A family's sampler (`DrawRules.row_draw`) is a subclass that overrides public methods (hooks). Methods of its GPU
+    program (`StepProgram`) have the same names.
 
     Args:
         tokens: vLLM's copy of stream 0 by slot and position, int32 [R, T].

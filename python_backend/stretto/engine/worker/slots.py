@@ -201,7 +201,7 @@ class SlotTables:
         track: Track | None = None,
         entries: Sequence[int] = (),
     ) -> None:
-        """Prepare the tables for a request in `slot`, which `apply_staged` uploads.
+        """Prepare the rows of the tables for a request in `slot`. The next `apply_staged` uploads them.
 
         Args:
             codes: Streams 1 to S - 1 of the rows so far, [n, S - 1].

@@ -28,7 +28,7 @@ class Recorder(Protocol):
         """Return True if launches on this stream are already being recorded."""
 
     def record(self, work: Work) -> Graph:
-        """Record the launches of `work` without running them. The stream remains usable if `work` raises an error."""
+        """Record the launches of `work` without running them. If `work` raises, the stream stays usable."""
 
 
 def padded_sizes(max_rows: int) -> list[int]:
@@ -68,7 +68,7 @@ class StepGraphs(Generic[Kind]):
         return self._size_of[num_rows]
 
     def run(self, variant: Kind, num_rows: int) -> None:
-        """Run a step of `num_rows` rows at its padded size, with inactive padding rows."""
+        """Run a step of `num_rows` rows at its padded size. The caller has made the padding rows inactive."""
         size = self.padded(num_rows)
         graph = self._graphs.get((variant, size))
         if graph is not None:

@@ -1,6 +1,6 @@
 """Matrix products of few rows on a GPU, whose bits for a row do not depend on the number of rows.
 
-In the same launch, the kernel can normalise the rows before the product, and apply SiLU or add a bias and a residual
+One kernel, in one launch, can also normalise the rows before the product, and apply SiLU or add a bias and a residual
 after it. The weight is the left operand of the tensor cores, which have at least 16 rows there. A tile of 16 rows of
 `x` is the right one. The order of each sum is always the same: the inner dimension is in eight parts, one for each
 warp, whose sums are added in pairs.
