@@ -18,7 +18,7 @@ COMMAND_S = 120.0  # for a gigabyte from a slow disk
 async def run_adapter_command(
     client: InferenceServerClient, server: str, find_key: Callable[[], dict[str, str]], command: dict[str, str]
 ) -> list[str]:
-    """Send a command about LoRA adapters to a server, and return the names of its adapters.
+    """Send a command about LoRA adapters; return the names of the server's adapters, or raise ClientError.
 
     Args:
         server: Address of the server (host:port), for error messages.

@@ -1,7 +1,7 @@
 """Passages of a clip that are not the generated speech: replaced, inserted or cut.
 
-Windows of the clip are correlated with the generated samples at the expected position and, if that fails, within two
-minutes around it. The correlation does not depend on the level, and survives mp3 and Opus.
+Windows of the clip are correlated with the generated samples at the expected position and, if that fails, up to two
+minutes before and after it. The correlation does not depend on the level, and survives mp3 and Opus.
 """
 
 from collections.abc import Iterator
@@ -76,7 +76,7 @@ def correlations(window: Samples, samples: Samples) -> NDArray[np.float64]:
 
 
 def levels(samples: Samples) -> Samples:
-    """Return the root mean square [n] of windows of WINDOW samples, each of which begins HOP samples after the last."""
+    """Return the root mean square [n] of windows of WINDOW samples, of which one begins every HOP samples."""
     sums = np.concatenate([[0.0], np.cumsum(np.square(samples, dtype=np.float64))])
     starts = np.arange(0, max(1, len(samples) - WINDOW + 1), HOP)
     ends = np.minimum(starts + WINDOW, len(samples))

@@ -43,7 +43,7 @@ def check_one_of(name: str, choices: Sequence[str], value: str) -> None:
 
 
 def attempts_of(check: Check, attempts: int, hold_s: float = 0.0) -> int:
-    """Check the arguments; return the maximum number of attempts to speak a clause, 0 without checks."""
+    """Return the maximum number of attempts for a clause, 0 without checks; raise ValueError for bad arguments."""
     check_one_of("check", CHECKS, check)
     if not 1 <= attempts <= MAX_ATTEMPTS:
         raise ValueError(f"attempts: expected an integer in [1, {MAX_ATTEMPTS}], got {attempts!r}")
@@ -346,8 +346,8 @@ class _Clause:
     async def _successor(self, attempt: Attempt, event: SpeechEvent, items: Items) -> "_Stream | None":
         """Abandon an attempt, whose last event is `event`, and return the stream of the next one.
 
-        If speech has been sent, the next attempt does not wait while the server is full. If it fails, None is returned,
-        and the faulty speech continues.
+        If speech has been sent, the next attempt does not wait while the server is full and, if it fails, None is
+        returned, so that the faulty speech continues.
         """
         frames: Frames = (*attempt.frames, self._first_new_frame(attempt))
         best: Attempt | None = None

@@ -87,7 +87,7 @@ class LiveText:
         markup: Markup of the text. An SSML break becomes silence if the model reads whole sentences, and ends a
             sentence if it reads word by word. There, phonemes and rates of SSML have no effect.
         rates: True if the caller applies changes of the speaking rate.
-        join: `continued` if a clause continues the one before (`ContinuedSpeech`), for models of whole sentences.
+        join: `continued` if a clause continues the one before (`ContinuedSpeech`), if the model reads whole sentences.
         voices: Voices that marks in the text may select.
     """
 

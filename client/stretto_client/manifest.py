@@ -45,7 +45,8 @@ class FileSigner:
     """Signer of files of generated speech.
 
     Args:
-        chain: Its certificate in PEM, which C2PA must admit and whose key is `key`, and those of the issuers.
+        chain: Its certificate, and those of the issuers, in PEM. ReceiptError is raised if C2PA does not admit the
+            certificate, or its key is not `key`.
     """
 
     def __init__(self, chain: bytes, key: Ed25519PrivateKey):

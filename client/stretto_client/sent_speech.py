@@ -60,9 +60,9 @@ class SentSpeech:
     def split(self, event: SpeechEvent, latest: float) -> tuple[SpeechEvent | None, SpeechEvent | None]:
         """Return the part of an event before sample `latest` of the clause, and the other part; None for no such part.
 
-        An event without samples is before it if fewer samples have been sent. Words are in the part in which they end,
-        because another attempt may end a word differently. Changes are in the part in which they begin, the text in the
-        first part, and codes in the last.
+        An event without samples is before it if fewer than `latest` samples have been sent. Words are in the part in
+        which they end, because another attempt may end a word differently. Changes are in the part in which they begin,
+        the text in the first part, and codes in the last.
         """
         if latest <= self.num_samples:
             return None, event

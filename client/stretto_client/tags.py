@@ -61,8 +61,8 @@ REASONING = re.compile(
     r"think|thought|reasoning|^(?:reason|reflection|reflections|scratchpad|cot|monologue|innermonologue|rationale)$"
 )
 MESSAGE_ENDS = ("end", "return", "call", "start", "channel")  # tokens after which no part of a message follows
-# Tokens that are followed by a header. After one of HEADED, it ends with a token. After one of LINE_HEADED, it is the
-# name of a role and ends with the line.
+# Tokens that are followed by a header. After one of HEADED, the header ends with a token. After one of LINE_HEADED, the
+# header is the name of a role and ends with the line.
 HEADED = ("start", "start_header_id", "channel")
 LINE_HEADED = ("im_start", "start_of_turn")
 HEADER = re.compile(r"[\w .=:-]*")

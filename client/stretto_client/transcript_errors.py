@@ -33,7 +33,7 @@ ANY_OF_SYMBOL = 8 * ANY
 
 
 def spelling(text: str) -> str:
-    """Return the letters of a text, in Unicode's form NFKD and without marks; ANY replaces digits and acronyms."""
+    """Return the letters of a text, in form NFKD and without marks; ANY replaces digits, acronyms and the like."""
     words = TAG.sub(lambda tag: f" {SYMBOL * (1 + len(tag[0]) // len(ANY_OF_SYMBOL))} ", text).split()
     has_small = any(map(str.islower, text))
     return "".join(_spelled(word, has_small, number == len(words)) for number, word in enumerate(words, 1))
@@ -112,9 +112,10 @@ def _sizes(text: str, transcript: str) -> Iterator[int]:
 
 
 def _least_costs(removed: NDArray[np.int16], added: NDArray[np.int16], differs: NDArray[np.bool_]) -> NDArray[np.int16]:
-    """Return the costs [N + 1, M + 1] of aligning the first letters of the text with those of the transcript.
+    """Return the least costs [N + 1, M + 1] of aligning the first letters of the text with those of the transcript.
 
-    `removed` [N] and `added` [M] are the costs of single letters; `differs` is [N, M].
+    `removed` [N] is the cost of leaving out a letter of the text, and `added` [M] that of a letter that the text lacks.
+    `differs` [N, M] is True for letters that differ.
     """
     costs = np.zeros((len(removed) + 1, len(added) + 1), np.int16)
     costs[0, 1:] = np.cumsum(added)

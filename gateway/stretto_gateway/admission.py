@@ -271,7 +271,7 @@ class OpenSessions:
 
     @contextmanager
     def slot(self, is_known: bool = True) -> Iterator[None]:
-        """Count a session of the current caller (`CALLER`) during the `with` block, or raise ApiError 429 or 503.
+        """Count a session of the caller (`CALLER`) in the block; raise ApiError 429 for too many, 503 at shutdown.
 
         Args:
             is_known: False for a client that has yet to identify itself; such clients share separate slots.

@@ -124,7 +124,7 @@ def description() -> str:
 
 @cache
 def all_routes() -> list[BaseRoute]:
-    """Return the routes of every application; they do not depend on its settings."""
+    """Return every application's routes, which no setting changes; raise ValueError if two share a path and method."""
     every = APIRouter()
     first = (speech, speech_batch, speech_records, transcription, verification, chat)
     added = [route.router for route in installed_routes()]

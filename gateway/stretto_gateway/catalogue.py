@@ -286,9 +286,10 @@ class CallersVoices:
             raise no_cloning(profile, "voice", " in conversations")
 
     async def choose(self, profile: ModelProfile, task: TaskProfile, name: str | None) -> VoiceFile | str | None:
-        """Return the caller's voice, or the model's, that has an id, name or alias; None for the default voice.
+        """Return the caller's own voice, or the model's name of a voice, that `name` selects; None for the default.
 
-        It raises ApiError if the voice is unknown or ambiguous, or the task does not clone voices.
+        `name` is an id, a name or an alias. ApiError is raised if the voice is unknown or ambiguous, or the task clones
+        no voices.
         """
         return await self.recording(profile, task, name) or await self._models_voice(profile, name)
 
@@ -350,7 +351,7 @@ def expect_store(store: VoiceStore | None, param: str | None = None) -> VoiceSto
 
 
 def no_cloning(profile: ModelProfile, param: str, where: str = "") -> ApiError:
-    """Return the error for the field `param` if the model does not clone voices in requests of the kind `where`."""
+    """Return the error for the field `param` if the model clones no voices, or none in certain requests (`where`)."""
     return ApiError(400, f"{param}: {profile.family!r} does not clone voices{where}", param, "unsupported")
 
 

@@ -120,7 +120,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def with_fewer_connections(config: GatewayConfig) -> GatewayConfig:
-    """Return the settings, with fewer connections and a message if the limit on open files is too low."""
+    """Return the settings. If the limit on open files is too low, permit fewer connections and print a message."""
     wanted = config.limits.max_connections
     others = OTHER_FILES + config.limits.max_sessions * sum(options.files_per_session for options in config.routes)
     needed = FILES_PER_CONNECTION * wanted + others
@@ -393,6 +393,7 @@ def read_servers(words: list[str]) -> tuple[str, dict[str, str]]:
     """Return the address of the only server, or the addresses of several by name.
 
     The last of several addresses without names counts, so that `--gateway-arg` overrides the launcher's.
+    ValueError is raised if one of several servers has no name, or a name is given twice.
     """
     if not words:
         return f"localhost:{port_in_row(1)}", {}
@@ -411,7 +412,10 @@ def read_servers(words: list[str]) -> tuple[str, dict[str, str]]:
 
 
 def read_keys(path: Path | None, flag: str = "--keys", variable: str = KEYS) -> tuple[str, ...]:
-    """Return the keys of a file and of an environment variable; raise ValueError if one is weak or none is there."""
+    """Return the keys of a file and of an environment variable, neither of which is required.
+
+    ValueError is raised for a weak key, and if the file or the variable is given but there is no key.
+    """
     try:
         lines = [] if path is None else path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:

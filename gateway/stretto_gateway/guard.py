@@ -130,7 +130,7 @@ def origin_of(text: str) -> str:
 
 
 def is_own_page(origin: str | None, host: str) -> bool:
-    """Return True if the Origin header is missing, or names the own page at an IP address or localhost."""
+    """Return True if the Origin header is missing, or names the gateway's page at an IP address or localhost."""
     scheme, _, authority = (origin or "").partition("://")
     return origin is None or (bool(scheme) and authority == host and is_address(authority))
 

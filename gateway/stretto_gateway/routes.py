@@ -106,7 +106,10 @@ class Route:
 
 @cache
 def installed_routes() -> tuple[Route, ...]:
-    """Return the routes of all installed packages, by their positions; raise ValueError if one is invalid."""
+    """Return the routes of all installed packages, by their positions.
+
+    ValueError is raised if one cannot be imported, several have the same name, or there is none.
+    """
     points = {(point.name, point.value): point for point in entry_points(group=GROUP)}
     routes: dict[str, Route] = {}
     for (name, value), point in sorted(points.items()):

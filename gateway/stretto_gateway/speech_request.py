@@ -225,9 +225,10 @@ class SpeechFields(WithOptions):
         return options | {"instruct": instruct} if instruct else options
 
     def for_server(self, profile: ModelProfile, ignored: Ignored, voice: RecordedVoice | str | None) -> SpeakArguments:
-        """Return the arguments of `SpeechClient.speak` except the text; raise ApiError if one is invalid.
+        """Return the arguments of `SpeechClient.speak` except the text.
 
-        The voice is a recording, or the model's name of a voice; None for the default.
+        The voice is a recording, or the model's name of a voice; None for the default. ApiError is raised for an
+        invalid value and, in a strict gateway, for a field without effect.
         """
         rates = RATES.get(self.response_format)
         if rates is not None and self.rate not in rates:

@@ -71,6 +71,7 @@ class VoiceStore:
         """Store a voice; raise TooManyVoices if the owner has the maximum number.
 
         Args:
+            text: Transcript of the recording; empty if unknown.
             about: Language, gender and description, if known.
         """
         voice = StoredVoice(f"voice_{secrets.token_hex(16)}", name, text, consent, int(time.time()), **about)

@@ -48,7 +48,7 @@ def chapters_of(job: Job, sections: list[Section], sample_rate: int) -> list[dic
 def write_book(
     job: Job, extension: str, sample_rate: int, tags: Mapping[str, str], is_stopped: Callable[[], bool]
 ) -> list[dict[str, Any]]:
-    """Write the finished file of a job, and return its chapters; neither, once `is_stopped()` is true."""
+    """Write the finished file of a job, and return its chapters; write no file and return [] if `is_stopped()`."""
     sections = job.sections
     chapters = chapters_of(job, sections, sample_rate)
     container_format, codec, bit_rate, options = FORMATS[extension]

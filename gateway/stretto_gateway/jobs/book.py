@@ -44,8 +44,8 @@ EMPTY = Section("", 0.0)
 def sections_of(text: str, tags: Collection[str] | None = None, has_voices: bool = True) -> Iterator[Section]:
     """Yield the sections of a text, whose chapters begin with headings.
 
-    Text before the first heading is a chapter without a title. Headings are lines between blank lines, in Markdown (`#
-    Title`) or plain (`Chapter 1`, `Prologue`). They are spoken. A mark of a voice applies up to the next heading.
+    Text before the first heading is a chapter without a title. Headings are lines between blank lines, such as
+    `# Title`, `Chapter 1` and `Prologue`. They are spoken. A mark of a voice applies up to the next heading.
 
     Args:
         has_voices: False if the text has no marks of voices, because its markup is `none`.

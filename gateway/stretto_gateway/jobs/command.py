@@ -60,8 +60,10 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command; return 0, 1 if the connection or a file fails, 2 for a refused request or failed job, and 3
-    without a gateway.
+    """Run the command, and return the exit status.
+
+    It is 0 for success, 1 if the connection or a file fails, 2 for a refused request or a failed job, and 3 without a
+    gateway.
     """
     args = arguments(words)
     try:

@@ -144,6 +144,7 @@ class TurnDetector:
         return self._speech.has_window
 
     def add(self, pcm: NDArray[Any]) -> None:
+        """Append samples, int16 [n] at 24 kHz."""
         self._speech.add(pcm)
 
     def process_window(self) -> Edge | Pause | None:

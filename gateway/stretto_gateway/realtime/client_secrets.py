@@ -65,7 +65,7 @@ class ClientSecrets:
         return len(self._secrets)
 
     def add(self, owner: str, settings: Settings, lifetime_s: int) -> tuple[str, int]:
-        """Create a client secret; return it and its expiry in seconds since the epoch, or raise ApiError 429."""
+        """Return a new secret and its expiry in seconds since the epoch; raise ApiError 429 if there are too many."""
         self._forget_expired()
         num_bytes = SECRET_BYTES + CHAR_BYTES * len(json.dumps(settings.model_dump()))
         if not self._bytes.has_free(owner, num_bytes):

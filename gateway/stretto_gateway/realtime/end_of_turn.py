@@ -80,7 +80,7 @@ def last_samples(pcm: bytes, rate: int) -> NDArray[np.float32]:
 
 
 def load(model: bytes) -> Run:
-    """Return the function that computes the model's probability for features; raise ValueError for other files."""
+    """Return the function from features to the probability of `model`; raise ValueError if it is no such ONNX file."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4  # errors are raised, too

@@ -184,7 +184,7 @@ class Reply:
         return min(num_sent, round((clock_s() - self._first_s) * DEFAULT_RATE))
 
     async def begin(self, tasks: asyncio.TaskGroup) -> None:
-        """Send the first events of the reply, and generate it in the background; raise ApiError if memory is short."""
+        """Send the first events, and generate the reply in the background; raise ApiError at the memory limit."""
         held = self._gateway.sessions.held
         num_bytes = self._order.num_bytes
         held.add(num_bytes)

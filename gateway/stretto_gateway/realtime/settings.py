@@ -456,7 +456,7 @@ def models_in(annotation: Any) -> list[type[Body]]:
 
 
 def add_ignored(ignored: list[ApiError], param: str, only: Only | None, value: Any) -> None:
-    """Append the error for a field without effect to `ignored`, up to MAX_IGNORED; `only` has its allowed values."""
+    """Append the error for a field without effect to `ignored`, up to MAX_IGNORED; `only` has the accepted values."""
     if len(ignored) < MAX_IGNORED:
         values = " or ".join(repr(allowed) for allowed in only.values[1:]) if only else ""
         name = param[:MAX_NAME_CHARS].encode(errors="backslashreplace").decode()

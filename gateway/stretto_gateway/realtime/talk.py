@@ -61,7 +61,7 @@ class LiveTurn:
         task.add_done_callback(lambda _: self._release(self._num_bytes))
 
     def add(self, pcm: bytes) -> None:
-        """Append samples, pcm16 at 24 kHz; if there are none, end the turn. Raise ApiError if memory is short."""
+        """Append samples, pcm16 at 24 kHz; if there are none, end the turn. Raise ApiError at the memory limit."""
         self._held.add(len(pcm))
         self._num_bytes += len(pcm)
         self._pieces.put_nowait(pcm)
@@ -256,6 +256,7 @@ class Talk:
         """Send the events of a new item, and delete old items that exceed the limits.
 
         Args:
+            before: Id of the item before it; None if there is none.
             ignored: Errors of fields without effect in the client's event.
         """
         fields = {"item": item.record(), "previous_item_id": before}

@@ -1,8 +1,8 @@
-"""Conversion of Chatterbox releases (https://huggingface.co/ResembleAI/chatterbox), with `turbo.py` for two of them.
+"""Conversion of Chatterbox releases (https://huggingface.co/ResembleAI/chatterbox).
 
-Releases have no config.json, so hyperparameters come from the authors' code (`T3Config`). `conds.pt` contains the
-default voice, and `voices/<name>.pt`, as written by the authors' `Conditionals.save`, further voices. Only tensors are
-read from them.
+The parts for Turbo and Nano are in `turbo.py`. Releases have no config.json, so hyperparameters come from the authors'
+code (`T3Config`). `conds.pt` contains the default voice, and `voices/<name>.pt`, as written by the authors'
+`Conditionals.save`, further voices. Only tensors are read from them.
 
 A voice's part of a prompt depends only on its file: the projected x-vector of the speaker, 32 rows that a perceiver
 computes from codes, and one row for the emotion. These rows are computed here and stored in the embedding table.

@@ -103,7 +103,7 @@ def recording_encoder_network(
 def open_networks(path: Path) -> Mapping[str, Tensor]:
     """Return the tensors in a file by name, read on access.
 
-    Broadcast tensors in a state dictionary are rejected, because they could claim to have any size.
+    Broadcast tensors in a state dictionary raise CheckpointError, because they could claim to have any size.
     """
     tensors = open_tensors(path)
     odd = (

@@ -20,8 +20,8 @@ In the flow, each token becomes two frames:
 tokens ─► look-ahead ─► conformer ─► ×2 ─► conformer ─► μ [B, M, T]
 noise [M, T] ─► 10 (2) Euler steps along estimator(state, μ, speaker, prompt) ─► mel [B, M, T]
 
-Modules, tensors and constants are those of `models/s3gen` (https://github.com/resemble-ai/chatterbox, MIT, in parts
-Apache-2.0). A release has no config, so sizes are inferred from the shapes of its tensors.
+Names of modules and tensors, and constants, are those of `models/s3gen` in https://github.com/resemble-ai/chatterbox
+(MIT, in parts Apache-2.0). A release has no config, so sizes are inferred from the shapes of its tensors.
 """
 
 import itertools
@@ -363,8 +363,9 @@ class S3GenCodec(RecordedVoiceCodec):
     ) -> Tensor:
         """Return an utterance's mel [1, M, n] up to token T - `ahead` of `codes` [T].
 
-        `codes` begins with token `begin`, and `mel` ends with token `done` - AHEAD, where `done` is the end of the last
-        decoded block. The beginning of `mel` may be missing.
+        `codes` begins with token `begin` of the utterance, and its last `ahead` tokens serve only as look-ahead. `mel`
+        ends before token `done` - AHEAD of `codes`, where `done` is the end of the last decoded block, or 0. The
+        beginning of `mel` may be missing.
         """
         blocks = self.spec.streaming
         assert isinstance(blocks, Blocks)
@@ -400,7 +401,7 @@ class S3GenCodec(RecordedVoiceCodec):
         return self.flow(tokens[None], noise, prompt, voice.speaker[None])[..., prompt_frames:]
 
     def _vocode(self, mel: Tensor, end: int, first: int, last: int, phase: Tensor) -> tuple[Tensor, Tensor]:
-        """Vocode mel frames [first, last) to samples [n], and return the phase for the frames after them, too.
+        """Return the samples [n] of mel frames [first, last), and the phase for the frames after them.
 
         Args:
             mel: Last mel frames before frame `end` of an utterance, [1, M, T].
@@ -422,7 +423,7 @@ class S3GenCodec(RecordedVoiceCodec):
         """Return the vocoder's excitation [1, 1, n] for frames from `begin` on.
 
         Args:
-            pitch: Hz, [1, T].
+            pitch: Pitch of each frame in Hz, [1, T].
             phase: Phase of the fundamental before the first of the frames, in cycles.
         """
         hop = self.config.vocoder.samples_per_mel

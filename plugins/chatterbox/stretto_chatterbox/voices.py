@@ -221,7 +221,7 @@ class RecordingEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode a recording, float32 [n] at 24 kHz, as the array of an `EncodedVoice`.
+        """Encode a recording of at least `min_s` seconds, float32 [n] at 24 kHz, as the array of an `EncodedVoice`.
 
         Raises:
             InvalidRequest: If the voice encoder cannot represent the recording.

@@ -346,7 +346,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
     def speak(
         self, mel: Tensor, start: int, first: int, last: int, phase: Tensor | float
     ) -> tuple[Tensor, Tensor | float]:
-        """Vocode mel frames [first, last) to samples [n], and return the phase for the next call, too.
+        """Return the samples [n] of mel frames [first, last), and the phase for the next call.
 
         Args:
             mel: Mel frames of an utterance from frame `start`, [1, M, T].

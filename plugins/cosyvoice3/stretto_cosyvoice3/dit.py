@@ -213,7 +213,7 @@ class Dit(nn.Module):
         self.proj_out = nn.Linear(shape.width, mels)
 
     def forward(self, x: Tensor, waves: Tensor, context: Context | None = None) -> Tensor:
-        """Return the flow, given a row of `waves_of_time` [NUM_WAVES] and, if there are any, earlier frames."""
+        """Return the flow [B, M, T] for x [B, 4 M, T], a row of `waves_of_time` [NUM_WAVES], and any earlier frames."""
         context = context or Context()
         first = context.num_frames
         time = self.time_embed(waves)

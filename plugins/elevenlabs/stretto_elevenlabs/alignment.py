@@ -81,7 +81,7 @@ class CharacterTimes:
         return times
 
     def rest(self, end_s: float) -> Times:
-        """Return the times of the characters that remain until the file ends; none if no word has a time."""
+        """Return the times of the other characters, which end at `end_s` seconds; none if no word has a time."""
         times = Times([], [], [])
         self._end_word(times, end_s)
         if self._has_words:

@@ -81,7 +81,7 @@ async def speaking(gateway: Gateway, model_id: str) -> Gateway:
 async def speech_item(
     gateway: Gateway, owner: str, voice_id: str, output_format: str, fields: dict[str, Any], ignored: Ignored
 ) -> ElevenLabsItem:
-    """Return a speech request with further `fields`, under the gateway's names.
+    """Return a speech request with further `fields`, under the gateway's names; raise ApiError if a value is invalid.
 
     Fields without effect are added to `ignored`.
     """

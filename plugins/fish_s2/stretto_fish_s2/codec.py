@@ -263,7 +263,7 @@ class FishS2Codec(CausalCodec):
     def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
         """Decode frames. A residual code above the last one counts as the last one, as in the authors' code.
 
-        Their language model has as many codes for each codebook as for the semantic one.
+        The authors' language model has as many codes for each codebook as for the semantic one.
         """
         x = self.post_transformer(self._latents(codes), first, memory).transpose(1, 2)
         return samples_of(x, memory, self.upsample, self.decoder).tanh()

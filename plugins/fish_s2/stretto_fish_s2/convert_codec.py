@@ -78,7 +78,7 @@ def read_codec(path: Path) -> dict[str, Tensor]:
 
 
 def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the sizes of a codec, for `FishS2Config.from_record`; None or empty without such tensors."""
+    """Return the sizes of a codec, for `FishS2Config.from_record`. A size without tensors is None or an empty list."""
 
     def size(name: str, dim: int) -> int | None:
         return tensors[name].shape[dim] if name in tensors and tensors[name].ndim > dim else None

@@ -196,7 +196,7 @@ class IndexTtsCodec(nn.Module):
         self.on_step = call
 
     def add_voice(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray, *prompt: np.ndarray) -> int:
-        """Add the voice of a recording with the text of a reply, and return its number.
+        """Add the voice of a recording with the text of a reply; return its number, or raise InvalidRequest.
 
         Args:
             tokens: Semantic codes of the recording, int32 [n].

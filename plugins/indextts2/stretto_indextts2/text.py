@@ -68,7 +68,7 @@ def reads_as_chinese(text: str) -> bool:
 
 
 def hidden(text: str, pattern: re.Pattern[str], label: str) -> tuple[str, dict[str, str]]:
-    """Replace matches with names that no rule of numbers changes, and return the matches by name, too."""
+    """Return the text with matches replaced by names that no rule of numbers changes, and the matches by name."""
     phrases = dict[str, str]()
 
     def name(match: re.Match[str]) -> str:
@@ -90,7 +90,7 @@ def spelled_pinyin(syllable: str) -> str:
 
 
 def normalised(text: str, path: str) -> str:
-    """Return a text with numbers in words and plain punctuation."""
+    """Return a text with numbers in words and plain punctuation; raise InvalidRequest if numbers cannot be read."""
     is_chinese = reads_as_chinese(text)
     text = CONTRACTION.sub(r"\1 is", text)
     if is_chinese:

@@ -19,7 +19,7 @@ def hides_end(is_fill, is_short, is_free):
 
 
 def lay_row(token, goes_on, num_given, num_in_group, num_first, track_total, end_of_audio, groups):
-    """Return a row's stream 0, True if the row is given (`TextGroups`), and its `num_given` and `num_in_group`.
+    """Return a row's stream 0, True if the row is given (`TextGroups`), and the new `num_given` and `num_in_group`.
 
     Args:
         goes_on: True in an audio row in which no limit ends the audio.

@@ -1,7 +1,8 @@
 """Prompts of Kyutai TTS: the voice, and the words of the text for the rows of the reply.
 
 A row of initial ids comes first. The codes of a recording are in the rows that the model's own would be in. Because of
-the delays, the last of them are in the reply's first rows. The last two frames are left out, as in `get_prefix`.
+the delays, the last of them are in the reply's first rows. The last two frames are left out, as in the authors'
+`get_prefix`.
 
 In releases with conditions there are no recordings. The vectors of up to five voices are conditions of the reply, one
 voice after the other, as in the authors' `make_condition_attributes`.
@@ -102,7 +103,7 @@ class TtsTemplate:
             self._read_vectors(name)
 
     def _condition(self, voice: str | None, scale: float | None) -> Condition:
-        """Return the condition of a reply. `voice` lists the speakers' voices, separated by commas."""
+        """Return the condition of a reply: the speakers' voices, separated by commas, and a scale (None: default)."""
         assert voice is not None, "a checkpoint with conditions has named voices"
         scales = self._vocabulary.guidance_scales
         if scale is None:
@@ -160,7 +161,7 @@ def voice_rows(vocabulary: TtsVocabulary, codes: np.ndarray) -> tuple[np.ndarray
 
 
 def samples_at(path: Path, rate: int) -> np.ndarray:
-    """Return the samples of a voice's file, float32 [n], which must be mono 16-bit at `rate`."""
+    """Return the samples of a voice's file, float32 [n], which must be mono 16-bit at `rate` and last at least 1 s."""
     try:
         with wave.open(str(regular_file(path, MAX_WAV_BYTES)), "rb") as file:
             shape = file.getnchannels(), 8 * file.getsampwidth(), file.getframerate()

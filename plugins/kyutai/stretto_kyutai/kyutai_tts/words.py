@@ -61,7 +61,7 @@ class WordStream:
         self.sources: list[SourceWord] = []
 
     def after(self, text: str, is_last: bool) -> "tuple[list[int], WordStream]":
-        """Append text without changing this stream.
+        """Append text without changing this stream; raise InvalidRequest if a word or a break is too long.
 
         Returns:
             Packed words that have become known, and the stream that continues after `text`.

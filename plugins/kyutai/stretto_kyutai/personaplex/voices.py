@@ -38,7 +38,7 @@ UNREADABLE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, Recur
 
 
 def read_voices(path: Path, vocabulary: MoshiVocabulary, width: int) -> list[tuple[PublishedVoice, Tensor]]:
-    """Return the voices in an archive, sorted by name, each with its vectors [V - 1, H].
+    """Return the voices in an archive, sorted by name, each with its vectors [V - 1, `width`].
 
     No file is ever written under its stored name, because the archive is not trusted.
     """

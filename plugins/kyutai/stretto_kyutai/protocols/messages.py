@@ -70,7 +70,7 @@ def samples_in(record: dict[str, Any]) -> NDArray[np.float32]:
 
 
 def bytes_in(record: dict[str, Any]) -> bytes:
-    """Return the bytes in a message, which Rust clients write as a list of integers."""
+    """Return a message's bytes, which Rust clients write as a list of integers; raise SessionEnd without any."""
     data = record.get("data")
     try:
         if isinstance(data, bytes | list):

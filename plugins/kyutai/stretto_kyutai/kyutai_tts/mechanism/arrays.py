@@ -1,4 +1,4 @@
-"""Words that replies request (`WordScript`): their state in numpy or torch arrays, and a kernel's launch."""
+"""Words that replies request (`WordScript`): state in numpy or torch arrays, and launch of the kernel for it."""
 
 import torch
 

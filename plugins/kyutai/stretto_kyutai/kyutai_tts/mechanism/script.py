@@ -22,7 +22,7 @@ def pack_word(tokens: Sequence[int], padding: int) -> list[int]:
 
 
 def unpack_words(ids: Sequence[int] | NDArray[np.int32]) -> Iterator[tuple[list[int], int]]:
-    """Yield the tokens and the padding of each word in `ids`, which `pack_word` returned."""
+    """Yield the tokens and the padding of each word in `ids`, from `pack_word`; raise InvalidRequest for other ids."""
     at = 0
     while at < len(ids):
         stop = at + 1 + int(ids[at])
