@@ -98,7 +98,7 @@ class CudaMemory:
         """Copy `num_bytes` bytes to the byte offset `offset`.
 
         Args:
-            source: Address of the data on the host or a GPU, where they must be complete.
+            source: Address of the data on the host or a GPU. All computation of the data must have ended.
         """
         self._copy(int(self._address) + offset, source, num_bytes)
 

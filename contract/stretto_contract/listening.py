@@ -24,7 +24,10 @@ def listening_address(text: str) -> str:
 
 
 def listen(address: str, port: int, backlog: int) -> socket.socket:
-    """Return a socket that listens on an IP address, and on `::` accepts IPv4, too; raise OSError with a reason."""
+    """Return a socket that listens on an IP address; on `::`, it accepts IPv4 connections, too.
+
+    If the port or the address is not available, raise OSError, whose `strerror` is the reason.
+    """
     is_dual = address == ALL and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:

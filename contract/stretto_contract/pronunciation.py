@@ -101,7 +101,7 @@ def shown(text: object) -> str:
 
 
 def read_entry(word: str, value: Any) -> DictionaryEntry:
-    """Return the entry with this spelling or object of `phonemes` and `alphabet`; raise InvalidEntry if invalid."""
+    """Return the entry for a word and a spelling, or object of `phonemes` and `alphabet`; else raise InvalidEntry."""
     path = shown(word)[1:-1]
     _check(path, word, MAX_WORD_CHARS)
     if (num_starts := len(STARTS.findall(word))) > MAX_STARTS:
@@ -140,7 +140,7 @@ def _check(path: str, text: str, max_chars: int) -> None:
 
 
 def read_entries(record: Any, max_entries: int = MAX_ENTRIES) -> tuple[DictionaryEntry, ...]:
-    """Return the entries of a dictionary, an object of words and spellings; raise InvalidEntry if it is invalid."""
+    """Return the entries of an object from words to values of `read_entry`; raise InvalidEntry if one is invalid."""
     if not isinstance(record, Mapping):
         raise InvalidEntry("", "an object of words and their spellings", shown(record))
     if len(record) > max_entries:

@@ -58,8 +58,8 @@ class LineEnds:
 
     Lines of a list, a poem or an address are complete. In a wrapped paragraph, the sentence continues in the next line.
     It also continues if the next line begins in lower case, unless both are short, or if the last word needs another
-    one. Before a capital letter or a digit, it continues if the next word did not fit: the line is then as long as
-    earlier ones that continued.
+    one. Before a capital letter or a digit, it continues if the line is as long as earlier ones that continued, so that
+    the next word did not fit.
     """
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class LineEnds:
 
 
 def joins(before: str, following: str) -> str | None:
-    """Return the hyphen or empty text between two parts of a word that the end of a line divides, or None.
+    """Return the hyphen or empty text between two parts of a word that a line end divides; None if they are no parts.
 
     Args:
         before: End of the first line, without its hyphen.

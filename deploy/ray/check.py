@@ -186,7 +186,7 @@ async def update(callers: Callers, cluster: Any) -> dict[str, Any]:
 
 
 async def affinity(callers: Callers, cluster: Any) -> dict[str, Any]:
-    """Measure how often a turn of a conversation reaches the server of the previous turn, in four at a time."""
+    """Run four conversations at a time; measure how often a turn reaches the server of the previous turn."""
     choose = leasing(lambda: serve.get_deployment_handle(SERVER, APP), FAILURES)
     met = Counter[bool]()
 
@@ -236,8 +236,8 @@ async def references(callers: Callers, tally: Tally) -> dict[str, Any]:
 def is_fine(record: dict[str, Any]) -> bool:
     """Return True if a phase's record meets all requirements.
 
-    No reply may be wrong, unanswered or unterminated; all new requests must succeed; 95 % of turns must reach their
-    server.
+    No reply may be wrong, unanswered or unterminated. All new requests must succeed. 95 % of turns must reach the
+    server of the previous turn.
     """
     tallies = [tally for tally in (record, *record.values()) if isinstance(tally, dict) and "wrong" in tally]
     ends = [end for tally in tallies for end in tally["errors"]]

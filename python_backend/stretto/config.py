@@ -44,8 +44,8 @@ class EngineConfig:
         int8: True to quantize the weights and the inputs of the language model's linear layers to int8, on CPUs with
             VNNI instructions. Embeddings, norms, heads and narrow layers are not quantized.
         submit_early_ms: Time before the expected end of a step at which a GPU's next step is submitted. Requests that
-            arrive before can join it. The time must cover the host's work for a step with one reply; the time for more
-            replies is added. None to submit each step while the previous one runs.
+            arrive before its submission join it. The time must cover the host's work for a step with one reply; the
+            time for more replies is added. None to submit each step while the previous one runs.
         first_chunk: Key of `DecoderConfig.CONVOLUTIONS`, the same as the decoder's. The engine's process then has a
             copy of the codec, and decodes the first frames of replies with convolutions in this mode. None if the
             decoder decodes all frames.

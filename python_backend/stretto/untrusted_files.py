@@ -47,7 +47,10 @@ UNPARSABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, Type
 
 
 def regular_file(path: Path, max_bytes: int | None = None) -> Path:
-    """Return `path` if it is, or links to, a regular file of at most `max_bytes`, otherwise raise CheckpointError."""
+    """Return `path` if it is, or links to, a regular file of at most `max_bytes`, otherwise raise CheckpointError.
+
+    If the file is missing or cannot be examined, raise OSError.
+    """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         file_type = "a folder" if stat.S_ISDIR(status.st_mode) else "a FIFO, socket or device"

@@ -116,7 +116,7 @@ def release(args: argparse.Namespace) -> Release:
 
 
 def config_in(folder: Path) -> Path | None:
-    """Return a release's config.json, or else its only YAML file, or None; refuse links that leave the release."""
+    """Return a release's config.json, or its only YAML file, or None; raise CheckpointError for a link out of it."""
     has_json = os.path.lexists(folder / "config.json")
     names = ["config.json"] if has_json else [path.name for path in folder.glob("*.yaml")]
     return released_file(folder, names[0]) if len(names) == 1 else None
@@ -159,7 +159,7 @@ def grouped(shapes: dict[str, list[int]]) -> list[str]:
 
 
 def convert_aligner(model: Path, out: Path) -> Aligner:
-    """Convert a released model to an aligner in a new or empty directory, and return it, or raise CheckpointError."""
+    """Convert a released wav2vec2 model to an aligner in the new or empty directory `out`, or raise CheckpointError."""
     check_config(model)
     read_alphabet(model)
     with fresh_directory(out) as folder:

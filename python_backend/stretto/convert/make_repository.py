@@ -228,9 +228,9 @@ class Placement:
 def gpu_needs(
     checkpoint: Path, codec: Codec, family: Family, placement: "Placement", arguments: dict[str, Any]
 ) -> Needs:
-    """Return the memory that a server needs on the language model's GPU, or raise CheckpointError.
+    """Return the memory that a server needs on the language model's GPU.
 
-    The measurement makes `codec` unable to decode.
+    The measurement makes `codec` unable to decode. If it cannot be measured, raise CheckpointError.
     """
     record = config_at(checkpoint)
     dtype = arguments["dtype"]
@@ -269,7 +269,10 @@ def decoder_config(family: Family, arguments: dict[str, Any], convolutions: str 
 
 
 def num_utterances(arguments: dict[str, Any]) -> int:
-    """Return the decoder's maximum number of utterances: more than slots, which are reused before decoding ends."""
+    """Return the decoder's maximum number of utterances.
+
+    It exceeds the number of batch slots, because a slot is used again before its last utterance is decoded.
+    """
     total: int = arguments["max_num_seqs"] + (arguments.get("max_waiting") or arguments["max_num_seqs"] // 4)
     return total
 

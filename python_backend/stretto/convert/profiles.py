@@ -1,4 +1,4 @@
-"""Engine arguments of a checkpoint, and serving profiles: named batch sizes, chunk sizes and playout times.
+"""Engine arguments of a checkpoint, and serving profiles: named sets of a batch size, chunk sizes and a playout time.
 
 A profile changes the values that Stretto computes for a model, in proportion. Options that the user names take
 precedence (`--engine-args`), and so do the options of a request (`chunking`). The module imports no torch, because

@@ -150,7 +150,7 @@ def audio_tokenizer_of(family: str) -> Callable[[Path, int], AudioTokenizer] | N
 
 
 def marks() -> dict[str, str]:
-    """Map tensor names of only one kind of release to its description; skip converters that cannot be imported."""
+    """Map tensor names of only one kind of release to its description; log and skip converters that fail to import."""
     marks_by_name: dict[str, str] = {}
     for family_plugin in plugins():
         try:

@@ -99,7 +99,7 @@ class BatchesInFlight:
         return len(self._batches)
 
     def add(self, batch: LaunchedBatch, begun: float) -> None:
-        """Add a batch. If the other lane has batches, mark all of them as slower, because they share the GPU."""
+        """Add a batch. If the other lane has batches, mark them and this one as slower, because they share the GPU."""
         for other in (other for other, _ in self._batches if other.is_first != batch.is_first):
             other.has_company = True
             batch.has_company = True

@@ -19,7 +19,7 @@ NAMES = ("chunks", "failed", "cancelled", "expired", "late", "batches", "windows
 
 
 class Counts:
-    """Thread-safe counters by name."""
+    """Thread-safe counters with the names in NAMES."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()

@@ -51,7 +51,7 @@ class Launcher(Protocol):
         has_first_lane: True if batches of first chunks do not wait for others. At most one of them is in flight.
         has_graphs: True if graphs can be captured.
         batch_s: Time after which a batch gets no further window.
-        fills_spare_time: True if a batch may last longer: half of the time until a client has played all its audio.
+        fills_spare_time: True if a batch may last longer: half of the time until the first client underruns.
     """
 
     depth: int
@@ -73,7 +73,7 @@ class Launcher(Protocol):
         ...
 
     def launch(self, windows: Sequence[FrameWindow], states: Sequence[State], is_first: bool = False) -> Flight:
-        """Start decoding a batch.
+        """Start decoding a batch, given the codec state before each window.
 
         The caller keeps the states, which may have been written on another stream, until the device has read them.
         """
@@ -272,7 +272,10 @@ def num_in_flight(max_batch: int) -> int:
 
 
 def make_launcher(codec: Codec, config: DecoderConfig) -> Launcher:
-    """Return the launcher for the device in `config`; onnxruntime codecs always get host tensors."""
+    """Return the launcher for the device in `config`; onnxruntime codecs always get host tensors.
+
+    If the codec has no convolutions for the configured mode, raise CheckpointError.
+    """
     check_mode(codec, config.convolutions)
     if torch.device(config.device).type == "cuda" and config.runtime == "torch":
         return CudaLauncher(codec, config)

@@ -127,7 +127,7 @@ class DecodingLoop:
         return self._launcher.has_first_lane and job.session.dry_s is None
 
     def _whole_graph(self, group: list[ChunkJob]) -> list[ChunkJob]:
-        """Return the first jobs of `group`, as many as fill a graph, if that is faster than padding all jobs."""
+        """Return the first jobs of `group`, as many as fill a graph, or all if padding them is faster."""
         num_windows = len(group)
         num_added = padded_batch(num_windows) - num_windows
         if not num_added or not self._launcher.has_graphs:

@@ -294,8 +294,8 @@ class Sessions:
     def apply_reference(self, session: DecoderSession, chunk: Chunk, codes: np.ndarray | None) -> None:
         """Apply a chunk's voice, voice reference and number of silent frames, if it has any, to the session.
 
-        If the reference is in the cache, its decoder state is reused. If the codec does not support one of them, raise
-        InvalidRequest.
+        If the reference is in the cache, its decoder state is reused. If one of them is invalid, or the codec does not
+        support it, raise InvalidRequest.
         """
         if chunk.index == 0:
             self._select_voice(session, chunk)

@@ -45,8 +45,8 @@ class TextTrack:
     A family whose rows read the text in another way has a subclass with an `open`.
 
     Attributes:
-        pad_id: Id of the stream in rows after the end of the text. If each row reads an id, this is not a
-            `StreamLayout.pad_id` that adds nothing to an embedding.
+        pad_id: Id of the stream in rows after the end of the text. If each row reads an id, this must not be the
+            layout's `pad_id` if that adds nothing to an embedding (`StreamLayout.pad_is_silent`).
         is_usual: True if by default the text is read during the reply; False if it is part of the prompt.
         num_prompt_ids: Number of ids of a streamed text that precede the first frame, if later rows read an id each.
             The prompt of an open text ends with as many rows; a text with fewer ids has only the last of them.

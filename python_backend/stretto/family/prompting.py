@@ -340,7 +340,7 @@ def _is_streaming(options: OptionsRecord, family: Family) -> bool:
 
 
 def read_guidance_scale(guidance: dict[str, Any], family: Family) -> float | None:
-    """Remove and return the guidance scale in SamplingConfig fields; raise InvalidRequest unless the family has it."""
+    """Remove the guidance scale from SamplingConfig fields; return it, or None; raise InvalidRequest if unsupported."""
     scale: float | None = guidance.pop("guidance_scale", None)
     if scale is not None and scale not in family.guidance_scales:
         expected = f"one of {', '.join(f'{guidance_scale:g}' for guidance_scale in family.guidance_scales)}"

@@ -116,7 +116,7 @@ MAX_UNUSED_IDS = 1 << 16  # ids below the largest one that no token has; publish
 
 
 def check_ids(vocabulary: Mapping[str, Any], path: Path | str) -> None:
-    """Raise CheckpointError if a token's id, which is a size of tables, is no integer, negative or far too large."""
+    """Raise CheckpointError if a token's id is no integer, negative or too large, because tables have a row per id."""
     stop = len(vocabulary) + MAX_UNUSED_IDS
     for token, token_id in vocabulary.items():
         if type(token_id) is not int or not 0 <= token_id < stop:
@@ -141,7 +141,7 @@ class PlainTokenizer(Protocol):
 
 
 class SentencePieceTokenizer:
-    """SentencePiece tokenizer with the contents of `tokenizer.model`. The original library resolves ties in its way."""
+    """SentencePiece tokenizer of a `tokenizer.model`, by the original library, which resolves ties in its own way."""
 
     def __init__(self, model: bytes):
         from sentencepiece import SentencePieceProcessor
@@ -481,7 +481,8 @@ def subword_codec(tokenizer: TextTokenizer, subwords: range) -> TextCodec:
 def load_text_codec(family: Family, checkpoint: Path) -> TextCodec:
     """Load the text codec of a family, which uses the tokenizer in the checkpoint folder.
 
-    A checkpoint with random weights has no tokenizer; its text codec returns no text.
+    A checkpoint with random weights has no tokenizer; its text codec returns no text. If the tokenizer cannot be read,
+    raise CheckpointError.
     """
     if family.subwords is None or not (checkpoint / TOKENIZER_FILE).exists():
         family_plugin = plugin(family.name)

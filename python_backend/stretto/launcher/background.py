@@ -159,7 +159,7 @@ class CannotServe(LaunchError):
 
 
 def ready_server() -> str:
-    """Return the gRPC address of this machine's server, after starting it if none is running."""
+    """Return the gRPC address of this machine's server once it is ready; start the server if none is running."""
     server = BackgroundServer(default_port(), state_folder())
     try:
         server.ensure_ready()
@@ -213,7 +213,7 @@ class BackgroundServer:
         return f"localhost:{self.port + 1}"
 
     def is_running(self) -> bool:
-        """Return True if a server runs, even if it is not ready; wait while another process starts or stops it."""
+        """Return True if a server runs, ready or not, after its start or stop; raise LaunchError as `check_model`."""
         self.check_model()
         is_waiting = False
         while (record := self.record()) is not None and not self._serves(record) and record["state"] in CHANGING:

@@ -1,8 +1,10 @@
 """Command `stretto serve`: starts the Triton server with this project's model repository.
 
-stretto serve [--model-repository FOLDER] [tritonserver flags]
-stretto serve --status
-stretto serve --stop
+    stretto serve [--model-repository FOLDER] [tritonserver flags]
+    stretto serve --status
+    stretto serve --stop
+
+It uses the server of a Triton container, or else the one inside the nvidia-pytriton wheel.
 """
 
 import json
@@ -85,7 +87,7 @@ def check_environments_folder(folder: Path) -> None:
 
 
 def with_plain_paths(config: LaunchConfig, launch: Launch) -> tuple[LaunchConfig, Installation]:
-    """Return the config and the installation with links instead of paths that Triton does not accept."""
+    """Return config and installation with links instead of paths that Triton does not accept, or raise LaunchError."""
     try:
         config.cache.mkdir(parents=True, exist_ok=True)
         installation = find_installation(plain_path(config.cache, launch.folder, "cache"))

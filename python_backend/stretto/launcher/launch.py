@@ -21,7 +21,7 @@ from stretto.triton_io.flow import remove_stale_tables
 
 @contextmanager
 def own_region(path: Path) -> Iterator[int | None]:
-    """Open a shared-memory file without following links; yield None for another user's, or one with hard links."""
+    """Open a shared-memory file but no symbolic link; yield None for another user's, or one with several hard links."""
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
@@ -136,7 +136,10 @@ class Launch:
 
 
 def begin_launch(directory: Path = SHARED_MEMORY) -> Launch:
-    """Create a launcher instance with its lock, runtime directory and client-disconnect flags in `directory`."""
+    """Create a launcher instance with its lock, runtime directory and client-disconnect flags in `directory`.
+
+    If the directory is missing, read-only or full, raise OSError.
+    """
     launch_id = f"{os.getpid()}_{secrets.token_hex(4)}"
     unlocked = directory / f".{PREFIX}{launch_id}"
     lock = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)

@@ -180,8 +180,8 @@ class LaunchLog:
 
         Args:
             path: Path of the log; None for standard output.
-            folder: Folder in which processes are started, because they import modules from it; None for the current
-                one.
+            folder: Folder in which processes are started, so that they import no modules from the user's current one;
+                None for the current one.
         """
         self._log = LogFile(path)
         self._folder = folder

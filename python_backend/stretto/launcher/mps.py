@@ -23,7 +23,7 @@ def start(repository: Path, launch: Launch) -> None:
     """Start the MPS daemon of a launcher instance if the model repository requests one.
 
     If CUDA_MPS_PIPE_DIRECTORY names the folder of a running daemon (such as the host's), that daemon is used instead.
-    If there is none, or one cannot be started, raise LaunchError.
+    If the variable names no folder, or this launcher's daemon cannot be started, raise LaunchError.
     """
     if not read_options(repository).shares_by_mps:
         return

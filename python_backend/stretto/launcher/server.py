@@ -390,7 +390,7 @@ class TritonServer:
 def last_error(output: str) -> str:
     """Return the line of a server's output that best explains why it ended.
 
-    Its own uncaught exception comes first, because stubs that lose their server also log errors.
+    The server's uncaught exception precedes other errors, because stubs that lose their server also log errors.
     """
     lines = [line for line in output.splitlines() if not HARMLESS.match(line)]
     best = [line[match.start() :] for line in lines if (match := BAD_USAGE.search(line))]

@@ -33,7 +33,7 @@ class Waits:
         self.num_signals = 0
 
     def catch_signals(self) -> None:
-        """Install signal handlers that end waits instead of the process, before there is anything to clean up."""
+        """Install signal handlers that end waits, not the process; call this before there is anything to clean up."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup: keep it so
                 signal.signal(number, self._on_signal)
@@ -82,7 +82,7 @@ class StatePublisher:
         self._write(state, reason, serves)
 
     def note_served(self, reason: str) -> None:
-        """Publish that Triton is ready, so that the gateway can become ready; `reason` is empty once it is."""
+        """Publish that Triton is ready, so that the gateway can become ready; `reason` is why it is not yet."""
         self.is_announced = False
         self.record("starting", reason, serves=True)
 

@@ -13,8 +13,9 @@ import torch
 
 
 def record(work: Callable[[], object], pool: Any, stream: torch.cuda.Stream | None = None) -> torch.cuda.CUDAGraph:
-    """Capture the kernel launches of `work` as a CUDA graph, without executing them; `stream` None is torch's own.
+    """Capture the kernel launches of `work` as a CUDA graph, without executing them.
 
+    The graph's memory is in `pool`, from `torch.cuda.graph_pool_handle`. A `stream` of None is torch's own.
     If the capture fails, torch would leave the stream current, its launches pending and the allocator in capture mode.
     This function resets all three.
     """

@@ -158,7 +158,7 @@ def num_slots(table_bytes: int, is_on_gpu: bool) -> int:
 
 
 def cpu_slots(family: Family, longest: int, window: int, row_bytes: int, slots: int) -> int:
-    """Return the number of batch slots of a server on a CPU; see `longest_rows`.
+    """Return the number of batch slots of a server on a CPU; for the arguments, see `longest_rows`.
 
     Live sessions cannot be preempted, so their rows stay in the KV cache. All sessions together keep at most
     CPU_CACHE_BYTES, unless one alone needs more. One further slot is for a reply.
@@ -185,12 +185,12 @@ def longest_rows(family: Family, longest: int, window: int, is_on_gpu: bool) -> 
 
 
 def cpu_cache_bytes(family: Family, longest: int, window: int, row_bytes: int, slots: int) -> int:
-    """Return the size of the KV cache of a server on a CPU in bytes; see `longest_rows`.
+    """Return the size of the KV cache of a server on a CPU in bytes; for the arguments, see `longest_rows`.
 
-    The longest reply always fits, so that no request is rejected for its length. If CPU_CACHE_BYTES permits it, replies
-    of SECONDS fit in all batch slots, because they are halfway complete on average. If replies need more, some are
-    preempted. Live sessions cannot be, so all slots but one are sized for a session. Latents may require a larger cache
-    (`LatentSpec.cache_bytes`).
+    The longest reply always fits, so that no request is rejected for its length. Within CPU_CACHE_BYTES, there is also
+    room for the rows that all batch slots need on average, with replies of SECONDS that are halfway complete. If
+    replies need more, some are preempted. Live sessions cannot be preempted, so all slots but one are sized for a
+    session. Latents may require a larger cache (`LatentSpec.cache_bytes`).
     """
     held = longest_rows(family, longest, window, is_on_gpu=False)
     rows_per_s = family.frame_rate * family.rows_per_frame

@@ -66,6 +66,8 @@ def read_samples(pcm: np.ndarray, sample_rate: int | None, max_s: float, target_
 def read_file(data: bytes, max_s: float, field: str = "audio") -> tuple[np.ndarray, int]:
     """Decode at most `max_s` of an audio file, even if the header declares more, after checking its size.
 
+    If the file is too large, too long, or cannot be decoded, raise InvalidRequest.
+
     Returns:
         Mono samples, float32 [n] in [-MAX_PEAK, MAX_PEAK], and their sample rate in Hz.
     """

@@ -125,8 +125,8 @@ class Hearing:
             is_open: Returns False once the session has ended; its audio is then dropped.
 
         Raises:
-            InvalidRequest: The part is out of order, or its samples or their rate are invalid.
-            Overloaded: Too many sessions or samples are waiting.
+            InvalidRequest: The part is out of order, or its samples or their rate are invalid. It has no effect.
+            Overloaded: Too many sessions or samples are waiting. The part has no effect.
             Closing: The server is stopping.
         """
         with self._changed:

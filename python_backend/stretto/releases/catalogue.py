@@ -280,7 +280,7 @@ def nearest(text: str) -> list[str]:
 
 
 def read_entries(family_plugin: FamilyPlugin) -> tuple[ReleaseEntry, ...]:
-    """Return all entries of a family's `releases.json`, which families may share; none if it has no such file."""
+    """Return all entries of a family's `releases.json`, if any, which families may share; or raise CheckpointError."""
     return () if family_plugin.releases is None else _read_file(family_plugin.releases)
 
 

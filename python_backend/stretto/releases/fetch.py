@@ -387,7 +387,7 @@ def attempted(call: Callable[[], T]) -> T:
 def retry_s(error: Exception, delay_s: float) -> float | None:
     """Return the time to wait before the next attempt, by default `delay_s`; None if the error is permanent.
 
-    The error's cause may be that of the hub or the connection.
+    The error of the hub or the connection may be `error` itself or its cause.
     """
     cause = _cause(error)
     if isinstance(cause, HfHubHTTPError):

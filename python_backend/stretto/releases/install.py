@@ -135,7 +135,7 @@ class Installer:
         return None if self._choices.is_forced or wants_newest else self._models.find(request, revision)
 
     def install_named(self, text: str) -> InstalledModel:
-        """Return the model that a command-line word names; install it if it is not installed."""
+        """Return the model that a command-line word names, after installing it if needed, or raise ReleaseError."""
         try:
             target = parse(text)
         except (BadArgument, Unavailable):

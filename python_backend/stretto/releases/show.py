@@ -92,7 +92,7 @@ def title(licence: Licence) -> str:
 
 
 def manual_commands(entry: ReleaseEntry, folder: str | None = None) -> list[list[str]]:
-    """Return the commands that convert a release and, without `folder`, download it, as words without quoting."""
+    """Return the commands that convert a release and, without `folder`, download it, as words that are quoted."""
     repo = folder or f"{entry.name}-release"
     folders = []
     commands = [] if folder else [download(entry.source, repo)]

@@ -129,7 +129,7 @@ def release_of(text: str) -> str:
 
 
 def _repository(word: str) -> str:
-    """Return the repository whose page of main files is `word`, or other text unchanged.
+    """Return the repository whose page of files is `word`, or other text unchanged.
 
     Another page of a repository raises BadArgument.
     """
@@ -145,7 +145,7 @@ def _repository(word: str) -> str:
 
 
 def parse(text: str) -> Target:
-    """Return the release named by a command-line argument; raise BadArgument if it is malformed, or Unavailable."""
+    """Return the release that an argument names; raise BadArgument if it is malformed, Unavailable if it names none."""
     text = release_of(text)
     where, _, part = text.partition("#")
     folder = _folder(where)
@@ -178,8 +178,8 @@ def detect(
 ) -> ReleaseEntry:
     """Return an entry without a revision for the only release in a listing.
 
-    Facts come from the names table if it has the repository. If the listing has several releases, or is a checkpoint,
-    raise BadArgument. If it has none that can be converted, raise Unavailable.
+    Licence and gate come from the names table if it has the repository. If the listing has several releases, or is a
+    checkpoint, raise BadArgument. If it has none that can be converted, raise Unavailable.
 
     Args:
         listing: Names and small files of a folder or a repository.

@@ -16,7 +16,7 @@ class ChunkPolicy:
     """Chunk sizes that the client requested, and constants of the codec.
 
     Attributes:
-        first_frames: Minimum size of the first chunk. It is larger if the decoder is slow.
+        first_frames: Minimum number of frames in the first chunk, which has more if the decoder is slow.
         playout_s: Seconds of audio that the player buffers before it starts.
         held_frames: Number of frames that the decoder withholds until later ones arrive: the codec's right context.
         deterministic: True for chunk sizes that do not depend on timing. The first chunk then has its minimum size, and

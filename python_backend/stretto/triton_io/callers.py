@@ -21,8 +21,8 @@ CLIENT_ERRORS = (*EXPECTED_ERRORS, DecoderStalled)  # errors whose messages are 
 def failed_response(error: BaseException, subject: str) -> Any:
     """Return a response that contains only the error; internal errors mention the `subject`, a model or utterance.
 
-    Its message begins with the kind of error. Triton's streams transmit an error's code only if the request has the
-    header `triton_grpc_error`, which crashes server 2.51.
+    The message begins with the kind of error, because Triton's streams transmit an error's code only if the request has
+    the header `triton_grpc_error`, which crashes server 2.51.
     """
     code, category = _code_and_kind(error)
     detail = f"{category}: {client_message(error, subject)}"

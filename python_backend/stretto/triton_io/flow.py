@@ -1,4 +1,4 @@
-"""Acknowledgement table in shared memory: the language model reads the decoder's answers to each utterance."""
+"""Acknowledgement table in shared memory, in which the language model reads what the decoder has answered."""
 
 import fcntl
 import mmap

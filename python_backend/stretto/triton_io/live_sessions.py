@@ -139,7 +139,7 @@ class LiveSession:
             await self._moved_on.wait()
 
     def end(self, failure: Exception | None) -> None:
-        """Mark the reply as ended, with an error for the reader, if it has not ended yet."""
+        """Mark the reply as ended, if it has not ended yet; `failure` is an error for the reader, None if complete."""
         if not self._has_ended:
             self._has_ended = True
             self._failure = failure

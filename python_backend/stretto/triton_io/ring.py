@@ -231,7 +231,7 @@ class RingWriter:
     def offer(self, reply: RingReply, pcm: np.ndarray | None, event: Event, address: int | None = None) -> None:
         """Send the response for a chunk if slots are free and no earlier response is queued; otherwise queue it.
 
-        The GPU address of the samples [n] is valid until this method returns. Later copies are made from host memory.
+        The GPU address of the samples [n] must be valid until this method returns. Later copies are from host memory.
         """
         with self._lock:
             if not self._is_open:

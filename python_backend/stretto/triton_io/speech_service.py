@@ -455,7 +455,7 @@ class SpeechService:
         await self._end(utterance, responses, failure)
 
     async def _speak(self, chunk_sender: ChunkSender, chunks: AsyncGenerator[LMChunk, None]) -> Exception | None:
-        """Send all chunks and wait until the decoder has answered them; return the error that ended the utterance."""
+        """Send all chunks, and wait until the decoder has answered them; return the utterance's error, or None."""
         failure: Exception | None = None
         try:
             await chunk_sender.pump(chunks)

@@ -225,9 +225,9 @@ def let_others_first() -> None:
 
 
 def limit_gpu_share(percent: int) -> None:
-    """Limit this process's kernels to a share in percent of the multiprocessors, if processes share the GPU by MPS.
+    """Limit this process's kernels to 1 to 100 percent of the multiprocessors, if processes share the GPU by MPS.
 
-    A low priority is not enough, because kernels of other processes would still wait for running blocks of this one's.
+    A low priority is not enough, because kernels of other processes would still wait for this process's running blocks.
     Call this before CUDA is initialised.
     """
     os.environ.setdefault(MPS_SHARE, str(percent))

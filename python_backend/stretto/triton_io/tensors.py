@@ -288,7 +288,7 @@ class ModelParameters:
         return value
 
     def path(self, name: str) -> Path:
-        """Return the parameter as a path."""
+        """Return the parameter as a path, relative to the model's folder unless it is absolute."""
         # normalised without resolving links, because the folder may be a link
         return Path(os.path.normpath(self._folder / self._text(name)))
 

@@ -49,7 +49,7 @@ class BagpiperTemplate:
         self._unseen = family.subwords.start  # ESPnet's preprocessor treats the tokenizer's id 0 as a pad
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the conversation, with a system turn if the task allows one, and of the reply's start."""
+        """Return the rows of the conversation and the reply's start; add a default system turn if the task has one."""
         if task.system and pieces[0].role != "system":
             pieces = (Piece("system", "", text=SYSTEM_TEXT), *pieces)
         followers = (*(piece.role for piece in pieces[1:]), "assistant")

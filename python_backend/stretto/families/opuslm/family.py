@@ -72,7 +72,7 @@ class OpusVocabulary(Vocabulary):
     """Id ranges of text, semantic tokens and codes.
 
     Attributes:
-        text, ssl: First id of these tokens, and the id after the last one.
+        text, ssl: First id of text, and of semantic tokens, and the id after the last one.
         codec: First id of the first codebook; the other codebooks follow.
         modalities: Ids of the modality tokens (`<codec_ssl>`, …) by name; they differ between releases.
         tasks: Ids of the task tokens (`<codec_ssl_asr_task>`, …) by name; they differ between releases.

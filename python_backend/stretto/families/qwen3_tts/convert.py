@@ -299,7 +299,7 @@ ROWS_AT_ONCE = 8192  # rows of the text table; a float32 copy of the whole table
 
 
 def text_rows(table: Tensor, *layers: Tensor) -> Tensor:
-    """Return the text embeddings [V, H] after the text projection, in float32, cast once to the stored dtype."""
+    """Project text embeddings [V, H] in float32 by weight and bias of two `layers`; cast once to the stored dtype."""
     first, first_bias, second, second_bias = (tensor.float() for tensor in layers)
     parts = [
         F.linear(F.silu(F.linear(rows.float(), first, first_bias)), second, second_bias).to(table.dtype)

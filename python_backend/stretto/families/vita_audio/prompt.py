@@ -54,7 +54,7 @@ DITHER = 1.0  # the frontend's default, so that digital silence contains the sam
 
 
 def stacked_log_mel(pcm: np.ndarray, audio: Mapping[str, Any], dither: float = DITHER) -> np.ndarray:
-    """Return the encoder input for a recording, float32 [T / 6, rounded up, 560] for T mel frames.
+    """Return the encoder input for a recording, float32 [ceil(T / 6), 560] for T mel frames.
 
     Args:
         pcm: Mono samples [n >= WINDOW] at 16 kHz.

@@ -46,6 +46,7 @@ def place_backend(server: Path, cache: Path) -> Path:
 
     Its libraries look for `nvidia_pytriton.libs` at a fixed depth, which the copy preserves. A finished copy is
     renamed, so that concurrent launchers never see a partial one. Its name depends on the wheel and the Python version.
+    If the wheel has no stub for this version, raise LaunchError.
     """
     version = ".".join(platform.python_version_tuple()[:2])
     stub = server / "python_backend_stubs" / version / STUB
