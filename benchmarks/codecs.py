@@ -64,7 +64,7 @@ class Streaming:
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """Row of the second table. `relative_error` is the rms error relative to the one-shot decode's deviation."""
+    """Row of the second table. `relative_error` is the rms error over the one-shot decode's standard deviation."""
 
     codec: str
     right_frames: int

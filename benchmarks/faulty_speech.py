@@ -145,8 +145,7 @@ class Plan:
     draw: int = 0
 
     def kind_of(self, text: str, seed: int, frames: Frames = ()) -> tuple[str | None, random.Random]:
-        """Return the kind of the fault after an attempt's last frame, or None, and the generator for its size and
-        place."""
+        """Return the kind of fault after the last of `frames`, or None, and the generator for its size and place."""
         rng = random.Random(f"{self.draw} {seed} {text}{''.join(f' {frame}' for frame in frames)}")
         is_faulty = rng.random() < self.share
         kind = rng.choice(self.kinds)

@@ -54,7 +54,10 @@ def measure(results: Path, rounds: int, package: Path | None) -> None:
 
 
 def latest(records: Iterable[Record], field: str, places: Sequence[int], **wanted: Any) -> list[Record]:
-    """Return the newest record for each of `places`, the values of `field`; an empty list if one has none."""
+    """Return the newest record with `wanted` for each value of `field` in `places`; an empty list if one has none.
+
+    `records` are oldest first.
+    """
     found = {record[field]: record for record in records if field in record and wanted.items() <= record.items()}
     return [found[wanted_value] for wanted_value in places] if found.keys() >= set(places) else []
 

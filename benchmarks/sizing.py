@@ -68,7 +68,7 @@ class CodecCost:
 
 
 def step_ms(backbone: Backbone, gpu: Gpu, streams: int) -> float:
-    """Return the milliseconds of a step, the longer of device and host, with half replies or full windows."""
+    """Return the milliseconds of a step, the longer of device and host, with replies half complete or full windows."""
     rows = streams * backbone.rows
     products = products_ms(backbone.layer_weights + backbone.head_columns * backbone.hidden, gpu, rows)
     attention = 1e3 * rows * backbone.attended * backbone.kv_bytes / (SHARE_OF_BANDWIDTH * gpu.tb_per_s * 1e12)

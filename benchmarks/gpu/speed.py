@@ -304,7 +304,7 @@ def audio_s(family: Family, num_rows: int) -> float:
 
 
 def time_burst(engine: SteppedEngine, request_ids: list[str], num_rows: int, first: int) -> Burst:
-    """Step until all replies have ended; return their times. A reply's first chunk needs `first` rows."""
+    """Step until all replies end; return their times. Full steps have `num_rows` rows, a first chunk needs `first`."""
     core = engine.core
     scheduler = engine.scheduler
     rows = dict.fromkeys(request_ids, 0.0)

@@ -92,7 +92,7 @@ def record_of(width: str) -> dict[str, Any]:
 
 
 def random_weights(config: Qwen3CodecConfig, seed: int = 0) -> dict[str, Tensor]:
-    """Return random weights by published name, in the order of names, that keep the magnitude of their input."""
+    """Return random weights, drawn in the order of names, that roughly preserve the magnitude of their input."""
     rng = np.random.default_rng(seed)
     drawn = dict[str, Tensor]()
     width = config.decoder.codebook_dim

@@ -91,7 +91,7 @@ def inverse_fourier(size: int) -> tuple[Tensor, Tensor]:
 
 
 def polar(log_magnitude: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Return real and imaginary part of a number, given its angle and the logarithm of its magnitude."""
+    """Return real and imaginary part of a number, given its angle and its magnitude's logarithm, limited to MAX_LOG."""
     magnitude = log_magnitude.clamp(max=MAX_LOG).exp()
     return magnitude * angle.cos(), magnitude * angle.sin()
 

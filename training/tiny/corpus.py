@@ -128,7 +128,7 @@ class Corpus:
         return codes.where(inside, tiny.PAD)
 
     def choices(self, rows: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-        """Yield batches of similar length, at most `rows` padded rows, forever. An epoch has every sequence once."""
+        """Yield indices of sequences of similar length, at most `rows` padded rows a batch. Each epoch has all once."""
         while True:
             noisy = self.lengths[self._usable] * rng.uniform(0.95, 1.05, len(self._usable))
             order = self._usable[np.argsort(noisy)]

@@ -59,7 +59,7 @@ class Shard:
 
 
 def spoken(script: Script, ends: np.ndarray, frames: int) -> Spoken | None:
-    """Return the utterance with each frame's phoneme, given `ends` in frames; None if there are more phonemes."""
+    """Return the utterance with each frame's phoneme, given `ends` in frames; None for too many phonemes."""
     if len(ends) > frames or len(ends) > MAX_PHONEMES:
         return None
     found = phoneme_of_frames(frame_starts(list(ends), frames), frames)

@@ -151,7 +151,7 @@ class Reader:
             owner.append(len(phonemes) - 1)
 
     def pronounce(self, word: str) -> tuple[int, ...]:
-        """Return the phonemes of a word by itself, without pauses."""
+        """Return the phonemes of a word by itself, without pauses; raise Unreadable if it is read as several words."""
         script = self.script([word])
         return tuple(each for each, owner in zip(script.phonemes, script.words, strict=True) if owner != NO_WORD)
 
@@ -242,6 +242,6 @@ class Head:
         self.bias = torch.from_numpy(tables["bias"]).to(device)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Return log magnitude and phase of the voiced part and the rest, [..., 4, BINS], without noise (-45 dB)."""
+        """Return log magnitude and phase of the voiced part and the rest, [..., 4, BINS]. It omits noise (-45 dB)."""
         values = hidden.float() @ self.weight.T + self.bias
         return values.unflatten(-1, (5, -1))[..., [0, 1, 3, 4], :]

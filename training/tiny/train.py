@@ -55,7 +55,7 @@ class TrainingConfig:
 
 
 def rate_scale(step: int, spent: float, config: TrainingConfig) -> float:
-    """Return the rate's scale: a linear warm-up, constant until the share `flat`, then half a cosine to 1 %."""
+    """Return the learning rate's scale: linear warm-up, constant until the share `flat`, then half a cosine to 1 %."""
     falling = max(0.0, (spent - config.flat) / (1 - config.flat))
     warm = config.peak * min(1.0, (step + 1) / config.warm_up_steps)
     return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * falling)))

@@ -156,7 +156,7 @@ class Examples:
         return [joined[0][: FRAMES * HOPS], joined[1][: FRAMES * HOPS], joined[2][:FRAMES]], begins or first == 0
 
     def draw(self, segments: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return segments of FRAMES frames, T hops in all.
+        """Return segments of FRAMES frames, which are T = FRAMES * HOPS hops.
 
         They are vectors [B, T, 256], pitch in Hz [B, T], codes [B, K, FRAMES], and whether each begins with its
         utterance [B].

@@ -32,7 +32,7 @@ class NemoArchive:
     """Uncompressed archive that is open within a `with` block. Names of its files have no leading `./`.
 
     Headers that extend others (of long names, times or sparse files) are skipped, because they may be of any size. No
-    file that the archive must have needs one.
+    file that the archive must have needs one. Entering the block raises CheckpointError for any other file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,7 +92,7 @@ class NemoArchive:
             raise CheckpointError(f"{self.path}: {name}: expected UTF-8, got {error}") from error
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """Return the tensors by name; raise CheckpointError if the file contains anything else.
+        """Return the tensors by name; raise CheckpointError if their file is missing or contains anything else.
 
         They are read on access, from a copy of the file that is freed with the last of them.
         """

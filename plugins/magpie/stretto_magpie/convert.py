@@ -220,7 +220,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def voices_of(archive: NemoArchive, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the voices in lower case, in the order of their rows."""
+    """Return the voices' lower-case names by order of rows; raise CheckpointError unless numbered from 0 on."""
     file = config.get("speaker_map")
     if file is None:
         return tuple(in_lower_case(NAMES, CONFIG))

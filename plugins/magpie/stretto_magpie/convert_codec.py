@@ -52,7 +52,7 @@ def codec_network(path: Path, frame_stacking_factor: int = 1) -> Network:
 
 
 def read_config(record: Mapping[str, Any], frame_stacking_factor: int) -> NanoCodecConfig:
-    """Return the sizes in an archive's config."""
+    """Return the sizes in an archive's config; raise CheckpointError if a value is missing or not supported."""
     for name, values in EXPECTED.items():
         check_value(name, optional_entry(record, name), *values, file=CONFIG)
     sizes = {**record["vector_quantizer"], **record["audio_decoder"], "frame_stacking_factor": frame_stacking_factor}

@@ -57,7 +57,10 @@ NOT_IN_WORD = re.compile(rf"[^{LETTERS}\d]")
 
 
 def read_texts(config: Mapping[str, Any], text_of: TextOf) -> dict[str, Any]:
-    """Return the record for `text.Texts`. `text_of` returns the text of a file in the archive by name."""
+    """Return the record for `text.Texts`; raise CheckpointError if a value is missing or not supported.
+
+    `text_of` returns the text of a file in the archive by name.
+    """
     tables: dict[str, Bytes | Pronunciations] = {}
     offset = 0
     for name, options in _few(_mapping(config, "text_tokenizers"), "text_tokenizers").items():

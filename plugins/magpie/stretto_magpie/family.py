@@ -80,9 +80,9 @@ class PriorSpec:
     """Prior of the decoder's attention to the text.
 
     Attributes:
-        epsilon: Factor of positions outside the window.
-        window: Number of positions after the one attended to whose weights stay unchanged. The next position is
-            searched among as many, beginning with the one attended to.
+        epsilon: Factor of the attention to positions outside the window.
+        window: Number of positions of the window after the one attended to. The window also contains that position and
+            the one before it. The next position is searched among `window` positions, beginning with that position.
         read_layers: Decoder layers whose mean attention determines the position attended to.
     """
 

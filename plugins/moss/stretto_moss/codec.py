@@ -7,8 +7,8 @@ Version 2 (48 kHz, two channels whose samples alternate) has the same networks. 
 has smaller ones, which take four steps for each vector of codebooks. Here, both channels get the same recording, and
 the decoded channels are averaged.
 
-There are no convolutions: a step becomes several steps (or samples) by splitting its channels, and the encoder joins
-the channels of several steps in reverse order. Every transformer attends to the last 10 s. Its keys and values are the
+There are no convolutions: a step becomes several steps (or samples) by splitting its channels. The encoder does the
+opposite, and its stages have the reverse order. Every transformer attends to the last 10 s. Its keys and values are the
 state, which is therefore large (170 MB an utterance in float32), and chunks of any size are exact.
 """
 
@@ -101,7 +101,7 @@ class MossConfig:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "MossConfig":
-        """Return the hyperparameters in a release's config.json; raise CheckpointError if it is not supported."""
+        """Return the hyperparameters in config.json; raise CheckpointError if one is missing or not supported."""
         try:
             if record["model_type"] not in MODEL_TYPES:
                 raise ValueError(f"model_type: expected {' or '.join(MODEL_TYPES)}, got {shown(record['model_type'])}")
@@ -348,7 +348,7 @@ def read_config(directory: Path) -> MossConfig:
 
 
 def load(directory: Path, device: str = "cpu") -> MossCodec:
-    """Load the codec of a published checkpoint."""
+    """Load the codec of a checkpoint; raise CheckpointError if a file is missing or does not fit the codec."""
     directory = codec_directory(directory)
     config = read_config(directory)
     tensors = plain_names(in_float32(dict(open_tensors(directory)), directory))

@@ -239,7 +239,10 @@ class PocketCodec(CausalCodec):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode a recording, float32 [n], to latents as words, int32 [D, T]. The last frame is padded with zeros."""
+        """Encode samples, float32 [n], to latents as words, int32 [D, T]; raise InvalidRequest without an encoder.
+
+        The last frame is padded with zeros.
+        """
         if not self._has_encoder:
             raise InvalidRequest("audio", "no audio (this checkpoint cannot clone voices)", "audio")
         frame = self.spec.samples_per_frame

@@ -71,7 +71,7 @@ class TranscriptReader:
         return Continuation(text, len("".join(map(reader.push, self._tokenizer.encode(text)))))
 
     def _whole_characters(self, ids: Sequence[int]) -> str:
-        """Return the text of the first tokens, up to the last complete character."""
+        """Return the text of as many first tokens as give only complete and valid characters."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         text = ""
         pending = ""

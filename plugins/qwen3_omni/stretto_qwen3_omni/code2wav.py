@@ -104,7 +104,7 @@ class Code2Wav(CausalCodec):
 
 
 def read_config(directory: Path) -> DecoderShape:
-    """Return the sizes in a folder's `config.json`."""
+    """Return the sizes in a folder's `config.json`; raise CheckpointError if it is missing or of another codec."""
     try:
         record, _ = PretrainedConfig.get_config_dict(str(directory))
         if record.get("model_type") != MODEL_TYPE:
@@ -127,7 +127,7 @@ def read_shape(record: Mapping[str, Any]) -> DecoderShape:
 
 
 def load(directory: Path, device: str = "cpu") -> Code2Wav:
-    """Load the codec from its folder, or from the checkpoint of a talker."""
+    """Load the codec from its folder or a talker's checkpoint; raise CheckpointError if one is missing or invalid."""
     directory = codec_directory(directory)
     codec = Code2Wav(read_config(directory))
     path = directory / "model.safetensors"

@@ -12,7 +12,7 @@ from stretto_telephone.webhook_session import WebhookSession
 
 
 class TelephoneCall:
-    """Handler of Twilio's messages after the start of a stream. The session ends within `stall_s` after the call."""
+    """Handler of Twilio's messages after the start of a stream. The session has `stall_s` to finish after it."""
 
     def __init__(self, session: RealtimeSession, channel: CallChannel, stall_s: float):
         self._session = session
@@ -21,7 +21,7 @@ class TelephoneCall:
         self._last_chunk = 0
 
     async def handle(self, message: str | bytes | None) -> None:
-        """Handle a message; log an error if it is invalid; raise SessionEnd if the call is over."""
+        """Handle a message, and log an invalid one as an error; raise SessionEnd if the call is over."""
         try:
             event, content = read_message(message)
             match event:

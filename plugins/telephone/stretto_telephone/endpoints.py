@@ -175,10 +175,10 @@ def authenticated(gateway: Gateway, socket: WebSocket, start: Start, is_known: b
 async def make_session(
     first: Gateway, channel: CallChannel, tasks: asyncio.TaskGroup, start: Start, access: CallAccess
 ) -> tuple[RealtimeSession, Settings]:
-    """Return the session of a call, and its settings; raise ApiError if no model or webhook can hold the call.
+    """Return a call's session and settings; raise ApiError if a parameter is invalid, or nothing can hold the call.
 
     A full-duplex model and a model that converses hold the call themselves. For other models the webhook answers. The
-    models that transcribe and speak may then have different servers.
+    models that transcribe and speak may then have different servers. `first` is the gateway, for any server.
     """
     parameters = {name: value for name, value in start.custom_parameters.items() if name in OWN and value.strip()}
     mode = parameters.get("mode", MODES[0])
@@ -228,7 +228,7 @@ def heard_as(parameters: dict[str, str]) -> dict[str, Any]:
 async def realtime_settings(
     gateway: Gateway, parameters: dict[str, str], model: str, access: CallAccess, voices: CallersVoices
 ) -> Settings:
-    """Return the settings of a conversation from the call's parameters and its client secret."""
+    """Return a conversation's settings from parameters and client secret; raise ApiError if one is invalid."""
     output = {name: parameters[name] for name in ("voice", "speed") if name in parameters}
     update: dict[str, Any] = {"type": "realtime", "audio": {"output": {"format": PHONE.model_dump()} | output}}
     update["audio"]["input"] = heard_as(parameters)

@@ -102,7 +102,7 @@ KINDS: dict[str, type[Body] | None] = {
 
 
 def read_message(text: str | bytes | None) -> tuple[str, Any]:
-    """Return the kind of a message and its content, which is None for kinds without content."""
+    """Return a message's kind and content, None for kinds without any; raise ApiError if it is invalid."""
     record = read_json(text)
     event = record.get("event")
     if not isinstance(event, str) or event not in KINDS:

@@ -21,7 +21,7 @@ class Webhook:
         self._call = call
 
     async def ask(self, event: str, **fields: Any) -> AsyncGenerator[str, None]:
-        """Send an event; yield the answer's text as it arrives; raise ApiError if it fails, is too long or not text."""
+        """Send an event; yield the answer as it arrives; raise ApiError if it is missing, too long or not text."""
         body = json.dumps({"event": event} | self._call | fields).encode()
         decoder = codecs.getincrementaldecoder("utf-8")()
         num_chars = 0

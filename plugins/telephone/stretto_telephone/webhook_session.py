@@ -105,7 +105,7 @@ class WebhookAnswers:
         task.add_done_callback(self._answering.discard)
 
     def mute(self) -> None:
-        """Stop speaking the answers to later events."""
+        """Speak no more answers, except one that has begun."""
         self._fields = None
 
     async def complete(self) -> None:

@@ -78,7 +78,7 @@ class TokenizerConfig:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], name: str = PARTS) -> "TokenizerConfig":
-        """Return the hyperparameters in a section of config.json, `audio_config` or `semantic_model_config`."""
+        """Return the sizes in a tokenizer's section of config.json; raise CheckpointError if they are not supported."""
         record = DEFAULTS | dict(record)
         for key, value in SERVED.items():
             if record[key] != value:
@@ -275,7 +275,7 @@ class VibeVoiceCodec(nn.Module):
         """Encode a recording to scaled latents, as words, int64 [K, T]. The last frame is padded with silence.
 
         The recording is normalised to -25 dBFS. As in training, noise is added to the encoder's mean. The noise depends
-        only on the samples, so that a recording always gives the same voice.
+        only on the samples, so that a recording always gives the same voice. Without an encoder, raise InvalidRequest.
         """
         if self.encoder is None:
             raise InvalidRequest("messages", "a named voice (this checkpoint has no encoder)", "a recording")

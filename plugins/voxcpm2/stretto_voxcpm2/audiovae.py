@@ -82,7 +82,7 @@ class AudioVaeConfig:
 
     @classmethod
     def from_record(cls, vae: Mapping[str, Any], num_latents: int) -> "AudioVaeConfig":
-        """Return the hyperparameters in `audio_vae_config`. `num_latents` is the release's `patch_size`."""
+        """Return the sizes in `audio_vae_config`, `num_latents` per patch; raise CheckpointError if unsupported."""
         vae = DEFAULTS | dict(vae)
         odd = {name: vae[name] for name, value in SERVED.items() if vae[name] != value}
         if odd:

@@ -230,7 +230,7 @@ def add_layers(shape: Shape, names: LayerNames, numbers: tuple[int, int, int], a
 
 
 def codec_network(folder: Path, vae: Mapping[str, Any], shape: Shape) -> Network:
-    """Return the codec in a release folder."""
+    """Return the codec in a release folder; raise CheckpointError if a file or tensor is missing or does not fit."""
     config = AudioVaeConfig.from_record(vae, shape.num_latents)
     if config.num_numbers != shape.num_numbers:
         raise CheckpointError(f"audio_vae_config.latent_dim: expected {shape.num_numbers}, got {config.num_numbers}")

@@ -244,7 +244,7 @@ class DiffusionHead(nn.Module):
         return layer(patches.reshape(-1, self.num_numbers)).view(len(patches), self.num_latents, self.width)
 
     def _velocity(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the velocity [N, D], computed from the last tokens of [N, n, C]."""
+        """Return the velocity [N, D], computed from the last P tokens of [N, n, C]."""
         out = self.transformer(tokens)[:, -self.num_latents :]
         return self.leave(out.reshape(-1, self.width)).view(len(tokens), -1)
 

@@ -98,7 +98,10 @@ class Calls:
         self._calls: dict[str, WebRtcCall] = {}
 
     async def open(self, opening: Opening) -> tuple[str, str]:
-        """Begin a call; return its id and the answering session description; raise ApiError on failure."""
+        """Begin a call; return its id, and the session description that answers the caller's.
+
+        Too many sessions of the caller, no free port or an invalid offer raise ApiError.
+        """
         call = WebRtcCall(self._network, opening)
         self._calls[call.call_id] = call
         call.task.add_done_callback(lambda _: self._calls.pop(call.call_id))

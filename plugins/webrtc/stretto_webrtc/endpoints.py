@@ -134,7 +134,7 @@ def read_session(text: str) -> dict[str, Any]:
 
 
 async def settings_of(request: Request, update: dict[str, Any]) -> tuple[Gateway, str, Settings]:
-    """Return a call's gateway, model and updated settings; raise ApiError if one is not supported."""
+    """Return a call's gateway, model and updated settings; raise ApiError for an invalid or unsupported setting."""
     model, first = first_settings(request)
     change = SettingsChange(first, update, model)
     gateway = await settled(request.app.state.gateway, change, model, request.state.owner)

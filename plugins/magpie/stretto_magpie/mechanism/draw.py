@@ -1,9 +1,10 @@
 """Sampling of rows: the position of the text that a row attends to, its codes, and the end of the reply.
 
-The position is the one with the most attention in a window from the last position on, as in the authors'
-`get_most_attended_text_timestep`. A position is left after MAX_ATTENDED rows. Positions only grow, so the rows that
-attended to a position are the newest ones. If the window is empty, the last position counts as attended to. After
-SINK_ROWS such rows, the attention has no prior. For texts of at most SHORTEST tokens, it never has one.
+The position is the one with the most attention among `window` positions. These begin with the position of the row
+before, as in the authors' `get_most_attended_text_timestep`. A position is left after MAX_ATTENDED rows. Positions
+never decrease, so the rows that attended to a position are the newest ones. The last positions of a text are left out.
+If none remains, the very last one counts as attended to. After SINK_ROWS such rows, the attention has no prior. The
+attention to a text of at most SHORTEST tokens never has one.
 """
 
 from typing import Any

@@ -36,7 +36,7 @@ def attend(
         read: Sums to which the mean attention of the newest row in each slot is added, float32 [R + 1, T]; [0, T] for
             none.
         epsilon: Factor of the attention outside the window of the prior.
-        window: Number of positions of the window after the one attended to; 0 for no prior.
+        window: Number of positions of the window after the one attended to (`PriorSpec`); 0 for no prior.
     """
     output: torch.Tensor = torch.ops.stretto_magpie.attend(
         query, keys, values, slots, num_tokens, attended, read, epsilon, window
@@ -47,7 +47,7 @@ def attend(
 def with_prior(
     weights: torch.Tensor, attended: torch.Tensor, num_tokens: torch.Tensor, epsilon: float, window: int
 ) -> torch.Tensor:
-    """Return weights, float32 [N, Q, 1, T], multiplied by the prior as in the authors' `construct_inference_prior`."""
+    """Return weights, float32 [N, Q, 1, T], with the authors' prior (`construct_inference_prior`), normalised again."""
     if not window:
         return weights
     positions = torch.arange(weights.shape[-1], device=weights.device)

@@ -100,7 +100,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def read_config(record: Mapping[str, Any]) -> tuple[Qwen3Backbone, MossVocabulary]:
-    """Return the hyperparameters of the backbone, and the vocabulary."""
+    """Return the backbone's hyperparameters and the vocabulary; raise CheckpointError if they are not supported."""
     config = Config.read(record)
     backbone = config.language_config
     vocabulary = MossVocabulary(

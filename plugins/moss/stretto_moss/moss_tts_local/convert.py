@@ -168,7 +168,7 @@ def gpt2_shapes(spec: DepthSpec, published: str) -> dict[str, Shape]:
 
 
 def check_copies(tensors: Mapping[str, Tensor], originals: Mapping[str, str]) -> None:
-    """Raise CheckpointError unless heads equal their tables (`originals`), as in the authors' class."""
+    """Raise CheckpointError unless each head equals its table (`originals` by head). Missing ones are skipped."""
     for copy, original in originals.items():
         if copy in tensors and original in tensors and not torch.equal(tensors[copy], tensors[original]):
             raise CheckpointError(f"{copy}: expected a copy of {original}, got other numbers")

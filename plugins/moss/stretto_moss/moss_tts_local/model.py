@@ -62,7 +62,7 @@ class Gpt2Depth(DepthWeights):
         return self._started if self.spec.num_first == 2 else self.next(code, 1)
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Return the states [N, H] that predict stream `position`, given the codes [N] of the stream before."""
+        """Return states [N, H] that predict stream `position`, given the codes before it as rows of `embed`, [N]."""
         return self._read(F.embedding(code, self.embed), position + 1 - self.spec.num_first)
 
     def _read(self, x: torch.Tensor, position: int) -> torch.Tensor:

@@ -54,7 +54,7 @@ class NanoVocabulary(LocalVocabulary):
 
 @dataclass(frozen=True)
 class CodePenalty(RecentPenalty):
-    """Penalty on the codes that a codebook has in the reply so far, without one on the choice between slot and end."""
+    """Penalty on the codes that a codebook has in the reply so far. The choice between slot and end has none."""
 
     num_recent_rows: int = MAX_MODEL_LEN
 

@@ -42,7 +42,7 @@ class PhononPieces(TextPieces):
         return [fitted for half in halves for fitted in self._fitted(half)]
 
     def _first_half(self, words: list[str]) -> int:
-        """Return the number of words before the middle sentence end, or else clause end, or else space."""
+        """Return the number of words before the sentence end nearest to the middle, else clause end, else space."""
         ends = np.cumsum([len(self.tokenizer.encode(word)) for word in words])
         before = ends[:-1]
         after = ends[-1] - before

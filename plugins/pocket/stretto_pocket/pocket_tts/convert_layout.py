@@ -178,7 +178,7 @@ def in_pairs(rows: Tensor, head_dim: int) -> Tensor:
 
 
 class TransformersRelease:
-    """Language model and codec in transformers' layout.
+    """Language model and codec in transformers' layout; a missing codec or value raises CheckpointError.
 
     Args:
         activation: `hidden_act` of the language model.

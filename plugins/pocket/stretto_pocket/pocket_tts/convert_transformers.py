@@ -52,7 +52,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def text_ids(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the number of text tokens, and the id of the row before a voice."""
+    """Return the number of text tokens and the id before a voice; raise CheckpointError if other ids are not last."""
     num_tokens = integer(config, "vocab_size") - len(PLACEHOLDERS)
     ids = {name: config.get(f"{name}_token_id") for name in PLACEHOLDERS}
     expected = range(num_tokens, num_tokens + len(PLACEHOLDERS))

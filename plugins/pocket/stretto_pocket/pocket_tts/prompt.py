@@ -97,7 +97,7 @@ class TextPieces:
         )
 
     def cut(self, text: str) -> list[str]:
-        """Return the pieces of a text that have a letter or a digit, of at most MAX_PIECE_TOKENS tokens if possible."""
+        """Return the pieces of a text that has a letter or a digit, of at most MAX_PIECE_TOKENS tokens if possible."""
         ids = self.tokenizer.encode(self.prepare(text).strip())
         pieces = list[str]()
         held = ""

@@ -38,7 +38,7 @@ class Patches:
         return cls(record["patch_size"], record["temporal_patch_size"], record["spatial_merge_size"])
 
     def read(self, pixels: np.ndarray, path: str, first_row: int) -> InputImage:
-        """Return the encoder's input for an image, uint8 [height, width, 3]; refuse one that is too narrow."""
+        """Return the encoder's input for an image, uint8 [height, width, 3]; raise InvalidRequest if too narrow."""
         height, width = pixels.shape[:2]
         if max(height, width) > MAX_RATIO * min(height, width):
             raise InvalidRequest(path, f"sides of a ratio of at most {MAX_RATIO}", f"{width} x {height} pixels")

@@ -62,7 +62,7 @@ class TalkerPrompts:
         is_open: bool = False,
         grids: Sequence[tuple[int, int]] = (),
     ) -> Prompt:
-        """Return the prompt that speaks `words`; raise InvalidRequest, with the argument's name, if one is invalid.
+        """Return the prompt that speaks `words`; raise InvalidRequest with the name of an invalid argument.
 
         Args:
             conversation: Ids of the thinker's prompt.

@@ -43,7 +43,10 @@ class RecordingEncoders(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray, seed: int) -> np.ndarray:
-        """Return latents and features, float32 [T, A + E], of padded samples, float32 [n] at 24 kHz."""
+        """Return latents with noise of `seed`, and features, float32 [T, A + E], of samples, float32 [n] at 24 kHz.
+
+        Silence completes the last frame.
+        """
         loud = torch.from_numpy(normalised(pcm))
         padded = F.pad(loud, (0, -len(loud) % self.hop))
         networks = (self.acoustic, self.semantic)
@@ -65,7 +68,7 @@ class RecordingEncoders(nn.Module):
 
 
 def load_encoders(checkpoint: Path, device: str) -> RecordingEncoders:
-    """Load the encoders of a checkpoint, in float32; raise CheckpointError if a file does not fit."""
+    """Load a checkpoint's encoders in float32; raise CheckpointError if a file is missing or does not fit."""
     folder = checkpoint / FOLDER
     with torch.device("meta"):
         encoders = RecordingEncoders.from_record(json_object(folder / CONFIG_FILE))

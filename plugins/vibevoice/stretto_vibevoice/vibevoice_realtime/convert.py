@@ -1,7 +1,7 @@
 """Conversion of VibeVoice-Realtime-0.5B in the authors' format, with the voices in its folder `voices`.
 
 https://huggingface.co/microsoft/VibeVoice-Realtime-0.5B: `config.json`, `model.safetensors`. The tokenizer is that of
-Qwen2.5. The voices are in the authors' code repository (`voices`). The acoustic encoder is not published.
+Qwen2.5. The voices are in the authors' code repository (see `voices.py`). The acoustic encoder is not published.
 """
 
 from collections.abc import Mapping
@@ -126,7 +126,7 @@ class Shape:
 
 
 def plan(shape: Shape, vocabulary: VibeVoiceRealtimeVocabulary, voices: list[VoiceStates]) -> Plan:
-    """Return the language-model tensors to write, by published name. Voices are with the embeddings."""
+    """Return the language-model tensors to write, by published name. Voices are written beside the embeddings."""
     parts: Plan = {}
     width = shape.sizes.width
     sizes = shape.sizes

@@ -161,7 +161,7 @@ class TextWindows(TextTrack):
         return number + self.num_frames * (number // self.num_words)
 
     def within_window(self, index: Any) -> tuple[Any, Any]:
-        """Return a row's index in its window and, for a text row, its token's number; integers or arrays."""
+        """Return the index in its window of row `index` of a reply, and a text row's token number; ints or arrays."""
         period = self.num_words + self.num_frames
         row_of_window = index % period
         return row_of_window, index // period * self.num_words + row_of_window

@@ -39,7 +39,7 @@ def local_attention(
 def local_attention_on_device(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, head_dim: int, length: int
 ) -> torch.Tensor:
-    """Compute `local_attention` with a kernel, for float32 tensors with consecutive columns."""
+    """Compute `local_attention` in float32 with a kernel. Only `value` may have gaps between its rows."""
     assert query.is_contiguous(), query.stride()
     assert key.is_contiguous(), key.stride()
     assert value.stride(1) == 1, value.stride()

@@ -13,7 +13,10 @@ def rows_since(position, delay_start):
 
 
 def slot_token(token, frame, min_rows, since, num_codebooks, slot, delay, end):
-    """Return the text id: the sampled one before the first delay id, and then the prescribed one."""
+    """Return the text id: the sampled one up to the first delay id, and then the delay id or the end.
+
+    Before `min_rows`, a sampled delay id becomes a slot.
+    """
     token = where((token == delay) & (frame < min_rows), slot, token)
     return where(since > 0, where(since >= num_codebooks, end, delay), token)
 

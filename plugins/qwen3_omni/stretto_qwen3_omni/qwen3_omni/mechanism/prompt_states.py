@@ -22,7 +22,7 @@ def keep_states(talker: Talker, model: Any, vllm_config: VllmConfig) -> None:
     """Make a model keep the input of the layer that the talker reads (`Speaker.extend`).
 
     The model writes the hidden states of the step's rows to its attribute `layer_states`, [max rows, H], where they are
-    valid until the next step.
+    valid until the next step. CheckpointError is raised if there is no such layer.
     """
     config = vllm_config.model_config
     max_rows = vllm_config.scheduler_config.max_num_batched_tokens

@@ -21,7 +21,7 @@ class LatentFeedback(Protocol):
     """Network that encodes the decoded audio of latents to features, which are further words of their rows.
 
     Attributes:
-        num_kept: Size of the network's memory of earlier latents, in float32 numbers.
+        num_kept: Size of the network's memory of earlier latents, in float32 numbers, which are zeros at first.
         reach: Number of previous latents on which features and memory depend.
     """
 

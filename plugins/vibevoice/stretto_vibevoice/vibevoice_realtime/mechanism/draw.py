@@ -29,7 +29,7 @@ class WindowReadout(LatentReadout):
 
 
 class EndHead(FirstHead):
-    """Head for the logits of a frame, which are 0, and of the reply's end, from `logit`: [N, H] -> [N, 1]."""
+    """Head with a logit of 0 for a frame, and `logit` of the hidden states, [N, H] -> [N, 1], for the reply's end."""
 
     def __init__(self, logit: Callable[[torch.Tensor], torch.Tensor], rules: SegmentRules, device: torch.device):
         super().__init__(torch.zeros(2, 1, device=device), rules)

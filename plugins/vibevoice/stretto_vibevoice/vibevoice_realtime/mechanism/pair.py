@@ -36,8 +36,7 @@ class WindowPair(GuidancePair):
 
     @property
     def first_output(self) -> int:
-        """Index in the reply of the next frame that the unconditional request guides; `NOT_YET` if there is no such
-        request."""
+        """Reply index of the next frame that the unconditional request guides; `NOT_YET` without such a request."""
         if self.unconditional is None or self._state is None:
             return NOT_YET
         return self._track.next_frame(self._state.next_output)
