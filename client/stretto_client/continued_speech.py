@@ -28,7 +28,7 @@ CLAUSE_UNITS = 240  # longest clause, in `spoken_units`, so that its speech usua
 
 
 def independent_only(profile: ModelProfile, has_voice: bool = False) -> str:
-    """Return the expected value of `join`, for errors about a model that cannot continue speech."""
+    """Return the expected `join` for a model that cannot continue speech, or not in a requested voice (`has_voice`)."""
     return f"independent ({profile.family!r} cannot continue speech{' in a requested voice' * has_voice})"
 
 

@@ -72,7 +72,7 @@ class TimedOut(ClientError):
 
 
 def exit_status(command: Callable[[], int]) -> int:
-    """Run a command; return its exit status, or that of an error, which is printed. Errors of streams are raised."""
+    """Run a command; return its exit status, or that of a printed error. Errors of standard streams are raised."""
     try:
         return command()
     except ClientError as error:

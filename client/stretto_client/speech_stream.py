@@ -197,7 +197,7 @@ def strings(**values: str | bytes | None) -> list[InferInput]:
 
 
 def audio_inputs(*audio: Audio, sharing: Sharing | None = None) -> list[InferInput]:
-    """Return the tensors of audio inputs, in the request or in shared memory (`sharing`).
+    """Return the tensors of audio inputs, in shared memory (`sharing`) if given; raise ValueError for other samples.
 
     Args:
         audio: Paths or contents of files; at most one entry may be (samples [n] in [-1, 1], rate in Hz) instead.

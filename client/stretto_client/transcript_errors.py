@@ -21,7 +21,7 @@ MISSED = 3
 WRONG = 2
 RIGHT = -3
 MAX_LETTERS = 2000  # of a spelling
-# Markup and tags, which some models read aloud. Symbols replace them, so that as many letters match.
+# Markup and tags, which some models read aloud. Symbols replace them, which match as many letters or fewer.
 TAG = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|^[ \t]*speaker \d+[ \t]*:", re.IGNORECASE | re.MULTILINE)
 SYMBOL = "\N{CURRENCY SIGN}"
 EDGES = ".,;:!?…\"'“”‘’()[]{}«»*_~-–—。、，！？；："

@@ -152,5 +152,5 @@ class GatewayConfig:
         return self.named_servers or {"": self.server}
 
     def of_route(self, settings: type[OfRoute]) -> OfRoute:
-        """Return a route's settings, which have the class `settings`, or its defaults."""
+        """Return a route's settings, which are of the class `settings`, or the defaults of this class."""
         return next((of_one for of_one in self.routes if isinstance(of_one, settings)), None) or settings()

@@ -47,7 +47,7 @@ class Ceiling:
 
 
 class Use:
-    """Use of the gateway by one key since the start of the gateway."""
+    """Use of the gateway by one key since the start of the gateway; `clock` returns the Unix time in seconds."""
 
     def __init__(
         self,

@@ -91,7 +91,7 @@ class CodeRules(DrawRules):
 
 @dataclass(frozen=True)
 class Quiet(FrameFilter):
-    """Codes of silence and breath, numbered from 0, of which a pause is decoded only up to a limit.
+    """Codes of silence and breath, numbered from 0. Only the first ones of a pause are decoded.
 
     Attributes:
         most: Number of successive codes that are decoded. The model reads further codes, but they are neither decoded
