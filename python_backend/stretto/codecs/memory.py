@@ -77,7 +77,10 @@ class Memory:
         return elements if self._rows is None else elements.index_select(0, self._rows[0])
 
     def part(self, size: int, num_new: int, late: int = 0) -> StatePart:
-        """Return the next `size` elements of the state, which are steps of all channels, for a layer on a GPU."""
+        """Return the next `size` elements of the state for a GPU layer with `num_new` new steps.
+
+        The elements are steps of all channels.
+        """
         begin = self._at
         self._at = begin + size
         again = num_new * self.right // self._frames

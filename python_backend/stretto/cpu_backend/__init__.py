@@ -35,7 +35,7 @@ KERNELS: dict[str, Callable[..., None]] = {
 
 @cache
 def install() -> None:
-    """Make vLLM use the CPU versions and our attention backend in this process, unless it has a GPU."""
+    """Make vLLM use the CPU versions and our attention backend in this process if its platform is the CPU."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():

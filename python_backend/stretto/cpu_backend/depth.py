@@ -172,7 +172,7 @@ class _DepthRows:
 
 
 class _Buffers:
-    """Buffers that all layers of a pass share, for R = M * T rows: T consecutive positions of M rows of a batch.
+    """Buffers that all layers of a pass share, for R = M * T rows: T = `count` positions of M rows of a batch.
 
     Args:
         kv: Keys and values of the frame, [layers, M, 2, heads, positions, D].

@@ -78,8 +78,8 @@ class Output(NamedTuple):
     """New ids of a request.
 
     Attributes:
-        states: Hidden states of the prompt for a speaker, float32 [n, H], or codes and samples of first frames, float32
-            [n]; None unless they have arrived since the last output.
+        states: Hidden states of the prompt that a speaker (`Speaker`) reads, float32 [n, H], or codes and samples of
+            first frames, float32 [n]; None unless they have arrived since the last output.
     """
 
     ids: list[int]

@@ -147,7 +147,7 @@ def check_int8(config: EngineConfig, built: "VllmConfig") -> None:
 
 
 def check_first_chunk(config: EngineConfig, built: "VllmConfig") -> None:
-    """Raise an error if `first_chunk` is set, but the engine has several processes or the family no plain frames."""
+    """Raise ValueError or CheckpointError if `first_chunk` does not suit the engine's processes or the family."""
     if config.first_chunk is None:
         return
     if built.parallel_config.world_size > 1:

@@ -326,7 +326,7 @@ class SpeechWorker(Base):
         return super().add_lora(lora_request)
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | AsyncModelRunnerOutput | None:
-        """Write newly arrived text and the first positions of audio to the slots, then compute the step."""
+        """Write newly arrived text and the positions of first audio rows to the slots, then compute the step."""
         cached = scheduler_output.scheduled_cached_reqs
         if isinstance(cached, SpeechCachedRequests):
             runner: Any = self.model_runner
