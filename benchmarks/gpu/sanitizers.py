@@ -83,7 +83,7 @@ def run_planted(setup: Setup, limit_s: float) -> Iterator[dict[str, Any]]:
 
 
 def watch(setup: Setup, tool: str, limit_s: float, *options: str) -> dict[str, Any]:
-    """Run this module with `options` under `tool`; return the number of errors, or the reason if there is none."""
+    """Run this module with `options` under `tool`; return the number of errors, or why there is no such number."""
     executable = find()
     if executable is None:
         reason = f"{TOOL} is not installed: neither on PATH, nor in a CUDA toolkit, nor from the wheel {WHEEL}"
@@ -105,7 +105,7 @@ def watch(setup: Setup, tool: str, limit_s: float, *options: str) -> dict[str, A
 
 
 def read(output: str) -> dict[str, Any]:
-    """Return the number of errors in the output of compute-sanitizer, or the reason if there is none."""
+    """Return the number of errors in the output of compute-sanitizer, or the reason why it has no such number."""
     match = SUMMARY.search(output)
     lines = output.strip().splitlines() or ["no output"]
     if "not supported" in output and DONE not in lines:

@@ -91,7 +91,7 @@ def check_security(media: MediaDescription) -> None:
 
 
 def check_numbers(media: MediaDescription) -> None:
-    """Raise ApiError if a number in a line is too large for its field in packets."""
+    """Raise ApiError if a number in a line is outside the range of its field in packets."""
     ids = [extension.id for extension in media.rtp.headerExtensions]
     named: list[tuple[str, int, int, list[int]]] = [
         ("a=ssrc", 0, 0xFFFFFFFF, [source.ssrc for source in media.ssrc]),

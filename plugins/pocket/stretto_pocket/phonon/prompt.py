@@ -59,7 +59,7 @@ class PhononTemplate(PocketTemplate):
     pieces = PhononPieces
 
     def rewritten(self, text: str) -> str:
-        """Return `text` with each run of white space replaced by a space."""
+        """Return `text` with single spaces in place of white space, and none at its ends."""
         return " ".join(text.split())
 
     def finished(self, text: str) -> str:

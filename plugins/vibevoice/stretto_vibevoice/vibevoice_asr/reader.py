@@ -46,7 +46,7 @@ class ObjectScanner:
                 yield character
 
     def pop_begun(self) -> str:
-        """Remove and return the incomplete object."""
+        """Remove and return the object read so far."""
         begun = self.begun
         self.begun = ""
         return begun

@@ -15,7 +15,7 @@ def spoken_inputs(family: Family, prompt: Prompt) -> tuple[InputAudio | InputIma
 
 
 class StateRows:
-    """Hidden states of a prompt's rows of audio and images. `inputs` are these in order, at least one."""
+    """Hidden states of a prompt's rows of audio and images. `inputs` has one or more, in order."""
 
     def __init__(self, inputs: Sequence[InputAudio | InputImage]) -> None:
         rows = [
@@ -32,7 +32,7 @@ class StateRows:
         return cls(inputs) if inputs else None
 
     def put(self, rows: np.ndarray) -> None:
-        """Add states, float32 [n, 1 + H], whose column 0 is the position. Known states do not change."""
+        """Add states, float32 [n, 1 + H], whose column 0 is the position. Known states may be added again."""
         if self._states is None:
             self._states = np.zeros((len(self._positions), rows.shape[1] - 1), np.float32)
         places = np.searchsorted(self._positions, rows[:, 0].astype(np.int64))

@@ -13,9 +13,9 @@ from stretto_vibevoice.vibevoice.family import StretchContext
 class StretchPair(GuidancePair):
     """CFG pair whose unconditional request begins anew with each stretch of audio.
 
-    Its context is the conditional request's rows from the mark that begins the stretch, so positions in the two differ
-    by a constant. A constant hidden state guides the first frame of a stretch (`StretchReadout`). The unconditional
-    request is created after this frame, and the conditional request waits for it.
+    The context of the unconditional request is the conditional one's rows from the mark that begins the stretch, so
+    positions in the two requests differ by a constant. A constant hidden state guides the first frame of a stretch
+    (`StretchReadout`). The unconditional request is created after this frame, and the conditional one waits for it.
     """
 
     follows_rows: ClassVar[bool] = True

@@ -13,7 +13,7 @@ from stretto_vibevoice.vibevoice_realtime.mechanism.track import WindowTrack
 class WindowPair(GuidancePair):
     """CFG pair whose unconditional request waits while the conditional one reads a window of text.
 
-    Its context is a row that each voice has for unconditional requests, and the frames so far. The first frame is
+    The unconditional request's context is a row that each voice has for it, and the frames so far. The first frame is
     guided by a constant of the voice, the hidden state of that row. The unconditional request is created after this
     frame, and the conditional one samples no second frame before.
     """
