@@ -95,7 +95,7 @@ class DictionaryEntry:
 
 
 def shown(text: object) -> str:
-    """Return a value for an error message, in ASCII and at most 60 characters."""
+    """Return a value for an error message, escaped to ASCII and cut with `…` to at most 60 characters."""
     escaped = ascii(text)
     return escaped if len(escaped) <= 60 else f"{escaped[:57]}…"
 

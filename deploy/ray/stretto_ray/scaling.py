@@ -8,7 +8,7 @@ ROWS_A_SERVER = 4.0  # rows per server that may wait for a batch slot, on averag
 
 
 def wanted(utterances: float, waiting_rows: float, running: int, streams_a_server: float) -> int:
-    """Return the desired number of servers: one more than running if rows wait in the running ones.
+    """Return the desired number of servers, at least one more than running if many rows wait in the running ones.
 
     Args:
         utterances: Utterances with and without a server.

@@ -204,9 +204,10 @@ def window(record: dict[str, Any]) -> int:
 def speaker_arguments(
     folder: Path, is_on_gpu: bool, serving: ServingProfile, quantize: str | None, overrides: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the configuration of a speaker's engine (`EngineConfig.speaker`), or raise CheckpointError.
+    """Return the configuration of a speaker's engine (`EngineConfig.speaker`).
 
-    On a GPU it has a fixed share of the memory, with a KV cache for as many replies of usual length as on a CPU.
+    On a GPU it has a fixed share of the memory, with a KV cache for as many replies of usual length as on a CPU. If a
+    size in config.json is missing or invalid, raise CheckpointError.
     """
     record = config_at(folder)
     family = family_at(folder)

@@ -62,8 +62,8 @@ class Windower:
     """Divides the frames of one utterance into windows.
 
     Args:
-        last_sizes: Sizes to which the last window is padded, in ascending order. Longer windows are not padded. If the
-            codec permits padding (`CodecSpec.can_pad`), later frames do not change the samples of earlier ones.
+        last_sizes: Sizes to which the last window is padded, in ascending order. A longer window is not padded, nor is
+            one of a codec in which later frames change the samples of earlier ones (`CodecSpec.can_pad`).
 
     Attributes:
         next_frame: First frame that has not been decoded yet.

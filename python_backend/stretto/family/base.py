@@ -23,10 +23,10 @@ class Vocabulary:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Return the vocabulary in a record, with defaults for missing keys, or raise InvalidRequest.
+        """Return the vocabulary in a record; raise InvalidRequest for an unknown key or an invalid value.
 
-        An unknown key of a nested record is ignored if it is null: earlier versions wrote a field of a single family
-        for all families with a depth transformer.
+        Missing keys get their defaults. An unknown key of a nested record is ignored if it is null: earlier versions
+        wrote a field of a single family for all families with a depth transformer.
         """
         kinds = get_type_hints(cls)
         without_nulls = {name: _without_unknown_nulls(kinds.get(name), value) for name, value in record.items()}

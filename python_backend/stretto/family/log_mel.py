@@ -74,7 +74,10 @@ def log_mel(pcm: np.ndarray, audio_format: MelFormat) -> np.ndarray:
 
 
 def input_audio(pcm: np.ndarray, path: str, first_row: int, audio_format: MelFormat | None) -> InputAudio:
-    """Return the audio input for mono float32 samples at 16 kHz, or raise InvalidRequest if they are not accepted."""
+    """Return the audio input for a mono recording, float32 at 16 kHz, of at least SHORTEST samples.
+
+    If it is shorter, or the model has no audio encoder (`audio_format` is None), raise InvalidRequest.
+    """
     if audio_format is None:
         raise InvalidRequest(path, "no audio (this checkpoint has no audio encoder)", f"{len(pcm)} samples")
     if len(pcm) < SHORTEST:

@@ -349,7 +349,7 @@ def read_guidance_scale(guidance: dict[str, Any], family: Family) -> float | Non
 
 
 def read_voice(options: OptionsRecord, family: Family) -> str | None:
-    """Return the name of the reply's voice, or names separated by commas, in lower case, or raise InvalidRequest."""
+    """Return the reply's voice in lower case, or several, separated by commas; raise InvalidRequest for others."""
     voice = options.get("voice", family.voices[0] if family.voices else None)
     if isinstance(voice, str):
         voice = voice.lower()

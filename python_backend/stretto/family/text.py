@@ -159,7 +159,7 @@ class SentencePieceTokenizer:
 
 
 def plain_tokenizer(folder: Path) -> PlainTokenizer:
-    """Load tokenizer.json from a folder, or tokenizer.model if only that exists, or raise CheckpointError."""
+    """Load tokenizer.json, or tokenizer.model if only that exists; raise CheckpointError if it is unreadable."""
     path = folder / SENTENCEPIECE_FILE
     if (folder / TOKENIZER_FILE).exists() or not path.exists():
         return TextTokenizer.at(folder, spells_bytes=False)

@@ -143,10 +143,10 @@ async def _while_connected(
 
 
 def num_bytes(head: bytes) -> int:
-    """Return the size of a request's body, given its header lines. It must be JSON and not from a browser.
+    """Return the size of a request's body, given its header lines; the body must be JSON, and not from a browser.
 
-    A browser sends JSON to another site only after asking. If a page uses a DNS name that now points to this host, the
-    browser sends `Origin`.
+    A browser asks another site before it sends JSON to it. If a page uses a DNS name that now points to this host, the
+    browser sends `Origin`, which is refused.
     """
     try:
         headers = http.client.parse_headers(io.BytesIO(head))

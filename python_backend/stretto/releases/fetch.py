@@ -284,9 +284,10 @@ def _tensor(name: str, facts: Any, file_bytes: int) -> dict[str, Any]:
 
 
 def download(report: Report, repository: str, commit: str, files: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Download files, as from `snapshot`, and check their hashes; raise ReleaseError if one is wrong twice.
+    """Download files, as from `snapshot`, and check their hashes.
 
-    `report` is called with the number of bytes of each downloaded part.
+    `report` is called with the number of bytes of each downloaded part. If a file cannot be downloaded, or has a wrong
+    hash twice, raise ReleaseError.
 
     Returns:
         For each path its size in bytes, its SHA-256 and its path in the cache.

@@ -201,7 +201,7 @@ def is_offline() -> bool:
 
 
 def check_endpoint() -> None:
-    """Print a warning if the hub is another machine without encryption; raise BadArgument if it has no address."""
+    """Print a warning if the hub is another machine without encryption; raise BadArgument if its address is invalid."""
     try:
         url = urlsplit(endpoint())
         host = url.hostname

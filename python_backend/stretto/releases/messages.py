@@ -15,7 +15,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class ReleaseError(StrettoError):
-    """An installation or a server failed."""
+    """An installation or a server failed; the message is one line, without the command's name."""
 
     status = 1
 

@@ -196,7 +196,7 @@ class Pacer:
         return size
 
     def _size_before_wait(self, num_ready: int, now: float, load: DecoderLoad) -> int:
-        """Return the size of the chunk to send before a wait for input, which is no gap between frames; 0 for none."""
+        """Return the size of the chunk to send before a wait for external input, or 0; the wait counts as no gap."""
         unplayed = self.policy.unplayed_frames if self._dry_s is None else 0
         self._grown_s = None
         self._num_left = 0

@@ -49,7 +49,7 @@ class LiveModel(Protocol):
     async def write_frames(
         self, request_id: str, frames: np.ndarray, is_last: bool, seconds: float, max_ahead: int
     ) -> tuple[int, int]:
-        """Append frames, wait until at most `max_ahead` are unread, and return the numbers written and unread."""
+        """Append frames; once at most `max_ahead` are unread, return the numbers of frames written and unread."""
         ...
 
     def session_place(self, host: str) -> AbstractContextManager[None]:

@@ -122,7 +122,7 @@ def contents(name: str) -> bytes:
 
 
 def compared_samples(clip: bytes, pcm: np.ndarray, sample_rate: int, rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return an audio file's samples and `pcm`, float32 [n], both mono at `rate` Hz, or raise InvalidRequest."""
+    """Return an audio file's samples and `pcm`, float32 [n], mono at `rate` Hz; raise InvalidRequest if unreadable."""
     with closing(AudioProcess()) as audio:
         file = audio.read(Recording("clip", clip), MAX_S, rate)
         return file, audio.read(Recording("speech", pcm, False, sample_rate), MAX_S, rate)

@@ -332,7 +332,7 @@ def _check_archive(path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors in a safetensors or `torch.save` file as float32, or raise CheckpointError."""
+    """Return the tensors in a safetensors or `torch.save` file as float32; raise CheckpointError for other contents."""
     try:
         stored = load_file(regular_file(path)) if path.suffix == ".safetensors" else read_pickled(path)
     except UNREADABLE as error:

@@ -37,8 +37,8 @@ SILENT_PEAK = 1e-6  # quieter recordings are silent: half a step of 16-bit sampl
 def extract_speech(pcm: np.ndarray, sample_rate: int) -> np.ndarray | None:
     """Return the speech in a recording, with MARGIN_S of silence at both ends, or None if there is no speech.
 
-    The samples, float32 [n], are mono. The speech has a fixed level, and does not depend on the level of the recording,
-    nor on a constant offset.
+    Recording and result are mono samples, float32. The result has a fixed level, and does not depend on the level of
+    the recording, nor on a constant offset.
     """
     pcm = pcm - pcm.mean(dtype=np.float64).astype(np.float32)
     first, last = speech_bounds(pcm, sample_rate)

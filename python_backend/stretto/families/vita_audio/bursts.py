@@ -116,7 +116,7 @@ class ModuleSchedules(RowSteps):
             raise ValueError(f"{self.num_modules} modules cannot generate {most} rows in a step")
 
     def schedule(self, name: str | Sequence[int] | None) -> BurstSchedule:
-        """Return the schedule with this name or these numbers, or the default for None, or raise KeyError."""
+        """Return the schedule with a name or with given numbers, or the default; raise KeyError for an unknown name."""
         if name is not None and not isinstance(name, str):
             return BurstSchedule("the request's schedule", tuple(name), self.num_modules)
         for schedule in self.schedules:
