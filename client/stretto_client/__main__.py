@@ -373,7 +373,7 @@ async def transcribe(client: SpeechClient, args: argparse.Namespace) -> None:
 
 
 async def talk(client: SpeechClient, args: argparse.Namespace) -> None:
-    """Play the reply to a file or standard input, or write it to a file, while printing its text."""
+    """Send a recording to the model; play or write the spoken reply while printing its text."""
     sinks = open_sinks(args)
     output = text_stream(sinks)
 

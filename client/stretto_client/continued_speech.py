@@ -82,7 +82,8 @@ class ContinuedSpeech:
     """Function that speaks the clauses of a text; each clause continues an earlier one.
 
     Args:
-        speak: Function that speaks a clause. With the keyword `earlier`, the speech to continue, its events have codes.
+        speak: Function that speaks a clause. Its keyword `earlier` is the speech to continue;
+            the events then have codes.
         options: Options of the whole text. If they have a voice and the model reads earlier speech as a voice, nothing
             is continued.
     """

@@ -49,7 +49,7 @@ class RateChange(NamedTuple):
 
 
 class VoiceChange(NamedTuple):
-    """Change of the voice, among the pauses in `MarkupReader.pauses`; None selects the voice of the request."""
+    """Entry of `MarkupReader.pauses`: the text after it is spoken in this voice; None is that of the request."""
 
     name: str | None
 

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class ResponseHeader(StrEnum):
-    """Response header, except the HTTP headers that any web page may read."""
+    """Response header that web pages of other origins may read only because the gateway lists it (CORS)."""
 
     AGE = "age"
     ATTEMPTS = "stretto-attempts"  # of checked speech

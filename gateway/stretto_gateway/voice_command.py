@@ -83,7 +83,7 @@ def arguments(words: list[str] | None = None, default_folder: Path | None = None
 
 
 def store_options(default_folder: Path | None) -> Parser:
-    """Return a parent parser with the gateway's folder and the key; see `arguments`."""
+    """Return a parser with `--voices` and `--key-file`, for `parents=` of all subcommands."""
     shared = Parser(add_help=False)
     about = f"the gateway's folder; default: {VOICES}, or that of stretto serve --gateway"
     shared.add_argument(

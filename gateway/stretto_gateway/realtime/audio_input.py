@@ -126,7 +126,7 @@ class TurnDetector:
 
     @property
     def processed(self) -> int:
-        """Number of received samples that have been processed."""
+        """Position in the received audio up to which speech has been looked for, in samples."""
         return self._begin + self._num_windows * WINDOW_SAMPLES
 
     @property

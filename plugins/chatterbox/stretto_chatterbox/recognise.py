@@ -1,4 +1,4 @@
-"""Recognition of Chatterbox releases. A folder may contain several language models."""
+"""Recognition of Chatterbox's language models, and of the files that each needs; a folder may contain several."""
 
 import re
 

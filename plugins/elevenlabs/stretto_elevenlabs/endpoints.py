@@ -171,10 +171,10 @@ async def lines(chunks: Chunks) -> AsyncGenerator[bytes, None]:
 
 
 async def whole(order: Order, asked: State) -> AsyncGenerator[bytes, None]:
-    """Yield the complete speech as JSON, whose audio is encoded part by part.
+    """Yield one JSON object with the complete speech and its times, in parts, so that audio is not encoded all at once.
 
     Args:
-        asked: Request state, whose `keep` accounts for memory.
+        asked: State of the request; `asked.keep` counts the bytes that it holds.
     """
     times = Times([], [], [])
 
@@ -273,7 +273,7 @@ async def get_voice(voice_id: str, request: Request) -> Voice:
 
 
 class KeyedRoute(APIRoute):
-    """Route for clients of ElevenLabs, on a path that OpenAI's API has as well."""
+    """Route on a path that OpenAI's API has as well; it matches only requests with ElevenLabs' key header."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         if scope["type"] == "http" and not has_own_key(scope):

@@ -299,7 +299,7 @@ def load(directory: Path, device: str = "cpu") -> IndexTtsCodec:
 
 
 def read_heads(path: Path) -> list[int]:
-    """Return the numbers of heads in the codec's config.json; raise CheckpointError if one is out of range."""
+    """Return the numbers of attention heads in the codec's config; raise CheckpointError if one is out of range."""
     record = json_object(path)
     for key in HEADS:
         heads: Any = record.get(key)

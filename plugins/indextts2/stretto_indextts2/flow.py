@@ -255,7 +255,7 @@ class Estimator(nn.Module):
 def waves_of_time(times: Tensor) -> Tensor:
     """Return the cosines and sines [n, NUM_WAVES] of times [n] in [0, 1].
 
-    Computed in the precision of `times`, because those in float32 would depend on the processor.
+    Times should be float64, because float32 results would depend on the processor.
     """
     half = NUM_WAVES // 2
     frequencies = torch.exp(torch.arange(half, dtype=times.dtype, device=times.device) * -math.log(LONGEST_WAVE) / half)

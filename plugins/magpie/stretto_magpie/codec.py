@@ -100,7 +100,7 @@ class NanoCodecConfig:
         return self.num_groups * len(self.num_levels_per_group)
 
     def entries(self) -> Tensor:
-        """Return the entries of a codebook, [codebook_size, D], in [-1, 1]. All codebooks have the same."""
+        """Return the entries of each codebook, [codebook_size, D], in [-1, 1]."""
         columns = []
         below = 1  # number of codes that differ only in the levels before
         for num_levels in self.num_levels_per_group:

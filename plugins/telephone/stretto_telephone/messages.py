@@ -55,7 +55,7 @@ class Media(Body):
 
 
 class MediaMessage(Body):
-    """Audio of one track."""
+    """Message with the next audio of the caller's (`inbound`) or our (`outbound`) track."""
 
     media: Media
 

@@ -342,7 +342,9 @@ def has_unsent(sctp: Any) -> bool:
 
 
 def bound_ice(ice: Any, has_room: Callable[[], bool]) -> None:
-    """Limit a connection's waiting packets and its caller's addresses. Answer no requests without the password.
+    """Limit a connection's waiting packets and its caller's addresses.
+
+    STUN requests without the call's ICE password are not answered, because their source address may be forged.
 
     Args:
         has_room: Function that returns True if more received audio may be decoded.

@@ -120,7 +120,11 @@ class CausalCodec(nn.Module):
     state_size: int
 
     def samples(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Decode codes [B, K, n], frames from `first` [B] on with right context, to samples [B, m] in [-1, 1]."""
+        """Decode codes [B, K, n] to samples [B, m] in [-1, 1]. The last frames are right context.
+
+        Args:
+            first: Index of the first frame of each utterance, [B].
+        """
         raise NotImplementedError
 
     def initial_state(self, batch: int) -> Tensor:

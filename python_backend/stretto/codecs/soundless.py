@@ -13,7 +13,7 @@ INPUT_RATE = 16_000  # sample rate of the audio encoders of models that generate
 
 
 class Soundless(nn.Module):
-    """Codec without weights, whose frames are silence."""
+    """Codec of silence, for models that generate only text but are served like others."""
 
     spec = CodecSpec("soundless", 24_000, 1920, 1, 1, Windowed(0, 0), input_rate=INPUT_RATE)
 

@@ -150,7 +150,10 @@ def audio_tokenizer_of(family: str) -> Callable[[Path, int], AudioTokenizer] | N
 
 
 def marks() -> dict[str, str]:
-    """Map tensor names of only one kind of release to its description; log and skip converters that fail to import."""
+    """Return descriptions by names of tensors that only one kind of release has; errors name the kind of a wrong file.
+
+    Converters that fail to import are logged and skipped.
+    """
     marks_by_name: dict[str, str] = {}
     for family_plugin in plugins():
         try:

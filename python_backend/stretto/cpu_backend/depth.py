@@ -76,7 +76,10 @@ class CpuDepth:
         return self._read(buffers, position)
 
     def _read(self, buffers: "_Buffers", first: int) -> torch.Tensor:
-        """Return the output of all layers, [N, H], for the last of the positions from `first` that `buffers` hold."""
+        """Run all layers on the positions in `buffers`; return the last position's hidden states, [N, H].
+
+        The first of these positions is `first` in the frame.
+        """
         for layer in self._layers:
             layer(buffers, first)
         add_norm(buffers.x, buffers.residual, *self._norm)

@@ -374,7 +374,7 @@ def _normed_heads(heads: torch.Tensor, norm: Norm) -> torch.Tensor:
 
 
 def product_of(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the function that computes a linear layer, or the layer itself if vLLM has quantized it."""
+    """Return the fastest function that computes a linear layer; the layer itself if vLLM has quantized it."""
     if "cpu_linear" not in vars(layer):
         return layer
     multiply = vars(layer)["cpu_linear"]

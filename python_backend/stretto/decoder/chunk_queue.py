@@ -108,7 +108,7 @@ class ChunkAnswer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PendingChunk:
-    """Chunk that has been received but not answered yet.
+    """Chunk that has not been decoded yet.
 
     Attributes:
         codes: Integers [K, T], or None for a chunk without audio.
@@ -117,8 +117,8 @@ class PendingChunk:
             sent.
         on_progress: Called during long operations, so that the language model does not time out.
         is_kept: Function that returns True while the session can be resumed; None for other utterances.
-        is_answered: True if the samples that came with the chunk have been sent. It is then only decoded for the codec
-            state.
+        is_answered: True if the chunk came with its samples, and these have been sent. It is then decoded only for the
+            codec state.
     """
 
     utterance: str

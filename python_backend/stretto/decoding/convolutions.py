@@ -74,7 +74,7 @@ class ConvolutionCall:
         return self.weight.permute(2, 0, 1).contiguous()
 
     def run_on_device(self, weight: Tensor, bias: Tensor | None, precision: str) -> Tensor:
-        """Convolve the inputs with a packed weight."""
+        """Convolve the inputs by this module's GPU kernel; `weight` has the layout of `packed_weight`."""
         (stride,) = self.stride
         (padding,) = self.padding
         (dilation,) = self.dilation

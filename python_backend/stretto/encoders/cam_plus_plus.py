@@ -88,7 +88,7 @@ class _MaskedConv(nn.Module):
         self.linear2 = nn.Conv1d(width // 2, growth, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [B, growth, T] for x [B, width, T]."""
+        """Convolve x [B, width, T] and multiply by the mask; return [B, growth, T]."""
         means = F.avg_pool1d(x, SEGMENT, SEGMENT, ceil_mode=True).repeat_interleave(SEGMENT, 2)[..., : x.shape[2]]
         context = F.relu(self.linear1(x.mean(2, keepdim=True) + means))
         return self.linear_local(x) * self.linear2(context).sigmoid()

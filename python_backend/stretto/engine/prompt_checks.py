@@ -193,7 +193,7 @@ def max_frames(prompt: Prompt, rules: SegmentRules) -> int:
 
 
 def _check_window(prompt: Prompt, rules: SegmentRules) -> None:
-    """Limit the window of repetition-aware sampling (RAS) if the prompt contains codes.
+    """Raise InvalidRequest if the window of repetition-aware sampling is too long for a prompt with codes.
 
     Repeats are counted only in the reply, whereas the model's reference implementation also counts codes in the prompt.
     Prompt codes and reply codes are separated by `max_delay` + 2 rows with BOS or EOS ids, so the results are equal for

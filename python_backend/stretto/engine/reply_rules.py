@@ -339,7 +339,7 @@ class SegmentRules:
 
 
 def changed_state(rules: SegmentRules) -> tuple[str, ...]:
-    """Return the names of the common state columns that rows of the family change, in the order of `STATE`."""
+    """Return the columns of `STATE` that can change in a reply of this family, in that order."""
     tasks = rules.family.tasks
     writes = any(task.writes for task in tasks)
     speaks = any(Segment.AUDIO in task.segments for task in tasks)

@@ -341,7 +341,7 @@ class Utterance:
             yield replace(mark, frame=self._sent_frame(mark.frame))
 
     def _sent_frame(self, frame: int) -> int:
-        """Return the index of the kept frame `frame` among sent frames, which exclude silent ones."""
+        """Return a frame's index in the sent audio, which lacks the silent frames at the beginning."""
         return max(0, frame - self._num_silent)
 
     def _timed_words(self) -> list[WordMark]:

@@ -11,13 +11,13 @@ from stretto.records.prompt import Condition
 
 
 class RequestConditions:
-    """Network of a family with a Llama backbone, which conditions all rows of a request (`Prompt.condition`).
+    """Input that all layers of a Llama backbone use in all rows of a request, such as a voice (`Prompt.condition`).
 
     A family's conditions are a frozen dataclass with these attributes and its constants. The functions are references
     (`plugin.lazy`) whose first argument is the conditions.
 
     Attributes:
-        vector_rows: Number of keys and values of the backbone's width that each layer keeps for each batch slot.
+        vector_rows: Number of key and value vectors that each layer stores for each batch slot.
         guidance_scales: Guidance scales that the model accepts as an input, instead of CFG pairs; empty for none.
         network: Function of (conditions, width of the backbone) that returns a
             `engine.worker.predictors.ConditionNetwork`, whose weights are the tensors `conditions.…` of the checkpoint.
@@ -108,7 +108,7 @@ class CollectedStates(Protocol):
 
     @property
     def states(self) -> np.ndarray:
-        """All states, float32 [n, H], in order; complete once `first_unknown` is None."""
+        """Hidden states of the prompt's rows, float32 [n, H]; some are missing until `first_unknown` is None."""
         ...
 
 

@@ -479,7 +479,7 @@ class PromptRows:
     num_silent_frames: int = 0
 
     def limited(self, sampling: SamplingConfig) -> SamplingConfig:
-        """Return `sampling` with the limits of this prompt applied."""
+        """Return `sampling` with its numbers of rows narrowed to what this prompt permits."""
         if self.max_rows is not None or self.min_rows:
             most = min(sampling.audio.max_rows, self.max_rows or sampling.audio.max_rows)
             least = min(max(sampling.audio.min_rows, self.min_rows), most)

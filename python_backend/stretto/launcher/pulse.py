@@ -57,7 +57,7 @@ class Pulse:
 
     @property
     def inherited(self) -> list[int]:
-        """Descriptors that the next process inherits."""
+        """File descriptors of the heartbeat and, if the last process left it, of the listening socket."""
         return [self._channel[1].fileno(), *([] if self._listener is None else [self._listener])]
 
     def begin(self, pid: int) -> None:

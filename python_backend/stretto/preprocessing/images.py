@@ -1,6 +1,6 @@
 """Image files: their formats and limits, and their decoding, for which a server uses a process (`audio_worker.py`).
 
-The limits are checked after only the headers of a file's parts have been read.
+Limits are checked from the headers alone, before any pixel is decoded, so that a small file cannot exhaust memory.
 """
 
 import warnings

@@ -116,7 +116,7 @@ class Preprocessor:
     """Converter of requests to prompts for one checkpoint.
 
     Attributes:
-        family: The checkpoint's family, with the frames of its speaker, if it has one.
+        family: The checkpoint's family. If a speaker generates the frames, they are its frames.
     """
 
     def __init__(

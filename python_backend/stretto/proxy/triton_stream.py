@@ -1,4 +1,6 @@
-"""Client streams, and the Triton streams that answer them and outlive a disconnected client.
+"""Client streams, and the Triton streams that answer them.
+
+A stream to Triton is not cancelled when its client disconnects (see `stretto.disconnects`).
 
 Calls whose client is still sending are limited in number and memory, and large requests in their forwarding rate.
 """

@@ -118,7 +118,10 @@ def need(entry: ReleaseEntry, num_weight_bytes: int, is_on_gpu: bool) -> Need:
 
 
 def backbone(entry: ReleaseEntry) -> Backbone | None:
-    """Return the language model that `entry.shape` describes, without its speaker; None without a shape."""
+    """Return the sizes of a release's language model, or None if they are unknown.
+
+    Of a release with two models, these are the sizes of the writer.
+    """
     if entry.shape is None:
         return None
     numbers = {name: value for name, value in entry.shape.items() if name not in (SPEAKER, CODEC)}

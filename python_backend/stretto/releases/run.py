@@ -153,7 +153,7 @@ def served(model: InstalledModel, devices: Devices, models: InstalledModels, bui
 
 
 def stamp() -> str:
-    """Return a digest of this package's version and of the files that it copies into a model repository."""
+    """Return a digest of what this version writes into a model repository; one with another digest is made again."""
     digest = hashlib.sha256(version("stretto").encode())
     root = bundled_repository()
     for path in sorted([*root.glob("*/config.pbtxt"), *root.glob("*/1/*.py")]):

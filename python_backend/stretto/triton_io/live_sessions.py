@@ -357,7 +357,8 @@ class LiveSessions:
     def _keep(self, session: LiveSession) -> None:
         """Keep a session whose reply has ended, so that its client can still read it.
 
-        If MAX_ENDED others wait for a connection, end the oldest one of the host that has most of them.
+        At most MAX_ENDED such sessions are kept without a client. Beyond that, the oldest one of the host with the
+        most of them is discarded.
         """
         unread = [session for session in self._ended if not session.is_connected]
         if len(unread) >= MAX_ENDED:

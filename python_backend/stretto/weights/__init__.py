@@ -1,1 +1,1 @@
-"""Tensors and configs in releases: strict loading, conversion plans, shards, backbones."""
+"""Reading of releases and writing of checkpoints; a missing or unexpected tensor is an error."""

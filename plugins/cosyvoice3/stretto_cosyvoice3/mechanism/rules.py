@@ -19,7 +19,9 @@ def hides_end(is_fill, is_short, is_free):
 
 
 def lay_row(token, goes_on, num_given, num_in_group, num_first, track_total, end_of_audio, groups):
-    """Return a row's stream 0, True if the row is given (`TextGroups`), and the new `num_given` and `num_in_group`.
+    """Decide whether the next row of a reply reads a word of the text (a given row, see `TextGroups`) or is sampled.
+
+    Return its id on stream 0, True if it is given, and `num_given` and `num_in_group` after it.
 
     Args:
         goes_on: True in an audio row in which no limit ends the audio.

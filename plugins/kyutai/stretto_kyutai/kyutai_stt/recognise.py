@@ -28,7 +28,7 @@ def recognise(listing: Listing) -> list[Match]:
 
 
 def match_of_named_files(family: str, listing: Listing, config: Mapping[str, Any], *others: str) -> Match:
-    """Return the match for a release whose config names its files, or a refusal if a file is missing."""
+    """Match a release whose config names its files; refuse it if one of these or of `others` is missing."""
     model = str(config.get(MODEL) or SINGLE)
     named = [str(config[key]) for key in (MIMI, MIMI_CONFIG, TOKENIZER) if config.get(key)]
     files = (model, *named, *others)

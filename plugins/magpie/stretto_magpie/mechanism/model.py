@@ -135,7 +135,7 @@ class _EncoderLayer(nn.Module):
         return x + self._convolved(activated, self.conv_out).T
 
     def _convolved(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Return the convolution [C', T] of x [C, T] over as many positions."""
+        """Convolve x [C, T], padded so that the result [C', T] has as many positions."""
         num_more = self._spec.kernel_size - 1
         before = num_more if self._spec.is_causal else num_more // 2
         return F.conv1d(F.pad(x, (before, num_more - before))[None], weight)[0]

@@ -61,7 +61,7 @@ CLONING = (SPEAKER, "mimi.encoder.", "mimi.encoder_transformer.", "mimi.downsamp
 
 
 def located(release: Release) -> Release:
-    """Return the release, with the packaged config for its folder's name if no config is given."""
+    """Return the release; without a config, with our config for the published release of that folder name."""
     config = packaged_config(release.folder.absolute().name)
     return release if release.config is not None or config is None else replace(release, config=config)
 

@@ -97,7 +97,10 @@ class TextPieces:
         )
 
     def cut(self, text: str) -> list[str]:
-        """Return the pieces of a text that has a letter or a digit, of at most MAX_PIECE_TOKENS tokens if possible."""
+        """Split a text into pieces of whole sentences, of at most MAX_PIECE_TOKENS tokens each.
+
+        A longer sentence is split after commas, and stays longer if it has none.
+        """
         ids = self.tokenizer.encode(self.prepare(text).strip())
         pieces = list[str]()
         held = ""

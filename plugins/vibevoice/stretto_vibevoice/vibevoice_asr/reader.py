@@ -33,7 +33,7 @@ class ObjectScanner:
         self._is_outside = False
 
     def push(self, text: str) -> Iterator[str]:
-        """Yield complete objects, and characters of text outside objects."""
+        """Append text; yield each JSON object, unparsed, once it is complete, and each character outside objects."""
         for character in text:
             if self._depth or character == "{":
                 self._is_outside = False

@@ -537,6 +537,6 @@ class LookAhead(nn.Module):
         self.conv2 = nn.Conv1d(inner, width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the output for x [B, T, H]."""
+        """Return both convolutions of x [B, T, H], added to x. The result of a token depends on AHEAD later ones."""
         ahead = F.leaky_relu(self.conv1(F.pad(x.transpose(1, 2), (0, AHEAD))))
         return x + self.conv2(F.pad(ahead, (2, 0))).transpose(1, 2)

@@ -125,7 +125,7 @@ class LatentMixin(MultiStreamMixin):
         return LatentReadout(stop, predictor, len(weight))
 
     def end_weight(self) -> torch.Tensor:
-        """Return the weight of the end-of-speech logit, as wide as the model's output hidden states."""
+        """Return the weight of the end-of-speech head, whose last dimension is that of the hidden states."""
         return self.end_of_speech.weight.data
 
     def embed_rows(

@@ -63,7 +63,7 @@ class GuidancePair:
 
     @property
     def may_wait(self) -> bool:
-        """True if the pair may start to wait for its unconditional request in the next step."""
+        """True if sampling may have to wait for the unconditional request in the next step."""
         return False
 
     def is_held(self, state: "RequestState") -> bool:

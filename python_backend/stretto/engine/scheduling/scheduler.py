@@ -224,7 +224,10 @@ class PairedScheduling(Base):
         return wanted
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
-        """Return vLLM's prefix-cache hit, shortened to the rows that the request may skip."""
+        """Return vLLM's prefix-cache hit, without rows that have to be computed even if they are cached.
+
+        These are rows whose hidden states a speaker, MTP modules or a CFG pair need.
+        """
         blocks, num_tokens, boundary, diverged = super()._get_local_prefix_cache_hit(request)
         most = self.table[request.request_id].max_cached_rows // self.block_size * self.block_size
         if num_tokens > most:

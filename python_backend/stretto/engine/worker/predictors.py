@@ -411,7 +411,7 @@ class BurstBatch:
         num_read: Number of computed rows of each request after this step, which is the index of its first generated
             row, int64 [B].
         num_extra: Number of rows that the modules generate after the first one, int64 [B].
-        is_read: True if modules process the request's rows, bool [B].
+        is_read: True if the MTP modules also process the request's rows, bool [B].
     """
 
     batch: InputBatch

@@ -125,7 +125,7 @@ def check_talker(depth: CodePredictor, num_ids: int, num_codebooks: int, path: s
 def rope_sections(layers: Qwen3Layers, scaling: Mapping[str, Any]) -> list[int]:
     """Return the rotary embedding's sections; raise CheckpointError unless they add up to half the head dimension.
 
-    They are for three positions per row, and act as one if these are equal.
+    Each section rotates by one of three positions of a row. If these are equal, the result is that of ordinary RoPE.
     """
     sections = scaling.get("mrope_section")
     if (

@@ -94,7 +94,11 @@ class SenseVoiceRelease(Section):
 
 
 def encoder_numbers(folder: Path) -> dict[str, Any]:
-    """Return `audio_config` for config.json; raise CheckpointError if files are missing or unsupported."""
+    """Return the audio encoder's sizes and normalisation for the checkpoint's config.json (`audio_config`).
+
+    Raises:
+        CheckpointError: If files are missing or unsupported.
+    """
     path = released_file(folder, "config.yaml")
     encoder = SenseVoiceRelease.read(yaml_mapping(path), str(path)).encoder_conf
     numbers = {name: value for name, value in encoder.model_dump().items() if type(value) is int}

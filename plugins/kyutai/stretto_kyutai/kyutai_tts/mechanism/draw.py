@@ -24,7 +24,7 @@ class WordDraw(RowDraw):
 
 
 class WordProgram(StepProgram):
-    """GPU kernels that sample a step, with the same result as `WordDraw`."""
+    """`WordDraw` on a GPU: kernels that sample the rows of a step and write the tokens of words to stream 0."""
 
     def __init__(self, script: WordScript, readout: Readout, rules: SegmentRules, *arguments: Any):
         super().__init__(readout, rules, *arguments)

@@ -1,4 +1,4 @@
-"""Alignment pointer in numpy or torch arrays, and the launch of its kernel."""
+"""Movement of the alignment pointer in numpy or torch, and the launch of the GPU kernel that does the same."""
 
 from typing import Any, ClassVar
 
