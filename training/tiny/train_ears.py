@@ -87,7 +87,7 @@ def pairs(paths: list[Path], audio: ShardEncoder, rng: np.random.Generator) -> I
 def examples(
     teacher: Encoder, utterances: Iterator[tuple[np.ndarray, np.ndarray]], segments: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield log-mel frames [segments, SEGMENT_HOPS, NUM_MELS] of altered segments, and the teacher's vectors."""
+    """Yield log-mel frames [segments, SEGMENT_HOPS, NUM_MELS] of altered segments, and vectors of unaltered ones."""
     size = segments * SEGMENT_HOPS * HOP
     left = (np.zeros(0, np.float32),) * 2
     while True:

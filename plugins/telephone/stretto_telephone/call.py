@@ -12,7 +12,7 @@ from stretto_telephone.webhook_session import WebhookSession
 
 
 class TelephoneCall:
-    """Handler of Twilio's messages after the start of a stream. The session has `stall_s` to finish after it."""
+    """Handler of Twilio's messages after a stream's start. The session has `stall_s` to finish after the call."""
 
     def __init__(self, session: RealtimeSession, channel: CallChannel, stall_s: float):
         self._session = session

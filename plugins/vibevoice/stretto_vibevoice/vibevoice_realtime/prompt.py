@@ -38,7 +38,7 @@ class IncrementalTokens:
     def after(self, text: str, is_last: bool) -> tuple[list[int], "IncrementalTokens"]:
         """Return the tokens that `text` makes final, and the tokenizer for the text after it.
 
-        This tokenizer stays unchanged. A word that is too long, or a blank text, raises InvalidRequest.
+        This tokenizer stays unchanged. A word that is too long, or a whole text that is blank, raises InvalidRequest.
         """
         extended = copy(self)
         extended._stream = self._stream.copy()
