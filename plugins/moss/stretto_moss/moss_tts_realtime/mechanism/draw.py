@@ -40,9 +40,12 @@ class RecentDraw(RowDraw):
     def draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
-        begun = np.maximum(pick(rows.state.audio_start, step.speaking), 0)
-        longest = int((pick(rows.position, step.speaking) - begun).max(initial=1))
-        self._recent = self.guard.recent(rows, step.speaking, min(self._num_rows, longest))
+        num_rows = self._num_rows
+        if self.arrays.xp is np:  # on a GPU, the host would wait for the length of the longest reply
+            begun = np.maximum(pick(rows.state.audio_start, step.speaking), 0)
+            longest = int((pick(rows.position, step.speaking) - begun).max(initial=1))
+            num_rows = min(num_rows, longest)
+        self._recent = self.guard.recent(rows, step.speaking, num_rows)
         self._penalty = self.arrays.tensor(pick(rows.scales.options["repetition_penalty"], step.speaking))
         return super().draw_audio(hidden, keys, plan, step, rows)
 
