@@ -61,7 +61,7 @@ def test_steps_do_not_mix_devices(
 ) -> None:
     family = FAMILIES[name]
     backbone = "llama" if family.mechanism.conditions else "qwen3"
-    write_checkpoint(tmp_path, family, name, layers=1, backbone=backbone)
+    write_checkpoint(tmp_path, family, name, backbone=backbone)
     options = {"max_num_batched_tokens": 64, "additional_config": {"step_kernels": uses_kernels}}
     engine = Engine(tmp_path, max_num_seqs=4, load_format="dummy", **options)
     assert_steps_stay_on_the_device(engine, uses_kernels, monkeypatch)
