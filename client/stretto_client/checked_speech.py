@@ -394,7 +394,7 @@ class _Clause:
         return None
 
     def _num_free(self, attempt: Attempt) -> int:
-        """Return how many samples of an attempt may have been sent before its first fault, or by now."""
+        """Return the number of an attempt's first samples that may be sent: those before its first fault, or so far."""
         if attempt.faults and not attempt.num_samples:
             return self._given_up_at
         num_measured = attempt.num_found if attempt.faults else attempt.num_measured

@@ -1,7 +1,7 @@
 """Speech for long texts. Clauses are requested one at a time and joined into a single utterance.
 
-Texts in all languages are divided by the rules of English: its abbreviations do not end a sentence. A text may have
-several languages, and the models that choose the language themselves do not report it.
+The language of a text is unknown: it may have several, and models that choose the language do not report it. So all
+texts are divided by the rules of English, whose abbreviations do not end a sentence.
 """
 
 import re
@@ -251,7 +251,7 @@ def first_in_other_script(pieces: Iterable[str]) -> str | None:
 
 
 def transliterated(speak: Speak, transliteration: Transliteration | None, text: str, **options: Any) -> Events:
-    """Speak a clause; transliterate it if most of it is not Latin in a text that mostly is."""
+    """Speak a clause; request transliteration if it is mostly in other scripts, and the text so far mostly in Latin."""
     if transliteration is not None and transliteration.is_needed(text):
         return speak(text, **options, transliterates=True)
     return speak(text, **options)

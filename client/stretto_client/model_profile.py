@@ -150,7 +150,7 @@ class ModelProfile:
 
     @property
     def continues_transcripts(self) -> bool:
-        """True if live audio is transcribed by requests for all audio so far, with the option `beginning`."""
+        """True if live audio is transcribed by requests that each have all audio and, as `beginning`, its text."""
         return "beginning" in self.options and not self.reads_live_audio
 
     def task(self, name: str) -> TaskProfile | None:

@@ -236,7 +236,7 @@ class SsmlReader:
         return bool(attributes.get("ph", "").strip()) and self._alphabet(attributes) in self._alphabets
 
     def _marked(self, text: str, alphabet: str, phonemes: str) -> str:
-        """Return the text of a phoneme element with the mark of its phonemes."""
+        """Return the text of a phoneme element after a private-use character, by which its phonemes are found."""
         word = " ".join(text.split())
         if not any(map(str.isalnum, word)):
             return text

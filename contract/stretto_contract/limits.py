@@ -16,11 +16,11 @@ IPV6_HOST_BITS = 64  # network of one customer, as assigned by providers (RFC 61
 
 
 class FairLimit:
-    """Fair-share limit: a client may hold no more units than remain free.
+    """Fair-share limit: a client may take units only if it then holds no more than were free before.
 
-    A client is a host (`host_of`) or, in a gateway with keys, the owner of a key. A single one can hold at most half of
-    `limit`, so none can exhaust it (dynamic threshold with alpha = 1; Choudhury and Hahne, Dynamic queue length
-    thresholds for shared-memory packet switches, 1998).
+    A client is a host (`host_of`) or, in a gateway with keys, the owner of a key. A single one that
+    takes unit after unit gets half of `limit`, so none can exhaust it (dynamic threshold with alpha = 1; Choudhury and
+    Hahne, Dynamic queue length thresholds for shared-memory packet switches, 1998).
     """
 
     def __init__(self, limit: int) -> None:

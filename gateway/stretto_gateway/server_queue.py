@@ -65,8 +65,8 @@ class ServerQueue:
     def later_tries(self) -> AsyncGenerator[None, None]:
         """Return a generator like `first_tries`, for a later clause of a text.
 
-        The first time is at once, unless requests of other callers are queued. Otherwise, a caller with texts in
-        progress would take all capacity that becomes free.
+        The first time is at once, unless a request of another caller or another later clause of this one is queued.
+        Without this wait, a caller with texts in progress would take all capacity that becomes free.
         """
         caller = CALLER.get()
         is_next = all(waiter.caller == caller and not waiter.is_later for waiter in self._waiting)

@@ -287,7 +287,7 @@ def diarized(transcript: Transcript) -> dict[str, Any]:
 
 
 def spoken_segment(number: int, passage: Passage) -> SpokenSegment:
-    """Return a passage as a segment of `diarized_json` or as its event; an unknown speaker is an empty string."""
+    """Return a passage as a segment of `diarized_json` and of its event; an unknown speaker is an empty string."""
     return {
         "type": "transcript.text.segment",
         "id": f"seg_{number}",

@@ -113,8 +113,8 @@ class FlushedText(IncomingText):
 class Context:
     """Texts of a client's context, which are spoken one after the other.
 
-    A flush ends the text that is being spoken. Text that follows is the next utterance. A flush of that one takes
-    effect when it begins, unless more text has followed.
+    A flush ends the text that is being spoken. Text that follows is the next utterance. If that
+    one is flushed before it begins, it is complete when it begins, unless text has been added after the flush.
 
     Attributes:
         speed: Speed of the utterances that begin from now on; None for the model's.

@@ -94,7 +94,7 @@ class Conformer(nn.Module):
         self.after_norm = nn.LayerNorm(shape.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [(T - 1) // 2, H] of hidden states [T, S]."""
+        """Encode hidden states [T, S]; return [(T - 1) // 2, H]."""
         x = self.embed(x) * math.sqrt(self.width)
         length = len(x)
         waves = wave_of_distances(length, self.width, x.device)[:length].flip(0).to(x.dtype)  # positions from 0

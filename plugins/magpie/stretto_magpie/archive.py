@@ -32,7 +32,8 @@ class NemoArchive:
     """Uncompressed archive that is open within a `with` block. Names of its files have no leading `./`.
 
     Headers that extend others (of long names, times or sparse files) are skipped, because they may be of any size. No
-    file that the archive must have needs one. Entering the block raises CheckpointError for any other file.
+    file that the archive must have needs one. Entering the block raises CheckpointError if
+    the file is not an uncompressed archive.
     """
 
     def __init__(self, path: Path) -> None:

@@ -248,7 +248,7 @@ class Peer:
         return bool(track._queue.qsize() + decoding.qsize() < MAX_DECODING)
 
     def _bound_media(self, transport: Any, sender: Any) -> None:
-        """End the call if the caller sends from too many sources, or packets that RTP and RTCP do not allow."""
+        """Wrap aiortc's handlers: the call ends if its caller sends from too many sources, or malformed packets."""
         rtp = transport._handle_rtp_data
         rtcp = transport._handle_rtcp_data
         report = self._receiver._run_rtcp

@@ -36,7 +36,7 @@ class WyomingOptions(RouteSettings):
 
     @property
     def files_per_session(self) -> int:
-        """Number of connections of a session, which the gateway's HTTP server does not count."""
+        """Number of open files of a session besides those of HTTP connections: its own TCP connection."""
         return 1 if self.wyoming_address else 0
 
 

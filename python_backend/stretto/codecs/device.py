@@ -282,7 +282,7 @@ def causal_sizes(x: Tensor, conv: Convolving, state: StatePart) -> Sizes:
 
 
 def sizes_of(num_inputs: int, conv: Convolving) -> Sizes:
-    """Return the sizes of a layer that is padded as in torch."""
+    """Return the sizes of a layer whose padding is torch's, and not its state as in `causal_sizes`."""
     (kernel,) = conv.kernel_size
     padding = int(conv.padding[0])
     if isinstance(conv, nn.ConvTranspose1d):

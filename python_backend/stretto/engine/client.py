@@ -238,7 +238,7 @@ class EngineClient:
     """Client that sends requests to vLLM's engines and tracks those in flight.
 
     Attributes:
-        ready: Sizes reported by an engine; they are the same for all engines.
+        ready: Limits that an engine reports, such as `max_model_len`; they are the same for all engines.
     """
 
     def __init__(self, connection: EngineConnection) -> None:

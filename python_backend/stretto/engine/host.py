@@ -228,7 +228,7 @@ def memory_share(config: EngineConfig, total_bytes: Callable[[], int]) -> dict[s
 def captured_rows(config: EngineConfig) -> dict[str, Any]:
     """Return the vLLM argument that sets the maximum number of rows in a CUDA graph (empty if unneeded).
 
-    vLLM's default is two rows per request. A predictor of further rows processes a window of rows per request, so it
+    vLLM's default is two rows per request. In a family with multi-token steps, a request has a window of rows, which
     needs more. A value set by the operator is kept.
     """
     arguments = config.engine_args

@@ -70,7 +70,7 @@ class Track:
         return {"audio_min": ENDLESS if self.is_open else max(sampling.audio.min_rows, len(self.ids))}
 
     def initial_state(self) -> dict[str, int]:
-        """Return the family's state columns that the track determines before a reply, keyed by name."""
+        """Return initial values, by name, of the state columns (`DrawRules.state`) that depend on the track."""
         return {}
 
     def are_known(self, rows: np.ndarray, last: int) -> bool:

@@ -472,13 +472,13 @@ class Family:
 
     @property
     def guides_rows(self) -> bool:
-        """True if latents are guided within a row, without a CFG pair, by default with a scale other than 1."""
+        """True if latents are guided within a row, without a CFG pair: a task's default scale for them is not 1."""
         latents = [task.sampling.latents for task in self.tasks if task.sampling.latents is not None]
         return any(options.guidance_scale != 1.0 for options in latents)
 
     @property
     def pauses_s(self) -> tuple[float, ...]:
-        """Lengths in seconds of the pauses that the model predicts in each row; empty for most families."""
+        """Lengths, in seconds, of which each row has the probability of a pause so long; empty for most families."""
         return () if self.mechanism.pauses is None else self.mechanism.pauses.lengths_s
 
     @property

@@ -98,7 +98,8 @@ class Needed:
 
     Attributes:
         repository: OWNER/NAME.
-        to: Folder for the repository's files in the view, see `Companion` of `stretto.releases.catalogue`.
+        to: Folder for the repository's files in the view, which joins the release and its companions
+            (`releases.catalogue.Companion`).
     """
 
     repository: str

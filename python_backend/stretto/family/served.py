@@ -15,7 +15,7 @@ FRAME_FIELDS = (
 
 
 class SpokenTask(Task):
-    """Task whose text the family's second model, the speaker, speaks; its segments are those of the writer."""
+    """Task in which the writer generates text and the speaker speaks it. The task's segments are the writer's."""
 
     @property
     def has_audio_segment(self) -> bool:

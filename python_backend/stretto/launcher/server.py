@@ -323,7 +323,7 @@ class TritonServer:
         return watch
 
     def wait(self, timeout_s: float) -> Fault | None:
-        """Wait up to `timeout_s` until a process ends or a workaround detects a fault; return the fault, or None."""
+        """Wait up to `timeout_s` until a process ends or Triton has a known fault; return the fault, or None."""
         assert self._watch is not None, "the server is not ready yet"
         ended = self._watch.wait(timeout_s)
         if ended:

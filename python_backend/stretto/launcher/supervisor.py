@@ -61,7 +61,8 @@ class StatePublisher:
     """Publishes the launcher's state to the proxy, the pid file and the log.
 
     Attributes:
-        is_announced: True once the log contains that the server, and the gateway if there is one, are ready.
+        is_announced: False from the time Triton is ready until the log says that the server, and the gateway if there
+            is one, are ready; True before the first start.
     """
 
     def __init__(self, config: LaunchConfig, proxy: ProxyProcess) -> None:

@@ -26,9 +26,10 @@ WEBP_CHUNK_BYTES = 8  # name and length
 
 
 def count_scans(data: bytes, field: str) -> int:
-    """Return the number of passes over the pixels of an image file; 0 for PNG and WebP, which have one.
+    """Return the number of scans of a JPEG file; 0 for PNG and WebP, whose passes need no limit.
 
-    If there are too many segments, or compressed ones, raise InvalidRequest.
+    Raises:
+        InvalidRequest: If the file has too many segments, or too many compressed ones.
     """
     num_scans = 0
     if data.startswith(PNG_SIGNATURE):

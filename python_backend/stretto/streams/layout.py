@@ -289,7 +289,7 @@ class StreamLayout:
 
     @cached_property
     def pad_is_silent(self) -> bool:
-        """True if pads on streams 1 and up add nothing to an embedding, because they are never sampled (`extra`)."""
+        """True if the pad is no `extra` id of streams 1 and up: it then adds nothing to an embedding."""
         return not any(self.pad_id in ids for ids in self.extra[1:])
 
 
@@ -317,7 +317,8 @@ class Tail(ABC):
     def last_kept(self, delay: int) -> int:
         """Return the last row in which a stream of this delay has a sampled id instead of a pad.
 
-        Rows are counted from end_of_audio. Its row is 0, and has no sampled id on stream 0.
+        Rows are counted from that of end_of_audio, row 0. The result is negative if the stream ends before that row,
+        and very large if the stream is sampled to the end.
         """
 
     def num_closing_rows(self, max_delay: int) -> int:

@@ -26,7 +26,7 @@ class ReferenceRule:
         self.prompt = prompt
 
     def text_is_full(self) -> bool:
-        """Return True if the text must end with the next row, besides texts at a limit."""
+        """Return True if the family's rules end the text with the next row; texts at a limit end without them."""
         return False
 
     def finish_text_row(self, row: list[int]) -> None:

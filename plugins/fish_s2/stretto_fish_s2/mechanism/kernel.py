@@ -69,7 +69,7 @@ def _repeated(
     token: tl.tensor, is_code: tl.tensor, history: tl.tensor, mine: tl.tensor, position: tl.tensor,
     audio_start: tl.tensor, row_stride: tl.constexpr, plan_stride: tl.constexpr, constants: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return True if a code occurs too often after the first frame."""
+    """Return True if a code occurs too often in the last rows; the first frame does not count."""
     return repeated(token, is_code, history, mine, position, audio_start + 1, row_stride, plan_stride, constants)
 
 

@@ -146,7 +146,8 @@ def voice_rows(vocabulary: TtsVocabulary, codes: np.ndarray) -> tuple[np.ndarray
     """Return the prompt of a recording with codes [K, n], and the rows of the reply that its delayed codes reach.
 
     Returns:
-        Rows, int32 [1 + n, S], and streams 1 to S - 1 of the first rows of the reply, int32 [D', S - 1].
+        Rows, int32 [1 + n, S], and streams 1 to S - 1 of the first D rows of the reply, int32 [D, S - 1],
+            where D is the maximum delay.
     """
     num_frames = codes.shape[1]
     slowest = max(vocabulary.row_delays)

@@ -105,7 +105,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def pocket_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the YAML contents of Pocket TTS with these sizes; raise CheckpointError if a value is not supported."""
+    """Return what Pocket TTS's YAML config would contain; raise CheckpointError if a value is not supported."""
     if not isinstance(config.get("flow_lm"), Mapping) or not isinstance(config.get("mimi"), Mapping):
         raise CheckpointError("config.json: expected the sections flow_lm and mimi (Gradium's format), got none")
     lm = config["flow_lm"]

@@ -117,7 +117,7 @@ class TextPieces:
         return [piece for piece in pieces if piece]
 
     def parts(self, ids: list[int]) -> list[tuple[int, str]]:
-        """Return the sentences and clauses of a text, with their numbers of tokens."""
+        """Return a text's sentences, those that are too long split into clauses, each after its number of tokens."""
         parts = list[tuple[int, str]]()
         for sentence in self.sentences(ids):
             clauses = [sentence]

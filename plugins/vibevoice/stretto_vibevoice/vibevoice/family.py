@@ -107,9 +107,9 @@ class Stretches(DrawRules):
     begin, end      0; the first and the last row of a stretch
     end of audio    0
 
-    The most probable of these ids is chosen, but only a begin or the end of audio may follow an end. The first three
-    kinds of rows may alternate; the prompt ends with a begin. A network computes the features from the decoded audio of
-    the stretch so far.
+    The most probable of these ids is chosen, but only a begin or the end of audio may follow an
+    end. Otherwise, frames, begins and ends follow each other in any order; the prompt ends with a begin. A network
+    computes the features from the decoded audio of the stretch so far.
     """
 
     begin: int

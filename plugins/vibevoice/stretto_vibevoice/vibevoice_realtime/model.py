@@ -273,6 +273,6 @@ class StrettoVibeVoiceRealtimeForCausalLM(LatentMixin, Qwen2ForCausalLM):
         return self.head.prepare(self.family.layout.latents.steps)
 
     def readout_of(self, predictor: Any, rules: Any) -> WindowReadout:
-        """Return the readout, whose head has a frame and the end of the reply."""
+        """Return the readout, whose head scores two ids, a frame and the end of the reply."""
         head = EndHead(self.end_classifier, rules, self.types.device)
         return WindowReadout(head, predictor, self.types.shape[1], self.first_states.data)

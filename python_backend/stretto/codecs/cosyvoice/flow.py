@@ -224,7 +224,7 @@ class Projection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Feed-forward layer with four times the width; `net[1]` is the dropout used in training."""
+    """Feed-forward layer with four times the width; `net[1]` replaces training's dropout."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

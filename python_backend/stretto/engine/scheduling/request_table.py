@@ -113,7 +113,7 @@ class RequestTable(dict[str, RequestState]):
         return state.is_read_by_modules or (num_rows < 2 and self.is_bound(request.request_id))
 
     def count_bursts(self, request_ids: Iterable[str]) -> None:
-        """Count the rows that MCTP modules will generate in a step. vLLM itself counts the backbone's row."""
+        """Add the rows that MCTP modules will generate in a step to those that vLLM counts, the backbone's."""
         if self.rules.max_rows_per_step == 1:
             return
         for state in map(self.__getitem__, request_ids):

@@ -136,9 +136,9 @@ class CudaLane:
 
 
 class FirstFrames(PromptLogprobsWorker):
-    """Decoder of the first frames of replies, in place of vLLM's log probabilities of prompt rows.
+    """Decoder of the first frames of replies in the engine, in the hooks of vLLM for log probabilities of prompts.
 
-    A reply that was preempted before its frames were complete is decoded by the decoder alone.
+    If a reply is preempted before these frames are complete, only the decoder's process decodes them.
 
     Args:
         drawn: Function that returns the ids of stream 0 that the step has sampled, [B, 1].

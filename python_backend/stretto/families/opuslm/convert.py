@@ -59,7 +59,7 @@ class FrontEnd(Section):
 
 
 class Encoder(Section):
-    """`encoder_conf`, with those of ESPnet's defaults that are supported."""
+    """Section `encoder_conf`. A field has ESPnet's default if that is supported; otherwise the release must have it."""
 
     output_size: Size = 256
     attention_heads: Size = 4

@@ -105,7 +105,7 @@ class Qwen3TtsTemplate:
         self._silent_frames = vocabulary.silent_frames
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the prompt for the last text, in the voice `voice`, that described in `manner`, or a recorded one."""
+        """Return the prompt for the last text, in a recorded voice, `voice`, or the one that `manner` describes."""
         *before, piece = pieces
         assert piece.text is not None, task.name
         if manner.is_open:

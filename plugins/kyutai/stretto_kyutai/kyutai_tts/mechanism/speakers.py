@@ -18,7 +18,7 @@ class SpeakerConditions(RequestConditions):
     """Sizes of the conditions.
 
     Attributes:
-        num_ids: Number of vectors in the table from which those that are added are chosen.
+        num_ids: Size of the table of vectors. A request chooses some by id; their sum is added to all its rows.
         vector_rows: Number of rows that cross-attention reads. Rows without a speaker vector have a learnt vector.
         guidance_scales: Guidance scales that the model accepts as an input.
         max_voices: Maximum number of named voices of a reply.
