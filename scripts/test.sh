@@ -16,7 +16,7 @@ case "${1:-}" in
         ruff check .
         wanted="not server and not engine and not slow and not nightly"
         # Plug-ins have only long tests, and their conftest.py imports torch.
-        workers=${STRETTO_TEST_WORKERS:-4} # short tests often wait
+        workers=${STRETTO_TEST_WORKERS:-5} # short tests often wait
         exec python -m pytest --workers "$workers" -o "testpaths=tests integrations" -m "$wanted" "$@"
         ;;
     "")

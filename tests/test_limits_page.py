@@ -148,6 +148,7 @@ def code() -> str:
     return text.replace("{FULL}", FULL)
 
 
+@pytest.mark.slow
 def test_page_states_the_values_in_the_code() -> None:
     wrong = []
     for _, amount, _, source in rows():

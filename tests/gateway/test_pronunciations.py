@@ -166,6 +166,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 async def test_invalid_dictionaries_are_refused_and_change_nothing(start: Start, tmp_path: Path) -> None:
     running = await start(SPOKEN, voices=tmp_path / "voices", keys=KEYS)
     await ask(running, "PUT", json={"cat": "dog"})
@@ -183,6 +184,7 @@ async def test_gateway_without_a_folder_stores_no_dictionary(start: Start) -> No
     assert await spoken_with(running, "A cat.", pronunciations={"cat": "dog"}) == {"cat": "dog"}
 
 
+@pytest.mark.slow
 def test_largest_dictionary_fits_into_a_request_and_damaged_ones_are_empty(tmp_path: Path) -> None:
     from stretto.preprocessing.options import MAX_OPTIONS_BYTES
     from stretto_gateway.fields import MAX_BYTES
