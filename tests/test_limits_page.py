@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from setup import PLUGINS, entry_points
 from stretto.errors import FULL
 from stretto_gateway.config import Limits
