@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
 
-from benchmarks.decoder_memory import row_of
+from benchmarks.decoder_memory import memory_of
 from stretto.machine.sizing import BYTES, HOST_MS_A_ROW, Backbone, Depth, Needs
 
 # Times were measured on an H100 (benchmarks/results/gpu_check.jsonl) and are assumed for other GPUs.
@@ -224,7 +224,7 @@ def needs_of(backbone: Backbone) -> Needs:
 
     The voices' vectors of Kyutai TTS are counted for each stream, as a part of its window.
     """
-    memory = row_of(CODEC_OF[backbone.name.split()[0]]).memory.total
+    memory = memory_of(CODEC_OF[backbone.name.split()[0]]).total
     return Needs(memory, None, weights=BYTES * backbone.weights, tables=0, cache=stream_bytes(backbone))
 
 

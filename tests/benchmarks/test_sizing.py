@@ -124,12 +124,6 @@ def test_step_time_includes_the_depth_transformer_passes() -> None:
     assert step_ms(csm, GPUS[0], 1) > 31 * (4 * 0.036 + 0.022) + step_ms(replace(csm, depth=None), GPUS[0], 1)
 
 
-def test_document_has_the_step_times_of_moshi() -> None:
-    moshi = next(each for each in BACKBONES if "Moshi" in each.name)
-    few, all_ms = (step_ms(moshi, GPUS[-1], sessions) for sessions in (8, 64))
-    assert f"A step takes {few:.1f} ms with 8 of them and {all_ms:.1f} ms with all 64" in DOCUMENT.read_text()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mimi", *by_night(*(cost.name for cost in CODECS if cost.name != "mimi"))])
 def test_codec_flop_counts_match_torch(name: str) -> None:

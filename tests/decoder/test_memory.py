@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.decoder_memory import CHUNKS, row_of, table
+from benchmarks.decoder_memory import CHUNKS, memory_of, table
 from stretto.codecs.base import CodecSpec, Stateful, Window
 from stretto.config import DecoderConfig
 from stretto.decoder.memory import META, Peak, measure
@@ -77,8 +77,7 @@ def test_codec_that_waits_for_values_cannot_be_measured() -> None:
 @pytest.mark.parametrize("name", ["espnet_dac", *by_night(*sorted(CHUNKS.keys() - {"espnet_dac"}))])
 def test_decoder_fits_beside_a_language_model(name: str) -> None:
     """Two thirds of the smallest GPU are enough for most codecs of published size, with 320 utterances open."""
-    found = row_of(name)
-    memory = found.memory
+    memory = memory_of(name)
     assert decoder_size(name).gpu_gb == round(memory.total / 1e9, 2)
     needs = Needs(memory.total, None, weights=4 * 10**9, tables=0, cache=GIB)
     for gib in (48, 80) if decoder_size(name).state_bytes else (24, 48, 80):
@@ -87,7 +86,7 @@ def test_decoder_fits_beside_a_language_model(name: str) -> None:
     with pytest.raises(CheckpointError, match="expected a GPU with at least"):
         needs.check(needs.total - 1)
     assert needs.reserved == memory.total + SERVER_BYTES
-    row = table({name: found}).splitlines()[-1]
+    row = table({name: memory}).splitlines()[-1]
     assert row in (ROOT / "docs/gpu_sizes.md").read_text().splitlines(), (
         "python -m benchmarks.decoder_memory prints the table"
     )
