@@ -15,8 +15,10 @@ def check_sampling(sampling: SamplingConfig, family: Family, task: Task) -> None
     sampling.check()
     if family.layout.latents is not None:
         _check_latents(sampling, family.layout.latents, family)
-    if family.drawing.computes_first:
-        _check_first(sampling, family)
+    for field, option in NUMBER_OPTIONS.items():
+        if option.is_for_first and family.drawing.computes_first:
+            reason = f"{family.name} samples no id of the first stream"
+            _require_off(option.name, getattr(sampling, field), option.off, reason)
     if sampling.repetition_penalty != 1.0 and family.drawing.penalized is None:
         expected = f"1.0 ({family.name} does not support this penalty)"
         raise InvalidRequest("options.repetition_penalty", expected, sampling.repetition_penalty)
@@ -49,21 +51,18 @@ def _check_latents(sampling: SamplingConfig, spec: LatentSpec, family: Family) -
     if spec.has_unit_noise and audio.temperature != 1.0:
         expected = "1.0 (the noise of this model has a fixed variance)"
         raise InvalidRequest("options.audio.temperature", expected, audio.temperature)
-    off: dict[str, tuple[float, float]] = {"audio.top_k": (audio.top_k, 0), "audio.top_p": (audio.top_p, 1.0)}
+    reason = f"frames of {family.name} have no ids"
+    _require_off("audio.top_k", audio.top_k, 0, reason)
+    _require_off("audio.top_p", audio.top_p, 1.0, reason)
     for field, option in NUMBER_OPTIONS.items():
         if option.off is not None and option.name.startswith("audio."):
-            off[option.name] = getattr(sampling, field), option.off
-    for name, (value, neutral) in off.items():
-        if value != neutral:
-            raise InvalidRequest(f"options.{name}", f"{neutral} (frames of {family.name} have no ids)", value)
+            _require_off(option.name, getattr(sampling, field), option.off, reason)
 
 
-def _check_first(sampling: SamplingConfig, family: Family) -> None:
-    for field, option in NUMBER_OPTIONS.items():
-        value = getattr(sampling, field)
-        if option.is_for_first and value != option.off:
-            expected = f"{option.off} ({family.name} samples no id of the first stream)"
-            raise InvalidRequest(f"options.{option.name}", expected, value)
+def _require_off(name: str, value: float, off: float | None, reason: str) -> None:
+    """Raise InvalidRequest unless the option `name` has the value that has no effect."""
+    if value != off:
+        raise InvalidRequest(f"options.{name}", f"{off} ({reason})", value)
 
 
 def _check_pair(sampling: SamplingConfig, family: Family, task: Task) -> None:
