@@ -21,6 +21,7 @@ from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.chunk import CUT_S
 from stretto.records.prompt import Prompt
 from stretto.testing.codec_streams import stream
+from stretto_contract.finish_reasons import STOP
 from tests.reference.published import PublishedReference
 
 
@@ -42,12 +43,13 @@ def one_shot(codec: Codec, codes: np.ndarray, is_cut: bool) -> np.ndarray:
     return cut(pcm, codec.spec) if is_cut else pcm
 
 
-def check_sound(pcm: np.ndarray, codes: np.ndarray, codec: Codec, first: int = 0, finish_reason: str = "stop") -> None:
+def check_sound(pcm: np.ndarray, codes: np.ndarray, codec: Codec, first: int = 0, finish_reason: str = STOP) -> None:
     """Check that samples [n] are audible and equal a one-shot decode of codes [K, T] from frame `first` on."""
     num_samples = codec.spec.samples_per_frame
-    whole = one_shot(codec, codes, finish_reason == "length")
+    is_cut = finish_reason != STOP
+    whole = one_shot(codec, codes, is_cut)
     num_cut = codes.shape[1] * num_samples - len(whole)
-    assert 0 <= num_cut <= (CUT_S * codec.spec.sample_rate if finish_reason == "length" else 0)
+    assert 0 <= num_cut <= (CUT_S * codec.spec.sample_rate if is_cut else 0)
     np.testing.assert_allclose(pcm, whole[first * num_samples :], atol=1e-4)
     assert np.abs(pcm).max() > 0.01
 

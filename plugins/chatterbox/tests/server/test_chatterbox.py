@@ -21,6 +21,7 @@ from plugins.chatterbox.tests.chatterbox_voices import at_24_khz, authors, netwo
 from stretto.codecs.base import Window, load_codec
 from stretto.convert.command import main
 from stretto_chatterbox.family import END_OF_SPEECH
+from stretto_contract.finish_reasons import limit_of
 from tests.server.conftest import ServedCheckpoint, served_checkpoint
 from tests.server.openai_client import gateway_port
 from tests.server.published import cut
@@ -94,7 +95,7 @@ def test_served_codes_and_samples_match_the_published_model(
     codec, voice = load_codec("s3gen", served.checkpoint), float(reply["voice"] == "anna")
     window = Window(torch.from_numpy(wanted)[None], 0, 0, torch.zeros(1), torch.full((1, 1), voice))
     whole = codec.decode(window)[0][0].numpy()
-    whole = cut(whole, codec.spec) if answer.report["finish_reason"] == "length" else whole
+    whole = cut(whole, codec.spec) if limit_of(answer.report) else whole
     np.testing.assert_allclose(pcm, whole, atol=1e-4)
     assert len(pcm) == SAMPLES_PER_CODE * (wanted.shape[1] + FURTHER_CODES[release])
     assert np.abs(pcm).max() > 0.01

@@ -18,6 +18,7 @@ from websockets.asyncio.client import connect
 
 from plugins.cosyvoice3.lab.random_cosyvoice3 import convert, recording
 from stretto_client import RecordedVoice, SpeechClient
+from stretto_contract.finish_reasons import limit_of
 from stretto_cosyvoice3.codec import load
 from stretto_cosyvoice3.voices import FOLDER, RecordingEncoder, latest_chunks, sound_of
 from stretto_gateway.command import make_server
@@ -67,8 +68,7 @@ def test_served_cosyvoice3_streams_in_a_recorded_voice(served: ServedCheckpoint,
     number = codec.add_voice(*latest_chunks(sound_of(encoded)).arrays())
     mel = codec.mel(torch.from_numpy(codes[0]), codec.recorded.voices[number])
     spoken, _ = codec.speak(mel, 0, 0, 2 * codes.shape[1], 0.0)
-    is_cut = answer.report["finish_reason"] != "stop"  # a limit of the request, of the text or of repetitions
-    whole = cut(spoken.numpy(), codec.spec) if is_cut else spoken.numpy()
+    whole = cut(spoken.numpy(), codec.spec) if limit_of(answer.report) else spoken.numpy()
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-3)
     assert np.abs(whole).max() > 0.01
 
