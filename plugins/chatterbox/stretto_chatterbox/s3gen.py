@@ -231,7 +231,7 @@ PITCH_REACH = PITCH_LAYERS * (PITCH_KERNEL // 2)  # frames on either side that t
 
 
 class S3GenCodec(RecordedVoiceCodec):
-    """S3Gen, a codec that decodes utterances one at a time, whole or in blocks.
+    """S3Gen codec, which decodes each utterance alone, at once or in blocks.
 
     The state of an utterance, on the host, begins with the number of its voice. Numbers below `num_voices` select
     voices of the checkpoint; `add_voice` assigns other numbers to recorded voices. If the codec decodes in blocks, the

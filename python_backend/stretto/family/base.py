@@ -478,7 +478,7 @@ class Family:
 
     @property
     def pauses_s(self) -> tuple[float, ...]:
-        """Lengths, in seconds, of which each row has the probability of a pause so long; empty for most families."""
+        """Pause lengths in seconds, for each of which a row contains a probability; empty for most families."""
         return () if self.mechanism.pauses is None else self.mechanism.pauses.lengths_s
 
     @property

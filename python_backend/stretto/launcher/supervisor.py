@@ -58,7 +58,7 @@ READY = "ready"
 
 
 class StatePublisher:
-    """Publishes the launcher's state to the proxy, the pid file and the log.
+    """Publisher of the launcher's state to the proxy, the pid file and the log.
 
     Attributes:
         is_announced: False from the time Triton is ready until the log says that the server, and the gateway if there

@@ -120,7 +120,7 @@ def need(entry: ReleaseEntry, num_weight_bytes: int, is_on_gpu: bool) -> Need:
 def backbone(entry: ReleaseEntry) -> Backbone | None:
     """Return the sizes of a release's language model, or None if they are unknown.
 
-    Of a release with two models, these are the sizes of the writer.
+    For a release with two models, the sizes are the writer's.
     """
     if entry.shape is None:
         return None

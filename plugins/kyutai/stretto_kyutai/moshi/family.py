@@ -38,7 +38,7 @@ DEPTH = DepthSpec(
 
 @dataclass(frozen=True)
 class FrameVocabulary(KyutaiVocabulary):
-    """Vocabulary of a model that generates text and codes in each row.
+    """Vocabulary with text and codes in each row.
 
     It has the text ids, our own ids, and for each codebook its codes and then its initial id.
 
